@@ -1,0 +1,12 @@
+"""The scheduler: which models are in memory, and whose turn it is.
+
+Sans-IO: events go in with a time, actions come out. It never reads a clock, a socket, a file or a
+process, so the same object runs in production, in property tests and in a simulator.
+"""
+
+from __future__ import annotations
+
+from llamaswap_py.scheduler.machine import Scheduler
+from llamaswap_py.scheduler.records import InstanceKey, Policy, Pool, PresetPlan
+
+__all__ = ["InstanceKey", "Policy", "Pool", "PresetPlan", "Scheduler"]

@@ -1,0 +1,101 @@
+"""What the runtime is to do, in the imperative. It decides nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from llamaswap_py.scheduler.records import Decision, InstanceKey, PresetId, RequestId
+
+
+class StopReason(Enum):
+    """Why an instance is stopped."""
+
+    EVICTED = "evicted"
+    TTL = "ttl"
+    UNLOADED = "unloaded"
+    RETIRED = "retired"
+    SHUTDOWN = "shutdown"
+    # The closed list of invariant 1: only these may end open leases or a load.
+    FORCE = "force"
+    DRAIN_DEADLINE = "drain deadline"
+    SHUTDOWN_DEADLINE = "shutdown deadline"
+    LOAD_STALL = "load stall"
+    FOUND_HUNG = "found hung"
+    ABANDONED = "abandoned load"
+
+
+MAY_INTERRUPT = frozenset(
+    {
+        StopReason.FORCE,
+        StopReason.DRAIN_DEADLINE,
+        StopReason.SHUTDOWN_DEADLINE,
+        StopReason.LOAD_STALL,
+        StopReason.FOUND_HUNG,
+        StopReason.ABANDONED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a child for this instance."""
+
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Begin the stop recipe; `InstanceExited` follows."""
+
+    instance: InstanceKey
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the child's process group at once; `InstanceExited` follows."""
+
+    instance: InstanceKey
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The request may use the instance; its lease is open until `RequestFinished`."""
+
+    request: RequestId
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The request ends here; `code` is one of `errors.API_CODES`."""
+
+    request: RequestId
+    preset: PresetId
+    code: str
+    message: str
+    remedy: str = ""
+    retry_after: float | None = None
+    details: tuple[tuple[str, str | int | float | tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """End this lease: an answer that has begun ends with an error, another waits again."""
+
+    request: RequestId
+    instance: InstanceKey
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Keep and show a decision."""
+
+    decision: Decision
+
+
+Action: TypeAlias = Spawn | Stop | Kill | Grant | Reject | Revoke | Note

@@ -1,0 +1,160 @@
+"""What instances and waiters are told, and why: every state change and every action starts here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from llamaswap_py.scheduler.actions import (
+    Action,
+    Grant,
+    Kill,
+    Note,
+    Reject,
+    Revoke,
+    Spawn,
+    Stop,
+    StopReason,
+)
+from llamaswap_py.scheduler.records import Decision, Failure, InstanceKey, PresetId
+from llamaswap_py.scheduler.refusals import Refusals
+from llamaswap_py.scheduler.states import State, Trigger
+from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.world import Instance, Lease, Preset, World
+
+
+class Control:
+    """Moves instances along the table and collects the actions of one event in `out`."""
+
+    def __init__(self, world: World, *, first_epoch: int) -> None:
+        self.world = world
+        self.policy = world.policy
+        self.refusals = Refusals(world)
+        self.decisions: deque[Decision] = deque(maxlen=self.policy.decisions_kept)
+        self.out: list[Action] = []
+        self.now = 0.0
+        self.loads = 0
+        self.evictions = 0
+        self._epoch = first_epoch
+        self._sequence = 0
+
+    def spawn(self, preset: Preset, why: str) -> None:
+        """Start an instance; its memory is charged from now until it is proven gone."""
+        key = InstanceKey(preset.plan.preset, self._epoch)
+        self._epoch += 1
+        charge = self.world.ledger.charge_of(preset.plan)
+        instance = Instance(key, preset.plan, charge, self.now)
+        self.world.instances[key] = instance
+        self.world.ledger.charges[key] = charge
+        preset.serving = instance
+        preset.evicted_at = None
+        self.loads += 1
+        self.note("load", instance, why or "nothing limits it")
+        self.out.append(Spawn(key))
+
+    def grant(self, waiter: Waiter, instance: Instance) -> None:
+        """Open a lease."""
+        lease = Lease(waiter, instance, self.now)
+        instance.leases[waiter.request] = lease
+        instance.generating += waiter.slot
+        instance.last_used = self.now
+        self.world.leases[waiter.request] = lease
+        self.out.append(Grant(waiter.request, instance.key))
+
+    def drain(self, instance: Instance, reason: StopReason, why: str) -> None:
+        """Grant no more leases; it stops, for `reason`, once the last one ends."""
+        instance.move(Trigger.DRAIN)
+        instance.drain_reason = reason
+        instance.reason = why
+        self.detach(instance)
+        self.note("drain", instance, why)
+
+    def stop(self, instance: Instance, reason: StopReason, why: str, *, kill: bool = False) -> None:
+        """Bring an instance to STOPPING along the table, and say so once."""
+        if instance.state is State.STOPPING:
+            return
+        if instance.state in (State.READY, State.SLEEPING):
+            instance.move(Trigger.DRAIN)
+        instance.move(Trigger.STOP)
+        instance.reason = why
+        self.detach(instance)
+        self.note("stop", instance, f"{reason.value}: {why}")
+        self.out.append((Kill if kill else Stop)(instance.key, reason))
+
+    def kill(self, instance: Instance, reason: StopReason) -> None:
+        """End an instance at once, also one that is stopping slowly."""
+        if instance.state is State.STOPPING:
+            self.out.append(Kill(instance.key, reason))
+        else:
+            self.stop(instance, reason, reason.value, kill=True)
+
+    def end_leases(self, instance: Instance, reason: StopReason) -> None:
+        """Revoke every open lease of an instance."""
+        if not instance.leases or instance.revoked_at is not None:
+            return
+        instance.revoked_at = self.now
+        instance.reason = reason.value
+        self.note("revoked", instance, f"{reason.value}: {len(instance.leases)} open requests end")
+        self.out.extend(Revoke(one, instance.key, reason) for one in instance.leases)
+
+    def detach(self, instance: Instance) -> None:
+        """Make room for a new instance of the same preset."""
+        preset = self.world.presets.get(instance.key.preset)
+        if preset is not None and preset.serving is instance:
+            preset.serving = None
+
+    def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
+        """Count a failure. A first crash after readiness is forgiven; a failed load backs off."""
+        preset = self.world.presets.get(instance.key.preset)
+        self.note("failed", instance, failure.summary)
+        if preset is None:
+            return
+        preset.failures += 1
+        preset.failure = failure
+        steps = preset.failures - (1 if loading else 2)
+        if steps >= 0:
+            pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
+            preset.retry_at = self.now + pause
+            preset.wanted_since = None
+            self.reject_all(preset, self.refusals.failed(preset, self.now))
+
+    def abandon_unwanted(self, preset: Preset) -> None:
+        """Stop a load that nobody wants any more, unless it is far enough to be worth keeping."""
+        loading = preset.serving
+        if loading is None or loading.state is not State.LOADING:
+            return
+        if preset.queue or preset.wanted_since is not None:
+            return
+        by_time = 0.0
+        if preset.load_seconds:
+            by_time = (self.now - loading.spawned_at) / preset.load_seconds
+        if max(loading.fraction or 0.0, by_time) < self.policy.keep_load_from:
+            self.stop(loading, StopReason.ABANDONED, "nobody waits for it any more")
+
+    def reject_all(self, preset: Preset, refuse: Callable[[Waiter], Reject]) -> None:
+        """Refuse everyone who waits for a preset."""
+        for waiter in list(preset.queue):
+            self.out.append(refuse(waiter))
+            self.world.dequeue(preset, waiter)
+        self.world.settle_demand(preset)
+
+    def forget_wish(self, preset: Preset) -> None:
+        """Drop an operator's wish to have a preset loaded."""
+        preset.wanted_since = None
+        self.world.settle_demand(preset)
+
+    def note(self, kind: str, instance: Instance, reason: str) -> None:
+        """Record a decision about an instance."""
+        self._decide(kind, instance.key.preset, instance.key.epoch, reason)
+
+    def note_preset(self, kind: str, preset: Preset, reason: str) -> None:
+        """Record a decision about a preset that has no instance."""
+        self._decide(kind, preset.plan.preset, None, reason)
+
+    def _decide(self, kind: str, name: PresetId, epoch: int | None, reason: str) -> None:
+        self._sequence += 1
+        decision = Decision(self._sequence, self.now, kind, name, epoch, reason)
+        self.decisions.append(decision)
+        if preset := self.world.presets.get(name):
+            preset.reason = f"{kind}: {reason}"
+        self.out.append(Note(decision))

@@ -1,0 +1,158 @@
+"""What can happen, in the past tense. Each is handed to `Scheduler.handle` with its time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from llamaswap_py.scheduler.records import (
+    ClientId,
+    Failure,
+    InstanceKey,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+    RequestId,
+)
+
+
+class Outcome(Enum):
+    """How a lease ended."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"
+    UPSTREAM_ERROR = "upstream_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArrived:
+    """A client wants a preset. `slot`: it generates; otherwise it only needs a ready child.
+
+    `since` is when it first arrived, if it comes back after its lease was revoked unused.
+    """
+
+    request: RequestId
+    preset: PresetId
+    client: ClientId
+    slot: bool = True
+    autoload: bool = True
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLeft:
+    """The client of a waiting request gave up."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """A lease ended."""
+
+    request: RequestId
+    outcome: Outcome = Outcome.OK
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceProgressed:
+    """A loading child is `fraction` (0..1) done; None: alive, no figure."""
+
+    instance: InstanceKey
+    fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReady:
+    """A child serves; `slots` is how many generations it runs at once."""
+
+    instance: InstanceKey
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStalled:
+    """A loading child shows no sign of progress."""
+
+    instance: InstanceKey
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceExited:
+    """A child's process is reaped. `failure` is None when it ended as asked."""
+
+    instance: InstanceKey
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAsked:
+    """An operator (or `preload`) wants a preset loaded; without `evict`, into free memory only."""
+
+    preset: PresetId
+    evict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAsked:
+    """An operator wants a preset's instances gone; `force` ends open requests."""
+
+    preset: PresetId
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PinChanged:
+    """An operator pinned or unpinned a preset."""
+
+    preset: PresetId
+    pin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolsMeasured:
+    """The memory pools, as measured or declared."""
+
+    pools: Mapping[PoolId, Pool]
+
+
+@dataclass(frozen=True, slots=True)
+class PresetsChanged:
+    """The configuration now holds these presets."""
+
+    plans: tuple[PresetPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownAsked:
+    """lswap is to end: drain for `timeout` seconds; with `force`, at once."""
+
+    timeout: float
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The time that `Scheduler.deadline()` named has come."""
+
+
+Event: TypeAlias = (
+    RequestArrived
+    | RequestLeft
+    | RequestFinished
+    | InstanceProgressed
+    | InstanceReady
+    | InstanceStalled
+    | InstanceExited
+    | LoadAsked
+    | UnloadAsked
+    | PinChanged
+    | PoolsMeasured
+    | PresetsChanged
+    | ShutdownAsked
+    | TimePassed
+)

@@ -1,0 +1,58 @@
+"""What must hold after every event, whatever happened. Run by tests and simulations, not by lswap."""
+
+from __future__ import annotations
+
+from llamaswap_py.scheduler.ledger import add
+from llamaswap_py.scheduler.machine import Scheduler
+from llamaswap_py.scheduler.records import PoolId
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.world import World
+
+
+def check(scheduler: Scheduler) -> None:
+    """Raise AssertionError, with words, if the scheduler's state contradicts itself."""
+    world = scheduler.world
+    _check_requests(world)
+    _check_instances(world)
+    _check_ledger(world)
+
+
+def _check_requests(world: World) -> None:
+    queued = {w.request for preset in world.presets.values() for w in preset.queue}
+    assert queued == set(world.waiters), "queues and the index of waiters differ"
+    leased = {one for instance in world.instances.values() for one in instance.leases}
+    assert leased <= set(world.leases), "an instance holds a lease nobody knows"
+    assert not queued & set(world.leases), "a request both waits and holds a lease"
+    for name, preset in world.presets.items():
+        wanted = bool(preset.queue) or preset.wanted_since is not None
+        assert wanted == (name in world.demand), f"demand for {name} is not what its queue says"
+        waiter, serving = preset.queue.peek(), preset.serving
+        if waiter is not None and serving is not None:
+            assert not serving.admits(slot=waiter.slot), f"{name} could serve but lets wait"
+
+
+def _check_instances(world: World) -> None:
+    for key, instance in world.instances.items():
+        assert instance.state is not State.GONE, f"{key} is gone but still listed"
+        generating = sum(lease.waiter.slot for lease in instance.leases.values())
+        assert instance.generating == generating, f"{key} counts its generations wrong"
+        if instance.state is State.LOADING:
+            assert not instance.leases, f"{key} is loading and has leases"
+        if instance.gate_for is not None and instance.state is State.READY:
+            assert instance.gate_for in world.demand, f"{key}: gate closed for nobody"
+        preset = world.presets.get(key.preset)
+        serves = instance.state in (State.LOADING, State.READY, State.SLEEPING)
+        if preset is not None:
+            assert serves == (preset.serving is instance), (
+                f"{key}: {instance.state} but not serving"
+            )
+
+
+def _check_ledger(world: World) -> None:
+    assert set(world.ledger.charges) == set(world.instances), "charges and instances differ"
+    used: dict[PoolId, int] = {}
+    for charge in world.ledger.charges.values():
+        add(used, charge, 1)
+    for pool, size in used.items():
+        room = world.ledger.pools[pool].total - world.ledger.pools[pool].margin
+        assert size <= room, f"{pool}: {size} promised, {room} there"

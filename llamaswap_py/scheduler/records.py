@@ -1,0 +1,103 @@
+"""What the scheduler is told: presets, memory pools, policy; and the ids that name things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, NewType, TypeAlias
+
+PresetId = NewType("PresetId", str)
+RequestId = NewType("RequestId", str)
+ClientId = NewType("ClientId", str)
+PoolId = NewType("PoolId", str)
+"""A memory pool of a device (opaque), or one of the counting pools of `ledger.py`."""
+
+Footprint: TypeAlias = Mapping[PoolId, int]
+"""Bytes needed per pool."""
+
+
+class InstanceKey(NamedTuple):
+    """One running child of a preset. Epochs only grow: a late event of an old one is harmless."""
+
+    preset: PresetId
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.preset}#{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a child ended: class, one line for people, exit code and the last log lines."""
+
+    kind: str
+    summary: str
+    exit_code: int | None = None
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Memory that instances share, in bytes; `margin` is left free, always."""
+
+    total: int
+    margin: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresetPlan:
+    """What the scheduler knows of a preset. Times are seconds.
+
+    `footprint` None means unknown: then such presets load one at a time per pool named in
+    `devices`, unless `Policy.max_loaded` says how many may be loaded.
+    `concurrency` None means as many open generations as the child has slots.
+    `problem` is set when the preset cannot work at all (file missing, bad argument).
+    """
+
+    preset: PresetId
+    footprint: Footprint | None = None
+    devices: tuple[PoolId, ...] = ()
+    pin: bool = False
+    ttl: float | None = None
+    concurrency: int | None = None
+    drain_timeout: float = 120.0
+    cancel_at_drain_deadline: bool = True
+    problem: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The knobs of the configuration file, and the constants behind them. Times are seconds."""
+
+    max_loaded: int = 0
+    max_wait: float = 60.0
+    queue_limit: int = 512
+    queue_timeout: float = 900.0
+
+    # The rules below come from the contract's simulations; keep the numbers in this one place.
+    residency: float = 4.0
+    """α: an incumbent with demand keeps its gate open for α x (load time + service time)."""
+    residency_cut: float = 2.0
+    """… and for this many load times once a waiter is older than `max_wait`."""
+    patience_floor: float = 0.1
+    backoff_first: float = 1.0
+    backoff_last: float = 60.0
+    keep_load_from: float = 0.5
+    """A load that nobody waits for any more goes on if it is at least this far."""
+    revoke_grace: float = 2.0
+    """How long a revoked lease may take to end before its child is stopped regardless."""
+    learning: float = 0.3
+    """Weight of the newest load or service time in the running mean."""
+    decisions_kept: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision and its reason, as `lswap why` shows it."""
+
+    seq: int
+    at: float
+    kind: str
+    preset: PresetId
+    epoch: int | None
+    reason: str

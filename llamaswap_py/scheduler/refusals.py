@@ -1,0 +1,174 @@
+"""The words of every refusal: what happened, why, what to do next, and when to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from llamaswap_py.scheduler.actions import Reject
+from llamaswap_py.scheduler.events import RequestArrived
+from llamaswap_py.scheduler.records import Failure
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.world import Preset, World
+from llamaswap_py.units import format_duration
+
+_Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...]], ...]
+_Refuse: TypeAlias = Callable[[Waiter], Reject]
+
+_UNCONFIGURED_RETRY = 60.0
+"""Seconds a client is told to wait for a preset that only a changed configuration can mend."""
+
+
+class Refusals:
+    """Renders `Reject` actions from the state of the world; changes nothing."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def eta(self, preset: Preset, position: int, now: float) -> float | None:
+        """Return expected seconds until a waiter at `position` is granted; None if unknowable."""
+        load = preset.load_seconds
+        serving = preset.serving
+        slots = serving.concurrency if serving else preset.plan.concurrency or 1
+        turns = position // slots + (1 if serving and serving.state is State.READY else 0)
+        queue = turns * (preset.service_seconds or 0.0)
+        if serving is not None and serving.state is State.READY and serving.gate_for is None:
+            return queue
+        if load is None:
+            return None
+        spent = now - serving.spawned_at if serving and serving.state is State.LOADING else 0.0
+        return max(load - spent, 0.0) + queue
+
+    def unknown(self, event: RequestArrived) -> Reject:
+        return Reject(
+            event.request, event.preset, "model_not_found", f"no preset is named {event.preset!r}"
+        )
+
+    def at_the_door(
+        self, preset: Preset, event: RequestArrived, now: float, closing_at: float | None
+    ) -> Reject | None:
+        """Return why a request is not even queued, or None."""
+        waiter = Waiter(event.request, event.client, event.slot, now)
+        name = preset.plan.preset
+        if closing_at is not None:
+            return self.closing(preset)(waiter)
+        if preset.plan.problem is not None:
+            return self._failure(preset, preset.plan.problem, waiter, _UNCONFIGURED_RETRY)
+        if preset.failure is not None and now < preset.retry_at and preset.serving is None:
+            return self.failed(preset, now)(waiter)
+        if preset.serving is None and not event.autoload:
+            return Reject(
+                event.request,
+                name,
+                "model_not_loaded",
+                f"model {name!r} is not loaded, and this request does not load models",
+                remedy="ask with autoload=true, or load it first",
+            )
+        if len(preset.queue) >= self._world.policy.queue_limit:
+            return self._queue_full(preset, waiter, now)
+        return None
+
+    def failed(self, preset: Preset, now: float) -> _Refuse:
+        assert preset.failure is not None
+        failure, wait = preset.failure, max(preset.retry_at - now, 0.0)
+        return lambda waiter: self._failure(preset, failure, waiter, wait)
+
+    def too_large(self, preset: Preset, shortfall: str) -> _Refuse:
+        name = preset.plan.preset
+        return lambda waiter: Reject(
+            waiter.request,
+            name,
+            "model_too_large",
+            f"model {name!r} can never fit: {shortfall}",
+            remedy="use a smaller quantization or context, lower the margin, or unpin a model",
+        )
+
+    def timed_out(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+        waited = format_duration(now - waiter.since)
+        name = preset.plan.preset
+        return Reject(
+            waiter.request,
+            name,
+            "queue_timeout",
+            f"waited {waited} for model {name!r}, which is {self._state(preset)}",
+            remedy="raise policy.queue.timeout, or see what holds the memory with `lswap ps`",
+            retry_after=self.eta(preset, 0, now) or 1.0,
+            details=self._where(preset, preset.queue.position(waiter), now),
+        )
+
+    def unloaded(self, preset: Preset) -> _Refuse:
+        name = preset.plan.preset
+        return lambda waiter: Reject(
+            waiter.request,
+            name,
+            "unloaded",
+            f"model {name!r} was unloaded by an operator while this request waited",
+            remedy="ask again",
+        )
+
+    def removed(self, preset: Preset) -> _Refuse:
+        name = preset.plan.preset
+        return lambda waiter: Reject(
+            waiter.request,
+            name,
+            "model_not_found",
+            f"model {name!r} was taken out of the configuration while this request waited",
+        )
+
+    def closing(self, preset: Preset) -> _Refuse:
+        name = preset.plan.preset
+        return lambda waiter: Reject(
+            waiter.request,
+            name,
+            "draining",
+            "lswap is shutting down and takes no new requests",
+            remedy="try again once it is back",
+            retry_after=5.0,
+            details=(("state", "draining"),),
+        )
+
+    def _queue_full(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+        name, size = preset.plan.preset, len(preset.queue)
+        eta = self.eta(preset, size, now)
+        return Reject(
+            waiter.request,
+            name,
+            "queue_full",
+            f"{size} requests already wait for model {name!r}",
+            remedy="try again later, or raise policy.queue.limit",
+            retry_after=eta or 1.0,
+            details=self._where(preset, size, now),
+        )
+
+    def _failure(
+        self, preset: Preset, failure: Failure, waiter: Waiter, retry_after: float
+    ) -> Reject:
+        name = preset.plan.preset
+        details: _Details = (("state", "failed"), ("failure", failure.kind))
+        if failure.exit_code is not None:
+            details += (("exit_code", failure.exit_code),)
+        if failure.tail:
+            details += (("log", failure.tail),)
+        return Reject(
+            waiter.request,
+            name,
+            "model_failed",
+            f"model {name!r} does not work: {failure.summary}",
+            remedy=f"see `lswap logs {name}`; the next try is in {format_duration(retry_after)}"
+            if preset.plan.problem is None
+            else "mend its entry in the configuration and restart lswap",
+            retry_after=retry_after,
+            details=details,
+        )
+
+    def _where(self, preset: Preset, position: int, now: float) -> _Details:
+        details: _Details = (("state", self._state(preset)), ("position", position))
+        eta = self.eta(preset, position, now)
+        return details if eta is None else (*details, ("eta_seconds", round(eta, 3)))
+
+    def _state(self, preset: Preset) -> str:
+        serving = preset.serving
+        if serving is None:
+            return "waiting for memory"
+        return "draining" if serving.gate_for is not None else serving.state.value

@@ -1,0 +1,184 @@
+"""The scheduler's state: instances, presets and what is learned of them. No decisions here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llamaswap_py.scheduler.actions import StopReason
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.records import (
+    Failure,
+    Footprint,
+    InstanceKey,
+    Policy,
+    PresetId,
+    PresetPlan,
+    RequestId,
+)
+from llamaswap_py.scheduler.states import State, Trigger, advance
+from llamaswap_py.scheduler.waiting import Waiter, WaitQueue
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right of one request to use one ready instance."""
+
+    waiter: Waiter
+    instance: Instance
+    granted_at: float
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One child of a preset. `gate_for` names the waiting preset that closed its gate."""
+
+    key: InstanceKey
+    plan: PresetPlan
+    charge: Footprint
+    spawned_at: float
+    state: State = State.LOADING
+    ready_at: float | None = None
+    slots: int = 1
+    fraction: float | None = None
+    leases: dict[RequestId, Lease] = field(default_factory=dict)
+    generating: int = 0
+    last_used: float = 0.0
+    served: int = 0
+    claimed_by: PresetId | None = None
+    gate_for: PresetId | None = None
+    drain_from: float | None = None
+    """When somebody began to wait for this drain; `drain_timeout` counts from here."""
+    drain_reason: StopReason = StopReason.UNLOADED
+    revoked_at: float | None = None
+    reason: str = ""
+
+    def __repr__(self) -> str:
+        gate = f" gate closed for {self.gate_for}" if self.gate_for else ""
+        return f"<{self.key} {self.state.value} leases={len(self.leases)}{gate}>"
+
+    def move(self, trigger: Trigger) -> None:
+        """Take a transition of the table; raises IllegalTransition and changes nothing."""
+        self.state = advance(self.state, trigger)
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to become ready."""
+        return 0.0 if self.ready_at is None else self.ready_at - self.spawned_at
+
+    @property
+    def concurrency(self) -> int:
+        """How many open generations it is granted at once."""
+        return self.plan.concurrency or self.slots
+
+    def admits(self, *, slot: bool) -> bool:
+        """Return whether a lease can be granted right now."""
+        if self.state is not State.READY or self.gate_for is not None:
+            return False
+        return not slot or self.generating < self.concurrency
+
+
+@dataclass(slots=True, eq=False)
+class Preset:
+    """A preset's queue, its serving instance, its back-off and what is learned of it."""
+
+    plan: PresetPlan
+    pin: bool
+    queue: WaitQueue = field(default_factory=WaitQueue)
+    serving: Instance | None = None
+    wanted_since: float | None = None
+    """When an operator asked for it, until it is ready or failed."""
+    wanted_by_eviction: bool = True
+    evicted_at: float | None = None
+    """Since when memory is being freed in its name: nobody, however old, takes it meanwhile."""
+    failures: int = 0
+    failure: Failure | None = None
+    retry_at: float = 0.0
+    load_seconds: float | None = None
+    service_seconds: float | None = None
+    loads: int = 0
+    reason: str = ""
+
+    @property
+    def since(self) -> float | None:
+        """Since when somebody has wanted it."""
+        ages = [age for age in (self.queue.oldest(), self.wanted_since) if age is not None]
+        return min(ages, default=None)
+
+
+class World:
+    """All of it, with the few mutations that keep its parts consistent."""
+
+    def __init__(self, ledger: Ledger, policy: Policy) -> None:
+        self.ledger = ledger
+        self.policy = policy
+        self.presets: dict[PresetId, Preset] = {}
+        self.instances: dict[InstanceKey, Instance] = {}
+        self.demand: dict[PresetId, None] = {}
+        """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
+        self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
+        self.leases: dict[RequestId, Lease] = {}
+
+    def add_preset(self, plan: PresetPlan) -> None:
+        """Add a preset, or replace its plan."""
+        self.ledger.open_pools(plan)
+        if preset := self.presets.get(plan.preset):
+            preset.plan, preset.pin = plan, plan.pin
+        else:
+            self.presets[plan.preset] = Preset(plan, pin=plan.pin)
+
+    def patience(self, preset: Preset) -> float:
+        """Return how long a waiter lets incumbents be before it claims their memory."""
+        return max(preset.load_seconds or 0.0, self.policy.patience_floor)
+
+    def residency_end(self, incumbent: Instance, since: float) -> float:
+        """Return until when an incumbent with demand keeps its gate open against a waiter.
+
+        `since` is when that waiter arrived. Contract: "Residency" in scheduler.md.
+        """
+        assert incumbent.ready_at is not None
+        load = incumbent.load_seconds
+        service = self.presets[incumbent.key.preset].service_seconds or 0.0
+        end = incumbent.ready_at + self.policy.residency * (load + service)
+        cut = max(
+            since + self.policy.max_wait, incumbent.ready_at + self.policy.residency_cut * load
+        )
+        return min(end, cut)
+
+    def has_demand(self, instance: Instance) -> bool:
+        """Return whether anybody uses it or waits for it."""
+        preset = self.presets.get(instance.key.preset)
+        waiting = preset is not None and preset.serving is instance and len(preset.queue) > 0
+        return bool(instance.leases) or waiting
+
+    def is_pinned(self, instance: Instance) -> bool:
+        """Return whether eviction must leave it alone."""
+        preset = self.presets.get(instance.key.preset)
+        return preset is not None and preset.pin and preset.serving is instance
+
+    def idle(self) -> Iterator[Instance]:
+        """Iterate over instances that may be evicted at once: nobody uses, nobody is about to."""
+        for instance in self.instances.values():
+            if instance.state is not State.READY or instance.leases or self.is_pinned(instance):
+                continue
+            if self.has_demand(instance) and instance.gate_for is None:
+                continue
+            yield instance
+
+    def enqueue(self, preset: Preset, waiter: Waiter) -> None:
+        """Add a waiter."""
+        preset.queue.push(waiter)
+        self.waiters[waiter.request] = preset, waiter
+        self.demand[preset.plan.preset] = None
+
+    def dequeue(self, preset: Preset, waiter: Waiter) -> None:
+        """Take a waiter out, wherever it stands."""
+        preset.queue.remove(waiter)
+        del self.waiters[waiter.request]
+        self.settle_demand(preset)
+
+    def settle_demand(self, preset: Preset) -> None:
+        """Forget a preset's demand once nobody wants it."""
+        if not preset.queue and preset.wanted_since is None:
+            self.demand.pop(preset.plan.preset, None)
+            preset.evicted_at = None

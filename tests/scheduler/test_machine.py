@@ -1,0 +1,466 @@
+"""The scheduler's rules, one by one, under virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Kill, Revoke, Stop, StopReason
+from llamaswap_py.scheduler.records import (
+    Failure,
+    InstanceKey,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+    RequestId,
+)
+from llamaswap_py.scheduler.states import TRANSITIONS, IllegalTransition, State, Trigger, advance
+from tests.scheduler.play import HOST, A, B, C, Play, plan
+
+
+def test_a_load_is_coalesced_and_grants_in_order() -> None:
+    play = Play(plan("a", 10))
+    play.slots = 2
+    requests = [play.ask(A) for _ in range(3)]
+    assert play.loads() == ["a"]
+    play.pass_time(2)
+    assert [play.granted(one) is not None for one in requests] == [True, True, False]
+    play.finish(requests[0])
+    assert play.granted(requests[2]) == (A, 1)
+
+
+def test_a_ready_instance_grants_at_once_and_without_a_pass() -> None:
+    play = Play(plan("a", 10))
+    first = play.ask(A)
+    play.pass_time(2)
+    play.finish(first)
+    second = play.ask(A)
+    assert play.granted(second) == (A, 1)
+    assert play.now == 2
+
+
+def test_two_that_fit_load_side_by_side() -> None:
+    play = Play(plan("a", 50), plan("b", 50))
+    one, two = play.ask(A), play.ask(B)
+    assert play.loads() == ["a", "b"]
+    play.pass_time(2)
+    assert play.granted(one)
+    assert play.granted(two)
+
+
+def test_the_margin_is_kept() -> None:
+    play = Play(plan("a", 50), plan("b", 50), margin=1)
+    play.ask(A)
+    play.ask(B)
+    assert play.loads() == ["a"]
+
+
+def test_an_idle_instance_gives_way_at_once_and_counts_until_it_is_gone() -> None:
+    play = Play(plan("a", 60), plan("b", 60), stop_seconds=1.0)
+    first = play.ask(A)
+    play.pass_time(2)
+    play.finish(first)
+    second = play.ask(B)
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.EVICTED)]
+    assert play.loads() == ["a"]
+    play.pass_time(1)
+    assert play.loads() == ["a", "b"]
+    play.pass_time(2)
+    assert play.granted(second)
+    assert play.scheduler.evictions == 1
+
+
+def test_the_least_recently_used_gives_way() -> None:
+    play = Play(plan("a", 50), plan("b", 50), plan("c", 50))
+    for preset in (A, B):
+        play.finish(_ready(play, preset))
+    again = play.ask(A)
+    play.pass_time(1)
+    play.finish(again)
+    play.ask(C)
+    assert play.actions(Stop) == [Stop(InstanceKey(B, 2), StopReason.EVICTED)]
+
+
+def test_no_more_victims_than_needed() -> None:
+    play = Play(plan("a", 20), plan("b", 60), plan("c", 50))
+    for preset in (A, B):
+        request = play.ask(preset)
+        play.pass_time(3)
+        play.finish(request)
+    play.ask(C)
+    # a is older, but evicting it alone would not suffice and b alone does.
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
+
+
+def test_pinned_instances_stay() -> None:
+    play = Play(plan("a", 60, pin=True), plan("b", 60))
+    first = play.ask(A)
+    play.pass_time(2)
+    play.finish(first)
+    refusal = play.rejected(play.ask(B))
+    assert refusal is not None
+    assert refusal.code == "model_too_large"
+    assert "60 B pinned" in refusal.message
+
+
+def test_what_can_never_fit_is_refused_with_the_arithmetic_and_evicts_nobody() -> None:
+    play = Play(plan("a", 60), plan("b", 200), host=100, margin=10)
+    play.ask(A)
+    play.pass_time(2)
+    refusal = play.rejected(play.ask(B))
+    assert refusal is not None
+    assert refusal.code == "model_too_large"
+    assert "needs 200 B, but 100 B in all - 10 B margin leave 90 B" in refusal.message
+    assert not play.actions(Stop)
+
+
+def test_an_unknown_device_is_named() -> None:
+    play = Play(PresetPlan(preset=A, footprint={PoolId("CUDA7"): 5}))
+    refusal = play.rejected(play.ask(A))
+    assert refusal is not None
+    assert "there is no device CUDA7 here (known: host)" in refusal.message
+
+
+def test_unknown_footprints_load_one_at_a_time() -> None:
+    play = Play(plan("a"), plan("b"))
+    first = play.ask(A)
+    second = play.ask(B)
+    play.pass_time(2)
+    assert play.loads() == ["a"]
+    play.finish(first)
+    play.pass_time(2.2)
+    assert play.loads() == ["a", "b"]
+    assert play.granted(second)
+
+
+def test_max_loaded_counts_beside_memory() -> None:
+    play = Play(plan("a"), plan("b"), plan("c"), max_loaded=2)
+    for preset in (A, B, C):
+        play.ask(preset)
+    assert play.loads() == ["a", "b"]
+
+
+def test_a_busy_incumbent_keeps_its_gate_for_its_residency_then_drains() -> None:
+    """α x (load + service) = 4 x (2 + 1) = 12 s after it became ready at 2 s."""
+    play = Play(plan("a", 60), plan("b", 60))
+    play.keep_busy(A, service=1.0)
+    play.keep_busy(A, service=1.0, client="two")
+    play.pass_time(5)
+    waiter = play.ask(B)
+    play.pass_time(8.9)
+    assert not play.actions(Stop)
+    play.pass_time(4)
+    assert [stop.reason for stop in play.actions(Stop)][:1] == [StopReason.EVICTED]
+    assert play.granted(waiter)
+
+
+def test_memory_that_a_claim_frees_is_held_for_the_claimer() -> None:
+    play = Play(plan("a", 80), plan("b", 90), plan("c", 15), load_seconds=1.0)
+    long = play.ask(A)
+    play.pass_time(10)
+    big = play.ask(B)
+    play.pass_time(5)  # patience is over: b has claimed a's memory
+    small = play.ask(C)  # 20 are free, and it would fit into them
+    play.pass_time(1)
+    assert "c" not in play.loads()
+    play.finish(long)
+    play.pass_time(3)
+    assert play.granted(big)
+    assert not play.granted(small)
+    play.finish(big)
+    play.pass_time(3)
+    assert play.granted(small)
+
+
+def test_the_drain_deadline_revokes_and_the_waiter_gets_its_turn() -> None:
+    play = Play(plan("a", 60, drain_timeout=5.0), plan("b", 60))
+    endless = play.ask(A)
+    play.pass_time(60)
+    waiter = play.ask(B)
+    play.pass_time(30)
+    assert play.actions(Revoke) == [Revoke(endless, InstanceKey(A, 1), StopReason.DRAIN_DEADLINE)]
+    assert play.granted(waiter)
+
+
+def test_with_wait_the_drain_has_no_deadline() -> None:
+    play = Play(plan("a", 60, drain_timeout=5.0, cancel_at_drain_deadline=False), plan("b", 60))
+    endless = play.ask(A)
+    play.pass_time(60)
+    waiter = play.ask(B)
+    play.pass_time(300)
+    assert not play.actions(Revoke)
+    assert not play.granted(waiter)
+    play.finish(endless)
+    play.pass_time(3)
+    assert play.granted(waiter)
+
+
+def test_a_gate_reopens_when_its_claimer_leaves() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    first = play.ask(A)
+    play.pass_time(60)
+    waiter = play.ask(B)
+    play.pass_time(1)
+    blocked = play.ask(A, client="two")
+    assert not play.granted(blocked)
+    play.feed(ev.RequestLeft(waiter))
+    play.finish(first)
+    assert play.granted(blocked) == (A, 1)
+
+
+def test_one_hot_model_does_not_starve_another() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    play.keep_busy(A, service=1.0)
+    play.keep_busy(A, service=1.0, client="two")
+    play.pass_time(100)
+    waiter = play.ask(B)
+    play.pass_time(2 + 1 + 0.1 + 2 + 0.01)  # patience, the open request, the stop, the load
+    assert play.granted(waiter)
+
+
+def test_two_hot_models_share_time_without_thrashing() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    for preset in (A, B):
+        for client in "123":
+            play.keep_busy(preset, service=1.0, client=preset + client)
+    play.pass_time(120)
+    loading = len(play.loads()) * play.load_seconds
+    assert len(play.loads()) >= 4
+    assert loading <= 120 / 3
+
+
+def test_a_failed_load_rejects_backs_off_and_recovers() -> None:
+    play = Play(plan("a", 10), load_seconds=99)
+    first = play.ask(A)
+    died = Failure("file_missing", "a.gguf is not there", 1, ("last line",))
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), died))
+    refusal = play.rejected(first)
+    assert refusal is not None
+    assert (refusal.code, refusal.retry_after) == ("model_failed", 1.0)
+    assert ("log", ("last line",)) in refusal.details
+    assert play.rejected(play.ask(A))
+    assert play.loads() == ["a"]
+    play.pass_time(1)
+    play.ask(A)
+    assert play.loads() == ["a", "a"]
+    play.feed(ev.InstanceExited(InstanceKey(A, 2), died))
+    refusal = play.rejected(play.ask(A))
+    assert refusal is not None
+    assert refusal.retry_after == 2.0
+
+
+def test_a_preset_that_cannot_work_evicts_nobody() -> None:
+    broken = Failure("file_missing", "b.gguf is not there")
+    play = Play(plan("a", 60), plan("b", 60, problem=broken))
+    play.finish(_ready(play, A))
+    refusal = play.rejected(play.ask(B))
+    assert refusal is not None
+    assert refusal.code == "model_failed"
+    assert not play.actions(Stop)
+
+
+def test_a_crash_after_readiness_is_forgiven_once() -> None:
+    play = Play(plan("a", 10))
+    crash = Failure("crashed", "killed by signal 11", None)
+    lease = _ready(play, A)
+    waiting = play.ask(A)
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), crash))
+    assert play.loads() == ["a", "a"]
+    play.finish(lease, ev.Outcome.UPSTREAM_ERROR)
+    play.pass_time(2)
+    assert play.granted(waiting) == (A, 2)
+    play.feed(ev.InstanceExited(InstanceKey(A, 2), crash))
+    assert play.rejected(play.ask(A)), "a second crash without one good answer backs off"
+
+
+def test_a_load_nobody_waits_for_is_abandoned_unless_half_done() -> None:
+    play = Play(plan("a", 10))
+    play.feed(ev.RequestLeft(play.ask(A)))
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.ABANDONED)]
+    play.pass_time(1)
+    again = play.ask(A)
+    play.feed(ev.InstanceProgressed(InstanceKey(A, 2), 0.6))
+    play.feed(ev.RequestLeft(again))
+    assert len(play.actions(Stop)) == 1
+
+
+def test_a_stalled_load_is_killed_and_reported() -> None:
+    play = Play(plan("a", 10), load_seconds=1e9)
+    request = play.ask(A)
+    play.feed(ev.InstanceStalled(InstanceKey(A, 1), Failure("timeout", "no progress for 5 m")))
+    assert play.actions(Kill) == [Kill(InstanceKey(A, 1), StopReason.LOAD_STALL)]
+    refusal = play.rejected(request)
+    assert refusal is not None
+    assert "no progress for 5 m" in refusal.message
+
+
+def test_ttl_counts_from_the_last_lease_and_spares_pinned() -> None:
+    play = Play(plan("a", 10, ttl=30.0), plan("b", 10, ttl=30.0, pin=True))
+    first, other = play.ask(A), play.ask(B)
+    play.pass_time(100)
+    assert not play.actions(Stop)
+    play.finish(first)
+    play.finish(other)
+    play.pass_time(29)
+    assert not play.actions(Stop)
+    play.pass_time(2)
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.TTL)]
+
+
+def test_preload_takes_free_memory_only() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    play.feed(ev.LoadAsked(A, evict=False))
+    play.feed(ev.LoadAsked(B, evict=False))
+    play.pass_time(5)
+    assert play.loads() == ["a"]
+    assert any(one.kind == "not preloaded" for one in play.scheduler.decisions)
+
+
+def test_unload_drains_and_force_does_not() -> None:
+    play = Play(plan("a", 60))
+    lease = _ready(play, A)
+    play.feed(ev.UnloadAsked(A))
+    play.pass_time(600)
+    assert not play.actions(Stop), "nobody waits for the memory: no deadline"
+    play.finish(lease)
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.UNLOADED)]
+    play.pass_time(1)
+    _ready(play, A)
+    play.feed(ev.UnloadAsked(A, force=True))
+    assert [one.reason for one in play.actions(Revoke)] == [StopReason.FORCE]
+    play.pass_time(1)
+    assert len(play.actions(Stop)) == 2
+
+
+def test_the_queue_has_a_limit_and_a_deadline() -> None:
+    play = Play(plan("a", 10), load_seconds=1e9, queue_limit=2, queue_timeout=50.0)
+    first = play.ask(A)
+    play.ask(A)
+    full = play.rejected(play.ask(A))
+    assert full is not None
+    assert full.code == "queue_full"
+    play.pass_time(51)
+    late = play.rejected(first)
+    assert late is not None
+    assert late.code == "queue_timeout"
+    assert "waited 50 s" in late.message
+
+
+def test_clients_take_turns() -> None:
+    play = Play(plan("a", 10))
+    greedy = [play.ask(A, client="greedy") for _ in range(5)]
+    modest = play.ask(A, client="modest")
+    play.pass_time(2)
+    play.finish(greedy[0])
+    assert play.granted(modest)
+
+
+def test_a_request_whose_lease_was_revoked_unused_keeps_its_place() -> None:
+    play = Play(plan("a", 10))
+    first = _ready(play, A)
+    waiting = [play.ask(A) for _ in range(2)]
+    play.finish(first, ev.Outcome.CANCELLED)
+    back = play.ask(A, since=0.5)
+    play.finish(waiting[0])
+    assert play.granted(back)
+    assert not play.granted(waiting[1])
+
+
+def test_auxiliary_requests_take_no_slot() -> None:
+    play = Play(plan("a", 10))
+    _ready(play, A)
+    assert play.granted(play.ask(A, slot=False))
+    assert not play.granted(play.ask(A))
+
+
+def test_shutdown_finishes_streams_within_its_deadline() -> None:
+    play = Play(plan("a", 40), plan("b", 40))
+    quick, endless = _ready(play, A), _ready(play, B)
+    waiting = play.ask(A)
+    play.feed(ev.ShutdownAsked(30.0))
+    refusal = play.rejected(waiting)
+    assert refusal is not None
+    assert refusal.code == "draining"
+    assert play.rejected(play.ask(A))
+    play.finish(quick)
+    play.pass_time(29)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    play.pass_time(2)
+    assert [one.request for one in play.actions(Revoke)] == [endless]
+    assert not play.scheduler.world.instances
+
+
+def test_forced_shutdown_kills() -> None:
+    play = Play(plan("a", 40), plan("b", 40))
+    _ready(play, A)
+    play.ask(B)
+    play.feed(ev.ShutdownAsked(30.0, force=True))
+    assert {one.instance.preset for one in play.actions(Kill)} == {"a", "b"}
+
+
+def test_changed_presets_drain_and_unchanged_are_untouched() -> None:
+    play = Play(plan("a", 40), plan("b", 40))
+    lease, other = _ready(play, A), _ready(play, B)
+    play.feed(ev.PresetsChanged((plan("a", 40), plan("b", 30), plan("c", 1))))
+    play.finish(other)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
+    assert play.granted(play.ask(C)) is None
+    play.finish(lease)
+    assert play.granted(play.ask(A)) == (A, 1)
+
+
+def test_late_events_of_an_old_epoch_are_harmless() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    play.finish(_ready(play, A))
+    play.ask(B)
+    play.pass_time(5)
+    for event in (
+        ev.InstanceReady(InstanceKey(A, 1), 4),
+        ev.InstanceExited(InstanceKey(A, 1), None),
+        ev.InstanceProgressed(InstanceKey(A, 1), 0.5),
+        ev.InstanceReady(InstanceKey(PresetId("nobody"), 77), 1),
+    ):
+        assert play.feed(event) == []
+
+
+def test_unknown_presets_are_refused() -> None:
+    play = Play(plan("a", 1))
+    refusal = play.rejected(play.ask(PresetId("nobody")))
+    assert refusal is not None
+    assert refusal.code == "model_not_found"
+
+
+def test_an_unload_of_an_unwanted_load_and_a_refused_autoload() -> None:
+    play = Play(plan("a", 10))
+    refusal = play.rejected(play.ask(A, autoload=False))
+    assert refusal is not None
+    assert refusal.code == "model_not_loaded"
+    play.feed(ev.LoadAsked(A))
+    play.feed(ev.UnloadAsked(A))
+    assert [stop.reason for stop in play.actions(Stop)] == [StopReason.ABANDONED]
+
+
+def test_pools_can_shrink_and_then_nothing_new_starts() -> None:
+    play = Play(plan("a", 60), plan("b", 30))
+    play.scheduler.handle(ev.PoolsMeasured({HOST: Pool(20)}), 0.0)
+    refusal = play.rejected(play.ask(B))
+    assert refusal is not None
+    assert "needs 30 B, but 20 B in all" in refusal.message
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("trigger", list(Trigger))
+def test_the_table_is_the_only_way(state: State, trigger: Trigger) -> None:
+    if (state, trigger) in TRANSITIONS:
+        assert advance(state, trigger) is TRANSITIONS[state, trigger]
+    else:
+        with pytest.raises(IllegalTransition, match=state.value):
+            advance(state, trigger)
+
+
+def _ready(play: Play, preset: PresetId) -> RequestId:
+    request = play.ask(preset)
+    play.pass_time(play.load_seconds + play.stop_seconds)
+    assert play.granted(request)
+    return request
