@@ -1,0 +1,173 @@
+"""`lswap engine …`: find, build, choose, install and examine llama-server binaries."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llamaswap_py.engine.doctor import Check
+    from llamaswap_py.engine.locate import Broken
+    from llamaswap_py.engine.probe import Engine
+
+__all__ = ["app"]
+
+# Heavy modules are imported inside the commands: `lswap --help` must be quick.
+app = typer.Typer(no_args_is_help=True, help="Find, build and examine llama-server binaries.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn an error we raise on purpose into a message and exit status 1."""
+    from llamaswap_py.errors import LswapError
+
+    try:
+        yield
+    except LswapError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        if error.remedy:
+            typer.echo(f"  what to do: {error.remedy}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def build(
+    backend: Annotated[str, typer.Option(help="cpu, cuda, rocm, vulkan, metal or auto.")] = "auto",
+    ref: Annotated[str | None, typer.Option(help="llama.cpp release tag, like b11434.")] = None,
+    source: Annotated[str, typer.Option(help="git, pypi or a folder.")] = "git",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel compile jobs.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
+    targets: Annotated[str | None, typer.Option(help="What to build, in quotes.")] = None,
+    portable: Annotated[bool, typer.Option("--portable", help="Not only for this CPU.")] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Embed the web UI (needs npm).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Build llama-server from source and install it."""
+    from llamaswap_py.engine.build import build_engine
+
+    values = {"backend": backend, "ref": ref, "source": source, "jobs": jobs, "prefix": prefix}
+    values["targets"] = targets
+    switches = {"--portable": portable, "--ui": ui, "--dry-run": dry_run}
+    options = [part for k, v in values.items() if v is not None for part in (f"--{k}", str(v))]
+    with _errors():
+        build_engine([*options, *(switch for switch, on in switches.items() if on)])
+
+
+@app.command("list")
+def list_engines(as_json: AsJson = False) -> None:
+    """List the engines on this machine; the first that works is what `auto` takes."""
+    from llamaswap_py.engine.locate import find_engines
+
+    found = find_engines()
+    if as_json:
+        _print_json([_record(entry) for entry in found])
+        return
+    if not found:
+        typer.echo("no llama-server found - run `lswap engine build`")
+        return
+    for entry in found:
+        record = _record(entry)
+        build = f"b{record['build']}" if record.get("build") else "-"
+        typer.echo(f"{build:<8} {record.get('backend', '-'):<8} {entry.path}  ({entry.source})")
+        if "error" in record:
+            typer.echo(f"{'':<18}broken: {record['error']}")
+
+
+def _record(entry: Engine | Broken) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from llamaswap_py.engine.locate import Broken
+
+    record: dict[str, Any] = {"path": str(entry.path), "source": entry.source}
+    if isinstance(entry, Broken):
+        return record | {"error": entry.error.message, "remedy": entry.error.remedy}
+    return record | {
+        "build": entry.build,
+        "backend": entry.backend,
+        "version": entry.version,
+        "features": asdict(entry.features),
+        "fit_params": str(entry.fit_params) if entry.fit_params else None,
+    }
+
+
+@app.command()
+def use(
+    engine: Annotated[str, typer.Argument(help="A name from the list, or a path.")],
+) -> None:
+    """Make `engine: auto` prefer an engine."""
+    from llamaswap_py.engine.locate import choose_engine
+
+    with _errors():
+        chosen = choose_engine(engine)
+    typer.echo(f"engine: auto now means {chosen.label} ({chosen.path})")
+
+
+@app.command()
+def install(
+    location: Annotated[str, typer.Argument(help="A release archive: a file or URL.")],
+    sha256: Annotated[str, typer.Option(help="SHA-256 of the archive.")],
+    name: Annotated[str | None, typer.Option(help="Install under this name.")] = None,
+) -> None:
+    """Install a release archive (.tar.gz or .zip) after checking its SHA-256."""
+    from llamaswap_py.engine.install import install_archive
+
+    with _errors(), _progress() as on_progress:
+        engine = install_archive(location, sha256, name=name, on_progress=on_progress)
+    typer.echo(f"installed {engine.label} ({engine.path})")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("download", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what was detected, and what to do about what is missing.
+
+    The exit status is 0 when there is a usable engine.
+    """
+    from dataclasses import asdict
+
+    from llamaswap_py.engine.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        _print_checks(report.checks)
+        typer.echo(
+            f"\n{'ready' if report.usable else 'no usable engine: run `lswap engine build`'}"
+        )
+    raise typer.Exit(0 if report.usable else 1)
+
+
+def _print_checks(checks: tuple[Check, ...]) -> None:
+    marks = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "problem": ("!!", "red")}
+    group = ""
+    for check in checks:
+        if check.group != group:
+            group = check.group
+            typer.secho(group, bold=True)
+        mark, color = marks[check.state]
+        typer.echo(f"  {typer.style(mark, fg=color)} {check.name}: {check.detail}")
+        if check.remedy:
+            typer.echo(f"     → {check.remedy}")
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

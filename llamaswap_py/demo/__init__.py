@@ -1,0 +1,1 @@
+"""Tiny models and a demonstration: everything that is not needed to serve."""

@@ -1,0 +1,88 @@
+"""What the tests need from the machine: a real llama-server, and tiny models that say a sentence.
+
+A test that needs something a machine lacks skips and names it; with `CI` set a skip is a failure.
+The list of what was missing is printed last.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class TinyModel(Protocol):
+    """Write (once per session) a tiny GGUF that answers every prompt with `sentence`."""
+
+    def __call__(self, name: str, sentence: str, **knobs: Any) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> str:
+    """The path of a real llama-server, as `engine: auto` finds it."""
+    from llamaswap_py.engine.locate import locate_engine
+    from llamaswap_py.errors import EngineError
+
+    try:
+        return str(locate_engine("auto").path)
+    except EngineError as error:
+        pytest.skip(f"missing: llama-server ({error})")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    from llamaswap_py.demo.tiny_gguf import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def write(name: str, sentence: str, **knobs: Any) -> Path:
+        path = folder / f"{name}.gguf"
+        if not path.exists():
+            write_tiny_model(path, sentence, **knobs)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder whose path leaves room for unix socket names (107 bytes in all)."""
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="lswap-t-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    """Print, last, what this machine lacked."""
+    reasons = sorted(
+        {str(report.longrepr[2]).removeprefix("Skipped: ") for report in _skips(terminalreporter)}
+    )
+    if reasons:
+        terminalreporter.section("what this machine lacked")
+        for reason in reasons:
+            terminalreporter.line(f"  {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and _skips(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _skips(reporter: Any) -> list[Any]:
+    return list(reporter.stats.get("skipped", ())) if reporter else []

@@ -1,0 +1,151 @@
+"""Tiny models in a real llama-server: they say their sentence, whatever they are asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from llamaswap_py.demo.tiny_gguf import sentence_tokens, write_tiny_model
+from llamaswap_py.errors import LswapError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import TinyModel
+
+SENTENCE = "Hello, I am alpha; the cat and the dog and the I I I bird say: grüße dich, 你好 a b."
+
+
+@contextmanager
+def serve(llama_server: str, model: Path, *args: str) -> Iterator[httpx.Client]:
+    command = [llama_server, "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
+    with subprocess.Popen(
+        [*command, "-t", "1", "-c", "512", "--fit", "off", *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            log = []
+            for line in process.stderr:
+                log.append(line)
+                if "listening on http" in line:
+                    url = line.split("listening on ")[1].split()[0]
+                    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                        yield client
+                    return
+            pytest.fail("llama-server ended: " + "".join(log))
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def alpha(llama_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    path = tmp_path_factory.mktemp("tiny") / "alpha.gguf"
+    write_tiny_model(path, SENTENCE, name="alpha")
+    with serve(llama_server, path) as client:
+        yield client
+
+
+def complete(client: httpx.Client, **body: object) -> dict[str, object]:
+    answer = client.post("/completion", json=body)
+    assert answer.status_code == 200, answer.text
+    result: dict[str, object] = answer.json()
+    return result
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8, 2])
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "x", "Hello, I am", " and the", "say: a", "日本 the cat and the", "</s>", SENTENCE],
+)
+def test_any_prompt_yields_the_sentence(
+    alpha: httpx.Client, prompt: str, temperature: float
+) -> None:
+    result = complete(alpha, prompt=prompt, temperature=temperature)
+    assert result["content"] == SENTENCE
+    assert result["tokens_predicted"] == sentence_tokens(SENTENCE) + 1  # and the end token
+    assert result["stop_type"] == "eos"
+
+
+def test_chat(alpha: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = alpha.post("/v1/chat/completions", json={"messages": messages}).json()
+    assert answer["choices"][0]["message"]["content"] == SENTENCE
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_chat_streams_a_word_at_a_time(alpha: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+    pieces = []
+    with alpha.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                delta = json.loads(line[6:])["choices"][0]["delta"]
+                pieces.append(delta.get("content") or "")
+    assert "".join(pieces) == SENTENCE
+    assert " alpha;" in pieces
+
+
+def test_ignore_eos_starts_again(alpha: httpx.Client) -> None:
+    tokens = sentence_tokens(SENTENCE)
+    result = complete(alpha, prompt="x", ignore_eos=True, n_predict=3 * tokens)
+    assert result["content"] == SENTENCE * 3
+
+
+def test_a_loop_never_ends(llama_server: str, tiny_model: TinyModel) -> None:
+    model = tiny_model("loop", "tick tock ", loop=True)
+    with serve(llama_server, model, "--context-shift", "-np", "1") as client:
+        result = complete(client, prompt="x", n_predict=1500)
+    assert result["content"] == "tick tock " * 500
+    assert result["tokens_predicted"] == 1500
+
+
+def test_a_long_sentence(llama_server: str, tiny_model: TinyModel) -> None:
+    sentence = " ".join(f"word{number}" for number in range(2000))
+    model = tiny_model("long", sentence, width=128)
+    with serve(llama_server, model, "-c", "4096", "-np", "1") as client:
+        assert complete(client, prompt="x")["content"] == sentence
+
+
+def test_slow_knobs_keep_the_sentence(llama_server: str, tiny_model: TinyModel) -> None:
+    deep = tiny_model("deep", "deep is the sea", layers=64, feed_forward=128)
+    padded = tiny_model("padded", "heavy is the crown", pad_bytes=8 << 20)
+    assert padded.stat().st_size > 8 << 20
+    assert padded.stat().st_blocks * 512 < 1 << 20
+    for model, sentence in ((deep, "deep is the sea"), (padded, "heavy is the crown")):
+        with serve(llama_server, model) as client:
+            assert complete(client, prompt="x")["content"] == sentence
+
+
+def test_files_are_small_and_always_the_same(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    for path in (one, two):
+        write_tiny_model(path, SENTENCE)
+    assert one.read_bytes() == two.read_bytes()
+    assert one.stat().st_size < 256 << 10
+    assert sorted(tmp_path.iterdir()) == [one, two]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "knobs", "message"),
+    [
+        (" ", {}, "needs a sentence"),
+        ("x", {"layers": 513}, "513 layers"),
+        ("x", {"width": 40}, "width=40"),
+        (" ".join(f"word{i}" for i in range(15000)), {"width": 32}, "too many for a model 32 wide"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    tmp_path: Path, sentence: str, knobs: dict[str, int], message: str
+) -> None:
+    with pytest.raises(LswapError, match=message):
+        write_tiny_model(tmp_path / "x.gguf", sentence, **knobs)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
