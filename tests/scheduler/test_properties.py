@@ -181,7 +181,7 @@ class Machine(RuleBasedStateMachine):
 
 TestScheduler = Machine.TestCase
 TestScheduler.settings = settings(
-    max_examples=1500,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
