@@ -1,0 +1,162 @@
+"""A request's way to a ready instance: a ticket that waits, and the lease it becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from itertools import count
+from types import TracebackType
+from typing import Final, Protocol
+
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
+
+_numbers: Final = count(1)
+
+
+class _Desk(Protocol):
+    """What a ticket needs of the supervisor."""
+
+    def arrive(self, ticket: Ticket) -> None: ...
+    def leave(self, ticket: Ticket) -> None: ...
+    def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None: ...
+
+
+class Lease:
+    """The right to use one instance until the ticket's context ends.
+
+    `queue_ms` and `load_ms` divide the time it waited. Set `outcome` to `upstream_error` when the
+    child failed, or `cut` when the lease was revoked, before the context ends.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_spawned_at",
+        "arrived",
+        "endpoint",
+        "epoch",
+        "load_ms",
+        "outcome",
+        "queue_ms",
+        "ready_at",
+        "revoked",
+    )
+
+    def __init__(self, endpoint: Endpoint, epoch: int, spawned_at: float, ready_at: float) -> None:
+        self.endpoint = endpoint
+        self.epoch = epoch
+        self.outcome = "ok"
+        self.revoked: str | None = None
+        self.arrived = self.queue_ms = self.load_ms = 0.0
+        self.ready_at = ready_at
+        self._spawned_at = spawned_at
+        self._callbacks: list[Callable[[str], None]] = []
+
+    def on_revoke(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` when the scheduler takes the lease back, at once if it has."""
+        if self.revoked is not None:
+            callback(self.revoked)
+        else:
+            self._callbacks.append(callback)
+
+    def began(self, arrived: float) -> None:
+        """Divide the wait of a request that arrived at `arrived` (monotonic seconds)."""
+        self.arrived = arrived
+        waited = time.monotonic() - arrived
+        load = max(self.ready_at - max(self._spawned_at, arrived), 0.0)
+        self.load_ms = min(load, waited) * 1000
+        self.queue_ms = waited * 1000 - self.load_ms
+
+    def revoke(self, reason: str) -> None:
+        """Tell whoever uses it that it is over."""
+        self.revoked = reason
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(reason)
+
+
+class Ticket:
+    """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
+
+    __slots__ = ("_desk", "_lease", "_waiting", "event", "since")
+
+    def __init__(
+        self,
+        desk: _Desk,
+        preset: str,
+        client: str,
+        request_id: str,
+        slot: bool,
+        autoload: bool,
+        since: float | None,
+    ) -> None:
+        self._desk = desk
+        self._lease: Lease | ApiError | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self.since = since
+        self.event = ev.RequestArrived(
+            # Clients may send any id, twice even: the number makes it ours.
+            request=RequestId(f"{request_id}/{next(_numbers)}"),
+            preset=PresetId(preset),
+            client=ClientId(client),
+            slot=slot,
+            autoload=autoload,
+            since=since,
+        )
+
+    async def __aenter__(self) -> Lease:
+        arrived = time.monotonic() if self.since is None else self.since
+        self._desk.arrive(self)
+        if self._lease is None:
+            await self._wait()
+        if isinstance(self._lease, ApiError):
+            raise self._lease
+        assert self._lease is not None
+        self._lease.began(arrived)
+        return self._lease
+
+    async def _wait(self) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiting
+        except asyncio.CancelledError:
+            self._desk.leave(self)  # also gives back a lease that was granted meanwhile
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert isinstance(self._lease, Lease)
+        if error is not None:
+            outcome = ev.Outcome.CANCELLED
+        elif self._lease.outcome == "ok":
+            outcome = ev.Outcome.OK
+        elif self._lease.outcome == "cut":
+            outcome = ev.Outcome.CANCELLED
+        else:
+            outcome = ev.Outcome.UPSTREAM_ERROR
+        self._desk.finish(self, outcome)
+
+    def grant(self, lease: Lease) -> None:
+        """The scheduler granted it."""
+        self._settle(lease)
+
+    def refuse(self, error: ApiError) -> None:
+        """The scheduler refused it."""
+        self._settle(error)
+
+    def revoke(self, reason: str) -> None:
+        """The scheduler takes the lease back."""
+        if isinstance(self._lease, Lease):
+            self._lease.revoke(reason)
+
+    def _settle(self, result: Lease | ApiError) -> None:
+        self._lease = result
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

@@ -1,0 +1,250 @@
+"""Make presets ready to run: engine, command line, environment, files, and what is wrong with them.
+
+`lswap up` and `lswap check` see the same: a preset that cannot work is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamaswap_py.config.argv import PresetProblem, build_args, check_args
+from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.values import EngineChoice, EngineSpec
+from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.engine.locate import Engine, locate_engine
+from llamaswap_py.errors import EngineError
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.records import Failure, Policy, Pool, PoolId, PresetId, PresetPlan
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+_FILE_OPTIONS = ("mmproj", "model-draft", "spec-draft-model", "lora", "control-vector")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A preset with all that a child needs; `problems` say why it cannot run, if it cannot."""
+
+    preset: Preset
+    plan: PresetPlan
+    engine: Engine | None
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    files: tuple[str, ...]
+    problems: tuple[PresetProblem, ...]
+
+
+class Engines:
+    """Locates each engine that a configuration names, once."""
+
+    def __init__(self, config: Config) -> None:
+        self._found: dict[EngineSpec, Engine | EngineError] = {}
+        for preset in config.models.values():
+            self._locate(preset.engine)
+        self._default = self._locate(config.engine)
+
+    @property
+    def default(self) -> Engine:
+        """The engine of the file's top level; raises EngineError when there is none at all.
+
+        Where only the presets' own engines work, the first of those stands for it.
+        """
+        found = [one for one in (self._default, *self._found.values()) if isinstance(one, Engine)]
+        if found:
+            return found[0]
+        assert isinstance(self._default, EngineError)
+        raise self._default
+
+    @property
+    def backends(self) -> frozenset[str]:
+        """The backends of all engines that were found."""
+        return frozenset(one.backend for one in self._found.values() if isinstance(one, Engine))
+
+    def of(self, preset: Preset) -> Engine | EngineError:
+        """Return a preset's engine, or why there is none."""
+        return self._found[preset.engine]
+
+    def _locate(self, spec: EngineSpec) -> Engine | EngineError:
+        if spec not in self._found:
+            try:
+                self._found[spec] = locate_engine(_as_wanted(spec))
+            except EngineError as error:
+                self._found[spec] = error
+        return self._found[spec]
+
+
+def _as_wanted(spec: EngineSpec) -> str | dict[str, object]:
+    if not isinstance(spec, EngineChoice):
+        return spec
+    wanted: dict[str, object] = {"build": spec.build, "backend": spec.backend}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def policy_of(config: Config) -> Policy:
+    """Return the scheduler's knobs."""
+    return Policy(
+        max_loaded=config.policy.max_loaded,
+        max_wait=config.policy.max_wait,
+        queue_limit=config.policy.queue.limit,
+        queue_timeout=config.policy.queue.timeout,
+    )
+
+
+def pools_of(devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
+    """Return the devices as the scheduler's pools."""
+    return {PoolId(one.id): Pool(one.total, one.margin) for one in devices}
+
+
+def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> dict[str, Prepared]:
+    """Prepare every preset of the file, in its order."""
+    ledger = Ledger(pools_of(devices), policy_of(config))
+    return {
+        name: _prepare_one(preset, config, engines, devices, ledger)
+        for name, preset in config.models.items()
+    }
+
+
+def _prepare_one(
+    preset: Preset,
+    config: Config,
+    engines: Engines,
+    devices: tuple[Device, ...],
+    ledger: Ledger,
+) -> Prepared:
+    engine = engines.of(preset)
+    files = model_files(preset)
+    problems = list(_file_problems(preset, config, files))
+    options = None
+    if isinstance(engine, EngineError):
+        where = config.where(f"models.{preset.id}.engine")
+        problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
+    else:
+        options = engine.options
+        problems += check_args(preset, config, options)
+    problems += _device_problems(preset, config, devices)
+    plan = _plan(preset, config, devices, problems)
+    if not problems and (shortfall := ledger.shortfall(ledger.charge_of(plan), ())):
+        where = config.where(f"models.{preset.id}.memory")
+        remedy = "declare less memory, a lower margin, or a larger device"
+        problems.append(PresetProblem(preset.id, where, f"it can never fit: {shortfall}", remedy))
+        plan = _plan(preset, config, devices, problems)
+    found = engine if isinstance(engine, Engine) else None
+    return Prepared(
+        preset=preset,
+        plan=plan,
+        engine=found,
+        args=build_args(preset, config, options),
+        env={**config.env, **preset.env, **_placement(preset, found, devices)},
+        files=files,
+        problems=tuple(problems),
+    )
+
+
+def model_files(preset: Preset) -> tuple[str, ...]:
+    """Return every file a load reads: all shards of the model, projector, draft, adapters."""
+    files = list(_shards(preset.model))
+    for option in _FILE_OPTIONS:
+        value = preset.args.get(option)
+        if isinstance(value, str):
+            files.append(value)
+        elif isinstance(value, tuple):
+            files += [str(one) for one in value]
+    return tuple(files)
+
+
+def _shards(model: str) -> list[str]:
+    match = _SHARD.fullmatch(model)
+    if match is None:
+        return [model]
+    count = int(match["count"])
+    return [f"{match['stem']}-{n:05d}-of-{match['count']}.gguf" for n in range(1, count + 1)]
+
+
+def _file_problems(preset: Preset, config: Config, files: tuple[str, ...]) -> list[PresetProblem]:
+    problems = []
+    for file in files:
+        reason = _unreadable(Path(file))
+        if reason:
+            key = "model" if file in _shards(preset.model) else "args"
+            where = config.where(f"models.{preset.id}.{key}")
+            remedy = "check the path, or put the file there"
+            problems.append(PresetProblem(preset.id, where, f"{file}: {reason}", remedy))
+    return problems
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        if path.is_dir():
+            return "this is a folder, not a GGUF file"
+        if not path.exists():
+            return "there is no such file"
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if os.access(path, os.R_OK) else "permission denied"
+
+
+def _device_problems(
+    preset: Preset, config: Config, devices: tuple[Device, ...]
+) -> list[PresetProblem]:
+    known = [one.id for one in devices]
+    named = {"device": () if preset.device == "auto" else preset.device}
+    named["memory"] = tuple(preset.memory or ())
+    return [
+        PresetProblem(
+            preset.id,
+            config.where(f"models.{preset.id}.{key}"),
+            f"there is no device {name} here",
+            f"known: {', '.join(known)}; others can be declared under memory.devices",
+        )
+        for key, names in named.items()
+        for name in names
+        if name not in known
+    ]
+
+
+def _plan(
+    preset: Preset, config: Config, devices: tuple[Device, ...], problems: list[PresetProblem]
+) -> PresetPlan:
+    problem = None
+    if problems:
+        kind = "config"
+        problem = Failure(kind, "; ".join(f"{one.where}: {one.message}" for one in problems))
+    return PresetPlan(
+        preset=PresetId(preset.id),
+        footprint=_footprint(preset, config),
+        devices=_unmeasured_devices(preset, devices),
+        pin=preset.pin,
+        ttl=preset.ttl,
+        concurrency=preset.concurrency,
+        drain_timeout=preset.drain_timeout,
+        cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
+        problem=problem,
+    )
+
+
+def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
+    """Return what the file declares, and the prompt cache where nothing is said of the host."""
+    if preset.memory is None:
+        return None
+    footprint = {PoolId(device): size for device, size in preset.memory.items()}
+    footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
+    return footprint
+
+
+def _unmeasured_devices(preset: Preset, devices: tuple[Device, ...]) -> tuple[PoolId, ...]:
+    """Return where a preset of unknown footprint may take memory: its devices, or every GPU."""
+    if preset.device != "auto":
+        return tuple(PoolId(one) for one in preset.device)
+    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
+    return gpus or (PoolId(HOST),)
+
+
+def _placement(
+    preset: Preset, engine: Engine | None, devices: tuple[Device, ...]
+) -> dict[str, str]:
+    chosen = None if preset.device == "auto" else preset.device
+    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
+    return placement_env(chosen, engine.backend if engine else "cpu", uuids)

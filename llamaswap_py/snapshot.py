@@ -1,0 +1,120 @@
+"""The one immutable picture of a running lswap that CLI, dashboard, API and metrics read.
+
+Times are Unix seconds, durations seconds, sizes bytes. `GET /lswap/v1/state` is this, as JSON.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    """A memory pool and who holds it; `used` is what lswap's instances are charged."""
+
+    id: str
+    total: int
+    margin: int
+    used: int
+    source: str
+    """How `total` is known: `declared`, `nvml`, `psutil` or `cgroup`."""
+
+
+class FailureView(msgspec.Struct, frozen=True):
+    """Why a preset does not work now, and when the next load may start."""
+
+    kind: str
+    summary: str
+    exit_code: int | None = None
+    log: tuple[str, ...] = ()
+    retry_at: float | None = None
+
+
+class InstanceView(msgspec.Struct, frozen=True):
+    """One child process of a preset."""
+
+    preset: str
+    epoch: int
+    state: str
+    pid: int | None
+    endpoint: str | None
+    progress: float | None
+    stage: str | None
+    spawned_at: float
+    ready_at: float | None
+    load_seconds: float | None
+    leases: int
+    slots: int | None
+    n_ctx: int | None
+    gate: str
+    """`open`, or `closed`: no new leases are granted."""
+    claimed_by: str | None
+    last_used_at: float | None
+    evict_at: float | None
+    """When its ttl runs out, if it stays idle."""
+    reason: str
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """One preset, whether loaded or not."""
+
+    id: str
+    aliases: tuple[str, ...]
+    state: str
+    """`unloaded`, `loading`, `ready`, `sleeping`, `draining`, `stopping` or `failed`."""
+    pinned: bool
+    ttl: float | None
+    leases: int
+    waiting: int
+    eta_seconds: float | None
+    footprint: dict[str, int] | None
+    footprint_source: str
+    context_per_request: int | None
+    loads: int
+    load_seconds: float | None
+    """Learned: what a load is expected to take."""
+    reason: str
+    failure: FailureView | None
+    metadata: dict[str, str | int | float | bool]
+    created: int
+    args: tuple[str, ...]
+
+
+class DecisionView(msgspec.Struct, frozen=True):
+    """One decision of the scheduler, newest last."""
+
+    seq: int
+    at: float
+    kind: str
+    preset: str
+    epoch: int | None
+    reason: str
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """The llama-server in use."""
+
+    path: str
+    build: int | None
+    backend: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything at one moment."""
+
+    version: str
+    name: str
+    pid: int
+    started_at: float
+    now: float
+    listen: tuple[str, ...]
+    config_path: str | None
+    state: str
+    """`serving` or `draining` (shutting down)."""
+    engine: EngineView
+    devices: tuple[DeviceView, ...]
+    models: tuple[ModelView, ...]
+    instances: tuple[InstanceView, ...]
+    requests_open: int
+    requests_total: int
+    loads_total: int
+    evictions_total: int

@@ -1,0 +1,168 @@
+"""Compose the snapshot from what scheduler, supervisor and configuration know. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from llamaswap_py import __version__
+from llamaswap_py.config.context import context_per_request
+from llamaswap_py.scheduler.ledger import is_counting
+from llamaswap_py.scheduler.records import Decision, PresetId
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.world import Instance, Preset
+from llamaswap_py.snapshot import (
+    DecisionView,
+    DeviceView,
+    FailureView,
+    InstanceView,
+    ModelView,
+    Snapshot,
+)
+
+if TYPE_CHECKING:
+    from llamaswap_py.supervisor import Supervisor
+
+
+def make_snapshot(supervisor: Supervisor) -> Snapshot:
+    """Return everything at this moment, in Unix time."""
+    scheduler, about = supervisor.scheduler, supervisor.about
+    clock = _Clock()
+    instances = tuple(
+        _instance(supervisor, one, clock) for one in scheduler.world.instances.values()
+    )
+    return Snapshot(
+        version=__version__,
+        name=about.name,
+        pid=os.getpid(),
+        started_at=about.started_at,
+        now=clock.unix(time.monotonic()),
+        listen=about.listen,
+        config_path=about.config_path,
+        state="draining" if scheduler.closing else "serving",
+        engine=about.engine,
+        devices=_devices(supervisor),
+        models=tuple(_model(supervisor, name, clock) for name in supervisor.prepared),
+        instances=instances,
+        requests_open=len(scheduler.world.leases) + len(scheduler.world.waiters),
+        requests_total=supervisor.requests_total,
+        loads_total=scheduler.loads,
+        evictions_total=scheduler.evictions,
+    )
+
+
+def decision_view(decision: Decision) -> DecisionView:
+    """Return a decision in Unix time."""
+    return DecisionView(
+        seq=decision.seq,
+        at=_Clock().unix(decision.at),
+        kind=decision.kind,
+        preset=decision.preset,
+        epoch=decision.epoch,
+        reason=decision.reason,
+    )
+
+
+class _Clock:
+    """Turns the scheduler's monotonic seconds into Unix seconds."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def unix(self, monotonic: float) -> float:
+        return monotonic + self._offset
+
+    def maybe(self, monotonic: float | None) -> float | None:
+        return None if monotonic is None else monotonic + self._offset
+
+
+def _devices(supervisor: Supervisor) -> tuple[DeviceView, ...]:
+    used: dict[str, int] = {}
+    for charge in supervisor.scheduler.world.ledger.charges.values():
+        for pool, size in charge.items():
+            used[pool] = used.get(pool, 0) + size
+    return tuple(
+        DeviceView(one.id, one.total, one.margin, used.get(one.id, 0), one.source)
+        for one in supervisor.devices
+    )
+
+
+def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceView:
+    running = supervisor.running.get(one.key)
+    ttl = one.plan.ttl
+    idle = one.state is State.READY and not one.leases
+    return InstanceView(
+        preset=one.key.preset,
+        epoch=one.key.epoch,
+        state=one.state.value,
+        pid=running.pid if running else None,
+        endpoint=str(running.endpoint) if running and running.endpoint else None,
+        progress=one.fraction if one.state is State.LOADING else None,
+        stage=running.stage if running else None,
+        spawned_at=clock.unix(one.spawned_at),
+        ready_at=clock.maybe(one.ready_at),
+        load_seconds=None if one.ready_at is None else one.load_seconds,
+        leases=len(one.leases),
+        slots=None if one.ready_at is None else one.slots,
+        n_ctx=running.n_ctx if running else None,
+        gate="open" if one.gate_for is None and one.state is State.READY else "closed",
+        claimed_by=one.claimed_by,
+        last_used_at=None if one.ready_at is None else clock.unix(one.last_used),
+        evict_at=clock.unix(one.last_used + ttl) if idle and ttl is not None else None,
+        reason=one.reason,
+    )
+
+
+def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
+    prepared = supervisor.prepared[name]
+    preset = supervisor.scheduler.world.presets[PresetId(name)]
+    charge = supervisor.scheduler.world.ledger.charge_of(preset.plan)
+    bytes_needed = {str(pool): size for pool, size in charge.items() if not is_counting(pool)}
+    known = preset.plan.footprint is not None
+    return ModelView(
+        id=name,
+        aliases=prepared.preset.aliases,
+        state=_state(supervisor, preset),
+        pinned=preset.pin,
+        ttl=preset.plan.ttl,
+        leases=_leases(supervisor, preset),
+        waiting=len(preset.queue),
+        eta_seconds=supervisor.scheduler.eta(PresetId(name)),
+        footprint=bytes_needed if known else None,
+        footprint_source="declared" if known else "unknown",
+        context_per_request=context_per_request(prepared.preset),
+        loads=preset.loads,
+        load_seconds=preset.load_seconds,
+        reason=preset.reason,
+        failure=_failure(preset, clock),
+        metadata=dict(prepared.preset.metadata),
+        created=int(supervisor.about.started_at),
+        args=prepared.args,
+    )
+
+
+def _state(supervisor: Supervisor, preset: Preset) -> str:
+    """Return the state people care about: of the serving instance, else of one on its way out."""
+    if preset.plan.problem is not None:
+        return "failed"
+    serving = preset.serving
+    if serving is not None:
+        return "draining" if serving.gate_for is not None else serving.state.value
+    for one in supervisor.scheduler.world.instances.values():
+        if one.key.preset == preset.plan.preset:
+            return one.state.value
+    return "failed" if preset.failure is not None else "unloaded"
+
+
+def _leases(supervisor: Supervisor, preset: Preset) -> int:
+    instances = supervisor.scheduler.world.instances.values()
+    return sum(len(one.leases) for one in instances if one.key.preset == preset.plan.preset)
+
+
+def _failure(preset: Preset, clock: _Clock) -> FailureView | None:
+    failure = preset.plan.problem or preset.failure
+    if failure is None:
+        return None
+    retry_at = clock.unix(preset.retry_at) if preset.plan.problem is None else None
+    return FailureView(failure.kind, failure.summary, failure.exit_code, failure.tail, retry_at)
