@@ -1,0 +1,1 @@
+"""The configuration file: YAML text in, frozen records out; nothing else knows YAML."""

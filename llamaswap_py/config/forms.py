@@ -1,0 +1,210 @@
+"""How each kind of value is written in YAML: read here, described to editors here, nowhere else.
+
+A `Form` is the one place of a value's spelling: it reads a node, gives the JSON Schema of what it
+reads, and spells a value again for the reference page.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from llamaswap_py import units
+from llamaswap_py.config.nodes import Invalid, Listing, Node, Scalar, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where relative paths start, and what `~` is."""
+
+    dir: str
+    home: str
+
+    def path(self, text: str, node: Node) -> str:
+        """Return `text` as an absolute path. Raises Invalid."""
+        if not text:
+            raise Invalid(node, "the path is empty", "write one or remove the key")
+        if "${" in text:
+            raise Invalid(node, "${…} is not supported yet by this version", "write the path out")
+        if text == "~" or text.startswith("~/"):
+            return posixpath.join(self.home, text[2:])
+        if text.startswith("~"):
+            raise Invalid(
+                node, f"{text!r}: only ~/ is known, no other user's home", "write the path out"
+            )
+        return posixpath.join(self.dir, text.removeprefix("./"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to write a value."""
+
+    read: Callable[[Node, Base], Any]
+    schema: Schema
+    spell: Callable[[Any], Any] = lambda value: value
+
+
+def expected(node: Node, what: str) -> Invalid:
+    """Return the error for a value of the wrong kind."""
+    if isinstance(node, Scalar) and node.value is None and node.plain:
+        return Invalid(node, "there is no value", f"write {what}, or remove the key")
+    return Invalid(node, f"{describe(node)} is not {what}")
+
+
+def read_text(node: Node, what: str) -> str:
+    """Return a scalar's text, numbers and words as they were written. Raises Invalid."""
+    if not isinstance(node, Scalar) or (node.value is None and node.plain) or node.text == "":
+        raise expected(node, what)
+    return node.text
+
+
+def _text(node: Node, _: Base) -> str:
+    return read_text(node, "a text")
+
+
+def _path(node: Node, base: Base) -> str:
+    return base.path(read_text(node, "a path"), node)
+
+
+def is_null(node: Node) -> bool:
+    """Return whether nothing, or an unquoted null, was written."""
+    return isinstance(node, Scalar) and node.value is None and node.plain
+
+
+def at_key(name: str, form: Form, node: Node, base: Base) -> Any:
+    """Read the value of one key of a free mapping; an error names that key."""
+    try:
+        return form.read(node, base)
+    except Invalid as error:
+        error.key = error.key or name
+        raise
+
+
+def or_null(form: Form) -> Form:
+    """Return the form that also takes `null`."""
+    return Form(
+        lambda node, base: None if is_null(node) else form.read(node, base),
+        {"anyOf": [form.schema, {"type": "null"}]},
+        lambda value: None if value is None else form.spell(value),
+    )
+
+
+def or_word(word: str, form: Form, meaning: object = None) -> Form:
+    """Return the form that also takes one word, read as `meaning`."""
+
+    def read(node: Node, base: Base) -> Any:
+        return meaning if isinstance(node, Scalar) and node.text == word else form.read(node, base)
+
+    return Form(
+        read,
+        {"anyOf": [{"const": word}, form.schema]},
+        lambda value: word if value == meaning else form.spell(value),
+    )
+
+
+# Sizes and durations
+
+
+def _with_unit(parse: Callable[[str], Any], what: str, examples: Callable[[str], str]) -> Any:
+    def read(node: Node, _: Base) -> Any:
+        text = read_text(node, what)
+        if node.plain and isinstance(node.value, int | float) and node.value != 0:  # type: ignore[union-attr]
+            raise Invalid(node, f"{text} has no unit", f"write {examples(text)}")
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise Invalid(node, str(error)) from None
+
+    return read
+
+
+def spell_size(size: int) -> str:
+    for unit, name in ((units.GIB, "GiB"), (units.MIB, "MiB"), (units.KIB, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{size}B" if size else "0"
+
+
+def _spell_duration(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        if seconds and seconds % unit == 0:
+            return f"{seconds / unit:.0f}{name}"
+    return f"{seconds * 1000:g}ms" if seconds else "0"
+
+
+_ZERO: Final = {"type": "integer", "const": 0}
+SIZE: Final = Form(
+    _with_unit(units.parse_size, "a size like 512MiB", lambda n: f"{n}MiB or {n}GiB"),
+    {"anyOf": [{"title": "size", "type": "string", "pattern": units.SIZE_PATTERN}, _ZERO]},
+    spell_size,
+)
+DURATION: Final = Form(
+    _with_unit(units.parse_duration, "a duration like 30s", lambda n: f"{n}s, {n}m or {n}h"),
+    {"anyOf": [{"title": "duration", "type": "string", "pattern": units.DURATION_PATTERN}, _ZERO]},
+    _spell_duration,
+)
+
+
+def _positive(form: Form) -> Form:
+    def read(node: Node, base: Base) -> Any:
+        if not (value := form.read(node, base)):
+            raise Invalid(node, "must be more than 0")
+        return value
+
+    return Form(read, form.schema["anyOf"][0], form.spell)
+
+
+POSITIVE_DURATION: Final = _positive(DURATION)
+POSITIVE_SIZE: Final = _positive(SIZE)
+TTL: Final = or_word("never", DURATION)
+
+# Texts and paths
+
+TEXT: Final = Form(_text, {"type": "string", "minLength": 1})
+PATH: Final = Form(_path, {"title": "path", "type": "string", "minLength": 1})
+
+
+def _name(node: Node, what: str) -> str:
+    text = read_text(node, what)
+    if text != text.strip() or any(ord(c) < 32 or ord(c) == 127 for c in text) or len(text) > 255:
+        raise Invalid(node, f"{text!r} is no name", "no line breaks, no blanks around it")
+    return text
+
+
+def read_list(node: Node, what: str) -> tuple[Node, ...]:
+    """Return the items of a list. Raises Invalid for anything else."""
+    if not isinstance(node, Listing):
+        if isinstance(node, Scalar) and node.value is not None:
+            raise Invalid(node, f"{describe(node)} is not a list", f"write [{node.text}]")
+        raise expected(node, f"a list of {what}")
+    return node.items
+
+
+def _names(node: Node, _: Base) -> tuple[str, ...]:
+    names = tuple(_name(item, "a name") for item in read_list(node, "names"))
+    for item, name in zip(read_list(node, "names"), names, strict=True):
+        if names.count(name) > 1:
+            raise Invalid(item, f"{name!r} is here twice")
+    return names
+
+
+def _hosts(node: Node, base: Base) -> tuple[str, ...]:
+    names = _names(node, base)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise Invalid(
+                node, f"{name!r} is no host name", "write the name alone, without http:// or port"
+            )
+    return tuple(name.lower() for name in names)
+
+
+_TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string", "minLength": 1}}
+NAMES: Final = Form(_names, {**_TEXTS, "uniqueItems": True}, list)
+HOSTS: Final = Form(_hosts, {**_TEXTS, "uniqueItems": True}, list)

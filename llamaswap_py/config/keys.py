@@ -1,0 +1,136 @@
+"""The keys of each record, derived from its fields: name, form, default, description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import NODEFAULT, Meta, structs
+
+from llamaswap_py.config.forms import Base, Form, expected, read_text
+from llamaswap_py.config.nodes import Invalid, Node, Scalar
+from llamaswap_py.config.records import Config, Preset, Record
+
+# Fields that are not read from the file.
+_HIDDEN: Final = {Preset: {"id"}, Config: {"source", "lines"}}
+_TRUE: Final = ("true", "yes", "on")
+_FALSE: Final = ("false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a mapping: a nested record, or a value with its form."""
+
+    name: str
+    description: str
+    examples: tuple[Any, ...]
+    record: type[Record] | None
+    form: Form
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is NODEFAULT
+
+
+@cache
+def keys_of(record: type[Record]) -> dict[str, Key]:
+    """Return the keys of a record in the order they are written in its class."""
+    hidden = _HIDDEN.get(record, set())
+    fields = [field for field in structs.fields(record) if field.name not in hidden]
+    if record is Preset:  # the file comes first, though the class inherits the rest
+        fields.sort(key=lambda field: field.name not in ("model", "aliases"))
+    return {field.name: _key(field) for field in fields}
+
+
+def _key(field: structs.FieldInfo) -> Key:
+    kind, meta = get_args(field.type)[:2]
+    assert isinstance(meta, Meta), field.name
+    nested = kind if isinstance(kind, type) and issubclass(kind, Record) else None
+    default = field.default
+    if default is NODEFAULT and field.default_factory is not NODEFAULT:
+        default = field.default_factory()
+    return Key(
+        name=field.name,
+        description=meta.description or "",
+        examples=tuple(meta.examples or ()),
+        record=nested,
+        form=_form(kind, meta) if nested is None and field.name != "models" else _NOTHING,
+        default=default,
+    )
+
+
+def _form(kind: Any, meta: Meta) -> Form:
+    extra = meta.extra or {}
+    if "form" in extra:
+        form = extra["form"]
+        assert isinstance(form, Form)
+        return form
+    if kind is bool:
+        return _BOOLEAN
+    if get_origin(kind) is Literal:
+        return _one_of(get_args(kind))
+    word = extra.get("word")
+    assert kind is int or (word and set(get_args(kind)) == {int, NoneType}), kind
+    return _number(int(meta.ge or 0), word)
+
+
+_NOTHING: Final = Form(lambda node, base: None, {})
+
+
+def _boolean(node: Node, _: Base) -> bool:
+    # The words are YAML 1.1's, which most people's other files still use.
+    if isinstance(node, Scalar) and node.plain and node.text.lower() in (*_TRUE, *_FALSE):
+        return node.text.lower() in _TRUE
+    raise expected(node, "true or false")
+
+
+_BOOLEAN: Final = Form(_boolean, {"type": "boolean"})
+
+
+def _one_of(words: tuple[str, ...]) -> Form:
+    said = " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
+
+    def read(node: Node, _: Base) -> str:
+        text = read_text(node, said)
+        if text not in words:
+            raise Invalid(node, f"{text!r} is not {said}")
+        return text
+
+    return Form(read, {"enum": list(words)})
+
+
+def _number(least: int, word: str | None) -> Form:
+    kind = "a whole number" + (f" from {least} on" if least else "")
+    said = f"{kind}, or {word}" if word else kind
+
+    def read(node: Node, _: Base) -> int | None:
+        if word is not None and isinstance(node, Scalar) and node.text == word:
+            return None
+        if not isinstance(node, Scalar) or not node.plain or node.value is None:
+            raise expected(node, said)
+        try:
+            number: int = msgspec.convert(node.value, _limited(least))
+            return number
+        except msgspec.ValidationError:
+            raise expected(node, said) from None
+
+    limits = {"type": "integer", "minimum": least, "maximum": _MOST}
+    schema = {"anyOf": [{"const": word}, limits]} if word else limits
+    return Form(read, schema, lambda value: word if value is None else value)
+
+
+_MOST: Final = 2**31 - 1  # what a C int holds
+
+
+@cache
+def _limited(least: int) -> Any:
+    return Annotated[int, Meta(ge=least, le=_MOST)]
+
+
+def spelled_default(key: Key) -> Any:
+    """Return a key's default as one writes it in YAML; NODEFAULT when it must be written."""
+    return key.default if key.required or key.record else key.form.spell(key.default)

@@ -1,0 +1,73 @@
+"""Listen addresses: how they are written, and which of them are open to other machines."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, ip_address
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# sizeof(sockaddr_un.sun_path) on Linux is 108, one of them for the final NUL (unix(7)).
+MAX_SOCKET_PATH: Final = 107
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_HOW: Final = "write 127.0.0.1:8080, [::1]:8080, :8080 for every interface, or unix:PATH"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Return the endpoint of `host:port`, `[v6]:port`, `:port` (every interface) or `unix:PATH`.
+
+    The path is taken as it is. Raises ConfigError.
+    """
+    if text.startswith("unix:"):
+        path = re.sub(r"\A//+", "/", text.removeprefix("unix:"))
+        if not path or len(path.encode()) > MAX_SOCKET_PATH:
+            why = f"a socket path has 1 to {MAX_SOCKET_PATH} bytes, this one {len(path.encode())}"
+            raise ConfigError(why, remedy="choose a shorter one")
+        return Endpoint(path=path)
+    if text.isdecimal():
+        remedy = f"write 127.0.0.1:{text} for this machine alone, :{text} for every interface"
+        raise ConfigError(f"{text} is only a port", remedy=remedy)
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port[:9]) > 65535:
+        raise ConfigError(f"{text!r} is not a listen address", remedy=_HOW)
+    return Endpoint(host=_host(host, text), port=int(port))
+
+
+def _host(host: str, text: str) -> str:
+    if host in ("", "*"):
+        return "0.0.0.0"
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            return str(ip_address(host[1:-1]))
+        if re.fullmatch(r"[0-9.]+", host):
+            return str(IPv4Address(host))
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a listen address: {error}", remedy=_HOW) from None
+    if not _HOST_NAME.fullmatch(host):
+        raise ConfigError(f"{text!r} is not a listen address", remedy=_HOW)
+    return host
+
+
+def is_private(endpoint: Endpoint) -> bool:
+    """Return whether only this machine can reach it: a unix socket, or a loopback address."""
+    if endpoint.path is not None or endpoint.host == "localhost":
+        return True
+    try:
+        return ip_address(endpoint.host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listeners(endpoints: Iterable[Endpoint], *, allow_unauthenticated: bool) -> None:
+    """Raise ConfigError for an address that other machines can reach without proving anything."""
+    for endpoint in endpoints:
+        if not allow_unauthenticated and not is_private(endpoint):
+            raise ConfigError(
+                f"{endpoint} can be reached from other machines, and nobody needs a key",
+                remedy="listen on 127.0.0.1, or add the line `allow_unauthenticated: true`",
+            )

@@ -1,0 +1,247 @@
+"""Golden command lines, and the arguments that are refused."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from llamaswap_py.config.argv import Option, build_args, check_args
+from llamaswap_py.config.options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.records import Config
+
+
+@dataclass(frozen=True)
+class Known:
+    """An option as a binary's help tells it."""
+
+    names: tuple[str, ...]
+    negated: tuple[str, ...] = ()
+    hint: str = ""
+    values: int = 0
+    description: str = ""
+    removed: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+
+HELP = [
+    Known(("-m", "--model"), hint="FNAME", values=1),
+    Known(("-a", "--alias"), hint="STRING", values=1),
+    Known(("--host",), hint="HOST", values=1),
+    Known(("--port",), hint="PORT", values=1),
+    Known(("--metrics",)),
+    Known(("--slots",), ("--no-slots",)),
+    Known(("--offline",)),
+    Known(("--log-jsonl",), ("--no-log-jsonl",)),
+    Known(("--log-colors",), hint="[on|off|auto]", values=1),
+    Known(("-cram", "--cache-ram"), hint="N", values=1),
+    Known(("--threads-http",), hint="N", values=1),
+    Known(("-fit", "--fit"), hint="[on|off]", values=1),
+    Known(("-c", "--ctx-size"), hint="N", values=1),
+    Known(("-np", "--parallel"), hint="N", values=1),
+    Known(("-fa", "--flash-attn"), hint="[on|off|auto]", values=1),
+    Known(("--jinja",), ("--no-jinja",)),
+    Known(("--warmup",), ("--no-warmup",)),
+    Known(("-kvu", "--kv-unified"), ("-no-kvu", "--no-kv-unified")),
+    Known(("--embedding", "--embeddings")),
+    Known(("--no-host",)),
+    Known(("--lora",), hint="FNAME", values=1),
+    Known(("--temp", "--temperature"), hint="N", values=1),
+    Known(("--control-vector-layer-range",), hint="START END", values=2),
+    Known(("--draft-max",), hint="N", values=1, description="is gone. use --n-max", removed=True),
+    Known(("-x", "--new-name", "--api-key"), hint="KEY", values=1),
+]
+TABLE: dict[str, Option] = {name: each for each in HELP for name in (*each.names, *each.negated)}
+
+ALWAYS = (
+    *("--model", "/etc/x.gguf", "--alias", "a", "--metrics", "--slots", "--offline"),
+    *("--log-jsonl", "--log-colors", "off", "--cache-ram", "1024"),
+)
+FIT_OFF = ("--fit", "off")
+
+
+def load(text: str) -> Config:
+    return load_config(text, path=None, base_dir="/etc", env={}, home="/home/me")
+
+
+def preset(args: str, rest: str = "") -> Config:
+    return load(f"models:\n  a:\n    model: x.gguf\n    args: {{{args}}}\n    {rest}\n")
+
+
+def words(config: Config, options: dict[str, Option] | None = TABLE) -> tuple[str, ...]:
+    return build_args(config.models["a"], config, options)
+
+
+def problems(config: Config, options: dict[str, Option] | None = TABLE) -> list[str]:
+    return [str(each) for each in check_args(config.models["a"], config, options)]
+
+
+def test_what_is_always_passed() -> None:
+    assert words(preset("")) == (*ALWAYS, "--threads-http", "20", *FIT_OFF)
+    assert words(preset(""), None) == words(preset(""))
+
+
+def test_what_an_older_binary_does_not_know_is_left_out() -> None:
+    newer = ("--log-jsonl", "--no-log-jsonl", "--offline", "--fit", "-fit")
+    older = {name: option for name, option in TABLE.items() if name not in newer}
+    left = [word for word in ALWAYS if word not in newer]
+    assert words(preset(""), older) == (*left, "--threads-http", "20")
+
+
+def test_cache_fit_and_threads() -> None:
+    config = load("memory: {cache_ram: 0}\nmodels: {a: {model: x, args: {np: 8}, concurrency: 2}}")
+    found = words(config)
+    assert found[found.index("--cache-ram") + 1] == "0"
+    assert found[found.index("--threads-http") + 1] == "24"
+    found = build_args(config.models["a"], config, TABLE, fit=True, cache_ram=3 << 20)
+    assert found[found.index("--cache-ram") + 1] == "3"
+    assert "--fit" not in found
+    config = load("models: {a: {model: x, args: {np: 1}, concurrency: 32}}")
+    assert words(config)[words(config).index("--threads-http") + 1] == "48"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("c: 4096", ("--ctx-size", "4096")),
+        ("ctx_size: 4096", ("--ctx-size", "4096")),
+        ("--ctx-size: 4096", ("--ctx-size", "4096")),
+        ("temp: 0.70", ("--temperature", "0.7")),
+        ("temp: 1e-5", ("--temperature", "1e-05")),
+        ("temp: '0.70'", ("--temperature", "0.70")),
+        ("jinja: true", ("--jinja",)),
+        ("jinja: false", ("--no-jinja",)),
+        ("jinja: off", ("--no-jinja",)),
+        ("no-warmup: true", ("--no-warmup",)),
+        ("no-warmup: false", ("--warmup",)),
+        ("no-kvu: true", ("--no-kv-unified",)),
+        ("no-host: true", ("--no-host",)),
+        ("no-host: false", ()),
+        ("embedding: true", ("--embeddings",)),
+        ("embedding: false", ()),
+        ("flash-attn: on", ("--flash-attn", "on")),
+        ("fa: true", ("--flash-attn", "on")),
+        ("fa: false", ("--flash-attn", "off")),
+        ("fa: auto", ("--flash-attn", "auto")),
+        ("lora: [a.gguf, ~/b.gguf]", ("--lora", "/etc/a.gguf", "--lora", "/home/me/b.gguf")),
+        ("lora: []", ()),
+        ("control-vector-layer-range: 3 9", ("--control-vector-layer-range", "3", "9")),
+    ],
+)
+def test_arguments(args: str, expected: tuple[str, ...]) -> None:
+    config = preset(args)
+    assert problems(config) == []
+    assert words(config)[words(preset("")).index("--fit") + 2 :] == expected
+
+
+def test_extra_comes_last_as_it_is() -> None:
+    found = words(preset("c: 1", "extra: [--top-k, 3, -ngl, -1, ~/x]"))
+    assert found[-7:] == ("--ctx-size", "1", "--top-k", "3", "-ngl", "-1", "~/x")[-7:]
+
+
+def test_the_preset_wins_over_the_defaults_in_any_spelling() -> None:
+    config = load("""
+defaults: {args: {c: 1, kv-unified: true, new-thing: 1, temp: 1}}
+models: {a: {model: x.gguf, args: {ctx-size: 2, no-kv-unified: true, newer-thing: 2}}}
+""")
+    renamed = Known(("--new-thing", "--newer-thing"), hint="N", values=1)
+    table = TABLE | dict.fromkeys(renamed.names, renamed)
+    found = words(config, table)
+    tail = ("--temperature", "1", "--ctx-size", "2", "--no-kv-unified", "--newer-thing", "2")
+    assert found[-len(tail) :] == tail
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (
+            "ctx-sise: 1",
+            "args.ctx-sise: this llama-server has no such option - did you mean ctx-size?",
+        ),
+        ("qqqq: 1", "this llama-server has no such option - see llama-server --help"),
+        ("c: true", "models.a.args.ctx-size: this option takes a value - write ctx-size: N"),
+        ("jinja: 3", "this option takes no value - write true or false"),
+        ("jinja: [true]", "this option takes no value - write true or false"),
+        (
+            "control-vector-layer-range: 3",
+            "takes 2 values - write control-vector-layer-range: START END",
+        ),
+        ("draft-max: 3", "is gone. use --n-max - see llama-server --help"),
+        ("port: 8081", "lswap sets --port itself: "),
+        ("m: y.gguf", "set the preset's key `model`"),
+        ("no-slots: true", "lswap sets --no-slots itself"),
+        ("new-name: secret", "clients' keys are lswap's business"),
+    ],
+)
+def test_arguments_that_are_refused(args: str, expected: str) -> None:
+    (message,) = problems(preset(args))
+    assert message.startswith("config:4: models.a.args.")
+    assert expected in message
+    assert words(preset(args)) == words(preset(""))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--host",
+        "--host=0.0.0.0",
+        "-a",
+        "-m",
+        "--cache_ram",
+        "-hf",
+        "--no-slots",
+        "--api-key",
+        "-fit",
+    ],
+)
+@pytest.mark.parametrize("options", [TABLE, None], ids=["table", "no table"])
+def test_owned_options_are_refused_in_extra(word: str, options: dict[str, Option] | None) -> None:
+    (message,) = problems(preset("", f"extra: ['{word}', x]"), options)
+    assert message.startswith("config:5: models.a.extra: lswap sets ")
+    assert f"{word.split('=', maxsplit=1)[0]} itself" in message
+
+
+def test_every_owned_option_is_refused_with_a_remedy() -> None:
+    for name in OWNED:
+        (message,) = problems(preset(f"{name}: x"), None)
+        assert " itself: " in message
+        assert " - " in message
+
+
+def test_an_inherited_problem_names_the_defaults() -> None:
+    config = load("defaults:\n  args:\n    port: 3\nmodels: {a: {model: x}}")
+    (message,) = problems(config)
+    assert message.startswith("config:3: defaults.args.port: ")
+
+
+def test_without_a_table_only_owned_options_are_refused() -> None:
+    config = preset("whatever: 1, thing: true, other: false, list: [1, 2]")
+    assert problems(config, None) == []
+    expected = ("--whatever", "1", "--thing", "--no-other", "--list", "1", "--list", "2")
+    assert words(config, None)[-8:] == expected
+
+
+def test_the_built_in_names_are_long_names() -> None:
+    for name in (*OWNED, *PATH_OPTIONS, *PATH_LISTS, *LONG_NAMES.values()):
+        assert long_name(name) == name
+
+
+def test_the_built_in_names_agree_with_a_real_binary(llama_server: str) -> None:
+    from llamaswap_py.engine.features import parse_options
+
+    done = subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True)
+    table = parse_options(done.stdout)
+    known = {name.lstrip("-"): option for name, option in table.items()}
+    assert {"ctx-size", "c", "parallel", "threads-http", "cache-ram"} <= known.keys()
+    for name, long in LONG_NAMES.items():
+        if name in known and long in known:
+            assert known[name] is known[long], name
+    config = preset("c: 512, np: 2, flash-attn: on, jinja: true, no-warmup: true, temp: 0.5")
+    options: dict[str, Option] = dict(table)
+    assert problems(config, options) == []
+    assert {word for word in words(config, options) if word.startswith("--")} <= table.keys()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from llamaswap_py.config.context import context_per_request, slots, warnings
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.records import Config
+
+
+def load(args: str, *, extra: str = "", top: str = "") -> Config:
+    text = f"models: {{a: {{model: x, args: {{{args}}}, extra: [{extra}]}}}}\n{top}"
+    return load_config(text, path=None, base_dir="/etc", env={}, home="/home/me")
+
+
+# Seen in `n_slots = …, n_ctx_slot = …` of llama-server b11434 with these arguments.
+@pytest.mark.parametrize(
+    ("args", "extra", "expected"),
+    [
+        ("c: 2048, np: 2", "", (2, 1024)),
+        ("c: 2048, np: 3", "", (3, 768)),
+        ("c: 2000", "", (4, 2048)),
+        ("c: 2048, np: 2, kvu: true", "", (2, 2048)),
+        ("c: 2048, np: 2, kv-unified: false", "", (2, 1024)),
+        ("c: 2048, kv-unified: false", "", (4, 2048)),
+        ("c: 1024, np: 1", "", (1, 1024)),
+        ("c: 2048, np: 2, kv-unified-per-slot: 600", "", (2, 600)),
+        ("kv-unified-per-slot: 600, np: 2", "", (2, 600)),
+        ("c: 0, np: 2", "", (2, None)),
+        ("", "", (4, None)),
+        ("c: many", "", (4, None)),
+        ("c: 512", "--ctx-size, 2048, -np, 2", (2, 1024)),
+        ("c: 2048, np: 2", "-kvu", (2, 2048)),
+        ("c: 2048, np: 2", "-kvu, --jinja", (2, 2048)),
+        ("c: 2048, np: 2, kvu: true", "-no-kvu", (2, 1024)),
+        ("c: 2048, np: 2, kvu: true, no-kv-unified: true", "", (2, 1024)),
+    ],
+)
+def test_context_per_request(args: str, extra: str, expected: tuple[int, int | None]) -> None:
+    preset = load(args, extra=extra).models["a"]
+    assert (slots(preset), context_per_request(preset)) == expected
+
+
+def test_a_share_under_half_is_warned_about() -> None:
+    assert warnings(load("c: 4096, np: 2")) == ()
+    assert warnings(load("c: 4096, np: 4, kvu: true")) == ()
+    (warning,) = warnings(load("c: 4096, np: 4"))
+    assert warning == (
+        "config:1: models.a: a request gets 1024 tokens of context: 4 slots divide ctx-size 4096 - "
+        "set kv-unified: true, or ctx-size: 16384"
+    )
+
+
+def test_a_queue_timeout_that_cuts_waiting_short_is_warned_about() -> None:
+    assert warnings(load("", top="policy: {queue: {timeout: 3m}}")) == ()
+    (warning,) = warnings(load("", top="policy: {queue: {timeout: 179s}}"))
+    assert warning.startswith("config:2: policy.queue.timeout: a request gives up after 3 m")
+    assert warning.endswith("max_wait + drain_timeout = 3 m")
