@@ -135,8 +135,13 @@ class Control:
         """Refuse everyone who waits for a preset."""
         for waiter in list(preset.queue):
             self.out.append(refuse(waiter))
-            self.world.dequeue(preset, waiter)
+            self.drop(preset, waiter)
         self.world.settle_demand(preset)
+
+    def drop(self, preset: Preset, waiter: Waiter) -> None:
+        """Take out a waiter that ends without a lease."""
+        self.world.dequeue(preset, waiter)
+        self.world.learning.ended(self.now)
 
     def forget_wish(self, preset: Preset) -> None:
         """Drop an operator's wish to have a preset loaded."""

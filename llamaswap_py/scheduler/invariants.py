@@ -1,4 +1,4 @@
-"""What must hold after every event, whatever happened. Run by tests and simulations, not by lswap."""
+"""What must hold after every event, whatever happened. For tests and simulations."""
 
 from __future__ import annotations
 

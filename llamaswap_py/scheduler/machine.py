@@ -129,6 +129,8 @@ class Scheduler:
         ):
             self._control.out.append(refusal)
             return False
+        again = event.since is not None
+        self.world.learning.arrived(event.preset, self._control.now, again=again)
         serving = preset.serving
         its_turn = not event.slot or not preset.queue
         if serving is not None and its_turn and serving.admits(slot=event.slot):
@@ -143,7 +145,7 @@ class Scheduler:
         found = self.world.waiters.get(event.request)
         if found is None:
             return False
-        self.world.dequeue(*found)
+        self._control.drop(*found)
         self._control.abandon_unwanted(found[0])
         return True
 
@@ -155,6 +157,9 @@ class Scheduler:
         del instance.leases[event.request]
         instance.generating -= lease.waiter.slot
         instance.last_used = self._control.now
+        self.world.learning.ended(self._control.now)
+        if not self.world.has_demand(instance):
+            self.world.learning.habits(instance.key.preset).became_idle(self._control.now)
         if event.outcome is ev.Outcome.OK and lease.waiter.slot:
             self._learn_service(instance, self._control.now - lease.granted_at)
         if self.world.demand or instance.state is not State.READY:
@@ -193,8 +198,9 @@ class Scheduler:
             preset.load_seconds = self._mean(preset.load_seconds, instance.load_seconds)
             preset.loads += 1
             preset.failure = None
-            preset.wanted_since = None
-            self.world.settle_demand(preset)
+            self._control.forget_wish(preset)
+            if not preset.queue:
+                self.world.learning.habits(instance.key.preset).became_idle(self._control.now)
         self._control.note("ready", instance, f"loaded in {instance.load_seconds:.2f} s")
         return True
 

@@ -104,12 +104,25 @@ class _Pass:
         self.plan.awaited = True
 
     def _evict_idle(self, preset: Preset, charge: Footprint, why: str) -> bool:
+        """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
         idle = [one for one in self.world.idle() if one.key not in self.going]
-        victims = choose_idle(charge, self.coming, idle)
+        ends = {one.key: self.world.linger_end(one, self.now) for one in idle}
+        over = [one for one in idle if ends[one.key] <= self.now]
+        victims = choose_idle(charge, self.coming, over, self._reload_cost)
+        if victims is not None:
+            self._evict(victims, preset, charge, why)
+            return True
+        victims = choose_idle(charge, self.coming, idle, self._reload_cost)
         if victims is None:
             return False
-        self._evict(victims, preset, charge, why)
+        self.plan.wake_at(min(ends[one.key] for one in victims if ends[one.key] > self.now))
+        for one in victims:
+            self._count_as_coming(one)
+        self._hold(charge)
         return True
+
+    def _reload_cost(self, one: Instance) -> float:
+        return self.world.reload_cost(one, self.now)
 
     def _evict(self, victims: list[Instance], preset: Preset, charge: Footprint, why: str) -> None:
         for one in victims:

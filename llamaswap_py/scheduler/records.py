@@ -80,6 +80,14 @@ class Policy:
     residency_cut: float = 2.0
     """… and for this many load times once a waiter is older than `max_wait`."""
     patience_floor: float = 0.1
+    linger: float = 0.25
+    """β: an idle incumbent whose memory is wanted stays β x its load time for a likely request."""
+    linger_floor: float = 0.03
+    linger_returns: float = 0.4
+    """… if at least this share of its idle gaps ended so soon with a request of its own."""
+    circulation_floor: float = 5.0
+    circulation_loads: float = 5.0
+    """Window, in seconds and in load times, in which a client counts as still circulating."""
     backoff_first: float = 1.0
     backoff_last: float = 60.0
     keep_load_from: float = 0.5

@@ -50,7 +50,7 @@ class Upkeep:
                 continue
             for waiter in [one for one in preset.queue if one.since + timeout <= now]:
                 self.control.out.append(self.control.refusals.timed_out(preset, waiter, now))
-                self.world.dequeue(preset, waiter)
+                self.control.drop(preset, waiter)
             self.control.abandon_unwanted(preset)
 
     def _enforce_drain_deadline(self, instance: Instance) -> None:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.records import Footprint
+from llamaswap_py.scheduler.records import Footprint, InstanceKey
 from llamaswap_py.scheduler.world import Instance
+
+EXACT = 10
+"""Up to so many candidates every set is tried; beyond, the cheapest per instance come first."""
 
 
 def choose_idle(
-    charge: Footprint, free: Amounts, idle: Iterable[Instance]
+    charge: Footprint,
+    free: Amounts,
+    idle: Sequence[Instance],
+    cost: Callable[[Instance], float],
 ) -> list[Instance] | None:
-    """Return idle instances whose memory makes `charge` fit, least recently used first.
+    """Return the idle instances whose memory makes `charge` fit at the least reload cost.
 
-    Returns None if even all of them do not suffice. Ties go to the name, so that equal states
-    give equal choices.
+    Returns None if even all of them do not suffice. Ties go to the smaller set, then to the least
+    recently used, then to the name, so that equal states give equal choices.
     """
-    order = sorted(idle, key=lambda one: (one.last_used, one.key))
-    return enough(charge, free, order)
+    costs = {one.key: cost(one) for one in idle}
+    order = sorted(idle, key=lambda one: (costs[one.key], one.last_used, one.key))
+    greedy = enough(charge, free, order)
+    if greedy is None or len(order) > EXACT:
+        return greedy
+
+    def rank(chosen: list[Instance]) -> tuple[float, int, list[tuple[float, InstanceKey]]]:
+        worth = math.fsum(costs[one.key] for one in chosen)
+        return worth, len(chosen), sorted((one.last_used, one.key) for one in chosen)
+
+    best = min(_sufficient(charge, free, order), key=rank)
+    return sorted(best, key=lambda one: (one.last_used, one.key))
+
+
+def _sufficient(
+    charge: Footprint, free: Amounts, order: list[Instance]
+) -> Iterator[list[Instance]]:
+    for size in range(1, len(order) + 1):
+        for chosen in combinations(order, size):
+            room = dict(free)
+            for one in chosen:
+                add(room, one.charge, 1)
+            if fits(charge, room):
+                yield list(chosen)
 
 
 def enough(charge: Footprint, free: Amounts, order: Sequence[Instance]) -> list[Instance] | None:

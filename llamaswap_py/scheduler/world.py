@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llamaswap_py.scheduler.actions import StopReason
+from llamaswap_py.scheduler.learning import Learning
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
     Failure,
@@ -118,6 +119,7 @@ class World:
         """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
         self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
         self.leases: dict[RequestId, Lease] = {}
+        self.learning = Learning()
 
     def add_preset(self, plan: PresetPlan) -> None:
         """Add a preset, or replace its plan."""
@@ -144,6 +146,32 @@ class World:
             since + self.policy.max_wait, incumbent.ready_at + self.policy.residency_cut * load
         )
         return min(end, cut)
+
+    def linger_end(self, idle: Instance, now: float) -> float:
+        """Return until when an idle instance whose memory is wanted waits for its own clients.
+
+        Contract: "Linger" in scheduler.md. At once if nobody who circulates can mean it, or if its
+        gate is closed, so that nobody could be served.
+        """
+        if idle.gate_for is not None:
+            return now
+        policy, name = self.policy, idle.key.preset
+        load = idle.load_seconds
+        window = max(policy.circulation_floor, policy.circulation_loads * load)
+        away = self.learning.circulation.away(now, window)
+        if not away:
+            return now
+        share = min(1.0, away / max(len(self.waiters), 1))
+        linger = min(max(policy.linger * load, policy.linger_floor) * share, load)
+        if self.learning.habits(name).returns_within(linger) < policy.linger_returns:
+            return now
+        return idle.last_used + linger
+
+    def reload_cost(self, instance: Instance, now: float) -> float:
+        """Return the expected seconds of loading per second that its eviction would cost."""
+        preset = self.presets.get(instance.key.preset)
+        load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
+        return load * self.learning.demand_rate(instance.key.preset, now)
 
     def has_demand(self, instance: Instance) -> bool:
         """Return whether anybody uses it or waits for it."""

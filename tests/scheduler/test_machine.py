@@ -129,7 +129,7 @@ def test_unknown_footprints_load_one_at_a_time() -> None:
     play.pass_time(2)
     assert play.loads() == ["a"]
     play.finish(first)
-    play.pass_time(2.2)
+    play.pass_time(2.7)
     assert play.loads() == ["a", "b"]
     assert play.granted(second)
 
@@ -207,6 +207,51 @@ def test_a_gate_reopens_when_its_claimer_leaves() -> None:
     play.feed(ev.RequestLeft(waiter))
     play.finish(first)
     assert play.granted(blocked) == (A, 1)
+
+
+def test_one_client_that_alternates_loses_nothing() -> None:
+    play = Play(plan("a", 60), plan("b", 60), stop_seconds=0.0)
+    for turn in range(20):
+        request = play.ask(A if turn % 2 == 0 else B)
+        play.pass_time(2)
+        assert play.granted(request), "the swap started at once"
+        play.finish(request)
+
+
+def test_an_idle_incumbent_lingers_for_a_client_that_circulates() -> None:
+    """β x load = 0.25 x 2 s, while one of two clients is away."""
+    play = Play(plan("a", 60), plan("b", 60))
+    first = _ready(play, A)
+    play.ask(B, client="two")
+    play.finish(first)
+    play.pass_time(0.4)
+    assert not play.actions(Stop)
+    again = play.ask(A)
+    assert play.granted(again), "it was worth the wait"
+    play.finish(again)
+    play.pass_time(0.6)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+
+
+def test_nobody_lingers_whose_clients_do_not_come_back_soon() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    for _ in range(4):
+        play.finish(_ready(play, A))
+        play.pass_time(20)
+    last = play.ask(A)
+    play.ask(B, client="two")
+    play.finish(last)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+
+
+def test_the_cheapest_set_gives_way_not_the_oldest() -> None:
+    play = Play(plan("a", 50), plan("b", 50), plan("c", 50))
+    for _ in range(10):
+        play.finish(_ready(play, A))
+    play.finish(_ready(play, B))
+    play.finish(_ready(play, C))
+    # a was used longest ago, but is asked for far more often than b.
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
 
 
 def test_one_hot_model_does_not_starve_another() -> None:

@@ -1,0 +1,159 @@
+"""What the scheduler learns from the requests it sees. Pure arithmetic over events and times.
+
+Four questions: how often is a preset asked for, what tends to follow it, does a request of its own
+end its idle gaps soon, and how many requests circulate that are not open right now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from llamaswap_py.scheduler.records import PresetId
+
+SHORT: Final = 30.0
+LONG: Final = 3600.0
+"""Seconds over which request rates decay, and by which successor chances become rates."""
+
+_SUCCESSOR_MEMORY: Final = 50.0
+"""Requests over which a successor count decays to 1/e."""
+_GAPS_KEPT: Final = 16
+
+
+@dataclass(slots=True)
+class Rate:
+    """Requests per second, decaying with time constant `tau` (seconds)."""
+
+    tau: float
+    value: float = 0.0
+    at: float = 0.0
+
+    def count(self, now: float) -> None:
+        """One request came."""
+        self.value = self.read(now) + 1 / self.tau
+        self.at = now
+
+    def read(self, now: float) -> float:
+        """Return the rate as of now."""
+        return self.value * math.exp(-max(now - self.at, 0.0) / self.tau)
+
+
+@dataclass(slots=True)
+class Habits:
+    """What is known of the requests for one preset."""
+
+    short: Rate = field(default_factory=lambda: Rate(SHORT))
+    long: Rate = field(default_factory=lambda: Rate(LONG))
+    idle_from: float | None = None
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS_KEPT))
+    """How long it was idle before the next request of its own, the newest last."""
+
+    def arrived(self, now: float) -> None:
+        """A request for it came."""
+        self.short.count(now)
+        self.long.count(now)
+        if self.idle_from is not None:
+            self.gaps.append(now - self.idle_from)
+            self.idle_from = None
+
+    def became_idle(self, now: float) -> None:
+        """Its last lease ended and nobody waits."""
+        self.idle_from = now
+
+    def returns_within(self, seconds: float) -> float:
+        """Return the share of idle gaps that ended so soon; 1 while there is no experience."""
+        if not self.gaps:
+            return 1.0
+        return sum(gap <= seconds for gap in self.gaps) / len(self.gaps)
+
+
+class Successors:
+    """Which preset follows which, counted over the last requests."""
+
+    def __init__(self) -> None:
+        self._rows: dict[PresetId, dict[PresetId, float]] = {}
+        self._last: PresetId | None = None
+
+    def arrived(self, preset: PresetId) -> None:
+        """A request for `preset` came."""
+        if self._last is not None:
+            row = self._rows.setdefault(self._last, {})
+            keep = math.exp(-1 / _SUCCESSOR_MEMORY)
+            for name in row:
+                row[name] *= keep
+            row[preset] = row.get(preset, 0.0) + 1.0
+        self._last = preset
+
+    def chances(self, preset: PresetId) -> tuple[float, float]:
+        """Return the chances that `preset` is the next request, and the one after."""
+        if self._last is None:
+            return 0.0, 0.0
+        first = self._shares(self._last)
+        second = sum(
+            share * self._shares(middle).get(preset, 0.0) for middle, share in first.items()
+        )
+        return first.get(preset, 0.0), second
+
+    def _shares(self, preset: PresetId) -> dict[PresetId, float]:
+        row = self._rows.get(preset, {})
+        total = sum(row.values())
+        return {name: count / total for name, count in row.items()} if total else {}
+
+
+class Circulation:
+    """The most requests that were open together in a window of time."""
+
+    def __init__(self) -> None:
+        # (until when so many were open, how many): counts fall from left to right, for a smaller
+        # count that ended earlier can never be the maximum again.
+        self._peaks: deque[tuple[float, int]] = deque()
+        self.open = 0
+
+    def opened(self, now: float) -> None:
+        """A request came."""
+        self.open += 1
+
+    def closed(self, now: float) -> None:
+        """A request ended; as many as were open with it were so until now."""
+        while self._peaks and self._peaks[-1][1] <= self.open:
+            self._peaks.pop()
+        self._peaks.append((now, self.open))
+        self.open -= 1
+
+    def away(self, now: float, window: float) -> int:
+        """Return m: the most open together in the last `window` seconds, less those open now."""
+        while self._peaks and self._peaks[0][0] < now - window:
+            self._peaks.popleft()
+        return max(self._peaks[0][1] - self.open, 0) if self._peaks else 0
+
+
+class Learning:
+    """All of it, fed by every arrival and every end of a request."""
+
+    def __init__(self) -> None:
+        self._habits: dict[PresetId, Habits] = {}
+        self.successors = Successors()
+        self.circulation = Circulation()
+
+    def habits(self, preset: PresetId) -> Habits:
+        """Return what is known of one preset."""
+        return self._habits.setdefault(preset, Habits())
+
+    def arrived(self, preset: PresetId, now: float, *, again: bool) -> None:
+        """A request for `preset` came; `again`: it was here before, and waits once more."""
+        self.circulation.opened(now)
+        if not again:
+            self.habits(preset).arrived(now)
+            self.successors.arrived(preset)
+
+    def ended(self, now: float) -> None:
+        """A request was answered, refused, or left."""
+        self.circulation.closed(now)
+
+    def demand_rate(self, preset: PresetId, now: float) -> float:
+        """Return the expected requests per second (scheduler.md, "Victims")."""
+        habits = self.habits(preset)
+        first, second = self.successors.chances(preset)
+        return habits.short.read(now) + habits.long.read(now) + (first + second / 2) / SHORT
