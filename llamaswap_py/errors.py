@@ -66,6 +66,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "not_implemented": (501, "server_error"),
     "upstream_failed": (502, "server_error"),
     "draining": (503, "server_error"),
+    "memory_full": (503, "server_error"),
     "model_failed": (503, "server_error"),
     "queue_timeout": (503, "server_error"),
     "unloaded": (503, "server_error"),

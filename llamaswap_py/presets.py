@@ -18,7 +18,15 @@ from llamaswap_py.devices import HOST, Device, placement_env
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
 from llamaswap_py.scheduler.ledger import Ledger
-from llamaswap_py.scheduler.records import Failure, Policy, Pool, PoolId, PresetId, PresetPlan
+from llamaswap_py.scheduler.records import (
+    Choice,
+    Failure,
+    Policy,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _FILE_OPTIONS = ("mmproj", "model-draft", "spec-draft-model", "lora", "control-vector")
@@ -125,12 +133,13 @@ def _prepare_one(
         options = engine.options
         problems += check_args(preset, config, options)
     problems += _device_problems(preset, config, devices)
-    plan = _plan(preset, config, devices, problems)
+    plan = _plan(preset, config, problems)
+    ledger.open_pools(plan)
     if not problems and (shortfall := ledger.shortfall(ledger.charge_of(plan), ())):
         where = config.where(f"models.{preset.id}.memory")
         remedy = "declare less memory, a lower margin, or a larger device"
         problems.append(PresetProblem(preset.id, where, f"it can never fit: {shortfall}", remedy))
-        plan = _plan(preset, config, devices, problems)
+        plan = _plan(preset, config, problems)
     found = engine if isinstance(engine, Engine) else None
     return Prepared(
         preset=preset,
@@ -205,17 +214,15 @@ def _device_problems(
     ]
 
 
-def _plan(
-    preset: Preset, config: Config, devices: tuple[Device, ...], problems: list[PresetProblem]
-) -> PresetPlan:
+def _plan(preset: Preset, config: Config, problems: list[PresetProblem]) -> PresetPlan:
     problem = None
     if problems:
         kind = "config"
         problem = Failure(kind, "; ".join(f"{one.where}: {one.message}" for one in problems))
+    placement = () if preset.device == "auto" else tuple(PoolId(one) for one in preset.device)
     return PresetPlan(
         preset=PresetId(preset.id),
-        footprint=_footprint(preset, config),
-        devices=_unmeasured_devices(preset, devices),
+        choices=(Choice(_footprint(preset, config), placement),),
         pin=preset.pin,
         ttl=preset.ttl,
         concurrency=preset.concurrency,
@@ -232,14 +239,6 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     footprint = {PoolId(device): size for device, size in preset.memory.items()}
     footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
     return footprint
-
-
-def _unmeasured_devices(preset: Preset, devices: tuple[Device, ...]) -> tuple[PoolId, ...]:
-    """Return where a preset of unknown footprint may take memory: its devices, or every GPU."""
-    if preset.device != "auto":
-        return tuple(PoolId(one) for one in preset.device)
-    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
-    return gpus or (PoolId(HOST),)
 
 
 def _placement(

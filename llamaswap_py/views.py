@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
-from llamaswap_py.scheduler.ledger import is_counting
 from llamaswap_py.scheduler.records import Decision, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import Instance, Preset
@@ -117,9 +116,8 @@ def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceV
 def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
     prepared = supervisor.prepared[name]
     preset = supervisor.scheduler.world.presets[PresetId(name)]
-    charge = supervisor.scheduler.world.ledger.charge_of(preset.plan)
-    bytes_needed = {str(pool): size for pool, size in charge.items() if not is_counting(pool)}
-    known = preset.plan.footprint is not None
+    choice = preset.serving.choice if preset.serving else preset.plan.choices[0]
+    known = choice.footprint is not None
     return ModelView(
         id=name,
         aliases=prepared.preset.aliases,
@@ -129,8 +127,8 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         leases=_leases(supervisor, preset),
         waiting=len(preset.queue),
         eta_seconds=supervisor.scheduler.eta(PresetId(name)),
-        footprint=bytes_needed if known else None,
-        footprint_source="declared" if known else "unknown",
+        footprint={str(pool): size for pool, size in (choice.footprint or {}).items()} or None,
+        footprint_source=choice.source if known else "unknown",
         context_per_request=context_per_request(prepared.preset),
         loads=preset.loads,
         load_seconds=preset.load_seconds,

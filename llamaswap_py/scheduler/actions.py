@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from llamaswap_py.scheduler.records import Decision, InstanceKey, PresetId, RequestId
+from llamaswap_py.scheduler.records import (
+    ANY_CHOICE,
+    Choice,
+    Decision,
+    InstanceKey,
+    PresetId,
+    RequestId,
+)
 
 
 class StopReason(Enum):
@@ -40,9 +47,10 @@ MAY_INTERRUPT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a child for this instance."""
+    """Start a child for this instance, as `choice` says: its variant, on its devices."""
 
     instance: InstanceKey
+    choice: Choice = ANY_CHOICE
 
 
 @dataclass(frozen=True, slots=True)

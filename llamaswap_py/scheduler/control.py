@@ -16,7 +16,7 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     StopReason,
 )
-from llamaswap_py.scheduler.records import Decision, Failure, InstanceKey, PresetId
+from llamaswap_py.scheduler.records import Choice, Decision, Failure, InstanceKey, PresetId
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.states import State, Trigger
 from llamaswap_py.scheduler.waiting import Waiter
@@ -38,19 +38,19 @@ class Control:
         self._epoch = first_epoch
         self._sequence = 0
 
-    def spawn(self, preset: Preset, why: str) -> None:
+    def spawn(self, preset: Preset, choice: Choice, why: str) -> None:
         """Start an instance; its memory is charged from now until it is proven gone."""
         key = InstanceKey(preset.plan.preset, self._epoch)
         self._epoch += 1
-        charge = self.world.ledger.charge_of(preset.plan)
-        instance = Instance(key, preset.plan, charge, self.now)
+        charge = self.world.ledger.charge_of(preset.plan, choice)
+        instance = Instance(key, preset.plan, choice, charge, self.now)
         self.world.instances[key] = instance
         self.world.ledger.charges[key] = charge
         preset.serving = instance
         preset.evicted_at = None
         self.loads += 1
         self.note("load", instance, why or "nothing limits it")
-        self.out.append(Spawn(key))
+        self.out.append(Spawn(key, choice))
 
     def grant(self, waiter: Waiter, instance: Instance) -> None:
         """Open a lease."""
@@ -111,12 +111,29 @@ class Control:
             return
         preset.failures += 1
         preset.failure = failure
+        if loading and failure.kind == "out_of_memory" and self._retry_memory(preset, instance):
+            return
         steps = preset.failures - (1 if loading else 2)
         if steps >= 0:
             pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
             preset.retry_at = self.now + pause
             preset.wanted_since = None
             self.reject_all(preset, self.refusals.failed(preset, self.now))
+
+    def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
+        """Evict what is idle beside a load that ran out of memory, and try once more."""
+        beside = [one for one in self.world.idle() if set(one.charge) & set(failed.charge)]
+        wanted = preset.queue or preset.wanted_since is not None
+        if preset.retried_memory or not beside or not wanted:
+            return False
+        preset.retried_memory = True
+        preset.failures -= 1
+        preset.after = frozenset(one.key for one in beside)
+        for one in beside:
+            self.evictions += 1
+            why = f"{preset.plan.preset} ran out of memory beside it and is tried once more"
+            self.stop(one, StopReason.EVICTED, why)
+        return True
 
     def abandon_unwanted(self, preset: Preset) -> None:
         """Stop a load that nobody wants any more, unless it is far enough to be worth keeping."""
@@ -147,6 +164,10 @@ class Control:
         """Drop an operator's wish to have a preset loaded."""
         preset.wanted_since = None
         self.world.settle_demand(preset)
+
+    def settled_late(self, key: InstanceKey) -> None:
+        """Record that a device did not show a reaped child's bytes back in time."""
+        self._decide("settled", key.preset, key.epoch, "its memory did not show up as free in time")
 
     def note(self, kind: str, instance: Instance, reason: str) -> None:
         """Record a decision about an instance."""

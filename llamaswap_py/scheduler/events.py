@@ -32,6 +32,9 @@ class RequestArrived:
     """A client wants a preset. `slot`: it generates; otherwise it only needs a ready child.
 
     `since` is when it first arrived, if it comes back after its lease was revoked unused.
+    `patience` is how many seconds it waits at most, if less than the policy says. `when_full`
+    overrules the preset's; `substitutable` says whether another model could answer at all.
+    `parent` is the request under which this one was made.
     """
 
     request: RequestId
@@ -40,6 +43,11 @@ class RequestArrived:
     slot: bool = True
     autoload: bool = True
     since: float | None = None
+    priority: int = 0
+    patience: float | None = None
+    when_full: str = ""
+    substitutable: bool = True
+    parent: RequestId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,7 @@ class PinChanged:
 
 @dataclass(frozen=True, slots=True)
 class PoolsMeasured:
-    """The memory pools, as measured or declared."""
+    """The memory pools, as measured or declared. `strangers` in them exclude our own children."""
 
     pools: Mapping[PoolId, Pool]
 

@@ -12,12 +12,12 @@ from llamaswap_py.scheduler.world import World
 def check(scheduler: Scheduler) -> None:
     """Raise AssertionError, with words, if the scheduler's state contradicts itself."""
     world = scheduler.world
-    _check_requests(world)
+    _check_requests(world, scheduler.now)
     _check_instances(world)
     _check_ledger(world)
 
 
-def _check_requests(world: World) -> None:
+def _check_requests(world: World, now: float) -> None:
     queued = {w.request for preset in world.presets.values() for w in preset.queue}
     assert queued == set(world.waiters), "queues and the index of waiters differ"
     leased = {one for instance in world.instances.values() for one in instance.leases}
@@ -26,7 +26,7 @@ def _check_requests(world: World) -> None:
     for name, preset in world.presets.items():
         wanted = bool(preset.queue) or preset.wanted_since is not None
         assert wanted == (name in world.demand), f"demand for {name} is not what its queue says"
-        waiter, serving = preset.queue.peek(), preset.serving
+        waiter, serving = preset.queue.peek(now), preset.serving
         if waiter is not None and serving is not None:
             assert not serving.admits(slot=waiter.slot), f"{name} could serve but lets wait"
 

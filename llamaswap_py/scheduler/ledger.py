@@ -1,15 +1,18 @@
 """The memory ledger: what is promised to whom, per pool, and what still fits.
 
-Two rules that are no bytes are kept as pools too, so that one arithmetic serves all: `max_loaded`
-is a pool of that many places, and a preset of unknown footprint takes the only place of the pool
-`unmeasured@DEVICE`. Claims, victim search and explanations need no second case for them.
+Three rules that are no bytes are kept as pools too, so that one arithmetic serves all: `max_loaded`
+is a pool of that many places, an exclusive group has one place, and a preset of unknown footprint
+takes the only place of the pool `unmeasured@DEVICE`. Claims, victim search and explanations need
+no second case for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from llamaswap_py.scheduler.records import (
+    Choice,
     Footprint,
     InstanceKey,
     Policy,
@@ -19,10 +22,24 @@ from llamaswap_py.scheduler.records import (
 )
 from llamaswap_py.units import format_size
 
+HOST = PoolId("host")
 LOADED = PoolId("max_loaded")
 _UNMEASURED = "unmeasured@"
+_EXCLUSIVE = "exclusive@"
 
 Amounts = dict[PoolId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """The charge of a reaped child that its devices do not show back yet.
+
+    `strangers` are other programs' bytes just before; at `until` it counts no longer.
+    """
+
+    charge: Footprint
+    strangers: Mapping[PoolId, int]
+    until: float
 
 
 class Ledger:
@@ -31,37 +48,93 @@ class Ledger:
     def __init__(self, pools: Mapping[PoolId, Pool], policy: Policy) -> None:
         self.policy = policy
         self.charges: dict[InstanceKey, Footprint] = {}
+        self.settling: dict[InstanceKey, Settling] = {}
         self.pools: dict[PoolId, Pool] = {}
         self.measure(pools)
 
     def measure(self, pools: Mapping[PoolId, Pool]) -> None:
-        """Replace the pools of bytes; charges and counting pools stay."""
+        """Replace the pools of bytes; charges and counting pools stay.
+
+        A stopped child's charge ends once strangers hold no more than before it was reaped, give
+        or take a twentieth of the charge: what it held is back.
+        """
         places = {pool: size for pool, size in self.pools.items() if is_counting(pool)}
         self.pools = {**pools, **places}
         if self.policy.max_loaded:
             self.pools[LOADED] = Pool(self.policy.max_loaded)
+        for key, left in list(self.settling.items()):
+            if all(self._is_back(pool, left) for pool in left.charge):
+                del self.settling[key]
 
-    def charge_of(self, plan: PresetPlan) -> Footprint:
-        """Return what an instance of `plan` takes from each pool, counting pools included."""
-        charge: Amounts = dict(plan.footprint or {})
+    def _is_back(self, pool: PoolId, left: Settling) -> bool:
+        now = self.pools[pool].strangers if pool in self.pools else 0
+        return now - left.strangers.get(pool, 0) <= left.charge[pool] / 20
+
+    def release(self, key: InstanceKey, now: float) -> None:
+        """End the charge of a reaped child: at once, or when its devices show the bytes back."""
+        charge = self.charges.pop(key, {})
+        watched = {
+            pool: size
+            for pool, size in charge.items()
+            if pool in self.pools and self.pools[pool].watched
+        }
+        if watched:
+            before = {pool: self.pools[pool].strangers for pool in watched}
+            self.settling[key] = Settling(watched, before, now + self.policy.settle)
+
+    def settle(self, now: float) -> list[InstanceKey]:
+        """End the charges whose settle time ran out, and return whose they were."""
+        late = [key for key, left in self.settling.items() if left.until <= now]
+        for key in late:
+            del self.settling[key]
+        return late
+
+    def charge_of(self, plan: PresetPlan, choice: Choice | None = None) -> Footprint:
+        """Return what an instance takes from each pool, counting pools included.
+
+        Without a `choice`, of the plan's first one.
+        """
+        choice = choice or plan.choices[0]
+        charge: Amounts = dict(choice.footprint or {})
         if self.policy.max_loaded:
             charge[LOADED] = 1
-        elif plan.footprint is None:
-            charge.update(dict.fromkeys(_unmeasured(plan), 1))
+        elif choice.footprint is None:
+            charge.update(dict.fromkeys(self._unmeasured(choice), 1))
+        charge.update(dict.fromkeys(_exclusive(plan), 1))
         return charge
 
     def open_pools(self, plan: PresetPlan) -> None:
-        """Make sure that the counting pools exist which `plan` is charged to."""
-        if plan.footprint is None and not self.policy.max_loaded:
-            for pool in _unmeasured(plan):
+        """Make sure that the counting pools exist which `plan` may be charged to."""
+        for choice in plan.choices:
+            for pool in (*_exclusive(plan), *self._unmeasured(choice)):
                 self.pools.setdefault(pool, Pool(1))
 
+    def _unmeasured(self, choice: Choice) -> list[PoolId]:
+        """Return the counting pools of a choice: of its devices, else of every GPU, else host."""
+        gpus = [pool for pool in self.pools if pool != HOST and not is_counting(pool)]
+        return [PoolId(_UNMEASURED + device) for device in choice.devices or gpus or (HOST,)]
+
     def free(self) -> Amounts:
-        """Return bytes per pool that may still be promised: total - margin - charges."""
-        free = {pool: size.total - size.margin for pool, size in self.pools.items()}
+        """Return bytes per pool that may still be promised; negative where strangers took them.
+
+        total - margin - strangers - charges. What a reaped child has not given back yet shows up
+        as strangers' too: there it is counted once.
+        """
+        free = {
+            pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
+        }
         for charge in self.charges.values():
             add(free, charge, -1)
+        owed: Amounts = {}
+        for left in self.settling.values():
+            add(owed, left.charge, 1)
+        for pool, size in owed.items():
+            shown = min(left.strangers[pool] for left in self._settling_in(pool))
+            free[pool] -= max(size - max(self.pools[pool].strangers - shown, 0), 0)
         return free
+
+    def _settling_in(self, pool: PoolId) -> list[Settling]:
+        return [left for left in self.settling.values() if pool in left.charge]
 
     def shortfall(self, charge: Footprint, kept: Iterable[InstanceKey]) -> str:
         """Say why `charge` can never fit beside the instances `kept`; empty if it can."""
@@ -85,6 +158,8 @@ class Ledger:
             row += f" · free {amount(pool, max(free.get(pool, 0), 0))}"
             if margin := self.pools[pool].margin:
                 row += f" · margin {amount(pool, margin)}"
+            if strangers := self.pools[pool].strangers:
+                row += f" · other programs {amount(pool, strangers)}"
             rows.append(row)
         return "; ".join(rows)
 
@@ -110,19 +185,21 @@ def fits(charge: Footprint, free: Mapping[PoolId, int]) -> bool:
     return all(size <= free.get(pool, -1) for pool, size in charge.items())
 
 
-def _unmeasured(plan: PresetPlan) -> list[PoolId]:
-    return [PoolId(_UNMEASURED + device) for device in plan.devices or (PoolId("host"),)]
+def _exclusive(plan: PresetPlan) -> list[PoolId]:
+    return [PoolId(_EXCLUSIVE + group) for group in plan.groups]
 
 
 def is_counting(pool: PoolId) -> bool:
     """Return whether the pool holds places, not bytes."""
-    return pool == LOADED or pool.startswith(_UNMEASURED)
+    return pool == LOADED or pool.startswith((_UNMEASURED, _EXCLUSIVE))
 
 
 def pool_name(pool: PoolId) -> str:
     """Return a pool's name for people."""
     if pool.startswith(_UNMEASURED):
-        return f"{pool.removeprefix(_UNMEASURED)} (memory not declared: one at a time)"
+        return f"{pool.removeprefix(_UNMEASURED)} (memory unknown: one at a time)"
+    if pool.startswith(_EXCLUSIVE):
+        return f"group {pool.removeprefix(_EXCLUSIVE)} (exclusive)"
     return str(pool)
 
 

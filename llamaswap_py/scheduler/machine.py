@@ -87,6 +87,11 @@ class Scheduler:
         return self._control.evictions
 
     @property
+    def now(self) -> float:
+        """The time of the last event."""
+        return self._control.now
+
+    @property
     def closing(self) -> bool:
         """Whether a shutdown was asked for."""
         return self._upkeep.closing_at is not None
@@ -111,6 +116,8 @@ class Scheduler:
     def _settle(self) -> None:
         self._upkeep.run()
         plan = make_plan(self.world, self._control.now)
+        while self._turn_away(plan):
+            plan = make_plan(self.world, self._control.now)
         self._carry_out(plan)
         self._grant_waiting()
         self._deadline = self._upkeep.next_deadline(plan.wake)
@@ -120,7 +127,7 @@ class Scheduler:
     def _request_arrived(self, event: ev.RequestArrived) -> bool:
         preset = self.world.presets.get(event.preset)
         since = self._control.now if event.since is None else event.since
-        waiter = Waiter(event.request, event.client, event.slot, since)
+        waiter = self._waiter(event, preset, since)
         if preset is None:
             self._control.out.append(self._control.refusals.unknown(event))
             return False
@@ -138,6 +145,21 @@ class Scheduler:
             return False
         self.world.enqueue(preset, waiter)
         return True
+
+    def _waiter(self, event: ev.RequestArrived, preset: Preset | None, since: float) -> Waiter:
+        when_full = event.when_full or (preset.plan.when_full if preset else "wait")
+        if when_full.startswith("substitute") and not event.substitutable:
+            when_full = "wait"
+        return Waiter(
+            event.request,
+            event.client,
+            event.slot,
+            since,
+            event.priority,
+            None if event.patience is None else since + event.patience,
+            when_full,
+            event.parent,
+        )
 
     def _request_left(self, event: ev.RequestLeft) -> bool:
         if event.request in self.world.leases:  # the grant crossed its leaving
@@ -198,6 +220,8 @@ class Scheduler:
             preset.load_seconds = self._mean(preset.load_seconds, instance.load_seconds)
             preset.loads += 1
             preset.failure = None
+            preset.retried_memory = False
+            preset.after = frozenset()
             self._control.forget_wish(preset)
             if not preset.queue:
                 self.world.learning.habits(instance.key.preset).became_idle(self._control.now)
@@ -218,7 +242,7 @@ class Scheduler:
             return False
         before = instance.state
         instance.move(Trigger.EXITED)
-        self.world.ledger.charges.pop(instance.key, None)
+        self.world.ledger.release(instance.key, self._control.now)
         self._control.detach(instance)
         if before is State.LOADING or (event.failure and before is not State.STOPPING):
             failure = event.failure or Failure("exited", "it ended while loading", 0)
@@ -317,6 +341,45 @@ class Scheduler:
 
     # The pass
 
+    def _turn_away(self, plan: Plan) -> bool:
+        """Refuse or redirect those who do not want to wait; True if the plan must be made anew.
+
+        Whoever is redirected waits from then on, so this comes to an end.
+        """
+        refusals = self._control.refusals
+        for preset, waiter in plan.deadlocked:
+            self._control.out.append(refusals.would_deadlock(preset, waiter))
+            self._control.drop(preset, waiter)
+        for preset, waiter, why in plan.full:
+            self._turn_one_away(preset, waiter, why)
+        return bool(plan.deadlocked or plan.full)
+
+    def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
+        now, how = self._control.now, waiter.when_full
+        if how == "refuse":
+            self._control.note_preset("refused", preset, f"would disturb what runs: {why}")
+            self._control.out.append(self._control.refusals.full(preset, waiter, why, now))
+            self._control.drop(preset, waiter)
+            return
+        waiter.when_full = "wait"
+        other = self._substitute(preset, how.removeprefix("substitute:"))
+        if other is not None:
+            self._control.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
+            self.world.dequeue(preset, waiter)
+            self.world.enqueue(other, waiter)
+
+    def _substitute(self, preset: Preset, name: str) -> Preset | None:
+        """Return the preset to ask instead: a named one, or the one used last of those loaded."""
+        if name != "loaded":
+            return self.world.presets.get(PresetId(name))
+        loaded = [
+            one.serving
+            for one in self.world.presets.values()
+            if one is not preset and one.serving and one.serving.admits(slot=False)
+        ]
+        best = max(loaded, key=lambda one: (one.last_used, one.key), default=None)
+        return None if best is None else self.world.presets[best.key.preset]
+
     def _carry_out(self, plan: Plan) -> None:
         for preset, shortfall in plan.impossible:
             self._control.note_preset("refused", preset, f"can never fit: {shortfall}")
@@ -327,11 +390,14 @@ class Scheduler:
             self._control.forget_wish(preset)
         for instance, winner, why in plan.evictions:
             self._control.evictions += 1
-            self.world.presets[winner].evicted_at = self._control.now
-            self._control.stop(instance, StopReason.EVICTED, f"makes room for {winner} ({why})")
+            reason = why
+            if winner is not None:
+                self.world.presets[winner].evicted_at = self._control.now
+                reason = f"makes room for {winner} ({why})"
+            self._control.stop(instance, StopReason.EVICTED, reason)
         self._set_gates(plan)
-        for preset, why in plan.spawns:
-            self._control.spawn(preset, why)
+        for preset, choice, why in plan.spawns:
+            self._control.spawn(preset, choice, why)
 
     def _set_gates(self, plan: Plan) -> None:
         """Close and reopen gates as planned, and run the clock of each drain somebody awaits."""
@@ -359,9 +425,11 @@ class Scheduler:
         for name in list(self.world.demand):
             preset = self.world.presets[name]
             serving = preset.serving
-            while serving and (waiter := preset.queue.peek()) and serving.admits(slot=waiter.slot):
-                preset.queue.pop()
-                del self.world.waiters[waiter.request]
+            now = self._control.now
+            while serving and (waiter := preset.queue.peek(now)):
+                if not serving.admits(slot=waiter.slot):
+                    break
+                self.world.dequeue(preset, waiter)
                 self._control.grant(waiter, serving)
             self.world.settle_demand(preset)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.records import Footprint, InstanceKey, PresetId
+from llamaswap_py.scheduler.placing import Option, best_fit, possible_options
+from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.victims import choose_idle, enough
+from llamaswap_py.scheduler.waiting import Waiter
 from llamaswap_py.scheduler.world import Instance, Preset, World
 
 
@@ -21,7 +23,6 @@ class Claim:
     """A waiter's hold on instances that will make room for it."""
 
     preset: PresetId
-    victims: list[Instance]
     why: str
 
 
@@ -29,8 +30,12 @@ class Claim:
 class Plan:
     """What a pass decided. `wake` is when a gate would close or a claim become possible."""
 
-    spawns: list[tuple[Preset, str]] = field(default_factory=list)
-    evictions: list[tuple[Instance, PresetId, str]] = field(default_factory=list)
+    spawns: list[tuple[Preset, Choice, str]] = field(default_factory=list)
+    evictions: list[tuple[Instance, PresetId | None, str]] = field(default_factory=list)
+    full: list[tuple[Preset, Waiter, str]] = field(default_factory=list)
+    """Waiters that rather not wait for busy memory."""
+    deadlocked: list[tuple[Preset, Waiter]] = field(default_factory=list)
+    """Waiters whose model could only load by ending the very request they belong to."""
     claims: dict[InstanceKey, Claim] = field(default_factory=dict)
     closed: dict[InstanceKey, PresetId] = field(default_factory=dict)
     impossible: list[tuple[Preset, str]] = field(default_factory=list)
@@ -63,32 +68,73 @@ class _Pass:
         self.going: set[InstanceKey] = set()
 
     def run(self) -> Plan:
+        self._give_way()
         wants = [
-            (since, preset.plan.preset, preset)
+            (self._urgency(preset), since, preset.plan.preset, preset)
             for preset in (self.world.presets[one] for one in self.world.demand)
             if preset.serving is None and (since := preset.since) is not None
         ]
-        for since, _, preset in sorted(wants, key=_turn):
+        for _, since, _, preset in sorted(wants, key=_turn):
             self._place(preset, since)
         return self.plan
 
+    def _urgency(self, preset: Preset) -> int:
+        return preset.plan.priority + preset.queue.urgency(self.now)
+
+    def _give_way(self) -> None:
+        """Evict idle instances where other programs took promised memory, or the margin."""
+        short = {pool: 0 for pool, size in self.coming.items() if size < 0}
+        if not short:
+            return
+        idle = list(self.world.idle())
+        victims = choose_idle(short, self.coming, idle, self._reload_cost)
+        if victims is None:
+            victims = [one for one in idle if set(one.charge) & set(short)]
+        for one in victims:
+            why = "other programs took memory: " + self.world.ledger.explain(short, self.free)
+            self.plan.evictions.append((one, None, why))
+            self._count_as_coming(one)
+
     def _place(self, preset: Preset, since: float) -> None:
-        ledger = self.world.ledger
-        charge = ledger.charge_of(preset.plan)
-        if shortfall := ledger.shortfall(charge, self._pinned(preset)):
+        options, shortfall = possible_options(self.world, preset, self._pinned(preset))
+        if not options:
             self.plan.impossible.append((preset, shortfall))
             return
-        why = ledger.explain(charge, self.free)
-        if fits(charge, self.free) and fits(charge, self.coming):
-            self.plan.spawns.append((preset, why))
-            add(self.free, charge, -1)
-            add(self.coming, charge, -1)
-        elif fits(charge, self.coming):
-            self._hold(charge)
+        if any(key in self.world.instances for key in preset.after):
+            self._hold(options[0].charge)
+            return
+        option = best_fit(options, self.free, self.coming)
+        if option is not None:
+            self.plan.spawns.append((preset, option.choice, self._why(option)))
+            add(self.free, option.charge, -1)
+            add(self.coming, option.charge, -1)
+            return
+        on_its_way = next((one for one in options if fits(one.charge, self.coming)), None)
+        if on_its_way is not None:
+            self._hold(on_its_way.charge)
         elif not preset.wanted_by_eviction and not preset.queue:
-            self.plan.given_up.append((preset, why))
-        elif not self._evict_idle(preset, charge, why):
-            self._claim(preset, since, charge, why)
+            self.plan.given_up.append((preset, self._why(options[0])))
+        elif not self._evict_idle(preset, options):
+            self._disturb(preset, since, options)
+
+    def _disturb(self, preset: Preset, since: float, options: list[Option]) -> None:
+        """Only busy instances could make room: who wants that, and whom it would not end?"""
+        kept = self._pinned(preset)
+        spared: set[InstanceKey] = set()
+        for waiter in preset.queue:
+            above = self.world.ancestors(waiter)
+            if above and not possible_options(self.world, preset, [*kept, *above])[0]:
+                self.plan.deadlocked.append((preset, waiter))
+            elif waiter.when_full != "wait":
+                self.plan.full.append((preset, waiter, self._why(options[0])))
+            else:
+                spared |= above
+        gone = sum(one is preset for one, *_ in (*self.plan.deadlocked, *self.plan.full))
+        if gone < len(preset.queue) or preset.wanted_since is not None:
+            self._claim(preset, since, options, spared)
+
+    def _why(self, option: Option) -> str:
+        return self.world.ledger.explain(option.charge, self.free)
 
     def _pinned(self, newcomer: Preset) -> list[InstanceKey]:
         """Return instances that no eviction would ever free."""
@@ -103,60 +149,101 @@ class _Pass:
         add(self.coming, charge, -1)
         self.plan.awaited = True
 
-    def _evict_idle(self, preset: Preset, charge: Footprint, why: str) -> bool:
+    def _evict_idle(self, preset: Preset, options: list[Option]) -> bool:
         """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
         idle = [one for one in self.world.idle() if one.key not in self.going]
         ends = {one.key: self.world.linger_end(one, self.now) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
-        victims = choose_idle(charge, self.coming, over, self._reload_cost)
-        if victims is not None:
-            self._evict(victims, preset, charge, why)
+        if found := self._cheapest(options, over):
+            self._evict(found[1], preset, found[0])
             return True
-        victims = choose_idle(charge, self.coming, idle, self._reload_cost)
-        if victims is None:
+        found = self._cheapest(options, idle)
+        if found is None:
             return False
+        option, victims = found
         self.plan.wake_at(min(ends[one.key] for one in victims if ends[one.key] > self.now))
         for one in victims:
             self._count_as_coming(one)
-        self._hold(charge)
+        self._hold(option.charge)
         return True
+
+    def _cheapest(
+        self, options: list[Option], idle: list[Instance]
+    ) -> tuple[Option, list[Instance]] | None:
+        """Return the best variant's placement whose victims cost the least reloading."""
+        found = [
+            (option, victims)
+            for option in options
+            if (victims := choose_idle(option.charge, self.coming, idle, self._reload_cost))
+        ]
+
+        def rank(pair: tuple[Option, list[Instance]]) -> tuple[int, float, int]:
+            return pair[0].variant, sum(map(self._reload_cost, pair[1])), len(pair[1])
+
+        return min(found, key=rank, default=None)
 
     def _reload_cost(self, one: Instance) -> float:
         return self.world.reload_cost(one, self.now)
 
-    def _evict(self, victims: list[Instance], preset: Preset, charge: Footprint, why: str) -> None:
+    def _evict(self, victims: list[Instance], preset: Preset, option: Option) -> None:
+        why = self._why(option)
         for one in victims:
             self.plan.evictions.append((one, preset.plan.preset, why))
             self._count_as_coming(one)
-        self._hold(charge)
+        self._hold(option.charge)
 
     def _count_as_coming(self, one: Instance) -> None:
         self.going.add(one.key)
         add(self.coming, one.charge, 1)
 
-    def _claim(self, preset: Preset, since: float, charge: Footprint, why: str) -> None:
+    def _claim(
+        self, preset: Preset, since: float, options: list[Option], spared: set[InstanceKey]
+    ) -> None:
         """Claim busy instances once the waiter's patience is over (contract: "Claim and gate")."""
         patient_until = since + self.world.patience(preset)
         if self.now < patient_until:
             self.plan.wake_at(patient_until)
             return
         name = preset.plan.preset
-        victims = enough(charge, self.coming, self._claimable(name, since))
-        if victims is None:
+        order = [one for one in self._claimable(name, since) if one.key not in spared]
+        found = self._least_disturbing(name, since, options, order)
+        if found is None:
             return  # somebody is still loading; its readiness is the next event
-        ends = self._gate_ends(victims, since)
+        option, victims, ends = found
         closed = [one for one in victims if self.now >= ends[one.key]]
         if len(closed) == len(victims) and not any(one.leases for one in victims):
-            self._evict(victims, preset, charge, why)
+            self._evict(victims, preset, option)
             return
         for one in victims:
-            self.plan.claims[one.key] = Claim(name, victims, why)
+            self.plan.claims[one.key] = Claim(name, self._why(option))
             self._count_as_coming(one)
             if one in closed:
                 self.plan.closed[one.key] = name
             else:
                 self.plan.wake_at(ends[one.key])
-        self._hold(charge)
+        self._hold(option.charge)
+
+    def _least_disturbing(
+        self, name: PresetId, since: float, options: list[Option], order: list[Instance]
+    ) -> tuple[Option, list[Instance], dict[InstanceKey, float]] | None:
+        """Return the option to claim for, its victims and when their gates close.
+
+        What was claimed before stays claimed; then the best variant, then the earliest gates.
+        """
+        found = [
+            (option, victims, self._gate_ends(victims, since))
+            for option in options
+            if (victims := enough(option.charge, self.coming, order)) is not None
+        ]
+
+        def rank(
+            one: tuple[Option, list[Instance], dict[InstanceKey, float]],
+        ) -> tuple[bool, int, float, int]:
+            option, victims, ends = one
+            moved = any(victim.claimed_by != name for victim in victims)
+            return moved, option.variant, max(ends.values(), default=0.0), len(victims)
+
+        return min(found, key=rank, default=None)
 
     def _claimable(self, name: PresetId, since: float) -> list[Instance]:
         """Return ready, unpinned instances: claimed before, then idle, then longest-running."""
@@ -188,11 +275,15 @@ class _Pass:
         return {one.key: busy.get(one.key, last) for one in victims}
 
 
-def _turn(want: tuple[float, PresetId, Preset]) -> tuple[bool, float, PresetId]:
-    """Order wants: whose memory is being freed, then the oldest.
+def _turn(
+    want: tuple[int, float, PresetId, Preset],
+) -> tuple[bool, int, float, PresetId]:
+    """Order wants: whose memory is being freed, then by priority, then the oldest.
 
     Without the first, waiters of an evicted preset, who are older, would take their memory back.
     """
-    since, name, preset = want
+    urgency, since, name, preset = want
     started = preset.evicted_at
-    return started is None, since if started is None else started, name
+    if started is not None:
+        return False, 0, started, name
+    return True, -urgency, since, name

@@ -38,25 +38,56 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Memory that instances share, in bytes; `margin` is left free, always."""
+    """Memory that instances share, in bytes; `margin` is left free, always.
+
+    `strangers` is what other programs hold. `watched`: it is measured again and again, so a
+    stopped child counts until the device shows its bytes back; a declared pool is not.
+    """
 
     total: int
     margin: int = 0
+    strangers: int = 0
+    watched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to load a preset: a variant on a placement, and what that takes.
+
+    `footprint` None means unknown: then such presets load one at a time per pool named in
+    `devices`, unless `Policy.max_loaded` says how many may be loaded. `devices` is the placement;
+    empty leaves it to the child. `source` is the footprint's provenance.
+    """
+
+    footprint: Footprint | None = None
+    devices: tuple[PoolId, ...] = ()
+    variant: str = ""
+    source: str = "declared"
+
+
+ANY_CHOICE = Choice()
+"""Unknown footprint, placement left to the child."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresetPlan:
     """What the scheduler knows of a preset. Times are seconds.
 
-    `footprint` None means unknown: then such presets load one at a time per pool named in
-    `devices`, unless `Policy.max_loaded` says how many may be loaded.
-    `concurrency` None means as many open generations as the child has slots.
+    `choices` come in order of preference: variants as the file has them, and for each the
+    placements to consider. With `prefer_fit` the first variant that fits without evicting is
+    taken, else the first one that can fit at all.
+    `concurrency` None means as many open generations as the child has slots. `groups` are
+    exclusive: of the presets in one, only one is loaded. `when_full` is `wait`, `refuse`,
+    `substitute:NAME` or `substitute:loaded`.
     `problem` is set when the preset cannot work at all (file missing, bad argument).
     """
 
     preset: PresetId
-    footprint: Footprint | None = None
-    devices: tuple[PoolId, ...] = ()
+    choices: tuple[Choice, ...] = (ANY_CHOICE,)
+    prefer_fit: bool = True
+    groups: tuple[str, ...] = ()
+    priority: int = 0
+    when_full: str = "wait"
     pin: bool = False
     ttl: float | None = None
     concurrency: int | None = None
@@ -73,6 +104,8 @@ class Policy:
     max_wait: float = 60.0
     queue_limit: int = 512
     queue_timeout: float = 900.0
+    settle: float = 5.0
+    """How long a stopped child's bytes may take to show up as free on a watched device."""
 
     # The rules below come from the contract's simulations; keep the numbers in this one place.
     residency: float = 4.0

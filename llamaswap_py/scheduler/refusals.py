@@ -97,6 +97,29 @@ class Refusals:
             details=self._where(preset, preset.queue.position(waiter), now),
         )
 
+    def full(self, preset: Preset, waiter: Waiter, why: str, now: float) -> Reject:
+        name = preset.plan.preset
+        return Reject(
+            waiter.request,
+            name,
+            "memory_full",
+            f"model {name!r} has no room, and this request does not disturb what runs: {why}",
+            remedy="ask again later, or with when_full: wait",
+            retry_after=self.eta(preset, 0, now) or 1.0,
+            details=self._where(preset, 0, now),
+        )
+
+    def would_deadlock(self, preset: Preset, waiter: Waiter) -> Reject:
+        name, above = preset.plan.preset, self._world.leases[waiter.parent or waiter.request]
+        return Reject(
+            waiter.request,
+            name,
+            "would_deadlock",
+            f"model {name!r} could only load by ending request {waiter.parent} on "
+            f"{above.instance.key.preset!r}, under which this one was made",
+            remedy="use models that fit together, or let the outer request finish first",
+        )
+
     def unloaded(self, preset: Preset) -> _Refuse:
         name = preset.plan.preset
         return lambda waiter: Reject(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.waiting import Waiter, WaitQueue
 from llamaswap_py.scheduler.world import Instance, World
 
 _LIVE = (State.READY, State.SLEEPING, State.DRAINING)
@@ -21,18 +22,22 @@ class Upkeep:
     def run(self) -> None:
         """Bring everything to the present moment, `control.now`."""
         self._expire_waiters()
+        for key in self.world.ledger.settle(self.control.now):
+            self.control.settled_late(key)
         for instance in list(self.world.instances.values()):
             self._enforce_drain_deadline(instance)
             self._stop_finished(instance)
 
     def next_deadline(self, wake: float | None) -> float | None:
         """Return the earliest of `wake` and everything `run` would act upon."""
-        times = [wake]
+        times: list[float | None] = [wake]
         for instance in self.world.instances.values():
             times += (self._drain_due(instance), self.ttl_due(instance), self._grace_end(instance))
+        times += (left.until for left in self.world.ledger.settling.values())
         for name in self.world.demand:
-            if (oldest := self.world.presets[name].queue.oldest()) is not None:
-                times.append(oldest + self.world.policy.queue_timeout)
+            queue = self.world.presets[name].queue
+            times.append(queue.next_ageing(self.control.now))
+            times += (self._gives_up_at(waiter) for waiter in self._impatient(queue))
         return min((time for time in times if time is not None), default=None)
 
     def ttl_due(self, instance: Instance) -> float | None:
@@ -42,16 +47,26 @@ class Upkeep:
             return None
         return None if self.world.is_pinned(instance) else instance.last_used + ttl
 
+    def _gives_up_at(self, waiter: Waiter) -> float:
+        limit = waiter.since + self.world.policy.queue_timeout
+        return limit if waiter.deadline is None else min(limit, waiter.deadline)
+
+    def _impatient(self, queue: WaitQueue) -> list[Waiter]:
+        """Return the waiters among whom the next one to give up is."""
+        waiters = list(queue)
+        own = [one for one in waiters if one.deadline is not None]
+        rest = [one for one in waiters if one.deadline is None]
+        return own + ([min(rest, key=lambda one: one.since)] if rest else [])
+
     def _expire_waiters(self) -> None:
-        timeout, now = self.world.policy.queue_timeout, self.control.now
+        now = self.control.now
         for preset in [self.world.presets[one] for one in self.world.demand]:
-            oldest = preset.queue.oldest()
-            if oldest is None or oldest + timeout > now:
-                continue
-            for waiter in [one for one in preset.queue if one.since + timeout <= now]:
+            late = [one for one in preset.queue if self._gives_up_at(one) <= now]
+            for waiter in late:
                 self.control.out.append(self.control.refusals.timed_out(preset, waiter, now))
                 self.control.drop(preset, waiter)
-            self.control.abandon_unwanted(preset)
+            if late:
+                self.control.abandon_unwanted(preset)
 
     def _enforce_drain_deadline(self, instance: Instance) -> None:
         due = self._drain_due(instance)

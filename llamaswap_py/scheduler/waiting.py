@@ -1,4 +1,4 @@
-"""The queue of one preset: order kept per client, clients take turns."""
+"""The queue of one preset: order kept per client, clients take turns, priorities age."""
 
 from __future__ import annotations
 
@@ -11,67 +11,120 @@ from llamaswap_py.scheduler.records import ClientId, RequestId
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A request that waits for a lease; `since` is when it (first) arrived."""
+    """A request that waits for a lease. `since` is when it (first) arrived.
+
+    It gives up at `deadline`, if there is one besides the policy's. The rest is as in
+    `events.RequestArrived`.
+    """
 
     request: RequestId
     client: ClientId
     slot: bool
     since: float
+    priority: int = 0
+    deadline: float | None = None
+    when_full: str = "wait"
+    parent: RequestId | None = None
+
+
+class _Lane:
+    """Waiters of one priority, by client; the first client is the one whose turn it is."""
+
+    __slots__ = ("clients",)
+
+    def __init__(self) -> None:
+        self.clients: OrderedDict[ClientId, deque[Waiter]] = OrderedDict()
+
+    def push(self, waiter: Waiter) -> None:
+        row = self.clients.setdefault(waiter.client, deque())
+        place = len(row)
+        while place and waiter.since < row[place - 1].since:
+            place -= 1
+        row.insert(place, waiter)
+
+    def peek(self) -> Waiter:
+        return next(iter(self.clients.values()))[0]
+
+    def take(self, waiter: Waiter) -> None:
+        row = self.clients.get(waiter.client, deque())
+        served = bool(row) and row[0] is waiter
+        row.remove(waiter)
+        if not row:
+            del self.clients[waiter.client]
+        elif served:
+            self.clients.move_to_end(waiter.client)
+
+    def oldest(self) -> float:
+        return min(row[0].since for row in self.clients.values())
+
+    def in_order(self) -> Iterator[Waiter]:
+        rows = [list(row) for row in self.clients.values()]
+        for turn in range(max(map(len, rows), default=0)):
+            yield from (row[turn] for row in rows if turn < len(row))
 
 
 class WaitQueue:
-    """Waiters by client; `pop` serves the client whose turn it is, its oldest request first."""
+    """Waiters by priority and client. A lane gains one priority for each `ageing` seconds waited.
 
-    __slots__ = ("_clients", "_size")
+    Within a lane the client whose turn it is comes first, with its oldest request.
+    """
 
-    def __init__(self) -> None:
-        self._clients: OrderedDict[ClientId, deque[Waiter]] = OrderedDict()
+    __slots__ = ("_ageing", "_lanes", "_size")
+
+    def __init__(self, ageing: float = 60.0) -> None:
+        self._lanes: dict[int, _Lane] = {}
+        self._ageing = ageing
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Waiter]:
-        """Iterate in the order `pop` would serve them."""
-        rows = [list(row) for row in self._clients.values()]
-        for turn in range(max(map(len, rows), default=0)):
-            yield from (row[turn] for row in rows if turn < len(row))
+        """Iterate roughly in the order of service, ageing left out."""
+        for priority in sorted(self._lanes, reverse=True):
+            yield from self._lanes[priority].in_order()
 
     def push(self, waiter: Waiter) -> None:
         """Queue a waiter; one that comes back takes its old place among its client's others."""
-        row = self._clients.setdefault(waiter.client, deque())
-        place = len(row)
-        while place and waiter.since < row[place - 1].since:
-            place -= 1
-        row.insert(place, waiter)
+        self._lanes.setdefault(waiter.priority, _Lane()).push(waiter)
         self._size += 1
 
-    def peek(self) -> Waiter | None:
-        """Return whom `pop` would serve."""
-        return next(iter(self._clients.values()))[0] if self._clients else None
-
-    def pop(self) -> Waiter:
-        """Take the next waiter; its client goes to the end of the row."""
-        client, row = next(iter(self._clients.items()))
-        waiter = row.popleft()
-        self._size -= 1
-        if row:
-            self._clients.move_to_end(client)
-        else:
-            del self._clients[client]
-        return waiter
+    def peek(self, now: float) -> Waiter | None:
+        """Return whose turn it is."""
+        if not self._lanes:
+            return None
+        if len(self._lanes) == 1:
+            return next(iter(self._lanes.values())).peek()
+        best = min(self._lanes, key=lambda one: (-self._aged(one, now), self._lanes[one].oldest()))
+        return self._lanes[best].peek()
 
     def remove(self, waiter: Waiter) -> None:
-        """Take out one waiter, wherever it is; raises ValueError if it is not queued."""
-        row = self._clients.get(waiter.client, deque())
-        row.remove(waiter)
+        """Take out one waiter; if it was its client's turn, that client goes to the end.
+
+        Raises ValueError if it is not queued.
+        """
+        lane = self._lanes.get(waiter.priority)
+        if lane is None:
+            raise ValueError("not queued")
+        lane.take(waiter)
+        if not lane.clients:
+            del self._lanes[waiter.priority]
         self._size -= 1
-        if not row:
-            del self._clients[waiter.client]
 
     def oldest(self) -> float | None:
         """Return the earliest arrival of all waiters."""
-        return min((row[0].since for row in self._clients.values()), default=None)
+        return min((lane.oldest() for lane in self._lanes.values()), default=None)
+
+    def urgency(self, now: float) -> int:
+        """Return the highest priority that waits, ageing included."""
+        return max((self._aged(one, now) for one in self._lanes), default=0)
+
+    def next_ageing(self, now: float) -> float | None:
+        """Return when a lane's priority next rises, if that can change an order."""
+        if len(self._lanes) < 2 or self._ageing <= 0:
+            return None
+        waited = [now - lane.oldest() for lane in self._lanes.values()]
+        return min(now + self._ageing - one % self._ageing for one in waited)
 
     def position(self, waiter: Waiter) -> int:
         """Return how many would be served before this one."""
@@ -79,3 +132,8 @@ class WaitQueue:
             if other is waiter:
                 return position
         raise ValueError("not queued")
+
+    def _aged(self, priority: int, now: float) -> int:
+        if self._ageing <= 0:
+            return priority
+        return priority + int((now - self._lanes[priority].oldest()) // self._ageing)

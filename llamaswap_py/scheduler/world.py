@@ -9,6 +9,7 @@ from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.learning import Learning
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
+    Choice,
     Failure,
     Footprint,
     InstanceKey,
@@ -36,6 +37,7 @@ class Instance:
 
     key: InstanceKey
     plan: PresetPlan
+    choice: Choice
     charge: Footprint
     spawned_at: float
     state: State = State.LOADING
@@ -92,6 +94,9 @@ class Preset:
     wanted_by_eviction: bool = True
     evicted_at: float | None = None
     """Since when memory is being freed in its name: nobody, however old, takes it meanwhile."""
+    after: frozenset[InstanceKey] = frozenset()
+    """Instances that must be gone before it is tried again: it ran out of memory beside them."""
+    retried_memory: bool = False
     failures: int = 0
     failure: Failure | None = None
     retry_at: float = 0.0
@@ -121,13 +126,25 @@ class World:
         self.leases: dict[RequestId, Lease] = {}
         self.learning = Learning()
 
+    def ancestors(self, waiter: Waiter) -> set[InstanceKey]:
+        """Return the instances that answer the requests under which this one was made."""
+        found: set[InstanceKey] = set()
+        parent = waiter.parent
+        while parent is not None and (lease := self.leases.get(parent)) is not None:
+            if lease.instance.key in found:
+                break
+            found.add(lease.instance.key)
+            parent = lease.waiter.parent
+        return found
+
     def add_preset(self, plan: PresetPlan) -> None:
         """Add a preset, or replace its plan."""
         self.ledger.open_pools(plan)
         if preset := self.presets.get(plan.preset):
             preset.plan, preset.pin = plan, plan.pin
         else:
-            self.presets[plan.preset] = Preset(plan, pin=plan.pin)
+            queue = WaitQueue(self.policy.max_wait)
+            self.presets[plan.preset] = Preset(plan, pin=plan.pin, queue=queue)
 
     def patience(self, preset: Preset) -> float:
         """Return how long a waiter lets incumbents be before it claims their memory."""

@@ -20,7 +20,14 @@ from llamaswap_py.scheduler.actions import (
     Stop,
 )
 from llamaswap_py.scheduler.invariants import check
-from llamaswap_py.scheduler.records import ClientId, InstanceKey, PoolId, PresetId, RequestId
+from llamaswap_py.scheduler.records import (
+    Choice,
+    ClientId,
+    InstanceKey,
+    PoolId,
+    PresetId,
+    RequestId,
+)
 
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 HOST = PoolId("host")
@@ -29,8 +36,8 @@ T = TypeVar("T", bound=Action)
 
 def plan(name: str, size: int | None = None, **knobs: object) -> PresetPlan:
     """A preset that needs `size` bytes of host memory (None: unknown)."""
-    footprint = None if size is None else {HOST: size}
-    return PresetPlan(preset=PresetId(name), footprint=footprint, **knobs)  # type: ignore[arg-type]
+    choice = Choice(None if size is None else {HOST: size})
+    return PresetPlan(preset=PresetId(name), choices=(choice,), **knobs)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Kill, Revoke, Stop, StopReason
+from llamaswap_py.scheduler.actions import Kill, Revoke, Spawn, Stop, StopReason
 from llamaswap_py.scheduler.records import (
+    Choice,
     Failure,
     InstanceKey,
     Pool,
@@ -116,7 +117,7 @@ def test_what_can_never_fit_is_refused_with_the_arithmetic_and_evicts_nobody() -
 
 
 def test_an_unknown_device_is_named() -> None:
-    play = Play(PresetPlan(preset=A, footprint={PoolId("CUDA7"): 5}))
+    play = Play(PresetPlan(preset=A, choices=(Choice({PoolId("CUDA7"): 5}),)))
     refusal = play.rejected(play.ask(A))
     assert refusal is not None
     assert "there is no device CUDA7 here (known: host)" in refusal.message
@@ -453,6 +454,181 @@ def test_changed_presets_drain_and_unchanged_are_untouched() -> None:
     assert play.granted(play.ask(C)) is None
     play.finish(lease)
     assert play.granted(play.ask(A)) == (A, 1)
+
+
+def test_a_preset_goes_where_it_fits_best_and_splits_only_if_it_must() -> None:
+    one, two = PoolId("CUDA0"), PoolId("CUDA1")
+    small, large = Choice({one: 30}, (one,)), Choice({two: 30}, (two,))
+    split = Choice({one: 15, two: 15}, (one, two))
+    play = Play(PresetPlan(preset=A, choices=(split, large, small)))
+    play.feed(ev.PoolsMeasured({one: Pool(40), two: Pool(100)}))
+    play.ask(A)
+    assert play.actions(Spawn)[0].choice is small, "the tighter of two that fit"
+    play = Play(PresetPlan(preset=A, choices=(split, large, small)))
+    play.feed(ev.PoolsMeasured({one: Pool(20), two: Pool(20)}))
+    play.ask(A)
+    assert play.actions(Spawn)[0].choice is split
+
+
+def test_the_placement_that_costs_least_is_emptied() -> None:
+    one, two = PoolId("CUDA0"), PoolId("CUDA1")
+    either = (Choice({one: 30}, (one,)), Choice({two: 30}, (two,)))
+    plans = [PresetPlan(preset=name, choices=either) for name in (A, B, C)]
+    play = Play(*plans)
+    play.feed(ev.PoolsMeasured({one: Pool(30), two: Pool(30)}))
+    for _ in range(5):
+        play.finish(_ready(play, A))
+    play.finish(_ready(play, B))
+    play.finish(_ready(play, C))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
+
+
+def test_the_first_variant_that_fits_without_evicting_is_taken() -> None:
+    full, lean = Choice({HOST: 60}, variant="full"), Choice({HOST: 30}, variant="lean")
+    for prefer_fit, chosen in ((True, [lean]), (False, [])):
+        both = PresetPlan(preset=B, choices=(full, lean), prefer_fit=prefer_fit)
+        play = Play(plan("a", 60), both)
+        _ready(play, A)
+        play.ask(B)
+        spawned = [one.choice for one in play.actions(Spawn) if one.instance.preset == B]
+        assert spawned == chosen
+
+
+def test_groups_are_exclusive_whatever_the_memory_says() -> None:
+    play = Play(plan("a", 1, groups=("big",)), plan("b", 1, groups=("big",)), plan("c", 1))
+    for preset in (A, B, C):
+        play.ask(preset)
+    assert play.loads() == ["a", "c"]
+
+
+def test_when_full_refuse_disturbs_nobody_but_takes_what_is_idle() -> None:
+    play = Play(plan("a", 60), plan("b", 60, when_full="refuse"))
+    lease = _ready(play, A)
+    refusal = play.rejected(play.ask(B))
+    assert refusal is not None
+    assert refusal.code == "memory_full"
+    play.finish(lease)
+    play.pass_time(600)
+    assert play.rejected(play.ask(B)) is None
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+
+
+def test_when_full_substitute_answers_with_another() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    _ready(play, A)
+    play.slots = 2
+    named = play.ask(B, when_full="substitute:a")
+    loaded = play.ask(B, client="two", when_full="substitute:loaded")
+    never = play.ask(B, client="three", when_full="substitute:a", substitutable=False)
+    assert play.granted(named) is None, "a has one slot, and it is taken"
+    assert [w.request for w in play.scheduler.world.presets[A].queue] == [named, loaded]
+    assert [w.request for w in play.scheduler.world.presets[B].queue] == [never]
+
+
+def test_a_higher_priority_overtakes_and_age_catches_up() -> None:
+    play = Play(plan("a", 10), max_wait=10.0)
+    lease = _ready(play, A)
+    low = play.ask(A, client="low")
+    high = play.ask(A, client="high", priority=1)
+    play.finish(lease)
+    assert play.granted(high)
+    play.pass_time(21)
+    later = play.ask(A, client="other", priority=1)
+    newest = play.ask(A, client="third", priority=2)
+    play.finish(high)
+    assert play.granted(low), "it has waited for two priorities"
+    assert not play.granted(later)
+    assert not play.granted(newest)
+
+
+def test_a_request_may_be_less_patient_than_the_policy() -> None:
+    play = Play(plan("a", 10), load_seconds=1e9)
+    hasty, patient = play.ask(A, patience=5.0), play.ask(A)
+    play.pass_time(6)
+    refusal = play.rejected(hasty)
+    assert refusal is not None
+    assert refusal.code == "queue_timeout"
+    assert not play.rejected(patient)
+
+
+def test_a_request_under_another_is_refused_if_it_would_wait_for_itself() -> None:
+    play = Play(plan("a", 60), plan("b", 60), plan("c", 30))
+    outer = _ready(play, A)
+    refusal = play.rejected(play.ask(B, parent=outer))
+    assert refusal is not None
+    assert refusal.code == "would_deadlock"
+    assert "'a'" in refusal.message
+    inner = play.ask(C, parent=outer)
+    play.pass_time(2)
+    assert play.granted(inner), "c fits beside a"
+    refusal = play.rejected(play.ask(B, parent=inner))
+    assert refusal is not None
+    assert refusal.code == "would_deadlock"
+
+
+def test_a_nested_request_spares_its_parent_where_it_can() -> None:
+    play = Play(plan("a", 50), plan("b", 50), plan("c", 50))
+    outer, other = _ready(play, A), _ready(play, B)
+    play.pass_time(100)
+    play.ask(C, parent=outer)
+    play.pass_time(5)
+    instances = play.scheduler.world.instances
+    assert instances[InstanceKey(A, 1)].gate_for is None
+    assert instances[InstanceKey(B, 2)].gate_for == C
+    play.finish(other)
+
+
+def test_a_load_that_runs_out_of_memory_is_tried_once_more_alone() -> None:
+    play = Play(plan("a", 30), plan("b", 30), load_seconds=1.0, stop_seconds=0.5)
+    play.finish(_ready(play, A))
+    request = play.ask(B)
+    no_memory = Failure("out_of_memory", "cudaMalloc failed", 1)
+    play.feed(ev.InstanceExited(InstanceKey(B, 2), no_memory))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    assert play.loads() == ["a", "b"], "not before a is gone"
+    play.pass_time(0.6)
+    assert play.loads() == ["a", "b", "b"]
+    play.feed(ev.InstanceExited(InstanceKey(B, 3), no_memory))
+    refusal = play.rejected(request)
+    assert refusal is not None
+    assert refusal.code == "model_failed"
+
+
+def test_a_stopped_child_counts_until_its_device_shows_the_bytes_back() -> None:
+    play = Play(plan("a", 60), plan("b", 60), settle=5.0)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=10, watched=True)}))
+    play.finish(_ready(play, A))
+    play.ask(B)
+    play.pass_time(1)
+    assert play.loads() == ["a"], "reaped, but not yet back"
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=70, watched=True)}))
+    assert play.loads() == ["a"]
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=12, watched=True)}))
+    assert play.loads() == ["a", "b"]
+
+
+def test_settle_time_runs_out_and_is_recorded() -> None:
+    play = Play(plan("a", 60), plan("b", 60), settle=5.0)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, watched=True)}))
+    play.finish(_ready(play, A))
+    play.ask(B)
+    play.pass_time(5.2)
+    assert play.loads() == ["a", "b"]
+    assert any(one.kind == "settled" for one in play.scheduler.decisions)
+
+
+def test_idle_instances_give_way_to_strangers_the_cheapest_first() -> None:
+    play = Play(plan("a", 40), plan("b", 40))
+    for _ in range(5):
+        play.finish(_ready(play, A))
+    play.finish(_ready(play, B))
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=30, watched=True)}))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
+    assert "other programs" in play.scheduler.decisions[-1].reason
+    busy = play.ask(A)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=90, watched=True)}))
+    assert len(play.actions(Stop)) == 1, "what is busy is left alone"
+    play.finish(busy)
 
 
 def test_late_events_of_an_old_epoch_are_harmless() -> None:

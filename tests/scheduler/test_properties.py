@@ -34,6 +34,7 @@ class Machine(RuleBasedStateMachine):
         cancel=st.booleans(),
         load=st.sampled_from([0.05, 1.0, 30.0]),
         slots=st.integers(1, 3),
+        grouped=st.booleans(),
     )
     def begin(
         self,
@@ -44,9 +45,17 @@ class Machine(RuleBasedStateMachine):
         cancel: bool,
         load: float,
         slots: int,
+        grouped: bool,
     ) -> None:
         plans = [
-            plan(name, size, ttl=ttl, drain_timeout=20.0, cancel_at_drain_deadline=cancel)
+            plan(
+                name,
+                size,
+                ttl=ttl,
+                drain_timeout=20.0,
+                cancel_at_drain_deadline=cancel,
+                groups=("vowels",) if grouped and name in "ae" else (),
+            )
             for name, size in zip(NAMES, sizes, strict=False)
         ]
         self.plans = plans
@@ -75,6 +84,38 @@ class Machine(RuleBasedStateMachine):
         else:
             self.play.ask(PresetId(preset), client, slot=slot, autoload=autoload)
 
+    @rule(
+        preset=st.sampled_from(NAMES),
+        client=st.sampled_from("xyz"),
+        priority=st.integers(-1, 2),
+        patience=st.sampled_from([None, 1.0, 30.0]),
+        when_full=st.sampled_from(["", "refuse", "substitute:a", "substitute:loaded"]),
+        data=st.data(),
+    )
+    def ask_specially(
+        self,
+        preset: str,
+        client: str,
+        priority: int,
+        patience: float | None,
+        when_full: str,
+        data: st.DataObject,
+    ) -> None:
+        parents = st.sampled_from([None, *sorted(self.play.audit.holders)])
+        self.play.ask(
+            PresetId(preset),
+            f"{client}{priority}",
+            priority=priority,
+            patience=patience,
+            when_full=when_full,
+            parent=data.draw(parents),
+        )
+
+    @rule(strangers=st.integers(0, 120), watched=st.booleans())
+    def measure(self, strangers: int, watched: bool) -> None:
+        pool = Pool(100, self.play.margin, strangers, watched)
+        self.play.feed(ev.PoolsMeasured({HOST: pool}))
+
     @precondition(lambda self: self.play.audit.holders)
     @rule(data=st.data(), outcome=st.sampled_from(list(ev.Outcome)))
     def finish(self, data: st.DataObject, outcome: ev.Outcome) -> None:
@@ -101,7 +142,7 @@ class Machine(RuleBasedStateMachine):
         self.play.pass_time(seconds)
 
     @precondition(lambda self: self.play.scheduler.world.instances)
-    @rule(data=st.data(), kind=st.sampled_from(["crashed", "out_of_memory", ""]))
+    @rule(data=st.data(), kind=st.sampled_from(["crashed", "out_of_memory", "out_of_memory", ""]))
     def exit(self, data: st.DataObject, kind: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
         self.play.feed(ev.InstanceExited(key, Failure(kind, "it died", 1) if kind else None))
@@ -163,6 +204,7 @@ class Machine(RuleBasedStateMachine):
         """Invariant 3: when leases end and time passes, nobody waits for ever."""
         play = self.play
         play.stop_asking()
+        play.feed(ev.PoolsMeasured({HOST: Pool(100, play.margin)}))
         for _ in range(400):
             if not play.audit.waiting:
                 break
