@@ -1,0 +1,157 @@
+"""The entry point of every request, and the one place where an error becomes an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api import table
+from llamaswap_py.api.call import Call, Route
+from llamaswap_py.api.errors import family_of
+from llamaswap_py.api.guard import HostRule, own_names
+from llamaswap_py.errors import ApiError
+from llamaswap_py.wire.messages import WireError
+
+if TYPE_CHECKING:
+    from llamaswap_py.children.logs import ChildLog
+    from llamaswap_py.supervisor import Supervisor
+    from llamaswap_py.wire.exchange import Exchange
+    from llamaswap_py.wire.messages import RequestHead
+
+_log: Final = logging.getLogger("lswap")
+_access: Final = logging.getLogger("lswap.access")
+_MAX_ID: Final = 128
+
+
+async def _nothing(call: Call) -> None:
+    raise ApiError(
+        "not_found",
+        f"there is no {call.exchange.head.path[:200]}",
+        remedy="GET /v1/models lists the models; /upstream/MODEL/PATH reaches any path of a child",
+    )
+
+
+_NO_ROUTE: Final = Route(_nothing)
+
+
+class App:
+    """Answers requests: `handle` is what wire.serve() is given."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.closing = asyncio.Event()
+        """Set when lswap stops: endless answers (followed logs) end then."""
+        self._hosts = HostRule(own_names(supervisor.config))
+        self._open: set[str] = set()
+        self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
+        self._numbers = count(1)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
+        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE)
+        self._open.add(call.id)
+        call.stamp()
+        try:
+            await self._dispatch(call)
+        except ApiError as error:
+            self._fail(call, error)
+        except WireError as error:  # broken HTTP: the wire answers and closes
+            call.status, call.outcome = error.status, "bad_request"
+            raise
+        except asyncio.CancelledError:
+            call.outcome = "client_gone"
+            raise
+        except Exception as error:
+            _log.exception("request %s failed inside lswap", call.id)
+            call.outcome = "internal"
+            self._fail(call, _internal(call.id), cause=error)
+        finally:
+            self._open.discard(call.id)
+            _write_access(call)
+
+    def route_of(self, method: str, path: str) -> Route | None:
+        """Return what a path and method mean, None when nothing."""
+        methods, _ = table.look_up(path)
+        return None if methods is None else table.pick(methods, method)
+
+    async def follow(self, log: ChildLog, after: int | None, exchange: Exchange) -> None:
+        """Write the lines of `log` as they come, until it ends or lswap stops."""
+        async with asyncio.TaskGroup() as group:
+            lines = group.create_task(_write_lines(log, after, exchange))
+            stopped = group.create_task(self.closing.wait())
+            await asyncio.wait({lines, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            lines.cancel()
+            stopped.cancel()
+
+    async def _dispatch(self, call: Call) -> None:
+        head = call.exchange.head
+        methods, call.captured = table.look_up(head.path)
+        call.family = family_of(head.path)
+        if call.exchange.peer != "unix":
+            self._hosts.check(head)
+        if methods is None:
+            await _nothing(call)
+            return
+        route = table.pick(methods, head.method)
+        if route is None:
+            message = f"{head.path[:200]} takes {' or '.join(methods)}, not {head.method}"
+            allow = [(b"allow", ", ".join(methods).encode())]
+            call.fail(ApiError("method_not_allowed", message), allow)
+            return
+        call.route = route
+        await route.handle(call)
+
+    def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
+        """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
+        if call.exchange.response_started:
+            raise cause or error
+        call.fail(error)
+
+    def _request_id(self, head: RequestHead) -> str:
+        """Take the client's id if it is sane and not in use, else make one."""
+        given = head.get(b"x-request-id")
+        if given is not None and 0 < len(given) <= _MAX_ID and given.isascii():
+            text = given.decode("ascii")
+            if text.isprintable() and " " not in text:
+                return text if text not in self._open else f"{text}.{secrets.token_hex(4)}"
+        return f"{self._prefix}-{next(self._numbers)}"
+
+
+async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:
+    async for line in log.follow(after):
+        await exchange.write(f"{line}\n".encode())
+
+
+def _internal(request_id: str) -> ApiError:
+    return ApiError(
+        "internal",
+        "lswap failed to handle this request; this is a bug",
+        remedy=f"its log has the details under request id {request_id}",
+    )
+
+
+def _write_access(call: Call) -> None:
+    """One line per request; without a level for successes, only what failed inside is written."""
+    level = logging.WARNING if call.status >= 500 else logging.INFO
+    if not _access.isEnabledFor(level):
+        return
+    head = call.exchange.head
+    _access.log(
+        level,
+        "%s %s %s %s model=%s status=%d queue=%.0fms load=%.0fms total=%.0fms bytes=%d %s",
+        call.exchange.peer,
+        call.id,
+        head.method,
+        head.path[:200],
+        call.model or "-",
+        call.status,
+        call.queue_ms,
+        call.load_ms,
+        (time.monotonic() - call.began) * 1000,
+        call.exchange.bytes_sent,
+        call.outcome,
+    )

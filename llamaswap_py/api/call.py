@@ -1,0 +1,153 @@
+"""One request as the handlers see it, and the record the access log is written from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+
+from llamaswap_py.api.errors import Family, error_body, error_headers
+from llamaswap_py.errors import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from llamaswap_py.api.app import App
+    from llamaswap_py.leases import Lease
+    from llamaswap_py.supervisor import Supervisor
+    from llamaswap_py.wire.exchange import Exchange
+
+Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
+
+_TRUE = frozenset({"1", "true", "yes", "on", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path and method mean. The flags matter to relayed routes only.
+
+    `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
+    a child died before its first byte. `without_model` answers a request that names none, where
+    the path then means lswap itself.
+    """
+
+    handle: Callable[[Call], Awaitable[None]]
+    family: Family = Family.OPENAI
+    slot: bool = False
+    retry: bool = False
+    without_model: Callable[[Call], Awaitable[None]] | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: what was asked (`captured` is the {id} of its path), and how it went."""
+
+    app: App
+    exchange: Exchange
+    id: str
+    route: Route
+    captured: str = ""
+    family: Family = Family.OPENAI
+    began: float = field(default_factory=time.monotonic)
+    # What became of it.
+    model: str = ""
+    status: int = 0
+    leased: bool = False
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    outcome: str = "ok"
+    _query: dict[str, str] | None = None
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self.app.supervisor
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The decoded query parameters; of duplicates the first."""
+        if self._query is None:
+            text = self.exchange.head.query
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100) if text else []
+            self._query = dict(reversed(pairs))
+        return self._query
+
+    def flag(self, name: str) -> bool | None:
+        """Return a boolean query parameter (`?wait=false`), None when it is not given."""
+        value = self.query.get(name)
+        return None if value is None else value.lower() in _TRUE
+
+    def number(self, name: str, default: int, *, most: int) -> int:
+        """Return a whole-number query parameter; raises ApiError `bad_request`."""
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit()):
+            raise ApiError("bad_request", f"?{name}= must be a whole number", param=name)
+        return min(int(text[:9]), most)
+
+    def find_preset(self, name: str) -> str:
+        """Return the preset that `name` (a model or an alias) means; raises `model_not_found`."""
+        preset: str | None = self.supervisor.resolve(name)
+        if preset is None:
+            raise model_not_found(name, self.supervisor.nearest(name))
+        self.model = preset
+        return preset
+
+    def respond(self, status: int, body: Any) -> None:
+        """Answer with `body` as JSON."""
+        self.status = status
+        self.exchange.respond(status, msgspec.json.encode(body))
+
+    def respond_text(self, status: int, text: str) -> None:
+        """Answer with plain text."""
+        self.status = status
+        self.exchange.respond(status, text.encode(), "text/plain; charset=utf-8")
+
+    def granted(self, lease: Lease) -> None:
+        """Note a lease, and say so in the headers of whatever answer follows."""
+        self.leased = True
+        self.queue_ms, self.load_ms = lease.queue_ms, lease.load_ms
+        self.stamp()
+
+    def stamp(self) -> None:
+        """Write the headers that every answer carries; later calls replace them."""
+        headers = [(b"x-request-id", self.id.encode("ascii"))]
+        if self.model:
+            headers += [
+                (b"x-lswap-model", _header_text(self.model)),
+                (b"x-lswap-queue-ms", b"%d" % self.queue_ms),
+                (b"x-lswap-load-ms", b"%d" % self.load_ms),
+            ]
+        self.exchange.response_headers[:] = headers
+
+    def fail(self, error: ApiError, headers: Headers = ()) -> None:
+        """Answer with `error` in the shape of the route's family."""
+        self.status = error.status
+        if self.outcome == "ok":
+            self.outcome = error.code
+        if not self.leased:
+            self.queue_ms = (time.monotonic() - self.began) * 1000
+        self.stamp()
+        body = error_body(error, self.family, self.id)
+        self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
+
+
+def _header_text(preset: str) -> bytes:
+    """A model id that is not plain ASCII travels percent-encoded."""
+    plain = preset.isascii() and preset.isprintable()
+    return (preset if plain else quote(preset, safe="/:")).encode("ascii")
+
+
+def model_not_found(name: str, nearest: list[str]) -> ApiError:
+    """Return the error for an unknown name, with the nearest known ones."""
+    shown = name if len(name) <= 80 else name[:80] + "…"
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    return ApiError(
+        "model_not_found",
+        f"model {shown!r} not found",
+        remedy=f"{hint}GET /v1/models lists the names",
+        param="model",
+    )

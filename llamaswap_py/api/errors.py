@@ -1,0 +1,92 @@
+"""ApiError -> bytes, in the shape each family of clients understands. Pure."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llamaswap_py.errors import API_CODES, ApiError
+
+if TYPE_CHECKING:
+    from llamaswap_py.wire.messages import RequestHead
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Family(Enum):
+    """Whose clients call a route; decides the shape of its errors."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+# Anthropic's names (its API reference, "Errors") where they differ from OpenAI's.
+_ANTHROPIC_TYPES: Final[dict[int, str]] = {
+    413: "request_too_large",
+    500: "api_error",
+    501: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+}
+_WIRE_CODES: Final[dict[int, str]] = {413: "body_too_large"}
+
+
+def error_body(error: ApiError, family: Family, request_id: str) -> bytes:
+    """Render `error` as the JSON body of its answer."""
+    return msgspec.json.encode(_error_object(error, family, request_id))
+
+
+def error_headers(error: ApiError) -> Headers:
+    """Return the headers the answer needs besides: `Retry-After` in whole seconds, at least 1."""
+    if error.retry_after is None:
+        return []
+    return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+
+
+def error_event(error: ApiError, family: Family, request_id: str) -> bytes:
+    """Render `error` as one complete SSE event, for a stream that has begun."""
+    data = b"data: " + error_body(error, family, request_id) + b"\n\n"
+    return b"event: error\n" + data if family is Family.ANTHROPIC else data
+
+
+def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
+    """Render what the wire refuses by itself (bad framing, header too large, timeouts).
+
+    Its statuses (400, 408, 413, 431, 505) are HTTP's own: the code says `bad_request` save for 413.
+    """
+    error = ApiError(_WIRE_CODES.get(status, "bad_request"), message)
+    error.status = status
+    family = family_of(head.path) if head is not None else Family.OPENAI
+    return [(b"content-type", b"application/json")], error_body(error, family, "")
+
+
+def family_of(path: str) -> Family:
+    """Return the family of a path that may not be in the table."""
+    return Family.ANTHROPIC if path.startswith("/v1/messages") else Family.OPENAI
+
+
+def upstream_failed(message: str, *, remedy: str = "") -> ApiError:
+    """Return the error for a child that broke off or never answered."""
+    return ApiError(
+        "upstream_failed",
+        message,
+        remedy=remedy or "`lswap logs MODEL` shows what llama-server said",
+    )
+
+
+def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str, Any]:
+    if family is Family.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(error.status, API_CODES[error.code][1])
+        inner = {"type": kind, "message": str(error), "code": error.code, **error.details}
+        return {"type": "error", "error": inner, "request_id": request_id}
+    inner = {
+        "message": str(error),
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+        **error.details,
+    }
+    return {"error": inner}

@@ -1,0 +1,84 @@
+"""Who may talk to an lswap without keys: the Host/Origin rule.
+
+A web page that points its own name at 127.0.0.1 (DNS rebinding) sends that name as Host, and
+its own Origin: both must name this machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.wire.messages import RequestHead
+
+_REMEMBERED: Final = 256
+"""Accepted header values kept, so that the rule costs a set lookup per request."""
+
+
+class HostRule:
+    """Accept requests whose Host and Origin are IP literals, localhost or names of this machine."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(name.lower().rstrip(".") for name in names)
+        self._accepted: set[bytes] = set()
+
+    def check(self, head: RequestHead) -> None:
+        """Raise ApiError `forbidden`, naming the line to add to the file."""
+        for header in (b"host", b"origin"):
+            value = head.get(header)
+            if value is not None and value not in self._accepted:
+                self._judge(header.decode(), value)
+
+    def _judge(self, header: str, value: bytes) -> None:
+        name = host_name(value.decode("latin-1"))
+        if name is None or not (is_ip(name) or is_localhost(name) or name in self.names):
+            shown = name or value.decode("latin-1")[:80]
+            raise ApiError(
+                "forbidden",
+                f"the {header.capitalize()} header names {shown!r}, which is not this machine",
+                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{shown}]",
+            )
+        if len(self._accepted) < _REMEMBERED:
+            self._accepted.add(value)
+
+
+def own_names(config: Config) -> set[str]:
+    """Return the names this machine goes by: its host name, the listeners' and `allowed_hosts`."""
+    host = socket.gethostname()
+    short = host.partition(".")[0]
+    listeners = {listen.host for listen in config.listen if listen.path is None}
+    return {host, short, f"{short}.local", *listeners, *config.allowed_hosts}
+
+
+def host_name(value: str) -> str | None:
+    """Return the bare host of a Host or Origin header (`http://[::1]:80` -> `::1`), lower-cased.
+
+    None when there is none, as in `Origin: null` (a sandboxed frame, a local file).
+    """
+    host = value.strip().lower().rpartition("://")[2].partition("/")[0]
+    if host.startswith("["):
+        return host[1:].partition("]")[0] or None
+    host = host.rpartition(":")[0] if ":" in host else host
+    host = host.rstrip(".")
+    return None if host in ("", "null") else host
+
+
+def is_ip(name: str) -> bool:
+    """Tell whether `name` is an IPv4 or IPv6 literal."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_localhost(name: str) -> bool:
+    """Tell whether `name` is localhost or below it (RFC 6761 section 6.3)."""
+    return name == "localhost" or name.endswith(".localhost")

@@ -1,0 +1,175 @@
+"""A request for a child, from its first byte to its last: one linear coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from llamaswap_py.api.errors import error_event, upstream_failed
+from llamaswap_py.api.extract import read_ask
+from llamaswap_py.errors import ApiError
+from llamaswap_py.wire.messages import Outcome, UpstreamRequest, forward_headers
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.leases import Lease
+    from llamaswap_py.wire.messages import Body, RelayResult
+
+# Keys and origins are judged here, not by the child. With a conversation id it would go on
+# generating for a client that left (engine.md), which nobody accounts for yet.
+_DROPPED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-conversation-id"})
+_MOST_SEGMENTS: Final = 8
+"""Slashes that are looked for in a model's name below /upstream, plus one."""
+# A child's sockets close a moment before its exit is known; until then leases of it are granted.
+_REAPING: Final = 2.0
+_REAPING_STEP: Final = 0.02
+# The scheduler's reasons (StopReason), for those who read an answer and no log.
+_REVOKED: Final = {
+    "force": "an operator stopped it",
+    "drain deadline": "others waited for its memory",
+    "shutdown deadline": "lswap is stopping",
+    "found hung": "it no longer responded",
+}
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+async def relay(call: Call) -> None:
+    """Read the body, learn the model, relay to an instance of it."""
+    head = call.exchange.head
+    content_type = head.get(b"content-type") or b""
+    limits = call.supervisor.config.limits
+    upload = content_type.lower().startswith(b"multipart/form-data")
+    body = await call.exchange.read_body(limits.upload if upload else limits.body)
+    ask = read_ask(content_type, body.join())
+    name = ask.model or call.query.get("model")
+    if not name and call.route.without_model is not None:
+        await call.route.without_model(call)
+        return
+    preset = call.find_preset(name or _default_model(call))
+    target = f"{head.path}?{head.query}" if head.query else head.path
+    await _to_instance(call, preset, _request(call, target, body))
+
+
+async def pass_through(call: Call) -> None:
+    """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
+    head = call.exchange.head
+    preset, path = _split_upstream(call)
+    inner = call.app.route_of(head.method, path)
+    if inner is not None and inner.handle is relay:
+        call.route, call.family = inner, inner.family
+    body = await call.exchange.read_body(call.supervisor.config.limits.upload)
+    target = f"{path}?{head.query}" if head.query else path
+    await _to_instance(call, preset, _request(call, target, body), tunnel=head.upgrade)
+
+
+def _request(call: Call, target: str, body: Body) -> UpstreamRequest:
+    head = call.exchange.head
+    headers = forward_headers(head, drop=_DROPPED, peer=call.exchange.peer, scheme="http")
+    return UpstreamRequest(method=head.method, target=target, headers=headers, body=body)
+
+
+async def _to_instance(
+    call: Call, preset: str, request: UpstreamRequest, *, tunnel: bool = False
+) -> None:
+    """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
+    into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
+    since: float | None = None
+    died: int | None = None  # the epoch of the instance that did
+    patience = 0.0
+    while True:
+        async with call.supervisor.lease(
+            preset,
+            client=call.exchange.peer,
+            request_id=call.id,
+            slot=call.route.slot,
+            autoload=_autoload(call),
+            since=since,
+        ) as lease:
+            since = lease.arrived
+            call.granted(lease)
+            lease.on_revoke(lambda reason: _cut(call, reason))
+            result = await _relay_once(call, lease, request, tunnel=tunnel)
+        if result.started or result.outcome is Outcome.COMPLETE:
+            return
+        if result.outcome is Outcome.CUT:
+            call.exchange.cut_event = None  # the next lease is not revoked
+        elif died is None and _may_retry(call, result):
+            died, patience = lease.epoch, time.monotonic() + _REAPING
+        elif died == lease.epoch and time.monotonic() < patience and _nothing_sent(result):
+            await asyncio.sleep(_REAPING_STEP)
+        else:
+            raise upstream_failed(f"{preset} did not answer: {result.error}")
+
+
+def _cut(call: Call, reason: str) -> None:
+    why = _REVOKED.get(reason, reason)
+    error = ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
+    call.exchange.cut(error_event(error, call.family, call.id), reason)
+
+
+async def _relay_once(
+    call: Call, lease: Lease, request: UpstreamRequest, *, tunnel: bool
+) -> RelayResult:
+    """Relay once, and tell the lease how it went."""
+    exchange, pool = call.exchange, call.supervisor.pool
+    if tunnel:
+        result = await exchange.tunnel(lease.endpoint, request, pool=pool)
+    else:
+        result = await exchange.relay(
+            lease.endpoint,
+            request,
+            pool=pool,
+            error_event=lambda text: error_event(upstream_failed(text), call.family, call.id),
+        )
+    call.status = result.status
+    if result.outcome is Outcome.CUT:
+        lease.outcome = call.outcome = "cut"
+    elif result.outcome is not Outcome.COMPLETE:
+        lease.outcome = call.outcome = "upstream_error"
+    else:
+        call.outcome = "ok"
+    return result
+
+
+def _may_retry(call: Call, result: RelayResult) -> bool:
+    """A child that was never reached has done nothing; one that died unseen may have."""
+    if _nothing_sent(result):
+        return True
+    return call.route.retry and result.outcome is Outcome.DIED_BEFORE_HEAD
+
+
+def _nothing_sent(result: RelayResult) -> bool:
+    return result.outcome is Outcome.UNREACHABLE
+
+
+def _default_model(call: Call) -> str:
+    default: str | None = call.supervisor.config.default_model
+    if default is None:
+        raise ApiError(
+            "model_missing",
+            "the request names no model",
+            remedy='add "model": "NAME" to the body, or set default_model in the file',
+            param="model",
+        )
+    return default
+
+
+def _autoload(call: Call) -> bool:
+    """GETs load nothing unless they say so (http.md, Safety)."""
+    asked = call.flag("autoload")
+    if asked is not None:
+        return asked
+    return call.exchange.head.method not in _READS and call.supervisor.config.autoload
+
+
+def _split_upstream(call: Call) -> tuple[str, str]:
+    """Split `model/with/slashes/PATH`: the longest leading part that is a known name."""
+    segments = call.captured.split("/")
+    for count in range(min(len(segments), _MOST_SEGMENTS), 0, -1):
+        preset = call.supervisor.resolve(unquote("/".join(segments[:count])))
+        if preset is not None:
+            call.model = preset
+            return preset, "/" + "/".join(segments[count:])
+    return call.find_preset(unquote(segments[0])), "/"

@@ -1,0 +1,102 @@
+"""Every path, on one screen: (path, method) -> Route."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from llamaswap_py.api import control, inference, models
+from llamaswap_py.api.call import Route
+from llamaswap_py.api.errors import Family
+
+_GENERATE: Final = Route(inference.relay, slot=True, retry=True)
+_COMPUTE: Final = Route(inference.relay, retry=True)
+_READ: Final = Route(inference.relay, retry=True)
+_CHANGE: Final = Route(inference.relay)
+_LATER: Final = Route(control.later)
+_UPSTREAM: Final = Route(inference.pass_through)
+
+
+def _post(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
+    return {path: {"POST": route} for path in paths}
+
+
+def _get(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
+    return {path: {"GET": route} for path in paths}
+
+
+ROUTES: Final[dict[str, dict[str, Route]]] = {
+    # OpenAI; the paths without /v1 are those that llama-server has (server.cpp, b11434).
+    **_post(_GENERATE, "/v1/chat/completions", "/chat/completions", "/v1/completions"),
+    **_post(_GENERATE, "/v1/embeddings", "/v1/responses", "/responses"),
+    **_post(_GENERATE, "/v1/audio/speech", "/v1/audio/transcriptions", "/audio/transcriptions"),
+    **_post(_GENERATE, "/v1/audio/translations"),
+    **_post(_GENERATE, "/v1/images/generations", "/v1/images/edits"),
+    **_post(_COMPUTE, "/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"),
+    **_post(_COMPUTE, "/v1/responses/input_tokens", "/responses/input_tokens"),
+    **_post(_CHANGE, "/v1/chat/completions/control"),
+    # Anthropic
+    **_post(replace(_GENERATE, family=Family.ANTHROPIC), "/v1/messages"),
+    **_post(replace(_COMPUTE, family=Family.ANTHROPIC), "/v1/messages/count_tokens"),
+    # llama.cpp
+    **_post(_GENERATE, "/completion", "/completions", "/infill", "/embedding", "/embeddings"),
+    **_post(_GENERATE, "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
+    **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
+    "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _CHANGE},
+    "/slots": {"GET": _READ},
+    "/metrics": {"GET": replace(_READ, without_model=control.later)},
+    "/lora-adapters": {"GET": _READ, "POST": _CHANGE},
+    # llama.cpp's router mode
+    "/v1/models": {"GET": Route(models.list_models)},
+    "/models": {"GET": Route(models.list_models), "POST": _LATER, "DELETE": _LATER},
+    **_post(_LATER, "/models/load", "/models/unload", "/v1/streams/lookup"),
+    **_get(_LATER, "/models/sse"),
+    "/v1/stream": {"GET": _LATER, "DELETE": _LATER},
+    # Ollama
+    **_get(_LATER, "/api/version", "/api/tags", "/api/ps"),
+    **_post(_LATER, "/api/show", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
+    **_post(_LATER, "/api/pull", "/api/create", "/api/copy", "/api/push"),
+    "/api/delete": {"DELETE": _LATER},
+    # lswap
+    **_get(Route(control.index), "/"),
+    **_get(Route(control.health), "/health", "/v1/health", "/livez"),
+    **_get(Route(control.readyz), "/readyz"),
+    **_get(Route(control.state), "/lswap/v1/state"),
+    **_get(Route(control.decisions), "/lswap/v1/decisions"),
+    **_get(_LATER, "/lswap/v1/events", "/lswap/v1/requests", "/openapi.json"),
+    **_post(_LATER, "/lswap/v1/reload", "/lswap/v1/reservations"),
+}
+
+# (start, end, methods): what lies between is captured, slashes and all. First match wins.
+PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
+    (
+        "/upstream/",
+        "",
+        dict.fromkeys(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"), _UPSTREAM),
+    ),
+    ("/v1/models/", "", {"GET": Route(models.show_model)}),
+    ("/slots/", "", {"POST": _CHANGE}),
+    ("/lswap/v1/models/", "/load", {"POST": Route(control.load)}),
+    ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload)}),
+    ("/lswap/v1/models/", "/pin", {"POST": _LATER}),
+    ("/lswap/v1/models/", "/unpin", {"POST": _LATER}),
+    ("/lswap/v1/logs/", "", {"GET": Route(control.logs)}),
+    ("/lswap/v1/requests/", "/cancel", {"POST": _LATER}),
+)
+
+
+def look_up(path: str) -> tuple[dict[str, Route] | None, str]:
+    """Return the methods of `path` (None: no such path), and what a pattern captured."""
+    methods = ROUTES.get(path)
+    if methods is not None:
+        return methods, ""
+    for start, end, methods in PATTERNS:
+        captured = path[len(start) : len(path) - len(end)]
+        if path.startswith(start) and path.endswith(end) and captured:
+            return methods, captured
+    return None, ""
+
+
+def pick(methods: dict[str, Route], method: str) -> Route | None:
+    """Return the route of `method`; HEAD is a GET whose body is not sent."""
+    return methods.get(method) or (methods.get("GET") if method == "HEAD" else None)

@@ -1,0 +1,276 @@
+"""The commands of `lswap`, and how their failures look.
+
+Exit codes: 0 done · 1 what was asked for failed · 2 wrong usage or configuration ·
+3 no running lswap answers.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from llamaswap_py import __version__
+from llamaswap_py.errors import ConfigError, LswapError
+
+if TYPE_CHECKING:
+    from llamaswap_py.client import Remote
+
+FAILED: Final = 1
+BAD_CONFIG: Final = 2
+UNREACHABLE: Final = 3
+
+# Plain help: drawing it with rich costs 80 ms of CPU.
+app = typer.Typer(
+    name="lswap",
+    help="Run many local language models on too little memory.",
+    epilog=(
+        "Exit codes: 0 done, 1 what was asked for failed, 2 wrong usage or configuration,"
+        " 3 no running lswap answers."
+    ),
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="LSWAP_URL", help="The running lswap: http://HOST:PORT or unix:PATH."
+    ),
+]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if it wants one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(help="A model's name or alias.")]
+ConfigPath = Annotated[Path, typer.Argument(help="The configuration file (YAML).")]
+URL: Final = "http://127.0.0.1:8080"
+
+
+def main() -> None:
+    """Run `lswap`; every expected failure is one line on stderr and an exit code."""
+    try:
+        app()
+    except LswapError as error:
+        print(f"lswap: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def exit_code(error: LswapError) -> int:
+    """Return the exit code that an error means."""
+    if isinstance(error, ConfigError):
+        return BAD_CONFIG
+    # By name: only commands that talk to a server have paid for importing the HTTP client.
+    return UNREACHABLE if type(error).__name__ == "UnreachableError" else FAILED
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lswap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run many local language models on too little memory: one port, llama-server children."""
+
+
+@app.command()
+def up(
+    config: ConfigPath,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of this supervisor's runtime folder (default: from the file's path)."
+        ),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT or unix:PATH, instead of the file's; may be repeated."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every request, and debug lines.")
+    ] = False,
+) -> None:
+    """Serve the models of CONFIG until Ctrl-C: the first one drains, a second stops at once."""
+    from llamaswap_py.cli.up import run
+
+    run(config, name=name, listen=tuple(listen or ()), verbose=verbose)
+
+
+@app.command()
+def check(config: ConfigPath, as_json: Json = False) -> None:
+    """Find everything that is wrong with CONFIG; exits 1 if anything is."""
+    from llamaswap_py.cli.check import run
+
+    if not run(config, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    from llamaswap_py.cli.schema import run
+
+    run()
+
+
+@app.command()
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Show unloaded models too.")] = False,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Show what is loaded, what waits, and the memory of the devices."""
+    from llamaswap_py.cli.show import print_ps
+
+    with _remote(url, key) as remote:
+        snapshot = remote.snapshot()
+    if as_json:
+        _print_json(snapshot)
+    else:
+        print_ps(snapshot, every=every)
+
+
+@app.command()
+def models(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+    """List the models of a running lswap."""
+    from llamaswap_py.cli.show import print_models
+
+    with _remote(url, key) as remote:
+        found = remote.snapshot().models
+    if as_json:
+        _print_json(found)
+    else:
+        print_models(found)
+
+
+@app.command()
+def load(
+    model: Model,
+    wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Load MODEL, evicting others as a request for it would."""
+    from llamaswap_py.cli.loading import load_with_progress
+
+    with _remote(url, key) as remote:
+        report = load_with_progress(remote, model, wait=wait, quiet=as_json)
+    if as_json:
+        _print_json(report)
+    elif wait:
+        from llamaswap_py.units import format_duration
+
+        print(f"{report.model} is ready ({format_duration(report.seconds)})")
+    else:
+        print(f"{report.model} is asked for; `lswap ps` shows how it goes")
+
+
+@app.command()
+def unload(
+    model: Model,
+    force: Annotated[
+        bool, typer.Option("--force", help="End its requests instead of waiting for them.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it is gone.")] = True,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Unload MODEL once its requests have ended."""
+    with _remote(url, key) as remote:
+        report = remote.unload(model, force=force, wait=wait)
+    if as_json:
+        _print_json(report)
+    elif not report.unloaded:
+        print(f"{report.model} was not loaded")
+    else:
+        print(f"{report.model} is {report.state}")
+
+
+@app.command()
+def logs(
+    model: Model,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many lines back.")] = 100,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Print what MODEL's llama-server wrote."""
+    with _remote(url, key) as remote, suppress(KeyboardInterrupt):
+        for line in remote.logs(model, tail=tail, follow=follow):
+            if as_json:
+                _print_json({"model": model, "line": line})
+            else:
+                print(line, flush=follow)
+
+
+@app.command()
+def why(
+    model: Model,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many decisions.")] = 20,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Say why MODEL is in the state it is in."""
+    from llamaswap_py.cli.show import print_why
+
+    with _remote(url, key) as remote:
+        decisions = remote.decisions(model, limit)
+        snapshot = remote.snapshot()
+    if as_json:
+        _print_json(decisions)
+        return
+    found = next(each for each in snapshot.models if model == each.id or model in each.aliases)
+    print_why(found, decisions, snapshot.now)
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    if as_json:
+        _print_json({"version": __version__})
+    else:
+        print(f"lswap {__version__}")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def engine(context: typer.Context) -> None:
+    """Get a llama-server: build, install, list, use, doctor."""
+    from llamaswap_py.cli.engine import app as engine_app
+
+    engine_app(args=context.args or ["--help"], prog_name="lswap engine")
+
+
+def _remote(url: str, key: str | None) -> Remote:
+    from llamaswap_py.client import Remote
+
+    return Remote(url, key=key)
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode(), flush=True)

@@ -1,0 +1,109 @@
+"""`lswap check`: everything that is wrong with a configuration on this machine; loads nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llamaswap_py.cli.show import memory_text, print_table
+from llamaswap_py.config.context import context_per_request, warnings
+from llamaswap_py.config.file import read_config
+from llamaswap_py.devices import read_devices
+from llamaswap_py.errors import ConfigError, EngineError
+from llamaswap_py.presets import Engines, prepare
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llamaswap_py.presets import Prepared
+
+
+class Checked(msgspec.Struct):
+    """One preset, and what is wrong with it."""
+
+    id: str
+    context_per_request: int | None
+    memory: dict[str, int] | None
+    problems: list[str] = []
+
+
+class Report(msgspec.Struct):
+    """The result: `ok` when nothing is wrong; warnings alone are fine."""
+
+    ok: bool
+    engine: str | None = None
+    problems: list[str] = []
+    warnings: list[str] = []
+    models: list[Checked] = []
+
+
+def run(path: Path, *, as_json: bool) -> bool:
+    """Print what is wrong with the file at `path`; True when nothing is."""
+    report = check_file(path)
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        _print(path, report)
+    return report.ok
+
+
+def check_file(path: Path) -> Report:
+    """Return everything that is wrong, as far as it can be known without loading a model."""
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        return Report(ok=False, problems=str(error).splitlines())
+    problems: list[str] = []
+    engine = None
+    engines = Engines(config)
+    try:
+        default = engines.default
+        engine = f"{default.path} ({default.label})"
+    except EngineError as error:
+        problems.append(f"{config.where('engine')}: {error}")
+    devices = read_devices(
+        config.memory.devices,
+        config.memory.margin.of,
+        backends=engines.backends,
+        environment=os.environ,
+    )
+    models = [_checked(one, problems) for one in prepare(config, engines, devices).values()]
+    return Report(
+        ok=not problems and not any(model.problems for model in models),
+        engine=engine,
+        problems=problems,
+        warnings=list(warnings(config)),
+        models=models,
+    )
+
+
+def _checked(prepared: Prepared, said: list[str]) -> Checked:
+    """Leave out of a preset what was said of the whole file: that there is no engine."""
+    preset = prepared.preset
+    problems = [
+        str(problem)
+        for problem in prepared.problems
+        if not (said and problem.where.endswith(".engine"))
+    ]
+    return Checked(preset.id, context_per_request(preset), preset.memory, problems)
+
+
+def _print(path: Path, report: Report) -> None:
+    if report.engine:
+        print(f"engine: {report.engine}")
+    if report.models:
+        columns = ("model", "state", "context/request", "memory")
+        print_table(columns, [_row(model) for model in report.models])
+    for problem in (*report.problems, *(text for each in report.models for text in each.problems)):
+        print(f"problem: {problem}")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+    print(f"{path}: " + ("fine" if report.ok else "not fine: see the problems above"))
+
+
+def _row(model: Checked) -> tuple[str, ...]:
+    context = f"{model.context_per_request:,}" if model.context_per_request else "the model's"
+    memory = memory_text(model.memory) if model.memory else "not declared"
+    return model.id, "failed" if model.problems else "fine", context, memory

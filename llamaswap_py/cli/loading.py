@@ -1,0 +1,63 @@
+"""`lswap load`: wait for a load and show, on a terminal, how far it is."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import RemoteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamaswap_py.client import LoadReport, Remote
+    from llamaswap_py.snapshot import Snapshot
+
+_INTERVAL: Final = 0.25
+_WIDTH: Final = 24
+
+
+def load_with_progress(remote: Remote, model: str, *, wait: bool, quiet: bool) -> LoadReport:
+    """Load `model`. Raises RemoteError with the reason when it fails."""
+    shown = wait and not quiet and sys.stderr.isatty()
+    with _progress(remote, model) if shown else nullcontext():
+        return remote.load(model, wait=wait)
+
+
+def progress_line(snapshot: Snapshot, model: str) -> str:
+    """Return `alpha: loading [#####     ] 43%`, or its state while nothing is known yet."""
+    preset = next((m for m in snapshot.models if model == m.id or model in m.aliases), None)
+    if preset is None:
+        return model
+    running = [each for each in snapshot.instances if each.preset == preset.id]
+    if running and running[-1].state == "loading" and running[-1].progress is not None:
+        done = min(1.0, max(0.0, running[-1].progress))
+        bar = "#" * round(done * _WIDTH)
+        return f"{preset.id}: loading [{bar:<{_WIDTH}}] {done:.0%}"
+    state = "waiting for memory" if preset.state == "unloaded" else preset.state
+    return f"{preset.id}: {state}"
+
+
+@contextmanager
+def _progress(remote: Remote, model: str) -> Iterator[None]:
+    """Draw the line again and again from a thread, which ends with the block."""
+    done = threading.Event()
+    thread = threading.Thread(target=_draw, args=(remote, model, done), name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _draw(remote: Remote, model: str, done: threading.Event) -> None:
+    while not done.wait(_INTERVAL):
+        try:
+            line = progress_line(remote.snapshot(), model)
+        except RemoteError:
+            return  # the load itself reports what is wrong
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,162 @@
+"""What the data commands print: tables for people, the same words as state and log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from llamaswap_py.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamaswap_py.snapshot import DecisionView, DeviceView, InstanceView, ModelView, Snapshot
+
+_COLOURS = {
+    "ready": "green",
+    "loading": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "sleeping": "blue",
+    "failed": "red",
+}
+PS_COLUMNS = ("model", "state", "leases", "waiting", "memory", "age", "idle", "ttl left", "why")
+MODEL_COLUMNS = ("model", "state", "context/request", "memory", "ttl", "aliases", "note")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, aligned text elsewhere (nothing is cut off there)."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        _draw(columns, rows)
+    else:
+        print(plain_table(columns, rows))
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns, two blanks apart."""
+    lines = [[name.upper() for name in columns], *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
+    """Return a row per instance, and per model that waits or has failed (`every`: per model)."""
+    models = {model.id: model for model in snapshot.models}
+    rows = [_instance_row(snapshot, each, models.get(each.preset)) for each in snapshot.instances]
+    loaded = {each.preset for each in snapshot.instances}
+    for model in snapshot.models:
+        if model.id not in loaded and (every or model.waiting or model.state != "unloaded"):
+            why = model.failure.summary if model.failure else model.reason
+            memory = memory_text(model.footprint)
+            waiting = str(model.waiting)
+            rows.append((model.id, model.state, "0", waiting, memory, "-", "-", "-", why))
+    return rows
+
+
+def _instance_row(
+    snapshot: Snapshot, instance: InstanceView, model: ModelView | None
+) -> tuple[str, ...]:
+    now = snapshot.now
+    idle = instance.leases == 0 and instance.last_used_at is not None
+    return (
+        instance.preset,
+        state_text(instance),
+        f"{instance.leases}/{instance.slots}" if instance.slots else str(instance.leases),
+        str(model.waiting) if model else "0",
+        memory_text(model.footprint if model else None),
+        age_text(now - instance.spawned_at),
+        age_text(now - (instance.last_used_at or now)) if idle else "-",
+        age_text(instance.evict_at - now) if instance.evict_at is not None else "-",
+        instance.reason,
+    )
+
+
+def state_text(instance: InstanceView) -> str:
+    """Return `loading 43%`, `ready`, `ready, claimed by beta`."""
+    text = instance.state
+    if instance.state == "loading" and instance.progress is not None:
+        text += f" {instance.progress:.0%}"
+    return f"{text}, claimed by {instance.claimed_by}" if instance.claimed_by else text
+
+
+def memory_text(footprint: dict[str, int] | None) -> str:
+    """Return `CUDA0 18.9 GiB + host 1 GiB`, or `?` when nobody knows."""
+    if footprint is None:
+        return "?"
+    return " + ".join(f"{device} {format_size(size)}" for device, size in footprint.items()) or "0"
+
+
+def age_text(seconds: float) -> str:
+    """Return a duration in whole seconds or longer units."""
+    return format_duration(round(seconds)) if seconds >= 1 else "0 s"
+
+
+def device_line(device: DeviceView) -> str:
+    """Return `host: 3 GiB of 64 GiB used, 1 GiB margin (psutil)`."""
+    return (
+        f"{device.id}: {format_size(device.used)} of {format_size(device.total)} used,"
+        f" {format_size(device.margin)} margin ({device.source})"
+    )
+
+
+def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
+    """Print what is loaded, loading, waited for or failed, and the devices."""
+    rows = ps_rows(snapshot, every=every)
+    if rows:
+        print_table(PS_COLUMNS, rows)
+    else:
+        print(f"nothing is loaded; {len(snapshot.models)} models are known (lswap models)")
+    for device in snapshot.devices:
+        print(device_line(device))
+
+
+def print_models(models: Sequence[ModelView]) -> None:
+    """Print every model of the file."""
+    print_table(MODEL_COLUMNS, [_model_row(model) for model in models])
+
+
+def _model_row(model: ModelView) -> tuple[str, ...]:
+    return (
+        model.id + (" (pinned)" if model.pinned else ""),
+        model.state,
+        f"{model.context_per_request:,}" if model.context_per_request else "?",
+        memory_text(model.footprint),
+        age_text(model.ttl) if model.ttl is not None else "never",
+        ", ".join(model.aliases) or "-",
+        model.failure.summary if model.failure else "",
+    )
+
+
+def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:
+    """Print what a model's state is, why, and the decisions that led there."""
+    print(f"{model.id} is {model.state}" + (f": {model.reason}" if model.reason else ""))
+    if model.failure is not None:
+        print(f"failure: {model.failure.summary}")
+        for line in model.failure.log:
+            print(f"  | {line}")
+        if model.failure.retry_at is not None and model.failure.retry_at > now:
+            print(f"next try in {age_text(model.failure.retry_at - now)}")
+    rows = [(f"{age_text(now - each.at)} ago", each.kind, each.reason) for each in decisions]
+    if rows:
+        print_table(("when", "what", "why"), rows)
+    else:
+        print("no decisions about it yet")
+
+
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        state = row[1].partition(" ")[0].rstrip(",")
+        style = _COLOURS.get(state, "")
+        table.add_row(*(Text(cell, style=style if at == 1 else "") for at, cell in enumerate(row)))
+    Console().print(table)

@@ -1,0 +1,187 @@
+"""`lswap up`: serve the models of a file until told to stop.
+
+Exit code 0 after a clean stop, also when the second signal cut it short; 1 when it could not start,
+2 when the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from llamaswap_py import __version__
+from llamaswap_py.api import App
+from llamaswap_py.api.errors import render_wire_error
+from llamaswap_py.children.orphans import SweptHow
+from llamaswap_py.children.runtime_dir import RuntimeDir
+from llamaswap_py.cli.log import set_up_logging
+from llamaswap_py.cli.show import device_line, memory_text, plain_table
+from llamaswap_py.config.file import read_config
+from llamaswap_py.config.listen import check_listeners
+from llamaswap_py.config.parse import parse_listen
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.presets import Engines
+from llamaswap_py.supervisor import open_supervisor
+from llamaswap_py.units import format_duration
+from llamaswap_py.wire import WireLimits, bind, serve
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.engine.locate import Engine
+    from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.supervisor import Supervisor
+    from llamaswap_py.wire import Server
+
+_log: Final = logging.getLogger("lswap")
+_LAST_WRITES: Final = 1.0
+"""Seconds a client may take to read the end of its answer once all children are gone."""
+_SHOWN: Final = 20
+"""Models listed at the start; a file may have thousands."""
+
+
+def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
+    """Serve until a signal. Raises LswapError when it cannot start."""
+    config = read_config(path)
+    if listen:
+        config = _listen_elsewhere(config, listen)
+    set_up_logging(config.log, verbose=verbose)
+    engine = Engines(config).default
+    with (
+        RuntimeDir.choose(config_path=path, name=name) as runtime,
+        _listening(config) as sockets,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        _sweep(runtime)
+        runner.run(_serve(config, engine, sockets, runtime))
+
+
+def _listen_elsewhere(config: Config, listen: tuple[str, ...]) -> Config:
+    home, here = os.path.expanduser("~"), os.getcwd()
+    endpoints = tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
+    check_listeners(endpoints, allow_unauthenticated=config.allow_unauthenticated)
+    return msgspec.structs.replace(config, listen=endpoints)
+
+
+def _sweep(runtime: RuntimeDir) -> None:
+    """End what a supervisor that was killed has left behind."""
+    for swept in runtime.sweep_orphans():
+        name, pid = swept.record.name, swept.record.pid
+        if swept.how is SweptHow.KILLED:
+            _log.warning("killed %s (pid %d), left behind by an lswap before", name, pid)
+        elif swept.how is SweptHow.KEPT:
+            _log.warning("%s (pid %d) of an lswap before will not end: look at it", name, pid)
+
+
+@contextmanager
+def _listening(config: Config) -> Iterator[list[socket.socket]]:
+    """Bind before anything is started: a port in use is the commonest reason not to start."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
+
+
+def _bound(sock: socket.socket, endpoint: Endpoint) -> str:
+    """Return where a socket really listens: port 0 becomes the one the system chose."""
+    if endpoint.path is None:
+        endpoint = Endpoint(host=endpoint.host, port=sock.getsockname()[1])
+    return endpoint.url
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # no wheels for this platform; asyncio's own loop is slower, not worse
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(
+    config: Config, engine: Engine, sockets: list[socket.socket], runtime: RuntimeDir
+) -> None:
+    limits = WireLimits(
+        header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
+    )
+    with _signals() as stops:
+        async with open_supervisor(config, engine, runtime) as supervisor:
+            supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
+            app = App(supervisor)
+            async with serve(
+                sockets, app.handle, limits, on_wire_error=render_wire_error
+            ) as server:
+                print(banner(supervisor.snapshot()), flush=True)
+                await stops.get()
+                await _stop(app, server, supervisor, stops)
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Queue[None]]:
+    """Queue SIGINT and SIGTERM, so that the first and the second can mean different things."""
+    loop = asyncio.get_running_loop()
+    stops: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stops.put_nowait, None)
+    try:
+        yield stops
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _stop(
+    app: App, server: Server, supervisor: Supervisor, stops: asyncio.Queue[None]
+) -> None:
+    """Take no new requests, let the running ones end within the deadline or until a signal."""
+    patience = supervisor.config.policy.shutdown_timeout
+    running = supervisor.snapshot().requests_open
+    if running:
+        _log.info(
+            "stopping: %d requests may take up to %s; a second signal stops at once",
+            running,
+            format_duration(patience),
+        )
+    await server.stop_accepting()
+    app.closing.set()
+    async with asyncio.TaskGroup() as group:
+        hurry = group.create_task(_hurry(supervisor, stops))
+        await supervisor.shut_down(patience)
+        await server.drain(_LAST_WRITES)
+        hurry.cancel()
+    _log.info("stopped")
+
+
+async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
+    await stops.get()
+    _log.warning("stopping at once")
+    supervisor.stop_now()
+
+
+def banner(snapshot: Snapshot) -> str:
+    """Return what a person wants to see first: where, with what, and which models."""
+    engine = snapshot.engine
+    build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
+    lines = [f"lswap {__version__} with llama-server {build} ({engine.path})"]
+    lines += [f"  {device_line(device)}" for device in snapshot.devices]
+    rows = [
+        (
+            f"  {model.id}",
+            "failed" if model.failure else model.state,
+            f"{model.context_per_request:,}" if model.context_per_request else "the model's",
+            memory_text(model.footprint),
+            model.failure.summary if model.failure else "",
+        )
+        for model in snapshot.models[:_SHOWN]
+    ]
+    lines += [plain_table(("  model", "state", "context/request", "memory", ""), rows)]
+    if len(snapshot.models) > _SHOWN:
+        lines.append(f"  and {len(snapshot.models) - _SHOWN} more (lswap models)")
+    lines.append(f"ready on {', '.join(snapshot.listen)} (Ctrl-C drains and stops)")
+    return "\n".join(lines)

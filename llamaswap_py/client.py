@@ -1,0 +1,200 @@
+"""Talk to a running lswap: what the CLI commands use."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from llamaswap_py.errors import RemoteError
+from llamaswap_py.snapshot import DecisionView, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+_T = TypeVar("_T")
+
+
+class UnreachableError(RemoteError):
+    """Raised when nothing answers at the URL, or what answers is not lswap."""
+
+
+class LoadReport(msgspec.Struct):
+    """What `load` answers."""
+
+    model: str
+    state: str
+    seconds: float = 0.0
+
+
+class UnloadReport(msgspec.Struct):
+    """What `unload` answers; `unloaded` is False when there was nothing to unload."""
+
+    model: str
+    state: str
+    unloaded: bool
+    seconds: float = 0.0
+
+
+class _Decisions(msgspec.Struct):
+    decisions: tuple[DecisionView, ...]
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody
+
+
+class Remote:
+    """A running lswap at `url`: `http://host:port`, `host:port` or `unix:PATH`.
+
+    Use it as a context manager. Entering and every method raise UnreachableError when nothing
+    answers; a method raises RemoteError when lswap says no.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None) -> None:
+        self.url = url
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._path = url.removeprefix("unix:") if url.startswith("unix:") else None
+        base = "http://localhost" if self._path else url if "://" in url else f"http://{url}"
+        try:
+            # An lswap is spoken to directly: proxies from the environment are for other hosts.
+            # Certificates are loaded only where they are needed (30 ms).
+            self._http = httpx.Client(
+                transport=httpx.HTTPTransport(uds=self._path, verify=base.startswith("https:")),
+                base_url=base,
+                headers=headers,
+                timeout=httpx.Timeout(30.0, connect=5.0),
+                trust_env=False,
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RemoteError(
+                f"{url!r} is not a URL: {error}", remedy="write http://host:port or unix:PATH"
+            ) from None
+
+    def __enter__(self) -> Remote:
+        if self._path is not None:
+            self._knock(self._path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def snapshot(self) -> Snapshot:
+        """Return everything lswap knows of itself now."""
+        return self._decode(self._ask("GET", "/lswap/v1/state"), Snapshot)
+
+    def decisions(self, model: str | None = None, limit: int = 20) -> tuple[DecisionView, ...]:
+        """Return the newest decisions, newest last."""
+        params = {"limit": str(limit)} | ({"model": model} if model else {})
+        return self._decode(self._ask("GET", "/lswap/v1/decisions", params), _Decisions).decisions
+
+    def load(self, model: str, *, wait: bool = True) -> LoadReport:
+        """Load a model; returns when it is ready, or at once when `wait` is False."""
+        path = f"/lswap/v1/models/{quote(model)}/load"
+        return self._decode(
+            self._ask("POST", path, {"wait": _word(wait)}, patient=True), LoadReport
+        )
+
+    def unload(self, model: str, *, force: bool = False, wait: bool = True) -> UnloadReport:
+        """Unload a model: drained first, unless `force`."""
+        path = f"/lswap/v1/models/{quote(model)}/unload"
+        params = {"force": _word(force), "wait": _word(wait)}
+        return self._decode(self._ask("POST", path, params, patient=True), UnloadReport)
+
+    def logs(self, model: str, *, tail: int = 100, follow: bool = False) -> Iterator[str]:
+        """Yield the last lines its llama-server wrote, then (`follow`) new ones as they come."""
+        params = {"tail": str(tail), "follow": _word(follow)}
+        timeout = httpx.Timeout(30.0, connect=5.0, read=None)
+        with (
+            self._errors(),
+            self._http.stream(
+                "GET", f"/lswap/v1/logs/{quote(model)}", params=params, timeout=timeout
+            ) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise self._refusal(answer)
+            yield from answer.iter_lines()
+
+    def _ask(
+        self, method: str, path: str, params: dict[str, str] | None = None, *, patient: bool = False
+    ) -> bytes:
+        timeout = httpx.Timeout(30.0, connect=5.0, read=None if patient else 30.0)
+        with self._errors():
+            answer = self._http.request(method, path, params=params, timeout=timeout)
+        if not answer.is_success:
+            raise self._refusal(answer)
+        return answer.content
+
+    def _decode(self, data: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise self._stranger() from None
+
+    def _refusal(self, answer: httpx.Response) -> RemoteError:
+        try:
+            message = msgspec.json.decode(answer.content, type=_ErrorAnswer).error.message
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return self._stranger()
+        return RemoteError(message)
+
+    def _stranger(self) -> UnreachableError:
+        return UnreachableError(
+            f"what answers at {self.url} is not lswap (or another version of it)",
+            remedy="name the right one with --url or LSWAP_URL",
+        )
+
+    def _knock(self, path: str) -> None:
+        """Try the socket: httpcore leaks one for each failure to connect."""
+        with socket.socket(socket.AF_UNIX) as knocking:
+            try:
+                knocking.connect(path)
+            except OSError as error:
+                raise self._nobody(error.strerror or str(error)) from None
+
+    def _nobody(self, reason: str) -> UnreachableError:
+        return UnreachableError(
+            f"no lswap answers at {self.url} ({reason})",
+            remedy="start one with `lswap up CONFIG`, or name it with --url or LSWAP_URL",
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise self._nobody(_reason(error)) from None
+        except httpx.TimeoutException:
+            raise UnreachableError(
+                f"lswap at {self.url} did not answer in time", remedy="see its log"
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UnreachableError(
+                f"the connection to lswap at {self.url} broke ({_reason(error)})",
+                remedy="has it been stopped?",
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return text.partition("] ")[2] or text or type(error).__name__
+
+
+def _word(value: Any) -> str:
+    return "true" if value else "false"

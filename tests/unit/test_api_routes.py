@@ -1,0 +1,255 @@
+"""What a path means, who may call, and how refusals look."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from llamaswap_py.api.errors import Family, error_event, render_wire_error
+from llamaswap_py.api.guard import host_name
+from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
+from llamaswap_py.errors import API_CODES, ApiError
+from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, ask, make_config, make_head
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "captured"),
+    [
+        ("POST", "/v1/chat/completions", ""),
+        ("POST", "/chat/completions", ""),
+        ("POST", "/v1/messages/count_tokens", ""),
+        ("POST", "/v1/rerank", ""),
+        ("POST", "/apply-template", ""),
+        ("GET", "/slots", ""),
+        ("POST", "/slots/3", "3"),
+        ("GET", "/v1/models/org/beta:8b", "org/beta:8b"),
+        ("DELETE", "/upstream/org/beta/x/y", "org/beta/x/y"),
+        ("POST", "/lswap/v1/models/org/beta/load", "org/beta"),
+        ("GET", "/lswap/v1/logs/org%2Fbeta", "org%2Fbeta"),
+        ("HEAD", "/v1/models", ""),
+    ],
+)
+def test_known_paths(method: str, path: str, captured: str) -> None:
+    methods, found = look_up(path)
+    assert methods is not None
+    assert pick(methods, method) is not None
+    assert found == captured
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat", "/upstream/", "/v1/models/", "/lswap/v1/models//load"]
+)
+def test_unknown_paths(path: str) -> None:
+    assert look_up(path) == (None, "")
+
+
+async def test_every_route_answers_json_and_never_an_internal_error() -> None:
+    paths = [(path, methods) for path, methods in ROUTES.items()]
+    paths += [(f"{start}alpha{end}", methods) for start, end, methods in PATTERNS]
+    for path, methods in paths:
+        for method in methods:
+            exchange = await ask(method, path, b"{}" if method == "POST" else b"")
+            assert exchange.status, (method, path)
+            assert exchange.status != 500, (method, path, exchange.answer)
+            assert "x-request-id" in exchange.headers
+
+
+async def test_404_names_the_path_in_the_shape_of_its_family() -> None:
+    exchange = await ask("GET", "/nope")
+    assert exchange.status == 404
+    assert exchange.error["code"] == "not_found"
+    assert "/nope" in exchange.error["message"]
+    exchange = await ask("GET", "/v1/messages/nope")
+    assert exchange.json["type"] == "error"
+    assert exchange.error["type"] == "not_found_error"
+
+
+async def test_405_names_the_methods() -> None:
+    exchange = await ask("GET", "/v1/chat/completions")
+    assert exchange.status == 405
+    assert exchange.headers["allow"] == "POST"
+    assert exchange.error["code"] == "method_not_allowed"
+    assert exchange.headers["x-request-id"]
+
+
+async def test_what_comes_later_says_so() -> None:
+    for method, path in (("GET", "/api/tags"), ("POST", "/models/load"), ("GET", "/metrics")):
+        exchange = await ask(method, path)
+        assert exchange.status == 501, path
+        assert "not in this version" in exchange.error["message"]
+
+
+# --- who may call
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("localhost:8080", "localhost"),
+        ("LOCALHOST.", "localhost"),
+        ("[::1]:8080", "::1"),
+        ("http://127.0.0.1:8080", "127.0.0.1"),
+        ("https://evil.example/x", "evil.example"),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_host_name(value: str, name: str | None) -> None:
+    assert host_name(value) == name
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8080"},
+        {"host": "[::1]"},
+        {"host": "192.168.1.7:8080", "origin": "http://localhost:3000"},
+        {"host": "lswap.localhost"},
+        {"host": "gpubox.lan:8080"},
+    ],
+)
+async def test_own_names_may_call(headers: dict[str, str]) -> None:
+    config = make_config("allowed_hosts: [gpubox.lan]\nmodels: {alpha: {model: /a.gguf}}")
+    for _ in range(2):
+        exchange = await ask("GET", "/health", headers=headers, supervisor=FakeSupervisor(config))
+        assert exchange.status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ({"host": "evil.example"}, "evil.example"),
+        ({"origin": "https://evil.example"}, "evil.example"),
+        ({"origin": "null"}, "null"),
+        ({"host": "127.0.0.1.evil.example"}, "127.0.0.1.evil.example"),
+        ({"host": "localhost@evil.example"}, "localhost@evil.example"),
+    ],
+)
+async def test_foreign_names_are_refused_with_the_line_to_add(
+    headers: dict[str, str], shown: str
+) -> None:
+    supervisor = FakeSupervisor()
+    exchange = await ask(
+        "POST", "/lswap/v1/models/alpha/load", headers=headers, supervisor=supervisor
+    )
+    assert exchange.status == 403
+    assert exchange.error["code"] == "forbidden"
+    assert f"allowed_hosts: [{shown}]" in exchange.error["message"]
+    assert supervisor.loaded == []
+
+
+async def test_unix_clients_need_no_host() -> None:
+    exchange = await ask("GET", "/health", headers={"host": "whatever.example"}, peer="unix")
+    assert exchange.status == 200
+
+
+# --- request ids, errors
+
+
+async def test_request_ids() -> None:
+    exchange = await ask("GET", "/health", headers={"x-request-id": "abc-1"})
+    assert exchange.headers["x-request-id"] == "abc-1"
+    for bad in ("", "a b", "x" * 200, "ü"):
+        exchange = await ask("GET", "/health", headers={"x-request-id": bad})
+        assert exchange.headers["x-request-id"] not in ("", bad)
+
+
+async def test_two_open_requests_never_share_an_id() -> None:
+    seen: list[str] = []
+
+    class Nested(FakeSupervisor):
+        async def load(self, preset: str) -> None:
+            inner = FakeExchange("GET", "/health", headers={"x-request-id": "same"})
+            await app.handle(inner)  # type: ignore[arg-type]
+            seen.append(inner.headers["x-request-id"])
+
+    from llamaswap_py.api import App
+
+    app = App(Nested())  # type: ignore[arg-type]
+    outer = FakeExchange("POST", "/lswap/v1/models/alpha/load", headers={"x-request-id": "same"})
+    await app.handle(outer)  # type: ignore[arg-type]
+    assert outer.headers["x-request-id"] == "same"
+    assert len(seen) == 1
+    assert seen[0].startswith("same.")
+
+
+async def test_a_bug_is_answered_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeSupervisor):
+        def snapshot(self) -> Any:
+            raise RuntimeError("secret detail")
+
+    with caplog.at_level(logging.ERROR, "lswap"):
+        exchange = await ask("GET", "/lswap/v1/state", supervisor=Broken())
+    assert exchange.status == 500
+    assert exchange.error["code"] == "internal"
+    assert b"secret" not in exchange.answer
+    assert exchange.headers["x-request-id"] in exchange.error["message"]
+    assert "secret detail" in caplog.text
+
+
+async def test_an_error_after_the_answer_began_is_the_wires_business() -> None:
+    exchange = FakeExchange("GET", "/health")
+    exchange.respond(200)
+    with pytest.raises(AssertionError, match="answered twice"):
+        await answer(exchange)
+
+
+@pytest.mark.parametrize("code", sorted(API_CODES))
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_every_code_in_both_shapes(code: str, path: str) -> None:
+    error = ApiError(code, "what", remedy="do", details={"state": "loading", "position": 3})
+    supervisor = FakeSupervisor(refuse=error)
+    exchange = await ask("POST", path, b'{"model":"alpha"}', supervisor=supervisor)
+    assert exchange.status == API_CODES[code][0]
+    assert exchange.error["message"] == "what - do"
+    assert exchange.error["code"] == code
+    assert exchange.error["state"] == "loading"
+    assert exchange.error["position"] == 3
+    assert exchange.headers["x-lswap-model"] == "alpha"
+    assert int(exchange.headers["x-lswap-queue-ms"]) >= 0
+    assert ("retry-after" in exchange.headers) == (exchange.status in (429, 503))
+    if path == "/v1/messages":
+        assert exchange.json["type"] == "error"
+        assert exchange.json["request_id"] == exchange.headers["x-request-id"]
+
+
+async def test_retry_after_is_rounded_up() -> None:
+    supervisor = FakeSupervisor(refuse=ApiError("model_failed", "no", retry_after=2.1))
+    exchange = await ask("POST", "/v1/embeddings", b'{"model":"alpha"}', supervisor=supervisor)
+    assert exchange.headers["retry-after"] == "3"
+
+
+def test_error_events() -> None:
+    error = ApiError("upstream_failed", "gone")
+    assert error_event(error, Family.OPENAI, "r").startswith(b'data: {"error":{"message":"gone"')
+    event = error_event(error, Family.ANTHROPIC, "r")
+    assert event.startswith(b'event: error\ndata: {"type":"error","error":{"type":"api_error"')
+    for family in Family:
+        text = error_event(error, family, "r")
+        assert text.endswith(b"\n\n")
+        assert b"\n\n" not in text[:-2]
+
+
+@pytest.mark.parametrize("status", [400, 408, 413, 431, 505])
+def test_wire_errors(status: int) -> None:
+    headers, body = render_wire_error(status, "no", None)
+    assert (b"content-type", b"application/json") in headers
+    assert b'"message":"no"' in body
+    _, body = render_wire_error(status, "no", make_head("POST", "/v1/messages"))
+    assert body.startswith(b'{"type":"error"')
+
+
+async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lswap.access"):
+        await ask("POST", "/v1/chat/completions?key=secret", b'{"model":"first","x":"private"}')
+        await ask("GET", "/nope")
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "POST /v1/chat/completions model=alpha status=200 queue=12ms load=34ms" in first
+    assert first.endswith(" ok")
+    assert second.endswith(" not_found")
+    assert "secret" not in caplog.text
+    assert "private" not in caplog.text

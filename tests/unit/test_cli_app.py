@@ -1,0 +1,241 @@
+"""The commands: what they print, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import jsonschema  # type: ignore[import-untyped]
+import msgspec
+import pytest
+
+from llamaswap_py import __version__
+from llamaswap_py.children.logs import ChildLog
+from llamaswap_py.cli.app import main
+from llamaswap_py.errors import ApiError
+from llamaswap_py.snapshot import Snapshot
+from tests.unit.api_fakes import (
+    FakeSupervisor,
+    failure_view,
+    instance_view,
+    make_snapshot,
+    model_view,
+)
+from tests.unit.cli_fakes import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def supervisor() -> FakeSupervisor:
+    log = ChildLog()
+    log.extend(["loading", "listening"])
+    picture = make_snapshot(
+        [
+            model_view("alpha", state="ready", aliases=("first",), ttl=1800.0),
+            model_view("org/beta:8b", state="failed", failure=failure_view(log=("oh no",))),
+            model_view("gamma"),
+        ],
+        [instance_view("alpha", leases=1, evict_at=1100.0)],
+    )
+    return FakeSupervisor(picture=picture, log=log)
+
+
+@pytest.fixture
+def url(supervisor: FakeSupervisor, short_dir: Path) -> Iterator[str]:
+    with serving(supervisor, short_dir / "l.sock") as url:
+        yield url
+
+
+class Lswap:
+    """Run a command as the shell would; keeps its output and exit code."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *words: str, url: str | None = None) -> tuple[int, str, str]:
+        if url is not None:
+            self._monkeypatch.setenv("LSWAP_URL", url)
+        self._monkeypatch.setattr(sys, "argv", ["lswap", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        out, err = self._capsys.readouterr()
+        return (code if isinstance(code, int) else 0), out, err
+
+
+@pytest.fixture
+def lswap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lswap:
+    monkeypatch.delenv("LSWAP_URL", raising=False)
+    return Lswap(monkeypatch, capsys)
+
+
+# --- commands that talk to a running lswap
+
+
+def test_ps(lswap: Lswap, url: str) -> None:
+    code, out, _ = lswap("ps", url=url)
+    assert code == 0
+    assert "alpha" in out
+    assert "1/2" in out
+    assert "there is no such file" in out
+    assert "host: 2 GiB of 8 GiB used, 1 GiB margin (declared)" in out
+    assert "gamma" not in out
+    assert "gamma" in lswap("ps", "--all")[1]
+
+
+def test_ps_json_is_the_snapshot(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    _, out, _ = lswap("ps", "--json", "--url", url)
+    assert msgspec.json.decode(out, type=Snapshot) == supervisor.snapshot()
+
+
+def test_models(lswap: Lswap, url: str) -> None:
+    _, out, _ = lswap("models", url=url)
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "MODEL",
+        "alpha",
+        "org/beta:8b",
+        "gamma",
+    ]
+    assert [model["id"] for model in json.loads(lswap("models", "--json")[1])] == [
+        "alpha",
+        "org/beta:8b",
+        "gamma",
+    ]
+
+
+def test_load(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    code, out, _ = lswap("load", "org/beta:8b", url=url)
+    assert code == 0
+    assert out.startswith("org/beta:8b is ready (")
+    code, out, _ = lswap("load", "first", "--no-wait")
+    assert "lswap ps" in out
+    assert json.loads(lswap("load", "alpha", "--json")[1])["state"] == "ready"
+    assert supervisor.loaded == ["org/beta:8b", "alpha, later", "alpha"]
+
+
+def test_a_load_that_fails(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    supervisor.refuse = ApiError("model_failed", "alpha does not fit", remedy="buy memory")
+    code, out, err = lswap("load", "alpha", url=url)
+    assert (code, out) == (1, "")
+    assert err == "lswap: alpha does not fit - buy memory\n"
+
+
+def test_unload(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    assert lswap("unload", "alpha", "--force", url=url)[1] == "alpha is unloaded\n"
+    assert lswap("unload", "org/beta:8b")[1] == "org/beta:8b was not loaded\n"
+    assert json.loads(lswap("unload", "alpha", "--json")[1])["unloaded"] is True
+    assert supervisor.unloads[0] == ("alpha", True)
+
+
+def test_logs(lswap: Lswap, url: str) -> None:
+    assert lswap("logs", "alpha", url=url)[1] == "loading\nlistening\n"
+    assert lswap("logs", "alpha", "-n", "1")[1] == "listening\n"
+    lines = [json.loads(line) for line in lswap("logs", "alpha", "--json")[1].splitlines()]
+    assert lines[1] == {"model": "alpha", "line": "listening"}
+
+
+def test_followed_logs_end_with_the_log(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    assert supervisor.log is not None
+    supervisor.log.close()
+    assert lswap("logs", "alpha", "-f", url=url)[1] == "loading\nlistening\n"
+
+
+def test_why(lswap: Lswap, url: str) -> None:
+    code, out, _ = lswap("why", "org/beta:8b", url=url)
+    assert code == 0
+    assert "org/beta:8b is failed" in out
+    assert "failure: there is no such file\n  | oh no" in out
+    assert "limit 20" in out
+    assert json.loads(lswap("why", "first", "--json", "-n", "3")[1])[0]["reason"] == "limit 3"
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "logs", "why"])
+def test_unknown_models(lswap: Lswap, url: str, command: str) -> None:
+    code, out, err = lswap(command, "alpa", url=url)
+    assert (code, out) == (1, "")
+    assert "did you mean alpha?" in err
+    assert err.count("\n") == 1
+
+
+# --- when nothing, or something else, answers
+
+
+@pytest.mark.parametrize(
+    "command", [["ps"], ["models"], ["load", "x"], ["logs", "x"], ["why", "x"]]
+)
+def test_nobody_answers(lswap: Lswap, short_dir: Path, command: list[str]) -> None:
+    code, out, err = lswap(*command, url=f"unix:{short_dir}/none.sock")
+    assert (code, out) == (3, "")
+    assert "no lswap answers at unix:" in err
+    assert "lswap up CONFIG" in err
+    assert err.count("\n") == 1
+
+
+def test_a_closed_port(lswap: Lswap) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, never listening: refused, and nobody else gets it
+        code, _, err = lswap("ps", url=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert code == 3
+    assert "refused" in err
+
+
+def test_a_stranger_answers(lswap: Lswap, short_dir: Path) -> None:
+    class Stranger(FakeSupervisor):
+        def snapshot(self) -> Any:
+            return {"some": "thing"}
+
+    with serving(Stranger(), short_dir / "s.sock") as url:
+        code, _, err = lswap("ps", url=url)
+    assert code == 3
+    assert "is not lswap" in err
+
+
+def test_a_bad_url(lswap: Lswap) -> None:
+    code, _, err = lswap("ps", url="http://[::1")
+    assert code in (1, 3)
+    assert err.count("\n") == 1
+
+
+# --- commands that need no server
+
+
+def test_version(lswap: Lswap) -> None:
+    assert lswap("version")[1] == lswap("--version")[1] == f"lswap {__version__}\n"
+    assert json.loads(lswap("version", "--json")[1]) == {"version": __version__}
+
+
+def test_schema(lswap: Lswap) -> None:
+    schema = json.loads(lswap("schema")[1])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate({"models": {"a": {"model": "a.gguf"}}}, schema)
+
+
+def test_usage_errors(lswap: Lswap) -> None:
+    assert lswap("nonsense")[0] == 2
+    assert lswap("up")[0] == 2
+    code, _, err = lswap("ps", "--nonsense")
+    assert code == 2
+    assert "--nonsense" in err
+
+
+def test_engine_has_its_own_commands(lswap: Lswap) -> None:
+    code, out, _ = lswap("engine", "build", "--help")
+    assert code == 0
+    assert "--backend" in out
+    assert "doctor" in lswap("engine")[1]
+    assert lswap("engine", "nonsense")[0] == 2
+
+
+def test_help_is_quick() -> None:
+    """What makes a start slow must stay out of it: --help has 150 ms of CPU (targets.md)."""
+    code = "import sys, llamaswap_py.cli.app; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"httpx", "rich", "msgspec", "yaml", "asyncio", "uvloop", "psutil", "pydantic"}
+    assert not heavy & set(done.stdout.split())

@@ -1,0 +1,204 @@
+"""`check` and `up`, as far as they need no llama-server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llamaswap_py.cli import log as cli_log
+from llamaswap_py.cli import up
+from llamaswap_py.cli.app import exit_code
+from llamaswap_py.cli.check import check_file
+from llamaswap_py.cli.loading import progress_line
+from llamaswap_py.cli.show import plain_table, ps_rows, state_text
+from llamaswap_py.config.records import Log
+from llamaswap_py.errors import ConfigError, EngineError, StateError
+from tests.unit.api_fakes import (
+    failure_view,
+    instance_view,
+    make_snapshot,
+    model_view,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let no llama-server be found."""
+    monkeypatch.setenv("LSWAP_LLAMA_SERVER", str(tmp_path / "absent"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_check_reports_a_broken_file(tmp_path: Path) -> None:
+    report = check_file(write(tmp_path, "modls: {}\nlisten: 8080\n"))
+    assert not report.ok
+    assert any("c.yaml:1" in line and "models" in line for line in report.problems)
+    assert any("c.yaml:2" in line for line in report.problems)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_check_reports_everything_at_once(tmp_path: Path) -> None:
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    text = """
+memory: {devices: {host: 4GiB}, margin: 1GiB, cache_ram: 0}
+models:
+  fine: {model: there.gguf, memory: {host: 1GiB}}
+  gone: {model: absent.gguf, memory: {host: 1GiB}}
+  huge: {model: there.gguf, memory: {host: 4GiB}}
+  split: {model: there.gguf, memory: {host: 1GiB}, args: {ctx-size: 8192, parallel: 4}}
+"""
+    report = check_file(write(tmp_path, text))
+    assert not report.ok
+    (engine,) = report.problems
+    assert "absent" in engine
+    models = {model.id: model for model in report.models}
+    assert models["fine"].problems == []
+    assert "no such file" in models["gone"].problems[0]
+    assert models["split"].context_per_request == 2048
+    assert any("models.split" in line for line in report.warnings)
+
+
+def test_check_with_an_engine(tmp_path: Path, llama_server: str) -> None:
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    text = f"""
+engine: {llama_server}
+memory: {{devices: {{host: 4GiB}}, margin: 1GiB, cache_ram: 0}}
+models:
+  fine: {{model: there.gguf, memory: {{host: 1GiB}}}}
+  typo: {{model: there.gguf, memory: {{host: 1GiB}}, args: {{ctx-sise: 1}}}}
+  huge: {{model: there.gguf, memory: {{host: 4GiB}}}}
+"""
+    report = check_file(write(tmp_path, text))
+    models = {model.id: model for model in report.models}
+    assert models["fine"].problems == []
+    assert "did you mean ctx-size?" in models["typo"].problems[0]
+    assert "can never fit" in models["huge"].problems[0]
+    assert report.engine is not None
+    assert llama_server in report.engine
+
+
+def test_up_refuses_a_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        up.run(write(tmp_path, "nothing"), name=None, listen=(), verbose=False)
+    assert exit_code(caught.value) == 2
+
+
+@pytest.mark.usefixtures("no_engine", "quiet")
+def test_up_without_an_engine(tmp_path: Path) -> None:
+    path = write(tmp_path, "models: {a: {model: a.gguf}}")
+    with pytest.raises(EngineError) as caught:
+        up.run(path, name=None, listen=(), verbose=False)
+    assert exit_code(caught.value) == 1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_up_names_the_port_that_is_taken(
+    tmp_path: Path, short_dir: Path, llama_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    path = write(tmp_path, f"engine: {llama_server}\nmodels: {{a: {{model: a.gguf}}}}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StateError, match=f"127.0.0.1:{port}: the address is in use"):
+            up.run(path, name=None, listen=(f"127.0.0.1:{port}",), verbose=False)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_up_refuses_an_open_listener_with_both_remedies(tmp_path: Path) -> None:
+    path = write(tmp_path, "models: {a: {model: a.gguf}}")
+    with pytest.raises(ConfigError, match="allow_unauthenticated: true") as caught:
+        up.run(path, name=None, listen=("0.0.0.0:0",), verbose=False)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_banner() -> None:
+    models = [model_view("alpha"), model_view("beta", failure=failure_view())]
+    text = up.banner(make_snapshot([*models, *(model_view(f"m{n}") for n in range(30))]))
+    assert "llama-server b11434-cpu" in text
+    assert "there is no such file" in text
+    assert "and 12 more" in text
+    assert text.endswith("ready on http://127.0.0.1:8080 (Ctrl-C drains and stops)")
+
+
+# --- tables
+
+
+def test_plain_tables_cut_nothing() -> None:
+    assert plain_table(("a", "b"), [("x" * 200, "1")]) == f"A{' ' * 199}  B\n{'x' * 200}  1"
+
+
+def test_ps_rows_tell_the_two_instances_of_a_preset_apart() -> None:
+    instances = [
+        instance_view("alpha", state="draining", leases=2, claimed_by="beta"),
+        instance_view("alpha", epoch=2, state="loading", progress=0.431, last_used_at=None),
+    ]
+    rows = ps_rows(make_snapshot([model_view("alpha", waiting=3)], instances), every=False)
+    assert [row[1] for row in rows] == ["draining, claimed by beta", "loading 43%"]
+    assert rows[0][2] == "2/2"
+    assert rows[0][6] == "-"  # busy
+    assert rows[1][5] == "1 m"
+
+
+def test_a_waiting_model_is_shown_before_it_is_loaded() -> None:
+    (row,) = ps_rows(make_snapshot([model_view("alpha", waiting=2)]), every=False)
+    assert row[:4] == ("alpha", "unloaded", "0", "2")
+    assert ps_rows(make_snapshot([model_view("alpha")]), every=False) == []
+
+
+def test_progress_line() -> None:
+    model = model_view("alpha", state="loading", aliases=("first",))
+    loading = instance_view("alpha", state="loading", progress=0.5)
+    assert progress_line(make_snapshot([model], [loading]), "first") == (
+        "alpha: loading [############            ] 50%"
+    )
+    assert (
+        progress_line(make_snapshot([model_view("alpha")]), "alpha") == "alpha: waiting for memory"
+    )
+    assert state_text(loading) == "loading 50%"
+
+
+# --- lswap's own log
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Undo what set_up_logging() does to the process."""
+    loggers = [logging.getLogger(name) for name in ("lswap", "lswap.access", "llamaswap_py")]
+    before = [(one.handlers, one.level, one.propagate) for one in loggers]
+    yield
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_log.set_up_logging(Log(format="json"), verbose=False)
+    logging.getLogger("lswap").info("über %d", 1)
+    logging.getLogger("lswap.access").info("hidden")
+    logging.getLogger("lswap.access").warning("a 502")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("llamaswap_py.wire").exception("failed")
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["logger"], first["message"]) == ("info", "lswap", "über 1")
+    assert second["message"] == "a 502"
+    assert "ValueError: boom" in third["traceback"]
+    cli_log.set_up_logging(Log(level="error"), verbose=True)
+    logging.getLogger("lswap.access").info("shown")
+    assert capsys.readouterr().err.endswith("INFO    shown\n")
