@@ -1,0 +1,41 @@
+"""One llama-server process: spawned, watched, stopped, and never left behind.
+
+A child turns its process into events and decides nothing about models. What it says is read by
+the pure modules `readiness` and `failures`; `child` and `process` do the work; `runtime_dir` and
+`orphans` see to it that nothing outlives the supervisor.
+"""
+
+from __future__ import annotations
+
+from llamaswap_py.children.child import Child
+from llamaswap_py.children.failures import Failure, FailureKind
+from llamaswap_py.children.logs import ChildLog, LogLine
+from llamaswap_py.children.orphans import InstanceRecord, Swept
+from llamaswap_py.children.records import (
+    ChildEvent,
+    ChildExited,
+    ChildProgress,
+    ChildReady,
+    ChildSpawned,
+    ChildSpec,
+    ChildStalled,
+)
+from llamaswap_py.children.runtime_dir import RuntimeDir
+
+__all__ = [
+    "Child",
+    "ChildEvent",
+    "ChildExited",
+    "ChildLog",
+    "ChildProgress",
+    "ChildReady",
+    "ChildSpawned",
+    "ChildSpec",
+    "ChildStalled",
+    "Failure",
+    "FailureKind",
+    "InstanceRecord",
+    "LogLine",
+    "RuntimeDir",
+    "Swept",
+]

@@ -1,0 +1,249 @@
+"""The life of one child: spawn, loading, ready, stop, exit - told as events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from llamaswap_py.children.failures import Failure, FailureKind, classify
+from llamaswap_py.children.lines import LineSplitter
+from llamaswap_py.children.loading import Load
+from llamaswap_py.children.logs import LogFile
+from llamaswap_py.children.process import Process
+from llamaswap_py.children.readiness import Ending, Listening, Loading, Log, Readiness, Ready
+from llamaswap_py.children.records import ChildExited, ChildSpawned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llamaswap_py.children.logs import ChildLog
+    from llamaswap_py.children.readiness import Sign, Stream
+    from llamaswap_py.children.records import ChildEvent, ChildSpec
+
+_TAIL_KEPT: Final = 200  # lines for finding the cause
+_TAIL_TOLD: Final = 40  # lines in ChildExited
+_TAIL_LINE: Final = 2000  # characters of each
+# A SIGTERM that comes between "listening on" and the main loop is lost (b11434: the handler's
+# terminate() is undone by start_loop()), and so is an exit command. In child mode the repeat is
+# the first SIGTERM and does no harm; elsewhere the second SIGTERM ends the process at once, which
+# must not cut off an exit that is under way and says nothing.
+_REPEAT_SECONDS: Final = 0.25
+_REPEAT_SECONDS_CHILD_MODE: Final = 0.05
+_CLOSE_SECONDS: Final = 0.75
+_SCRUBBED: Final = ("LLAMA_ARG_", "LLAMA_SERVER_")
+_NO_CONFIG: Final = os.path.join(os.devnull, "empty")  # a folder that nobody can ever fill
+
+
+class Child:
+    """One llama-server. `run` is its life; `stop` and `kill` may be called at any time.
+
+    Every event goes to `on_event`, in order, from the event loop; `ChildExited` is the last one
+    and also what `run` returns. `logs` receives every line, and stays open afterwards.
+    """
+
+    def __init__(
+        self, spec: ChildSpec, on_event: Callable[[ChildEvent], None], logs: ChildLog
+    ) -> None:
+        self.spec = spec
+        self._emit = on_event
+        self._logs = logs
+        self._readiness = Readiness(child_mode=spec.child_mode)
+        self._splitters: dict[Stream, LineSplitter] = {
+            "stdout": LineSplitter(),
+            "stderr": LineSplitter(),
+        }
+        self._tail: deque[str] = deque(maxlen=_TAIL_KEPT)
+        self._file = LogFile(spec.log_path) if spec.log_path else None
+        self._process: Process | None = None
+        self._load: Load | None = None
+        self._stopping = asyncio.Event()
+        self._stalled = False
+        self._ending = False
+
+    def __repr__(self) -> str:
+        state = "stopping" if self._stopping.is_set() else "running"
+        return f"<Child {self.spec.name} pid={self.pid} {state}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, None before it is spawned."""
+        return self._process.pid if self._process else None
+
+    async def run(self) -> ChildExited:
+        """Spawn the child and live with it to its end.
+
+        Cancelled, it kills the process group, reaps, and raises the cancellation again without
+        any further event. A program that cannot be executed is an exit with a failure.
+        """
+        if self._stopping.is_set():
+            return self._finish(None, None)
+        try:
+            self._process = process = self._spawn()
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in an argument
+            reason = getattr(error, "strerror", None) or str(error)
+            failure = Failure(FailureKind.ENGINE, f"cannot run {self.spec.binary}: {reason}")
+            return self._finish(failure, None)
+        try:
+            self._emit(ChildSpawned(process.pid))
+            process.watch(self._read)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._become_ready)
+                tasks.start_soon(self._stop_when_asked)
+                if self._file is not None:
+                    tasks.start_soon(self._file.run, self._logs)
+                await process.exited
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._clean_up(process)
+        return self._finish(None, process.returncode)
+
+    def stop(self) -> None:
+        """Begin the stop recipe; a second call changes nothing.
+
+        Child mode: the exit command on stdin (while loading nobody reads it: SIGTERM besides),
+        again once with SIGTERM, then end of file. Else: SIGTERM, again once. SIGKILL of the whole
+        group after `stop_timeout`. Open requests hold a child up to that: drain first.
+        """
+        if self._stopping.is_set():
+            return
+        self._begin_stop()
+        if self._process is not None:
+            self._ask_to_stop(self._process)
+
+    def kill(self) -> None:
+        """SIGKILL the whole process group now."""
+        self._begin_stop()
+        if self._process is not None:
+            self._process.kill_group()
+
+    def _begin_stop(self) -> None:
+        if not self._stopping.is_set():
+            self._stalled = self._load is not None and self._load.stalled
+            self._stopping.set()
+
+    def _spawn(self) -> Process:
+        spec = self.spec
+        if spec.socket_path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(spec.socket_path)
+            where: tuple[str, ...] = ("--host", spec.socket_path)
+        else:
+            where = ("--host", "127.0.0.1", "--port", "0")
+        self._load = Load(spec, self._emit_unless_stopping)
+        argv = (spec.binary, *spec.args, *where)
+        return Process.spawn(argv, child_env(os.environ, spec), control=spec.child_mode)
+
+    def _emit_unless_stopping(self, event: ChildEvent) -> None:
+        """Pass on what the load tells; once a stop was asked for, only the exit matters."""
+        if not self._stopping.is_set():
+            self._emit(event)
+
+    async def _become_ready(self) -> None:
+        assert self._load is not None
+        assert self._process is not None
+        await self._load.run(self._process.pid)
+
+    async def _stop_when_asked(self) -> None:
+        await self._stopping.wait()
+        process = self._process
+        assert process is not None
+        patience = self.spec.stop_timeout
+        repeat = _REPEAT_SECONDS_CHILD_MODE if self.spec.child_mode else _REPEAT_SECONDS
+        first, second = min(repeat, patience / 4), min(_CLOSE_SECONDS, patience / 4)
+        await asyncio.sleep(first)
+        if not self._ending:
+            process.command_exit()
+            process.signal(signal.SIGTERM)
+        await asyncio.sleep(second)
+        process.close_stdin()
+        if not self._ending:
+            process.signal(signal.SIGTERM)
+        await asyncio.sleep(patience - first - second)
+        self._note(f"[{self.spec.name} did not stop within {patience:g} s: killed]")
+        process.kill_group()
+
+    def _ask_to_stop(self, process: Process) -> None:
+        if self.spec.child_mode:
+            process.command_exit()
+        if not (self.spec.child_mode and self._load is not None and self._load.said_ready):
+            process.signal(signal.SIGTERM)
+
+    def _read(self, stream: Stream, data: bytes) -> None:
+        if self._file is not None:
+            self._file.write(data)
+        self._take(stream, self._splitters[stream].feed(data))
+
+    def _take(self, stream: Stream, lines: list[str]) -> None:
+        for line in lines:
+            for sign in self._readiness.feed(stream, line):
+                self._heed(sign)
+
+    def _heed(self, sign: Sign) -> None:
+        load = self._load
+        assert load is not None
+        match sign:
+            case Log(text):
+                self._note(text)
+                load.heard()
+            case Loading(fraction, stage):
+                load.reported(fraction, stage)
+            case Listening(endpoint):
+                load.listening(endpoint)
+            case Ready(payload):
+                load.ready(payload)
+            case Ending():
+                self._ending = True
+
+    def _note(self, text: str) -> None:
+        self._tail.append(text[:_TAIL_LINE])
+        self._logs.append(text)
+
+    async def _clean_up(self, process: Process) -> None:
+        await process.end()
+        for stream, splitter in self._splitters.items():
+            self._take(stream, splitter.close())
+        if self._file is not None:
+            with anyio.move_on_after(2):
+                await self._file.flush(self._logs)
+        if self.spec.socket_path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.spec.socket_path)
+
+    def _finish(self, failure: Failure | None, returncode: int | None) -> ChildExited:
+        """Tell and return the exit; a `returncode` is what the failure is found from."""
+        code = number = None
+        if returncode is not None:
+            code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
+            asked = self._stopping.is_set()
+            failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
+        event = ChildExited(code, number, failure, tuple(self._tail)[-_TAIL_TOLD:])
+        self._emit(event)
+        return event
+
+
+def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
+    """Return the environment of a child.
+
+    Without what would change it behind the preset's back: `LLAMA_ARG_*`, `LLAMA_API_KEY`,
+    `LLAMA_SERVER_*`, and the user's own config.ini. What the preset's own `env` says wins.
+    """
+    env = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_SCRUBBED) and name != "LLAMA_API_KEY"
+    }
+    env["XDG_CONFIG_HOME"] = _NO_CONFIG
+    if spec.child_mode:
+        env["LLAMA_SERVER_ROUTER_PORT"] = "1"
+    env.update(spec.env)
+    return env
+
+
+__all__ = ["Child", "child_env"]

@@ -1,0 +1,181 @@
+"""From spawned to ready: what the child says, what the kernel shows, and one request as proof."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import psutil
+
+from llamaswap_py.children.probe import get
+from llamaswap_py.children.progress import LoadProgress, sample
+from llamaswap_py.children.records import ChildProgress, ChildReady, ChildStalled
+from llamaswap_py.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.children.probe import Answer
+    from llamaswap_py.children.records import ChildEvent, ChildSpec
+
+_SAMPLE_SECONDS: Final = 0.2
+_ANSWER_SECONDS: Final = 5.0
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.25
+_OVERTAKEN_SECONDS: Final = 0.1
+# A child whose words mean nothing to us is asked for its health, this often and not sooner.
+_HEALTH_SECONDS: Final = 1.0
+
+
+class Load:
+    """One load; `run` ends when the child is ready. Told by `Child` what the child says."""
+
+    def __init__(self, spec: ChildSpec, emit: Callable[[ChildEvent], None]) -> None:
+        self._spec = spec
+        self._emit = emit
+        self._loop = asyncio.get_running_loop()
+        self._progress = LoadProgress(spec.files, self._loop.time())
+        self._told = ChildProgress(None, None)
+        self._endpoint = Endpoint(path=spec.socket_path) if spec.socket_path else None
+        self._listens = False
+        self._info: dict[str, Any] = {}
+        self._go = asyncio.Event()
+        self._stalled_at: float | None = None
+        self._said_ready = asyncio.Event()
+
+    @property
+    def said_ready(self) -> bool:
+        """Whether child mode's own ready line has come."""
+        return self._said_ready.is_set()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a stall was told, and nothing has come since."""
+        return self._stalled_at == self._progress.last_sign
+
+    def heard(self) -> None:
+        """Note a log line: a sign of life."""
+        self._progress.heard(self._loop.time())
+
+    def reported(self, fraction: float | None, stage: str | None) -> None:
+        """Note the progress that the child itself reports."""
+        self._progress.reported(fraction, stage, self._loop.time())
+
+    def listening(self, endpoint: Endpoint | None) -> None:
+        """Note a `listening on` line; one that names another place than ours is not its own."""
+        if self._spec.socket_path is None:
+            if endpoint is None or endpoint.path is not None or endpoint.host != "127.0.0.1":
+                return
+            self._endpoint = self._endpoint or endpoint
+        elif endpoint != self._endpoint:
+            return
+        self._listens = True
+        self._check()
+
+    def ready(self, payload: dict[str, Any]) -> None:
+        """Note the ready line of child mode."""
+        self._info = self._info or payload
+        self._said_ready.set()
+        self._check()
+
+    def _check(self) -> None:
+        if self._endpoint is not None and (self._listens or self.said_ready):
+            self._go.set()
+
+    async def run(self, pid: int) -> None:
+        """Wait for readiness and its proof; tell progress, stalls, and then ready, once."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch, pid)
+            tasks.start_soon(self._ask_health, pid)
+            await self._go.wait()
+            answer = await self._confirm()
+            if self._spec.child_mode:  # "listening on" may overtake it, by less than the answer
+                with anyio.move_on_after(_OVERTAKEN_SECONDS):
+                    await self._said_ready.wait()
+            tasks.cancel_scope.cancel()
+        props = answer.json() if answer.status == 200 else {}
+        slots = props.get("total_slots")
+        settings = props.get("default_generation_settings")
+        context = settings.get("n_ctx") if isinstance(settings, dict) else None
+        if not isinstance(context, int):
+            meta = self._info.get("meta")
+            context = meta.get("n_ctx") if isinstance(meta, dict) else None
+        assert self._endpoint is not None
+        self._emit(
+            ChildReady(
+                self._endpoint,
+                slots if isinstance(slots, int) and slots > 0 else 1,
+                context if isinstance(context, int) else None,
+                self._info,
+            )
+        )
+
+    async def _confirm(self) -> Answer:
+        """Return the first answer that is not "still loading" (503).
+
+        Any other status is proof enough: /props may ask for the preset's own API key. A child
+        that does not answer is left to `load_stall`.
+        """
+        assert self._endpoint is not None
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                answer = await get(self._endpoint, "/props", _ANSWER_SECONDS)
+            except OSError:
+                pass
+            else:
+                if answer.status != 503:
+                    return answer
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _watch(self, pid: int) -> None:
+        """Sample the kernel's counters; tell progress at most five times a second, and stalls."""
+        stall = self._spec.load_stall
+        while True:
+            await asyncio.sleep(min(_SAMPLE_SECONDS, stall / 4))
+            now = self._loop.time()
+            progress = self._progress
+            progress.sampled(sample(pid), now)
+            self._tell_progress()
+            if now - progress.last_sign >= stall and not self.stalled:
+                self._stalled_at = progress.last_sign
+                self._emit(ChildStalled())
+
+    def _tell_progress(self) -> None:
+        fraction, stage = self._progress.fraction, self._progress.stage
+        told = self._told
+        if (
+            stage != told.stage
+            or (fraction is None) != (told.fraction is None)
+            or (fraction or 0.0) - (told.fraction or 0.0) >= 0.005
+        ):
+            self._told = ChildProgress(fraction, stage)
+            self._emit(self._told)
+
+    async def _ask_health(self, pid: int) -> None:
+        """Find readiness by `GET /health` = 200, for programs that do not say it."""
+        while not self._go.is_set():
+            await asyncio.sleep(_HEALTH_SECONDS)
+            endpoint = self._endpoint or find_listener(pid)
+            if endpoint is None:
+                continue
+            try:
+                answer = await get(endpoint, "/health", _HEALTH_SECONDS)
+            except OSError:
+                continue
+            if answer.status == 200:
+                self._endpoint = self._endpoint or endpoint
+                self._listens = True
+                self._check()
+
+
+def find_listener(pid: int) -> Endpoint | None:
+    """Return the 127.0.0.1 port that a process listens on, None when there is not exactly one."""
+    try:
+        sockets = psutil.Process(pid).net_connections(kind="tcp4")
+    except (psutil.Error, OSError):
+        return None
+    ports = {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN}
+    return Endpoint(port=ports.pop()) if len(ports) == 1 else None

@@ -1,0 +1,181 @@
+"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+_FLUSH_BYTES: Final = 64 * 1024
+_FLUSH_SECONDS: Final = 0.25
+_PENDING_LIMIT: Final = 4 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line; numbers count from 1 and never come again. `str()` is the text."""
+
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ChildLog:
+    """The last lines, at most `capacity` of them and `max_bytes` characters in all.
+
+    May outlive a child and take the next one's lines too. Followers read from the ring itself at
+    their own pace: a slow one misses lines, and is told how many; it costs the writer nothing.
+    """
+
+    def __init__(self, capacity: int = 2000, max_bytes: int = MIB) -> None:
+        self._capacity = capacity
+        self._max_bytes = max_bytes
+        self._lines: deque[LogLine] = deque()
+        self._size = 0
+        self._next = 1
+        self._closed = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def append(self, text: str) -> None:
+        """Add one line; the oldest give way."""
+        self._lines.append(LogLine(self._next, text))
+        self._next += 1
+        self._size += len(text)
+        while len(self._lines) > self._capacity or (
+            self._size > self._max_bytes and len(self._lines) > 1
+        ):
+            self._size -= len(self._lines.popleft().text)
+        if self._waiters:
+            self._wake()
+
+    def extend(self, texts: Iterable[str]) -> None:
+        """Add lines in their order."""
+        for text in texts:
+            self.append(text)
+
+    def tail(self, count: int) -> list[LogLine]:
+        """Return the last `count` lines, oldest first."""
+        return list(islice(self._lines, max(0, len(self._lines) - count), None))
+
+    def close(self) -> None:
+        """End all followers once they have read what is there."""
+        self._closed = True
+        self._wake()
+
+    async def follow(self, after: int | None = None) -> AsyncIterator[LogLine]:
+        """Yield the lines after number `after` (None: only new ones) as they come, until `close`.
+
+        Lines that are gone from the ring before they were read are replaced by one line that says
+        how many; its number is that of the last one missed.
+        """
+        position = self._next if after is None else after + 1
+        while True:
+            first = self._next - len(self._lines)
+            if position < first:
+                yield LogLine(first - 1, f"[{first - position} lines skipped]")
+                position = first
+            elif position < self._next:
+                line = self._lines[position - first]
+                position += 1
+                yield line
+            elif self._closed:
+                return
+            else:
+                await self._more()
+
+    async def _more(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class LogFile:
+    """Append raw output to a file from a worker thread; `run` is the coroutine that does it.
+
+    A disk that is full or slow never stops the child: what does not fit into 4 MiB of memory is
+    dropped. `trouble` receives one line when writing begins to fail, and one when it works again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._dropped = 0
+        self._more = asyncio.Event()
+        self._full = asyncio.Event()
+        self._failing = False
+
+    def write(self, data: bytes) -> None:
+        """Take `data`; it reaches the file within about 0.25 s."""
+        if self._size + len(data) > _PENDING_LIMIT:
+            self._dropped += len(data)
+            return
+        self._pending.append(data)
+        self._size += len(data)
+        self._more.set()
+        if self._size >= _FLUSH_BYTES:
+            self._full.set()
+
+    async def run(self, log: ChildLog) -> None:
+        """Write until cancelled; call `flush` afterwards for the rest."""
+        while True:
+            await self._more.wait()
+            try:
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+            await self.flush(log)
+
+    async def flush(self, log: ChildLog) -> None:
+        """Write what is pending; trouble becomes a line of `log`, once."""
+        self._more.clear()
+        self._full.clear()
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        if self._dropped:
+            data += b"[%d bytes of output dropped: the disk was too slow]\n" % self._dropped
+        self._pending.clear()
+        self._size = self._dropped = 0
+        try:
+            await asyncio.to_thread(_append, self._path, data)
+        except OSError as error:
+            if not self._failing:
+                log.append(f"[log file {self._path}: {error.strerror}; it will lack lines]")
+            self._failing = True
+        else:
+            if self._failing:
+                log.append(f"[log file {self._path} is written again]")
+            self._failing = False
+
+
+def _append(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)

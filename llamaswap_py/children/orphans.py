@@ -1,0 +1,204 @@
+"""Find and kill the children of a supervisor that died without stopping them.
+
+A process is identified by (pid, start time, boot, pid namespace): no other process can have all
+four. A record is acted upon only when the supervisor named in it is dead by the same test, and
+the caller holds the lock of the folder that the record lies in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import select
+import signal
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import msgspec
+import psutil
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DEATH_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRecord:
+    """What a restart must know to find a child; one JSON file each.
+
+    `started` and `supervisor_started` are start times as `start_time` gives them. `boot` and
+    `namespace` say where the pids mean something.
+    """
+
+    name: str
+    pid: int
+    started: int
+    binary: str
+    supervisor: int
+    supervisor_started: int
+    boot: str
+    namespace: str
+
+
+class SweptHow(Enum):
+    """What became of a record."""
+
+    KILLED = "killed"  # its process lived: the group got SIGKILL and is gone
+    GONE = "gone"  # nothing to do: no such process any more
+    KEPT = "kept"  # it could not be decided, or the process would not die; the record stays
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """One record that the sweep met: what it named, and what was done."""
+
+    record: InstanceRecord
+    how: SweptHow
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process began, in ticks that tell it from any later one of the same pid.
+
+    None when there is no such process; a zombie counts as none, for it holds nothing. Linux:
+    field 22 of /proc/PID/stat (proc(5)); elsewhere microseconds by psutil.
+    """
+    if not os.path.isdir("/proc/self"):
+        try:
+            return int(psutil.Process(pid).create_time() * 1e6)
+        except psutil.Error:
+            return None
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return what changes with every start of the machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+@functools.cache
+def pid_namespace() -> str:
+    """Return the name of the pid namespace (containers), empty where there is none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def new_record(name: str, pid: int, binary: str) -> InstanceRecord | None:
+    """Return the record of a child of this process; None if it is dead already."""
+    started = start_time(pid)
+    own = start_time(os.getpid())
+    if started is None or own is None:
+        return None
+    return InstanceRecord(
+        name=name,
+        pid=pid,
+        started=started,
+        binary=binary,
+        supervisor=os.getpid(),
+        supervisor_started=own,
+        boot=boot_id(),
+        namespace=pid_namespace(),
+    )
+
+
+def record_file(folder: Path, name: str) -> Path:
+    """Return where the record of instance `name` lies; any name makes a good file name."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return folder / f"{quote(name, safe='')[:60]}-{digest}.json"
+
+
+def write_record(folder: Path, record: InstanceRecord) -> None:
+    """Write a record so that a reader sees all of it or nothing. Raises OSError."""
+    path = record_file(folder, record.name)
+    partial = path.with_suffix(".tmp")
+    partial.write_bytes(msgspec.json.encode(record))
+    partial.replace(path)
+
+
+def sweep(folder: Path) -> list[Swept]:
+    """Kill what the records of `folder` name, if their supervisor is dead; drop those records.
+
+    The caller holds the lock of that folder. A file that is no record is removed.
+    """
+    swept: list[Swept] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=InstanceRecord)
+        except (OSError, msgspec.DecodeError):
+            path.unlink(missing_ok=True)
+            continue
+        how = _settle(record)
+        if how is not SweptHow.KEPT:
+            path.unlink(missing_ok=True)
+        swept.append(Swept(record, how))
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+    return swept
+
+
+def _settle(record: InstanceRecord) -> SweptHow:
+    if record.boot != boot_id():
+        return SweptHow.GONE
+    if record.namespace != pid_namespace():
+        return SweptHow.KEPT  # another container's pids mean nothing here
+    if start_time(record.supervisor) == record.supervisor_started:
+        return SweptHow.KEPT
+    return _kill(record)
+
+
+def _kill(record: InstanceRecord) -> SweptHow:
+    """SIGKILL the recorded process and its group, and wait until it is gone."""
+    if record.pid <= 1 or start_time(record.pid) != record.started:
+        return SweptHow.GONE
+    with contextlib.ExitStack() as stack:
+        descriptor = _open_pid(record.pid)
+        if descriptor is not None:
+            stack.callback(os.close, descriptor)
+            # Between the check above and the opening, the pid may have changed hands.
+            if start_time(record.pid) != record.started:
+                return SweptHow.GONE
+        try:
+            if os.getpgid(record.pid) == record.pid:
+                os.killpg(record.pid, signal.SIGKILL)
+            else:
+                os.kill(record.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return SweptHow.GONE
+        except PermissionError:
+            return SweptHow.KEPT
+        return _await_death(record, descriptor)
+
+
+def _open_pid(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _await_death(record: InstanceRecord, descriptor: int | None) -> SweptHow:
+    if descriptor is not None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(_DEATH_SECONDS * 1000)
+    else:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(record.pid).wait(_DEATH_SECONDS)
+    alive = start_time(record.pid) == record.started
+    return SweptHow.KEPT if alive else SweptHow.KILLED

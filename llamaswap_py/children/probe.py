@@ -1,0 +1,106 @@
+"""Ask a child one question over its own socket: a small HTTP/1.1 GET."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httptools
+import msgspec
+
+from llamaswap_py.units import MIB
+
+if TYPE_CHECKING:
+    from llamaswap_py.endpoint import Endpoint
+
+# /props carries the chat template; nothing a child answers to a GET comes near this.
+_BODY_LIMIT: Final = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status and body of one answer."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """Return the body as an object, an empty one if it is none."""
+        try:
+            value = msgspec.json.decode(self.body)
+        except msgspec.DecodeError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class _Reader(asyncio.Protocol):
+    """Collect one answer. Raises nothing: the future carries what went wrong."""
+
+    def __init__(self, request: bytes, answer: asyncio.Future[Answer]) -> None:
+        self._request = request
+        self._answer = answer
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._size = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not inherit from asyncio's: nothing to check at run time.
+        cast("asyncio.WriteTransport", transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer.done():
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionError(f"not HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionError("closed before its answer was complete"))
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > _BODY_LIMIT:
+            self._fail(ConnectionError("answer too large"))
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._answer.done():
+            status = self._parser.get_status_code()
+            self._answer.set_result(Answer(status, b"".join(self._body)))
+
+    def _fail(self, error: ConnectionError) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+
+async def get(endpoint: Endpoint, path: str, timeout: float) -> Answer:  # noqa: ASYNC109
+    """GET `path` from `endpoint` within `timeout` seconds.
+
+    Raises OSError (ConnectionError, TimeoutError among them) when there is no complete answer.
+    """
+    loop = asyncio.get_running_loop()
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: lswap\r\n"
+        "Accept: application/json\r\nConnection: close\r\n\r\n"
+    ).encode("ascii")
+    answer: asyncio.Future[Answer] = loop.create_future()
+    transport: asyncio.BaseTransport | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            if endpoint.path is not None:
+                transport, _ = await loop.create_unix_connection(
+                    lambda: _Reader(request, answer), endpoint.path
+                )
+            else:
+                transport, _ = await loop.create_connection(
+                    lambda: _Reader(request, answer), endpoint.host, endpoint.port
+                )
+            return await answer
+    finally:
+        if transport is not None:
+            cast("asyncio.WriteTransport", transport).abort()
+        if answer.done() and not answer.cancelled():
+            answer.exception()  # marks it as seen: nobody may be waiting any more

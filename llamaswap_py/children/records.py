@@ -1,0 +1,84 @@
+"""What a child is told (its spec), and what it tells (its events)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llamaswap_py.children.failures import Failure
+    from llamaswap_py.endpoint import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """All that one child needs to know; times in seconds.
+
+    `args` is everything after the binary except the endpoint, which the child adds itself:
+    `socket_path` (at most 107 bytes, ending in `.sock`), or 127.0.0.1 and a port of the system's
+    choice when it is None. `env` is added to the scrubbed environment of the supervisor.
+    `files` are the model files; their sizes make the progress fraction.
+    """
+
+    name: str
+    preset: str
+    epoch: int
+    binary: str
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    socket_path: str | None
+    child_mode: bool
+    files: tuple[str, ...]
+    log_path: Path | None
+    stop_timeout: float
+    load_stall: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpawned:
+    """The process runs; its group has the same id."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildProgress:
+    """Loading moved on; `fraction` is 0..1 and never falls, None when nothing can be measured."""
+
+    fraction: float | None
+    stage: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildReady:
+    """It said that it is ready, and answered a request; told once.
+
+    `n_ctx` is the context of one slot in tokens. `info` is the payload of the child's own ready
+    line (id, architecture, meta), empty outside child mode.
+    """
+
+    endpoint: Endpoint
+    slots: int
+    n_ctx: int | None
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStalled:
+    """While loading, no sign of life for `load_stall`; told again only after a new sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExited:
+    """It is reaped and its process group is gone. `failure` is None when it was told to stop."""
+
+    code: int | None
+    signal: int | None
+    failure: Failure | None
+    tail: tuple[str, ...]
+
+
+ChildEvent: TypeAlias = ChildSpawned | ChildProgress | ChildReady | ChildStalled | ChildExited

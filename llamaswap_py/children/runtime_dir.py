@@ -1,0 +1,239 @@
+"""The private folder of one supervisor: its lock, its children's sockets and records."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.children.orphans import (
+    Swept,
+    new_record,
+    record_file,
+    start_time,
+    sweep,
+    write_record,
+)
+from llamaswap_py.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+# sockaddr_un.sun_path holds 108 bytes with its NUL on Linux, 104 on macOS.
+SOCKET_PATH_LIMIT: Final = 107 if os.uname().sysname == "Linux" else 103
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_LOCK: Final = "lswap.pid"
+_RECORDS: Final = "instances"
+_EMPTY: Final = "empty"
+_SWEEP_SECONDS: Final = 5.0
+
+
+class RuntimeDir:
+    """`with RuntimeDir.choose(...) as runtime:` holds the folder until the block ends.
+
+    Entering makes the folder (0700), takes its lock and writes the pid file; StateError if
+    another lswap holds it, or if it is not ours alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def choose(
+        cls,
+        *,
+        config_path: Path | None = None,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> RuntimeDir:
+        """Return the folder of a config (by the hash of its real path), or of `--name`.
+
+        Below `$XDG_RUNTIME_DIR/lswap`, else `$RUNTIME_DIRECTORY`, else a folder of this user in
+        the temporary directory. Raises StateError for a name that makes no folder.
+        """
+        base = base_dir(os.environ if env is None else env)
+        return cls(base / folder_name(config_path, name))
+
+    def __enter__(self) -> RuntimeDir:
+        make_private(self.path.parent)
+        make_private(self.path)
+        self._lock = lock = _claim(self.path)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} {start_time(os.getpid())}\n".encode(), 0)
+        for part in (_RECORDS, _EMPTY):
+            (self.path / part).mkdir(mode=0o700, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the folder. The lock file stays: removing it could give two owners one name."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def config_home(self) -> Path:
+        """An empty folder, for the children's XDG_CONFIG_HOME."""
+        return self.path / _EMPTY
+
+    def socket_path(self, epoch: int) -> str | None:
+        """Return the socket of an instance; None (use TCP) when the path is too long for one."""
+        path = str(self.path / f"{epoch}.sock")
+        return path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
+
+    def record(self, name: str, pid: int, binary: str) -> None:
+        """Note a child so that a restart finds it; call it on ChildSpawned, before any await.
+
+        Raises OSError (a full disk): the child then has only the kernel's parent-death signal.
+        """
+        record = new_record(name, pid, binary)
+        if record is not None:
+            write_record(self.path / _RECORDS, record)
+
+    def forget(self, name: str) -> None:
+        """Drop the record of a child that is reaped."""
+        record_file(self.path / _RECORDS, name).unlink(missing_ok=True)
+
+    def sweep_orphans(self) -> list[Swept]:
+        """Kill the children of dead supervisors: this folder's, and those of its neighbours.
+
+        A neighbour whose lock is held is alive, and left alone; so is one of another user. Blocks
+        at most about two seconds for each process that will not die. Call it once, at the start.
+        """
+        swept = _sweep_folder(self.path)
+        with contextlib.suppress(OSError):
+            for folder in sorted(self.path.parent.iterdir()):
+                if folder != self.path and (folder / _LOCK).exists():
+                    swept.extend(_sweep_neighbour(folder))
+        return swept
+
+
+def base_dir(env: Mapping[str, str]) -> Path:
+    """Return the folder that holds the folders of all supervisors of this user."""
+    runtime = env.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime, "lswap")
+    service = env.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if os.path.isabs(service) and os.access(service, os.W_OK | os.X_OK):
+        return Path(service)
+    return Path(tempfile.gettempdir(), f"lswap-{os.getuid()}")
+
+
+def folder_name(config_path: Path | None, name: str | None) -> str:
+    """Return `--name`, else a hash of the config's real path; StateError for a bad name."""
+    if name is not None:
+        if not _NAME.fullmatch(name):
+            raise StateError(
+                f"{name!r} cannot be the name of a supervisor",
+                remedy="use up to 40 letters, digits, dots, dashes and underscores",
+            )
+        return name
+    real = os.path.realpath(config_path) if config_path is not None else ""
+    return hashlib.sha256(os.fsencode(real)).hexdigest()[:12]
+
+
+def make_private(folder: Path) -> None:
+    """Make `folder` 0700, or check that it is a real folder of ours; StateError otherwise.
+
+    One that others may only read is closed to them; one that they could write to is refused.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StateError(
+            f"cannot use the folder {folder}: {error.strerror}",
+            remedy="set XDG_RUNTIME_DIR to a folder that you can write to",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise StateError(
+            f"{folder} belongs to user {found.st_uid}"
+            if stat.S_ISDIR(found.st_mode)
+            else f"{folder} is not a folder",
+            remedy="remove it, or set XDG_RUNTIME_DIR to a private folder of yours",
+        )
+    if found.st_mode & 0o022:
+        raise StateError(
+            f"others can write to {folder}", remedy=f"look what is in it, then chmod 700 {folder}"
+        )
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _take_lock(folder: Path) -> int | None:
+    """Return the locked pid file of `folder`, None when somebody else holds it."""
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _claim(folder: Path) -> int:
+    """Return the locked pid file; StateError when another supervisor has it.
+
+    A neighbour's sweep holds the lock for a moment too, without writing its pid there: that is
+    waited for.
+    """
+    deadline = time.monotonic() + _SWEEP_SECONDS
+    while True:
+        lock = _take_lock(folder)
+        if lock is not None:
+            return lock
+        owner = _living_owner(folder)
+        if owner is not None or time.monotonic() > deadline:
+            who = f"pid {owner}" if owner is not None else "its pid is not known"
+            raise StateError(
+                f"another lswap ({who}) runs with this configuration already",
+                remedy="stop that one, or give this one a --name of its own",
+            )
+        time.sleep(0.02)
+
+
+def _living_owner(folder: Path) -> int | None:
+    """Return the pid that the pid file names, if that very process lives."""
+    try:
+        pid, started = map(int, (folder / _LOCK).read_text().split())
+    except (OSError, ValueError):
+        return None
+    return pid if start_time(pid) == started else None
+
+
+def _sweep_neighbour(folder: Path) -> list[Swept]:
+    try:
+        if folder.lstat().st_uid != os.getuid():
+            return []
+        lock = _take_lock(folder)
+    except OSError:
+        return []
+    if lock is None:
+        return []
+    try:
+        return _sweep_folder(folder)
+    finally:
+        os.close(lock)
+
+
+def _sweep_folder(folder: Path) -> list[Swept]:
+    """Settle the records of a folder whose lock we hold; its sockets go with the last of them."""
+    swept = sweep(folder / _RECORDS)
+    if not any((folder / _RECORDS).glob("*.json")):
+        for path in folder.glob("*.sock"):
+            path.unlink(missing_ok=True)
+    return swept
