@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from llamaswap_py.config.argv import PresetProblem, build_args, check_args
 from llamaswap_py.config.records import Config, Preset
 from llamaswap_py.config.values import EngineChoice, EngineSpec
-from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
 from llamaswap_py.scheduler.ledger import Ledger
@@ -29,7 +28,11 @@ from llamaswap_py.scheduler.records import (
 )
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-_FILE_OPTIONS = ("mmproj", "model-draft", "spec-draft-model", "lora", "control-vector")
+_FILE_OPTIONS = (
+    *("mmproj", "model-draft", "lora", "control-vector"),
+    *("grammar-file", "json-schema-file", "chat-template-file"),
+)
+_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def _prepare_one(
         plan=plan,
         engine=found,
         args=build_args(preset, config, options),
-        env={**config.env, **preset.env, **_placement(preset, found, devices)},
+        env=preset.env,
         files=files,
         problems=tuple(problems),
     )
@@ -175,24 +178,28 @@ def _shards(model: str) -> list[str]:
 def _file_problems(preset: Preset, config: Config, files: tuple[str, ...]) -> list[PresetProblem]:
     problems = []
     for file in files:
-        reason = _unreadable(Path(file))
+        is_model = file in _shards(preset.model)
+        reason = _unreadable(Path(file), gguf=is_model)
         if reason:
-            key = "model" if file in _shards(preset.model) else "args"
+            key = "model" if is_model else "args"
             where = config.where(f"models.{preset.id}.{key}")
             remedy = "check the path, or put the file there"
             problems.append(PresetProblem(preset.id, where, f"{file}: {reason}", remedy))
     return problems
 
 
-def _unreadable(path: Path) -> str:
+def _unreadable(path: Path, *, gguf: bool) -> str:
     try:
         if path.is_dir():
-            return "this is a folder, not a GGUF file"
-        if not path.exists():
-            return "there is no such file"
+            return "this is a folder, not a file"
+        with path.open("rb") as file:
+            if gguf and file.read(len(_MAGIC)) != _MAGIC:
+                return "this is no GGUF file (it does not begin with GGUF)"
+    except FileNotFoundError:
+        return "there is no such file"
     except OSError as error:
         return error.strerror or str(error)
-    return "" if os.access(path, os.R_OK) else "permission denied"
+    return ""
 
 
 def _device_problems(
@@ -218,7 +225,7 @@ def _plan(preset: Preset, config: Config, problems: list[PresetProblem]) -> Pres
     problem = None
     if problems:
         kind = "config"
-        problem = Failure(kind, "; ".join(f"{one.where}: {one.message}" for one in problems))
+        problem = Failure(kind, "; ".join(map(str, problems)))
     placement = () if preset.device == "auto" else tuple(PoolId(one) for one in preset.device)
     return PresetPlan(
         preset=PresetId(preset.id),
@@ -239,11 +246,3 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     footprint = {PoolId(device): size for device, size in preset.memory.items()}
     footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
     return footprint
-
-
-def _placement(
-    preset: Preset, engine: Engine | None, devices: tuple[Device, ...]
-) -> dict[str, str]:
-    chosen = None if preset.device == "auto" else preset.device
-    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
-    return placement_env(chosen, engine.backend if engine else "cpu", uuids)

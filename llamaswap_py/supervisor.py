@@ -23,6 +23,7 @@ from llamaswap_py.children import (
     ChildEvent,
     ChildExited,
     ChildLog,
+    ChildLost,
     ChildProgress,
     ChildReady,
     ChildSpawned,
@@ -32,7 +33,7 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.config.records import Config
-from llamaswap_py.devices import Device, read_devices
+from llamaswap_py.devices import Device, placement_env, read_devices
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.engine.locate import Engine
 from llamaswap_py.errors import ApiError
@@ -50,7 +51,7 @@ from llamaswap_py.scheduler.actions import (
     Spawn,
     Stop,
 )
-from llamaswap_py.scheduler.records import Decision, Failure, PresetId, RequestId
+from llamaswap_py.scheduler.records import Choice, Decision, Failure, PresetId, RequestId
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
 from llamaswap_py.units import format_duration
 from llamaswap_py.views import decision_view, make_snapshot
@@ -114,6 +115,7 @@ class Supervisor:
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
         self._gone = asyncio.Event()
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -287,8 +289,8 @@ class Supervisor:
             case Revoke(request, _, reason):
                 if ticket := self._tickets.get(request):
                     ticket.revoke(reason.value)
-            case Spawn(key):
-                self._spawn(key)
+            case Spawn(key, choice):
+                self._spawn(key, choice)
             case Stop(key):
                 self._stop(key)
             case Kill(key):
@@ -313,16 +315,16 @@ class Supervisor:
 
     # Children
 
-    def _spawn(self, key: InstanceKey) -> None:
+    def _spawn(self, key: InstanceKey, choice: Choice) -> None:
         prepared = self.prepared[key.preset]
         assert prepared.engine is not None, "a preset without an engine is never loaded"
         log = self._logs.setdefault(key.preset, ChildLog())
-        spec = self._spec(key, prepared)
+        spec = self._spec(key, prepared, choice)
         child = Child(spec, lambda event: self._child_said(key, event), log)
         self.running[key] = Running(child, prepared)
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
-    def _spec(self, key: InstanceKey, prepared: Prepared) -> ChildSpec:
+    def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
         engine, preset = prepared.engine, prepared.preset
         assert engine is not None
         folder = self.config.log.dir
@@ -333,7 +335,11 @@ class Supervisor:
             epoch=key.epoch,
             binary=str(engine.path),
             args=prepared.args,
-            env=prepared.env,
+            env={
+                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
+                **prepared.env,
+                **placement_env(choice.devices, engine.backend, self._uuids),
+            },
             socket_path=self._runtime_dir.socket_path(key.epoch) if can.unix_socket else None,
             child_mode=can.child_mode,
             files=prepared.files,
@@ -383,6 +389,8 @@ class Supervisor:
                 summary = f"no sign of progress for {stall} while loading"
                 tail = tuple(str(line) for line in self._logs[key.preset].tail(20))
                 self.feed(ev.InstanceStalled(key, Failure("timeout", summary, None, tail)))
+            case ChildLost():
+                self.feed(ev.InstanceLost(key))
             case ChildExited():
                 pass  # run() returns it
 

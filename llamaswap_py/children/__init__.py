@@ -14,6 +14,7 @@ from llamaswap_py.children.orphans import InstanceRecord, Swept
 from llamaswap_py.children.records import (
     ChildEvent,
     ChildExited,
+    ChildLost,
     ChildProgress,
     ChildReady,
     ChildSpawned,
@@ -27,6 +28,7 @@ __all__ = [
     "ChildEvent",
     "ChildExited",
     "ChildLog",
+    "ChildLost",
     "ChildProgress",
     "ChildReady",
     "ChildSpawned",

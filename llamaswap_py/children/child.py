@@ -17,7 +17,7 @@ from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.children.process import Process
 from llamaswap_py.children.readiness import Ending, Listening, Loading, Log, Readiness, Ready
-from llamaswap_py.children.records import ChildExited, ChildSpawned
+from llamaswap_py.children.records import ChildExited, ChildLost, ChildSpawned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,6 +98,7 @@ class Child:
                 if self._file is not None:
                     tasks.start_soon(self._file.run, self._logs)
                 await process.exited
+                self._emit_unless_stopping(ChildLost())
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):

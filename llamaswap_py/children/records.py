@@ -72,6 +72,11 @@ class ChildStalled:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildLost:
+    """Its process ended unasked and can serve nobody; `ChildExited` follows once it is reaped."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildExited:
     """It is reaped and its process group is gone. `failure` is None when it was told to stop."""
 
@@ -81,4 +86,6 @@ class ChildExited:
     tail: tuple[str, ...]
 
 
-ChildEvent: TypeAlias = ChildSpawned | ChildProgress | ChildReady | ChildStalled | ChildExited
+ChildEvent: TypeAlias = (
+    ChildSpawned | ChildProgress | ChildReady | ChildStalled | ChildLost | ChildExited
+)

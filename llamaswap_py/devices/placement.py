@@ -6,7 +6,7 @@ A child that does not see a card opens no context on it: hundreds of MiB saved p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 # backend -> (prefix of its device names in llama.cpp, variables that hide the others, "none")
@@ -18,16 +18,14 @@ _VARIABLES: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
 _PCI_ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def placement_env(
-    devices: Iterable[str] | None, backend: str, uuids: Mapping[str, str]
-) -> dict[str, str]:
+def placement_env(devices: Sequence[str], backend: str, uuids: Mapping[str, str]) -> dict[str, str]:
     """Return the variables for a child of `backend` that may use only `devices`.
 
-    `devices` are names like `CUDA1` or `host`; None leaves the choice to the child. A GPU is named
-    by its UUID where `uuids` has it, else by the number in its name.
+    `devices` are names like `CUDA1` or `host`; none at all leaves the choice to the child. A GPU is
+    named by its UUID where `uuids` has it, else by the number in its name.
     """
     env = dict(_PCI_ORDER) if backend == "cuda" else {}
-    if devices is None or backend not in _VARIABLES:
+    if not devices or backend not in _VARIABLES:
         return env
     prefix, variables, nothing = _VARIABLES[backend]
     names = [name for name in devices if re.fullmatch(rf"{prefix}\d+", name, re.IGNORECASE)]

@@ -24,6 +24,7 @@ class StopReason(Enum):
     UNLOADED = "unloaded"
     RETIRED = "retired"
     SHUTDOWN = "shutdown"
+    LOST = "lost"
     # The closed list of invariant 1: only these may end open leases or a load.
     FORCE = "force"
     DRAIN_DEADLINE = "drain deadline"

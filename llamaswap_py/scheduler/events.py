@@ -90,6 +90,13 @@ class InstanceStalled:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceLost:
+    """A child's process has ended by itself; it is not reaped yet, and can serve nobody."""
+
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceExited:
     """A child's process is reaped. `failure` is None when it ended as asked."""
 
@@ -155,6 +162,7 @@ Event: TypeAlias = (
     | InstanceProgressed
     | InstanceReady
     | InstanceStalled
+    | InstanceLost
     | InstanceExited
     | LoadAsked
     | UnloadAsked

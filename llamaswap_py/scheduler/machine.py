@@ -61,6 +61,7 @@ class Scheduler:
             ev.InstanceProgressed: self._instance_progressed,
             ev.InstanceReady: self._instance_ready,
             ev.InstanceStalled: self._instance_stalled,
+            ev.InstanceLost: self._instance_lost,
             ev.InstanceExited: self._instance_exited,
             ev.LoadAsked: self._load_asked,
             ev.UnloadAsked: self._unload_asked,
@@ -234,6 +235,14 @@ class Scheduler:
             return False
         self._control.fail(instance, event.failure, loading=True)
         self._control.stop(instance, StopReason.LOAD_STALL, event.failure.summary, kill=True)
+        return True
+
+    def _instance_lost(self, event: ev.InstanceLost) -> bool:
+        """Grant it to nobody any more; what became of it, its exit will say."""
+        instance = self.world.instances.get(event.instance)
+        if instance is None or instance.state is not State.READY:
+            return False
+        self._control.drain(instance, StopReason.LOST, "its process has ended")
         return True
 
     def _instance_exited(self, event: ev.InstanceExited) -> bool:

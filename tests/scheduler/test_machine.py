@@ -320,6 +320,18 @@ def test_a_crash_after_readiness_is_forgiven_once() -> None:
     assert play.rejected(play.ask(A)), "a second crash without one good answer backs off"
 
 
+def test_a_lost_instance_is_granted_to_nobody() -> None:
+    play = Play(plan("a", 60))
+    lease = _ready(play, A)
+    play.feed(ev.InstanceLost(InstanceKey(A, 1)))
+    again = play.ask(A)
+    assert not play.granted(again)
+    play.finish(lease, ev.Outcome.UPSTREAM_ERROR)
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), Failure("killed", "killed by signal 9")))
+    play.pass_time(2)
+    assert play.granted(again) == (A, 2)
+
+
 def test_a_load_nobody_waits_for_is_abandoned_unless_half_done() -> None:
     play = Play(plan("a", 10))
     play.feed(ev.RequestLeft(play.ask(A)))

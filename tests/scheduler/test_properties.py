@@ -148,6 +148,13 @@ class Machine(RuleBasedStateMachine):
         self.play.feed(ev.InstanceExited(key, Failure(kind, "it died", 1) if kind else None))
 
     @precondition(lambda self: self.play.scheduler.world.instances)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        self.play.feed(ev.InstanceLost(key))
+        self.play.later(0.1, ev.InstanceExited(key, Failure("killed", "killed by signal 9")))
+
+    @precondition(lambda self: self.play.scheduler.world.instances)
     @rule(data=st.data(), fraction=st.one_of(st.none(), st.floats(0, 1)))
     def progress(self, data: st.DataObject, fraction: float | None) -> None:
         key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
