@@ -1,0 +1,50 @@
+"""The data plane: HTTP in, bytes out. It knows nothing of models, schedulers or routes.
+
+server    listens, and owns one task per client connection
+client    one client connection: bytes in, requests out, one after another
+exchange  one request and its answer, as a handler sees them
+intake    the body of a request, on its way to its reader
+relay     one answer on its way from a child to a client
+upstream  one connection to a child
+pool      makes connections to children, and keeps those that may be used again
+requests, responses   the strict parsers (pure)
+messages  records, and the rules for heads (pure)
+sockets, deadline     what asyncio has no word for
+"""
+
+from __future__ import annotations
+
+from .exchange import Exchange
+from .messages import (
+    Body,
+    BodyTooLarge,
+    Headers,
+    Outcome,
+    RelayResult,
+    RequestHead,
+    UpstreamRequest,
+    WireError,
+    WireLimits,
+    forward_headers,
+)
+from .pool import UpstreamPool
+from .server import Server, serve
+from .sockets import bind
+
+__all__ = [
+    "Body",
+    "BodyTooLarge",
+    "Exchange",
+    "Headers",
+    "Outcome",
+    "RelayResult",
+    "RequestHead",
+    "Server",
+    "UpstreamPool",
+    "UpstreamRequest",
+    "WireError",
+    "WireLimits",
+    "bind",
+    "forward_headers",
+    "serve",
+]

@@ -1,0 +1,399 @@
+"""One client connection: bytes in, requests out, answered strictly one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, cast
+
+from ..units import KIB
+from .deadline import Deadline, Wait
+from .exchange import Exchange
+from .messages import RequestHead, WireError
+from .requests import RequestParser
+from .sockets import client_is_gone, end_output, reset_on_close
+
+if TYPE_CHECKING:
+    from .relay import Relay
+    from .server import Server
+
+logger = logging.getLogger(__name__)
+
+#: Requests are parsed in steps of this size, so that few of them wait at a time.
+_STEP: Final = 16 * KIB
+#: Bytes of pipelined requests that may wait unparsed before the client must.
+_HELD_LIMIT: Final = 64 * KIB
+#: After an early refusal: how long a client that goes on sending is heard out, so that it reads
+#: the answer and not a reset (RFC 9112 section 9.6).
+_LINGER: Final = 2.0
+#: A client that half-closes does so along with its request; one that leaves does it later.
+_HALF_CLOSE_WINDOW: Final = 0.05
+
+
+class ClientConnection(asyncio.Protocol):
+    """Parses requests, runs the server's handler on one at a time, and watches for the client."""
+
+    def __init__(self, server: Server) -> None:
+        # Global state
+        self._server = server
+        self._limits = server.limits
+        self._loop = asyncio.get_running_loop()
+        # The connection
+        self.transport = cast("asyncio.Transport", None)
+        self.peer = "unix"
+        self.closed = False
+        self.writable = True
+        self._drained: asyncio.Future[None] | None = None
+        self._input_paused = False
+        self._half_closed = False
+        self._closing = False
+        self._lost = self._loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+        # Requests
+        self._parser = RequestParser(self, server.limits)
+        self._receiving: Exchange | None = None
+        self._current: Exchange | None = None
+        self._queue: deque[Exchange | WireError] = deque()
+        self._arrival: asyncio.Future[None] | None = None
+        self._held = b""
+        self._broken = False
+        self._upgrading = False
+        #: no request after the one that was received last
+        self.last = False
+        self._last_input = 0.0
+        self._tunnel: Relay | None = None
+        self._deadline = Deadline(self._loop, self._on_deadline)
+
+    # --- protocol interface -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        name = transport.get_extra_info("peername")
+        if isinstance(name, tuple):
+            self.peer = str(name[0])
+        self._deadline.set(Wait.IDLE, self._limits.idle)
+        self._task = self._server.adopt(self, self._run())
+        if self._task is None:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.upstream.send(data)
+        elif self._may_parse():
+            self._parse(data)
+        elif self._upgrading or not self.last:
+            self._hold(data)
+
+    def eof_received(self) -> bool:
+        if self._tunnel is not None:
+            return self._tunnel_eof(self._tunnel)
+        if self._current is None and not self._queue:
+            return False
+        if self._is_gone():
+            self.abandon()
+            return False
+        self._half_closed = True
+        if self._receiving is not None:
+            self._break_off(WireError(400, "the request body ended early"))
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Synchronously: a cancelled task runs one tick later, and the child's bytes may come first.
+        self.closed = True
+        self._detach()
+        self._deadline.close()
+        if not self._lost.done():
+            self._lost.set_result(None)
+        if self._task is not None and not self._closing:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        if self._current is not None and self._current.running is not None:
+            self._current.running.upstream.pause()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._current is not None and self._current.running is not None:
+            self._current.running.upstream.resume()
+
+    # --- for exchanges and the upstream -------------------------------------------------------
+
+    @property
+    def answers_last(self) -> bool:
+        """The answer to the current request is the last one here."""
+        return self.last and not self._queue
+
+    def write(self, data: bytes) -> None:
+        """Write unless the client is gone."""
+        if not self.closed:
+            self.transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait while the client has much to read."""
+        while not self.writable and not self.closed:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    def pause_input(self) -> None:
+        """Read no more from the client for now."""
+        if not self.closed and not self._input_paused:
+            self._input_paused = True
+            self.transport.pause_reading()
+
+    def resume_input(self) -> None:
+        """Read again."""
+        if not self.closed and self._input_paused and not self._half_closed:
+            self._input_paused = False
+            self.transport.resume_reading()
+
+    def await_body(self, waiting: bool) -> None:
+        """A reader waits for the body, or has what it wanted."""
+        if waiting:
+            self._deadline.set(Wait.BODY, self._limits.body_idle)
+        else:
+            self._deadline.clear()
+
+    def abort(self) -> None:
+        """End the connection so that the client can tell an answer is not whole."""
+        if self.closed:
+            return
+        self.closed = self._closing = True
+        self._detach()
+        if self._current is not None and self._current.ends_by_closing:
+            reset_on_close(self.transport)
+        self.transport.abort()
+        if self._receiving is not None:
+            self._receiving.intake.fail(WireError(400, "the connection was aborted"))
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def abandon(self) -> None:
+        """End the connection and whatever its handler is doing."""
+        if not self.closed:
+            self.closed = True
+            self._detach()
+            self.transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def retire(self) -> None:
+        """Accept no further request: close at once when idle, else after the running answer."""
+        self.last = True
+        if self._current is None and not self._queue and self._receiving is None:
+            self._wake()
+
+    def start_tunnel(self, relay: Relay) -> None:
+        """From here on every byte goes to the relay's upstream."""
+        self._tunnel = relay
+        held, self._held = self._held, b""
+        if held:
+            relay.upstream.send(held)
+        self.resume_input()
+
+    def finish_writing(self) -> bool:
+        """The tunnel's other side has ended; False when this side had ended before."""
+        if self._half_closed or self.closed:
+            return False
+        self._closing = True
+        self._deadline.set(Wait.CLOSING, self._limits.idle)
+        end_output(self.transport)
+        return True
+
+    def _tunnel_eof(self, relay: Relay) -> bool:
+        if self._closing or self._is_gone():
+            relay.client_lost()
+            return False
+        self._half_closed = True
+        self._deadline.set(Wait.CLOSING, self._limits.idle)
+        relay.upstream.finish_sending()
+        return True
+
+    def _detach(self) -> None:
+        if self._current is not None and self._current.running is not None:
+            self._current.running.client_lost()
+
+    def _is_gone(self) -> bool:
+        gone = client_is_gone(self.transport)
+        if gone is None:
+            return self._loop.time() - self._last_input > _HALF_CLOSE_WINDOW
+        return gone
+
+    # --- from bytes to requests ---------------------------------------------------------------
+
+    def _may_parse(self) -> bool:
+        if self._receiving is not None:
+            return True
+        return not self.last and self._current is None and not self._queue
+
+    def _parse(self, data: bytes) -> None:
+        self._last_input = self._loop.time()
+        while data:
+            if not self._may_parse():
+                self._hold(data)
+                return
+            if self._receiving is not None or len(data) <= _STEP:
+                step, data = data, b""
+            else:
+                step, data = data[:_STEP], data[_STEP:]
+            try:
+                rest = self._parser.feed(step)
+            except WireError as error:
+                self._break_off(error)
+                return
+            if rest is not None:
+                self.last = self._upgrading = True
+                self._hold(rest + data)
+                return
+        if self._current is None and not self._queue:
+            self._await_head()
+
+    def _await_head(self) -> None:
+        """Let the time of a head that has begun run from its first byte."""
+        if self._parser.in_head and not self._deadline.awaits(Wait.HEAD):
+            self._deadline.set(Wait.HEAD, self._limits.head_read)
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > _HELD_LIMIT:
+            self.pause_input()
+
+    def _break_off(self, error: WireError) -> None:
+        """The client's bytes make no sense from here on: answer what came before, then this."""
+        if self.last and self._receiving is None:
+            return
+        self.last = self._broken = True
+        if self._receiving is not None:
+            receiving, self._receiving = self._receiving, None
+            receiving.intake.fail(error)
+        else:
+            self._queue.append(error)
+        self._wake()
+
+    def on_request(self, head: RequestHead) -> None:
+        self._deadline.clear()
+        self._receiving = Exchange(self, head)
+        self._queue.append(self._receiving)
+        self._wake()
+
+    def on_piece(self, piece: bytes) -> None:
+        if self._receiving is not None:
+            self._receiving.intake.add(piece)
+            if self._deadline.awaits(Wait.BODY):
+                self._deadline.set(Wait.BODY, self._limits.body_idle)
+
+    def on_request_complete(self) -> None:
+        if self._receiving is not None:
+            receiving, self._receiving = self._receiving, None
+            self.last = self.last or not receiving.head.keep_alive
+            receiving.intake.finish()
+
+    # --- one request after another ------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while (item := await self._next()) is not None:
+                if isinstance(item, WireError):
+                    self._refuse(item, None)
+                    break
+                if not await self._serve(item):
+                    break
+            await self._leave()
+        finally:
+            self.closed = True
+            self._detach()
+            self._deadline.close()
+            self.transport.abort()
+            self._parser.close()
+
+    async def _next(self) -> Exchange | WireError | None:
+        while not self._queue:
+            if self.closed or (self.last and self._receiving is None):
+                return None
+            held, self._held = self._held, b""
+            self.resume_input()
+            if held:
+                self._parse(held)
+                continue
+            if self._half_closed:
+                return None
+            if self._receiving is not None:
+                self._deadline.set(Wait.BODY, self._limits.body_idle)
+            elif self._parser.in_head:
+                self._await_head()
+            else:
+                self._deadline.set(Wait.IDLE, self._limits.idle)
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        return self._queue.popleft()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    async def _serve(self, exchange: Exchange) -> bool:
+        """Run the handler; tell whether the connection can take another request."""
+        self._current = exchange
+        try:
+            await self._server.handler(exchange)
+        except WireError as error:
+            self._refuse(error, exchange)
+        except Exception:
+            logger.exception("a handler failed on %r", exchange)
+            self._refuse(WireError(500, "internal error"), exchange)
+        else:
+            if not exchange.response_started:
+                self._refuse(WireError(500, "the request was left without an answer"), exchange)
+        self._deadline.clear()
+        if not exchange.finished:
+            self.abort()
+        self._current = None
+        return not self.closed and exchange.keep_alive and exchange.intake.discard()
+
+    def _refuse(self, error: WireError, exchange: Exchange | None) -> None:
+        """Answer with an error that the handler did not, or could not, answer."""
+        if exchange is not None and exchange.response_started:
+            return
+        head = exchange.head if exchange is not None else None
+        headers, body = self._server.on_wire_error(error.status, error.message, head)
+        if exchange is None:
+            exchange = Exchange(self, _NO_HEAD)
+        exchange.keep_alive = exchange.keep_alive and error.status == 500
+        kind = next((v for n, v in headers if n.lower() == b"content-type"), b"application/json")
+        others = [pair for pair in headers if pair[0].lower() != b"content-type"]
+        exchange.respond(error.status, body, kind.decode(), others)
+
+    async def _leave(self) -> None:
+        """Close so that the client gets all of the last answer."""
+        if self.closed:
+            return
+        lingers = self._receiving is not None or self._broken
+        self._closing = self.last = True
+        self._receiving = None
+        self.resume_input()
+        self._deadline.set(Wait.CLOSING, _LINGER if lingers else self._limits.idle)
+        if lingers and not self._half_closed:
+            end_output(self.transport)
+        else:
+            self.transport.close()
+        await self._lost
+
+    # --- timeouts -----------------------------------------------------------------------------
+
+    def _on_deadline(self, wait: Wait) -> None:
+        match wait:
+            case Wait.IDLE:
+                self.retire()
+            case Wait.HEAD:
+                self._break_off(WireError(408, "the request head took too long to arrive"))
+            case Wait.BODY:
+                self._break_off(WireError(408, "the request body stopped arriving"))
+            case Wait.CLOSING:
+                self._detach()
+                self.transport.abort()
+
+
+_NO_HEAD: Final = RequestHead("GET", "/", "/", "", "1.1", [], keep_alive=False)

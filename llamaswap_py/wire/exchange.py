@@ -1,0 +1,254 @@
+"""One request and its answer, as a handler sees them: one linear coroutine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .intake import Intake
+from .messages import (
+    LAST_CHUNK,
+    Outcome,
+    RelayResult,
+    chunk,
+    is_bodiless,
+    render_request,
+    render_response,
+)
+from .relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from ..endpoint import Endpoint
+    from .client import ClientConnection
+    from .messages import Body, Headers, RequestHead, UpstreamRequest
+    from .pool import UpstreamPool
+
+
+class Exchange:
+    """One request, and the one answer to it.
+
+    The handler that gets it is cancelled when the client goes away. Writing to a client that is
+    gone does nothing, so `finally` blocks need no care.
+    """
+
+    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+        self.head = head
+        #: the client's address, or "unix"
+        self.peer = connection.peer
+        #: sent with whatever answer follows
+        self.response_headers: Headers = []
+        self.response_started: bool = False
+        self.finished: bool = False
+        # The answer, as the relay needs it
+        self.connection: ClientConnection = connection
+        self.running: Relay | None = None
+        self.keep_alive = head.keep_alive
+        self.cut_event: bytes | None = None
+        self.cut_reason = ""
+        self.chunked = False
+        self.event_stream = False
+        self.ends_by_closing = False
+        self._bodiless = False
+        self._sent = 0
+        self.intake = Intake(connection, head)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "answering" if self.response_started else "open"
+        return f"<Exchange {self.head.method} {self.head.path} {state}>"
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the answer handed to the client's connection so far, heads included."""
+        return self._sent + (self.running.passed if self.running is not None else 0)
+
+    # --- reading the request ------------------------------------------------------------------
+
+    async def read_body(self, limit: int) -> Body:
+        """Return the whole body once it is here.
+
+        Raises BodyTooLarge as soon as it is known to be larger than `limit` bytes, and WireError
+        (let it pass) when the client sends something that is no body, or stops sending.
+        """
+        return await self.intake.read(limit)
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives; a slow taker makes the client wait. Raises WireError."""
+        return self.intake.pieces()
+
+    # --- answering ----------------------------------------------------------------------------
+
+    def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send a complete answer."""
+        bodiless = is_bodiless("GET", status)
+        lines = [(b"content-length", b"%d" % len(body))] if not bodiless else []
+        if body and not bodiless:
+            lines.append((b"content-type", content_type.encode()))
+        self.send_head(status, [*lines, *headers], rest=b"" if self._is_head(bodiless) else body)
+        self.finished = True
+
+    async def start(
+        self, status: int, content_type: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Start a streamed answer: chunked for HTTP/1.1, ended by closing for HTTP/1.0."""
+        lines = [(b"content-type", content_type.encode()), (b"x-accel-buffering", b"no"), *headers]
+        self.event_stream = content_type.startswith("text/event-stream")
+        self.begin_stream(status, lines)
+        await self.connection.drained()
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of a streamed answer, once the client has taken most of what came before."""
+        if data:
+            self._write(self.encode(data))
+        await self.connection.drained()
+
+    async def finish(self) -> None:
+        """End a streamed answer."""
+        self.end_stream()
+        await self.connection.drained()
+
+    def begin_stream(self, status: int, lines: Headers, *, reason: bytes = b"") -> None:
+        """Send the head of an answer whose length nobody knows."""
+        self._bodiless = is_bodiless(self.head.method, status)
+        if not is_bodiless("GET", status):
+            self.chunked = self.head.version == "1.1"
+            if self.chunked:
+                lines.append((b"transfer-encoding", b"chunked"))
+            elif not self._bodiless:
+                self.keep_alive = False
+                self.ends_by_closing = True
+        self.send_head(status, lines, reason=reason)
+
+    def send_head(
+        self, status: int, lines: Headers, *, reason: bytes = b"", rest: bytes = b""
+    ) -> None:
+        """Send the head of the answer, and `rest` in the same write."""
+        if self.response_started:
+            raise RuntimeError(f"{self!r} has been answered already")
+        self.response_started = True
+        if self.connection.answers_last or not self.intake.ends_soon:
+            self.keep_alive = False
+        lines += self.response_headers
+        if not self.keep_alive:
+            lines.append((b"connection", b"close"))
+        elif self.head.version == "1.0":
+            lines.append((b"connection", b"keep-alive"))
+        self._write(render_response(status, lines, reason) + rest)
+
+    def encode(self, data: bytes) -> bytes:
+        """Return `data` as the running stream wants it."""
+        if self._bodiless:
+            return b""
+        return chunk(data) if self.chunked else data
+
+    def end_stream(self, event: bytes = b"") -> None:
+        """End a running stream, with a last event."""
+        if self.finished:
+            return
+        self.finished = True
+        tail = self.encode(event) if event else b""
+        if self.chunked and not self._bodiless:
+            tail += LAST_CHUNK
+        if tail:
+            self._write(tail)
+
+    def _is_head(self, bodiless: bool) -> bool:
+        return bodiless or self.head.method == "HEAD"
+
+    def _write(self, data: bytes) -> None:
+        self._sent += len(data)
+        self.connection.write(data)
+
+    # --- relaying -----------------------------------------------------------------------------
+
+    async def relay(
+        self,
+        endpoint: Endpoint,
+        request: UpstreamRequest,
+        *,
+        pool: UpstreamPool,
+        error_event: Callable[[str], bytes] | None = None,
+    ) -> RelayResult:
+        """Send `request` to a child and pass its answer through, untouched but for the framing.
+
+        Where the result says that nothing started, the client waits for another answer.
+        `error_event` renders a complete SSE event for a child that dies in the middle of a stream.
+        After `start()` the child's event stream continues what was started.
+        """
+        if self._unwanted():
+            return self._was_cut()
+        wire = render_request(request)
+        upstream = pool.take(endpoint)
+        if upstream is not None:
+            relay = Relay(upstream, self, error_event)
+            result = await relay.run(wire, request.body)
+            if result.outcome is not Outcome.DIED_BEFORE_HEAD or relay.heard:
+                return result
+        return await self._relay_fresh(endpoint, wire, request.body, pool, error_event)
+
+    async def tunnel(
+        self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool
+    ) -> RelayResult:
+        """Ask a child to switch protocols, and pass bytes both ways until either side closes.
+
+        When the child refuses, its answer is relayed as any other.
+        """
+        if self._unwanted():
+            return self._was_cut()
+        self.keep_alive = False
+        wire = render_request(request, upgrade=self.head.get(b"upgrade") or b"websocket")
+        return await self._relay_fresh(endpoint, wire, request.body, pool, None)
+
+    async def _relay_fresh(
+        self,
+        endpoint: Endpoint,
+        wire: bytes,
+        body: Body,
+        pool: UpstreamPool,
+        error_event: Callable[[str], bytes] | None,
+    ) -> RelayResult:
+        try:
+            upstream = await pool.connect(endpoint, wanted=lambda: not self._unwanted())
+        except OSError as error:
+            if self._unwanted():
+                return self._was_cut()
+            reason = f"cannot connect to {endpoint}: {error}"
+            return RelayResult(Outcome.UNREACHABLE, started=self.response_started, error=reason)
+        if self._unwanted():
+            upstream.abort()
+            return self._was_cut()
+        if upstream.closed:
+            reason = "the child closed the connection at once"
+            return RelayResult(Outcome.DIED_BEFORE_HEAD, self.response_started, error=reason)
+        return await Relay(upstream, self, error_event).run(wire, body)
+
+    def cut(self, event: bytes, reason: str) -> None:
+        """End a relay from outside, as when its lease is revoked.
+
+        Before the first byte for the client the relay returns `Outcome.CUT` and the handler may
+        answer otherwise. An event stream ends with `event`, a whole `data: …` event. Anything else
+        is aborted, for half a document must not look whole.
+        """
+        if self.finished or self.cut_event is not None:
+            return
+        self.cut_event = event
+        self.cut_reason = reason
+        if self.running is not None:
+            self.running.cut()
+
+    def relay_ended(self, passed: int) -> None:
+        """The upstream has let go, after it passed that many bytes."""
+        self._sent += passed
+        self.running = None
+
+    def _unwanted(self) -> bool:
+        return self.cut_event is not None or self.connection.closed
+
+    def _was_cut(self) -> RelayResult:
+        return RelayResult(Outcome.CUT, started=self.response_started, error=self.cut_reason)

@@ -1,0 +1,136 @@
+"""The body of one request, from the client's connection to whoever reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from ..units import KIB
+from .messages import Body, BodyTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .client import ClientConnection
+    from .messages import RequestHead, WireError
+
+#: Body bytes that wait for a reader before the client is made to wait.
+_HIGH_WATER: Final = 256 * KIB
+#: An unread rest of a body up to this size is thrown away to keep the connection.
+_SMALL_REST: Final = 64 * KIB
+
+
+class Intake:
+    """Collects pieces as they come; a task wakes only when its reader has something to do."""
+
+    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+        self.complete = False
+        self._connection = connection
+        self._length = head.content_length
+        self._continue_owed = head.expects_continue
+        self._body = Body()
+        self._received = 0
+        self._limit: int | None = None
+        self._streaming = False
+        self._discarding = False
+        self._error: WireError | BodyTooLarge | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    # --- for the reader -----------------------------------------------------------------------
+
+    async def read(self, limit: int) -> Body:
+        """Return the whole body; raises BodyTooLarge and WireError."""
+        if (self._length or 0) > limit or self._body.size > limit:
+            raise BodyTooLarge(limit)
+        self._limit = limit
+        if not self.complete:
+            self._start()
+            while not self.complete:
+                await self._event()
+        return self._body
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield what comes; raises WireError."""
+        self._streaming = True
+        self._start()
+        while True:
+            while self._body.pieces:
+                piece = self._body.pieces.pop(0)
+                self._body.size -= len(piece)
+                yield piece
+            if self.complete:
+                return
+            self._connection.resume_input()
+            await self._event()
+
+    def _start(self) -> None:
+        if self._continue_owed and not self._received and not self.complete:
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._continue_owed = False
+        self._connection.resume_input()
+
+    async def _event(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._connection.await_body(True)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._connection.await_body(False)
+        if self._error is not None:
+            raise self._error
+
+    # --- for the client's connection ----------------------------------------------------------
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece."""
+        self._received += len(piece)
+        if self._discarding or self._error is not None:
+            return
+        body = self._body
+        body.pieces.append(piece)
+        body.size += len(piece)
+        if self._limit is not None:
+            if body.size > self._limit:
+                self.fail(BodyTooLarge(self._limit))
+            return
+        if body.size > _HIGH_WATER:
+            self._connection.pause_input()
+        if self._streaming:
+            self._wake()
+
+    def finish(self) -> None:
+        """The body is here in full."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: WireError | BodyTooLarge) -> None:
+        """The body will never be complete: its reader gets `error`."""
+        if self._error is None:
+            self._error = error
+            self._body = Body()
+            self._wake()
+
+    @property
+    def ends_soon(self) -> bool:
+        """What is left is so little that reading it costs less than a new connection."""
+        if self.complete:
+            return True
+        if self._error is not None or self._continue_owed or self._length is None:
+            return False
+        return self._length - self._received <= _SMALL_REST
+
+    def discard(self) -> bool:
+        """Throw away what is left; False when that is not worth it, or impossible."""
+        if not self.ends_soon:
+            return False
+        self._discarding = True
+        self._body = Body()
+        self._connection.resume_input()
+        return True
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

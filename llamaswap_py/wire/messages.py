@@ -1,0 +1,236 @@
+"""What passes over the wire, as records, and the rules for rewriting heads (RFC 9110, 9112)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ..errors import ApiError, LswapError
+from ..units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+#: Renders the body of an answer that only the wire layer knows is needed: status, message, and the
+#: head where one was understood, to headers and body.
+WireErrorRenderer: TypeAlias = "Callable[[int, str, RequestHead | None], tuple[Headers, bytes]]"
+
+#: RFC 9110 section 7.6.1, and the proxy headers; a connection's business, never passed on.
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+_REQUEST_ONLY: Final = frozenset((b"host", b"expect", b"content-length", b"http2-settings"))
+_FORWARDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+_NOT_FORWARDED: Final = HOP_BY_HOP | _REQUEST_ONLY | _FORWARDED
+_LENGTH_EXPECTED: Final = frozenset(("POST", "PUT", "PATCH"))
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class WireError(LswapError):
+    """Raised when a request breaks HTTP itself, so that its connection can't go on.
+
+    A handler lets it pass: the connection answers with `status` (400, 408, 413, 431, 501, 505) in
+    the shape that the server's `on_wire_error` gives, and closes.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BodyTooLarge(ApiError):
+    """Raised when a request body is larger than the limit that its reader set."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            "body_too_large",
+            f"the request body is larger than the limit of {limit} bytes",
+            remedy="send less, or raise the limit in the configuration",
+        )
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What a client may take: sizes in bytes, times in seconds."""
+
+    header: int = 64 * KIB
+    header_count: int = 200
+    #: from the first byte of a head to its last
+    head_read: float = 30.0
+    #: a connection without a request
+    idle: float = 75.0
+    #: no byte of a request body for that long
+    body_idle: float = 60.0
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """The head of a request, checked; header names are lower-cased, their order kept."""
+
+    method: str
+    #: raw, as received
+    target: str
+    #: raw path: no query, not percent-decoded, absolute-form reduced to origin-form
+    path: str
+    #: raw, without `?`
+    query: str
+    #: "1.0" or "1.1"
+    version: str
+    headers: Headers
+    keep_alive: bool
+    #: a switch to WebSocket is asked; other upgrades are ignored, as RFC 9110 section 7.8 allows
+    upgrade: bool = False
+    #: None when chunked; 0 when there is no body
+    content_length: int | None = 0
+    expects_continue: bool = False
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return the first value of a header, by its lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+@dataclass(slots=True)
+class Body:
+    """A request body in the pieces in which it came; `size` is their sum in bytes."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """Make a body of one piece."""
+        return cls([data], len(data)) if data else cls()
+
+    def join(self) -> bytes:
+        """Return the whole body; joined once, then kept as one piece."""
+        if len(self.pieces) != 1:
+            self.pieces = [b"".join(self.pieces)]
+        return self.pieces[0]
+
+
+@dataclass(slots=True)
+class UpstreamRequest:
+    """What to send to a child; `headers` have gone through `forward_headers`."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: Body = field(default_factory=Body)
+
+
+class Outcome(Enum):
+    """How one relay ended."""
+
+    COMPLETE = "complete"
+    #: the connection could not be made
+    UNREACHABLE = "unreachable"
+    #: connected, but it went away before a complete head: nothing reached the client
+    DIED_BEFORE_HEAD = "died before head"
+    #: the client saw a part; its stream ended with an error event, or was aborted
+    DIED_MIDSTREAM = "died midstream"
+    #: `Exchange.cut` ended it
+    CUT = "cut"
+    #: what came instead of a head is not HTTP; nothing reached the client
+    BAD_UPSTREAM = "bad upstream"
+
+
+@dataclass(slots=True)
+class RelayResult:
+    """What a relay did; times are of `time.monotonic()`, 0.0 where it never came to that."""
+
+    outcome: Outcome
+    #: the client has received bytes of an answer to this request (also from `Exchange.start`)
+    started: bool = False
+    #: of the upstream's answer, 0 without one
+    status: int = 0
+    error: str = ""
+    first_byte_at: float = 0.0
+    finished_at: float = 0.0
+    #: Only when the answer had been started locally and the upstream then said something that is
+    #: no event stream: its body (at most 64 KiB). The client's stream is still open.
+    refusal: bytes | None = None
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """Return the members of a comma-separated header value, lower-cased."""
+    return [token for part in value.lower().split(b",") if (token := part.strip())]
+
+
+def forward_headers(
+    head: RequestHead,
+    *,
+    drop: frozenset[bytes] = frozenset(),
+    peer: str,
+    scheme: str = "http",
+) -> Headers:
+    """Return the headers a child may see of a client's request.
+
+    Leaves out hop-by-hop headers and those named in Connection, framing (recomputed by
+    `render_request`), Expect, and the lower-case names in `drop`; Host becomes `localhost`.
+    """
+    unwanted = _NOT_FORWARDED | drop if drop else _NOT_FORWARDED
+    connection = head.get(b"connection")
+    if connection is not None:
+        unwanted = unwanted.union(tokens(connection))
+    headers: Headers = [(b"host", b"localhost")]
+    headers += [pair for pair in head.headers if pair[0] not in unwanted]
+    earlier = head.get(b"x-forwarded-for")
+    client = peer.encode()
+    headers.append((b"x-forwarded-for", b"%b, %b" % (earlier, client) if earlier else client))
+    headers.append((b"x-forwarded-proto", scheme.encode()))
+    host = head.get(b"host")
+    if host is not None:
+        headers.append((b"x-forwarded-host", host))
+    return headers
+
+
+def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
+    """Return the head of a request for a child; the body follows as it is, never chunked."""
+    lines = [f"{request.method} {request.target} HTTP/1.1\r\n".encode()]
+    lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+    if upgrade is not None:
+        lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
+    elif request.body.size or request.method in _LENGTH_EXPECTED:
+        lines.append(b"content-length: %d\r\n" % request.body.size)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def render_response(
+    status: int, headers: Iterable[tuple[bytes, bytes]], reason: bytes = b""
+) -> bytes:
+    """Return the head of a response."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return `data` (not empty) as one chunk of the chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def is_bodiless(method: str, status: int) -> bool:
+    """Tell whether such an answer has no body, whatever its headers say (RFC 9112 section 6.3)."""
+    return method == "HEAD" or status in (204, 304) or status < 200

@@ -1,0 +1,321 @@
+"""One answer on its way from a child to a client: how it begins, passes, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import httptools
+
+from ..units import KIB
+from .messages import Outcome, RelayResult, is_bodiless, render_response
+from .responses import BadResponse, DecodingWatch, Framing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .exchange import Exchange
+    from .messages import Body, Headers
+    from .upstream import UpstreamConnection
+
+#: How long a cut waits for the end of a chunk before the client is aborted instead.
+_CUT_PATIENCE: Final = 2.0
+_REFUSAL_LIMIT: Final = 64 * KIB
+
+
+class Relay:
+    """Takes a child's bytes; the method that gets them is the state.
+
+    `_on_head`, then one of `_on_stream` and `_on_counted` (the body passes untouched, only its
+    framing is watched), `_on_recoded` (for HTTP/1.0 clients, bodies that end by closing, and
+    streams that were begun before), `_on_refusal`, `_on_tunnel`.
+    """
+
+    def __init__(
+        self,
+        upstream: UpstreamConnection,
+        exchange: Exchange,
+        error_event: Callable[[str], bytes] | None,
+    ) -> None:
+        self.upstream = upstream
+        self.exchange = exchange
+        self.client = exchange.connection
+        #: bytes of the answer passed to the client
+        self.passed = 0
+        #: any byte came from the child
+        self.heard = False
+        self.tunnelling = False
+        self._error_event = error_event
+        self._loop = asyncio.get_running_loop()
+        self._result = RelayResult(Outcome.COMPLETE)
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        upstream.begin(self, decoding=exchange.head.version == "1.0" or exchange.response_started)
+        self._watch = upstream.watch
+        self._write = self.client.transport.write
+        self._verbatim = False
+        self._last = b""
+        self._remaining = 0
+        self._refusal: list[bytes] = []
+        self._cut_timer: asyncio.TimerHandle | None = None
+
+    async def run(self, head: bytes, body: Body) -> RelayResult:
+        """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
+        self.upstream.on_bytes = self._on_head
+        self.exchange.running = self
+        if not self.client.writable:
+            self.upstream.pause()
+        try:
+            await self.upstream.upload(head, body)
+            await self._ended
+        finally:
+            self._end(Outcome.CUT, "cancelled")
+        return self._result
+
+    # --- states: what to do with bytes --------------------------------------------------------
+
+    def _on_head(self, data: bytes) -> None:
+        self.heard = True
+        watch = self._watch
+        try:
+            rest = watch.feed_head(data)
+        except BadResponse as error:
+            self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
+            return
+        if rest is None:
+            return
+        if watch.status == 101:
+            self._switch_protocols(rest)
+        elif watch.status < 200:
+            watch.begin()
+            if rest:
+                self._on_head(rest)
+        else:
+            self._answer(rest)
+
+    def _on_stream(self, data: bytes) -> None:
+        """Pass a piece of a chunked body: one callback, one parser call, one write."""
+        watch = self._watch
+        try:
+            watch.feed(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"bad framing from the child: {error}")
+            return
+        if watch.surplus:
+            self._fail("the child sent more than its answer")
+            return
+        self.passed += len(data)
+        self._last = data
+        self._write(data)
+        if watch.complete:
+            self._complete()
+
+    def _on_counted(self, data: bytes) -> None:
+        """Pass a piece of a body with a Content-Length, and nothing beyond it."""
+        data = self._clip(data)
+        self._watch.feed(data)
+        self.passed += len(data)
+        self._write(data)
+        if self._watch.complete:
+            self._complete()
+
+    def _on_recoded(self, data: bytes) -> None:
+        watch = self._watch
+        pieces = [data]
+        if isinstance(watch, DecodingWatch):
+            try:
+                watch.feed(data)
+            except httptools.HttpParserError as error:
+                self._fail(f"bad framing from the child: {error}")
+                return
+            pieces = watch.take()
+        for piece in pieces:
+            self._last = piece
+            self._pass(self.exchange.encode(piece))
+        if watch.complete:
+            self._complete()
+
+    def _on_refusal(self, data: bytes) -> None:
+        """Collect an answer that can't become part of the stream that was begun."""
+        watch = self._watch
+        assert isinstance(watch, DecodingWatch)
+        try:
+            watch.feed(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"bad framing from the child: {error}")
+            return
+        self._refusal += watch.take()
+        if watch.complete or sum(map(len, self._refusal)) > _REFUSAL_LIMIT:
+            self._complete()
+
+    def _on_tunnel(self, data: bytes) -> None:
+        self._pass(data)
+
+    def _on_cutting(self, data: bytes) -> None:
+        self._on_stream(data)
+        if not self._ended.done() and self._at_boundary():
+            self._stop(Outcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
+
+    def _pass(self, data: bytes) -> None:
+        if not self._ended.done():
+            self.passed += len(data)
+            self.client.write(data)
+
+    def _clip(self, data: bytes) -> bytes:
+        if len(data) > self._remaining:
+            self._watch.surplus = True
+            data = data[: self._remaining]
+        self._remaining -= len(data)
+        return data
+
+    # --- from head to body --------------------------------------------------------------------
+
+    def _answer(self, rest: bytes) -> None:
+        """The head is complete: choose how the body travels, and send the client's head."""
+        exchange, watch = self.exchange, self._watch
+        self._result.status = watch.status
+        self._result.first_byte_at = time.monotonic()
+        if exchange.response_started:
+            joins = watch.event_stream and watch.status == 200
+            self.upstream.on_bytes = self._on_recoded if joins else self._on_refusal
+            self.upstream.on_bytes(rest)
+            return
+        headers = watch.end_to_end_headers()
+        headers.append((b"x-accel-buffering", b"no"))
+        exchange.event_stream = watch.event_stream
+        if is_bodiless(exchange.head.method, watch.status):
+            if watch.framing is Framing.CHUNKED:
+                headers.append((b"transfer-encoding", b"chunked"))
+            watch.surplus = watch.surplus or bool(rest) or not watch.complete
+            exchange.send_head(watch.status, headers, reason=watch.reason)
+            self._complete()
+        elif watch.framing is Framing.LENGTH:
+            self._remaining = watch.content_length or 0
+            self._send_with(self._on_counted, headers, self._clip(rest))
+        elif watch.framing is Framing.CHUNKED and exchange.head.version == "1.1":
+            headers.append((b"transfer-encoding", b"chunked"))
+            exchange.chunked = self._verbatim = True
+            self._send_with(self._on_stream, headers, rest)
+        else:
+            exchange.begin_stream(watch.status, headers, reason=watch.reason)
+            self.upstream.on_bytes = self._on_recoded
+            if rest:
+                self._on_recoded(rest)
+
+    def _send_with(self, state: Callable[[bytes], None], headers: Headers, rest: bytes) -> None:
+        """Send the head together with the first bytes of a body that passes untouched."""
+        watch = self._watch
+        try:
+            if rest:
+                watch.feed(rest)
+        except httptools.HttpParserError as error:
+            self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
+            return
+        self.upstream.on_bytes = state
+        self._last = rest
+        self.exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
+        if watch.complete:
+            self._complete()
+
+    def _switch_protocols(self, rest: bytes) -> None:
+        exchange, watch = self.exchange, self._watch
+        if not exchange.head.upgrade or exchange.response_started:
+            self._end(Outcome.BAD_UPSTREAM, "the child switched protocols unasked")
+            return
+        self._result.status = 101
+        self._result.first_byte_at = time.monotonic()
+        lines = watch.end_to_end_headers()
+        upgrade = next((v for n, v in watch.headers if n.lower() == b"upgrade"), b"websocket")
+        lines += [(b"upgrade", upgrade), (b"connection", b"upgrade"), *exchange.response_headers]
+        exchange.response_started = True
+        self.tunnelling = True
+        self.upstream.on_bytes = self._on_tunnel
+        self._pass(render_response(101, lines, watch.reason) + rest)
+        self.client.start_tunnel(self)
+
+    # --- how it ends --------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """End now, or at the next boundary where the client's framing allows."""
+        exchange = self.exchange
+        if not exchange.response_started:
+            self._end(Outcome.CUT, exchange.cut_reason)
+        elif self._at_boundary() or not (self._verbatim and exchange.event_stream):
+            self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
+        else:
+            self.upstream.on_bytes = self._on_cutting
+            self._cut_timer = self._loop.call_later(
+                _CUT_PATIENCE, self._stop, Outcome.CUT, exchange.cut_reason, None
+            )
+
+    def client_lost(self) -> None:
+        """The client is gone: forget it in this very call, and stop the child."""
+        if self.tunnelling:
+            self._complete()
+        self._end(Outcome.CUT, "the client went away")
+
+    def upstream_finished(self) -> bool:
+        """The child has sent its last byte; tell whether its connection stays open for ours."""
+        return self.tunnelling and self.client.finish_writing()
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The child's connection is gone."""
+        watch = self._watch
+        if self.tunnelling:
+            self._complete()
+        elif not watch.head_complete:
+            reason = "the child closed the connection before it answered"
+            self._end(Outcome.DIED_BEFORE_HEAD, f"{reason}: {error}" if error else reason)
+        elif watch.framing is Framing.CLOSE and error is None:
+            self._complete()
+        else:
+            self._fail("the child closed the connection in the middle of its answer")
+
+    def _at_boundary(self) -> bool:
+        """Tell whether an event can be put into the client's stream here."""
+        if not self.exchange.event_stream or self.upstream.on_bytes == self._on_counted:
+            return False
+        if not self._verbatim:
+            return True
+        # Between two chunks; the newline tells a begun size line from the end of a chunk.
+        return not self._watch.in_chunk and (not self._last or self._last.endswith(b"\n"))
+
+    def _fail(self, reason: str) -> None:
+        event = self._error_event(reason) if self._error_event is not None else None
+        self._stop(Outcome.DIED_MIDSTREAM, reason, event)
+
+    def _stop(self, outcome: Outcome, reason: str, event: bytes | None) -> None:
+        """End the client's answer before its time: with an event, or abruptly."""
+        if event and self._at_boundary():
+            event_end = b"\n\n\r\n" if self._verbatim else b"\n\n"
+            whole = not self._last or self._last.endswith(event_end)
+            self.exchange.end_stream(event if whole else b"\n\n" + event)
+            self._end(outcome, reason)
+        else:
+            self._end(outcome, reason)
+            self.client.abort()
+
+    def _complete(self) -> None:
+        state = self.upstream.on_bytes
+        if state == self._on_refusal:
+            self._result.refusal = b"".join(self._refusal)[:_REFUSAL_LIMIT]
+        elif state == self._on_recoded:
+            self.exchange.end_stream()
+        else:
+            self.exchange.finished = True
+        self._end(Outcome.COMPLETE)
+
+    def _end(self, outcome: Outcome, error: str = "") -> None:
+        """Let go of both sides, once."""
+        if self._ended.done():
+            return
+        self._ended.set_result(None)
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+        self.exchange.relay_ended(self.passed)
+        result = self._result
+        result.outcome, result.error = outcome, error
+        result.started = self.exchange.response_started
+        result.finished_at = time.monotonic()
+        whole = outcome is Outcome.COMPLETE and self._watch.complete and not self.tunnelling
+        self.upstream.end(complete=whole)

@@ -1,0 +1,159 @@
+"""Watches the framing of a child's answers, without touching their bodies."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import httptools
+
+from ..units import KIB
+from .messages import HOP_BY_HOP, Headers, tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HEAD_LIMIT: Final = 64 * KIB
+_HEAD_END: Final = b"\r\n\r\n"
+
+
+class BadResponse(Exception):
+    """Raised when what a child sends is not HTTP as we understand it."""
+
+
+class Framing(Enum):
+    """How the body of an answer ends (RFC 9112 section 6.3)."""
+
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+
+
+class ResponseWatch:
+    """Follows the answers on one connection, one after another.
+
+    It has no `on_body` on purpose: while a stream passes through, a piece costs one call into C
+    and one short callback at each edge of a chunk.
+    """
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        #: Feed bytes of a body. Raises httptools.HttpParserError.
+        self.feed: Callable[[bytes], None] = self._parser.feed_data
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last answer; a new one is expected."""
+        self.status = 0
+        self.reason = b""
+        self.headers: Headers = []
+        self.framing = Framing.CLOSE
+        self.content_length: int | None = None
+        self.event_stream = False
+        self.head_complete = False
+        self.in_chunk = False
+        self.complete = False
+        #: bytes came after the end of the answer
+        self.surplus = False
+        #: the upstream keeps the connection open; known once complete
+        self.keeps_alive = False
+        self.head_size = 0
+        self._tail = b""
+
+    def close(self) -> None:
+        """Break the reference cycle with the C parser."""
+        del self._parser, self.feed
+
+    def feed_head(self, data: bytes) -> bytes | None:
+        """Feed bytes of a head; return what follows it, or None while it is incomplete.
+
+        The parser sees no byte of the body here, and so tells garbage before the head's end.
+        """
+        window = self._tail + data
+        end = window.find(_HEAD_END)
+        cut = len(data) if end < 0 else end + len(_HEAD_END) - len(self._tail)
+        self.head_size += cut
+        try:
+            self._parser.feed_data(data[:cut])
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, BadResponse):
+                raise error.__context__ from None
+            # llhttp pauses after any 101, also where no upgrade header announced it
+            if not (self.status == 101 and self.head_complete):
+                raise BadResponse(str(error) or "not HTTP") from None
+        if end >= 0 and self.head_complete:
+            return data[cut:]
+        if end >= 0 or self.head_complete:
+            raise BadResponse("the head does not end in an empty line")
+        if self.head_size > _HEAD_LIMIT:
+            raise BadResponse(f"the head is larger than {_HEAD_LIMIT} bytes")
+        self._tail = window[-3:]
+        return None
+
+    def end_to_end_headers(self) -> Headers:
+        """Return the headers a client may see, without any that say where the body ends."""
+        unwanted = HOP_BY_HOP
+        for name, value in self.headers:
+            if name.lower() == b"connection":
+                unwanted = unwanted.union(tokens(value))
+        return [pair for pair in self.headers if pair[0].lower() not in unwanted]
+
+    def _read_framing(self) -> None:
+        for name, value in self.headers:
+            lower = name.lower()
+            if lower == b"content-length":
+                self.content_length = int(value)
+                self.framing = Framing.LENGTH
+            elif lower == b"transfer-encoding":
+                if value.strip().lower() != b"chunked":
+                    raise BadResponse(f"transfer coding {value!r} is not supported")
+                self.framing = Framing.CHUNKED
+            elif lower == b"content-type":
+                self.event_stream = value.lower().startswith(b"text/event-stream")
+
+    # --- callbacks of the C parser ------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.surplus = True
+
+    def on_status(self, reason: bytes) -> None:
+        self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.head_complete:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        self._read_framing()
+        self.head_complete = True
+
+    def on_chunk_header(self) -> None:
+        self.in_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self.in_chunk = False
+
+    def on_message_complete(self) -> None:
+        # Only here does the parser know: one call later it always says no.
+        self.keeps_alive = self._parser.should_keep_alive()
+        self.complete = True
+
+
+class DecodingWatch(ResponseWatch):
+    """Also hands out the body without its framing, for clients that can't take it as it is."""
+
+    def __init__(self) -> None:
+        self._decoded: list[bytes] = []
+        super().__init__()
+
+    def on_body(self, piece: bytes) -> None:
+        self._decoded.append(piece)
+
+    def take(self) -> list[bytes]:
+        """Return the pieces decoded since the last call."""
+        pieces, self._decoded = self._decoded, []
+        return pieces

@@ -1,0 +1,173 @@
+"""One connection to a child: its flow control, its uses, and who gets what it says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from ..units import KIB
+from .responses import DecodingWatch, ResponseWatch
+from .sockets import end_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..endpoint import Endpoint
+    from .messages import Body
+    from .pool import UpstreamPool
+    from .relay import Relay
+
+#: A body goes out in slices of this size, so that a large one never holds the loop.
+_SLICE: Final = 256 * KIB
+#: llama-server says `Connection: close` on the 100th answer of a connection; stay below.
+_MOST_USES: Final = 99
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Serves one relay at a time; what comes in goes to `on_bytes`, the relay's current state."""
+
+    def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
+        self.endpoint = endpoint
+        self.closed = False
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._transport = cast("asyncio.Transport", None)
+        self._uses = 0
+        self._reading_paused = False
+        self._may_write = True
+        self._drained: asyncio.Future[None] | None = None
+        self._uploaded = True
+        # The relay that runs
+        self.relay: Relay | None = None
+        self.watch = ResponseWatch()
+        self.on_bytes: Callable[[bytes], None] = self._on_idle
+
+    # --- protocol interface -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.on_bytes(data)
+
+    def eof_received(self) -> bool:
+        return self.relay is not None and self.relay.upstream_finished()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._pool.forget(self)
+        self._wake_upload()
+        if self.relay is not None:
+            self.relay.upstream_lost(exc)
+        self.watch.close()
+        del self.on_bytes
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+        if self.relay is not None and self.relay.tunnelling:
+            self.relay.client.pause_input()
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._wake_upload()
+        if self.relay is not None and self.relay.tunnelling:
+            self.relay.client.resume_input()
+
+    def _on_idle(self, data: bytes) -> None:
+        """Nobody asked: the connection is of no use any more."""
+        self.abort()
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Close at once; the child stops generating within a millisecond."""
+        if not self.closed:
+            # From here on the transport must not be touched: uvloop raises where asyncio shrugs.
+            self.closed = True
+            self._transport.abort()
+
+    def retire(self) -> None:
+        """Close after the answer that is running."""
+        self._uses = _MOST_USES
+
+    def pause(self) -> None:
+        """Stop reading: the client is slow."""
+        if not self.closed and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self.closed and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def send(self, data: bytes) -> None:
+        """Pass bytes of a tunnel on."""
+        if not self.closed:
+            self._transport.write(data)
+
+    def finish_sending(self) -> None:
+        """Pass the end of a tunnel's bytes on. Nothing else ever half-closes towards a child."""
+        if not self.closed:
+            end_output(self._transport)
+
+    # --- one use ------------------------------------------------------------------------------
+
+    def begin(self, relay: Relay, *, decoding: bool) -> None:
+        """Hand what comes in to `relay`, the body without its framing where `decoding`."""
+        self._uses += 1
+        self.relay = relay
+        if isinstance(self.watch, DecodingWatch) != decoding:
+            self.watch.close()
+            self.watch = DecodingWatch() if decoding else ResponseWatch()
+        self.watch.begin()
+
+    def end(self, *, complete: bool) -> None:
+        """Let go of the relay; keep the connection only after a whole answer that is no stream."""
+        self.relay = None
+        self.on_bytes = self._on_idle
+        self._wake_upload()
+        watch = self.watch
+        if (
+            complete
+            and not self.closed
+            and self._uploaded
+            and self._uses < _MOST_USES
+            and watch.keeps_alive
+            and not watch.surplus
+            and not watch.event_stream
+        ):
+            self.resume()
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    async def upload(self, head: bytes, body: Body) -> None:
+        """Send a request; returns early when the connection or the relay ends meanwhile."""
+        if body.size <= _SLICE:
+            self._transport.write(head + body.join())
+            return
+        self._uploaded = False
+        self._transport.write(head)
+        for piece in body.pieces:
+            view = memoryview(piece)
+            for start in range(0, len(piece), _SLICE):
+                await self._writable()
+                if self.closed or self.relay is None:
+                    return
+                self._transport.write(view[start : start + _SLICE])
+        self._uploaded = True
+
+    async def _writable(self) -> None:
+        if self._may_write:
+            # A fast child never fills the buffer: let the other streams run between the slices.
+            await asyncio.sleep(0)
+            return
+        self._drained = self._loop.create_future()
+        await self._drained
+
+    def _wake_upload(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
