@@ -55,6 +55,28 @@ class Spawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Wake:
+    """Wake a sleeping child; `InstanceWoke` follows."""
+
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """The reservation holds its memory from now on."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The reservation can never be held."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Begin the stop recipe; `InstanceExited` follows."""
 
@@ -107,4 +129,4 @@ class Note:
     decision: Decision
 
 
-Action: TypeAlias = Spawn | Stop | Kill | Grant | Reject | Revoke | Note
+Action: TypeAlias = Spawn | Wake | Reserve | Refuse | Stop | Kill | Grant | Reject | Revoke | Note

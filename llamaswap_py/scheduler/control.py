@@ -11,12 +11,21 @@ from llamaswap_py.scheduler.actions import (
     Kill,
     Note,
     Reject,
+    Reserve,
     Revoke,
     Spawn,
     Stop,
     StopReason,
+    Wake,
 )
-from llamaswap_py.scheduler.records import Choice, Decision, Failure, InstanceKey, PresetId
+from llamaswap_py.scheduler.records import (
+    Choice,
+    Decision,
+    Failure,
+    Footprint,
+    InstanceKey,
+    PresetId,
+)
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.states import State, Trigger
 from llamaswap_py.scheduler.waiting import Waiter
@@ -38,7 +47,34 @@ class Control:
         self._epoch = first_epoch
         self._sequence = 0
 
-    def spawn(self, preset: Preset, choice: Choice, why: str) -> None:
+    def begin(self, preset: Preset, choice: Choice, why: str) -> None:
+        """Do what was waited for: wake, reserve, or start an instance."""
+        preset.evicted_at = None
+        if preset.serving is not None:
+            self._wake(preset.serving, why)
+        elif preset.plan.reservation:
+            self._reserve(preset, why)
+        else:
+            self._spawn(preset, choice, why)
+
+    def _wake(self, instance: Instance, why: str) -> None:
+        self.recharge(instance, self.world.ledger.charge_of(instance.plan, instance.choice))
+        instance.waking = True
+        self.note("wake", instance, why)
+        self.out.append(Wake(instance.key))
+
+    def _reserve(self, preset: Preset, why: str) -> None:
+        name = preset.plan.preset
+        self.world.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
+        self.forget_wish(preset)
+        self.note_preset("reserved", preset, why)
+        self.out.append(Reserve(name))
+
+    def recharge(self, instance: Instance, charge: Footprint) -> None:
+        """Charge an instance with something else from now on."""
+        instance.charge = self.world.ledger.charges[instance.key] = charge
+
+    def _spawn(self, preset: Preset, choice: Choice, why: str) -> None:
         """Start an instance; its memory is charged from now until it is proven gone."""
         key = InstanceKey(preset.plan.preset, self._epoch)
         self._epoch += 1
@@ -47,7 +83,6 @@ class Control:
         self.world.instances[key] = instance
         self.world.ledger.charges[key] = charge
         preset.serving = instance
-        preset.evicted_at = None
         self.loads += 1
         self.note("load", instance, why or "nothing limits it")
         self.out.append(Spawn(key, choice))
@@ -168,6 +203,10 @@ class Control:
     def settled_late(self, key: InstanceKey) -> None:
         """Record that a device did not show a reaped child's bytes back in time."""
         self._decide("settled", key.preset, key.epoch, "its memory did not show up as free in time")
+
+    def blend(self, old: float | None, new: float) -> float:
+        """Return the running mean of a learned time after a new measurement."""
+        return new if old is None else old + self.policy.learning * (new - old)
 
     def note(self, kind: str, instance: Instance, reason: str) -> None:
         """Record a decision about an instance."""

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from llamaswap_py.scheduler.records import (
     ClientId,
     Failure,
+    Footprint,
     InstanceKey,
     Pool,
     PoolId,
@@ -82,6 +83,20 @@ class InstanceReady:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceSlept:
+    """An idle child gave its memory back and kept its process."""
+
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceWoke:
+    """A sleeping child serves again."""
+
+    instance: InstanceKey
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceStalled:
     """A loading child shows no sign of progress."""
 
@@ -129,6 +144,21 @@ class PinChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ReservationAsked:
+    """A foreign program wants memory: bytes per pool. `name` is unique among reservations."""
+
+    name: str
+    footprint: Footprint
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationReleased:
+    """A reservation ends, held or still waiting."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolsMeasured:
     """The memory pools, as measured or declared. `strangers` in them exclude our own children."""
 
@@ -161,12 +191,16 @@ Event: TypeAlias = (
     | RequestFinished
     | InstanceProgressed
     | InstanceReady
+    | InstanceSlept
+    | InstanceWoke
     | InstanceStalled
     | InstanceLost
     | InstanceExited
     | LoadAsked
     | UnloadAsked
     | PinChanged
+    | ReservationAsked
+    | ReservationReleased
     | PoolsMeasured
     | PresetsChanged
     | ShutdownAsked

@@ -18,6 +18,7 @@ from llamaswap_py.scheduler.records import (
     Policy,
     Pool,
     PoolId,
+    PresetId,
     PresetPlan,
 )
 from llamaswap_py.units import format_size
@@ -49,6 +50,7 @@ class Ledger:
         self.policy = policy
         self.charges: dict[InstanceKey, Footprint] = {}
         self.settling: dict[InstanceKey, Settling] = {}
+        self.reserved: dict[PresetId, Footprint] = {}
         self.pools: dict[PoolId, Pool] = {}
         self.measure(pools)
 
@@ -96,6 +98,8 @@ class Ledger:
         """
         choice = choice or plan.choices[0]
         charge: Amounts = dict(choice.footprint or {})
+        if plan.reservation:
+            return charge
         if self.policy.max_loaded:
             charge[LOADED] = 1
         elif choice.footprint is None:
@@ -123,7 +127,7 @@ class Ledger:
         free = {
             pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
         }
-        for charge in self.charges.values():
+        for charge in (*self.charges.values(), *self.reserved.values()):
             add(free, charge, -1)
         owed: Amounts = {}
         for left in self.settling.values():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamaswap_py.scheduler.ledger import Amounts, fits, is_counting
 from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey
-from llamaswap_py.scheduler.world import Preset, World
+from llamaswap_py.scheduler.world import Instance, Preset, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +55,10 @@ def _fit_rank(option: Option, free: Amounts) -> tuple[int, int, int]:
     touched = [pool for pool in option.charge if not is_counting(pool)]
     left = sum(free[pool] - option.charge[pool] for pool in touched)
     return option.variant, len(option.choice.devices), left
+
+
+def waking_option(world: World, sleeping: Instance) -> Option:
+    """Return what waking takes: what the instance gave back when it fell asleep."""
+    full = world.ledger.charge_of(sleeping.plan, sleeping.choice)
+    extra = {pool: size - sleeping.charge.get(pool, 0) for pool, size in full.items()}
+    return Option(sleeping.choice, {pool: size for pool, size in extra.items() if size > 0}, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.placing import Option, best_fit, possible_options
+from llamaswap_py.scheduler.placing import Option, best_fit, possible_options, waking_option
 from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.victims import choose_idle, enough
@@ -30,7 +30,7 @@ class Claim:
 class Plan:
     """What a pass decided. `wake` is when a gate would close or a claim become possible."""
 
-    spawns: list[tuple[Preset, Choice, str]] = field(default_factory=list)
+    begins: list[tuple[Preset, Choice, str]] = field(default_factory=list)
     evictions: list[tuple[Instance, PresetId | None, str]] = field(default_factory=list)
     full: list[tuple[Preset, Waiter, str]] = field(default_factory=list)
     """Waiters that rather not wait for busy memory."""
@@ -72,7 +72,8 @@ class _Pass:
         wants = [
             (self._urgency(preset), since, preset.plan.preset, preset)
             for preset in (self.world.presets[one] for one in self.world.demand)
-            if preset.serving is None and (since := preset.since) is not None
+            if (preset.serving is None or preset.serving.is_asleep)
+            and (since := preset.since) is not None
         ]
         for _, since, _, preset in sorted(wants, key=_turn):
             self._place(preset, since)
@@ -97,6 +98,9 @@ class _Pass:
 
     def _place(self, preset: Preset, since: float) -> None:
         options, shortfall = possible_options(self.world, preset, self._pinned(preset))
+        if preset.serving is not None:
+            self.going.add(preset.serving.key)  # it sleeps: what it waits for is its own waking
+            options, shortfall = [waking_option(self.world, preset.serving)], ""
         if not options:
             self.plan.impossible.append((preset, shortfall))
             return
@@ -105,7 +109,7 @@ class _Pass:
             return
         option = best_fit(options, self.free, self.coming)
         if option is not None:
-            self.plan.spawns.append((preset, option.choice, self._why(option)))
+            self.plan.begins.append((preset, option.choice, self._why(option)))
             add(self.free, option.charge, -1)
             add(self.coming, option.charge, -1)
             return

@@ -63,6 +63,8 @@ class Choice:
     devices: tuple[PoolId, ...] = ()
     variant: str = ""
     source: str = "declared"
+    sleeping: Footprint | None = None
+    """What is left of it while it sleeps; None: it never does."""
 
 
 ANY_CHOICE = Choice()
@@ -88,6 +90,8 @@ class PresetPlan:
     groups: tuple[str, ...] = ()
     priority: int = 0
     when_full: str = "wait"
+    reservation: bool = False
+    """It is memory for a foreign program: nothing is spawned, only held."""
     pin: bool = False
     ttl: float | None = None
     concurrency: int | None = None
@@ -116,7 +120,7 @@ class Policy:
     linger: float = 0.25
     """β: an idle incumbent whose memory is wanted stays β x its load time for a likely request."""
     linger_floor: float = 0.03
-    linger_returns: float = 0.4
+    linger_returns: float = 0.25
     """… if at least this share of its idle gaps ended so soon with a request of its own."""
     circulation_floor: float = 5.0
     circulation_loads: float = 5.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.states import State
-from llamaswap_py.scheduler.waiting import Waiter, WaitQueue
 from llamaswap_py.scheduler.world import Instance, World
 
 _LIVE = (State.READY, State.SLEEPING, State.DRAINING)
@@ -18,6 +17,7 @@ class Upkeep:
         self.world = world
         self.control = control
         self.closing_at: float | None = None
+        self.deadline: float | None = None
 
     def run(self) -> None:
         """Bring everything to the present moment, `control.now`."""
@@ -28,8 +28,12 @@ class Upkeep:
             self._enforce_drain_deadline(instance)
             self._stop_finished(instance)
 
-    def next_deadline(self, wake: float | None) -> float | None:
-        """Return the earliest of `wake` and everything `run` would act upon."""
+    def wake_by(self, when: float) -> None:
+        """Look again at `when`, if not before."""
+        self.deadline = when if self.deadline is None else min(self.deadline, when)
+
+    def set_deadline(self, wake: float | None) -> None:
+        """Look again at the earliest of `wake` and everything `run` would act upon."""
         times: list[float | None] = [wake]
         for instance in self.world.instances.values():
             times += (self._drain_due(instance), self.ttl_due(instance), self._grace_end(instance))
@@ -37,36 +41,28 @@ class Upkeep:
         for name in self.world.demand:
             queue = self.world.presets[name].queue
             times.append(queue.next_ageing(self.control.now))
-            times += (self._gives_up_at(waiter) for waiter in self._impatient(queue))
-        return min((time for time in times if time is not None), default=None)
+            times.append(queue.next_give_up(self.world.policy.queue_timeout))
+        self.deadline = min((time for time in times if time is not None), default=None)
 
     def ttl_due(self, instance: Instance) -> float | None:
         """Return when an idle instance has been idle for its ttl."""
         ttl = instance.plan.ttl
-        if ttl is None or instance.state is not State.READY or self.world.has_demand(instance):
+        if ttl is None or instance.state not in (State.READY, State.SLEEPING):
+            return None
+        if self.world.has_demand(instance):
             return None
         return None if self.world.is_pinned(instance) else instance.last_used + ttl
 
-    def _gives_up_at(self, waiter: Waiter) -> float:
-        limit = waiter.since + self.world.policy.queue_timeout
-        return limit if waiter.deadline is None else min(limit, waiter.deadline)
-
-    def _impatient(self, queue: WaitQueue) -> list[Waiter]:
-        """Return the waiters among whom the next one to give up is."""
-        waiters = list(queue)
-        own = [one for one in waiters if one.deadline is not None]
-        rest = [one for one in waiters if one.deadline is None]
-        return own + ([min(rest, key=lambda one: one.since)] if rest else [])
-
     def _expire_waiters(self) -> None:
-        now = self.control.now
+        now, timeout = self.control.now, self.world.policy.queue_timeout
         for preset in [self.world.presets[one] for one in self.world.demand]:
-            late = [one for one in preset.queue if self._gives_up_at(one) <= now]
-            for waiter in late:
+            due = preset.queue.next_give_up(timeout)
+            if due is None or due > now:
+                continue
+            for waiter in [one for one in preset.queue if one.gives_up_at(timeout) <= now]:
                 self.control.out.append(self.control.refusals.timed_out(preset, waiter, now))
                 self.control.drop(preset, waiter)
-            if late:
-                self.control.abandon_unwanted(preset)
+            self.control.abandon_unwanted(preset)
 
     def _enforce_drain_deadline(self, instance: Instance) -> None:
         due = self._drain_due(instance)

@@ -26,6 +26,11 @@ class Waiter:
     when_full: str = "wait"
     parent: RequestId | None = None
 
+    def gives_up_at(self, timeout: float) -> float:
+        """Return when it has waited for `timeout` seconds, or as long as it wanted to."""
+        limit = self.since + timeout
+        return limit if self.deadline is None else min(limit, self.deadline)
+
 
 class _Lane:
     """Waiters of one priority, by client; the first client is the one whose turn it is."""
@@ -69,11 +74,12 @@ class WaitQueue:
     Within a lane the client whose turn it is comes first, with its oldest request.
     """
 
-    __slots__ = ("_ageing", "_lanes", "_size")
+    __slots__ = ("_ageing", "_hasty", "_lanes", "_size")
 
     def __init__(self, ageing: float = 60.0) -> None:
         self._lanes: dict[int, _Lane] = {}
         self._ageing = ageing
+        self._hasty: dict[RequestId, Waiter] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -88,6 +94,8 @@ class WaitQueue:
         """Queue a waiter; one that comes back takes its old place among its client's others."""
         self._lanes.setdefault(waiter.priority, _Lane()).push(waiter)
         self._size += 1
+        if waiter.deadline is not None:
+            self._hasty[waiter.request] = waiter
 
     def peek(self, now: float) -> Waiter | None:
         """Return whose turn it is."""
@@ -110,10 +118,19 @@ class WaitQueue:
         if not lane.clients:
             del self._lanes[waiter.priority]
         self._size -= 1
+        self._hasty.pop(waiter.request, None)
 
     def oldest(self) -> float | None:
         """Return the earliest arrival of all waiters."""
         return min((lane.oldest() for lane in self._lanes.values()), default=None)
+
+    def next_give_up(self, timeout: float) -> float | None:
+        """Return when the first waiter gives up: after `timeout`, or when it wants to."""
+        oldest = self.oldest()
+        if oldest is None:
+            return None
+        hasty = (one.gives_up_at(timeout) for one in self._hasty.values())
+        return min((oldest + timeout, *hasty))
 
     def urgency(self, now: float) -> int:
         """Return the highest priority that waits, ageing included."""
@@ -123,8 +140,12 @@ class WaitQueue:
         """Return when a lane's priority next rises, if that can change an order."""
         if len(self._lanes) < 2 or self._ageing <= 0:
             return None
-        waited = [now - lane.oldest() for lane in self._lanes.values()]
-        return min(now + self._ageing - one % self._ageing for one in waited)
+        return min(self._rises_at(lane.oldest(), now) for lane in self._lanes.values())
+
+    def _rises_at(self, oldest: float, now: float) -> float:
+        steps = (now - oldest) // self._ageing + 1
+        rises = oldest + steps * self._ageing
+        return rises if rises > now else rises + self._ageing  # now, but for rounding
 
     def position(self, waiter: Waiter) -> int:
         """Return how many would be served before this one."""

@@ -50,6 +50,7 @@ class Instance:
     served: int = 0
     claimed_by: PresetId | None = None
     gate_for: PresetId | None = None
+    waking: bool = False
     drain_from: float | None = None
     """When somebody began to wait for this drain; `drain_timeout` counts from here."""
     drain_reason: StopReason = StopReason.UNLOADED
@@ -73,6 +74,11 @@ class Instance:
     def concurrency(self) -> int:
         """How many open generations it is granted at once."""
         return self.plan.concurrency or self.slots
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it sleeps and nothing wakes it."""
+        return self.state is State.SLEEPING and not self.waking
 
     def admits(self, *, slot: bool) -> bool:
         """Return whether a lease can be granted right now."""
@@ -170,7 +176,7 @@ class World:
         Contract: "Linger" in scheduler.md. At once if nobody who circulates can mean it, or if its
         gate is closed, so that nobody could be served.
         """
-        if idle.gate_for is not None:
+        if idle.gate_for is not None or idle.state is State.SLEEPING:
             return now
         policy, name = self.policy, idle.key.preset
         load = idle.load_seconds
@@ -204,7 +210,9 @@ class World:
     def idle(self) -> Iterator[Instance]:
         """Iterate over instances that may be evicted at once: nobody uses, nobody is about to."""
         for instance in self.instances.values():
-            if instance.state is not State.READY or instance.leases or self.is_pinned(instance):
+            if instance.state not in (State.READY, State.SLEEPING) or instance.waking:
+                continue
+            if instance.leases or self.is_pinned(instance):
                 continue
             if self.has_demand(instance) and instance.gate_for is None:
                 continue

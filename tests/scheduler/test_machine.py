@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Kill, Revoke, Spawn, Stop, StopReason
+from llamaswap_py.scheduler.actions import (
+    Kill,
+    Refuse,
+    Reserve,
+    Revoke,
+    Spawn,
+    Stop,
+    StopReason,
+    Wake,
+)
 from llamaswap_py.scheduler.records import (
     Choice,
     Failure,
@@ -641,6 +650,54 @@ def test_idle_instances_give_way_to_strangers_the_cheapest_first() -> None:
     play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=90, watched=True)}))
     assert len(play.actions(Stop)) == 1, "what is busy is left alone"
     play.finish(busy)
+
+
+def test_a_sleeping_instance_gives_its_memory_back_and_wakes_like_a_load() -> None:
+    sleeper = PresetPlan(preset=A, choices=(Choice({HOST: 60}, sleeping={HOST: 5}),))
+    play = Play(sleeper, plan("b", 90), load_seconds=1.0)
+    key = InstanceKey(A, 1)
+    play.finish(_ready(play, A))
+    play.feed(ev.InstanceSlept(key))
+    other = play.ask(B)
+    play.pass_time(2)
+    assert play.granted(other), "90 fit beside the 5 that are left of a"
+    waiting = play.ask(A)
+    play.pass_time(1)
+    assert not play.actions(Wake), "waking needs 55 more, and b is busy"
+    play.finish(other)
+    play.pass_time(2)
+    assert play.actions(Wake) == [Wake(key)]
+    assert not play.granted(waiting), "only a granted lease may send bytes to it"
+    play.feed(ev.InstanceWoke(key))
+    assert play.granted(waiting) == key
+    assert play.scheduler.world.ledger.charges[key] == {HOST: 60}
+
+
+def test_a_sleeping_instance_is_evicted_like_an_idle_one() -> None:
+    sleeper = PresetPlan(preset=A, choices=(Choice({HOST: 60}, sleeping={HOST: 5}),))
+    play = Play(sleeper, plan("b", 99))
+    play.finish(_ready(play, A))
+    play.feed(ev.InstanceSlept(InstanceKey(A, 1)))
+    play.ask(B)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+
+
+def test_a_reservation_makes_room_holds_it_and_gives_it_back() -> None:
+    play = Play(plan("a", 60), plan("b", 60))
+    play.finish(_ready(play, A))
+    play.feed(ev.ReservationAsked("reservation:1", {HOST: 80}))
+    play.pass_time(0.6)
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    play.pass_time(1)
+    assert play.actions(Reserve) == [Reserve("reservation:1")]
+    waiting = play.ask(B)
+    play.pass_time(100)
+    assert play.loads() == ["a"], "a reservation is no instance: nothing evicts it"
+    play.feed(ev.ReservationReleased("reservation:1"))
+    play.pass_time(2)
+    assert play.granted(waiting)
+    play.feed(ev.ReservationAsked("reservation:2", {HOST: 800}))
+    assert [one.name for one in play.actions(Refuse)] == ["reservation:2"]
 
 
 def test_late_events_of_an_old_epoch_are_harmless() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -137,7 +137,7 @@ class Machine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(sorted(self.play.audit.waiting)))
         self.play.feed(ev.RequestLeft(request))
 
-    @rule(seconds=st.sampled_from([0.0, 0.01, 0.5, 3.0, 40.0, 500.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.5, 3.0, 40.0, 120.0]))
     def wait(self, seconds: float) -> None:
         self.play.pass_time(seconds)
 
@@ -230,9 +230,10 @@ class Machine(RuleBasedStateMachine):
 
 TestScheduler = Machine.TestCase
 TestScheduler.settings = settings(
-    max_examples=100,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
 

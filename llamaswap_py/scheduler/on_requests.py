@@ -1,0 +1,92 @@
+"""What a request's arrival, leaving or end changes; handlers say whether a pass has to follow."""
+
+from __future__ import annotations
+
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.control import Control
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.upkeep import Upkeep
+from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.world import Instance, Preset, World
+
+
+class OnRequests:
+    """Handlers of the request events."""
+
+    def __init__(self, world: World, control: Control, upkeep: Upkeep) -> None:
+        self.world = world
+        self.control = control
+        self.upkeep = upkeep
+
+    def request_arrived(self, event: ev.RequestArrived) -> bool:
+        preset = self.world.presets.get(event.preset)
+        since = self.control.now if event.since is None else event.since
+        waiter = self._waiter(event, preset, since)
+        if preset is None:
+            self.control.out.append(self.control.refusals.unknown(event))
+            return False
+        if refusal := self.control.refusals.at_the_door(
+            preset, event, self.control.now, self.upkeep.closing_at
+        ):
+            self.control.out.append(refusal)
+            return False
+        again = event.since is not None
+        self.world.learning.arrived(event.preset, self.control.now, again=again)
+        serving = preset.serving
+        its_turn = not event.slot or not preset.queue
+        if serving is not None and its_turn and serving.admits(slot=event.slot):
+            self.control.grant(waiter, serving)
+            return False
+        self.world.enqueue(preset, waiter)
+        return True
+
+    def _waiter(self, event: ev.RequestArrived, preset: Preset | None, since: float) -> Waiter:
+        when_full = event.when_full or (preset.plan.when_full if preset else "wait")
+        if when_full.startswith("substitute") and not event.substitutable:
+            when_full = "wait"
+        return Waiter(
+            event.request,
+            event.client,
+            event.slot,
+            since,
+            event.priority,
+            None if event.patience is None else since + event.patience,
+            when_full,
+            event.parent,
+        )
+
+    def request_left(self, event: ev.RequestLeft) -> bool:
+        if event.request in self.world.leases:  # the grant crossed its leaving
+            return self.request_finished(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+        found = self.world.waiters.get(event.request)
+        if found is None:
+            return False
+        self.control.drop(*found)
+        self.control.abandon_unwanted(found[0])
+        return True
+
+    def request_finished(self, event: ev.RequestFinished) -> bool:
+        lease = self.world.leases.pop(event.request, None)
+        if lease is None:
+            return False
+        instance = lease.instance
+        del instance.leases[event.request]
+        instance.generating -= lease.waiter.slot
+        instance.last_used = self.control.now
+        self.world.learning.ended(self.control.now)
+        if not self.world.has_demand(instance):
+            self.world.learning.habits(instance.key.preset).became_idle(self.control.now)
+        if event.outcome is ev.Outcome.OK and lease.waiter.slot:
+            self._learn_service(instance, self.control.now - lease.granted_at)
+        if self.world.demand or instance.state is not State.READY:
+            return True
+        if instance.plan.ttl is not None and not instance.leases:
+            self.upkeep.wake_by(self.control.now + instance.plan.ttl)
+        return False
+
+    def _learn_service(self, instance: Instance, seconds: float) -> None:
+        instance.served += 1
+        preset = self.world.presets.get(instance.key.preset)
+        if preset is not None:
+            preset.failures = 0
+            preset.service_seconds = self.control.blend(preset.service_seconds, seconds)

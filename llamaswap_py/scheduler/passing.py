@@ -1,0 +1,125 @@
+"""One pass: bring the world to the present, plan for everyone who waits, and carry the plan out."""
+
+from __future__ import annotations
+
+from llamaswap_py.scheduler.actions import Refuse, StopReason
+from llamaswap_py.scheduler.control import Control
+from llamaswap_py.scheduler.planner import Claim, Plan, make_plan
+from llamaswap_py.scheduler.records import PresetId
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.upkeep import Upkeep
+from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.world import Instance, Preset, World
+
+
+class Passing:
+    """Always in the same order: what time alone brings about, the plan, the free slots."""
+
+    def __init__(self, world: World, control: Control, upkeep: Upkeep) -> None:
+        self.world = world
+        self.control = control
+        self.upkeep = upkeep
+
+    def run(self) -> None:
+        """Settle everything, and decide when to look again."""
+        self.upkeep.run()
+        plan = make_plan(self.world, self.control.now)
+        while self._turn_away(plan):
+            plan = make_plan(self.world, self.control.now)
+        self._carry_out(plan)
+        self._grant_waiting()
+        self.upkeep.set_deadline(plan.wake)
+
+    def _turn_away(self, plan: Plan) -> bool:
+        """Refuse or redirect those who do not want to wait; True if the plan must be made anew.
+
+        Whoever is redirected waits from then on, so this comes to an end.
+        """
+        refusals = self.control.refusals
+        for preset, waiter in plan.deadlocked:
+            self.control.out.append(refusals.would_deadlock(preset, waiter))
+            self.control.drop(preset, waiter)
+        for preset, waiter, why in plan.full:
+            self._turn_one_away(preset, waiter, why)
+        return bool(plan.deadlocked or plan.full)
+
+    def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
+        now, how = self.control.now, waiter.when_full
+        if how == "refuse":
+            self.control.note_preset("refused", preset, f"would disturb what runs: {why}")
+            self.control.out.append(self.control.refusals.full(preset, waiter, why, now))
+            self.control.drop(preset, waiter)
+            return
+        waiter.when_full = "wait"
+        other = self._substitute(preset, how.removeprefix("substitute:"))
+        if other is not None:
+            self.control.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
+            self.world.dequeue(preset, waiter)
+            self.world.enqueue(other, waiter)
+
+    def _substitute(self, preset: Preset, name: str) -> Preset | None:
+        """Return the preset to ask instead: a named one, or the one used last of those loaded."""
+        if name != "loaded":
+            return self.world.presets.get(PresetId(name))
+        loaded = [
+            one.serving
+            for one in self.world.presets.values()
+            if one is not preset and one.serving and one.serving.admits(slot=False)
+        ]
+        best = max(loaded, key=lambda one: (one.last_used, one.key), default=None)
+        return None if best is None else self.world.presets[best.key.preset]
+
+    def _carry_out(self, plan: Plan) -> None:
+        for preset, shortfall in plan.impossible:
+            self.control.note_preset("refused", preset, f"can never fit: {shortfall}")
+            if preset.plan.reservation:
+                self.control.out.append(Refuse(preset.plan.preset, shortfall))
+            self.control.reject_all(preset, self.control.refusals.too_large(preset, shortfall))
+            self.control.forget_wish(preset)
+        for preset, why in plan.given_up:
+            self.control.note_preset("not preloaded", preset, f"no free memory: {why}")
+            self.control.forget_wish(preset)
+        for instance, winner, why in plan.evictions:
+            self.control.evictions += 1
+            reason = why
+            if winner is not None:
+                self.world.presets[winner].evicted_at = self.control.now
+                reason = f"makes room for {winner} ({why})"
+            self.control.stop(instance, StopReason.EVICTED, reason)
+        self._set_gates(plan)
+        for preset, choice, why in plan.begins:
+            self.control.begin(preset, choice, why)
+
+    def _set_gates(self, plan: Plan) -> None:
+        """Close and reopen gates as planned, and run the clock of each drain somebody awaits."""
+        for instance in self.world.instances.values():
+            claim = plan.claims.get(instance.key)
+            instance.claimed_by = claim.preset if claim else None
+            self._set_gate(instance, claim, plan.closed.get(instance.key))
+            draining = instance.state is State.DRAINING
+            if instance.gate_for is None and not (plan.awaited and draining):
+                instance.drain_from = None
+            elif instance.drain_from is None:
+                instance.drain_from = self.control.now
+
+    def _set_gate(self, instance: Instance, claim: Claim | None, gate: PresetId | None) -> None:
+        if gate == instance.gate_for:
+            return
+        instance.gate_for = gate
+        if claim is not None and gate is not None:
+            self.control.note("drain", instance, f"gate closed for {gate} ({claim.why})")
+        elif instance.state is State.READY:
+            instance.revoked_at = None
+            self.control.note("reopened", instance, "its memory is no longer needed")
+
+    def _grant_waiting(self) -> None:
+        for name in list(self.world.demand):
+            preset = self.world.presets[name]
+            serving = preset.serving
+            now = self.control.now
+            while serving and (waiter := preset.queue.peek(now)):
+                if not serving.admits(slot=waiter.slot):
+                    break
+                self.world.dequeue(preset, waiter)
+                self.control.grant(waiter, serving)
+            self.world.settle_demand(preset)
