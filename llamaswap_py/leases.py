@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 from typing import Final, Protocol
@@ -12,9 +13,40 @@ from typing import Final, Protocol
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
+from llamaswap_py.scheduler.records import InstanceKey, RequestId
 
 _numbers: Final = count(1)
+
+
+def new_request_id(request_id: str) -> RequestId:
+    """Return an id of our own: clients may send any, twice even."""
+    return RequestId(f"{request_id}/{next(_numbers)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request asks of the scheduler besides its model; as in `events.RequestArrived`.
+
+    `parent` is the id of the request under which this one was made.
+    """
+
+    priority: int = 0
+    when_full: str = ""
+    patience: float | None = None
+    substitutable: bool = True
+    parent: str | None = None
+
+
+NO_WISHES: Final = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Call `send` while a request waits: after `first` seconds, then every `every` seconds."""
+
+    first: float
+    every: float
+    send: Callable[[], Awaitable[None]]
 
 
 class _Desk(Protocol):
@@ -28,8 +60,9 @@ class _Desk(Protocol):
 class Lease:
     """The right to use one instance until the ticket's context ends.
 
-    `queue_ms` and `load_ms` divide the time it waited. Set `outcome` to `upstream_error` when the
-    child failed, or `cut` when the lease was revoked, before the context ends.
+    `preset` is whose instance it is: another than was asked for, where one substitutes. `queue_ms`
+    and `load_ms` divide the time it waited. Set `outcome` to `upstream_error` when the child
+    failed, or `cut` when the lease was revoked, before the context ends.
     """
 
     __slots__ = (
@@ -40,14 +73,18 @@ class Lease:
         "epoch",
         "load_ms",
         "outcome",
+        "preset",
         "queue_ms",
         "ready_at",
         "revoked",
     )
 
-    def __init__(self, endpoint: Endpoint, epoch: int, spawned_at: float, ready_at: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, key: InstanceKey, spawned_at: float, ready_at: float
+    ) -> None:
         self.endpoint = endpoint
-        self.epoch = epoch
+        self.preset = str(key.preset)
+        self.epoch = key.epoch
         self.outcome = "ok"
         self.revoked: str | None = None
         self.arrived = self.queue_ms = self.load_ms = 0.0
@@ -81,34 +118,18 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_desk", "_lease", "_waiting", "event", "since")
+    __slots__ = ("_desk", "_lease", "_notice", "_waiting", "event")
 
-    def __init__(
-        self,
-        desk: _Desk,
-        preset: str,
-        client: str,
-        request_id: str,
-        slot: bool,
-        autoload: bool,
-        since: float | None,
-    ) -> None:
+    def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
         self._desk = desk
+        self._notice = notice
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
-        self.since = since
-        self.event = ev.RequestArrived(
-            # Clients may send any id, twice even: the number makes it ours.
-            request=RequestId(f"{request_id}/{next(_numbers)}"),
-            preset=PresetId(preset),
-            client=ClientId(client),
-            slot=slot,
-            autoload=autoload,
-            since=since,
-        )
+        self.event = event
 
     async def __aenter__(self) -> Lease:
-        arrived = time.monotonic() if self.since is None else self.since
+        since = self.event.since
+        arrived = time.monotonic() if since is None else since
         self._desk.arrive(self)
         if self._lease is None:
             await self._wait()
@@ -119,12 +140,20 @@ class Ticket:
         return self._lease
 
     async def _wait(self) -> None:
-        self._waiting = asyncio.get_running_loop().create_future()
+        self._waiting = waiting = asyncio.get_running_loop().create_future()
         try:
-            await self._waiting
-        except asyncio.CancelledError:
+            if self._notice is not None:
+                await self._notify(self._notice, waiting)
+            await waiting
+        except BaseException:
             self._desk.leave(self)  # also gives back a lease that was granted meanwhile
             raise
+
+    async def _notify(self, notice: Notice, waiting: asyncio.Future[None]) -> None:
+        pause = notice.first
+        while not (await asyncio.wait([waiting], timeout=pause))[0]:
+            await notice.send()
+            pause = notice.every
 
     async def __aexit__(
         self,

@@ -37,7 +37,7 @@ from llamaswap_py.devices import Device, placement_env, read_devices
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.engine.locate import Engine
 from llamaswap_py.errors import ApiError
-from llamaswap_py.leases import Lease, Ticket
+from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
 from llamaswap_py.presets import Engines, Prepared, policy_of, pools_of, prepare
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
@@ -51,7 +51,14 @@ from llamaswap_py.scheduler.actions import (
     Spawn,
     Stop,
 )
-from llamaswap_py.scheduler.records import Choice, Decision, Failure, PresetId, RequestId
+from llamaswap_py.scheduler.records import (
+    Choice,
+    ClientId,
+    Decision,
+    Failure,
+    PresetId,
+    RequestId,
+)
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
 from llamaswap_py.units import format_duration
 from llamaswap_py.views import decision_view, make_snapshot
@@ -70,6 +77,7 @@ class Running:
     endpoint: Endpoint | None = None
     n_ctx: int | None = None
     stage: str | None = None
+    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -170,13 +178,45 @@ class Supervisor:
         slot: bool = True,
         autoload: bool = True,
         since: float | None = None,
+        wishes: Wishes = NO_WISHES,
+        notice: Notice | None = None,
     ) -> Ticket:
         """Return a context manager that waits for a lease and gives it back at its end.
 
         Entering raises ApiError when the scheduler refuses. `since` (monotonic seconds) keeps the
         place of a request that comes back; `slot` False is for what generates nothing.
         """
-        return Ticket(self, preset, client, request_id, slot, autoload, since)
+        event = ev.RequestArrived(
+            request=new_request_id(request_id),
+            preset=PresetId(preset),
+            client=ClientId(client),
+            slot=slot,
+            autoload=autoload,
+            since=since,
+            priority=wishes.priority,
+            patience=wishes.patience,
+            when_full=wishes.when_full,
+            substitutable=wishes.substitutable,
+            parent=self._open_under(wishes.parent),
+        )
+        return Ticket(self, event, notice)
+
+    def _open_under(self, request_id: str | None) -> RequestId | None:
+        """Return the open request that a client knows by `request_id`."""
+        if request_id is None:
+            return None
+        leases = self.scheduler.world.leases
+        return next((one for one in leases if one.rpartition("/")[0] == request_id), None)
+
+    def outlook(self, preset: str) -> str:
+        """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
+        known = self.scheduler.world.presets[PresetId(preset)]
+        words = [known.serving.state.value if known.serving else "waiting for memory for", preset]
+        if known.serving is not None and known.serving.fraction is not None:
+            words.append(f"{known.serving.fraction:.0%}")
+        if (eta := self.scheduler.eta(PresetId(preset), len(known.queue))) is not None:
+            words.append(f"eta {eta:.1f}s")
+        return " ".join(words)
 
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
@@ -311,7 +351,7 @@ class Supervisor:
         self.requests_total += 1
         instance = self.scheduler.world.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
-        ticket.grant(Lease(running.endpoint, key.epoch, instance.spawned_at, ready_at))
+        ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at))
 
     # Children
 
@@ -365,7 +405,7 @@ class Supervisor:
 
     def _stop(self, key: InstanceKey) -> None:
         running = self.running.get(key)
-        if running is None:
+        if running is None or running.lost:  # a stop would make its exit look asked for
             return
         if running.endpoint is not None:
             self.pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
@@ -390,6 +430,7 @@ class Supervisor:
                 tail = tuple(str(line) for line in self._logs[key.preset].tail(20))
                 self.feed(ev.InstanceStalled(key, Failure("timeout", summary, None, tail)))
             case ChildLost():
+                running.lost = True
                 self.feed(ev.InstanceLost(key))
             case ChildExited():
                 pass  # run() returns it

@@ -107,7 +107,8 @@ class App:
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
-        if call.exchange.response_started:
+        exchange = call.exchange
+        if exchange.response_started and (exchange.finished or not exchange.event_stream):
             raise cause or error
         call.fail(error)
 

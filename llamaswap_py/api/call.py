@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from llamaswap_py.api.errors import Family, error_body, error_headers
+from llamaswap_py.api.errors import Family, error_body, error_event, error_headers
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Route:
     """What a path and method mean. The flags matter to relayed routes only.
 
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
-    a child died before its first byte. `without_model` answers a request that names none, where
+    a child died before its first byte. `talk`: another model could answer, if that is asked for.
+    `without_model` answers a request that names none, where
     the path then means lswap itself.
     """
 
@@ -38,6 +39,7 @@ class Route:
     family: Family = Family.OPENAI
     slot: bool = False
     retry: bool = False
+    talk: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
@@ -109,6 +111,7 @@ class Call:
     def granted(self, lease: Lease) -> None:
         """Note a lease, and say so in the headers of whatever answer follows."""
         self.leased = True
+        self.model = lease.preset
         self.queue_ms, self.load_ms = lease.queue_ms, lease.load_ms
         self.stamp()
 
@@ -130,6 +133,9 @@ class Call:
             self.outcome = error.code
         if not self.leased:
             self.queue_ms = (time.monotonic() - self.began) * 1000
+        if self.exchange.response_started:  # a stream that was kept alive while it waited
+            self.exchange.end_stream(error_event(error, self.family, self.id))
+            return
         self.stamp()
         body = error_body(error, self.family, self.id)
         self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])

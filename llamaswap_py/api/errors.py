@@ -52,6 +52,17 @@ def error_event(error: ApiError, family: Family, request_id: str) -> bytes:
     return b"event: error\n" + data if family is Family.ANTHROPIC else data
 
 
+def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
+    """Render a child's error answer as an event of the stream that was begun while it loaded."""
+    try:
+        data = msgspec.json.encode(msgspec.json.decode(body))
+    except msgspec.DecodeError:
+        text = body[:200].decode("utf-8", "replace")
+        return error_event(upstream_failed(f"the model refused: {text}"), family, request_id)
+    event = b"data: " + data + b"\n\n"
+    return b"event: error\n" + event if family is Family.ANTHROPIC else event
+
+
 def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
     """Render what the wire refuses by itself (bad framing, header too large, timeouts).
 

@@ -14,6 +14,7 @@ import msgspec
 
 from llamaswap_py.api import forms
 from llamaswap_py.errors import ApiError
+from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,19 +26,31 @@ _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a body asks for: `model` is None where it names none."""
+    """What a body asks for: `model` is None where it names none.
+
+    `plain`: words only - no images, no audio, no tools - so that any model could answer.
+    """
 
     model: str | None = None
     stream: bool = False
+    plain: bool = False
+
+
+NOTHING: Final = Ask()
 
 
 class _Peek(msgspec.Struct):
-    """The two members that matter; everything else is skipped, not built. The last duplicate
+    """The members that matter; everything else is skipped, not built. The last duplicate
     wins, as in llama-server (nlohmann::json)."""
 
     model: msgspec.Raw = msgspec.Raw(b"null")
     stream: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = msgspec.Raw(b"null")
 
+
+_PLAIN_LIMIT: Final = 256 * KIB
+# Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
+_NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 
@@ -70,7 +83,14 @@ def _ask_of_json(body: bytes) -> Ask:
         raise _bad_json(body, str(error)) from None
     except RecursionError:
         raise ApiError("bad_json", "the body nests arrays or objects too deeply") from None
-    return Ask(_model(peek.model), bytes(peek.stream) == b"true")
+    return Ask(_model(peek.model), bytes(peek.stream) == b"true", _is_plain(peek, body))
+
+
+def _is_plain(peek: _Peek, body: bytes) -> bool:
+    """Tell whether words alone are asked for; a large body is taken to hold something else."""
+    if bytes(peek.tools) not in (b"null", b"[]") or len(body) > _PLAIN_LIMIT:
+        return False
+    return not any(mark in body for mark in _NOT_WORDS)
 
 
 def _model(raw: msgspec.Raw) -> str | None:

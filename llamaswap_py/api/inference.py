@@ -7,9 +7,11 @@ import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from llamaswap_py.api.errors import error_event, upstream_failed
-from llamaswap_py.api.extract import read_ask
+from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
+from llamaswap_py.api.extract import NOTHING, Ask, read_ask
+from llamaswap_py.api.wishes import read_wishes
 from llamaswap_py.errors import ApiError
+from llamaswap_py.leases import Notice
 from llamaswap_py.wire.messages import Outcome, UpstreamRequest, forward_headers
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _REVOKED: Final = {
     "shutdown deadline": "lswap is stopping",
     "found hung": "it no longer responded",
 }
+_FORCE: Final = "force"
+_NOTICE_EVERY: Final = 10.0
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -49,7 +53,7 @@ async def relay(call: Call) -> None:
         return
     preset = call.find_preset(name or _default_model(call))
     target = f"{head.path}?{head.query}" if head.query else head.path
-    await _to_instance(call, preset, _request(call, target, body))
+    await _to_instance(call, preset, _request(call, target, body), ask=ask)
 
 
 async def pass_through(call: Call) -> None:
@@ -71,13 +75,14 @@ def _request(call: Call, target: str, body: Body) -> UpstreamRequest:
 
 
 async def _to_instance(
-    call: Call, preset: str, request: UpstreamRequest, *, tunnel: bool = False
+    call: Call, preset: str, request: UpstreamRequest, *, ask: Ask = NOTHING, tunnel: bool = False
 ) -> None:
     """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
     into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
+    wishes = read_wishes(call.exchange.head, substitutable=ask.plain and call.route.talk)
     while True:
         async with call.supervisor.lease(
             preset,
@@ -86,15 +91,22 @@ async def _to_instance(
             slot=call.route.slot,
             autoload=_autoload(call),
             since=since,
+            wishes=wishes,
+            notice=_notice(call, preset) if ask.stream else None,
         ) as lease:
             since = lease.arrived
             call.granted(lease)
             lease.on_revoke(lambda reason: _cut(call, reason))
             result = await _relay_once(call, lease, request, tunnel=tunnel)
-        if result.started or result.outcome is Outcome.COMPLETE:
+        if result.refusal is not None:
+            call.exchange.end_stream(refusal_event(result.refusal, call.family, call.id))
             return
-        if result.outcome is Outcome.CUT:
+        if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
+            return
+        if result.outcome is Outcome.CUT and lease.revoked != _FORCE:
             call.exchange.cut_event = None  # the next lease is not revoked
+        elif result.outcome is Outcome.CUT:
+            raise _revoked(call, _FORCE)
         elif died is None and _may_retry(call, result):
             died, patience = lease.epoch, time.monotonic() + _REAPING
         elif died == lease.epoch and time.monotonic() < patience and _nothing_sent(result):
@@ -103,10 +115,28 @@ async def _to_instance(
             raise upstream_failed(f"{preset} did not answer: {result.error}")
 
 
-def _cut(call: Call, reason: str) -> None:
+def _notice(call: Call, preset: str) -> Notice:
+    """Keep a waiting stream alive with comment lines (http.md, "While a request waits")."""
+
+    async def send() -> None:
+        if not call.exchange.response_started:
+            call.status = 200
+            call.stamp()
+            await call.exchange.start(200, "text/event-stream")
+        await call.exchange.write(f": lswap {call.supervisor.outlook(preset)}\n\n".encode())
+
+    first = call.supervisor.config.waiting.notice
+    return Notice(first, _NOTICE_EVERY, send)
+
+
+def _revoked(call: Call, reason: str) -> ApiError:
     why = _REVOKED.get(reason, reason)
-    error = ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
-    call.exchange.cut(error_event(error, call.family, call.id), reason)
+    return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
+
+
+def _cut(call: Call, reason: str) -> None:
+    event = error_event(_revoked(call, reason), call.family, call.id)
+    call.exchange.cut(event, reason)
 
 
 async def _relay_once(

@@ -10,6 +10,7 @@ from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
 
 _GENERATE: Final = Route(inference.relay, slot=True, retry=True)
+_TALK: Final = replace(_GENERATE, talk=True)
 _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
@@ -27,8 +28,9 @@ def _get(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
 
 ROUTES: Final[dict[str, dict[str, Route]]] = {
     # OpenAI; the paths without /v1 are those that llama-server has (server.cpp, b11434).
-    **_post(_GENERATE, "/v1/chat/completions", "/chat/completions", "/v1/completions"),
-    **_post(_GENERATE, "/v1/embeddings", "/v1/responses", "/responses"),
+    **_post(_TALK, "/v1/chat/completions", "/chat/completions", "/v1/completions"),
+    **_post(_TALK, "/v1/responses", "/responses"),
+    **_post(_GENERATE, "/v1/embeddings"),
     **_post(_GENERATE, "/v1/audio/speech", "/v1/audio/transcriptions", "/audio/transcriptions"),
     **_post(_GENERATE, "/v1/audio/translations"),
     **_post(_GENERATE, "/v1/images/generations", "/v1/images/edits"),
@@ -36,10 +38,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_COMPUTE, "/v1/responses/input_tokens", "/responses/input_tokens"),
     **_post(_CHANGE, "/v1/chat/completions/control"),
     # Anthropic
-    **_post(replace(_GENERATE, family=Family.ANTHROPIC), "/v1/messages"),
+    **_post(replace(_TALK, family=Family.ANTHROPIC), "/v1/messages"),
     **_post(replace(_COMPUTE, family=Family.ANTHROPIC), "/v1/messages/count_tokens"),
     # llama.cpp
-    **_post(_GENERATE, "/completion", "/completions", "/infill", "/embedding", "/embeddings"),
+    **_post(_TALK, "/completion", "/completions"),
+    **_post(_GENERATE, "/infill", "/embedding", "/embeddings"),
     **_post(_GENERATE, "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
     "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _CHANGE},

@@ -130,6 +130,8 @@ class FakeLease:
     load_ms: float = 34.0
     arrived: float = 5.0
     outcome: str = "ok"
+    preset: str = "alpha"
+    revoked: str | None = None
     revoke: Callable[[str], None] | None = None
 
     def on_revoke(self, callback: Callable[[str], None]) -> None:
@@ -163,7 +165,7 @@ class FakeSupervisor:
         self.asked.append({"preset": preset, **asked})
         if self.refuse is not None:
             raise self.refuse
-        lease = FakeLease(endpoint=self.endpoint, epoch=len(self.leases) + 1)
+        lease = FakeLease(endpoint=self.endpoint, epoch=len(self.leases) + 1, preset=preset)
         self.leases.append(lease)
         yield lease
 
@@ -234,6 +236,8 @@ class FakeExchange:
         self.peer = peer
         self.response_headers: list[tuple[bytes, bytes]] = []
         self.response_started = False
+        self.finished = False
+        self.event_stream = False
         self.bytes_sent = 0
         self.body = body
         self.limit: int | None = None

@@ -39,7 +39,8 @@ def multipart(*parts: tuple[str, bytes], end: bytes = b"\r\n") -> bytes:
     ],
 )
 def test_json(body: bytes, model: str | None, stream: bool) -> None:
-    assert read_ask(JSON, body) == Ask(model, stream)
+    ask = read_ask(JSON, body)
+    assert (ask.model, ask.stream) == (model, stream)
 
 
 @pytest.mark.parametrize("kind", [b"", b"text/plain", FORM, b"application/json; charset=utf-8"])
@@ -178,3 +179,19 @@ def test_a_field_is_found_whatever_stands_before_it(name: str, noise: bytes) -> 
         ('Content-Disposition: form-data; name="model"', value),
     )
     assert multipart_field(body, b"XyZ", b"model") == value
+
+
+@pytest.mark.parametrize(
+    ("body", "plain"),
+    [
+        (b'{"model":"a","messages":[{"role":"user","content":"hi"}]}', True),
+        (b'{"model":"a","tools":[]}', True),
+        (b'{"model":"a","tools":[{"type":"function"}]}', False),
+        (b'{"messages":[{"content":[{"type":"image_url","image_url":{"url":"x"}}]}]}', False),
+        (b'{"messages":[{"content":[{"type":"image","source":{}}]}]}', False),
+        (b'{"x":"' + b"a" * 300_000 + b'"}', False),
+        (b"", False),
+    ],
+)
+def test_only_words_can_be_answered_by_another_model(body: bytes, plain: bool) -> None:
+    assert read_ask(JSON, body).plain is plain

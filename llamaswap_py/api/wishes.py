@@ -1,0 +1,67 @@
+"""What a client may ask of the scheduler with request headers. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import ApiError
+from llamaswap_py.leases import Wishes
+from llamaswap_py.units import parse_duration
+
+if TYPE_CHECKING:
+    from llamaswap_py.wire.messages import RequestHead
+
+_WHEN_FULL: Final = b"x-lswap-when-full"
+_PRIORITY: Final = b"x-lswap-priority"
+_MAX_WAIT: Final = b"x-lswap-max-wait"
+_PARENT: Final = b"x-lswap-parent"
+_HIGHEST: Final = 0
+"""Without keys nobody may ask for more than everybody gets."""
+_LOWEST: Final = -100
+
+
+def read_wishes(head: RequestHead, *, substitutable: bool) -> Wishes:
+    """Return what the headers ask for; raises ApiError `bad_request` naming the header."""
+    return Wishes(
+        priority=_priority(_text(head, _PRIORITY)),
+        when_full=_when_full(_text(head, _WHEN_FULL)),
+        patience=_patience(_text(head, _MAX_WAIT)),
+        substitutable=substitutable,
+        parent=_text(head, _PARENT) or None,
+    )
+
+
+def _text(head: RequestHead, name: bytes) -> str:
+    return (head.get(name) or b"").decode("latin-1").strip()
+
+
+def _priority(text: str) -> int:
+    if not text:
+        return 0
+    try:
+        return max(_LOWEST, min(int(text[:9]), _HIGHEST))
+    except ValueError:
+        raise _bad(_PRIORITY, text, "a whole number, like -1") from None
+
+
+def _when_full(text: str) -> str:
+    kind, _, name = (part.strip() for part in text.partition(":"))
+    if kind in ("", "wait", "refuse") and not name:
+        return kind
+    if kind == "substitute" and name:
+        return f"substitute:{name}"
+    raise _bad(_WHEN_FULL, text, "wait, refuse, substitute: NAME or substitute: loaded")
+
+
+def _patience(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text)
+    except ValueError:
+        raise _bad(_MAX_WAIT, text, "a duration, like 30s") from None
+
+
+def _bad(name: bytes, text: str, want: str) -> ApiError:
+    header = name.decode()
+    return ApiError("bad_request", f"{header}: {text[:80]!r} is not {want}", param=header)
