@@ -8,37 +8,21 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from llamaswap_py.children import (
-    Child,
-    ChildEvent,
-    ChildExited,
-    ChildLog,
-    ChildLost,
-    ChildProgress,
-    ChildReady,
-    ChildSpawned,
-    ChildSpec,
-    ChildStalled,
-    RuntimeDir,
-)
-from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
-from llamaswap_py.devices import Device, placement_env, read_devices
-from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine.locate import Engine
+from llamaswap_py.devices import Device
 from llamaswap_py.errors import ApiError
+from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
-from llamaswap_py.presets import Engines, Prepared, policy_of, pools_of, prepare
+from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import (
@@ -50,34 +34,19 @@ from llamaswap_py.scheduler.actions import (
     Revoke,
     Spawn,
     Stop,
+    Wake,
 )
 from llamaswap_py.scheduler.records import (
-    Choice,
     ClientId,
     Decision,
-    Failure,
     PresetId,
     RequestId,
 )
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
-from llamaswap_py.units import format_duration
 from llamaswap_py.views import decision_view, make_snapshot
 from llamaswap_py.wire.pool import UpstreamPool
 
 _log: Final = logging.getLogger("lswap")
-
-
-@dataclass(slots=True)
-class Running:
-    """A child process and what is known of it from outside."""
-
-    child: Child
-    prepared: Prepared
-    pid: int | None = None
-    endpoint: Endpoint | None = None
-    n_ctx: int | None = None
-    stage: str | None = None
-    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -113,20 +82,16 @@ class Supervisor:
         self.scheduler = Scheduler(
             [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
         )
-        self.running: dict[InstanceKey, Running] = {}
         self.requests_total = 0
-        self._runtime_dir = runtime_dir
-        self._logs: dict[str, ChildLog] = {}
         self._names = {name: one for one in config.models for name in _names_of(config, one)}
         self._tickets: dict[RequestId, Ticket] = {}
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
-        self._gone = asyncio.Event()
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
+        self.instances = Instances(config, devices, runtime_dir, self.pool, self._tasks, self.feed)
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.about.name}: {list(self.scheduler.world.instances.values())}>"
@@ -152,8 +117,13 @@ class Supervisor:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            for log in self._logs.values():
+            for log in self.instances.logs.values():
                 log.close()
+
+    @property
+    def running(self) -> dict[InstanceKey, Running]:
+        """The children that are not reaped."""
+        return self.instances.running
 
     # Names
 
@@ -254,8 +224,7 @@ class Supervisor:
     async def unloaded(self, preset: str) -> None:
         """Wait until no instance of the preset is left."""
         while self._has_instance(preset):
-            self._gone.clear()
-            await self._gone.wait()
+            await self.instances.wait_gone()
 
     def _has_instance(self, preset: str) -> bool:
         return any(key.preset == preset for key in self.scheduler.world.instances)
@@ -264,8 +233,7 @@ class Supervisor:
         """Refuse new requests, let open ones finish for `grace` seconds, stop every child."""
         self.feed(ev.ShutdownAsked(grace))
         while self.running:
-            self._gone.clear()
-            await self._gone.wait()
+            await self.instances.wait_gone()
 
     def stop_now(self) -> None:
         """End every request and kill every child."""
@@ -284,7 +252,7 @@ class Supervisor:
 
     def logs(self, preset: str) -> ChildLog | None:
         """Return the output of a preset's children, None before the first one."""
-        return self._logs.get(preset)
+        return self.instances.logs.get(preset)
 
     # Events in, actions out
 
@@ -330,12 +298,13 @@ class Supervisor:
                 if ticket := self._tickets.get(request):
                     ticket.revoke(reason.value)
             case Spawn(key, choice):
-                self._spawn(key, choice)
+                self.instances.spawn(key, self.prepared[key.preset], choice)
+            case Wake(key):
+                self.instances.wake(key)
             case Stop(key):
-                self._stop(key)
+                self.instances.stop(key)
             case Kill(key):
-                if running := self.running.get(key):
-                    running.child.kill()
+                self.instances.kill(key)
             case Note(decision):
                 _write(decision)
 
@@ -353,136 +322,9 @@ class Supervisor:
         ready_at = instance.ready_at or instance.spawned_at
         ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at))
 
-    # Children
-
-    def _spawn(self, key: InstanceKey, choice: Choice) -> None:
-        prepared = self.prepared[key.preset]
-        assert prepared.engine is not None, "a preset without an engine is never loaded"
-        log = self._logs.setdefault(key.preset, ChildLog())
-        spec = self._spec(key, prepared, choice)
-        child = Child(spec, lambda event: self._child_said(key, event), log)
-        self.running[key] = Running(child, prepared)
-        self._tasks.create_task(self._run_child(key, child), name=str(key))
-
-    def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
-        engine, preset = prepared.engine, prepared.preset
-        assert engine is not None
-        folder = self.config.log.dir
-        can = engine.features
-        return ChildSpec(
-            name=str(key),
-            preset=key.preset,
-            epoch=key.epoch,
-            binary=str(engine.path),
-            args=prepared.args,
-            env={
-                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
-                **prepared.env,
-                **placement_env(choice.devices, engine.backend, self._uuids),
-            },
-            socket_path=self._runtime_dir.socket_path(key.epoch) if can.unix_socket else None,
-            child_mode=can.child_mode,
-            files=prepared.files,
-            log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
-            stop_timeout=preset.stop_timeout,
-            load_stall=preset.load_stall,
-        )
-
-    async def _run_child(self, key: InstanceKey, child: Child) -> None:
-        try:
-            ended = await child.run()
-            failure = _as_failure(ended.failure, ended)
-        except Exception as error:
-            _log.exception("%s: lswap failed to run it", key)
-            failure = Failure("engine", f"lswap failed to run it: {error}")
-        finally:
-            running = self.running.pop(key)
-            self._runtime_dir.forget(str(key))
-        if running.endpoint is not None:
-            self.pool.drop(running.endpoint)
-        self.feed(ev.InstanceExited(key, failure))
-        self._gone.set()
-
-    def _stop(self, key: InstanceKey) -> None:
-        running = self.running.get(key)
-        if running is None or running.lost:  # a stop would make its exit look asked for
-            return
-        if running.endpoint is not None:
-            self.pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
-        running.child.stop()
-
-    def _child_said(self, key: InstanceKey, event: ChildEvent) -> None:
-        running = self.running[key]
-        match event:
-            case ChildSpawned(pid):
-                running.pid = pid
-                self._record(key, running)
-            case ChildProgress(fraction, stage):
-                running.stage = stage
-                self.feed(ev.InstanceProgressed(key, fraction))
-            case ChildReady():
-                running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
-                running.stage = None
-                self.feed(ev.InstanceReady(key, event.slots))
-            case ChildStalled():
-                stall = format_duration(running.prepared.preset.load_stall)
-                summary = f"no sign of progress for {stall} while loading"
-                tail = tuple(str(line) for line in self._logs[key.preset].tail(20))
-                self.feed(ev.InstanceStalled(key, Failure("timeout", summary, None, tail)))
-            case ChildLost():
-                running.lost = True
-                self.feed(ev.InstanceLost(key))
-            case ChildExited():
-                pass  # run() returns it
-
-    def _record(self, key: InstanceKey, running: Running) -> None:
-        assert running.pid is not None
-        try:
-            self._runtime_dir.record(str(key), running.pid, running.child.spec.binary)
-        except OSError as error:  # a full disk must not keep a model from serving
-            _log.warning("%s: a restart could not find it as an orphan: %s", key, error)
-
-
-@asynccontextmanager
-async def open_supervisor(
-    config: Config, engine: Engine, runtime_dir: RuntimeDir
-) -> AsyncIterator[Supervisor]:
-    """Run a supervisor for `config`; `engine` is the one of the file's top level.
-
-    Preset that cannot work are listed with their reason; they stop nobody.
-    """
-    engines = Engines(config)
-    devices = read_devices(
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
-    )
-    about = About(
-        name=runtime_dir.path.name,
-        config_path=config.source,
-        engine=EngineView(path=str(engine.path), build=engine.build, backend=engine.backend),
-        listen=tuple(endpoint.url for endpoint in config.listen),
-    )
-    prepared = prepare(config, engines, devices)
-    async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
-        yield supervisor
-
 
 def _names_of(config: Config, preset: str) -> tuple[str, ...]:
     return (preset, *config.models[preset].aliases)
-
-
-def _file_name(preset: str) -> str:
-    """Model ids may hold slashes and colons."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
-
-
-def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | None:
-    if failure is None:
-        return None
-    code = ended.code if ended.code is not None else -(ended.signal or 0)
-    return Failure(failure.kind.value, failure.summary, code, ended.tail[-20:])
 
 
 def _as_error(reject: Reject) -> ApiError:

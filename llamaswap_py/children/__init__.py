@@ -17,9 +17,11 @@ from llamaswap_py.children.records import (
     ChildLost,
     ChildProgress,
     ChildReady,
+    ChildSlept,
     ChildSpawned,
     ChildSpec,
     ChildStalled,
+    ChildWoke,
 )
 from llamaswap_py.children.runtime_dir import RuntimeDir
 
@@ -31,9 +33,11 @@ __all__ = [
     "ChildLost",
     "ChildProgress",
     "ChildReady",
+    "ChildSlept",
     "ChildSpawned",
     "ChildSpec",
     "ChildStalled",
+    "ChildWoke",
     "Failure",
     "FailureKind",
     "InstanceRecord",

@@ -16,8 +16,22 @@ from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.children.process import Process
-from llamaswap_py.children.readiness import Ending, Listening, Loading, Log, Readiness, Ready
-from llamaswap_py.children.records import ChildExited, ChildLost, ChildSpawned
+from llamaswap_py.children.readiness import (
+    Ending,
+    Listening,
+    Loading,
+    Log,
+    Readiness,
+    Ready,
+    Sleeping,
+)
+from llamaswap_py.children.records import (
+    ChildExited,
+    ChildLost,
+    ChildSlept,
+    ChildSpawned,
+    ChildWoke,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +77,8 @@ class Child:
         self._process: Process | None = None
         self._load: Load | None = None
         self._stopping = asyncio.Event()
+        self._waking = asyncio.Event()
+        self._asleep = False
         self._stalled = False
         self._ending = False
 
@@ -95,6 +111,7 @@ class Child:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._become_ready)
                 tasks.start_soon(self._stop_when_asked)
+                tasks.start_soon(self._wake_when_asked)
                 if self._file is not None:
                     tasks.start_soon(self._file.run, self._logs)
                 await process.exited
@@ -117,6 +134,10 @@ class Child:
         self._begin_stop()
         if self._process is not None:
             self._ask_to_stop(self._process)
+
+    def wake(self) -> None:
+        """End a sleep: `ChildWoke` follows once the model is back in memory."""
+        self._waking.set()
 
     def kill(self) -> None:
         """SIGKILL the whole process group now."""
@@ -150,6 +171,15 @@ class Child:
         assert self._load is not None
         assert self._process is not None
         await self._load.run(self._process.pid)
+
+    async def _wake_when_asked(self) -> None:
+        """Ask for /slots: of the cheap requests the one that wakes (b11434)."""
+        while True:
+            await self._waking.wait()
+            self._waking.clear()
+            assert self._load is not None
+            with contextlib.suppress(OSError):  # if it dies of it, its exit says so
+                await self._load.ask("/slots", self.spec.load_stall)
 
     async def _stop_when_asked(self) -> None:
         await self._stopping.wait()
@@ -197,8 +227,14 @@ class Child:
                 load.reported(fraction, stage)
             case Listening(endpoint):
                 load.listening(endpoint)
+            case Ready(payload) if self._asleep:
+                self._asleep = False
+                self._emit_unless_stopping(ChildWoke())
             case Ready(payload):
                 load.ready(payload)
+            case Sleeping():
+                self._asleep = True
+                self._emit_unless_stopping(ChildSlept())
             case Ending():
                 self._ending = True
 

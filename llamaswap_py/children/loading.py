@@ -111,6 +111,11 @@ class Load:
             )
         )
 
+    async def ask(self, path: str, patience: float) -> Answer:
+        """Ask the child something; raises OSError when it does not answer in time."""
+        assert self._endpoint is not None
+        return await get(self._endpoint, path, patience)
+
     async def _confirm(self) -> Answer:
         """Return the first answer that is not "still loading" (503).
 

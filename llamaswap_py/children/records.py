@@ -67,6 +67,16 @@ class ChildReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildSlept:
+    """It was idle for its `--sleep-idle-seconds` and gave its memory back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildWoke:
+    """It serves again after a sleep."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildStalled:
     """While loading, no sign of life for `load_stall`; told again only after a new sign."""
 
@@ -87,5 +97,12 @@ class ChildExited:
 
 
 ChildEvent: TypeAlias = (
-    ChildSpawned | ChildProgress | ChildReady | ChildStalled | ChildLost | ChildExited
+    ChildSpawned
+    | ChildProgress
+    | ChildReady
+    | ChildSlept
+    | ChildWoke
+    | ChildStalled
+    | ChildLost
+    | ChildExited
 )

@@ -26,8 +26,8 @@ from llamaswap_py.config.file import read_config
 from llamaswap_py.config.listen import check_listeners
 from llamaswap_py.config.parse import parse_listen
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
-from llamaswap_py.supervisor import open_supervisor
 from llamaswap_py.units import format_duration
 from llamaswap_py.wire import WireLimits, bind, serve
 

@@ -91,7 +91,8 @@ class OnInstances:
         instance.move(Trigger.EXITED)
         self.world.ledger.release(instance.key, self.control.now)
         self.control.detach(instance)
-        if before is State.LOADING or (event.failure and before is not State.STOPPING):
+        told = before is State.STOPPING and instance.drain_reason is not StopReason.LOST
+        if before is State.LOADING or (event.failure and not told):
             failure = event.failure or Failure("exited", "it ended while loading", 0)
             self.control.fail(instance, failure, loading=before is State.LOADING)
         else:

@@ -1,0 +1,196 @@
+"""The children of a supervisor: what it told them to be, what they say, and that they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llamaswap_py.children import (
+    Child,
+    ChildEvent,
+    ChildExited,
+    ChildLog,
+    ChildLost,
+    ChildProgress,
+    ChildReady,
+    ChildSlept,
+    ChildSpawned,
+    ChildSpec,
+    ChildStalled,
+    ChildWoke,
+    RuntimeDir,
+)
+from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.config.records import Config
+from llamaswap_py.devices import Device, placement_env
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.presets import Prepared
+from llamaswap_py.scheduler import InstanceKey
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.records import Choice, Failure
+from llamaswap_py.units import format_duration
+from llamaswap_py.wire.pool import UpstreamPool
+
+_log: Final = logging.getLogger("lswap")
+
+
+@dataclass(slots=True)
+class Running:
+    """A child process and what is known of it from outside."""
+
+    child: Child
+    prepared: Prepared
+    pid: int | None = None
+    endpoint: Endpoint | None = None
+    n_ctx: int | None = None
+    stage: str | None = None
+    lost: bool = False
+
+
+class Instances:
+    """Runs one child per instance in the supervisor's task group, and turns its words into events.
+
+    `running` holds every instance that is not reaped; `gone` is set whenever one was.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        devices: tuple[Device, ...],
+        runtime_dir: RuntimeDir,
+        pool: UpstreamPool,
+        tasks: asyncio.TaskGroup,
+        feed: Callable[[ev.Event], None],
+    ) -> None:
+        self.running: dict[InstanceKey, Running] = {}
+        self.logs: dict[str, ChildLog] = {}
+        self.gone = asyncio.Event()
+        self._config = config
+        self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
+        self._runtime_dir = runtime_dir
+        self._pool = pool
+        self._tasks = tasks
+        self._feed = feed
+
+    def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
+        """Start the child of an instance; its events follow."""
+        assert prepared.engine is not None, "a preset without an engine is never loaded"
+        log = self.logs.setdefault(key.preset, ChildLog())
+        spec = self._spec(key, prepared, choice)
+        child = Child(spec, lambda event: self._child_said(key, event), log)
+        self.running[key] = Running(child, prepared)
+        self._tasks.create_task(self._run_child(key, child), name=str(key))
+
+    def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
+        engine, preset = prepared.engine, prepared.preset
+        assert engine is not None
+        folder = self._config.log.dir
+        can = engine.features
+        return ChildSpec(
+            name=str(key),
+            preset=key.preset,
+            epoch=key.epoch,
+            binary=str(engine.path),
+            args=prepared.args,
+            env={
+                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
+                **prepared.env,
+                **placement_env(choice.devices, engine.backend, self._uuids),
+            },
+            socket_path=self._runtime_dir.socket_path(key.epoch) if can.unix_socket else None,
+            child_mode=can.child_mode,
+            files=prepared.files,
+            log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
+            stop_timeout=preset.stop_timeout,
+            load_stall=preset.load_stall,
+        )
+
+    def kill(self, key: InstanceKey) -> None:
+        """Kill a child's process group."""
+        if running := self.running.get(key):
+            running.child.kill()
+
+    def wake(self, key: InstanceKey) -> None:
+        """Wake a sleeping child."""
+        if running := self.running.get(key):
+            running.child.wake()
+
+    async def wait_gone(self) -> None:
+        """Wait until the next child is reaped."""
+        self.gone.clear()
+        await self.gone.wait()
+
+    async def _run_child(self, key: InstanceKey, child: Child) -> None:
+        try:
+            ended = await child.run()
+            failure = _as_failure(ended.failure, ended)
+        except Exception as error:
+            _log.exception("%s: lswap failed to run it", key)
+            failure = Failure("engine", f"lswap failed to run it: {error}")
+        finally:
+            running = self.running.pop(key)
+            self._runtime_dir.forget(str(key))
+        if running.endpoint is not None:
+            self._pool.drop(running.endpoint)
+        self._feed(ev.InstanceExited(key, failure))
+        self.gone.set()
+
+    def stop(self, key: InstanceKey) -> None:
+        """Begin the stop recipe of a child."""
+        running = self.running.get(key)
+        if running is None or running.lost:  # a stop would make its exit look asked for
+            return
+        if running.endpoint is not None:
+            self._pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
+        running.child.stop()
+
+    def _child_said(self, key: InstanceKey, event: ChildEvent) -> None:
+        running = self.running[key]
+        match event:
+            case ChildSpawned(pid):
+                running.pid = pid
+                self._record(key, running)
+            case ChildProgress(fraction, stage):
+                running.stage = stage
+                self._feed(ev.InstanceProgressed(key, fraction))
+            case ChildReady():
+                running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
+                running.stage = None
+                self._feed(ev.InstanceReady(key, event.slots))
+            case ChildSlept():
+                self._feed(ev.InstanceSlept(key))
+            case ChildWoke():
+                self._feed(ev.InstanceWoke(key))
+            case ChildStalled():
+                stall = format_duration(running.prepared.preset.load_stall)
+                summary = f"no sign of progress for {stall} while loading"
+                tail = tuple(str(line) for line in self.logs[key.preset].tail(20))
+                self._feed(ev.InstanceStalled(key, Failure("timeout", summary, None, tail)))
+            case ChildLost():
+                running.lost = True
+                self._feed(ev.InstanceLost(key))
+            case ChildExited():
+                pass  # run() returns it
+
+    def _record(self, key: InstanceKey, running: Running) -> None:
+        assert running.pid is not None
+        try:
+            self._runtime_dir.record(str(key), running.pid, running.child.spec.binary)
+        except OSError as error:  # a full disk must not keep a model from serving
+            _log.warning("%s: a restart could not find it as an orphan: %s", key, error)
+
+
+def _file_name(preset: str) -> str:
+    """Model ids may hold slashes and colons."""
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
+
+
+def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | None:
+    if failure is None:
+        return None
+    code = ended.code if ended.code is not None else -(ended.signal or 0)
+    return Failure(failure.kind.value, failure.summary, code, ended.tail[-20:])

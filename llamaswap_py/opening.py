@@ -1,0 +1,41 @@
+"""Put a supervisor together: engines, devices, presets, and then the thing itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from llamaswap_py.children import RuntimeDir
+from llamaswap_py.config.records import Config
+from llamaswap_py.devices import read_devices
+from llamaswap_py.engine.locate import Engine
+from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.snapshot import EngineView
+from llamaswap_py.supervisor import About, Supervisor
+
+
+@asynccontextmanager
+async def open_supervisor(
+    config: Config, engine: Engine, runtime_dir: RuntimeDir
+) -> AsyncIterator[Supervisor]:
+    """Run a supervisor for `config`; `engine` is the one of the file's top level.
+
+    Presets that cannot work are listed with their reason; they stop nobody.
+    """
+    engines = Engines(config)
+    devices = read_devices(
+        config.memory.devices,
+        config.memory.margin.of,
+        backends=engines.backends,
+        environment=os.environ,
+    )
+    about = About(
+        name=runtime_dir.path.name,
+        config_path=config.source,
+        engine=EngineView(path=str(engine.path), build=engine.build, backend=engine.backend),
+        listen=tuple(endpoint.url for endpoint in config.listen),
+    )
+    prepared = prepare(config, engines, devices)
+    async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
+        yield supervisor
