@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+import msgspec
+
 from llamaswap_py.scheduler.records import (
     ANY_CHOICE,
     Choice,
@@ -92,8 +94,7 @@ class Kill:
     reason: StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """The request may use the instance; its lease is open until `RequestFinished`."""
 
     request: RequestId

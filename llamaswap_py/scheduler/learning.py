@@ -139,7 +139,10 @@ class Learning:
 
     def habits(self, preset: PresetId) -> Habits:
         """Return what is known of one preset."""
-        return self._habits.setdefault(preset, Habits())
+        habits = self._habits.get(preset)
+        if habits is None:
+            habits = self._habits[preset] = Habits()
+        return habits
 
     def arrived(self, preset: PresetId, now: float, *, again: bool) -> None:
         """A request for `preset` came; `again`: it was here before, and waits once more."""
