@@ -1,0 +1,87 @@
+# What there is to do in a checkout: `make help`. Everything goes into .venv and build/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The first python that is new enough; `make PYTHON=/path/to/python …` overrules it.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+PYTEST_ARGS ?=
+
+.PHONY: help demo serve engine test lint format wheel bench clean
+
+help: ## say what there is to do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## two tiny models, one port, memory for one: watch them swap (KEEP=1 goes on serving)
+	@$(BIN)/python -m llamaswap_py.demo $(if $(KEEP),--keep)
+
+serve: $(VENV)/.demo ## the same, and go on serving until Ctrl-C
+	@$(BIN)/python -m llamaswap_py.demo --keep
+
+engine: $(VENV)/.demo ## build llama-server if there is none
+	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
+
+# All of it runs, whatever fails first; pytest comes last, and with it the list of what was missing.
+test: $(VENV)/.dev ## everything: style, types, the wheel, all tests with a real llama-server
+	@failed=; \
+	$(MAKE) --no-print-directory lint || failed+=' lint'; \
+	$(MAKE) --no-print-directory wheel || failed+=' wheel'; \
+	$(MAKE) --no-print-directory engine || \
+		echo 'no llama-server: the tests that need it are skipped, and named last'; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || failed+=' pytest'; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+lint: $(VENV)/.dev ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# What people get from `pip install`: it must run without the checkout, and carry the build script.
+wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
+	@rm -rf build/wheel && mkdir -p build/wheel
+	$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet build/wheel/*.whl
+	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
+		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
+
+bench: $(VENV)/.dev ## the benchmarks (minutes; not part of the tests)
+	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
+	$(BIN)/python -m bench
+
+clean: ## remove what was made here; engines stay where `lswap engine list` shows them
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment: installed anew when pyproject.toml changes ------------------------------------
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.made
+	@echo "installing lswap and what the demo needs into $(VENV)"
+	@$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	@echo "installing lswap and what the tests need into $(VENV)"
+	@$(PIP) install --quiet --editable . --group dev
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.made:
+	@[ -n '$(PYTHON)' ] || { echo 'error: lswap needs Python 3.11 or newer - install it, or: make PYTHON=/path/to/python …' >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo 'error: $(PYTHON) is older than Python 3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo 'error: $(PYTHON) cannot make virtual environments - apt-get install python3-venv' >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@# --group is known from pip 25.1 on.
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@

@@ -1,0 +1,317 @@
+"""The demonstration: two models, memory for one, a request to each, and what became of them.
+
+`make demo` in a checkout. Everything is real: llama-server, the models (tiny), `lswap up`, the
+`openai` client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llamaswap_py.client import Remote
+from llamaswap_py.config.file import read_config
+from llamaswap_py.demo.served import DemoError, ServedLswap, free_endpoint, loaded, relative
+from llamaswap_py.engine.build import build_engine
+from llamaswap_py.engine.locate import VARIABLE, Engine, locate_engine
+from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openai import OpenAI
+
+    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.endpoint import Endpoint
+
+_QUESTION: Final = "Who are you?"
+_ANSWER_SECONDS: Final = 60.0
+_TINY: Final = 32 * 1024**2
+"""A file larger than this is nobody's tiny model, and is not overwritten."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m llamaswap_py.demo", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    parser.add_argument("--keep", action="store_true", help="go on serving until Ctrl-C")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        _demonstrate(options.config, keep=options.keep)
+    except LswapError as error:
+        _say_failure(error.message, error.remedy)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _demonstrate(path: Path, *, keep: bool) -> None:
+    config = read_config(path)
+    print(_bold("lswap demo") + ": two tiny models behind one port, and memory for one of them\n")
+    _provide_engine()
+    _write_models(config)
+    wanted = config.listen[0]
+    endpoint = free_endpoint(wanted)
+    if endpoint != wanted:
+        print(_dim(f"  {wanted} is in use: taking {endpoint}"))
+    log = Path(next(iter(config.models.values())).model).parent / "lswap.log"
+    served = ServedLswap(path, endpoint, log)
+    try:
+        _serve_and_talk(config, served, keep=keep)
+    except LswapError as error:
+        raise DemoError(error.message, remedy=_with_log(error, served)) from error
+
+
+def _serve_and_talk(config: Config, served: ServedLswap, *, keep: bool) -> None:
+    url = served.endpoint.url
+    client = _openai_client(served.endpoint)
+    began = time.perf_counter()
+    with served:
+        _row("server", f"lswap up {relative(served.config)} on {url}", "listening", began)
+        _talk(config, client, url)
+        if keep:
+            _serve_on(config, served)
+        _stop(served)
+
+
+# --- before the server ---------------------------------------------------------------------------
+
+
+def _provide_engine() -> None:
+    began = time.perf_counter()
+    how = "found"
+    try:
+        engine = locate_engine("auto")
+    except EngineError:
+        if os.environ.get(VARIABLE):  # a choice, if a wrong one
+            raise
+        engine, how = _build(), "built"
+    _row("engine", f"llama-server {engine.label} ({engine.source})", how, began)
+
+
+def _build() -> Engine:
+    print("  no llama-server on this machine: building one (some minutes, once)", flush=True)
+    build_engine([])
+    print()
+    return locate_engine("auto")
+
+
+def _write_models(config: Config) -> None:
+    began = time.perf_counter()
+    from llamaswap_py.demo.tiny_gguf import write_tiny_model
+
+    total = 0
+    for preset in config.models.values():
+        path = Path(preset.model)
+        if path.exists() and path.stat().st_size > _TINY:
+            raise DemoError(f"{path} is no tiny model: the demo would overwrite it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tiny_model(path, _sentence(preset), name=preset.id)
+        total += path.stat().st_size
+    names = " and ".join(Path(preset.model).name for preset in config.models.values())
+    folder = relative(Path(next(iter(config.models.values())).model).parent.resolve())
+    _row("models", f"{names} in {folder} ({format_size(total)})", "written", began)
+
+
+def _sentence(preset: Preset) -> str:
+    says = preset.metadata.get("says")
+    if not isinstance(says, str):
+        raise DemoError(
+            f"{preset.id} says nothing: this is not the demo's configuration",
+            remedy="use configs/demo.yaml, or give each model `metadata: {says: SENTENCE}`",
+        )
+    return says
+
+
+def _openai_client(endpoint: Endpoint) -> OpenAI:
+    try:
+        from openai import OpenAI
+    except ModuleNotFoundError as error:
+        raise DemoError(
+            f"the demo needs the {error.name} package", remedy="pip install 'llamaswap_py[demo]'"
+        ) from error
+    # A proxy from the environment is for other hosts.
+    spared = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "", endpoint.host]
+    os.environ["no_proxy"] = ",".join(filter(None, spared))
+    return OpenAI(
+        base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=_ANSWER_SECONDS
+    )
+
+
+# --- the conversation ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came back; times in milliseconds."""
+
+    text: str
+    first: float
+    whole: float
+    queue: float
+    load: float
+
+
+def _talk(config: Config, client: OpenAI, url: str) -> None:
+    """Ask every model of the file: the first one streams, the others answer in one piece."""
+    previous: str | None = None
+    with Remote(url) as remote:
+        for preset in config.models.values():
+            stream = previous is None
+            print(f"\n  {'you':<8} {_QUESTION:<47} {_dim('to ' + preset.id)}")
+            answer = _ask(client, preset.id, stream=stream)
+            if answer.text.strip() != _sentence(preset).strip():
+                raise DemoError(f"{preset.id} answered {answer.text!r}, not its own sentence")
+            _say_times(answer, preset.id, previous, stream=stream)
+            state = remote.snapshot()
+            host = state.devices[-1]
+            memory = f"{format_size(host.used)} of {format_size(host.total)}"
+            print(f"  {'':<8} " + _dim(f"in memory now: {loaded(state)} ({memory})"))
+            previous = preset.id
+        _say_decisions(remote)
+
+
+def _ask(client: OpenAI, model: str, *, stream: bool) -> _Answer:
+    from openai import OpenAIError
+
+    print(f"  {model:<8} ", end="", flush=True)
+    try:
+        return _streamed(client, model) if stream else _in_one_piece(client, model)
+    except OpenAIError as error:
+        print()
+        raise DemoError(f"the request to {model} failed: {error}") from error
+
+
+def _streamed(client: OpenAI, model: str) -> _Answer:
+    began = time.perf_counter()
+    raw = client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": _QUESTION}], stream=True
+    )
+    text, first = "", 0.0
+    for chunk in raw.parse():
+        piece = chunk.choices[0].delta.content if chunk.choices else None
+        if piece:
+            first = first or _since(began)
+            text += piece
+            print(_bold(piece), end="", flush=True)
+    print()
+    return _answer(text, first, _since(began), raw.headers)
+
+
+def _in_one_piece(client: OpenAI, model: str) -> _Answer:
+    began = time.perf_counter()
+    raw = client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": _QUESTION}]
+    )
+    text = raw.parse().choices[0].message.content or ""
+    whole = _since(began)
+    print(_bold(text.strip()))
+    return _answer(text, whole, whole, raw.headers)
+
+
+def _answer(text: str, first: float, whole: float, headers: Any) -> _Answer:
+    queue, load = (float(headers.get(f"x-lswap-{name}-ms", 0)) for name in ("queue", "load"))
+    return _Answer(text, first, whole, queue, load)
+
+
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def _say_times(answer: _Answer, model: str, previous: str | None, *, stream: bool) -> None:
+    parts = [f"loaded in {answer.load:.0f} ms"]
+    if previous is not None:
+        swap = answer.queue + answer.load
+        parts = [f"swap {swap:.0f} ms ({previous} out {answer.queue:.0f}, {model} in"]
+        parts[0] += f" {answer.load:.0f})"
+    if stream:
+        parts.append(f"first word after {answer.first:.0f} ms")
+    parts.append(f"whole answer after {answer.whole:.0f} ms")
+    print(f"  {'':<8} " + _dim(" · ".join(parts)))
+
+
+def _say_decisions(remote: Remote) -> None:
+    print("\n  what lswap decided")
+    decisions = remote.decisions(limit=100)
+    for one in decisions:
+        at = f"{(one.at - decisions[0].at) * 1000:.0f} ms"
+        print(f"  {at:>8} {one.preset:<6} {one.kind:<6} " + _dim(_fitting(one.reason, 26)))
+    state = remote.snapshot()
+    print(f"\n  {'total':<8} loads {state.loads_total}, evictions {state.evictions_total}")
+
+
+def _serve_on(config: Config, served: ServedLswap) -> None:
+    model = next(iter(config.models))
+    url = served.endpoint.url
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
+    print(f"\n  {'serving':<8} {_bold(url)} until Ctrl-C. Try:")
+    print(f"    curl {url}/v1/chat/completions -d '{body}'")
+    print(f"    {relative(Path(sys.executable).parent / 'lswap')} ps --url {url}", flush=True)
+    try:
+        served.wait()
+    except KeyboardInterrupt:
+        print()
+
+
+def _stop(served: ServedLswap) -> None:
+    seconds = served.stop()
+    done = f"in {format_duration(seconds)}, exit code 0, no llama-server left"
+    print(f"  {'stopped':<8} {done}", flush=True)
+
+
+def _row(what: str, text: str, done: str, began: float) -> None:
+    took = format_duration(time.perf_counter() - began)
+    print(f"  {what:<8} {text:<62} {_dim(f'{done:<9} {took:>7}')}", flush=True)
+
+
+def _with_log(error: LswapError, served: ServedLswap) -> str:
+    lines = [error.remedy] if error.remedy else []
+    lines.append(f"the last lines of {relative(served.log)}:")
+    lines += [f"  | {line}" for line in served.last_lines()]
+    return "\n".join(lines)
+
+
+def _say_failure(message: str, remedy: str) -> None:
+    sys.stdout.flush()
+    print(f"\ndemo failed: {message}", file=sys.stderr)
+    for line in remedy.splitlines():
+        print(f"  {line}", file=sys.stderr)
+
+
+def _fitting(text: str, column: int) -> str:
+    """Return what of `text` fits on a line from `column` on; all of it where no terminal is."""
+    room = shutil.get_terminal_size().columns - column
+    fits = not sys.stdout.isatty() or len(text) <= room
+    return text if fits else text[: max(room - 2, 0)] + " …"
+
+
+def _bold(text: str) -> str:
+    return _styled("1", text)
+
+
+def _dim(text: str) -> str:
+    return _styled("2", text)
+
+
+def _styled(code: str, text: str) -> str:
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
