@@ -15,11 +15,16 @@ from llamaswap_py.scheduler.records import PresetId
 
 SHORT: Final = 30.0
 LONG: Final = 3600.0
-"""Seconds over which request rates decay, and by which successor chances become rates."""
+"""Seconds over which request rates decay."""
+_SUCCESSION: Final = 20.0
+"""Seconds by which the chance of being next becomes a rate: 20 finds the optimum of a loop over
+three models with room for two, where 30 lets one extra request outweigh the pattern."""
 
 _SUCCESSOR_MEMORY: Final = 50.0
 """Requests over which a successor count decays to 1/e."""
 _GAPS_KEPT: Final = 16
+_SLACK: Final = 0.03
+"""Seconds beyond the gap that was worth waiting for: gaps scatter."""
 
 
 @dataclass(slots=True)
@@ -62,11 +67,23 @@ class Habits:
         """Its last lease ended and nobody waits."""
         self.idle_from = now
 
-    def returns_within(self, seconds: float) -> float:
-        """Return the share of idle gaps that ended so soon; 1 while there is no experience."""
+    def worth_waiting(self, gain: float, waiters: int, most: float) -> float:
+        """Return for how many seconds of an idle gap waiting paid off in the past; 0: never.
+
+        A gap that ended in time saved `gain` seconds; each of `waiters` lost what was waited. At
+        most `most`, and half of it while there is no experience.
+        """
         if not self.gaps:
-            return 1.0
-        return sum(gap <= seconds for gap in self.gaps) / len(self.gaps)
+            return most / 2
+        gaps, spent, best, length = sorted(self.gaps), 0.0, 0.0, 0.0
+        for count, gap in enumerate(gaps, start=1):
+            if gap > most:
+                break
+            spent += gap
+            worth = count * gain - waiters * (spent + gap * (len(gaps) - count))
+            if worth > best:
+                best, length = worth, gap
+        return min(length * 1.5 + _SLACK, most) if best > 0 else 0.0
 
 
 class Successors:
@@ -159,4 +176,4 @@ class Learning:
         """Return the expected requests per second (scheduler.md, "Victims")."""
         habits = self.habits(preset)
         first, second = self.successors.chances(preset)
-        return habits.short.read(now) + habits.long.read(now) + (first + second / 2) / SHORT
+        return habits.short.read(now) + habits.long.read(now) + (first + second / 2) / _SUCCESSION

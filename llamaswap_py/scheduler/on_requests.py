@@ -35,8 +35,9 @@ class OnRequests:
         serving = preset.serving
         its_turn = not event.slot or not preset.queue
         if serving is not None and its_turn and serving.admits(slot=event.slot):
+            was_idle = not serving.leases
             self.control.grant(waiter, serving)
-            return False
+            return was_idle and bool(self.world.demand)  # somebody counted on its idleness
         self.world.enqueue(preset, waiter)
         return True
 

@@ -7,6 +7,7 @@ freed for somebody else, and a claim moves or lapses simply because the next pas
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
@@ -66,6 +67,8 @@ class _Pass:
             if instance.state in (State.DRAINING, State.STOPPING):
                 add(self.coming, instance.charge, 1)
         self.going: set[InstanceKey] = set()
+        self.unsure: Amounts = {}
+        """What is counted as coming, but only claimed so far: it may take minutes."""
 
     def run(self) -> Plan:
         self._give_way()
@@ -118,7 +121,7 @@ class _Pass:
             self._hold(on_its_way.charge)
         elif not preset.wanted_by_eviction and not preset.queue:
             self.plan.given_up.append((preset, self._why(options[0])))
-        elif not self._evict_idle(preset, options):
+        elif not self._evict_idle(preset, since, options):
             self._disturb(preset, since, options)
 
     def _disturb(self, preset: Preset, since: float, options: list[Option]) -> None:
@@ -153,23 +156,39 @@ class _Pass:
         add(self.coming, charge, -1)
         self.plan.awaited = True
 
-    def _evict_idle(self, preset: Preset, options: list[Option]) -> bool:
+    def _evict_idle(self, preset: Preset, since: float, options: list[Option]) -> bool:
         """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
         idle = [one for one in self.world.idle() if one.key not in self.going]
-        ends = {one.key: self.world.linger_end(one, self.now) for one in idle}
+        ends = {one.key: self._idle_end(one, since) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
-        if found := self._cheapest(options, over):
+        found = self._cheapest(options, over)
+        if found is not None and self._suffices(*found):
             self._evict(found[1], preset, found[0])
             return True
-        found = self._cheapest(options, idle)
+        found = found or self._cheapest(options, idle)
         if found is None:
             return False
         option, victims = found
-        self.plan.wake_at(min(ends[one.key] for one in victims if ends[one.key] > self.now))
         for one in victims:
+            if ends[one.key] > self.now:
+                self.plan.wake_at(ends[one.key])
+            if one.gate_for == preset.plan.preset:  # it drained for this waiter: let nobody in
+                self._close(one, preset.plan.preset, option)
             self._count_as_coming(one)
         self._hold(option.charge)
         return True
+
+    def _idle_end(self, one: Instance, since: float) -> float:
+        """Return until when an idle instance stays, against a waiter that came at `since`."""
+        return min(self.world.linger_end(one, self.now), self.world.residency_end(one, since))
+
+    def _suffices(self, option: Option, victims: list[Instance]) -> bool:
+        """Return whether evicting `victims` makes room now, without what is only claimed."""
+        room = dict(self.coming)
+        add(room, self.unsure, -1)
+        for one in victims:
+            add(room, one.charge, 1)
+        return fits(option.charge, room)
 
     def _cheapest(
         self, options: list[Option], idle: list[Instance]
@@ -211,8 +230,10 @@ class _Pass:
         name = preset.plan.preset
         order = [one for one in self._claimable(name, since) if one.key not in spared]
         found = self._least_disturbing(name, since, options, order)
+        if found is None:  # then the memory of those that still load is held: nobody cuts in
+            found = self._least_disturbing(name, since, options, [*order, *self._loading()])
         if found is None:
-            return  # somebody is still loading; its readiness is the next event
+            return
         option, victims, ends = found
         closed = [one for one in victims if self.now >= ends[one.key]]
         if len(closed) == len(victims) and not any(one.leases for one in victims):
@@ -221,11 +242,26 @@ class _Pass:
         for one in victims:
             self.plan.claims[one.key] = Claim(name, self._why(option))
             self._count_as_coming(one)
+            add(self.unsure, one.charge, 1)
             if one in closed:
-                self.plan.closed[one.key] = name
-            else:
+                self._close(one, name, option)
+            elif ends[one.key] < math.inf:
                 self.plan.wake_at(ends[one.key])
         self._hold(option.charge)
+
+    def _close(self, one: Instance, name: PresetId, option: Option) -> None:
+        self.plan.claims[one.key] = Claim(name, self._why(option))
+        self.plan.closed[one.key] = name
+
+    def _loading(self) -> list[Instance]:
+        """Return unpinned instances that are not ready yet."""
+        return [
+            one
+            for one in self.world.instances.values()
+            if one.state is State.LOADING
+            and one.key not in self.going
+            and not self.world.is_pinned(one)
+        ]
 
     def _least_disturbing(
         self, name: PresetId, since: float, options: list[Option], order: list[Instance]
@@ -235,7 +271,7 @@ class _Pass:
         What was claimed before stays claimed; then the best variant, then the earliest gates.
         """
         found = [
-            (option, victims, self._gate_ends(victims, since))
+            (option, victims, self._gate_ends(name, victims, since))
             for option in options
             if (victims := enough(option.charge, self.coming, order)) is not None
         ]
@@ -268,15 +304,23 @@ class _Pass:
             ),
         )
 
-    def _gate_ends(self, victims: list[Instance], since: float) -> dict[InstanceKey, float]:
-        """Return when each gate closes; an idle one stays open until the busy ones have closed."""
-        busy = {
-            one.key: self.world.residency_end(one, since)
+    def _gate_ends(
+        self, name: PresetId, victims: list[Instance], since: float
+    ) -> dict[InstanceKey, float]:
+        """Return when each gate closes for the waiter. One that has closed for it stays closed.
+
+        An idle one stays open while a busy one's is, at most as long as if it were busy itself.
+        """
+        ends = {
+            one.key: self.now if one.gate_for == name else self.world.residency_end(one, since)
             for one in victims
-            if self.world.has_demand(one)
         }
-        last = max(busy.values(), default=self.now)
-        return {one.key: busy.get(one.key, last) for one in victims}
+        busy = [ends[one.key] for one in victims if self.world.has_demand(one)]
+        last = max(busy, default=self.now)
+        return {
+            one.key: ends[one.key] if self.world.has_demand(one) else min(last, ends[one.key])
+            for one in victims
+        }
 
 
 def _turn(

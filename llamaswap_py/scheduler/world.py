@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -154,14 +155,16 @@ class World:
 
     def patience(self, preset: Preset) -> float:
         """Return how long a waiter lets incumbents be before it claims their memory."""
-        return max(preset.load_seconds or 0.0, self.policy.patience_floor)
+        patience = max(preset.load_seconds or 0.0, self.policy.patience_floor)
+        return min(patience, self.policy.max_wait)
 
     def residency_end(self, incumbent: Instance, since: float) -> float:
         """Return until when an incumbent with demand keeps its gate open against a waiter.
 
         `since` is when that waiter arrived. Contract: "Residency" in scheduler.md.
         """
-        assert incumbent.ready_at is not None
+        if incumbent.ready_at is None:
+            return math.inf  # it has to serve first; its readiness is an event
         load = incumbent.load_seconds
         service = self.presets[incumbent.key.preset].service_seconds or 0.0
         end = incumbent.ready_at + self.policy.residency * (load + service)
@@ -184,11 +187,10 @@ class World:
         away = self.learning.circulation.away(now, window)
         if not away:
             return now
-        share = min(1.0, away / max(len(self.waiters), 1))
-        linger = min(max(policy.linger * load, policy.linger_floor) * share, load)
-        if self.learning.habits(name).returns_within(linger) < policy.linger_returns:
-            return now
-        return idle.last_used + linger
+        linger = self.learning.habits(name).worth_waiting(
+            policy.linger_gain * load, len(self.waiters), policy.linger_most * load
+        )
+        return idle.last_used + linger if linger else now
 
     def reload_cost(self, instance: Instance, now: float) -> float:
         """Return the expected seconds of loading per second that its eviction would cost."""

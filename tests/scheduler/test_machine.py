@@ -165,6 +165,33 @@ def test_a_busy_incumbent_keeps_its_gate_for_its_residency_then_drains() -> None
     assert play.granted(waiter)
 
 
+def test_nobody_cuts_in_while_a_big_one_waits_for_a_load() -> None:
+    """The big waiter holds what a loading model will give; a younger one does not start a load."""
+    play = Play(plan("a", 60), plan("b", 90), plan("c", 30), load_seconds=10.0)
+    play.ask(A)
+    big = play.ask(B)
+    play.pass_time(1)
+    play.ask(C)
+    assert play.loads() == ["a"]
+    assert not play.granted(big)
+
+
+def test_a_closed_gate_stays_closed_until_its_claimer_is_served() -> None:
+    """Two busy victims: the one that drains first is not granted again meanwhile."""
+    play = Play(plan("a", 50), plan("b", 50), plan("c", 100))
+    first, second = _ready(play, A), _ready(play, B)
+    play.pass_time(100)
+    play.ask(C)
+    play.pass_time(1)
+    play.finish(first)
+    blocked = play.ask(A, client="two")
+    play.pass_time(5)
+    assert not play.granted(blocked)
+    play.finish(second)
+    play.pass_time(0.2)
+    assert play.loads()[-1] == "c"
+
+
 def test_memory_that_a_claim_frees_is_held_for_the_claimer() -> None:
     play = Play(plan("a", 80), plan("b", 90), plan("c", 15), load_seconds=1.0)
     long = play.ask(A)
@@ -229,7 +256,7 @@ def test_one_client_that_alternates_loses_nothing() -> None:
 
 
 def test_an_idle_incumbent_lingers_for_a_client_that_circulates() -> None:
-    """β x load = 0.25 x 2 s, while one of two clients is away."""
+    """A quarter of its load time at first, then as long as it paid off, while a client is away."""
     play = Play(plan("a", 60), plan("b", 60))
     first = _ready(play, A)
     play.ask(B, client="two")
@@ -240,6 +267,8 @@ def test_an_idle_incumbent_lingers_for_a_client_that_circulates() -> None:
     assert play.granted(again), "it was worth the wait"
     play.finish(again)
     play.pass_time(0.6)
+    assert not play.actions(Stop)
+    play.pass_time(0.1)
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
 
 
