@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from llamaswap_py.config.argv import PresetProblem, build_args, check_args
 from llamaswap_py.config.records import Config, Preset
@@ -230,6 +233,7 @@ def _plan(preset: Preset, config: Config, problems: list[PresetProblem]) -> Pres
     return PresetPlan(
         preset=PresetId(preset.id),
         choices=(Choice(_footprint(preset, config), placement),),
+        fingerprint=_fingerprint(preset),
         pin=preset.pin,
         ttl=preset.ttl,
         concurrency=preset.concurrency,
@@ -246,3 +250,9 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     footprint = {PoolId(device): size for device, size in preset.memory.items()}
     footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
     return footprint
+
+
+def _fingerprint(preset: Preset) -> str:
+    """Return what tells its child apart from that of another version of the file."""
+    told = (preset.model, preset.args, preset.extra, preset.env, preset.engine, preset.device)
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]

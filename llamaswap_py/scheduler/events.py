@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from llamaswap_py.scheduler.records import (
+    Choice,
     ClientId,
     Failure,
     Footprint,
@@ -167,6 +168,14 @@ class PoolsMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoicesEstimated:
+    """What a preset takes is known now, or known better; what runs is charged anew."""
+
+    preset: PresetId
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PresetsChanged:
     """The configuration now holds these presets."""
 
@@ -203,6 +212,7 @@ Event: TypeAlias = (
     | ReservationAsked
     | ReservationReleased
     | PoolsMeasured
+    | ChoicesEstimated
     | PresetsChanged
     | ShutdownAsked
     | TimePassed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamaswap_py.scheduler.ledger import add
 from llamaswap_py.scheduler.machine import Scheduler
-from llamaswap_py.scheduler.records import PoolId
+from llamaswap_py.scheduler.records import InstanceKey, PoolId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import World
 
@@ -48,11 +48,19 @@ def _check_instances(world: World) -> None:
             )
 
 
-def _check_ledger(world: World) -> None:
-    assert set(world.ledger.charges) == set(world.instances), "charges and instances differ"
+def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
+    """Raise AssertionError if what was just spawned does not fit: invariant 2.
+
+    Only then: strangers or a corrected footprint may break the sum afterwards.
+    """
+    world = scheduler.world
     used: dict[PoolId, int] = {}
     for charge in world.ledger.charges.values():
         add(used, charge, 1)
-    for pool, size in used.items():
+    for pool in world.ledger.charges[key]:
         room = world.ledger.pools[pool].total - world.ledger.pools[pool].margin
-        assert size <= room, f"{pool}: {size} promised, {room} there"
+        assert used[pool] <= room, f"2: {pool}: {used[pool]} promised, {room} there"
+
+
+def _check_ledger(world: World) -> None:
+    assert set(world.ledger.charges) == set(world.instances), "charges and instances differ"

@@ -70,6 +70,7 @@ class Scheduler:
             ev.ReservationAsked: operators.reservation_asked,
             ev.ReservationReleased: operators.reservation_released,
             ev.PoolsMeasured: operators.pools_measured,
+            ev.ChoicesEstimated: operators.choices_estimated,
             ev.PresetsChanged: operators.presets_changed,
             ev.ShutdownAsked: operators.shutdown_asked,
             ev.TimePassed: lambda _: True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.control import Control
@@ -85,12 +87,39 @@ class OnOperators:
         self.world.ledger.measure(event.pools)
         return True
 
+    def choices_estimated(self, event: ev.ChoicesEstimated) -> bool:
+        """Take a better footprint; what it breaks, idle instances mend by giving way."""
+        preset = self.world.presets.get(event.preset)
+        if preset is None:
+            return False
+        self.world.add_preset(replace(preset.plan, choices=event.choices, estimating=False))
+        for instance in self.world.instances.values():
+            if instance.key.preset == event.preset:
+                self._recharge(instance, event.choices)
+        return True
+
+    def _recharge(self, instance: Instance, choices: tuple[Choice, ...]) -> None:
+        same = [
+            choice
+            for choice in choices
+            if choice.variant == instance.choice.variant
+            and choice.devices == instance.choice.devices
+        ]
+        if same and instance.state is not State.SLEEPING:
+            instance.choice = same[0]
+            charge = self.world.ledger.charge_of(instance.plan, same[0])
+            self.control.recharge(instance, charge)
+
     def presets_changed(self, event: ev.PresetsChanged) -> bool:
         """Apply a new configuration: what is unchanged is untouched, what changed drains."""
         plans = {plan.preset: plan for plan in event.plans}
         for name, preset in list(self.world.presets.items()):
             plan = plans.pop(name, None)
-            if plan == preset.plan or preset.plan.reservation:
+            if preset.plan.reservation:
+                continue
+            if plan is not None and plan.same_as(preset.plan):
+                if not plan.estimating:
+                    self.choices_estimated(ev.ChoicesEstimated(name, plan.choices))
                 continue
             if preset.serving is not None:
                 self._retire(preset.serving)

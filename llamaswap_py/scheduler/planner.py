@@ -76,6 +76,7 @@ class _Pass:
             (self._urgency(preset), since, preset.plan.preset, preset)
             for preset in (self.world.presets[one] for one in self.world.demand)
             if (preset.serving is None or preset.serving.is_asleep)
+            and not preset.plan.estimating
             and (since := preset.since) is not None
         ]
         for _, since, _, preset in sorted(wants, key=_turn):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, NewType, TypeAlias
 
 PresetId = NewType("PresetId", str)
@@ -86,10 +86,14 @@ class PresetPlan:
 
     preset: PresetId
     choices: tuple[Choice, ...] = (ANY_CHOICE,)
+    fingerprint: str = ""
+    """Of its command line and environment: where it differs, what runs is another preset."""
     prefer_fit: bool = True
     groups: tuple[str, ...] = ()
     priority: int = 0
     when_full: str = "wait"
+    estimating: bool = False
+    """Its footprint is being worked out: who asks for it waits for that first."""
     reservation: bool = False
     """It is memory for a foreign program: nothing is spawned, only held."""
     pin: bool = False
@@ -98,6 +102,11 @@ class PresetPlan:
     drain_timeout: float = 120.0
     cancel_at_drain_deadline: bool = True
     problem: Failure | None = None
+
+    def same_as(self, other: PresetPlan) -> bool:
+        """Return whether both describe one preset, whatever is known of its footprint by now."""
+        bare = replace(self, choices=other.choices, estimating=other.estimating)
+        return bare == other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

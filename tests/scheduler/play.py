@@ -19,7 +19,7 @@ from llamaswap_py.scheduler.actions import (
     Spawn,
     Stop,
 )
-from llamaswap_py.scheduler.invariants import check
+from llamaswap_py.scheduler.invariants import check, check_spawn
 from llamaswap_py.scheduler.records import (
     Choice,
     ClientId,
@@ -139,6 +139,9 @@ class Play:
         actions = self.scheduler.handle(event, self.now)
         self.history.append((event, self.now, list(actions)))
         check(self.scheduler)
+        for action in actions:
+            if isinstance(action, Spawn):
+                check_spawn(self.scheduler, action.instance)
         self.audit.saw(event, self.now, actions)
         for action in list(actions):
             self.log.append((self.now, action))

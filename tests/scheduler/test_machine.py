@@ -498,7 +498,9 @@ def test_forced_shutdown_kills() -> None:
 def test_changed_presets_drain_and_unchanged_are_untouched() -> None:
     play = Play(plan("a", 40), plan("b", 40))
     lease, other = _ready(play, A), _ready(play, B)
-    play.feed(ev.PresetsChanged((plan("a", 40), plan("b", 30), plan("c", 1))))
+    changed = plan("b", 40, fingerprint="other arguments")
+    play.feed(ev.PresetsChanged((plan("a", 30), changed, plan("c", 1))))
+    assert play.scheduler.world.ledger.charges[InstanceKey(A, 1)] == {HOST: 30}
     play.finish(other)
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
     assert play.granted(play.ask(C)) is None
@@ -727,6 +729,26 @@ def test_a_reservation_makes_room_holds_it_and_gives_it_back() -> None:
     assert play.granted(waiting)
     play.feed(ev.ReservationAsked("reservation:2", {HOST: 800}))
     assert [one.name for one in play.actions(Refuse)] == ["reservation:2"]
+
+
+def test_whose_footprint_is_being_worked_out_waits_for_that() -> None:
+    play = Play(plan("a", None, estimating=True), plan("b", 60))
+    waiting, other = play.ask(A), play.ask(B)
+    play.pass_time(3)
+    assert play.granted(other)
+    assert play.loads() == ["b"]
+    play.feed(ev.ChoicesEstimated(A, (Choice({HOST: 40}, source="dry-run"),)))
+    play.pass_time(3)
+    assert play.granted(waiting)
+
+
+def test_a_corrected_footprint_makes_idle_instances_give_way() -> None:
+    play = Play(plan("a", 40), plan("b", 40))
+    play.finish(_ready(play, A))
+    lease = _ready(play, B)
+    play.feed(ev.ChoicesEstimated(B, (Choice({HOST: 70}, source="measured"),)))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    play.finish(lease)
 
 
 def test_late_events_of_an_old_epoch_are_harmless() -> None:
