@@ -319,9 +319,12 @@ class _Pass:
         busy = [ends[one.key] for one in victims if self.world.has_demand(one)]
         last = max(busy, default=self.now)
         return {
-            one.key: ends[one.key] if self.world.has_demand(one) else min(last, ends[one.key])
+            one.key: min(last, ends[one.key]) if self._is_idle(one) else ends[one.key]
             for one in victims
         }
+
+    def _is_idle(self, one: Instance) -> bool:
+        return one.state is State.READY and not self.world.has_demand(one)
 
 
 def _turn(
