@@ -65,6 +65,7 @@ class Instances:
         pool: UpstreamPool,
         tasks: asyncio.TaskGroup,
         feed: Callable[[ev.Event], None],
+        on_gone: Callable[[Running], None],
     ) -> None:
         self.running: dict[InstanceKey, Running] = {}
         self.logs: dict[str, ChildLog] = {}
@@ -75,6 +76,7 @@ class Instances:
         self._pool = pool
         self._tasks = tasks
         self._feed = feed
+        self._on_gone = on_gone
 
     def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
         """Start the child of an instance; its events follow."""
@@ -137,6 +139,7 @@ class Instances:
         if running.endpoint is not None:
             self._pool.drop(running.endpoint)
         self._feed(ev.InstanceExited(key, failure))
+        self._on_gone(running)
         self.gone.set()
 
     def stop(self, key: InstanceKey) -> None:

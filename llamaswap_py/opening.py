@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,8 @@ async def open_supervisor(
     Presets that cannot work are listed with their reason; they stop nobody.
     """
     engines = Engines(config)
-    devices = read_devices(
+    devices = await asyncio.to_thread(  # a sick driver may take its time
+        read_devices,
         config.memory.devices,
         config.memory.margin.of,
         backends=engines.backends,

@@ -104,12 +104,13 @@ def policy_of(config: Config) -> Policy:
         max_wait=config.policy.max_wait,
         queue_limit=config.policy.queue.limit,
         queue_timeout=config.policy.queue.timeout,
+        settle=config.memory.settle,
     )
 
 
 def pools_of(devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
     """Return the devices as the scheduler's pools."""
-    return {PoolId(one.id): Pool(one.total, one.margin) for one in devices}
+    return {PoolId(one.id): Pool(one.total, one.margin, watched=one.watched) for one in devices}
 
 
 def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> dict[str, Prepared]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
-from llamaswap_py.devices import Device
+from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.errors import ApiError
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
@@ -42,8 +42,10 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     RequestId,
 )
+from llamaswap_py.scheduler.states import State
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
 from llamaswap_py.views import decision_view, make_snapshot
+from llamaswap_py.watching import WatchedPools
 from llamaswap_py.wire.pool import UpstreamPool
 
 _log: Final = logging.getLogger("lswap")
@@ -91,7 +93,17 @@ class Supervisor:
         self._timer_at: float | None = None
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
-        self.instances = Instances(config, devices, runtime_dir, self.pool, self._tasks, self.feed)
+        self._watched = WatchedPools(devices)
+        self.telemetry = Telemetry(
+            devices,
+            children=lambda: [one.pid for one in self.running.values() if one.pid is not None],
+            on_measured=self._measured,
+            busy=lambda: bool(self.running or self._tickets),
+            settling=lambda: bool(self.scheduler.world.ledger.settling),
+        )
+        self.instances = Instances(
+            config, devices, runtime_dir, self.pool, self._tasks, self.feed, self._child_gone
+        )
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.about.name}: {list(self.scheduler.world.instances.values())}>"
@@ -99,6 +111,8 @@ class Supervisor:
     async def __aenter__(self) -> Supervisor:
         await self._stack.enter_async_context(self.pool)
         await self._stack.enter_async_context(self._tasks)
+        await self._stack.enter_async_context(self.telemetry)
+        await self.telemetry.measure_now()
         for name, one in self.prepared.items():
             if one.preset.preload:
                 self.feed(ev.LoadAsked(PresetId(name), evict=False))
@@ -124,6 +138,19 @@ class Supervisor:
     def running(self) -> dict[InstanceKey, Running]:
         """The children that are not reaped."""
         return self.instances.running
+
+    def _child_gone(self, running: Running) -> None:
+        if running.pid is not None:
+            self.telemetry.forget(running.pid)
+        self.telemetry.measure_soon()
+
+    def _measured(self, measurement: Measurement) -> None:
+        world = self.scheduler.world
+        loading = frozenset(
+            key for key, one in world.instances.items() if one.state is State.LOADING
+        )
+        pools = self._watched.update(measurement, world.ledger.charges, loading)
+        self.feed(ev.PoolsMeasured(pools))
 
     # Names
 
@@ -299,6 +326,7 @@ class Supervisor:
                     ticket.revoke(reason.value)
             case Spawn(key, choice):
                 self.instances.spawn(key, self.prepared[key.preset], choice)
+                self.telemetry.measure_soon()
             case Wake(key):
                 self.instances.wake(key)
             case Stop(key):

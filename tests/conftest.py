@@ -44,11 +44,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     from llamaswap_py.demo.tiny_gguf import write_tiny_model
 
     folder = tmp_path_factory.mktemp("models")
+    written: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def write(name: str, sentence: str, **knobs: Any) -> Path:
         path = folder / f"{name}.gguf"
-        if not path.exists():
+        if name not in written:
             write_tiny_model(path, sentence, **knobs)
+            written[name] = sentence, knobs
+        assert written[name] == (sentence, knobs), f"two different models are named {name}"
         return path
 
     return write

@@ -109,7 +109,7 @@ async def _to_instance(
             raise _revoked(call, _FORCE)
         elif died is None and _may_retry(call, result):
             died, patience = lease.epoch, time.monotonic() + _REAPING
-        elif died == lease.epoch and time.monotonic() < patience and _nothing_sent(result):
+        elif died == lease.epoch and time.monotonic() < patience and _may_retry(call, result):
             await asyncio.sleep(_REAPING_STEP)
         else:
             raise upstream_failed(f"{preset} did not answer: {result.error}")

@@ -1,8 +1,20 @@
-"""The memory pools of this machine: what there is, how we know, and how a child is kept to some."""
+"""The memory pools of this machine: what there is, who holds it, how a child is kept to some."""
 
 from __future__ import annotations
 
 from llamaswap_py.devices.inventory import HOST, Device, read_devices
-from llamaswap_py.devices.placement import placement_env
+from llamaswap_py.devices.placement import placement_env, translate
+from llamaswap_py.devices.readings import Measurement, PoolReading, strangers_by_charge
+from llamaswap_py.devices.telemetry import Telemetry
 
-__all__ = ["HOST", "Device", "placement_env", "read_devices"]
+__all__ = [
+    "HOST",
+    "Device",
+    "Measurement",
+    "PoolReading",
+    "Telemetry",
+    "placement_env",
+    "read_devices",
+    "strangers_by_charge",
+    "translate",
+]

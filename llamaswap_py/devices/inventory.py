@@ -1,33 +1,54 @@
-"""Find the devices and their total memory: declared, NVML, or the host's own limits."""
+"""Find the devices and their total memory: declared, measured, or the host's own limits.
+
+A device whose memory cannot be read is left out, with one line in the log that says so and what to
+do: declare it. Taking it for empty, or for full, would be a guess. Presets without declared memory
+then load one at a time.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import psutil
-
-from llamaswap_py.devices.visible import GpuRow, visible_gpus
+from llamaswap_py.devices.host import ROOT, read_host_total
+from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
+from llamaswap_py.devices.placement import PREFIXES
+from llamaswap_py.devices.sysfs import (
+    AMD,
+    INTEL,
+    NVIDIA,
+    Card,
+    SysfsMeter,
+    read_cards,
+    rocm_pools,
+    vulkan_pools,
+)
+from llamaswap_py.devices.visible import (
+    GpuRow,
+    needs_cuda_order,
+    visible_agents,
+    visible_gpus,
+    vulkan_indices,
+)
 
 HOST: Final = "host"
 
 _log: Final = logging.getLogger("lswap.devices")
 
-_CGROUP_LIMITS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+Meter = NvmlMeter | SysfsMeter
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """One memory pool. `id` is its shown name (`CUDA0`, `host`), `total` and `margin` bytes.
 
-    `source` says how `total` is known: `declared`, `nvml`, `psutil` or `cgroup`. `uuid` is the
-    name by which a child is kept to this GPU, if there is one.
+    `source` says how `total` is known: `declared`, `nvml`, `sysfs`, `psutil` or `cgroup`. `uuid` is
+    the name by which a child is kept to this GPU, if there is one: a UUID, or the driver's number.
+    `meter` is how to read a GPU again. `unified`: its memory is the host's too, so what is charged
+    here has to be charged to the host as well.
     """
 
     id: str
@@ -35,6 +56,25 @@ class Device:
     margin: int
     source: str
     uuid: str | None = None
+    meter: Meter | None = None
+    unified: bool = False
+
+    @property
+    def watched(self) -> bool:
+        """Whether its use is measured again and again; a declared budget is not."""
+        return self.source != "declared"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A GPU under its name; `total` None if unreadable."""
+
+    id: str
+    total: int | None
+    source: str
+    uuid: str | None = None
+    meter: Meter | None = None
+    unified: bool = False
 
 
 def read_devices(
@@ -43,83 +83,184 @@ def read_devices(
     *,
     backends: frozenset[str],
     environment: Mapping[str, str],
+    root: Path = ROOT,
 ) -> tuple[Device, ...]:
     """Return the devices to schedule on, the host last.
 
     `declared` budgets overrule measuring: only they exist, and the host, measured if not declared.
-    GPUs keep their UUIDs where NVML tells them.
+    GPUs keep their UUIDs where a driver tells them.
     `backends` are those of the engines in use: GPUs that no engine can use are left out. What
-    cannot be read is left out too, never taken for zero.
+    cannot be read is left out too, never taken for zero. `root` is that of the file system.
     """
-    gpus = visible_gpus(read_nvml(), environment) if "cuda" in backends else ()
-    uuids = {f"CUDA{index}": gpu.uuid for index, gpu in enumerate(gpus)}
+    gpus = {one.id: one for one in _find_gpus(backends, environment, root)}
     if declared is not None:
-        found = [
-            Device(name, total, margin_of(name), "declared", uuids.get(name))
-            for name, total in declared.items()
-        ]
+        named = [(name, gpus.get(name) or _Found(name, None, "declared")) for name in declared]
+        found = [_declared(declared[name], margin_of(name), one) for name, one in named]
     else:
-        found = [
-            Device(name, gpu.total, margin_of(name), "nvml", gpu.uuid)
-            for name, gpu in zip(uuids, gpus, strict=True)
-        ]
+        found = [_device(one, margin_of(one.id)) for one in gpus.values() if _is_readable(one)]
     if declared is None or HOST not in declared:
-        total, source = host_memory()
+        total, source = read_host_total(root)
         found.append(Device(HOST, total, margin_of(HOST), source))
     return tuple(found)
 
 
-def host_memory() -> tuple[int, str]:
-    """Return (bytes, source): the machine's memory, or less where a cgroup limits it."""
-    total = psutil.virtual_memory().total
-    for path in _CGROUP_LIMITS:
+def _device(found: _Found, margin: int) -> Device:
+    assert found.total is not None
+    return Device(
+        id=found.id,
+        total=found.total,
+        margin=margin,
+        source=found.source,
+        uuid=found.uuid,
+        meter=found.meter,
+        unified=found.unified,
+    )
+
+
+def _declared(total: int, margin: int, found: _Found) -> Device:
+    return _device(replace(found, total=total, source="declared"), margin)
+
+
+def _is_readable(found: _Found) -> bool:
+    if found.total is None:
+        _log.warning(
+            "%s: its memory cannot be read, so lswap leaves it out; declare it (and all others to "
+            "use) under memory.devices",
+            found.id,
+        )
+    return found.total is not None
+
+
+def _find_gpus(
+    backends: frozenset[str], environment: Mapping[str, str], root: Path
+) -> tuple[_Found, ...]:
+    """Return the GPUs that engines of these backends can use, under llama.cpp's names.
+
+    One that several backends can use has the name that the first gives it: memory counts once.
+    """
+    if backends.isdisjoint(PREFIXES):
+        return ()
+    rows = read_nvml() if backends & {"cuda", "vulkan"} else ()
+    cards = read_cards(root) if backends & {"rocm", "vulkan"} else ()
+    found: list[_Found] = []
+    if "cuda" in backends:
+        found += _cuda(rows, environment)
+    if "rocm" in backends:
+        found += _rocm(cards, environment)
+    if "vulkan" in backends:
+        named = {_bus_id(one) for one in found}
+        others = _vulkan(rows, cards, environment)
+        found += [one for one in others if _bus_id(one) not in named]
+    return tuple(found)
+
+
+def _bus_id(found: _Found) -> str:
+    return _short(found.meter.bus_id) if found.meter is not None else ""
+
+
+def _cuda(rows: Sequence[GpuRow], environment: Mapping[str, str]) -> list[_Found]:
+    order: tuple[str, ...] = ()
+    if needs_cuda_order(rows, environment):
         try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # absent, or the word "max"
-            continue
-        if limit < total:
-            return limit, "cgroup"
-    return total, "psutil"
+            order = read_cuda_order(environment)
+        except NvmlError as error:
+            _log.warning(
+                "CUDA_VISIBLE_DEVICES=%s is read in PCI order (%s): name GPUs by UUID, or set "
+                "CUDA_DEVICE_ORDER=PCI_BUS_ID",
+                environment["CUDA_VISIBLE_DEVICES"],
+                error,
+            )
+    gpus = visible_gpus(rows, environment, order)
+    if rows and not gpus:
+        _log.info(
+            "CUDA_VISIBLE_DEVICES=%s leaves none of %d GPUs",
+            environment.get("CUDA_VISIBLE_DEVICES"),
+            len(rows),
+        )
+    places = {row.index: str(place) for place, row in enumerate(rows)}
+    return [
+        _Found(
+            id=f"CUDA{number}",
+            total=gpu.total,
+            source="nvml",
+            uuid=gpu.uuid or places.get(gpu.index),
+            meter=NvmlMeter(gpu.uuid, gpu.bus_id),
+        )
+        for number, gpu in enumerate(gpus)
+    ]
+
+
+def _rocm(cards: Sequence[Card], environment: Mapping[str, str]) -> list[_Found]:
+    agents = sorted(
+        (card for card in cards if card.agent is not None),
+        key=lambda card: card.agent.node if card.agent else 0,
+    )
+    return [
+        _on_card(f"ROCm{number}", card, rocm_pools(card), card.uuid or str(agents.index(card)))
+        for number, card in enumerate(visible_agents(agents, environment))
+    ]
+
+
+def _on_card(name: str, card: Card, pools: tuple[str, ...], uuid: str) -> _Found:
+    sizes = [{"vram": card.vram, "gtt": card.gtt}[pool] for pool in pools]
+    known = [size for size in sizes if size is not None]
+    gpu_id = card.agent.gpu_id if card.agent is not None else None
+    return _Found(
+        id=name,
+        total=sum(known) if len(known) == len(sizes) else None,
+        source="sysfs",
+        uuid=uuid,
+        meter=SysfsMeter(card.folder, card.bus_id, pools, gpu_id),
+        unified="gtt" in pools,
+    )
+
+
+def _vulkan(
+    rows: Sequence[GpuRow], cards: Sequence[Card], environment: Mapping[str, str]
+) -> list[_Found]:
+    """Return the GPUs in the order of the Vulkan loader: cards, then integrated GPUs, by PCI bus.
+
+    Best effort (`linux_read_sorted_physical_devices` in the loader's loader_linux.c): a layer may
+    sort otherwise, and a card with two drivers counts twice.
+    """
+    known = [(False, _short(row.bus_id), _on_nvidia(row)) for row in rows]
+    for card in cards:
+        if card.vendor in (AMD, INTEL) or (card.vendor == NVIDIA and not rows):
+            integrated = card.is_apu or card.vendor == INTEL
+            known.append((integrated, card.bus_id, _on_card("", card, vulkan_pools(card), "")))
+    known.sort(key=lambda one: one[:2])
+    numbers = vulkan_indices(environment)
+    return [
+        replace(known[number][2], id=f"Vulkan{place}", uuid=str(number))
+        for place, number in enumerate(range(len(known)) if numbers is None else numbers)
+        if number < len(known)
+    ]
+
+
+def _on_nvidia(row: GpuRow) -> _Found:
+    return _Found("", row.total, "nvml", None, NvmlMeter(row.uuid, row.bus_id))
+
+
+def _short(bus_id: str) -> str:
+    """Return NVML's `00000000:0A:00.0` as the kernel writes it, `0000:0a:00.0`."""
+    return bus_id.lower()[-12:]
 
 
 def read_nvml() -> tuple[GpuRow, ...]:
     """Return the GPUs that NVML knows, in PCI bus order; empty without a driver.
 
-    A GPU whose figures cannot be read is left out, with a line in the log.
+    A GPU that does not answer is there, with what is known of it.
     """
     try:
-        import pynvml  # noqa: PLC0415 - most machines do without it
-    except ImportError:
+        with Nvml() as nvml:
+            return nvml.gpus()
+    except NvmlError as error:
+        if error.absent:
+            _log.info("no NVIDIA GPU here: %s", error)
+        else:
+            _log.warning(
+                "the NVIDIA driver does not list its GPUs (%s): repair it, or declare the devices "
+                "under memory.devices",
+                error,
+            )
         return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        _log.debug("no NVIDIA driver: %s", error)
-        return ()
-    try:
-        rows = [_read_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
-        _log.warning("the NVIDIA driver does not list its GPUs: %s", error)
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-    return tuple(sorted((row for row in rows if row is not None), key=lambda row: row.bus_id))
-
-
-def _read_gpu(pynvml: Any, index: int) -> GpuRow | None:
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return GpuRow(
-            uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-            bus_id=_text(pynvml.nvmlDeviceGetPciInfo(handle).busId),
-            name=_text(pynvml.nvmlDeviceGetName(handle)),
-            total=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        )
-    except pynvml.NVMLError as error:
-        _log.warning("GPU %d cannot be read (%s): declare it under memory.devices", index, error)
-        return None
-
-
-def _text(value: str | bytes) -> str:
-    """NVML bindings before 11.5 return bytes."""
-    return value.decode() if isinstance(value, bytes) else value

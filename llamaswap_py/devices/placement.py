@@ -1,6 +1,7 @@
 """Turn the devices of a preset into the environment that keeps its child to them. Pure.
 
-A child that does not see a card opens no context on it: hundreds of MiB saved per card.
+A child that does not see a card opens no context on it: hundreds of MiB saved per card. What it
+does see it counts from 0: `translate` turns its names back into ours.
 """
 
 from __future__ import annotations
@@ -9,25 +10,70 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-# backend -> (prefix of its device names in llama.cpp, variables that hide the others, "none")
-_VARIABLES: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
-    "cuda": ("CUDA", ("CUDA_VISIBLE_DEVICES",), "-1"),
-    "rocm": ("ROCm", ("ROCR_VISIBLE_DEVICES",), "-1"),
-    "vulkan": ("Vulkan", ("GGML_VK_VISIBLE_DEVICES",), ""),
-}
-_PCI_ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+PREFIXES: Final[dict[str, str]] = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan"}
+"""Backend -> how llama.cpp begins the names of its devices."""
+
+_HOST: Final = "host"
+_HOST_BUFFERS: Final = re.compile(r"CPU.*|AMX|BLAS|host|\w+_Host", re.IGNORECASE)
 
 
 def placement_env(devices: Sequence[str], backend: str, uuids: Mapping[str, str]) -> dict[str, str]:
     """Return the variables for a child of `backend` that may use only `devices`.
 
-    `devices` are names like `CUDA1` or `host`; none at all leaves the choice to the child. A GPU is
-    named by its UUID where `uuids` has it, else by the number in its name.
+    `devices` are names like `CUDA1` or `host`; none at all leaves the choice to the child, among
+    those of `uuids`, which it then counts as we do. A GPU is named by what `uuids` has for it
+    (UUID, or the driver's number), else by the number in its name.
     """
-    env = dict(_PCI_ORDER) if backend == "cuda" else {}
-    if not devices or backend not in _VARIABLES:
+    prefix = PREFIXES.get(backend)
+    if prefix is None:
+        return {}
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if backend == "cuda" else {}
+    names = _visible(devices, prefix, uuids)
+    if not names and not devices:
         return env
-    prefix, variables, nothing = _VARIABLES[backend]
-    names = [name for name in devices if re.fullmatch(rf"{prefix}\d+", name, re.IGNORECASE)]
-    value = ",".join(uuids.get(name) or name[len(prefix) :] for name in names)
-    return {**env, **dict.fromkeys(variables, value or nothing)}
+    return {**env, **_hide_others(backend, [uuids.get(one) or one[len(prefix) :] for one in names])}
+
+
+def translate(
+    name: str, devices: Sequence[str], backend: str, uuids: Mapping[str, str]
+) -> str | None:
+    """Return our id for the device or buffer that a child calls `name`; None if it has none.
+
+    The other arguments are those `placement_env` was called with for this child. Buffers in host
+    memory (`CPU_Mapped`, `AMX`, `CUDA_Host`, …) are `host`; `CUDA_Split` lies on several devices.
+    """
+    prefix = PREFIXES.get(backend)
+    if prefix is not None and (found := re.fullmatch(rf"{prefix}(\d+)(_\w+)?", name, re.I)):
+        number = int(found[1])
+        names = _visible(devices, prefix, uuids)
+        if names:
+            return names[number] if number < len(names) else None
+        return None if devices else f"{prefix}{number}"
+    return _HOST if _HOST_BUFFERS.fullmatch(name) else None
+
+
+def _visible(devices: Sequence[str], prefix: str, uuids: Mapping[str, str]) -> list[str]:
+    """Return our names of what the child sees, in its order."""
+    wanted = devices or sorted(uuids, key=lambda name: (len(name), name))
+    if not devices and prefix == PREFIXES["vulkan"]:
+        return []  # its numbers are a guess, and one too many stops the child
+    return [name for name in wanted if re.fullmatch(rf"{prefix}\d+", name, re.IGNORECASE)]
+
+
+def _hide_others(backend: str, shown: Sequence[str]) -> dict[str, str]:
+    """Return the variables that leave only `shown`, against those that we inherited.
+
+    * CUDA takes the first invalid entry as the end of the list: -1 hides all. So does ROCr
+      (`RvdFilter::BuildUsrDeviceList`).
+    * HIP counts again what ROCr leaves: an inherited HIP_VISIBLE_DEVICES, or CUDA_VISIBLE_DEVICES
+      in its place, would choose among our choice.
+    * llama.cpp's Vulkan backend shows nothing for an empty list too; -1 makes it throw "Invalid
+      Vulkan device index" (`ggml_vk_instance_init` in ggml-vulkan.cpp reads unsigned numbers).
+    """
+    listed = ",".join(shown)
+    if backend == "rocm":
+        again = ",".join(str(number) for number in range(len(shown)))
+        return {"ROCR_VISIBLE_DEVICES": listed or "-1", "HIP_VISIBLE_DEVICES": again or "-1"}
+    if backend == "vulkan":
+        return {"GGML_VK_VISIBLE_DEVICES": listed}
+    return {"CUDA_VISIBLE_DEVICES": listed or "-1"}

@@ -1,0 +1,268 @@
+"""Watch the memory pools: one task that samples, one thread that asks the drivers.
+
+Drivers may block for as long as they like. Their calls run in a daemon thread of our own, so that
+neither the event loop nor the end of the program ever waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Protocol, TypeVar
+
+from llamaswap_py.devices.inventory import Device
+from llamaswap_py.devices.reader import MachineReader
+from llamaswap_py.devices.readings import Measurement, Sample
+
+SETTLING_INTERVAL: Final = 0.05
+"""Drivers give memory back some 10 to 500 ms after a process ends, and a swap may wait for it."""
+BUSY_INTERVAL: Final = 1.0
+IDLE_INTERVAL: Final = 10.0
+PATIENCE: Final = 5.0
+"""Seconds after which a reading counts as failed; its thread stays with it until it ends."""
+
+_log: Final = logging.getLogger("lswap.devices")
+_R = TypeVar("_R")
+
+
+class Reader(Protocol):
+    """What `Telemetry` reads from, always in the same thread; `MachineReader` is the real one."""
+
+    def read(self, at: float, children: Sequence[int]) -> Sample: ...
+
+    def close(self) -> None: ...
+
+
+class Telemetry:
+    """Samples `devices` and reports each measurement. Use as an async context manager.
+
+    `children` names the process ids of our children. `settling` says whether memory of a reaped
+    child is still to come back (sample 20 times a second), `busy` whether anything is loaded or
+    waiting (each second, else each ten). They and `on_measured` are called on the event loop. A
+    device that does not answer is missing from a measurement, and logged once.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        *,
+        children: Callable[[], Iterable[int]],
+        on_measured: Callable[[Measurement], None],
+        busy: Callable[[], bool] = lambda: True,
+        settling: Callable[[], bool] = lambda: False,
+        reader: Reader | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        interval: float = BUSY_INTERVAL,
+        idle_interval: float = IDLE_INTERVAL,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.last: Measurement | None = None
+        self._reader = reader or MachineReader(devices)
+        self._children, self._on_measured = children, on_measured
+        self._busy, self._settling = busy, settling
+        self._clock = clock
+        self._interval, self._idle_interval, self._patience = interval, idle_interval, patience
+        self._thread = _Thread("lswap-telemetry")
+        self._tasks = asyncio.TaskGroup()
+        self._task: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
+        self._waiters: list[asyncio.Future[Measurement | None]] = []
+        self._reading: asyncio.Future[Sample] | None = None
+        self._peaks: dict[int, dict[str, int]] = {}
+        self._unreadable: dict[str, str] = {}
+        self._silent = False
+
+    async def __aenter__(self) -> Telemetry:
+        await self._tasks.__aenter__()
+        self._task = self._tasks.create_task(self._run(), name="telemetry")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)  # it would wrap an error of the body
+        finally:
+            self._answer(self._waiters, None)
+            self._thread.submit(self._reader.close)
+            self._thread.end()
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Which watched pools could not be read the last time, and why."""
+        return self._unreadable
+
+    async def measure_now(self) -> Measurement | None:
+        """Return a measurement that begins after this call; `on_measured` has been given it.
+
+        None when the drivers do not answer in time, or after the end. Never raises for a driver.
+        """
+        if self._task is None or self._task.done():
+            return None
+        waiter: asyncio.Future[Measurement | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._asked.set()
+        return await waiter
+
+    def measure_soon(self) -> None:
+        """Ask for a measurement without waiting for it."""
+        self._asked.set()
+
+    def peaks(self, pid: int) -> dict[str, int]:
+        """Return the most that a child was seen to hold of each device since its spawn, in bytes.
+
+        Of the host: memory of its own, without mapped files. Devices whose processes cannot be
+        told apart are missing. They stay after its end until `forget`.
+        """
+        return dict(self._peaks.get(pid, {}))
+
+    def forget(self, pid: int) -> None:
+        """Drop the peaks of a child that is gone: its process id may come back."""
+        self._peaks.pop(pid, None)
+
+    async def _run(self) -> None:
+        while True:
+            self._asked.clear()
+            waiters, self._waiters = self._waiters, []
+            try:
+                children = frozenset(self._children())
+                measurement = await self._measure(tuple(children))
+            except BaseException:
+                self._answer(waiters, None)
+                raise
+            if measurement is not None and not children <= frozenset(self._children()):
+                # It counts a child as ours that was reaped meanwhile: not yet as strangers' what
+                # the device still holds of it, so it would prove the memory free.
+                self._waiters = waiters + self._waiters
+                continue
+            if measurement is not None:
+                self.last = measurement
+                self._on_measured(measurement)
+            self._answer(waiters, measurement)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._asked.wait()
+
+    def _pause(self) -> float:
+        if self._settling():
+            return min(SETTLING_INTERVAL, self._interval)
+        return self._interval if self._busy() else self._idle_interval
+
+    async def _measure(self, children: Sequence[int]) -> Measurement | None:
+        """Return a fresh measurement, None if there is none in time."""
+        if self._reading is not None and not self._reading.done():
+            await asyncio.wait([self._reading], timeout=self._patience)
+            if not self._reading.done():
+                return None  # still stuck in the reading before
+        at = self._clock()
+        self._reading = self._thread.submit(lambda: self._reader.read(at, children))
+        await asyncio.wait([self._reading], timeout=self._patience)
+        if not self._reading.done():
+            self._note_silence(f"no answer for {self._patience:g} s", None)
+            return None
+        try:
+            sample = self._reading.result()
+        except Exception as error:
+            self._note_silence(str(error) or type(error).__name__, error)
+            return None
+        self._note(sample)
+        return sample.measurement
+
+    def _note(self, sample: Sample) -> None:
+        self._silent = False
+        for pid, held in sample.held.items():
+            peaks = self._peaks.setdefault(pid, {})
+            for device, size in held.items():
+                peaks[device] = max(size, peaks.get(device, 0))
+        now = sample.measurement.unreadable
+        for device in now.keys() - self._unreadable.keys():
+            _log.warning(
+                "%s: its memory cannot be read any more (%s); what is known of it stands. If it "
+                "stays so, declare its memory under memory.devices",
+                device,
+                now[device],
+            )
+        for device in self._unreadable.keys() - now.keys():
+            _log.info("%s: its memory can be read again", device)
+        self._unreadable = dict(now)
+
+    def _note_silence(self, reason: str, error: Exception | None) -> None:
+        if not self._silent:
+            self._silent = True
+            _log.warning(
+                "the drivers do not say how much memory is used (%s); what is known stands. If it "
+                "stays so, declare the devices under memory.devices",
+                reason,
+                exc_info=error,
+            )
+
+    def _answer(
+        self, waiters: Iterable[asyncio.Future[Measurement | None]], answer: Measurement | None
+    ) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(answer)
+
+
+class _Thread:
+    """A daemon thread that does one job after the other, started with the first."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def submit(self, job: Callable[[], _R]) -> asyncio.Future[_R]:
+        """Return a future of what `job` returns or raises; nobody has to wait for it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_R] = loop.create_future()
+
+        def do() -> None:
+            try:
+                result = job()
+            except Exception as error:
+                self._tell(loop, future, _raiser(future, error))
+            else:
+                self._tell(loop, future, lambda: future.set_result(result))
+
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._jobs.put(do)
+        return future
+
+    def end(self) -> None:
+        """Let the thread end after its jobs; does not wait."""
+        self._jobs.put(None)
+
+    @staticmethod
+    def _tell(
+        loop: asyncio.AbstractEventLoop, future: asyncio.Future[_R], settle: Callable[[], None]
+    ) -> None:
+        def settle_once() -> None:
+            if not future.done():
+                settle()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(settle_once)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def _raiser(future: asyncio.Future[_R], error: Exception) -> Callable[[], None]:
+    def settle() -> None:
+        future.set_exception(error)
+        future.exception()  # seen: a failure that nobody waits for is no second one
+
+    return settle
