@@ -7,18 +7,21 @@ is engine.md's "Spawning"); of those, what an older binary does not know is left
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.config.context import slots
 from llamaswap_py.config.options import Owned, long_name, owned, plain_name
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.config.values import HOST
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llamaswap_py.config.records import Config, Preset
-    from llamaswap_py.config.values import Argument
+    from llamaswap_py.config.values import Argument, PerDevice
 
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 SPARE_HTTP_THREADS: Final = 16
@@ -77,18 +80,20 @@ def build_args(
     config: Config,
     options: Mapping[str, Option] | None,
     *,
-    fit: bool = False,
+    devices: Sequence[str] | None = None,
     cache_ram: int | None = None,
 ) -> tuple[str, ...]:
     """Return the words after the binary, without `--host` and `--port`.
 
-    `options` is the located binary's table (None: unknown, nothing is left out), `cache_ram` bytes
-    (None: as the file says). Arguments that check_args() names are left out.
+    `preset` may be one of variant_presets(). `options` is the located binary's table (None:
+    unknown, nothing is left out), `devices` the placement, in the order in which the child sees it
+    (None: as the preset says), `cache_ram` bytes (None: as the file says). Arguments that
+    check_args() names are left out.
     """
     table = _Table(options)
     words = ["--model", preset.model]
     size = config.memory.cache_ram if cache_ram is None else cache_ram
-    for name, value in _always(preset, size, fit=fit):
+    for name, value in (*_always(preset, size), *_chosen(preset, config, devices)):
         if table.knows(name):
             words += [f"--{name}"] if value is None else [f"--{name}", value]
     for setting in _settings(preset, table):
@@ -102,6 +107,11 @@ def check_args(
     """Return what is wrong with a preset's `args` and `extra`: owned, unknown, misused options."""
     table = _Table(options)
     found = [
+        (key, f"this llama-server has no --{option}", "take a newer one, or remove the key")
+        for key, option in _needed(preset)
+        if not table.knows(option)
+    ]
+    found += [
         (f"args.{setting.name}", setting.message, setting.remedy)
         for setting in _settings(preset, table)
         if setting.message
@@ -113,7 +123,15 @@ def check_args(
     )
 
 
-def _always(preset: Preset, cache_ram: int, *, fit: bool) -> Iterator[tuple[str, str | None]]:
+def check_preset(
+    preset: Preset, config: Config, options: Mapping[str, Option] | None
+) -> tuple[PresetProblem, ...]:
+    """Return what check_args() says of a preset's variants, or of the preset that has none."""
+    ways = variant_presets(preset)
+    return tuple(dict.fromkeys(each for way in ways for each in check_args(way, config, options)))
+
+
+def _always(preset: Preset, cache_ram: int) -> Iterator[tuple[str, str | None]]:
     yield "alias", preset.id
     yield "metrics", None
     yield "slots", None
@@ -123,15 +141,55 @@ def _always(preset: Preset, cache_ram: int, *, fit: bool) -> Iterator[tuple[str,
     yield "cache-ram", str(cache_ram // MIB)
     threads = max(slots(preset), preset.concurrency or 0) + SPARE_HTTP_THREADS
     yield "threads-http", str(threads)
-    if not fit:
+
+
+def _chosen(
+    preset: Preset, config: Config, devices: Sequence[str] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the options behind keys of the preset."""
+    if preset.fit == "shrink":
+        yield "fit", "on"
+        yield "fit-target", _fit_target(preset, config.memory.margin, devices)
+    else:
         yield "fit", "off"
+    if preset.sleep is not None:  # it takes whole seconds, from 1 on
+        yield "sleep-idle-seconds", str(math.ceil(preset.sleep))
+
+
+def _needed(preset: Preset) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a preset that mean nothing without an option of llama-server."""
+    if preset.fit == "shrink":
+        yield "fit", "fit-target"
+    if preset.sleep is not None:
+        yield "sleep", "sleep-idle-seconds"
+
+
+def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None) -> str:
+    """Return what is to stay free of each device, in MiB; a single value counts for all of them.
+
+    An open placement gets the largest margin of any card.
+    """
+    if devices is None:
+        devices = () if preset.device == "auto" else preset.device
+    cards = [each for each in devices if each != HOST]
+    if cards:
+        sizes = [margin.of(each) for each in cards]
+    elif devices:
+        sizes = [margin.of(HOST)]
+    else:
+        named = (size for device, size in margin.devices.items() if device != HOST)
+        sizes = [max((margin.default, *named))]
+    targets = [str(-(-size // MIB)) for size in sizes]
+    return targets[0] if len(set(targets)) == 1 else ",".join(targets)
 
 
 def _place(config: Config, preset: Preset, key: str) -> str:
-    """Return where the file says `key` of a preset: in the preset itself, or in the defaults."""
+    """Return where the file says `key`: in the variant, in the preset, or in the defaults."""
     own = f"models.{preset.id}.{key}"
-    inherited = f"defaults.{key}"
-    return inherited if own not in config.lines and inherited in config.lines else own
+    names = [each.name for each in preset.variants]
+    inside = names.index(preset.variant) if preset.variant in names else None
+    places = (f"models.{preset.id}.variants[{inside}].{key}", own, f"defaults.{key}")
+    return next((place for place in places if place in config.lines), own)
 
 
 def _refusal(spelling: str, mine: Owned) -> tuple[str, str]:

@@ -6,9 +6,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.config.options import long_name
+from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llamaswap_py.config.records import Config, Preset
     from llamaswap_py.config.values import Argument
 
@@ -72,20 +75,52 @@ def _effective(preset: Preset, name: str) -> Argument | None:
 def warnings(config: Config) -> tuple[str, ...]:
     """Return what will work, but probably not as meant; one line each, with its place."""
     found: list[str] = []
-    timeout, max_wait = config.policy.queue.timeout, config.policy.max_wait
     for preset in config.models.values():
-        if timeout < max_wait + preset.drain_timeout:
-            found.append(
-                f"{config.where('policy.queue.timeout')}: a request gives up after "
-                f"{format_duration(timeout)}, but others may keep the memory {preset.id} holds for "
-                f"max_wait + drain_timeout = {format_duration(max_wait + preset.drain_timeout)}"
-            )
-        size = _number(preset, "ctx-size") or 0
-        share = context_per_request(preset)
-        if share is not None and share * 2 < size:
-            found.append(
-                f"{config.where(f'models.{preset.id}')}: a request gets {share} tokens of context: "
-                f"{slots(preset)} slots divide ctx-size {size} - set kv-unified: true, or "
-                f"ctx-size: {size * slots(preset)}"
-            )
+        found += _on_waiting(preset, config)
+        found += _on_sleep(preset, config)
+        for number, way in enumerate(variant_presets(preset)):
+            place = f"models.{preset.id}" + (f".variants[{number}]" if way.variant else "")
+            found += [f"{config.where(place)}: {each}" for each in (*_on_share(way), *_on_fit(way))]
     return tuple(found)
+
+
+def _on_waiting(preset: Preset, config: Config) -> Iterator[str]:
+    timeout, max_wait = config.policy.queue.timeout, config.policy.max_wait
+    if timeout < max_wait + preset.drain_timeout:
+        yield (
+            f"{config.where('policy.queue.timeout')}: a request gives up after "
+            f"{format_duration(timeout)}, but others may keep the memory {preset.id} holds for "
+            f"max_wait + drain_timeout = {format_duration(max_wait + preset.drain_timeout)}"
+        )
+
+
+def _on_sleep(preset: Preset, config: Config) -> Iterator[str]:
+    if preset.sleep is not None and preset.ttl is not None and preset.ttl <= preset.sleep:
+        yield (
+            f"{config.where(f'models.{preset.id}')}: it never sleeps: ttl unloads it after "
+            f"{format_duration(preset.ttl)}, before sleep = {format_duration(preset.sleep)}"
+        )
+
+
+def _on_share(preset: Preset) -> Iterator[str]:
+    size = _number(preset, "ctx-size") or 0
+    share = context_per_request(preset)
+    if share is not None and share * 2 < size:
+        yield (
+            f"a request gets {share} tokens of context: {slots(preset)} slots divide "
+            f"ctx-size {size} - set kv-unified: true, or ctx-size: {size * slots(preset)}"
+        )
+
+
+def _on_fit(preset: Preset) -> Iterator[str]:
+    # What is set is never changed (common/fit.cpp): the context only when it is left to the model,
+    # the offload only when it is left to llama-server.
+    is_set = (_number(preset, "ctx-size") or 0) > 0
+    layers = _effective(preset, "n-gpu-layers")
+    if preset.fit == "shrink" and is_set and layers not in (None, "auto", -1, "-1"):
+        yield (
+            "fit: shrink changes nothing, because args set both ctx-size and n-gpu-layers - "
+            "leave one of them out"
+        )
+    if preset.fit == "exact" and _effective(preset, "fit-ctx") is not None:
+        yield "fit-ctx does nothing without fit: shrink"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llamaswap_py.config.document import MAX_TEXT
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
 from llamaswap_py.errors import ConfigError
@@ -39,4 +40,6 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     return load_config(text, path=file, base_dir=base, env=os.environ, home=home)
 
 
-_MOST = 1 << 20  # more than the parser takes, so that a model given by mistake is not read whole
+_MOST = (
+    MAX_TEXT + 3
+)  # more than the parser takes, so that a model given by mistake is not read whole

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import units
-from llamaswap_py.config.nodes import Invalid, Listing, Node, Scalar, describe
+from llamaswap_py.config.nodes import Invalid, Listing, Node, Scalar, Table, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Schema = dict[str, Any]
+CONTROL: Final = re.compile("[\0-\x1f\x7f]")
+"""Characters that no name contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def _positive(form: Form) -> Form:
 POSITIVE_DURATION: Final = _positive(DURATION)
 POSITIVE_SIZE: Final = _positive(SIZE)
 TTL: Final = or_word("never", DURATION)
+SLEEP: Final = or_word("never", POSITIVE_DURATION)
 
 # Texts and paths
 
@@ -173,7 +176,7 @@ PATH: Final = Form(_path, {"title": "path", "type": "string", "minLength": 1})
 
 def _name(node: Node, what: str) -> str:
     text = read_text(node, what)
-    if text != text.strip() or any(ord(c) < 32 or ord(c) == 127 for c in text) or len(text) > 255:
+    if text != text.strip() or CONTROL.search(text) or len(text) > 255:
         raise Invalid(node, f"{text!r} is no name", "no line breaks, no blanks around it")
     return text
 
@@ -206,5 +209,47 @@ def _hosts(node: Node, base: Base) -> tuple[str, ...]:
 
 
 _TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string", "minLength": 1}}
+NAME: Final = Form(lambda node, _: _name(node, "a name"), {"type": "string", "minLength": 1})
 NAMES: Final = Form(_names, {**_TEXTS, "uniqueItems": True}, list)
 HOSTS: Final = Form(_hosts, {**_TEXTS, "uniqueItems": True}, list)
+
+
+# What happens when the memory is full
+
+SUBSTITUTE: Final = "substitute:"
+_WHEN_FULL: Final = "wait, refuse or {substitute: NAME}"
+
+
+def _when_full(node: Node, base: Base) -> str:
+    if isinstance(node, Table):
+        for key, entry in node.entries.items():
+            if key != "substitute":
+                raise Invalid(entry, "unknown key", "known here: substitute", key=key)
+        if "substitute" not in node.entries:
+            raise Invalid(node, "the mapping is empty", f"write {_WHEN_FULL}")
+        name: str = at_key("substitute", NAME, node.entries["substitute"].value, base)
+        return SUBSTITUTE + name
+    text = read_text(node, _WHEN_FULL)
+    name = text.removeprefix(SUBSTITUTE).strip()
+    if text in ("wait", "refuse"):
+        return text
+    if text.startswith(SUBSTITUTE) and name:
+        return SUBSTITUTE + name
+    raise Invalid(node, f"{text!r} is not {_WHEN_FULL}")
+
+
+WHEN_FULL: Final = Form(
+    _when_full,
+    {
+        "anyOf": [
+            {"enum": ["wait", "refuse"]},
+            {"title": "substitute: NAME", "type": "string", "pattern": r"^substitute:\s*\S"},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["substitute"],
+                "properties": {"substitute": NAME.schema},
+            },
+        ]
+    },
+)

@@ -10,24 +10,26 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, structs
 
+from llamaswap_py.config.fields import Record
 from llamaswap_py.config.forms import Base, Form, expected, read_text
 from llamaswap_py.config.nodes import Invalid, Node, Scalar
-from llamaswap_py.config.records import Config, Preset, Record
+from llamaswap_py.config.records import Config, Preset
 
 # Fields that are not read from the file.
-_HIDDEN: Final = {Preset: {"id"}, Config: {"source", "lines"}}
+_HIDDEN: Final = {Preset: {"id", "variant"}, Config: {"source", "lines"}}
 _TRUE: Final = ("true", "yes", "on")
 _FALSE: Final = ("false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a mapping: a nested record, or a value with its form."""
+    """One key of a mapping: a nested record, a list or a mapping of them, or a value's form."""
 
     name: str
     description: str
     examples: tuple[Any, ...]
     record: type[Record] | None
+    many: Literal["", "list", "mapping"]
     form: Form
     default: Any
 
@@ -49,7 +51,7 @@ def keys_of(record: type[Record]) -> dict[str, Key]:
 def _key(field: structs.FieldInfo) -> Key:
     kind, meta = get_args(field.type)[:2]
     assert isinstance(meta, Meta), field.name
-    nested = kind if isinstance(kind, type) and issubclass(kind, Record) else None
+    nested, many = _nested(kind)
     default = field.default
     if default is NODEFAULT and field.default_factory is not NODEFAULT:
         default = field.default_factory()
@@ -58,9 +60,23 @@ def _key(field: structs.FieldInfo) -> Key:
         description=meta.description or "",
         examples=tuple(meta.examples or ()),
         record=nested,
-        form=_form(kind, meta) if nested is None and field.name != "models" else _NOTHING,
+        many=many,
+        form=_form(kind, meta) if nested is None else _NOTHING,
         default=default,
     )
+
+
+def _nested(kind: Any) -> tuple[type[Record] | None, Literal["", "list", "mapping"]]:
+    if _is_record(kind):
+        return kind, ""
+    inner = next((each for each in get_args(kind) if _is_record(each)), None)
+    if inner is None:
+        return None, ""
+    return inner, "list" if get_origin(kind) is tuple else "mapping"
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Record)
 
 
 def _form(kind: Any, meta: Meta) -> Form:
@@ -75,7 +91,8 @@ def _form(kind: Any, meta: Meta) -> Form:
         return _one_of(get_args(kind))
     word = extra.get("word")
     assert kind is int or (word and set(get_args(kind)) == {int, NoneType}), kind
-    return _number(int(meta.ge or 0), word)
+    most = _MOST if meta.le is None else int(meta.le)
+    return _number(int(meta.ge or 0), most, word)
 
 
 _NOTHING: Final = Form(lambda node, base: None, {})
@@ -103,8 +120,10 @@ def _one_of(words: tuple[str, ...]) -> Form:
     return Form(read, {"enum": list(words)})
 
 
-def _number(least: int, word: str | None) -> Form:
+def _number(least: int, most: int, word: str | None) -> Form:
     kind = "a whole number" + (f" from {least} on" if least else "")
+    if most != _MOST:
+        kind = f"a whole number from {least} to {most}"
     said = f"{kind}, or {word}" if word else kind
 
     def read(node: Node, _: Base) -> int | None:
@@ -113,12 +132,12 @@ def _number(least: int, word: str | None) -> Form:
         if not isinstance(node, Scalar) or not node.plain or node.value is None:
             raise expected(node, said)
         try:
-            number: int = msgspec.convert(node.value, _limited(least))
+            number: int = msgspec.convert(node.value, _limited(least, most))
             return number
         except msgspec.ValidationError:
             raise expected(node, said) from None
 
-    limits = {"type": "integer", "minimum": least, "maximum": _MOST}
+    limits = {"type": "integer", "minimum": least, "maximum": most}
     schema = {"anyOf": [{"const": word}, limits]} if word else limits
     return Form(read, schema, lambda value: word if value is None else value)
 
@@ -127,8 +146,8 @@ _MOST: Final = 2**31 - 1  # what a C int holds
 
 
 @cache
-def _limited(least: int) -> Any:
-    return Annotated[int, Meta(ge=least, le=_MOST)]
+def _limited(least: int, most: int) -> Any:
+    return Annotated[int, Meta(ge=least, le=most)]
 
 
 def spelled_default(key: Key) -> Any:

@@ -129,9 +129,6 @@ _LOGGING: Final = Owned("lswap reads its children's logs", "set the key `log`")
 _ROUTER: Final = Owned("lswap is the router", "describe the models under `models`")
 _INFORMATION: Final = Owned("llama-server would print and exit", "run llama-server by hand")
 _KEYS: Final = Owned("clients' keys are lswap's business, children are private", "remove it")
-_FIT: Final = Owned(
-    "a preset means what it says: lswap passes --fit off", "set ctx-size and the like"
-)
 _UI: Final = Owned("children answer under their own root", "remove it")
 
 OWNED: Final[dict[str, Owned]] = {
@@ -150,12 +147,17 @@ OWNED: Final[dict[str, Owned]] = {
     "offline": Owned("lswap always passes it", "remove it"),
     "cache-ram": Owned("its memory is accounted for", "set the key `memory.cache_ram`"),
     "sleep-idle-seconds": Owned(
-        "lswap decides when memory is given back", "set the preset's `ttl`"
+        "lswap has to know when memory is given back", "set the preset's key `sleep`, or `ttl`"
     ),
     "threads-http": Owned("lswap derives it from the slots", "set the preset's `concurrency`"),
-    "fit": _FIT,
-    "fit-target": _FIT,
-    "fit-ctx": _FIT,
+    "fit": Owned(
+        "a preset means what it says, unless it says otherwise",
+        "set the preset's key `fit: shrink`",
+    ),
+    "fit-target": Owned(
+        "it is the margin of the preset's devices",
+        "set the preset's key `fit: shrink`, and `memory.margin`",
+    ),
     **dict.fromkeys(
         ("log-disable", "log-file", "log-jsonl", "log-colors", "log-prefix", "log-timestamps"),
         _LOGGING,

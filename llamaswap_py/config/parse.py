@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llamaswap_py.config.forms import Base, is_null
+from llamaswap_py.config.document import read_yaml
+from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
 from llamaswap_py.config.keys import Key, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
-from llamaswap_py.config.nodes import Invalid, Node, Table, describe, join_errors, read_yaml
+from llamaswap_py.config.names import bad_name, nearest, resolve_names
+from llamaswap_py.config.nodes import Invalid, Listing, Node, Table, describe, join_errors
 from llamaswap_py.config.options import LONG_NAMES, long_name
 from llamaswap_py.config.planned import PLANNED
-from llamaswap_py.config.records import Config, Defaults, Preset, Record
+from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
 from llamaswap_py.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _SMALLEST = "models:\n  my-model:\n    model: ~/models/my-model.gguf"
 # Keys that belong to one preset; `defaults` has all the others.
 _FOREIGN = {
+    "variants": "write them in the one preset they vary",
     "model": "write the file of each preset under `models`",
     "aliases": "write them in the one preset they name",
 }
@@ -74,15 +76,11 @@ class _Reader:
     def config(self, root: Table) -> Config:
         values = self.record(Config, root, "")
         presets = self.presets(root)
-        self.check_names(presets, values.get("default_model"))
+        resolve_names(values, presets, self.lines, self.problem)
         self.check_listen(values)
         self.raise_problems()
-        defaults = values.get("defaults", Defaults())
-        engine = values.get("engine", "auto")
-        env = values.get("env", {})
-        values["models"] = {
-            id: _preset(id, own, defaults, engine, env) for id, own in presets.items()
-        }
+        inherited = _inherited(values)
+        values["models"] = {id: _preset(id, own, inherited) for id, own in presets.items()}
         return Config(**values, source=self.source, lines=self.lines)
 
     # Mappings
@@ -105,10 +103,8 @@ class _Reader:
 
     def value(self, key: Key, node: Node, here: str, values: dict[str, Any]) -> None:
         if key.record is not None:
-            if isinstance(node, Table):
-                values[key.name] = key.record(**self.record(key.record, node, here))
-            elif not is_null(node):  # a section whose lines are all commented out
-                self.problem(node.line, here, f"{describe(node)} is not a mapping of keys")
+            if not is_null(node):  # a section whose lines are all commented out
+                self.nested(key, key.record, node, here, values)
             return
         try:
             values[key.name] = key.form.read(node, self.base)
@@ -119,6 +115,46 @@ class _Reader:
             for name, entry in node.entries.items():
                 spelled = long_name(name) if key.name == "args" else name
                 self.lines[f"{here}.{spelled}"] = entry.line
+
+    def nested(
+        self, key: Key, kind: type[Record], node: Node, here: str, values: dict[str, Any]
+    ) -> None:
+        """Read a record, or a list or a mapping of them, as far as they are complete."""
+        if key.many == "list":
+            values[key.name] = self.listed(kind, node, here)
+        elif key.many == "mapping" and isinstance(node, Table):
+            made = values[key.name] = {}
+            for name, entry in node.entries.items():
+                self.lines[f"{here}.{name}"] = entry.line
+                if bad := bad_name(name):
+                    self.problem(entry.line, f"{here}.{name}", *bad)
+                if (item := self.made(kind, entry.value, f"{here}.{name}")) is not None:
+                    made[name] = item
+        elif (item := self.made(kind, node, here)) is not None:
+            values[key.name] = item
+
+    def listed(self, kind: type[Record], node: Node, here: str) -> tuple[Record, ...]:
+        if not isinstance(node, Listing) or not node.items:
+            empty = isinstance(node, Listing)
+            said = "the list is empty" if empty else f"{describe(node)} is no list"
+            required = ", ".join(f"{name}: …" for name, k in keys_of(kind).items() if k.required)
+            self.problem(node.line, here, said, f"write [{{{required}}}, …]")
+            return ()
+        self.lines |= {f"{here}[{i}]": item.line for i, item in enumerate(node.items)}
+        made = [self.made(kind, item, f"{here}[{i}]") for i, item in enumerate(node.items)]
+        return tuple(record for record in made if record is not None)
+
+    def made(self, kind: type[Record], node: Node, here: str) -> Record | None:
+        """Return a complete record; None after saying what is wrong."""
+        if not isinstance(node, Table):
+            self.problem(node.line, here, f"{describe(node)} is not a mapping of keys")
+            return None
+        values = self.record(kind, node, here)
+        required = [name for name, key in keys_of(kind).items() if key.required]
+        for name in required:
+            if name not in node.entries:
+                self.problem(node.line, here, f"{name} is missing", f"add {name}: …")
+        return kind(**values) if values.keys() >= set(required) else None
 
     def presets(self, root: Table) -> dict[str, dict[str, Any]]:
         """Return what each entry of `models` sets itself."""
@@ -136,7 +172,7 @@ class _Reader:
         for id, own in entry.value.entries.items():
             here = f"models.{id}"
             self.lines[here] = own.line
-            if bad := _bad_id(id):
+            if bad := bad_name(id):
                 self.problem(own.line, here, *bad)
             presets[id] = {}
             if isinstance(own.value, Table):
@@ -150,23 +186,6 @@ class _Reader:
         return presets
 
     # What concerns several keys
-
-    def check_names(self, presets: dict[str, dict[str, Any]], default: str | None) -> None:
-        owner: dict[str, str] = dict.fromkeys(presets, "")
-        for id, values in presets.items():
-            for alias in values.get("aliases", ()):
-                here = f"models.{id}.aliases"
-                if alias not in owner:
-                    owner[alias] = id
-                    continue
-                other = owner[alias] or alias
-                line = self.lines[f"models.{other}.aliases" if owner[alias] else f"models.{other}"]
-                message = f"{alias!r} already names models.{other} (line {line})"
-                self.problem(self.lines[here], here, message, "a name can mean only one preset")
-        if default is not None and default not in owner and presets:
-            remedy = _nearest(default, owner) or f"known are {', '.join(list(owner)[:20])}"
-            message = f"there is no preset {default!r}"
-            self.problem(self.lines["default_model"], "default_model", message, remedy)
 
     def check_listen(self, values: dict[str, Any]) -> None:
         allow = values.get("allow_unauthenticated", False)
@@ -184,7 +203,7 @@ class _Reader:
         elif kind is Defaults and name in _FOREIGN:
             message, remedy = f"{name} belongs to one preset", _FOREIGN[name]
         else:
-            message, remedy = "unknown key", _nearest(name, known) or _option_hint(kind, name)
+            message, remedy = "unknown key", nearest(name, known) or _option_hint(kind, name)
             remedy = remedy or f"known here: {', '.join(known)}"
         self.problem(line, here, message, remedy)
 
@@ -202,27 +221,28 @@ class _Reader:
             raise join_errors([error for _, error in self._problems])
 
 
-def _preset(
-    id: str, own: dict[str, Any], defaults: Defaults, engine: object, env: dict[str, str]
-) -> Preset:
+def _inherited(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a preset says that says nothing: the defaults, with the top level's keys."""
+    defaults: Defaults = values.get("defaults", Defaults())
+    policy: Policy = values.get("policy", Policy())
+    found = {name: getattr(defaults, name) for name in keys_of(Defaults)}
+    found["env"] = values.get("env", {}) | defaults.env
+    found["engine"] = defaults.engine or values.get("engine", "auto")
+    found["when_full"] = defaults.when_full or policy.when_full
+    return found
+
+
+def _preset(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
     """Return a preset that needs nothing else: the defaults, the engine and env are in it."""
-    values = {name: getattr(defaults, name) for name in keys_of(Defaults)}
-    values |= own
+    values = inherited | own
     args = own.get("args", {})
     # What the preset says comes last: of two names that turn out to be one option the last wins.
-    kept = {name: value for name, value in defaults.args.items() if name not in args}
+    kept = {name: value for name, value in inherited["args"].items() if name not in args}
     values["args"] = kept | args
-    values["env"] = env | defaults.env | own.get("env", {})
-    values["engine"] = values["engine"] or engine
+    values["env"] = inherited["env"] | own.get("env", {})
+    if values["when_full"] == f"{SUBSTITUTE}{id}":
+        values["when_full"] = "wait"  # inherited: nothing can stand in for itself
     return Preset(id=id, **values)
-
-
-def _bad_id(id: str) -> tuple[str, str] | None:
-    if not id or id != id.strip() or len(id) > 255 or any(ord(c) < 32 or ord(c) == 127 for c in id):
-        return "this is no name", "no line breaks, no blanks around it, 1 to 255 characters"
-    if "," in id:
-        return "a name cannot contain a comma", "llama-server would take it for two names"
-    return None
 
 
 def _says_file(node: Node) -> bool:
@@ -230,14 +250,7 @@ def _says_file(node: Node) -> bool:
     return isinstance(node, Table) and bool({"model", "hf", "cmd"} & node.entries.keys())
 
 
-def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
-    simple = {each.replace("_", "").replace("-", "").lower(): each for each in known}
-    wanted = name.replace("_", "").replace("-", "").lower()
-    close = difflib.get_close_matches(wanted, simple, n=1, cutoff=0.6)
-    return f"did you mean {simple[close[0]]}?" if close else ""
-
-
 def _option_hint(kind: type[Record], name: str) -> str:
-    if kind not in (Preset, Defaults) or name.replace("_", "-") not in LONG_NAMES:
+    if "args" not in keys_of(kind) or name.replace("_", "-") not in LONG_NAMES:
         return ""
     return f"llama-server's options go under args: args: {{{long_name(name)}: …}}"

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.records import Config, Defaults, Log, Policy, Preset, Record
+from llamaswap_py.config.records import Config, Defaults, Log, Preset, Record
 
 _PRESET: Final = frozenset(
     {
         "hf",
         "cmd",
         "ready",
-        "variants",
-        "prefer",
-        "fit",
-        "sleep",
         "keep_kv",
         "resume",
         "request",
-        "priority",
-        "when_full",
         "liveness",
     }
 )
@@ -34,11 +28,9 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
             "allow_args",
             "aliases",
             "model_dirs",
-            "groups",
             "vars",
         }
     ),
-    Policy: frozenset({"when_full"}),
     Log: frozenset({"rotate"}),
     Defaults: _PRESET,
     Preset: _PRESET,

@@ -7,11 +7,14 @@ the design that this version does not have yet are in planned.py.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import field
 
-from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
+from llamaswap_py.config.arguments import ENV
+from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -21,32 +24,29 @@ from llamaswap_py.config.forms import (
     POSITIVE_SIZE,
     SIZE,
     TEXT,
-    TTL,
-    Form,
+    WHEN_FULL,
     or_null,
 )
-from llamaswap_py.config.places import BUDGETS, DEVICES, ENGINE, LISTEN, MARGIN, SIZES
-from llamaswap_py.config.values import Argument, EngineSpec, PerDevice
+from llamaswap_py.config.places import BUDGETS, ENGINE, LISTEN, MARGIN
+from llamaswap_py.config.preset import Defaults, Preset
+from llamaswap_py.config.values import EngineSpec, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import GIB, KIB, MIB
 
-
-def _key(description: str, form: Form, *examples: Any) -> Meta:
-    return Meta(description=description, examples=list(examples), extra={"form": form})
-
-
-def _plain(description: str, *examples: Any, ge: int | None = None) -> Meta:
-    """Describe a value that YAML and Python write alike: a boolean, a number, one of some words."""
-    return Meta(description=description, examples=list(examples), ge=ge)
-
-
-def _word(description: str, word: str, *, ge: int) -> Meta:
-    """Describe a number that may also be left open with a word, which is None here."""
-    return Meta(description=description, examples=[word, ge], ge=ge, extra={"word": word})
-
-
-class Record(Struct, frozen=True):
-    """A mapping with fixed keys."""
+__all__ = [
+    "Config",
+    "Defaults",
+    "Group",
+    "Limits",
+    "Log",
+    "Memory",
+    "Policy",
+    "Preset",
+    "Queue",
+    "Record",
+    "Waiting",
+    "groups_of",
+]
 
 
 class Memory(Record, frozen=True):
@@ -54,7 +54,7 @@ class Memory(Record, frozen=True):
 
     margin: Annotated[
         PerDevice,
-        _key(
+        key(
             "Left free on every device, always; or per device (1GiB on those not named).",
             MARGIN,
             "2GiB",
@@ -63,7 +63,7 @@ class Memory(Record, frozen=True):
     ] = PerDevice(GIB)
     devices: Annotated[
         dict[str, int] | None,
-        _key(
+        key(
             "How much memory each device has: auto asks the machine; a mapping declares it "
             "(containers, WSL, tests).",
             BUDGETS,
@@ -72,11 +72,11 @@ class Memory(Record, frozen=True):
     ] = None
     settle: Annotated[
         float,
-        _key("How long a stopped child's memory may take to show up as free.", DURATION, "10s"),
+        key("How long a stopped child's memory may take to show up as free.", DURATION, "10s"),
     ] = 5.0
     cache_ram: Annotated[
         int,
-        _key(
+        key(
             "llama-server's prompt cache, per child, charged to host; 0 turns it off "
             "(llama-server's own default is 8 GiB).",
             SIZE,
@@ -89,10 +89,10 @@ class Queue(Record, frozen=True):
     """Requests that wait for a model."""
 
     limit: Annotated[
-        int, _plain("Most requests that may wait for one preset; more get 429.", 64, ge=1)
+        int, plain("Most requests that may wait for one preset; more get 429.", 64, ge=1)
     ] = 512
     timeout: Annotated[
-        float, _key("How long a request may wait before it gets 503.", POSITIVE_DURATION, "5m")
+        float, key("How long a request may wait before it gets 503.", POSITIVE_DURATION, "5m")
     ] = 900.0
 
 
@@ -100,18 +100,28 @@ class Policy(Record, frozen=True):
     """Who is loaded, and who waits how long."""
 
     max_loaded: Annotated[
-        int, _plain("Most models loaded at once; 0: memory alone decides.", 2, ge=0)
+        int, plain("Most models loaded at once; 0: memory alone decides.", 2, ge=0)
     ] = 0
     max_wait: Annotated[
         float,
-        _key(
+        key(
             "After this wait the models in a request's way take no more requests.", DURATION, "20s"
         ),
     ] = 60.0
-    queue: Annotated[Queue, _plain("Requests that wait for a model.")] = Queue()
+    when_full: Annotated[
+        str,
+        key(
+            "What a request gets when something has to leave for it, where its preset says "
+            "nothing: wait for a turn; refuse: 503 at once; or another model answers.",
+            WHEN_FULL,
+            "refuse",
+            {"substitute": "loaded"},
+        ),
+    ] = "wait"
+    queue: Annotated[Queue, plain("Requests that wait for a model.")] = Queue()
     shutdown_timeout: Annotated[
         float,
-        _key(
+        key(
             "How long running requests may take to finish when lswap stops; a second SIGINT or "
             "SIGTERM stops at once.",
             DURATION,
@@ -125,13 +135,13 @@ class Waiting(Record, frozen=True):
 
     notice: Annotated[
         float,
-        _key(
+        key(
             "Silence before a waiting stream gets its first comment line.", POSITIVE_DURATION, "5s"
         ),
     ] = 10.0
     json: Annotated[
         Literal["none", "whitespace"],
-        _plain("whitespace sends blanks before a late JSON answer, to keep proxies patient."),
+        plain("whitespace sends blanks before a late JSON answer, to keep proxies patient."),
     ] = "none"
 
 
@@ -139,15 +149,15 @@ class Log(Record, frozen=True):
     """lswap's own log, and its children's."""
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], _plain("The least important lines shown.")
+        Literal["debug", "info", "warning", "error"], plain("The least important lines shown.")
     ] = "info"
     format: Annotated[
         Literal["auto", "text", "json"],
-        _plain("auto is text with colours on a terminal, without them elsewhere."),
+        plain("auto is text with colours on a terminal, without them elsewhere."),
     ] = "auto"
     dir: Annotated[
         str | None,
-        _key(
+        key(
             "Folder for the children's output; null keeps the last lines in memory only.",
             or_null(PATH),
             "/var/log/lswap",
@@ -158,137 +168,39 @@ class Log(Record, frozen=True):
 class Limits(Record, frozen=True):
     """What a client may send."""
 
-    header: Annotated[int, _key("Largest request head.", POSITIVE_SIZE, "128KiB")] = 64 * KIB
-    body: Annotated[int, _key("Largest request body.", POSITIVE_SIZE, "256MiB")] = 64 * MIB
+    header: Annotated[int, key("Largest request head.", POSITIVE_SIZE, "128KiB")] = 64 * KIB
+    body: Annotated[int, key("Largest request body.", POSITIVE_SIZE, "256MiB")] = 64 * MIB
     upload: Annotated[
-        int, _key("Largest multipart body (audio, images).", POSITIVE_SIZE, "2GiB")
+        int, key("Largest multipart body (audio, images).", POSITIVE_SIZE, "2GiB")
     ] = 512 * MIB
     idle: Annotated[
         float,
-        _key("How long a connection may stay open without a request.", POSITIVE_DURATION, "30s"),
+        key("How long a connection may stay open without a request.", POSITIVE_DURATION, "30s"),
     ] = 75.0
     head_read: Annotated[
-        float, _key("How long a request head may take to arrive.", POSITIVE_DURATION, "10s")
+        float, key("How long a request head may take to arrive.", POSITIVE_DURATION, "10s")
     ] = 30.0
 
 
-class Defaults(Record, frozen=True):
-    """What every preset starts from: its own keys win, args and env are merged key by key."""
+class Group(Record, frozen=True):
+    """Presets that have to do with each other."""
 
-    args: Annotated[
-        dict[str, Argument],
-        _key(
-            "llama-server's options, by their names in --help: true or false for switches, a list "
-            "repeats the option, paths start at this file's folder.",
-            ARGS,
-            {"ctx-size": 16384, "parallel": 2, "kv-unified": True},
-        ),
-    ] = {}
-    extra: Annotated[
+    exclusive: Annotated[
         tuple[str, ...],
-        _key("Words added to the command line as they are, after args.", EXTRA, ["--top-k", "20"]),
-    ] = ()
-    env: Annotated[
-        dict[str, str],
-        _key("Environment variables of the child.", ENV, {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"}),
-    ] = {}
-    engine: Annotated[
-        EngineSpec | None,
-        _key(
-            "Which llama-server, if another than the top-level `engine`.",
-            ENGINE,
-            {"backend": "cpu"},
-        ),
-    ] = None
-    ttl: Annotated[
-        float | None,
-        _key(
-            "Unload after this long without a request; 0: with the end of the last one.",
-            TTL,
-            "30m",
-            "0",
-        ),
-    ] = None
-    pin: Annotated[bool, _plain("Never evict it for another model.", True)] = False
-    preload: Annotated[
-        bool, _plain("Load it at start, as far as it fits without evicting.", True)
-    ] = False
-    device: Annotated[
-        Literal["auto"] | tuple[str, ...],
-        _key(
-            "Where it may run: auto, one device, a list to split over, or host.", DEVICES, "CUDA1"
-        ),
-    ] = "auto"
-    memory: Annotated[
-        dict[str, int] | None,
-        _key(
-            "What it needs per device, overruling the estimate.",
-            or_null(SIZES),
-            {"CUDA0": "9.5GiB"},
-        ),
-    ] = None
-    concurrency: Annotated[
-        int | None, _word("Requests that generate at once; auto: the child's slots.", "auto", ge=1)
-    ] = None
-    drain_timeout: Annotated[
-        float,
-        _key(
-            "How long running requests may take once somebody else waits for the memory.",
-            DURATION,
-            "10m",
-        ),
-    ] = 120.0
-    on_drain_deadline: Annotated[
-        Literal["cancel", "wait"],
-        _plain(
-            "What happens then. cancel: they end, unanswered ones are retried; wait: they go on."
-        ),
-    ] = "cancel"
-    stop_timeout: Annotated[
-        float,
-        _key("How long a child may take to exit before it is killed.", POSITIVE_DURATION, "30s"),
-    ] = 10.0
-    load_stall: Annotated[
-        float,
-        _key(
-            "How long a load may show no sign of progress before it is given up.",
-            POSITIVE_DURATION,
-            "15m",
-        ),
-    ] = 300.0
-    metadata: Annotated[
-        dict[str, str | int | float | bool],
-        _key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),
-    ] = {}
-
-
-class Preset(Defaults, frozen=True, kw_only=True):
-    """One model: files, options, policy, after `defaults` were merged."""
-
-    id: str  # the key under `models`, no key itself
-    model: Annotated[
-        str,
-        _key(
-            "The GGUF file (the first one of a split model), relative to this file's folder.",
-            PATH,
-            "~/models/Qwen3-8B-Q4_K_M.gguf",
+        key(
+            "Presets of which only one may be loaded, whatever the memory says.",
+            NAMES,
+            ["gpt-oss-120b", "glm-4.7"],
         ),
     ]
-    engine: Annotated[
-        EngineSpec,
-        _key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),
-    ] = "auto"
-    aliases: Annotated[
-        tuple[str, ...], _key("Other names it answers to.", NAMES, ["gpt-4o-mini"])
-    ] = ()
 
 
-class Config(Record, frozen=True, kw_only=True):
-    """The whole file."""
+class Config(Record, frozen=True, kw_only=True, dict=True):
+    """The whole file; names of presets in it are ids, whatever alias was written."""
 
     listen: Annotated[
         tuple[Endpoint, ...],
-        _key(
+        key(
             "Where clients connect: host:port, [v6]:port, :port (every interface), unix:PATH, or a "
             "list of them.",
             LISTEN,
@@ -297,27 +209,27 @@ class Config(Record, frozen=True, kw_only=True):
         ),
     ] = (Endpoint(host="127.0.0.1", port=8080),)
     allow_unauthenticated: Annotated[
-        bool, _plain("Needed to listen where other machines can connect.", True)
+        bool, plain("Needed to listen where other machines can connect.", True)
     ] = False
     allowed_hosts: Annotated[
         tuple[str, ...],
-        _key(
+        key(
             "Names this server may be addressed by, besides IP addresses, localhost and the "
             "machine's own names.",
             HOSTS,
             ["gpubox.lan"],
         ),
     ] = ()
-    limits: Annotated[Limits, _plain("What a client may send.")] = Limits()
+    limits: Annotated[Limits, plain("What a client may send.")] = Limits()
     default_model: Annotated[
-        str | None, _key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")
+        str | None, key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")
     ] = None
     autoload: Annotated[
-        bool, _plain("Load a model when a request needs it; false: only on command.", False)
+        bool, plain("Load a model when a request needs it; false: only on command.", False)
     ] = True
     engine: Annotated[
         EngineSpec,
-        _key(
+        key(
             "Which llama-server: auto, a path, or {build, backend} of an installed one.",
             ENGINE,
             "~/llama.cpp/build/bin/llama-server",
@@ -325,18 +237,22 @@ class Config(Record, frozen=True, kw_only=True):
         ),
     ] = "auto"
     env: Annotated[
-        dict[str, str], _key("Environment variables of every child.", ENV, {"OMP_NUM_THREADS": "8"})
-    ] = {}
-    memory: Annotated[Memory, _plain("What may be used of each device.")] = Memory()
-    policy: Annotated[Policy, _plain("Who is loaded, and who waits how long.")] = Policy()
-    waiting: Annotated[Waiting, _plain("What a client sees while its request waits.")] = Waiting()
-    log: Annotated[Log, _plain("lswap's own log, and its children's.")] = Log()
-    defaults: Annotated[Defaults, _plain("What every preset starts from.")] = Defaults()
-    models: Annotated[dict[str, Preset], _plain("The presets, by the name clients ask for.")]
+        dict[str, str], key("Environment variables of every child.", ENV, {"OMP_NUM_THREADS": "8"})
+    ] = field(default_factory=dict)
+    memory: Annotated[Memory, plain("What may be used of each device.")] = Memory()
+    policy: Annotated[Policy, plain("Who is loaded, and who waits how long.")] = Policy()
+    waiting: Annotated[Waiting, plain("What a client sees while its request waits.")] = Waiting()
+    log: Annotated[Log, plain("lswap's own log, and its children's.")] = Log()
+    defaults: Annotated[Defaults, plain("What every preset starts from.")] = Defaults()
+    models: Annotated[dict[str, Preset], plain("The presets, by the name clients ask for.")]
+
+    groups: Annotated[
+        dict[str, Group], plain("Presets that have to do with each other, by a name of yours.")
+    ] = field(default_factory=dict)
 
     # Where the file said what; no keys of it.
     source: str = "config"
-    lines: dict[str, int] = {}
+    lines: dict[str, int] = field(default_factory=dict)
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""
@@ -345,6 +261,23 @@ class Config(Record, frozen=True, kw_only=True):
 
     def find(self, name: str) -> Preset | None:
         """Return the preset with this id or alias."""
-        if name in self.models:
-            return self.models[name]
-        return next((preset for preset in self.models.values() if name in preset.aliases), None)
+        id = self._ids.get(name)
+        return None if id is None else self.models[id]
+
+    @cached_property
+    def _ids(self) -> dict[str, str]:
+        aliases = {alias: each.id for each in self.models.values() for alias in each.aliases}
+        return aliases | {id: id for id in self.models}
+
+    @cached_property
+    def _groups(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for name, group in self.groups.items():
+            for id in group.exclusive:
+                found[id] = (*found.get(id, ()), name)
+        return found
+
+
+def groups_of(config: Config, preset_id: str) -> tuple[str, ...]:
+    """Return the names of the exclusive groups a preset is in, in the file's order."""
+    return config._groups.get(preset_id, ())

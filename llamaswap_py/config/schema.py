@@ -9,7 +9,7 @@ from llamaswap_py.config.keys import Key, keys_of, spelled_default
 from llamaswap_py.config.records import Config, Defaults, Preset, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from llamaswap_py.config.forms import Schema
 
@@ -47,7 +47,7 @@ def _property(key: Key) -> Schema:
         schema |= {"type": "object", "minProperties": 1}
         return schema | {"propertyNames": names, "additionalProperties": reference}
     if key.record is not None:
-        return schema | _object(key.record)
+        return schema | _COLLECTIONS[key.many](_object(key.record))
     schema |= key.form.schema
     if key.examples:
         schema["examples"] = list(key.examples)
@@ -55,6 +55,13 @@ def _property(key: Key) -> Schema:
     if default is not None:  # null is the absence of a value: nothing an editor should insert
         schema["default"] = default
     return schema
+
+
+_COLLECTIONS: Final[dict[str, Callable[[Schema], Schema]]] = {
+    "": lambda record: record,
+    "list": lambda record: {"type": "array", "minItems": 1, "items": record},
+    "mapping": lambda record: {"type": "object", "additionalProperties": record},
+}
 
 
 class Row(NamedTuple):
@@ -74,13 +81,13 @@ def reference_rows() -> tuple[Row, ...]:
 def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
     for name, key in keys_of(record).items():
         place = f"{prefix}{name}"
-        if name == "models":
-            yield Row(place, "mapping", "required", key.description)
-            yield from _rows(Preset, f"{place}.NAME.")
+        if key.record is not None and key.many:
+            default = "required" if key.required else "none"
+            yield Row(place, key.many, default, key.description)
+            yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
         elif key.record is Defaults:
-            yield Row(
-                place, "mapping", "", f"{key.description} All keys of a preset but model, aliases."
-            )
+            keys = "All keys of a preset but model, aliases, variants."
+            yield Row(place, "mapping", "", f"{key.description} {keys}")
         elif key.record is not None:
             yield from _rows(key.record, f"{place}.")
         else:

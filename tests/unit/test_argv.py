@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from llamaswap_py.config.argv import Option, build_args, check_args
+from llamaswap_py.config.argv import Option, build_args, check_args, check_preset
 from llamaswap_py.config.options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config
 
 
@@ -42,6 +43,8 @@ HELP = [
     Known(("-cram", "--cache-ram"), hint="N", values=1),
     Known(("--threads-http",), hint="N", values=1),
     Known(("-fit", "--fit"), hint="[on|off]", values=1),
+    Known(("-fitt", "--fit-target"), hint="MiB0,MiB1,MiB2,...", values=1),
+    Known(("--sleep-idle-seconds",), hint="SECONDS", values=1),
     Known(("-c", "--ctx-size"), hint="N", values=1),
     Known(("-np", "--parallel"), hint="N", values=1),
     Known(("-fa", "--flash-attn"), hint="[on|off|auto]", values=1),
@@ -93,14 +96,13 @@ def test_what_an_older_binary_does_not_know_is_left_out() -> None:
     assert words(preset(""), older) == (*left, "--threads-http", "20")
 
 
-def test_cache_fit_and_threads() -> None:
+def test_cache_and_threads() -> None:
     config = load("memory: {cache_ram: 0}\nmodels: {a: {model: x, args: {np: 8}, concurrency: 2}}")
     found = words(config)
     assert found[found.index("--cache-ram") + 1] == "0"
     assert found[found.index("--threads-http") + 1] == "24"
-    found = build_args(config.models["a"], config, TABLE, fit=True, cache_ram=3 << 20)
+    found = build_args(config.models["a"], config, TABLE, cache_ram=3 << 20)
     assert found[found.index("--cache-ram") + 1] == "3"
-    assert "--fit" not in found
     config = load("models: {a: {model: x, args: {np: 1}, concurrency: 32}}")
     assert words(config)[words(config).index("--threads-http") + 1] == "48"
 
@@ -213,6 +215,89 @@ def test_every_owned_option_is_refused_with_a_remedy() -> None:
         assert " - " in message
 
 
+@pytest.mark.parametrize(
+    ("margin", "device", "placement", "target"),
+    [
+        ("1GiB", "auto", None, "1024"),
+        ("1GiB", "[CUDA0, CUDA1]", None, "1024"),
+        ("0", "CUDA0", None, "0"),
+        ("1500KiB", "CUDA0", None, "2"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "CUDA0", None, "2048"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "[CUDA1, CUDA0]", None, "1024,2048"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "host", None, "4096"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "auto", None, "2048"),
+        ("{CUDA0: 512MiB, host: 4GiB}", "auto", None, "1024"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "auto", ("CUDA1", "CUDA0"), "1024,2048"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "auto", ("CUDA0", "host"), "2048"),
+        ("{CUDA0: 2GiB, host: 4GiB}", "[CUDA0, CUDA1]", ("CUDA1",), "1024"),
+    ],
+)
+def test_what_may_shrink_keeps_the_margin(
+    margin: str, device: str, placement: tuple[str, ...] | None, target: str
+) -> None:
+    config = load(
+        f"memory: {{margin: {margin}}}\nmodels: {{a: {{model: x, fit: shrink, device: {device}}}}}"
+    )
+    found = build_args(config.models["a"], config, TABLE, devices=placement)
+    assert found[-4:] == ("--fit", "on", "--fit-target", target)
+
+
+def test_sleep_is_whole_seconds() -> None:
+    assert words(preset("", "sleep: 5m"))[-2:] == ("--sleep-idle-seconds", "300")
+    assert words(preset("", "sleep: 200ms"))[-2:] == ("--sleep-idle-seconds", "1")
+    assert "--sleep-idle-seconds" not in words(preset("", "sleep: never"))
+
+
+def test_an_older_binary_that_cannot_do_what_a_key_says() -> None:
+    gone = ("--fit-target", "-fitt", "--sleep-idle-seconds")
+    older = {name: option for name, option in TABLE.items() if name not in gone}
+    config = load("defaults: {sleep: 5m}\nmodels:\n  a:\n    model: x\n    fit: shrink\n")
+    on_fit, on_sleep = problems(config, older)
+    assert on_fit.startswith("config:5: models.a.fit: this llama-server has no --fit-target - ")
+    assert on_sleep.startswith("config:1: defaults.sleep: this llama-server has no --sleep-idle-")
+    assert problems(config, None) == []
+
+
+VARIANTS = """
+defaults: {args: {jinja: true, bad-default: 1}}
+models:
+  a:
+    model: x.gguf
+    args: {c: 4096, np: 2, port: 1}
+    extra: [--top-k, 3]
+    variants:
+      - name: full
+      - name: lean
+        args: {ctx-size: 1024, np: true}
+        extra: [--host, x]
+"""
+
+
+def test_each_variant_has_its_command_line() -> None:
+    config = load(VARIANTS)
+    full, lean = variant_presets(config.models["a"])
+    head = (*ALWAYS, "--threads-http", "18", *FIT_OFF, "--jinja")
+    tail = ("--ctx-size", "4096", "--parallel", "2", "--top-k", "3")
+    assert build_args(full, config, TABLE) == head + tail
+    head = (*ALWAYS, "--threads-http", "20", *FIT_OFF, "--jinja")
+    assert build_args(lean, config, TABLE) == (*head, "--ctx-size", "1024", "--host", "x")
+
+
+def test_mistakes_of_variants_are_named_where_they_are_and_once() -> None:
+    config = load(VARIANTS)
+    found = [str(each).partition(": ") for each in check_preset(config.models["a"], config, TABLE)]
+    assert [(place, rest.split(": ")[0]) for place, _, rest in found] == [
+        ("config:2", "defaults.args.bad-default"),
+        ("config:6", "models.a.args.port"),
+        ("config:11", "models.a.variants[1].args.parallel"),
+        ("config:12", "models.a.variants[1].extra"),
+    ]
+    plain = preset("port: 1")
+    assert check_preset(plain.models["a"], plain, TABLE) == check_args(
+        plain.models["a"], plain, TABLE
+    )
+
+
 def test_an_inherited_problem_names_the_defaults() -> None:
     config = load("defaults:\n  args:\n    port: 3\nmodels: {a: {model: x}}")
     (message,) = problems(config)
@@ -245,3 +330,22 @@ def test_the_built_in_names_agree_with_a_real_binary(llama_server: str) -> None:
     options: dict[str, Option] = dict(table)
     assert problems(config, options) == []
     assert {word for word in words(config, options) if word.startswith("--")} <= table.keys()
+
+
+@pytest.mark.parametrize("keys", ["fit: exact", "fit: shrink", "sleep: 200ms", "sleep: 5m"])
+def test_a_real_binary_takes_what_the_keys_become(llama_server: str, keys: str) -> None:
+    config = load(
+        "memory: {margin: {CUDA0: 2GiB}}\n"
+        f"models: {{a: {{model: missing.gguf, device: [CUDA0, CUDA1], {keys}}}}}"
+    )
+    done = subprocess.run(
+        [llama_server, "--port", "0", *build_args(config.models["a"], config, None)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    said = done.stdout + done.stderr
+    assert "error while handling argument" not in said
+    assert "invalid argument" not in said
+    assert "missing.gguf" in said  # it got as far as the file

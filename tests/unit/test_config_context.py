@@ -55,3 +55,41 @@ def test_a_queue_timeout_that_cuts_waiting_short_is_warned_about() -> None:
     (warning,) = warnings(load("", top="policy: {queue: {timeout: 179s}}"))
     assert warning.startswith("config:2: policy.queue.timeout: a request gives up after 3 m")
     assert warning.endswith("max_wait + drain_timeout = 3 m")
+
+
+def test_a_sleep_that_never_comes_is_warned_about() -> None:
+    def said(keys: str) -> tuple[str, ...]:
+        text = f"models: {{a: {{model: x, {keys}}}}}"
+        return warnings(load_config(text, path=None, base_dir="/etc", env={}, home="/home/me"))
+
+    assert said("sleep: 5m, ttl: 30m") == said("sleep: 5m") == said("ttl: 5m") == ()
+    (warning,) = said("sleep: 30m, ttl: 30m")
+    assert warning == (
+        "config:1: models.a: it never sleeps: ttl unloads it after 30 m, before sleep = 30 m"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("fit: shrink, args: {c: 4096, ngl: 99}", "shrink changes nothing"),
+        ("fit: shrink, args: {c: 4096, ngl: all}", "shrink changes nothing"),
+        ("fit: shrink, args: {c: 0, ngl: 99}", ""),
+        ("fit: shrink, args: {c: 4096, ngl: auto}", ""),
+        ("fit: shrink, args: {c: 4096, fit-ctx: 2048}", ""),
+        ("fit: exact, args: {c: 4096, ngl: 99}", ""),
+        ("args: {fit-ctx: 2048}", "fit-ctx does nothing without fit: shrink"),
+    ],
+)
+def test_what_fit_cannot_do_is_warned_about(keys: str, expected: str) -> None:
+    text = f"models: {{a: {{model: x, {keys}}}}}"
+    found = warnings(load_config(text, path=None, base_dir="/etc", env={}, home="/home/me"))
+    assert len(found) == bool(expected)
+    assert all(expected in each for each in found)
+
+
+def test_each_variant_is_looked_at() -> None:
+    text = "models: {a: {model: x, args: {c: 4096, np: 1}, variants: [{name: one}, {name: four,"
+    text += "\n args: {np: 4}}]}}"
+    (warning,) = warnings(load_config(text, path=None, base_dir="/etc", env={}, home="/home/me"))
+    assert warning.startswith("config:1: models.a.variants[1]: a request gets 1024 tokens")

@@ -38,6 +38,6 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"models:\n  a: \xff\xfe\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:2: this is not UTF-8 text"):
         read_config(tmp_path / "c.yaml")
-    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b" " * (3 << 20))
-    with pytest.raises(ConfigError, match="larger than 512 KiB"):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b" " * (9 << 20))
+    with pytest.raises(ConfigError, match="larger than 8 MiB"):
         read_config(tmp_path / "m.gguf")

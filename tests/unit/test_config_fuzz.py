@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamaswap_py.config.argv import build_args, check_args
+from llamaswap_py.config import document
+from llamaswap_py.config.argv import build_args, check_preset
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.keys import keys_of
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config, Preset, Record
+from llamaswap_py.config.preset import Variant, variant_presets
+from llamaswap_py.config.records import Config, Group, Preset, Record, groups_of
 from llamaswap_py.errors import ConfigError
 
 SAMPLE = """
@@ -21,7 +24,8 @@ memory: {margin: 1GiB, devices: {CUDA0: 24GiB}}
 defaults: &d {args: {c: 1, lora: [a, b]}, ttl: 30m}
 models:
   a: {model: ~/a.gguf, aliases: [x], extra: [-c, 3]}
-  b: {<<: *d, model: b, device: host}
+  b: {<<: *d, model: b, device: host, when_full: {substitute: x}, variants: [{name: v}]}
+groups: {g: {exclusive: [x, b]}}
 """
 
 
@@ -32,9 +36,11 @@ def survives(text: str) -> None:
         return
     assert all(isinstance(line, str) for line in warnings(config))
     for preset in config.models.values():
-        assert check_args(preset, config, {}) is not None
-        assert all(isinstance(word, str) for word in build_args(preset, config, None))
-        context_per_request(preset)
+        assert check_preset(preset, config, {}) is not None
+        for way in variant_presets(preset):
+            assert all(isinstance(word, str) for word in build_args(way, config, None))
+            context_per_request(way)
+        assert set(groups_of(config, preset.id)) <= config.groups.keys()
 
 
 @given(st.text())
@@ -72,7 +78,10 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            names(Config) | st.sampled_from(["c", "host", "build"]), inner, max_size=3
+            st.one_of(names(Config), names(Variant), names(Group))
+            | st.sampled_from(["c", "host", "build", "substitute"]),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=6,
@@ -88,3 +97,21 @@ FILES = st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None)
 def test_any_values(value: Any) -> None:
     survives(yaml.safe_dump(value, allow_unicode=True))
+
+
+@given(VALUES)
+@settings(max_examples=100, deadline=None)
+def test_both_parsers_give_the_same_tree(value: Any) -> None:
+    text = yaml.safe_dump(value, allow_unicode=True)
+    with pytest.MonkeyPatch.context() as patch:
+        found = [outcome(text)]
+        patch.setattr(document, "_libyaml", None)
+        found.append(outcome(text))
+    assert found[0] == found[1]
+
+
+def outcome(text: str) -> object:
+    try:
+        return document.read_yaml(text, "c.yaml")
+    except ConfigError as error:
+        return str(error)

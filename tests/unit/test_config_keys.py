@@ -11,15 +11,17 @@ from msgspec import structs
 
 from llamaswap_py.config.keys import Key, keys_of, spelled_default
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config, Preset, Record
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.config.records import Config, Record
 
 Place = tuple[str, ...]
 
 
 def leaves(record: type[Record], place: Place = ()) -> Iterator[tuple[Place, Key]]:
     for name, key in keys_of(record).items():
-        if name == "models":
-            yield from leaves(Preset, (*place, "models", "a"))
+        if key.record is not None and key.many:
+            inside = {"models": "a", "groups": "g", "variants": "0"}[name]
+            yield from leaves(key.record, (*place, name, inside))
         elif key.record is not None:
             yield from leaves(key.record, (*place, name))
         else:
@@ -34,7 +36,12 @@ def document(place: Place, value: Any) -> dict[str, Any]:
     *parents, last = place
     here = root
     for name in parents:
-        here = here.setdefault(name, {})
+        if name == "0":
+            here = here["variants"][0]
+        elif name == "variants":
+            here["variants"] = [{"name": "plain"}]
+        else:
+            here = here.setdefault(name, {})
     here[last] = value
     return root
 
@@ -45,10 +52,23 @@ def load(place: Place, value: Any) -> Config:
     return structs.replace(config, lines={})
 
 
+NAMES_OF_PRESETS: dict[Place, Any] = {
+    ("default_model",): "b",
+    ("groups", "g", "exclusive"): ["a", "b"],
+}
+
+
+def unchanged(place: Place) -> Config:
+    """Return a file without the key at `place`, which has all around it that the key needs."""
+    if "variants" in place:
+        return load(("models", "a", "variants", "0", "name"), "plain")
+    return load(("models", "b", "pin"), False)
+
+
 def other_value(place: Place, key: Key) -> Any:
     """Return a value that is not the default: an example, or another of the allowed words."""
-    if place == ("default_model",):
-        return "b"  # must name a preset
+    if place in NAMES_OF_PRESETS:
+        return NAMES_OF_PRESETS[place]
     default = None if key.required else spelled_default(key)
     words = key.form.schema.get("enum", [])
     return next(value for value in (*key.examples, *words) if value != default)
@@ -56,9 +76,11 @@ def other_value(place: Place, key: Key) -> Any:
 
 @pytest.mark.parametrize(("place", "key"), LEAVES, ids=[".".join(place) for place, _ in LEAVES])
 def test_every_key_has_an_effect(place: Place, key: Key) -> None:
-    plain = structs.replace(load(("models", "b", "pin"), False), lines={})
+    plain = unchanged(place)
     changed = load(place, other_value(place, key))
     assert changed != plain
+    if "variants" in place:
+        assert variant_presets(changed.models["a"]) != variant_presets(plain.models["a"])
     if place[0] in ("defaults", "models", "engine", "env"):
         # What a preset is loaded with is what the preset says, nothing has to look elsewhere.
         assert changed.models != plain.models
@@ -68,11 +90,11 @@ def test_every_key_has_an_effect(place: Place, key: Key) -> None:
 
 @pytest.mark.parametrize(("place", "key"), LEAVES, ids=[".".join(place) for place, _ in LEAVES])
 def test_examples_and_spelled_defaults_are_read(place: Place, key: Key) -> None:
-    for example in key.examples if place != ("default_model",) else ():
+    for example in key.examples if place not in NAMES_OF_PRESETS else ():
         load(place, example)
     if not key.required and place[-1] not in ("engine", "default_model"):
         default = load(place, spelled_default(key))
-        assert default == load(("models", "b", "pin"), False)
+        assert default == unchanged(place)
 
 
 def test_every_key_says_what_it_is() -> None:
@@ -83,8 +105,8 @@ def test_every_key_says_what_it_is() -> None:
 
 def test_preset_and_defaults_share_their_keys() -> None:
     defaults = {place[1:] for place, _ in LEAVES if place[0] == "defaults"}
-    presets = {place[2:] for place, _ in LEAVES if place[0] == "models"}
-    assert presets - defaults == {("model",), ("aliases",)}
+    presets = {place[2:3] for place, _ in LEAVES if place[0] == "models"}
+    assert presets - defaults == {("model",), ("aliases",), ("variants",)}
     assert not defaults - presets
 
 

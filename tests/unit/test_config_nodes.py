@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from llamaswap_py.config.nodes import Listing, Node, Scalar, Table, read_yaml
+from llamaswap_py.config import document
+from llamaswap_py.config.document import MAX_TEXT, read_yaml
+from llamaswap_py.config.nodes import Listing, Node, Scalar, Table
 from llamaswap_py.errors import ConfigError
 
 
@@ -124,6 +126,69 @@ def test_what_is_wrong_is_said_with_its_place(text: str, place: str, words: str)
     assert "\n" not in message
 
 
+@pytest.fixture(params=["libyaml", "PyYAML alone"])
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Read with each of the two parsers."""
+    if request.param == "libyaml":
+        assert document._libyaml is not None  # in every wheel of PyYAML
+    else:
+        monkeypatch.setattr(document, "_libyaml", None)
+    return str(request.param)
+
+
+SAMPLE = r"""plain: [on, 12, -1.5e3, ~, '', "12", 'it''s', "\u00e9\n", ! 7, !!str 8, é, a b]
+block: |
+  one
+   two
+folded: >-
+  one
+  two
+? long key
+: {a: &x {c: 1, d: [&s 3, *s]}, b: *x}
+"""
+
+
+def test_both_parsers_give_the_same_tree(parser: str) -> None:
+    tree = read(SAMPLE)
+    listing = tree.entries["plain"].value
+    assert isinstance(listing, Listing)
+    assert [item.value for item in listing.items if isinstance(item, Scalar)] == (
+        ["on", 12, -1500.0, None, "", "12", "it's", "é\n", 7, "8", "é", "a b"]
+    )
+    assert {name: entry.line for name, entry in tree.entries.items()} == (
+        {"plain": 1, "block": 2, "folded": 5, "long key": 8}
+    )
+    assert tree.entries["block"].value == Scalar(2, "one\n two\n", "one\n two\n", plain=False)
+    assert tree.entries["folded"].value == Scalar(5, "one two", "one two", plain=False)
+    inner = tree.entries["long key"].value
+    assert isinstance(inner, Table)
+    assert inner.entries["a"].value is inner.entries["b"].value
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1, 2\nb: 3", "a: 1\n---\nb: 2", "a: \x00", "a: *b", "- &a [*a]", "- &a 1\n- &a 2"]
+)
+def test_both_parsers_explain_mistakes_alike(
+    parser: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = error(text)
+    monkeypatch.setattr(document, "_libyaml", None)
+    assert message == error(text)
+
+
+def test_a_mistake_in_a_huge_file_is_found_at_once() -> None:
+    text = "a: 1\n" + "# a comment, one of many\n" * 40_000
+    start = time.process_time()
+    message = error(f"{text}b: c: d\n")
+    assert message.startswith("c.yaml:40002:5: this is not YAML: mapping values are not allowed")
+    assert "quote the value" in message
+    assert error(f"{text}b: \x00").startswith(
+        "c.yaml:40002:4: this is not YAML: special characters"
+    )
+    assert error(f"{text}b: {'[' * 1_000_000}").startswith("c.yaml:40002: the values are nested")
+    assert time.process_time() - start < 5
+
+
 def test_every_duplicate_key_is_named_with_both_lines() -> None:
     assert error("a: 1\nb: {c: 1,\n  c: 2}\na: 3\n").splitlines() == [
         "c.yaml:3: b.c: this key is already on line 2 - keep one of them",
@@ -140,4 +205,4 @@ def test_an_alias_bomb_costs_nothing() -> None:
 
 
 def test_a_model_given_by_mistake_is_refused() -> None:
-    assert "larger than 512 KiB" in error("x" * (512 << 10) + "x")
+    assert "larger than 8 MiB" in error("x" * MAX_TEXT + "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from msgspec import structs
 
 from llamaswap_py.config.parse import load_config, parse_listen
 from llamaswap_py.config.planned import PLANNED
-from llamaswap_py.config.records import Config, Defaults, Log, Policy, Preset, Record
+from llamaswap_py.config.preset import variant_preset, variant_presets
+from llamaswap_py.config.records import (
+    Config,
+    Defaults,
+    Group,
+    Log,
+    Preset,
+    Record,
+    groups_of,
+)
 from llamaswap_py.config.values import EngineChoice, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
@@ -324,9 +334,197 @@ def test_aliases_of_two_presets_clash() -> None:
     )
 
 
+THREE = """
+models:
+  a: {model: a, aliases: [x]}
+  b: {model: b, aliases: [y]}
+  c: {model: c}
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("wait", "wait"),
+        ("refuse", "refuse"),
+        ("'substitute: b'", "substitute:b"),
+        ("substitute:y", "substitute:b"),
+        ("{substitute: y}", "substitute:b"),
+        ("{substitute: loaded}", "substitute:loaded"),
+        ("substitute:loaded", "substitute:loaded"),
+    ],
+)
+def test_when_full(written: str, meant: str) -> None:
+    text = f"models: {{a: {{model: a, when_full: {written}}}, b: {{model: b, aliases: [y]}}}}"
+    assert load(text).models["a"].when_full == meant
+
+
+def test_when_full_is_inherited_and_nobody_stands_in_for_itself() -> None:
+    def said(text: str) -> list[str]:
+        return [preset.when_full for preset in load(THREE + text).models.values()]
+
+    assert said("") == ["wait"] * 3
+    assert said("policy: {when_full: refuse}") == ["refuse"] * 3
+    assert said("policy: {when_full: {substitute: y}}") == ["substitute:b", "wait", "substitute:b"]
+    both = "policy: {when_full: refuse}\ndefaults: {when_full: {substitute: x}}"
+    assert said(both) == ["wait", "substitute:a", "substitute:a"]
+    assert load(f"{THREE}policy: {{when_full: {{substitute: y}}}}").policy.when_full == (
+        "substitute:b"
+    )
+
+
+def test_scheduling_keys() -> None:
+    config = load("""
+defaults: {priority: 3, fit: shrink, sleep: 5m, prefer: first}
+models: {a: {model: a}, b: {model: b, priority: -4, fit: exact, sleep: never, prefer: fit}}
+""")
+    a, b = config.models.values()
+    assert (a.priority, a.fit, a.sleep, a.prefer) == (3, "shrink", 300, "first")
+    assert (b.priority, b.fit, b.sleep, b.prefer) == (-4, "exact", None, "fit")
+
+
+def test_a_variant_is_the_preset_with_its_own_keys() -> None:
+    preset = load("""
+defaults: {args: {jinja: true, c: 1}, extra: [x], memory: {CUDA0: 9GiB}}
+models:
+  a:
+    model: a
+    args: {ctx_size: 2, ncmoe: 0}
+    device: CUDA0
+    variants:
+      - name: full
+      - {name: lean, args: {n-cpu-moe: 20}, extra: [], memory: {host: 1GiB}, device: auto}
+""").models["a"]
+    full, lean = variant_presets(preset)
+    assert full == structs.replace(preset, variant="full")
+    assert lean == structs.replace(
+        preset,
+        variant="lean",
+        args={"jinja": True, "ctx-size": 2, "n-cpu-moe": 20},
+        extra=(),
+        memory={"host": GIB},
+        device="auto",
+    )
+    assert variant_preset(preset, preset.variants[1]) == lean
+    assert lean.id == "a"
+
+
+def test_a_preset_without_variants_is_its_only_way() -> None:
+    preset = one("pin: true")
+    assert variant_presets(preset) == (preset,)
+
+
+def test_groups() -> None:
+    config = load(f"{THREE}groups: {{big: {{exclusive: [x, b]}}, all: {{exclusive: [c, y, a]}}}}")
+    assert config.groups == {"big": Group(("a", "b")), "all": Group(("c", "b", "a"))}
+    assert [groups_of(config, name) for name in "abc"] == [("big", "all"), ("big", "all"), ("all",)]
+    assert groups_of(load(THREE), "a") == ()
+    assert load(f"{THREE}groups: {{}}").groups == load(f"{THREE}groups:").groups == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("when_full: queue", "when_full: 'queue' is not wait, refuse or {substitute: NAME}"),
+        ("when_full: substitute", "when_full: 'substitute' is not wait, refuse or"),
+        ("when_full: 'substitute: '", "is not wait, refuse or"),
+        ("when_full: [wait]", "when_full: a list is not wait, refuse or"),
+        ("when_full: {}", "when_full: the mapping is empty - write wait, refuse or {substitute"),
+        ("when_full: {substitut: b}", "when_full.substitut: unknown key - known here: substitute"),
+        ("when_full: {substitute: }", "when_full.substitute: there is no value"),
+        ("when_full: {substitute: a}", "when_full: 'a' is the preset itself - name another preset"),
+        ("aliases: [z], when_full: 'substitute:z'", "when_full: 'z' is the preset itself"),
+        ("when_full: {substitute: bet}", "there is no preset 'bet' - did you mean beta?"),
+        ("when_full: {substitute: q}", "there is no preset 'q' - known are a, beta"),
+        ("priority: high", "models.a.priority: 'high' is not a whole number"),
+        ("priority: 101", "models.a.priority: 101 is not a whole number from -100 to 100"),
+        ("priority: 1.5", "models.a.priority: 1.5 is not a whole number"),
+        ("fit: loose", "models.a.fit: 'loose' is not exact or shrink"),
+        ("prefer: last", "models.a.prefer: 'last' is not fit or first"),
+        ("sleep: 0", "models.a.sleep: must be more than 0"),
+        ("sleep: 5", "models.a.sleep: 5 has no unit"),
+        ("variants: []", "models.a.variants: the list is empty - write [{name: …}, …]"),
+        ("variants: {name: y}", "models.a.variants: a mapping is no list - write [{name: …}, …]"),
+        ("variants: [lean]", "models.a.variants[0]: 'lean' is not a mapping of keys"),
+        ("variants: [{device: host}]", "models.a.variants[0]: name is missing - add name: …"),
+        ("variants: [{name: }]", "models.a.variants[0].name: there is no value"),
+        ("variants: [{name: y}, {name: y}]", "models.a.variants: two variants are called 'y'"),
+        ("variants: [{name: y, arg: {}}]", "variants[0].arg: unknown key - did you mean args?"),
+        ("variants: [{name: y, ttl: 1m}]", "variants[0].ttl: unknown key - known here: name, args"),
+        ("variants: [{name: y, ngl: 1}]", "variants[0].ngl: unknown key - llama-server's options"),
+        ("variants: [{name: y, args: {c: }}]", "variants[0].args.c: there is no value"),
+        ("prio: 1", "models.a.prio: unknown key - did you mean priority?"),
+    ],
+)
+def test_mistakes_in_scheduling_keys(text: str, expected: str) -> None:
+    (message,) = errors(f"models: {{a: {{model: x, {text}}}, beta: {{model: x}}}}")
+    assert message.startswith("config.yaml:1: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("policy: {when_full: {substitute: d}}", "policy.when_full: there is no preset 'd'"),
+        ("defaults: {when_full: {substitute: d}}", "defaults.when_full: there is no preset 'd'"),
+        ("policy: {when_full: null}", "policy.when_full: there is no value"),
+        ("defaults: {variants: [{name: x}]}", "variants: variants belongs to one preset - write"),
+        ("groups: []", "groups: a list is not a mapping of keys"),
+        ("groups: {g: [a, b]}", "groups.g: a list is not a mapping of keys"),
+        ("groups: {g: {}}", "groups.g: exclusive is missing - add exclusive: …"),
+        ("groups: {g: {exclusive: [a]}}", "groups.g.exclusive: a group has at least two presets"),
+        ("groups: {g: {exclusive: []}}", "groups.g.exclusive: a group has at least two presets"),
+        ("groups: {g: {exclusive: [a, a]}}", "groups.g.exclusive: 'a' is here twice"),
+        ("groups: {g: {exclusive: [a, x]}}", "'x' is the same preset as another name here"),
+        ("groups: {g: {exclusive: [a, d]}}", "groups.g.exclusive: there is no preset 'd'"),
+        ("groups: {g: {exclusiv: [a, b]}}", "groups.g.exclusiv: unknown key - did you mean excl"),
+        ("groups: {' g': {exclusive: [a, b]}}", "groups. g: this is no name"),
+    ],
+)
+def test_mistakes_in_names_at_the_top(text: str, expected: str) -> None:
+    messages = errors(f"{THREE}{text}")
+    assert messages[0].startswith("config.yaml:6: ")
+    assert any(expected in message for message in messages)
+
+
+def test_a_problem_of_a_variant_has_its_line() -> None:
+    (message,) = errors(
+        "models:\n  a:\n    model: x\n    variants:\n    - name: y\n      args: 3\n"
+    )
+    assert message.startswith("config.yaml:6: models.a.variants[0].args: 3 is not a mapping")
+
+
+def test_ten_thousand_presets() -> None:
+    lines = [
+        f"  preset-{n}: {{model: m/{n}.gguf, args: {{c: 8192, np: 2}}, memory: {{CUDA0: 9GiB}}, "
+        f"aliases: [alias-{n}], when_full: {{substitute: alias-{n + 1}}}, ttl: 30m}}"
+        for n in range(10_000)
+    ]
+    text = "\n".join(["models:", *lines, "  preset-10000: {model: x, aliases: [alias-10000]}"])
+    start = time.process_time()
+    config = load(text)
+    assert time.process_time() - start < 5  # alone on a machine it is one second
+    assert config.models["preset-9999"].when_full == "substitute:preset-10000"
+    start = time.process_time()
+    for n in range(10_000):
+        assert config.find(f"alias-{n}") is config.models[f"preset-{n}"]
+    assert time.process_time() - start < 1
+    renamed = {"z": structs.replace(config.models["preset-0"], id="z", aliases=("w",))}
+    other = structs.replace(config, models=renamed)
+    assert other.find("w") is renamed["z"]
+    assert other.find("alias-0") is None
+
+
+def test_many_mistakes_are_named_without_a_search_for_each() -> None:
+    lines = [f"  p{n}: {{model: x, when_full: {{substitute: q{n}}}}}" for n in range(3_000)]
+    start = time.process_time()
+    messages = errors("\n".join(["models:", *lines]))
+    assert len(messages) == 3_000
+    assert time.process_time() - start < 5
+
+
 PLACES: dict[type[Record], str] = {
     Config: f"KEY: 1\n{MODELS}",
-    Policy: f"policy: {{KEY: 1}}\n{MODELS}",
     Log: f"log: {{KEY: 1}}\n{MODELS}",
     Defaults: f"defaults: {{KEY: 1}}\n{MODELS}",
     Preset: "models: {a: {model: x, KEY: 1}}",

@@ -28,10 +28,20 @@ autoload: true
 engine: {build: b11434, backend: cuda}
 env: {A: 1, B: x}
 memory: {margin: {CUDA0: 2GiB, host: 0}, devices: {CUDA0: 24GiB}, settle: 0, cache_ram: 0}
-policy: {max_loaded: 0, max_wait: 60s, queue: {limit: 512, timeout: 15m}, shutdown_timeout: 1m30s}
+policy:
+  when_full: {substitute: loaded}
+  max_loaded: 0
+  max_wait: 60s
+  queue: {limit: 512, timeout: 15m}
+  shutdown_timeout: 1m30s
 waiting: {notice: 10s, json: whitespace}
 log: {level: debug, format: json, dir: null}
-defaults: {args: {ctx-size: 16384, parallel: 2, kv-unified: true}, ttl: 30m, engine: ./llama-server}
+defaults:
+  args: {ctx-size: 16384, parallel: 2, kv-unified: true}
+  ttl: 30m
+  engine: ./llama-server
+  when_full: null
+groups: {big: {exclusive: [a, b/c:q4]}}
 models:
   a:
     model: ~/models/a.gguf
@@ -47,6 +57,12 @@ models:
     drain_timeout: 2m
     on_drain_deadline: wait
     metadata: {note: x, n: 1}
+    priority: -3
+    when_full: "substitute: b/c:q4"
+    fit: shrink
+    sleep: 5m
+    prefer: first
+    variants: [{name: full}, {name: lean, args: {ncmoe: 20}, memory: {CUDA0: 1GiB}, device: CUDA1}]
   b/c:q4: {model: b, device: host, concurrency: 2, memory: null}
 """,
 ]
@@ -78,7 +94,25 @@ BAD = [
     "models: {a: {model: x, engine: {backend: x}}}",
     "models: {a: {model: x, device: []}}",
     "models: {a: {model: x, metadata: {x: [1]}}}",
-    "models: {a: {model: x, fit: shrink}}",
+    "models: {a: {model: x, fit: loose}}",
+    "models: {a: {model: x, sleep: 0}}",
+    "models: {a: {model: x, priority: high}}",
+    "models: {a: {model: x, priority: 1.5}}",
+    "models: {a: {model: x, priority: -101}}",
+    "models: {a: {model: x, prefer: last}}",
+    "models: {a: {model: x, when_full: substitute}}",
+    "models: {a: {model: x, when_full: {substitute: ''}}}",
+    "models: {a: {model: x, when_full: {other: b}}}",
+    "models: {a: {model: x, when_full: null}}",
+    "models: {a: {model: x, variants: []}}",
+    "models: {a: {model: x, variants: {name: y}}}",
+    "models: {a: {model: x, variants: [y]}}",
+    "models: {a: {model: x, variants: [{args: {c: 1}}]}}",
+    "models: {a: {model: x, variants: [{name: y, ttl: 1m}]}}",
+    f"{MODELS}groups: {{g: {{}}}}",
+    f"{MODELS}groups: {{g: [a, b]}}",
+    f"{MODELS}groups: {{g: {{exclusive: a}}}}",
+    f"{MODELS}defaults: {{variants: [{{name: y}}]}}",
     f"{MODELS}listen: 8080",
     f"{MODELS}listen: localhost",
     f"{MODELS}listen: []",
@@ -140,6 +174,10 @@ def test_the_reference_has_every_key_once() -> None:
     assert rows["memory.margin"].type == "size or mapping"
     assert rows["listen"].default == "127.0.0.1:8080"
     assert rows["models.NAME.model"].default == "required"
+    assert rows["models.NAME.when_full"].type == "wait or refuse or substitute: NAME or mapping"
+    assert rows["models.NAME.variants"][1:3] == ("list", "none")
+    assert rows["models.NAME.variants[].name"].default == "required"
+    assert rows["groups.NAME.exclusive"].type == "list"
     assert rows["models.NAME.ttl"][1:3] == ("never or duration", "never")
     for prefix, record in (("", SCHEMA), ("models.NAME.", SCHEMA["$defs"]["preset"])):
         for name, schema in record["properties"].items():

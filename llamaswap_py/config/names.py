@@ -1,0 +1,130 @@
+"""Names in the file that stand for presets: what they lead to, and what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from msgspec import structs
+
+from llamaswap_py.config.forms import CONTROL, SUBSTITUTE
+from llamaswap_py.config.records import Group
+
+Problem: TypeAlias = Callable[[int, str, str, str], None]
+"""Called with line, place, message and remedy."""
+
+_LOADED: Final = "loaded"  # any preset that is loaded may be the substitute
+# Of more names than this none is looked for: one suggestion for ten thousand takes 0.1 s.
+_MOST_SUGGESTIONS: Final = 20
+
+
+def resolve_names(
+    values: dict[str, Any],
+    presets: dict[str, dict[str, Any]],
+    lines: Mapping[str, int],
+    problem: Problem,
+) -> None:
+    """Put preset ids where `values` of the file and of its `presets` name them.
+
+    `default_model` stays as it is written. Mistakes are told to `problem`.
+    """
+    names = _Names(presets, lines, problem)
+    names.check_variants(presets)
+    if not presets:
+        return
+    if (default := values.get("default_model")) is not None:
+        names.find(default, "default_model")
+    for place in ("policy", "defaults"):
+        if place in values and values[place].when_full is not None:
+            when_full = names.when_full(values[place].when_full, f"{place}.when_full")
+            values[place] = structs.replace(values[place], when_full=when_full)
+    for id, own in presets.items():
+        if own.get("when_full") is not None:
+            own["when_full"] = names.when_full(own["when_full"], f"models.{id}.when_full", id)
+    for name, group in values.get("groups", {}).items():
+        values["groups"][name] = names.group(group, f"groups.{name}.exclusive")
+
+
+class _Names:
+    """Ids and aliases, the ids first; two presets with one name are a mistake."""
+
+    def __init__(
+        self, presets: dict[str, dict[str, Any]], lines: Mapping[str, int], problem: Problem
+    ) -> None:
+        self._lines = lines
+        self._problem = problem
+        self._suggestions = 0
+        self._ids = {id: id for id in presets}
+        for id, values in presets.items():
+            for alias in values.get("aliases", ()):
+                self._add(alias, id, presets)
+
+    def _add(self, alias: str, id: str, presets: Mapping[str, object]) -> None:
+        if (other := self._ids.setdefault(alias, id)) is id and alias not in presets:
+            return
+        key = f"models.{other}" if alias in presets else f"models.{other}.aliases"
+        here = f"models.{id}.aliases"
+        message = f"{alias!r} already names models.{other} (line {self._lines[key]})"
+        self._problem(self._lines[here], here, message, "a name can mean only one preset")
+
+    def find(self, name: str, here: str) -> str:
+        """Return the id of the preset that `name`, said at `here`, leads to; else the name."""
+        if name in self._ids:
+            return self._ids[name]
+        remedy = f"known are {', '.join(list(self._ids)[:20])}"
+        self._suggestions += 1
+        if self._suggestions <= _MOST_SUGGESTIONS:
+            remedy = nearest(name, self._ids) or remedy
+        self._problem(self._lines[here], here, f"there is no preset {name!r}", remedy)
+        return name
+
+    def when_full(self, text: str, here: str, own: str | None = None) -> str:
+        """Return `wait`, `refuse`, `substitute:ID` or `substitute:loaded`."""
+        name = text.removeprefix(SUBSTITUTE)
+        if name in (text, _LOADED):
+            return text
+        id = self.find(name, here)
+        if id == own:
+            remedy = f"name another preset, or {_LOADED} for any that is loaded"
+            self._problem(self._lines[here], here, f"{name!r} is the preset itself", remedy)
+        return SUBSTITUTE + id
+
+    def group(self, group: Group, here: str) -> Group:
+        """Return the group with ids of at least two presets."""
+        ids = tuple(self.find(name, here) for name in group.exclusive)
+        line = self._lines[here]
+        if len(ids) < 2:
+            self._problem(line, here, "a group has at least two presets", "add one, or remove it")
+        for place, id in enumerate(ids):
+            if id in ids[:place]:
+                message = f"{group.exclusive[place]!r} is the same preset as another name here"
+                self._problem(line, here, message, "keep one of them")
+        return structs.replace(group, exclusive=tuple(dict.fromkeys(ids)))
+
+    def check_variants(self, presets: dict[str, dict[str, Any]]) -> None:
+        """Say which variants of a preset have one name."""
+        for id, own in presets.items():
+            names = [variant.name for variant in own.get("variants", ())]
+            twice = [name for place, name in enumerate(names) if name in names[:place]]
+            for name in dict.fromkeys(twice):
+                here = f"models.{id}.variants"
+                message = f"two variants are called {name!r}"
+                self._problem(self._lines[here], here, message, "give each its own name")
+
+
+def bad_name(name: str) -> tuple[str, str] | None:
+    """Return what is wrong with the name of a preset or a group, and the remedy."""
+    if not name or name != name.strip() or len(name) > 255 or CONTROL.search(name):
+        return "this is no name", "no line breaks, no blanks around it, 1 to 255 characters"
+    if "," in name:
+        return "a name cannot contain a comma", "llama-server would take it for two names"
+    return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a question after the name that may be meant; empty if none is similar."""
+    simple = {each.replace("_", "").replace("-", "").lower(): each for each in known}
+    wanted = name.replace("_", "").replace("-", "").lower()
+    close = difflib.get_close_matches(wanted, simple, n=1, cutoff=0.6)
+    return f"did you mean {simple[close[0]]}?" if close else ""

@@ -1,0 +1,231 @@
+"""One model of the file: its keys, those it can inherit, and its variants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import field, structs
+
+from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
+from llamaswap_py.config.fields import Record, key, plain, word
+from llamaswap_py.config.forms import (
+    DURATION,
+    NAME,
+    NAMES,
+    PATH,
+    POSITIVE_DURATION,
+    SLEEP,
+    TTL,
+    WHEN_FULL,
+    or_null,
+)
+from llamaswap_py.config.places import DEVICES, ENGINE, SIZES
+from llamaswap_py.config.values import Argument, EngineSpec
+
+_WHEN_FULL: Final = (
+    "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "
+    "substitute that answers instead, by name or any that is loaded; if not given, what "
+    "`policy.when_full` says."
+)
+
+
+class Defaults(Record, frozen=True):
+    """What every preset starts from: its own keys win, args and env are merged key by key."""
+
+    args: Annotated[
+        dict[str, Argument],
+        key(
+            "llama-server's options, by their names in --help: true or false for switches, a list "
+            "repeats the option, paths start at this file's folder.",
+            ARGS,
+            {"ctx-size": 16384, "parallel": 2, "kv-unified": True},
+        ),
+    ] = field(default_factory=dict)
+    extra: Annotated[
+        tuple[str, ...],
+        key("Words added to the command line as they are, after args.", EXTRA, ["--top-k", "20"]),
+    ] = ()
+    env: Annotated[
+        dict[str, str],
+        key("Environment variables of the child.", ENV, {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"}),
+    ] = field(default_factory=dict)
+    engine: Annotated[
+        EngineSpec | None,
+        key(
+            "Which llama-server, if another than the top-level `engine`.",
+            ENGINE,
+            {"backend": "cpu"},
+        ),
+    ] = None
+    ttl: Annotated[
+        float | None,
+        key(
+            "Unload after this long without a request; 0: with the end of the last one.",
+            TTL,
+            "30m",
+            "0",
+        ),
+    ] = None
+    pin: Annotated[bool, plain("Never evict it for another model.", True)] = False
+    preload: Annotated[
+        bool, plain("Load it at start, as far as it fits without evicting.", True)
+    ] = False
+    device: Annotated[
+        Literal["auto"] | tuple[str, ...],
+        key("Where it may run: auto, one device, a list to split over, or host.", DEVICES, "CUDA1"),
+    ] = "auto"
+    memory: Annotated[
+        dict[str, int] | None,
+        key(
+            "What it needs per device, overruling the estimate.",
+            or_null(SIZES),
+            {"CUDA0": "9.5GiB"},
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None, word("Requests that generate at once; auto: the child's slots.", "auto", ge=1)
+    ] = None
+    drain_timeout: Annotated[
+        float,
+        key(
+            "How long running requests may take once somebody else waits for the memory.",
+            DURATION,
+            "10m",
+        ),
+    ] = 120.0
+    on_drain_deadline: Annotated[
+        Literal["cancel", "wait"],
+        plain(
+            "What happens then. cancel: they end, unanswered ones are retried; wait: they go on."
+        ),
+    ] = "cancel"
+    stop_timeout: Annotated[
+        float,
+        key("How long a child may take to exit before it is killed.", POSITIVE_DURATION, "30s"),
+    ] = 10.0
+    load_stall: Annotated[
+        float,
+        key(
+            "How long a load may show no sign of progress before it is given up.",
+            POSITIVE_DURATION,
+            "15m",
+        ),
+    ] = 300.0
+    priority: Annotated[
+        int,
+        # Waiting gains one a minute: with larger steps it would not help in time.
+        plain("Whose requests go first when several wait: the higher number.", 10, ge=-100, le=100),
+    ] = 0
+    when_full: Annotated[
+        str | None,
+        key(
+            _WHEN_FULL,
+            or_null(WHEN_FULL),
+            "refuse",
+            {"substitute": "loaded"},
+        ),
+    ] = None
+    fit: Annotated[
+        Literal["exact", "shrink"],
+        plain(
+            "shrink lets llama-server lower the offload and the context that args leave open, "
+            "until it fits within the margin."
+        ),
+    ] = "exact"
+    sleep: Annotated[
+        float | None,
+        key(
+            "Let llama-server give its weights back after this long without a request, and stay "
+            "(whole seconds, rounded up).",
+            SLEEP,
+            "5m",
+        ),
+    ] = None
+    prefer: Annotated[
+        Literal["fit", "first"],
+        plain(
+            "Which variant is loaded: the first that fits without evicting, or the first that can "
+            "fit at all."
+        ),
+    ] = "fit"
+    metadata: Annotated[
+        dict[str, str | int | float | bool],
+        key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),
+    ] = field(default_factory=dict)
+
+
+class Variant(Record, frozen=True):
+    """Another way to run a preset: what it says wins, args are merged option by option."""
+
+    name: Annotated[str, key("How it is called in logs and answers.", NAME, "lean")]
+    args: Annotated[
+        dict[str, Argument],
+        key("llama-server's options that differ.", ARGS, {"n-cpu-moe": 20}),
+    ] = field(default_factory=dict)
+    extra: Annotated[
+        tuple[str, ...] | None,
+        key("The raw words, instead of the preset's.", or_null(EXTRA), ["--top-k", "20"]),
+    ] = None
+    memory: Annotated[
+        dict[str, int] | None,
+        key(
+            "What it needs per device, instead of what the preset declares.",
+            or_null(SIZES),
+            {"CUDA0": "6GiB", "host": "8GiB"},
+        ),
+    ] = None
+    device: Annotated[
+        Literal["auto"] | tuple[str, ...] | None,
+        key("Where it may run, instead of where the preset may.", or_null(DEVICES), "CUDA1"),
+    ] = None
+
+
+class Preset(Defaults, frozen=True, kw_only=True):
+    """One model: files, options, policy, after `defaults` were merged."""
+
+    id: str  # the key under `models`, no key itself
+    model: Annotated[
+        str,
+        key(
+            "The GGUF file (the first one of a split model), relative to this file's folder.",
+            PATH,
+            "~/models/Qwen3-8B-Q4_K_M.gguf",
+        ),
+    ]
+    engine: Annotated[
+        EngineSpec,
+        key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),
+    ] = "auto"
+    when_full: Annotated[
+        str,
+        key(
+            _WHEN_FULL,
+            WHEN_FULL,
+            "refuse",
+            {"substitute": "loaded"},
+        ),
+    ] = "wait"
+    aliases: Annotated[
+        tuple[str, ...], key("Other names it answers to.", NAMES, ["gpt-4o-mini"])
+    ] = ()
+    variants: Annotated[
+        tuple[Variant, ...],
+        plain("Several ways to run it, the best first, each with the keys that differ."),
+    ] = ()
+    variant: str = ""  # of which of them this is the merged preset; no key either
+
+
+def variant_preset(preset: Preset, variant: Variant) -> Preset:
+    """Return the preset as one of its variants runs it; `.variant` is its name."""
+    args = {name: value for name, value in preset.args.items() if name not in variant.args}
+    changed = {
+        name: value
+        for name in ("extra", "memory", "device")
+        if (value := getattr(variant, name)) is not None
+    }
+    return structs.replace(preset, variant=variant.name, args=args | variant.args, **changed)
+
+
+def variant_presets(preset: Preset) -> tuple[Preset, ...]:
+    """Return each way to run a preset, in the file's order: without variants it is the only one."""
+    return tuple(variant_preset(preset, each) for each in preset.variants) or (preset,)
