@@ -73,6 +73,8 @@ class Habits:
         A gap that ended in time saved `gain` seconds; each of `waiters` lost what was waited. At
         most `most`, and half of it while there is no experience.
         """
+        if gain <= 0:
+            return 0.0
         if not self.gaps:
             return most / 2
         gaps, spent, best, length = sorted(self.gaps), 0.0, 0.0, 0.0

@@ -170,11 +170,13 @@ class _Pass:
         if found is None:
             return False
         option, victims = found
+        aged = self.now >= since + self.world.policy.max_wait
         for one in victims:
             if ends[one.key] > self.now:
                 self.plan.wake_at(ends[one.key])
-            if one.gate_for == preset.plan.preset:  # it drained for this waiter: let nobody in
-                self._close(one, preset.plan.preset, option)
+            drained = one.gate_for == preset.plan.preset
+            if drained or (aged and self.now >= self.world.residency_end(one, since)):
+                self._close(one, preset.plan.preset, option)  # let nobody in any more
             self._count_as_coming(one)
         self._hold(option.charge)
         return True

@@ -129,6 +129,8 @@ class Policy:
     linger_gain: float = 2.0
     """Load times saved when a client comes back to an idle incumbent in time: its own reload, and
     that of whoever gives way to it. Found by simulation; 1 to 3 differ little."""
+    linger_service: float = 0.75
+    """… less this much of the service time of whoever returns, for each that waits meanwhile."""
     linger_most: float = 0.5
     """… for which it stays at most this share of its load time."""
     circulation_floor: float = 5.0

@@ -187,9 +187,10 @@ class World:
         away = self.learning.circulation.away(now, window)
         if not away:
             return now
-        linger = self.learning.habits(name).worth_waiting(
-            policy.linger_gain * load, len(self.waiters), policy.linger_most * load
-        )
+        waiters = len(self.waiters)
+        service = self.presets[name].service_seconds or 0.0
+        gain = policy.linger_gain * load - policy.linger_service * waiters * service
+        linger = self.learning.habits(name).worth_waiting(gain, waiters, policy.linger_most * load)
         return idle.last_used + linger if linger else now
 
     def reload_cost(self, instance: Instance, now: float) -> float:

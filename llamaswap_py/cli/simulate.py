@@ -1,0 +1,133 @@
+"""`lswap simulate`: a configuration and a trace under lswap's scheduler and the peers' policies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from llamaswap_py.cli.show import print_table
+from llamaswap_py.config.file import read_config
+from llamaswap_py.devices import read_devices
+from llamaswap_py.errors import ConfigError
+from llamaswap_py.presets import Engines, policy_of, pools_of, prepare
+from llamaswap_py.simulator.report import COLUMNS, row_of
+from llamaswap_py.simulator.run import LSWAP, POLICIES, StuckError, run_case
+from llamaswap_py.simulator.scenario import Loading, make_case
+from llamaswap_py.simulator.trace import parse_trace
+from llamaswap_py.units import format_duration, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamaswap_py.presets import Prepared
+    from llamaswap_py.simulator.records import Case, Result
+
+READ_RATE: Final = "2GiB"
+"""Bytes per second at which models are taken to load, unless the option says otherwise."""
+_SLOTS: Final = 4
+"""llama-server's own choice of slots."""
+_SHORTEST_LOAD: Final = 0.1
+
+
+def run(
+    config: Path,
+    trace: Path,
+    *,
+    policies: Sequence[str] = (),
+    read_rate: str = READ_RATE,
+    as_json: bool = False,
+) -> bool:
+    """Print what comes of the trace under each policy; False if lswap broke an invariant.
+
+    Raises ConfigError for a wrong configuration, trace, policy or rate.
+    """
+    for name in policies:
+        if name not in POLICIES:
+            raise ConfigError(f"unknown policy {name!r}", remedy=f"known: {', '.join(POLICIES)}")
+    case = read_case(config, trace, read_rate)
+    results = [one for name in policies or POLICIES if (one := _run(case, name)) is not None]
+    if as_json:
+        print(msgspec.json.encode(results).decode())
+    else:
+        _print(case, results)
+    return not any(result.breaches for result in results)
+
+
+def read_case(config_path: Path, trace_path: Path, read_rate: str = READ_RATE) -> Case:
+    """Return the case that a configuration and a trace make; raises ConfigError."""
+    config = read_config(config_path)
+    rate = _rate(read_rate)
+    engines = Engines(config)
+    devices = read_devices(
+        config.memory.devices,
+        config.memory.margin.of,
+        backends=engines.backends,
+        environment=os.environ,
+    )
+    prepared = prepare(config, engines, devices)
+    asks = parse_trace(_read(trace_path), tuple(prepared), name=str(trace_path))
+    plans = [(one.plan, _loading(one, rate)) for one in prepared.values()]
+    return make_case(trace_path.stem, plans, pools_of(devices), policy_of(config), asks)
+
+
+def _rate(text: str) -> int:
+    try:
+        rate = parse_size(text)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--read-rate") from None
+    if rate <= 0:
+        raise ConfigError("must be more than 0", where="--read-rate")
+    return rate
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"the trace cannot be read: {reason}", where=str(path)) from None
+
+
+def _loading(prepared: Prepared, rate: int) -> Loading:
+    """Take the load time from the size of the files, else from the footprint."""
+    size = sum(_size(file) for file in prepared.files)
+    if not size:
+        size = sum((prepared.plan.choices[0].footprint or {}).values())
+    parallel = prepared.preset.args.get("parallel")
+    named = isinstance(parallel, int) and not isinstance(parallel, bool) and parallel > 0
+    slots = parallel if named else _SLOTS
+    assert isinstance(slots, int)
+    return Loading(max(size / rate, _SHORTEST_LOAD), slots)
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except OSError:
+        return 0
+
+
+def _run(case: Case, policy: str) -> Result | None:
+    """Run one policy; None for a peer under which requests never end."""
+    try:
+        return run_case(case, policy)
+    except StuckError:
+        if policy == LSWAP:
+            raise
+        print(f"{policy}: some requests would wait for ever")
+        return None
+
+
+def _print(case: Case, results: Sequence[Result]) -> None:
+    rows = ((one.name, format_duration(one.load), str(one.slots)) for one in case.models)
+    print_table(("model", "load", "slots"), [*rows])
+    print(f"\n{len(case.asks)} requests:")
+    print_table(COLUMNS, [row_of(one) for one in results])
+    for result in results:
+        if result.policy == LSWAP:
+            print(f"\nworst share of the longest wait promised: {result.eta_used:.0%}")
+        for breach in result.breaches:
+            print(f"invariant broken: {breach}")

@@ -1,0 +1,1 @@
+"""The simulator: any policy on any trace, under virtual time, beside the peers' policies."""

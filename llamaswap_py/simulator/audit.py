@@ -1,0 +1,278 @@
+"""The scheduler's invariants, checked from outside: from events and actions alone.
+
+`Audit.saw` is a `Watch` of the runner. What it finds is kept in `breaches`, each with the number of
+the invariant it breaks (scheduler.md, "Invariants").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import (
+    MAY_INTERRUPT,
+    Action,
+    Grant,
+    Kill,
+    Note,
+    Reject,
+    Revoke,
+    Spawn,
+    Stop,
+    StopReason,
+)
+from llamaswap_py.scheduler.ledger import add
+from llamaswap_py.scheduler.records import (
+    ClientId,
+    Footprint,
+    InstanceKey,
+    PoolId,
+    PresetId,
+    RequestId,
+)
+from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
+from llamaswap_py.simulator.records import Case
+
+_EPSILON: Final = 1e-6
+_KEPT: Final = 20
+
+
+@dataclass(slots=True, eq=False)
+class _Seen:
+    """What was seen of an instance. `gate` is when its gate closed and whether it was in demand."""
+
+    key: InstanceKey
+    spawned: float
+    charge: Footprint
+    ready: float | None = None
+    stopping: bool = False
+    holders: set[RequestId] = field(default_factory=set)
+    grants: int = 0
+    gate: tuple[float, bool] | None = None
+
+
+class Audit:
+    """Watches one run. `eta_used` is the largest share of its bound that any wait took."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.policy = case.policy
+        self.models = {one.name: one for one in case.models}
+        self.bound = Bound(case)
+        self.breaches: list[str] = []
+        self.eta_used = 0.0
+        self._instances: dict[InstanceKey, _Seen] = {}
+        self._waiting: dict[RequestId, Waiting] = {}
+        self._by_preset: dict[PresetId, dict[RequestId, Waiting]] = {}
+        self._held: dict[RequestId, InstanceKey] = {}
+        self._ended: set[RequestId] = set()
+        self._turns: dict[tuple[PresetId, ClientId], int] = {}
+        self._order = 0
+        self._failures: dict[PresetId, tuple[int, float]] = {}
+        self._now = 0.0
+
+    def saw(self, event: ev.Event, now: float, actions: list[Action]) -> None:
+        """Check one event and what was decided on it."""
+        self._now = now
+        self._happened(event)
+        for action in actions:
+            self._decided(action)
+        if isinstance(event, ev.RequestLeft):
+            self._check_abandoned(event.request, actions)
+
+    def finish(self) -> None:
+        """Check what must hold when the run is over."""
+        for request in self._waiting:
+            self._breach(3, f"request {request} never ended")
+
+    # Events
+
+    def _happened(self, event: ev.Event) -> None:
+        match event:
+            case ev.RequestArrived():
+                self._arrived(event)
+            case ev.RequestLeft(request=request):
+                self._unqueue(request)
+                self._ended.add(request)
+            case ev.RequestFinished(request=request):
+                key = self._held.pop(request, None)
+                if key in self._instances:
+                    self._instances[key].holders.discard(request)
+            case ev.InstanceReady(instance=key):
+                self._instances[key].ready = self._now
+                self._failures.pop(key.preset, None)
+            case ev.InstanceExited(instance=key, failure=failure):
+                seen = self._instances.pop(key)
+                if failure is not None and seen.ready is None:
+                    times = self._failures.get(key.preset, (0, 0.0))[0] + 1
+                    self._failures[key.preset] = times, self._now
+
+    def _arrived(self, event: ev.RequestArrived) -> None:
+        since = self._now if event.since is None else event.since
+        self._order += 1
+        waiting = Waiting(event.request, event.preset, event.client, event.slot, since, self._order)
+        waiting.bound = self.bound.of(waiting, self._by_preset, self._incumbents())
+        self._waiting[event.request] = waiting
+        self._by_preset.setdefault(event.preset, {})[event.request] = waiting
+
+    def _incumbents(self) -> list[Incumbent]:
+        return [
+            Incumbent(one.key.preset, one.ready is not None, one.stopping)
+            for one in self._instances.values()
+        ]
+
+    def _unqueue(self, request: RequestId) -> Waiting | None:
+        waiting = self._waiting.pop(request, None)
+        if waiting is not None:
+            row = self._by_preset[waiting.preset]
+            del row[request]
+            if not row:
+                del self._by_preset[waiting.preset]
+        return waiting
+
+    # Actions
+
+    def _decided(self, action: Action) -> None:
+        match action:
+            case Spawn(instance=key, choice=choice):
+                model = self.models[key.preset]
+                self._spawned(key, (choice if model.given else model).footprint or {})
+            case Stop(instance=key, reason=reason) | Kill(instance=key, reason=reason):
+                self._stopped(key, reason)
+            case Grant(request=request, instance=key):
+                self._granted(request, key)
+            case Reject(request=request, code=code, message=message):
+                if not code or not message:
+                    self._breach(3, f"request {request} was refused without a reason")
+                if self._unqueue(request) is None:
+                    self._breach(3, f"request {request} was refused, but does not wait")
+                self._ended.add(request)
+            case Revoke(reason=reason) if reason not in MAY_INTERRUPT:
+                self._breach(1, f"a lease was revoked for {reason.value}")
+            case Note(decision=decision) if decision.epoch is not None:
+                key = InstanceKey(decision.preset, decision.epoch)
+                if decision.kind == "reopened" and key in self._instances:
+                    self._instances[key].gate = None
+                elif decision.kind == "drain" and key in self._instances:
+                    self._gated(self._instances[key], decision.reason)
+
+    def _gated(self, seen: _Seen, reason: str) -> None:
+        """A gate closed: with demand, the residency before must be over (invariant 5)."""
+        demand = bool(seen.holders) or seen.key.preset in self._by_preset
+        seen.gate = self._now, demand
+        if not demand or seen.ready is None or not reason.startswith("gate closed for "):
+            return
+        winner = PresetId(reason.removeprefix("gate closed for ").split(" (")[0])
+        row = self._by_preset.get(winner, {})
+        oldest = min((one.since for one in row.values()), default=self._now)
+        load = self.models[seen.key.preset].load
+        aged = self._now - oldest >= self.policy.max_wait - _EPSILON
+        least = (self.policy.residency_cut if aged else self.policy.residency) * load
+        if self._now - seen.ready < least - _EPSILON:
+            self._breach(5, f"{seen.key} had {self._now - seen.ready:.2f} s of {least:.2f} s")
+
+    def _spawned(self, key: InstanceKey, charge: Footprint) -> None:
+        self._instances[key] = _Seen(key, self._now, charge)
+        used: dict[PoolId, int] = {}
+        for one in self._instances.values():
+            add(used, one.charge, 1)
+        for pool, size in used.items():
+            if size > self.case.pools[pool].total - self.case.pools[pool].margin:
+                self._breach(2, f"{key} overfills {pool}: {size}")
+        times, failed = self._failures.get(key.preset, (0, 0.0))
+        pause = self.policy.backoff_first * 2 ** (times - 1) if times else 0.0
+        if times and self._now < failed + min(pause, self.policy.backoff_last) - _EPSILON:
+            self._breach(8, f"{key} was started during its back-off")
+
+    def _stopped(self, key: InstanceKey, reason: StopReason) -> None:
+        seen = self._instances[key]
+        if seen.stopping:
+            return
+        busy = seen.ready is None or bool(seen.holders)
+        if busy and reason not in MAY_INTERRUPT:
+            self._breach(1, f"{key} was stopped for {reason.value} while loading or in use")
+        # Who came after the gate of an idle instance had closed was too late to keep it.
+        wanted = key.preset in self._by_preset and (seen.gate is None or seen.gate[1])
+        if wanted and reason is StopReason.EVICTED and not seen.grants:
+            self._breach(5, f"{key} was evicted before it served, and somebody waits for it")
+        seen.stopping = True
+
+    def _granted(self, request: RequestId, key: InstanceKey) -> None:
+        seen, waiting = self._instances[key], self._unqueue(request)
+        if waiting is None:
+            self._breach(3, f"request {request} was granted, but does not wait")
+            return
+        if seen.ready is None or seen.stopping:
+            self._breach(1, f"request {request} was granted on {key}, which is not ready")
+        self._held[request] = key
+        seen.holders.add(request)
+        seen.grants += 1
+        wait = self._now - waiting.since
+        if waiting.bound > 0:
+            self.eta_used = max(self.eta_used, wait / waiting.bound)
+        if wait > waiting.bound + _EPSILON:
+            self._breach(
+                4, f"request {request} ({key}) waited {wait:.1f} s of {waiting.bound:.1f} s"
+            )
+        self._check_order(waiting)
+        self._check_gate(seen)
+
+    # Checks
+
+    def _check_order(self, granted: Waiting) -> None:
+        """Invariant 6: in order per client and preset, and clients take turns."""
+        if not granted.slot:
+            return
+        mine = self._turns.get((granted.preset, granted.client), 0)
+        for rival in self._by_preset.get(granted.preset, {}).values():
+            if not rival.slot:
+                continue
+            if rival.client == granted.client:
+                if rival.since < granted.since - _EPSILON:
+                    self._breach(6, f"request {granted.request} overtook {rival.request}")
+            elif max(rival.order, self._turns.get((rival.preset, rival.client), 0)) < mine:
+                # It has waited since before this client's last turn, and had none since.
+                self._breach(6, f"{granted.client} had two turns while {rival.client} waited")
+        self._order += 1
+        self._turns[granted.preset, granted.client] = self._order
+
+    def _check_gate(self, seen: _Seen) -> None:
+        """Invariant 4: no gate stays open longer than that against the same waiter.
+
+        Checked where it is beyond doubt who is in whose way: the two can never be loaded together,
+        nothing is loading or stopping, and nobody else who waits for a load is older.
+        """
+        serving = {one.key.preset for one in self._instances.values() if not one.stopping}
+        if any(one.ready is None or one.stopping for one in self._instances.values()):
+            return
+        absent = [
+            (min(one.since for one in row.values()), name)
+            for name, row in self._by_preset.items()
+            if name not in serving
+        ]
+        if not absent or seen.ready is None:
+            return
+        since, name = min(absent)
+        if self.bound.together(name, seen.key.preset):
+            return
+        load = self.models[seen.key.preset].load
+        limit = max(since + self.policy.max_wait, seen.ready + self.policy.residency_cut * load)
+        if self._now > limit + _EPSILON:
+            late = self._now - limit
+            self._breach(4, f"{seen.key} kept its gate open against {name} {late:.1f} s too long")
+
+    def _check_abandoned(self, request: RequestId, actions: list[Action]) -> None:
+        """Invariant 7: a load that nobody waits for goes on only if it is half done."""
+        stopped = {one.instance for one in actions if isinstance(one, Stop)}
+        for seen in self._instances.values():
+            if seen.ready is not None or seen.stopping or seen.key in stopped:
+                continue
+            done = (self._now - seen.spawned) / self.models[seen.key.preset].load
+            learned = done >= self.policy.keep_load_from - _EPSILON
+            if seen.key.preset not in self._by_preset and not learned:
+                self._breach(7, f"{seen.key} goes on loading for nobody (after {request})")
+
+    def _breach(self, invariant: int, what: str) -> None:
+        if len(self.breaches) < _KEPT:
+            self.breaches.append(f"{invariant}: at {self._now:.2f} s {what}")

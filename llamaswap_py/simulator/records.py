@@ -1,0 +1,124 @@
+"""What a simulation is made of: models, memory, the requests of a trace, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llamaswap_py.scheduler.records import (
+    Choice,
+    ClientId,
+    Footprint,
+    Policy,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The process of a model's `load`-th load (from 1) dies `after` seconds after its spawn."""
+
+    load: int
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as the simulated world knows it. Times are seconds; the scheduler has to learn them.
+
+    A request works in one of `slots`; more of them queue inside the child. `footprint` is bytes per
+    pool, as the peers see it; `given` is what the scheduler is told, if that is not simply this.
+    """
+
+    name: PresetId
+    footprint: Footprint
+    load: float
+    slots: int = 1
+    pin: bool = False
+    ttl: float | None = None
+    drain_timeout: float = 120.0
+    faults: tuple[Fault, ...] = ()
+    given: PresetPlan | None = None
+
+    def plan(self) -> PresetPlan:
+        """Return what the scheduler is told of it."""
+        return self.given or PresetPlan(
+            preset=self.name,
+            choices=(Choice(self.footprint),),
+            pin=self.pin,
+            ttl=self.ttl,
+            drain_timeout=self.drain_timeout,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request of a trace.
+
+    Open loop: it comes `at` a time. Closed loop: `think` seconds after the previous answer to its
+    client, or, with `parent`, after that request's lease began; the parent's lease then lasts at
+    least until this one is answered. `names_parent`: the request says so (`x-lswap-parent`).
+    """
+
+    client: ClientId
+    model: PresetId
+    service: float
+    at: float | None = None
+    think: float | None = None
+    slot: bool = True
+    gives_up_after: float | None = None
+    name: str = ""
+    parent: str | None = None
+    names_parent: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A scenario and a trace. `stop` is how long a child takes to end and give its memory back."""
+
+    name: str
+    models: tuple[Model, ...]
+    pools: Mapping[PoolId, Pool]
+    asks: tuple[Ask, ...]
+    stop: float = 0.05
+    note: str = ""
+    policy: Policy = field(default_factory=Policy)
+
+    def model(self, name: PresetId) -> Model:
+        """Return a model by its name; raises KeyError."""
+        return {one.name: one for one in self.models}[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of one case under one policy. Times are seconds of virtual time.
+
+    A wait lasts from asking until a slot begins to work; only answered requests count.
+    `loads` are all spawns, `swaps` those after the first stop, when memory had been filled once.
+    `lost` is the share of `elapsed` in which some child was loading or stopping.
+    `eta_used` is the largest share of its bound (invariant 4) that any wait took.
+    """
+
+    case: str
+    policy: str
+    requests: int
+    answered: int
+    refused: int
+    left: int
+    cut: int
+    loads: int
+    swaps: int
+    mean: float
+    p50: float
+    p99: float
+    worst: float
+    lost: float
+    elapsed: float
+    events: int
+    eta_used: float = 0.0
+    breaches: tuple[str, ...] = ()
+    waits: Mapping[PresetId, float] = field(default_factory=dict)
+    """The worst wait per model."""

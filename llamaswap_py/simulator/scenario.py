@@ -1,0 +1,58 @@
+"""A case from a configuration: what its presets need, how fast they load, what memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from llamaswap_py.scheduler.ledger import LOADED, Amounts, is_counting
+from llamaswap_py.scheduler.records import Policy, Pool, PoolId, PresetPlan
+from llamaswap_py.simulator.records import Ask, Case, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a preset behaves: seconds to load, and how many requests it works on at once."""
+
+    seconds: float
+    slots: int
+
+
+def make_case(
+    name: str,
+    plans: Iterable[tuple[PresetPlan, Loading]],
+    pools: Mapping[PoolId, Pool],
+    policy: Policy,
+    asks: tuple[Ask, ...],
+) -> Case:
+    """Return a case of these presets; what keeps them from running here is left out of it."""
+    room = dict(pools)
+    if policy.max_loaded:
+        room[LOADED] = Pool(policy.max_loaded)
+    models = tuple(
+        Model(
+            name=plan.preset,
+            footprint=_footprint(plan, room),
+            load=loading.seconds,
+            slots=loading.slots,
+            pin=plan.pin,
+            ttl=plan.ttl,
+            drain_timeout=plan.drain_timeout,
+            given=replace(plan, problem=None),
+        )
+        for plan, loading in plans
+    )
+    return Case(name=name, models=models, pools=room, asks=asks, policy=policy)
+
+
+def _footprint(plan: PresetPlan, pools: Mapping[PoolId, Pool]) -> Amounts:
+    """Return what a peer is to assume: of an unknown footprint, that its devices are full."""
+    choice = plan.choices[0]
+    footprint: Amounts = dict(choice.footprint or {})
+    if LOADED in pools:
+        footprint[LOADED] = 1
+    elif choice.footprint is None:
+        for pool in choice.devices or pools:
+            if not is_counting(pool):
+                footprint[pool] = pools[pool].total - pools[pool].margin
+    return footprint

@@ -1,0 +1,66 @@
+"""Traces: what is written is read back, and every mistake names its line and the remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamaswap_py.errors import ConfigError
+from llamaswap_py.simulator.library import library
+from llamaswap_py.simulator.trace import format_trace, parse_trace
+
+GOOD = '{"client": "c1", "model": "alpha", "at": 12.5, "service": 1.0}'
+
+
+def read(*lines: str) -> str:
+    """Return the message that a trace is refused with."""
+    with pytest.raises(ConfigError) as found:
+        parse_trace("\n".join(lines), ("alpha", "beta"), name="t.jsonl")
+    return str(found.value)
+
+
+@pytest.mark.parametrize("case", library(), ids=lambda case: case.name)
+def test_every_case_of_the_library_can_be_written_and_read(case: object) -> None:
+    from llamaswap_py.simulator.records import Case
+
+    assert isinstance(case, Case)
+    names = [one.name for one in case.models]
+    assert parse_trace(format_trace(case.asks), names) == case.asks
+
+
+def test_empty_lines_are_skipped_and_defaults_hold() -> None:
+    (ask,) = parse_trace(f"\n{GOOD}\n\n", ["alpha"])
+    assert (ask.at, ask.think, ask.slot, ask.gives_up_after) == (12.5, None, True, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "t.jsonl:2: this is not JSON"),
+        ("[1]", "t.jsonl:2: this is not a JSON object"),
+        (GOOD.replace("service", "servise"), "did you mean 'service'?"),
+        (GOOD.replace("alpha", "alpah"), "unknown model 'alpah' - did you mean 'alpha'?"),
+        (GOOD.replace('"at": 12.5, ', ""), 'needs either "at" or "think"'),
+        (GOOD.replace('"at": 12.5', '"at": 1, "think": 1'), 'needs either "at" or "think"'),
+        (GOOD.replace("12.5", "-1"), "'at' must be seconds, 0 or more"),
+        (GOOD.replace("12.5", "NaN"), "'at' must be seconds, 0 or more"),
+        (GOOD.replace("12.5", "true"), "'at' must be seconds, 0 or more"),
+        (GOOD.replace('"c1"', "7"), "'client' must be a text"),
+        (GOOD.replace("}", ', "slot": 1}'), "'slot' must be true or false"),
+        (GOOD.replace("}", ', "parent": "x"}'), '"parent" has "think"'),
+        (GOOD.replace('"at": 12.5', '"think": 1, "parent": "x"'), "the id of no earlier line"),
+        ('{"model": "alpha", "at": 1, "service": 1}', "t.jsonl:2: 'client' is missing"),
+    ],
+)
+def test_a_mistake_names_its_line(line: str, words: str) -> None:
+    message = read(GOOD, line)
+    assert "t.jsonl:2" in message
+    assert words in message
+
+
+def test_an_id_stands_on_one_line_only() -> None:
+    named = GOOD.replace("}", ', "id": "x"}')
+    assert "t.jsonl:2: id 'x' stands on two lines" in read(named, named)
+
+
+def test_a_trace_without_requests_is_refused() -> None:
+    assert "there is no request in it" in read("", "  ")
