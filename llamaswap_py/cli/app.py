@@ -122,6 +122,45 @@ def check(config: ConfigPath, as_json: Json = False) -> None:
 
 
 @app.command()
+def estimate(
+    config: ConfigPath,
+    model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Leave aside what was declared and measured.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what the models of CONFIG take of each device, and what fits together."""
+    from llamaswap_py.cli.estimate import run
+
+    if not run(config, model, fresh=fresh, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    trace: Annotated[
+        Path, typer.Option("--trace", help="Requests as JSON lines (docs/scheduling.md).")
+    ],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="lswap, fifo, router, collate or keep-alive; may be repeated (default: all).",
+        ),
+    ] = None,
+    read_rate: Annotated[str, typer.Option(help="Bytes per second at which models load.")] = "2GiB",
+    as_json: Json = False,
+) -> None:
+    """Try a configuration on a trace, under lswap's policy and its peers'."""
+    from llamaswap_py.cli.simulate import run
+
+    if not run(config, trace, policies=tuple(policy or ()), read_rate=read_rate, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration file, for editors."""
     from llamaswap_py.cli.schema import run

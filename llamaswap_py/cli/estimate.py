@@ -1,0 +1,186 @@
+"""`lswap estimate`: what each model takes of each device, how we know, and what fits together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llamaswap_py.cli.show import print_table
+from llamaswap_py.config.file import read_config
+from llamaswap_py.devices import read_devices
+from llamaswap_py.errors import LswapError
+from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.estimate.together import evicted_for, fits, largest_sets
+from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.devices import Device
+    from llamaswap_py.presets import Prepared
+
+COLUMNS = ("model", "device", "memory", "source", "made of")
+
+
+class Line(msgspec.Struct):
+    """One model: bytes per device, or why they are not known. `made_of` is for people."""
+
+    model: str
+    memory: dict[str, int] = {}
+    source: str | None = None
+    made_of: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+    evicts: tuple[str, ...] | None = None
+    """What has to go for it when everything else that fits is loaded; None: it never fits."""
+
+
+class Room(msgspec.Struct):
+    """One device, in bytes; `source` says how its total is known."""
+
+    device: str
+    total: int
+    margin: int
+    source: str
+
+
+class Report(msgspec.Struct):
+    """All of it; `together` are the sets that fit and cannot be added to."""
+
+    devices: list[Room]
+    models: list[Line]
+    together: list[tuple[str, ...]]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every model has an estimate and fits when alone."""
+        return all(not line.problem and line.evicts is not None for line in self.models)
+
+
+def run(path: Path, model: str | None, *, fresh: bool, as_json: bool) -> bool:
+    """Print the estimates of a configuration, or of one model of it; True when all are fine.
+
+    `fresh` leaves aside what was declared and measured. Raises ConfigError for a file that cannot
+    be read, LswapError for a model that is not in it.
+    """
+    config = read_config(path)
+    chosen = None
+    if model is not None:
+        found = config.find(model)
+        if found is None:
+            known = ", ".join(config.models)
+            raise LswapError(f"{path} has no model {model}", remedy=f"it has: {known}")
+        chosen = found.id
+    report = asyncio.run(estimate_config(config, chosen, fresh=fresh))
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        _print(report)
+    return report.ok
+
+
+async def estimate_config(
+    config: Config, chosen: str | None, *, fresh: bool, estimator: Estimator | None = None
+) -> Report:
+    """Estimate every preset, or only `chosen`, on the devices of this machine."""
+    engines = Engines(config)
+    devices = read_devices(
+        config.memory.devices,
+        config.memory.margin.of,
+        backends=engines.backends,
+        environment=os.environ,
+    )
+    estimator = estimator or Estimator()
+    prepared = prepare(config, engines, devices)
+    lines = [
+        await _line(one, devices, estimator, config.memory.cache_ram, fresh=fresh)
+        for name, one in prepared.items()
+        if chosen in (None, name)
+    ]
+    rooms = [Room(one.id, one.total, one.margin, one.source) for one in devices]
+    room = {one.device: one.total - one.margin for one in rooms}
+    needs = {line.model: line.memory for line in lines if not line.problem}
+    for line in lines:
+        if not line.problem:
+            line.evicts = evicted_for(line.model, _others(line.model, needs, room), needs, room)
+    together = largest_sets(needs, room) if len(needs) > 1 else []
+    return Report(rooms, lines, together)
+
+
+async def _line(
+    prepared: Prepared,
+    devices: Sequence[Device],
+    estimator: Estimator,
+    cache_ram: int,
+    *,
+    fresh: bool,
+) -> Line:
+    name = prepared.preset.id
+    wanted = wanted_of(prepared, devices, cache_ram=cache_ram)
+    if wanted is None:
+        return Line(name, problem=prepared.problems[0].message)
+    try:
+        estimate = await _estimate(estimator, wanted, fresh=fresh)
+    except EstimateError as error:
+        return Line(name, problem=str(error))
+    footprint = estimate.footprint
+    return Line(
+        name,
+        footprint,
+        estimate.source.value,
+        {device: estimate.explain(device) for device in footprint},
+        estimate.notes,
+    )
+
+
+async def _estimate(estimator: Estimator, wanted: Wanted, *, fresh: bool) -> Estimate:
+    return await (estimator.work_out(wanted) if fresh else estimator.estimate(wanted))
+
+
+def _others(name: str, needs: dict[str, dict[str, int]], room: dict[str, int]) -> list[str]:
+    """Return what else may be loaded before `name` is: the others in the file's order, if room."""
+    loaded: list[str] = []
+    for other in needs:
+        if other != name and fits([*loaded, other], needs, room):
+            loaded.append(other)
+    return loaded
+
+
+def _print(report: Report) -> None:
+    rows = [row for line in report.models for row in _rows(line)]
+    if rows:
+        print_table(COLUMNS, rows)
+    for room in report.devices:
+        use = format_size(max(room.total - room.margin, 0))
+        print(
+            f"{room.device}: {format_size(room.total)} ({room.source}), "
+            f"{format_size(room.margin)} margin, {use} to use"
+        )
+    for names in report.together:
+        print("fit together: " + ", ".join(names))
+    for line in report.models:
+        if line.evicts:
+            print(f"{line.model} evicts: " + ", ".join(line.evicts) + " (if all else is loaded)")
+        if not line.problem and line.evicts is None:
+            print(f"{line.model} never fits: it needs more than a device has")
+    for line in report.models:
+        for note in line.notes:
+            print(f"note: {line.model}: {note}")
+    for line in report.models:
+        if line.problem:
+            print(f"problem: {line.model}: {line.problem}")
+
+
+def _rows(line: Line) -> list[tuple[str, ...]]:
+    source = line.source or ""
+    return [
+        (line.model, device, format_size(size), source, line.made_of[device])
+        for device, size in line.memory.items()
+    ]

@@ -1,0 +1,130 @@
+"""What one process uses: host memory by /proc/PID/smaps, GPU memory by NVML.
+
+Host memory is what would be missing without the process: its share of every mapping (PSS), and all
+of its own model files that it has mapped (RSS: a second process on the same file halves the share,
+not the need). The page cache at large, files that were only read, is nobody's. smaps_rollup is not
+enough: it adds the mapped model to the libraries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from llamaswap_py.devices.inventory import HOST, Device
+from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
+
+_log: Final = logging.getLogger("lswap.devices")
+_KIB: Final = 1024
+_DELETED: Final = " (deleted)"
+
+
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """Bytes: `own_files` mapped model files, `anonymous` heap and the like, `other_files` rest."""
+
+    own_files: int = 0
+    anonymous: int = 0
+    other_files: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.own_files + self.anonymous + self.other_files
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """Bytes per device. What could not be read is in `unknown`, and never zero."""
+
+    devices: Mapping[str, int]
+    unknown: tuple[str, ...] = ()
+    host: HostUse | None = field(default=None, repr=False)
+
+
+def read_process_use(
+    pids: Collection[int], files: Collection[str], devices: Iterable[Device]
+) -> ProcessUse:
+    """Return what the processes use together of `devices` (host always). May take milliseconds.
+
+    `files` are the model's own. A GPU on which NVML names none of `pids` counts as unknown: in
+    containers it hides processes, or numbers them otherwise.
+    """
+    found: dict[str, int] = {}
+    unknown: list[str] = []
+    hosts = [use for pid in pids if (use := read_host_use(pid, files)) is not None]
+    host = None
+    if hosts:
+        host = HostUse(
+            sum(one.own_files for one in hosts),
+            sum(one.anonymous for one in hosts),
+            sum(one.other_files for one in hosts),
+        )
+        found[HOST] = host.total
+    else:
+        unknown.append(HOST)
+    gpus = [one for one in devices if one.id != HOST]
+    used = read_gpu_use(frozenset(pids), gpus)
+    unknown += [gpu.id for gpu in gpus if gpu.id not in used]
+    return ProcessUse(found | used, tuple(unknown), host)
+
+
+def read_host_use(pid: int, files: Collection[str]) -> HostUse | None:
+    """Return the host memory of a process; None when it is gone or another user's."""
+    try:
+        with Path(f"/proc/{pid}/smaps").open(encoding="utf-8", errors="replace") as lines:
+            own = {str(Path(file).resolve()) for file in files}
+            use = parse_smaps(lines, own | set(files))
+    except OSError as error:
+        _log.debug("cannot read the memory of process %d: %s", pid, error)
+        return None
+    # A process that is just exiting has no mappings left, which does not mean it never had any.
+    return use if use.total else None
+
+
+def parse_smaps(lines: Iterable[str], files: Collection[str]) -> HostUse:
+    """Add up the lines of an smaps file (Linux, Documentation/filesystems/proc.rst). Pure."""
+    own = anonymous = other = 0
+    path = ""
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in ("Rss", "Pss"):
+            size = int(rest.split()[0]) * _KIB
+            mine = path.removesuffix(_DELETED) in files
+            if mine and name == "Rss":
+                own += size
+            elif name == "Pss" and not mine:
+                if path.startswith("/"):
+                    other += size
+                else:
+                    anonymous += size
+        elif " " in name:  # `55d0c000-55d0e000 r--p 00000000 fe:00 1234   /path`: no field's name
+            fields = line.split(None, 5)
+            path = fields[5].rstrip("\n") if len(fields) > 5 else ""
+    return HostUse(own, anonymous, other)
+
+
+def read_gpu_use(pids: Collection[int], gpus: Iterable[Device]) -> dict[str, int]:
+    """Return device id -> bytes that NVML counts for `pids`; GPUs it cannot tell are left out.
+
+    Not listed while others are is no proof of zero: their numbers may be of another namespace.
+    """
+    found: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        nvml: Nvml | None = None
+        for gpu in gpus:
+            if not isinstance(gpu.meter, NvmlMeter):
+                continue
+            try:
+                nvml = nvml or stack.enter_context(Nvml())
+                listed = nvml.processes(gpu.meter)
+            except NvmlError as error:
+                _log.debug("%s does not list its processes: %s", gpu.id, error)
+                continue
+            sizes = [size for pid, size in listed.items() if pid in pids]
+            if sizes and None not in sizes:
+                found[gpu.id] = sum(size for size in sizes if size is not None)
+    return found

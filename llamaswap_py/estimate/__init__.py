@@ -1,0 +1,9 @@
+"""How much memory a preset will take, and how we know: declared, measured, dry run, or formula."""
+
+from __future__ import annotations
+
+from llamaswap_py.estimate.ladder import Estimator
+from llamaswap_py.estimate.records import Estimate, Part, Source, surprise
+from llamaswap_py.estimate.wanted import Wanted, wanted_of
+
+__all__ = ["Estimate", "Estimator", "Part", "Source", "Wanted", "surprise", "wanted_of"]

@@ -1,0 +1,72 @@
+"""Read the headers of model files, and tell one version of a file from another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.gguf import GgufError, Header, read_header, shard_paths
+
+
+class FileIdentity(NamedTuple):
+    """When any of these changes, it is another file."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def identify(paths: Iterable[str]) -> tuple[FileIdentity, ...]:
+    """Return the identity of every file; raises EstimateError for one that is not there."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise EstimateError(f"{path}: {error.strerror}", remedy="check the path") from error
+        found.append(FileIdentity(path, status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(found)
+
+
+def open_header(path: str) -> Header:
+    """Read one file's header; raises EstimateError when it cannot be read or is no GGUF."""
+    try:
+        with Path(path).open("rb") as file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            return read_header(lambda at, count: os.pread(descriptor, count, at), size)
+    except OSError as error:
+        raise EstimateError(f"{path}: {error.strerror}", remedy="check the path") from error
+    except GgufError as error:
+        raise EstimateError(f"{path} {error.message}", remedy=error.remedy) from error
+
+
+def open_headers(model: str) -> tuple[Header, ...]:
+    """Read the headers of a model's every shard."""
+    return tuple(open_header(path) for path in shard_paths(model))
+
+
+def file_sizes(paths: Iterable[str]) -> int:
+    """Return the bytes of all files together; `a.gguf:0.5` is an adapter with its scale."""
+    return sum(one.size for one in identify(_unscaled(path) for path in paths))
+
+
+def _unscaled(path: str) -> str:
+    stem, _, scale = path.rpartition(":")
+    return stem if stem and not os.path.exists(path) and scale.replace(".", "").isdigit() else path
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return this CPU's features as Linux names them; empty where that cannot be read."""
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()

@@ -1,0 +1,246 @@
+"""Choose how to know what a preset takes: declared, else measured, else dry run, else formula."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from llamaswap_py.estimate.analytic import (
+    analytic_parts,
+    caveats,
+    draft_settings,
+    process_parts,
+)
+from llamaswap_py.estimate.attention import context_of
+from llamaswap_py.estimate.dry_parts import dry_parts
+from llamaswap_py.estimate.dryrun import DryRuns
+from llamaswap_py.estimate.files import (
+    FileIdentity,
+    cpu_flags,
+    file_sizes,
+    identify,
+    open_headers,
+)
+from llamaswap_py.estimate.fitargs import draft_args, fit_args, has_table
+from llamaswap_py.estimate.layout import repackable_kinds
+from llamaswap_py.estimate.records import (
+    HOST,
+    Estimate,
+    EstimateError,
+    Part,
+    Source,
+    surprise,
+)
+from llamaswap_py.estimate.settings import Settings, read_settings
+from llamaswap_py.estimate.wanted import SCHEMA, Wanted
+from llamaswap_py.gguf.header import Header
+from llamaswap_py.state import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
+
+Headers = tuple[Header, ...]
+
+ATTEMPTS: Final = 4
+"""Runs of llama-fit-params until its table is out (see fitargs.has_table); then its plain lines."""
+
+
+class Estimator:
+    """Estimates presets and learns from their lives. One per process; awaits never block the loop.
+
+    Reading headers, the disk and smaps happens in threads; dry runs are processes, one at a time.
+    """
+
+    def __init__(
+        self,
+        learned: LearnedFacts | None = None,
+        cache: RecordFolder[Estimate] | None = None,
+        dry_runs: DryRuns | None = None,
+        repackable: Collection[str] | None = None,
+    ) -> None:
+        self._learned = learned or LearnedFacts(learned_folder())
+        self._cache = cache or RecordFolder(estimates_folder(), Estimate, version=SCHEMA)
+        self._dry_runs = dry_runs or DryRuns()
+        self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
+
+    async def estimate(self, wanted: Wanted) -> Estimate:
+        """Return what `wanted` takes, by the best way there is.
+
+        Raises EstimateError when there is none: a file is missing or damaged, or of a kind that
+        neither the engine nor the formulas know.
+        """
+        if wanted.declared is not None:
+            return _declared(wanted)
+        files = await asyncio.to_thread(identify, wanted.files)
+        facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
+        if facts is not None and {HOST, *wanted.gpus} <= facts.at_ready.keys():
+            return _measured(facts)
+        worked_out = await self.work_out(wanted, files)
+        return worked_out if facts is None or not facts.at_ready else _merged(facts, worked_out)
+
+    async def work_out(
+        self, wanted: Wanted, files: Sequence[FileIdentity] | None = None
+    ) -> Estimate:
+        """Return what `wanted` takes without any experience: a dry run, else the formulas."""
+        if files is None:
+            files = await asyncio.to_thread(identify, wanted.files)
+        key = wanted.key(files, exact=True)
+        if (known := await asyncio.to_thread(self._cache.read, key)) is not None:
+            return known
+        found = await self._fresh(wanted)
+        # A dry run that failed may work next time; what is certain is kept.
+        if found.source is Source.DRY_RUN or wanted.fit_params is None:
+            await asyncio.to_thread(self._cache.write, key, found)
+        return found
+
+    async def dry_run(self, wanted: Wanted) -> Estimate:
+        """Return a dry run's figures; raises EstimateError when it does not work."""
+        if wanted.fit_params is None:
+            raise EstimateError("this engine has no llama-fit-params beside it")
+        settings = read_settings(wanted.args)
+        headers, notes = await _headers(wanted.model)
+        parts = await self._dry_model(wanted, wanted.model, wanted.args, settings, headers)
+        if settings.draft is not None:
+            words, aside = draft_args(settings, wanted.args), draft_settings(settings)
+            draft, more = await _headers(settings.draft.path)
+            notes += more
+            parts += await self._dry_model(wanted, settings.draft.path, words, aside, draft)
+        return await _finished(Source.DRY_RUN, parts, wanted, settings, headers, notes)
+
+    async def analytic(self, wanted: Wanted) -> Estimate:
+        """Return what the formulas say; raises EstimateError for files they do not know."""
+        settings = read_settings(wanted.args)
+        headers = await asyncio.to_thread(open_headers, wanted.model)
+        parts = analytic_parts(headers, settings, wanted.gpus, self._repackable)
+        if settings.draft is not None:
+            draft = await asyncio.to_thread(open_headers, settings.draft.path)
+            aside = draft_settings(settings)
+            parts += analytic_parts(draft, aside, wanted.gpus, self._repackable)
+        return await _finished(Source.ANALYTIC, parts, wanted, settings, headers, [])
+
+    async def learn_ready(
+        self,
+        wanted: Wanted,
+        estimate: Estimate,
+        use: Mapping[str, int],
+        load_seconds: float | None,
+    ) -> str:
+        """Keep what a child took when it became ready.
+
+        `use` are bytes per device; a device that could not be read is left out of it, never zero.
+        Returns a line when the estimate was wrong by more than 5 %, once per preset and placement.
+        """
+        key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
+        growth = _growth(wanted, estimate)
+        facts = await asyncio.to_thread(
+            self._learned.note_ready, key, wanted.preset, use, growth, load_seconds
+        )
+        if facts.reported or not (said := surprise(estimate, facts.footprint)):
+            return ""
+        await asyncio.to_thread(self._learned.note_reported, key)
+        return said
+
+    async def learn_peak(self, wanted: Wanted, use: Mapping[str, int]) -> None:
+        """Keep the most a child took, sampled while it served or before it was stopped."""
+        key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
+        await asyncio.to_thread(self._learned.note_peak, key, use)
+
+    async def _fresh(self, wanted: Wanted) -> Estimate:
+        try:
+            return await self.dry_run(wanted)
+        except EstimateError as error:
+            found = await self.analytic(wanted)
+            note = f"no dry run: {error}"
+            return Estimate(found.source, found.parts, (*found.notes, note))
+
+    async def _dry_model(
+        self,
+        wanted: Wanted,
+        model: str,
+        args: Sequence[str],
+        settings: Settings,
+        headers: Headers,
+    ) -> list[Part]:
+        assert wanted.fit_params is not None
+        known = await self._dry_runs.options(wanted.fit_params)
+        words = fit_args(model, args, settings, headers[0] if headers else None, known)
+        output = ""
+        for _ in range(ATTEMPTS):
+            output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
+            if has_table(output):
+                break
+        return dry_parts(output, headers, settings, wanted.gpus, self._repackable)
+
+
+async def _headers(model: str) -> tuple[Headers, list[str]]:
+    """Read a model's headers if they can be; the engine may know what we do not."""
+    try:
+        return await asyncio.to_thread(open_headers, model), []
+    except EstimateError as error:
+        return (), [f"the dry run is taken as it is: {error.message}"]
+
+
+async def _finished(
+    source: Source,
+    parts: Sequence[Part],
+    wanted: Wanted,
+    settings: Settings,
+    headers: Headers,
+    notes: Sequence[str],
+) -> Estimate:
+    """Add what belongs to the process, join parts of one kind, say what may differ."""
+    projector = adapters = 0
+    if settings.projector:
+        projector = await asyncio.to_thread(file_sizes, [settings.projector])
+    if settings.adapters:
+        adapters = await asyncio.to_thread(file_sizes, settings.adapters)
+    of_process = process_parts(settings, wanted.gpus, projector=projector, adapters=adapters)
+    said = list(notes)
+    if headers:
+        said += caveats(headers[0], settings, context_of(headers[0], settings))
+    return Estimate(source, _joined([*parts, *of_process]), tuple(said))
+
+
+def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    sizes: dict[tuple[str, str, bool], int] = {}
+    for part in parts:
+        kind = (part.device, part.what, part.grows)
+        sizes[kind] = sizes.get(kind, 0) + part.size
+    return tuple(
+        Part(device, what, size, grows) for (device, what, grows), size in sizes.items() if size
+    )
+
+
+def _declared(wanted: Wanted) -> Estimate:
+    """What the file declares, and the prompt cache where it says nothing of the host."""
+    assert wanted.declared is not None
+    parts = [Part(device, "declared", size) for device, size in wanted.declared.items()]
+    if HOST not in wanted.declared and wanted.cache_ram:
+        parts.append(Part(HOST, "prompt cache", wanted.cache_ram, grows=True))
+    return Estimate(Source.DECLARED, tuple(parts))
+
+
+def _measured(facts: Facts) -> Estimate:
+    parts: list[Part] = []
+    for device, size in facts.footprint.items():
+        ready = facts.at_ready[device]
+        parts.append(Part(device, "at readiness", ready))
+        if size > ready:
+            parts.append(Part(device, "with use", size - ready, grows=True))
+    return Estimate(Source.MEASURED, tuple(parts))
+
+
+def _merged(facts: Facts, worked_out: Estimate) -> Estimate:
+    """Take the devices that were measured as measured, the others as worked out."""
+    measured = _measured(facts)
+    others = tuple(part for part in worked_out.parts if part.device not in facts.at_ready)
+    unread = ", ".join(sorted({part.device for part in others}))
+    note = f"{unread} could not be measured: {worked_out.source} for it"
+    return Estimate(Source.MEASURED, measured.parts + others, (*worked_out.notes, note))
+
+
+def _growth(wanted: Wanted, estimate: Estimate) -> dict[str, int] | None:
+    """Return what will be taken with use; None: what was learned before still holds."""
+    if estimate.source is Source.MEASURED:
+        return None
+    if estimate.source is Source.DECLARED:
+        return {HOST: wanted.cache_ram}
+    return estimate.growth

@@ -1,0 +1,94 @@
+"""An estimate: what a preset takes from each device, part by part, and how we know. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from llamaswap_py.errors import LswapError
+from llamaswap_py.units import format_size
+
+HOST: Final = "host"
+TOLERANCE: Final = 0.05
+"""An estimate that was off by more than this is worth a line in the log."""
+
+
+class EstimateError(LswapError):
+    """Raised when one way of estimating does not work; the next one down is tried."""
+
+
+class Source(StrEnum):
+    """How an estimate is known, the most reliable first."""
+
+    DECLARED = "declared"
+    MEASURED = "measured"
+    DRY_RUN = "dry-run"
+    ANALYTIC = "analytic"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Bytes of one device for one purpose.
+
+    `grows`: they are not taken at readiness yet, but with use (buffers that are only touched by a
+    full batch, the prompt cache, checkpoints). Where memory is reserved at once, as on GPUs, a
+    compute buffer does not grow.
+    """
+
+    device: str
+    what: str
+    size: int
+    grows: bool = False
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What a preset takes; `notes` are for people: assumptions, and why a better way failed."""
+
+    source: Source
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def footprint(self) -> dict[str, int]:
+        """Bytes per device."""
+        return total(self.parts)
+
+    @property
+    def growth(self) -> dict[str, int]:
+        """Bytes per device that are taken with use only."""
+        return total(part for part in self.parts if part.grows)
+
+    def explain(self, device: str) -> str:
+        """Return `4.1 GiB weights + 512 MiB context + …` for one device."""
+        sizes: dict[str, int] = {}
+        for part in self.parts:
+            if part.device == device and part.size:
+                sizes[part.what] = sizes.get(part.what, 0) + part.size
+        return " + ".join(f"{format_size(size)} {what}" for what, size in sizes.items())
+
+
+def total(parts: Iterable[Part]) -> dict[str, int]:
+    """Return the sum of sizes per device."""
+    sizes: dict[str, int] = {}
+    for part in parts:
+        sizes[part.device] = sizes.get(part.device, 0) + part.size
+    return sizes
+
+
+def surprise(estimate: Estimate, measured: Mapping[str, int]) -> str:
+    """Say by how much an estimate was wrong, where it was by more than TOLERANCE; else empty.
+
+    Only devices that were measured are compared.
+    """
+    wrong = []
+    for device, real in measured.items():
+        said = estimate.footprint.get(device, 0)
+        if real and abs(said - real) > TOLERANCE * real:
+            off = (said - real) / real
+            wrong.append(
+                f"{device}: {estimate.source} said {format_size(said)}, "
+                f"it takes {format_size(real)} ({off:+.0%})"
+            )
+    return "; ".join(wrong)

@@ -1,0 +1,203 @@
+"""What of a llama-server command line decides its memory. Pure.
+
+Defaults are those of llama-server build 11434 (common/common.h, tools/server/server.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llamaswap_py.config.options import long_name, plain_name
+from llamaswap_py.units import MIB
+
+ALL: Final = 10**9
+"""As a number of layers: every one."""
+
+_NUMBER: Final = frozenset("0123456789.")
+_FALSE: Final = frozenset({"off", "0", "false", "no", "disabled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A draft model that runs beside the main one."""
+
+    path: str
+    type_k: str = "f16"
+    type_v: str = "f16"
+    gpu_layers: int = ALL
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes are bytes, contexts tokens. `context` 0 means what the model was trained for."""
+
+    context: int = 0
+    slots: int = 4
+    unified: bool = True
+    batch: int = 2048
+    micro_batch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash: bool = True
+    mapped: bool = True
+    repack: bool = True
+    whole_window: bool = False
+    checkpoints: int = 32
+    prompt_cache: int = 8192 * MIB
+    gpu_layers: int = ALL
+    cpu_expert_layers: int = 0
+    cache_on_gpu: bool = True
+    tensor_split: tuple[float, ...] = ()
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    embedding: bool = False
+    projector: str | None = None
+    projector_on_gpu: bool = True
+    adapters: tuple[str, ...] = ()
+    draft: Draft | None = None
+    draft_tokens: int = 0
+    speculation: str = "none"
+    """The kinds of speculative decoding asked for, commas between them."""
+    overrides: bool = False
+    """Whether --override-tensor or the like moves tensors in a way the formulas do not follow."""
+
+    @property
+    def outputs(self) -> int:
+        """Rows of logits that one batch may ask for (server-context.cpp, server_output_limits)."""
+        return min(self.batch, self.slots * (1 + self.draft_tokens))
+
+
+def read_settings(args: Sequence[str]) -> Settings:
+    """Read the words after the binary; what cannot be read counts as not given."""
+    words = _Words(args)
+    slots = words.integer("parallel", -1)
+    automatic = slots < 1
+    slots = 4 if automatic else slots
+    per_slot = words.integer("kv-unified-per-slot", 0)
+    context = words.integer("ctx-size", 0)
+    if context <= 0 and per_slot > 0 and "ctx-size" not in words.found:
+        context = slots * per_slot
+    draft = _draft(words)
+    speculation = ",".join(words.every("spec-type")) or "none"
+    return Settings(
+        context=max(context, 0),
+        slots=slots,
+        unified=automatic or slots == 1 or words.switch("kv-unified", default=False),
+        batch=words.integer("batch-size", 2048),
+        micro_batch=words.integer("ubatch-size", 512),
+        type_k=words.text("cache-type-k", "f16").lower(),
+        type_v=words.text("cache-type-v", "f16").lower(),
+        flash=words.switch("flash-attn", default=True),
+        mapped=_mapped(words),
+        repack=words.switch("repack", default=True),
+        whole_window=words.switch("swa-full", default=False),
+        checkpoints=words.integer("swa-checkpoints", 32),
+        prompt_cache=max(words.integer("cache-ram", 8192), 0) * MIB,
+        gpu_layers=_layers(words.text("n-gpu-layers", "auto")),
+        cpu_expert_layers=ALL
+        if words.switch("cpu-moe", default=False)
+        else words.integer("n-cpu-moe", 0),
+        cache_on_gpu=words.switch("kv-offload", default=True),
+        tensor_split=_shares(words.text("tensor-split", "")),
+        split_mode=words.text("split-mode", "layer"),
+        main_gpu=words.integer("main-gpu", 0),
+        embedding=words.switch("embeddings", default=False)
+        or words.switch("reranking", default=False),
+        projector=words.text("mmproj", "") or None,
+        projector_on_gpu=words.switch("mmproj-offload", default=True),
+        adapters=(*words.every("lora"), *words.every("lora-scaled")),
+        draft=draft,
+        draft_tokens=0 if speculation == "none" else words.integer("spec-draft-n-max", 3),
+        speculation=speculation,
+        overrides=bool(
+            {"override-tensor", "n-cpu-ffn", "spec-draft-override-tensor"} & words.names
+        ),
+    )
+
+
+def _draft(words: _Words) -> Draft | None:
+    path = words.text("model-draft", "")
+    if not path:
+        return None
+    return Draft(
+        path,
+        words.text("cache-type-k-draft", "f16").lower(),
+        words.text("cache-type-v-draft", "f16").lower(),
+        _layers(words.text("n-gpu-layers-draft", "auto")),
+        words.text("device-draft", "") or None,
+    )
+
+
+def _mapped(words: _Words) -> bool:
+    if not words.switch("mmap", default=True):
+        return False
+    return words.text("load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
+
+
+def _layers(text: str) -> int:
+    """Read a number of layers; `auto`, `all` and -1 are all of them."""
+    try:
+        number = int(text)
+    except ValueError:
+        return ALL
+    return ALL if number < 0 else number
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in text.replace("/", ",").split(",") if each.strip())
+    except ValueError:
+        return ()
+
+
+class _Words:
+    """The options of a command line by their long names; the last one given counts."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.found: dict[str, list[str | None]] = {}
+        place = 0
+        while place < len(args):
+            word = args[place]
+            place += 1
+            if not _is_option(word):
+                continue
+            value = args[place] if place < len(args) and not _is_option(args[place]) else None
+            place += value is not None
+            self.found.setdefault(long_name(plain_name(word)), []).append(value)
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.found)
+
+    def every(self, name: str) -> tuple[str, ...]:
+        """Return all paths given for an option, commas separating several."""
+        values = [value for value in self.found.get(name, ()) if value]
+        return tuple(part for value in values for part in value.split(",") if part)
+
+    def text(self, name: str, default: str) -> str:
+        values = self.found.get(name)
+        return default if not values or values[-1] is None else values[-1]
+
+    def integer(self, name: str, default: int) -> int:
+        try:
+            return int(self.text(name, str(default)))
+        except ValueError:
+            return default
+
+    def switch(self, name: str, *, default: bool) -> bool:
+        if f"no-{name}" in self.found or _SHORT_NEGATIONS.get(name) in self.found:
+            return False
+        if name not in self.found:
+            return default
+        value = self.found[name][-1]
+        return value is None or value.lower() not in _FALSE
+
+
+_SHORT_NEGATIONS: Final = {"kv-unified": "no-kvu", "kv-offload": "nkvo", "repack": "nr"}
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and word[1] not in _NUMBER

@@ -1,0 +1,182 @@
+"""Work out what presets take, ahead of need, and learn from what their children really took."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Final
+
+from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices.process_memory import read_process_use
+from llamaswap_py.errors import LswapError
+from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.presets import Prepared, sleeping_footprint
+from llamaswap_py.scheduler.records import Choice, PoolId
+from llamaswap_py.units import format_size
+
+_log: Final = logging.getLogger("lswap")
+_PEAK_INTERVAL: Final = 30.0
+"""Seconds between looks at how much the loaded children have grown."""
+
+Tell = Callable[[str, tuple[Choice, ...]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What has to be known of a child to learn from it."""
+
+    preset: str
+    choice: Choice
+    pid: int
+    load_seconds: float
+
+
+class Estimating:
+    """Owns one task that estimates presets one after another, those that somebody waits for first.
+
+    `tell(preset, choices)` hands over what was found. `lives` names the children that are ready.
+    """
+
+    def __init__(
+        self,
+        prepared: Mapping[str, Prepared],
+        devices: tuple[Device, ...],
+        cache_ram: int,
+        tell: Tell,
+        lives: Callable[[], list[Life]],
+        estimator: Estimator | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._devices = devices
+        self._cache_ram = cache_ram
+        self._tell = tell
+        self._lives = lives
+        self._estimator = estimator or Estimator()
+        self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
+        self._todo = deque(name for name, one in prepared.items() if one.plan.estimating)
+        self._ready: deque[Life] = deque()
+        self._work = asyncio.Event()
+
+    def hurry(self, preset: str) -> None:
+        """Somebody waits for this preset: take it next."""
+        if preset in self._todo:
+            self._todo.remove(preset)
+            self._todo.appendleft(preset)
+
+    def note_ready(self, life: Life) -> None:
+        """A child is ready: measure it soon."""
+        self._ready.append(life)
+        self._work.set()
+
+    async def run(self) -> None:
+        """Estimate everything, then learn, until cancelled."""
+        while True:
+            if self._ready:
+                await self._learn_ready(self._ready.popleft())
+            elif self._todo:
+                await self._estimate(self._todo.popleft())
+            else:
+                self._work.clear()
+                try:
+                    await asyncio.wait_for(self._work.wait(), _PEAK_INTERVAL)
+                except TimeoutError:
+                    await self._learn_peaks()
+
+    async def _estimate(self, preset: str) -> None:
+        choices = [
+            await self._estimated(preset, one)
+            for one in ways_to_load(self._prepared[preset], self._devices)
+        ]
+        self._tell(preset, tuple(choices))
+
+    async def _estimated(self, preset: str, choice: Choice) -> Choice:
+        """Return a choice with its footprint, if that can be known."""
+        wanted = self._wanted(preset, choice)
+        if wanted is None:
+            return choice
+        try:
+            estimate = await self._estimator.estimate(wanted)
+        except LswapError as error:
+            _log.warning("%s: no estimate of its memory: %s", preset, error)
+            return choice
+        self._found[preset, choice.variant, choice.devices] = estimate
+        footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
+        asleep = sleeping_footprint(self._prepared[preset].preset, footprint)
+        return replace(choice, footprint=footprint, source=estimate.source.value, sleeping=asleep)
+
+    def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
+        prepared, placement = self._prepared[preset].as_variant(choice.variant), choice.devices
+        wanted = wanted_of(
+            prepared,
+            self._devices,
+            cache_ram=self._cache_ram,
+            placement=placement or None,
+            variant=choice.variant,
+        )
+        if wanted is None or prepared.engine is None:
+            return None
+        uuids = {one.id: one.uuid for one in self._devices if one.uuid is not None}
+        kept = placement_env(placement, prepared.engine.backend, uuids)
+        return replace(wanted, env={**wanted.env, **kept})
+
+    async def _learn_ready(self, life: Life) -> None:
+        wanted = self._wanted(life.preset, life.choice)
+        if wanted is None:
+            return
+        use = await self._use(life)
+        known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
+        try:
+            estimate = known or await self._estimator.estimate(wanted)
+            said = await self._estimator.learn_ready(wanted, estimate, use, life.load_seconds)
+        except LswapError as error:
+            _log.debug("%s: nothing learned: %s", life.preset, error)
+            return
+        if said:
+            _log.info("%s: %s; the next estimate is the measurement", life.preset, said)
+        if wanted.declared is None:
+            await self._estimate(life.preset)
+
+    async def _learn_peaks(self) -> None:
+        for life in self._lives():
+            wanted = self._wanted(life.preset, life.choice)
+            if wanted is not None:
+                await self._estimator.learn_peak(wanted, await self._use(life))
+
+    async def _use(self, life: Life) -> dict[str, int]:
+        files = self._prepared[life.preset].ways[life.choice.variant].files
+        gpus = [one for one in self._devices if one.id != HOST]
+        devices = [one for one in gpus if not life.choice.devices or one.id in life.choice.devices]
+        used = await asyncio.to_thread(read_process_use, [life.pid], files, devices)
+        return dict(used.devices)
+
+
+def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice]:
+    """Return every variant on every placement, footprints unknown."""
+    return [
+        Choice(None, placement, variant, "unknown")
+        for variant in prepared.ways
+        for placement in placements(prepared.as_variant(variant), devices)
+    ]
+
+
+def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[PoolId, ...]]:
+    """Return where a preset may be loaded: its own devices, else each GPU, then all together."""
+    if prepared.preset.device != "auto":
+        return [tuple(PoolId(one) for one in prepared.preset.device)]
+    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
+    if prepared.engine is None or prepared.engine.backend == "cpu" or not gpus:
+        return [()]
+    singles = [(gpu,) for gpu in gpus]
+    return list(chain(singles, [gpus] if len(gpus) > 1 else []))
+
+
+def describe(choice: Choice) -> str:
+    """Return `host 4.1 GiB (dry-run)` for people."""
+    if choice.footprint is None:
+        return "unknown"
+    sizes = ", ".join(f"{pool} {format_size(size)}" for pool, size in choice.footprint.items())
+    return f"{sizes} ({choice.source})"

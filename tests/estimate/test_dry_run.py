@@ -1,0 +1,259 @@
+"""llama-fit-params: what it is asked, what its answers mean, and what happens when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from llamaswap_py.estimate.attention import context_of
+from llamaswap_py.estimate.dry_parts import dry_parts
+from llamaswap_py.estimate.dryrun import DryRuns
+from llamaswap_py.estimate.fitargs import (
+    MOVED,
+    draft_args,
+    fit_args,
+    parse_answer,
+    window_correction,
+)
+from llamaswap_py.estimate.layout import lay_out
+from llamaswap_py.estimate.records import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.settings import Settings, read_settings
+from llamaswap_py.units import MIB
+from tests.estimate.models import model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Script = Callable[[str], Path]
+
+KNOWN = {"-m": 1, "-c": 1, "--ctx-size": 1, "-ctk": 1, "--cache-type-k": 1, "--cache-type-v": 1}
+KNOWN |= {"--no-mmap": 0, "-md": 1, "--model-draft": 1, "--n-gpu-layers": 1, "-ngl": 1, "-np": 1}
+HALF = MIB // 2
+
+
+def row(kind: str, name: str, weights: int, context: int, compute: int) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "model": weights, "context": context, "compute": compute}
+
+
+def answer(*rows: dict[str, Any], unit: str = "MiB") -> str:
+    line = {"type": "fit_memory_breakdown", "data": {"unit": unit, "rows": list(rows)}}
+    return "some log line\n0.01 I " + json.dumps(line, separators=(",", ":")) + "\nHost 1 2 3\n"
+
+
+HOST_ROW = row("host", "Host", 3, 2, 5)
+
+
+# --- what it is asked -------------------------------------------------------------------------
+
+
+def asked(words: str, header: Any = None) -> str:
+    args = words.split()
+    found = fit_args("m.gguf", args, read_settings(args), header or model(), KNOWN)
+    rest = " ".join(found).removeprefix("--model m.gguf --fit off --fit-print on --log-jsonl ")
+    return rest.removeprefix("--log-verbosity 1 ")
+
+
+def test_options_that_only_the_server_knows_are_left_out() -> None:
+    words = "--alias x --metrics -ctk q8_0 --jinja --threads-http 20 --mmproj p -c 4096 -np 1"
+    assert asked(words) == "-ctk q8_0 --parallel 1 --ctx-size 4096"
+
+
+def test_slots_that_share_a_cache_are_asked_for_as_one() -> None:
+    assert asked("-c 4096") == "--parallel 1 --ctx-size 4096"
+    assert asked("-c 4096 -np 4") == "--parallel 4 --ctx-size 4096"
+    assert asked("-c 4096 -np 4 -kvu") == "--parallel 1 --ctx-size 4096"
+    assert asked("-c 1500 -np 4") == "--parallel 4 --ctx-size 2048"
+    assert asked("-c 0") == "--parallel 1"
+
+
+def test_recurrent_models_are_asked_for_with_all_slots() -> None:
+    header = model("mamba", layers=1, ssm__inner_size=64, ssm__state_size=16)
+    assert asked("-c 4096", header) == "--parallel 4 --ctx-size 4096"
+
+
+def test_the_draft_model_has_its_own_command_line() -> None:
+    line = "-md d.gguf -ctkd q4_0 -ngld 5 -ctk q8_0 -ngl 99 --n-cpu-moe 3 --cpu-moe -c 4096"
+    args = line.split()
+    words = draft_args(read_settings(args), args)
+    found = fit_args("d.gguf", words, read_settings(args), None, KNOWN)
+    assert " ".join(found).endswith(
+        "--cache-type-k q4_0 --cache-type-v f16 --n-gpu-layers 5 --parallel 1 --ctx-size 4096"
+    )
+    assert "-md" not in found
+    assert "q8_0" not in found
+
+
+# --- what is made of its answers -----------------------------------------------------------------
+
+
+def test_rows_become_parts() -> None:
+    found = parse_answer(
+        answer(
+            row("device", "CUDA0", 100, 20, 30),
+            HOST_ROW,
+            row("buffer_type", "CPU_REPACK", 40, 0, 0),
+        )
+    )
+    assert found == [
+        Part("CUDA0", "weights", 100 * MIB + HALF),
+        Part("CUDA0", "context", 20 * MIB + HALF),
+        Part("CUDA0", "compute", 30 * MIB + HALF),
+        Part(HOST, "weights", 3 * MIB + HALF),
+        Part(HOST, "context", 2 * MIB + HALF),
+        Part(HOST, "compute", 5 * MIB + HALF, grows=True),
+        Part(HOST, MOVED, 40 * MIB + HALF),
+    ]
+
+
+def test_the_plain_lines_where_the_table_was_lost() -> None:
+    assert total(parse_answer("log\nCUDA0 10 2 3\nHost 4 0 1 \n")) == {
+        "CUDA0": 15 * MIB + 3 * HALF,
+        HOST: 5 * MIB + 2 * HALF,
+    }
+    # They do not tell what is rearranged: the formulas do.
+    header, settings = model(layers=4), read_settings(["--load-mode", "none", "-np", "1"])
+    layout = lay_out([header], settings, (), ("Q4_K",))
+    parts = dry_parts("Host 4 0 1 \n", [header], settings, (), ("Q4_K",))
+    assert Part(HOST, MOVED, layout.repacked) in parts
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("", "printed no figures"),
+        ("Host 3 2\n", "printed no figures"),
+        ('{"type":"fit_memory_breakdown","data":{"unit":"MiB"}}', "another form"),
+        ('{"type":"fit_memory_breakdown","data":', "another form"),
+        (answer(HOST_ROW, unit="GiB"), "counts in GiB"),
+        (answer(row("host", "Host", -1, 0, 0)), "-1 MiB of model"),
+        (answer(), "nothing at all"),
+    ],
+)
+def test_nonsense_is_refused(output: str, message: str) -> None:
+    with pytest.raises(EstimateError, match=message):
+        parse_answer(output)
+
+
+def test_a_childs_devices_get_their_own_names() -> None:
+    output = answer(row("device", "CUDA0", 10, 0, 0), row("device", "CUDA1", 20, 0, 0))
+    parts = dry_parts(output, (), Settings(), ("CUDA2", "CUDA0"), ())
+    assert total(parts) == {"CUDA2": 10 * MIB + HALF, "CUDA0": 20 * MIB + HALF}
+
+
+@pytest.mark.parametrize("gpus", [(), ("CUDA0",), ("ROCm0", "ROCm1")])
+def test_an_unknown_device_makes_the_dry_run_useless(gpus: tuple[str, ...]) -> None:
+    output = answer(row("device", "CUDA1", 10, 0, 0))
+    with pytest.raises(EstimateError, match="counts on CUDA1"):
+        dry_parts(output, (), Settings(), gpus, ())
+
+
+def test_spare_logits_leave_the_device_of_the_output() -> None:
+    header, settings = model(), read_settings(["-c", "8192", "-np", "1"])
+    rows = row("device", "CUDA0", 100, 1024, 299), row("host", "Host", 100, 0, 299)
+    parts = dry_parts(answer(*rows), [header], settings, ("CUDA0",), ())
+    compute = {part.device: part.size for part in parts if part.what == "compute"}
+    assert compute[HOST] == 299 * MIB + HALF
+    assert compute["CUDA0"] == 299 * MIB + HALF - 512 * 4 * (128256 - 3 * 14336)
+
+
+def test_a_second_copy_of_rearranged_weights() -> None:
+    header, settings = model(layers=4), read_settings(["-c", "256", "-np", "1"])
+    again = lay_out([header], settings, (), ("Q4_K",)).mapped_again
+    moved = row("buffer_type", "CPU_REPACK", again // MIB, 0, 0)
+
+    def mapped_again(words: str, kinds: tuple[str, ...]) -> int:
+        chosen = read_settings(words.split())
+        parts = dry_parts(answer(HOST_ROW, moved), [header], chosen, (), kinds)
+        return sum(part.size for part in parts if part.what == "mapped pages of moved weights")
+
+    assert mapped_again("-np 1", ("Q4_K",)) == again
+    # Where the engine moved more than expected of this CPU, its figure is taken.
+    assert mapped_again("-np 1", ()) == again // MIB * MIB + HALF
+    assert mapped_again("-np 1 --load-mode none", ("Q4_K",)) == 0
+
+
+def test_windows_of_slots_that_share_a_cache_are_added() -> None:
+    header = model("gemma3", layers=6, attention__sliding_window=1024)
+    token = 5 * 8 * 128 * 2 * 2  # of the five layers with a window
+
+    def added(words: str) -> int:
+        settings = read_settings(words.split())
+        return window_correction(settings, header, context_of(header, settings))
+
+    assert added("-c 16384 -np 4 -kvu") == 3 * 1024 * token
+    assert added("-c 16384 -np 4") == 0
+    assert added("-c 16384 -np 1") == 0
+    assert added("-c 16384 -np 4 -kvu --swa-full") == 0
+
+
+# --- running it --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Write a stand-in for llama-fit-params."""
+
+    def write(body: str) -> Path:
+        path = tmp_path / "llama-fit-params"
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+@pytest.mark.anyio
+async def test_what_it_prints_is_returned(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
+    path = script('echo "out $1 $GIVEN [$LLAMA_ARG_CTX_SIZE]"; echo err >&2')
+    printed = await DryRuns().answer(path, ["word"], {"GIVEN": "this"})
+    assert printed == "out word this []\nerr\n"
+
+
+@pytest.mark.anyio
+async def test_its_options_are_asked_once(script: Script, tmp_path: Path) -> None:
+    lines = (
+        "-c,    --ctx-size N                     size",
+        "--no-mmap                               x",
+    )
+    path = script(f"echo x >> {tmp_path}/asked; cat <<'END'\n" + "\n".join(lines) + "\nEND")
+    runs = DryRuns()
+    known = await runs.options(path)
+    assert known == {"-c": 1, "--ctx-size": 1, "--no-mmap": 0}
+    assert await runs.options(path) is known
+    assert (tmp_path / "asked").read_text() == "x\n"
+
+
+@pytest.mark.anyio
+async def test_failures_carry_what_it_said(script: Script) -> None:
+    path = script("echo 'failed to load model'; kill -ABRT $$")
+    with pytest.raises(EstimateError, match=r"status -6: .*failed to load model"):
+        await DryRuns().answer(path, [], {})
+    with pytest.raises(EstimateError, match="cannot be run"):
+        await DryRuns().answer(path.with_name("absent"), [], {})
+
+
+@pytest.mark.anyio
+async def test_one_that_hangs_is_ended(script: Script, tmp_path: Path) -> None:
+    path = script(f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    with pytest.raises(EstimateError, match="did not end within"):
+        await DryRuns(timeout=0.5).answer(path, [], {})
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.anyio
+async def test_one_at_a_time(script: Script, tmp_path: Path) -> None:
+    """A run that finds another one's mark says so."""
+    mark = tmp_path / "mark"
+    path = script(f"mkdir {mark} || exit 9; ls / > /dev/null; rmdir {mark}")
+    runs = DryRuns()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(runs.answer, path, [], {})
