@@ -88,7 +88,8 @@ class Instances:
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
-        engine, preset = prepared.engine, prepared.preset
+        engine, way = prepared.engine, prepared.ways[choice.variant]
+        preset = way.preset
         assert engine is not None
         folder = self._config.log.dir
         can = engine.features
@@ -97,15 +98,15 @@ class Instances:
             preset=key.preset,
             epoch=key.epoch,
             binary=str(engine.path),
-            args=prepared.args,
+            args=way.args,
             env={
                 "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
-                **prepared.env,
+                **preset.env,
                 **placement_env(choice.devices, engine.backend, self._uuids),
             },
             socket_path=self._runtime_dir.socket_path(key.epoch) if can.unix_socket else None,
             child_mode=can.child_mode,
-            files=prepared.files,
+            files=way.files,
             log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
             stop_timeout=preset.stop_timeout,
             load_stall=preset.load_stall,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from llamaswap_py.config.argv import PresetProblem, build_args, check_args
-from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.config.records import Config, Preset, groups_of
 from llamaswap_py.config.values import EngineChoice, EngineSpec
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
@@ -29,6 +30,7 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     PresetPlan,
 )
+from llamaswap_py.units import MIB
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _FILE_OPTIONS = (
@@ -36,19 +38,51 @@ _FILE_OPTIONS = (
     *("grammar-file", "json-schema-file", "chat-template-file"),
 )
 _MAGIC = b"GGUF"
+_ASLEEP_GPU = 600 * MIB
+_ASLEEP_HOST = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One variant of a preset: the preset as it says, its command line, the files it reads."""
+
+    preset: Preset
+    args: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A preset with all that a child needs; `problems` say why it cannot run, if it cannot."""
+    """A preset with all that a child needs; `problems` say why it cannot run, if it cannot.
+
+    `ways` are its variants by name; a preset without variants has one, named "".
+    """
 
     preset: Preset
     plan: PresetPlan
     engine: Engine | None
-    args: tuple[str, ...]
-    env: Mapping[str, str]
-    files: tuple[str, ...]
+    ways: Mapping[str, Way]
     problems: tuple[PresetProblem, ...]
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The command line of the first variant."""
+        return next(iter(self.ways.values())).args
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the first variant."""
+        return next(iter(self.ways.values())).files
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment of every child, besides its placement."""
+        return self.preset.env
+
+    def as_variant(self, name: str) -> Prepared:
+        """Return the preset as if that variant were all there is."""
+        way = self.ways[name]
+        return replace(self, preset=way.preset, ways={name: way})
 
 
 class Engines:
@@ -130,33 +164,39 @@ def _prepare_one(
     ledger: Ledger,
 ) -> Prepared:
     engine = engines.of(preset)
-    files = model_files(preset)
-    problems = list(_file_problems(preset, config, files))
-    options = None
+    options = None if isinstance(engine, EngineError) else engine.options
+    ways = {
+        one.variant: Way(
+            one, build_args(one, config, options, devices=_named(one)), model_files(one)
+        )
+        for one in variant_presets(preset)
+    }
+    problems: list[PresetProblem] = []
+    for way in ways.values():
+        problems += _file_problems(way, config)
+        problems += _device_problems(way.preset, config, devices)
     if isinstance(engine, EngineError):
         where = config.where(f"models.{preset.id}.engine")
         problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
     else:
-        options = engine.options
-        problems += check_args(preset, config, options)
-    problems += _device_problems(preset, config, devices)
-    plan = _plan(preset, config, problems)
+        problems += check_preset(preset, config, options)
+    problems = list(dict.fromkeys(problems))
+    plan = _plan(preset, config, ways, problems)
     ledger.open_pools(plan)
-    if not problems and (shortfall := ledger.shortfall(ledger.charge_of(plan), ())):
+    shortfalls = [ledger.shortfall(ledger.charge_of(plan, one), ()) for one in plan.choices]
+    if not problems and all(shortfalls):
         where = config.where(f"models.{preset.id}.memory")
         remedy = "declare less memory, a lower margin, or a larger device"
-        problems.append(PresetProblem(preset.id, where, f"it can never fit: {shortfall}", remedy))
-        plan = _plan(preset, config, problems)
+        message = f"it can never fit: {shortfalls[0]}"
+        problems.append(PresetProblem(preset.id, where, message, remedy))
+        plan = _plan(preset, config, ways, problems)
     found = engine if isinstance(engine, Engine) else None
-    return Prepared(
-        preset=preset,
-        plan=plan,
-        engine=found,
-        args=build_args(preset, config, options),
-        env=preset.env,
-        files=files,
-        problems=tuple(problems),
-    )
+    return Prepared(preset, plan, found, ways, tuple(problems))
+
+
+def _named(preset: Preset) -> tuple[str, ...] | None:
+    """Return the devices a preset names, None where it leaves them open."""
+    return None if preset.device == "auto" else preset.device
 
 
 def model_files(preset: Preset) -> tuple[str, ...]:
@@ -179,16 +219,16 @@ def _shards(model: str) -> list[str]:
     return [f"{match['stem']}-{n:05d}-of-{match['count']}.gguf" for n in range(1, count + 1)]
 
 
-def _file_problems(preset: Preset, config: Config, files: tuple[str, ...]) -> list[PresetProblem]:
+def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
     problems = []
-    for file in files:
-        is_model = file in _shards(preset.model)
-        reason = _unreadable(Path(file), gguf=is_model)
+    shards = _shards(way.preset.model)
+    for file in way.files:
+        reason = _unreadable(Path(file), gguf=file in shards)
         if reason:
-            key = "model" if is_model else "args"
-            where = config.where(f"models.{preset.id}.{key}")
+            key = "model" if file in shards else "args"
+            where = config.where(f"models.{way.preset.id}.{key}")
             remedy = "check the path, or put the file there"
-            problems.append(PresetProblem(preset.id, where, f"{file}: {reason}", remedy))
+            problems.append(PresetProblem(way.preset.id, where, f"{file}: {reason}", remedy))
     return problems
 
 
@@ -225,16 +265,22 @@ def _device_problems(
     ]
 
 
-def _plan(preset: Preset, config: Config, problems: list[PresetProblem]) -> PresetPlan:
+def _plan(
+    preset: Preset, config: Config, ways: Mapping[str, Way], problems: list[PresetProblem]
+) -> PresetPlan:
     problem = None
     if problems:
-        kind = "config"
-        problem = Failure(kind, "; ".join(map(str, problems)))
-    placement = () if preset.device == "auto" else tuple(PoolId(one) for one in preset.device)
+        problem = Failure("config", "; ".join(str(one) for one in problems))
+    undeclared = any(way.preset.memory is None for way in ways.values())
     return PresetPlan(
         preset=PresetId(preset.id),
-        choices=(Choice(_footprint(preset, config), placement),),
-        fingerprint=_fingerprint(preset),
+        choices=tuple(_choice(way.preset, config) for way in ways.values()),
+        prefer_fit=preset.prefer == "fit",
+        groups=groups_of(config, preset.id),
+        priority=preset.priority,
+        when_full=preset.when_full,
+        fingerprint=_fingerprint(preset, ways),
+        estimating=undeclared and problem is None,
         pin=preset.pin,
         ttl=preset.ttl,
         concurrency=preset.concurrency,
@@ -242,6 +288,33 @@ def _plan(preset: Preset, config: Config, problems: list[PresetProblem]) -> Pres
         cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
         problem=problem,
     )
+
+
+def _choice(preset: Preset, config: Config) -> Choice:
+    placement = tuple(PoolId(one) for one in _named(preset) or ())
+    footprint = _footprint(preset, config)
+    return Choice(
+        footprint,
+        placement,
+        preset.variant,
+        "unknown" if footprint is None else "declared",
+        sleeping_footprint(preset, footprint),
+    )
+
+
+def sleeping_footprint(
+    preset: Preset, footprint: Mapping[PoolId, int] | None
+) -> dict[PoolId, int] | None:
+    """Return what is left of a child that sleeps; None for a preset that never does.
+
+    The process stays, with its driver context on each GPU (engine.md: 370 to 600 MiB).
+    """
+    if preset.sleep is None or footprint is None:
+        return None
+    return {
+        pool: min(size, _ASLEEP_HOST if pool == HOST else _ASLEEP_GPU)
+        for pool, size in footprint.items()
+    }
 
 
 def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
@@ -253,7 +326,8 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     return footprint
 
 
-def _fingerprint(preset: Preset) -> str:
+def _fingerprint(preset: Preset, ways: Mapping[str, Way]) -> str:
     """Return what tells its child apart from that of another version of the file."""
-    told = (preset.model, preset.args, preset.extra, preset.env, preset.engine, preset.device)
+    lines = [(name, way.args, way.preset.device) for name, way in ways.items()]
+    told = (lines, preset.env, preset.engine)
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]

@@ -20,6 +20,7 @@ from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.errors import ApiError
+from llamaswap_py.estimating import Estimating, Life, describe
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
 from llamaswap_py.presets import Prepared, policy_of, pools_of
@@ -37,14 +38,14 @@ from llamaswap_py.scheduler.actions import (
     Wake,
 )
 from llamaswap_py.scheduler.records import (
+    Choice,
     ClientId,
-    Decision,
     PresetId,
     RequestId,
 )
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
-from llamaswap_py.views import decision_view, make_snapshot
+from llamaswap_py.views import as_error, decision_view, log_decision, make_snapshot
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.wire.pool import UpstreamPool
 
@@ -91,9 +92,13 @@ class Supervisor:
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._background: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
         self._watched = WatchedPools(devices)
+        self._estimating = Estimating(
+            self.prepared, devices, config.memory.cache_ram, self._estimated, self._lives
+        )
         self.telemetry = Telemetry(
             devices,
             children=lambda: [one.pid for one in self.running.values() if one.pid is not None],
@@ -113,6 +118,7 @@ class Supervisor:
         await self._stack.enter_async_context(self._tasks)
         await self._stack.enter_async_context(self.telemetry)
         await self.telemetry.measure_now()
+        self._background = self._tasks.create_task(self._estimating.run(), name="estimating")
         for name, one in self.prepared.items():
             if one.preset.preload:
                 self.feed(ev.LoadAsked(PresetId(name), evict=False))
@@ -125,6 +131,8 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> bool | None:
         try:
+            if self._background is not None:
+                self._background.cancel()
             if self.running and error is None:
                 self.feed(ev.ShutdownAsked(0.0, force=True))
             return await self._stack.__aexit__(kind, error, trace)
@@ -138,6 +146,24 @@ class Supervisor:
     def running(self) -> dict[InstanceKey, Running]:
         """The children that are not reaped."""
         return self.instances.running
+
+    def _estimated(self, preset: str, choices: tuple[Choice, ...]) -> None:
+        _log.debug("%s takes %s", preset, "; or ".join(map(describe, choices)))
+        self.feed(ev.ChoicesEstimated(PresetId(preset), choices))
+
+    def _lives(self) -> list[Life]:
+        """Return the children that are ready, for those who measure them."""
+        instances = self.scheduler.world.instances
+        return [
+            Life(key.preset, instances[key].choice, one.pid, instances[key].load_seconds)
+            for key, one in self.running.items()
+            if one.pid is not None and key in instances and instances[key].ready_at is not None
+        ]
+
+    def _child_ready(self, key: InstanceKey) -> None:
+        for life in self._lives():
+            if life.pid == self.running[key].pid:
+                self._estimating.note_ready(life)
 
     def _child_gone(self, running: Running) -> None:
         if running.pid is not None:
@@ -192,11 +218,21 @@ class Supervisor:
             since=since,
             priority=wishes.priority,
             patience=wishes.patience,
-            when_full=wishes.when_full,
+            when_full=self._resolved(wishes.when_full),
             substitutable=wishes.substitutable,
             parent=self._open_under(wishes.parent),
         )
         return Ticket(self, event, notice)
+
+    def _resolved(self, when_full: str) -> str:
+        """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
+        kind, _, name = when_full.partition(":")
+        if kind != "substitute" or name == "loaded":
+            return when_full
+        preset = self.resolve(name)
+        if preset is None:
+            raise ApiError("bad_request", f"x-lswap-when-full: there is no model {name!r}")
+        return f"substitute:{preset}"
 
     def _open_under(self, request_id: str | None) -> RequestId | None:
         """Return the open request that a client knows by `request_id`."""
@@ -218,6 +254,7 @@ class Supervisor:
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self._tickets[ticket.event.request] = ticket
+        self._estimating.hurry(ticket.event.preset)
         self.feed(ticket.event)
 
     def leave(self, ticket: Ticket) -> None:
@@ -320,7 +357,7 @@ class Supervisor:
                 self._grant(request, key)
             case Reject():
                 if ticket := self._tickets.pop(action.request, None):
-                    ticket.refuse(_as_error(action))
+                    ticket.refuse(as_error(action))
             case Revoke(request, _, reason):
                 if ticket := self._tickets.get(request):
                     ticket.revoke(reason.value)
@@ -334,7 +371,9 @@ class Supervisor:
             case Kill(key):
                 self.instances.kill(key)
             case Note(decision):
-                _write(decision)
+                log_decision(decision)
+                if decision.kind == "ready" and decision.epoch is not None:
+                    self._child_ready(InstanceKey(decision.preset, decision.epoch))
 
     def _grant(self, request: RequestId, key: InstanceKey) -> None:
         ticket, running = self._tickets.get(request), self.running.get(key)
@@ -353,19 +392,3 @@ class Supervisor:
 
 def _names_of(config: Config, preset: str) -> tuple[str, ...]:
     return (preset, *config.models[preset].aliases)
-
-
-def _as_error(reject: Reject) -> ApiError:
-    return ApiError(
-        reject.code,
-        reject.message,
-        remedy=reject.remedy,
-        retry_after=reject.retry_after,
-        details=dict(reject.details),
-    )
-
-
-def _write(decision: Decision) -> None:
-    level = logging.WARNING if decision.kind in ("failed", "revoked") else logging.INFO
-    name = decision.preset if decision.epoch is None else f"{decision.preset}#{decision.epoch}"
-    _log.log(level, "%s %s: %s", decision.kind, name, decision.reason)

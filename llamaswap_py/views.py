@@ -1,13 +1,16 @@
-"""Compose the snapshot from what scheduler, supervisor and configuration know. Changes nothing."""
+"""How what is known looks from outside: the snapshot, errors, log lines. Changes nothing."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
+from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.records import Decision, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import Instance, Preset
@@ -22,6 +25,8 @@ from llamaswap_py.snapshot import (
 
 if TYPE_CHECKING:
     from llamaswap_py.supervisor import Supervisor
+
+_log: Final = logging.getLogger("lswap")
 
 
 def make_snapshot(supervisor: Supervisor) -> Snapshot:
@@ -164,3 +169,21 @@ def _failure(preset: Preset, clock: _Clock) -> FailureView | None:
         return None
     retry_at = clock.unix(preset.retry_at) if preset.plan.problem is None else None
     return FailureView(failure.kind, failure.summary, failure.exit_code, failure.tail, retry_at)
+
+
+def as_error(reject: Reject) -> ApiError:
+    """Return a refusal as the error a client sees."""
+    return ApiError(
+        reject.code,
+        reject.message,
+        remedy=reject.remedy,
+        retry_after=reject.retry_after,
+        details=dict(reject.details),
+    )
+
+
+def log_decision(decision: Decision) -> None:
+    """Write a decision to the log."""
+    level = logging.WARNING if decision.kind in ("failed", "revoked") else logging.INFO
+    name = decision.preset if decision.epoch is None else f"{decision.preset}#{decision.epoch}"
+    _log.log(level, "%s %s: %s", decision.kind, name, decision.reason)

@@ -144,7 +144,7 @@ async def test_real_loads_overlap(lab: Lab) -> None:
 
 
 async def test_models_whose_memory_is_not_declared(lab: Lab) -> None:
-    """Without declared memory presets load one at a time on their device."""
+    """It is worked out before the first load, and measured after it: both fit."""
     models = {name: lab.preset(name) for name in ("alpha", "beta")}
     for preset in models.values():
         del preset["memory"]
@@ -152,6 +152,21 @@ async def test_models_whose_memory_is_not_declared(lab: Lab) -> None:
         names = ["alpha", "beta", "beta", "alpha"]
         answers = await asyncio.gather(*(lswap.chat(name) for name in names))
         assert answers == [lab.sentence(name) for name in names]
+        state = await lswap.until(
+            lambda now: {one.footprint_source for one in now.models} == {"measured"}
+        )
+        assert len(state.instances) == 2
+        assert all(one.footprint and one.footprint["host"] > 0 for one in state.models)
+
+
+async def test_models_whose_memory_cannot_be_known(lab: Lab) -> None:
+    """Where no estimate can be had, presets load one at a time on their device."""
+    models = {name: lab.fake(name) for name in ("alpha", "beta")}
+    for preset in models.values():
+        preset.pop("memory", None)
+    async with lab.lswap(models) as lswap:
+        answers = await asyncio.gather(*(lswap.fake_answer(name) for name in models))
+        assert answers == ["t0t1t2", "t0t1t2"]
         state = await lswap.state()
         assert len(state.instances) == 1
-        assert state.loads_total == 2
+        assert {one.footprint_source for one in state.models} == {"unknown"}

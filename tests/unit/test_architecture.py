@@ -24,7 +24,10 @@ PARTS = {
     *("scheduler", "config", "engine", "devices", "children", "wire", "gguf", "state"),
     *("estimate",),
 }
-MEETING_POINT = {"supervisor", "instances", "leases", "opening", "presets", "views"}
+MEETING_POINT = {
+    *("supervisor", "instances", "leases", "opening", "presets", "views"),
+    *("watching", "estimating", "estimate"),
+}
 """The modules that know several parts."""
 
 ALLOWED: dict[str, set[str]] = {

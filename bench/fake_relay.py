@@ -1,0 +1,81 @@
+"""wire and api with a scheduler of one line: what the relay itself costs.
+
+    python -m bench.fake_relay PORT UPSTREAM.sock
+
+Every request for the model `stub` is granted the upstream at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, cast
+
+import uvloop
+
+from llamaswap_py.api import App
+from llamaswap_py.api.errors import render_wire_error
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.leases import Lease
+from llamaswap_py.scheduler.records import InstanceKey, PresetId
+from llamaswap_py.wire import bind, serve
+from llamaswap_py.wire.pool import UpstreamPool
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from llamaswap_py.supervisor import Supervisor
+
+CONFIG = "models: {stub: {model: /nowhere/stub.gguf}}"
+
+
+class _Ticket:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._lease = Lease(endpoint, InstanceKey(PresetId("stub"), 1), 0.0, 0.0)
+
+    async def __aenter__(self) -> Lease:
+        self._lease.began(time.monotonic())
+        return self._lease
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+class _AlwaysReady:
+    """What the api asks of a supervisor, for one model that is loaded for ever."""
+
+    def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
+        self.config = load_config(CONFIG, path=None, base_dir="/", env={}, home="/")
+        self.pool = pool
+        self._endpoint = endpoint
+
+    def resolve(self, name: str) -> str | None:
+        return name if name == "stub" else None
+
+    def nearest(self, name: str) -> list[str]:
+        return ["stub"]
+
+    def lease(self, preset: str, **_: object) -> _Ticket:
+        return _Ticket(self._endpoint)
+
+
+async def _main(port: int, upstream: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with UpstreamPool() as pool:
+        app = App(cast("Supervisor", _AlwaysReady(Endpoint(path=upstream), pool)))
+        sockets = [bind(Endpoint(port=port))]
+        async with serve(sockets, app.handle, on_wire_error=render_wire_error):
+            await stop.wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main(int(sys.argv[1]), sys.argv[2]))

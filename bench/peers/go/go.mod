@@ -1,0 +1,3 @@
+module bench/goproxy
+
+go 1.19
