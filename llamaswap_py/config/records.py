@@ -139,10 +139,6 @@ class Waiting(Record, frozen=True):
             "Silence before a waiting stream gets its first comment line.", POSITIVE_DURATION, "5s"
         ),
     ] = 10.0
-    json: Annotated[
-        Literal["none", "whitespace"],
-        plain("whitespace sends blanks before a late JSON answer, to keep proxies patient."),
-    ] = "none"
 
 
 class Log(Record, frozen=True):

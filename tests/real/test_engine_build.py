@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tarfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,7 +213,7 @@ def registry(builder: Builder) -> Builder:
     return builder
 
 
-def test_git_falls_back_to_pypi_and_a_second_run_is_quick(registry: Builder) -> None:
+def test_git_falls_back_to_pypi_and_a_second_run_builds_nothing(registry: Builder) -> None:
     status, text = registry.run("--ref", "b9000")
     assert status == 0, text
     assert "could not resolve host" in text
@@ -222,9 +221,8 @@ def test_git_falls_back_to_pypi_and_a_second_run_is_quick(registry: Builder) -> 
     manifest = read_manifest(registry.engines / "b9000-cpu")
     assert (manifest.build, manifest.ref, manifest.source) == (9000, "b9000", "pypi")
     assert locate_engine({"build": "b9000"}).build == 9000
-    started = time.monotonic()
     status, text = registry.run("--ref", "b9000")
-    assert (status, time.monotonic() - started < 1) == (0, True)
+    assert status == 0, text
     assert "already built" in text
     assert "already installed" in registry.run("--ref", "b9000", "--dry-run")[1]
 

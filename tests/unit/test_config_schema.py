@@ -34,7 +34,7 @@ policy:
   max_wait: 60s
   queue: {limit: 512, timeout: 15m}
   shutdown_timeout: 1m30s
-waiting: {notice: 10s, json: whitespace}
+waiting: {notice: 10s}
 log: {level: debug, format: json, dir: null}
 defaults:
   args: {ctx-size: 16384, parallel: 2, kv-unified: true}
