@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,7 +23,10 @@ _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0
 """Seconds between looks at how much the loaded children have grown."""
 
-Tell = Callable[[str, tuple[Choice, ...]], None]
+_AHEAD: Final = 32
+"""Presets that are estimated before anybody asks: a file may have thousands."""
+
+Tell = Callable[[str, tuple[Choice, ...], float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Life:
 class Estimating:
     """Owns one task that estimates presets one after another, those that somebody waits for first.
 
-    `tell(preset, choices)` hands over what was found. `lives` names the children that are ready.
+    `tell(preset, choices, load_seconds)` hands over what was found, and what its loads took in
+    earlier lives. `lives` names the children that are ready.
     """
 
     def __init__(
@@ -57,15 +62,18 @@ class Estimating:
         self._lives = lives
         self._estimator = estimator or Estimator()
         self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
-        self._todo = deque(name for name, one in prepared.items() if one.plan.estimating)
+        self._todo = deque(_ahead_of_need(prepared))
+        self._seen: set[str] = set()
+        self._done: set[str] = set()
         self._ready: deque[Life] = deque()
         self._work = asyncio.Event()
 
     def hurry(self, preset: str) -> None:
         """Somebody waits for this preset: take it next."""
-        if preset in self._todo:
-            self._todo.remove(preset)
+        if preset not in self._seen:
+            self._seen.add(preset)
             self._todo.appendleft(preset)
+            self._work.set()
 
     def note_ready(self, life: Life) -> None:
         """A child is ready: measure it soon."""
@@ -78,7 +86,10 @@ class Estimating:
             if self._ready:
                 await self._learn_ready(self._ready.popleft())
             elif self._todo:
-                await self._estimate(self._todo.popleft())
+                preset = self._todo.popleft()
+                if preset not in self._done:
+                    self._done.add(preset)
+                    await self._estimate(preset)
             else:
                 self._work.clear()
                 try:
@@ -87,11 +98,22 @@ class Estimating:
                     await self._learn_peaks()
 
     async def _estimate(self, preset: str) -> None:
-        choices = [
-            await self._estimated(preset, one)
-            for one in ways_to_load(self._prepared[preset], self._devices)
-        ]
-        self._tell(preset, tuple(choices))
+        prepared = self._prepared[preset]
+        choices = list(prepared.plan.choices)
+        if prepared.plan.estimating:
+            ways = ways_to_load(prepared, self._devices)
+            choices = [await self._estimated(preset, one) for one in ways]
+        self._tell(preset, tuple(choices), await self._learned_load(preset, choices))
+
+    async def _learned_load(self, preset: str, choices: list[Choice]) -> float | None:
+        known: list[float] = []
+        for choice in choices:
+            if (wanted := self._wanted(preset, choice)) is None:
+                continue
+            with contextlib.suppress(LswapError):
+                if (seconds := await self._estimator.learned_load(wanted)) is not None:
+                    known.append(seconds)
+        return min(known, default=None)
 
     async def _estimated(self, preset: str, choice: Choice) -> Choice:
         """Return a choice with its footprint, if that can be known."""
@@ -152,6 +174,13 @@ class Estimating:
         devices = [one for one in gpus if not life.choice.devices or one.id in life.choice.devices]
         used = await asyncio.to_thread(read_process_use, [life.pid], files, devices)
         return dict(used.devices)
+
+
+def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:
+    """Return the presets to estimate at the start: those that will be loaded first come first."""
+    names = [name for name, one in prepared.items() if one.plan.estimating]
+    first = [name for name in names if prepared[name].preset.preload]
+    return list(dict.fromkeys([*first, *names[:_AHEAD]]))
 
 
 def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice]:

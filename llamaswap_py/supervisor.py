@@ -147,9 +147,11 @@ class Supervisor:
         """The children that are not reaped."""
         return self.instances.running
 
-    def _estimated(self, preset: str, choices: tuple[Choice, ...]) -> None:
+    def _estimated(
+        self, preset: str, choices: tuple[Choice, ...], load_seconds: float | None
+    ) -> None:
         _log.debug("%s takes %s", preset, "; or ".join(map(describe, choices)))
-        self.feed(ev.ChoicesEstimated(PresetId(preset), choices))
+        self.feed(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds))
 
     def _lives(self) -> list[Life]:
         """Return the children that are ready, for those who measure them."""
@@ -271,6 +273,7 @@ class Supervisor:
 
     def request_load(self, preset: str) -> None:
         """Ask for a preset to be loaded; returns at once."""
+        self._estimating.hurry(preset)
         self.feed(ev.LoadAsked(PresetId(preset)))
 
     async def load(self, preset: str) -> None:

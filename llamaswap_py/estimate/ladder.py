@@ -116,6 +116,12 @@ class Estimator:
             parts += analytic_parts(draft, aside, wanted.gpus, self._repackable)
         return await _finished(Source.ANALYTIC, parts, wanted, settings, headers, [])
 
+    async def learned_load(self, wanted: Wanted) -> float | None:
+        """Return the seconds that loads took in earlier lives, None if there were none."""
+        files = await asyncio.to_thread(identify, wanted.files)
+        facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
+        return None if facts is None else facts.load_seconds
+
     async def learn_ready(
         self,
         wanted: Wanted,

@@ -107,6 +107,14 @@ class InstanceStalled:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceHung:
+    """A child that serves gives no sign of life: its requests end, and it is killed."""
+
+    instance: InstanceKey
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceLost:
     """A child's process has ended by itself; it is not reaped yet, and can serve nobody."""
 
@@ -173,6 +181,8 @@ class ChoicesEstimated:
 
     preset: PresetId
     choices: tuple[Choice, ...]
+    load_seconds: float | None = None
+    """What its loads took in earlier lives; None: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +214,7 @@ Event: TypeAlias = (
     | InstanceSlept
     | InstanceWoke
     | InstanceStalled
+    | InstanceHung
     | InstanceLost
     | InstanceExited
     | LoadAsked

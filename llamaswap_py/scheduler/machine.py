@@ -62,6 +62,7 @@ class Scheduler:
             ev.InstanceSlept: instances.instance_slept,
             ev.InstanceWoke: instances.instance_woke,
             ev.InstanceStalled: instances.instance_stalled,
+            ev.InstanceHung: instances.instance_hung,
             ev.InstanceLost: instances.instance_lost,
             ev.InstanceExited: instances.instance_exited,
             ev.LoadAsked: operators.load_asked,

@@ -75,6 +75,15 @@ class OnInstances:
         self.control.stop(instance, StopReason.LOAD_STALL, event.failure.summary, kill=True)
         return True
 
+    def instance_hung(self, event: ev.InstanceHung) -> bool:
+        instance = self.world.instances.get(event.instance)
+        if instance is None or instance.state not in (State.READY, State.SLEEPING, State.DRAINING):
+            return False
+        self.control.end_leases(instance, StopReason.FOUND_HUNG)
+        self.control.fail(instance, event.failure, loading=False)
+        self.control.stop(instance, StopReason.FOUND_HUNG, event.failure.summary, kill=True)
+        return True
+
     def instance_lost(self, event: ev.InstanceLost) -> bool:
         """Grant it to nobody any more; what became of it, its exit will say."""
         instance = self.world.instances.get(event.instance)

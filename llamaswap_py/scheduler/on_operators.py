@@ -93,6 +93,8 @@ class OnOperators:
         if preset is None:
             return False
         self.world.add_preset(replace(preset.plan, choices=event.choices, estimating=False))
+        if preset.load_seconds is None:
+            preset.load_seconds = event.load_seconds
         for instance in self.world.instances.values():
             if instance.key.preset == event.preset:
                 self._recharge(instance, event.choices)

@@ -358,6 +358,16 @@ def test_a_crash_after_readiness_is_forgiven_once() -> None:
     assert play.rejected(play.ask(A)), "a second crash without one good answer backs off"
 
 
+def test_a_hung_instance_is_killed_and_its_requests_end() -> None:
+    play = Play(plan("a", 60))
+    lease, waiting = _ready(play, A), play.ask(A)
+    play.feed(ev.InstanceHung(InstanceKey(A, 1), Failure("timeout", "no token for 2 m")))
+    assert play.actions(Revoke) == [Revoke(lease, InstanceKey(A, 1), StopReason.FOUND_HUNG)]
+    assert play.actions(Kill) == [Kill(InstanceKey(A, 1), StopReason.FOUND_HUNG)]
+    play.pass_time(3)
+    assert play.granted(waiting) == (A, 2)
+
+
 def test_a_lost_instance_is_granted_to_nobody() -> None:
     play = Play(plan("a", 60))
     lease = _ready(play, A)

@@ -149,6 +149,12 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.play.scheduler.world.instances)
     @rule(data=st.data())
+    def hang(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        self.play.feed(ev.InstanceHung(key, Failure("timeout", "no token")))
+
+    @precondition(lambda self: self.play.scheduler.world.instances)
+    @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
         self.play.feed(ev.InstanceLost(key))
