@@ -25,10 +25,11 @@ from llamaswap_py.children import (
     RuntimeDir,
 )
 from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.presets import Prepared
+from llamaswap_py.presets import Prepared, Way
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.records import Choice, Failure
@@ -44,6 +45,7 @@ class Running:
 
     child: Child
     prepared: Prepared
+    way: Way
     pid: int | None = None
     endpoint: Endpoint | None = None
     n_ctx: int | None = None
@@ -84,7 +86,7 @@ class Instances:
         log = self.logs.setdefault(key.preset, ChildLog())
         spec = self._spec(key, prepared, choice)
         child = Child(spec, lambda event: self._child_said(key, event), log)
-        self.running[key] = Running(child, prepared)
+        self.running[key] = Running(child, prepared, prepared.ways[choice.variant])
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
@@ -164,6 +166,7 @@ class Instances:
             case ChildReady():
                 running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
                 running.stage = None
+                _say_what_was_shrunk(key, running)
                 self._feed(ev.InstanceReady(key, event.slots))
             case ChildSlept():
                 self._feed(ev.InstanceSlept(key))
@@ -198,3 +201,12 @@ def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | N
         return None
     code = ended.code if ended.code is not None else -(ended.signal or 0)
     return Failure(failure.kind.value, failure.summary, code, ended.tail[-20:])
+
+
+def _say_what_was_shrunk(key: InstanceKey, running: Running) -> None:
+    """A preset with `fit: shrink` is told what the engine made of it."""
+    preset, got = running.way.preset, running.n_ctx
+    asked = context_per_request(preset)
+    if preset.fit == "shrink" and got is not None and asked is not None and got < asked:
+        text = "%s: fit: shrink left %d tokens of context per request, of %d asked for"
+        _log.warning(text, key, got, asked)
