@@ -170,3 +170,27 @@ async def test_models_whose_memory_cannot_be_known(lab: Lab) -> None:
         state = await lswap.state()
         assert len(state.instances) == 1
         assert {one.footprint_source for one in state.models} == {"unknown"}
+
+
+async def test_a_hot_model_does_not_starve_another(lab: Lab) -> None:
+    """Three clients that always ask again keep alpha busy; beta's one request is served."""
+    models = {name: lab.preset(name) for name in ("alpha", "beta")}
+    over = asyncio.Event()
+    answers = 0
+
+    async with lab.lswap(models) as lswap, asyncio.TaskGroup() as tasks:
+
+        async def ask_again_and_again() -> None:
+            nonlocal answers
+            while not over.is_set():
+                assert await lswap.chat("alpha") == lab.sentence("alpha")
+                answers += 1
+
+        for _ in range(3):
+            tasks.create_task(ask_again_and_again())
+        await lswap.until(lambda now: now.requests_total > 20)
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        before = answers
+        await lswap.until(lambda now: answers > before + 20)  # and alpha came back
+        over.set()
+    assert answers > before
