@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from llamaswap_py.config.values import EngineChoice, EngineSpec
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
+from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
     Choice,
@@ -32,7 +32,6 @@ from llamaswap_py.scheduler.records import (
 )
 from llamaswap_py.units import MIB
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _FILE_OPTIONS = (
     *("mmproj", "model-draft", "lora", "control-vector"),
     *("grammar-file", "json-schema-file", "chat-template-file"),
@@ -201,7 +200,7 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
 
 def model_files(preset: Preset) -> tuple[str, ...]:
     """Return every file a load reads: all shards of the model, projector, draft, adapters."""
-    files = list(_shards(preset.model))
+    files = list(shard_paths(preset.model))
     for option in _FILE_OPTIONS:
         value = preset.args.get(option)
         if isinstance(value, str):
@@ -211,17 +210,9 @@ def model_files(preset: Preset) -> tuple[str, ...]:
     return tuple(files)
 
 
-def _shards(model: str) -> list[str]:
-    match = _SHARD.fullmatch(model)
-    if match is None:
-        return [model]
-    count = int(match["count"])
-    return [f"{match['stem']}-{n:05d}-of-{match['count']}.gguf" for n in range(1, count + 1)]
-
-
 def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
     problems = []
-    shards = _shards(way.preset.model)
+    shards = shard_paths(way.preset.model)
     for file in way.files:
         reason = _unreadable(Path(file), gguf=file in shards)
         if reason:
