@@ -165,7 +165,9 @@ class Estimating:
     async def _learn_peaks(self) -> None:
         for life in self._lives():
             wanted = self._wanted(life.preset, life.choice)
-            if wanted is not None:
+            if wanted is None:
+                continue
+            with contextlib.suppress(LswapError):  # its file is gone: it serves on all the same
                 await self._estimator.learn_peak(wanted, await self._use(life))
 
     async def _use(self, life: Life) -> dict[str, int]:

@@ -13,6 +13,7 @@ from llamaswap_py.children import (
     Child,
     ChildEvent,
     ChildExited,
+    ChildHung,
     ChildLog,
     ChildLost,
     ChildProgress,
@@ -172,6 +173,9 @@ class Instances:
                 self._feed(ev.InstanceSlept(key))
             case ChildWoke():
                 self._feed(ev.InstanceWoke(key))
+            case ChildHung():
+                failure = Failure("timeout", "it was woken and did not serve again")
+                self._feed(ev.InstanceHung(key, failure))
             case ChildStalled():
                 stall = format_duration(running.prepared.preset.load_stall)
                 summary = f"no sign of progress for {stall} while loading"

@@ -37,15 +37,9 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     Wake,
 )
-from llamaswap_py.scheduler.records import (
-    Choice,
-    ClientId,
-    PresetId,
-    RequestId,
-)
-from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.records import Choice, ClientId, Failure, PresetId, RequestId
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
-from llamaswap_py.views import as_error, decision_view, log_decision, make_snapshot
+from llamaswap_py.views import as_error, decision_view, log_decision, make_snapshot, outlook
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.wire.pool import UpstreamPool
 
@@ -174,10 +168,7 @@ class Supervisor:
 
     def _measured(self, measurement: Measurement) -> None:
         world = self.scheduler.world
-        loading = frozenset(
-            key for key, one in world.instances.items() if one.state is State.LOADING
-        )
-        pools = self._watched.update(measurement, world.ledger.charges, loading)
+        pools = self._watched.update(measurement, world.ledger.charges, world.changing())
         self.feed(ev.PoolsMeasured(pools))
 
     # Names
@@ -245,18 +236,14 @@ class Supervisor:
 
     def outlook(self, preset: str) -> str:
         """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
-        known = self.scheduler.world.presets[PresetId(preset)]
-        words = [known.serving.state.value if known.serving else "waiting for memory for", preset]
-        if known.serving is not None and known.serving.fraction is not None:
-            words.append(f"{known.serving.fraction:.0%}")
-        if (eta := self.scheduler.eta(PresetId(preset), len(known.queue))) is not None:
-            words.append(f"eta {eta:.1f}s")
-        return " ".join(words)
+        return outlook(self.scheduler, PresetId(preset))
 
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self._tickets[ticket.event.request] = ticket
         self._estimating.hurry(ticket.event.preset)
+        if (other := ticket.event.when_full.removeprefix("substitute:")) in self.prepared:
+            self._estimating.hurry(other)
         self.feed(ticket.event)
 
     def leave(self, ticket: Ticket) -> None:
@@ -283,18 +270,18 @@ class Supervisor:
             pass
 
     def unload(self, preset: str, *, force: bool) -> bool:
-        """Begin to unload a preset; returns False if no instance of it was there."""
-        found = self._has_instance(preset)
+        """Begin to unload a preset; returns False if no instance of it leaves now.
+
+        A load that somebody waits for goes on without `force`.
+        """
         self.feed(ev.UnloadAsked(PresetId(preset), force))
-        return found
+        return bool(self.scheduler.world.leaving(preset))
 
     async def unloaded(self, preset: str) -> None:
-        """Wait until no instance of the preset is left."""
-        while self._has_instance(preset):
+        """Wait until the instances of the preset that leave now are gone."""
+        leaving = self.scheduler.world.leaving(preset)
+        while any(key in self.scheduler.world.instances for key in leaving):
             await self.instances.wait_gone()
-
-    def _has_instance(self, preset: str) -> bool:
-        return any(key.preset == preset for key in self.scheduler.world.instances)
 
     async def shut_down(self, grace: float) -> None:
         """Refuse new requests, let open ones finish for `grace` seconds, stop every child."""
@@ -333,10 +320,21 @@ class Supervisor:
             while self._pending:
                 actions = self.scheduler.handle(self._pending.popleft(), time.monotonic())
                 for action in actions:
-                    self._carry_out(action)
+                    try:
+                        self._carry_out(action)
+                    except Exception:
+                        self._failed(action)
         finally:
             self._feeding = False
-        self._arm()
+            self._arm()
+
+    def _failed(self, action: Action) -> None:
+        """A bug, or no more files: the others must not suffer from it."""
+        _log.exception("lswap failed to %s", action)
+        if isinstance(action, Spawn):
+            self.instances.running.pop(action.instance, None)
+            failure = Failure("engine", "lswap failed to start it")
+            self.feed(ev.InstanceExited(action.instance, failure))
 
     def _arm(self) -> None:
         deadline = self.scheduler.deadline()

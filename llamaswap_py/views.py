@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.records import Decision, PresetId
 from llamaswap_py.scheduler.states import State
@@ -180,6 +181,17 @@ def as_error(reject: Reject) -> ApiError:
         retry_after=reject.retry_after,
         details=dict(reject.details),
     )
+
+
+def outlook(scheduler: Scheduler, preset: PresetId) -> str:
+    """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
+    known = scheduler.world.presets[preset]
+    words = [known.serving.state.value if known.serving else "waiting for memory for", preset]
+    if known.serving is not None and known.serving.fraction is not None:
+        words.append(f"{known.serving.fraction:.0%}")
+    if (eta := scheduler.eta(preset, len(known.queue))) is not None:
+        words.append(f"eta {eta:.1f}s")
+    return " ".join(words)
 
 
 def log_decision(decision: Decision) -> None:

@@ -76,7 +76,8 @@ async def unload(call: Call) -> None:
         return
     await call.supervisor.unloaded(preset)
     seconds = time.monotonic() - began
-    call.respond(200, {"model": preset, "state": "unloaded", "unloaded": found, "seconds": seconds})
+    state = next(one.state for one in call.supervisor.snapshot().models if one.id == preset)
+    call.respond(200, {"model": preset, "state": state, "unloaded": found, "seconds": seconds})
 
 
 async def logs(call: Call) -> None:

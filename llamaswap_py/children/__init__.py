@@ -14,6 +14,7 @@ from llamaswap_py.children.orphans import InstanceRecord, Swept
 from llamaswap_py.children.records import (
     ChildEvent,
     ChildExited,
+    ChildHung,
     ChildLost,
     ChildProgress,
     ChildReady,
@@ -29,6 +30,7 @@ __all__ = [
     "Child",
     "ChildEvent",
     "ChildExited",
+    "ChildHung",
     "ChildLog",
     "ChildLost",
     "ChildProgress",

@@ -27,6 +27,7 @@ from llamaswap_py.children.readiness import (
 )
 from llamaswap_py.children.records import (
     ChildExited,
+    ChildHung,
     ChildLost,
     ChildSlept,
     ChildSpawned,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from llamaswap_py.children.readiness import Sign, Stream
     from llamaswap_py.children.records import ChildEvent, ChildSpec
 
+_WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
 _TAIL_KEPT: Final = 200  # lines for finding the cause
 _TAIL_TOLD: Final = 40  # lines in ChildExited
 _TAIL_LINE: Final = 2000  # characters of each
@@ -178,8 +180,10 @@ class Child:
             await self._waking.wait()
             self._waking.clear()
             assert self._load is not None
-            with contextlib.suppress(OSError):  # if it dies of it, its exit says so
-                await self._load.ask("/slots", self.spec.load_stall)
+            try:
+                await self._load.ask("/slots", _WAKE_STALLS * self.spec.load_stall)
+            except OSError:  # if it died of it, its exit says so
+                self._emit_unless_stopping(ChildHung())
 
     async def _stop_when_asked(self) -> None:
         await self._stopping.wait()

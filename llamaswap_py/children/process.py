@@ -148,11 +148,12 @@ class Process:
         if self._watched:
             return
         self._watched = True
-        if hasattr(os, "pidfd_open"):
+        try:
             self._pidfd = os.pidfd_open(self.pid)
-            loop.add_reader(self._pidfd, self._on_exit)
-        else:
+        except (AttributeError, OSError):  # macOS; Linux before 5.3, old sandboxes, no more files
             threading.Thread(target=self._wait_in_thread, args=(loop,), daemon=True).start()
+        else:
+            loop.add_reader(self._pidfd, self._on_exit)
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)

@@ -77,6 +77,11 @@ class ChildWoke:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildHung:
+    """It was woken and did not serve again, for much longer than a load may stall."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildStalled:
     """While loading, no sign of life for `load_stall`; told again only after a new sign."""
 
@@ -102,6 +107,7 @@ ChildEvent: TypeAlias = (
     | ChildReady
     | ChildSlept
     | ChildWoke
+    | ChildHung
     | ChildStalled
     | ChildLost
     | ChildExited

@@ -106,7 +106,8 @@ class RuntimeDir:
 
     def forget(self, name: str) -> None:
         """Drop the record of a child that is reaped."""
-        record_file(self.path / _RECORDS, name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a sweep finds out that its process is gone
+            record_file(self.path / _RECORDS, name).unlink()
 
     def sweep_orphans(self) -> list[Swept]:
         """Kill the children of dead supervisors: this folder's, and those of its neighbours.

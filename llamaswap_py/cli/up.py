@@ -110,8 +110,8 @@ async def _serve(
     limits = WireLimits(
         header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
     )
-    with _signals() as stops:
-        async with open_supervisor(config, engine, runtime) as supervisor:
+    async with open_supervisor(config, engine, runtime) as supervisor:
+        with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
             app = App(supervisor)
             async with serve(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ class DryRuns:
         self._timeout = timeout
         self._turn = anyio.Lock()
         self._options: dict[Path, dict[str, int]] = {}
+        self._stuck: dict[Path, EstimateError] = {}
 
     async def options(self, binary: Path) -> Mapping[str, int]:
         """Return the option names of this llama-fit-params, and how many words follow each."""
@@ -50,28 +53,47 @@ class DryRuns:
 
     async def _run(self, binary: Path, args: Sequence[str], env: Mapping[str, str]) -> str:
         async with self._turn:
+            if (known := self._stuck.get(binary)) is not None:
+                raise known  # once is enough: everybody behind it would wait as long again
             try:
                 with anyio.fail_after(self._timeout):
-                    done = await anyio.run_process(
-                        [str(binary), *args],
-                        stdin=subprocess.DEVNULL,
-                        stderr=subprocess.STDOUT,
-                        check=False,
-                        env=_environment(env),
-                        start_new_session=True,
-                    )
+                    status, output = await _run_to_end([str(binary), *args], _environment(env))
             except TimeoutError as error:
-                raise EstimateError(
+                self._stuck[binary] = stuck = EstimateError(
                     f"{binary.name} did not end within {self._timeout:.0f} s"
-                ) from error
+                )
+                raise stuck from error
             except OSError as error:
                 raise EstimateError(f"{binary} cannot be run ({error.strerror})") from error
-        printed = done.stdout.decode(errors="replace")
-        if done.returncode != 0:
+        printed = output.decode(errors="replace")
+        if status != 0:
             lines = [line.strip() for line in printed.splitlines() if line.strip()]
             tail = " / ".join(line[:200] for line in lines[-_SHOWN:]) or "it said nothing"
-            raise EstimateError(f"{binary.name} failed with status {done.returncode}: {tail}")
+            raise EstimateError(f"{binary.name} failed with status {status}: {tail}")
         return printed
+
+
+async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes]:
+    """Return exit status and output. However it is left, nothing of the process is.
+
+    `anyio.run_process` would wait for the end of a process when its task is cancelled just once.
+    """
+    process = await anyio.open_process(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
+    async with process:
+        try:
+            assert process.stdout is not None
+            output = b"".join([chunk async for chunk in process.stdout])
+            return await process.wait(), output
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:

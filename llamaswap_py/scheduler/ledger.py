@@ -9,7 +9,7 @@ no second case for them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamaswap_py.scheduler.records import (
     Choice,
@@ -65,7 +65,10 @@ class Ledger:
         if self.policy.max_loaded:
             self.pools[LOADED] = Pool(self.policy.max_loaded)
         for key, left in list(self.settling.items()):
-            if all(self._is_back(pool, left) for pool in left.charge):
+            late = {p: size for p, size in left.charge.items() if not self._is_back(p, left)}
+            if late:
+                self.settling[key] = replace(left, charge=late)
+            else:
                 del self.settling[key]
 
     def _is_back(self, pool: PoolId, left: Settling) -> bool:

@@ -90,6 +90,8 @@ class OnInstances:
         if instance is None or instance.state not in (State.READY, State.SLEEPING):
             return False
         self.control.drain(instance, StopReason.LOST, "its process has ended")
+        if preset := self.world.presets.get(instance.key.preset):
+            preset.after |= {instance.key}  # whether to try again, and when, its exit will say
         return True
 
     def instance_exited(self, event: ev.InstanceExited) -> bool:

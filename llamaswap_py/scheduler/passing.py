@@ -60,7 +60,8 @@ class Passing:
     def _substitute(self, preset: Preset, name: str) -> Preset | None:
         """Return the preset to ask instead: a named one, or the one used last of those loaded."""
         if name != "loaded":
-            return self.world.presets.get(PresetId(name))
+            other = self.world.presets.get(PresetId(name))
+            return other if other is not None and self._can_answer(other) else None
         loaded = [
             one.serving
             for one in self.world.presets.values()
@@ -68,6 +69,13 @@ class Passing:
         ]
         best = max(loaded, key=lambda one: (one.last_used, one.key), default=None)
         return None if best is None else self.world.presets[best.key.preset]
+
+    def _can_answer(self, other: Preset) -> bool:
+        """Return whether the door would let a request for it in."""
+        if other.serving is not None:
+            return True
+        backing_off = other.failure is not None and self.control.now < other.retry_at
+        return other.plan.problem is None and not backing_off and not other.plan.estimating
 
     def _carry_out(self, plan: Plan) -> None:
         for preset, shortfall in plan.impossible:

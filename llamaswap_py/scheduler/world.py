@@ -221,6 +221,22 @@ class World:
                 continue
             yield instance
 
+    def leaving(self, preset: str) -> list[InstanceKey]:
+        """Return the instances of a preset that will be gone, however long it takes."""
+        return [
+            key
+            for key, one in self.instances.items()
+            if key.preset == preset and one.state in (State.DRAINING, State.STOPPING)
+        ]
+
+    def changing(self) -> frozenset[InstanceKey]:
+        """Return the instances of which anything from nothing to all may be in memory."""
+        return frozenset(
+            key
+            for key, one in self.instances.items()
+            if one.waking or one.state in (State.LOADING, State.STOPPING)
+        )
+
     def enqueue(self, preset: Preset, waiter: Waiter) -> None:
         """Add a waiter."""
         preset.queue.push(waiter)

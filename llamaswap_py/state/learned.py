@@ -70,7 +70,7 @@ class LearnedFacts:
             )
         facts = msgspec.structs.replace(
             old,
-            at_ready=dict(use),
+            at_ready={**old.at_ready, **use},
             peak=_most(old.peak, use),
             growth=old.growth if growth is None else dict(growth),
             load_seconds=seconds,
