@@ -76,7 +76,10 @@ async def unload(call: Call) -> None:
         return
     await call.supervisor.unloaded(preset)
     seconds = time.monotonic() - began
-    state = next(one.state for one in call.supervisor.snapshot().models if one.id == preset)
+    state = "unloaded"
+    if not found:  # nothing was there, or a load goes on because somebody waits for it
+        models = call.supervisor.snapshot().models
+        state = next(one.state for one in models if one.id == preset)
     call.respond(200, {"model": preset, "state": state, "unloaded": found, "seconds": seconds})
 
 

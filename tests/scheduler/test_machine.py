@@ -358,6 +358,45 @@ def test_a_crash_after_readiness_is_forgiven_once() -> None:
     assert play.rejected(play.ask(A)), "a second crash without one good answer backs off"
 
 
+def test_a_child_that_keeps_dying_is_not_loaded_again_before_its_back_off() -> None:
+    play = Play(plan("a", 60), load_seconds=1.0)
+    crash = Failure("crashed", "killed by signal 11")
+    waiting = [play.ask(A) for _ in range(3)]
+    play.pass_time(1)
+    for epoch in (1, 2):
+        key = InstanceKey(A, epoch)
+        play.feed(ev.InstanceLost(key))
+        assert len(play.loads()) == epoch, "what became of it, its exit says"
+        play.feed(ev.InstanceExited(key, crash))
+        play.pass_time(1)
+    assert play.rejected(waiting[2])
+    assert play.loads() == ["a", "a"]
+
+
+def test_a_substitute_that_cannot_answer_is_not_asked() -> None:
+    broken = Failure("file_missing", "c.gguf is not there")
+    play = Play(plan("a", 60), plan("b", 60), plan("c", 10, problem=broken))
+    _ready(play, A)
+    waiting = play.ask(B, when_full="substitute:c")
+    play.pass_time(1)
+    assert play.loads() == ["a"]
+    assert [one.request for one in play.scheduler.world.presets[B].queue] == [waiting]
+
+
+def test_noise_on_one_device_holds_no_other() -> None:
+    gpu = PoolId("CUDA0")
+    play = Play(PresetPlan(preset=A, choices=(Choice({gpu: 60, HOST: 20}, (gpu,)),)))
+    before = {gpu: Pool(100, watched=True), HOST: Pool(100, watched=True)}
+    play.feed(ev.PoolsMeasured(before))
+    play.finish(_ready(play, A))
+    play.feed(ev.UnloadAsked(A))
+    play.pass_time(0.2)
+    noise = {gpu: Pool(100, watched=True), HOST: Pool(100, strangers=9, watched=True)}
+    play.feed(ev.PoolsMeasured(noise))
+    free = play.scheduler.world.ledger.free()
+    assert (free[gpu], free[HOST]) == (100, 80)
+
+
 def test_a_hung_instance_is_killed_and_its_requests_end() -> None:
     play = Play(plan("a", 60))
     lease, waiting = _ready(play, A), play.ask(A)
