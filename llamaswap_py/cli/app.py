@@ -303,6 +303,18 @@ def engine(context: typer.Context) -> None:
     engine_app(args=context.args or ["--help"], prog_name="lswap engine")
 
 
+@app.command(
+    "import",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def import_(context: typer.Context) -> None:
+    """Write a configuration from llama-swap's, llama.cpp's, Ollama's, or a command line."""
+    from llamaswap_py.cli.importing import app as import_app
+
+    import_app(args=context.args or ["--help"], prog_name="lswap import")
+
+
 def _remote(url: str, key: str | None) -> Remote:
     from llamaswap_py.client import Remote
 

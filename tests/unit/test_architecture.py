@@ -36,11 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "estimate": {"config", "engine", "gguf", "state"},
     **dict.fromkeys(MEETING_POINT, PARTS | MEETING_POINT),
     "simulator": {"scheduler"},
+    "importing": {"config"},
     # What faces outward.
     "api": {"supervisor", "leases", "wire", "config"},
     "client": set(),
     "demo": {"client", "config", "engine"},
-    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator"},
+    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing"},
     "__main__": {"cli"},
 }
 
@@ -52,7 +53,7 @@ ALLOWED_FOR_TYPES: dict[str, set[str]] = {
 
 PURE = (
     *("errors", "units", "endpoint", "snapshot"),
-    *("scheduler", "config", "gguf", "simulator"),
+    *("scheduler", "config", "gguf", "simulator", "importing"),
     *("children.readiness", "children.failures", "children.lines"),
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors"),
@@ -70,7 +71,7 @@ PURE_IMPORTS = {
     *("posixpath", "ipaddress", "http", "urllib.parse", "heapq", "struct"),
 }
 # A simulation draws from a generator with a seed, which is an argument.
-PURE_EXTRAS = {"simulator": {"random"}}
+PURE_EXTRAS = {"simulator": {"random"}, "importing": {"shlex"}}
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools"}
 
 POOL = f"{PACKAGE}.wire.pool"

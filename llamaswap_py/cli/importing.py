@@ -1,0 +1,215 @@
+"""`lswap import …`: write a configuration from what other programs have."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.nodes import Node
+    from llamaswap_py.importing.draft import Draft
+    from llamaswap_py.importing.ollama import Manifest
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Write a configuration from what another program has.")
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The file to write; without it, standard output."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+
+
+@app.command("llama-swap")
+def llama_swap(
+    source: Annotated[Path, typer.Argument(help="llama-swap's config.yaml.")],
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """From llama-swap: macros, groups, matrix, filters, ttl, hooks."""
+    from llamaswap_py.config.document import read_yaml
+    from llamaswap_py.importing.llama_swap import read_llama_swap
+
+    root = read_yaml(_read(source), str(source))
+    draft = read_llama_swap(None if root is None else _plain(root), os.environ)
+    _finish(draft, f"llama-swap's {source.name}", output, force)
+
+
+@app.command("llama-cpp")
+def llama_cpp(
+    source: Annotated[Path, typer.Argument(help="A preset file (llama-server --models-preset).")],
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """From llama.cpp's router mode: an INI file of presets."""
+    from llamaswap_py.importing.llama_cpp import read_ini
+
+    draft = read_ini(_read(source), str(source))
+    _finish(draft, f"llama.cpp's {source.name}", output, force)
+
+
+@app.command("ollama")
+def ollama(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Ollama's models folder (default: OLLAMA_MODELS, ~/.ollama/models, …)"),
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """From Ollama: its models are used where they lie, nothing is copied."""
+    from llamaswap_py.importing.ollama import read_ollama
+
+    folder = source or _ollama_folder()
+    blobs = folder / "blobs"
+
+    def path_of(digest: str) -> str:
+        return str(blobs / digest.replace(":", "-"))
+
+    def read_blob(digest: str) -> str | None:
+        try:
+            return Path(path_of(digest)).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    draft = read_ollama(_manifests(folder), path_of, read_blob)
+    _finish(draft, f"Ollama's models in {folder}", output, force)
+
+
+@app.command("command")
+def command(
+    line: Annotated[str, typer.Argument(help="The command, in quotes: 'llama-server -m …'.")],
+    name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """From a llama-server command line."""
+    from llamaswap_py.errors import ConfigError
+    from llamaswap_py.importing.command import (
+        is_llama_server,
+        name_of,
+        read_command,
+        split_command,
+        take_environment,
+    )
+    from llamaswap_py.importing.draft import Draft
+
+    draft = Draft()
+    try:
+        env, words = take_environment(split_command(line))
+    except ValueError as error:
+        raise ConfigError(f"the command cannot be read: {error}") from None
+    if not is_llama_server(words):
+        given = repr(words[0]) if words else "nothing"
+        remedy = "give the whole line in quotes: 'llama-server -m model.gguf …'"
+        raise ConfigError(f"the command runs {given}, not llama-server", remedy=remedy)
+    preset = read_command(words, env, draft, "command")
+    called = name or name_of(preset)
+    if others := [each for each in preset.pop("aliases", []) if each != called]:
+        preset["aliases"] = others
+    draft.models[called] = preset
+    _finish(draft, "a llama-server command", output, force)
+
+
+def _read(path: Path) -> str:
+    from llamaswap_py.errors import ConfigError
+
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the file cannot be read: {reason}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("this is not UTF-8 text", where=str(path)) from None
+
+
+def _plain(node: Node) -> Any:
+    """Return a parsed YAML tree as plain values."""
+    from llamaswap_py.config.nodes import Listing, Table
+
+    match node:
+        case Table():
+            return {name: _plain(entry.value) for name, entry in node.entries.items()}
+        case Listing():
+            return [_plain(item) for item in node.items]
+    return node.text if node.value is None and not node.plain else node.value
+
+
+def _ollama_folder() -> Path:
+    from llamaswap_py.errors import ConfigError
+
+    places = [
+        *([Path(os.environ["OLLAMA_MODELS"])] if os.environ.get("OLLAMA_MODELS") else []),
+        Path.home() / ".ollama" / "models",
+        Path("/usr/share/ollama/.ollama/models"),
+    ]
+    for place in places:
+        if (place / "manifests").is_dir():
+            return place
+    tried = ", ".join(map(str, places))
+    raise ConfigError(f"no models of Ollama in {tried}", remedy="name the folder with `manifests`")
+
+
+def _manifests(folder: Path) -> list[Manifest]:
+    from llamaswap_py.errors import ConfigError
+    from llamaswap_py.importing.ollama import Manifest
+
+    root = folder / "manifests"
+    if not root.is_dir():
+        raise ConfigError("this folder has no `manifests`", where=str(folder))
+    found = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        found.append(Manifest(path.relative_to(root).parts, text))
+    return found
+
+
+def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
+    """Write the draft, and say on stderr what did not come along and what is to be done."""
+    from llamaswap_py.config.parse import load_config
+    from llamaswap_py.errors import ConfigError
+    from llamaswap_py.importing.draft import note_relative, render
+
+    note_relative(draft)
+    text = render(draft, source)
+    if output is None:
+        print(text, end="")
+    else:
+        _write(output, text, force)
+    where = output or Path("config.yaml")
+    base = os.path.dirname(os.path.abspath(where))
+    try:
+        home = os.path.expanduser("~")
+        load_config(text, path=where, base_dir=base, env=os.environ, home=home)
+    except ConfigError as error:
+        print(f"to be mended before it works:\n{error}", file=sys.stderr)
+    for note in draft.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if output is not None:
+        print(
+            f"wrote {output}: {len(draft.models)} models, {len(draft.notes)} notes."
+            f" Next: lswap check {output}",
+            file=sys.stderr,
+        )
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    from llamaswap_py.errors import ConfigError
+
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        remedy = "choose another name, or pass --force"
+        raise ConfigError("this file exists", where=str(path), remedy=remedy) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the file cannot be written: {reason}", where=str(path)) from None

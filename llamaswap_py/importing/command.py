@@ -1,0 +1,212 @@
+"""A llama-server command line -> a preset. Pure.
+
+Which options take a value is not known here: a word after an option is its value unless it begins
+with a dash and is no number, as llama-server has no positional arguments (common/arg.cpp).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
+from llamaswap_py.importing.draft import Draft
+
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
+_VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
+_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
+# Options that may stand several times, each adding to the ones before.
+_REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
+_CARDS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
+
+# What lswap sets by itself, so that losing it loses nothing.
+_SILENT: Final = frozenset(
+    {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
+    | {"log-timestamps", "log-disable", "log-jsonl", "reuse-port", "webui"}
+)
+
+
+def split_command(text: str) -> list[str]:
+    """Split a command as a shell would; comment lines and line continuations are taken out.
+
+    Raises ValueError for a quote that is not closed.
+    """
+    joined = _COMMENT.sub("", text).replace("\\\r\n", " ").replace("\\\n", " ")
+    return shlex.split(joined)
+
+
+def take_environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables in front of a command (`A=1 env B=2 prog …`), and the rest."""
+    env: dict[str, str] = {}
+    at = 0
+    while at < len(words):
+        if match := _VARIABLE.fullmatch(words[at]):
+            env[match[1]] = match[2]
+        elif words[at].rpartition("/")[2] not in ("env", "exec"):
+            break
+        at += 1
+    return env, words[at:]
+
+
+def is_llama_server(words: Sequence[str]) -> bool:
+    """Tell whether a command runs llama-server itself, not a container or a script around it."""
+    program = words[0].rpartition("/")[2].rpartition("\\")[2] if words else ""
+    return program.startswith("llama-server") and not program.endswith((".sh", ".py"))
+
+
+def pair_options(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (option as written, its values)."""
+    at = 0
+    while at < len(words):
+        option, equals, value = words[at].partition("=")
+        at += 1
+        values = [value] if equals else []
+        while at < len(words) and _is_value(words[at]):
+            values.append(words[at])
+            at += 1
+        yield option, values
+
+
+def read_command(
+    words: Sequence[str], env: Mapping[str, str], draft: Draft, place: str
+) -> dict[str, Any]:
+    """Return the preset that llama-server's `words` (the program first) describe.
+
+    What it cannot say is noted in `draft`.
+    """
+    preset: dict[str, Any] = {}
+    args: dict[str, Any] = {}
+    extra: list[str] = []
+    if "/" in words[0] or "\\" in words[0]:
+        preset["engine"] = words[0]
+    for option, values in pair_options(words[1:]):
+        if not option.startswith("-"):
+            draft.note(place, f"the word {option!r} belongs to no option")
+        elif _take_key(option, values, preset, draft, place):
+            for word in values[1:]:
+                draft.note(place, f"the word {word!r} belongs to no option")
+        elif len(values) > 1:
+            extra += [option, *values]
+        else:
+            _add(args, long_name(option), values[0] if values else None)
+    _take_hub(preset, args, draft, place)
+    if args:
+        preset["args"] = args
+    if extra:
+        preset["extra"] = extra
+    _take_env(env, preset, draft, place)
+    return _ordered(preset)
+
+
+def name_of(preset: Mapping[str, Any]) -> str:
+    """Return a name for a preset that has none: its first alias, else its file's stem."""
+    if aliases := preset.get("aliases"):
+        return str(aliases[0])
+    source = str(preset.get("model") or preset.get("hf") or "model")
+    stem = source.replace("\\", "/").rpartition("/")[2].removesuffix(".gguf")
+    return _SHARD.sub("", stem) or "model"
+
+
+def _take_key(
+    option: str, values: list[str], preset: dict[str, Any], draft: Draft, place: str
+) -> bool:
+    """Carry over what is a key of the preset, or lswap's own; False: it is one of `args`."""
+    name = long_name(option)
+    value = values[0] if values else ""
+    if name == "model":
+        preset["model"] = value
+    elif name == "alias":
+        names = [each.strip() for each in value.split(",") if each.strip()]
+        preset["aliases"] = list(dict.fromkeys([*preset.get("aliases", []), *names]))
+    elif name == "sleep-idle-seconds":
+        if value and not value.startswith("-"):
+            preset["sleep"] = f"{value}s"
+    elif name == "fit":
+        if value in ("on", "true", "1"):
+            preset["fit"] = "shrink"
+    elif name in ("hf-repo", "hf-file", "hf-token"):
+        preset[f"__{name}"] = value
+    elif name == "api-key":
+        draft.note(place, "--api-key: clients' keys are lswap's: make them with `lswap key new`")
+    elif name == "cache-ram":
+        draft.note(place, f"--cache-ram {value}: one figure for all: `memory.cache_ram`")
+    elif long_name(plain_name(option).removeprefix("no-")) == "webui":
+        pass  # lswap has the one UI for all
+    elif (mine := owned(option)) is not None:
+        if plain_name(option).removeprefix("no-") not in _SILENT and name not in _SILENT:
+            draft.note(place, f"{option} {value}".strip() + f": {mine.reason}; {mine.instead}")
+    else:
+        return False
+    return True
+
+
+def _take_hub(preset: dict[str, Any], args: dict[str, Any], draft: Draft, place: str) -> None:
+    """Turn -hf into the key `hf`; a model file that is named too wins."""
+    repo, file = preset.pop("__hf-repo", ""), preset.pop("__hf-file", "")
+    if preset.pop("__hf-token", ""):
+        draft.note(place, "--hf-token: not written down; set HF_TOKEN for lswap")
+    if "model" in preset:
+        return
+    if repo:
+        preset["hf"] = f"{repo.partition(':')[0]}:{file}" if file else repo
+    elif not args.get("model"):
+        draft.note(place, "names no model file: add `model:`")
+
+
+def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, place: str) -> None:
+    kept: dict[str, str] = {}
+    for name, value in env.items():
+        if name == "CUDA_VISIBLE_DEVICES" and _CARDS.fullmatch(value):
+            cards = [f"CUDA{number}" for number in value.split(",")]
+            preset["device"] = cards[0] if len(cards) == 1 else cards
+        elif name == "CUDA_VISIBLE_DEVICES" and value in ("", "-1"):
+            preset["device"] = "host"
+        elif name == "CUDA_DEVICE_ORDER":
+            continue  # lswap numbers cards by bus id, always
+        elif name.startswith("LLAMA_ARG_"):
+            option = name.removeprefix("LLAMA_ARG_").lower().replace("_", "-")
+            _add(preset.setdefault("args", {}), long_name(option), value)
+        elif name.startswith(("LLAMA_API_KEY", "LLAMA_SERVER_", "XDG_CONFIG_HOME")):
+            draft.note(place, f"the variable {name} is lswap's own")
+        else:
+            kept[name] = value
+    if kept:
+        preset["env"] = kept
+
+
+def read_argument(text: str) -> bool | int | float | str:
+    """Return an option's value as it stands best in YAML."""
+    if _NUMBER.fullmatch(text) and len(text) < 16:
+        return float(text) if "." in text else int(text)
+    return text
+
+
+def _add(args: dict[str, Any], name: str, text: str | None) -> None:
+    value = True if text is None else text if _is_path(name) else read_argument(text)
+    if name not in args or value is True:
+        args[name] = value
+    elif isinstance(args[name], list):
+        args[name].append(value)
+    elif name in _REPEATED:
+        args[name] = [args[name], value]
+    else:
+        args[name] = value  # llama-server takes the last one
+
+
+def _is_path(name: str) -> bool:
+    return name in PATH_OPTIONS or name in PATH_LISTS
+
+
+def _is_value(word: str) -> bool:
+    return not word.startswith("-") or word == "-" or _NUMBER.fullmatch(word) is not None
+
+
+_ORDER: Final = ("model", "hf", "cmd", "ready", "engine", "args", "extra", "env", "device")
+
+
+def _ordered(preset: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name in _ORDER if name in preset]
+    return {name: preset[name] for name in (*names, *(n for n in preset if n not in names))}

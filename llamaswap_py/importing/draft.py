@@ -1,0 +1,102 @@
+"""What an import makes: settings, presets, and notes on what could not be carried over. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+_WIDTH: Final = 1_000
+_TOP: Final = ("policy", "log", "memory", "defaults", "aliases", "groups")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something of the source (`place`) that the new file does not say, and what to do instead."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass(slots=True)
+class Draft:
+    """A configuration in the making: plain values, as they stand in the YAML file."""
+
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, place: str, text: str) -> None:
+        """Say what did not come along."""
+        self.notes.append(Note(place, text))
+
+    def setting(self, section: str, name: str, value: Any) -> None:
+        """Set `section.name` of the file."""
+        self.settings.setdefault(section, {})[name] = value
+
+
+def render(draft: Draft, source: str) -> str:
+    """Return the YAML text of a draft, with its notes as comments on top.
+
+    `source` says where it came from: `llama-swap's config.yaml`.
+    """
+    lines = [f"# From {source}, by `lswap import`."]
+    if draft.notes:
+        lines += ["#", "# What could not be carried over, or differs:"]
+        lines += [f"# * {_one_line(str(note))}" for note in draft.notes]
+    lines.append("")
+    for section in (*_TOP, *(name for name in draft.settings if name not in _TOP)):
+        if section in draft.settings:
+            lines += [_dump({section: draft.settings[section]}), ""]
+    if not draft.models:
+        return "\n".join([*lines, "models: {}"]) + "\n"
+    lines.append("models:")
+    for name, preset in draft.models.items():
+        lines += ["  " + line for line in _dump({name: preset}).splitlines()]
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def note_relative(draft: Draft) -> None:
+    """Say that relative paths now start at another folder."""
+    paths = [str(preset.get("model", "~")) for preset in draft.models.values()]
+    if any(path and not path.startswith(("/", "~", "$")) for path in paths):
+        text = "relative paths start at the new file's folder, not where the command was run"
+        draft.note("model", text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, with lists of words on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _mapping(dumper: yaml.SafeDumper, data: dict[str, Any]) -> yaml.Node:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=not data)
+
+
+def _sequence(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    flat = all(_is_scalar(value) for value in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+_Dumper.add_representer(dict, _mapping)
+_Dumper.add_representer(list, _sequence)
+
+
+def _dump(value: dict[str, Any]) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=_WIDTH, allow_unicode=True)
+    return str(text).rstrip("\n")
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,85 @@
+"""`lswap import …` as a command: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+INPUTS = Path(__file__).parents[1] / "imports"
+
+
+def lswap(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llamaswap_py", "import", *words]
+    env = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=env)
+
+
+def test_a_file_is_written_once_and_never_overwritten_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "lswap.yaml"
+    first = lswap("llama-swap", str(INPUTS / "swap_simple.yaml"), "-o", str(out))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == ""
+    assert f"wrote {out}: 2 models" in first.stderr
+    assert "qwen2.5-coder" in out.read_text()
+    out.write_text("mine\n")
+    second = lswap("llama-swap", str(INPUTS / "swap_simple.yaml"), "-o", str(out))
+    assert second.returncode == 2
+    assert "this file exists" in second.stderr
+    assert out.read_text() == "mine\n"
+    assert lswap("llama-cpp", str(INPUTS / "router.ini"), "-o", str(out), "--force").returncode == 0
+    assert "qwen3-8b" in out.read_text()
+
+
+def test_a_command_goes_to_standard_output_named_after_its_file() -> None:
+    done = lswap("command", "llama-server -m /m/Qwen3-8B-00001-of-00002.gguf -a x --port 1")
+    assert done.returncode == 0, done.stderr
+    assert "  Qwen3-8B:" not in done.stdout
+    assert "  x:\n    model: /m/Qwen3-8B-00001-of-00002.gguf" in done.stdout
+    named = lswap("command", "llama-server -m /m/Qwen3-8B-00001-of-00002.gguf", "--name", "q")
+    assert "  q:" in named.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["command", "python serve.py"], "runs 'python', not llama-server"),
+        (["command", "llama-server 'a"], "cannot be read"),
+        (["llama-swap", "/nowhere.yaml"], "/nowhere.yaml: the file cannot be read"),
+        (["ollama", "/nowhere"], "no `manifests`"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
+    done = lswap(*words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ollama_s_folder_is_found_and_its_blobs_named(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    manifest = folder / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "1b"
+    manifest.parent.mkdir(parents=True)
+    kind = "application/vnd.ollama.image."
+    layers = [
+        {"mediaType": kind + "model", "digest": "sha256:aa"},
+        {"mediaType": kind + "params", "digest": "sha256:bb"},
+    ]
+    manifest.write_text(json.dumps({"layers": layers}))
+    (folder / "blobs").mkdir()
+    (folder / "blobs" / "sha256-bb").write_text('{"num_ctx": 2048}')
+    done = lswap("ollama", OLLAMA_MODELS=str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"model: {folder}/blobs/sha256-aa" in done.stdout
+    assert "ctx-size: 2048" in done.stdout
+    assert "  tiny:1b:" in done.stdout
+
+
+def test_an_empty_machine_says_where_it_looked(tmp_path: Path) -> None:
+    done = lswap("ollama", HOME=str(tmp_path), OLLAMA_MODELS=str(tmp_path / "x"))
+    assert done.returncode == 2
+    assert str(tmp_path / "x") in done.stderr
