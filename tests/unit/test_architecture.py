@@ -37,11 +37,12 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(MEETING_POINT, PARTS | MEETING_POINT),
     "simulator": {"scheduler"},
     "importing": {"config"},
+    "hub": {"gguf"},
     # What faces outward.
     "api": {"supervisor", "leases", "wire", "config"},
     "client": set(),
     "demo": {"client", "config", "engine"},
-    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing"},
+    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub"},
     "__main__": {"cli"},
 }
 
@@ -58,7 +59,7 @@ PURE = (
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors"),
     *("devices.visible", "devices.placement"),
-    "engine.features",
+    *("engine.features", "hub.refs"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 

@@ -1,0 +1,1 @@
+"""Model files from Hugging Face: names, listings, what fits, downloads, and the shared cache."""

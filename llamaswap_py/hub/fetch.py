@@ -1,0 +1,282 @@
+"""The process that downloads: `python -m llamaswap_py.hub.fetch`, one JSON line per step.
+
+A process of its own, so that it can be killed at any byte (what is there is kept, and the next one
+goes on from it), and so that lswap itself never loads the hub's library.
+
+Standard input: one JSON object, `Order`. Standard output: `Step` lines, the last one `done` or
+`failed`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llamaswap_py.hub.cache import cache_folder, repo_folder
+from llamaswap_py.hub.refs import HubError, HubRef
+from llamaswap_py.units import format_size
+
+_EVERY: Final = 0.2
+"""Seconds between two progress lines."""
+_CHUNK: Final = 256 << 10
+"""Bytes that a kill may lose; the library's 10 MiB would also make progress jump."""
+_BLOCK: Final = 4 << 20
+PART: Final = ".lswap-part"
+"""Ending of a file that is not complete."""
+_SPARE: Final = 256 << 20
+"""Bytes of the disk that are left alone."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """One file to fetch."""
+
+    path: str
+    size: int
+    sha256: str = ""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to download."""
+
+    repo: str
+    commit: str
+    files: tuple[Wanted, ...]
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a download is: `state` is `downloading`, `verifying`, `done` or `failed`; bytes."""
+
+    state: str
+    done: int = 0
+    total: int = 0
+    file: str = ""
+    paths: tuple[str, ...] = ()
+    error: str = ""
+    remedy: str = ""
+
+
+Report = Callable[[Step], None]
+
+
+def fetch(order: Order, report: Report) -> tuple[str, ...]:
+    """Download all files of an order into the shared cache; returns their paths.
+
+    Raises HubError: no room, refused, cut off for good, or a file that is not what the hub says.
+    """
+    total = sum(file.size for file in order.files)
+    _check_room(order, total)
+    ref = HubRef(order.repo)
+    paths: list[str] = []
+    before = 0
+    for file in order.files:
+        paths.append(_fetch_one(ref, order.commit, file, _Meter(report, before, total, file.path)))
+        before += file.size
+    return tuple(paths)
+
+
+def _fetch_one(ref: HubRef, commit: str, file: Wanted, meter: _Meter) -> str:
+    there = _snapshot_path(ref, commit, file.path)
+    if there.is_file() and there.stat().st_size == file.size:
+        meter.at(file.size, "downloading")
+        return str(there)
+    try:
+        _download(ref, commit, file, there, meter)
+    except OSError as error:
+        # The library reports a stream of the wrong length so, without a number.
+        full = error.errno == errno.ENOSPC
+        raise HubError(
+            f"{file.path} could not be written: {error.strerror or error}",
+            remedy=f"make room in {cache_folder()}; what is there is kept"
+            if full
+            else "try again; the download goes on where it stopped",
+        ) from error
+    return str(there)
+
+
+def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter) -> None:
+    """Fetch one file into the cache, going on from what an earlier attempt left.
+
+    huggingface_hub itself begins anew in each process (file_download.py, 1.33), so only its HTTP
+    part is used.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    from llamaswap_py.hub.listing import hub_errors
+
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+    url = hf_hub_url(ref.repo, file.path, revision=commit)
+    with hub_errors(ref):
+        about = get_hf_file_metadata(url)
+    blob = repo_folder(ref) / "blobs" / (about.etag or file.sha256)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    if not blob.is_file():
+        part = blob.with_name(f"{blob.name}{PART}")
+        with part.open("ab", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # another lswap may fetch the same file
+            begun = stream.tell()
+            if begun > file.size:
+                begun = stream.truncate(0)
+            meter.at(begun, "downloading")
+            with hub_errors(ref):
+                http_get(
+                    about.location,
+                    stream,
+                    resume_size=begun,
+                    headers=_headers(about.location, url, build_hf_headers()),
+                    expected_size=file.size,
+                    tqdm_class=_bar_class(meter),
+                )
+            stream.flush()
+            os.fsync(stream.fileno())
+            _verify(part, file, meter)
+            part.rename(blob)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    main = repo_folder(ref) / "refs" / "main"
+    main.parent.mkdir(parents=True, exist_ok=True)
+    main.write_text(commit, encoding="utf-8")
+
+
+def _headers(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers for the place a file really is: the token is for the hub's host alone."""
+    if urlsplit(location).netloc == urlsplit(url).netloc:
+        return headers
+    return {name: value for name, value in headers.items() if name.lower() != "authorization"}
+
+
+def _check_room(order: Order, total: int) -> None:
+    """Raise HubError when the disk has not enough room for what is still missing."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = total - _already_there(order, folder)
+    free = shutil.disk_usage(folder).free
+    if missing > 0 and missing + _SPARE > free:
+        raise HubError(
+            f"{format_size(missing)} are to be downloaded, {folder} has {format_size(free)} free",
+            remedy="make room, or set HF_HUB_CACHE to a folder on another disk",
+        )
+
+
+def _already_there(order: Order, folder: Path) -> int:
+    """Return the bytes of an order that are on the disk, in whole files and begun ones."""
+    blobs = folder / f"models--{order.repo.replace('/', '--')}" / "blobs"
+    there = 0
+    for file in order.files:
+        if _snapshot_path(HubRef(order.repo), order.commit, file.path).is_file():
+            there += file.size
+        elif file.sha256:
+            part = blobs / f"{file.sha256}{PART}"
+            there += min(part.stat().st_size if part.is_file() else 0, file.size)
+    return there
+
+
+def _snapshot_path(ref: HubRef, commit: str, path: str) -> Path:
+    repo = cache_folder() / f"models--{ref.repo.replace('/', '--')}"
+    return repo / "snapshots" / commit / path
+
+
+def _verify(path: Path, file: Wanted, meter: _Meter) -> None:
+    """Raise HubError, and delete the file, when its bytes are not those that the hub promised."""
+    if not file.sha256:
+        return
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            done += len(block)
+            meter.at(done, "verifying")
+    if digest.hexdigest() == file.sha256:
+        return
+    path.unlink(missing_ok=True)
+    raise HubError(
+        f"{file.path} arrived damaged: its SHA-256 is {digest.hexdigest()[:12]}…, "
+        f"the hub says {file.sha256[:12]}…",
+        remedy="it was deleted; try again",
+    )
+
+
+class _Meter:
+    """Adds up the bytes of all files, and reports now and then."""
+
+    def __init__(self, report: Report, before: int, total: int, file: str) -> None:
+        self._report = report
+        self._before = before
+        self._total = total
+        self._file = file
+        self._state, self._done = "", -1
+        self._next = 0.0
+
+    def at(self, done: int, state: str) -> None:
+        """Note that `done` bytes of this file are there (or verified)."""
+        now = time.monotonic()
+        begins = state != self._state
+        if (begins or now >= self._next) and (state, done) != (self._state, self._done):
+            self._state, self._done = state, done
+            self._next = 0.0 if begins else now + _EVERY  # the first step is shown at once, too
+            self._report(Step(state, self._before + done, self._total, self._file))
+
+
+def _bar_class(meter: _Meter) -> Any:
+    """Return a progress bar, as huggingface_hub wants one, that draws nothing and tells `meter`."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            options["disable"] = False
+            options["file"] = _Nowhere()
+            super().__init__(*args, **options)
+            meter.at(int(self.n), "downloading")
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            meter.at(int(self.n), "downloading")
+            return shown
+
+    return Bar
+
+
+class _Nowhere:
+    def write(self, _: str) -> None:
+        """Drop it."""
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+
+def main() -> int:
+    """Carry out the order on standard input; exit code 1 when it failed."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+
+    def report(step: Step) -> None:
+        sys.stdout.buffer.write(msgspec.json.encode(step) + b"\n")
+        sys.stdout.buffer.flush()
+
+    try:
+        paths = fetch(order, report)
+    except HubError as error:
+        report(Step("failed", error=error.message, remedy=error.remedy))
+        return 1
+    total = sum(file.size for file in order.files)
+    report(Step("done", total, total, paths=paths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

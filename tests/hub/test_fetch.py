@@ -1,0 +1,234 @@
+"""Downloads, in the process that runs them, from a server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llamaswap_py.hub.cache import find_cached, remove_cached
+from llamaswap_py.hub.fetch import PART, Order, Step, Wanted
+from llamaswap_py.hub.refs import HubRef
+from tests.fakes.fake_hub import COMMIT, FakeHub, serve_hub, sha256
+
+REPO = "someone/Tiny-GGUF"
+MODEL = b"GGUF" + random.Random(1).randbytes(700_000)
+SECOND = b"GGUF" + random.Random(2).randbytes(300_000)
+FILES = {
+    "tiny-Q4_K_M-00001-of-00002.gguf": MODEL,
+    "tiny-Q4_K_M-00002-of-00002.gguf": SECOND,
+    "mmproj-F16.gguf": b"GGUF" + b"m" * 1000,
+}
+ORDER = Order(
+    REPO, COMMIT, tuple(Wanted(name, len(data), sha256(data)) for name, data in FILES.items())
+)
+REF = HubRef(REPO, "Q4_K_M")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with serve_hub(FakeHub({REPO: FILES})) as served:
+        yield served
+
+
+class Downloader:
+    """Runs the worker process with a cache of its own."""
+
+    def __init__(self, hub: FakeHub, folder: Path) -> None:
+        self.folder = folder
+        self.env = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_CACHE": str(folder),
+            "HF_TOKEN": "",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        }
+
+    def start(self, order: Order = ORDER) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llamaswap_py.hub.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.env,
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(order))
+        process.stdin.close()
+        return process
+
+    def run(self, order: Order = ORDER) -> list[Step]:
+        with self.start(order) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            lines = process.stdout.read().splitlines()
+            said = process.stderr.read().decode()
+        assert "Traceback" not in said, said
+        return [msgspec.json.decode(line, type=Step) for line in lines]
+
+
+@pytest.fixture
+def downloader(hub: FakeHub, tmp_path: Path) -> Downloader:
+    return Downloader(hub, tmp_path / "hub")
+
+
+def test_all_shards_and_the_projector_arrive_where_other_tools_find_them(
+    downloader: Downloader,
+) -> None:
+    steps = downloader.run()
+    assert steps[-1].state == "done", steps[-1]
+    assert [Path(path).read_bytes() for path in steps[-1].paths] == list(FILES.values())
+    found = find_cached(REF, downloader.folder)
+    assert found is not None
+    assert found.files == steps[-1].paths[:2]
+    assert found.projector == steps[-1].paths[2]
+    total = sum(map(len, FILES.values()))
+    assert all(step.total == total for step in steps)
+    done = [step.done for step in steps if step.state == "downloading"]
+    assert done == sorted(done)
+    # The library that everybody uses agrees that it is all there.
+    code = (
+        "from huggingface_hub import hf_hub_download as get;"
+        f"print(get({REPO!r}, 'mmproj-F16.gguf', local_files_only=True))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=downloader.env, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == found.projector
+
+
+def test_what_is_there_is_not_fetched_again(downloader: Downloader, hub: FakeHub) -> None:
+    downloader.run()
+    hub.ranges.clear()
+    hub.status = 500
+    assert downloader.run()[-1].state == "done"
+    assert hub.ranges == []
+
+
+def test_a_connection_that_breaks_is_taken_up_again(downloader: Downloader, hub: FakeHub) -> None:
+    hub.cut_after = 400_000
+    steps = downloader.run()
+    assert steps[-1].state == "done", steps[-1]
+    first = next(iter(FILES))
+    ranges = [given for name, given in hub.ranges if name == first]
+    assert ranges[0] == ""
+    assert 0 < int(ranges[1].removeprefix("bytes=").removesuffix("-")) <= 400_000
+
+
+def test_a_killed_download_goes_on_where_it_stopped(downloader: Downloader, hub: FakeHub) -> None:
+    hub.stall = threading.Event()
+    process = downloader.start()
+    assert process.stdout is not None
+    blobs = downloader.folder / "models--someone--Tiny-GGUF" / "blobs"
+    part = blobs / f"{sha256(MODEL)}{PART}"
+    with process:
+        for line in process.stdout:
+            if msgspec.json.decode(line, type=Step).done > 0:
+                break
+        until = time.monotonic() + 20  # it says so just before it writes
+        while part.stat().st_size == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        process.kill()
+    assert find_cached(REF, downloader.folder) is None
+    begun = part.stat().st_size
+    assert begun > 0
+    hub.stall.set()
+    hub.stall = None
+    hub.ranges.clear()
+    steps = downloader.run()
+    assert steps[-1].state == "done", steps[-1]
+    assert hub.ranges[0] == (next(iter(FILES)), f"bytes={begun}-")
+    assert Path(steps[-1].paths[0]).read_bytes() == MODEL
+
+
+def test_damaged_bytes_are_found_and_deleted(downloader: Downloader, hub: FakeHub) -> None:
+    hub.corrupt = True
+    last = downloader.run()[-1]
+    assert last.state == "failed"
+    assert "arrived damaged" in last.error
+    assert find_cached(REF, downloader.folder) is None
+    hub.corrupt = False
+    assert downloader.run()[-1].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"token": "secret"}, "no repository"),
+        ({"status": 500}, "HTTP 500"),
+        ({"repos": {}}, "no such file"),
+    ],
+)
+def test_a_refusal_is_explained(
+    downloader: Downloader, hub: FakeHub, change: dict[str, object], says: str
+) -> None:
+    for name, value in change.items():
+        setattr(hub, name, value)
+    last = downloader.run()[-1]
+    assert last.state == "failed"
+    assert says in last.error, last
+    assert last.remedy
+
+
+def test_the_right_token_opens_a_private_repository(downloader: Downloader, hub: FakeHub) -> None:
+    hub.token = "secret"
+    downloader.env["HF_TOKEN"] = "secret"
+    assert downloader.run()[-1].state == "done"
+
+
+def test_a_hub_that_is_not_there_is_said(downloader: Downloader) -> None:
+    downloader.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    last = downloader.run()[-1]
+    assert last.state == "failed"
+    assert "cannot be reached" in last.error
+
+
+def test_a_disk_without_room_is_found_before_anything_is_fetched(
+    downloader: Downloader, hub: FakeHub
+) -> None:
+    huge = Order(REPO, COMMIT, (Wanted("tiny-Q4_K_M-00001-of-00002.gguf", 1 << 60, "x"),))
+    last = downloader.run(huge)[-1]
+    assert last.state == "failed"
+    assert "are to be downloaded" in last.error
+    assert "HF_HUB_CACHE" in last.remedy
+    assert hub.ranges == []
+
+
+def test_removing_a_model_frees_its_bytes(downloader: Downloader) -> None:
+    downloader.run()
+    assert remove_cached(REF, downloader.folder) == len(MODEL) + len(SECOND)
+    assert find_cached(REF, downloader.folder) is None
+    assert remove_cached(REF, downloader.folder) == 0
+
+
+def test_a_full_disk_in_the_middle_keeps_what_is_there(
+    downloader: Downloader, hub: FakeHub
+) -> None:
+    code = (
+        "import resource, signal, sys;"
+        "from llamaswap_py.hub.fetch import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
+        "sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=msgspec.json.encode(ORDER),
+        env=downloader.env,
+        capture_output=True,
+        check=False,
+    )
+    last = msgspec.json.decode(done.stdout.splitlines()[-1], type=Step)
+    assert last.state == "failed"
+    assert "could not be written" in last.error, last
+    hub.ranges.clear()
+    assert downloader.run()[-1].state == "done"
+    assert hub.ranges[0][1].startswith("bytes=")
