@@ -42,6 +42,14 @@ class UnloadReport(msgspec.Struct):
     seconds: float = 0.0
 
 
+class ReservationLine(msgspec.Struct):
+    """One line about a reservation; `state` is `waiting`, `held`, `refused` or `released`."""
+
+    state: str
+    name: str = ""
+    message: str = ""
+
+
 class _Decisions(msgspec.Struct):
     decisions: tuple[DecisionView, ...]
 
@@ -130,6 +138,34 @@ class Remote:
                 answer.read()
                 raise self._refusal(answer)
             yield from answer.iter_lines()
+
+    @contextmanager
+    def reserve(self, memory: dict[str, str]) -> Iterator[Iterator[ReservationLine]]:
+        """Ask for memory; yields what lswap says of it, and gives it back at the end."""
+        body = msgspec.json.encode({"memory": memory, "stream": True})
+        timeout = httpx.Timeout(30.0, connect=5.0, read=None)
+        with (
+            self._errors(),
+            self._http.stream(
+                "POST", "/lswap/v1/reservations", content=body, timeout=timeout
+            ) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise self._refusal(answer)
+            yield (
+                self._decode(line.encode(), ReservationLine)
+                for line in answer.iter_lines()
+                if line.strip()
+            )
+
+    def tell_pid(self, reservation: str, pid: int) -> None:
+        """Say which process (with all below it) uses a reservation."""
+        path = f"/lswap/v1/reservations/{quote(reservation, safe='')}/heartbeat"
+        with self._errors():
+            answer = self._http.post(path, content=msgspec.json.encode({"pid": pid}))
+        if not answer.is_success:
+            raise self._refusal(answer)
 
     def _ask(
         self, method: str, path: str, params: dict[str, str] | None = None, *, patient: bool = False

@@ -59,6 +59,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "model_not_found": (404, "not_found_error"),
     "not_found": (404, "not_found_error"),
     "method_not_allowed": (405, "invalid_request_error"),
+    "reservation_refused": (409, "invalid_request_error"),
     "would_deadlock": (409, "invalid_request_error"),
     "body_too_large": (413, "invalid_request_error"),
     "queue_full": (429, "rate_limit_error"),

@@ -6,27 +6,35 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
 
 from llamaswap_py.devices import HOST, Device, placement_env
 from llamaswap_py.devices.process_memory import read_process_use
-from llamaswap_py.errors import LswapError
+from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.estimate.files import file_sizes
+from llamaswap_py.estimate.records import EstimateError
 from llamaswap_py.presets import Prepared, sleeping_footprint
+from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler.records import Choice, PoolId
+from llamaswap_py.state.places import traffic_folder
+from llamaswap_py.state.traffic import LoadRates
 from llamaswap_py.units import format_size
 
 _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0
 """Seconds between looks at how much the loaded children have grown."""
 
+DRY_RUN: Final = 512 << 20
+"""Bytes of each card that a dry run may take: it opens a context there (engine.md)."""
 _AHEAD: Final = 32
 """Presets that are estimated before anybody asks: a file may have thousands."""
 
-Tell = Callable[[str, tuple[Choice, ...], float | None], None]
+Tell = Callable[[str, tuple[Choice, ...], float | None, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,9 @@ class Life:
 class Estimating:
     """Owns one task that estimates presets one after another, those that somebody waits for first.
 
-    `tell(preset, choices, load_seconds)` hands over what was found, and what its loads took in
-    earlier lives. `lives` names the children that are ready.
+    `tell(preset, choices, load_seconds, seeded)` hands over what was found, and what its loads
+    took in earlier lives; `seeded`: what a load should take, by the size of its files. `lives`
+    names the children that are ready.
     """
 
     def __init__(
@@ -54,13 +63,16 @@ class Estimating:
         tell: Tell,
         lives: Callable[[], list[Life]],
         estimator: Estimator | None = None,
+        reservations: Reservations | None = None,
     ) -> None:
         self._prepared = prepared
         self._devices = devices
         self._cache_ram = cache_ram
         self._tell = tell
         self._lives = lives
-        self._estimator = estimator or Estimator()
+        self._reservations = reservations
+        self._estimator = estimator or Estimator(room=self._room)
+        self._load_rates = LoadRates(traffic_folder())
         self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
@@ -97,13 +109,38 @@ class Estimating:
                 except TimeoutError:
                     await self._learn_peaks()
 
+    @asynccontextmanager
+    async def _room(self, gpus: Sequence[str]) -> AsyncIterator[None]:
+        """Charge the cards with what a dry run opens there; nobody leaves for it."""
+        if self._reservations is None or not gpus:
+            yield
+            return
+        try:
+            async with self._reservations.hold(dict.fromkeys(gpus, DRY_RUN), evict=False):
+                yield
+        except ApiError as error:
+            raise EstimateError(f"no room for a dry run: {error.message}") from None
+
     async def _estimate(self, preset: str) -> None:
         prepared = self._prepared[preset]
         choices = list(prepared.plan.choices)
         if prepared.plan.estimating:
             ways = ways_to_load(prepared, self._devices)
             choices = [await self._estimated(preset, one) for one in ways]
-        self._tell(preset, tuple(choices), await self._learned_load(preset, choices))
+        seconds, seeded = await self._learned_load(preset, choices), False
+        if seconds is None:
+            seconds, seeded = await self._seeded_load(prepared), True
+        self._tell(preset, tuple(choices), seconds, seeded)
+
+    async def _seeded_load(self, prepared: Prepared) -> float | None:
+        """Return what a first load should take, by the bytes to read; None: nobody knows."""
+        if prepared.engine is None:
+            return None
+        try:
+            size = await asyncio.to_thread(file_sizes, prepared.files)
+        except LswapError:
+            return None
+        return await asyncio.to_thread(self._load_rates.expect, prepared.engine.backend, size)
 
     async def _learned_load(self, preset: str, choices: list[Choice]) -> float | None:
         known: list[float] = []
@@ -159,6 +196,12 @@ class Estimating:
             return
         if said:
             _log.info("%s: %s; the next estimate is the measurement", life.preset, said)
+        engine = self._prepared[life.preset].engine
+        with contextlib.suppress(LswapError):
+            size = await asyncio.to_thread(file_sizes, wanted.files)
+            if engine is not None:
+                backend = engine.backend
+                await asyncio.to_thread(self._load_rates.note, backend, size, life.load_seconds)
         if wanted.declared is None:
             await self._estimate(life.preset)
 

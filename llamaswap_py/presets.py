@@ -272,6 +272,7 @@ def _plan(
         when_full=preset.when_full,
         fingerprint=_fingerprint(preset, ways),
         estimating=undeclared and problem is None,
+        kind=kind_of(preset),
         pin=preset.pin,
         ttl=preset.ttl,
         concurrency=preset.concurrency,
@@ -279,6 +280,14 @@ def _plan(
         cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
         problem=problem,
     )
+
+
+def kind_of(preset: Preset) -> str:
+    """Return what a preset answers, by its arguments: `chat`, `embedding` or `rerank`."""
+    if preset.args.get("reranking") is True or preset.args.get("pooling") == "rank":
+        return "rerank"
+    embeds = preset.args.get("embeddings") is True or preset.args.get("pooling", "none") != "none"
+    return "embedding" if embeds else "chat"
 
 
 def _choice(preset: Preset, config: Config) -> Choice:

@@ -17,6 +17,11 @@ class DeviceView(msgspec.Struct, frozen=True):
     used: int
     source: str
     """How `total` is known: `declared`, `nvml`, `psutil` or `cgroup`."""
+    strangers: int = 0
+    """What other programs hold, as last measured."""
+    reserved: int = 0
+    free: int = 0
+    """What may still be promised: below 0 where other programs took the margin."""
 
 
 class FailureView(msgspec.Struct, frozen=True):
@@ -60,7 +65,8 @@ class ModelView(msgspec.Struct, frozen=True):
     id: str
     aliases: tuple[str, ...]
     state: str
-    """`unloaded`, `loading`, `ready`, `sleeping`, `draining`, `stopping` or `failed`."""
+    """`unloaded`, `loading`, `ready`, `sleeping`, `draining`, `stopping`, `failed` or
+    `downloading`."""
     pinned: bool
     ttl: float | None
     leases: int
@@ -77,6 +83,8 @@ class ModelView(msgspec.Struct, frozen=True):
     metadata: dict[str, str | int | float | bool]
     created: int
     args: tuple[str, ...]
+    downloaded: float | None = None
+    """The fraction of its files that is there, while they are downloaded."""
 
 
 class DecisionView(msgspec.Struct, frozen=True):
@@ -88,6 +96,17 @@ class DecisionView(msgspec.Struct, frozen=True):
     preset: str
     epoch: int | None
     reason: str
+
+
+class ReservationView(msgspec.Struct, frozen=True):
+    """Memory for a foreign program: bytes per device; `state` is `waiting` or `held`."""
+
+    name: str
+    memory: dict[str, int]
+    state: str
+    asked_at: float
+    held_at: float | None = None
+    pid: int | None = None
 
 
 class EngineView(msgspec.Struct, frozen=True):
@@ -118,3 +137,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     requests_total: int
     loads_total: int
     evictions_total: int
+    reservations: tuple[ReservationView, ...] = ()

@@ -6,7 +6,6 @@ It decides nothing. An `if` on the state of a model belongs into the scheduler.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import time
 from collections import deque
@@ -23,7 +22,10 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
+from llamaswap_py.naming import Names
 from llamaswap_py.presets import Prepared, policy_of, pools_of
+from llamaswap_py.remembering import Remembering
+from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import (
@@ -31,7 +33,9 @@ from llamaswap_py.scheduler.actions import (
     Grant,
     Kill,
     Note,
+    Refuse,
     Reject,
+    Reserve,
     Revoke,
     Spawn,
     Stop,
@@ -39,7 +43,7 @@ from llamaswap_py.scheduler.actions import (
 )
 from llamaswap_py.scheduler.records import Choice, ClientId, Failure, PresetId, RequestId
 from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
-from llamaswap_py.views import as_error, decision_view, log_decision, make_snapshot, outlook
+from llamaswap_py.views import as_error, log_decision, make_snapshot, newest_decisions, outlook
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.wire.pool import UpstreamPool
 
@@ -80,22 +84,29 @@ class Supervisor:
             [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
         )
         self.requests_total = 0
-        self._names = {name: one for one in config.models for name in _names_of(config, one)}
+        self.names = Names({name: (name, *one.aliases) for name, one in config.models.items()})
+        self.remembering = Remembering(about.name, self.scheduler.traffic)
         self._tickets: dict[RequestId, Ticket] = {}
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._background: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
         self._watched = WatchedPools(devices)
+        self.reservations = Reservations(self.feed)
         self._estimating = Estimating(
-            self.prepared, devices, config.memory.cache_ram, self._estimated, self._lives
+            self.prepared,
+            devices,
+            config.memory.cache_ram,
+            self._estimated,
+            self._lives,
+            reservations=self.reservations,
         )
         self.telemetry = Telemetry(
             devices,
-            children=lambda: [one.pid for one in self.running.values() if one.pid is not None],
+            children=self._pids,
             on_measured=self._measured,
             busy=lambda: bool(self.running or self._tickets),
             settling=lambda: bool(self.scheduler.world.ledger.settling),
@@ -112,7 +123,10 @@ class Supervisor:
         await self._stack.enter_async_context(self._tasks)
         await self._stack.enter_async_context(self.telemetry)
         await self.telemetry.measure_now()
-        self._background = self._tasks.create_task(self._estimating.run(), name="estimating")
+        if recalled := await self.remembering.recall():
+            self.feed(recalled)
+        for name, work in (("estimating", self._estimating), ("remembering", self.remembering)):
+            self._background.append(self._tasks.create_task(work.run(), name=name))
         for name, one in self.prepared.items():
             if one.preset.preload:
                 self.feed(ev.LoadAsked(PresetId(name), evict=False))
@@ -125,8 +139,8 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> bool | None:
         try:
-            if self._background is not None:
-                self._background.cancel()
+            for task in self._background:
+                task.cancel()
             if self.running and error is None:
                 self.feed(ev.ShutdownAsked(0.0, force=True))
             return await self._stack.__aexit__(kind, error, trace)
@@ -135,6 +149,7 @@ class Supervisor:
                 self._timer.cancel()
             for log in self.instances.logs.values():
                 log.close()
+            self.remembering.keep()
 
     @property
     def running(self) -> dict[InstanceKey, Running]:
@@ -142,10 +157,10 @@ class Supervisor:
         return self.instances.running
 
     def _estimated(
-        self, preset: str, choices: tuple[Choice, ...], load_seconds: float | None
+        self, preset: str, choices: tuple[Choice, ...], load_seconds: float | None, seeded: bool
     ) -> None:
         _log.debug("%s takes %s", preset, "; or ".join(map(describe, choices)))
-        self.feed(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds))
+        self.feed(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds, seeded))
 
     def _lives(self) -> list[Life]:
         """Return the children that are ready, for those who measure them."""
@@ -166,22 +181,17 @@ class Supervisor:
             self.telemetry.forget(running.pid)
         self.telemetry.measure_soon()
 
+    def _pids(self) -> list[int]:
+        """Return the roots of all process trees whose memory is accounted for."""
+        children = [one.pid for one in self.running.values() if one.pid is not None]
+        return children + self.reservations.pids
+
     def _measured(self, measurement: Measurement) -> None:
         world = self.scheduler.world
-        pools = self._watched.update(measurement, world.ledger.charges, world.changing())
+        charges, changing = world.ledger.charges, world.changing()
+        reserved, held = self.reservations.held, self.telemetry.held
+        pools = self._watched.update(measurement, charges, changing, reserved, held)
         self.feed(ev.PoolsMeasured(pools))
-
-    # Names
-
-    def resolve(self, name: str) -> str | None:
-        """Return the preset that a model name or alias means."""
-        return self._names.get(name)
-
-    def nearest(self, name: str) -> list[str]:
-        """Return up to three known names that look like `name`."""
-        folded = {known.lower(): known for known in self._names}
-        close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
-        return [folded[one] for one in close]
 
     # Requests
 
@@ -211,21 +221,11 @@ class Supervisor:
             since=since,
             priority=wishes.priority,
             patience=wishes.patience,
-            when_full=self._resolved(wishes.when_full),
+            when_full=self.names.resolve_substitute(wishes.when_full),
             substitutable=wishes.substitutable,
             parent=self._open_under(wishes.parent),
         )
         return Ticket(self, event, notice)
-
-    def _resolved(self, when_full: str) -> str:
-        """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
-        kind, _, name = when_full.partition(":")
-        if kind != "substitute" or name == "loaded":
-            return when_full
-        preset = self.resolve(name)
-        if preset is None:
-            raise ApiError("bad_request", f"x-lswap-when-full: there is no model {name!r}")
-        return f"substitute:{preset}"
 
     def _open_under(self, request_id: str | None) -> RequestId | None:
         """Return the open request that a client knows by `request_id`."""
@@ -301,8 +301,7 @@ class Supervisor:
 
     def decisions(self, *, model: str | None = None, limit: int = 100) -> list[DecisionView]:
         """Return the newest decisions, oldest first."""
-        found = [one for one in self.scheduler.decisions if model in (None, one.preset)]
-        return [decision_view(one) for one in found[-limit:]] if limit else []
+        return newest_decisions(self.scheduler, model, limit)
 
     def logs(self, preset: str) -> ChildLog | None:
         """Return the output of a preset's children, None before the first one."""
@@ -365,6 +364,10 @@ class Supervisor:
             case Spawn(key, choice):
                 self.instances.spawn(key, self.prepared[key.preset], choice)
                 self.telemetry.measure_soon()
+            case Reserve(name):
+                self.reservations.note_held(name)
+            case Refuse(name, message):
+                self.reservations.note_refused(name, message)
             case Wake(key):
                 self.instances.wake(key)
             case Stop(key):
@@ -389,7 +392,3 @@ class Supervisor:
         instance = self.scheduler.world.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
         ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at))
-
-
-def _names_of(config: Config, preset: str) -> tuple[str, ...]:
-    return (preset, *config.models[preset].aliases)

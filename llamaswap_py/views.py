@@ -12,7 +12,7 @@ from llamaswap_py.config.context import context_per_request
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler.actions import Reject
-from llamaswap_py.scheduler.records import Decision, PresetId
+from llamaswap_py.scheduler.records import Decision, PoolId, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import Instance, Preset
 from llamaswap_py.snapshot import (
@@ -54,6 +54,7 @@ def make_snapshot(supervisor: Supervisor) -> Snapshot:
         requests_total=supervisor.requests_total,
         loads_total=scheduler.loads,
         evictions_total=scheduler.evictions,
+        reservations=supervisor.reservations.views(),
     )
 
 
@@ -67,6 +68,12 @@ def decision_view(decision: Decision) -> DecisionView:
         epoch=decision.epoch,
         reason=decision.reason,
     )
+
+
+def newest_decisions(scheduler: Scheduler, model: str | None, limit: int) -> list[DecisionView]:
+    """Return the newest decisions (of one model), oldest first."""
+    found = [one for one in scheduler.decisions if model in (None, one.preset)]
+    return [decision_view(one) for one in found[-limit:]] if limit else []
 
 
 class _Clock:
@@ -87,10 +94,25 @@ def _devices(supervisor: Supervisor) -> tuple[DeviceView, ...]:
     for charge in supervisor.scheduler.world.ledger.charges.values():
         for pool, size in charge.items():
             used[pool] = used.get(pool, 0) + size
-    return tuple(
-        DeviceView(one.id, one.total, one.margin, used.get(one.id, 0), one.source)
-        for one in supervisor.devices
-    )
+    ledger = supervisor.scheduler.world.ledger
+    free = ledger.free()
+    views = []
+    for one in supervisor.devices:
+        pool = PoolId(one.id)
+        reserved = sum(charge.get(pool, 0) for charge in ledger.reserved.values())
+        views.append(
+            DeviceView(
+                one.id,
+                one.total,
+                one.margin,
+                used.get(one.id, 0),
+                one.source,
+                strangers=ledger.pools[pool].strangers,
+                reserved=reserved,
+                free=free[pool],
+            )
+        )
+    return tuple(views)
 
 
 def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceView:
@@ -143,6 +165,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         metadata=dict(prepared.preset.metadata),
         created=int(supervisor.about.started_at),
         args=prepared.args,
+        downloaded=None if preset.downloading_since is None else preset.downloaded,
     )
 
 
@@ -156,6 +179,8 @@ def _state(supervisor: Supervisor, preset: Preset) -> str:
     for one in supervisor.scheduler.world.instances.values():
         if one.key.preset == preset.plan.preset:
             return one.state.value
+    if preset.downloading_since is not None:
+        return "downloading"
     return "failed" if preset.failure is not None else "unloaded"
 
 
@@ -186,7 +211,10 @@ def as_error(reject: Reject) -> ApiError:
 def outlook(scheduler: Scheduler, preset: PresetId) -> str:
     """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
     known = scheduler.world.presets[preset]
-    words = [known.serving.state.value if known.serving else "waiting for memory for", preset]
+    doing = known.serving.state.value if known.serving else "waiting for memory for"
+    if known.downloading_since is not None:
+        doing = f"downloading {known.downloaded:.0%} of"
+    words = [doing, preset]
     if known.serving is not None and known.serving.fraction is not None:
         words.append(f"{known.serving.fraction:.0%}")
     if (eta := scheduler.eta(preset, len(known.queue))) is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from llamaswap_py.devices import Device, Measurement, strangers_by_charge
+from llamaswap_py.reservations import Reservation
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler.records import Footprint, Pool, PoolId
 
@@ -23,18 +25,49 @@ class WatchedPools:
         measurement: Measurement,
         charges: Mapping[InstanceKey, Footprint],
         loading: frozenset[InstanceKey],
+        reserved: Sequence[Reservation] = (),
+        held: Mapping[int, Mapping[str, int]] = MappingProxyType({}),
     ) -> dict[PoolId, Pool]:
-        """Return all pools; `charges` are those of children that are not reaped."""
+        """Return all pools; `charges` are those of children that are not reaped.
+
+        `held` are the bytes of each process tree that was read. What a reservation's program takes
+        is no stranger's: only what it takes beyond.
+        """
         for name, reading in measurement.pools.items():
             pool = PoolId(name)
             strangers = reading.strangers
             if strangers is None:
-                held = {key: charge.get(pool, 0) for key, charge in charges.items()}
+                promised = {key: charge.get(pool, 0) for key, charge in charges.items()}
                 strangers = strangers_by_charge(
                     reading.used,
-                    settled=sum(size for key, size in held.items() if key not in loading),
-                    loading=sum(size for key, size in held.items() if key in loading),
+                    settled=sum(size for key, size in promised.items() if key not in loading),
+                    loading=sum(size for key, size in promised.items() if key in loading)
+                    + sum(one.footprint.get(pool, 0) for one in reserved),
                     previous=self.pools[pool].strangers,
                 )
+            else:
+                strangers = _without_reserved(pool, strangers, reserved, held)
             self.pools[pool] = replace(self.pools[pool], total=reading.total, strangers=strangers)
         return dict(self.pools)
+
+
+def _without_reserved(
+    pool: PoolId,
+    strangers: int,
+    reserved: Sequence[Reservation],
+    held: Mapping[int, Mapping[str, int]],
+) -> int:
+    """Return what strangers hold, less what they hold within a reservation.
+
+    Where a reservation's processes are not known, what strangers took since it began to be held is
+    taken for its program's.
+    """
+    for one in reserved:
+        size = one.footprint.get(pool, 0)
+        used = held.get(one.pid, {}).get(str(pool)) if one.pid is not None else None
+        if used is not None:  # its tree was read as ours: only what is beyond counts
+            strangers += max(used - size, 0)
+        elif one.pid is None and size:
+            grown = strangers - one.baseline.setdefault(pool, strangers)
+            strangers -= min(max(grown, 0), size)
+    return strangers

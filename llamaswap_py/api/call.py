@@ -92,9 +92,9 @@ class Call:
 
     def find_preset(self, name: str) -> str:
         """Return the preset that `name` (a model or an alias) means; raises `model_not_found`."""
-        preset: str | None = self.supervisor.resolve(name)
+        preset: str | None = self.supervisor.names.resolve(name)
         if preset is None:
-            raise model_not_found(name, self.supervisor.nearest(name))
+            raise model_not_found(name, self.supervisor.names.nearest(name))
         self.model = preset
         return preset
 

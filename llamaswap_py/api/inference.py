@@ -198,7 +198,7 @@ def _split_upstream(call: Call) -> tuple[str, str]:
     """Split `model/with/slashes/PATH`: the longest leading part that is a known name."""
     segments = call.captured.split("/")
     for count in range(min(len(segments), _MOST_SEGMENTS), 0, -1):
-        preset = call.supervisor.resolve(unquote("/".join(segments[:count])))
+        preset = call.supervisor.names.resolve(unquote("/".join(segments[:count])))
         if preset is not None:
             call.model = preset
             return preset, "/" + "/".join(segments[count:])

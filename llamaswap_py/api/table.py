@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from llamaswap_py.api import control, inference, models
+from llamaswap_py.api import control, inference, models, reservations
 from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
 
@@ -67,7 +67,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(control.state), "/lswap/v1/state"),
     **_get(Route(control.decisions), "/lswap/v1/decisions"),
     **_get(_LATER, "/lswap/v1/events", "/lswap/v1/requests", "/openapi.json"),
-    **_post(_LATER, "/lswap/v1/reload", "/lswap/v1/reservations"),
+    **_post(_LATER, "/lswap/v1/reload"),
+    "/lswap/v1/reservations": {
+        "GET": Route(reservations.list_reservations),
+        "POST": Route(reservations.reserve),
+    },
 }
 
 # (start, end, methods): what lies between is captured, slashes and all. First match wins.
@@ -83,6 +87,8 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload)}),
     ("/lswap/v1/models/", "/pin", {"POST": _LATER}),
     ("/lswap/v1/models/", "/unpin", {"POST": _LATER}),
+    ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat)}),
+    ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release)}),
     ("/lswap/v1/logs/", "", {"GET": Route(control.logs)}),
     ("/lswap/v1/requests/", "/cancel", {"POST": _LATER}),
 )

@@ -284,6 +284,24 @@ def why(
 
 
 @app.command()
+def reserve(
+    size: Annotated[str, typer.Argument(help="How much, like 14GiB.")],
+    command: Annotated[list[str], typer.Argument(help="What to run, after --.")],
+    device: Annotated[
+        str | None, typer.Option("--device", help="Of which device (default: the only card).")
+    ] = None,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """Hold memory for another program: make room, run COMMAND, give it back."""
+    from llamaswap_py.cli.reserve import run
+
+    with _remote(url, key) as remote:
+        code = run(remote, size, device, command)
+    raise typer.Exit(code)
+
+
+@app.command()
 def version(as_json: Json = False) -> None:
     """Print the version."""
     if as_json:

@@ -97,9 +97,11 @@ def age_text(seconds: float) -> str:
 
 def device_line(device: DeviceView) -> str:
     """Return `host: 3 GiB of 64 GiB used, 1 GiB margin (psutil)`."""
+    others = f", {format_size(device.strangers)} other programs" if device.strangers else ""
+    reserved = f", {format_size(device.reserved)} reserved" if device.reserved else ""
     return (
-        f"{device.id}: {format_size(device.used)} of {format_size(device.total)} used,"
-        f" {format_size(device.margin)} margin ({device.source})"
+        f"{device.id}: {format_size(device.used)} of {format_size(device.total)} used{reserved}"
+        f"{others}, {format_size(device.margin)} margin ({device.source})"
     )
 
 
@@ -112,6 +114,8 @@ def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
         print(f"nothing is loaded; {len(snapshot.models)} models are known (lswap models)")
     for device in snapshot.devices:
         print(device_line(device))
+    for one in snapshot.reservations:
+        print(f"reservation {one.name}: {memory_text(one.memory)}, {one.state}")
 
 
 def print_models(models: Sequence[ModelView]) -> None:

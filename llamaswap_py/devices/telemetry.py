@@ -75,6 +75,8 @@ class Telemetry:
         self._waiters: list[asyncio.Future[Measurement | None]] = []
         self._reading: asyncio.Future[Sample] | None = None
         self._peaks: dict[int, dict[str, int]] = {}
+        self.held: Mapping[int, Mapping[str, int]] = {}
+        """What each process tree held in the last measurement: pid -> device -> bytes."""
         self._unreadable: dict[str, str] = {}
         self._silent = False
 
@@ -181,6 +183,7 @@ class Telemetry:
 
     def _note(self, sample: Sample) -> None:
         self._silent = False
+        self.held = sample.held
         for pid, held in sample.held.items():
             peaks = self._peaks.setdefault(pid, {})
             for device, size in held.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, TypeAlias
 
 from llamaswap_py.estimate.analytic import (
     analytic_parts,
@@ -38,6 +39,8 @@ from llamaswap_py.gguf.header import Header
 from llamaswap_py.state import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
 
 Headers = tuple[Header, ...]
+Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
+"""Keeps memory for a dry run on these devices while it runs; raises EstimateError without any."""
 
 ATTEMPTS: Final = 4
 """Runs of llama-fit-params until its table is out (see fitargs.has_table); then its plain lines."""
@@ -55,10 +58,12 @@ class Estimator:
         cache: RecordFolder[Estimate] | None = None,
         dry_runs: DryRuns | None = None,
         repackable: Collection[str] | None = None,
+        room: Room | None = None,
     ) -> None:
         self._learned = learned or LearnedFacts(learned_folder())
         self._cache = cache or RecordFolder(estimates_folder(), Estimate, version=SCHEMA)
         self._dry_runs = dry_runs or DryRuns()
+        self._room = room
         self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
 
     async def estimate(self, wanted: Wanted) -> Estimate:
@@ -151,7 +156,10 @@ class Estimator:
 
     async def _fresh(self, wanted: Wanted) -> Estimate:
         try:
-            return await self.dry_run(wanted)
+            if self._room is None or wanted.fit_params is None:
+                return await self.dry_run(wanted)
+            async with self._room(wanted.gpus):
+                return await self.dry_run(wanted)
         except EstimateError as error:
             found = await self.analytic(wanted)
             note = f"no dry run: {error}"

@@ -64,6 +64,13 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """Fetch the preset's files; `DownloadFinished` or `DownloadFailed` follows."""
+
+    preset: PresetId
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """The reservation holds its memory from now on."""
 
@@ -130,4 +137,6 @@ class Note:
     decision: Decision
 
 
-Action: TypeAlias = Spawn | Wake | Reserve | Refuse | Stop | Kill | Grant | Reject | Revoke | Note
+Action: TypeAlias = (
+    Spawn | Wake | Download | Reserve | Refuse | Stop | Kill | Grant | Reject | Revoke | Note
+)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from llamaswap_py.scheduler.actions import (
     Action,
+    Download,
     Grant,
     Kill,
     Note,
@@ -56,6 +57,12 @@ class Control:
             self._reserve(preset, why)
         else:
             self._spawn(preset, choice, why)
+
+    def download(self, preset: Preset) -> None:
+        """Have the files of a preset fetched."""
+        preset.downloading_since, preset.downloaded = self.now, 0.0
+        self.note_preset("download", preset, "its files are not here yet")
+        self.out.append(Download(preset.plan.preset))
 
     def _wake(self, instance: Instance, why: str) -> None:
         self.recharge(instance, self.world.ledger.charge_of(instance.plan, instance.choice))
@@ -150,10 +157,14 @@ class Control:
             return
         steps = preset.failures - (1 if loading else 2)
         if steps >= 0:
-            pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
-            preset.retry_at = self.now + pause
-            preset.wanted_since = None
-            self.reject_all(preset, self.refusals.failed(preset, self.now))
+            self.back_off(preset, steps)
+
+    def back_off(self, preset: Preset, steps: int) -> None:
+        """Refuse everyone who waits, and all that come in the next while."""
+        pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
+        preset.retry_at = self.now + pause
+        preset.wanted_since = None
+        self.reject_all(preset, self.refusals.failed(preset, self.now))
 
     def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
         """Evict what is idle beside a load that ran out of memory, and try once more."""
@@ -189,6 +200,12 @@ class Control:
             self.out.append(refuse(waiter))
             self.drop(preset, waiter)
         self.world.settle_demand(preset)
+
+    def refuse_deadlock(self, preset: Preset, waiter: Waiter) -> None:
+        """Refuse a request that could only be served by ending one under which it was made."""
+        refusal = self.refusals.would_deadlock(preset, waiter)
+        self.note_preset("refused", preset, refusal.message)
+        self.out.append(refusal)
 
     def drop(self, preset: Preset, waiter: Waiter) -> None:
         """Take out a waiter that ends without a lease."""

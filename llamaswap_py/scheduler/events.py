@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from llamaswap_py.scheduler.learning import Traffic
 from llamaswap_py.scheduler.records import (
     Choice,
     ClientId,
@@ -155,10 +156,14 @@ class PinChanged:
 
 @dataclass(frozen=True, slots=True)
 class ReservationAsked:
-    """A foreign program wants memory: bytes per pool. `name` is unique among reservations."""
+    """A foreign program wants memory: bytes per pool. `name` is unique among reservations.
+
+    Without `evict` it is held at once, in free memory, or refused.
+    """
 
     name: str
     footprint: Footprint
+    evict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,30 @@ class ReservationReleased:
     """A reservation ends, held or still waiting."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadProgressed:
+    """A preset's files are `fraction` (0..1) there."""
+
+    preset: PresetId
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadFinished:
+    """A preset's files are there; `plan` is what it is now."""
+
+    preset: PresetId
+    plan: PresetPlan
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadFailed:
+    """A preset's files could not be had."""
+
+    preset: PresetId
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +212,16 @@ class ChoicesEstimated:
     choices: tuple[Choice, ...]
     load_seconds: float | None = None
     """What its loads took in earlier lives; None: nothing is known."""
+    seeded: bool = False
+    """`load_seconds` is only worked out, from the size of its files: the first load corrects it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRecalled:
+    """What an earlier run had learned of the requests, `age` seconds ago."""
+
+    traffic: Traffic
+    age: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +261,12 @@ Event: TypeAlias = (
     | PinChanged
     | ReservationAsked
     | ReservationReleased
+    | DownloadProgressed
+    | DownloadFinished
+    | DownloadFailed
     | PoolsMeasured
     | ChoicesEstimated
+    | TrafficRecalled
     | PresetsChanged
     | ShutdownAsked
     | TimePassed

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from llamaswap_py.scheduler.ledger import add
 from llamaswap_py.scheduler.machine import Scheduler
-from llamaswap_py.scheduler.records import InstanceKey, PoolId
+from llamaswap_py.scheduler.records import InstanceKey
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import World
 
@@ -54,12 +53,9 @@ def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
     Only then: strangers or a corrected footprint may break the sum afterwards.
     """
     world = scheduler.world
-    used: dict[PoolId, int] = {}
-    for charge in world.ledger.charges.values():
-        add(used, charge, 1)
+    free = world.ledger.free()
     for pool in world.ledger.charges[key]:
-        room = world.ledger.pools[pool].total - world.ledger.pools[pool].margin
-        assert used[pool] <= room, f"2: {pool}: {used[pool]} promised, {room} there"
+        assert free[pool] >= 0, f"2: {pool}: {-free[pool]} more promised than there is"
 
 
 def _check_ledger(world: World) -> None:

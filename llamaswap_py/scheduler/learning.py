@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,6 +106,15 @@ class Successors:
             row[preset] = row.get(preset, 0.0) + 1.0
         self._last = preset
 
+    def rows(self) -> dict[PresetId, dict[PresetId, float]]:
+        """Return the decayed counts of who follows whom."""
+        return {name: dict(row) for name, row in self._rows.items()}
+
+    def recall(self, rows: Mapping[PresetId, Mapping[PresetId, float]]) -> None:
+        """Take over counts for presets of which nothing was seen yet."""
+        for name, row in rows.items():
+            self._rows.setdefault(name, dict(row))
+
     def chances(self, preset: PresetId) -> tuple[float, float]:
         """Return the chances that `preset` is the next request, and the one after."""
         if self._last is None:
@@ -148,6 +158,19 @@ class Circulation:
         return max(self._peaks[0][1] - self.open, 0) if self._peaks else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What was learned of the requests, as of one moment.
+
+    `rates` are requests per second over SHORT and LONG, `gaps` seconds of idleness that a request
+    ended, `followers` decayed counts of which preset follows which.
+    """
+
+    rates: Mapping[PresetId, tuple[float, float]] = field(default_factory=dict)
+    gaps: Mapping[PresetId, tuple[float, ...]] = field(default_factory=dict)
+    followers: Mapping[PresetId, Mapping[PresetId, float]] = field(default_factory=dict)
+
+
 class Learning:
     """All of it, fed by every arrival and every end of a request."""
 
@@ -169,6 +192,26 @@ class Learning:
         if not again:
             self.habits(preset).arrived(now)
             self.successors.arrived(preset)
+
+    def traffic(self, now: float) -> Traffic:
+        """Return all of it that is worth keeping, as of now."""
+        habits = self._habits.items()
+        return Traffic(
+            {name: (one.short.read(now), one.long.read(now)) for name, one in habits},
+            {name: tuple(one.gaps) for name, one in habits if one.gaps},
+            self.successors.rows(),
+        )
+
+    def recall(self, traffic: Traffic, age: float, now: float) -> None:
+        """Take over what was known `age` seconds ago; what was learned since wins."""
+        for name, (short, long) in traffic.rates.items():
+            if name in self._habits:
+                continue
+            habits = self.habits(name)
+            habits.short = Rate(SHORT, short * math.exp(-age / SHORT), now)
+            habits.long = Rate(LONG, long * math.exp(-age / LONG), now)
+            habits.gaps.extend(traffic.gaps.get(name, ()))
+        self.successors.recall(traffic.followers)
 
     def ended(self, now: float) -> None:
         """A request was answered, refused, or left."""

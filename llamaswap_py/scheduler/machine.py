@@ -15,7 +15,9 @@ from typing import Any
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action
 from llamaswap_py.scheduler.control import Control
+from llamaswap_py.scheduler.learning import Traffic
 from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.on_files import OnFiles
 from llamaswap_py.scheduler.on_instances import OnInstances
 from llamaswap_py.scheduler.on_operators import OnOperators
 from llamaswap_py.scheduler.on_requests import OnRequests
@@ -53,6 +55,7 @@ class Scheduler:
         requests = OnRequests(self.world, self._control, self._upkeep)
         instances = OnInstances(self.world, self._control)
         operators = OnOperators(self.world, self._control, self._upkeep)
+        files = OnFiles(self.world, self._control)
         return {
             ev.RequestArrived: requests.request_arrived,
             ev.RequestLeft: requests.request_left,
@@ -70,8 +73,12 @@ class Scheduler:
             ev.PinChanged: operators.pin_changed,
             ev.ReservationAsked: operators.reservation_asked,
             ev.ReservationReleased: operators.reservation_released,
+            ev.DownloadProgressed: files.download_progressed,
+            ev.DownloadFinished: files.download_finished,
+            ev.DownloadFailed: files.download_failed,
             ev.PoolsMeasured: operators.pools_measured,
             ev.ChoicesEstimated: operators.choices_estimated,
+            ev.TrafficRecalled: operators.traffic_recalled,
             ev.PresetsChanged: operators.presets_changed,
             ev.ShutdownAsked: operators.shutdown_asked,
             ev.TimePassed: lambda _: True,
@@ -110,6 +117,10 @@ class Scheduler:
         if self._handlers[type(event)](event):
             self._passing.run()
         return control.out
+
+    def traffic(self) -> Traffic:
+        """Return what was learned of the requests, to be recalled by a later run."""
+        return self.world.learning.traffic(self._control.now)
 
     def deadline(self) -> float | None:
         """Return when to send `TimePassed`, or None."""

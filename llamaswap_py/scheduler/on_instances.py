@@ -32,7 +32,9 @@ class OnInstances:
         instance.slots = max(event.slots, 1)
         preset = self.world.presets.get(instance.key.preset)
         if preset is not None:
-            preset.load_seconds = self.control.blend(preset.load_seconds, instance.load_seconds)
+            known = None if preset.load_seeded else preset.load_seconds
+            preset.load_seconds = self.control.blend(known, instance.load_seconds)
+            preset.load_seeded = False
             preset.loads += 1
             preset.failure = None
             preset.retried_memory = False
@@ -65,6 +67,8 @@ class OnInstances:
         instance.waking = False
         instance.move(Trigger.WOKE)
         instance.last_used = self.control.now
+        if preset := self.world.presets.get(instance.key.preset):
+            self.control.forget_wish(preset)
         return True
 
     def instance_stalled(self, event: ev.InstanceStalled) -> bool:

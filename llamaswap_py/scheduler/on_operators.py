@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import StopReason
+from llamaswap_py.scheduler.actions import Refuse, StopReason
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.records import Choice, PresetId, PresetPlan
 from llamaswap_py.scheduler.states import State
@@ -25,7 +25,8 @@ class OnOperators:
         preset = self.world.presets.get(event.preset)
         if preset is None or preset.plan.problem or self.upkeep.closing_at is not None:
             return False
-        if preset.serving is not None and preset.serving.gate_for is None:
+        serving = preset.serving
+        if serving is not None and serving.gate_for is None and not serving.is_asleep:
             return False
         preset.retry_at = self.control.now
         preset.wanted_since = self.control.now
@@ -66,11 +67,15 @@ class OnOperators:
         name = PresetId(event.name)
         if name in self.world.presets:
             return False
+        if self.upkeep.closing_at is not None:
+            self.control.out.append(Refuse(name, "lswap is shutting down"))
+            return False
         plan = PresetPlan(
             preset=name, choices=(Choice(event.footprint),), reservation=True, pin=True
         )
         self.world.add_preset(plan)
         self.world.presets[name].wanted_since = self.control.now
+        self.world.presets[name].wanted_by_eviction = event.evict
         self.world.demand[name] = None
         return True
 
@@ -94,7 +99,7 @@ class OnOperators:
             return False
         self.world.add_preset(replace(preset.plan, choices=event.choices, estimating=False))
         if preset.load_seconds is None:
-            preset.load_seconds = event.load_seconds
+            preset.load_seconds, preset.load_seeded = event.load_seconds, event.seeded
         for instance in self.world.instances.values():
             if instance.key.preset == event.preset:
                 self._recharge(instance, event.choices)
@@ -112,6 +117,10 @@ class OnOperators:
             charge = self.world.ledger.charge_of(instance.plan, same[0])
             self.control.recharge(instance, charge)
 
+    def traffic_recalled(self, event: ev.TrafficRecalled) -> bool:
+        self.world.learning.recall(event.traffic, max(event.age, 0.0), self.control.now)
+        return False
+
     def presets_changed(self, event: ev.PresetsChanged) -> bool:
         """Apply a new configuration: what is unchanged is untouched, what changed drains."""
         plans = {plan.preset: plan for plan in event.plans}
@@ -120,7 +129,10 @@ class OnOperators:
             if preset.plan.reservation:
                 continue
             if plan is not None and plan.same_as(preset.plan):
-                if not plan.estimating:
+                if preset.plan.absent and not plan.absent:
+                    self.world.add_preset(plan)  # somebody put its files there
+                    preset.downloading_since = None
+                elif not plan.estimating:
                     self.choices_estimated(ev.ChoicesEstimated(name, plan.choices))
                 continue
             if preset.serving is not None:
@@ -145,6 +157,8 @@ class OnOperators:
     def shutdown_asked(self, event: ev.ShutdownAsked) -> bool:
         self.upkeep.closing_at = self.control.now + (0.0 if event.force else event.timeout)
         for preset in list(self.world.presets.values()):
+            if preset.plan.reservation and preset.wanted_since is not None:
+                self.control.out.append(Refuse(preset.plan.preset, "lswap is shutting down"))
             preset.wanted_since = None
             self.control.reject_all(preset, self.control.refusals.closing(preset))
         for instance in list(self.world.instances.values()):

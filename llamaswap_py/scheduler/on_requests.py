@@ -38,8 +38,26 @@ class OnRequests:
             was_idle = not serving.leases
             self.control.grant(waiter, serving)
             return was_idle and bool(self.world.demand)  # somebody counted on its idleness
+        if self.world.is_nested(waiter, serving) and self._from_within(preset, waiter):
+            return False
         self.world.enqueue(preset, waiter)
         return True
+
+    def _from_within(self, preset: Preset, waiter: Waiter) -> bool:
+        """Grant or refuse a request under one of the same instance; False: a slot will come free.
+
+        It passes a closed gate, and those who wait: the request above it holds what they wait for.
+        """
+        serving = preset.serving
+        assert serving is not None
+        if serving.admits(slot=waiter.slot, nested=True):
+            self.control.grant(waiter, serving)
+            return True
+        if self.world.would_wait_for_itself(preset, waiter):
+            self.control.refuse_deadlock(preset, waiter)
+            self.world.learning.ended(self.control.now)
+            return True
+        return False
 
     def _waiter(self, event: ev.RequestArrived, preset: Preset | None, since: float) -> Waiter:
         when_full = event.when_full or (preset.plan.when_full if preset else "wait")

@@ -23,6 +23,7 @@ class Passing:
     def run(self) -> None:
         """Settle everything, and decide when to look again."""
         self.upkeep.run()
+        self._download_wanted()
         plan = make_plan(self.world, self.control.now)
         while self._turn_away(plan):
             plan = make_plan(self.world, self.control.now)
@@ -30,14 +31,18 @@ class Passing:
         self._grant_waiting()
         self.upkeep.set_deadline(plan.wake)
 
+    def _download_wanted(self) -> None:
+        for preset in [self.world.presets[name] for name in self.world.demand]:
+            if preset.plan.absent and preset.downloading_since is None:
+                self.control.download(preset)
+
     def _turn_away(self, plan: Plan) -> bool:
         """Refuse or redirect those who do not want to wait; True if the plan must be made anew.
 
         Whoever is redirected waits from then on, so this comes to an end.
         """
-        refusals = self.control.refusals
         for preset, waiter in plan.deadlocked:
-            self.control.out.append(refusals.would_deadlock(preset, waiter))
+            self.control.refuse_deadlock(preset, waiter)
             self.control.drop(preset, waiter)
         for preset, waiter, why in plan.full:
             self._turn_one_away(preset, waiter, why)
@@ -65,7 +70,10 @@ class Passing:
         loaded = [
             one.serving
             for one in self.world.presets.values()
-            if one is not preset and one.serving and one.serving.admits(slot=False)
+            if one is not preset
+            and one.plan.kind == preset.plan.kind
+            and one.serving
+            and one.serving.admits(slot=False)
         ]
         best = max(loaded, key=lambda one: (one.last_used, one.key), default=None)
         return None if best is None else self.world.presets[best.key.preset]
@@ -75,17 +83,21 @@ class Passing:
         if other.serving is not None:
             return True
         backing_off = other.failure is not None and self.control.now < other.retry_at
-        return other.plan.problem is None and not backing_off and not other.plan.estimating
+        unready = other.plan.estimating or other.plan.absent
+        return other.plan.problem is None and not backing_off and not unready
 
     def _carry_out(self, plan: Plan) -> None:
         for preset, shortfall in plan.impossible:
             self.control.note_preset("refused", preset, f"can never fit: {shortfall}")
             if preset.plan.reservation:
-                self.control.out.append(Refuse(preset.plan.preset, shortfall))
+                self.control.out.append(Refuse(preset.plan.preset, f"can never fit: {shortfall}"))
             self.control.reject_all(preset, self.control.refusals.too_large(preset, shortfall))
             self.control.forget_wish(preset)
         for preset, why in plan.given_up:
-            self.control.note_preset("not preloaded", preset, f"no free memory: {why}")
+            if preset.plan.reservation:
+                self.control.out.append(Refuse(preset.plan.preset, f"no free memory: {why}"))
+            else:
+                self.control.note_preset("not preloaded", preset, f"no free memory: {why}")
             self.control.forget_wish(preset)
         for instance, winner, why in plan.evictions:
             self.control.evictions += 1
@@ -125,9 +137,20 @@ class Passing:
             preset = self.world.presets[name]
             serving = preset.serving
             now = self.control.now
+            self._grant_nested(preset)
             while serving and (waiter := preset.queue.peek(now)):
                 if not serving.admits(slot=waiter.slot):
                     break
                 self.world.dequeue(preset, waiter)
                 self.control.grant(waiter, serving)
             self.world.settle_demand(preset)
+
+    def _grant_nested(self, preset: Preset) -> None:
+        """Serve first whose own request above holds the instance, also if its gate is closed."""
+        serving = preset.serving
+        for waiter in list(preset.queue.nested.values()):
+            if serving is None or not serving.admits(slot=waiter.slot, nested=True):
+                continue
+            if self.world.is_nested(waiter, serving):
+                self.world.dequeue(preset, waiter)
+                self.control.grant(waiter, serving)

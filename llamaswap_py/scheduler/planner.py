@@ -77,6 +77,7 @@ class _Pass:
             for preset in (self.world.presets[one] for one in self.world.demand)
             if (preset.serving is None or preset.serving.is_asleep)
             and not preset.plan.estimating
+            and not preset.plan.absent
             and (since := preset.since) is not None
         ]
         for _, since, _, preset in sorted(wants, key=_turn):

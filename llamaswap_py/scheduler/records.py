@@ -94,6 +94,10 @@ class PresetPlan:
     when_full: str = "wait"
     estimating: bool = False
     """Its footprint is being worked out: who asks for it waits for that first."""
+    absent: bool = False
+    """Its files are not there yet: whoever asks for it waits for their download first."""
+    kind: str = "chat"
+    """What it answers: `chat`, `embedding` or `rerank`. Only the like may stand in for it."""
     reservation: bool = False
     """It is memory for a foreign program: nothing is spawned, only held."""
     pin: bool = False
@@ -105,7 +109,9 @@ class PresetPlan:
 
     def same_as(self, other: PresetPlan) -> bool:
         """Return whether both describe one preset, whatever is known of its footprint by now."""
-        bare = replace(self, choices=other.choices, estimating=other.estimating)
+        bare = replace(
+            self, choices=other.choices, estimating=other.estimating, absent=other.absent
+        )
         return bare == other
 
 

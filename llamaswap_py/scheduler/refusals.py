@@ -30,6 +30,8 @@ class Refusals:
         """Return expected seconds until a waiter at `position` is granted; None if unknowable."""
         load = preset.load_seconds
         serving = preset.serving
+        if preset.downloading_since is not None:
+            return self._download_left(preset, now)
         slots = serving.concurrency if serving else preset.plan.concurrency or 1
         turns = position // slots + (1 if serving and serving.state is State.READY else 0)
         queue = turns * (preset.service_seconds or 0.0)
@@ -39,6 +41,14 @@ class Refusals:
             return None
         spent = now - serving.spawned_at if serving and serving.state is State.LOADING else 0.0
         return max(load - spent, 0.0) + queue
+
+    def _download_left(self, preset: Preset, now: float) -> float | None:
+        """Return what the rest of a download and the load after it should take."""
+        if preset.downloading_since is None or preset.downloaded <= 0:
+            return None
+        spent = now - preset.downloading_since
+        rest = spent * (1 - preset.downloaded) / preset.downloaded
+        return rest + (preset.load_seconds or 0.0)
 
     def unknown(self, event: RequestArrived) -> Reject:
         return Reject(
@@ -111,12 +121,17 @@ class Refusals:
 
     def would_deadlock(self, preset: Preset, waiter: Waiter) -> Reject:
         name, above = preset.plan.preset, self._world.leases[waiter.parent or waiter.request]
+        outer, held = (waiter.parent or "").rpartition("/")[0] or waiter.parent, above.instance.key
+        what = (
+            f"every slot of model {name!r} is held by requests under which others wait for it"
+            if held.preset == name
+            else f"model {name!r} could only load by ending what runs on {held.preset!r}"
+        )
         return Reject(
             waiter.request,
             name,
             "would_deadlock",
-            f"model {name!r} could only load by ending request {waiter.parent} on "
-            f"{above.instance.key.preset!r}, under which this one was made",
+            f"{what}: this request was made under {outer}, which would wait for itself",
             remedy="use models that fit together, or let the outer request finish first",
         )
 
@@ -192,6 +207,8 @@ class Refusals:
 
     def _state(self, preset: Preset) -> str:
         serving = preset.serving
+        if preset.downloading_since is not None:
+            return "downloading"
         if serving is None:
             return "waiting for memory"
         return "draining" if serving.gate_for is not None else serving.state.value

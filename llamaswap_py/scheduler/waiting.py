@@ -74,13 +74,15 @@ class WaitQueue:
     Within a lane the client whose turn it is comes first, with its oldest request.
     """
 
-    __slots__ = ("_ageing", "_hasty", "_lanes", "_size")
+    __slots__ = ("_ageing", "_hasty", "_lanes", "_size", "nested")
 
     def __init__(self, ageing: float = 60.0) -> None:
         self._lanes: dict[int, _Lane] = {}
         self._ageing = ageing
         self._hasty: dict[RequestId, Waiter] = {}
         self._size = 0
+        self.nested: dict[RequestId, Waiter] = {}
+        """Waiters made under another request."""
 
     def __len__(self) -> int:
         return self._size
@@ -96,6 +98,8 @@ class WaitQueue:
         self._size += 1
         if waiter.deadline is not None:
             self._hasty[waiter.request] = waiter
+        if waiter.parent is not None:
+            self.nested[waiter.request] = waiter
 
     def peek(self, now: float) -> Waiter | None:
         """Return whose turn it is."""
@@ -119,6 +123,7 @@ class WaitQueue:
             del self._lanes[waiter.priority]
         self._size -= 1
         self._hasty.pop(waiter.request, None)
+        self.nested.pop(waiter.request, None)
 
     def oldest(self) -> float | None:
         """Return the earliest arrival of all waiters."""

@@ -81,9 +81,13 @@ class Instance:
         """Whether it sleeps and nothing wakes it."""
         return self.state is State.SLEEPING and not self.waking
 
-    def admits(self, *, slot: bool) -> bool:
-        """Return whether a lease can be granted right now."""
-        if self.state is not State.READY or self.gate_for is not None:
+    def admits(self, *, slot: bool, nested: bool = False) -> bool:
+        """Return whether a lease can be granted right now.
+
+        A closed gate lets those in that are `nested` under a request of this instance: it could
+        not drain without them.
+        """
+        if self.state is not State.READY or (self.gate_for is not None and not nested):
             return False
         return not slot or self.generating < self.concurrency
 
@@ -107,7 +111,12 @@ class Preset:
     failures: int = 0
     failure: Failure | None = None
     retry_at: float = 0.0
+    downloading_since: float | None = None
+    downloaded: float = 0.0
+    """The fraction of its files that is there, while they are downloaded."""
     load_seconds: float | None = None
+    load_seeded: bool = False
+    """`load_seconds` is only worked out from the size of its files."""
     service_seconds: float | None = None
     loads: int = 0
     reason: str = ""
@@ -133,16 +142,43 @@ class World:
         self.leases: dict[RequestId, Lease] = {}
         self.learning = Learning()
 
-    def ancestors(self, waiter: Waiter) -> set[InstanceKey]:
-        """Return the instances that answer the requests under which this one was made."""
-        found: set[InstanceKey] = set()
+    def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
+        """Return the leases of the requests under which this one was made, the nearest first."""
+        found: dict[RequestId, Lease] = {}
         parent = waiter.parent
         while parent is not None and (lease := self.leases.get(parent)) is not None:
-            if lease.instance.key in found:
+            if parent in found:
                 break
-            found.add(lease.instance.key)
+            found[parent] = lease
             parent = lease.waiter.parent
         return found
+
+    def ancestors(self, waiter: Waiter) -> set[InstanceKey]:
+        """Return the instances that answer the requests under which this one was made."""
+        return {lease.instance.key for lease in self.above(waiter).values()}
+
+    def is_nested(self, waiter: Waiter, serving: Instance | None) -> bool:
+        """Return whether `serving` answers a request under which this one was made."""
+        return (
+            waiter.parent is not None
+            and serving is not None
+            and serving.key in self.ancestors(waiter)
+        )
+
+    def would_wait_for_itself(self, preset: Preset, waiter: Waiter) -> bool:
+        """Return whether no slot of the serving instance can come free before `waiter` is served.
+
+        That is so when each is held by a request under which `waiter`, or one that waits already,
+        was made.
+        """
+        if preset.serving is None or not waiter.slot:
+            return False
+        holders = {one for one, lease in preset.serving.leases.items() if lease.waiter.slot}
+        stuck: set[RequestId] = set(self.above(waiter))
+        for other in preset.queue.nested.values():
+            if other.slot:
+                stuck |= set(self.above(other))
+        return holders <= stuck
 
     def add_preset(self, plan: PresetPlan) -> None:
         """Add a preset, or replace its plan."""

@@ -11,6 +11,11 @@ def learned_folder() -> Path:
     return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "learned"
 
 
+def traffic_folder() -> Path:
+    """Return the folder of what was learned of requests: `$XDG_STATE_HOME/lswap/traffic`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "traffic"
+
+
 def estimates_folder() -> Path:
     """Return the folder of estimates worked out before: `$XDG_CACHE_HOME/lswap/estimates`."""
     return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "estimates"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -147,6 +148,8 @@ async def test_nested_use(lab: Lab) -> None:
             error = error_of(inner, 409)
             assert error["code"] == "would_deadlock"
             assert "alpha" in error["message"]
+            why = [f"{one.kind}: {one.reason}" for one in await lswap.decisions("beta")]
+            assert any("refused" in line and "which would wait for itself" in line for line in why)
             # Without the header nobody can know: the drain deadline ends the stream.
             assert await lswap.chat("beta") == lab.sentence("beta")
             await outer.rest()
@@ -155,3 +158,35 @@ async def test_nested_use(lab: Lab) -> None:
         why = [f"{one.kind}: {one.reason}" for one in await lswap.decisions("alpha")]
         assert any("gate closed for beta" in line for line in why)
         assert any("revoked: drain deadline" in line for line in why)
+
+
+async def test_a_nested_call_of_the_same_model(lab: Lab) -> None:
+    """An agent calls its own model again from within its stream: one slot, then two."""
+    models = {
+        "alpha": lab.endless("alpha", concurrency=1),
+        "beta": lab.endless("beta", size="40MiB"),
+    }
+    async with lab.lswap(models) as lswap:
+        for name, status in (("alpha", 409), ("beta", 200)):
+            async with lswap.stream(name, max_tokens=100_000) as outer:
+                await outer.read(3)
+                under = {"x-lswap-parent": outer.response.headers["x-request-id"]}
+                message = {"role": "user", "content": "hi"}
+                body = {"model": name, "messages": [message], "max_tokens": 3}
+                inner = await lswap.client.post("/v1/chat/completions", json=body, headers=under)
+                assert inner.status_code == status, inner.text
+
+
+async def test_what_was_learned_of_the_requests_is_there_after_a_restart(lab: Lab) -> None:
+    models = {"alpha": lab.preset("alpha", size="50MiB"), "beta": lab.preset("beta", size="50MiB")}
+    async with lab.lswap(models) as lswap:
+        for name in ("alpha", "beta", "alpha"):
+            await lswap.chat(name)
+    (kept,) = (lab.folder / "lswap" / "traffic").glob("traffic-*.json")
+    before = json.loads(kept.read_text())["record"]
+    assert before["followers"]["alpha"]["beta"] > 0
+    async with lab.lswap(models) as lswap:
+        await lswap.chat("beta")
+    after = json.loads(kept.read_text())["record"]
+    assert after["followers"]["alpha"]["beta"] == before["followers"]["alpha"]["beta"]
+    assert after["rates"]["beta"][1] > before["rates"]["beta"][1]

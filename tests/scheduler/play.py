@@ -18,6 +18,7 @@ from llamaswap_py.scheduler.actions import (
     Revoke,
     Spawn,
     Stop,
+    Wake,
 )
 from llamaswap_py.scheduler.invariants import check, check_spawn
 from llamaswap_py.scheduler.records import (
@@ -92,8 +93,8 @@ class Audit:
         return self.waiting.pop(request)
 
     def _in_order(self, granted: ev.RequestArrived) -> None:
-        if not granted.slot:
-            return
+        if not granted.slot or granted.parent is not None:
+            return  # what the request above it holds, the others wait for
         for rival in self.waiting.values():
             same = (rival.client, rival.preset) == (granted.client, granted.preset)
             older = self.since[rival.request] < self.since[granted.request]
@@ -123,6 +124,8 @@ class Play:
         self.load_seconds = load_seconds
         self.stop_seconds = stop_seconds
         self.slots = 1
+        self.wakes = False
+        """Whether sleeping children wake by themselves when told to, in half a load."""
         self.now = 0.0
         self.log: list[tuple[float, Action]] = []
         self.history: list[tuple[ev.Event, float, list[Action]]] = []
@@ -201,6 +204,8 @@ class Play:
                 self.later(self.load_seconds, ev.InstanceReady(key, self.slots))
             case Stop(instance=key) | Kill(instance=key):
                 self.later(self.stop_seconds, ev.InstanceExited(key, None))
+            case Wake(instance=key) if self.wakes:
+                self.later(self.load_seconds / 2, ev.InstanceWoke(key))
             case Grant(request=request) if self.asked[request].client in self._service:
                 service = self._service[self.asked[request].client]
                 self.later(service, ev.RequestFinished(request))

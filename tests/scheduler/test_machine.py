@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import (
+    Download,
     Kill,
     Refuse,
     Reserve,
@@ -667,6 +671,47 @@ def test_a_request_under_another_is_refused_if_it_would_wait_for_itself() -> Non
     assert refusal.code == "would_deadlock"
 
 
+def test_a_nested_request_for_its_parents_own_model_passes_a_closed_gate() -> None:
+    play = Play(plan("a", 60), plan("b", 60), max_wait=1.0)
+    play.slots = 2
+    outer = _ready(play, A)
+    play.ask(B, "other")
+    play.pass_time(100)
+    assert play.scheduler.world.instances[InstanceKey(A, 1)].gate_for == B
+    stranger = play.ask(A, "stranger")
+    assert not play.granted(stranger)
+    inner = play.ask(A, parent=outer)
+    assert play.granted(inner) == InstanceKey(A, 1)
+    play.finish(inner)
+    assert not play.granted(stranger)
+    play.finish(outer)
+    play.pass_time(5)
+    assert play.loads() == ["a", "b"]
+
+
+def test_nested_requests_that_hold_each_others_slots_are_refused() -> None:
+    play = Play(plan("a", 60))
+    outer = _ready(play, A)
+    refusal = play.rejected(play.ask(A, parent=outer))
+    assert refusal is not None
+    assert refusal.code == "would_deadlock"
+    assert "every slot of model 'a'" in refusal.message
+    assert any("every slot" in one.reason for one in play.scheduler.decisions)
+
+    play = Play(plan("a", 60))
+    play.slots = 2
+    first = _ready(play, A)
+    second = play.ask(A, "two")
+    waiting = play.ask(A, parent=first)
+    assert not play.granted(waiting)
+    assert not play.rejected(waiting), "the other slot may come free"
+    refusal = play.rejected(play.ask(A, "two", parent=second))
+    assert refusal is not None
+    assert refusal.code == "would_deadlock"
+    play.finish(second)
+    assert play.granted(waiting)
+
+
 def test_a_nested_request_spares_its_parent_where_it_can() -> None:
     play = Play(plan("a", 50), plan("b", 50), plan("c", 50))
     outer, other = _ready(play, A), _ready(play, B)
@@ -760,6 +805,118 @@ def test_a_sleeping_instance_is_evicted_like_an_idle_one() -> None:
     play.feed(ev.InstanceSlept(InstanceKey(A, 1)))
     play.ask(B)
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+
+
+def test_a_reservation_that_evicts_nobody_is_held_at_once_or_refused() -> None:
+    play = Play(plan("a", 60))
+    play.finish(_ready(play, A))
+    play.feed(ev.ReservationAsked("small", {HOST: 40}, evict=False))
+    play.feed(ev.ReservationAsked("large", {HOST: 41}, evict=False))
+    assert play.actions(Reserve) == [Reserve("small")]
+    (refused,) = play.actions(Refuse)
+    assert refused.name == "large"
+    assert "no free memory" in refused.message
+    assert not play.actions(Stop)
+
+
+def test_reservations_end_with_lswap() -> None:
+    play = Play(plan("a", 60))
+    _ready(play, A)
+    play.feed(ev.ReservationAsked("waits", {HOST: 90}))
+    play.feed(ev.ShutdownAsked(10.0))
+    play.feed(ev.ReservationAsked("late", {HOST: 1}))
+    assert [one.name for one in play.actions(Refuse)] == ["waits", "late"]
+
+
+def test_files_that_are_not_there_are_downloaded_before_anything_is_evicted() -> None:
+    absent = plan("b", 60, absent=True)
+    play = Play(plan("a", 60), absent)
+    play.finish(_ready(play, A))
+    first, second = play.ask(B), play.ask(B, "two")
+    play.pass_time(50)
+    assert play.actions(Download) == [Download(B)]
+    assert not play.actions(Stop), "nothing leaves for a model that is not there"
+    play.feed(ev.DownloadProgressed(B, 0.5))
+    assert play.scheduler.eta(B) == 50.0
+    play.feed(ev.DownloadFinished(B, replace(absent, absent=False)))
+    play.pass_time(5)
+    assert play.loads() == ["a", "b"]
+    assert play.granted(first)
+    play.finish(first)
+    assert play.granted(second)
+
+
+def test_a_download_that_fails_backs_off_and_goes_on_with_the_next_request() -> None:
+    play = Play(plan("b", 60, absent=True))
+    request = play.ask(B)
+    play.feed(ev.DownloadFailed(B, Failure("download", "the hub cannot be reached")))
+    refusal = play.rejected(request)
+    assert refusal is not None
+    assert refusal.code == "model_failed"
+    assert refusal.retry_after == 1.0
+    assert play.rejected(play.ask(B)), "it backs off"
+    play.pass_time(1.1)
+    again = play.ask(B)
+    assert len(play.actions(Download)) == 2
+    play.feed(ev.DownloadFailed(B, Failure("download", "the hub cannot be reached")))
+    refusal = play.rejected(again)
+    assert refusal is not None
+    assert refusal.retry_after == 2.0
+
+
+def test_a_download_goes_on_when_everybody_left() -> None:
+    play = Play(plan("b", 60, absent=True))
+    play.feed(ev.RequestLeft(play.ask(B)))
+    play.ask(B)
+    assert len(play.actions(Download)) == 1
+
+
+def test_only_the_like_stands_in_for_a_model() -> None:
+    play = Play(plan("a", 60), plan("b", 60), plan("c", 40, kind="embedding"), max_wait=1e9)
+    held, embeds = _ready(play, A), _ready(play, C)
+    play.pass_time(1)
+    asked = play.ask(B, "two", when_full="substitute:loaded")
+    play.finish(held)
+    assert play.granted(asked) == InstanceKey(A, 1), "c was used later, but it only embeds"
+    play.finish(embeds)
+
+
+def test_an_operators_load_wakes_a_sleeping_model() -> None:
+    play = Play(plan("a", 60))
+    play.finish(_ready(play, A))
+    play.feed(ev.InstanceSlept(InstanceKey(A, 1)))
+    play.feed(ev.LoadAsked(A))
+    assert play.actions(Wake) == [Wake(InstanceKey(A, 1))]
+    play.feed(ev.InstanceWoke(InstanceKey(A, 1)))
+    assert not play.scheduler.world.demand
+
+
+def test_what_was_learned_of_requests_survives_a_restart() -> None:
+    before = Play(plan("a", 40), plan("b", 40))
+    for _ in range(6):
+        before.finish(_ready(before, A))
+        before.finish(_ready(before, B))
+        before.pass_time(5)
+    kept = before.scheduler.traffic()
+    after = Play(plan("a", 40), plan("b", 40))
+    after.feed(ev.TrafficRecalled(kept, age=0.0))
+    learned = after.scheduler.world.learning
+    assert learned.habits(A).long.read(0.0) == pytest.approx(kept.rates[A][1])
+    assert learned.successors.rows() == {A: kept.followers[A], B: kept.followers[B]}
+    assert kept.followers[A][B] > 1
+    later = Play(plan("a", 40))
+    later.feed(ev.TrafficRecalled(kept, age=3600.0))
+    assert later.scheduler.world.learning.habits(A).long.read(0.0) == pytest.approx(
+        kept.rates[A][1] / math.e
+    )
+
+
+def test_a_load_time_worked_out_from_bytes_gives_way_to_the_first_real_one() -> None:
+    play = Play(plan("a", 40), load_seconds=2.0)
+    play.feed(ev.ChoicesEstimated(A, (Choice({HOST: 40}),), 60.0, seeded=True))
+    assert play.scheduler.eta(A) == 60.0
+    _ready(play, A)
+    assert play.scheduler.world.presets[A].load_seconds == pytest.approx(2.0)
 
 
 def test_a_reservation_makes_room_holds_it_and_gives_it_back() -> None:

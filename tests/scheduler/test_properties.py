@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -35,6 +37,7 @@ class Machine(RuleBasedStateMachine):
         load=st.sampled_from([0.05, 1.0, 30.0]),
         slots=st.integers(1, 3),
         grouped=st.booleans(),
+        absent=st.booleans(),
     )
     def begin(
         self,
@@ -46,6 +49,7 @@ class Machine(RuleBasedStateMachine):
         load: float,
         slots: int,
         grouped: bool,
+        absent: bool,
     ) -> None:
         plans = [
             plan(
@@ -55,6 +59,8 @@ class Machine(RuleBasedStateMachine):
                 drain_timeout=20.0,
                 cancel_at_drain_deadline=cancel,
                 groups=("vowels",) if grouped and name in "ae" else (),
+                absent=absent and name in "bc",
+                kind="embedding" if name == "d" else "chat",
             )
             for name, size in zip(NAMES, sizes, strict=False)
         ]
@@ -69,6 +75,7 @@ class Machine(RuleBasedStateMachine):
             max_wait=10.0,
         )
         self.play.slots = slots
+        self.play.wakes = True
         self.closed = False
 
     @rule(
@@ -192,6 +199,42 @@ class Machine(RuleBasedStateMachine):
             assert self.play.feed(ev.InstanceReady(key, 1)) == []
             assert self.play.feed(ev.RequestFinished(RequestId("nobody"))) == []
 
+    @rule(name=st.sampled_from(["r1", "r2"]), size=st.integers(0, 110), evict=st.booleans())
+    def reserve(self, name: str, size: int, evict: bool) -> None:
+        self.play.feed(ev.ReservationAsked(name, {HOST: size}, evict))
+
+    @rule(name=st.sampled_from(["r1", "r2", "a"]))
+    def release(self, name: str) -> None:
+        self.play.feed(ev.ReservationReleased(name))
+
+    @rule(preset=st.sampled_from(NAMES), fraction=st.floats(-1, 2))
+    def download(self, preset: str, fraction: float) -> None:
+        self.play.feed(ev.DownloadProgressed(PresetId(preset), fraction))
+
+    @rule(preset=st.sampled_from(NAMES), works=st.booleans())
+    def download_ends(self, preset: str, works: bool) -> None:
+        """Also when there was none: such an end must do no harm."""
+        known = self.play.scheduler.world.presets.get(PresetId(preset))
+        if known is None or not known.plan.absent:
+            return
+        if works:
+            there = replace(known.plan, absent=False)
+            self.play.feed(ev.DownloadFinished(PresetId(preset), there))
+        else:
+            failure = Failure("download", "the hub cannot be reached")
+            self.play.feed(ev.DownloadFailed(PresetId(preset), failure))
+
+    @precondition(lambda self: self.play.scheduler.world.instances)
+    @rule(data=st.data())
+    def sleep_or_wake(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        slept = data.draw(st.booleans())
+        self.play.feed(ev.InstanceSlept(key) if slept else ev.InstanceWoke(key))
+
+    @rule(age=st.floats(0, 1e5))
+    def recall(self, age: float) -> None:
+        self.play.feed(ev.TrafficRecalled(self.play.scheduler.traffic(), age))
+
     @rule(keep=st.integers(0, 63))
     def reconfigure(self, keep: int) -> None:
         plans = tuple(one for bit, one in enumerate(self.plans) if keep & (1 << bit))
@@ -218,7 +261,11 @@ class Machine(RuleBasedStateMachine):
         play = self.play
         play.stop_asking()
         play.feed(ev.PoolsMeasured({HOST: Pool(100, play.margin)}))
+        for name in ("r1", "r2"):
+            play.feed(ev.ReservationReleased(name))
         for _ in range(400):
+            for preset in NAMES:
+                self.download_ends(preset, works=True)
             if not play.audit.waiting:
                 break
             for request in sorted(play.audit.holders):

@@ -6,14 +6,18 @@ import asyncio
 import difflib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from llamaswap_py.api import App
 from llamaswap_py.config.parse import load_config
+from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
+from llamaswap_py.reservations import Reservations
+from llamaswap_py.scheduler import events as ev
 from llamaswap_py.snapshot import (
     DecisionView,
     DeviceView,
@@ -152,6 +156,25 @@ class FakeSupervisor:
     picture: Snapshot | None = None
     pool: Any = None
     endpoint: Endpoint = CHILD
+
+    @cached_property
+    def reservations(self) -> Reservations:
+        """Real ones, of which a scheduler that has room for all holds each at once."""
+
+        def feed(event: ev.Event) -> None:
+            if isinstance(event, ev.ReservationAsked):
+                held.note_held(event.name)
+
+        held = Reservations(feed)
+        return held
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return (Device("host", 1 << 30, 0, "declared"),)
+
+    @property
+    def names(self) -> FakeSupervisor:
+        return self
 
     def resolve(self, name: str) -> str | None:
         preset = self.config.find(name)

@@ -26,7 +26,8 @@ PARTS = {
 }
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
-    *("watching", "estimating", "estimate"),
+    *("watching", "estimating", "estimate", "naming", "remembering"),
+    "reservations",
 }
 """The modules that know several parts."""
 

@@ -1,0 +1,89 @@
+"""`lswap reserve SIZE --device DEVICE -- COMMAND`: hold memory while a command runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from llamaswap_py.errors import LswapError, RemoteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llamaswap_py.client import Remote, ReservationLine
+
+_NOT_RUN = 127
+"""Exit code where a command cannot be started, as shells have it."""
+
+
+def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -> int:
+    """Wait for the memory, run the command, give the memory back; returns its exit code.
+
+    Raises RemoteError when lswap cannot be reached or refuses.
+    """
+    chosen = device or _only_device(remote)
+    with remote.reserve({chosen: size}) as lines:
+        name = _wait_until_held(lines, f"{size} of {chosen}")
+        print(f"lswap: {size} of {chosen} are reserved", file=sys.stderr)
+        return _run(remote, name, lines, command)
+
+
+def _only_device(remote: Remote) -> str:
+    """Return the one card there is, else the host."""
+    devices = [one.id for one in remote.snapshot().devices]
+    cards = [one for one in devices if one != "host"]
+    if len(cards) > 1:
+        raise LswapError(f"there are several devices: {', '.join(devices)}", remedy="say --device")
+    return cards[0] if cards else "host"
+
+
+def _wait_until_held(lines: Iterator[ReservationLine], what: str) -> str:
+    name = ""
+    for line in lines:
+        name = name or line.name
+        if line.state == "held":
+            return name
+        if line.state == "refused":
+            raise RemoteError(line.message)
+        if line.name:
+            print(f"lswap: waiting for {what}", file=sys.stderr)
+    raise RemoteError("lswap stopped before the memory was free")
+
+
+def _run(
+    remote: Remote, name: str, lines: Iterator[ReservationLine], command: Sequence[str]
+) -> int:
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        print(f"lswap: {command[0]}: {error.strerror}", file=sys.stderr)
+        return _NOT_RUN
+    try:
+        remote.tell_pid(name, process.pid)
+    except RemoteError as error:
+        print(f"lswap: {error}", file=sys.stderr)
+    watch = threading.Thread(target=_watch, args=(lines, process), daemon=True)
+    watch.start()
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            continue  # it was for the command, too: we go on until that has ended
+    return 128 - code if code < 0 else code
+
+
+def _watch(lines: Iterator[ReservationLine], process: subprocess.Popen[bytes]) -> None:
+    """Read the signs of life; where they end before the command does, say so and go on."""
+    try:
+        for line in lines:
+            if line.state == "released":
+                break
+    except (LswapError, OSError, RuntimeError):
+        pass
+    if process.poll() is None:
+        text = "lswap: the memory is not reserved any more (lswap ended, or somebody released it)"
+        os.write(2, f"{text}\n".encode())
