@@ -1,4 +1,6 @@
-"""`python -m bench [relay] [swap] [--rounds N]`: run the benchmarks and print their tables."""
+"""`python -m bench [relay] [swap] [hot] [--rounds N] [--seconds S]`.
+
+Run the benchmarks and print their tables."""
 
 from __future__ import annotations
 
@@ -16,21 +18,24 @@ from llamaswap_py.errors import EngineError, LswapError
 def main() -> int:
     """Run what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=[[], "relay", "swap"], help="default: both")
+    parser.add_argument(
+        "what", nargs="*", choices=[[], "relay", "swap", "hot"], help="default: all"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="at least 1 (5)")
+    parser.add_argument("--seconds", type=float, default=60, metavar="S", help="of `hot` (60)")
     asked = parser.parse_args()
-    what = asked.what or ["relay", "swap"]
+    what = asked.what or ["relay", "swap", "hot"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is ended
     try:
         with open_workplace() as place:
-            _run(place, what, max(asked.rounds, 1))
+            _run(place, what, max(asked.rounds, 1), asked.seconds)
     except LswapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(place: Workplace, what: list[str], rounds: int) -> None:
+def _run(place: Workplace, what: list[str], rounds: int, seconds: float) -> None:
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     print(f"{os.cpu_count()} cores, load average {load} before\n")
     if "relay" in what:
@@ -51,6 +56,10 @@ def _run(place: Workplace, what: list[str], rounds: int) -> None:
 
         for table in measure_swaps(place, engine, models, rounds, _note):
             print(table, end="\n\n", flush=True)
+    if "hot" in what:
+        from bench.hot import measure_hot
+
+        print(measure_hot(place, engine, models, seconds, _note), end="\n\n", flush=True)
 
 
 def _write_models(folder: Path) -> dict[str, Path]:

@@ -54,7 +54,7 @@ def measure_swaps(
 ) -> Iterator[str]:
     """Measure single swaps, then crowds of clients; yield a table for each."""
     with ExitStack() as stack:
-        servers = _start(place, stack, engine, models)
+        servers = start_servers(place, stack, engine, models)
         yield _measure_single(place, stack, engine, servers, rounds, note)
         traces = [alternating_trace(12)]
         for trace in traces + [random_trace(*shape, seed=0) for shape in _SHAPES]:
@@ -65,9 +65,10 @@ _SHAPES = ((2, 24), (3, 16), (16, 6))
 """Clients, and how often each asks."""
 
 
-def _start(
+def start_servers(
     place: Workplace, stack: ExitStack, engine: Engine, models: Mapping[str, Path]
 ) -> dict[str, Endpoint]:
+    """Start lswap and llama.cpp's router on the same binary and models, one of which fits."""
     own = {name: value for name, value in ARGS.items() if name not in _OWNED}
     lswap = peers.start_lswap(place, stack, engine=engine.path, models=models, args=own)
     router = peers.start_router(place, stack, engine=engine.path, models=models, args=ARGS)
