@@ -62,6 +62,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "reservation_refused": (409, "invalid_request_error"),
     "would_deadlock": (409, "invalid_request_error"),
     "body_too_large": (413, "invalid_request_error"),
+    "too_many_requests": (429, "rate_limit_error"),
     "queue_full": (429, "rate_limit_error"),
     "internal": (500, "server_error"),
     "not_implemented": (501, "server_error"),

@@ -33,7 +33,7 @@ _DURATION_UNITS: Final[dict[str, float]] = {
 }
 # The same, for editors (ECMA regular expressions have no flag for case).
 SIZE_PATTERN: Final = r"^\s*(0|[0-9]+(\.[0-9]+)?\s*([KkMmGgTt]([Ii]?[Bb])?|[Bb]))\s*$"
-DURATION_PATTERN: Final = r"^\s*(0|([0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)\s*)+)$"
+DURATION_PATTERN: Final = r"^\s*(0\s*|([0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)\s*)+)$"
 
 # Above these the arithmetic of the rest of the code means nothing: 8 EiB, and a hundred years.
 _MAX_SIZE: Final = 2**63 - 1

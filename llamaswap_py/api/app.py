@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api import table
+from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
 from llamaswap_py.api.errors import family_of
 from llamaswap_py.api.guard import HostRule, own_names
@@ -18,6 +19,7 @@ from llamaswap_py.wire.messages import WireError
 
 if TYPE_CHECKING:
     from llamaswap_py.children.logs import ChildLog
+    from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire.exchange import Exchange
     from llamaswap_py.wire.messages import RequestHead
@@ -41,8 +43,9 @@ _NO_ROUTE: Final = Route(_nothing)
 class App:
     """Answers requests: `handle` is what wire.serve() is given."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, keys: KeyRing | None = None) -> None:
         self.supervisor = supervisor
+        self.access = Access(keys)
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self._hosts = HostRule(own_names(supervisor.config))
@@ -71,6 +74,8 @@ class App:
             self._fail(call, _internal(call.id), cause=error)
         finally:
             self._open.discard(call.id)
+            if call.counted:
+                self.access.leave(call.key)
             _write_access(call)
 
     def route_of(self, method: str, path: str) -> Route | None:
@@ -91,7 +96,7 @@ class App:
         head = call.exchange.head
         methods, call.captured = table.look_up(head.path)
         call.family = family_of(head.path)
-        if call.exchange.peer != "unix":
+        if call.exchange.peer != "unix" and self.access.keys is None:
             self._hosts.check(head)
         if methods is None:
             await _nothing(call)
@@ -103,6 +108,10 @@ class App:
             call.fail(ApiError("method_not_allowed", message), allow)
             return
         call.route = route
+        if not route.public:
+            call.key = self.access.check(head, admin=route.admin)
+            self.access.enter(call.key)
+            call.counted = True
         await route.handle(call)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:

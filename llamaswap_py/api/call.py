@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from llamaswap_py.api.app import App
+    from llamaswap_py.config.keyfile import ApiKey
     from llamaswap_py.leases import Lease
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire.exchange import Exchange
@@ -31,8 +32,8 @@ class Route:
 
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
-    `without_model` answers a request that names none, where
-    the path then means lswap itself.
+    `admin`: it takes an admin key; `public`: it takes none.
+    `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
     handle: Callable[[Call], Awaitable[None]]
@@ -40,6 +41,8 @@ class Route:
     slot: bool = False
     retry: bool = False
     talk: bool = False
+    admin: bool = False
+    public: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
@@ -54,6 +57,9 @@ class Call:
     captured: str = ""
     family: Family = Family.OPENAI
     began: float = field(default_factory=time.monotonic)
+    key: ApiKey | None = None
+    counted: bool = False
+    """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
     model: str = ""
     status: int = 0
@@ -66,6 +72,15 @@ class Call:
     @property
     def supervisor(self) -> Supervisor:
         return self.app.supervisor
+
+    @property
+    def client(self) -> str:
+        """Whose turn it is: the key's name, else the client's address."""
+        return self.exchange.peer if self.key is None else f"key {self.key.name}"
+
+    def may_use(self, preset: str) -> bool:
+        """Return whether this request's key may use a preset."""
+        return self.key is None or self.key.may_use(preset)
 
     @property
     def query(self) -> dict[str, str]:
@@ -95,6 +110,13 @@ class Call:
         preset: str | None = self.supervisor.names.resolve(name)
         if preset is None:
             raise model_not_found(name, self.supervisor.names.nearest(name))
+        if not self.may_use(preset):
+            assert self.key is not None
+            raise ApiError(
+                "forbidden",
+                f"the key {self.key.name!r} may not use model {preset!r}",
+                remedy="GET /v1/models lists what it may use",
+            )
         self.model = preset
         return preset
 

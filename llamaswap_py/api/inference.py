@@ -82,11 +82,14 @@ async def _to_instance(
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
-    wishes = read_wishes(call.exchange.head, substitutable=ask.plain and call.route.talk)
+    highest = 0 if call.key is None else call.key.priority
+    wishes = read_wishes(
+        call.exchange.head, substitutable=ask.plain and call.route.talk, highest=highest
+    )
     while True:
         async with call.supervisor.lease(
             preset,
-            client=call.exchange.peer,
+            client=call.client,
             request_id=call.id,
             slot=call.route.slot,
             autoload=_autoload(call),
@@ -199,7 +202,7 @@ def _split_upstream(call: Call) -> tuple[str, str]:
     segments = call.captured.split("/")
     for count in range(min(len(segments), _MOST_SEGMENTS), 0, -1):
         preset = call.supervisor.names.resolve(unquote("/".join(segments[:count])))
-        if preset is not None:
+        if preset is not None and call.may_use(preset):
             call.model = preset
             return preset, "/" + "/".join(segments[count:])
     return call.find_preset(unquote(segments[0])), "/"

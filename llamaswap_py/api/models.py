@@ -26,7 +26,11 @@ async def list_models(call: Call) -> None:
     """GET /v1/models, /models."""
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
-    models = [model_object(model, running.get(model.id)) for model in snapshot.models]
+    models = [
+        model_object(model, running.get(model.id))
+        for model in snapshot.models
+        if call.may_use(model.id)
+    ]
     call.respond(200, {"object": "list", "data": models})
 
 

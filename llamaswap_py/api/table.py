@@ -14,6 +14,7 @@ _TALK: Final = replace(_GENERATE, talk=True)
 _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
+_ADMIN: Final = replace(_CHANGE, admin=True)
 _LATER: Final = Route(control.later)
 _UPSTREAM: Final = Route(inference.pass_through)
 
@@ -45,10 +46,10 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_GENERATE, "/infill", "/embedding", "/embeddings"),
     **_post(_GENERATE, "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
-    "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _CHANGE},
+    "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _ADMIN},
     "/slots": {"GET": _READ},
     "/metrics": {"GET": replace(_READ, without_model=control.later)},
-    "/lora-adapters": {"GET": _READ, "POST": _CHANGE},
+    "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode
     "/v1/models": {"GET": Route(models.list_models)},
     "/models": {"GET": Route(models.list_models), "POST": _LATER, "DELETE": _LATER},
@@ -61,16 +62,16 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_LATER, "/api/pull", "/api/create", "/api/copy", "/api/push"),
     "/api/delete": {"DELETE": _LATER},
     # lswap
-    **_get(Route(control.index), "/"),
-    **_get(Route(control.health), "/health", "/v1/health", "/livez"),
-    **_get(Route(control.readyz), "/readyz"),
+    **_get(Route(control.index, public=True), "/"),
+    **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
+    **_get(Route(control.readyz, public=True), "/readyz"),
     **_get(Route(control.state), "/lswap/v1/state"),
     **_get(Route(control.decisions), "/lswap/v1/decisions"),
     **_get(_LATER, "/lswap/v1/events", "/lswap/v1/requests", "/openapi.json"),
     **_post(_LATER, "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
-        "POST": Route(reservations.reserve),
+        "POST": Route(reservations.reserve, admin=True),
     },
 }
 
@@ -83,13 +84,13 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ),
     ("/v1/models/", "", {"GET": Route(models.show_model)}),
     ("/slots/", "", {"POST": _CHANGE}),
-    ("/lswap/v1/models/", "/load", {"POST": Route(control.load)}),
-    ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload)}),
+    ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True)}),
+    ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload, admin=True)}),
     ("/lswap/v1/models/", "/pin", {"POST": _LATER}),
     ("/lswap/v1/models/", "/unpin", {"POST": _LATER}),
-    ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat)}),
-    ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release)}),
-    ("/lswap/v1/logs/", "", {"GET": Route(control.logs)}),
+    ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat, admin=True)}),
+    ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release, admin=True)}),
+    ("/lswap/v1/logs/", "", {"GET": Route(control.logs, admin=True)}),
     ("/lswap/v1/requests/", "/cancel", {"POST": _LATER}),
 )
 

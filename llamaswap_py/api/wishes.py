@@ -15,15 +15,16 @@ _WHEN_FULL: Final = b"x-lswap-when-full"
 _PRIORITY: Final = b"x-lswap-priority"
 _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
-_HIGHEST: Final = 0
-"""Without keys nobody may ask for more than everybody gets."""
 _LOWEST: Final = -100
 
 
-def read_wishes(head: RequestHead, *, substitutable: bool) -> Wishes:
-    """Return what the headers ask for; raises ApiError `bad_request` naming the header."""
+def read_wishes(head: RequestHead, *, substitutable: bool, highest: int = 0) -> Wishes:
+    """Return what the headers ask for; raises ApiError `bad_request` naming the header.
+
+    `highest` is the key's priority: what its requests have, and the most they may ask for.
+    """
     return Wishes(
-        priority=_priority(_text(head, _PRIORITY)),
+        priority=_priority(_text(head, _PRIORITY), highest),
         when_full=_when_full(_text(head, _WHEN_FULL)),
         patience=_patience(_text(head, _MAX_WAIT)),
         substitutable=substitutable,
@@ -35,11 +36,11 @@ def _text(head: RequestHead, name: bytes) -> str:
     return (head.get(name) or b"").decode("latin-1").strip()
 
 
-def _priority(text: str) -> int:
+def _priority(text: str, highest: int) -> int:
     if not text:
-        return 0
+        return highest
     try:
-        return max(_LOWEST, min(int(text[:9]), _HIGHEST))
+        return max(_LOWEST, min(int(text[:9]), highest))
     except ValueError:
         raise _bad(_PRIORITY, text, "a whole number, like -1") from None
 

@@ -322,6 +322,17 @@ def engine(context: typer.Context) -> None:
 
 
 @app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def key(context: typer.Context) -> None:
+    """Make, list and revoke API keys."""
+    from llamaswap_py.cli.key import app as key_app
+
+    key_app(args=context.args or ["--help"], prog_name="lswap key")
+
+
+@app.command(
     "import",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},

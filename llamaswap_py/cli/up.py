@@ -22,7 +22,7 @@ from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.log import set_up_logging
 from llamaswap_py.cli.show import device_line, memory_text, plain_table
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.file import read_config, read_keys
 from llamaswap_py.config.listen import check_listeners
 from llamaswap_py.config.parse import parse_listen
 from llamaswap_py.endpoint import Endpoint
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.engine.locate import Engine
     from llamaswap_py.snapshot import Snapshot
@@ -55,6 +56,7 @@ def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool)
     if listen:
         config = _listen_elsewhere(config, listen)
     set_up_logging(config.log, verbose=verbose)
+    keys = None if config.keys.file is None else read_keys(config.keys.file)
     engine = Engines(config).default
     with (
         RuntimeDir.choose(config_path=path, name=name) as runtime,
@@ -62,13 +64,14 @@ def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool)
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         _sweep(runtime)
-        runner.run(_serve(config, engine, sockets, runtime))
+        runner.run(_serve(config, engine, sockets, runtime, keys))
 
 
 def _listen_elsewhere(config: Config, listen: tuple[str, ...]) -> Config:
     home, here = os.path.expanduser("~"), os.getcwd()
     endpoints = tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
-    check_listeners(endpoints, allow_unauthenticated=config.allow_unauthenticated)
+    allow, keys = config.allow_unauthenticated, config.keys.file is not None
+    check_listeners(endpoints, allow_unauthenticated=allow, keys=keys)
     return msgspec.structs.replace(config, listen=endpoints)
 
 
@@ -105,7 +108,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(
-    config: Config, engine: Engine, sockets: list[socket.socket], runtime: RuntimeDir
+    config: Config,
+    engine: Engine,
+    sockets: list[socket.socket],
+    runtime: RuntimeDir,
+    keys: KeyRing | None,
 ) -> None:
     limits = WireLimits(
         header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
@@ -113,7 +120,7 @@ async def _serve(
     async with open_supervisor(config, engine, runtime) as supervisor:
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
-            app = App(supervisor)
+            app = App(supervisor, keys)
             async with serve(
                 sockets, app.handle, limits, on_wire_error=render_wire_error
             ) as server:

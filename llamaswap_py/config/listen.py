@@ -63,11 +63,15 @@ def is_private(endpoint: Endpoint) -> bool:
         return False
 
 
-def check_listeners(endpoints: Iterable[Endpoint], *, allow_unauthenticated: bool) -> None:
+def check_listeners(
+    endpoints: Iterable[Endpoint], *, allow_unauthenticated: bool, keys: bool = False
+) -> None:
     """Raise ConfigError for an address that other machines can reach without proving anything."""
     for endpoint in endpoints:
-        if not allow_unauthenticated and not is_private(endpoint):
+        if not allow_unauthenticated and not keys and not is_private(endpoint):
             raise ConfigError(
                 f"{endpoint} can be reached from other machines, and nobody needs a key",
-                remedy="listen on 127.0.0.1, or add the line `allow_unauthenticated: true`",
+                remedy="run `lswap key new me --file keys.yaml` and add the line "
+                "`keys: {file: keys.yaml}`, or, in a network that you trust, the line "
+                "`allow_unauthenticated: true`",
             )

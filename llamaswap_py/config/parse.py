@@ -190,7 +190,8 @@ class _Reader:
     def check_listen(self, values: dict[str, Any]) -> None:
         allow = values.get("allow_unauthenticated", False)
         try:
-            check_listeners(values.get("listen", ()), allow_unauthenticated=allow)
+            keys = getattr(values.get("keys"), "file", None) is not None
+            check_listeners(values.get("listen", ()), allow_unauthenticated=allow, keys=keys)
         except ConfigError as error:
             self.problem(self.lines["listen"], "listen", error.message, error.remedy)
 

@@ -21,7 +21,6 @@ _PRESET: Final = frozenset(
 PLANNED: Final[dict[type[Record], frozenset[str]]] = {
     Config: frozenset(
         {
-            "keys",
             "cors",
             "ui",
             "capture",

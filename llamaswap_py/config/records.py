@@ -37,6 +37,7 @@ __all__ = [
     "Config",
     "Defaults",
     "Group",
+    "Keys",
     "Limits",
     "Log",
     "Memory",
@@ -178,6 +179,19 @@ class Limits(Record, frozen=True):
     ] = 30.0
 
 
+class Keys(Record, frozen=True):
+    """API keys."""
+
+    file: Annotated[
+        str | None,
+        key(
+            "The key file, relative to this file's folder; `lswap key new` writes it.",
+            or_null(PATH),
+            "keys.yaml",
+        ),
+    ] = None
+
+
 class Group(Record, frozen=True):
     """Presets that have to do with each other."""
 
@@ -216,6 +230,9 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
             ["gpubox.lan"],
         ),
     ] = ()
+    keys: Annotated[
+        Keys, plain("Who may use this server; without a file everybody who reaches it.")
+    ] = Keys()
     limits: Annotated[Limits, plain("What a client may send.")] = Limits()
     default_model: Annotated[
         str | None, key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")

@@ -73,7 +73,11 @@ PURE_IMPORTS = {
     *("posixpath", "ipaddress", "http", "urllib.parse", "heapq", "struct"),
 }
 # A simulation draws from a generator with a seed, which is an argument.
-PURE_EXTRAS = {"simulator": {"random"}, "importing": {"shlex"}}
+PURE_EXTRAS = {
+    "simulator": {"random"},
+    "importing": {"shlex"},
+    "config": {"hashlib", "hmac"},  # secrets are kept as hashes
+}
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools"}
 
 POOL = f"{PACKAGE}.wire.pool"

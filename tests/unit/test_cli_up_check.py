@@ -122,7 +122,8 @@ def test_up_refuses_an_open_listener_with_both_remedies(tmp_path: Path) -> None:
     path = write(tmp_path, "models: {a: {model: a.gguf}}")
     with pytest.raises(ConfigError, match="allow_unauthenticated: true") as caught:
         up.run(path, name=None, listen=("0.0.0.0:0",), verbose=False)
-    assert "127.0.0.1" in str(caught.value)
+    assert "lswap key new" in str(caught.value)
+    assert "keys: {file: keys.yaml}" in str(caught.value)
 
 
 def test_banner() -> None:

@@ -1,0 +1,158 @@
+"""`lswap key …`: make, list and revoke API keys in a key file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.keyfile import KeyRing
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+
+KeyFile = Annotated[
+    Path, typer.Option("--file", help="The key file, which the configuration names as keys.file.")
+]
+_DEFAULT = Path("keys.yaml")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs and lists.")],
+    kind: Annotated[str, typer.Option(help="inference, or admin: may load, unload, pin, …")] = (
+        "inference"
+    ),
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="It may use only this; may be repeated.")
+    ] = None,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Of its requests.")] = 0,
+    max_in_flight: Annotated[
+        int | None, typer.Option(min=1, help="How many of its requests may be open at once.")
+    ] = None,
+    file: KeyFile = _DEFAULT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a key, and print its secret: this once, for only a hash is kept."""
+    from llamaswap_py.config.keyfile import PREFIX, check_name, hash_secret
+    from llamaswap_py.errors import ConfigError
+
+    check_name(name, str(file))
+    if kind not in ("inference", "admin"):
+        raise ConfigError(f"{kind!r} is no kind of key", remedy="inference or admin")
+    if any(key.name == name for key in _read(file)):
+        remedy = f"revoke it first: lswap key revoke {name!r}"
+        raise ConfigError(f"there is a key named {name!r}", where=str(file), remedy=remedy)
+    secret = PREFIX + secrets.token_urlsafe(32)
+    entry: dict[str, Any] = {"name": name, "hash": hash_secret(secret.encode()), "kind": kind}
+    if models:
+        entry["models"] = list(models)
+    if priority:
+        entry["priority"] = priority
+    if max_in_flight is not None:
+        entry["max_in_flight"] = max_in_flight
+    begun = not file.exists()
+    _change(file, lambda keys: keys.append(entry))
+    if as_json:
+        _print_json({"name": name, "key": secret, "file": str(file)})
+        return
+    print(secret)
+    typer.echo(f"kept as a hash in {file}; this secret is not shown again", err=True)
+    if begun:
+        typer.echo(f"name the file in the configuration:\n  keys: {{file: {file}}}", err=True)
+
+
+@app.command("list")
+def list_(
+    file: KeyFile = _DEFAULT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the keys, without their hashes."""
+    from llamaswap_py.cli.show import print_table
+
+    keys = list(_read(file))
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": key.name,
+                    "kind": key.kind,
+                    "models": key.models,
+                    "priority": key.priority,
+                    "max_in_flight": key.max_in_flight,
+                }
+                for key in keys
+            ]
+        )
+        return
+    rows = [
+        (
+            key.name,
+            key.kind,
+            "all" if key.models is None else ", ".join(key.models),
+            str(key.priority),
+            str(key.max_in_flight or "-"),
+        )
+        for key in keys
+    ]
+    print_table(("name", "kind", "models", "priority", "at once"), rows)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The key's name.")], file: KeyFile = _DEFAULT
+) -> None:
+    """Take a key out of the file; a running lswap forgets it when it reads the file again."""
+    from llamaswap_py.errors import ConfigError
+
+    if all(key.name != name for key in _read(file)):
+        raise ConfigError(f"there is no key named {name!r}", where=str(file))
+
+    def remove(keys: list[Any]) -> None:
+        keys[:] = [one for one in keys if one["name"] != name]
+
+    _change(file, remove)
+    print(f"{name} is revoked; restart lswap to make it forget the key")
+
+
+def _read(file: Path) -> KeyRing:
+    """Return the keys of a file; none if there is no file yet."""
+    from llamaswap_py.config.file import read_keys
+    from llamaswap_py.config.keyfile import KeyRing
+
+    return read_keys(file) if file.exists() else KeyRing(())
+
+
+def _change(file: Path, change: Any) -> None:
+    """Rewrite the file as a whole, readable by its owner alone; comments stay."""
+    from ruamel.yaml import YAML
+
+    from llamaswap_py.errors import ConfigError
+
+    yaml = YAML()
+    try:
+        root = yaml.load(file.read_text(encoding="utf-8")) if file.exists() else None
+        root = {"keys": []} if root is None else root
+        root.setdefault("keys", [])
+        change(root["keys"])
+        folder = file.parent
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".keys-", delete=False) as out:
+            yaml.dump(root, out)  # the file is 0600 from its beginning
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(out.name, file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the file cannot be written: {reason}", where=str(file)) from None
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode())

@@ -1,0 +1,107 @@
+"""The file of API keys: hashed secrets, and what each may do. Pure.
+
+Secrets are 256 random bits, so a plain SHA-256 of one tells nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import yaml
+
+from llamaswap_py.errors import ConfigError
+
+PREFIX: Final = "lsk-"
+_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME: Final = re.compile(r"[\w.@ -]{1,64}")
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One key. `models` None means all; `priority` is the highest it may ask for, and its own.
+
+    `max_in_flight` is how many of its requests may be open at once; None: as many as it likes.
+    """
+
+    name: str
+    hash: str
+    kind: Literal["inference", "admin"] = "inference"
+    models: tuple[str, ...] | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do what changes more than its own requests."""
+        return self.kind == "admin"
+
+    def may_use(self, preset: str) -> bool:
+        """Return whether it may use a preset, by its id."""
+        return self.models is None or preset in self.models
+
+
+class _KeyFile(msgspec.Struct, forbid_unknown_fields=True):
+    keys: tuple[ApiKey, ...] = ()
+
+
+class KeyRing:
+    """All keys of a file, found by their secret."""
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._keys = {key.hash: key for key in keys}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Any:
+        return iter(self._keys.values())
+
+    def find(self, secret: bytes) -> ApiKey | None:
+        """Return the key with this secret, in a time that tells nothing about the others'."""
+        digest = hash_secret(secret)
+        found = self._keys.get(digest)
+        return found if found is not None and hmac.compare_digest(found.hash, digest) else None
+
+
+def hash_secret(secret: bytes) -> str:
+    """Return how a secret is kept: `sha256:…`."""
+    return "sha256:" + hashlib.sha256(secret).hexdigest()
+
+
+def parse_keys(text: str, source: str) -> KeyRing:
+    """Read a key file; raises ConfigError naming `source`, and never a secret."""
+    try:
+        root = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark is not None else source
+        raise ConfigError("this is no YAML", where=where) from None
+    try:
+        found = msgspec.convert(root if root is not None else {}, _KeyFile).keys
+    except msgspec.ValidationError as error:
+        remedy = "`lswap key new NAME` writes entries that are right"
+        raise ConfigError(str(error), where=source, remedy=remedy) from None
+    names: set[str] = set()
+    for key in found:
+        if not _HASH.fullmatch(key.hash):
+            raise ConfigError(
+                f"the key {key.name!r} has no hash of the form sha256:…",
+                where=source,
+                remedy="secrets are not kept in the file: make one with `lswap key new NAME`",
+            )
+        check_name(key.name, source)
+        if key.name in names:
+            raise ConfigError(f"two keys are named {key.name!r}", where=source)
+        names.add(key.name)
+    return KeyRing(found)
+
+
+def check_name(name: str, source: str) -> None:
+    """Raise ConfigError for what is no name of a key."""
+    if not _NAME.fullmatch(name):
+        remedy = "letters, digits, blanks and . _ @ -, at most 64"
+        raise ConfigError(f"{name!r} is no name of a key", where=source, remedy=remedy)

@@ -1,0 +1,89 @@
+"""Keys in front of real children, with the clients' own SDKs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import openai
+import pytest
+import yaml
+
+from llamaswap_py.config.keyfile import hash_secret
+from tests.real.answers import error_of
+from tests.real.harness import poll
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+ADMIN = {"authorization": "Bearer boss"}
+HELLO: Any = [{"role": "user", "content": "hi"}]
+
+
+def write_keys(folder: Path) -> dict[str, str]:
+    keys = [
+        {"name": "boss", "hash": hash_secret(b"boss"), "kind": "admin"},
+        {"name": "ann", "hash": hash_secret(b"ann"), "models": ["alpha"], "max_in_flight": 1},
+    ]
+    path = folder / "keys.yaml"
+    path.write_text(yaml.safe_dump({"keys": keys}))
+    return {"file": str(path)}
+
+
+async def test_keys_open_what_they_may(lab: Lab) -> None:
+    models = {name: lab.preset(name, size="50MiB") for name in ("alpha", "beta")}
+    keys = write_keys(lab.folder)
+    async with lab.lswap(models, keys=keys, listen="0.0.0.0:0") as lswap:
+        assert (await lswap.client.get("/health")).status_code == 200
+        error = error_of(await lswap.client.get("/v1/models"), 401)
+        assert error["code"] == "unauthorized"
+        async with openai.AsyncOpenAI(
+            base_url=f"{lswap.url}/v1", api_key="wrong", max_retries=0
+        ) as client:
+            with pytest.raises(openai.AuthenticationError):
+                await client.models.list()
+        async with openai.AsyncOpenAI(
+            base_url=f"{lswap.url}/v1", api_key="ann", max_retries=0
+        ) as client:
+            assert [one.id for one in (await client.models.list()).data] == ["alpha"]
+            answer = await client.chat.completions.create(model="alpha", messages=HELLO)
+            assert answer.choices[0].message.content == lab.sentence("alpha")
+            with pytest.raises(openai.PermissionDeniedError, match="may not use model 'beta'"):
+                await client.chat.completions.create(model="beta", messages=HELLO)
+        async with anthropic.AsyncAnthropic(
+            base_url=lswap.url, api_key="ann", max_retries=0
+        ) as client:
+            said = await client.messages.create(model="alpha", messages=HELLO, max_tokens=50)
+            assert said.content[0].text == lab.sentence("alpha")  # type: ignore[union-attr]
+            with pytest.raises(anthropic.PermissionDeniedError):
+                await client.messages.create(model="beta", messages=HELLO, max_tokens=5)
+        path = "/lswap/v1/models/alpha/unload"
+        error = error_of(await lswap.client.post(path, headers={"x-api-key": "ann"}), 403)
+        assert "takes an admin key" in error["message"]
+        assert (await lswap.client.post(path, headers=ADMIN)).status_code == 200
+        shown = await lab.cli("ps", "--url", lswap.url)
+        assert shown.code == 1
+        assert "wants an API key" in shown.err
+        assert (await lab.cli("ps", "--url", lswap.url, "--key", "boss")).code == 0
+
+
+async def test_a_key_has_so_many_requests_open_and_gives_them_back(lab: Lab) -> None:
+    models = {"alpha": lab.endless("alpha")}
+    headers = {"authorization": "Bearer ann"}
+    body = {"model": "alpha", "messages": HELLO, "stream": True, "max_tokens": 100_000}
+    path = "/v1/chat/completions"
+    async with lab.lswap(models, keys=write_keys(lab.folder)) as lswap:
+        async with lswap.client.stream("POST", path, json=body, headers=headers) as stream:
+            await anext(stream.aiter_lines())
+            error = error_of(await lswap.client.post(path, json=body, headers=headers), 429)
+            assert error["code"] == "too_many_requests"
+
+        async def given_back() -> bool:
+            return (await lswap.client.get("/v1/models", headers=headers)).status_code == 200
+
+        await poll(given_back)
+        log = "\n".join(lswap.log)
+        assert "Bearer" not in log
