@@ -14,6 +14,7 @@ from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
 from llamaswap_py.api.errors import family_of
 from llamaswap_py.api.guard import HostRule, own_names
+from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import WireError
 
@@ -48,6 +49,7 @@ class App:
         self.access = Access(keys)
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
+        self.traffic = Traffic()
         self._hosts = HostRule(own_names(supervisor.config))
         self._open: set[str] = set()
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
@@ -76,6 +78,7 @@ class App:
             self._open.discard(call.id)
             if call.counted:
                 self.access.leave(call.key)
+            self._count(call)
             _write_access(call)
 
     def route_of(self, method: str, path: str) -> Route | None:
@@ -113,6 +116,13 @@ class App:
             self.access.enter(call.key)
             call.counted = True
         await route.handle(call)
+
+    def _count(self, call: Call) -> None:
+        total = time.monotonic() - call.began
+        route = table.template(call.exchange.head.path)
+        self.traffic.note(call.model, route, call.status, total)
+        if call.leased:
+            self.traffic.note_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from llamaswap_py.api import control, inference, models, reservations
+from llamaswap_py.api import control, inference, models, prometheus, reservations
 from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
+from llamaswap_py.api.traffic import OTHER
 
 _GENERATE: Final = Route(inference.relay, slot=True, retry=True)
 _TALK: Final = replace(_GENERATE, talk=True)
@@ -48,7 +49,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
     "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _ADMIN},
     "/slots": {"GET": _READ},
-    "/metrics": {"GET": replace(_READ, without_model=control.later)},
+    "/metrics": {"GET": replace(_READ, without_model=prometheus.scrape)},
     "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode
     "/v1/models": {"GET": Route(models.list_models)},
@@ -105,6 +106,16 @@ def look_up(path: str) -> tuple[dict[str, Route] | None, str]:
         if path.startswith(start) and path.endswith(end) and captured:
             return methods, captured
     return None, ""
+
+
+def template(path: str) -> str:
+    """Return the route of `path` with what it captures as `{id}`, "other" for no route."""
+    if path in ROUTES:
+        return path
+    for start, end, _ in PATTERNS:
+        if path.startswith(start) and path.endswith(end) and len(path) > len(start) + len(end):
+            return f"{start}{{id}}{end}"
+    return OTHER
 
 
 def pick(methods: dict[str, Route], method: str) -> Route | None:

@@ -58,7 +58,7 @@ PURE = (
     *("scheduler", "config", "gguf", "simulator", "importing"),
     *("children.readiness", "children.failures", "children.lines"),
     *("wire.messages", "wire.requests", "wire.responses"),
-    *("api.extract", "api.forms", "api.errors"),
+    *("api.extract", "api.forms", "api.errors", "api.traffic"),
     *("devices.visible", "devices.placement"),
     *("engine.features", "hub.refs"),
 )
@@ -70,7 +70,7 @@ RIM = {"config.file"}
 PURE_IMPORTS = {
     *("__future__", "collections", "collections.abc", "dataclasses", "enum", "typing", "types"),
     *("functools", "itertools", "contextlib", "math", "re", "string", "difflib", "json"),
-    *("posixpath", "ipaddress", "http", "urllib.parse", "heapq", "struct"),
+    *("posixpath", "ipaddress", "http", "urllib.parse", "heapq", "struct", "bisect"),
 }
 # A simulation draws from a generator with a seed, which is an argument.
 PURE_EXTRAS = {

@@ -1,0 +1,108 @@
+"""GET /metrics: the counts and the snapshot in Prometheus' text format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.traffic import Histogram, Traffic
+    from llamaswap_py.snapshot import Snapshot
+
+STATES: Final = (
+    *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
+    "failed",
+)
+
+
+async def scrape(call: Call) -> None:
+    """GET /metrics without a model: lswap's own figures."""
+    body, content_type = render(call.app.traffic, call.supervisor.snapshot())
+    call.status = 200
+    call.exchange.respond(200, body, content_type)
+
+
+def render(traffic: Traffic, snapshot: Snapshot) -> tuple[bytes, str]:
+    """Return the exposition and its content type."""
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once([*_traffic(traffic), *_models(snapshot), *_devices(snapshot)]))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Once:
+    """A collector of families that are already made."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _traffic(traffic: Traffic) -> Iterator[Metric]:
+
+    requests = CounterMetricFamily(
+        "lswap_requests",
+        "Requests that have ended; status 0: the client left before the end of its answer.",
+        labels=("model", "route", "status"),
+    )
+    for (model, route, status), count in traffic.requests.items():
+        requests.add_metric((model, route, str(status)), count)
+    yield requests
+    times: tuple[tuple[str, str, dict[str, Histogram]], ...] = (
+        ("queue", "Time a request waited for its turn.", traffic.queue),
+        ("load", "Time a request waited for its model to load.", traffic.load),
+        ("request", "Time from a request's head to the end of its answer.", traffic.total),
+    )
+    for name, text, by_model in times:
+        family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
+        for model, one in by_model.items():
+            family.add_metric((model,), one.buckets(), one.total)
+        yield family
+
+
+def _models(snapshot: Snapshot) -> Iterator[Metric]:
+
+    yield CounterMetricFamily("lswap_loads", "Loads begun.", value=snapshot.loads_total)
+    yield CounterMetricFamily("lswap_evictions", "Evictions.", value=snapshot.evictions_total)
+    state = GaugeMetricFamily(
+        "lswap_model_state", "1 for the state a model is in.", labels=("model", "state")
+    )
+    leases = GaugeMetricFamily("lswap_model_leases", "Requests on a model.", labels=("model",))
+    waiting = GaugeMetricFamily("lswap_model_waiting", "Requests that wait.", labels=("model",))
+    for one in snapshot.models:
+        for name in STATES:
+            state.add_metric((one.id, name), float(one.state == name))
+        leases.add_metric((one.id,), one.leases)
+        waiting.add_metric((one.id,), one.waiting)
+    yield from (state, leases, waiting)
+
+
+def _devices(snapshot: Snapshot) -> Iterator[Metric]:
+
+    for name, text in (
+        ("total", "Memory of a device."),
+        ("used", "Memory that lswap's instances are charged."),
+        ("margin", "Memory that is kept free."),
+        ("strangers", "Memory that other programs hold, as last measured."),
+        ("reserved", "Memory that is reserved for other programs."),
+        ("free", "Memory that may still be promised; below 0 where others took the margin."),
+    ):
+        family = GaugeMetricFamily(f"lswap_device_{name}_bytes", text, labels=("device",))
+        for device in snapshot.devices:
+            family.add_metric((device.id,), getattr(device, name))
+        yield family

@@ -1,0 +1,63 @@
+"""GET /metrics: what is counted, under which labels, in a format that Prometheus reads."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llamaswap_py.api.prometheus import render
+from llamaswap_py.api.table import template
+from llamaswap_py.api.traffic import Traffic
+from tests.unit.api_fakes import ask, make_snapshot, model_view
+
+pytestmark = pytest.mark.anyio
+
+
+def samples(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(body.decode())
+        for one in family.samples
+    }
+
+
+def test_requests_times_and_states_are_rendered() -> None:
+    traffic = Traffic()
+    traffic.note("alpha", "/v1/completions", 200, 0.3)
+    traffic.note("alpha", "/v1/completions", 200, 700.0)
+    traffic.note_wait("alpha", 0.0, 2.0)
+    body, kind = render(traffic, make_snapshot([model_view("alpha", state="ready", leases=2)]))
+    found = samples(body)
+    assert kind.startswith("text/plain")
+    labels = (("model", "alpha"), ("route", "/v1/completions"), ("status", "200"))
+    assert found["lswap_requests_total", labels] == 2
+    alpha = ("model", "alpha")
+    assert found["lswap_request_seconds_bucket", (("le", "0.5"), alpha)] == 1
+    assert found["lswap_request_seconds_bucket", (("le", "600.0"), alpha)] == 1
+    assert found["lswap_request_seconds_bucket", (("le", "+Inf"), alpha)] == 2
+    assert found["lswap_request_seconds_sum", (alpha,)] == 700.3
+    assert found["lswap_load_seconds_sum", (alpha,)] == 2.0
+    assert found["lswap_model_state", (alpha, ("state", "ready"))] == 1
+    assert found["lswap_model_state", (alpha, ("state", "unloaded"))] == 0
+    assert found["lswap_model_leases", (alpha,)] == 2
+    names = [line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/v1/completions", "/v1/completions"),
+        ("/lswap/v1/models/org/beta:8b/load", "/lswap/v1/models/{id}/load"),
+        ("/v1/models/x", "/v1/models/{id}"),
+        ("/no/such/path", "other"),
+    ],
+)
+def test_a_route_label_is_a_template(path: str, label: str) -> None:
+    assert template(path) == label
+
+
+async def test_the_scrape_is_ours_without_a_model() -> None:
+    exchange = await ask("GET", "/metrics")
+    assert exchange.status == 200
+    assert b"# TYPE lswap_requests_total counter" in exchange.answer
