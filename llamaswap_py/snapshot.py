@@ -57,6 +57,7 @@ class InstanceView(msgspec.Struct, frozen=True):
     evict_at: float | None
     """When its ttl runs out, if it stays idle."""
     reason: str
+    ttl: float | None = None
 
 
 class ModelView(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
+from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import Names
 from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.remembering import Remembering
@@ -84,6 +85,7 @@ class Supervisor:
             [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
         )
         self.requests_total = 0
+        self.facts = FactsBook(self.prepared)
         self.names = Names({name: (name, *one.aliases) for name, one in config.models.items()})
         self.remembering = Remembering(about.name, self.scheduler.traffic)
         self._tickets: dict[RequestId, Ticket] = {}
@@ -276,6 +278,10 @@ class Supervisor:
         """
         self.feed(ev.UnloadAsked(PresetId(preset), force))
         return bool(self.scheduler.world.leaving(preset))
+
+    def keep_alive(self, preset: str, seconds: float | None) -> None:
+        """Let the instance of a preset go after so long without a request; None: never."""
+        self.feed(ev.TtlChanged(PresetId(preset), seconds))
 
     async def unloaded(self, preset: str) -> None:
         """Wait until the instances of the preset that leave now are gone."""

@@ -117,7 +117,7 @@ def _devices(supervisor: Supervisor) -> tuple[DeviceView, ...]:
 
 def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceView:
     running = supervisor.running.get(one.key)
-    ttl = one.plan.ttl
+    ttl = one.ttl
     idle = one.state is State.READY and not one.leases
     return InstanceView(
         preset=one.key.preset,
@@ -136,6 +136,7 @@ def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceV
         gate="open" if one.gate_for is None and one.state is State.READY else "closed",
         claimed_by=one.claimed_by,
         last_used_at=None if one.ready_at is None else clock.unix(one.last_used),
+        ttl=ttl,
         evict_at=clock.unix(one.last_used + ttl) if idle and ttl is not None else None,
         reason=one.reason,
     )

@@ -18,7 +18,10 @@ _MOST_LINES = 100_000
 
 
 async def index(call: Call) -> None:
-    """GET /: say what this is."""
+    """GET /: say what this is; to anything but a browser, what Ollama's clients look for."""
+    if b"text/html" not in (call.exchange.head.get(b"accept") or b""):
+        call.respond_text(200, "Ollama is running")
+        return
     call.respond_text(
         200,
         f"lswap {__version__} is running.\n"

@@ -21,6 +21,7 @@ class Family(Enum):
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
 
 
 # Anthropic's names (its API reference, "Errors") where they differ from OpenAI's.
@@ -48,6 +49,8 @@ def error_headers(error: ApiError) -> Headers:
 
 def error_event(error: ApiError, family: Family, request_id: str) -> bytes:
     """Render `error` as one complete SSE event, for a stream that has begun."""
+    if family is Family.OLLAMA:
+        return error_body(error, family, request_id) + b"\n"
     data = b"data: " + error_body(error, family, request_id) + b"\n\n"
     return b"event: error\n" + data if family is Family.ANTHROPIC else data
 
@@ -76,6 +79,8 @@ def render_wire_error(status: int, message: str, head: RequestHead | None) -> tu
 
 def family_of(path: str) -> Family:
     """Return the family of a path that may not be in the table."""
+    if path.startswith("/api/"):
+        return Family.OLLAMA
     return Family.ANTHROPIC if path.startswith("/v1/messages") else Family.OPENAI
 
 
@@ -93,6 +98,8 @@ def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str,
         kind = _ANTHROPIC_TYPES.get(error.status, API_CODES[error.code][1])
         inner = {"type": kind, "message": str(error), "code": error.code, **error.details}
         return {"type": "error", "error": inner, "request_id": request_id}
+    if family is Family.OLLAMA:  # one text; the rest is there for who looks
+        return {"error": str(error), "code": error.code, **error.details}
     inner = {
         "message": str(error),
         "type": error.type,

@@ -15,9 +15,11 @@ from llamaswap_py.leases import Notice
 from llamaswap_py.wire.messages import Outcome, UpstreamRequest, forward_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamaswap_py.api.call import Call
     from llamaswap_py.leases import Lease
-    from llamaswap_py.wire.messages import Body, RelayResult
+    from llamaswap_py.wire.messages import Body, RelayResult, Translator
 
 # Keys and origins are judged here, not by the child. With a conversation id it would go on
 # generating for a client that left (engine.md), which nobody accounts for yet.
@@ -68,6 +70,22 @@ async def pass_through(call: Call) -> None:
     await _to_instance(call, preset, _request(call, target, body), tunnel=head.upgrade)
 
 
+async def translated(
+    call: Call,
+    preset: str,
+    request: UpstreamRequest,
+    *,
+    translate: Callable[[], Translator] | None,
+    answer: Callable[[int, bytes], None],
+) -> None:
+    """Send a request of our own making, and give the client a translation of what comes.
+
+    A stream goes through `translate`, one for each attempt; `answer(status, body)` answers with
+    what is no stream.
+    """
+    await _to_instance(call, preset, request, translate=translate, answer=answer)
+
+
 def _request(call: Call, target: str, body: Body) -> UpstreamRequest:
     head = call.exchange.head
     headers = forward_headers(head, drop=_DROPPED, peer=call.exchange.peer, scheme="http")
@@ -75,7 +93,14 @@ def _request(call: Call, target: str, body: Body) -> UpstreamRequest:
 
 
 async def _to_instance(
-    call: Call, preset: str, request: UpstreamRequest, *, ask: Ask = NOTHING, tunnel: bool = False
+    call: Call,
+    preset: str,
+    request: UpstreamRequest,
+    *,
+    ask: Ask = NOTHING,
+    tunnel: bool = False,
+    translate: Callable[[], Translator] | None = None,
+    answer: Callable[[int, bytes], None] | None = None,
 ) -> None:
     """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
     into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
@@ -100,7 +125,12 @@ async def _to_instance(
             since = lease.arrived
             call.granted(lease)
             lease.on_revoke(lambda reason: _cut(call, reason))
-            result = await _relay_once(call, lease, request, tunnel=tunnel)
+            result = await _relay_once(
+                call, lease, request, tunnel=tunnel, translate=translate, answer=answer
+            )
+        if result.refusal is not None and answer is not None:
+            answer(result.status, result.refusal)
+            return
         if result.refusal is not None:
             call.exchange.end_stream(refusal_event(result.refusal, call.family, call.id))
             return
@@ -143,7 +173,13 @@ def _cut(call: Call, reason: str) -> None:
 
 
 async def _relay_once(
-    call: Call, lease: Lease, request: UpstreamRequest, *, tunnel: bool
+    call: Call,
+    lease: Lease,
+    request: UpstreamRequest,
+    *,
+    tunnel: bool,
+    translate: Callable[[], Translator] | None = None,
+    answer: Callable[[int, bytes], None] | None = None,
 ) -> RelayResult:
     """Relay once, and tell the lease how it went."""
     exchange, pool = call.exchange, call.supervisor.pool
@@ -155,6 +191,8 @@ async def _relay_once(
             request,
             pool=pool,
             error_event=lambda text: error_event(upstream_failed(text), call.family, call.id),
+            translate=translate,
+            collect=answer is not None,
         )
     call.status = result.status
     if result.outcome is Outcome.CUT:

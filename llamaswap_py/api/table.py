@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from llamaswap_py.api import control, inference, models, prometheus, reservations
+from llamaswap_py.api import control, inference, models, ollama, prometheus, reservations
 from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
 from llamaswap_py.api.traffic import OTHER
@@ -58,10 +58,17 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(_LATER, "/models/sse"),
     "/v1/stream": {"GET": _LATER, "DELETE": _LATER},
     # Ollama
-    **_get(_LATER, "/api/version", "/api/tags", "/api/ps"),
-    **_post(_LATER, "/api/show", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
-    **_post(_LATER, "/api/pull", "/api/create", "/api/copy", "/api/push"),
-    "/api/delete": {"DELETE": _LATER},
+    **_get(Route(ollama.version, public=True), "/api/version"),
+    **_get(Route(ollama.tags), "/api/tags"),
+    **_get(Route(ollama.ps), "/api/ps"),
+    **_post(Route(ollama.show), "/api/show"),
+    **_post(Route(ollama.chat), "/api/chat"),
+    **_post(Route(ollama.generate), "/api/generate"),
+    **_post(Route(ollama.embed), "/api/embed"),
+    **_post(Route(ollama.embeddings), "/api/embeddings"),
+    **_post(Route(ollama.pull), "/api/pull"),
+    **_post(Route(ollama.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
+    "/api/delete": {"DELETE": Route(ollama.unsupported, admin=True)},
     # lswap
     **_get(Route(control.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),

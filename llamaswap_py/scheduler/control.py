@@ -86,7 +86,7 @@ class Control:
         key = InstanceKey(preset.plan.preset, self._epoch)
         self._epoch += 1
         charge = self.world.ledger.charge_of(preset.plan, choice)
-        instance = Instance(key, preset.plan, choice, charge, self.now)
+        instance = Instance(key, preset.plan, choice, charge, self.now, ttl=preset.plan.ttl)
         self.world.instances[key] = instance
         self.world.ledger.charges[key] = charge
         preset.serving = instance

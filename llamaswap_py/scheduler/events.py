@@ -147,6 +147,17 @@ class UnloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class TtlChanged:
+    """A client wants a preset's instance to stay so long without a request; None: for ever.
+
+    It holds until the instance is unloaded.
+    """
+
+    preset: PresetId
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PinChanged:
     """An operator pinned or unpinned a preset."""
 
@@ -258,6 +269,7 @@ Event: TypeAlias = (
     | InstanceExited
     | LoadAsked
     | UnloadAsked
+    | TtlChanged
     | PinChanged
     | ReservationAsked
     | ReservationReleased

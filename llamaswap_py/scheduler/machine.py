@@ -70,6 +70,7 @@ class Scheduler:
             ev.InstanceExited: instances.instance_exited,
             ev.LoadAsked: operators.load_asked,
             ev.UnloadAsked: operators.unload_asked,
+            ev.TtlChanged: operators.ttl_changed,
             ev.PinChanged: operators.pin_changed,
             ev.ReservationAsked: operators.reservation_asked,
             ev.ReservationReleased: operators.reservation_released,

@@ -58,6 +58,13 @@ class OnOperators:
                 instance, StopReason.ABANDONED, "unloaded by an operator while loading"
             )
 
+    def ttl_changed(self, event: ev.TtlChanged) -> bool:
+        preset = self.world.presets.get(event.preset)
+        if preset is None or preset.serving is None:
+            return False
+        preset.serving.ttl = event.ttl
+        return True
+
     def pin_changed(self, event: ev.PinChanged) -> bool:
         if preset := self.world.presets.get(event.preset):
             preset.pin = event.pin

@@ -99,8 +99,8 @@ class OnRequests:
             self._learn_service(instance, self.control.now - lease.granted_at)
         if self.world.demand or instance.state is not State.READY:
             return True
-        if instance.plan.ttl is not None and not instance.leases:
-            self.upkeep.wake_by(self.control.now + instance.plan.ttl)
+        if instance.ttl is not None and not instance.leases:
+            self.upkeep.wake_by(self.control.now + instance.ttl)
         return False
 
     def _learn_service(self, instance: Instance, seconds: float) -> None:

@@ -46,7 +46,7 @@ class Upkeep:
 
     def ttl_due(self, instance: Instance) -> float | None:
         """Return when an idle instance has been idle for its ttl."""
-        ttl = instance.plan.ttl
+        ttl = instance.ttl
         if ttl is None or instance.state not in (State.READY, State.SLEEPING):
             return None
         if self.world.has_demand(instance):
@@ -97,5 +97,5 @@ class Upkeep:
             why = f"{instance.reason}, and its open requests did not end in time"
             self.control.stop(instance, StopReason.DRAIN_DEADLINE, why)
         elif ttl is not None and now >= ttl:
-            idle = f"idle for its ttl of {instance.plan.ttl:g} s"
+            idle = f"idle for its ttl of {instance.ttl:g} s"
             self.control.stop(instance, StopReason.TTL, idle)

@@ -48,6 +48,8 @@ class Instance:
     leases: dict[RequestId, Lease] = field(default_factory=dict)
     generating: int = 0
     last_used: float = 0.0
+    ttl: float | None = None
+    """Its plan's, unless a client asked for another."""
     served: int = 0
     claimed_by: PresetId | None = None
     gate_for: PresetId | None = None

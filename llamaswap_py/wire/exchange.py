@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..endpoint import Endpoint
     from .client import ClientConnection
-    from .messages import Body, Headers, RequestHead, UpstreamRequest
+    from .messages import Body, Headers, RequestHead, Translator, UpstreamRequest
     from .pool import UpstreamPool
 
 
@@ -174,8 +174,13 @@ class Exchange:
         *,
         pool: UpstreamPool,
         error_event: Callable[[str], bytes] | None = None,
+        translate: Callable[[], Translator] | None = None,
+        collect: bool = False,
     ) -> RelayResult:
         """Send `request` to a child and pass its answer through, untouched but for the framing.
+
+        With `translate` a stream of the child becomes another one; any other answer then (and,
+        with `collect`, every answer) is only collected, as `RelayResult.refusal`.
 
         Where the result says that nothing started, the client waits for another answer.
         `error_event` renders a complete SSE event for a child that dies in the middle of a stream.
@@ -186,11 +191,13 @@ class Exchange:
         wire = render_request(request)
         upstream = pool.take(endpoint)
         if upstream is not None:
-            relay = Relay(upstream, self, error_event)
+            relay = Relay(upstream, self, error_event, translate, collect)
             result = await relay.run(wire, request.body)
             if result.outcome is not Outcome.DIED_BEFORE_HEAD or relay.heard:
                 return result
-        return await self._relay_fresh(endpoint, wire, request.body, pool, error_event)
+        return await self._relay_fresh(
+            endpoint, wire, request.body, pool, error_event, translate, collect
+        )
 
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool
@@ -212,6 +219,8 @@ class Exchange:
         body: Body,
         pool: UpstreamPool,
         error_event: Callable[[str], bytes] | None,
+        translate: Callable[[], Translator] | None = None,
+        collect: bool = False,
     ) -> RelayResult:
         try:
             upstream = await pool.connect(endpoint, wanted=lambda: not self._unwanted())
@@ -226,7 +235,7 @@ class Exchange:
         if upstream.closed:
             reason = "the child closed the connection at once"
             return RelayResult(Outcome.DIED_BEFORE_HEAD, self.response_started, error=reason)
-        return await Relay(upstream, self, error_event).run(wire, body)
+        return await Relay(upstream, self, error_event, translate, collect).run(wire, body)
 
     def cut(self, event: bytes, reason: str) -> None:
         """End a relay from outside, as when its lease is revoked.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from ..errors import ApiError, LswapError
 from ..units import KIB
@@ -128,6 +128,20 @@ class Body:
         return self.pieces[0]
 
 
+class Translator(Protocol):
+    """Turns the body of a child's event stream into another one, piece by piece."""
+
+    @property
+    def content_type(self) -> bytes:
+        """Of the client's stream."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return what the client gets for this piece."""
+
+    def end(self) -> bytes:
+        """Return what ends the client's stream."""
+
+
 @dataclass(slots=True)
 class UpstreamRequest:
     """What to send to a child; `headers` have gone through `forward_headers`."""
@@ -166,8 +180,9 @@ class RelayResult:
     error: str = ""
     first_byte_at: float = 0.0
     finished_at: float = 0.0
-    #: Only when the answer had been started locally and the upstream then said something that is
-    #: no event stream: its body (at most 64 KiB). The client's stream is still open.
+    #: The body of an answer that was collected instead of passed on. Either the client's stream had
+    #: been started locally, and the upstream then said something that is no event stream (at most
+    #: 64 KiB; the stream is still open), or the answer is translated as a whole.
     refusal: bytes | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .exchange import Exchange
-    from .messages import Body, Headers
+    from .messages import Body, Headers, Translator
     from .upstream import UpstreamConnection
 
 #: How long a cut waits for the end of a chunk before the client is aborted instead.
 _CUT_PATIENCE: Final = 2.0
 _REFUSAL_LIMIT: Final = 64 * KIB
+_COLLECTED_LIMIT: Final = 256 * KIB * KIB
 
 
 class Relay:
@@ -37,6 +38,8 @@ class Relay:
         upstream: UpstreamConnection,
         exchange: Exchange,
         error_event: Callable[[str], bytes] | None,
+        translate: Callable[[], Translator] | None = None,
+        collect: bool = False,
     ) -> None:
         self.upstream = upstream
         self.exchange = exchange
@@ -50,7 +53,10 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._result = RelayResult(Outcome.COMPLETE)
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        upstream.begin(self, decoding=exchange.head.version == "1.0" or exchange.response_started)
+        self._translate, self._translator = translate, cast("Translator | None", None)
+        self._collect = collect or translate is not None
+        recoded = exchange.head.version == "1.0" or exchange.response_started
+        upstream.begin(self, decoding=recoded or self._collect)
         self._watch = upstream.watch
         self._write = self.client.transport.write
         self._verbatim = False
@@ -131,7 +137,10 @@ class Relay:
             pieces = watch.take()
         for piece in pieces:
             self._last = piece
-            self._pass(self.exchange.encode(piece))
+            if self._translator is not None:
+                piece = self._translator.feed(piece)  # noqa: PLW2901
+            if piece:
+                self._pass(self.exchange.encode(piece))
         if watch.complete:
             self._complete()
 
@@ -145,8 +154,11 @@ class Relay:
             self._fail(f"bad framing from the child: {error}")
             return
         self._refusal += watch.take()
-        if watch.complete or sum(map(len, self._refusal)) > _REFUSAL_LIMIT:
+        limit = _COLLECTED_LIMIT if self._collect else _REFUSAL_LIMIT
+        if watch.complete:
             self._complete()
+        elif sum(map(len, self._refusal)) > limit:
+            self._complete() if not self._collect else self._fail("the answer is too large")
 
     def _on_tunnel(self, data: bytes) -> None:
         self._pass(data)
@@ -175,6 +187,9 @@ class Relay:
         exchange, watch = self.exchange, self._watch
         self._result.status = watch.status
         self._result.first_byte_at = time.monotonic()
+        if self._collect:
+            self._answer_translated(rest)
+            return
         if exchange.response_started:
             joins = watch.event_stream and watch.status == 200
             self.upstream.on_bytes = self._on_recoded if joins else self._on_refusal
@@ -201,6 +216,24 @@ class Relay:
             self.upstream.on_bytes = self._on_recoded
             if rest:
                 self._on_recoded(rest)
+
+    def _answer_translated(self, rest: bytes) -> None:
+        """Begin the client's own stream where the child streams; else collect what it says."""
+        exchange, watch = self.exchange, self._watch
+        self.upstream.on_bytes = self._on_refusal
+        if self._translate is not None and watch.event_stream and watch.status == 200:
+            self._translator = self._translate()
+            exchange.event_stream = True
+            lines = [
+                (b"content-type", self._translator.content_type),
+                (b"x-accel-buffering", b"no"),
+            ]
+            exchange.begin_stream(200, lines)
+            self.upstream.on_bytes = self._on_recoded
+        if rest:
+            self.upstream.on_bytes(rest)
+        elif watch.complete:
+            self._complete()
 
     def _send_with(self, state: Callable[[bytes], None], headers: Headers, rest: bytes) -> None:
         """Send the head together with the first bytes of a body that passes untouched."""
@@ -289,6 +322,7 @@ class Relay:
         if event and self._at_boundary():
             event_end = b"\n\n\r\n" if self._verbatim else b"\n\n"
             whole = not self._last or self._last.endswith(event_end)
+            whole = whole or self._translator is not None
             self.exchange.end_stream(event if whole else b"\n\n" + event)
             self._end(outcome, reason)
         else:
@@ -298,9 +332,10 @@ class Relay:
     def _complete(self) -> None:
         state = self.upstream.on_bytes
         if state == self._on_refusal:
-            self._result.refusal = b"".join(self._refusal)[:_REFUSAL_LIMIT]
+            body = b"".join(self._refusal)
+            self._result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
         elif state == self._on_recoded:
-            self.exchange.end_stream()
+            self.exchange.end_stream(self._translator.end() if self._translator else b"")
         else:
             self.exchange.finished = True
         self._end(Outcome.COMPLETE)

@@ -187,6 +187,10 @@ class Machine(RuleBasedStateMachine):
     def unload(self, preset: str, force: bool) -> None:
         self.play.feed(ev.UnloadAsked(PresetId(preset), force))
 
+    @rule(preset=st.sampled_from(NAMES), ttl=st.sampled_from([None, 0.0, 3.0]))
+    def keep_alive(self, preset: str, ttl: float | None) -> None:
+        self.play.feed(ev.TtlChanged(PresetId(preset), ttl))
+
     @rule(preset=st.sampled_from(NAMES), pin=st.booleans())
     def pin(self, preset: str, pin: bool) -> None:
         self.play.feed(ev.PinChanged(PresetId(preset), pin))

@@ -16,6 +16,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
+from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.snapshot import (
@@ -168,6 +169,13 @@ class FakeSupervisor:
         held = Reservations(feed)
         return held
 
+    @cached_property
+    def facts(self) -> FactsBook:
+        return FactsBook({})
+
+    def keep_alive(self, preset: str, seconds: float | None) -> None:
+        self.loaded.append(f"{preset} for {seconds}")
+
     @property
     def devices(self) -> tuple[Device, ...]:
         return (Device("host", 1 << 30, 0, "declared"),)
@@ -312,6 +320,8 @@ class FakeExchange:
         *,
         pool: Any,
         error_event: Callable[[str], bytes] | None = None,
+        translate: Callable[[], Any] | None = None,
+        collect: bool = False,
     ) -> RelayResult:
         self.relayed.append(request)
         self.relay_headers.append({k.decode(): v.decode() for k, v in self.response_headers})

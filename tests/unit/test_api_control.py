@@ -187,5 +187,7 @@ async def test_followed_logs(ended_by: str) -> None:
 
 
 async def test_index() -> None:
-    exchange = await ask("GET", "/")
+    exchange = await ask("GET", "/", headers={"accept": "text/html,*/*"})
     assert b"/v1/models" in exchange.answer
+    exchange = await ask("GET", "/")
+    assert exchange.answer == b"Ollama is running"

@@ -77,7 +77,7 @@ async def test_405_names_the_methods() -> None:
 
 
 async def test_what_comes_later_says_so() -> None:
-    for method, path in (("GET", "/api/tags"), ("POST", "/models/load"), ("GET", "/openapi.json")):
+    for method, path in (("POST", "/models/load"), ("GET", "/openapi.json")):
         exchange = await ask(method, path)
         assert exchange.status == 501, path
         assert "not in this version" in exchange.error["message"]
@@ -228,7 +228,10 @@ def test_error_events() -> None:
     assert error_event(error, Family.OPENAI, "r").startswith(b'data: {"error":{"message":"gone"')
     event = error_event(error, Family.ANTHROPIC, "r")
     assert event.startswith(b'event: error\ndata: {"type":"error","error":{"type":"api_error"')
-    for family in Family:
+    line = error_event(error, Family.OLLAMA, "r")
+    assert line.startswith(b'{"error":"gone')
+    assert line.endswith(b"}\n")
+    for family in (Family.OPENAI, Family.ANTHROPIC):
         text = error_event(error, family, "r")
         assert text.endswith(b"\n\n")
         assert b"\n\n" not in text[:-2]

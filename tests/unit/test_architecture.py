@@ -27,7 +27,7 @@ PARTS = {
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
-    "reservations",
+    *("reservations", "model_facts"),
 }
 """The modules that know several parts."""
 
@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "importing": {"config"},
     "hub": {"gguf"},
     # What faces outward.
-    "api": {"supervisor", "leases", "wire", "config"},
+    "translate": set(),
+    "api": {"supervisor", "leases", "wire", "config", "translate"},
     "client": set(),
     "demo": {"client", "config", "engine"},
     "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub"},
@@ -48,14 +49,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children"},
+    "api": {"children", "model_facts"},
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""
 
 PURE = (
     *("errors", "units", "endpoint", "snapshot"),
-    *("scheduler", "config", "gguf", "simulator", "importing"),
+    *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines"),
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.traffic"),
@@ -76,6 +77,7 @@ PURE_IMPORTS = {
 PURE_EXTRAS = {
     "simulator": {"random"},
     "importing": {"shlex"},
+    "translate": {"base64", "binascii"},
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools"}

@@ -1,0 +1,143 @@
+"""What a model's file says of it, read before it was ever loaded: for lists and for `show`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Final
+
+from llamaswap_py.errors import LswapError
+from llamaswap_py.estimate.files import FileIdentity, identify, open_header
+from llamaswap_py.gguf import Header
+from llamaswap_py.gguf.metadata import ArrayInfo
+from llamaswap_py.presets import Prepared, kind_of
+
+# enum llama_ftype (include/llama.h, b11434).
+_FILE_TYPES: Final = dict(
+    enumerate(
+        [
+            *("F32", "F16", "Q4_0", "Q4_1", "", "", "", "Q8_0", "Q5_0", "Q5_1", "Q2_K"),
+            *("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+            *("IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S"),
+            *("IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16", "", "", "", "TQ1_0"),
+            *("TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"),
+        ]
+    )
+)
+_GUESSED: Final = 1024
+_EMBEDS: Final = (
+    "bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "t5encoder",
+)
+_FILL_IN: Final = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+_THINKS: Final = ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Of the files: bytes, when they changed (Unix seconds), a name for this version of them.
+
+    Of the header, where it can be read: the rest. `capabilities` are Ollama's words.
+    """
+
+    size: int = 0
+    modified: float = 0.0
+    digest: str = ""
+    family: str = ""
+    parameters: str = ""
+    quantization: str = ""
+    context_length: int = 0
+    template: str = ""
+    capabilities: tuple[str, ...] = ("completion",)
+    metadata: dict[str, int | float | bool | str] = field(default_factory=dict)
+
+
+class FactsBook:
+    """The facts of every preset, read once for each version of its files."""
+
+    def __init__(self, prepared: Mapping[str, Prepared]) -> None:
+        self._prepared = prepared
+        self._known: dict[tuple[FileIdentity, ...], ModelFacts] = {}
+
+    async def of(self, preset: str) -> ModelFacts:
+        """Return the facts of a preset; nothing of a header that cannot be read."""
+        prepared = self._prepared.get(preset)
+        return ModelFacts() if prepared is None else await asyncio.to_thread(self._read, prepared)
+
+    def _read(self, prepared: Prepared) -> ModelFacts:
+        try:
+            files = identify(prepared.files)
+        except LswapError:
+            return ModelFacts()
+        if files not in self._known:
+            self._known[files] = _facts(prepared, files)
+        return self._known[files]
+
+
+def _facts(prepared: Prepared, files: Sequence[FileIdentity]) -> ModelFacts:
+    size = sum(one.size for one in files)
+    modified = max((one.mtime_ns for one in files), default=0) / 1e9
+    digest = hashlib.sha256(repr([tuple(one) for one in files]).encode()).hexdigest()
+    try:
+        header = open_header(prepared.preset.model)
+    except LswapError:
+        return ModelFacts(size, modified, digest)
+    template = header.metadata.get("tokenizer.chat_template", "")
+    template = template if isinstance(template, str) else ""
+    return ModelFacts(
+        size,
+        modified,
+        digest,
+        header.architecture,
+        _parameters(header),
+        _quantization(header),
+        header.integer("context_length"),
+        template,
+        _capabilities(prepared, header, template),
+        {
+            key: value
+            for key, value in header.metadata.items()
+            if not isinstance(value, ArrayInfo) and key != "tokenizer.chat_template"
+        },
+    )
+
+
+def _parameters(header: Header) -> str:
+    """Return how many parameters a model has, as people say it: `8.2B`, `137M`."""
+    count = float(sum(prod(tensor.shape) for tensor in header.tensors))
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.1f}".removesuffix(".0") + name
+    return f"{count:.0f}"
+
+
+def _quantization(header: Header) -> str:
+    value = header.metadata.get("general.file_type")
+    if not isinstance(value, int):
+        return "unknown"
+    return _FILE_TYPES.get(value & ~_GUESSED) or "unknown"
+
+
+def _capabilities(prepared: Prepared, header: Header, template: str) -> tuple[str, ...]:
+    kind = kind_of(prepared.preset)
+    if kind == "embedding" or header.architecture in _EMBEDS:
+        return ("embedding",)
+    if kind == "rerank":
+        return ()
+    found = ["completion"]
+    if "tools" in template:
+        found.append("tools")
+    if any(key in header.metadata for key in _FILL_IN):
+        found.append("insert")
+    if prepared.preset.args.get("mmproj"):
+        found.append("vision")
+    if any(mark in template for mark in _THINKS):
+        found.append("thinking")
+    return tuple(found)

@@ -1,0 +1,222 @@
+"""llama-server's answers -> Ollama's: lines of JSON while they come, or one object. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+_NS: Final = 1_000_000
+"""Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
+_REASONS: Final = {"length": "length", "limit": "length"}
+_MOST_LINE: Final = 64 << 20
+"""Bytes of one event; more is no answer of a model."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """What an answer says of time: `now` an RFC 3339 stamp, `elapsed` nanoseconds so far."""
+
+    now: Callable[[], str]
+    elapsed: Callable[[], int]
+    load_ns: int = 0
+
+
+@dataclass(slots=True)
+class Answer:
+    """Builds Ollama's objects from what llama-server said.
+
+    `shape` is `chat`, `generate` or `native`, as in `Translated`; `model` is the name that was
+    asked for.
+    """
+
+    model: str
+    shape: str
+    clock: Clock
+    reason: str = "stop"
+    failed: bool = False
+    stats: dict[str, int] = field(default_factory=dict)
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def parts(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the objects that one event of a stream (or a whole answer) comes to."""
+        if isinstance(event.get("error"), dict | str):
+            self.failed = True
+            return [{"error": error_text(event["error"])}]
+        self._count(event)
+        if self.shape == "native":
+            if event.get("stop") is True:
+                self.reason = _REASONS.get(str(event.get("stop_type")), "stop")
+            text = event.get("content")
+            return [self.part(str(text), "")] if text else []
+        found = []
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or choice.get("message") or {}
+            self._collect(delta.get("tool_calls") or ())
+            text = delta.get("content") or ""
+            thinking = delta.get("reasoning_content") or ""
+            if text or thinking:
+                found.append(self.part(text, thinking))
+            if reason := choice.get("finish_reason"):
+                self.reason = _REASONS.get(str(reason), "stop")
+        return found
+
+    def part(self, text: str, thinking: str) -> dict[str, Any]:
+        """Return the object of a piece of text."""
+        return {**self._head(), **self._said(text, thinking), "done": False}
+
+    def last(self) -> list[dict[str, Any]]:
+        """Return what ends a stream: calls of tools, and the object with the figures."""
+        if self.failed:
+            return []
+        found = []
+        if calls := self.tool_calls():
+            message = {"role": "assistant", "content": "", "tool_calls": calls}
+            found.append({**self._head(), "message": message, "done": False})
+        return [*found, {**self._head(), **self._said("", ""), **self.figures()}]
+
+    def whole(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return the one object of an answer that was not streamed."""
+        parts = self.parts(event)
+        if self.failed:
+            return parts[0]
+        texts = [one.get("message", one) for one in parts]
+        text = "".join(one.get("content", one.get("response", "")) for one in texts)
+        thinking = "".join(one.get("thinking", "") for one in texts)
+        said = self._said(text, thinking)
+        if calls := self.tool_calls():
+            said["message"]["tool_calls"] = calls
+        return {**self._head(), **said, **self.figures()}
+
+    def figures(self) -> dict[str, Any]:
+        """Return the members of the final object."""
+        return {
+            "done": True,
+            "done_reason": self.reason,
+            "total_duration": self.clock.elapsed(),
+            "load_duration": self.clock.load_ns,
+            "prompt_eval_count": 0,
+            "prompt_eval_duration": 0,
+            "eval_count": 0,
+            "eval_duration": 0,
+            **self.stats,
+        }
+
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """Return the calls of tools; arguments are objects here, where they can be read."""
+        found = []
+        for call in self.calls.values():
+            try:
+                arguments = json.loads(call["arguments"] or "{}")
+            except ValueError:
+                arguments = {"arguments": call["arguments"]}
+            if not isinstance(arguments, dict):
+                arguments = {"arguments": arguments}
+            found.append({"function": {"name": call["name"], "arguments": arguments}})
+        return found
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self.model, "created_at": self.clock.now()}
+
+    def _said(self, text: str, thinking: str) -> dict[str, Any]:
+        thought = {"thinking": thinking} if thinking else {}
+        if self.shape == "chat":
+            return {"message": {"role": "assistant", "content": text, **thought}}
+        return {"response": text, **thought}
+
+    def _collect(self, calls: Any) -> None:
+        """Add pieces of tool calls: names and arguments come in parts."""
+        for at, call in enumerate(calls):
+            index = call.get("index", at)
+            known = self.calls.setdefault(index, {"name": "", "arguments": ""})
+            function = call.get("function") or {}
+            known["name"] += function.get("name") or ""
+            known["arguments"] += function.get("arguments") or ""
+
+    def _count(self, event: dict[str, Any]) -> None:
+        usage, timings = event.get("usage") or {}, event.get("timings") or {}
+        # Prompt tokens that were still in the cache were not evaluated, but are part of it.
+        counts = {
+            "prompt_eval_count": usage.get("prompt_tokens", timings.get("prompt_n")),
+            "eval_count": usage.get("completion_tokens", timings.get("predicted_n")),
+            "prompt_eval_duration": _nanoseconds(timings.get("prompt_ms")),
+            "eval_duration": _nanoseconds(timings.get("predicted_ms")),
+        }
+        self.stats |= {name: int(count) for name, count in counts.items() if count is not None}
+
+
+class LineStream:
+    """Turns a child's event stream into Ollama's lines, wherever its pieces are cut."""
+
+    content_type: Final = b"application/x-ndjson"
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the lines that are complete with this piece."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > _MOST_LINE:
+            self._rest = b""
+        return b"".join(self._line(line.rstrip(b"\r")) for line in lines)
+
+    def end(self) -> bytes:
+        """Return the last lines, with the figures."""
+        rest, self._rest = self._rest, b""
+        return self._line(rest) + b"".join(map(as_line, self._answer.last()))
+
+    def _line(self, line: bytes) -> bytes:
+        if not line.startswith(b"data:"):
+            return b""
+        text = line[5:].strip()
+        if not text or text == b"[DONE]":
+            return b""
+        try:
+            event = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return b""
+        parts = self._answer.parts(event) if isinstance(event, dict) else []
+        return b"".join(map(as_line, parts))
+
+
+def embed_answer(answer: dict[str, Any], clock: Clock, model: str, size: int | None) -> Any:
+    """Return /api/embed's answer; `size` cuts the vectors, which are made unit length again."""
+    rows = sorted(answer.get("data") or (), key=lambda one: one.get("index", 0))
+    vectors = [_cut(one.get("embedding") or [], size) for one in rows]
+    usage = answer.get("usage") or {}
+    return {
+        "model": model,
+        "embeddings": vectors,
+        "total_duration": clock.elapsed(),
+        "load_duration": clock.load_ns,
+        "prompt_eval_count": usage.get("prompt_tokens", 0),
+    }
+
+
+def error_text(error: Any) -> str:
+    """Return the message of an error object."""
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    return error if isinstance(error, str) else json.dumps(error)
+
+
+def as_line(value: dict[str, Any]) -> bytes:
+    """Return one line of JSON."""
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _cut(vector: list[float], size: int | None) -> list[float]:
+    if size is None or size >= len(vector) or size < 1:
+        return vector
+    cut = vector[:size]
+    length = math.sqrt(sum(value * value for value in cut))
+    return [value / length for value in cut] if length else cut
+
+
+def _nanoseconds(milliseconds: Any) -> int | None:
+    return round(milliseconds * _NS) if isinstance(milliseconds, int | float) else None
