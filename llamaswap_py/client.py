@@ -124,6 +124,10 @@ class Remote:
         params = {"force": _word(force), "wait": _word(wait)}
         return self._decode(self._ask("POST", path, params, patient=True), UnloadReport)
 
+    def pin(self, model: str, *, pinned: bool) -> None:
+        """Pin a model against eviction, or let it go."""
+        self._ask("POST", f"/lswap/v1/models/{quote(model)}/{'pin' if pinned else 'unpin'}")
+
     def logs(self, model: str, *, tail: int = 100, follow: bool = False) -> Iterator[str]:
         """Yield the last lines its llama-server wrote, then (`follow`) new ones as they come."""
         params = {"tail": str(tail), "follow": _word(follow)}

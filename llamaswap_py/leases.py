@@ -180,6 +180,12 @@ class Ticket:
         """The scheduler refused it."""
         self._settle(error)
 
+    def give_up(self, error: ApiError) -> None:
+        """End the waiting with an error from outside; a lease that is held is left alone."""
+        if self._lease is None:
+            self._desk.leave(self)
+            self._settle(error)
+
     def revoke(self, reason: str) -> None:
         """The scheduler takes the lease back."""
         if isinstance(self._lease, Lease):

@@ -13,7 +13,8 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.engine.locate import Engine
 from llamaswap_py.presets import Engines, prepare
 from llamaswap_py.snapshot import EngineView
-from llamaswap_py.supervisor import About, Supervisor
+from llamaswap_py.supervisor import Supervisor
+from llamaswap_py.views import About
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
@@ -20,6 +19,7 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe
+from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
 from llamaswap_py.model_facts import FactsBook
@@ -43,23 +43,12 @@ from llamaswap_py.scheduler.actions import (
     Wake,
 )
 from llamaswap_py.scheduler.records import Choice, ClientId, Failure, PresetId, RequestId
-from llamaswap_py.snapshot import DecisionView, EngineView, Snapshot
-from llamaswap_py.views import as_error, log_decision, make_snapshot, newest_decisions, outlook
+from llamaswap_py.snapshot import DecisionView, Snapshot
+from llamaswap_py.views import About, as_error, make_snapshot, newest_decisions, outlook
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.wire.pool import UpstreamPool
 
 _log: Final = logging.getLogger("lswap")
-
-
-@dataclass(slots=True)
-class About:
-    """What a snapshot says of the supervisor itself; `listen` may be filled in late."""
-
-    name: str
-    config_path: str | None
-    engine: EngineView
-    listen: tuple[str, ...] = ()
-    started_at: float = field(default_factory=time.time)
 
 
 class Supervisor:
@@ -85,6 +74,7 @@ class Supervisor:
             [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
         )
         self.requests_total = 0
+        self.happenings = Feed()
         self.facts = FactsBook(self.prepared)
         self.names = Names({name: (name, *one.aliases) for name, one in config.models.items()})
         self.remembering = Remembering(about.name, self.scheduler.traffic)
@@ -279,6 +269,10 @@ class Supervisor:
         self.feed(ev.UnloadAsked(PresetId(preset), force))
         return bool(self.scheduler.world.leaving(preset))
 
+    def pin(self, preset: str, pinned: bool) -> None:
+        """Pin a preset against eviction, or let it go."""
+        self.feed(ev.PinChanged(PresetId(preset), pinned))
+
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         """Let the instance of a preset go after so long without a request; None: never."""
         self.feed(ev.TtlChanged(PresetId(preset), seconds))
@@ -323,7 +317,9 @@ class Supervisor:
         self._feeding = True
         try:
             while self._pending:
-                actions = self.scheduler.handle(self._pending.popleft(), time.monotonic())
+                event = self._pending.popleft()
+                actions = self.scheduler.handle(event, time.monotonic())
+                self.happenings.note(event, actions)
                 for action in actions:
                     try:
                         self._carry_out(action)
@@ -381,7 +377,6 @@ class Supervisor:
             case Kill(key):
                 self.instances.kill(key)
             case Note(decision):
-                log_decision(decision)
                 if decision.kind == "ready" and decision.epoch is not None:
                     self._child_ready(InstanceKey(decision.preset, decision.epoch))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py import __version__
@@ -18,6 +19,7 @@ from llamaswap_py.scheduler.world import Instance, Preset
 from llamaswap_py.snapshot import (
     DecisionView,
     DeviceView,
+    EngineView,
     FailureView,
     InstanceView,
     ModelView,
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
+
+
+@dataclass(slots=True)
+class About:
+    """What a snapshot says of the supervisor itself; `listen` may be filled in late."""
+
+    name: str
+    config_path: str | None
+    engine: EngineView
+    listen: tuple[str, ...] = ()
+    started_at: float = field(default_factory=time.time)
 
 
 def make_snapshot(supervisor: Supervisor) -> Snapshot:

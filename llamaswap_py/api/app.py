@@ -51,14 +51,15 @@ class App:
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
         self._hosts = HostRule(own_names(supervisor.config))
-        self._open: set[str] = set()
+        self.calls: dict[str, Call] = {}
+        """Every request that is open, by its id."""
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
         self._numbers = count(1)
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
         call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE)
-        self._open.add(call.id)
+        self.calls[call.id] = call
         call.stamp()
         try:
             await self._dispatch(call)
@@ -75,7 +76,7 @@ class App:
             call.outcome = "internal"
             self._fail(call, _internal(call.id), cause=error)
         finally:
-            self._open.discard(call.id)
+            self.calls.pop(call.id, None)
             if call.counted:
                 self.access.leave(call.key)
             self._count(call)
@@ -121,6 +122,10 @@ class App:
         total = time.monotonic() - call.began
         route = table.template(call.exchange.head.path)
         self.traffic.note(call.model, route, call.status, total)
+        feed = self.supervisor.happenings
+        if call.model and feed.followed:
+            told = {"id": call.id, "model": call.model, "client": call.client, "route": route}
+            feed.publish("request", {**told, "status": call.status, "seconds": round(total, 3)})
         if call.leased:
             self.traffic.note_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
@@ -137,7 +142,7 @@ class App:
         if given is not None and 0 < len(given) <= _MAX_ID and given.isascii():
             text = given.decode("ascii")
             if text.isprintable() and " " not in text:
-                return text if text not in self._open else f"{text}.{secrets.token_hex(4)}"
+                return text if text not in self.calls else f"{text}.{secrets.token_hex(4)}"
         return f"{self._prefix}-{next(self._numbers)}"
 
 

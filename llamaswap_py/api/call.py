@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.app import App
     from llamaswap_py.config.keyfile import ApiKey
-    from llamaswap_py.leases import Lease
+    from llamaswap_py.leases import Lease, Ticket
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire.exchange import Exchange
 
@@ -58,6 +58,8 @@ class Call:
     family: Family = Family.OPENAI
     began: float = field(default_factory=time.monotonic)
     key: ApiKey | None = None
+    ticket: Ticket | None = None
+    cancelled: bool = False
     counted: bool = False
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
@@ -120,6 +122,14 @@ class Call:
         self.model = preset
         return preset
 
+    def cancel(self) -> None:
+        """End this request from outside: with an error, or with an event of its stream."""
+        self.cancelled = True
+        error = cancelled()
+        if self.ticket is not None:
+            self.ticket.give_up(error)
+        self.exchange.cut(error_event(error, self.family, self.id), "cancelled")
+
     def respond(self, status: int, body: Any) -> None:
         """Answer with `body` as JSON."""
         self.status = status
@@ -167,6 +177,11 @@ def _header_text(preset: str) -> bytes:
     """A model id that is not plain ASCII travels percent-encoded."""
     plain = preset.isascii() and preset.isprintable()
     return (preset if plain else quote(preset, safe="/:")).encode("ascii")
+
+
+def cancelled() -> ApiError:
+    """Return the error of a request that somebody else ended; clients do not try it again."""
+    return ApiError("cancelled", "the request was cancelled by an operator")
 
 
 def model_not_found(name: str, nearest: list[str]) -> ApiError:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+from llamaswap_py.api.call import cancelled
 from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.wishes import read_wishes
@@ -112,7 +113,9 @@ async def _to_instance(
         call.exchange.head, substitutable=ask.plain and call.route.talk, highest=highest
     )
     while True:
-        async with call.supervisor.lease(
+        if call.cancelled:
+            raise cancelled()
+        call.ticket = call.supervisor.lease(
             preset,
             client=call.client,
             request_id=call.id,
@@ -121,7 +124,8 @@ async def _to_instance(
             since=since,
             wishes=wishes,
             notice=_notice(call, preset) if ask.stream else None,
-        ) as lease:
+        )
+        async with call.ticket as lease:
             since = lease.arrived
             call.granted(lease)
             lease.on_revoke(lambda reason: _cut(call, reason))

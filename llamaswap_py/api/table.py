@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from llamaswap_py.api import control, inference, models, ollama, prometheus, reservations
+from llamaswap_py.api import (
+    control,
+    events,
+    inference,
+    models,
+    ollama,
+    prometheus,
+    requests,
+    reservations,
+    router,
+)
 from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
 from llamaswap_py.api.traffic import OTHER
@@ -54,9 +64,12 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     # llama.cpp's router mode
     "/v1/models": {"GET": Route(models.list_models)},
     "/models": {"GET": Route(models.list_models), "POST": _LATER, "DELETE": _LATER},
-    **_post(_LATER, "/models/load", "/models/unload", "/v1/streams/lookup"),
-    **_get(_LATER, "/models/sse"),
-    "/v1/stream": {"GET": _LATER, "DELETE": _LATER},
+    **_post(Route(router.load), "/models/load"),
+    **_post(Route(router.unload, admin=True), "/models/unload"),
+    **_post(Route(router.lookup_streams), "/v1/streams/lookup"),
+    "/v1/stream": {"GET": Route(router.get_stream), "DELETE": Route(router.delete_stream)},
+    **_get(Route(events.router_events), "/models/sse"),
+    "/tools": {"GET": Route(router.tools), "POST": Route(router.tools)},
     # Ollama
     **_get(Route(ollama.version, public=True), "/api/version"),
     **_get(Route(ollama.tags), "/api/tags"),
@@ -75,7 +88,9 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(control.readyz, public=True), "/readyz"),
     **_get(Route(control.state), "/lswap/v1/state"),
     **_get(Route(control.decisions), "/lswap/v1/decisions"),
-    **_get(_LATER, "/lswap/v1/events", "/lswap/v1/requests", "/openapi.json"),
+    **_get(Route(events.events), "/lswap/v1/events"),
+    **_get(Route(requests.list_requests), "/lswap/v1/requests"),
+    **_get(_LATER, "/openapi.json"),
     **_post(_LATER, "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
@@ -94,12 +109,12 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/slots/", "", {"POST": _CHANGE}),
     ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True)}),
     ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload, admin=True)}),
-    ("/lswap/v1/models/", "/pin", {"POST": _LATER}),
-    ("/lswap/v1/models/", "/unpin", {"POST": _LATER}),
+    ("/lswap/v1/models/", "/pin", {"POST": Route(requests.pin, admin=True)}),
+    ("/lswap/v1/models/", "/unpin", {"POST": Route(requests.unpin, admin=True)}),
     ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat, admin=True)}),
     ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release, admin=True)}),
     ("/lswap/v1/logs/", "", {"GET": Route(control.logs, admin=True)}),
-    ("/lswap/v1/requests/", "/cancel", {"POST": _LATER}),
+    ("/lswap/v1/requests/", "/cancel", {"POST": Route(requests.cancel, admin=True)}),
 )
 
 

@@ -245,6 +245,22 @@ def unload(
 
 
 @app.command()
+def pin(model: Model, url: Url = URL, key: Key = None) -> None:
+    """Never evict MODEL for another, until `unpin` or a restart."""
+    with _remote(url, key) as remote:
+        remote.pin(model, pinned=True)
+    print(f"{model} is pinned")
+
+
+@app.command()
+def unpin(model: Model, url: Url = URL, key: Key = None) -> None:
+    """Let MODEL be evicted again."""
+    with _remote(url, key) as remote:
+        remote.pin(model, pinned=False)
+    print(f"{model} is not pinned any more")
+
+
+@app.command()
 def logs(
     model: Model,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,

@@ -16,6 +16,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
+from llamaswap_py.feed import Feed
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import events as ev
@@ -168,6 +169,13 @@ class FakeSupervisor:
 
         held = Reservations(feed)
         return held
+
+    @cached_property
+    def happenings(self) -> Feed:
+        return Feed()
+
+    def pin(self, preset: str, pinned: bool) -> None:
+        self.loaded.append(f"{preset} pinned {pinned}")
 
     @cached_property
     def facts(self) -> FactsBook:

@@ -1,0 +1,141 @@
+"""Server-sent events: lswap's own feed, and that of llama.cpp's router made from it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llamaswap_py.errors import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.feed import FeedRecord
+    from llamaswap_py.snapshot import InstanceView
+
+HEARTBEAT: Final = 10.0
+"""Seconds of silence after which a comment line shows that the connection lives."""
+# lswap's states -> llama.cpp's (server-models.h, server_model_status_to_string).
+_STATUS: Final = {
+    "downloading": "downloading",
+    "loading": "loading",
+    "ready": "loaded",
+    "sleeping": "sleeping",
+    "unloaded": "unloaded",
+    "failed": "unloaded",
+}
+
+
+async def events(call: Call) -> None:
+    """GET /lswap/v1/events: replays what comes after `Last-Event-ID` (or ?after=), then goes on."""
+    after = _after(call)
+    feed = call.supervisor.happenings
+    first: list[bytes] = []
+    if after is not None and after + 1 < feed.first:
+        lost = {"from": after + 1, "to": feed.first - 1}
+        first.append(b"event: lost\ndata: " + msgspec.json.encode(lost) + b"\n\n")
+
+    def render(record: FeedRecord) -> bytes:
+        head = f"id: {record.id}\nevent: {record.event}\ndata: ".encode()
+        return head + msgspec.json.encode({"at": record.at, **_as_dict(record.data)}) + b"\n\n"
+
+    await _stream(call, after, render, first)
+
+
+async def router_events(call: Call) -> None:
+    """GET /models/sse: status changes in the shape of llama.cpp's router (server-models.cpp)."""
+
+    def render(record: FeedRecord) -> bytes:
+        said = _router_event(call, record)
+        return b"" if said is None else b"data: " + msgspec.json.encode(said) + b"\n\n"
+
+    await _stream(call, None, render, [])
+
+
+def _router_event(call: Call, record: FeedRecord) -> dict[str, Any] | None:
+    data = record.data
+    if record.event == "reload":
+        return {"model": "*", "event": "models_reload"}
+    if record.event not in ("state", "progress") or not call.may_use(data["model"]):
+        return None
+    model = data["model"]
+    if record.event == "progress":
+        told = {"stages": ["text_model"], "current": "text_model", "value": data["fraction"]}
+        return {
+            "model": model,
+            "event": "status_change",
+            "data": {"status": "loading", "progress": told},
+        }
+    status = _STATUS.get(data["state"])
+    if status is None:
+        return None
+    said: dict[str, Any] = {"status": status}
+    if status == "unloaded":
+        said["exit_code"] = 1 if data["state"] == "failed" else 0
+    if status == "loaded" and (info := _loaded_info(call, model)):
+        said["info"] = info
+    # The first of a load is another event there: it comes from the spawn.
+    event = "model_status" if data["state"] == "loading" else "status_change"
+    return {"model": model, "event": event, "data": said}
+
+
+def _loaded_info(call: Call, model: str) -> dict[str, Any]:
+    found: InstanceView | None = next(
+        (one for one in call.supervisor.snapshot().instances if one.preset == model), None
+    )
+    return {} if found is None or found.n_ctx is None else {"meta": {"n_ctx": found.n_ctx}}
+
+
+def _as_dict(data: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(data)
+    return {("decided_at" if name == "at" else name): value for name, value in plain.items()}
+
+
+def _after(call: Call) -> int | None:
+    given = call.exchange.head.get(b"last-event-id") or call.query.get("after", "").encode()
+    if not given:
+        return None
+    if not given.isdigit() or len(given) > 18:
+        raise ApiError("bad_request", "Last-Event-ID must be a number", param="Last-Event-ID")
+    return int(given)
+
+
+async def _stream(
+    call: Call, after: int | None, render: Callable[[FeedRecord], bytes], first: list[bytes]
+) -> None:
+    exchange = call.exchange
+    call.status = 200
+    await exchange.start(200, "text/event-stream")
+    for piece in first:
+        await exchange.write(piece)
+    await exchange.write(b": lswap\n\n")
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(_write(call, after, render))
+        closing = group.create_task(call.app.closing.wait())
+        await asyncio.wait({writing, closing}, return_when=asyncio.FIRST_COMPLETED)
+        writing.cancel()
+        closing.cancel()
+    await exchange.finish()
+
+
+async def _write(call: Call, after: int | None, render: Callable[[FeedRecord], bytes]) -> None:
+    records = call.supervisor.happenings.follow(after)
+    coming = asyncio.ensure_future(anext(records))
+    try:
+        while True:
+            if not (await asyncio.wait({coming}, timeout=HEARTBEAT))[0]:
+                await call.exchange.write(b": still here\n\n")
+                continue
+            try:
+                record = coming.result()
+            except StopAsyncIteration:
+                return
+            await call.exchange.write(render(record))
+            coming = asyncio.ensure_future(anext(records))
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
+        await records.aclose()
