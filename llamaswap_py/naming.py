@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping
 
+from llamaswap_py.config.records import Alias
 from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler.ledger import fits
+from llamaswap_py.scheduler.records import PresetId
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.world import World
 
 
 class Names:
     """Every name that a client may use, and the preset behind it."""
 
-    def __init__(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Take the names of each preset, its id among them."""
+    def __init__(
+        self, names: Mapping[str, Iterable[str]], choosing: Mapping[str, Alias], world: World
+    ) -> None:
+        """Take the names of each preset, its id among them, and the aliases that choose."""
         self._presets = {name: preset for preset, own in names.items() for name in own}
+        self._choosing = choosing
+        self._world = world
 
-    def resolve(self, name: str) -> str | None:
-        """Return the preset that a model name or alias means."""
-        return self._presets.get(name)
+    def resolve(self, name: str, seed: str = "") -> str | None:
+        """Return the preset that a model name or alias means.
+
+        `seed` decides an alias with shares: one request always gets the same answer.
+        """
+        if (preset := self._presets.get(name)) is not None:
+            return preset
+        alias = self._choosing.get(name)
+        if alias is None:
+            return None
+        return self._first(alias.first) if alias.first else _drawn(alias.split or {}, seed)
 
     def resolve_substitute(self, when_full: str) -> str:
         """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
@@ -31,6 +49,37 @@ class Names:
 
     def nearest(self, name: str) -> list[str]:
         """Return up to three known names that look like `name`."""
-        folded = {known.lower(): known for known in self._presets}
+        folded = {known.lower(): known for known in (*self._presets, *self._choosing)}
         close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
         return [folded[one] for one in close]
+
+    def _first(self, presets: tuple[str, ...]) -> str:
+        """Return the first that is ready, else the first that fits, else the first."""
+        known = [one for one in presets if PresetId(one) in self._world.presets]
+        for one in known:
+            serving = self._world.presets[PresetId(one)].serving
+            if serving is not None and serving.state is State.READY and serving.gate_for is None:
+                return one
+        ledger = self._world.ledger
+        free = ledger.free()
+        for one in known:
+            preset = self._world.presets[PresetId(one)]
+            if preset.serving is not None:
+                return one
+            plan = preset.plan
+            if plan.problem is None and any(
+                fits(ledger.charge_of(plan, choice), free) for choice in plan.choices
+            ):
+                return one
+        return presets[0]
+
+
+def _drawn(shares: Mapping[str, int], seed: str) -> str:
+    """Return one of the names, by chance: as often as its share says."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    at = int.from_bytes(digest[:8], "big") % sum(shares.values())
+    for name, share in shares.items():
+        at -= share
+        if at < 0:
+            return name
+    raise AssertionError("the shares are above 0")

@@ -76,7 +76,10 @@ class Supervisor:
         self.requests_total = 0
         self.happenings = Feed()
         self.facts = FactsBook(self.prepared)
-        self.names = Names({name: (name, *one.aliases) for name, one in config.models.items()})
+        names = {
+            name: (name, *one.aliases, *one.request.per_name) for name, one in config.models.items()
+        }
+        self.names = Names(names, config.aliases, self.scheduler.world)
         self.remembering = Remembering(about.name, self.scheduler.traffic)
         self._tickets: dict[RequestId, Ticket] = {}
         self._pending: deque[ev.Event] = deque()

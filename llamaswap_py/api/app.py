@@ -13,7 +13,7 @@ from llamaswap_py.api import table
 from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
 from llamaswap_py.api.errors import family_of
-from llamaswap_py.api.guard import HostRule, own_names
+from llamaswap_py.api.guard import Cors, HostRule, own_names
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import WireError
@@ -50,7 +50,9 @@ class App:
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
-        self._hosts = HostRule(own_names(supervisor.config))
+        config = supervisor.config
+        self._hosts = HostRule(own_names(config), config.cors.origins)
+        self._cors = Cors(config.cors.origins)
         self.calls: dict[str, Call] = {}
         """Every request that is open, by its id."""
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
@@ -98,6 +100,13 @@ class App:
 
     async def _dispatch(self, call: Call) -> None:
         head = call.exchange.head
+        if (allowed := self._cors.preflight(head)) is not None:
+            call.status = 204
+            call.exchange.respond(204, headers=allowed)
+            return
+        if extra := self._cors.headers(head):
+            call.extra = extra
+            call.stamp()
         methods, call.captured = table.look_up(head.path)
         call.family = family_of(head.path)
         if call.exchange.peer != "unix" and self.access.keys is None:

@@ -58,6 +58,8 @@ class Call:
     family: Family = Family.OPENAI
     began: float = field(default_factory=time.monotonic)
     key: ApiKey | None = None
+    extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
     cancelled: bool = False
     counted: bool = False
@@ -109,7 +111,7 @@ class Call:
 
     def find_preset(self, name: str) -> str:
         """Return the preset that `name` (a model or an alias) means; raises `model_not_found`."""
-        preset: str | None = self.supervisor.names.resolve(name)
+        preset: str | None = self.supervisor.names.resolve(name, self.id)
         if preset is None:
             raise model_not_found(name, self.supervisor.names.nearest(name))
         if not self.may_use(preset):
@@ -156,7 +158,7 @@ class Call:
                 (b"x-lswap-queue-ms", b"%d" % self.queue_ms),
                 (b"x-lswap-load-ms", b"%d" % self.load_ms),
             ]
-        self.exchange.response_headers[:] = headers
+        self.exchange.response_headers[:] = headers + self.extra
 
     def fail(self, error: ApiError, headers: Headers = ()) -> None:
         """Answer with `error` in the shape of the route's family."""

@@ -25,14 +25,16 @@ _REMEMBERED: Final = 256
 class HostRule:
     """Accept requests whose Host and Origin are IP literals, localhost or names of this machine."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], origins: Iterable[str] = ()) -> None:
         self.names = frozenset(name.lower().rstrip(".") for name in names)
-        self._accepted: set[bytes] = set()
+        self._accepted: set[bytes] = {origin.encode() for origin in origins}
 
     def check(self, head: RequestHead) -> None:
         """Raise ApiError `forbidden`, naming the line to add to the file."""
         for header in (b"host", b"origin"):
             value = head.get(header)
+            if header == b"origin" and b"*" in self._accepted:
+                continue
             if value is not None and value not in self._accepted:
                 self._judge(header.decode(), value)
 
@@ -47,6 +49,40 @@ class HostRule:
             )
         if len(self._accepted) < _REMEMBERED:
             self._accepted.add(value)
+
+
+class Cors:
+    """Lets pages of the origins that the file names read answers (CORS, in the Fetch standard)."""
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
+
+    def headers(self, head: RequestHead) -> list[tuple[bytes, bytes]]:
+        """Return what to send besides; nothing for a request of no such page."""
+        origin = head.get(b"origin")
+        if not self._origins or origin is None:
+            return []
+        if origin not in self._origins and b"*" not in self._origins:
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"*"),
+            (b"vary", b"Origin"),
+        ]
+
+    def preflight(self, head: RequestHead) -> list[tuple[bytes, bytes]] | None:
+        """Return the headers that answer a preflight; None where it is none, or of no such page."""
+        asked = head.get(b"access-control-request-method")
+        headers = self.headers(head)
+        if head.method != "OPTIONS" or asked is None or len(headers) < 3:
+            return None
+        wanted = head.get(b"access-control-request-headers") or b"*"
+        return [
+            *headers,
+            (b"access-control-allow-methods", asked),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", b"600"),
+        ]
 
 
 def own_names(config: Config) -> set[str]:

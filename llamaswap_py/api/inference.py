@@ -10,21 +10,24 @@ from urllib.parse import unquote
 from llamaswap_py.api.call import cancelled
 from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
+from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.wishes import read_wishes
+from llamaswap_py.config.values import Filters
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Notice
-from llamaswap_py.wire.messages import Outcome, UpstreamRequest, forward_headers
+from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest, forward_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
     from llamaswap_py.leases import Lease
-    from llamaswap_py.wire.messages import Body, RelayResult, Translator
+    from llamaswap_py.wire.messages import RelayResult, Translator
 
 # Keys and origins are judged here, not by the child. With a conversation id it would go on
 # generating for a client that left (engine.md), which nobody accounts for yet.
 _DROPPED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-conversation-id"})
+NO_FILTERS: Final = Filters()
 _MOST_SEGMENTS: Final = 8
 """Slashes that are looked for in a model's name below /upstream, plus one."""
 # A child's sockets close a moment before its exit is known; until then leases of it are granted.
@@ -54,7 +57,11 @@ async def relay(call: Call) -> None:
     if not name and call.route.without_model is not None:
         await call.route.without_model(call)
         return
-    preset = call.find_preset(name or _default_model(call))
+    name = name or _default_model(call)
+    preset = call.find_preset(name)
+    filters = call.supervisor.config.models[preset].request
+    if call.route.slot and not upload and filters != NO_FILTERS:
+        body = Body.of(filter_body(body.join(), filters, name))
     target = f"{head.path}?{head.query}" if head.query else head.path
     await _to_instance(call, preset, _request(call, target, body), ask=ask)
 

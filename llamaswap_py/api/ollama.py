@@ -12,6 +12,7 @@ import msgspec
 
 from llamaswap_py.api import inference
 from llamaswap_py.api.call import model_not_found
+from llamaswap_py.api.filters import filtered
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama import (
     Translated,
@@ -159,7 +160,7 @@ async def _generate(
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, _name(ask))
     stream = partial(_stream, call, translated, _name(ask)) if translated.stream else None
-    request = _request(call, preset, translated)
+    request = _request(call, preset, _name(ask), translated)
     await inference.translated(call, preset, request, translate=stream, answer=answer)
     _keep(call, preset, keep)
 
@@ -240,7 +241,7 @@ async def _embed(call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any
         else:
             call.respond(status, {"error": error_text(said.get("error", "the model refused"))})
 
-    request = _request(call, preset, translated)
+    request = _request(call, preset, _name(ask), translated)
     await inference.translated(call, preset, request, translate=None, answer=answer)
     _keep(call, preset, read_keep_alive(ask.get("keep_alive")))
 
@@ -309,8 +310,10 @@ def _preset(call: Call, ask: dict[str, Any]) -> str:
     return call.find_preset(known)
 
 
-def _request(call: Call, preset: str, translated: Translated) -> UpstreamRequest:
-    body = msgspec.json.encode({"model": preset, **translated.body})
+def _request(call: Call, preset: str, name: str, translated: Translated) -> UpstreamRequest:
+    filters = call.supervisor.config.models[preset].request
+    asked = filtered(translated.body, filters, name)
+    body = msgspec.json.encode({"model": preset, **asked})
     headers = [(b"content-type", b"application/json")]
     if forwarded := call.exchange.head.get(b"user-agent"):
         headers.append((b"user-agent", forwarded))

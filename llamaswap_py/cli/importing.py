@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.nodes import Node
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
 
@@ -33,10 +32,11 @@ def llama_swap(
 ) -> None:
     """From llama-swap: macros, groups, matrix, filters, ttl, hooks."""
     from llamaswap_py.config.document import read_yaml
+    from llamaswap_py.config.nodes import plain_value
     from llamaswap_py.importing.llama_swap import read_llama_swap
 
     root = read_yaml(_read(source), str(source))
-    draft = read_llama_swap(None if root is None else _plain(root), os.environ)
+    draft = read_llama_swap(None if root is None else plain_value(root), os.environ)
     _finish(draft, f"llama-swap's {source.name}", output, force)
 
 
@@ -126,18 +126,6 @@ def _read(path: Path) -> str:
         raise ConfigError(f"the file cannot be read: {reason}", where=str(path)) from None
     except UnicodeDecodeError:
         raise ConfigError("this is not UTF-8 text", where=str(path)) from None
-
-
-def _plain(node: Node) -> Any:
-    """Return a parsed YAML tree as plain values."""
-    from llamaswap_py.config.nodes import Listing, Table
-
-    match node:
-        case Table():
-            return {name: _plain(entry.value) for name, entry in node.entries.items()}
-        case Listing():
-            return [_plain(item) for item in node.items]
-    return node.text if node.value is None and not node.plain else node.value
 
 
 def _ollama_folder() -> Path:

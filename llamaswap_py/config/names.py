@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import structs
 
 from llamaswap_py.config.forms import CONTROL, SUBSTITUTE
-from llamaswap_py.config.records import Group
+from llamaswap_py.config.records import Alias, Group
 
 Problem: TypeAlias = Callable[[int, str, str, str], None]
 """Called with line, place, message and remedy."""
@@ -42,6 +42,8 @@ def resolve_names(
     for id, own in presets.items():
         if own.get("when_full") is not None:
             own["when_full"] = names.when_full(own["when_full"], f"models.{id}.when_full", id)
+    for name, alias in values.get("aliases", {}).items():
+        values["aliases"][name] = names.alias(name, alias)
     for name, group in values.get("groups", {}).items():
         values["groups"][name] = names.group(group, f"groups.{name}.exclusive")
 
@@ -59,13 +61,19 @@ class _Names:
         for id, values in presets.items():
             for alias in values.get("aliases", ()):
                 self._add(alias, id, presets)
+            for alias in getattr(values.get("request"), "per_name", ()):
+                if self._ids.get(alias) != id:
+                    self._add(alias, id, presets, key="request")
 
-    def _add(self, alias: str, id: str, presets: Mapping[str, object]) -> None:
+    def _add(
+        self, alias: str, id: str, presets: Mapping[str, object], key: str = "aliases"
+    ) -> None:
         if (other := self._ids.setdefault(alias, id)) is id and alias not in presets:
             return
-        key = f"models.{other}" if alias in presets else f"models.{other}.aliases"
-        here = f"models.{id}.aliases"
-        message = f"{alias!r} already names models.{other} (line {self._lines[key]})"
+        there = f"models.{other}" if alias in presets else f"models.{other}.aliases"
+        here = f"models.{id}.{key}"
+        line = self._lines.get(there, self._lines.get(f"models.{other}", 0))
+        message = f"{alias!r} already names models.{other} (line {line})"
         self._problem(self._lines[here], here, message, "a name can mean only one preset")
 
     def find(self, name: str, here: str) -> str:
@@ -89,6 +97,25 @@ class _Names:
             remedy = f"name another preset, or {_LOADED} for any that is loaded"
             self._problem(self._lines[here], here, f"{name!r} is the preset itself", remedy)
         return SUBSTITUTE + id
+
+    def alias(self, name: str, alias: Alias) -> Alias:
+        """Return an alias that chooses, with the ids of its presets."""
+        here = f"aliases.{name}"
+        if name in self._ids:
+            message = f"{name!r} already names models.{self._ids[name]}"
+            self._problem(self._lines[here], here, message, "a name can mean only one thing")
+        if (alias.split is None) == (alias.first is None):
+            remedy = "write {first: [a, b]} or {split: {a: 90, b: 10}}"
+            self._problem(self._lines[here], here, "an alias has one of split and first", remedy)
+        split = None
+        if alias.split is not None:
+            split = {self.find(each, f"{here}.split"): n for each, n in alias.split.items()}
+        first = None
+        if alias.first is not None:
+            first = tuple(self.find(each, f"{here}.first") for each in alias.first)
+            if not first:
+                self._problem(self._lines[here], here, "it names no preset", "add one")
+        return structs.replace(alias, split=split, first=first)
 
     def group(self, group: Group, here: str) -> Group:
         """Return the group with ids of at least two presets."""

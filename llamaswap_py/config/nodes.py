@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -55,6 +55,16 @@ class Invalid(ValueError):
         self.message = message
         self.remedy = remedy
         self.key = key
+
+
+def plain_value(node: Node) -> Any:
+    """Return a tree as Python's own values."""
+    match node:
+        case Table():
+            return {name: plain_value(entry.value) for name, entry in node.entries.items()}
+        case Listing():
+            return [plain_value(item) for item in node.items]
+    return node.text if node.value is None and not node.plain else node.value
 
 
 def describe(node: Node) -> str:

@@ -13,7 +13,6 @@ _PRESET: Final = frozenset(
         "ready",
         "keep_kv",
         "resume",
-        "request",
         "liveness",
     }
 )
@@ -21,11 +20,9 @@ _PRESET: Final = frozenset(
 PLANNED: Final[dict[type[Record], frozenset[str]]] = {
     Config: frozenset(
         {
-            "cors",
             "ui",
             "capture",
             "allow_args",
-            "aliases",
             "model_dirs",
             "vars",
         }

@@ -8,6 +8,7 @@ from msgspec import field, structs
 
 from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
 from llamaswap_py.config.fields import Record, key, plain, word
+from llamaswap_py.config.filters import FILTERS
 from llamaswap_py.config.forms import (
     DURATION,
     NAME,
@@ -20,7 +21,7 @@ from llamaswap_py.config.forms import (
     or_null,
 )
 from llamaswap_py.config.places import DEVICES, ENGINE, SIZES
-from llamaswap_py.config.values import Argument, EngineSpec
+from llamaswap_py.config.values import Argument, EngineSpec, Filters
 
 _WHEN_FULL: Final = (
     "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "
@@ -148,6 +149,15 @@ class Defaults(Record, frozen=True):
             "fit at all."
         ),
     ] = "fit"
+    request: Annotated[
+        Filters,
+        key(
+            "What is changed in a request's JSON: set overrides, default fills in, strip takes "
+            "out; per_name does so for names of its own, which mean this preset.",
+            FILTERS,
+            {"set": {"temperature": 0.7}, "default": {"top_p": 0.9}, "strip": ["seed"]},
+        ),
+    ] = Filters()
     metadata: Annotated[
         dict[str, str | int | float | bool],
         key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),

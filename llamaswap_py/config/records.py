@@ -15,6 +15,7 @@ from msgspec import field
 
 from llamaswap_py.config.arguments import ENV
 from llamaswap_py.config.fields import Record, key, plain
+from llamaswap_py.config.filters import SHARES
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -34,7 +35,9 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import GIB, KIB, MIB
 
 __all__ = [
+    "Alias",
     "Config",
+    "Cors",
     "Defaults",
     "Group",
     "Keys",
@@ -192,6 +195,36 @@ class Keys(Record, frozen=True):
     ] = None
 
 
+class Cors(Record, frozen=True):
+    """Pages of other origins that may use this server from a browser."""
+
+    origins: Annotated[
+        tuple[str, ...],
+        key("Origins like https://chat.lan, or * for all of them.", NAMES, ["https://chat.lan"]),
+    ] = ()
+
+
+class Alias(Record, frozen=True):
+    """A name that chooses among presets: one of the two keys."""
+
+    split: Annotated[
+        dict[str, int] | None,
+        key(
+            "Each request goes to one of them by chance, with these shares.",
+            or_null(SHARES),
+            {"qwen3-8b": 90, "gemma": 10},
+        ),
+    ] = None
+    first: Annotated[
+        tuple[str, ...] | None,
+        key(
+            "The first that is ready, else the first that fits without evicting, else the first.",
+            or_null(NAMES),
+            ["gpt-oss-120b", "qwen3-8b"],
+        ),
+    ] = None
+
+
 class Group(Record, frozen=True):
     """Presets that have to do with each other."""
 
@@ -233,6 +266,7 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     keys: Annotated[
         Keys, plain("Who may use this server; without a file everybody who reaches it.")
     ] = Keys()
+    cors: Annotated[Cors, plain("Pages of other origins that may use this server.")] = Cors()
     limits: Annotated[Limits, plain("What a client may send.")] = Limits()
     default_model: Annotated[
         str | None, key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")
@@ -259,6 +293,9 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     defaults: Annotated[Defaults, plain("What every preset starts from.")] = Defaults()
     models: Annotated[dict[str, Preset], plain("The presets, by the name clients ask for.")]
 
+    aliases: Annotated[
+        dict[str, Alias], plain("Names that are no preset's own, and choose among several.")
+    ] = field(default_factory=dict)
     groups: Annotated[
         dict[str, Group], plain("Presets that have to do with each other, by a name of yours.")
     ] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,19 @@ class EngineChoice(msgspec.Struct, frozen=True):
 
 EngineSpec: TypeAlias = str | EngineChoice
 """`auto`, the absolute path of a llama-server, or a choice among the installed ones."""
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """What is changed in the JSON of a request, top-level members only.
+
+    `set` overrides, `default` fills in, `strip` takes out. `per_name` does so besides for requests
+    that use one of its names, each of which means the preset.
+    """
+
+    set: dict[str, Any] = {}
+    default: dict[str, Any] = {}
+    strip: tuple[str, ...] = ()
+    per_name: dict[str, Filters] = {}
 
 
 class PerDevice(msgspec.Struct, frozen=True):

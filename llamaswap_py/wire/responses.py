@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _HEAD_LIMIT: Final = 64 * KIB
+_NOT_THE_CHILDS: Final = HOP_BY_HOP | {
+    b"access-control-allow-origin",
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-expose-headers",
+}
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -93,8 +100,11 @@ class ResponseWatch:
         return None
 
     def end_to_end_headers(self) -> Headers:
-        """Return the headers a client may see, without any that say where the body ends."""
-        unwanted = HOP_BY_HOP
+        """Return the headers a client may see, without any that say where the body ends.
+
+        What a child says of other origins is not for its clients: the server in front decides.
+        """
+        unwanted = _NOT_THE_CHILDS
         for name, value in self.headers:
             if name.lower() == b"connection":
                 unwanted = unwanted.union(tokens(value))

@@ -192,7 +192,7 @@ class FakeSupervisor:
     def names(self) -> FakeSupervisor:
         return self
 
-    def resolve(self, name: str) -> str | None:
+    def resolve(self, name: str, seed: str = "") -> str | None:
         preset = self.config.find(name)
         return preset.id if preset is not None else None
 

@@ -20,7 +20,7 @@ Place = tuple[str, ...]
 def leaves(record: type[Record], place: Place = ()) -> Iterator[tuple[Place, Key]]:
     for name, key in keys_of(record).items():
         if key.record is not None and key.many:
-            inside = {"models": "a", "groups": "g", "variants": "0"}[name]
+            inside = {"models": "a", "groups": "g", "aliases": "both", "variants": "0"}[name]
             yield from leaves(key.record, (*place, name, inside))
         elif key.record is not None:
             yield from leaves(key.record, (*place, name))
@@ -55,6 +55,8 @@ def load(place: Place, value: Any) -> Config:
 NAMES_OF_PRESETS: dict[Place, Any] = {
     ("default_model",): "b",
     ("groups", "g", "exclusive"): ["a", "b"],
+    ("aliases", "both", "first"): ["a", "b"],
+    ("aliases", "both", "split"): {"a": 90, "b": 10},
 }
 
 
@@ -92,7 +94,7 @@ def test_every_key_has_an_effect(place: Place, key: Key) -> None:
 def test_examples_and_spelled_defaults_are_read(place: Place, key: Key) -> None:
     for example in key.examples if place not in NAMES_OF_PRESETS else ():
         load(place, example)
-    if not key.required and place[-1] not in ("engine", "default_model"):
+    if not key.required and place[-1] not in ("engine", "default_model", "split", "first"):
         default = load(place, spelled_default(key))
         assert default == unchanged(place)
 

@@ -1,0 +1,117 @@
+"""How changes of requests, and aliases that choose, are written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llamaswap_py.config.forms import Form, expected, read_list, read_text
+from llamaswap_py.config.nodes import Invalid, Node, Scalar, Table, plain_value
+from llamaswap_py.config.values import Filters
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.forms import Base, Schema
+
+_KEPT: Final = frozenset({"model", "stream"})
+"""Members that decide where a request goes and how it is answered: no filter touches them."""
+_VALUES: Final[Schema] = {"type": "object"}
+
+
+def _filters(node: Node, base: Base) -> Filters:
+    return _one(node, base, inner=False)
+
+
+def _one(node: Node, base: Base, *, inner: bool) -> Filters:
+    if not isinstance(node, Table):
+        raise expected(node, "a mapping like {set: {temperature: 0.7}, strip: [seed]}")
+    found: dict[str, Any] = {}
+    for name, entry in node.entries.items():
+        try:
+            if name in ("set", "default"):
+                found[name] = _members(entry.value)
+            elif name == "strip":
+                found[name] = tuple(
+                    _member(read_text(each, "a name"), each)
+                    for each in read_list(entry.value, "names like [seed]")
+                )
+            elif name == "per_name" and not inner:
+                found[name] = _per_name(entry.value, base)
+            else:
+                raise Invalid(entry, "unknown key", "known are set, default, strip, per_name")
+        except Invalid as error:
+            error.key = f"{name}.{error.key}" if error.key else name
+            raise
+    return Filters(**found)
+
+
+def _members(node: Node) -> dict[str, Any]:
+    if not isinstance(node, Table):
+        raise expected(node, "a mapping like {temperature: 0.7}")
+    return {
+        _member(name, entry.value): plain_value(entry.value) for name, entry in node.entries.items()
+    }
+
+
+def _member(name: str, node: Node) -> str:
+    if name in _KEPT:
+        raise Invalid(node, f"`{name}` cannot be changed", "remove it")
+    return name
+
+
+def _per_name(node: Node, base: Base) -> dict[str, Filters]:
+    if not isinstance(node, Table):
+        raise expected(node, "a mapping of names")
+    found: dict[str, Filters] = {}
+    for name, entry in node.entries.items():
+        try:
+            found[name] = _one(entry.value, base, inner=True)
+        except Invalid as error:
+            error.key = f"{name}.{error.key}" if error.key else name
+            raise
+    return found
+
+
+_INNER: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "set": _VALUES,
+        "default": _VALUES,
+        "strip": {"type": "array", "items": {"type": "string"}},
+    },
+    "additionalProperties": False,
+}
+FILTERS: Final = Form(
+    _filters,
+    {
+        **_INNER,
+        "properties": {
+            **_INNER["properties"],
+            "per_name": {"type": "object", "additionalProperties": _INNER},
+        },
+    },
+    lambda filters: {} if filters == Filters() else filters,
+)
+
+
+def _shares(node: Node, _: Base) -> dict[str, int]:
+    if not isinstance(node, Table) or not node.entries:
+        raise expected(node, "a mapping like {qwen3-8b: 90, gemma: 10}")
+    found: dict[str, int] = {}
+    for name, entry in node.entries.items():
+        value = entry.value
+        share = value.value if isinstance(value, Scalar) else None
+        if not isinstance(share, int) or isinstance(share, bool) or share < 0:
+            raise Invalid(entry, "a share is a whole number, 0 or more", key=name)
+        found[name] = share
+    if not sum(found.values()):
+        raise Invalid(node, "no share is above 0")
+    return found
+
+
+SHARES: Final = Form(
+    _shares,
+    {
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0},
+        "minProperties": 1,
+    },
+)
