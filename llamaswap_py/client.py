@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from llamaswap_py.errors import RemoteError
-from llamaswap_py.snapshot import DecisionView, Snapshot
+from llamaswap_py.snapshot import DecisionView, ReloadReport, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +123,10 @@ class Remote:
         path = f"/lswap/v1/models/{quote(model)}/unload"
         params = {"force": _word(force), "wait": _word(wait)}
         return self._decode(self._ask("POST", path, params, patient=True), UnloadReport)
+
+    def reload(self) -> ReloadReport:
+        """Have the configuration read again."""
+        return self._decode(self._ask("POST", "/lswap/v1/reload", patient=True), ReloadReport)
 
     def pin(self, model: str, *, pinned: bool) -> None:
         """Pin a model against eviction, or let it go."""

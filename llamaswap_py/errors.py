@@ -49,6 +49,7 @@ class RemoteError(LswapError):
 
 # code -> (HTTP status, OpenAI error type). The codes of http.md, and a few that HTTP itself needs.
 API_CODES: Final[dict[str, tuple[int, str]]] = {
+    "bad_config": (400, "invalid_request_error"),
     "bad_json": (400, "invalid_request_error"),
     "bad_request": (400, "invalid_request_error"),
     "model_missing": (400, "invalid_request_error"),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -87,6 +87,15 @@ class Estimating:
             self._todo.appendleft(preset)
             self._work.set()
 
+    def forget(self, presets: Iterable[str]) -> None:
+        """Work these out anew: what was known is of an older configuration."""
+        gone = set(presets)
+        self._seen -= gone
+        self._done -= gone
+        self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
+        self._todo.extend(name for name in gone if name in self._prepared)
+        self._work.set()
+
     def note_ready(self, life: Life) -> None:
         """A child is ready: measure it soon."""
         self._ready.append(life)
@@ -99,7 +108,7 @@ class Estimating:
                 await self._learn_ready(self._ready.popleft())
             elif self._todo:
                 preset = self._todo.popleft()
-                if preset not in self._done:
+                if preset not in self._done and preset in self._prepared:
                     self._done.add(preset)
                     await self._estimate(preset)
             else:
@@ -168,7 +177,10 @@ class Estimating:
         return replace(choice, footprint=footprint, source=estimate.source.value, sleeping=asleep)
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
-        prepared, placement = self._prepared[preset].as_variant(choice.variant), choice.devices
+        known = self._prepared.get(preset)
+        if known is None or choice.variant not in known.ways:
+            return None  # it runs on, but the file does not have it any more
+        prepared, placement = known.as_variant(choice.variant), choice.devices
         wanted = wanted_of(
             prepared,
             self._devices,

@@ -81,6 +81,10 @@ class Instances:
         self._feed = feed
         self._on_gone = on_gone
 
+    def use(self, config: Config) -> None:
+        """Take another configuration for the children to come."""
+        self._config = config
+
     def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
         """Start the child of an instance; its events follow."""
         assert prepared.engine is not None, "a preset without an engine is never loaded"

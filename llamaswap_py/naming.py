@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from llamaswap_py.config.records import Alias
+from llamaswap_py.config.records import Alias, Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits
 from llamaswap_py.scheduler.records import PresetId
@@ -72,6 +72,14 @@ class Names:
             ):
                 return one
         return presets[0]
+
+
+def names_of(config: Config, world: World) -> Names:
+    """Return all names of a configuration."""
+    names = {
+        name: (name, *one.aliases, *one.request.per_name) for name, one in config.models.items()
+    }
+    return Names(names, config.aliases, world)
 
 
 def _drawn(shares: Mapping[str, int], seed: str) -> str:

@@ -110,6 +110,15 @@ class ReservationView(msgspec.Struct, frozen=True):
     pid: int | None = None
 
 
+class ReloadReport(msgspec.Struct, frozen=True):
+    """What a reload changed: names of models, and keys that wait for a restart."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
 class EngineView(msgspec.Struct, frozen=True):
     """The llama-server in use."""
 

@@ -23,7 +23,7 @@ from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
 from llamaswap_py.model_facts import FactsBook
-from llamaswap_py.naming import Names
+from llamaswap_py.naming import names_of
 from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.remembering import Remembering
 from llamaswap_py.reservations import Reservations
@@ -76,10 +76,7 @@ class Supervisor:
         self.requests_total = 0
         self.happenings = Feed()
         self.facts = FactsBook(self.prepared)
-        names = {
-            name: (name, *one.aliases, *one.request.per_name) for name, one in config.models.items()
-        }
-        self.names = Names(names, config.aliases, self.scheduler.world)
+        self.names = names_of(config, self.scheduler.world)
         self.remembering = Remembering(about.name, self.scheduler.traffic)
         self._tickets: dict[RequestId, Ticket] = {}
         self._pending: deque[ev.Event] = deque()
@@ -91,7 +88,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._watched = WatchedPools(devices)
         self.reservations = Reservations(self.feed)
-        self._estimating = Estimating(
+        self.estimating = Estimating(
             self.prepared,
             devices,
             config.memory.cache_ram,
@@ -120,7 +117,7 @@ class Supervisor:
         await self.telemetry.measure_now()
         if recalled := await self.remembering.recall():
             self.feed(recalled)
-        for name, work in (("estimating", self._estimating), ("remembering", self.remembering)):
+        for name, work in (("estimating", self.estimating), ("remembering", self.remembering)):
             self._background.append(self._tasks.create_task(work.run(), name=name))
         for name, one in self.prepared.items():
             if one.preset.preload:
@@ -169,7 +166,7 @@ class Supervisor:
     def _child_ready(self, key: InstanceKey) -> None:
         for life in self._lives():
             if life.pid == self.running[key].pid:
-                self._estimating.note_ready(life)
+                self.estimating.note_ready(life)
 
     def _child_gone(self, running: Running) -> None:
         if running.pid is not None:
@@ -236,9 +233,9 @@ class Supervisor:
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self._tickets[ticket.event.request] = ticket
-        self._estimating.hurry(ticket.event.preset)
+        self.estimating.hurry(ticket.event.preset)
         if (other := ticket.event.when_full.removeprefix("substitute:")) in self.prepared:
-            self._estimating.hurry(other)
+            self.estimating.hurry(other)
         self.feed(ticket.event)
 
     def leave(self, ticket: Ticket) -> None:
@@ -255,7 +252,7 @@ class Supervisor:
 
     def request_load(self, preset: str) -> None:
         """Ask for a preset to be loaded; returns at once."""
-        self._estimating.hurry(preset)
+        self.estimating.hurry(preset)
         self.feed(ev.LoadAsked(PresetId(preset)))
 
     async def load(self, preset: str) -> None:

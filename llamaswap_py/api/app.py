@@ -21,6 +21,7 @@ from llamaswap_py.wire.messages import WireError
 if TYPE_CHECKING:
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.keyfile import KeyRing
+    from llamaswap_py.reloading import Reloader
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire.exchange import Exchange
     from llamaswap_py.wire.messages import RequestHead
@@ -50,6 +51,8 @@ class App:
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
+        self.reloader: Reloader | None = None
+        """Set where the configuration comes from a file."""
         config = supervisor.config
         self._hosts = HostRule(own_names(config), config.cors.origins)
         self._cors = Cors(config.cors.origins)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from llamaswap_py import __version__
-from llamaswap_py.errors import ApiError
+from llamaswap_py.errors import ApiError, LswapError
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
@@ -102,6 +102,18 @@ async def logs(call: Call) -> None:
     await exchange.write(text.encode())
     await call.app.follow(log, lines[-1].number if lines else None, exchange)
     await exchange.finish()
+
+
+async def reload(call: Call) -> None:
+    """POST /lswap/v1/reload: reads the file again; a wrong one changes nothing."""
+    reloader = call.app.reloader
+    if reloader is None:
+        raise ApiError("not_implemented", "this lswap was not started from a file")
+    try:
+        report = await reloader.reload()
+    except LswapError as error:
+        raise ApiError("bad_config", error.message, remedy=error.remedy) from None
+    call.respond(200, report)
 
 
 async def later(call: Call) -> None:

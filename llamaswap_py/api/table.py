@@ -91,7 +91,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(events.events), "/lswap/v1/events"),
     **_get(Route(requests.list_requests), "/lswap/v1/requests"),
     **_get(_LATER, "/openapi.json"),
-    **_post(_LATER, "/lswap/v1/reload"),
+    **_post(Route(control.reload, admin=True), "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
         "POST": Route(reservations.reserve, admin=True),

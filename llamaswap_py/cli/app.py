@@ -245,6 +245,26 @@ def unload(
 
 
 @app.command()
+def reload(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+    """Have a running lswap read its configuration again; a wrong one changes nothing."""
+    with _remote(url, key) as remote:
+        report = remote.reload()
+    if as_json:
+        _print_json(report)
+        return
+    for word, names in (
+        ("added", report.added),
+        ("removed", report.removed),
+        ("changed", report.changed),
+        ("as before until a restart", report.needs_restart),
+    ):
+        if names:
+            print(f"{word}: {', '.join(names)}")
+    if not (report.added or report.removed or report.changed):
+        print("no model changed")
+
+
+@app.command()
 def pin(model: Model, url: Url = URL, key: Key = None) -> None:
     """Never evict MODEL for another, until `unpin` or a restart."""
     with _remote(url, key) as remote:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,12 +28,13 @@ from llamaswap_py.config.parse import parse_listen
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
+from llamaswap_py.reloading import Reloader
 from llamaswap_py.units import format_duration
 from llamaswap_py.wire import WireLimits, bind, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from llamaswap_py.config.keyfile import KeyRing
@@ -64,7 +65,7 @@ def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool)
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         _sweep(runtime)
-        runner.run(_serve(config, engine, sockets, runtime, keys))
+        runner.run(_serve(config, engine, sockets, runtime, keys, path))
 
 
 def _listen_elsewhere(config: Config, listen: tuple[str, ...]) -> Config:
@@ -113,6 +114,7 @@ async def _serve(
     sockets: list[socket.socket],
     runtime: RuntimeDir,
     keys: KeyRing | None,
+    path: Path,
 ) -> None:
     limits = WireLimits(
         header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
@@ -121,12 +123,37 @@ async def _serve(
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
             app = App(supervisor, keys)
-            async with serve(
-                sockets, app.handle, limits, on_wire_error=render_wire_error
-            ) as server:
+            app.reloader = Reloader(supervisor, path, lambda new: _replace_keys(app, new))
+            async with (
+                _watching(app.reloader),
+                serve(sockets, app.handle, limits, on_wire_error=render_wire_error) as server,
+            ):
                 print(banner(supervisor.snapshot()), flush=True)
                 await stops.get()
                 await _stop(app, server, supervisor, stops)
+
+
+def _replace_keys(app: App, config: Config) -> None:
+    if config.keys.file is not None:
+        app.access.replace(read_keys(config.keys.file))
+
+
+@asynccontextmanager
+async def _watching(reloader: Reloader) -> AsyncIterator[None]:
+    """Reload when the file changes, and on SIGHUP."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+
+        def reload() -> None:
+            tasks.create_task(reloader.try_reload("SIGHUP"), name="reload")
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        watching = tasks.create_task(reloader.watch(), name="watching the file")
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+            watching.cancel()
 
 
 @contextmanager

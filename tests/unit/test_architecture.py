@@ -27,7 +27,7 @@ PARTS = {
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
-    *("reservations", "model_facts", "feed"),
+    *("reservations", "model_facts", "feed", "reloading"),
 }
 """The modules that know several parts."""
 
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children", "model_facts", "feed"},
+    "api": {"children", "model_facts", "feed", "reloading"},
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""

@@ -1,0 +1,160 @@
+"""Take over a changed configuration while serving: what is unchanged is left untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from llamaswap_py.config.file import read_config
+from llamaswap_py.config.records import Config
+from llamaswap_py.errors import ConfigError, LswapError
+from llamaswap_py.naming import names_of
+from llamaswap_py.presets import Engines, Prepared, prepare
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.records import PresetId
+from llamaswap_py.snapshot import ReloadReport
+
+if TYPE_CHECKING:
+    from llamaswap_py.supervisor import Supervisor
+
+_log: Final = logging.getLogger("lswap")
+_EVERY: Final = 2.0
+"""Seconds between two looks at the file."""
+_FIXED: Final = (
+    *("listen", "allow_unauthenticated", "allowed_hosts", "cors", "memory", "policy", "log"),
+)
+"""Keys that a running lswap has built itself upon: a change of them waits for a restart."""
+
+
+class Reloader:
+    """Watches the file at `path`, and applies it to a supervisor when it changes or is asked to.
+
+    `also` is called after each reload, for what else comes from files.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, path: Path, also: Callable[[Config], None] = lambda _: None
+    ) -> None:
+        self._supervisor = supervisor
+        self._path = path
+        self._also = also
+        self._one_at_a_time = asyncio.Lock()
+        self._seen = self._looks()
+
+    async def watch(self) -> None:
+        """Reload whenever the file has changed, until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            if self._looks() != self._seen:
+                await self.try_reload("its file changed")
+
+    async def try_reload(self, why: str) -> None:
+        """Reload; what is wrong with the file is logged, and nothing changes."""
+        _log.info("reading %s again: %s", self._path, why)
+        with contextlib.suppress(LswapError):
+            await self.reload()
+
+    async def reload(self) -> ReloadReport:
+        """Apply the file as it is now; a wrong one raises ConfigError and changes nothing."""
+        async with self._one_at_a_time:
+            self._seen = self._looks()
+            supervisor = self._supervisor
+            try:
+                config = await asyncio.to_thread(read_config, self._path)
+                config, waits = _with_fixed(config, supervisor.config)
+                prepared = await asyncio.to_thread(_prepared, config, supervisor)
+                self._also(config)
+            except LswapError as error:
+                _log.error("the file is not taken over, what was loaded serves on: %s", error)
+                raise
+            report = _adopt(supervisor, config, prepared, waits)
+            _say(report)
+            supervisor.happenings.publish("reload", report)
+            return report
+
+    def _looks(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return what changes when a file is written or replaced."""
+        keys = self._supervisor.config.keys.file
+        return tuple(map(_identity, (str(self._path), *([keys] if keys else []))))
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _with_fixed(new: Config, old: Config) -> tuple[Config, tuple[str, ...]]:
+    """Return the new configuration with the old values of what cannot change, and their keys."""
+    differ = [key for key in _FIXED if getattr(new, key) != getattr(old, key)]
+    if "listen" in differ and "listen" not in new.lines:
+        differ.remove("listen")  # it was given on the command line
+    if (new.keys.file is None) != (old.keys.file is None):
+        raise ConfigError(
+            "keys cannot be switched on or off while lswap runs",
+            where=new.where("keys"),
+            remedy="restart it",
+        )
+    kept = {key: getattr(old, key) for key in _FIXED}
+    return msgspec.structs.replace(new, **kept), tuple(differ)
+
+
+def _prepared(config: Config, supervisor: Supervisor) -> dict[str, Prepared]:
+    return prepare(config, Engines(config), supervisor.devices)
+
+
+def _adopt(
+    supervisor: Supervisor,
+    config: Config,
+    prepared: Mapping[str, Prepared],
+    waits: tuple[str, ...],
+) -> ReloadReport:
+    """Put the new configuration in place, all in one step of the loop."""
+    old = dict(supervisor.prepared)
+    added = tuple(name for name in prepared if name not in old)
+    removed = tuple(name for name in old if name not in prepared)
+    changed = tuple(
+        name
+        for name, one in prepared.items()
+        if name in old and not one.plan.same_as(old[name].plan)
+    )
+    supervisor.config = config
+    supervisor.prepared.clear()
+    supervisor.prepared.update(prepared)
+    supervisor.names = names_of(config, supervisor.scheduler.world)
+    supervisor.instances.use(config)
+    supervisor.estimating.forget((*added, *changed, *removed))
+    supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
+    _preload(supervisor, (*added, *changed))
+    return ReloadReport(added, removed, changed, waits)
+
+
+def _preload(supervisor: Supervisor, names: Iterable[str]) -> None:
+    for name in names:
+        if supervisor.prepared[name].preset.preload:
+            supervisor.feed(ev.LoadAsked(PresetId(name), evict=False))
+
+
+def _say(report: ReloadReport) -> None:
+    parts = [
+        f"{word} {', '.join(names)}"
+        for word, names in (
+            ("added", report.added),
+            ("removed", report.removed),
+            ("changed", report.changed),
+        )
+        if names
+    ]
+    _log.info("the file is taken over: %s", "; ".join(parts) or "no model changed")
+    if report.needs_restart:
+        keys = ", ".join(report.needs_restart)
+        _log.warning("these keys are as before until lswap is restarted: %s", keys)
