@@ -20,6 +20,8 @@ from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
 from llamaswap_py.gguf.shards import shard_paths
+from llamaswap_py.hub.cache import cache_folder, find_cached
+from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
     Choice,
@@ -162,6 +164,7 @@ def _prepare_one(
     devices: tuple[Device, ...],
     ledger: Ledger,
 ) -> Prepared:
+    preset, absent = _with_files(preset)
     engine = engines.of(preset)
     options = None if isinstance(engine, EngineError) else engine.options
     ways = {
@@ -180,7 +183,7 @@ def _prepare_one(
     else:
         problems += check_preset(preset, config, options)
     problems = list(dict.fromkeys(problems))
-    plan = _plan(preset, config, ways, problems)
+    plan = _plan(preset, config, ways, problems, absent=absent)
     ledger.open_pools(plan)
     shortfalls = [ledger.shortfall(ledger.charge_of(plan, one), ()) for one in plan.choices]
     if not problems and all(shortfalls):
@@ -188,9 +191,25 @@ def _prepare_one(
         remedy = "declare less memory, a lower margin, or a larger device"
         message = f"it can never fit: {shortfalls[0]}"
         problems.append(PresetProblem(preset.id, where, message, remedy))
-        plan = _plan(preset, config, ways, problems)
+        plan = _plan(preset, config, ways, problems, absent=absent)
     found = engine if isinstance(engine, Engine) else None
     return Prepared(preset, plan, found, ways, tuple(problems))
+
+
+def _with_files(preset: Preset) -> tuple[Preset, bool]:
+    """Return a preset of a repository with the files that are here, and whether they are missing.
+
+    A projector that came with the model is used, unless the preset says otherwise.
+    """
+    if preset.hf is None:
+        return preset, False
+    cached = find_cached(parse_ref(preset.hf))
+    if cached is None:
+        return preset, True
+    args = dict(preset.args)
+    if cached.projector is not None and not {"mmproj", "no-mmproj"} & args.keys():
+        args["mmproj"] = cached.projector
+    return msgspec.structs.replace(preset, model=cached.model, args=args), False
 
 
 def _named(preset: Preset) -> tuple[str, ...] | None:
@@ -200,7 +219,7 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
 
 def model_files(preset: Preset) -> tuple[str, ...]:
     """Return every file a load reads: all shards of the model, projector, draft, adapters."""
-    files = list(shard_paths(preset.model))
+    files = list(shard_paths(preset.model)) if preset.model else []
     for option in _FILE_OPTIONS:
         value = preset.args.get(option)
         if isinstance(value, str):
@@ -257,7 +276,12 @@ def _device_problems(
 
 
 def _plan(
-    preset: Preset, config: Config, ways: Mapping[str, Way], problems: list[PresetProblem]
+    preset: Preset,
+    config: Config,
+    ways: Mapping[str, Way],
+    problems: list[PresetProblem],
+    *,
+    absent: bool,
 ) -> PresetPlan:
     problem = None
     if problems:
@@ -271,7 +295,8 @@ def _plan(
         priority=preset.priority,
         when_full=preset.when_full,
         fingerprint=_fingerprint(preset, ways),
-        estimating=undeclared and problem is None,
+        estimating=undeclared and problem is None and not absent,
+        absent=absent,
         kind=kind_of(preset),
         pin=preset.pin,
         ttl=preset.ttl,
@@ -329,5 +354,16 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
 def _fingerprint(preset: Preset, ways: Mapping[str, Way]) -> str:
     """Return what tells its child apart from that of another version of the file."""
     lines = [(name, way.args, way.preset.device) for name, way in ways.items()]
-    told = (lines, preset.env, preset.engine)
+    if preset.hf is not None:  # where its files lie does not matter, nor whether they are here
+        cache = str(cache_folder())
+        said = [
+            (name, [one for one in way.preset.args.items() if cache not in str(one[1])])
+            for name, way in ways.items()
+        ]
+        more = (preset.hf, preset.extra, preset.device)
+        return _hashed((said, more, preset.env, preset.engine))
+    return _hashed((lines, preset.env, preset.engine))
+
+
+def _hashed(told: object) -> str:
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]

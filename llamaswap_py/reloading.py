@@ -112,6 +112,16 @@ def _prepared(config: Config, supervisor: Supervisor) -> dict[str, Prepared]:
     return prepare(config, Engines(config), supervisor.devices)
 
 
+def files_arrived(supervisor: Supervisor, preset: str) -> Prepared:
+    """Make a preset ready to run whose files have come; blocks on the disk."""
+    config = supervisor.config
+    alone = msgspec.structs.replace(config, models={preset: config.models[preset]})
+    prepared = _prepared(alone, supervisor)[preset]
+    supervisor.prepared[preset] = prepared
+    supervisor.estimating.forget_soon(preset)
+    return prepared
+
+
 def _adopt(
     supervisor: Supervisor,
     config: Config,

@@ -17,6 +17,7 @@ from typing import Final
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
+from llamaswap_py.downloads import Downloads
 from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe
 from llamaswap_py.feed import Feed
@@ -25,12 +26,14 @@ from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_re
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
 from llamaswap_py.presets import Prepared, policy_of, pools_of
+from llamaswap_py.reloading import files_arrived
 from llamaswap_py.remembering import Remembering
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import (
     Action,
+    Download,
     Grant,
     Kill,
     Note,
@@ -103,12 +106,10 @@ class Supervisor:
             busy=lambda: bool(self.running or self._tickets),
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
+        self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
         self.instances = Instances(
             config, devices, runtime_dir, self.pool, self._tasks, self.feed, self._child_gone
         )
-
-    def __repr__(self) -> str:
-        return f"<Supervisor {self.about.name}: {list(self.scheduler.world.instances.values())}>"
 
     async def __aenter__(self) -> Supervisor:
         await self._stack.enter_async_context(self.pool)
@@ -131,6 +132,7 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> bool | None:
         try:
+            self.downloads.cancel()
             for task in self._background:
                 task.cancel()
             if self.running and error is None:
@@ -366,6 +368,8 @@ class Supervisor:
             case Spawn(key, choice):
                 self.instances.spawn(key, self.prepared[key.preset], choice)
                 self.telemetry.measure_soon()
+            case Download(preset):
+                self.downloads.start(preset, self.prepared[preset].preset.hf or "")
             case Reserve(name):
                 self.reservations.note_held(name)
             case Refuse(name, message):

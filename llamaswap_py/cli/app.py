@@ -338,6 +338,23 @@ def reserve(
 
 
 @app.command()
+def pull(
+    reference: Annotated[str, typer.Argument(help="user/repo or user/repo:QUANT.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Add the model to this file, comments and all.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it there.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only show what there is, and what fits.")
+    ] = False,
+) -> None:
+    """Fetch a model from Hugging Face; without a QUANT, the largest that fits."""
+    from llamaswap_py.cli.pull import run
+
+    run(reference, config=config, name=name, show=show)
+
+
+@app.command()
 def version(as_json: Json = False) -> None:
     """Print the version."""
     if as_json:
@@ -346,38 +363,25 @@ def version(as_json: Json = False) -> None:
         print(f"lswap {__version__}")
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
-def engine(context: typer.Context) -> None:
-    """Get a llama-server: build, install, list, use, doctor."""
-    from llamaswap_py.cli.engine import app as engine_app
+def _group(name: str, module: str, text: str) -> None:
+    """Add a command with commands of its own, whose module is loaded when it is run."""
 
-    engine_app(args=context.args or ["--help"], prog_name="lswap engine")
+    @app.command(
+        name,
+        help=text,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def run(context: typer.Context) -> None:
+        from importlib import import_module
 
-
-@app.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
-def key(context: typer.Context) -> None:
-    """Make, list and revoke API keys."""
-    from llamaswap_py.cli.key import app as key_app
-
-    key_app(args=context.args or ["--help"], prog_name="lswap key")
+        group = import_module(f"llamaswap_py.cli.{module}").app
+        group(args=context.args or ["--help"], prog_name=f"lswap {name}")
 
 
-@app.command(
-    "import",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)
-def import_(context: typer.Context) -> None:
-    """Write a configuration from llama-swap's, llama.cpp's, Ollama's, or a command line."""
-    from llamaswap_py.cli.importing import app as import_app
-
-    import_app(args=context.args or ["--help"], prog_name="lswap import")
+_group("engine", "engine", "Get a llama-server: build, install, list, use, doctor.")
+_group("key", "key", "Make, list and revoke API keys.")
+_group("import", "importing", "Write a configuration from what another program has.")
 
 
 def _remote(url: str, key: str | None) -> Remote:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.document import read_yaml
 from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
@@ -183,9 +184,26 @@ class _Reader:
                 continue
             if not _says_file(own.value):
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
+            self.check_hub(presets[id], here)
         return presets
 
     # What concerns several keys
+
+    def check_hub(self, values: dict[str, Any], here: str) -> None:
+        """A preset has a file, or a repository that has it."""
+        reference = values.get("hf")
+        if reference is None:
+            if "hf" in values and "model" not in values:
+                self.problem(self.lines[f"{here}.hf"], here, "it names no file", "add model: PATH")
+            return
+        place = f"{here}.hf"
+        if "model" in values:
+            message = "the preset names a file, too"
+            self.problem(self.lines[place], place, message, "keep one of model and hf")
+        elif not HUB.fullmatch(reference):
+            message = f"{reference!r} names no repository"
+            self.problem(self.lines[place], place, message, "write user/repo or user/repo:QUANT")
+        values.setdefault("model", "")
 
     def check_listen(self, values: dict[str, Any]) -> None:
         allow = values.get("allow_unauthenticated", False)
@@ -244,6 +262,9 @@ def _preset(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
     if values["when_full"] == f"{SUBSTITUTE}{id}":
         values["when_full"] = "wait"  # inherited: nothing can stand in for itself
     return Preset(id=id, **values)
+
+
+HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCII)
 
 
 def _says_file(node: Node) -> bool:

@@ -8,7 +8,6 @@ from llamaswap_py.config.records import Config, Defaults, Log, Preset, Record, W
 
 _PRESET: Final = frozenset(
     {
-        "hf",
         "cmd",
         "ready",
         "keep_kv",

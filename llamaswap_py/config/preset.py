@@ -16,6 +16,7 @@ from llamaswap_py.config.forms import (
     PATH,
     POSITIVE_DURATION,
     SLEEP,
+    TEXT,
     TTL,
     WHEN_FULL,
     or_null,
@@ -202,6 +203,15 @@ class Preset(Defaults, frozen=True, kw_only=True):
             "~/models/Qwen3-8B-Q4_K_M.gguf",
         ),
     ]
+    hf: Annotated[
+        str | None,
+        key(
+            "Instead of `model`: a repository of Hugging Face, user/repo or user/repo:QUANT, whose "
+            "files are fetched when it is first asked for.",
+            or_null(TEXT),
+            "Qwen/Qwen3-8B-GGUF:Q4_K_M",
+        ),
+    ] = None
     engine: Annotated[
         EngineSpec,
         key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),

@@ -36,6 +36,8 @@ def _object(record: type[Record]) -> Schema:
     }
     if required := [name for name, key in keys.items() if key.required]:
         schema["required"] = required
+    if record is Preset:  # a file, or the repository that has it
+        schema["oneOf"] = [{"required": schema.pop("required")}, {"required": ["hf"]}]
     return schema
 
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llamaswap_py.hub.cache import cache_folder, repo_folder
-from llamaswap_py.hub.refs import HubError, HubRef
+from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, projector_of
 from llamaswap_py.units import format_size
 
 _EVERY: Final = 0.2
@@ -47,11 +47,12 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to download."""
+    """What to download: files at a commit, or (without any) what `tag` names of a repository."""
 
     repo: str
-    commit: str
-    files: tuple[Wanted, ...]
+    commit: str = ""
+    files: tuple[Wanted, ...] = ()
+    tag: str = ""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,6 +84,19 @@ def fetch(order: Order, report: Report) -> tuple[str, ...]:
         paths.append(_fetch_one(ref, order.commit, file, _Meter(report, before, total, file.path)))
         before += file.size
     return tuple(paths)
+
+
+def complete(order: Order) -> Order:
+    """Ask the hub which files the tag of an order names: all shards, and the projector."""
+    from llamaswap_py.hub.listing import list_repo
+
+    ref = HubRef(order.repo, order.tag)
+    listing = list_repo(ref)
+    chosen = list(choose(ref, builds_of(listing.files)).files)
+    if (projector := projector_of(listing.files)) is not None:
+        chosen.append(projector)
+    files = tuple(Wanted(file.path, file.size, file.sha256) for file in chosen)
+    return Order(order.repo, listing.commit, files, order.tag)
 
 
 def _fetch_one(ref: HubRef, commit: str, file: Wanted, meter: _Meter) -> str:
@@ -263,17 +277,20 @@ def main() -> int:
     """Carry out the order on standard input; exit code 1 when it failed."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    total = 0
 
     def report(step: Step) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(step) + b"\n")
         sys.stdout.buffer.flush()
 
     try:
+        if not order.files:
+            order = complete(order)
+        total = sum(file.size for file in order.files)
         paths = fetch(order, report)
     except HubError as error:
         report(Step("failed", error=error.message, remedy=error.remedy))
         return 1
-    total = sum(file.size for file in order.files)
     report(Step("done", total, total, paths=paths))
     return 0
 

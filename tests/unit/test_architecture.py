@@ -22,12 +22,12 @@ LEAVES = {"errors", "units", "endpoint", "snapshot", "__init__"}
 
 PARTS = {
     *("scheduler", "config", "engine", "devices", "children", "wire", "gguf", "state"),
-    *("estimate",),
+    *("estimate", "hub"),
 }
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
-    *("reservations", "model_facts", "feed", "reloading"),
+    *("reservations", "model_facts", "feed", "reloading", "downloads"),
 }
 """The modules that know several parts."""
 

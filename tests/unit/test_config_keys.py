@@ -34,6 +34,8 @@ LEAVES = list(leaves(Config))
 def document(place: Place, value: Any) -> dict[str, Any]:
     root: dict[str, Any] = {"models": {"a": {"model": "x.gguf"}, "b": {"model": "y.gguf"}}}
     *parents, last = place
+    if last == "hf":
+        root["models"]["a"] = {}
     here = root
     for name in parents:
         if name == "0":
@@ -94,7 +96,7 @@ def test_every_key_has_an_effect(place: Place, key: Key) -> None:
 def test_examples_and_spelled_defaults_are_read(place: Place, key: Key) -> None:
     for example in key.examples if place not in NAMES_OF_PRESETS else ():
         load(place, example)
-    if not key.required and place[-1] not in ("engine", "default_model", "split", "first"):
+    if not key.required and place[-1] not in ("engine", "default_model", "split", "first", "hf"):
         default = load(place, spelled_default(key))
         assert default == unchanged(place)
 
@@ -108,7 +110,7 @@ def test_every_key_says_what_it_is() -> None:
 def test_preset_and_defaults_share_their_keys() -> None:
     defaults = {place[1:] for place, _ in LEAVES if place[0] == "defaults"}
     presets = {place[2:3] for place, _ in LEAVES if place[0] == "models"}
-    assert presets - defaults == {("model",), ("aliases",), ("variants",)}
+    assert presets - defaults == {("model",), ("hf",), ("aliases",), ("variants",)}
     assert not defaults - presets
 
 

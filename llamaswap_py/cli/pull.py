@@ -1,0 +1,151 @@
+"""`lswap pull`: choose a quantisation by what fits, fetch it, and add it to a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from llamaswap_py.cli.show import print_table
+from llamaswap_py.devices import read_devices
+from llamaswap_py.errors import ConfigError
+from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
+from llamaswap_py.hub.listing import list_repo
+from llamaswap_py.hub.refs import Build, HubError, HubRef, builds_of, choose, parse_ref
+from llamaswap_py.hub.refs import projector_of as projector_in
+from llamaswap_py.units import GIB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from llamaswap_py.devices import Device
+
+_BESIDE: Final = 1.1
+"""What a model takes beside its weights, as a share of them: a usual context and its buffers."""
+_MARGIN: Final = GIB
+
+
+def run(reference: str, *, config: Path | None, name: str | None, show: bool) -> None:
+    """Fetch what `reference` names. Raises HubError and ConfigError."""
+    ref = parse_ref(reference)
+    listing = list_repo(ref)
+    builds = builds_of(listing.files)
+    devices = _devices()
+    if show:
+        print_table(("quantisation", "size", "files", "fits"), _rows(builds, devices))
+        return
+    build = choose(ref, builds) if ref.tag else _largest(ref, builds, devices)
+    files = [*build.files, *filter(None, [projector_in(listing.files)])]
+    order = Order(
+        ref.repo,
+        listing.commit,
+        tuple(Wanted(file.path, file.size, file.sha256) for file in files),
+    )
+    where = _fits(build, devices)
+    print(f"{ref.repo} {build.quant}: {format_size(build.size)}, fits {where or 'no device here'}")
+    with _progress() as report:
+        paths = fetch(order, report)
+    print(f"it is in {paths[0]}")
+    wanted = HubRef(ref.repo, ref.tag or build.quant or build.files[0].path)
+    called = name or ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
+    if config is None:
+        print(f"use it in a file:\n  {called}:\n    hf: {wanted}")
+    else:
+        _add(config, called, str(wanted))
+        print(f"{called} is added to {config}")
+
+
+def _devices() -> tuple[Device, ...]:
+    backends = frozenset({"cpu", "cuda", "rocm", "vulkan", "metal"})
+    return read_devices(None, lambda _: _MARGIN, backends=backends, environment=os.environ)
+
+
+def _needs(build: Build) -> int:
+    return round(build.size * _BESIDE)
+
+
+def _fits(build: Build, devices: Sequence[Device]) -> str:
+    """Return the devices that a model would fit on alone, by rule of thumb."""
+    return ", ".join(one.id for one in devices if _needs(build) <= one.total - one.margin)
+
+
+def _largest(ref: HubRef, builds: Sequence[Build], devices: Sequence[Device]) -> Build:
+    """Return the largest that fits a card, else the host, but nothing above 8 bits; else raise."""
+    if not builds:
+        return choose(ref, builds)  # which says so
+    cards = [one for one in devices if one.id != "host"] or list(devices)
+    usual = [one for one in builds if not one.quant.startswith(("F16", "F32", "BF16"))] or builds
+    fitting = [one for one in usual if _fits(one, cards)] or [
+        one for one in usual if _fits(one, devices)
+    ]
+    if fitting:
+        return fitting[-1]
+    least = format_size(_needs(builds[0]))
+    raise HubError(
+        f"nothing of {ref.repo} fits here: the smallest takes about {least}",
+        remedy="name one all the same (--list shows them), or a smaller model",
+    )
+
+
+def _rows(builds: Sequence[Build], devices: Sequence[Device]) -> list[tuple[str, ...]]:
+    return [
+        (
+            build.quant or build.files[0].path,
+            format_size(build.size),
+            str(len(build.files)),
+            _fits(build, devices) or "-",
+        )
+        for build in builds
+    ]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Step], None]]:
+    """Draw a bar on a terminal; elsewhere say nothing."""
+    if not sys.stdout.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    with Progress(
+        "{task.description}", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn()
+    ) as bar:
+        task = bar.add_task("downloading")
+
+        def report(step: Step) -> None:
+            bar.update(task, description=step.state, completed=step.done, total=step.total)
+
+        yield report
+
+
+def _add(path: Path, name: str, reference: str) -> None:
+    """Add a preset to a file; what is in it stays as it is written. Raises ConfigError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    try:
+        root: Any = yaml.load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        root = {} if root is None else root
+        models = root.setdefault("models", {}) if isinstance(root, dict) else None
+        if not isinstance(models, dict):
+            raise ConfigError("`models` is no mapping", where=str(path))
+        if name in models:
+            raise ConfigError(
+                f"there is a model {name!r} already", where=str(path), remedy="pass --name"
+            )
+        models[name] = {"hf": reference}
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=".lswap-", delete=False
+        ) as out:
+            yaml.dump(root, out)
+        os.chmod(out.name, path.stat().st_mode if path.exists() else 0o644)
+        os.replace(out.name, path)
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"the file cannot be changed: {error}", where=str(path)) from None

@@ -1,0 +1,91 @@
+"""Fetch the files of presets that name a repository: a process each, watched by its output."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from llamaswap_py.hub.fetch import Order, Step
+from llamaswap_py.hub.refs import HubError, parse_ref
+from llamaswap_py.presets import Prepared
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.records import Failure, PresetId
+from llamaswap_py.units import format_size
+
+_log: Final = logging.getLogger("lswap")
+_LONGEST_LINE: Final = 1 << 20
+
+
+class Downloads:
+    """Runs the downloads that the scheduler asks for, in the supervisor's task group.
+
+    `arrived(preset)` makes the preset ready to run once its files are there.
+    """
+
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        feed: Callable[[ev.Event], None],
+        arrived: Callable[[str], Prepared],
+    ) -> None:
+        self._tasks = tasks
+        self._feed = feed
+        self._arrived = arrived
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, preset: str, reference: str) -> None:
+        """Begin to fetch; events follow."""
+        task = self._tasks.create_task(self._run(preset, reference), name=f"download {preset}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def cancel(self) -> None:
+        """End all of them; what is there is kept, and the next run goes on from it."""
+        for task in self._running:
+            task.cancel()
+
+    async def _run(self, preset: str, reference: str) -> None:
+        try:
+            failure = await self._fetch(preset, reference)
+        except (OSError, HubError) as error:
+            failure = Failure("download", f"{reference}: {error}")
+        if failure is None:
+            prepared = await asyncio.to_thread(self._arrived, preset)
+            self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
+        else:
+            self._feed(ev.DownloadFailed(PresetId(preset), failure))
+
+    async def _fetch(self, preset: str, reference: str) -> Failure | None:
+        ref = parse_ref(reference)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "llamaswap_py.hub.fetch"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        last = Step("failed", error="its process ended without a word")
+        try:
+            process.stdin.write(msgspec.json.encode(Order(ref.repo, tag=ref.tag)))
+            process.stdin.close()
+            async for line in process.stdout:
+                last = msgspec.json.decode(line, type=Step)
+                if last.total:
+                    self._feed(ev.DownloadProgressed(PresetId(preset), last.done / last.total))
+            await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if last.state == "done":
+            _log.info("%s: %s of %s are here", preset, format_size(last.total), reference)
+            return None
+        text = f"{last.error} - {last.remedy}" if last.remedy else last.error
+        return Failure("download", f"{reference}: {text}")
