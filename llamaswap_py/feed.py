@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Action, Download, Note
+from llamaswap_py.scheduler.actions import Action, Download, Kill, Note, Stop
 from llamaswap_py.scheduler.records import Decision
 from llamaswap_py.views import decision_view, log_decision
 
@@ -58,6 +58,10 @@ class Feed:
         self._records: deque[FeedRecord] = deque(maxlen=kept)
         self._readers: set[_Reader] = set()
         self._next = 1
+        self.stops: Counter[str] = Counter()
+        """How many children were stopped, by reason."""
+        self.failures: Counter[str] = Counter()
+        """How many loads, children and downloads failed, by class."""
 
     @property
     def followed(self) -> bool:
@@ -93,8 +97,12 @@ class Feed:
             self.publish("progress", {"model": event.preset, "fraction": event.fraction})
         elif isinstance(event, ev.InstanceWoke):
             self._state(event.instance.preset, event.instance.epoch, "ready", "it woke")
+        if isinstance(event, ev.InstanceExited | ev.DownloadFailed) and event.failure is not None:
+            self.failures[event.failure.kind] += 1
         for action in actions:
-            if isinstance(action, Note):
+            if isinstance(action, Stop | Kill):
+                self.stops[action.reason.value] += 1
+            elif isinstance(action, Note):
                 self._decided(action.decision)
             elif isinstance(action, Download):
                 self._state(action.preset, None, "downloading", "its files are fetched")

@@ -134,6 +134,8 @@ class App:
         total = time.monotonic() - call.began
         route = table.template(call.exchange.head.path)
         self.traffic.note(call.model, route, call.status, total)
+        if call.first_byte_at:
+            self.traffic.note_answer(call.model, call.first_byte_at - call.began, call.tail)
         feed = self.supervisor.happenings
         if call.model and feed.followed:
             told = {"id": call.id, "model": call.model, "client": call.client, "route": route}

@@ -70,6 +70,9 @@ class Call:
     leased: bool = False
     queue_ms: float = 0.0
     load_ms: float = 0.0
+    first_byte_at: float = 0.0
+    """Of the child's answer, on `time.monotonic()`; 0.0 before it."""
+    tail: bytes = b""
     outcome: str = "ok"
     _query: dict[str, str] | None = None
 

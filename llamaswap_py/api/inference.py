@@ -206,6 +206,7 @@ async def _relay_once(
             collect=answer is not None,
         )
     call.status = result.status
+    call.first_byte_at, call.tail = result.first_byte_at, result.tail
     if result.outcome is Outcome.CUT:
         lease.outcome = call.outcome = "cut"
     elif result.outcome is not Outcome.COMPLETE:

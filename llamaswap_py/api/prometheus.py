@@ -13,7 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -29,16 +29,22 @@ STATES: Final = (
 
 async def scrape(call: Call) -> None:
     """GET /metrics without a model: lswap's own figures."""
-    body, content_type = render(call.app.traffic, call.supervisor.snapshot())
+    feed = call.supervisor.happenings
+    happened = {"stops": feed.stops, "failures": feed.failures}
+    body, content_type = render(call.app.traffic, call.supervisor.snapshot(), happened)
     call.status = 200
     call.exchange.respond(200, body, content_type)
 
 
-def render(traffic: Traffic, snapshot: Snapshot) -> tuple[bytes, str]:
-    """Return the exposition and its content type."""
+def render(
+    traffic: Traffic, snapshot: Snapshot, happened: Mapping[str, Mapping[str, int]]
+) -> tuple[bytes, str]:
+    """Return the exposition and its content type; `happened` counts `stops` and `failures`."""
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once([*_traffic(traffic), *_models(snapshot), *_devices(snapshot)]))
+    registry.register(
+        _Once([*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)])
+    )
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
@@ -63,9 +69,18 @@ def _traffic(traffic: Traffic) -> Iterator[Metric]:
     for (model, route, status), count in traffic.requests.items():
         requests.add_metric((model, route, str(status)), count)
     yield requests
+    for name, text, counts in (
+        ("tokens_in", "Tokens of prompts, as the answers told.", traffic.tokens_in),
+        ("tokens_out", "Tokens of answers, as they told.", traffic.tokens_out),
+    ):
+        tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
+        for model, total in counts.items():
+            tokens.add_metric((model,), total)
+        yield tokens
     times: tuple[tuple[str, str, dict[str, Histogram]], ...] = (
         ("queue", "Time a request waited for its turn.", traffic.queue),
         ("load", "Time a request waited for its model to load.", traffic.load),
+        ("first_byte", "Time from a request's head to its answer's.", traffic.first_byte),
         ("request", "Time from a request's head to the end of its answer.", traffic.total),
     )
     for name, text, by_model in times:
@@ -90,6 +105,17 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
         leases.add_metric((one.id,), one.leases)
         waiting.add_metric((one.id,), one.waiting)
     yield from (state, leases, waiting)
+
+
+def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    for name, label, text in (
+        ("stops", "reason", "Children stopped, by reason."),
+        ("failures", "class", "Loads, children and downloads that failed, by class."),
+    ):
+        family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))
+        for kind, count in happened.get(name, {}).items():
+            family.add_metric((kind,), count)
+        yield family
 
 
 def _devices(snapshot: Snapshot) -> Iterator[Metric]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Final
 
+from llamaswap_py.api.usage import tokens_of
+
 BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Upper bounds of the buckets, seconds: from a cached answer to a long generation."""
 OTHER: Final = "other"
@@ -41,6 +43,9 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
         """By (model, route template, status); status 0: the client left before its end."""
+        self.tokens_in: dict[str, int] = {}
+        self.tokens_out: dict[str, int] = {}
+        self.first_byte: dict[str, Histogram] = {}
         self.queue: dict[str, Histogram] = {}
         self.load: dict[str, Histogram] = {}
         self.total: dict[str, Histogram] = {}
@@ -50,6 +55,15 @@ class Traffic:
         key = (model, route, status)
         self.requests[key] = self.requests.get(key, 0) + 1
         _histogram(self.total, model).observe(total)
+
+    def note_answer(self, model: str, first_byte: float, tail: bytes) -> None:
+        """Count one child's answer: seconds to its first byte, and the tokens its end tells."""
+        _histogram(self.first_byte, model).observe(first_byte)
+        prompt, answer = tokens_of(tail) if tail else (0, 0)
+        if prompt:
+            self.tokens_in[model] = self.tokens_in.get(model, 0) + prompt
+        if answer:
+            self.tokens_out[model] = self.tokens_out.get(model, 0) + answer
 
     def note_wait(self, model: str, queue: float, load: float) -> None:
         """Count what one leased request waited, in seconds."""

@@ -180,6 +180,8 @@ class RelayResult:
     error: str = ""
     first_byte_at: float = 0.0
     finished_at: float = 0.0
+    #: the last bytes of a whole answer's body (at most 16 KiB), its framing among them
+    tail: bytes = b""
     #: The body of an answer that was collected instead of passed on. Either the client's stream had
     #: been started locally, and the upstream then said something that is no event stream (at most
     #: 64 KiB; the stream is still open), or the answer is translated as a whole.

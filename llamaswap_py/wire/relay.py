@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: How long a cut waits for the end of a chunk before the client is aborted instead.
 _CUT_PATIENCE: Final = 2.0
 _REFUSAL_LIMIT: Final = 64 * KIB
+_TAIL: Final = 16 * KIB
 _COLLECTED_LIMIT: Final = 256 * KIB * KIB
 
 
@@ -60,7 +61,7 @@ class Relay:
         self._watch = upstream.watch
         self._write = self.client.transport.write
         self._verbatim = False
-        self._last = b""
+        self._last = self._before = b""
         self._remaining = 0
         self._refusal: list[bytes] = []
         self._cut_timer: asyncio.TimerHandle | None = None
@@ -111,7 +112,7 @@ class Relay:
             self._fail("the child sent more than its answer")
             return
         self.passed += len(data)
-        self._last = data
+        self._before, self._last = self._last, data
         self._write(data)
         if watch.complete:
             self._complete()
@@ -121,6 +122,7 @@ class Relay:
         data = self._clip(data)
         self._watch.feed(data)
         self.passed += len(data)
+        self._before, self._last = self._last, data
         self._write(data)
         if self._watch.complete:
             self._complete()
@@ -136,7 +138,7 @@ class Relay:
                 return
             pieces = watch.take()
         for piece in pieces:
-            self._last = piece
+            self._before, self._last = self._last, piece
             if self._translator is not None:
                 piece = self._translator.feed(piece)  # noqa: PLW2901
             if piece:
@@ -333,6 +335,7 @@ class Relay:
         state = self.upstream.on_bytes
         if state == self._on_refusal:
             body = b"".join(self._refusal)
+            self._last = body[-_TAIL:]
             self._result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
         elif state == self._on_recoded:
             self.exchange.end_stream(self._translator.end() if self._translator else b"")
@@ -352,5 +355,7 @@ class Relay:
         result.outcome, result.error = outcome, error
         result.started = self.exchange.response_started
         result.finished_at = time.monotonic()
+        if outcome is Outcome.COMPLETE and not self.tunnelling:
+            result.tail = (self._before + self._last)[-_TAIL:]
         whole = outcome is Outcome.COMPLETE and self._watch.complete and not self.tunnelling
         self.upstream.end(complete=whole)

@@ -122,14 +122,20 @@ async def test_pins_by_hand(lab: Lab) -> None:
 
 async def test_metrics_count_what_was_answered(lab: Lab) -> None:
     async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
-        await lswap.chat("alpha")
+        words = len((await lswap.chat("alpha")).split()) + 1
 
         async def counted() -> bool:
             text = (await lswap.client.get("/metrics")).text
             line = (
                 'lswap_requests_total{model="alpha",route="/v1/chat/completions",status="200"} 1.0'
             )
-            return line in text and 'lswap_model_state{model="alpha",state="ready"} 1.0' in text
+            more = (
+                'lswap_model_state{model="alpha",state="ready"} 1.0',
+                'lswap_first_byte_seconds_count{model="alpha"} 1.0',
+                f'lswap_tokens_out_total{{model="alpha"}} {words}.0',
+                'lswap_tokens_in_total{model="alpha"}',
+            )
+            return line in text and all(one in text for one in more)
 
         await poll(counted)
         child = await lswap.client.get("/metrics", params={"model": "alpha"})

@@ -59,7 +59,7 @@ PURE = (
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines"),
     *("wire.messages", "wire.requests", "wire.responses"),
-    *("api.extract", "api.forms", "api.errors", "api.traffic"),
+    *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     *("devices.visible", "devices.placement"),
     *("engine.features", "hub.refs"),
 )
