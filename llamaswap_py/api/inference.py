@@ -71,6 +71,8 @@ async def pass_through(call: Call) -> None:
     head = call.exchange.head
     preset, path = _split_upstream(call)
     inner = call.app.route_of(head.method, path)
+    if inner is not None and inner.admin:
+        call.app.access.check(head, admin=True)
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
