@@ -77,7 +77,8 @@ async def test_a_key_has_so_many_requests_open_and_gives_them_back(lab: Lab) -> 
     path = "/v1/chat/completions"
     async with lab.lswap(models, keys=write_keys(lab.folder)) as lswap:
         async with lswap.client.stream("POST", path, json=body, headers=headers) as stream:
-            await anext(stream.aiter_lines())
+            lines = stream.aiter_lines()  # kept: without it the client would close the stream
+            await anext(lines)
             error = error_of(await lswap.client.post(path, json=body, headers=headers), 429)
             assert error["code"] == "too_many_requests"
 

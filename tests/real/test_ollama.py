@@ -142,8 +142,8 @@ async def test_a_client_that_leaves_frees_its_slot(lab: Lab) -> None:
         async with lswap.client.stream("POST", "/api/chat", json=body) as answer:
             assert answer.headers["content-type"] == "application/x-ndjson"
             assert answer.headers["x-lswap-model"] == "alpha"
-            line = await anext(answer.aiter_lines())
-            assert json.loads(line)["done"] is False
+            lines = answer.aiter_lines()
+            assert json.loads(await anext(lines))["done"] is False
         await lswap.until_idle()
         await lswap.until_slots_are_free("alpha")
 
