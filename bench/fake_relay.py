@@ -19,6 +19,7 @@ from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.feed import Feed
 from llamaswap_py.leases import Lease
 from llamaswap_py.scheduler.records import InstanceKey, PresetId
 from llamaswap_py.wire import bind, serve
@@ -55,9 +56,11 @@ class _AlwaysReady:
     def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
         self.config = load_config(CONFIG, path=None, base_dir="/", env={}, home="/")
         self.pool = pool
+        self.names = self
+        self.happenings = Feed()
         self._endpoint = endpoint
 
-    def resolve(self, name: str) -> str | None:
+    def resolve(self, name: str, seed: str = "") -> str | None:
         return name if name == "stub" else None
 
     def nearest(self, name: str) -> list[str]:

@@ -15,10 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Action, Download, Kill, Note, Stop
+from llamaswap_py.scheduler.actions import Action, Download, Grant, Kill, Note, Stop
 from llamaswap_py.scheduler.records import Decision
 from llamaswap_py.views import decision_view, log_decision
 
+_OF_REQUESTS: Final = (ev.RequestArrived, ev.RequestFinished)
 KEPT: Final = 2_000
 _BEHIND: Final = 1_000
 """Records that a reader may lag behind."""
@@ -88,6 +89,8 @@ class Feed:
 
     def note(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Add what an event of the scheduler and its actions came to."""
+        if isinstance(event, _OF_REQUESTS) and all(type(one) is Grant for one in actions):
+            return  # the path of every request
         if isinstance(event, ev.InstanceProgressed):
             if event.fraction is not None:
                 key = event.instance

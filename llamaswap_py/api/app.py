@@ -103,13 +103,8 @@ class App:
 
     async def _dispatch(self, call: Call) -> None:
         head = call.exchange.head
-        if (allowed := self._cors.preflight(head)) is not None:
-            call.status = 204
-            call.exchange.respond(204, headers=allowed)
+        if self._cors.on and self._cross_origin(call):
             return
-        if extra := self._cors.headers(head):
-            call.extra = extra
-            call.stamp()
         methods, call.captured = table.look_up(head.path)
         call.family = family_of(head.path)
         if call.exchange.peer != "unix" and self.access.keys is None:
@@ -129,6 +124,18 @@ class App:
             self.access.enter(call.key)
             call.counted = True
         await route.handle(call)
+
+    def _cross_origin(self, call: Call) -> bool:
+        """Answer a preflight; else add to the answer what pages of other origins need."""
+        head = call.exchange.head
+        if (allowed := self._cors.preflight(head)) is not None:
+            call.status = 204
+            call.exchange.respond(204, headers=allowed)
+            return True
+        if extra := self._cors.headers(head):
+            call.extra = extra
+            call.stamp()
+        return False
 
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began

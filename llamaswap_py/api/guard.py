@@ -56,6 +56,8 @@ class Cors:
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
+        self.on = bool(self._origins)
+        """Whether the file names any origin."""
 
     def headers(self, head: RequestHead) -> list[tuple[bytes, bytes]]:
         """Return what to send besides; nothing for a request of no such page."""

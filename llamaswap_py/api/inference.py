@@ -12,7 +12,7 @@ from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.wishes import read_wishes
-from llamaswap_py.config.values import Filters
+from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Notice
 from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest, forward_headers
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Keys and origins are judged here, not by the child. With a conversation id it would go on
 # generating for a client that left (engine.md), which nobody accounts for yet.
 _DROPPED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-conversation-id"})
-NO_FILTERS: Final = Filters()
+NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 8
 """Slashes that are looked for in a model's name below /upstream, plus one."""
 # A child's sockets close a moment before its exit is known; until then leases of it are granted.
@@ -60,7 +60,7 @@ async def relay(call: Call) -> None:
     name = name or _default_model(call)
     preset = call.find_preset(name)
     filters = call.supervisor.config.models[preset].request
-    if call.route.slot and not upload and filters != NO_FILTERS:
+    if filters is not NO_FILTERS and call.route.slot and not upload:
         body = Body.of(filter_body(body.join(), filters, name))
     target = f"{head.path}?{head.query}" if head.query else head.path
     await _to_instance(call, preset, _request(call, target, body), ask=ask)

@@ -21,6 +21,8 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
 
     The last figure counts: streams of Anthropic's shape repeat it while it grows.
     """
+    if b'_tokens"' not in tail and b'_n"' not in tail and b'"tokens_' not in tail:
+        return 0, 0
     return _last(_IN, tail) or _last(_TIMED_IN, tail), _last(_OUT, tail) or _last(_TIMED_OUT, tail)
 
 

@@ -180,7 +180,7 @@ class RelayResult:
     error: str = ""
     first_byte_at: float = 0.0
     finished_at: float = 0.0
-    #: the last bytes of a whole answer's body (at most 16 KiB), its framing among them
+    #: the last bytes of a whole answer's body (at most 2 KiB), its framing among them
     tail: bytes = b""
     #: The body of an answer that was collected instead of passed on. Either the client's stream had
     #: been started locally, and the upstream then said something that is no event stream (at most

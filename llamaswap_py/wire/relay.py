@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: How long a cut waits for the end of a chunk before the client is aborted instead.
 _CUT_PATIENCE: Final = 2.0
 _REFUSAL_LIMIT: Final = 64 * KIB
-_TAIL: Final = 16 * KIB
+_TAIL: Final = 2 * KIB
 _COLLECTED_LIMIT: Final = 256 * KIB * KIB
 
 
@@ -356,6 +356,7 @@ class Relay:
         result.started = self.exchange.response_started
         result.finished_at = time.monotonic()
         if outcome is Outcome.COMPLETE and not self.tunnelling:
-            result.tail = (self._before + self._last)[-_TAIL:]
+            last = self._last
+            result.tail = last[-_TAIL:] if len(last) >= _TAIL else (self._before + last)[-_TAIL:]
         whole = outcome is Outcome.COMPLETE and self._watch.complete and not self.tunnelling
         self.upstream.end(complete=whole)
