@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
@@ -21,6 +21,13 @@ _numbers: Final = count(1)
 def new_request_id(request_id: str) -> RequestId:
     """Return an id of our own: clients may send any, twice even."""
     return RequestId(f"{request_id}/{next(_numbers)}")
+
+
+def open_under(leases: Iterable[RequestId], request_id: str | None) -> RequestId | None:
+    """Return the open request that a client knows by `request_id`."""
+    if request_id is None:
+        return None
+    return next((one for one in leases if one.rpartition("/")[0] == request_id), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +125,12 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_desk", "_lease", "_notice", "_waiting", "event")
+    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_waiting", "event")
 
     def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
         self._desk = desk
         self._notice = notice
+        self._kept = False
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
         self.event = event
@@ -162,6 +170,8 @@ class Ticket:
         trace: TracebackType | None,
     ) -> None:
         assert isinstance(self._lease, Lease)
+        if self._kept:
+            return
         if error is not None:
             outcome = ev.Outcome.CANCELLED
         elif self._lease.outcome == "ok":
@@ -170,6 +180,14 @@ class Ticket:
             outcome = ev.Outcome.CANCELLED
         else:
             outcome = ev.Outcome.UPSTREAM_ERROR
+        self._desk.finish(self, outcome)
+
+    def keep(self) -> None:
+        """Let the lease outlive its context; whoever keeps it calls `release`."""
+        self._kept = True
+
+    def release(self, outcome: ev.Outcome) -> None:
+        """Give back a lease that was kept."""
         self._desk.finish(self, outcome)
 
     def grant(self, lease: Lease) -> None:

@@ -137,6 +137,7 @@ def policy_of(config: Config) -> Policy:
     return Policy(
         max_loaded=config.policy.max_loaded,
         max_wait=config.policy.max_wait,
+        detached_timeout=config.policy.detached_timeout,
         queue_limit=config.policy.queue.limit,
         queue_timeout=config.policy.queue.timeout,
         settle=config.memory.settle,

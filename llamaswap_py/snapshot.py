@@ -58,6 +58,8 @@ class InstanceView(msgspec.Struct, frozen=True):
     """When its ttl runs out, if it stays idle."""
     reason: str
     ttl: float | None = None
+    detached: int = 0
+    """Those of its leases whose client has left and may come back."""
 
 
 class ModelView(msgspec.Struct, frozen=True):

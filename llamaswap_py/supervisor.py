@@ -14,15 +14,25 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final
 
+from llamaswap_py.alarm import Alarm
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
+from llamaswap_py.conversations import Conversations
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.downloads import Downloads
 from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe
 from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
-from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id
+from llamaswap_py.leases import (
+    NO_WISHES,
+    Lease,
+    Notice,
+    Ticket,
+    Wishes,
+    new_request_id,
+    open_under,
+)
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
 from llamaswap_py.presets import Prepared, policy_of, pools_of
@@ -84,8 +94,7 @@ class Supervisor:
         self._tickets: dict[RequestId, Ticket] = {}
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        self._alarm = Alarm(lambda: self.feed(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -107,6 +116,7 @@ class Supervisor:
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
         self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
+        self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
         self.instances = Instances(
             config, devices, runtime_dir, self.pool, self._tasks, self.feed, self._child_gone
         )
@@ -133,14 +143,14 @@ class Supervisor:
     ) -> bool | None:
         try:
             self.downloads.cancel()
+            self.conversations.cancel()
             for task in self._background:
                 task.cancel()
             if self.running and error is None:
                 self.feed(ev.ShutdownAsked(0.0, force=True))
             return await self._stack.__aexit__(kind, error, trace)
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._alarm.cancel()
             for log in self.instances.logs.values():
                 log.close()
             self.remembering.keep()
@@ -174,6 +184,9 @@ class Supervisor:
         if running.pid is not None:
             self.telemetry.forget(running.pid)
         self.telemetry.measure_soon()
+
+    def _is_alive(self, lease: Lease) -> bool:
+        return InstanceKey(PresetId(lease.preset), lease.epoch) in self.running
 
     def _pids(self) -> list[int]:
         """Return the roots of all process trees whose memory is accounted for."""
@@ -217,16 +230,9 @@ class Supervisor:
             patience=wishes.patience,
             when_full=self.names.resolve_substitute(wishes.when_full),
             substitutable=wishes.substitutable,
-            parent=self._open_under(wishes.parent),
+            parent=open_under(self.scheduler.world.leases, wishes.parent),
         )
         return Ticket(self, event, notice)
-
-    def _open_under(self, request_id: str | None) -> RequestId | None:
-        """Return the open request that a client knows by `request_id`."""
-        if request_id is None:
-            return None
-        leases = self.scheduler.world.leases
-        return next((one for one in leases if one.rpartition("/")[0] == request_id), None)
 
     def outlook(self, preset: str) -> str:
         """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
@@ -329,7 +335,7 @@ class Supervisor:
                         self._failed(action)
         finally:
             self._feeding = False
-            self._arm()
+            self._alarm.set(self.scheduler.deadline())
 
     def _failed(self, action: Action) -> None:
         """A bug, or no more files: the others must not suffer from it."""
@@ -338,22 +344,6 @@ class Supervisor:
             self.instances.running.pop(action.instance, None)
             failure = Failure("engine", "lswap failed to start it")
             self.feed(ev.InstanceExited(action.instance, failure))
-
-    def _arm(self) -> None:
-        deadline = self.scheduler.deadline()
-        if deadline == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = deadline
-        if deadline is not None:
-            delay = max(deadline - time.monotonic(), 0.0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._time_passed)
-
-    def _time_passed(self) -> None:
-        self._timer = self._timer_at = None
-        self.feed(ev.TimePassed())
 
     def _carry_out(self, action: Action) -> None:
         match action:

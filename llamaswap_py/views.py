@@ -144,6 +144,7 @@ def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceV
         ready_at=clock.maybe(one.ready_at),
         load_seconds=None if one.ready_at is None else one.load_seconds,
         leases=len(one.leases),
+        detached=sum(lease.detached_at is not None for lease in one.leases.values()),
         slots=None if one.ready_at is None else one.slots,
         n_ctx=running.n_ctx if running else None,
         gate="open" if one.gate_for is None and one.state is State.READY else "closed",

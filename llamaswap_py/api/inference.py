@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
+    from llamaswap_py.conversations import Conversation
     from llamaswap_py.leases import Lease
     from llamaswap_py.wire.messages import RelayResult, Translator
 
-# Keys and origins are judged here, not by the child. With a conversation id it would go on
-# generating for a client that left (engine.md), which nobody accounts for yet.
-_DROPPED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-conversation-id"})
+# Keys and origins are judged here, not by the child.
+_RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin"})
+# With a conversation id it goes on generating for a client that left: see conversations.py.
+_DROPPED: Final = _RESUMED | {b"x-conversation-id"}
+_LONGEST_ID: Final = 512
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 8
 """Slashes that are looked for in a model's name below /upstream, plus one."""
@@ -39,6 +42,7 @@ _REVOKED: Final = {
     "drain deadline": "others waited for its memory",
     "shutdown deadline": "lswap is stopping",
     "found hung": "it no longer responded",
+    "nobody came back for it": "nobody had read it for too long",
 }
 _FORCE: Final = "force"
 _NOTICE_EVERY: Final = 10.0
@@ -63,7 +67,13 @@ async def relay(call: Call) -> None:
     if filters is not NO_FILTERS and call.route.slot and not upload:
         body = Body.of(filter_body(body.join(), filters, name))
     target = f"{head.path}?{head.query}" if head.query else head.path
-    await _to_instance(call, preset, _request(call, target, body), ask=ask)
+    conversation = _conversation(call, preset) if ask.stream and call.route.slot else None
+    request = _request(call, target, body, _DROPPED if conversation is None else _RESUMED)
+    try:
+        await _to_instance(call, preset, request, ask=ask, conversation=conversation)
+    finally:
+        if conversation is not None and conversation.lease is None:
+            call.supervisor.conversations.forget(conversation)
 
 
 async def pass_through(call: Call) -> None:
@@ -96,9 +106,40 @@ async def translated(
     await _to_instance(call, preset, request, translate=translate, answer=answer)
 
 
-def _request(call: Call, target: str, body: Body) -> UpstreamRequest:
+async def resumed(call: Call, conversation: Conversation) -> None:
+    """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
+    conversations = call.supervisor.conversations
+    head, lease = call.exchange.head, conversation.lease
+    request = _request(call, f"{head.path}?{head.query}", await call.exchange.read_body(0))
+    if lease is None or not conversations.attach(conversation, call.id, lambda r: _cut(call, r)):
+        await _to_instance(call, conversation.preset, request)
+        return
+    call.granted(lease)
+    whole = False
+    try:
+        result = await _send(call, lease, request)
+        whole = result.outcome is Outcome.COMPLETE
+    finally:
+        conversations.detach(conversation, call.id, whole=whole)
+    if not result.status and not call.exchange.finished:
+        raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
+
+
+def _conversation(call: Call, preset: str) -> Conversation | None:
+    """Return the conversation whose answer may outlive its client."""
+    given = call.exchange.head.get(b"x-conversation-id")
+    if not given or not call.supervisor.config.models[preset].resume:
+        return None
+    if len(given) > _LONGEST_ID or not given.isascii():
+        return None
+    return call.supervisor.conversations.begin(given.decode("ascii"), preset, call.cancel)
+
+
+def _request(
+    call: Call, target: str, body: Body, dropped: frozenset[bytes] = _DROPPED
+) -> UpstreamRequest:
     head = call.exchange.head
-    headers = forward_headers(head, drop=_DROPPED, peer=call.exchange.peer, scheme="http")
+    headers = forward_headers(head, drop=dropped, peer=call.exchange.peer, scheme="http")
     return UpstreamRequest(method=head.method, target=target, headers=headers, body=body)
 
 
@@ -111,6 +152,7 @@ async def _to_instance(
     tunnel: bool = False,
     translate: Callable[[], Translator] | None = None,
     answer: Callable[[int, bytes], None] | None = None,
+    conversation: Conversation | None = None,
 ) -> None:
     """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
     into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
@@ -139,7 +181,11 @@ async def _to_instance(
             call.granted(lease)
             lease.on_revoke(lambda reason: _cut(call, reason))
             result = await _relay_once(
-                call, lease, request, tunnel=tunnel, translate=translate, answer=answer
+                *(call, lease, request),
+                tunnel=tunnel,
+                translate=translate,
+                answer=answer,
+                conversation=conversation,
             )
         if result.refusal is not None and answer is not None:
             answer(result.status, result.refusal)
@@ -191,10 +237,41 @@ async def _relay_once(
     request: UpstreamRequest,
     *,
     tunnel: bool,
-    translate: Callable[[], Translator] | None = None,
-    answer: Callable[[int, bytes], None] | None = None,
+    translate: Callable[[], Translator] | None,
+    answer: Callable[[int, bytes], None] | None,
+    conversation: Conversation | None,
 ) -> RelayResult:
     """Relay once, and tell the lease how it went."""
+    if conversation is not None:
+        conversation.lease, conversation.preset = lease, lease.preset
+    ticket = call.ticket
+    assert ticket is not None
+    try:
+        result = await _send(call, lease, request, tunnel, translate, collect=answer is not None)
+    except asyncio.CancelledError:  # the client has left
+        if conversation is not None:
+            call.supervisor.conversations.hold(conversation, ticket, lease)
+        raise
+    if result.outcome is Outcome.CUT:
+        lease.outcome = call.outcome = "cut"
+        if conversation is not None:
+            call.supervisor.conversations.end(conversation, ticket)
+    elif result.outcome is not Outcome.COMPLETE:
+        lease.outcome = call.outcome = "upstream_error"
+    else:
+        call.outcome = "ok"
+    return result
+
+
+async def _send(
+    call: Call,
+    lease: Lease,
+    request: UpstreamRequest,
+    tunnel: bool = False,
+    translate: Callable[[], Translator] | None = None,
+    *,
+    collect: bool = False,
+) -> RelayResult:
     exchange, pool = call.exchange, call.supervisor.pool
     if tunnel:
         result = await exchange.tunnel(lease.endpoint, request, pool=pool)
@@ -205,16 +282,10 @@ async def _relay_once(
             pool=pool,
             error_event=lambda text: error_event(upstream_failed(text), call.family, call.id),
             translate=translate,
-            collect=answer is not None,
+            collect=collect,
         )
     call.status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail
-    if result.outcome is Outcome.CUT:
-        lease.outcome = call.outcome = "cut"
-    elif result.outcome is not Outcome.COMPLETE:
-        lease.outcome = call.outcome = "upstream_error"
-    else:
-        call.outcome = "ok"
     return result
 
 

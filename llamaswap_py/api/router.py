@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.call import Call, Headers
 
 
 async def load(call: Call) -> None:
@@ -16,7 +16,7 @@ async def load(call: Call) -> None:
     if preset is None:
         return
     if _is_running(call, preset):
-        _refuse(call, 400, "model is already running", "invalid_request_error")
+        refuse(call, 400, "model is already running", "invalid_request_error")
         return
     call.supervisor.request_load(preset)
     call.respond(200, {"success": True})
@@ -28,32 +28,15 @@ async def unload(call: Call) -> None:
     if preset is None:
         return
     if not _is_running(call, preset):
-        _refuse(call, 400, "model is not running", "invalid_request_error")
+        refuse(call, 400, "model is not running", "invalid_request_error")
         return
     call.supervisor.unload(preset, force=False)
     call.respond(200, {"success": True})
 
 
-async def lookup_streams(call: Call) -> None:
-    """POST /v1/streams/lookup: no stream of this version outlives its client."""
-    await call.exchange.read_body(call.supervisor.config.limits.body)
-    call.respond(200, [])
-
-
-async def get_stream(call: Call) -> None:
-    """GET /v1/stream."""
-    _refuse(call, 404, "Stream not found or expired", "not_found_error")
-
-
-async def delete_stream(call: Call) -> None:
-    """DELETE /v1/stream."""
-    call.status = 204
-    call.exchange.respond(204)
-
-
 async def tools(call: Call) -> None:
     """GET, POST /tools: none are offered."""
-    _refuse(call, 403, "tools are not enabled", "permission_error")
+    refuse(call, 403, "tools are not enabled", "permission_error")
 
 
 async def _preset(call: Call, *, status: int, kind: str) -> str | None:
@@ -61,16 +44,16 @@ async def _preset(call: Call, *, status: int, kind: str) -> str | None:
     try:
         ask = msgspec.json.decode(body.join() or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        _refuse(call, 400, f"the body is not valid JSON: {error}", "invalid_request_error")
+        refuse(call, 400, f"the body is not valid JSON: {error}", "invalid_request_error")
         return None
     name = ask.get("model") if isinstance(ask, dict) else None
     preset = call.supervisor.names.resolve(name) if isinstance(name, str) else None
     if preset is None:
-        _refuse(call, status, "model is not found", kind)
+        refuse(call, status, "model is not found", kind)
         return None
     call.model = preset
     if not call.may_use(preset):
-        _refuse(call, 403, "this key may not use the model", "permission_error")
+        refuse(call, 403, "this key may not use the model", "permission_error")
         return None
     return str(preset)
 
@@ -81,9 +64,10 @@ def _is_running(call: Call, preset: str) -> bool:
     return state in ("loading", "ready", "sleeping", "draining")
 
 
-def _refuse(call: Call, status: int, message: str, kind: str) -> None:
+def refuse(call: Call, status: int, message: str, kind: str, headers: Headers = ()) -> None:
     """Answer as format_error_response does (server-common.cpp): `code` is the status."""
     error: dict[str, Any] = {"code": status, "message": message, "type": kind}
     call.outcome = kind
     call.stamp()
-    call.respond(status, {"error": error})
+    call.status = status
+    call.exchange.respond(status, msgspec.json.encode({"error": error}), headers=[*headers])

@@ -15,6 +15,7 @@ from llamaswap_py.api import (
     requests,
     reservations,
     router,
+    streams,
 )
 from llamaswap_py.api.call import Route
 from llamaswap_py.api.errors import Family
@@ -66,8 +67,8 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     "/models": {"GET": Route(models.list_models), "POST": _LATER, "DELETE": _LATER},
     **_post(Route(router.load), "/models/load"),
     **_post(Route(router.unload, admin=True), "/models/unload"),
-    **_post(Route(router.lookup_streams), "/v1/streams/lookup"),
-    "/v1/stream": {"GET": Route(router.get_stream), "DELETE": Route(router.delete_stream)},
+    **_post(Route(streams.look_up), "/v1/streams/lookup"),
+    "/v1/stream": {"GET": Route(streams.resume, retry=True), "DELETE": Route(streams.stop)},
     **_get(Route(events.router_events), "/models/sse"),
     "/tools": {"GET": Route(router.tools), "POST": Route(router.tools)},
     # Ollama

@@ -1,4 +1,4 @@
-"""Ask a child one question over its own socket: a small HTTP/1.1 GET."""
+"""Ask a child one question over its own socket: a small HTTP/1.1 request."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Answer:
 class _Reader(asyncio.Protocol):
     """Collect one answer. Raises nothing: the future carries what went wrong."""
 
-    def __init__(self, request: bytes, answer: asyncio.Future[Answer]) -> None:
+    def __init__(self, request: bytes, answer: asyncio.Future[Answer], *, keep: bool) -> None:
         self._request = request
+        self._keep = keep
         self._answer = answer
         self._parser: Any = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
@@ -60,6 +61,8 @@ class _Reader(asyncio.Protocol):
         self._fail(ConnectionError("closed before its answer was complete"))
 
     def on_body(self, body: bytes) -> None:
+        if not self._keep:
+            return
         self._size += len(body)
         if self._size > _BODY_LIMIT:
             self._fail(ConnectionError("answer too large"))
@@ -81,22 +84,41 @@ async def get(endpoint: Endpoint, path: str, timeout: float) -> Answer:  # noqa:
 
     Raises OSError (ConnectionError, TimeoutError among them) when there is no complete answer.
     """
+    return await ask(endpoint, "GET", path, timeout=timeout)
+
+
+async def ask(
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    *,
+    timeout: float | None,  # noqa: ASYNC109
+    body: bytes = b"",
+    keep: bool = True,
+) -> Answer:
+    """Send one request, with `body` as its JSON, and wait `timeout` seconds (None: for ever).
+
+    Without `keep` the answer's body is read to its end and dropped. Raises OSError
+    (ConnectionError, TimeoutError among them) when there is no complete answer.
+    """
     loop = asyncio.get_running_loop()
-    request = (
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: lswap\r\n"
-        "Accept: application/json\r\nConnection: close\r\n\r\n"
-    ).encode("ascii")
+    content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: lswap\r\n"
+        f"Accept: application/json\r\n{content}Connection: close\r\n\r\n"
+    )
+    request = head.encode("ascii") + body
     answer: asyncio.Future[Answer] = loop.create_future()
     transport: asyncio.BaseTransport | None = None
     try:
         async with asyncio.timeout(timeout):
             if endpoint.path is not None:
                 transport, _ = await loop.create_unix_connection(
-                    lambda: _Reader(request, answer), endpoint.path
+                    lambda: _Reader(request, answer, keep=keep), endpoint.path
                 )
             else:
                 transport, _ = await loop.create_connection(
-                    lambda: _Reader(request, answer), endpoint.host, endpoint.port
+                    lambda: _Reader(request, answer, keep=keep), endpoint.host, endpoint.port
                 )
             return await answer
     finally:

@@ -159,6 +159,14 @@ class Defaults(Record, frozen=True):
             {"set": {"temperature": 0.7}, "default": {"top_p": 0.9}, "strip": ["seed"]},
         ),
     ] = Filters()
+    resume: Annotated[
+        bool,
+        plain(
+            "Go on with an answer whose client has left, if it carries X-Conversation-Id, as those "
+            "of llama.cpp's web UI do: they can be read again.",
+            False,
+        ),
+    ] = True
     metadata: Annotated[
         dict[str, str | int | float | bool],
         key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),

@@ -123,6 +123,15 @@ class Policy(Record, frozen=True):
         ),
     ] = "wait"
     queue: Annotated[Queue, plain("Requests that wait for a model.")] = Queue()
+    detached_timeout: Annotated[
+        float,
+        key(
+            "How long an answer goes on for a client that left and may come back (`resume`); 10s, "
+            "if less, once somebody waits for the memory.",
+            DURATION,
+            "30s",
+        ),
+    ] = 300.0
     shutdown_timeout: Annotated[
         float,
         key(

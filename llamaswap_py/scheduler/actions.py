@@ -33,6 +33,7 @@ class StopReason(Enum):
     SHUTDOWN_DEADLINE = "shutdown deadline"
     LOAD_STALL = "load stall"
     FOUND_HUNG = "found hung"
+    DETACHED = "nobody came back for it"
     ABANDONED = "abandoned load"
 
 
@@ -43,6 +44,7 @@ MAY_INTERRUPT = frozenset(
         StopReason.SHUTDOWN_DEADLINE,
         StopReason.LOAD_STALL,
         StopReason.FOUND_HUNG,
+        StopReason.DETACHED,
         StopReason.ABANDONED,
     }
 )

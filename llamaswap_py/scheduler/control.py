@@ -26,6 +26,7 @@ from llamaswap_py.scheduler.records import (
     Footprint,
     InstanceKey,
     PresetId,
+    RequestId,
 )
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.states import State, Trigger
@@ -137,7 +138,16 @@ class Control:
         instance.revoked_at = self.now
         instance.reason = reason.value
         self.note("revoked", instance, f"{reason.value}: {len(instance.leases)} open requests end")
-        self.out.extend(Revoke(one, instance.key, reason) for one in instance.leases)
+        for one in instance.leases:
+            self.world.detached.pop(one, None)
+            self.out.append(Revoke(one, instance.key, reason))
+
+    def end_detached(self, request: RequestId, lease: Lease) -> None:
+        """Revoke a lease whose answer nobody reads."""
+        del self.world.detached[request]
+        reason = StopReason.DETACHED
+        self.note("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
+        self.out.append(Revoke(request, lease.instance.key, reason))
 
     def detach(self, instance: Instance) -> None:
         """Make room for a new instance of the same preset."""

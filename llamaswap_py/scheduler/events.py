@@ -70,6 +70,20 @@ class RequestFinished(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseDetached:
+    """The client of a lease has left; its answer goes on for a reader who may come back."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAttached:
+    """Somebody reads the answer of a detached lease."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceProgressed:
     """A loading child is `fraction` (0..1) done; None: alive, no figure."""
 
@@ -259,6 +273,8 @@ Event: TypeAlias = (
     RequestArrived
     | RequestLeft
     | RequestFinished
+    | LeaseDetached
+    | LeaseAttached
     | InstanceProgressed
     | InstanceReady
     | InstanceSlept

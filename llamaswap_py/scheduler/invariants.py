@@ -22,6 +22,7 @@ def _check_requests(world: World, now: float) -> None:
     leased = {one for instance in world.instances.values() for one in instance.leases}
     assert leased <= set(world.leases), "an instance holds a lease nobody knows"
     assert not queued & set(world.leases), "a request both waits and holds a lease"
+    assert set(world.detached) <= set(world.leases), "a detached lease nobody knows"
     for name, preset in world.presets.items():
         wanted = bool(preset.queue) or preset.wanted_since is not None
         assert wanted == (name in world.demand), f"demand for {name} is not what its queue says"

@@ -60,6 +60,8 @@ class Scheduler:
             ev.RequestArrived: requests.request_arrived,
             ev.RequestLeft: requests.request_left,
             ev.RequestFinished: requests.request_finished,
+            ev.LeaseDetached: requests.lease_detached,
+            ev.LeaseAttached: requests.lease_attached,
             ev.InstanceProgressed: instances.instance_progressed,
             ev.InstanceReady: instances.instance_ready,
             ev.InstanceSlept: instances.instance_slept,

@@ -88,6 +88,7 @@ class OnRequests:
         lease = self.world.leases.pop(event.request, None)
         if lease is None:
             return False
+        self.world.detached.pop(event.request, None)
         instance = lease.instance
         del instance.leases[event.request]
         instance.generating -= lease.waiter.slot
@@ -102,6 +103,24 @@ class OnRequests:
         if instance.ttl is not None and not instance.leases:
             self.upkeep.wake_by(self.control.now + instance.ttl)
         return False
+
+    def lease_detached(self, event: ev.LeaseDetached) -> bool:
+        lease = self.world.leases.get(event.request)
+        if lease is None:
+            return False
+        lease.detached_at = self.control.now
+        self.world.detached[event.request] = lease
+        why = f"the client of {event.request} has left; its answer goes on, should it come back"
+        self.control.note("detached", lease.instance, why)
+        return True
+
+    def lease_attached(self, event: ev.LeaseAttached) -> bool:
+        lease = self.world.detached.pop(event.request, None)
+        if lease is None:
+            return False
+        lease.detached_at = None
+        self.control.note("attached", lease.instance, f"{event.request} is read again")
+        return True
 
     def _learn_service(self, instance: Instance, seconds: float) -> None:
         instance.served += 1

@@ -148,6 +148,10 @@ class Policy:
     """A load that nobody waits for any more goes on if it is at least this far."""
     revoke_grace: float = 2.0
     """How long a revoked lease may take to end before its child is stopped regardless."""
+    detached_timeout: float = 300.0
+    """How long an answer whose client has left goes on for one who may come back."""
+    detached_patience: float = 10.0
+    """… and how long once somebody waits for its memory, or for its slot."""
     learning: float = 0.3
     """Weight of the newest load or service time in the running mean."""
     decisions_kept: int = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.states import State
-from llamaswap_py.scheduler.world import Instance, World
+from llamaswap_py.scheduler.world import Instance, Lease, World
 
 _LIVE = (State.READY, State.SLEEPING, State.DRAINING)
 
@@ -24,6 +24,9 @@ class Upkeep:
         self._expire_waiters()
         for key in self.world.ledger.settle(self.control.now):
             self.control.settled_late(key)
+        for request, lease in list(self.world.detached.items()):
+            if self.control.now >= self._detached_due(lease):
+                self.control.end_detached(request, lease)
         for instance in list(self.world.instances.values()):
             self._enforce_drain_deadline(instance)
             self._stop_finished(instance)
@@ -37,6 +40,7 @@ class Upkeep:
         times: list[float | None] = [wake]
         for instance in self.world.instances.values():
             times += (self._drain_due(instance), self.ttl_due(instance), self._grace_end(instance))
+        times += map(self._detached_due, self.world.detached.values())
         times += (left.until for left in self.world.ledger.settling.values())
         for name in self.world.demand:
             queue = self.world.presets[name].queue
@@ -81,6 +85,15 @@ class Upkeep:
         if instance.drain_from is None or not instance.plan.cancel_at_drain_deadline:
             return None
         return instance.drain_from + instance.plan.drain_timeout
+
+    def _detached_due(self, lease: Lease) -> float:
+        """Return when an answer that nobody reads has gone on for long enough."""
+        assert lease.detached_at is not None
+        policy, wanted = self.world.policy, self.world.wanted_since(lease.instance)
+        due = lease.detached_at + policy.detached_timeout
+        if wanted is None:
+            return due
+        return min(due, max(lease.detached_at, wanted) + policy.detached_patience)
 
     def _grace_end(self, instance: Instance) -> float | None:
         """Return when revoked leases that did not end stop counting."""

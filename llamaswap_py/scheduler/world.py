@@ -30,6 +30,8 @@ class Lease:
     waiter: Waiter
     instance: Instance
     granted_at: float
+    detached_at: float | None = None
+    """Since when nobody reads its answer, which goes on for one who may come back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +144,8 @@ class World:
         """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
         self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
         self.leases: dict[RequestId, Lease] = {}
+        self.detached: dict[RequestId, Lease] = {}
+        """Those leases that have no client, and are not revoked yet."""
         self.learning = Learning()
 
     def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
@@ -242,6 +246,15 @@ class World:
         preset = self.presets.get(instance.key.preset)
         waiting = preset is not None and preset.serving is instance and len(preset.queue) > 0
         return bool(instance.leases) or waiting
+
+    def wanted_since(self, instance: Instance) -> float | None:
+        """Return since when somebody has waited for its memory or one of its slots."""
+        names = {instance.claimed_by, instance.gate_for, instance.key.preset} - {None}
+        presets = [self.presets[name] for name in names if name in self.demand]
+        ages = [one.since for one in presets if one.since is not None]
+        if instance.drain_from is not None:
+            ages.append(instance.drain_from)
+        return min(ages, default=None)
 
     def is_pinned(self, instance: Instance) -> bool:
         """Return whether eviction must leave it alone."""

@@ -280,10 +280,13 @@ class Lswap:
         return text_of(await self.post_chat(model, **body))
 
     @asynccontextmanager
-    async def stream(self, model: str, **body: Any) -> AsyncIterator[Stream]:
+    async def stream(
+        self, model: str, headers: dict[str, str] | None = None, **body: Any
+    ) -> AsyncIterator[Stream]:
         """Ask for a streamed answer; leaving the context hangs up."""
         body = chat_body(model, stream=True, **body)
-        async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        path = "/v1/chat/completions"
+        async with self.client.stream("POST", path, json=body, headers=headers) as response:
             yield Stream(response)
 
 

@@ -130,6 +130,13 @@ class Machine(RuleBasedStateMachine):
         self.play.finish(request, outcome)
 
     @precondition(lambda self: self.play.audit.holders)
+    @rule(data=st.data(), reads=st.booleans())
+    def detach(self, data: st.DataObject, reads: bool) -> None:
+        """The client of a lease leaves its answer behind, or somebody reads it again."""
+        request = data.draw(st.sampled_from(sorted(self.play.audit.holders)))
+        self.play.feed(ev.LeaseAttached(request) if reads else ev.LeaseDetached(request))
+
+    @precondition(lambda self: self.play.audit.holders)
     @rule(data=st.data())
     def come_back(self, data: st.DataObject) -> None:
         """A revoked, unused lease: the request waits again with its old arrival time."""

@@ -13,6 +13,7 @@ import msgspec
 
 from llamaswap_py.api import App
 from llamaswap_py.config.parse import load_config
+from llamaswap_py.conversations import Conversations
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
@@ -173,6 +174,10 @@ class FakeSupervisor:
     @cached_property
     def happenings(self) -> Feed:
         return Feed()
+
+    @cached_property
+    def conversations(self) -> Conversations:
+        return Conversations(asyncio.TaskGroup(), lambda _: None, lambda _: False)
 
     def pin(self, preset: str, pinned: bool) -> None:
         self.loaded.append(f"{preset} pinned {pinned}")

@@ -27,7 +27,8 @@ PARTS = {
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
-    *("reservations", "model_facts", "feed", "reloading", "downloads"),
+    *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
+    "alarm",
 }
 """The modules that know several parts."""
 
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children", "model_facts", "feed", "reloading"},
+    "api": {"children", "model_facts", "feed", "reloading", "conversations"},
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""

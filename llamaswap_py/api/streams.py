@@ -1,0 +1,70 @@
+"""Answers that can be read again: llama.cpp's routes for conversations (server-stream.cpp)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llamaswap_py.api.inference import resumed
+from llamaswap_py.api.router import refuse
+from llamaswap_py.errors import ApiError
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.conversations import Conversation
+
+_MOST_IDS = 10_000
+
+
+async def look_up(call: Call) -> None:
+    """POST /v1/streams/lookup {"conversation_ids"}: those that a child has, as it tells."""
+    body = await call.exchange.read_body(call.supervisor.config.limits.body)
+    try:
+        asked = msgspec.json.decode(body.join())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        asked = {}
+    ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
+    known = [one for one in ids if isinstance(one, str) and one] if isinstance(ids, list) else []
+    conversations = call.supervisor.conversations
+    call.respond(200, await conversations.look_up(known[:_MOST_IDS], call.may_use))
+
+
+async def resume(call: Call) -> None:
+    """GET /v1/stream?conv_id=&from=: the answer from that byte on, and what follows."""
+    conversation = _find(call)
+    if conversation is None:
+        _not_found(call)
+        return
+    if conversation.lease is None:
+        message = "Stream owner model is loading, retry later"
+        refuse(call, 503, message, "unavailable_error", [(b"retry-after", b"1")])
+        return
+    call.model = conversation.preset
+    try:
+        await resumed(call, conversation)
+    except ApiError as error:
+        if error.code != "model_not_loaded":
+            raise
+        _not_found(call)
+
+
+async def stop(call: Call) -> None:
+    """DELETE /v1/stream?conv_id=: the generation ends, and nothing is kept of it."""
+    conversation = _find(call)
+    if conversation is not None:
+        await call.supervisor.conversations.stop(conversation)
+    call.status = 204
+    call.exchange.respond(204)
+
+
+def _find(call: Call) -> Conversation | None:
+    id = call.query.get("conv_id")
+    if not id:
+        raise ApiError("bad_request", "the conversation is missing", param="conv_id")
+    found: Conversation | None = call.supervisor.conversations.find(id)
+    return found if found is not None and call.may_use(found.preset) else None
+
+
+def _not_found(call: Call) -> None:
+    refuse(call, 404, "Stream not found or expired", "not_found_error")

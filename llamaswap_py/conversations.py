@@ -1,0 +1,221 @@
+"""Answers that outlive their clients: conversations that llama-server keeps for a reader.
+
+A request that streams and carries `X-Conversation-Id` makes llama-server buffer its answer (up to
+4 MiB, server-stream.cpp) and go on when the client leaves. Its lease is then kept here, `detached`,
+until the generation ends, somebody stops it, or the scheduler takes it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from llamaswap_py.children.probe import ask
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.leases import Lease, Ticket
+from llamaswap_py.scheduler import events as ev
+
+_log: Final = logging.getLogger("lswap")
+_KEPT: Final = 10_000
+"""Conversations that are remembered; the oldest are forgotten first."""
+_ASKING: Final = 2.0
+"""Seconds for one question to a child, which answers in microseconds."""
+# A request that was just written may reach the child a moment after its client has left.
+_APPEARS: Final = 10
+_APPEARS_STEP: Final = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """The newest answer of one conversation id, and the child that has it."""
+
+    id: str
+    preset: str
+    cancel: Callable[[], None]
+    """Ends its request while it waits."""
+    lease: Lease | None = None
+    ticket: Ticket | None = None
+    """While its lease is kept for it."""
+    readers: dict[str, Callable[[str], None]] = field(default_factory=dict)
+    """Who reads it instead of its client, each with what ends that, given a reason."""
+    unread: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while there are none."""
+
+    def __post_init__(self) -> None:
+        self.unread.set()
+
+    @property
+    def path(self) -> str:
+        """The child's route for it."""
+        return f"/v1/stream?conv_id={quote(self.id, safe='')}"
+
+
+class Conversations:
+    """Knows which child has which conversation, and keeps the leases of those without a client.
+
+    The tasks that do so belong to the supervisor's group.
+    """
+
+    def __init__(
+        self, tasks: asyncio.TaskGroup, feed: Callable[[ev.Event], None], alive: Callable[..., bool]
+    ) -> None:
+        self._tasks = tasks
+        self._feed = feed
+        self._alive = alive
+        self._known: OrderedDict[str, Conversation] = OrderedDict()
+        self._holding: set[asyncio.Task[None]] = set()
+
+    def begin(self, id: str, preset: str, cancel: Callable[[], None]) -> Conversation:
+        """Note that a request of this conversation arrived; it is the one that counts now."""
+        self._known.pop(id, None)
+        self._known[id] = conversation = Conversation(id, preset, cancel)
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return conversation
+
+    def forget(self, conversation: Conversation) -> None:
+        """Nothing is left to read of it."""
+        if self._known.get(conversation.id) is conversation:
+            del self._known[conversation.id]
+
+    def find(self, id: str) -> Conversation | None:
+        """Return the conversation, unless the child that had it is gone."""
+        found = self._known.get(id)
+        if found is not None and found.lease is not None and not self._alive(found.lease):
+            self.forget(found)
+            return None
+        return found
+
+    def matching(self, ids: Iterable[str]) -> list[Conversation]:
+        """Return those that have a child: by their id, or as `ID::MODEL` (server-stream.cpp)."""
+        wanted = set(ids)
+        named = [id for id in self._known if id in wanted or id.partition("::")[0] in wanted]
+        found = [one for one in map(self.find, named) if one is not None]
+        return [one for one in found if one.lease is not None]
+
+    @property
+    def detached(self) -> list[Conversation]:
+        """Those whose lease is kept."""
+        return [one for one in self._known.values() if one.ticket is not None]
+
+    def hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
+        """Keep the lease of a client that has left until its answer has ended."""
+        conversation.ticket = ticket
+        self._keep(ticket, self._hold(conversation, ticket, lease))
+
+    def end(self, conversation: Conversation, ticket: Ticket) -> None:
+        """Keep the lease of an answer that was cut until its child has stopped generating."""
+        self._keep(ticket, self._end(conversation, ticket))
+
+    def _keep(self, ticket: Ticket, life: Coroutine[Any, Any, None]) -> None:
+        ticket.keep()
+        task = self._tasks.create_task(life, name=f"detached {ticket.event.request}")
+        self._holding.add(task)
+        task.add_done_callback(self._holding.discard)
+
+    def cancel(self) -> None:
+        """End all of that."""
+        for task in self._holding:
+            task.cancel()
+
+    async def stop(self, conversation: Conversation) -> None:
+        """End the generation, as somebody who presses a stop button does."""
+        if conversation.lease is None:
+            conversation.cancel()
+            self.forget(conversation)
+            return
+        try:
+            await ask(conversation.lease.endpoint, "DELETE", conversation.path, timeout=_ASKING)
+        except OSError as error:
+            _log.debug("%s: its child could not be asked to stop: %s", conversation.id, error)
+        self.forget(conversation)
+
+    async def look_up(self, ids: Iterable[str], may_use: Callable[[str], bool]) -> list[Any]:
+        """Return what the children say of those conversations (`POST /v1/streams/lookup`)."""
+        children: dict[Endpoint, list[str]] = {}
+        for one in self.matching(ids):
+            if one.lease is not None and may_use(one.preset):
+                children.setdefault(one.lease.endpoint, []).append(one.id)
+        answers = await asyncio.gather(*(_look_up(*child) for child in children.items()))
+        return [entry for entries in answers for entry in entries]
+
+    def attach(self, conversation: Conversation, reader: str, cut: Callable[[str], None]) -> bool:
+        """Read under the lease that is kept; False if none is. `detach` ends it."""
+        if conversation.ticket is None:
+            return False
+        conversation.readers[reader] = cut
+        conversation.unread.clear()
+        self._feed(ev.LeaseAttached(conversation.ticket.event.request))
+        return True
+
+    def detach(self, conversation: Conversation, reader: str, *, whole: bool) -> None:
+        """A reader has left, or has read the `whole` of it."""
+        conversation.readers.pop(reader, None)
+        if not conversation.readers:
+            conversation.unread.set()
+            if conversation.ticket is not None and not whole:
+                self._feed(ev.LeaseDetached(conversation.ticket.event.request))
+
+    async def _hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
+        revoked = asyncio.Event()
+        outcome = ev.Outcome.CANCELLED
+        try:
+            self._feed(ev.LeaseDetached(ticket.event.request))
+            lease.on_revoke(lambda _: revoked.set())
+            async with asyncio.TaskGroup() as group:
+                ended = group.create_task(self._ended(conversation, lease))
+                taken = group.create_task(revoked.wait())
+                await asyncio.wait({ended, taken}, return_when=asyncio.FIRST_COMPLETED)
+                ended.cancel()
+                taken.cancel()
+            if revoked.is_set():
+                for cut in list(conversation.readers.values()):
+                    cut(lease.revoked or "")
+                await self.stop(conversation)
+            else:
+                outcome = ev.Outcome.OK
+        finally:
+            conversation.ticket = None
+            ticket.release(outcome)
+
+    async def _end(self, conversation: Conversation, ticket: Ticket) -> None:
+        try:
+            await self.stop(conversation)
+        finally:
+            ticket.release(ev.Outcome.CANCELLED)
+
+    async def _ended(self, conversation: Conversation, lease: Lease) -> None:
+        """Wait until the child has generated the answer, and nobody reads it any more."""
+        missing = 0
+        while missing < _APPEARS and self._alive(lease):
+            entries = await _look_up(lease.endpoint, [conversation.id])
+            mine = [one for one in entries if one.get("conversation_id") == conversation.id]
+            if not mine:
+                missing += 1
+                await asyncio.sleep(_APPEARS_STEP)
+                continue
+            if mine[0].get("is_done"):
+                break
+            path = f"{conversation.path}&from={mine[0].get('total_bytes', 0)}"
+            try:  # silent until more comes; the answer to it ends with the generation
+                await ask(lease.endpoint, "GET", path, timeout=None, keep=False)
+            except OSError:
+                break
+        await conversation.unread.wait()
+
+
+async def _look_up(endpoint: Endpoint, ids: list[str]) -> list[dict[str, Any]]:
+    body = msgspec.json.encode({"conversation_ids": ids})
+    try:
+        answer = await ask(endpoint, "POST", "/v1/streams/lookup", timeout=_ASKING, body=body)
+        found = msgspec.json.decode(answer.body)
+    except (OSError, msgspec.DecodeError):
+        return []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

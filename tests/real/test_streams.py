@@ -1,0 +1,183 @@
+"""Answers that outlive their clients, read again: llama.cpp's resumable streams, real children."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.real.answers import PATIENCE, Stream, chat_body, error_of, instance_of
+
+if TYPE_CHECKING:
+    from tests.real.harness import Lswap
+    from tests.real.lab import Lab, Preset
+
+pytestmark = pytest.mark.anyio
+
+NAME = "5f2b7a52-0000-4000-8000-1f2e3d4c5b6a::alpha"
+RESUME = "/v1/stream"
+
+
+def _long(lab: Lab, **keys: Any) -> Preset:
+    """Return a preset whose answers take seconds."""
+    return lab.endless("alpha", layers=256, **keys)
+
+
+async def _leave(lswap: Lswap, *, words: int = 5, tokens: int = 600, name: str = NAME) -> None:
+    """Ask for that many tokens, read a few words, and go away."""
+    headers = {"X-Conversation-Id": name}
+    async with lswap.stream("alpha", headers=headers, max_tokens=tokens) as stream:
+        await stream.read(words)
+
+
+async def _entries(lswap: Lswap, *ids: str) -> list[dict[str, Any]]:
+    answer = await lswap.client.post("/v1/streams/lookup", json={"conversation_ids": [*ids]})
+    assert answer.status_code == 200
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+async def _kinds(lswap: Lswap) -> list[str]:
+    return [one.kind for one in await lswap.decisions("alpha")]
+
+
+async def test_an_answer_goes_on_without_its_client_and_is_read_again(lab: Lab) -> None:
+    async with lab.lswap({"alpha": _long(lab)}) as lswap:
+        await _leave(lswap)
+        state = await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        assert instance_of(state, "alpha").leases == 1
+        (entry,) = await _entries(lswap, NAME)
+        assert entry["conversation_id"] == NAME
+        assert not entry["is_done"]
+        async with lswap.client.stream("GET", RESUME, params={"conv_id": NAME}) as response:
+            assert response.status_code == 200
+            assert response.headers["x-lswap-model"] == "alpha"
+            again = Stream(response)
+            await again.rest()
+        assert again.done
+        assert again.finish == "length"
+        assert len(again.words) > 400
+        assert again.text.startswith(lab.sentence("alpha") + " " + lab.sentence("alpha"))
+        await lswap.until_idle()
+        assert [one["is_done"] for one in await _entries(lswap, NAME)] == [True]
+        # What is kept can be read while the model stays, from any byte on.
+        params = {"conv_id": NAME, "from": str(entry["total_bytes"])}
+        rest = await lswap.client.get(RESUME, params=params)
+        assert rest.text.rstrip().endswith("data: [DONE]")
+        assert (await _kinds(lswap))[:3] == ["load", "ready", "detached"]
+
+
+async def test_it_is_free_when_it_has_ended(lab: Lab) -> None:
+    async with lab.lswap({"alpha": _long(lab)}) as lswap:
+        await _leave(lswap, tokens=200)
+        await lswap.until_idle()
+        assert [one["is_done"] for one in await _entries(lswap, NAME)] == [True]
+        assert not any(slot["is_processing"] for slot in await lswap.child_slots("alpha"))
+
+
+async def test_a_stop_ends_it(lab: Lab) -> None:
+    async with lab.lswap({"alpha": _long(lab)}) as lswap:
+        await _leave(lswap, tokens=100_000)
+        await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        answer = await lswap.client.delete(RESUME, params={"conv_id": NAME})
+        assert answer.status_code == 204
+        await lswap.until_idle()
+        await lswap.until_slots_are_free("alpha")
+        assert await _entries(lswap, NAME) == []
+        gone = await lswap.client.get(RESUME, params={"conv_id": NAME})
+        assert error_of(gone, 404)["message"] == "Stream not found or expired"
+        assert (await lswap.client.delete(RESUME, params={"conv_id": NAME})).status_code == 204
+
+
+async def test_it_gives_way_to_one_who_waits_for_the_memory(lab: Lab) -> None:
+    models = {"alpha": _long(lab), "beta": lab.preset("beta")}
+    policy = {"max_wait": "0s", "detached_timeout": "1s"}
+    async with lab.lswap(models, policy=policy) as lswap:
+        await _leave(lswap, tokens=100_000)
+        await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        (revoked,) = [one for one in await lswap.decisions("alpha") if one.kind == "revoked"]
+        assert "nobody came back for it" in revoked.reason
+        assert await _entries(lswap, NAME) == []
+        gone = await lswap.client.get(RESUME, params={"conv_id": NAME})
+        assert error_of(gone, 404)["type"] == "not_found_error"
+
+
+async def test_a_reader_keeps_it_from_those_who_wait(lab: Lab) -> None:
+    """The page is reloaded while another client wants the memory: nothing of the answer is lost."""
+    models = {"alpha": _long(lab), "beta": lab.preset("beta")}
+    async with lab.lswap(models, policy={"max_wait": "0s"}) as lswap:
+        await _leave(lswap, tokens=600)
+        async with asyncio.TaskGroup() as tasks:
+            other = tasks.create_task(lswap.chat("beta"))
+            await lswap.until(lambda now: instance_of(now, "alpha").gate == "closed")
+            answer = await lswap.client.get(RESUME, params={"conv_id": NAME}, timeout=PATIENCE)
+        assert answer.text.rstrip().endswith("data: [DONE]")
+        assert await other == lab.sentence("beta")
+        assert "attached" in await _kinds(lswap)
+
+
+async def test_an_operator_s_cancel_ends_the_generation_too(lab: Lab) -> None:
+    headers = {"X-Conversation-Id": NAME}
+    async with (
+        lab.lswap({"alpha": _long(lab)}) as lswap,
+        lswap.stream("alpha", headers=headers, max_tokens=100_000) as stream,
+    ):
+        await stream.read(3)
+        (one,) = (await lswap.client.get("/lswap/v1/requests")).json()["requests"]
+        await lswap.client.post(f"/lswap/v1/requests/{one['id']}/cancel")
+        await stream.rest()
+        assert stream.error is not None
+        await lswap.until_idle()
+        await lswap.until_slots_are_free("alpha")
+
+
+async def test_what_waits_for_a_load_can_be_stopped(lab: Lab) -> None:
+    models = {"alpha": lab.heavy("alpha", mib=1500)}
+    async with lab.lswap(models) as lswap:
+        headers = {"X-Conversation-Id": NAME}
+        body = chat_body("alpha", stream=True)
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(
+                lswap.client.post("/v1/chat/completions", json=body, headers=headers)
+            )
+            await lswap.until_state("alpha", "loading")
+            early = await lswap.client.get(RESUME, params={"conv_id": NAME})
+            assert error_of(early, 503)["message"] == "Stream owner model is loading, retry later"
+            await lswap.client.delete(RESUME, params={"conv_id": NAME})
+        assert error_of(await asked, 410)["code"] == "cancelled"
+
+
+@pytest.mark.parametrize("how", ["resume: false", "no stream", "another path"])
+async def test_without_resuming_it_ends_with_its_client(lab: Lab, how: str) -> None:
+    preset = _long(lab, **({"resume": False} if how == "resume: false" else {}))
+    async with lab.lswap({"alpha": preset}) as lswap:
+        headers = {"X-Conversation-Id": NAME}
+        if how == "no stream":
+            body = chat_body("alpha", max_tokens=100_000)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await lswap.client.post("/v1/chat/completions", json=body, headers=headers)
+        elif how == "another path":
+            path, body = "/upstream/alpha/completion", {"prompt": "hi", "stream": True}
+            async with lswap.client.stream("POST", path, json=body, headers=headers) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+        else:
+            await _leave(lswap, tokens=100_000)
+        await lswap.until_idle()
+        await lswap.until_slots_are_free("alpha")
+        assert await _entries(lswap, NAME) == []
+
+
+async def test_what_is_asked_wrongly(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        assert await _entries(lswap) == []
+        assert await _entries(lswap, "nobody") == []
+        for body in (b"", b"[]", b"{", b'{"conversation_ids": 3}', b'{"conversation_ids": [1]}'):
+            answer = await lswap.client.post("/v1/streams/lookup", content=body)
+            assert (answer.status_code, answer.json()) == (200, [])
+        for method in ("GET", "DELETE"):
+            nameless = await lswap.client.request(method, RESUME)
+            assert error_of(nameless, 400)["param"] == "conv_id"
