@@ -34,6 +34,8 @@ test: $(VENV)/.dev ## everything: style, types, the wheel, all tests with a real
 	$(MAKE) --no-print-directory wheel || failed+=' wheel'; \
 	$(MAKE) --no-print-directory engine || \
 		echo 'no llama-server: the tests that need it are skipped, and named last'; \
+	! command -v npm >/dev/null || $(BIN)/lswap engine build --ui || \
+		echo 'no web UI: the tests that need it are skipped, and named last'; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || failed+=' pytest'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 

@@ -2,16 +2,19 @@
 
 A request that streams and carries `X-Conversation-Id` makes llama-server buffer its answer (up to
 4 MiB, server-stream.cpp) and go on when the client leaves. Its lease is then kept here, `detached`,
-until the generation ends, somebody stops it, or the scheduler takes it back.
+until the generation ends, somebody stops it, or the scheduler takes it back. An answer that has
+ended without a reader is fetched from the child, so that the model may leave and nothing is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,6 +24,7 @@ from llamaswap_py.children.probe import ask
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.leases import Lease, Ticket
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.units import MIB
 
 _log: Final = logging.getLogger("lswap")
 _KEPT: Final = 10_000
@@ -28,6 +32,9 @@ _KEPT: Final = 10_000
 _ASKING: Final = 2.0
 """Seconds for one question to a child, which answers in microseconds."""
 # A request that was just written may reach the child a moment after its client has left.
+_KEPT_SECONDS: Final = 300.0
+_KEPT_BYTES: Final = 64 * MIB
+"""What is kept of ended answers: as long as llama-server would, and so much in all."""
 _APPEARS: Final = 10
 _APPEARS_STEP: Final = 0.05
 
@@ -43,8 +50,13 @@ class Conversation:
     lease: Lease | None = None
     ticket: Ticket | None = None
     """While its lease is kept for it."""
+    began: float = field(default_factory=time.time)
     readers: dict[str, Callable[[str], None]] = field(default_factory=dict)
     """Who reads it instead of its client, each with what ends that, given a reason."""
+    whole: bytes = b""
+    """The answer, once it has ended without a reader."""
+    whole_at: float = 0.0
+    """When that was, in Unix time."""
     unread: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there are none."""
 
@@ -86,12 +98,14 @@ class Conversations:
             del self._known[conversation.id]
 
     def find(self, id: str) -> Conversation | None:
-        """Return the conversation, unless the child that had it is gone."""
+        """Return the conversation, unless the child that had it is gone, and nothing was kept."""
         found = self._known.get(id)
-        if found is not None and found.lease is not None and not self._alive(found.lease):
-            self.forget(found)
-            return None
-        return found
+        if found is None or found.lease is None or self._alive(found.lease):
+            return found
+        if time.time() - found.whole_at < _KEPT_SECONDS:
+            return found
+        self.forget(found)
+        return None
 
     def matching(self, ids: Iterable[str]) -> list[Conversation]:
         """Return those that have a child: by their id, or as `ID::MODEL` (server-stream.cpp)."""
@@ -140,11 +154,16 @@ class Conversations:
     async def look_up(self, ids: Iterable[str], may_use: Callable[[str], bool]) -> list[Any]:
         """Return what the children say of those conversations (`POST /v1/streams/lookup`)."""
         children: dict[Endpoint, list[str]] = {}
+        ours = []
         for one in self.matching(ids):
-            if one.lease is not None and may_use(one.preset):
+            if not may_use(one.preset):
+                continue
+            if one.whole:
+                ours.append(_entry(one))
+            elif one.lease is not None:
                 children.setdefault(one.lease.endpoint, []).append(one.id)
         answers = await asyncio.gather(*(_look_up(*child) for child in children.items()))
-        return [entry for entries in answers for entry in entries]
+        return [*ours, *(entry for entries in answers for entry in entries)]
 
     def attach(self, conversation: Conversation, reader: str, cut: Callable[[str], None]) -> bool:
         """Read under the lease that is kept; False if none is. `detach` ends it."""
@@ -185,6 +204,24 @@ class Conversations:
             conversation.ticket = None
             ticket.release(outcome)
 
+    async def _keep_whole(self, conversation: Conversation, lease: Lease) -> None:
+        """Fetch an answer that has ended; one larger than the child's buffer is left to it."""
+        if conversation.readers:
+            return
+        try:
+            answer = await ask(lease.endpoint, "GET", conversation.path, timeout=_ASKING)
+        except OSError:
+            return
+        if answer.status == HTTPStatus.OK:
+            conversation.whole, conversation.whole_at = answer.body, time.time()
+        kept = [one for one in self._known.values() if one.whole]
+        size = sum(len(one.whole) for one in kept)
+        for one in sorted(kept, key=lambda one: one.whole_at):
+            if size <= _KEPT_BYTES and time.time() - one.whole_at < _KEPT_SECONDS:
+                break
+            size -= len(one.whole)
+            one.whole, one.whole_at = b"", 0.0
+
     async def _end(self, conversation: Conversation, ticket: Ticket) -> None:
         try:
             await self.stop(conversation)
@@ -202,6 +239,7 @@ class Conversations:
                 await asyncio.sleep(_APPEARS_STEP)
                 continue
             if mine[0].get("is_done"):
+                await self._keep_whole(conversation, lease)
                 break
             path = f"{conversation.path}&from={mine[0].get('total_bytes', 0)}"
             try:  # silent until more comes; the answer to it ends with the generation
@@ -209,6 +247,17 @@ class Conversations:
             except OSError:
                 break
         await conversation.unread.wait()
+
+
+def _entry(conversation: Conversation) -> dict[str, Any]:
+    """Return what llama-server's lookup says of an ended answer (server-stream.cpp)."""
+    return {
+        "conversation_id": conversation.id,
+        "is_done": True,
+        "total_bytes": len(conversation.whole),
+        "started_at": int(conversation.began),
+        "completed_at": int(conversation.whole_at),
+    }
 
 
 async def _look_up(endpoint: Endpoint, ids: list[str]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -59,6 +60,7 @@ from llamaswap_py.scheduler.records import Choice, ClientId, Failure, PresetId, 
 from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.views import About, as_error, make_snapshot, newest_decisions, outlook
 from llamaswap_py.watching import WatchedPools
+from llamaswap_py.webui import WebUi
 from llamaswap_py.wire.pool import UpstreamPool
 
 _log: Final = logging.getLogger("lswap")
@@ -117,6 +119,8 @@ class Supervisor:
         )
         self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
+        ui_socket = runtime_dir.socket_path(0)  # no instance has that number
+        self.webui = WebUi(Path(about.engine.path), ui_socket, self._tasks)
         self.instances = Instances(
             config, devices, runtime_dir, self.pool, self._tasks, self.feed, self._child_gone
         )
@@ -144,6 +148,7 @@ class Supervisor:
         try:
             self.downloads.cancel()
             self.conversations.cancel()
+            self.webui.cancel()
             for task in self._background:
                 task.cancel()
             if self.running and error is None:

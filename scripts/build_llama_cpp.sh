@@ -21,7 +21,7 @@ Usage: build_llama_cpp.sh [options] [-- extra cmake options]
   --jobs N         parallel compile jobs (default: cores, fewer when memory is short)
   --prefix DIR     install there (default: \$XDG_DATA_HOME/lswap/engines/<build>-<backend>)
   --portable       do not tune for this machine's processor
-  --ui             embed the web UI (needs npm)
+  --ui             build llama.cpp's web UI too, for lswap to serve (needs npm)
   --targets "A B"  build these instead of llama-server and llama-fit-params (e.g. add ggml-rpc-server)
   --dry-run        print what would be done and stop
 
@@ -133,14 +133,13 @@ choose_backend() {
 
 # Fills `flags`: the whole configuration, so that equal flags mean an equal build.
 choose_flags() {
-    local embed_ui=OFF
     native=ON
     [ "$portable" = no ] || native=OFF
-    [ "$ui" = no ] || embed_ui=ON
     flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF)
     flags+=(-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF)
-    # Without the second flag the build downloads a prebuilt UI.
-    flags+=("-DLLAMA_BUILD_UI=$embed_ui" -DLLAMA_USE_PREBUILT_UI=OFF)
+    # --ui builds it beside the binary: then it can be added to an engine that is there already.
+    # Without the second flag the build downloads a prebuilt one.
+    flags+=(-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF)
     case $backend in
     cuda)
         flags+=(-DGGML_CUDA=ON)
@@ -161,6 +160,8 @@ choose_flags() {
 }
 
 check_compilers() {
+    [ "$ui" = no ] || have npm || fail "--ui needs npm" "apt-get install npm, or leave --ui out"
+    ! is_installed || return 0
     have "${CXX:-c++}" || have g++ || have clang++ ||
         fail "no C++ compiler found" "apt-get install build-essential (macOS: xcode-select --install)"
     case $backend in
@@ -171,7 +172,6 @@ check_compilers() {
         "apt-get install glslc libvulkan-dev (or set VULKAN_SDK)" ;;
     metal) [ "$(uname -s)" = Darwin ] || fail "--backend metal needs macOS" "choose another backend" ;;
     esac
-    [ "$ui" = no ] || have npm || fail "--ui needs npm" "apt-get install npm, or leave --ui out"
 }
 
 # --- where things go -------------------------------------------------------------------------------
@@ -189,7 +189,6 @@ choose_places() {
 choose_tree() {
     local variant=native
     [ $native = ON ] || variant=portable
-    [ "$ui" = no ] || variant+=-ui
     [ ${#extra_flags[@]} = 0 ] || variant+=-$(printf '%s\n' "${extra_flags[@]}" | cksum | cut -d' ' -f1)
     [ ! -d "$source" ] || variant+=-$(printf %s "$source" | cksum | cut -d' ' -f1)
     tree=$cache/trees/$ref-$backend-$variant
@@ -199,7 +198,10 @@ choose_tree() {
 print_plan() {
     printf '%-9s %s\n' backend "$backend" source "$source ($ref)" targets "$targets" \
         tree "$tree" install "$prefix" jobs "$jobs" flags "${flags[*]}"
-    if is_installed; then printf '%-9s %s\n' state "already installed"; else printf '%-9s %s\n' state "to be built"; fi
+    local state='to be built'
+    ! is_installed || state='already installed'
+    ! is_installed || has_ui || state+=', web UI to be built'
+    printf '%-9s %s\n' state "$state"
 }
 
 # Installed means: same flags and targets, and the very binary the manifest speaks of.
@@ -210,6 +212,9 @@ is_installed() {
     for target in $targets; do [ -x "$prefix/bin/$target" ] || return 1; done
     [ ! -x "$prefix/bin/llama-server" ] || grep -qF "$(sha256_of "$prefix/bin/llama-server")" "$manifest"
 }
+
+# Whether the web UI is there, or nobody asked for it.
+has_ui() { [ "$ui" = no ] || [ -f "$prefix/ui/index.html" ]; }
 
 # Held on file descriptor 9 until we and the compilers we started are gone.
 take_lock() {
@@ -425,8 +430,32 @@ install_tree() {
             fail "$prefix exists and is no engine of ours" "choose another --prefix"
         mv "$prefix" "$staging.old"
     fi
+    [ ! -d "$staging.old/ui" ] || mv "$staging.old/ui" "$staging/"
     mv "$staging" "$prefix"
     rm -rf "$staging.old"
+}
+
+# --- web UI ----------------------------------------------------------------------------------------
+
+# Built from a copy, so that the source stays as it came; kept, so that engines of one source share it.
+build_ui() {
+    local work=$cache/ui/$source_note-$ref
+    [ ! -d "$source" ] || work=$cache/ui/$(printf %s "$source" | cksum | cut -d' ' -f1)
+    if [ ! -f "$work/dist/index.html" ] || [ -d "$source" ]; then
+        [ -f "$source_dir/tools/ui/package.json" ] || fail "this llama.cpp has no tools/ui" "leave --ui out"
+        say "web UI: npm ci && npm run build (about 90 s on two cores)"
+        rm -rf "$work" && mkdir -p "$work"
+        cp -R "$source_dir/tools/ui/." "$work/"
+        (cd "$work" && npm ci --no-audit --no-fund &&
+            LLAMA_BUILD_NUMBER=$build LLAMA_UI_VERSION=$ref npm run build) >"$work.log" 2>&1 || {
+            tail -n 20 "$work.log" >&2
+            fail "npm could not build the web UI" "the whole log: $work.log; or leave --ui out"
+        }
+        rm -rf "$work/node_modules"
+    fi
+    rm -rf "$prefix/ui.new" && cp -R "$work/dist" "$prefix/ui.new"
+    rm -rf "$prefix/ui" && mv "$prefix/ui.new" "$prefix/ui"
+    say "web UI: $prefix/ui ($(du -sh "$prefix/ui" | cut -f1))"
 }
 
 cleanup() {
@@ -441,19 +470,22 @@ main() {
     choose_flags
     choose_tree
     if [ "$dry_run" = yes ]; then print_plan && return; fi
-    if is_installed; then say "already built: $prefix" && return; fi
+    if is_installed && has_ui; then say "already built: $prefix" && return; fi
     check_compilers
     take_lock
-    if is_installed; then say "already built: $prefix" && return; fi
+    if is_installed && has_ui; then say "already built: $prefix" && return; fi
     trap 'cleanup $?' EXIT
     trap 'exit 130' INT TERM
     provide_source
-    ninja=$(provide_tool ninja)
-    cmake=$(provide_tool cmake)
-    configure
-    compile
-    install_tree
-    say "installed: $prefix ($(du -sh "$prefix" | cut -f1))"
+    if ! is_installed; then
+        ninja=$(provide_tool ninja)
+        cmake=$(provide_tool cmake)
+        configure
+        compile
+        install_tree
+        say "installed: $prefix ($(du -sh "$prefix" | cut -f1))"
+    fi
+    has_ui || build_ui
 }
 
 main "$@"

@@ -9,7 +9,7 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api import table
+from llamaswap_py.api import pages, table
 from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
 from llamaswap_py.api.errors import family_of
@@ -110,7 +110,8 @@ class App:
         if call.exchange.peer != "unix" and self.access.keys is None:
             self._hosts.check(head)
         if methods is None:
-            await _nothing(call)
+            if not await pages.serve_file(call):
+                await _nothing(call)
             return
         route = table.pick(methods, head.method)
         if route is None:

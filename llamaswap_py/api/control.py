@@ -8,26 +8,12 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llamaswap_py import __version__
 from llamaswap_py.errors import ApiError, LswapError
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
 
 _MOST_LINES = 100_000
-
-
-async def index(call: Call) -> None:
-    """GET /: say what this is; to anything but a browser, what Ollama's clients look for."""
-    if b"text/html" not in (call.exchange.head.get(b"accept") or b""):
-        call.respond_text(200, "Ollama is running")
-        return
-    call.respond_text(
-        200,
-        f"lswap {__version__} is running.\n"
-        "GET /v1/models lists the models; POST /v1/chat/completions talks to one.\n"
-        "`lswap ps` shows what is loaded.\n",
-    )
 
 
 async def health(call: Call) -> None:

@@ -9,12 +9,14 @@ import msgspec
 from llamaswap_py.api.inference import resumed
 from llamaswap_py.api.router import refuse
 from llamaswap_py.errors import ApiError
+from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.conversations import Conversation
 
 _MOST_IDS = 10_000
+_STEP = 256 * KIB
 
 
 async def look_up(call: Call) -> None:
@@ -41,12 +43,26 @@ async def resume(call: Call) -> None:
         refuse(call, 503, message, "unavailable_error", [(b"retry-after", b"1")])
         return
     call.model = conversation.preset
+    if conversation.whole:
+        await _send_whole(call, conversation.whole)
+        return
     try:
         await resumed(call, conversation)
     except ApiError as error:
         if error.code != "model_not_loaded":
             raise
         _not_found(call)
+
+
+async def _send_whole(call: Call, whole: bytes) -> None:
+    """Send an answer that its child need not have any more."""
+    start = call.number("from", 0, most=len(whole))
+    call.status = 200
+    call.stamp()
+    await call.exchange.start(200, "text/event-stream")
+    for at in range(start, len(whole), _STEP):
+        await call.exchange.write(whole[at : at + _STEP])
+    await call.exchange.finish()
 
 
 async def stop(call: Call) -> None:

@@ -11,6 +11,7 @@ from llamaswap_py.api import (
     inference,
     models,
     ollama,
+    pages,
     prometheus,
     requests,
     reservations,
@@ -84,7 +85,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(Route(ollama.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
     "/api/delete": {"DELETE": Route(ollama.unsupported, admin=True)},
     # lswap
-    **_get(Route(control.index, public=True), "/"),
+    **_get(Route(pages.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
     **_get(Route(control.readyz, public=True), "/readyz"),
     **_get(Route(control.state), "/lswap/v1/state"),

@@ -24,6 +24,8 @@ class Answer:
 
     status: int
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Names in lower case."""
 
     def json(self) -> dict[str, Any]:
         """Return the body as an object, an empty one if it is none."""
@@ -44,6 +46,7 @@ class _Reader(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._size = 0
+        self._headers: list[tuple[bytes, bytes]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not inherit from asyncio's: nothing to check at run time.
@@ -60,6 +63,9 @@ class _Reader(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(ConnectionError("closed before its answer was complete"))
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
     def on_body(self, body: bytes) -> None:
         if not self._keep:
             return
@@ -72,7 +78,7 @@ class _Reader(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._answer.done():
             status = self._parser.get_status_code()
-            self._answer.set_result(Answer(status, b"".join(self._body)))
+            self._answer.set_result(Answer(status, b"".join(self._body), tuple(self._headers)))
 
     def _fail(self, error: ConnectionError) -> None:
         if not self._answer.done():
@@ -94,9 +100,12 @@ async def ask(
     *,
     timeout: float | None,  # noqa: ASYNC109
     body: bytes = b"",
+    headers: str = "",
     keep: bool = True,
 ) -> Answer:
     """Send one request, with `body` as its JSON, and wait `timeout` seconds (None: for ever).
+
+    `headers` are lines of more headers, each with its CRLF.
 
     Without `keep` the answer's body is read to its end and dropped. Raises OSError
     (ConnectionError, TimeoutError among them) when there is no complete answer.
@@ -105,7 +114,7 @@ async def ask(
     content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: lswap\r\n"
-        f"Accept: application/json\r\n{content}Connection: close\r\n\r\n"
+        f"Accept: */*\r\n{headers}{content}Connection: close\r\n\r\n"
     )
     request = head.encode("ascii") + body
     answer: asyncio.Future[Answer] = loop.create_future()

@@ -45,7 +45,7 @@ def build(
     prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
     targets: Annotated[str | None, typer.Option(help="What to build, in quotes.")] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Not only for this CPU.")] = False,
-    ui: Annotated[bool, typer.Option("--ui", help="Embed the web UI (needs npm).")] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Build the web UI too (needs npm).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Build llama-server from source and install it."""

@@ -172,6 +172,7 @@ SLEEP: Final = or_word("never", POSITIVE_DURATION)
 
 TEXT: Final = Form(_text, {"type": "string", "minLength": 1})
 PATH: Final = Form(_path, {"title": "path", "type": "string", "minLength": 1})
+UI: Final = or_word("auto", or_word("none", PATH, "none"), "auto")
 
 
 def _name(node: Node, what: str) -> str:

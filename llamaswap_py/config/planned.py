@@ -18,7 +18,6 @@ _PRESET: Final = frozenset(
 PLANNED: Final[dict[type[Record], frozenset[str]]] = {
     Config: frozenset(
         {
-            "ui",
             "capture",
             "allow_args",
             "model_dirs",

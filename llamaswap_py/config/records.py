@@ -25,6 +25,7 @@ from llamaswap_py.config.forms import (
     POSITIVE_SIZE,
     SIZE,
     TEXT,
+    UI,
     WHEN_FULL,
     or_null,
 )
@@ -280,6 +281,16 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     default_model: Annotated[
         str | None, key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")
     ] = None
+    ui: Annotated[
+        str,
+        key(
+            "What browsers get at /: auto, the web UI that llama-server brings along; none; or the "
+            "folder of another one.",
+            UI,
+            "none",
+            "~/my-ui",
+        ),
+    ] = "auto"
     autoload: Annotated[
         bool, plain("Load a model when a request needs it; false: only on command.", False)
     ] = True

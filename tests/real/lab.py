@@ -124,6 +124,10 @@ class Lab:
         """
         return self._engine("unset LLAMA_SERVER_ROUTER_PORT", self.engine, lacks)
 
+    def engine_with(self, arguments: str) -> str:
+        """Write an engine that is the real one, with more arguments."""
+        return self._engine("# the real one", f"{self.engine} {arguments}")
+
     def _engine(self, line: str, command: str, lacks: tuple[str, ...] = ()) -> str:
         self.fakes += 1
         path = self.folder / f"llama-server-{self.fakes}"

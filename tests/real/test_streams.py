@@ -76,6 +76,30 @@ async def test_it_is_free_when_it_has_ended(lab: Lab) -> None:
         assert not any(slot["is_processing"] for slot in await lswap.child_slots("alpha"))
 
 
+async def test_what_has_ended_outlives_its_model(lab: Lab) -> None:
+    models = {"alpha": _long(lab), "beta": lab.preset("beta")}
+    async with lab.lswap(models) as lswap:
+        await _leave(lswap, tokens=50)
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        assert (await lswap.model("alpha")).state == "unloaded"
+        (entry,) = await _entries(lswap, NAME.partition("::")[0])
+        assert (entry["conversation_id"], entry["is_done"]) == (NAME, True)
+        whole = await lswap.client.get(RESUME, params={"conv_id": NAME})
+        assert whole.headers["content-type"] == "text/event-stream"
+        assert len(whole.content) == entry["total_bytes"]
+        assert whole.text.count("data: ") > 50
+        assert whole.text.endswith("data: [DONE]\n\n")
+        end = await lswap.client.get(RESUME, params={"conv_id": NAME, "from": "100"})
+        assert end.content == whole.content[100:]
+        past = await lswap.client.get(RESUME, params={"conv_id": NAME, "from": "999999999"})
+        assert (past.status_code, past.content) == (200, b"")
+        wrong = await lswap.client.get(RESUME, params={"conv_id": NAME, "from": "x"})
+        assert error_of(wrong, 400)["param"] == "from"
+        await lswap.client.delete(RESUME, params={"conv_id": NAME})
+        assert await _entries(lswap, NAME) == []
+        assert (await lswap.model("alpha")).state == "unloaded"
+
+
 async def test_a_stop_ends_it(lab: Lab) -> None:
     async with lab.lswap({"alpha": _long(lab)}) as lswap:
         await _leave(lswap, tokens=100_000)

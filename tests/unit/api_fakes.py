@@ -7,6 +7,7 @@ import difflib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -30,6 +31,7 @@ from llamaswap_py.snapshot import (
     ModelView,
     Snapshot,
 )
+from llamaswap_py.webui import WebUi
 from llamaswap_py.wire.messages import Body, BodyTooLarge, Outcome, RelayResult, RequestHead
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 CHILD = Endpoint(path="/run/child.sock")
-CONFIG = """
+CONFIG = """ui: none
 models:
   alpha: {model: /models/alpha.gguf, aliases: [first]}
   org/beta:8b: {model: /models/beta.gguf}
@@ -174,6 +176,10 @@ class FakeSupervisor:
     @cached_property
     def happenings(self) -> Feed:
         return Feed()
+
+    @cached_property
+    def webui(self) -> WebUi:
+        return WebUi(Path("/nowhere/bin/llama-server"), None, asyncio.TaskGroup())
 
     @cached_property
     def conversations(self) -> Conversations:

@@ -188,6 +188,6 @@ async def test_followed_logs(ended_by: str) -> None:
 
 async def test_index() -> None:
     exchange = await ask("GET", "/", headers={"accept": "text/html,*/*"})
-    assert b"/v1/models" in exchange.answer
+    assert b"<title>lswap</title>" in exchange.answer
     exchange = await ask("GET", "/")
     assert exchange.answer == b"Ollama is running"

@@ -28,7 +28,7 @@ MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
-    "alarm",
+    *("alarm", "webui"),
 }
 """The modules that know several parts."""
 
@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children", "model_facts", "feed", "reloading", "conversations"},
+    "api": {"children", "model_facts", "feed", "reloading", "conversations", "webui"},
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""

@@ -1,0 +1,209 @@
+"""The web UI of llama.cpp: files of a folder, or what the located llama-server embeds.
+
+llama-server without a model serves its UI like one with a model (server-http.cpp). So for `auto`
+one is run for as long as a page is being opened; what it answers is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import mimetypes
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from llamaswap_py.children import Child, ChildEvent, ChildExited, ChildLog, ChildReady, ChildSpec
+from llamaswap_py.children.probe import ask
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.units import MIB
+
+_log: Final = logging.getLogger("lswap")
+_IDLE: Final = 20.0
+"""Seconds after the last file was asked for, before that llama-server is stopped."""
+_PATIENCE: Final = 10.0
+_MOST_KEPT: Final = 64 * MIB
+_LARGEST: Final = 32 * MIB
+INDEX: Final = "index.html"
+# Names that stay while their contents change (server-http.cpp); every other name has a hash.
+_CHANGING: Final = frozenset(
+    {INDEX, "sw.js", "manifest.webmanifest", "_app/version.json", "build.json"}
+)
+_TYPES: Final = {
+    ".js": "application/javascript",
+    ".mjs": "application/javascript",
+    ".css": "text/css",
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".webmanifest": "application/manifest+json",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+_PASSED: Final = (b"content-type", b"content-encoding", b"etag", b"cache-control")
+_ISOLATED: Final = (b"cross-origin-embedder-policy", b"cross-origin-opener-policy")
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file of the UI, and the headers it is sent with."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    def header(self, name: bytes) -> bytes:
+        """Return the header `name` (lower case), empty if it has none."""
+        return dict(self.headers).get(name, b"")
+
+
+class WebUi:
+    """Finds the files of the UI that the configuration's `ui` means.
+
+    `engine` is the located llama-server, `socket` where one of our own may listen, `tasks` the
+    supervisor's group.
+    """
+
+    def __init__(self, engine: Path, socket: str | None, tasks: asyncio.TaskGroup) -> None:
+        self._installed = engine.parent.parent / "ui"
+        self._embedded = Embedded(engine, socket, tasks)
+
+    async def find(self, ui: str, path: str) -> Asset | None:
+        """Return the file at `path` (`/` is the page itself), None if there is none.
+
+        `ui` is `auto`, `none` or a folder.
+        """
+        if ui == "none":
+            return None
+        name = path.removeprefix("/") or INDEX
+        if ui != "auto":
+            return await asyncio.to_thread(read_file, Path(ui), name)
+        if await asyncio.to_thread((self._installed / INDEX).is_file):
+            return await asyncio.to_thread(read_file, self._installed, name)
+        return await self._embedded.find(name)
+
+    def cancel(self) -> None:
+        """End the llama-server that serves the UI, if one runs."""
+        self._embedded.cancel()
+
+
+def read_file(folder: Path, name: str) -> Asset | None:
+    """Read a file below `folder`; None for anything else, links out of it included. Blocks."""
+    if "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts:
+        return None
+    try:
+        root = folder.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root) or not path.is_file() or path.stat().st_size > _LARGEST:
+            return None
+        body = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    immutable = name.startswith("_app/immutable/")
+    headers = [
+        (b"content-type", (kind or "application/octet-stream").encode()),
+        (b"etag", etag.encode()),
+        (b"cache-control", b"public, max-age=31536000, immutable" if immutable else b"no-cache"),
+    ]
+    if name == INDEX:  # as llama-server sends them
+        headers.append((b"cross-origin-embedder-policy", b"require-corp"))
+        headers.append((b"cross-origin-opener-policy", b"same-origin"))
+    return Asset(body, tuple(headers))
+
+
+@dataclass(slots=True)
+class Embedded:
+    """The UI inside a llama-server binary."""
+
+    engine: Path
+    socket: str | None
+    tasks: asyncio.TaskGroup
+    _kept: dict[str, Asset | None] = field(default_factory=dict)
+    _size: int = 0
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _child: Child | None = None
+    _endpoint: Endpoint | None = None
+    _idle: asyncio.TimerHandle | None = None
+
+    async def find(self, name: str) -> Asset | None:
+        """Return one of its files, by its path without the first slash."""
+        if name in self._kept:
+            return self._kept[name]
+        async with self._lock:
+            if name in self._kept or (self._kept and self._kept.get(INDEX) is None):
+                return self._kept.get(name)  # without a page there is nothing else
+            asset = await self._fetch(name)
+            self._size += len(asset.body) if asset else len(name)
+            if self._size < _MOST_KEPT:
+                self._kept[name] = asset
+            return asset
+
+    def cancel(self) -> None:
+        """End its llama-server."""
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._child is not None:
+            self._child.stop()
+
+    async def _fetch(self, name: str) -> Asset | None:
+        endpoint = self._endpoint or await self._start()
+        if endpoint is None:
+            return None
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(_IDLE, self.cancel)
+        path = "/" if name == INDEX else f"/{name}"
+        try:
+            answer = await ask(
+                endpoint, "GET", path, timeout=_PATIENCE, headers="Accept-Encoding: gzip\r\n"
+            )
+        except (OSError, ValueError):
+            return None
+        wanted = (*_PASSED, *_ISOLATED)
+        headers = tuple((key, value) for key, value in answer.headers if key in wanted)
+        kind = dict(headers).get(b"content-type", b"")
+        if answer.status != 200 or (name == INDEX and not kind.startswith(b"text/html")):
+            return None
+        return Asset(answer.body, headers)
+
+    async def _start(self) -> Endpoint | None:
+        """Run llama-server without a model, and wait until it serves."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[Endpoint | None] = loop.create_future()
+
+        def said(event: ChildEvent) -> None:
+            if isinstance(event, ChildReady | ChildExited) and not ready.done():
+                ready.set_result(event.endpoint if isinstance(event, ChildReady) else None)
+
+        spec = ChildSpec(
+            name="the web UI",
+            preset="",
+            epoch=0,
+            binary=str(self.engine),
+            args=("--offline", "--no-models-autoload"),
+            env={},
+            socket_path=self.socket,
+            child_mode=False,
+            files=(),
+            log_path=None,
+            stop_timeout=2.0,
+            load_stall=_PATIENCE,
+        )
+        self._child = Child(spec, said, ChildLog())
+        self.tasks.create_task(self._run(self._child), name="the web UI")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                self._endpoint = await ready
+        if self._endpoint is None:
+            self.cancel()
+        return self._endpoint
+
+    async def _run(self, child: Child) -> None:
+        try:
+            ended = await child.run()
+            if ended.failure is not None:
+                _log.info("%s embeds no web UI: %s", self.engine, ended.failure)
+        finally:
+            self._child = self._endpoint = None
