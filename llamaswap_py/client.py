@@ -71,16 +71,14 @@ class Remote:
 
     def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None) -> None:
         self.url = url
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._path = url.removeprefix("unix:") if url.startswith("unix:") else None
-        base = "http://localhost" if self._path else url if "://" in url else f"http://{url}"
+        base, self._path = base_of(url)
         try:
             # An lswap is spoken to directly: proxies from the environment are for other hosts.
             # Certificates are loaded only where they are needed (30 ms).
             self._http = httpx.Client(
                 transport=httpx.HTTPTransport(uds=self._path, verify=base.startswith("https:")),
                 base_url=base,
-                headers=headers,
+                headers=headers_of(key),
                 timeout=httpx.Timeout(30.0, connect=5.0),
                 trust_env=False,
             )
@@ -137,14 +135,14 @@ class Remote:
         params = {"tail": str(tail), "follow": _word(follow)}
         timeout = httpx.Timeout(30.0, connect=5.0, read=None)
         with (
-            self._errors(),
+            told_errors(self.url),
             self._http.stream(
                 "GET", f"/lswap/v1/logs/{quote(model)}", params=params, timeout=timeout
             ) as answer,
         ):
             if not answer.is_success:
                 answer.read()
-                raise self._refusal(answer)
+                raise refusal(answer, self.url)
             yield from answer.iter_lines()
 
     @contextmanager
@@ -153,14 +151,14 @@ class Remote:
         body = msgspec.json.encode({"memory": memory, "stream": True})
         timeout = httpx.Timeout(30.0, connect=5.0, read=None)
         with (
-            self._errors(),
+            told_errors(self.url),
             self._http.stream(
                 "POST", "/lswap/v1/reservations", content=body, timeout=timeout
             ) as answer,
         ):
             if not answer.is_success:
                 answer.read()
-                raise self._refusal(answer)
+                raise refusal(answer, self.url)
             yield (
                 self._decode(line.encode(), ReservationLine)
                 for line in answer.iter_lines()
@@ -170,39 +168,23 @@ class Remote:
     def tell_pid(self, reservation: str, pid: int) -> None:
         """Say which process (with all below it) uses a reservation."""
         path = f"/lswap/v1/reservations/{quote(reservation, safe='')}/heartbeat"
-        with self._errors():
+        with told_errors(self.url):
             answer = self._http.post(path, content=msgspec.json.encode({"pid": pid}))
         if not answer.is_success:
-            raise self._refusal(answer)
+            raise refusal(answer, self.url)
 
     def _ask(
         self, method: str, path: str, params: dict[str, str] | None = None, *, patient: bool = False
     ) -> bytes:
         timeout = httpx.Timeout(30.0, connect=5.0, read=None if patient else 30.0)
-        with self._errors():
+        with told_errors(self.url):
             answer = self._http.request(method, path, params=params, timeout=timeout)
         if not answer.is_success:
-            raise self._refusal(answer)
+            raise refusal(answer, self.url)
         return answer.content
 
     def _decode(self, data: bytes, kind: type[_T]) -> _T:
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise self._stranger() from None
-
-    def _refusal(self, answer: httpx.Response) -> RemoteError:
-        try:
-            message = msgspec.json.decode(answer.content, type=_ErrorAnswer).error.message
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return self._stranger()
-        return RemoteError(message)
-
-    def _stranger(self) -> UnreachableError:
-        return UnreachableError(
-            f"what answers at {self.url} is not lswap (or another version of it)",
-            remedy="name the right one with --url or LSWAP_URL",
-        )
+        return decoded(data, kind, self.url)
 
     def _knock(self, path: str) -> None:
         """Try the socket: httpcore leaks one for each failure to connect."""
@@ -210,29 +192,68 @@ class Remote:
             try:
                 knocking.connect(path)
             except OSError as error:
-                raise self._nobody(error.strerror or str(error)) from None
+                raise _nobody(self.url, error.strerror or str(error)) from None
 
-    def _nobody(self, reason: str) -> UnreachableError:
-        return UnreachableError(
-            f"no lswap answers at {self.url} ({reason})",
-            remedy="start one with `lswap up CONFIG`, or name it with --url or LSWAP_URL",
-        )
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise self._nobody(_reason(error)) from None
-        except httpx.TimeoutException:
-            raise UnreachableError(
-                f"lswap at {self.url} did not answer in time", remedy="see its log"
-            ) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UnreachableError(
-                f"the connection to lswap at {self.url} broke ({_reason(error)})",
-                remedy="has it been stopped?",
-            ) from None
+def base_of(url: str) -> tuple[str, str | None]:
+    """Return the base of every URL at `url`, and the path of the unix socket, if it is one."""
+    if url.startswith("unix:"):
+        return "http://localhost", url.removeprefix("unix:")
+    return (url if "://" in url else f"http://{url}"), None
+
+
+def headers_of(key: str | None) -> dict[str, str]:
+    """Return the headers that every request carries."""
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+@contextmanager
+def told_errors(url: str) -> Iterator[None]:
+    """Turn the HTTP client's errors into UnreachableError, in the words of the commands."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise _nobody(url, _reason(error)) from None
+    except httpx.TimeoutException:
+        raise UnreachableError(
+            f"lswap at {url} did not answer in time", remedy="see its log"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UnreachableError(
+            f"the connection to lswap at {url} broke ({_reason(error)})",
+            remedy="has it been stopped?",
+        ) from None
+
+
+def refusal(answer: httpx.Response, url: str) -> RemoteError:
+    """Return what an answer that is no success means."""
+    try:
+        message = msgspec.json.decode(answer.content, type=_ErrorAnswer).error.message
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _stranger(url)
+    return RemoteError(message)
+
+
+def decoded(data: bytes, kind: type[_T], url: str) -> _T:
+    """Return an answer as `kind`; raises UnreachableError for one that lswap never gives."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise _stranger(url) from None
+
+
+def _stranger(url: str) -> UnreachableError:
+    return UnreachableError(
+        f"what answers at {url} is not lswap (or another version of it)",
+        remedy="name the right one with --url or LSWAP_URL",
+    )
+
+
+def _nobody(url: str, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"no lswap answers at {url} ({reason})",
+        remedy="start one with `lswap up CONFIG`, or name it with --url or LSWAP_URL",
+    )
 
 
 def _reason(error: Exception) -> str:

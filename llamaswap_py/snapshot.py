@@ -60,6 +60,8 @@ class InstanceView(msgspec.Struct, frozen=True):
     ttl: float | None = None
     detached: int = 0
     """Those of its leases whose client has left and may come back."""
+    memory: dict[str, int] = {}
+    """Bytes it is charged, by device."""
 
 
 class ModelView(msgspec.Struct, frozen=True):

@@ -153,7 +153,13 @@ def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceV
         ttl=ttl,
         evict_at=clock.unix(one.last_used + ttl) if idle and ttl is not None else None,
         reason=one.reason,
+        memory=_charged(supervisor, one),
     )
+
+
+def _charged(supervisor: Supervisor, one: Instance) -> dict[str, int]:
+    charge = supervisor.scheduler.world.ledger.charges.get(one.key, {})
+    return {each.id: size for each in supervisor.devices if (size := charge.get(PoolId(each.id)))}
 
 
 def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:

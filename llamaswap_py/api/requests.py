@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class RequestView(msgspec.Struct, frozen=True):
-    """One open request; `state` is `running` or `waiting`, `age` seconds, `bytes` what it got."""
+    """One open request; `state` is `running` or `waiting`, `age` seconds, `bytes` what it got.
+
+    `tokens` are those its stream brought so far, about: llama-server writes an event for each.
+    """
 
     id: str
     method: str
@@ -27,10 +30,18 @@ class RequestView(msgspec.Struct, frozen=True):
     bytes: int
     queue_ms: float
     load_ms: float
+    tokens: int = 0
+
+
+class TokensView(msgspec.Struct, frozen=True):
+    """The tokens of a model's finished answers since the start, as the answers told."""
+
+    prompt: int
+    answer: int
 
 
 async def list_requests(call: Call) -> None:
-    """GET /lswap/v1/requests: those for models, the oldest first."""
+    """GET /lswap/v1/requests: those for models, the oldest first, and tokens per model."""
     now = time.monotonic()
     found = [
         RequestView(
@@ -44,12 +55,18 @@ async def list_requests(call: Call) -> None:
             bytes=one.exchange.bytes_sent,
             queue_ms=one.queue_ms,
             load_ms=one.load_ms,
+            tokens=one.exchange.events_relayed,
         )
         for one in call.app.calls.values()
         if one.model and one is not call
     ]
     found.sort(key=lambda one: -one.age)
-    call.respond(200, {"requests": found})
+    counts = call.app.traffic
+    tokens = {
+        model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
+        for model in counts.tokens_in.keys() | counts.tokens_out.keys()
+    }
+    call.respond(200, {"requests": found, "tokens": tokens})
 
 
 async def cancel(call: Call) -> None:

@@ -62,6 +62,11 @@ class Exchange:
         """Bytes of the answer handed to the client's connection so far, heads included."""
         return self._sent + (self.running.passed if self.running is not None else 0)
 
+    @property
+    def events_relayed(self) -> int:
+        """Events of the running stream that came from the child; 0 where nothing streams."""
+        return self.running.events if self.running is not None else 0
+
     # --- reading the request ------------------------------------------------------------------
 
     async def read_body(self, limit: int) -> Body:

@@ -79,6 +79,11 @@ class Relay:
             self._end(Outcome.CUT, "cancelled")
         return self._result
 
+    @property
+    def events(self) -> int:
+        """How many events of a stream have come from the child."""
+        return self._watch.chunks if self._watch.event_stream else 0
+
     # --- states: what to do with bytes --------------------------------------------------------
 
     def _on_head(self, data: bytes) -> None:

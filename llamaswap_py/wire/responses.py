@@ -59,6 +59,8 @@ class ResponseWatch:
         self.event_stream = False
         self.head_complete = False
         self.in_chunk = False
+        #: chunks begun so far; of a stream of llama-server each is an event, about one per token
+        self.chunks = 0
         self.complete = False
         #: bytes came after the end of the answer
         self.surplus = False
@@ -143,6 +145,7 @@ class ResponseWatch:
 
     def on_chunk_header(self) -> None:
         self.in_chunk = True
+        self.chunks += 1
 
     def on_chunk_complete(self) -> None:
         self.in_chunk = False

@@ -96,6 +96,8 @@ async def test_open_requests_are_listed_and_can_be_cancelled(lab: Lab) -> None:
         assert (running["state"], queued["state"]) == ("running", "waiting")
         assert running["model"] == queued["model"] == "alpha"
         assert running["bytes"] > 0
+        assert running["tokens"] >= 3  # an event each
+        assert queued["tokens"] == 0
         gone = await lswap.client.post(f"/lswap/v1/requests/{queued['id']}/cancel")
         assert gone.json()["state"] == "cancelled"
         assert error_of(await waiting, 410)["code"] == "cancelled"

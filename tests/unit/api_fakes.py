@@ -289,6 +289,7 @@ class FakeExchange:
         self.finished = False
         self.event_stream = False
         self.bytes_sent = 0
+        self.events_relayed = 0
         self.body = body
         self.limit: int | None = None
         self.results = list(results)
