@@ -47,6 +47,7 @@ class Conversation:
     preset: str
     cancel: Callable[[], None]
     """Ends its request while it waits."""
+    request_id: str = ""
     lease: Lease | None = None
     ticket: Ticket | None = None
     """While its lease is kept for it."""
@@ -84,10 +85,12 @@ class Conversations:
         self._known: OrderedDict[str, Conversation] = OrderedDict()
         self._holding: set[asyncio.Task[None]] = set()
 
-    def begin(self, id: str, preset: str, cancel: Callable[[], None]) -> Conversation:
+    def begin(
+        self, id: str, preset: str, request_id: str, cancel: Callable[[], None]
+    ) -> Conversation:
         """Note that a request of this conversation arrived; it is the one that counts now."""
         self._known.pop(id, None)
-        self._known[id] = conversation = Conversation(id, preset, cancel)
+        self._known[id] = conversation = Conversation(id, preset, cancel, request_id)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return conversation

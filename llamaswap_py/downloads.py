@@ -78,7 +78,9 @@ class Downloads:
             async for line in process.stdout:
                 last = msgspec.json.decode(line, type=Step)
                 if last.total:
-                    self._feed(ev.DownloadProgressed(PresetId(preset), last.done / last.total))
+                    self._feed(
+                        ev.DownloadProgressed(PresetId(preset), last.done / last.total, last.total)
+                    )
             await process.wait()
         finally:
             if process.returncode is None:

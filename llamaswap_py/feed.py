@@ -97,7 +97,11 @@ class Feed:
                 data = {"model": key.preset, "epoch": key.epoch, "fraction": event.fraction}
                 self.publish("progress", data)
         elif isinstance(event, ev.DownloadProgressed):
-            self.publish("progress", {"model": event.preset, "fraction": event.fraction})
+            told = {"model": event.preset, "fraction": event.fraction, "total": event.total}
+            self.publish("progress", told)
+        elif isinstance(event, ev.DownloadFinished | ev.DownloadFailed):
+            failed = isinstance(event, ev.DownloadFailed)
+            self.publish("download", {"model": event.preset, "ok": not failed})
         elif isinstance(event, ev.InstanceWoke):
             self._state(event.instance.preset, event.instance.epoch, "ready", "it woke")
         if isinstance(event, ev.InstanceExited | ev.DownloadFailed) and event.failure is not None:

@@ -14,6 +14,7 @@ import msgspec
 
 from llamaswap_py.config.file import read_config
 from llamaswap_py.config.records import Config
+from llamaswap_py.editing import remove_preset
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.naming import names_of
 from llamaswap_py.presets import Engines, Prepared, prepare
@@ -79,6 +80,20 @@ class Reloader:
             supervisor.happenings.publish("reload", report)
             return report
 
+    async def catch_up(self) -> None:
+        """Reload if the file has changed, sooner than `watch` would."""
+        if self._looks() != self._seen:
+            await self.try_reload("its file changed")
+
+    def remove(self, preset: str) -> None:
+        """Take a preset out of the file; blocks. Raises ConfigError."""
+        remove_preset(self._path, preset)
+
+    @property
+    def file(self) -> Path:
+        """Where presets can be added."""
+        return self._path
+
     def _looks(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Return what changes when a file is written or replaced."""
         keys = self._supervisor.config.keys.file
@@ -129,7 +144,8 @@ def _adopt(
     waits: tuple[str, ...],
 ) -> ReloadReport:
     """Put the new configuration in place, all in one step of the loop."""
-    old = dict(supervisor.prepared)
+    old, prepared = dict(supervisor.prepared), dict(prepared)
+    supervisor.overrides.keep(prepared, supervisor.config, config)
     added = tuple(name for name in prepared if name not in old)
     removed = tuple(name for name in old if name not in prepared)
     changed = tuple(

@@ -90,6 +90,8 @@ class ModelView(msgspec.Struct, frozen=True):
     args: tuple[str, ...]
     downloaded: float | None = None
     """The fraction of its files that is there, while they are downloaded."""
+    repository: str | None = None
+    """Where its files are fetched from (`hf`)."""
 
 
 class DecisionView(msgspec.Struct, frozen=True):

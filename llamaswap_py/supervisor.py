@@ -36,6 +36,7 @@ from llamaswap_py.leases import (
 )
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
+from llamaswap_py.overriding import Overrides
 from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.reloading import files_arrived
 from llamaswap_py.remembering import Remembering
@@ -118,6 +119,7 @@ class Supervisor:
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
         self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
+        self.overrides = Overrides(self)
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
         ui_socket = runtime_dir.socket_path(0)  # no instance has that number
         self.webui = WebUi(Path(about.engine.path), ui_socket, self._tasks)
@@ -280,6 +282,7 @@ class Supervisor:
         A load that somebody waits for goes on without `force`.
         """
         self.feed(ev.UnloadAsked(PresetId(preset), force))
+        self.overrides.forget(preset)
         return bool(self.scheduler.world.leaving(preset))
 
     def pin(self, preset: str, pinned: bool) -> None:

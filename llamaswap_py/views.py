@@ -187,6 +187,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         created=int(supervisor.about.started_at),
         args=prepared.args,
         downloaded=None if preset.downloading_since is None else preset.downloaded,
+        repository=prepared.preset.hf,
     )
 
 

@@ -8,24 +8,28 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.openapi import document
+from llamaswap_py.api.shapes import Decisions, Health, LoadAnswer, LoadRequest, UnloadAnswer
 from llamaswap_py.errors import ApiError, LswapError
+from llamaswap_py.overriding import read_args
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
+    from llamaswap_py.config.values import Argument
 
 _MOST_LINES = 100_000
 
 
 async def health(call: Call) -> None:
     """GET /health, /livez: the process answers."""
-    call.respond(200, {"status": "ok"})
+    call.respond(200, Health("ok"))
 
 
 async def readyz(call: Call) -> None:
     """GET /readyz: whether new requests are taken."""
     if call.supervisor.snapshot().state != "serving":
         raise ApiError("draining", "lswap is stopping and takes no new requests")
-    call.respond(200, {"status": "ok"})
+    call.respond(200, Health("ok"))
 
 
 async def state(call: Call) -> None:
@@ -39,20 +43,25 @@ async def decisions(call: Call) -> None:
     preset = call.find_preset(name) if name else None
     limit = call.number("limit", 100, most=10_000)
     found = call.supervisor.decisions(model=preset, limit=limit)
-    call.respond(200, {"decisions": found})
+    call.respond(200, Decisions(tuple(found)))
 
 
 async def load(call: Call) -> None:
     """POST /lswap/v1/models/{id}/load?wait=: answers when it is ready, 202 at once without."""
-    await _refuse_arguments(call)
+    args = await _read_args(call)
     preset = call.find_preset(unquote(call.captured))
-    if call.flag("wait") is False:
-        call.supervisor.request_load(preset)
-        call.respond(202, {"model": preset, "state": "loading"})
-        return
     began = time.monotonic()
-    await call.supervisor.load(preset)
-    call.respond(200, {"model": preset, "state": "ready", "seconds": time.monotonic() - began})
+    if args is not None:
+        if call.flag("wait") is False:
+            raise ApiError("bad_request", "loading with args waits for the load", param="wait")
+        await call.supervisor.overrides.load(preset, args)
+    elif call.flag("wait") is False:
+        call.supervisor.request_load(preset)
+        call.respond(202, LoadAnswer(preset, "loading"))
+        return
+    else:
+        await call.supervisor.load(preset)
+    call.respond(200, LoadAnswer(preset, "ready", time.monotonic() - began))
 
 
 async def unload(call: Call) -> None:
@@ -61,7 +70,7 @@ async def unload(call: Call) -> None:
     began = time.monotonic()
     found = call.supervisor.unload(preset, force=call.flag("force") or False)
     if found and call.flag("wait") is False:
-        call.respond(202, {"model": preset, "state": "draining", "unloaded": True})
+        call.respond(202, UnloadAnswer(preset, "draining", unloaded=True))
         return
     await call.supervisor.unloaded(preset)
     seconds = time.monotonic() - began
@@ -69,7 +78,7 @@ async def unload(call: Call) -> None:
     if not found:  # nothing was there, or a load goes on because somebody waits for it
         models = call.supervisor.snapshot().models
         state = next(one.state for one in models if one.id == preset)
-    call.respond(200, {"model": preset, "state": state, "unloaded": found, "seconds": seconds})
+    call.respond(200, UnloadAnswer(preset, state, found, seconds))
 
 
 async def logs(call: Call) -> None:
@@ -102,25 +111,28 @@ async def reload(call: Call) -> None:
     call.respond(200, report)
 
 
-async def later(call: Call) -> None:
-    """Answer for a route that the contract names and this version does not have."""
-    head = call.exchange.head
-    raise ApiError(
-        "not_implemented",
-        f"{head.method} {head.path} is not in this version of lswap yet",
-        remedy="/v1/models, /v1/chat/completions and /upstream/MODEL/ are",
-    )
+async def openapi(call: Call) -> None:
+    """GET /openapi.json: this API, for tools."""
+    call.status = 200
+    call.exchange.respond(200, document(), "application/json")
 
 
-async def _refuse_arguments(call: Call) -> None:
-    """`load` with arguments comes later; ignoring them would load something else than asked."""
+async def _read_args(call: Call) -> dict[str, Argument] | None:
+    """Return the options of a load, None where it gives none."""
     body = await call.exchange.read_body(call.supervisor.config.limits.body)
     text = body.join().strip()
     if not text:
-        return
+        return None
     try:
-        asked = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        asked = msgspec.json.decode(text, type=LoadRequest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("bad_json", f"the body is not a JSON object: {error}") from None
-    if "args" in asked:
-        raise ApiError("not_implemented", "loading with arguments is not in this version yet")
+        raise ApiError("bad_json", f"the body is no load request: {error}") from None
+    if asked.args is None:
+        return None
+    if not call.supervisor.config.allow_args:
+        raise ApiError(
+            "forbidden",
+            "models are loaded with the arguments of the file only",
+            remedy="the line `allow_args: true` in the file allows others",
+        )
+    return read_args(asked.args)

@@ -59,9 +59,19 @@ def _router_event(call: Call, record: FeedRecord) -> dict[str, Any] | None:
     data = record.data
     if record.event == "reload":
         return {"model": "*", "event": "models_reload"}
-    if record.event not in ("state", "progress") or not call.may_use(data["model"]):
+    if record.event not in ("state", "progress", "download", "removed"):
         return None
     model = data["model"]
+    if not call.may_use(model):
+        return None
+    if record.event == "removed":
+        return {"model": model, "event": "model_remove", "data": {}}
+    if record.event == "download":
+        event = "download_finished" if data["ok"] else "download_failed"
+        return {"model": model, "event": event, "data": {}}
+    if record.event == "progress" and "epoch" not in data:
+        done = {"done": round(data["fraction"] * data["total"]), "total": data["total"]}
+        return {"model": model, "event": "download_progress", "data": {"progress": {model: done}}}
     if record.event == "progress":
         told = {"stages": ["text_model"], "current": "text_model", "value": data["fraction"]}
         return {

@@ -132,7 +132,7 @@ def _conversation(call: Call, preset: str) -> Conversation | None:
         return None
     if len(given) > _LONGEST_ID or not given.isascii():
         return None
-    return call.supervisor.conversations.begin(given.decode("ascii"), preset, call.cancel)
+    return call.supervisor.conversations.begin(given.decode("ascii"), preset, call.id, call.cancel)
 
 
 def _request(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # lswap's words -> llama.cpp's (server-models.cpp, server_model_status_to_string).
 _STATUS: Final[dict[str, str]] = {
+    "downloading": "downloading",
     "loading": "loading",
     "ready": "loaded",
     "draining": "loaded",
@@ -23,7 +24,9 @@ _STATUS: Final[dict[str, str]] = {
 
 
 async def list_models(call: Call) -> None:
-    """GET /v1/models, /models."""
+    """GET /v1/models, /models; with ?reload=1 the file is read again first, if it has changed."""
+    if call.flag("reload") and call.app.reloader is not None:
+        await call.app.reloader.catch_up()
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
     models = [
@@ -90,8 +93,8 @@ def model_object(model: ModelView, instance: InstanceView | None) -> dict[str, A
         "created": model.created,
         "status": status,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
-        "source": "preset",
-        "can_remove": False,
+        "source": "cache" if model.repository else "preset",
+        "can_remove": model.repository is not None,
     }
     if instance is not None and instance.n_ctx is not None:
         entry["meta"] = {"n_ctx": instance.n_ctx}

@@ -13,6 +13,7 @@ import msgspec
 from llamaswap_py.api import inference
 from llamaswap_py.api.call import model_not_found
 from llamaswap_py.api.filters import filtered
+from llamaswap_py.api.library import remove_model
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama import (
     Translated,
@@ -270,8 +271,15 @@ async def pull(call: Call) -> None:
     await call.exchange.finish()
 
 
+async def delete(call: Call) -> None:
+    """DELETE /api/delete: a model of a repository, its files and its entry."""
+    await remove_model(call, _preset(call, await _read(call)))
+    call.status = 200
+    call.exchange.respond(200)
+
+
 async def unsupported(call: Call) -> None:
-    """POST /api/create, /api/copy, /api/push, DELETE /api/delete: models are in the file."""
+    """POST /api/create, /api/copy, /api/push: models are in the file."""
     raise ApiError(
         "not_implemented",
         f"{call.exchange.head.path} is not supported: the models are those of the configuration",

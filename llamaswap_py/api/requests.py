@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.shapes import CancelAnswer, PinAnswer
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 
 class RequestView(msgspec.Struct, frozen=True):
-    """One open request; `state` is `running` or `waiting`, `age` seconds, `bytes` what it got.
+    """One open request; `age` in seconds, `bytes` what its client got.
 
+    `state` is `running`, `waiting`, or `detached`: its client has left and may come back.
     `tokens` are those its stream brought so far, about: llama-server writes an event for each.
     """
 
@@ -40,6 +42,13 @@ class TokensView(msgspec.Struct, frozen=True):
     answer: int
 
 
+class Requests(msgspec.Struct, frozen=True):
+    """The open requests for models, the oldest first, and the tokens of each model."""
+
+    requests: tuple[RequestView, ...]
+    tokens: dict[str, TokensView]
+
+
 async def list_requests(call: Call) -> None:
     """GET /lswap/v1/requests: those for models, the oldest first, and tokens per model."""
     now = time.monotonic()
@@ -60,18 +69,45 @@ async def list_requests(call: Call) -> None:
         for one in call.app.calls.values()
         if one.model and one is not call
     ]
-    found.sort(key=lambda one: -one.age)
     counts = call.app.traffic
     tokens = {
         model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
         for model in counts.tokens_in.keys() | counts.tokens_out.keys()
     }
-    call.respond(200, {"requests": found, "tokens": tokens})
+    found += _detached(call, now)
+    found.sort(key=lambda one: -one.age)
+    call.respond(200, Requests(tuple(found), tokens))
+
+
+def _detached(call: Call, now: float) -> list[RequestView]:
+    """Return the answers that go on without their clients."""
+    unix = time.time() - now
+    return [
+        RequestView(
+            id=one.request_id,
+            method="POST",
+            path="",
+            model=one.preset,
+            client="",
+            state="detached",
+            age=now + unix - one.began,
+            bytes=0,
+            queue_ms=0.0,
+            load_ms=0.0,
+        )
+        for one in call.supervisor.conversations.detached
+    ]
 
 
 async def cancel(call: Call) -> None:
     """POST /lswap/v1/requests/{id}/cancel: ends it with an error, wherever it is."""
     id = unquote(call.captured)
+    conversations = call.supervisor.conversations
+    for left in conversations.detached:
+        if left.request_id == id:
+            await conversations.stop(left)
+            call.respond(200, CancelAnswer(id, "cancelled"))
+            return
     one = call.app.calls.get(id)
     if one is None or not one.model or one is call:
         raise ApiError(
@@ -80,7 +116,7 @@ async def cancel(call: Call) -> None:
             remedy="GET /lswap/v1/requests lists them",
         )
     one.cancel()
-    call.respond(200, {"id": id, "state": "cancelled"})
+    call.respond(200, CancelAnswer(id, "cancelled"))
 
 
 async def pin(call: Call) -> None:
@@ -96,4 +132,4 @@ async def unpin(call: Call) -> None:
 def _set_pin(call: Call, *, pinned: bool) -> None:
     preset = call.find_preset(unquote(call.captured))
     call.supervisor.pin(preset, pinned)
-    call.respond(200, {"model": preset, "pinned": pinned})
+    call.respond(200, PinAnswer(preset, pinned))

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.shapes import ReservationAnswer, Reservations
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import parse_size
 
@@ -41,7 +42,7 @@ class HeartbeatRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 async def list_reservations(call: Call) -> None:
     """GET /lswap/v1/reservations."""
-    call.respond(200, {"reservations": call.supervisor.reservations.views()})
+    call.respond(200, Reservations(call.supervisor.reservations.views()))
 
 
 async def reserve(call: Call) -> None:
@@ -61,8 +62,7 @@ async def reserve(call: Call) -> None:
         held.release(reservation)
         raise
     held.keep_alive(reservation)
-    body = {"name": reservation.name, "state": "held", "memory": footprint}
-    call.respond(201, {**body, "heartbeat_seconds": HEARTBEAT})
+    call.respond(201, ReservationAnswer(reservation.name, "held", footprint, HEARTBEAT))
 
 
 async def heartbeat(call: Call) -> None:
@@ -73,14 +73,14 @@ async def heartbeat(call: Call) -> None:
         reservation.pid = asked.pid
     if reservation.expires is not None:
         call.supervisor.reservations.keep_alive(reservation)
-    call.respond(200, {"name": reservation.name, "state": "held"})
+    call.respond(200, ReservationAnswer(reservation.name, "held"))
 
 
 async def release(call: Call) -> None:
     """DELETE /lswap/v1/reservations/{name}."""
     reservation = call.supervisor.reservations.find(unquote(call.captured))
     call.supervisor.reservations.release(reservation)
-    call.respond(200, {"name": reservation.name, "state": "released"})
+    call.respond(200, ReservationAnswer(reservation.name, "released"))
 
 
 async def _hold_open(call: Call, asked: ReservationRequest, footprint: dict[str, int]) -> None:

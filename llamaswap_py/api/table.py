@@ -9,6 +9,7 @@ from llamaswap_py.api import (
     control,
     events,
     inference,
+    library,
     models,
     ollama,
     pages,
@@ -28,7 +29,6 @@ _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
 _ADMIN: Final = replace(_CHANGE, admin=True)
-_LATER: Final = Route(control.later)
 _UPSTREAM: Final = Route(inference.pass_through)
 
 
@@ -65,7 +65,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode
     "/v1/models": {"GET": Route(models.list_models)},
-    "/models": {"GET": Route(models.list_models), "POST": _LATER, "DELETE": _LATER},
+    "/models": {
+        "GET": Route(models.list_models),
+        "POST": Route(library.download, admin=True),
+        "DELETE": Route(library.remove, admin=True),
+    },
     **_post(Route(router.load), "/models/load"),
     **_post(Route(router.unload, admin=True), "/models/unload"),
     **_post(Route(streams.look_up), "/v1/streams/lookup"),
@@ -83,7 +87,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(Route(ollama.embeddings), "/api/embeddings"),
     **_post(Route(ollama.pull), "/api/pull"),
     **_post(Route(ollama.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
-    "/api/delete": {"DELETE": Route(ollama.unsupported, admin=True)},
+    "/api/delete": {"DELETE": Route(ollama.delete, admin=True)},
     # lswap
     **_get(Route(pages.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
@@ -92,7 +96,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(control.decisions), "/lswap/v1/decisions"),
     **_get(Route(events.events), "/lswap/v1/events"),
     **_get(Route(requests.list_requests), "/lswap/v1/requests"),
-    **_get(_LATER, "/openapi.json"),
+    **_get(Route(control.openapi, public=True), "/openapi.json"),
     **_post(Route(control.reload, admin=True), "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),

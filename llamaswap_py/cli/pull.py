@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.cli.show import print_table
 from llamaswap_py.devices import read_devices
-from llamaswap_py.errors import ConfigError
+from llamaswap_py.editing import add_preset
 from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
 from llamaswap_py.hub.listing import list_repo
 from llamaswap_py.hub.refs import Build, HubError, HubRef, builds_of, choose, parse_ref
@@ -54,7 +53,7 @@ def run(reference: str, *, config: Path | None, name: str | None, show: bool) ->
     if config is None:
         print(f"use it in a file:\n  {called}:\n    hf: {wanted}")
     else:
-        _add(config, called, str(wanted))
+        add_preset(config, called, {"hf": str(wanted)})
         print(f"{called} is added to {config}")
 
 
@@ -120,32 +119,3 @@ def _progress() -> Iterator[Callable[[Step], None]]:
             bar.update(task, description=step.state, completed=step.done, total=step.total)
 
         yield report
-
-
-def _add(path: Path, name: str, reference: str) -> None:
-    """Add a preset to a file; what is in it stays as it is written. Raises ConfigError."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    try:
-        root: Any = yaml.load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        root = {} if root is None else root
-        models = root.setdefault("models", {}) if isinstance(root, dict) else None
-        if not isinstance(models, dict):
-            raise ConfigError("`models` is no mapping", where=str(path))
-        if name in models:
-            raise ConfigError(
-                f"there is a model {name!r} already", where=str(path), remedy="pass --name"
-            )
-        models[name] = {"hf": reference}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".lswap-", delete=False
-        ) as out:
-            yaml.dump(root, out)
-        os.chmod(out.name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(out.name, path)
-    except (OSError, YAMLError) as error:
-        raise ConfigError(f"the file cannot be changed: {error}", where=str(path)) from None

@@ -19,7 +19,6 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
     Config: frozenset(
         {
             "capture",
-            "allow_args",
             "model_dirs",
             "vars",
         }

@@ -294,6 +294,14 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     autoload: Annotated[
         bool, plain("Load a model when a request needs it; false: only on command.", False)
     ] = True
+    allow_args: Annotated[
+        bool,
+        plain(
+            "Let an administrator load a model with other arguments than the file's "
+            "(`POST /lswap/v1/models/{id}/load`).",
+            True,
+        ),
+    ] = False
     engine: Annotated[
         EngineSpec,
         key(

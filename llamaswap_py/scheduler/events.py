@@ -199,11 +199,19 @@ class ReservationReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadAsked:
+    """An operator wants a preset's files fetched; it is not loaded for that."""
+
+    preset: PresetId
+
+
+@dataclass(frozen=True, slots=True)
 class DownloadProgressed:
-    """A preset's files are `fraction` (0..1) there."""
+    """A preset's files are `fraction` (0..1) there, of `total` bytes."""
 
     preset: PresetId
     fraction: float
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +297,7 @@ Event: TypeAlias = (
     | PinChanged
     | ReservationAsked
     | ReservationReleased
+    | DownloadAsked
     | DownloadProgressed
     | DownloadFinished
     | DownloadFailed

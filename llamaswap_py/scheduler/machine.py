@@ -76,6 +76,7 @@ class Scheduler:
             ev.PinChanged: operators.pin_changed,
             ev.ReservationAsked: operators.reservation_asked,
             ev.ReservationReleased: operators.reservation_released,
+            ev.DownloadAsked: files.download_asked,
             ev.DownloadProgressed: files.download_progressed,
             ev.DownloadFinished: files.download_finished,
             ev.DownloadFailed: files.download_failed,

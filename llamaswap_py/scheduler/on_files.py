@@ -14,6 +14,12 @@ class OnFiles:
         self.world = world
         self.control = control
 
+    def download_asked(self, event: ev.DownloadAsked) -> bool:
+        preset = self.world.presets.get(event.preset)
+        if preset is not None and preset.plan.absent and preset.downloading_since is None:
+            self.control.download(preset)
+        return False
+
     def download_progressed(self, event: ev.DownloadProgressed) -> bool:
         preset = self.world.presets.get(event.preset)
         if preset is not None and preset.downloading_since is not None:

@@ -119,11 +119,12 @@ async def test_load() -> None:
     assert "no such file" in exchange.error["message"]
 
 
-async def test_load_with_arguments_is_not_ignored() -> None:
+async def test_load_with_arguments_has_to_be_allowed() -> None:
     supervisor = FakeSupervisor()
     path = "/lswap/v1/models/alpha/load"
     exchange = await ask("POST", path, b'{"args":{"ctx-size":1}}', supervisor=supervisor)
-    assert exchange.status == 501
+    assert exchange.status == 403
+    assert "allow_args: true" in exchange.error["message"]
     exchange = await ask("POST", path, b"[", supervisor=supervisor)
     assert exchange.status == 400
     assert supervisor.loaded == []

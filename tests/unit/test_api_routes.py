@@ -77,13 +77,6 @@ async def test_405_names_the_methods() -> None:
     assert exchange.headers["x-request-id"]
 
 
-async def test_what_comes_later_says_so() -> None:
-    for method, path in (("POST", "/models"), ("GET", "/openapi.json")):
-        exchange = await ask(method, path)
-        assert exchange.status == 501, path
-        assert "not in this version" in exchange.error["message"]
-
-
 # --- who may call
 
 

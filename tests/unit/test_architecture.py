@@ -28,7 +28,7 @@ MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
-    *("alarm", "webui"),
+    *("alarm", "webui", "overriding", "editing", "library"),
 }
 """The modules that know several parts."""
 
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"gguf"},
     # What faces outward.
     "translate": set(),
-    "api": {"supervisor", "leases", "wire", "config", "translate"},
+    "api": {"supervisor", "leases", "overriding", "library", "wire", "config", "translate"},
     "client": set(),
     "demo": {"client", "config", "engine"},
     "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub"},

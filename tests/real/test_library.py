@@ -1,0 +1,100 @@
+"""Models of a repository come and go while lswap serves: llama.cpp's routes, and Ollama's."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from httpx_sse import aconnect_sse
+
+from tests.fakes.fake_hub import serve_hub
+from tests.real.answers import error_of
+from tests.real.test_downloads import REPO, hub_with
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.real.harness import Lswap
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+NAME = f"{REPO}:Q4_K_M"
+
+
+@asynccontextmanager
+async def serving(lab: Lab) -> AsyncIterator[Lswap]:
+    with serve_hub(hub_with(lab)) as hub:
+        path = lab.write_config({"beta": lab.preset("beta")}, memory={"devices": {"host": "2GiB"}})
+        path.write_text(f"# mine\n{path.read_text()}")
+        server = lab.server(path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(lab.folder / "hub"))
+        async with server.running() as lswap:
+            yield lswap
+            await lswap.stop()
+
+
+async def _ids(lswap: Lswap) -> dict[str, str]:
+    models = (await lswap.client.get("/models")).json()["data"]
+    return {one["id"]: one["status"]["value"] for one in models}
+
+
+async def test_one_is_added_fetched_used_and_removed(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        async with asyncio.timeout(30):
+            async with aconnect_sse(lswap.client, "GET", "/models/sse") as source:
+                events = source.aiter_sse()
+                added = await lswap.client.post("/models", json={"model": NAME})
+                assert added.json() == {"success": True}, added.text
+                kinds = set()
+                while "finished" not in kinds:
+                    told = (await anext(events)).json()
+                    if told["model"] == NAME and told["event"].startswith("download"):
+                        kinds.add(told["event"].removeprefix("download_"))
+        assert set(await _ids(lswap)) == {"beta", NAME}
+        assert lswap.config.read_text().startswith("# mine\n")
+        again = await lswap.client.post("/models", json={"model": NAME})
+        assert error_of(again, 400)["message"] == f"model '{NAME}' already exists"
+        assert await lswap.chat(NAME) == lab.sentence("alpha")
+        files = list((lab.folder / "hub").rglob("*.gguf"))
+        assert files
+        removed = await lswap.client.delete("/models", params={"model": NAME})
+        assert removed.json() == {"success": True}, removed.text
+        assert set(await _ids(lswap)) == {"beta"}
+        assert not any(file.exists() for file in files)
+        assert NAME not in lswap.config.read_text()
+        gone = await lswap.client.delete("/models", params={"model": NAME})
+        assert error_of(gone, 400)["message"] == f"model '{NAME}' not found"
+
+
+async def test_ollama_s_delete(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        await lswap.client.post("/models", json={"model": NAME})
+        answer = await lswap.client.request("DELETE", "/api/delete", json={"model": NAME})
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert set(await _ids(lswap)) == {"beta"}
+        kept = await lswap.client.request("DELETE", "/api/delete", json={"model": "beta"})
+        assert kept.status_code == 400
+        assert "left to you" in kept.json()["error"]
+        unknown = await lswap.client.request("DELETE", "/api/delete", json={"model": "gamma"})
+        assert unknown.status_code == 404
+
+
+async def test_what_cannot_be_had_is_not_added(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        before = lswap.config.read_text()
+        for name in ("someone/Nothing-GGUF", f"{REPO}:Q9_Z", "no slash", "a/b/c", "", 3):
+            answer = await lswap.client.post("/models", json={"model": name})
+            assert error_of(answer, 400)["message"], name
+        assert error_of(await lswap.client.post("/models", content=b"{"), 400)["code"] == 400
+        for query in ({}, {"model": "beta"}):
+            assert (await lswap.client.delete("/models", params=query)).status_code == 400
+        assert lswap.config.read_text() == before
+        assert set(await _ids(lswap)) == {"beta"}
+
+
+async def test_the_list_reads_a_changed_file_when_asked(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        lab.write_config({"beta": lab.preset("beta"), "alpha": lab.preset("alpha")})
+        answer = await lswap.client.get("/models", params={"reload": "1"})
+        assert {one["id"] for one in answer.json()["data"]} == {"beta", "alpha"}
