@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
 
 _TRUE = frozenset({"1", "true", "yes", "on", ""})
+_FALSE = frozenset({"0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,18 @@ class Call:
         return self._query
 
     def flag(self, name: str) -> bool | None:
-        """Return a boolean query parameter (`?wait=false`), None when it is not given."""
+        """Return a boolean query parameter (`?wait=false`), None when it is not given.
+
+        Raises ApiError `bad_request`.
+        """
         value = self.query.get(name)
-        return None if value is None else value.lower() in _TRUE
+        if value is None:
+            return None
+        if value.lower() in _TRUE:
+            return True
+        if value.lower() in _FALSE:
+            return False
+        raise ApiError("bad_request", f"?{name}= must be true or false", param=name)
 
     def number(self, name: str, default: int, *, most: int) -> int:
         """Return a whole-number query parameter; raises ApiError `bad_request`."""

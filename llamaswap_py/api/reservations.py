@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -28,7 +28,7 @@ class ReservationRequest(msgspec.Struct, forbid_unknown_fields=True):
     long as this connection is open, and say so in lines of JSON; else heartbeats keep it (30 s).
     """
 
-    memory: dict[str, int | str]
+    memory: Annotated[dict[str, int | str], msgspec.Meta(min_length=1)]
     name: str | None = None
     pid: int | None = None
     stream: bool = False
