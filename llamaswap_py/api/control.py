@@ -51,11 +51,12 @@ async def load(call: Call) -> None:
     args = await _read_args(call)
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
+    waits = call.flag("wait") is not False
     if args is not None:
-        if call.flag("wait") is False:
+        if not waits:
             raise ApiError("bad_request", "loading with args waits for the load", param="wait")
         await call.supervisor.overrides.load(preset, args)
-    elif call.flag("wait") is False:
+    elif not waits:
         call.supervisor.request_load(preset)
         call.respond(202, LoadAnswer(preset, "loading"))
         return
@@ -68,8 +69,9 @@ async def unload(call: Call) -> None:
     """POST /lswap/v1/models/{id}/unload?force=&wait=: drains first, `force` does not."""
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
-    found = call.supervisor.unload(preset, force=call.flag("force") or False)
-    if found and call.flag("wait") is False:
+    force, waits = call.flag("force") or False, call.flag("wait") is not False
+    found = call.supervisor.unload(preset, force=force)
+    if found and not waits:
         call.respond(202, UnloadAnswer(preset, "draining", unloaded=True))
         return
     await call.supervisor.unloaded(preset)

@@ -114,7 +114,7 @@ OPERATIONS: Final = (
         "Unload a model once its requests have ended.",
         {200: shapes.UnloadAnswer, 202: shapes.UnloadAnswer},
         parameters=(_MODEL, _WAIT, ("force", "query", _BOOLEAN, "End its requests.")),
-        errors=(403, 404),
+        errors=(400, 403, 404),
         admin=True,
     ),
     *(
