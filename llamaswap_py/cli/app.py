@@ -363,8 +363,8 @@ def version(as_json: Json = False) -> None:
         print(f"lswap {__version__}")
 
 
-def _group(name: str, module: str, text: str) -> None:
-    """Add a command with commands of its own, whose module is loaded when it is run."""
+def _group(name: str, module: str, text: str, bare: tuple[str, ...] = ("--help",)) -> None:
+    """Add a command whose module is loaded when it is run; `bare`: what it gets without words."""
 
     @app.command(
         name,
@@ -376,9 +376,10 @@ def _group(name: str, module: str, text: str) -> None:
         from importlib import import_module
 
         group = import_module(f"llamaswap_py.cli.{module}").app
-        group(args=context.args or ["--help"], prog_name=f"lswap {name}")
+        group(args=context.args or list(bare), prog_name=f"lswap {name}")
 
 
+_group("top", "top", "Watch and steer a running lswap: a dashboard in the terminal.", bare=())
 _group("engine", "engine", "Get a llama-server: build, install, list, use, doctor.")
 _group("key", "key", "Make, list and revoke API keys.")
 _group("import", "importing", "Write a configuration from what another program has.")

@@ -44,8 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "translate": set(),
     "api": {"supervisor", "leases", "overriding", "library", "wire", "config", "translate"},
     "client": set(),
+    "tui": {"client"},
     "demo": {"client", "config", "engine"},
-    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub"},
+    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub", "tui"},
     "__main__": {"cli"},
 }
 
@@ -63,6 +64,8 @@ PURE = (
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     *("devices.visible", "devices.placement"),
     *("engine.features", "hub.refs"),
+    *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
+    "tui.screen",
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 
@@ -81,7 +84,7 @@ PURE_EXTRAS = {
     "translate": {"base64", "binascii"},
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
-PURE_LIBRARIES = {"msgspec", "yaml", "httptools"}
+PURE_LIBRARIES = {"msgspec", "yaml", "httptools", "rich"}
 
 POOL = f"{PACKAGE}.wire.pool"
 MODULE_LINES = 400

@@ -1,0 +1,54 @@
+"""`lswap top`: the dashboard, where there is a terminal that can show one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+import typer
+
+from llamaswap_py.cli.app import URL, Key, Url
+from llamaswap_py.errors import LswapError
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_REMEDY: Final = "`watch -n 1 lswap ps` shows the same as plain text"
+
+
+@app.command()
+def top(url: Url = URL, key: Key = None) -> None:
+    """Watch and steer a running lswap: devices, models, requests, decisions, logs. ? shows keys."""
+    problem = terminal_problem(
+        os.environ.get("TERM", ""), tty=sys.stdin.isatty() and sys.stdout.isatty()
+    )
+    if problem is not None:
+        raise LswapError(problem, remedy=_REMEDY)
+    from llamaswap_py.client import Remote
+
+    with Remote(url, key=key) as remote:
+        remote.snapshot()  # a wrong address or key is better told on a line of its own
+    import asyncio
+
+    asyncio.run(_show(url, key))
+
+
+def terminal_problem(term: str, *, tty: bool) -> str | None:
+    """Return why this is no terminal for a dashboard, or None."""
+    if not tty:
+        return "top needs a terminal, and this is none"
+    if term in ("", "dumb", "unknown"):
+        return f"top needs a terminal that can move its cursor, and TERM is {term or 'not set'!r}"
+    return None
+
+
+async def _show(url: str, key: str | None) -> None:
+    from llamaswap_py.tui.app import Top
+    from llamaswap_py.tui.link import Link
+
+    async with Link(url, key=key) as link:
+        await Top(link).run_async()

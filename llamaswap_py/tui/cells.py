@@ -1,0 +1,158 @@
+"""Texts, bars and columns that fit a width in terminal cells. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rich.cells import cell_len, set_cell_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """What bars, rules and marks are made of."""
+
+    full: str
+    empty: str
+    models: str
+    """One for each model of a bar, in turn: without colour they tell neighbours apart."""
+    reserved: str
+    strangers: str
+    margin: str
+    free: str
+    rule: str
+    cursor: str
+    pin: str
+    more: str
+    dot: str
+
+
+UNICODE: Final = Glyphs("█", "░", "█▓", "▚", "▒", "╱", "·", "─", "›", "*", "…", "·")
+ASCII: Final = Glyphs("#", "-", "#@", "R", "o", "/", ".", "-", ">", "*", "~", "-")
+
+
+def clean(text: str) -> str:
+    """Return text without escape sequences and control characters: it may be anybody's."""
+    return _CONTROLS.sub(" ", _ESCAPES.sub("", text.replace("\t", "    ")))
+
+
+def fit(text: str, width: int, more: str = "…", *, right: bool = False) -> str:
+    """Return `text` in exactly `width` cells, cut where it is too long."""
+    if width <= 0:
+        return ""
+    length = cell_len(text)
+    if length > width:
+        return set_cell_size(text, width - 1) + more
+    space = " " * (width - length)
+    return space + text if right else text + space
+
+
+def fit_middle(text: str, width: int, more: str = "…") -> str:
+    """Return `text` in exactly `width` cells; of one too long both ends are kept.
+
+    Names of models differ at their ends: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K.
+    """
+    if width < 8 or cell_len(text) <= width:
+        return fit(text, width, more)
+    tail = (width - 1) // 2
+    end = text
+    while cell_len(end) > tail:
+        end = end[1:]
+    return fit(text, width - cell_len(end), more) + end
+
+
+def wrap(text: str, width: int, limit: int) -> list[str]:
+    """Return at most `limit` lines of at most `width` cells, broken between words."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_len(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        elif len(lines) == limit:
+            lines[-1] = fit(f"{lines[-1]} {word}", width)
+            break
+        else:
+            lines.append(word)
+    return [fit(line, width).rstrip() for line in lines]
+
+
+def short_time(seconds: float) -> str:
+    """Return `9s`, `12m`, `3h05` or `4d`: at most four cells below 100 days."""
+    whole = int(seconds)
+    if whole < 100:
+        return f"{whole}s"
+    if whole < 6000:
+        return f"{whole // 60}m"
+    hours, minutes = divmod(whole // 60, 60)
+    if hours < 10:
+        return f"{hours}h{minutes:02}"
+    return f"{hours}h" if hours < 100 else f"{hours // 24}d"
+
+
+def short_count(number: float) -> str:
+    """Return `0.4`, `31`, `999`, `1.2k` or `15k`."""
+    if number < 1:
+        return f"{number:.1f}"
+    if number < 1000:
+        return f"{number:.0f}"
+    return f"{number / 1000:.1f}k" if number < 10_000 else f"{number / 1000:.0f}k"
+
+
+def progress_bar(fraction: float, width: int, glyphs: Glyphs) -> str:
+    """Return a bar that is full at 1.0."""
+    full = int(min(1.0, max(0.0, fraction)) * width)
+    return glyphs.full * full + glyphs.empty * (width - full)
+
+
+def shares(sizes: Sequence[int], total: int, width: int) -> list[int]:
+    """Return how many of `width` cells each size gets; at least one where it is above 0.
+
+    Largest remainders first, so that the sum is right; the largest give way for the least.
+    """
+    whole = max(total, sum(sizes), 1)
+    exact = [size * width / whole for size in sizes]
+    cells = [max(1, int(part)) if size > 0 else 0 for part, size in zip(exact, sizes, strict=True)]
+    want = min(width, round(sum(exact)))
+    order = sorted(range(len(sizes)), key=lambda at: exact[at] - int(exact[at]), reverse=True)
+    for at in order:
+        if sum(cells) < want and exact[at] >= 1:
+            cells[at] += 1
+    while sum(cells) > width:
+        cells[cells.index(max(cells))] -= 1
+    return cells
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: `rank` 0 always stays, those with the highest go first where space is short."""
+
+    name: str
+    title: str
+    width: int
+    rank: int = 0
+    right: bool = False
+
+
+def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns that fit `width`, one cell between them."""
+    kept = list(columns)
+    while kept and sum(column.width + 1 for column in kept) - 1 > width:
+        last = max(kept, key=lambda column: column.rank)
+        if last.rank == 0:
+            break
+        kept.remove(last)
+    return kept
+
+
+def spread(wanted: int, rows: int, top: int) -> int:
+    """Return the first row to show so that row `wanted` is among `rows`, moving as little."""
+    if rows <= 0:
+        return 0
+    return min(max(top, wanted - rows + 1), max(0, wanted))

@@ -1,0 +1,214 @@
+"""What is on the screen, as rows: everything worked out, nothing drawn. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamaswap_py.snapshot import DeviceView, InstanceView, ModelView, Snapshot
+    from llamaswap_py.tui.history import Happening, History, Rates
+    from llamaswap_py.tui.records import OpenRequest
+
+_EARLY = 0.05
+"""A fraction from which the rest of a load is told from what it took so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a device; `kind` is `model`, `reserved`, `strangers` or `margin`."""
+
+    kind: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A device: sizes in bytes; what `parts` leave of `total` is free."""
+
+    id: str
+    total: int
+    used: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model. Times are seconds; `eta` until it is ready, `ttl_left` until it is unloaded."""
+
+    id: str
+    state: str
+    progress: float | None = None
+    eta: float | None = None
+    leases: int = 0
+    slots: int | None = None
+    waiting: int = 0
+    rate: float = 0.0
+    age: float | None = None
+    ttl_left: float | None = None
+    pinned: bool = False
+    memory: int | None = None
+    reason: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it is more than a name in the file."""
+        return self.state != "unloaded" or self.waiting > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything that is shown; what the filter left out is only counted."""
+
+    title: str = ""
+    trouble: str | None = None
+    devices: tuple[DeviceRow, ...] = ()
+    models: tuple[ModelRow, ...] = ()
+    models_total: int = 0
+    requests: tuple[OpenRequest, ...] = ()
+    requests_total: int = 0
+    happenings: tuple[Happening, ...] = field(default=())
+
+
+def make_picture(history: History, filter_text: str = "") -> Picture:
+    """Return what is to be shown; `filter_text` keeps the rows that have it somewhere."""
+    snapshot, wanted = history.snapshot, filter_text.strip().lower()
+    if snapshot is None:
+        return Picture(trouble=history.trouble)
+    models = model_rows(snapshot, history.rates)
+    requests = history.requests.requests if history.requests is not None else ()
+    return Picture(
+        title=_title(snapshot),
+        trouble=history.trouble,
+        devices=tuple(device_row(each, snapshot.instances) for each in snapshot.devices),
+        models=tuple(row for row in models if _model_has(row, snapshot, wanted)),
+        models_total=len(models),
+        requests=tuple(
+            one for one in requests if _any_has(wanted, one.model, one.client, one.id, one.state)
+        ),
+        requests_total=len(requests),
+        happenings=tuple(
+            one for one in history.happenings if _any_has(wanted, one.model, one.kind)
+        ),
+    )
+
+
+def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceRow:
+    """Return who holds what of a device; the margin is what others left of it."""
+    parts = [
+        Part("model", one.preset, size)
+        for one in sorted(instances, key=lambda one: one.spawned_at)
+        if (size := one.memory.get(device.id, 0))
+    ]
+    # An older server does not say whose the charge is; and a child just gone may still be charged.
+    rest = device.used - sum(part.size for part in parts)
+    if rest > 0:
+        parts.append(Part("model", "being given back" if parts else "models", rest))
+    for kind, name, size in (
+        ("reserved", "reserved", device.reserved),
+        ("strangers", "others", device.strangers),
+    ):
+        if size > 0:
+            parts.append(Part(kind, name, size))
+    left = device.total - sum(part.size for part in parts)
+    if left > 0 and device.margin > 0:
+        parts.append(Part("margin", "margin", min(left, device.margin)))
+    return DeviceRow(device.id, device.total, device.used, tuple(parts))
+
+
+def model_rows(snapshot: Snapshot, rates: Rates) -> list[ModelRow]:
+    """Return a row for each model: those with something to see first, else as the file has them."""
+    newest: dict[str, InstanceView] = {}
+    for one in snapshot.instances:
+        if one.preset not in newest or one.epoch > newest[one.preset].epoch:
+            newest[one.preset] = one
+    rows = [
+        _model_row(model, newest.get(model.id), snapshot.now, rates.of(model.id))
+        for model in snapshot.models
+    ]
+    return sorted(rows, key=lambda row: not row.active)
+
+
+def _model_row(
+    model: ModelView, instance: InstanceView | None, now: float, rate: float
+) -> ModelRow:
+    loading = model.state == "loading" and instance is not None
+    progress = model.downloaded if model.state == "downloading" else None
+    if loading and instance is not None:
+        progress = instance.progress
+    footprint = instance.memory if instance and instance.memory else model.footprint
+    ttl_ends = instance.evict_at if instance else None
+    return ModelRow(
+        id=model.id,
+        state="waiting" if model.state == "unloaded" and model.waiting else model.state,
+        progress=progress,
+        eta=_eta(model, instance if loading else None, now),
+        leases=model.leases,
+        slots=instance.slots if instance else None,
+        waiting=model.waiting,
+        rate=rate,
+        age=None if instance is None else max(0.0, now - instance.spawned_at),
+        ttl_left=None if ttl_ends is None else max(0.0, ttl_ends - now),
+        pinned=model.pinned,
+        memory=sum(footprint.values()) if footprint else None,
+        reason=_reason(model, instance, now),
+    )
+
+
+def _eta(model: ModelView, loading: InstanceView | None, now: float) -> float | None:
+    """Return the seconds until it is ready: as learned, else as this load went so far."""
+    if model.state not in ("loading", "downloading") and not model.waiting:
+        return None
+    if model.eta_seconds or loading is None:
+        return model.eta_seconds
+    fraction = loading.progress or 0.0
+    if fraction < _EARLY:
+        return None
+    return (now - loading.spawned_at) * (1 - min(1.0, fraction)) / fraction
+
+
+def _reason(model: ModelView, instance: InstanceView | None, now: float) -> str:
+    if model.failure is not None:
+        retry = model.failure.retry_at
+        again = f" (again in {retry - now:.0f} s)" if retry is not None and retry > now else ""
+        last = f": {model.failure.log[-1]}" if model.failure.log else ""
+        return f"{model.failure.summary}{again}{last}"
+    if instance is not None and instance.claimed_by:
+        return f"{instance.reason}; its memory is claimed by {instance.claimed_by}"
+    return instance.reason if instance is not None and instance.reason else model.reason
+
+
+def _title(snapshot: Snapshot) -> str:
+    loaded = sum(1 for one in snapshot.instances if one.ready_at is not None)
+    words = [
+        f"lswap {snapshot.name}",
+        snapshot.state,
+        f"up {_span(snapshot.now - snapshot.started_at)}",
+        f"{loaded} of {len(snapshot.models)} loaded",
+        f"{snapshot.requests_open} open",
+        f"{snapshot.requests_total} answered",
+        f"{snapshot.loads_total} loads, {snapshot.evictions_total} evictions",
+    ]
+    return " · ".join(words)
+
+
+def _span(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{max(0, int(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} m"
+    hours = minutes // 60
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d"
+
+
+def _model_has(row: ModelRow, snapshot: Snapshot, wanted: str) -> bool:
+    model = next(each for each in snapshot.models if each.id == row.id)
+    return _any_has(wanted, row.id, row.state, *model.aliases)
+
+
+def _any_has(wanted: str, *texts: str) -> bool:
+    return not wanted or any(wanted in text.lower() for text in texts)
