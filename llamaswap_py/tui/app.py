@@ -10,14 +10,16 @@ from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from rich.segment import Segment
 from textual.app import App
 from textual.binding import Binding
-from textual.events import Key, Paste
+from textual.events import Key
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input
 
+from llamaswap_py.client import UnreachableError
 from llamaswap_py.errors import RemoteError
 from llamaswap_py.tui.cells import ASCII, UNICODE, clean
 from llamaswap_py.tui.drawing import Look
@@ -74,7 +76,8 @@ class Canvas(Widget):
             return Strip.blank(self.size.width, self.rich_style)
         text = self.shown.lines[y].copy()
         text.end = ""
-        segments = list(text.render(self.app.console))
+        base = self.app.console.get_style(text.style)
+        segments = Segment.apply_style(text.render(self.app.console), base)
         return Strip(segments).adjust_cell_length(self.size.width).apply_style(self.rich_style)
 
 
@@ -86,6 +89,7 @@ class Top(App[None]):
     Input { dock: bottom; height: 1; border: none; padding: 0 1; display: none; }
     Input:focus { border: none; }
     """
+    AUTO_FOCUS = None
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar = [
         Binding("tab", "turn(1)", priority=True),
@@ -121,15 +125,19 @@ class Top(App[None]):
         self._poke = asyncio.Event()
         self._asked: tuple[str, str] | None = None
         """An action that waits for its key to be pressed a second time."""
+        self._answered: tuple[str, str] | None = None
+        """The one that waited when the last key was pressed."""
+        self._key: Key | None = None
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
         yield Canvas()
-        yield Input(placeholder="part of a model, client, state or decision", id="filter")
+        field = Input(placeholder="part of a model, client, state or decision", id="filter")
+        field.can_focus = False
+        yield field
 
     def on_mount(self) -> None:
         """Start what asks the server; textual ends it with the app."""
-        self.query_one(Input).can_focus = False
         self.run_worker(self._look(), name="look")
         self.run_worker(self._listen(), name="listen")
         self.redraw()
@@ -156,7 +164,7 @@ class Top(App[None]):
             try:
                 self.history.saw(await self.link.state(), await self.link.requests())
             except RemoteError as error:
-                self.history.failed(error.message)
+                self.history.failed(trouble_of(error))
             self.redraw()
             self._poke.clear()
             try:
@@ -215,16 +223,14 @@ class Top(App[None]):
         return not writing or action in ("quit", "undo", "turn")
 
     async def on_event(self, event: events.Event) -> None:
-        """Forget a message and a question with the next key."""
-        if isinstance(event, Key | Paste) and self.reader.message:
-            self.reader.message = ""
-            self.call_after_refresh(self._forget)
+        """A key ends a message, and a question that it does not answer."""
+        if isinstance(event, Key) and event is not self._key:
+            self._key = event
+            self._answered, self._asked = self._asked, None
+            if self.reader.message:
+                self.reader.message = ""
+                self.call_after_refresh(self.redraw)
         await super().on_event(event)
-
-    def _forget(self) -> None:
-        if not self.reader.message:
-            self._asked = None
-            self.redraw()
 
     def action_turn(self, step: int) -> None:
         """Go to the next pane."""
@@ -272,7 +278,7 @@ class Top(App[None]):
         one = next((one for one in self.picture.requests if one.id == id), None)
         if one is None:
             self._say("no request is open")
-        elif self._sure("c", one.id, f"end this request of {one.client} to {one.model}"):
+        elif self._sure("c", one.id, f"end this request to {one.model}"):
             self._do(self.link.cancel(one.id), f"request {one.id} is ended")
 
     def action_log(self) -> None:
@@ -373,16 +379,22 @@ class Top(App[None]):
 
     def _sure(self, key: str, what: str, question: str) -> bool:
         """Return whether a key was pressed twice for the same; the first time asks."""
-        if self._asked == (key, what):
-            self._asked = None
+        if self._answered == (key, what):
             return True
         self._asked = (key, what)
-        self._say(f"{key} again to {question}; any other key leaves it")
+        self._say(f"{key} again: {question} (any other key: no)")
         return False
 
     def _say(self, text: str) -> None:
         self.reader.message = clean(text)
         self.redraw()
+
+
+def trouble_of(error: RemoteError) -> str:
+    """Return the first line while a server gives no answer, or one that says no."""
+    if isinstance(error, UnreachableError):
+        return f"not reachable, trying again: {error.message.partition(' (')[0]}"
+    return f"no answer, trying again: {error.message}"
 
 
 def make_look() -> Look:

@@ -105,6 +105,17 @@ def short_count(number: float) -> str:
     return f"{number / 1000:.1f}k" if number < 10_000 else f"{number / 1000:.0f}k"
 
 
+def short_size(size: int) -> str:
+    """Return `512M`, `9.5G` or `1.2T`: what `format_size` says, in at most five cells."""
+    for unit, name in ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")):
+        if size >= unit:
+            number = size / unit
+            return (
+                f"{number:.1f}".removesuffix(".0") + name if number < 100 else f"{number:.0f}{name}"
+            )
+    return f"{size}B"
+
+
 def progress_bar(fraction: float, width: int, glyphs: Glyphs) -> str:
     """Return a bar that is full at 1.0."""
     full = int(min(1.0, max(0.0, fraction)) * width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from llamaswap_py.tui.cells import (
@@ -19,6 +19,7 @@ from llamaswap_py.tui.cells import (
     progress_bar,
     shares,
     short_count,
+    short_size,
     short_time,
     wrap,
 )
@@ -96,7 +97,7 @@ class Look:
 def title_line(picture: Picture, width: int, look: Look) -> Text:
     """Return the first line: what this server is, or that it does not answer."""
     if picture.trouble is not None:
-        text = fit(f" not reachable, trying again: {clean(picture.trouble)}", width)
+        text = fit(f" {clean(picture.trouble)}", width, look.glyphs.more)
         return Text(text, "bold white on red" if look.colour else "bold reverse")
     words = clean(picture.title).replace("·", look.glyphs.dot)
     while cell_len(words) > width - 2 and f" {look.glyphs.dot} " in words:
@@ -105,7 +106,7 @@ def title_line(picture: Picture, width: int, look: Look) -> Text:
 
 
 def device_line(device: DeviceRow, width: int, look: Look, *, name_width: int = 6) -> Text:
-    """Return `CUDA0 ████▓▓··╱ 13.5 of 24 GiB alpha 9.5 GiB, beta 4 GiB, others 1 GiB`."""
+    """Return `CUDA0 ████▓▓··╱ 13.5G/24G  █ alpha 9.5G  █ beta 4G  ▒ others 1G`."""
     bar = min(40, max(8, width * 3 // 10))
     line = Text(fit(device.id, name_width, look.glyphs.more) + " ", "bold")
     cells = shares([part.size for part in device.parts], device.total, bar)
@@ -113,16 +114,35 @@ def device_line(device: DeviceRow, width: int, look: Look, *, name_width: int = 
     for (mark, style), count in zip(marks, cells, strict=True):
         line.append(mark * count, style)
     line.append(look.glyphs.free * (bar - sum(cells)), look.dim)
-    line.append(f" {format_size(device.used)} of {format_size(device.total)}")
-    for (mark, style), part in zip(marks, device.parts, strict=True):
-        said = f"{clean(part.name)} {format_size(part.size)}"
-        if line.cell_len + cell_len(said) + 4 > width:
-            line.append(f" {look.glyphs.more}")
-            break
+    line.append(f" {short_size(device.used)}/{short_size(device.total)}")
+    names = _legend(device.parts, width - line.cell_len)
+    for (mark, style), said in zip(marks, names, strict=False):
         line.append("  ")
         line.append(mark, style)
         line.append(f" {said}")
+    if len(names) < len(marks):
+        line.append(f" +{len(marks) - len(names)}")
     return _exactly(line, width)
+
+
+def _legend(parts: Sequence[Part], width: int) -> list[str]:
+    """Return `alpha 9.5G` for as many parts as fit, names as long as they may be."""
+    for longest in (40, 24, 16, 12, 9):
+        said = [f"{_shortened(clean(one.name), longest)} {short_size(one.size)}" for one in parts]
+        if sum(cell_len(text) + 4 for text in said) <= width:
+            return said
+    room = width - 4  # for what says how many are left out
+    kept: list[str] = []
+    for text in said if parts else ():
+        room -= cell_len(text) + 4
+        if room < 0:
+            break
+        kept.append(text)
+    return kept
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if cell_len(text) <= longest else fit_middle(text, longest)
 
 
 def _marks(parts: Sequence[Part], look: Look) -> list[tuple[str, str]]:
@@ -252,9 +272,15 @@ def _told(one: Happening) -> bool:
     return one.kind in _COLOURS
 
 
-def log_line(text: str, width: int, look: Look) -> Text:
-    """Return a line of a model's log, cut at the width."""
-    return Text(fit(" " + clean(text), width, look.glyphs.more))
+def log_lines(text: str, width: int, look: Look, *, most: int) -> list[Text]:
+    """Return a line of a model's log, folded into at most `most` lines."""
+    said = clean(text)
+    found: list[Text] = []
+    while len(found) < most - 1 and cell_len(said) >= width:
+        piece = set_cell_size(said, width - 1)
+        found.append(Text(f" {piece}"))
+        said = said[len(piece) :]
+    return [*found, Text(fit(f" {said}", width, look.glyphs.more))]
 
 
 def keys_line(hints: Sequence[tuple[str, str]], width: int, look: Look) -> Text:

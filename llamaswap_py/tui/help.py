@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
-from textual.binding import Binding
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
+    from textual.events import Key
 
 KEYS: Final = (
     ("↑ ↓ k j", "choose a row; in the lower pane: scroll"),
     ("tab", "the next pane; a click works too"),
     ("l", "load the model"),
     ("u", "unload it, once its requests have ended"),
-    ("U", "unload it now; its requests end with an error"),
+    ("U", "unload it now: its requests get an error"),
     ("p", "pin it against eviction, or let it go"),
     ("c", "end the chosen request (in REQUESTS)"),
     ("enter", "the model's log, or decisions again"),
@@ -32,15 +32,15 @@ class Help(ModalScreen[None]):
 
     DEFAULT_CSS = """
     Help { align: center middle; background: ansi_default; }
-    Help > Static { width: 56; height: auto; border: solid ansi_default; padding: 0 1; }
+    Help > Static { width: 58; height: auto; max-height: 100%; border: solid ansi_default; }
     """
-    BINDINGS: ClassVar = [Binding("escape,q,question_mark,enter,space", "dismiss", "Close")]
 
     def compose(self) -> ComposeResult:
         """Make the page."""
-        lines = "\n".join(f"{keys:<9}{text}" for keys, text in KEYS)
-        yield Static(f"{lines}\n\nColumns: docs/top.md", markup=False)
+        yield Static("\n".join(f" {keys:<8} {text}" for keys, text in KEYS), markup=False)
 
-    def on_key(self) -> None:
-        """Any key closes it."""
+    def on_key(self, event: Key) -> None:
+        """Any key closes it, and does nothing else."""
+        event.stop()
+        event.prevent_default()
         self.dismiss()

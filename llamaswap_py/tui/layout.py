@@ -38,7 +38,7 @@ def divide(
             body if focus == "requests" else 0,
             body if focus == "lower" else 0,
         )
-    detail = 0 if body < 8 else 1 if body < 24 else 2
+    detail = 0 if body < 8 else 1 if body < 20 else 2
     body -= detail
     if body < SMALL:
         top = min(models + 1, max(2, (body + 1) // 2))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llamaswap_py.tui.history import Rates
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamaswap_py.snapshot import DeviceView, InstanceView, ModelView, Snapshot
-    from llamaswap_py.tui.history import Happening, History, Rates
+    from llamaswap_py.tui.history import Happening, History
     from llamaswap_py.tui.records import OpenRequest
 
 _EARLY = 0.05
@@ -78,7 +80,7 @@ def make_picture(history: History, filter_text: str = "") -> Picture:
     snapshot, wanted = history.snapshot, filter_text.strip().lower()
     if snapshot is None:
         return Picture(trouble=history.trouble)
-    models = model_rows(snapshot, history.rates)
+    models = model_rows(snapshot, history.rates if history.trouble is None else Rates())
     requests = history.requests.requests if history.requests is not None else ()
     return Picture(
         title=_title(snapshot),
@@ -98,11 +100,9 @@ def make_picture(history: History, filter_text: str = "") -> Picture:
 
 def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceRow:
     """Return who holds what of a device; the margin is what others left of it."""
-    parts = [
-        Part("model", one.preset, size)
-        for one in sorted(instances, key=lambda one: one.spawned_at)
-        if (size := one.memory.get(device.id, 0))
-    ]
+    charged = [(one.memory.get(device.id, 0), one.preset) for one in instances]
+    charged.sort(key=lambda each: (-each[0], each[1]))
+    parts = [Part("model", name, size) for size, name in charged if size]
     # An older server does not say whose the charge is; and a child just gone may still be charged.
     rest = device.used - sum(part.size for part in parts)
     if rest > 0:
@@ -163,7 +163,7 @@ def _eta(model: ModelView, loading: InstanceView | None, now: float) -> float | 
     if model.state not in ("loading", "downloading") and not model.waiting:
         return None
     if model.eta_seconds or loading is None:
-        return model.eta_seconds
+        return model.eta_seconds or None
     fraction = loading.progress or 0.0
     if fraction < _EARLY:
         return None
@@ -190,7 +190,8 @@ def _title(snapshot: Snapshot) -> str:
         f"{loaded} of {len(snapshot.models)} loaded",
         f"{snapshot.requests_open} open",
         f"{snapshot.requests_total} answered",
-        f"{snapshot.loads_total} loads, {snapshot.evictions_total} evictions",
+        f"{snapshot.loads_total} loads",
+        f"{snapshot.evictions_total} evicted",
     ]
     return " · ".join(words)
 

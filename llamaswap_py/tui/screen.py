@@ -151,6 +151,9 @@ def draw(
     found = (found + [blank] * height)[: max(0, height - 1)]
     found.append((_last_line(reader, width, look), None))
     lines, targets = zip(*found, strict=True)
+    if picture.trouble is not None and look.colour:  # what is below it is old
+        for line in lines[1:-1]:
+            line.stylize("dim")
     return Screen(tuple(lines), tuple(targets), heights)
 
 
@@ -218,7 +221,8 @@ def _lower(
         ]
         title, nothing = "DECISIONS", "nothing was decided yet"
     else:
-        lines = [drawing.log_line(text, width, look) for text in log]
+        most = _MOST_WRAPPED if reader.zoomed else 1
+        lines = [line for text in log for line in drawing.log_lines(text, width, look, most=most)]
         title, nothing = f"LOG {reader.log_of}", "nothing was written yet: it was not loaded"
     back = reader.hold(len(lines), room)
     note = f"{back} lines below" if back else ""
