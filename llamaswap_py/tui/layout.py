@@ -41,7 +41,7 @@ def divide(
     detail = 0 if body < 8 else 1 if body < 20 else 2
     body -= detail
     if body < SMALL:
-        top = min(models + 1, max(2, (body + 1) // 2))
+        top = min(models + 1, body, max(2, (body + 1) // 2))
         rest = body - top
         if focus == "requests":
             return Heights(shown, top, detail, rest, 0)

@@ -151,6 +151,8 @@ def draw(
     found = (found + [blank] * height)[: max(0, height - 1)]
     found.append((_last_line(reader, width, look), None))
     lines, targets = zip(*found, strict=True)
+    for line in lines:
+        line.truncate(width, pad=True)
     if picture.trouble is not None and look.colour:  # what is below it is old
         for line in lines[1:-1]:
             line.stylize("dim")
