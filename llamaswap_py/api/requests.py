@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -13,6 +13,10 @@ from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
+
+
+_OWN: Final = "/lswap/"
+"""Operators' own requests are for lswap, also where they name a model: its log, a load."""
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -67,7 +71,7 @@ async def list_requests(call: Call) -> None:
             tokens=one.exchange.events_relayed,
         )
         for one in call.app.calls.values()
-        if one.model and one is not call
+        if one.model and not one.exchange.head.path.startswith(_OWN)
     ]
     counts = call.app.traffic
     tokens = {

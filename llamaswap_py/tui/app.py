@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 INTERVAL: Final = 1.0
 """Seconds between looks at the server; what happens there is looked at sooner."""
-_SOON: Final = 0.1
+_SOON: Final = 0.2
 RETRY: Final = 1.0
 _LOG_LINES: Final = 2_000
 _LOG_TAIL: Final = 500
@@ -180,8 +180,8 @@ class Top(App[None]):
                 after = self.history.resume_after(await self.link.state())
                 async with aclosing(self.link.events(after)) as events:
                     async for event in events:
-                        if self.history.heard(event):
-                            self._poke.set()
+                        self.history.heard(event)
+                        self._poke.set()
             except RemoteError:
                 pass  # the look says so
             self._poke.set()

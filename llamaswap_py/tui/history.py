@@ -99,14 +99,13 @@ class History:
             self._life, self._last_id = life, 0
         return self._last_id
 
-    def heard(self, event: ServerEvent) -> bool:
-        """Take an event; return whether it is worth a look at the server."""
+    def heard(self, event: ServerEvent) -> None:
+        """Take an event."""
         if event.id is not None:
             self._last_id = event.id
         line = _happening(event)
         if line is not None:
             self.happenings.append(line)
-        return event.event != "progress"
 
 
 def _happening(event: ServerEvent) -> Happening | None:
