@@ -55,13 +55,13 @@ def fit(text: str, width: int, more: str = "…", *, right: bool = False) -> str
 
 
 def fit_middle(text: str, width: int, more: str = "…") -> str:
-    """Return `text` in exactly `width` cells; of one too long both ends are kept.
+    """Return `text` in exactly `width` cells; of one too long both ends are kept, if there is room.
 
-    Names of models differ at their ends: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K.
+    Names of models differ anywhere: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K, Qwen3-Coder-30B-Q4_K_M.
     """
-    if width < 8 or cell_len(text) <= width:
+    if width < 12 or cell_len(text) <= width:
         return fit(text, width, more)
-    tail = (width - 1) // 2
+    tail = (width - 1) // 3
     end = text
     while cell_len(end) > tail:
         end = end[1:]

@@ -42,7 +42,8 @@ _COLOURS: Final = {
     "sleeping": "blue",
     "failed": "red",
     "load": "yellow",
-    "evict": "magenta",
+    "unloaded": "bright_black",
+    "stop": "magenta",
     "revoked": "red",
     "restart": "red",
     "lost": "red",
@@ -108,7 +109,8 @@ def title_line(picture: Picture, width: int, look: Look) -> Text:
 def device_line(device: DeviceRow, width: int, look: Look, *, name_width: int = 6) -> Text:
     """Return `CUDA0 ████▓▓··╱ 13.5G/24G  █ alpha 9.5G  █ beta 4G  ▒ others 1G`."""
     bar = min(40, max(8, width * 3 // 10))
-    line = Text(fit(device.id, name_width, look.glyphs.more) + " ", "bold")
+    line = Text(" ")
+    line.append(fit(device.id, name_width, look.glyphs.more) + " ", "bold")
     cells = shares([part.size for part in device.parts], device.total, bar)
     marks = _marks(device.parts, look)
     for (mark, style), count in zip(marks, cells, strict=True):
@@ -260,7 +262,8 @@ def happening_lines(one: Happening, width: int, look: Look, *, most: int) -> lis
     at = look.clock(one.at) if one.at else "--:--:--"
     room = width - 1 - len(at) - 1 - _KIND_WIDTH - 1 - names - 1
     lines = wrap(clean(one.reason), max(10, room), most)
-    first = Text(f" {at} ", look.dim)
+    first = Text()
+    first.append(f" {at} ", look.dim)
     first.append(fit(one.kind, _KIND_WIDTH) + " ", look.style(one.kind) if _told(one) else "")
     first.append(fit_middle(clean(one.model), names, look.glyphs.more) + " ", "bold")
     first.append(lines[0])
@@ -333,10 +336,9 @@ def _cursor(cursor: bool, look: Look) -> str:
 
 
 def _row(line: Text, width: int, *, cursor: bool) -> Text:
-    line = _exactly(line, width)
-    if cursor:
-        line.stylize("reverse")
-    return line
+    if cursor:  # of one colour: a bar of many is hard to read
+        line = Text(line.plain, "bold reverse")
+    return _exactly(line, width)
 
 
 def _exactly(line: Text, width: int) -> Text:

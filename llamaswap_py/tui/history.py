@@ -112,7 +112,7 @@ def _happening(event: ServerEvent) -> Happening | None:
     data = event.data
     at = float(data.get("decided_at") or data.get("at") or 0.0)
     if event.event == "decision":
-        return Happening(at, str(data["kind"]), str(data["preset"]), str(data["reason"]))
+        return Happening(at, *(str(data.get(name, "")) for name in ("kind", "preset", "reason")))
     if event.event == "reload":
         changes = [
             f"{word} {', '.join(data[word])}"

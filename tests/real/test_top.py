@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from textual.widgets import Input
 
-from llamaswap_py.tui.app import Canvas, Top
+from llamaswap_py.tui.app import Top
+from llamaswap_py.tui.canvas import Canvas
 from llamaswap_py.tui.link import Link
 from tests.real.answers import PATIENCE
 from tests.real.harness import command_line, poll

@@ -256,7 +256,7 @@ def test_texts_fit(text: str, width: int, expected: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Qwen3-32B-Q4_K_M", "モデルモデルモデルモデル", "x" * 100])
-@pytest.mark.parametrize("width", [8, 9, 12, 15])
+@pytest.mark.parametrize("width", [12, 13, 15])
 def test_names_keep_both_ends(text: str, width: int) -> None:
     short = fit_middle(text, width)
     assert cell_len(short) == width
