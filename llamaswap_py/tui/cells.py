@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+_IN_ASCII: Final = str.maketrans("·…–—×→↑↓“”‘’", "-~--x>^v\"\"''")
+
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
@@ -41,6 +43,11 @@ ASCII: Final = Glyphs("#", "-", "#@", "R", "o", "/", ".", "-", ">", "*", "~", "-
 def clean(text: str) -> str:
     """Return text without escape sequences and control characters: it may be anybody's."""
     return _CONTROLS.sub(" ", _ESCAPES.sub("", text.replace("\t", "    ")))
+
+
+def in_ascii(text: str) -> str:
+    """Return text of the same length that every terminal can show."""
+    return text.translate(_IN_ASCII).encode("ascii", "replace").decode()
 
 
 def fit(text: str, width: int, more: str = "…", *, right: bool = False) -> str:

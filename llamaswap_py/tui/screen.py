@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from llamaswap_py.tui import drawing
-from llamaswap_py.tui.cells import spread
+from llamaswap_py.tui.cells import ASCII, in_ascii, spread
 from llamaswap_py.tui.layout import divide
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def draw(
     found.append((_last_line(reader, width, look), None))
     lines, targets = zip(*found, strict=True)
     for line in lines:
+        if look.glyphs is ASCII:
+            line.plain = in_ascii(line.plain)
         line.truncate(width, pad=True)
     if picture.trouble is not None and look.colour:  # what is below it is old
         for line in lines[1:-1]:
