@@ -31,6 +31,7 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.presets import Prepared, Way
+from llamaswap_py.replaying import Replays
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.records import Choice, Failure
@@ -73,6 +74,7 @@ class Instances:
         self.running: dict[InstanceKey, Running] = {}
         self.logs: dict[str, ChildLog] = {}
         self.gone = asyncio.Event()
+        self.replays = Replays()
         self._config = config
         self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
         self._runtime_dir = runtime_dir
@@ -172,7 +174,10 @@ class Instances:
                 running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
                 running.stage = None
                 _say_what_was_shrunk(key, running)
-                self._feed(ev.InstanceReady(key, event.slots))
+                if key.preset in self.replays:
+                    self._tasks.create_task(self._replay(key, event))
+                else:
+                    self._feed(ev.InstanceReady(key, event.slots))
             case ChildSlept():
                 self._feed(ev.InstanceSlept(key))
             case ChildWoke():
@@ -190,6 +195,11 @@ class Instances:
                 self._feed(ev.InstanceLost(key))
             case ChildExited():
                 pass  # run() returns it
+
+    async def _replay(self, key: InstanceKey, ready: ChildReady) -> None:
+        await self.replays.replay(key.preset, ready.endpoint)
+        if key in self.running:
+            self._feed(ev.InstanceReady(key, ready.slots))
 
     def _record(self, key: InstanceKey, running: Running) -> None:
         assert running.pid is not None

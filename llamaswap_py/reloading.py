@@ -159,6 +159,7 @@ def _adopt(
     supervisor.names = names_of(config, supervisor.scheduler.world)
     supervisor.instances.use(config)
     supervisor.estimating.forget((*added, *changed, *removed))
+    supervisor.instances.replays.forget((*changed, *removed))
     supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
     _preload(supervisor, (*added, *changed))
     return ReloadReport(added, removed, changed, waits)

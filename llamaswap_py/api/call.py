@@ -33,7 +33,8 @@ class Route:
 
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
-    `admin`: it takes an admin key; `public`: it takes none.
+    `admin`: it takes an admin key; `public`: it takes none. `replay`: what it changed in a child
+    is done again to those that follow.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -44,6 +45,7 @@ class Route:
     talk: bool = False
     admin: bool = False
     public: bool = False
+    replay: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 

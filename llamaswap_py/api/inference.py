@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -74,6 +75,8 @@ async def relay(call: Call) -> None:
     finally:
         if conversation is not None and conversation.lease is None:
             call.supervisor.conversations.forget(conversation)
+    if call.route.replay and call.status == HTTPStatus.OK and head.method == "POST":
+        call.supervisor.instances.replays.note(call.model, head.path, body.join())
 
 
 async def pass_through(call: Call) -> None:

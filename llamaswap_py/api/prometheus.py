@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -11,6 +12,9 @@ from prometheus_client.core import (
     HistogramMetricFamily,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llamaswap_py.scraping import scrape_children
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,24 +31,32 @@ STATES: Final = (
 )
 
 
+_THEIRS: Final = "llamacpp:"
+
+
 async def scrape(call: Call) -> None:
-    """GET /metrics without a model: lswap's own figures."""
+    """GET /metrics without a model: lswap's own figures, and those of its ready children."""
     feed = call.supervisor.happenings
     happened = {"stops": feed.stops, "failures": feed.failures}
-    body, content_type = render(call.app.traffic, call.supervisor.snapshot(), happened)
+    children = await scrape_children(call.supervisor)
+    body, content_type = render(call.app.traffic, call.supervisor.snapshot(), happened, children)
     call.status = 200
     call.exchange.respond(200, body, content_type)
 
 
 def render(
-    traffic: Traffic, snapshot: Snapshot, happened: Mapping[str, Mapping[str, int]]
+    traffic: Traffic,
+    snapshot: Snapshot,
+    happened: Mapping[str, Mapping[str, int]],
+    children: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[bytes, str]:
-    """Return the exposition and its content type; `happened` counts `stops` and `failures`."""
+    """Return the exposition and its content type.
 
+    `happened` counts `stops` and `failures`; `children` are expositions of children by model.
+    """
+    own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(
-        _Once([*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)])
-    )
+    registry.register(_Once([*own, *_merged(children)]))
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
@@ -116,6 +128,25 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         for kind, count in happened.get(name, {}).items():
             family.add_metric((kind,), count)
         yield family
+
+
+def _merged(children: Mapping[str, str]) -> list[Metric]:
+    """Return the families of all children as one, each sample with its model; no garbage."""
+    merged: dict[str, Metric] = {}
+    for model, text in children.items():
+        try:
+            families = list(text_string_to_metric_families(text))
+        except ValueError:
+            continue
+        for family in families:
+            if not family.name.startswith(_THEIRS):
+                continue  # lswap's own names are not theirs to use
+            known = merged.setdefault(family.name, family)
+            samples = [
+                one._replace(labels={**one.labels, "model": model}) for one in family.samples
+            ]
+            known.samples = [*(known.samples if known is not family else []), *samples]
+    return list(merged.values())
 
 
 def _devices(snapshot: Snapshot) -> Iterator[Metric]:

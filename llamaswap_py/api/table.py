@@ -28,7 +28,7 @@ _TALK: Final = replace(_GENERATE, talk=True)
 _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
-_ADMIN: Final = replace(_CHANGE, admin=True)
+_ADMIN: Final = replace(_CHANGE, admin=True, replay=True)
 _UPSTREAM: Final = Route(inference.pass_through)
 
 

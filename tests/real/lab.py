@@ -76,6 +76,24 @@ class Lab:
         path = self.write_model(name, self.sentence(name))
         return {"model": str(path), "memory": {"host": size}, **keys}
 
+    def write_adapter(self) -> Path:
+        """Write a LoRA adapter for the presets of `preset` that changes nothing."""
+        import gguf
+        import numpy as np
+
+        path = self.folder / "adapter.gguf"
+        writer = gguf.GGUFWriter(str(path), "llama")
+        writer.add_string("general.type", "adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 1.0)
+        for name, shape in (("lora_a", (4, 64)), ("lora_b", (32, 4))):
+            writer.add_tensor(f"blk.0.attn_q.weight.{name}", np.zeros(shape, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
     def endless(self, name: str, *, size: str = "100MiB", layers: int = 256, **keys: Any) -> Preset:
         """Return a preset that repeats its sentence for ever, about 450 words a second."""
         text = self.sentence(name) + " "

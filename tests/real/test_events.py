@@ -143,3 +143,37 @@ async def test_metrics_count_what_was_answered(lab: Lab) -> None:
         child = await lswap.client.get("/metrics", params={"model": "alpha"})
         assert "llamacpp:" in child.text
         assert json.loads((await lswap.client.get("/health")).text) == {"status": "ok"}
+
+
+async def test_the_children_s_metrics_are_merged_and_wake_none(lab: Lab) -> None:
+    models = {name: lab.preset(name, size="50MiB") for name in ("alpha", "beta", "gamma")}
+    models["beta"]["sleep"] = "1s"
+    async with lab.lswap(models) as lswap:
+        await lswap.chat("alpha")
+        await lswap.chat("beta")
+        await lswap.until_state("beta", "sleeping")
+        text = (await lswap.client.get("/metrics")).text
+        told = [
+            line for line in text.splitlines() if line.startswith("llamacpp:tokens_predicted_t")
+        ]
+        assert len(told) == 1
+        assert told[0].startswith('llamacpp:tokens_predicted_total{model="alpha"} ')
+        assert float(told[0].split()[-1]) > 0
+        assert (await lswap.model("beta")).state == "sleeping"
+        assert (await lswap.model("gamma")).state == "unloaded"
+
+
+async def test_adapters_are_set_again_after_a_reload(lab: Lab) -> None:
+    """POST /lora-adapters is remembered, and comes before any request to the new child."""
+    adapter = lab.write_adapter()
+    preset = lab.preset("alpha", args={"lora": str(adapter)})
+    async with lab.lswap({"alpha": preset}) as lswap:
+        await lswap.chat("alpha")
+        path, params = "/lora-adapters", {"model": "alpha"}
+        assert (await lswap.client.get(path, params=params)).json()[0]["scale"] == 1.0
+        body = [{"id": 0, "scale": 0.25}]
+        changed = await lswap.client.post(path, params=params, json=body)
+        assert changed.json() == {"success": True}
+        await lswap.client.post("/lswap/v1/models/alpha/unload")
+        await lswap.chat("alpha")
+        assert (await lswap.client.get(path, params=params)).json()[0]["scale"] == 0.25

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -20,6 +21,7 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.feed import Feed
 from llamaswap_py.model_facts import FactsBook
+from llamaswap_py.replaying import Replays
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.snapshot import (
@@ -176,6 +178,14 @@ class FakeSupervisor:
     @cached_property
     def happenings(self) -> Feed:
         return Feed()
+
+    @cached_property
+    def scheduler(self) -> SimpleNamespace:
+        return SimpleNamespace(world=SimpleNamespace(instances={}))
+
+    @cached_property
+    def instances(self) -> SimpleNamespace:
+        return SimpleNamespace(replays=Replays())
 
     @cached_property
     def webui(self) -> WebUi:

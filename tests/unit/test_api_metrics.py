@@ -68,3 +68,19 @@ async def test_the_scrape_is_ours_without_a_model() -> None:
     exchange = await ask("GET", "/metrics")
     assert exchange.status == 200
     assert b"# TYPE lswap_requests_total counter" in exchange.answer
+
+
+def test_the_children_s_figures_are_merged_under_their_models() -> None:
+    text = (
+        "# HELP llamacpp:n_total Things.\n# TYPE llamacpp:n_total counter\nllamacpp:n_total 3\n"
+        "# HELP llamacpp:busy Busy.\n# TYPE llamacpp:busy gauge\nllamacpp:busy 1\n"
+        "# TYPE lswap_loads counter\nlswap_loads_total 99\n"
+    )
+    children = {"alpha": text, "b": text.replace("3", "4"), "broken": "{{{ no metrics"}
+    body, _ = render(Traffic(), make_snapshot([]), {}, children)
+    lines = body.decode().splitlines()
+    assert 'llamacpp:n_total{model="alpha"} 3.0' in lines
+    assert 'llamacpp:n_total{model="b"} 4.0' in lines
+    assert 'llamacpp:busy{model="b"} 1.0' in lines
+    assert lines.count("# TYPE llamacpp:n_total counter") == 1
+    assert "lswap_loads_total 99.0" not in lines

@@ -29,6 +29,7 @@ MEETING_POINT = {
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library"),
+    *("replaying", "scraping"),
 }
 """The modules that know several parts."""
 
@@ -42,7 +43,16 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"gguf"},
     # What faces outward.
     "translate": set(),
-    "api": {"supervisor", "leases", "overriding", "library", "wire", "config", "translate"},
+    "api": {
+        "supervisor",
+        "leases",
+        "overriding",
+        "library",
+        "scraping",
+        "wire",
+        "config",
+        "translate",
+    },
     "client": set(),
     "tui": {"client"},
     "demo": {"client", "config", "engine"},
