@@ -154,7 +154,8 @@ class App:
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
         exchange = call.exchange
-        if exchange.response_started and (exchange.finished or not exchange.event_stream):
+        goes_on = exchange.event_stream or exchange.padded
+        if exchange.response_started and (exchange.finished or not goes_on):
             raise cause or error
         call.fail(error)
 

@@ -182,6 +182,9 @@ class Call:
             self.outcome = error.code
         if not self.leased:
             self.queue_ms = (time.monotonic() - self.began) * 1000
+        if self.exchange.padded:
+            self.exchange.end_stream(error_body(error, self.family, self.id))
+            return
         if self.exchange.response_started:  # a stream that was kept alive while it waited
             self.exchange.end_stream(error_event(error, self.family, self.id))
             return

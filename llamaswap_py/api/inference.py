@@ -177,7 +177,7 @@ async def _to_instance(
             autoload=_autoload(call),
             since=since,
             wishes=wishes,
-            notice=_notice(call, preset) if ask.stream else None,
+            notice=_notice(call, preset, ask),
         )
         async with call.ticket as lease:
             since = lease.arrived
@@ -192,6 +192,9 @@ async def _to_instance(
             )
         if result.refusal is not None and answer is not None:
             answer(result.status, result.refusal)
+            return
+        if result.refusal is not None and call.exchange.padded:
+            call.exchange.end_stream(result.refusal)
             return
         if result.refusal is not None:
             call.exchange.end_stream(refusal_event(result.refusal, call.family, call.id))
@@ -210,8 +213,18 @@ async def _to_instance(
             raise upstream_failed(f"{preset} did not answer: {result.error}")
 
 
-def _notice(call: Call, preset: str) -> Notice:
-    """Keep a waiting stream alive with comment lines (http.md, "While a request waits")."""
+def _notice(call: Call, preset: str, ask: Ask) -> Notice | None:
+    """Keep a waiting stream alive with comment lines, where wanted another answer with blanks."""
+    waiting = call.supervisor.config.waiting
+    json = call.route.slot and ask is not NOTHING and "/audio/" not in call.exchange.head.path
+    if not ask.stream and (waiting.json == "none" or not json):
+        return None
+
+    async def pad() -> None:
+        call.status = 200
+        if not call.exchange.response_started:
+            call.stamp()
+        await call.exchange.pad()
 
     async def send() -> None:
         if not call.exchange.response_started:
@@ -220,8 +233,7 @@ def _notice(call: Call, preset: str) -> Notice:
             await call.exchange.start(200, "text/event-stream")
         await call.exchange.write(f": lswap {call.supervisor.outlook(preset)}\n\n".encode())
 
-    first = call.supervisor.config.waiting.notice
-    return Notice(first, _NOTICE_EVERY, send)
+    return Notice(waiting.notice, _NOTICE_EVERY, send if ask.stream else pad)
 
 
 def _revoked(call: Call, reason: str) -> ApiError:
@@ -250,7 +262,8 @@ async def _relay_once(
     ticket = call.ticket
     assert ticket is not None
     try:
-        result = await _send(call, lease, request, tunnel, translate, collect=answer is not None)
+        collect = answer is not None or call.exchange.padded
+        result = await _send(call, lease, request, tunnel, translate, collect=collect)
     except asyncio.CancelledError:  # the client has left
         if conversation is not None:
             call.supervisor.conversations.hold(conversation, ticket, lease)

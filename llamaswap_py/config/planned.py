@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.records import Config, Defaults, Log, Preset, Record, Waiting
+from llamaswap_py.config.records import Config, Defaults, Log, Preset, Record
 
 _PRESET: Final = frozenset(
     {
@@ -24,7 +24,6 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
         }
     ),
     Log: frozenset({"rotate"}),
-    Waiting: frozenset({"json"}),
     Defaults: _PRESET,
     Preset: _PRESET,
 }

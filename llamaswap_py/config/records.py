@@ -153,6 +153,14 @@ class Waiting(Record, frozen=True):
             "Silence before a waiting stream gets its first comment line.", POSITIVE_DURATION, "5s"
         ),
     ] = 10.0
+    json: Annotated[
+        Literal["none", "whitespace"],
+        plain(
+            "What clients get that wait for an answer in one piece. whitespace: blanks before it, "
+            "which are legal JSON and keep proxies from giving up; failures then come with "
+            "status 200."
+        ),
+    ] = "none"
 
 
 class Log(Record, frozen=True):

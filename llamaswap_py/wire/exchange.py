@@ -48,6 +48,8 @@ class Exchange:
         self.cut_reason = ""
         self.chunked = False
         self.event_stream = False
+        #: only blanks were sent so far: any JSON may follow
+        self.padded = False
         self.ends_by_closing = False
         self._bodiless = False
         self._sent = 0
@@ -106,6 +108,13 @@ class Exchange:
         self.event_stream = content_type.startswith("text/event-stream")
         self.begin_stream(status, lines)
         await self.connection.drained()
+
+    async def pad(self) -> None:
+        """Send a blank before a JSON answer, of which status 200 is promised with the first."""
+        if not self.response_started:
+            await self.start(200, "application/json")
+            self.padded = True
+        await self.write(b" ")
 
     async def write(self, data: bytes) -> None:
         """Send a part of a streamed answer, once the client has taken most of what came before."""

@@ -278,7 +278,7 @@ class Relay:
     def cut(self) -> None:
         """End now, or at the next boundary where the client's framing allows."""
         exchange = self.exchange
-        if not exchange.response_started:
+        if not exchange.response_started or exchange.padded:
             self._end(Outcome.CUT, exchange.cut_reason)
         elif self._at_boundary() or not (self._verbatim and exchange.event_stream):
             self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)

@@ -292,6 +292,7 @@ class FakeExchange:
         results: Sequence[RelayResult] = (DONE,),
         peer: str = "127.0.0.1",
     ) -> None:
+        self.padded = False
         self.head = make_head(method, target, headers)
         self.peer = peer
         self.response_headers: list[tuple[bytes, bytes]] = []
