@@ -15,6 +15,9 @@ _WHEN_FULL: Final = b"x-lswap-when-full"
 _PRIORITY: Final = b"x-lswap-priority"
 _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
+_ALL: Final = (_WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
+_ORDINARY: Final = Wishes(substitutable=True)
+_PARTICULAR: Final = Wishes(substitutable=False)
 _LOWEST: Final = -100
 
 
@@ -23,6 +26,8 @@ def read_wishes(head: RequestHead, *, substitutable: bool, highest: int = 0) -> 
 
     `highest` is the key's priority: what its requests have, and the most they may ask for.
     """
+    if highest == 0 and head.first.keys().isdisjoint(_ALL):
+        return _ORDINARY if substitutable else _PARTICULAR
     return Wishes(
         priority=_priority(_text(head, _PRIORITY), highest),
         when_full=_when_full(_text(head, _WHEN_FULL)),

@@ -100,13 +100,18 @@ class RequestHead:
     #: None when chunked; 0 when there is no body
     content_length: int | None = 0
     expects_continue: bool = False
+    _first: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def first(self) -> dict[bytes, bytes]:
+        """The first value of each header, by its lower-case name; `headers` change no more."""
+        if self._first is None:
+            self._first = dict(reversed(self.headers))
+        return self._first
 
     def get(self, name: bytes) -> bytes | None:
         """Return the first value of a header, by its lower-case name."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self.first.get(name)
 
 
 @dataclass(slots=True)
