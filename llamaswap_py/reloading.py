@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -37,15 +38,21 @@ _FIXED: Final = (
 class Reloader:
     """Watches the file at `path`, and applies it to a supervisor when it changes or is asked to.
 
-    `also` is called after each reload, for what else comes from files.
+    `also` is called after each reload, for what else comes from files; `during` makes the context
+    that each reload runs in.
     """
 
     def __init__(
-        self, supervisor: Supervisor, path: Path, also: Callable[[Config], None] = lambda _: None
+        self,
+        supervisor: Supervisor,
+        path: Path,
+        also: Callable[[Config], None] = lambda _: None,
+        during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._supervisor = supervisor
         self._path = path
         self._also = also
+        self._during = during
         self._one_at_a_time = asyncio.Lock()
         self._seen = self._looks()
 
@@ -65,20 +72,24 @@ class Reloader:
     async def reload(self) -> ReloadReport:
         """Apply the file as it is now; a wrong one raises ConfigError and changes nothing."""
         async with self._one_at_a_time:
-            self._seen = self._looks()
-            supervisor = self._supervisor
-            try:
-                config = await asyncio.to_thread(read_config, self._path)
-                config, waits = _with_fixed(config, supervisor.config)
-                prepared = await asyncio.to_thread(_prepared, config, supervisor)
-                self._also(config)
-            except LswapError as error:
-                _log.error("the file is not taken over, what was loaded serves on: %s", error)
-                raise
-            report = _adopt(supervisor, config, prepared, waits)
-            _say(report)
-            supervisor.happenings.publish("reload", report)
-            return report
+            with self._during():
+                return await self._reload()
+
+    async def _reload(self) -> ReloadReport:
+        self._seen = self._looks()
+        supervisor = self._supervisor
+        try:
+            config = await asyncio.to_thread(read_config, self._path)
+            config, waits = _with_fixed(config, supervisor.config)
+            prepared = await asyncio.to_thread(_prepared, config, supervisor)
+            self._also(config)
+        except LswapError as error:
+            _log.error("the file is not taken over, what was loaded serves on: %s", error)
+            raise
+        report = _adopt(supervisor, config, prepared, waits)
+        _say(report)
+        supervisor.happenings.publish("reload", report)
+        return report
 
     async def catch_up(self) -> None:
         """Reload if the file has changed, sooner than `watch` would."""

@@ -382,6 +382,7 @@ def _group(name: str, module: str, text: str, bare: tuple[str, ...] = ("--help",
 _group("top", "top", "Watch and steer a running lswap: a dashboard in the terminal.", bare=())
 _group("engine", "engine", "Get a llama-server: build, install, list, use, doctor.")
 _group("key", "key", "Make, list and revoke API keys.")
+_group("service", "service", "Run lswap as a service of systemd: install, status, uninstall.")
 _group("import", "importing", "Write a configuration from what another program has.")
 
 

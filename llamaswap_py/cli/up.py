@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,6 +30,9 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
 from llamaswap_py.reloading import Reloader
+from llamaswap_py.scheduler.states import State
+from llamaswap_py.service import Notifier, inherited_sockets
+from llamaswap_py.service.sockets import endpoint_of
 from llamaswap_py.units import format_duration
 from llamaswap_py.wire import WireLimits, bind, serve
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.engine.locate import Engine
+    from llamaswap_py.scheduler.world import World
     from llamaswap_py.snapshot import Snapshot
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire import Server
@@ -53,24 +58,41 @@ _SHOWN: Final = 20
 
 def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
     """Serve until a signal. Raises LswapError when it cannot start."""
-    config = read_config(path)
-    if listen:
-        config = _listen_elsewhere(config, listen)
-    set_up_logging(config.log, verbose=verbose)
-    keys = None if config.keys.file is None else read_keys(config.keys.file)
-    engine = Engines(config).default
-    with (
-        RuntimeDir.choose(config_path=path, name=name) as runtime,
-        _listening(config) as sockets,
-        asyncio.Runner(loop_factory=_loop_factory()) as runner,
-    ):
+    with ExitStack() as stack:  # first what no child may inherit
+        notifier = stack.enter_context(Notifier.take(os.environ))
+        handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]
+        config = read_config(path)
+        if handed:
+            config = _listen_elsewhere(config, tuple(map(endpoint_of, handed)))
+        elif listen:
+            config = _listen_elsewhere(config, _parsed(listen))
+        set_up_logging(config.log, verbose=verbose)
+        keys = None if config.keys.file is None else read_keys(config.keys.file)
+        engine = Engines(config).default
+        runtime = stack.enter_context(RuntimeDir.choose(config_path=path, name=name))
+        sockets = handed or [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
+        runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         _sweep(runtime)
-        runner.run(_serve(config, engine, sockets, runtime, keys, path))
+        outside = _Outside(sockets, bool(handed), notifier, path)
+        runner.run(_serve(config, engine, runtime, keys, outside))
 
 
-def _listen_elsewhere(config: Config, listen: tuple[str, ...]) -> Config:
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """What connects this process with the world: listening sockets, and who started it."""
+
+    sockets: list[socket.socket]
+    inherited: bool
+    notifier: Notifier
+    path: Path
+
+
+def _parsed(listen: tuple[str, ...]) -> tuple[Endpoint, ...]:
     home, here = os.path.expanduser("~"), os.getcwd()
-    endpoints = tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
+    return tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
+
+
+def _listen_elsewhere(config: Config, endpoints: tuple[Endpoint, ...]) -> Config:
     allow, keys = config.allow_unauthenticated, config.keys.file is not None
     check_listeners(endpoints, allow_unauthenticated=allow, keys=keys)
     return msgspec.structs.replace(config, listen=endpoints)
@@ -84,13 +106,6 @@ def _sweep(runtime: RuntimeDir) -> None:
             _log.warning("killed %s (pid %d), left behind by an lswap before", name, pid)
         elif swept.how is SweptHow.KEPT:
             _log.warning("%s (pid %d) of an lswap before will not end: look at it", name, pid)
-
-
-@contextmanager
-def _listening(config: Config) -> Iterator[list[socket.socket]]:
-    """Bind before anything is started: a port in use is the commonest reason not to start."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
 
 
 def _bound(sock: socket.socket, endpoint: Endpoint) -> str:
@@ -111,11 +126,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(
     config: Config,
     engine: Engine,
-    sockets: list[socket.socket],
     runtime: RuntimeDir,
     keys: KeyRing | None,
-    path: Path,
+    outside: _Outside,
 ) -> None:
+    sockets, notifier = outside.sockets, outside.notifier
     limits = WireLimits(
         header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
     )
@@ -123,14 +138,50 @@ async def _serve(
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
             app = App(supervisor, keys)
-            app.reloader = Reloader(supervisor, path, lambda new: _replace_keys(app, new))
+            app.reloader = Reloader(
+                supervisor,
+                outside.path,
+                also=lambda new: _replace_keys(app, new),
+                during=notifier.reloading,
+            )
             async with (
                 _watching(app.reloader),
-                serve(sockets, app.handle, limits, on_wire_error=render_wire_error) as server,
+                serve(
+                    sockets,
+                    app.handle,
+                    limits,
+                    on_wire_error=render_wire_error,
+                    inherited=outside.inherited,
+                ) as server,
+                _notifying(notifier, supervisor),
             ):
                 print(banner(supervisor.snapshot()), flush=True)
                 await stops.get()
+                notifier.stopping()
                 await _stop(app, server, supervisor, stops)
+
+
+@asynccontextmanager
+async def _notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
+    """Tell the service manager that lswap serves, and then how it is."""
+    async with asyncio.TaskGroup() as tasks:
+        notifier.status(status_line(supervisor.scheduler.world))
+        notifier.ready()
+        telling = tasks.create_task(
+            notifier.run(lambda: status_line(supervisor.scheduler.world)), name="notifying"
+        )
+        try:
+            yield
+        finally:
+            telling.cancel()
+
+
+def status_line(world: World) -> str:
+    """Return how it is in one line, for the service manager."""
+    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
+    requests = len(world.leases) + len(world.waiters)
+    plural = "" if requests == 1 else "s"
+    return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
 
 
 def _replace_keys(app: App, config: Config) -> None:

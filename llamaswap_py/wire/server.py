@@ -30,11 +30,13 @@ class Server:
         limits: WireLimits,
         on_wire_error: WireErrorRenderer,
         group: asyncio.TaskGroup,
+        inherited: bool = False,
     ) -> None:
         self.handler = handler
         self.limits = limits
         self.on_wire_error = on_wire_error
         self._group = group
+        self._inherited = inherited
         self._clients: dict[asyncio.Task[None], ClientConnection] = {}
         self._listeners: list[tuple[asyncio.Server, socket.socket]] = []
         self._stopping = False
@@ -80,7 +82,8 @@ class Server:
         """Close the listening sockets; clients that are connected stay."""
         self._stopping = True
         for listener, sock in self._listeners:
-            remove_path(sock)
+            if not self._inherited:
+                remove_path(sock)
             listener.close()
         self._listeners.clear()
 
@@ -120,14 +123,16 @@ async def serve(
     limits: WireLimits | None = None,
     *,
     on_wire_error: WireErrorRenderer,
+    inherited: bool = False,
 ) -> AsyncIterator[Server]:
     """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
 
-    `handler` is called once per request, and cancelled when its client goes away.
+    `handler` is called once per request, and cancelled when its client goes away. The paths of
+    unix sockets are removed, unless the sockets are `inherited` from somebody who listens on.
     """
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
-        server = Server(handler, limits or WireLimits(), on_wire_error, group)
+        server = Server(handler, limits or WireLimits(), on_wire_error, group, inherited)
         try:
             for sock in listens:
                 await server.listen(sock)

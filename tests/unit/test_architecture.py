@@ -22,7 +22,7 @@ LEAVES = {"errors", "units", "endpoint", "snapshot", "__init__"}
 
 PARTS = {
     *("scheduler", "config", "engine", "devices", "children", "wire", "gguf", "state"),
-    *("estimate", "hub"),
+    *("estimate", "hub", "service"),
 }
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
@@ -73,9 +73,9 @@ PURE = (
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     *("devices.visible", "devices.placement"),
-    *("engine.features", "hub.refs"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
     "tui.screen",
+    *("engine.features", "hub.refs", "service.unit"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 

@@ -1,0 +1,255 @@
+"""`lswap service …`: run lswap as a service of systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pwd import struct_passwd
+
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.errors import LswapError
+    from llamaswap_py.service import Unit
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Run lswap as a service of systemd.")
+
+OfUser = Annotated[
+    bool, typer.Option("--user", help="A service of your own, not of the machine; needs no root.")
+]
+Name = Annotated[str, typer.Option("--name", help="Of the unit, where there are several.")]
+_SYSTEM: Final = Path("/etc/systemd/system")
+_GPU_GROUPS: Final = ("video", "render")
+_CARRIED: Final = (
+    *("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
+    *("HF_HOME", "HF_HUB_CACHE", "LSWAP_LLAMA_SERVER", "CUDA_VISIBLE_DEVICES"),
+)
+"""Variables of the shell without which the service would look elsewhere; secrets are not among
+them, since everybody may read a unit."""
+
+
+@app.command()
+def install(
+    config: Annotated[Path, typer.Argument(help="The configuration file (YAML).")],
+    user: OfUser = False,
+    name: Name = "lswap",
+    run_as: Annotated[
+        str | None,
+        typer.Option(help="Whose models and engines (default: who called sudo, or the file's)."),
+    ] = None,
+    socket: Annotated[
+        bool, typer.Option("--socket", help="Let systemd listen, and start lswap when needed.")
+    ] = False,
+    now: Annotated[bool, typer.Option("--now", help="Enable and start it, too.")] = False,
+    show: Annotated[
+        bool, typer.Option("--print", "--dry-run", help="Only print what would be written.")
+    ] = False,
+) -> None:
+    """Write the unit that serves CONFIG, and make systemd read it."""
+    from llamaswap_py.config.file import read_config
+    from llamaswap_py.service import service_text, socket_text
+
+    path = config.resolve()
+    unit = _unit(path, read_config(path), name, _account(run_as, path, user=user), socket=socket)
+    texts = {f"{name}.service": service_text(unit)}
+    if socket:
+        texts[f"{name}.socket"] = socket_text(unit)
+    if show:
+        print("\n".join(f"# {_folder(user) / file}\n{text}" for file, text in texts.items()))
+        return
+    for file, text in texts.items():
+        _write(_folder(user) / file, text)
+    _systemctl(user, "daemon-reload")
+    begin = ["enable", "--now", f"{name}.{'socket' if socket else 'service'}"]
+    if now:
+        _systemctl(user, *begin)
+    else:
+        print(f"start it, now and at every boot:  {_command(user, *begin)}")
+    if user:
+        print("for a service that runs while you are logged out:  loginctl enable-linger")
+
+
+@app.command()
+def status(
+    user: OfUser = False,
+    name: Name = "lswap",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how the service is; exits 1 when it does not run."""
+    keys = ("LoadState", "ActiveState", "SubState", "StatusText", "MainPID", "Result", "NRestarts")
+    answer = _systemctl(user, "show", f"{name}.service", f"--property={','.join(keys)}")
+    found = dict(line.partition("=")[::2] for line in answer.splitlines() if "=" in line)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode({key: found.get(key, "") for key in keys}).decode())
+    elif found.get("LoadState") == "not-found":
+        print(f"{name}.service is not installed (lswap service install)")
+    else:
+        print(f"{name}.service is {found.get('ActiveState')} ({found.get('SubState')})", end="")
+        print(f", pid {found['MainPID']}" if found.get("MainPID", "0") != "0" else "")
+        if found.get("StatusText"):
+            print(found["StatusText"])
+        if found.get("Result", "success") != "success":
+            print(f"its last run ended with: {found['Result']}")
+        print(f"its log: journalctl{' --user' if user else ''} -u {name}")
+    if found.get("ActiveState") not in ("active", "reloading"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def uninstall(user: OfUser = False, name: Name = "lswap") -> None:
+    """Stop the service, drained, and remove its unit; files and models stay."""
+    files = [_folder(user) / f"{name}.{kind}" for kind in ("socket", "service")]
+    here = [file for file in files if file.exists()]
+    if not here:
+        raise _failed(f"there is no {files[-1]}", "name the right one: --name, --user")
+    _systemctl(user, "disable", "--now", *(file.name for file in here))
+    for file in here:
+        try:
+            file.unlink()
+        except OSError as error:
+            raise _failed(f"{file} cannot be removed: {error.strerror}", "use sudo") from None
+        print(f"removed {file}")
+    _systemctl(user, "daemon-reload")
+
+
+def _unit(
+    path: Path, config: Config, name: str, account: struct_passwd | None, *, socket: bool
+) -> Unit:
+    """Gather what the unit says from the file and from this machine."""
+    from llamaswap_py.service import Unit
+
+    stops = [preset.stop_timeout for preset in config.models.values()]
+    command = (*_lswap(), "up", str(path), *(() if name == "lswap" else ("--name", name)))
+    files = [command[0], path, *_files(config)]
+    return Unit(
+        name=name,
+        command=command,
+        folder=str(path.parent),
+        shutdown_timeout=config.policy.shutdown_timeout,
+        stop_timeout=max(stops, default=0.0),
+        listen=config.listen,
+        user=None if account is None else account.pw_name,
+        groups=tuple(group for group in _GPU_GROUPS if _group_exists(group)),
+        writable=() if account is None else tuple(_writable(config, account)),
+        env=tuple((key, os.environ[key]) for key in _CARRIED if os.environ.get(key)),
+        uses_tmp=any(str(file).startswith(("/tmp/", "/var/tmp/")) for file in files),
+        modprobe=shutil.which("nvidia-modprobe"),
+        by_socket=socket,
+    )
+
+
+def _files(config: Config) -> Iterable[str]:
+    """Return the paths that a configuration names."""
+    for preset in config.models.values():
+        if preset.model is not None:
+            yield preset.model
+    yield from filter(None, (config.log.dir, config.keys.file))
+    yield from (endpoint.path for endpoint in config.listen if endpoint.path is not None)
+    if isinstance(config.engine, str):
+        yield config.engine
+
+
+def _writable(config: Config, account: struct_passwd) -> Iterable[str]:
+    """Return the folders that lswap and llama-server write to."""
+    home = Path(account.pw_dir)
+    yield os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")  # estimates, models, shaders
+    yield os.environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
+    yield str(home / ".nv")  # the CUDA driver's compiled kernels
+    for key in ("HF_HOME", "HF_HUB_CACHE"):
+        if os.environ.get(key):
+            yield os.environ[key]
+    if config.log.dir is not None:
+        yield config.log.dir
+    for endpoint in config.listen:
+        if endpoint.path is not None:
+            yield str(Path(endpoint.path).parent)
+
+
+def _account(run_as: str | None, path: Path, *, user: bool) -> struct_passwd | None:
+    """Return whose rights a service of the machine has; None for one of the user's own."""
+    import pwd
+
+    if user:
+        if run_as is not None:
+            raise _failed("a service of your own runs as you", "leave --run-as or --user out")
+        return None
+    try:
+        chosen = run_as or os.environ.get("SUDO_USER") or pwd.getpwuid(path.stat().st_uid).pw_name
+        account = pwd.getpwnam(chosen)
+    except (KeyError, OSError):
+        raise _failed(f"there is no user {run_as!r}", "name one with --run-as") from None
+    if account.pw_uid == 0 and run_as is None:
+        raise _failed(
+            "models would be run as root", "name their owner with --run-as, or pass --user"
+        )
+    return account
+
+
+def _lswap() -> tuple[str, ...]:
+    script = Path(sys.executable).with_name("lswap")
+    return (str(script),) if script.exists() else (sys.executable, "-m", "llamaswap_py")
+
+
+def _group_exists(name: str) -> bool:
+    """Return whether a group exists: systemd starts nothing that names one that does not."""
+    import grp
+
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _folder(user: bool) -> Path:
+    if not user:
+        return _SYSTEM
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base, "systemd", "user")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        remedy = "use sudo, or pass --user for a service of your own"
+        raise _failed(f"{file} cannot be written: {error.strerror}", remedy) from None
+    print(f"wrote {file}")
+
+
+def _command(user: bool, *args: str) -> str:
+    return " ".join(("systemctl", *(("--user",) if user else ()), *args))
+
+
+def _systemctl(user: bool, *args: str) -> str:
+    """Run systemctl and return what it prints; raises StateError with what it complained of."""
+    command = _command(user, *args).split(" ")
+    try:
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise _failed("there is no systemctl here", "lswap service needs systemd") from None
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
+        said = lines[0] if lines else f"exit code {error.returncode}"
+        raise _failed(f"`{' '.join(command)}` failed: {said}", "is systemd running?") from None
+    return done.stdout
+
+
+def _failed(message: str, remedy: str) -> LswapError:
+    from llamaswap_py.errors import StateError
+
+    return StateError(message, remedy=remedy)
