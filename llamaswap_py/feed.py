@@ -106,16 +106,19 @@ class Feed:
             self._state(event.instance.preset, event.instance.epoch, "ready", "it woke")
         if isinstance(event, ev.InstanceExited | ev.DownloadFailed) and event.failure is not None:
             self.failures[event.failure.kind] += 1
+        request = None
+        if isinstance(event, ev.RequestArrived):
+            request = event.request.rpartition("/")[0]  # as its client knows it
         for action in actions:
             if isinstance(action, Stop | Kill):
                 self.stops[action.reason.value] += 1
             elif isinstance(action, Note):
-                self._decided(action.decision)
+                self._decided(action.decision, request)
             elif isinstance(action, Download):
                 self._state(action.preset, None, "downloading", "its files are fetched")
 
-    def _decided(self, decision: Decision) -> None:
-        log_decision(decision)
+    def _decided(self, decision: Decision, request: str | None) -> None:
+        log_decision(decision, request)
         self.publish("decision", decision_view(decision))
         if (state := _STATES.get(decision.kind)) is not None:
             self._state(decision.preset, decision.epoch, state, decision.reason)

@@ -119,6 +119,7 @@ class Instances:
             log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
             stop_timeout=preset.stop_timeout,
             load_stall=preset.load_stall,
+            log_rotate=self._config.log.rotate,
         )
 
     def kill(self, key: InstanceKey) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.errors import ApiError
+from llamaswap_py.redaction import redact_args
 from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.records import Decision, PoolId, PresetId
@@ -185,7 +186,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         failure=_failure(preset, clock),
         metadata=dict(prepared.preset.metadata),
         created=int(supervisor.about.started_at),
-        args=prepared.args,
+        args=redact_args(prepared.args),
         downloaded=None if preset.downloading_since is None else preset.downloaded,
         repository=prepared.preset.hf,
     )
@@ -244,8 +245,14 @@ def outlook(scheduler: Scheduler, preset: PresetId) -> str:
     return " ".join(words)
 
 
-def log_decision(decision: Decision) -> None:
-    """Write a decision to the log."""
+def log_decision(decision: Decision, request: str | None = None) -> None:
+    """Write a decision to the log; `request` is the one that brought it about as it came."""
     level = logging.WARNING if decision.kind in ("failed", "revoked") else logging.INFO
     name = decision.preset if decision.epoch is None else f"{decision.preset}#{decision.epoch}"
-    _log.log(level, "%s %s: %s", decision.kind, name, decision.reason)
+    about = {"decision": decision.kind, "model": decision.preset, "instance": name}
+    tail = ""
+    if request is not None:
+        about["request"], tail = request, f" (request {request})"
+    _log.log(
+        level, "%s %s: %s%s", decision.kind, name, decision.reason, tail, extra={"about": about}
+    )

@@ -188,6 +188,22 @@ def _write_access(call: Call) -> None:
     if not _access.isEnabledFor(level):
         return
     head = call.exchange.head
+    total = (time.monotonic() - call.began) * 1000
+    instance = f"{call.model}#{call.epoch}" if call.epoch else call.model or "-"
+    about = {
+        "request": call.id,
+        "client": call.client,
+        "method": head.method,
+        "path": head.path[:200],
+        "model": call.model or None,
+        "instance": instance if call.epoch else None,
+        "status": call.status,
+        "queue_ms": round(call.queue_ms),
+        "load_ms": round(call.load_ms),
+        "total_ms": round(total),
+        "bytes": call.exchange.bytes_sent,
+        "outcome": call.outcome,
+    }
     _access.log(
         level,
         "%s %s %s %s model=%s status=%d queue=%.0fms load=%.0fms total=%.0fms bytes=%d %s",
@@ -195,11 +211,12 @@ def _write_access(call: Call) -> None:
         call.id,
         head.method,
         head.path[:200],
-        call.model or "-",
+        instance,
         call.status,
         call.queue_ms,
         call.load_ms,
-        (time.monotonic() - call.began) * 1000,
+        total,
         call.exchange.bytes_sent,
         call.outcome,
+        extra={"about": about},
     )

@@ -69,6 +69,8 @@ class Call:
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
     model: str = ""
+    epoch: int = 0
+    """Of the instance that answers; 0 before it has one."""
     status: int = 0
     leased: bool = False
     queue_ms: float = 0.0
@@ -160,7 +162,7 @@ class Call:
     def granted(self, lease: Lease) -> None:
         """Note a lease, and say so in the headers of whatever answer follows."""
         self.leased = True
-        self.model = lease.preset
+        self.model, self.epoch = lease.preset, lease.epoch
         self.queue_ms, self.load_ms = lease.queue_ms, lease.load_ms
         self.stamp()
 

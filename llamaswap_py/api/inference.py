@@ -289,6 +289,8 @@ async def _send(
     collect: bool = False,
 ) -> RelayResult:
     exchange, pool = call.exchange, call.supervisor.pool
+    known = [pair for pair in request.headers if pair[0] != b"x-request-id"]
+    request.headers = [*known, (b"x-request-id", call.id.encode("ascii"))]
     if tunnel:
         result = await exchange.tunnel(lease.endpoint, request, pool=pool)
     else:

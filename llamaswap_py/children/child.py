@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,7 @@ from llamaswap_py.children.records import (
     ChildSpawned,
     ChildWoke,
 )
+from llamaswap_py.redaction import Redactor, redact_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,7 +77,8 @@ class Child:
             "stderr": LineSplitter(),
         }
         self._tail: deque[str] = deque(maxlen=_TAIL_KEPT)
-        self._file = LogFile(spec.log_path) if spec.log_path else None
+        self._file = LogFile(spec.log_path, spec.log_rotate) if spec.log_path else None
+        self._redact = Redactor({**os.environ, **spec.env})
         self._process: Process | None = None
         self._load: Load | None = None
         self._stopping = asyncio.Event()
@@ -109,6 +112,9 @@ class Child:
             return self._finish(failure, None)
         try:
             self._emit(ChildSpawned(process.pid))
+            if self._file is not None:  # it may hold several lives of a model
+                command = shlex.join((self.spec.binary, *redact_args(self.spec.args)))
+                self._file.write(f"[{self.spec.name} pid {process.pid}: {command}]\n".encode())
             process.watch(self._read)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._become_ready)
@@ -211,12 +217,12 @@ class Child:
             process.signal(signal.SIGTERM)
 
     def _read(self, stream: Stream, data: bytes) -> None:
-        if self._file is not None:
-            self._file.write(data)
         self._take(stream, self._splitters[stream].feed(data))
 
     def _take(self, stream: Stream, lines: list[str]) -> None:
         for line in lines:
+            if self._file is not None:
+                self._file.write(f"{self._redact(line)}\n".encode())
             for sign in self._readiness.feed(stream, line):
                 self._heed(sign)
 
@@ -243,6 +249,7 @@ class Child:
                 self._ending = True
 
     def _note(self, text: str) -> None:
+        text = self._redact(text)
         self._tail.append(text[:_TAIL_LINE])
         self._logs.append(text)
 

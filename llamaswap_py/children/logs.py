@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _FLUSH_BYTES: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 0.25
 _PENDING_LIMIT: Final = 4 * MIB
+_KEPT: Final = 3
+"""Files that were set aside and are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,13 @@ class LogFile:
     """Append raw output to a file from a worker thread; `run` is the coroutine that does it.
 
     A disk that is full or slow never stops the child: what does not fit into 4 MiB of memory is
-    dropped. `trouble` receives one line when writing begins to fail, and one when it works again.
+    dropped. The child's own log gets one line when writing begins to fail, and one when it works
+    again. A file that has reached `rotate` bytes becomes PATH.1, and PATH.1 becomes PATH.2, …
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rotate: int | None = None) -> None:
         self._path = path
+        self._rotate = rotate
         self._pending: list[bytes] = []
         self._size = 0
         self._dropped = 0
@@ -160,7 +166,7 @@ class LogFile:
         self._pending.clear()
         self._size = self._dropped = 0
         try:
-            await asyncio.to_thread(_append, self._path, data)
+            await asyncio.to_thread(_append, self._path, data, self._rotate)
         except OSError as error:
             if not self._failing:
                 log.append(f"[log file {self._path}: {error.strerror}; it will lack lines]")
@@ -171,11 +177,23 @@ class LogFile:
             self._failing = False
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: Path, data: bytes, rotate: int | None) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        status = os.fstat(fd)
     finally:
         os.close(fd)
+    if rotate is not None and status.st_size >= rotate and stat.S_ISREG(status.st_mode):
+        with suppress(OSError):  # a folder that takes no new names: the file goes on growing
+            _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    """Rename PATH.2 to PATH.3, PATH.1 to PATH.2, PATH to PATH.1; what was PATH.3 is lost."""
+    for number in range(_KEPT, 0, -1):
+        older = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
+        with suppress(FileNotFoundError):
+            os.replace(older, path.with_name(f"{path.name}.{number}"))

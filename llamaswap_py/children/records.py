@@ -20,7 +20,8 @@ class ChildSpec:
     `args` is everything after the binary except the endpoint, which the child adds itself:
     `socket_path` (at most 107 bytes, ending in `.sock`), or 127.0.0.1 and a port of the system's
     choice when it is None. `env` is added to the scrubbed environment of the supervisor.
-    `files` are the model files; their sizes make the progress fraction.
+    `files` are the model files; their sizes make the progress fraction. A file at `log_path` that
+    has reached `log_rotate` bytes is set aside.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ChildSpec:
     log_path: Path | None
     stop_timeout: float
     load_stall: float
+    log_rotate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

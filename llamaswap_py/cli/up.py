@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,7 @@ from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
-from llamaswap_py.cli.log import set_up_logging
+from llamaswap_py.cli.log import logging_aside, set_up_logging
 from llamaswap_py.cli.show import device_line, memory_text, plain_table
 from llamaswap_py.config.file import read_config, read_keys
 from llamaswap_py.config.listen import check_listeners
@@ -67,6 +67,7 @@ def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool)
         elif listen:
             config = _listen_elsewhere(config, _parsed(listen))
         set_up_logging(config.log, verbose=verbose)
+        stack.enter_context(logging_aside())
         keys = None if config.keys.file is None else read_keys(config.keys.file)
         engine = Engines(config).default
         runtime = stack.enter_context(RuntimeDir.choose(config_path=path, name=name))
@@ -155,7 +156,8 @@ async def _serve(
                 ) as server,
                 _notifying(notifier, supervisor),
             ):
-                print(banner(supervisor.snapshot()), flush=True)
+                with suppress(OSError):  # a full disk, or nobody who reads
+                    print(banner(supervisor.snapshot()), flush=True)
                 await stops.get()
                 notifier.stopping()
                 await _stop(app, server, supervisor, stops)

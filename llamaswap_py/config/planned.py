@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.records import Config, Defaults, Log, Preset, Record
+from llamaswap_py.config.records import Config, Defaults, Preset, Record
 
 _PRESET: Final = frozenset(
     {
@@ -23,7 +23,6 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
             "vars",
         }
     ),
-    Log: frozenset({"rotate"}),
     Defaults: _PRESET,
     Preset: _PRESET,
 }

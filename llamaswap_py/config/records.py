@@ -170,8 +170,11 @@ class Log(Record, frozen=True):
         Literal["debug", "info", "warning", "error"], plain("The least important lines shown.")
     ] = "info"
     format: Annotated[
-        Literal["auto", "text", "json"],
-        plain("auto is text with colours on a terminal, without them elsewhere."),
+        Literal["auto", "pretty", "json"],
+        plain(
+            "pretty is for people, with colours on a terminal; auto is that, or what systemd's "
+            "journal reads (levels, and no time)."
+        ),
     ] = "auto"
     dir: Annotated[
         str | None,
@@ -181,6 +184,15 @@ class Log(Record, frozen=True):
             "/var/log/lswap",
         ),
     ] = None
+    rotate: Annotated[
+        int | None,
+        key(
+            "A model's file in `dir` that has grown to this becomes FILE.1; three old ones are "
+            "kept. null: it grows for ever.",
+            or_null(POSITIVE_SIZE),
+            "10MiB",
+        ),
+    ] = 50 * MIB
 
 
 class Limits(Record, frozen=True):

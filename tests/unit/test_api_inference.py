@@ -96,12 +96,15 @@ async def test_what_the_child_gets() -> None:
         "x-api-key": "k",
         "x-conversation-id": "c",
         "x-own": "1",
+        "x-request-id": "of-the-client",
         "connection": "keep-alive",
     }
     body = b'{"model": "alpha",   "odd" : 1}'
     exchange = await ask("POST", CHAT + "?a=%20b", body, headers)
     (sent,) = exchange.relayed
     assert (sent.method, sent.target, sent.body.join()) == ("POST", CHAT + "?a=%20b", body)
+    ids = [value for name, value in sent.headers if name == b"x-request-id"]
+    assert ids == [exchange.headers["x-request-id"].encode()] == [b"of-the-client"]
     names = {name for name, _ in sent.headers}
     assert {b"content-type", b"x-own", b"x-forwarded-for"} <= names
     assert not names & {b"authorization", b"x-api-key", b"x-conversation-id", b"connection"}

@@ -245,7 +245,7 @@ async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
         await ask("POST", "/v1/chat/completions?key=secret", b'{"model":"first","x":"private"}')
         await ask("GET", "/nope")
     first, second = (record.getMessage() for record in caplog.records)
-    assert "POST /v1/chat/completions model=alpha status=200 queue=12ms load=34ms" in first
+    assert "POST /v1/chat/completions model=alpha#1 status=200 queue=12ms load=34ms" in first
     assert first.endswith(" ok")
     assert second.endswith(" not_found")
     assert "secret" not in caplog.text
