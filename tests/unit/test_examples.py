@@ -24,7 +24,9 @@ def read(text: str, name: str) -> Config:
 
 
 def test_there_are_examples() -> None:
-    assert {path.name for path in EXAMPLES} >= {"demo.yaml", "cpu.yaml", "one-gpu.yaml"}
+    assert {path.name for path in EXAMPLES} >= {
+        *("demo.yaml", "cpu.yaml", "one-gpu.yaml", "two-gpus.yaml", "agents.yaml", "docker.yaml")
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
