@@ -118,7 +118,7 @@ def revoke(
         keys[:] = [one for one in keys if one["name"] != name]
 
     _change(file, remove)
-    print(f"{name} is revoked; restart lswap to make it forget the key")
+    print(f"{name} is revoked; a running lswap forgets it within seconds")
 
 
 def _read(file: Path) -> KeyRing:
