@@ -66,11 +66,14 @@ class Remote:
     """A running lswap at `url`: `http://host:port`, `host:port` or `unix:PATH`.
 
     Use it as a context manager. Entering and every method raise UnreachableError when nothing
-    answers; a method raises RemoteError when lswap says no.
+    answers (in `patience` seconds); a method raises RemoteError when lswap says no.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, key: str | None = None, patience: float = 30.0
+    ) -> None:
         self.url = url
+        self._patience = patience
         base, self._path = base_of(url)
         try:
             # An lswap is spoken to directly: proxies from the environment are for other hosts.
@@ -176,7 +179,10 @@ class Remote:
     def _ask(
         self, method: str, path: str, params: dict[str, str] | None = None, *, patient: bool = False
     ) -> bytes:
-        timeout = httpx.Timeout(30.0, connect=5.0, read=None if patient else 30.0)
+        seconds = self._patience
+        timeout = httpx.Timeout(
+            seconds, connect=min(5.0, seconds), read=None if patient else seconds
+        )
         with told_errors(self.url):
             answer = self._http.request(method, path, params=params, timeout=timeout)
         if not answer.is_success:

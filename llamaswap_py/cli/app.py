@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from llamaswap_py import __version__
+from llamaswap_py.cli.completion import add_group, model_names
 from llamaswap_py.errors import ConfigError, LswapError
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ Key = Annotated[
     str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if it wants one.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(help="A model's name or alias.")]
+Model = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)]
 ConfigPath = Annotated[Path, typer.Argument(help="The configuration file (YAML).")]
 URL: Final = "http://127.0.0.1:8080"
 
@@ -363,26 +365,15 @@ def version(as_json: Json = False) -> None:
         print(f"lswap {__version__}")
 
 
-def _group(name: str, module: str, text: str, bare: tuple[str, ...] = ("--help",)) -> None:
-    """Add a command whose module is loaded when it is run; `bare`: what it gets without words."""
-
-    @app.command(
-        name,
-        help=text,
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
-    def run(context: typer.Context) -> None:
-        from importlib import import_module
-
-        group = import_module(f"llamaswap_py.cli.{module}").app
-        group(args=context.args or list(bare), prog_name=f"lswap {name}")
-
-
+_group = partial(add_group, app)
 _group("top", "top", "Watch and steer a running lswap: a dashboard in the terminal.", bare=())
 _group("engine", "engine", "Get a llama-server: build, install, list, use, doctor.")
 _group("key", "key", "Make, list and revoke API keys.")
 _group("service", "service", "Run lswap as a service of systemd: install, status, uninstall.")
+_group(
+    "completion", "completion", "Print a script for the shell that completes commands and models."
+)
+_group("rm", "rm", "Take a model out of the file, and its downloaded files off the disk.")
 _group("import", "importing", "Write a configuration from what another program has.")
 
 

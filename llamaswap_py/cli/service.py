@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Run lswap as a service of systemd.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Run lswap as a service of systemd."
+)
 
 OfUser = Annotated[
     bool, typer.Option("--user", help="A service of your own, not of the machine; needs no root.")

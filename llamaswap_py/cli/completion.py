@@ -1,0 +1,95 @@
+"""`lswap completion …`: completion for shells, with the names of the running server's models.
+
+Whatever goes wrong while a word is completed is silent: a shell has no place for it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final
+
+import typer
+
+__all__ = ["add_group", "app", "model_names"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Completion for shells.")
+_URL: Final = "http://127.0.0.1:8080"
+_PATIENCE: Final = 0.5
+"""Seconds that a server may take to name its models: somebody waits at a prompt."""
+
+
+@app.command()
+def bash() -> None:
+    """Print the script:  lswap completion bash >~/.local/share/bash-completion/completions/lswap"""
+    _print("bash")
+
+
+@app.command()
+def zsh() -> None:
+    """Print the script:  lswap completion zsh >~/.zfunc/_lswap"""
+    _print("zsh")
+
+
+@app.command()
+def fish() -> None:
+    """Print the script:  lswap completion fish >~/.config/fish/completions/lswap.fish"""
+    _print("fish")
+
+
+def _print(shell: str) -> None:
+    from typer._completion_shared import get_completion_script
+
+    print(get_completion_script(prog_name="lswap", complete_var="_LSWAP_COMPLETE", shell=shell))
+
+
+def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of the running server's models that begin so; none if it does not answer."""
+    url = ctx.params.get("url") or os.environ.get("LSWAP_URL") or _URL
+    key = ctx.params.get("key") or os.environ.get("LSWAP_KEY")
+    with suppress(Exception):
+        from llamaswap_py.client import Remote
+
+        with Remote(url, key=key, patience=_PATIENCE) as remote:
+            names = [name for one in remote.snapshot().models for name in (one.id, *one.aliases)]
+        return [name for name in names if name.startswith(incomplete)]
+    return []
+
+
+def add_group(
+    app: typer.Typer, name: str, module: str, text: str, bare: tuple[str, ...] = ("--help",)
+) -> None:
+    """Add a command whose module is loaded when it is run; `bare`: what it gets without words."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        with suppress(Exception):
+            return _words_of(module, [*(ctx.params.get("words") or ())], incomplete)
+        return []
+
+    @app.command(
+        name,
+        help=text,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def run(
+        # As an annotation it would be a text, which cannot name `complete`.
+        words: list[str] | None = typer.Argument(None, hidden=True, autocompletion=complete),  # noqa: B008
+    ) -> None:
+        _load(module)(args=words or list(bare), prog_name=f"lswap {name}")
+
+
+def _words_of(module: str, given: list[str], incomplete: str) -> list[str]:
+    """Complete a word inside a group as its own app does."""
+    from typer._completion_classes import BashComplete
+    from typer.main import get_command
+
+    shell = BashComplete(get_command(_load(module)), {}, "lswap", "_LSWAP_COMPLETE")
+    return [str(item.value) for item in shell.get_completions(given, incomplete)]
+
+
+def _load(module: str) -> typer.Typer:
+    from importlib import import_module
+
+    group: typer.Typer = import_module(f"llamaswap_py.cli.{module}").app
+    return group
