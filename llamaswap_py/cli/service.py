@@ -143,7 +143,7 @@ def _unit(
         listen=config.listen,
         user=None if account is None else account.pw_name,
         groups=tuple(group for group in _GPU_GROUPS if _group_exists(group)),
-        writable=() if account is None else tuple(_writable(config, account)),
+        writable=() if account is None else (str(path.parent), *_writable(config, account)),
         env=tuple((key, os.environ[key]) for key in _CARRIED if os.environ.get(key)),
         uses_tmp=any(str(file).startswith(("/tmp/", "/var/tmp/")) for file in files),
         modprobe=shutil.which("nvidia-modprobe"),
@@ -163,7 +163,8 @@ def _files(config: Config) -> Iterable[str]:
 
 
 def _writable(config: Config, account: struct_passwd) -> Iterable[str]:
-    """Return the folders that lswap and llama-server write to."""
+    """Return the folders that lswap and llama-server write to, besides that of the file (into
+    which POST /models writes)."""
     home = Path(account.pw_dir)
     yield os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")  # estimates, models, shaders
     yield os.environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")

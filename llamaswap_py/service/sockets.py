@@ -25,7 +25,8 @@ def inherited_sockets(env: MutableMapping[str, str], first: int = _FIRST) -> lis
     for a descriptor that is no listening stream socket.
     """
     pid, count = env.pop("LISTEN_PID", ""), env.pop("LISTEN_FDS", "")
-    env.pop("LISTEN_FDNAMES", None)
+    for name in ("LISTEN_FDNAMES", "LISTEN_PIDFDID"):
+        env.pop(name, None)
     if pid != str(os.getpid()) or not (count.isascii() and count.isdecimal()):
         return []
     with ExitStack() as undo:

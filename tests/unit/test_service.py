@@ -195,7 +195,10 @@ def test_models_are_not_run_as_root_unasked(
     path = write_config(tmp_path)
     code, out = run("install", "--print", str(path))
     assert (code, "--run-as" in out) == (1, True)
-    assert run("install", "--print", "--run-as", "root", str(path))[0] == 0
+    code, out = run("install", "--print", "--run-as", "root", str(path))
+    assert code == 0
+    assert f"ReadWritePaths=-{tmp_path} " in out
+    assert "User=root" in out
     code, out = run("install", "--print", "--run-as", "no such user", str(path))
     assert (code, "no such user" in out) == (1, True)
 
