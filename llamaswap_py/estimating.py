@@ -171,6 +171,7 @@ class Estimating:
         wanted = self._wanted(preset, choice)
         if wanted is None:
             return choice
+        known = self._prepared[preset].preset  # it may be gone from the file at any await
         try:
             estimate = await self._estimator.estimate(wanted)
         except LswapError as error:
@@ -178,7 +179,7 @@ class Estimating:
             return choice
         self._found[preset, choice.variant, choice.devices] = estimate
         footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
-        asleep = sleeping_footprint(self._prepared[preset].preset, footprint)
+        asleep = sleeping_footprint(known, footprint)
         return replace(choice, footprint=footprint, source=estimate.source.value, sleeping=asleep)
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
@@ -203,6 +204,7 @@ class Estimating:
         wanted = self._wanted(life.preset, life.choice)
         if wanted is None:
             return
+        engine = self._prepared[life.preset].engine  # it may be gone from the file at any await
         use = await self._use(life)
         known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
         try:
@@ -213,13 +215,12 @@ class Estimating:
             return
         if said:
             _log.info("%s: %s; the next estimate is the measurement", life.preset, said)
-        engine = self._prepared[life.preset].engine
         with contextlib.suppress(LswapError):
             size = await asyncio.to_thread(file_sizes, wanted.files)
             if engine is not None:
                 backend = engine.backend
                 await asyncio.to_thread(self._load_rates.note, backend, size, life.load_seconds)
-        if wanted.declared is None:
+        if wanted.declared is None and life.preset in self._prepared:
             await self._estimate(life.preset)
 
     async def _learn_peaks(self) -> None:
