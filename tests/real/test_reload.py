@@ -47,7 +47,9 @@ async def test_streams_run_through_a_reload_untouched(lab: Lab) -> None:
         rewrite(lab, lswap, changed)
         done = await lab.cli("reload", "--url", lswap.url)
         assert done.code == 0, done.err
-        assert done.out.splitlines() == ["added: delta", "removed: gone", "changed: beta"]
+        if "added" in done.out:  # else the watch was faster
+            assert done.out.splitlines() == ["added: delta", "removed: gone", "changed: beta"]
+        await lswap.says("the file is taken over: added delta; removed gone; changed beta")
         await same.read(3)
         await other.read(3)
         state = await lswap.state()
