@@ -20,6 +20,7 @@ from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.feed import Feed
+from llamaswap_py.held import Held
 from llamaswap_py.leases import Lease
 from llamaswap_py.scheduler.records import InstanceKey, PresetId
 from llamaswap_py.wire import bind, serve
@@ -35,7 +36,7 @@ CONFIG = "models: {stub: {model: /nowhere/stub.gguf}}"
 
 class _Ticket:
     def __init__(self, endpoint: Endpoint) -> None:
-        self._lease = Lease(endpoint, InstanceKey(PresetId("stub"), 1), 0.0, 0.0)
+        self._lease = Lease(endpoint, InstanceKey(PresetId("stub"), 1), 0.0, 0.0, Held())
 
     async def __aenter__(self) -> Lease:
         self._lease.began(time.monotonic())

@@ -30,6 +30,7 @@ from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.held import Held
 from llamaswap_py.presets import Prepared, Way
 from llamaswap_py.replaying import Replays
 from llamaswap_py.scheduler import InstanceKey
@@ -48,6 +49,7 @@ class Running:
     child: Child
     prepared: Prepared
     way: Way
+    held: Held
     pid: int | None = None
     endpoint: Endpoint | None = None
     n_ctx: int | None = None
@@ -92,8 +94,9 @@ class Instances:
         assert prepared.engine is not None, "a preset without an engine is never loaded"
         log = self.logs.setdefault(key.preset, ChildLog())
         spec = self._spec(key, prepared, choice)
-        child = Child(spec, lambda event: self._child_said(key, event), log)
-        self.running[key] = Running(child, prepared, prepared.ways[choice.variant])
+        held = Held()
+        child = Child(spec, lambda event: self._child_said(key, event), log, held.requests)
+        self.running[key] = Running(child, prepared, prepared.ways[choice.variant], held)
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
@@ -120,6 +123,7 @@ class Instances:
             stop_timeout=preset.stop_timeout,
             load_stall=preset.load_stall,
             log_rotate=self._config.log.rotate,
+            liveness=preset.liveness,
         )
 
     def kill(self, key: InstanceKey) -> None:
@@ -183,14 +187,13 @@ class Instances:
                 self._feed(ev.InstanceSlept(key))
             case ChildWoke():
                 self._feed(ev.InstanceWoke(key))
-            case ChildHung():
-                failure = Failure("timeout", "it was woken and did not serve again")
-                self._feed(ev.InstanceHung(key, failure))
+            case ChildHung(summary):
+                self._feed(ev.InstanceHung(key, Failure("timeout", summary, None, self._tail(key))))
             case ChildStalled():
                 stall = format_duration(running.prepared.preset.load_stall)
                 summary = f"no sign of progress for {stall} while loading"
-                tail = tuple(str(line) for line in self.logs[key.preset].tail(20))
-                self._feed(ev.InstanceStalled(key, Failure("timeout", summary, None, tail)))
+                failure = Failure("timeout", summary, None, self._tail(key))
+                self._feed(ev.InstanceStalled(key, failure))
             case ChildLost():
                 running.lost = True
                 self._feed(ev.InstanceLost(key))
@@ -201,6 +204,9 @@ class Instances:
         await self.replays.replay(key.preset, ready.endpoint)
         if key in self.running:
             self._feed(ev.InstanceReady(key, ready.slots))
+
+    def _tail(self, key: InstanceKey) -> tuple[str, ...]:
+        return tuple(str(line) for line in self.logs[key.preset].tail(20))
 
     def _record(self, key: InstanceKey, running: Running) -> None:
         assert running.pid is not None

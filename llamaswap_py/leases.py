@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
+from llamaswap_py.held import Answering, Held
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.records import InstanceKey, RequestId
 
@@ -68,16 +69,20 @@ class Lease:
     """The right to use one instance until the ticket's context ends.
 
     `preset` is whose instance it is: another than was asked for, where one substitutes. `queue_ms`
-    and `load_ms` divide the time it waited. Set `outcome` to `upstream_error` when the child
-    failed, or `cut` when the lease was revoked, before the context ends.
+    and `load_ms` divide the time it waited. A lease that does not `watch` an answer may be silent
+    for ever (a WebSocket). Set `outcome` to `upstream_error` when the child failed, or `cut` when
+    the lease was revoked, before the context ends.
     """
 
     __slots__ = (
         "_callbacks",
         "_spawned_at",
+        "answer",
         "arrived",
+        "began_at_byte",
         "endpoint",
         "epoch",
+        "held",
         "load_ms",
         "outcome",
         "preset",
@@ -87,11 +92,19 @@ class Lease:
     )
 
     def __init__(
-        self, endpoint: Endpoint, key: InstanceKey, spawned_at: float, ready_at: float
+        self,
+        endpoint: Endpoint,
+        key: InstanceKey,
+        spawned_at: float,
+        ready_at: float,
+        held: Held,
     ) -> None:
         self.endpoint = endpoint
         self.preset = str(key.preset)
         self.epoch = key.epoch
+        self.held = held
+        self.answer: Answering | None = None
+        self.began_at_byte = 0
         self.outcome = "ok"
         self.revoked: str | None = None
         self.arrived = self.queue_ms = self.load_ms = 0.0
@@ -105,6 +118,10 @@ class Lease:
             callback(self.revoked)
         else:
             self._callbacks.append(callback)
+
+    def watch(self, answer: Answering) -> None:
+        """Take an answer that begins for this lease's sign of life."""
+        self.answer, self.began_at_byte = answer, answer.bytes_sent
 
     def began(self, arrived: float) -> None:
         """Divide the wait of a request that arrived at `arrived` (monotonic seconds)."""
@@ -145,6 +162,7 @@ class Ticket:
             raise self._lease
         assert self._lease is not None
         self._lease.began(arrived)
+        self._lease.held.begin(self._lease, owing=self.event.slot)
         return self._lease
 
     async def _wait(self) -> None:
@@ -180,14 +198,18 @@ class Ticket:
             outcome = ev.Outcome.CANCELLED
         else:
             outcome = ev.Outcome.UPSTREAM_ERROR
-        self._desk.finish(self, outcome)
+        self.release(outcome)
 
     def keep(self) -> None:
         """Let the lease outlive its context; whoever keeps it calls `release`."""
         self._kept = True
+        if isinstance(self._lease, Lease):  # its answer may be complete, and only wait for a reader
+            self._lease.held.begin(self._lease, owing=False)
 
     def release(self, outcome: ev.Outcome) -> None:
-        """Give back a lease that was kept."""
+        """Give back the lease."""
+        if isinstance(self._lease, Lease):
+            self._lease.held.end(self._lease, well=outcome is ev.Outcome.OK)
         self._desk.finish(self, outcome)
 
     def grant(self, lease: Lease) -> None:

@@ -394,4 +394,4 @@ class Supervisor:
         self.requests_total += 1
         instance = self.scheduler.world.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
-        ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at))
+        ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held))

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+# Control characters but tab and newline; those that turn the direction of text around.
+_UNSHOWABLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
 KIB: Final = 1024
 MIB: Final = 1024**2
 GIB: Final = 1024**3
@@ -103,3 +108,13 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} m" if minutes else f"{hours} h"
     return f"{hours // 24} d"
+
+
+def showable(text: str) -> str:
+    """Return `text` so that it cannot command a terminal: what could is written as an escape.
+
+    It may come from a file that somebody made: a model's header, or llama-server's words about it.
+    """
+    if text.isprintable():
+        return text
+    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -42,10 +42,12 @@ _REVOKED: Final = {
     "force": "an operator stopped it",
     "drain deadline": "others waited for its memory",
     "shutdown deadline": "lswap is stopping",
-    "found hung": "it no longer responded",
     "nobody came back for it": "nobody had read it for too long",
 }
 _FORCE: Final = "force"
+_HUNG: Final = "found hung"
+# Nobody knows whether the request itself is what the child hangs on: it is not sent to another.
+_FINAL: Final = (_FORCE, _HUNG)
 _NOTICE_EVERY: Final = 10.0
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -83,7 +85,7 @@ async def pass_through(call: Call) -> None:
     """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
     head = call.exchange.head
     preset, path = _split_upstream(call)
-    inner = call.app.route_of(head.method, path)
+    inner = call.app.route_of(head.method, unquote(path))  # as the child will understand it
     if inner is not None and inner.admin:
         call.app.access.check(head, admin=True)
     if inner is not None and inner.handle is relay:
@@ -201,10 +203,10 @@ async def _to_instance(
             return
         if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
             return
-        if result.outcome is Outcome.CUT and lease.revoked != _FORCE:
+        if result.outcome is Outcome.CUT and lease.revoked not in _FINAL:
             call.exchange.cut_event = None  # the next lease is not revoked
         elif result.outcome is Outcome.CUT:
-            raise _revoked(call, _FORCE)
+            raise _revoked(call, lease.revoked or _FORCE)
         elif died is None and _may_retry(call, result):
             died, patience = lease.epoch, time.monotonic() + _REAPING
         elif died == lease.epoch and time.monotonic() < patience and _may_retry(call, result):
@@ -237,6 +239,9 @@ def _notice(call: Call, preset: str, ask: Ask) -> Notice | None:
 
 
 def _revoked(call: Call, reason: str) -> ApiError:
+    if reason == _HUNG:
+        what = f"{call.model} hung: it gave no sign of life any more, and was stopped"
+        return upstream_failed(what, remedy="the next request starts it again")
     why = _REVOKED.get(reason, reason)
     return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
 
@@ -294,6 +299,7 @@ async def _send(
     if tunnel:
         result = await exchange.tunnel(lease.endpoint, request, pool=pool)
     else:
+        lease.watch(exchange)
         result = await exchange.relay(
             lease.endpoint,
             request,
@@ -332,10 +338,15 @@ def _default_model(call: Call) -> str:
 
 def _autoload(call: Call) -> bool:
     """GETs load nothing unless they say so (http.md, Safety)."""
+    head = call.exchange.head
     asked = call.flag("autoload")
+    if asked and head.method in _READS and head.get(b"sec-fetch-site") == b"cross-site":
+        return (
+            False  # an image or a frame in somebody else's page: no Origin tells (Fetch Metadata)
+        )
     if asked is not None:
         return asked
-    return call.exchange.head.method not in _READS and call.supervisor.config.autoload
+    return head.method not in _READS and call.supervisor.config.autoload
 
 
 def _split_upstream(call: Call) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -55,10 +56,19 @@ def render(
     `happened` counts `stops` and `failures`; `children` are expositions of children by model.
     """
     own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
+    own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once([*own, *_merged(children)]))
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _tasks() -> int:
+    """Return how many tasks run: one for each connection and child, and a handful."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # nothing runs here
+        return 0
 
 
 class _Once:

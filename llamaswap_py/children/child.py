@@ -34,11 +34,14 @@ from llamaswap_py.children.records import (
     ChildSpawned,
     ChildWoke,
 )
+from llamaswap_py.children.vigil import keep_vigil
 from llamaswap_py.redaction import Redactor, redact_args
+from llamaswap_py.units import format_duration, showable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from llamaswap_py.children.liveness import Requests
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.children.readiness import Sign, Stream
     from llamaswap_py.children.records import ChildEvent, ChildSpec
@@ -62,15 +65,22 @@ class Child:
     """One llama-server. `run` is its life; `stop` and `kill` may be called at any time.
 
     Every event goes to `on_event`, in order, from the event loop; `ChildExited` is the last one
-    and also what `run` returns. `logs` receives every line, and stays open afterwards.
+    and also what `run` returns. `logs` receives every line, and stays open afterwards. `requests`
+    tells what it has to do: one that owes answers and gives no sign of life is told as hung.
     """
 
     def __init__(
-        self, spec: ChildSpec, on_event: Callable[[ChildEvent], None], logs: ChildLog
+        self,
+        spec: ChildSpec,
+        on_event: Callable[[ChildEvent], None],
+        logs: ChildLog,
+        requests: Callable[[], Requests] | None = None,
     ) -> None:
         self.spec = spec
         self._emit = on_event
         self._logs = logs
+        self._requests = requests
+        self._lines = 0
         self._readiness = Readiness(child_mode=spec.child_mode)
         self._splitters: dict[Stream, LineSplitter] = {
             "stdout": LineSplitter(),
@@ -117,7 +127,7 @@ class Child:
                 self._file.write(f"[{self.spec.name} pid {process.pid}: {command}]\n".encode())
             process.watch(self._read)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._become_ready)
+                tasks.start_soon(self._become_ready_and_serve)
                 tasks.start_soon(self._stop_when_asked)
                 tasks.start_soon(self._wake_when_asked)
                 if self._file is not None:
@@ -175,10 +185,15 @@ class Child:
         if not self._stopping.is_set():
             self._emit(event)
 
-    async def _become_ready(self) -> None:
-        assert self._load is not None
-        assert self._process is not None
-        await self._load.run(self._process.pid)
+    async def _become_ready_and_serve(self) -> None:
+        load, process, patience = self._load, self._process, self.spec.liveness
+        assert load is not None
+        assert process is not None
+        endpoint = await load.run(process.pid)
+        if self._requests is not None:
+            await keep_vigil(process.pid, endpoint, patience, self._requests, lambda: self._lines)
+            silence = f"for {format_duration(patience)} no byte of an answer, no processor time"
+            self._emit_unless_stopping(ChildHung(f"{silence}, no change in /slots, no log line"))
 
     async def _wake_when_asked(self) -> None:
         """Ask for /slots: of the cheap requests the one that wakes (b11434)."""
@@ -189,7 +204,7 @@ class Child:
             try:
                 await self._load.ask("/slots", _WAKE_STALLS * self.spec.load_stall)
             except OSError:  # if it died of it, its exit says so
-                self._emit_unless_stopping(ChildHung())
+                self._emit_unless_stopping(ChildHung("it was woken and did not serve again"))
 
     async def _stop_when_asked(self) -> None:
         await self._stopping.wait()
@@ -249,7 +264,8 @@ class Child:
                 self._ending = True
 
     def _note(self, text: str) -> None:
-        text = self._redact(text)
+        self._lines += 1
+        text = showable(self._redact(text))
         self._tail.append(text[:_TAIL_LINE])
         self._logs.append(text)
 

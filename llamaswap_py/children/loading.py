@@ -83,8 +83,11 @@ class Load:
         if self._endpoint is not None and (self._listens or self.said_ready):
             self._go.set()
 
-    async def run(self, pid: int) -> None:
-        """Wait for readiness and its proof; tell progress, stalls, and then ready, once."""
+    async def run(self, pid: int) -> Endpoint:
+        """Wait for readiness and its proof; tell progress, stalls, and then ready, once.
+
+        Returns where it serves.
+        """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch, pid)
             tasks.start_soon(self._ask_health, pid)
@@ -110,6 +113,7 @@ class Load:
                 self._info,
             )
         )
+        return self._endpoint
 
     async def ask(self, path: str, patience: float) -> Answer:
         """Ask the child something; raises OSError when it does not answer in time."""

@@ -21,7 +21,8 @@ class ChildSpec:
     `socket_path` (at most 107 bytes, ending in `.sock`), or 127.0.0.1 and a port of the system's
     choice when it is None. `env` is added to the scrubbed environment of the supervisor.
     `files` are the model files; their sizes make the progress fraction. A file at `log_path` that
-    has reached `log_rotate` bytes is set aside.
+    has reached `log_rotate` bytes is set aside. `liveness` matters to a
+    child whose `requests` are told.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ChildSpec:
     stop_timeout: float
     load_stall: float
     log_rotate: int | None = None
+    liveness: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class ChildWoke:
 
 @dataclass(frozen=True, slots=True)
 class ChildHung:
-    """It was woken and did not serve again, for much longer than a load may stall."""
+    """It serves no more, `summary` says how that shows; told once."""
+
+    summary: str
 
 
 @dataclass(frozen=True, slots=True)

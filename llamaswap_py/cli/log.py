@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.redaction import Redactor
+from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +53,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-class PrettyFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """One line per message: what follows in one of several lines is indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line; nobody's text can pass for another line, or command a terminal."""
+        record.message = showable(record.message).replace("\n", "\n    ")
+        return super().formatMessage(record)
+
+
+class PrettyFormatter(TextFormatter):
     """Time, level, message; with colours on a terminal."""
 
     def __init__(self, redact: Redactor, *, colours: bool = False) -> None:
@@ -66,7 +76,7 @@ class PrettyFormatter(logging.Formatter):
         return text if colour is None else f"\x1b[{colour}m{text}\x1b[0m"
 
 
-class JournalFormatter(logging.Formatter):
+class JournalFormatter(TextFormatter):
     """Level and message for systemd's journal, which has the time itself."""
 
     def __init__(self, redact: Redactor) -> None:

@@ -133,7 +133,10 @@ async def _serve(
 ) -> None:
     sockets, notifier = outside.sockets, outside.notifier
     limits = WireLimits(
-        header=config.limits.header, head_read=config.limits.head_read, idle=config.limits.idle
+        header=config.limits.header,
+        head_read=config.limits.head_read,
+        idle=config.limits.idle,
+        stall=config.limits.stall,
     )
     async with open_supervisor(config, engine, runtime) as supervisor:
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended

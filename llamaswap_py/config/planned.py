@@ -11,7 +11,6 @@ _PRESET: Final = frozenset(
         "cmd",
         "ready",
         "keep_kv",
-        "liveness",
     }
 )
 

@@ -113,6 +113,15 @@ class Defaults(Record, frozen=True):
             "15m",
         ),
     ] = 300.0
+    liveness: Annotated[
+        float,
+        key(
+            "How long a loaded model with open requests may give no sign of life (no byte, no "
+            "token, no processor time, no log line) before it is restarted.",
+            POSITIVE_DURATION,
+            "10m",
+        ),
+    ] = 120.0
     priority: Annotated[
         int,
         # Waiting gains one a minute: with larger steps it would not help in time.

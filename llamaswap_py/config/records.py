@@ -210,6 +210,15 @@ class Limits(Record, frozen=True):
     head_read: Annotated[
         float, key("How long a request head may take to arrive.", POSITIVE_DURATION, "10s")
     ] = 30.0
+    stall: Annotated[
+        float,
+        key(
+            "How long a client may take nothing at all of an answer that waits for it; a slow one "
+            "is let be.",
+            POSITIVE_DURATION,
+            "1h",
+        ),
+    ] = 300.0
 
 
 class Keys(Record, frozen=True):

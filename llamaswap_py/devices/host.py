@@ -158,7 +158,7 @@ def _children(root: Path) -> Mapping[int, list[int]]:
         try:
             with open(f"{folder}/{name}/stat", "rb") as file:
                 stat = file.read()
-        except OSError:  # it ended just now
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended just now
             continue
         parent = int(stat.rpartition(b")")[2].split()[1])  # the name before may hold anything
         children.setdefault(parent, []).append(int(name))

@@ -176,7 +176,9 @@ class Telemetry:
         try:
             sample = self._reading.result()
         except Exception as error:
-            self._note_silence(str(error) or type(error).__name__, error)
+            # What the system refuses says it all; of a surprise one wants to know where.
+            known = isinstance(error, OSError)
+            self._note_silence(str(error) or type(error).__name__, None if known else error)
             return None
         self._note(sample)
         return sample.measurement

@@ -180,7 +180,10 @@ class LineStream:
             event = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""
-        parts = self._answer.parts(event) if isinstance(event, dict) else []
+        try:
+            parts = self._answer.parts(event) if isinstance(event, dict) else []
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            return b""  # an event of another shape than llama-server's says nothing to us
         return b"".join(map(as_line, parts))
 
 

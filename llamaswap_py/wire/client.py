@@ -11,6 +11,7 @@ from ..units import KIB
 from .deadline import Deadline, Wait
 from .exchange import Exchange
 from .messages import RequestHead, WireError
+from .outflow import Outflow
 from .requests import RequestParser
 from .sockets import client_is_gone, end_output, reset_on_close
 
@@ -43,8 +44,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.peer = "unix"
         self.closed = False
-        self.writable = True
-        self._drained: asyncio.Future[None] | None = None
+        self.outflow = Outflow(self._loop, self._limits.stall, self._give_up)
         self._input_paused = False
         self._half_closed = False
         self._closing = False
@@ -103,20 +103,19 @@ class ClientConnection(asyncio.Protocol):
         self.closed = True
         self._detach()
         self._deadline.close()
+        self.outflow.close()
         if not self._lost.done():
             self._lost.set_result(None)
         if self._task is not None and not self._closing:
             self._task.cancel()
 
     def pause_writing(self) -> None:
-        self.writable = False
+        self.outflow.pause(self.transport)
         if self._current is not None and self._current.running is not None:
             self._current.running.upstream.pause()
 
     def resume_writing(self) -> None:
-        self.writable = True
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        self.outflow.resume()
         if self._current is not None and self._current.running is not None:
             self._current.running.upstream.resume()
 
@@ -131,12 +130,6 @@ class ClientConnection(asyncio.Protocol):
         """Write unless the client is gone."""
         if not self.closed:
             self.transport.write(data)
-
-    async def drained(self) -> None:
-        """Wait while the client has much to read."""
-        while not self.writable and not self.closed:
-            self._drained = self._loop.create_future()
-            await self._drained
 
     def pause_input(self) -> None:
         """Read no more from the client for now."""
@@ -168,13 +161,13 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
         if self._receiving is not None:
             self._receiving.intake.fail(WireError(400, "the connection was aborted"))
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        self.outflow.close()
 
     def abandon(self) -> None:
         """End the connection and whatever its handler is doing."""
         if not self.closed:
             self.closed = True
+            self.outflow.close()
             self._detach()
             self.transport.abort()
         if self._task is not None:
@@ -382,6 +375,10 @@ class ClientConnection(asyncio.Protocol):
         await self._lost
 
     # --- timeouts -----------------------------------------------------------------------------
+
+    def _give_up(self) -> None:
+        logger.info("%s took nothing of its answer for %g s", self.peer, self._limits.stall)
+        self.abandon()
 
     def _on_deadline(self, wait: Wait) -> None:
         match wait:

@@ -69,6 +69,11 @@ class Exchange:
         """Events of the running stream that came from the child; 0 where nothing streams."""
         return self.running.events if self.running is not None else 0
 
+    @property
+    def held_up(self) -> bool:
+        """Whether the client has so much to read that the child must wait."""
+        return not self.connection.outflow.writable
+
     # --- reading the request ------------------------------------------------------------------
 
     async def read_body(self, limit: int) -> Body:
@@ -107,7 +112,7 @@ class Exchange:
         lines = [(b"content-type", content_type.encode()), (b"x-accel-buffering", b"no"), *headers]
         self.event_stream = content_type.startswith("text/event-stream")
         self.begin_stream(status, lines)
-        await self.connection.drained()
+        await self.connection.outflow.drained()
 
     async def pad(self) -> None:
         """Send a blank before a JSON answer, of which status 200 is promised with the first."""
@@ -120,12 +125,12 @@ class Exchange:
         """Send a part of a streamed answer, once the client has taken most of what came before."""
         if data:
             self._write(self.encode(data))
-        await self.connection.drained()
+        await self.connection.outflow.drained()
 
     async def finish(self) -> None:
         """End a streamed answer."""
         self.end_stream()
-        await self.connection.drained()
+        await self.connection.outflow.drained()
 
     def begin_stream(self, status: int, lines: Headers, *, reason: bytes = b"") -> None:
         """Send the head of an answer whose length nobody knows."""

@@ -78,6 +78,8 @@ class WireLimits:
     idle: float = 75.0
     #: no byte of a request body for that long
     body_idle: float = 60.0
+    #: a client that takes nothing of its answer
+    stall: float = 300.0
 
 
 @dataclass(slots=True)

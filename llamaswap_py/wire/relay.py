@@ -70,7 +70,7 @@ class Relay:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
         self.upstream.on_bytes = self._on_head
         self.exchange.running = self
-        if not self.client.writable:
+        if not self.client.outflow.writable:
             self.upstream.pause()
         try:
             await self.upstream.upload(head, body)

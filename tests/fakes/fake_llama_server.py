@@ -28,7 +28,12 @@ FAKE_SLOTS          total_slots, default 4
 FAKE_N_CTX          n_ctx of a slot, default 4096
 FAKE_TOKENS         pieces of an SSE answer to any POST, default 3
 FAKE_TOKEN_SECONDS  pause between them, default 0
+FAKE_ECHO_HEAD      answer a POST with its own head
 FAKE_CUT_AFTER      die by SIGKILL after so many pieces
+FAKE_STALL          accept a POST and send nothing, until the file FAKE_STALL_GATE exists; meanwhile
+                    `silent`: nothing moves, /slots answers as ever; `deaf`: nor does it answer
+                    anything else; `cpu`: burn processor time, deaf; `log`: write lines, deaf;
+                    `slots`: /slots shows progress; `trickle`: a byte of the answer now and then
 """
 
 from __future__ import annotations
@@ -46,7 +51,8 @@ CHILD_MODE = "LLAMA_SERVER_ROUTER_PORT" in ENV
 JSONL = "--log-jsonl" in sys.argv
 ready = threading.Event()
 done = threading.Event()
-counts = {"props": 0}
+stalled = threading.Event()
+counts = {"props": 0, "slots": 0}
 lost = {"term": int(ENV.get("FAKE_LOSE_TERM", "0")), "exit": int(ENV.get("FAKE_LOSE_EXIT", "0"))}
 
 
@@ -110,7 +116,17 @@ def answer(connection: socket.socket) -> None:
     if not ready.is_set():
         send(connection, 503, busy)
     elif method == b"POST":
-        stream(connection)
+        if "FAKE_ECHO_HEAD" in ENV:
+            send(connection, 200, {"head": data.partition(b"\r\n\r\n")[0].decode("latin-1")})
+        elif "FAKE_STALL" in ENV:
+            stall(connection)
+        else:
+            stream(connection)
+    elif stalled.is_set() and ENV["FAKE_STALL"] in ("deaf", "cpu", "log"):
+        done.wait()
+    elif path == b"/slots" and ENV.get("FAKE_STALL") == "slots":
+        counts["slots"] += 1
+        send(connection, 200, [{"id": 0, "n_decoded": counts["slots"]}])
     elif path == b"/props":
         counts["props"] += 1
         how = ENV.get("FAKE_PROPS", "")
@@ -127,6 +143,29 @@ def answer(connection: socket.socket) -> None:
             send(connection, 200, props)
     else:
         send(connection, 200, {"status": "ok"})
+
+
+def stall(connection: socket.socket) -> None:
+    """Hang, or only seem to, until the gate opens; then answer."""
+    stalled.set()
+    how, gate = ENV["FAKE_STALL"], ENV.get("FAKE_STALL_GATE", "")
+    if how == "trickle":
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+        connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
+    while not os.path.exists(gate):
+        if how == "cpu":
+            sum(range(200_000))
+            continue
+        if how == "log":
+            log("still at it")
+        elif how == "trickle":
+            connection.sendall(b"3\r\n:\n\n\r\n")
+        time.sleep(0.1)
+    stalled.clear()
+    if how == "trickle":
+        connection.sendall(b"0\r\n\r\n")
+    else:
+        stream(connection)
 
 
 def send(connection: socket.socket, status: int, value: object) -> None:

@@ -211,7 +211,7 @@ async def main():
         args = ("-m", model, "-t", "1") if model != "-" else ()
         env = {"FAKE_HANG": "1"} if moment == "loading" else {}
         spec = ChildSpec("alpha#1", "alpha", 1, binary, args, env, runtime.socket_path(1), True,
-                         (), None, 5.0, 60.0)
+                         (), None, 5.0, 60.0, 120.0)
         child = Child(spec, on_event, ChildLog())
         await child.run()
 asyncio.run(main())

@@ -144,9 +144,13 @@ class FakeLease:
     preset: str = "alpha"
     revoked: str | None = None
     revoke: Callable[[str], None] | None = None
+    answer: Any = None
 
     def on_revoke(self, callback: Callable[[str], None]) -> None:
         self.revoke = callback
+
+    def watch(self, answer: Any) -> None:
+        self.answer = answer
 
 
 @dataclass

@@ -42,6 +42,7 @@ def make_spec(binary: str, folder: Path, **changes: Any) -> ChildSpec:
         "log_path": None,
         "stop_timeout": 10.0,
         "load_stall": 60.0,
+        "liveness": 120.0,
         **changes,
     }
     return ChildSpec(**fields)

@@ -29,7 +29,7 @@ MEETING_POINT = {
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library"),
-    *("replaying", "scraping"),
+    *("replaying", "scraping", "held"),
 }
 """The modules that know several parts."""
 
@@ -69,7 +69,7 @@ ALLOWED_FOR_TYPES: dict[str, set[str]] = {
 PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction"),
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
-    *("children.readiness", "children.failures", "children.lines"),
+    *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     *("devices.visible", "devices.placement"),

@@ -77,16 +77,17 @@ async def test_a_file_that_fails_is_told_once_and_again_when_it_works(tmp_path: 
     path = tmp_path / "folder" / "log"
     log = ChildLog()
     file = LogFile(path)
+    path.parent.touch()
     for _ in range(2):
         file.write(b"lost\n")
         await file.flush(log)
-    path.parent.mkdir()
+    path.parent.unlink()  # a folder that is not there is made
     for _ in range(2):
         file.write(b"kept\n")
         await file.flush(log)
     assert path.read_bytes() == b"kept\nkept\n"
     assert [line.text for line in log.tail(9)] == [
-        f"[log file {path}: No such file or directory; it will lack lines]",
+        f"[log file {path}: Not a directory; it will lack lines]",
         f"[log file {path} is written again]",
     ]
 

@@ -15,6 +15,7 @@ from llamaswap_py.units import (
     format_size,
     parse_duration,
     parse_size,
+    showable,
 )
 
 
@@ -106,3 +107,16 @@ def test_format_size(size: float, text: str) -> None:
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, ä, 模型, 🦙\tx\ny", "plain, ä, 模型, 🦙\tx\ny"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("a\r\x00\x7f\x9bm", "a\\r\\x00\\x7f\\x9bm"),
+        ("a\u202eb\u2066c\u2028d", "a\\u202eb\\u2066c\\u2028d"),
+    ],
+)
+def test_what_could_command_a_terminal_is_shown_as_it_is_written(text: str, shown: str) -> None:
+    assert showable(text) == shown

@@ -443,6 +443,35 @@ async def test_a_client_that_stops_reading_and_leaves(folder: Path) -> None:
         await eventually(setup.handler.cancelled)
 
 
+async def test_a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not(folder: Path) -> None:
+    """It would hold its slot of the model for ever; what the slow one takes, however little,
+    counts."""
+    paused, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def child(upstream: Upstream, peer: Peer) -> None:
+        await upstream.request(peer)
+        peer.writer.transport.set_write_buffer_limits(high=2**16)
+        await peer.send(SSE_HEAD)
+        try:
+            while True:
+                peer.writer.write(sse("x" * 60_000))
+                drain = asyncio.ensure_future(peer.writer.drain())
+                if not (await asyncio.wait([drain], timeout=0.3))[0]:
+                    paused.set()
+                await drain
+        except ConnectionError:
+            hung_up.set()
+
+    limits = WireLimits(stall=0.5)
+    async with relaying(folder, child, limits=limits) as setup, connected(setup.endpoint) as client:
+        await client.send(GET)
+        await client.exactly(8_000_000)  # more than all buffers hold: it was paused on the way
+        assert not hung_up.is_set()
+        await eventually(paused)
+        await eventually(hung_up)
+        await eventually(setup.handler.cancelled)
+
+
 async def test_many_requests_on_one_connection(folder: Path) -> None:
     async with (
         relaying(folder, answering(JSON_ANSWER)) as setup,

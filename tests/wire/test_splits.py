@@ -48,6 +48,10 @@ class MockTransport(asyncio.Transport):
         self._check()
         self.written += bytes(data)
 
+    def get_write_buffer_size(self) -> int:
+        self._check()
+        return 100_000
+
     def write_eof(self) -> None:
         self._check()
 

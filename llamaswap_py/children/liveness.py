@@ -1,0 +1,120 @@
+"""Is a child that owes an answer still at work? The judgement, from what was seen; no I/O.
+
+A long prompt is minutes of silence on a slow machine, and a process that hangs still has its
+socket: neither silence nor an accepted connection (nor /health, which the HTTP threads answer by
+themselves) says anything. So a child counts as hung only when nothing at all has moved for a time:
+no byte of any answer, no change in /slots (its main loop answers that, between two batches, with
+the tokens of each slot), no processor time, no bytes from the disk, no line in its log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_ASK_FROM: Final = 0.25
+_ASK_EVERY: Final = 0.125
+"""The shares of the patience after which a silent child is asked for its slots, and again."""
+_BUSY_SHARE: Final = 0.05
+_BUSY_LEAST: Final = 0.05
+"""Processor time that is work: this share of the silence, and at least five ticks of the kernel's
+clock: being asked for its slots costs a child that hangs a little too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What a child has to do, as seen from outside.
+
+    `owing` are requests that generate and whose clients read: something has to come of them.
+    `others` may rightly be silent. `received` grows with every byte of an answer and every
+    answer that ended well, `changes` with every request that begins or ends.
+    """
+
+    owing: int = 0
+    others: int = 0
+    received: int = 0
+    changes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the kernel counts of a process: seconds of processor time, bytes fetched from disk."""
+
+    cpu: float
+    read_bytes: int
+
+
+class Liveness:
+    """Judges one child. Times are seconds; only those with an open request count as silence.
+
+    A client that gives up and one that comes next do not set the clock back, or a child that
+    hangs would never be found by impatient clients.
+    """
+
+    def __init__(self, patience: float, now: float) -> None:
+        self._patience = patience
+        self._at = now
+        self._received = self._changes = self._lines = 0
+        self._work: Work | None = None
+        self._slots: bytes | None = None
+        self._owing = False
+        self._ask_at = _ASK_FROM * patience
+        #: seconds without any sign, while at least one request was open
+        self.silence = 0.0
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is time to ask the child for its slots."""
+        return self.silence >= self._ask_at
+
+    @property
+    def hung(self) -> bool:
+        """Whether it has been silent for too long."""
+        return self.silence >= self._patience
+
+    def look(
+        self, now: float, requests: Requests, lines: int, work: Work | None, *, longest: float
+    ) -> None:
+        """Note what is seen now; `lines` is how many the child has logged, ever.
+
+        Of the time since the last look at most `longest` counts: if it took longer, it was we who
+        were held up (a suspended machine), not the child.
+        """
+        passed, self._at = now - self._at, now
+        if requests.owing or requests.others:
+            self.silence += min(passed, longest)
+            if self._moved(requests, lines, work):
+                self._sign()
+                self._work = work
+        self._work = self._work or work
+        self._received, self._changes = requests.received, requests.changes
+        self._lines, self._owing = lines, requests.owing > 0
+
+    def answered(self, slots: bytes | None) -> None:
+        """Note an answer to GET /slots; None: there was none, or it was refused.
+
+        One that says something new is progress. One that repeats itself shows that the main loop
+        turns, which is enough where nothing has to come.
+        """
+        self._ask_at = self.silence + _ASK_EVERY * self._patience
+        if slots is None:
+            return
+        if slots != self._slots or not self._owing:
+            self._sign()
+        self._slots = slots
+
+    def _sign(self) -> None:
+        self.silence = 0.0
+        self._ask_at = _ASK_FROM * self._patience
+
+    def _moved(self, requests: Requests, lines: int, work: Work | None) -> bool:
+        if requests.received != self._received:
+            return True
+        # A request that comes or goes is logged by the HTTP threads, whatever the rest does.
+        if lines != self._lines and requests.changes == self._changes:
+            return True
+        if work is None or self._work is None:
+            return False
+        if work.read_bytes > self._work.read_bytes:
+            return True
+        return work.cpu - self._work.cpu >= max(_BUSY_LEAST, _BUSY_SHARE * self.silence)

@@ -1,0 +1,58 @@
+"""The open leases of one instance, counted for those who watch whether it is alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from llamaswap_py.children.liveness import Requests
+
+if TYPE_CHECKING:
+    from llamaswap_py.leases import Lease
+
+
+class Answering(Protocol):
+    """An answer on its way: `held_up` means that its client has to read first."""
+
+    @property
+    def bytes_sent(self) -> int: ...
+    @property
+    def held_up(self) -> bool: ...
+
+
+class Held:
+    """Leases come and go here; adding them up is left to those who ask."""
+
+    __slots__ = ("_changes", "_open", "_received")
+
+    def __init__(self) -> None:
+        self._open: dict[Lease, bool] = {}
+        self._changes = 0
+        self._received = 0
+
+    def begin(self, lease: Lease, *, owing: bool) -> None:
+        """A lease begins, or becomes another one; `owing`: it generates for a client."""
+        self._open[lease] = owing
+        self._changes += 1
+
+    def end(self, lease: Lease, *, well: bool) -> None:
+        """A lease ends."""
+        del self._open[lease]
+        self._changes += 1
+        self._received += well
+        if lease.answer is not None:
+            self._received += lease.answer.bytes_sent - lease.began_at_byte
+
+    def requests(self) -> Requests:
+        """Return what the instance has to do now."""
+        owing = others = 0
+        received = self._received
+        for lease, generates in self._open.items():
+            answer = lease.answer
+            if answer is None:
+                continue
+            received += answer.bytes_sent - lease.began_at_byte
+            if generates and not answer.held_up:
+                owing += 1
+            else:
+                others += 1
+        return Requests(owing, others, received, self._changes)
