@@ -1,0 +1,1 @@
+"""Faults injected into a real `lswap up` under load."""

@@ -1,0 +1,125 @@
+"""A child that accepts and never answers is found and replaced; one that works is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.real.answers import error_of, instance_of
+
+if TYPE_CHECKING:
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("how", ["silent", "deaf"])
+async def test_a_child_that_never_answers(lab: Lab, how: str) -> None:
+    """Its requests are told, it is replaced, and the log says why; /health would have said ok."""
+    env = {"FAKE_STALL": how, "FAKE_STALL_GATE": str(lab.folder / "gate")}
+    async with lab.lswap({"alpha": lab.fake("alpha", env=env, liveness="1s")}) as lswap:
+        asked = [lswap.client.post("/completion", json={"model": "alpha"}) for _ in range(2)]
+        for answer in await asyncio.gather(*asked):
+            error = error_of(answer, 502)
+            assert error["code"] == "upstream_failed"
+            assert "alpha hung: it gave no sign of life" in error["message"]
+        said = await lswap.says("failed alpha#1")
+        assert "for 1 s no byte of an answer, no processor time, no change in /slots" in said
+        (lab.folder / "gate").touch()
+        assert await lswap.fake_answer("alpha") == "t0t1t2"
+        assert (await lswap.state()).loads_total == 2
+
+
+async def test_a_child_that_hangs_every_time_gets_a_rest(lab: Lab) -> None:
+    """The first time is forgiven; then its requests are told when to come again."""
+    preset = lab.fake("alpha", env={"FAKE_STALL": "deaf"}, liveness="500ms")
+    async with lab.lswap({"alpha": preset}) as lswap:
+        for _ in range(2):
+            error_of(await lswap.client.post("/completion", json={"model": "alpha"}), 502)
+        refused = await lswap.client.post("/completion", json={"model": "alpha"})
+        error = error_of(refused, 503)
+        assert (error["code"], error["failure"]) == ("model_failed", "timeout")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await lswap.state()).loads_total == 2
+
+
+async def test_children_that_are_at_work(lab: Lab) -> None:
+    """Any one sign of life is enough, for three times as long as a silent one would get."""
+    gate = lab.folder / "gate"
+    models = {
+        how: lab.fake(
+            how,
+            size="30MiB",
+            liveness="1s",
+            env={"FAKE_STALL": how, "FAKE_STALL_GATE": str(gate)},
+        )
+        for how in ("cpu", "log", "slots", "trickle")
+    }
+    async with lab.lswap(models) as lswap, asyncio.TaskGroup() as tasks:
+        asked = [
+            tasks.create_task(lswap.client.post("/completion", json={"model": how}))
+            for how in models
+        ]
+        await lswap.until(lambda now: all(one.leases == 1 for one in now.models))
+        await asyncio.sleep(3)
+        assert not any(one.done() for one in asked)
+        gate.touch()
+        assert {(await one).status_code for one in asked} == {200}
+        assert (await lswap.state()).loads_total == len(models)
+
+
+async def test_a_stopped_child_in_the_middle_of_a_stream(lab: Lab) -> None:
+    """The stream ends with an event that says so; who waits is served by the next instance."""
+    preset = lab.endless("alpha", liveness="1s", concurrency=1)
+    async with lab.lswap({"alpha": preset}) as lswap, asyncio.TaskGroup() as tasks:
+        async with lswap.stream("alpha") as stream:
+            await stream.read(3)
+            pid = instance_of(await lswap.state(), "alpha").pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            waiting = tasks.create_task(lswap.chat("alpha", max_tokens=5))
+            await stream.rest()
+        assert stream.error is not None
+        assert stream.error["code"] == "upstream_failed"
+        assert "no sign of life" in stream.error["message"]
+        assert (await waiting).startswith("alpha says hello")
+        assert instance_of(await lswap.state(), "alpha").pid != pid
+
+
+async def test_clients_that_give_up_first_do_not_hide_it(lab: Lab) -> None:
+    preset = lab.endless("alpha", liveness="1s")
+    async with lab.lswap({"alpha": preset}) as lswap:
+        await lswap.chat("alpha", max_tokens=2)
+        pid = instance_of(await lswap.state(), "alpha").pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            while True:
+                ask = asyncio.create_task(lswap.chat("alpha", max_tokens=5))
+                if (await asyncio.wait([ask], timeout=0.3))[0]:
+                    break
+                ask.cancel()
+                await asyncio.wait([ask])
+            # The one that was open got the error; or it came just after, and got an answer.
+            if ask.exception() is None:
+                assert ask.result().startswith("alpha says hello")
+        assert (await lswap.chat("alpha", max_tokens=5)).startswith("alpha says hello")
+        assert instance_of(await lswap.state(), "alpha").pid != pid
+
+
+async def test_a_client_that_does_not_read_is_no_sign_of_a_hung_child(lab: Lab) -> None:
+    """Its stream stands still because it lets it; the child is well and keeps its place."""
+    preset = lab.endless("alpha", liveness="1s", layers=1, args={"n-predict": 200_000})
+    async with lab.lswap({"alpha": preset}) as lswap:
+        epoch = None
+        async with lswap.stream("alpha") as stream:
+            await stream.read(1)
+            epoch = instance_of(await lswap.state(), "alpha").epoch
+            await asyncio.sleep(3)
+            assert instance_of(await lswap.state(), "alpha").epoch == epoch
+        assert (await lswap.chat("alpha", max_tokens=5)).startswith("alpha says hello")
+        assert instance_of(await lswap.state(), "alpha").epoch == epoch
