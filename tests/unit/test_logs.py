@@ -106,7 +106,7 @@ def test_the_journal_gets_levels_and_no_time(
         status = os.fstat(stderr.fileno())
         env = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
         formatter = cli_log._formatter("auto", env)
-        assert formatter.format(make_record("x\ny")) == "<4>x\n<4>y"
+        assert formatter.format(make_record("x\ny")) == "<4>x\n<4>    y"
         assert isinstance(cli_log._formatter("pretty", env), cli_log.PrettyFormatter)
         other = cli_log._formatter("auto", {"JOURNAL_STREAM": "8:1"})
         assert isinstance(other, cli_log.PrettyFormatter)
