@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
+from llamaswap_py.config.variables import hide
 from llamaswap_py.errors import ApiError
 from llamaswap_py.redaction import redact_args
 from llamaswap_py.scheduler import Scheduler
@@ -186,7 +187,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         failure=_failure(preset, clock),
         metadata=dict(prepared.preset.metadata),
         created=int(supervisor.about.started_at),
-        args=redact_args(prepared.args),
+        args=redact_args([hide(word, supervisor.config.secrets) for word in prepared.args]),
         downloaded=None if preset.downloading_since is None else preset.downloaded,
         repository=prepared.preset.hf,
     )

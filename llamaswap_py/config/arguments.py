@@ -119,8 +119,8 @@ def _env(node: Node, base: Base) -> dict[str, str]:
 
 
 def _variable(node: Node, _: Base) -> str:
-    if isinstance(node, Scalar) and node.text == "" and not node.plain:
-        return ""
+    if isinstance(node, Scalar) and node.text == "" and (not node.plain or node.shown):
+        return ""  # written so, or what a variable comes to
     return read_text(node, 'a value ("" for an empty one)')
 
 

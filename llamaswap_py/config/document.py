@@ -91,6 +91,15 @@ def read_yaml(text: str, source: str) -> Node | None:
     return builder.root
 
 
+def plain_of(text: str) -> Plain:
+    """Return what an unquoted scalar with this text is: a number, true, null, or the text."""
+    for pattern, convert in _SCALARS.values():
+        if pattern.fullmatch(text):
+            value = convert(text)
+            return text if isinstance(value, float) and not math.isfinite(value) else value
+    return text
+
+
 def _built(text: str, source: str) -> _Builder:
     if _libyaml is not None:
         try:

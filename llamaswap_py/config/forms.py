@@ -33,8 +33,6 @@ class Base:
         """Return `text` as an absolute path. Raises Invalid."""
         if not text:
             raise Invalid(node, "the path is empty", "write one or remove the key")
-        if "${" in text:
-            raise Invalid(node, "${…} is not supported yet by this version", "write the path out")
         if text == "~" or text.startswith("~/"):
             return posixpath.join(self.home, text[2:])
         if text.startswith("~"):

@@ -16,7 +16,7 @@ from llamaswap_py.config.nodes import Invalid, Node, Scalar
 from llamaswap_py.config.records import Config, Preset
 
 # Fields that are not read from the file.
-_HIDDEN: Final = {Preset: {"id", "variant"}, Config: {"source", "lines"}}
+_HIDDEN: Final = {Preset: {"id", "variant"}, Config: {"source", "lines", "secrets"}}
 _TRUE: Final = ("true", "yes", "on")
 _FALSE: Final = ("false", "no", "off")
 

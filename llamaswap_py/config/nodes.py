@@ -12,12 +12,16 @@ Plain: TypeAlias = bool | int | float | str | None
 
 
 class Scalar(Struct, frozen=True, gc=False):
-    """One value; `text` is how it was written, `plain` says that it had no quotes."""
+    """One value; `text` is how it was written, `plain` says that it had no quotes.
+
+    `shown` is what errors show of a value with variables: how it was written before.
+    """
 
     line: int
     text: str
     value: Plain
     plain: bool = True
+    shown: str = ""
 
 
 class Listing(Struct, frozen=True):
@@ -76,7 +80,8 @@ def describe(node: Node) -> str:
             return "a mapping"
         case Scalar(value=None):
             return "nothing"
-    text = node.text if len(node.text) <= 60 else node.text[:57] + "..."
+    text = node.shown or node.text
+    text = text if len(text) <= 60 else text[:57] + "..."
     return text if node.plain and not isinstance(node.value, str) else repr(text)
 
 

@@ -15,6 +15,7 @@ from llamaswap_py.config.nodes import Invalid, Listing, Node, Table, describe, j
 from llamaswap_py.config.options import LONG_NAMES, long_name
 from llamaswap_py.config.planned import PLANNED
 from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
+from llamaswap_py.config.variables import expand, hide
 from llamaswap_py.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ def load_config(
 ) -> Config:
     """Return the configuration a YAML text describes.
 
-    `base_dir` is where relative paths start, `home` is `~`, `path` names the file in errors. `env`
-    is for `${env.NAME}`, which this version refuses by name. Raises ConfigError with one line for
-    each mistake found, in the order of the file.
+    `base_dir` is where relative paths start, `home` is `~`, `path` names the file in errors, `env`
+    is what `${env.NAME}` means. Raises ConfigError with one line for each mistake found, in the
+    order of the file.
     """
-    del env
     source = str(path) if path is not None else "config"
     root = read_yaml(text, source)
     reader = _Reader(source, Base(base_dir, home))
@@ -51,6 +51,8 @@ def load_config(
     if not isinstance(root, Table):
         where = f"{source}:{root.line}"
         raise ConfigError(f"the file is {describe(root)}, not a mapping of keys", where=where)
+    if "${" in text:
+        root = reader.expanded(root, env)
     return reader.config(root)
 
 
@@ -72,6 +74,7 @@ class _Reader:
         self.source = source
         self.base = base
         self.lines: dict[str, int] = {}
+        self.secrets: dict[str, str] = {}
         self._problems: list[tuple[int, ConfigError]] = []
 
     def config(self, root: Table) -> Config:
@@ -82,7 +85,13 @@ class _Reader:
         self.raise_problems()
         inherited = _inherited(values)
         values["models"] = {id: _preset(id, own, inherited) for id, own in presets.items()}
-        return Config(**values, source=self.source, lines=self.lines)
+        return Config(**values, source=self.source, lines=self.lines, secrets=self.secrets)
+
+    def expanded(self, root: Table, env: Mapping[str, str]) -> Table:
+        """Return the file with its variables replaced, unless some cannot be."""
+        root, self.secrets = expand(root, env, self.problem)
+        self.raise_problems()
+        return root
 
     # Mappings
 
@@ -232,6 +241,7 @@ class _Reader:
 
     def problem(self, line: int, here: str, message: str, remedy: str = "") -> None:
         where = f"{self.source}:{line}: {here}" if line else f"{self.source}: {here}"
+        message, remedy = hide(message, self.secrets), hide(remedy, self.secrets)
         self._problems.append((line, ConfigError(message, where=where, remedy=remedy)))
 
     def raise_problems(self) -> None:

@@ -19,7 +19,6 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
         {
             "capture",
             "model_dirs",
-            "vars",
         }
     ),
     Defaults: _PRESET,

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import field
 
-from llamaswap_py.config.arguments import ENV
+from llamaswap_py.config.arguments import ENV, METADATA
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.filters import SHARES
 from llamaswap_py.config.forms import (
@@ -357,9 +357,20 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         dict[str, Group], plain("Presets that have to do with each other, by a name of yours.")
     ] = field(default_factory=dict)
 
-    # Where the file said what; no keys of it.
+    vars: Annotated[
+        dict[str, str | int | float | bool],
+        key(
+            "Names for what the file says more than once: ${root} stands for it in any value, "
+            "${env.HOME} for the environment's, $${ for ${ itself.",
+            METADATA,
+            {"root": "~/models"},
+        ),
+    ] = field(default_factory=dict)
+
+    # Where the file said what, and what it took from the environment; no keys of it.
     source: str = "config"
     lines: dict[str, int] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""

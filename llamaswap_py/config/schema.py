@@ -50,7 +50,7 @@ def _property(key: Key) -> Schema:
         return schema | {"propertyNames": names, "additionalProperties": reference}
     if key.record is not None:
         return schema | _COLLECTIONS[key.many](_object(key.record))
-    schema |= key.form.schema
+    schema |= _or_variable(key.form.schema)
     if key.examples:
         schema["examples"] = list(key.examples)
     default = None if key.required else spelled_default(key)
@@ -59,6 +59,16 @@ def _property(key: Key) -> Schema:
     return schema
 
 
+def _or_variable(schema: Schema) -> Schema:
+    """Return the schema of a value that may be written with variables, too."""
+    if schema.get("type") in ("object", "array") or (
+        schema.get("type") == "string" and ("pattern" not in schema)
+    ):
+        return schema  # any text is fine, or they stand further inside
+    return {"anyOf": [*schema.get("anyOf", [schema]), _VARIABLE]}
+
+
+_VARIABLE: Final[Schema] = {"title": "variable", "type": "string", "pattern": r"\$\{"}
 _COLLECTIONS: Final[dict[str, Callable[[Schema], Schema]]] = {
     "": lambda record: record,
     "list": lambda record: {"type": "array", "minItems": 1, "items": record},

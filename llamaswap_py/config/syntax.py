@@ -46,7 +46,18 @@ def syntax_error(error: yaml.YAMLError, text: str, source: str) -> ConfigError:
         before = text[: error.position]
         place = f"{source}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
     remedy = next((remedy for part, remedy in _REMEDIES if part in message), "")
+    if isinstance(error, yaml.MarkedYAMLError) and _names_variable(error, text):
+        remedy = 'between { } and [ ] a value with ${…} is quoted: "${name}"'
     return ConfigError(f"this is not YAML: {message}", where=place, remedy=remedy)
+
+
+def _names_variable(error: yaml.MarkedYAMLError, text: str) -> bool:
+    """Tell whether the mistake is the brace of an unquoted `${`."""
+    mark = error.problem_mark
+    if mark is None or "${" not in text:
+        return False
+    line = text.split("\n")[mark.line] if mark.line < text.count("\n") + 1 else ""
+    return line[max(mark.column - 1, 0) : mark.column + 1] == "${"
 
 
 def _character(character: object) -> str:

@@ -224,7 +224,7 @@ def test_a_file_says_where_things_are() -> None:
         ("a: {model: x, engine: {backend: metall}}", "one of cpu, cuda, rocm, vulkan, metal"),
         ("a: {model: x, engine: {}}", "the choice is empty"),
         ("a: {model: x, engine: {path: y}}", "models.a.engine.path: unknown key"),
-        ("a: {model: '${root}/x'}", "models.a.model: ${…} is not supported yet"),
+        ("a: {model: '${root}/x'}", "models.a.model: there is no variable ${root}"),
         ("a: {model: ''}", "models.a.model: '' is not a path"),
         ("a: {model: ~}", "models.a.model: there is no value - write a path"),
         ("a: {ttl: 1m}", "models.a: the preset names no file - add model: PATH"),

@@ -42,9 +42,10 @@ defaults:
   engine: ./llama-server
   when_full: null
 groups: {big: {exclusive: [a, b/c:q4]}}
+vars: {root: ~/models, long: 1h, some: 2}
 models:
   a:
-    model: ~/models/a.gguf
+    model: "${root}/a.gguf"
     args: {-c: 3, cache-type-k: q8_0, lora: [a.gguf, b.gguf], temp: 0.5}
     extra: [--top-k, 3]
     aliases: [gpt-4o-mini]
@@ -53,8 +54,8 @@ models:
     ttl: never
     device: [CUDA0, CUDA1]
     memory: {CUDA0: 9.5GiB}
-    concurrency: auto
-    drain_timeout: 2m
+    concurrency: ${some}
+    drain_timeout: ${long}
     on_drain_deadline: wait
     metadata: {note: x, n: 1}
     priority: -3
@@ -122,7 +123,7 @@ BAD = [
     f"{MODELS}policy: {{queue: 3}}",
     f"{MODELS}log: {{level: trace}}",
     f"{MODELS}limits: {{body: 0}}",
-    f"{MODELS}vars: {{}}",
+    f"{MODELS}vars: {{a: [x]}}",
     f"{MODELS}defaults: {{model: x}}",
 ]
 
