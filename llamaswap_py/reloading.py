@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.file import Origin
 from llamaswap_py.config.records import Config
+from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.editing import remove_preset
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.naming import names_of
@@ -36,7 +37,7 @@ _FIXED: Final = (
 
 
 class Reloader:
-    """Watches the file at `path`, and applies it to a supervisor when it changes or is asked to.
+    """Watches where a configuration comes from, and applies it when it changes or is asked to.
 
     `also` is called after each reload, for what else comes from files; `during` makes the context
     that each reload runs in.
@@ -45,27 +46,38 @@ class Reloader:
     def __init__(
         self,
         supervisor: Supervisor,
-        path: Path,
+        origin: Origin,
         also: Callable[[Config], None] = lambda _: None,
         during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._supervisor = supervisor
-        self._path = path
+        self._origin = origin
         self._also = also
         self._during = during
         self._one_at_a_time = asyncio.Lock()
         self._seen = self._looks()
+        self._models = supervisor.config.folders
 
     async def watch(self) -> None:
-        """Reload whenever the file has changed, until cancelled."""
+        """Reload whenever a file has changed, until cancelled.
+
+        A model that comes or goes counts once two looks in a row agree: it may still be copied.
+        """
+        before = self._models
         while True:
             await asyncio.sleep(_EVERY)
             if self._looks() != self._seen:
                 await self.try_reload("its file changed")
+            folders = self._supervisor.config.folders
+            now = tuple([await asyncio.to_thread(scan_folder, each.path) for each in folders])
+            if now == before and now != self._models:
+                self._models = now
+                await self.try_reload("the folders of models changed")
+            before = now
 
     async def try_reload(self, why: str) -> None:
         """Reload; what is wrong with the file is logged, and nothing changes."""
-        _log.info("reading %s again: %s", self._path, why)
+        _log.info("reading the configuration (%s) again: %s", self._origin.name, why)
         with contextlib.suppress(LswapError):
             await self.reload()
 
@@ -79,7 +91,8 @@ class Reloader:
         self._seen = self._looks()
         supervisor = self._supervisor
         try:
-            config = await asyncio.to_thread(read_config, self._path)
+            config = await asyncio.to_thread(self._origin.read)
+            self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
             prepared = await asyncio.to_thread(_prepared, config, supervisor)
             self._also(config)
@@ -97,18 +110,35 @@ class Reloader:
             await self.try_reload("its file changed")
 
     def remove(self, preset: str) -> None:
-        """Take a preset out of the file; blocks. Raises ConfigError."""
-        remove_preset(self._path, preset)
+        """Take a preset out of its file; blocks. Raises ConfigError."""
+        config = self._supervisor.config
+        line = config.lines.get(f"models.{preset}")
+        if line is None or config.sources is None:
+            message = f"no file names {preset}: it was found in a folder of models"
+            raise ConfigError(message, remedy="delete the model's file")
+        remove_preset(Path(config.sources.file(line)), preset)
 
     @property
     def file(self) -> Path:
-        """Where presets can be added."""
-        return self._path
+        """Where presets can be added; raises ConfigError where there is no file."""
+        if self._origin.file is not None:
+            return self._origin.file
+        if self._origin.folder is not None:
+            return self._origin.folder / "added.yaml"
+        raise ConfigError(
+            "lswap runs without a file: there is none to add it to",
+            remedy="`lswap init` writes one",
+        )
 
     def _looks(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Return what changes when a file is written or replaced."""
         keys = self._supervisor.config.keys.file
-        return tuple(map(_identity, (str(self._path), *([keys] if keys else []))))
+        origin = self._origin
+        try:
+            files = [str(file) for file in origin.files()]
+        except ConfigError:  # the folder is empty or gone
+            files = []
+        return tuple(map(_identity, (*files, *([keys] if keys else []))))
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from llamaswap_py import __version__
+from llamaswap_py.cli import starting
 from llamaswap_py.cli.completion import add_group, model_names
+from llamaswap_py.cli.starting import FAILED, ConfigPath, Json
 from llamaswap_py.errors import ConfigError, LswapError
 
 if TYPE_CHECKING:
     from llamaswap_py.client import Remote
 
-FAILED: Final = 1
 BAD_CONFIG: Final = 2
 UNREACHABLE: Final = 3
 
@@ -48,9 +49,7 @@ Url = Annotated[
 Key = Annotated[
     str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if it wants one.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)]
-ConfigPath = Annotated[Path, typer.Argument(help="The configuration file (YAML).")]
 URL: Final = "http://127.0.0.1:8080"
 
 
@@ -91,36 +90,8 @@ def options(
     """Run many local language models on too little memory: one port, llama-server children."""
 
 
-@app.command()
-def up(
-    config: ConfigPath,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of this supervisor's runtime folder (default: from the file's path)."
-        ),
-    ] = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="HOST:PORT or unix:PATH, instead of the file's; may be repeated."),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log every request, and debug lines.")
-    ] = False,
-) -> None:
-    """Serve the models of CONFIG until Ctrl-C: the first one drains, a second stops at once."""
-    from llamaswap_py.cli.up import run
-
-    run(config, name=name, listen=tuple(listen or ()), verbose=verbose)
-
-
-@app.command()
-def check(config: ConfigPath, as_json: Json = False) -> None:
-    """Find everything that is wrong with CONFIG; exits 1 if anything is."""
-    from llamaswap_py.cli.check import run
-
-    if not run(config, as_json=as_json):
-        raise typer.Exit(FAILED)
+for _command in (starting.up, starting.init, starting.check):
+    app.command()(_command)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import msgspec
 
 from llamaswap_py.cli.show import memory_text, print_table
 from llamaswap_py.config.context import context_per_request, warnings
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.file import Origin
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.presets import Engines, prepare
@@ -39,20 +39,25 @@ class Report(msgspec.Struct):
     models: list[Checked] = []
 
 
-def run(path: Path, *, as_json: bool) -> bool:
-    """Print what is wrong with the file at `path`; True when nothing is."""
-    report = check_file(path)
+def run(origin: Origin, *, as_json: bool) -> bool:
+    """Print what is wrong with a configuration; True when nothing is."""
+    report = check(origin)
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
-        _print(path, report)
+        _print(origin.name, report)
     return report.ok
 
 
 def check_file(path: Path) -> Report:
+    """Return everything that is wrong with one file."""
+    return check(Origin(path))
+
+
+def check(origin: Origin) -> Report:
     """Return everything that is wrong, as far as it can be known without loading a model."""
     try:
-        config = read_config(path)
+        config = origin.read()
     except ConfigError as error:
         return Report(ok=False, problems=str(error).splitlines())
     problems: list[str] = []
@@ -90,7 +95,7 @@ def _checked(prepared: Prepared, said: list[str]) -> Checked:
     return Checked(preset.id, context_per_request(preset), preset.memory, problems)
 
 
-def _print(path: Path, report: Report) -> None:
+def _print(name: str, report: Report) -> None:
     if report.engine:
         print(f"engine: {report.engine}")
     if report.models:
@@ -100,7 +105,7 @@ def _print(path: Path, report: Report) -> None:
         print(f"problem: {problem}")
     for warning in report.warnings:
         print(f"warning: {warning}")
-    print(f"{path}: " + ("fine" if report.ok else "not fine: see the problems above"))
+    print(f"{name}: " + ("fine" if report.ok else "not fine: see the problems above"))
 
 
 def _row(model: Checked) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.log import logging_aside, set_up_logging
 from llamaswap_py.cli.show import device_line, memory_text, plain_table
-from llamaswap_py.config.file import read_config, read_keys
+from llamaswap_py.config.file import read_keys
 from llamaswap_py.config.listen import check_listeners
 from llamaswap_py.config.parse import parse_listen
 from llamaswap_py.endpoint import Endpoint
@@ -39,8 +39,8 @@ from llamaswap_py.wire import WireLimits, bind, serve
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
+    from llamaswap_py.config.file import Origin
     from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.engine.locate import Engine
@@ -56,12 +56,12 @@ _SHOWN: Final = 20
 """Models listed at the start; a file may have thousands."""
 
 
-def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
+def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
     """Serve until a signal. Raises LswapError when it cannot start."""
     with ExitStack() as stack:  # first what no child may inherit
         notifier = stack.enter_context(Notifier.take(os.environ))
         handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]
-        config = read_config(path)
+        config = origin.read()
         if handed:
             config = _listen_elsewhere(config, tuple(map(endpoint_of, handed)))
         elif listen:
@@ -70,11 +70,11 @@ def run(path: Path, *, name: str | None, listen: tuple[str, ...], verbose: bool)
         stack.enter_context(logging_aside())
         keys = None if config.keys.file is None else read_keys(config.keys.file)
         engine = Engines(config).default
-        runtime = stack.enter_context(RuntimeDir.choose(config_path=path, name=name))
+        runtime = stack.enter_context(RuntimeDir.choose(config_path=origin.path, name=name))
         sockets = handed or [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         _sweep(runtime)
-        outside = _Outside(sockets, bool(handed), notifier, path)
+        outside = _Outside(sockets, bool(handed), notifier, origin)
         runner.run(_serve(config, engine, runtime, keys, outside))
 
 
@@ -85,7 +85,7 @@ class _Outside:
     sockets: list[socket.socket]
     inherited: bool
     notifier: Notifier
-    path: Path
+    origin: Origin
 
 
 def _parsed(listen: tuple[str, ...]) -> tuple[Endpoint, ...]:
@@ -144,7 +144,7 @@ async def _serve(
             app = App(supervisor, keys)
             app.reloader = Reloader(
                 supervisor,
-                outside.path,
+                outside.origin,
                 also=lambda new: _replace_keys(app, new),
                 during=notifier.reloading,
             )

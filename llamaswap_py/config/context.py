@@ -74,7 +74,11 @@ def _effective(preset: Preset, name: str) -> Argument | None:
 
 def warnings(config: Config) -> tuple[str, ...]:
     """Return what will work, but probably not as meant; one line each, with its place."""
-    found: list[str] = []
+    found = [
+        f"{config.where('model_dirs')}: {folder.path}: {folder.problem}"
+        for folder in config.folders
+        if folder.problem
+    ]
     for preset in config.models.values():
         found += _on_waiting(preset, config)
         found += _on_sleep(preset, config)

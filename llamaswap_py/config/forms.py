@@ -24,10 +24,11 @@ CONTROL: Final = re.compile("[\0-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where relative paths start, and what `~` is."""
+    """Where relative paths start, by the line they stand in, and what `~` is."""
 
     dir: str
     home: str
+    dir_of: Callable[[int], str] | None = None
 
     def path(self, text: str, node: Node) -> str:
         """Return `text` as an absolute path. Raises Invalid."""
@@ -39,7 +40,8 @@ class Base:
             raise Invalid(
                 node, f"{text!r}: only ~/ is known, no other user's home", "write the path out"
             )
-        return posixpath.join(self.dir, text.removeprefix("./"))
+        start = self.dir if self.dir_of is None else self.dir_of(node.line)
+        return posixpath.join(start, text.removeprefix("./"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,13 @@ def _hosts(node: Node, base: Base) -> tuple[str, ...]:
 
 
 _TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string", "minLength": 1}}
+PATHS: Final = Form(
+    lambda node, base: tuple(
+        dict.fromkeys(_path(item, base) for item in read_list(node, "folders"))
+    ),
+    _TEXTS,
+    list,
+)
 NAME: Final = Form(lambda node, _: _name(node, "a name"), {"type": "string", "minLength": 1})
 NAMES: Final = Form(_names, {**_TEXTS, "uniqueItems": True}, list)
 HOSTS: Final = Form(_hosts, {**_TEXTS, "uniqueItems": True}, list)

@@ -16,7 +16,10 @@ from llamaswap_py.config.nodes import Invalid, Node, Scalar
 from llamaswap_py.config.records import Config, Preset
 
 # Fields that are not read from the file.
-_HIDDEN: Final = {Preset: {"id", "variant"}, Config: {"source", "lines", "secrets"}}
+_HIDDEN: Final = {
+    Preset: {"id", "variant"},
+    Config: {"source", "lines", "secrets", "sources", "folders"},
+}
 _TRUE: Final = ("true", "yes", "on")
 _FALSE: Final = ("false", "no", "off")
 

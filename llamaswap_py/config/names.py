@@ -13,6 +13,8 @@ from llamaswap_py.config.records import Alias, Group
 
 Problem: TypeAlias = Callable[[int, str, str, str], None]
 """Called with line, place, message and remedy."""
+Spot: TypeAlias = Callable[[int], str]
+"""Says where a line is: `line 3`, or of which file."""
 
 _LOADED: Final = "loaded"  # any preset that is loaded may be the substitute
 # Of more names than this none is looked for: one suggestion for ten thousand takes 0.1 s.
@@ -24,12 +26,13 @@ def resolve_names(
     presets: dict[str, dict[str, Any]],
     lines: Mapping[str, int],
     problem: Problem,
+    spot: Spot,
 ) -> None:
     """Put preset ids where `values` of the file and of its `presets` name them.
 
     `default_model` stays as it is written. Mistakes are told to `problem`.
     """
-    names = _Names(presets, lines, problem)
+    names = _Names(presets, lines, problem, spot)
     names.check_variants(presets)
     if not presets:
         return
@@ -52,8 +55,13 @@ class _Names:
     """Ids and aliases, the ids first; two presets with one name are a mistake."""
 
     def __init__(
-        self, presets: dict[str, dict[str, Any]], lines: Mapping[str, int], problem: Problem
+        self,
+        presets: dict[str, dict[str, Any]],
+        lines: Mapping[str, int],
+        problem: Problem,
+        spot: Spot,
     ) -> None:
+        self._spot = spot
         self._lines = lines
         self._problem = problem
         self._suggestions = 0
@@ -73,7 +81,7 @@ class _Names:
         there = f"models.{other}" if alias in presets else f"models.{other}.aliases"
         here = f"models.{id}.{key}"
         line = self._lines.get(there, self._lines.get(f"models.{other}", 0))
-        message = f"{alias!r} already names models.{other} (line {line})"
+        message = f"{alias!r} already names models.{other} ({self._spot(line)})"
         self._problem(self._lines[here], here, message, "a name can mean only one preset")
 
     def find(self, name: str, here: str) -> str:

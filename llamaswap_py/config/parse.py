@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.config.document import read_yaml
 from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
+from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
 from llamaswap_py.config.keys import Key, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.names import bad_name, nearest, resolve_names
@@ -15,6 +15,7 @@ from llamaswap_py.config.nodes import Invalid, Listing, Node, Table, describe, j
 from llamaswap_py.config.options import LONG_NAMES, long_name
 from llamaswap_py.config.planned import PLANNED
 from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
+from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand, hide
 from llamaswap_py.errors import ConfigError
 
@@ -42,18 +43,34 @@ def load_config(
     order of the file.
     """
     source = str(path) if path is not None else "config"
-    root = read_yaml(text, source)
-    reader = _Reader(source, Base(base_dir, home))
-    if root is None or is_null(root):
-        raise ConfigError(
-            "the file is empty", where=source, remedy=f"the smallest one is:\n{_SMALLEST}"
-        )
-    if not isinstance(root, Table):
-        where = f"{source}:{root.line}"
-        raise ConfigError(f"the file is {describe(root)}, not a mapping of keys", where=where)
-    if "${" in text:
+    return load_files([SourceText(source, base_dir, text)], name=source, env=env, home=home)
+
+
+def load_files(
+    files: Sequence[SourceText],
+    *,
+    name: str,
+    env: Mapping[str, str],
+    home: str,
+    scan: Scan = Folder,
+    model_dirs: Sequence[str] = (),
+) -> Config:
+    """Return the configuration that several files make together, in their order.
+
+    `name` stands for all of them in errors; `scan` looks into folders of models: those of the key
+    `model_dirs`, then the absolute paths given here. Raises ConfigError as load_config() does.
+    """
+    sources = sources_of(files)
+    base = Base(files[0].dir if files else "/", home, sources.dir if files else None)
+    reader = _Reader(name, base, sources)
+    root = read_together(files, sources, reader.problem)
+    if root is None and not model_dirs:
+        remedy = f"the smallest one is:\n{_SMALLEST}"
+        raise ConfigError("the file is empty", where=name, remedy=remedy)
+    root = root or Table(0, {})
+    if any("${" in file.text for file in files):
         root = reader.expanded(root, env)
-    return reader.config(root)
+    return reader.config(root, scan, model_dirs)
 
 
 def parse_listen(text: str, *, base_dir: str, home: str) -> Endpoint:
@@ -70,26 +87,54 @@ def parse_listen(text: str, *, base_dir: str, home: str) -> Endpoint:
 class _Reader:
     """One pass over one file: collects mistakes and the lines of what it reads."""
 
-    def __init__(self, source: str, base: Base) -> None:
+    def __init__(self, source: str, base: Base, sources: Sources) -> None:
         self.source = source
         self.base = base
+        self.sources = sources
         self.lines: dict[str, int] = {}
         self.secrets: dict[str, str] = {}
         self._problems: list[tuple[int, ConfigError]] = []
 
-    def config(self, root: Table) -> Config:
+    def config(self, root: Table, scan: Scan, model_dirs: Sequence[str]) -> Config:
         values = self.record(Config, root, "")
-        presets = self.presets(root)
-        resolve_names(values, presets, self.lines, self.problem)
+        presets = self.presets(root, scanned=bool(model_dirs or values.get("model_dirs")))
+        folders = tuple(
+            scan(path) for path in dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))
+        )
+        self.add_found(values, presets, folders)
+        resolve_names(values, presets, self.lines, self.problem, self.sources.spot)
         self.check_listen(values)
         self.raise_problems()
         inherited = _inherited(values)
         values["models"] = {id: _preset(id, own, inherited) for id, own in presets.items()}
-        return Config(**values, source=self.source, lines=self.lines, secrets=self.secrets)
+        return Config(
+            **values,
+            source=self.source,
+            lines=self.lines,
+            secrets=self.secrets,
+            sources=self.sources,
+            folders=folders,
+        )
+
+    def add_found(
+        self, values: dict[str, Any], presets: dict[str, dict[str, Any]], folders: Sequence[Folder]
+    ) -> None:
+        """Add a preset for each model of the folders that the file says nothing of."""
+        names = {*presets, *values.get("aliases", {})}
+        for own in presets.values():
+            names |= {*own.get("aliases", ()), *getattr(own.get("request"), "per_name", ())}
+        files = {own.get("model", "") for own in presets.values()}
+        for model in models_in(folders, names=names, files=files):
+            presets[model.id] = preset_of(model)
+        if folders and not presets and not self._problems:
+            said = ", ".join(f"{one.path} ({one.problem or 'no GGUF file'})" for one in folders)
+            message = f"there are no models: nothing was found in {said}"
+            remedy = "put *.gguf files there, or fetch one: lswap pull user/repo"
+            self.problem(self.lines.get("model_dirs", 0), "model_dirs", message, remedy)
 
     def expanded(self, root: Table, env: Mapping[str, str]) -> Table:
         """Return the file with its variables replaced, unless some cannot be."""
-        root, self.secrets = expand(root, env, self.problem)
+        root, self.secrets = expand(root, env, self.problem, self.sources.spot)
         self.raise_problems()
         return root
 
@@ -166,9 +211,11 @@ class _Reader:
                 self.problem(node.line, here, f"{name} is missing", f"add {name}: …")
         return kind(**values) if values.keys() >= set(required) else None
 
-    def presets(self, root: Table) -> dict[str, dict[str, Any]]:
-        """Return what each entry of `models` sets itself."""
+    def presets(self, root: Table, *, scanned: bool) -> dict[str, dict[str, Any]]:
+        """Return what each entry of `models` sets itself; `scanned`: others will be found."""
         entry = root.entries.get("models")
+        if scanned and (entry is None or is_null(entry.value)):
+            return {}
         if entry is None or is_null(entry.value) or entry.value == Table(entry.value.line, {}):
             line = entry.line if entry else 0
             self.problem(line, "models", "there are no models", f"add at least one:\n{_SMALLEST}")
@@ -240,7 +287,7 @@ class _Reader:
         self.problem(error.line, place, error.message, error.remedy)
 
     def problem(self, line: int, here: str, message: str, remedy: str = "") -> None:
-        where = f"{self.source}:{line}: {here}" if line else f"{self.source}: {here}"
+        where = f"{self.sources.where(line)}: {here}" if line else f"{self.source}: {here}"
         message, remedy = hide(message, self.secrets), hide(remedy, self.secrets)
         self._problems.append((line, ConfigError(message, where=where, remedy=remedy)))
 

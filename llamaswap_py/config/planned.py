@@ -18,7 +18,6 @@ PLANNED: Final[dict[type[Record], frozenset[str]]] = {
     Config: frozenset(
         {
             "capture",
-            "model_dirs",
         }
     ),
     Defaults: _PRESET,

@@ -21,6 +21,7 @@ from llamaswap_py.config.forms import (
     HOSTS,
     NAMES,
     PATH,
+    PATHS,
     POSITIVE_DURATION,
     POSITIVE_SIZE,
     SIZE,
@@ -29,8 +30,10 @@ from llamaswap_py.config.forms import (
     WHEN_FULL,
     or_null,
 )
+from llamaswap_py.config.found import Folder
 from llamaswap_py.config.places import BUDGETS, ENGINE, LISTEN, MARGIN
 from llamaswap_py.config.preset import Defaults, Preset
+from llamaswap_py.config.sources import Sources
 from llamaswap_py.config.values import EngineSpec, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import GIB, KIB, MIB
@@ -349,6 +352,15 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     log: Annotated[Log, plain("lswap's own log, and its children's.")] = Log()
     defaults: Annotated[Defaults, plain("What every preset starts from.")] = Defaults()
     models: Annotated[dict[str, Preset], plain("The presets, by the name clients ask for.")]
+    model_dirs: Annotated[
+        tuple[str, ...],
+        key(
+            "Folders whose GGUF files become presets, by their names: a folder or shards are one "
+            "model, mmproj* its projector. What `models` says of a file or a name goes first.",
+            PATHS,
+            ["~/models"],
+        ),
+    ] = ()
 
     aliases: Annotated[
         dict[str, Alias], plain("Names that are no preset's own, and choose among several.")
@@ -367,15 +379,20 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = field(default_factory=dict)
 
-    # Where the file said what, and what it took from the environment; no keys of it.
+    # Where the file said what, what it took from the environment, and what lay in its
+    # `model_dirs`; no keys of it.
     source: str = "config"
     lines: dict[str, int] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
+    sources: Sources | None = None
+    folders: tuple[Folder, ...] = ()
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""
         line = self.lines.get(place)
-        return f"{self.source}: {place}" if line is None else f"{self.source}:{line}: {place}"
+        if line is None or self.sources is None:
+            return f"{self.source}: {place}"
+        return f"{self.sources.where(line)}: {place}"
 
     def find(self, name: str) -> Preset | None:
         """Return the preset with this id or alias."""

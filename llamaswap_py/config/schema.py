@@ -38,6 +38,8 @@ def _object(record: type[Record]) -> Schema:
         schema["required"] = required
     if record is Preset:  # a file, or the repository that has it
         schema["oneOf"] = [{"required": schema.pop("required")}, {"required": ["hf"]}]
+    if record is Config:  # presets, or folders to find them in
+        schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["model_dirs"]}]
     return schema
 
 

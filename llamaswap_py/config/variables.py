@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llamaswap_py.config.document import plain_of
-from llamaswap_py.config.names import Problem, nearest
+from llamaswap_py.config.names import Problem, Spot, nearest
 from llamaswap_py.config.nodes import Entry, Listing, Node, Scalar, Table
 
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
@@ -23,13 +23,15 @@ _SHORTEST: Final = 4
 """Characters of the shortest value that is hidden: less is no secret, and found everywhere."""
 
 
-def expand(root: Table, env: Mapping[str, str], problem: Problem) -> tuple[Table, dict[str, str]]:
+def expand(
+    root: Table, env: Mapping[str, str], problem: Problem, spot: Spot
+) -> tuple[Table, dict[str, str]]:
     """Return the tree with every reference replaced, and what came from `env`.
 
     The latter maps values to how they are written: `{"hunter2": "${env.TOKEN}"}`. Mistakes are
     told to `problem`; a value with one stays as it is written.
     """
-    variables = _Variables(root, env, problem)
+    variables = _Variables(root, env, problem, spot)
     expanded = _Walk(variables).table(root, "")
     return expanded, {value: f"${{{name}}}" for name, value in variables.from_env.items() if value}
 
@@ -47,7 +49,8 @@ def hide(text: str, secrets: Mapping[str, str]) -> str:
 class _Variables:
     """What names stand for: the entries of `vars`, and the environment."""
 
-    def __init__(self, root: Table, env: Mapping[str, str], problem: Problem) -> None:
+    def __init__(self, root: Table, env: Mapping[str, str], problem: Problem, spot: Spot) -> None:
+        self.spot = spot
         entry = root.entries.get("vars")
         self._vars = entry.value.entries if entry and isinstance(entry.value, Table) else {}
         self._env = env
@@ -120,8 +123,8 @@ class _Walk:
             here = f"{place}.{name}" if place else name
             key = self._variables.text(name, entry.line, here) if "${" in name else name
             if key in entries:
-                line = entries[key].line
-                self._variables.problem(entry.line, here, f"this key is already on line {line}", "")
+                message = f"this key is already on {self._variables.spot(entries[key].line)}"
+                self._variables.problem(entry.line, here, message, "keep one of them")
             entries[key] = Entry(entry.line, self.node(entry.value, here))
         return Table(table.line, entries)
 

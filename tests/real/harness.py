@@ -36,6 +36,8 @@ class Lswap:
 
     config: Path
     env: dict[str, str]
+    args: tuple[str, ...] = ()
+    """What follows `lswap up`, instead of the configuration's path."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     log: list[str] = field(default_factory=list)
     url: str = ""
@@ -82,7 +84,7 @@ class Lswap:
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *command_line("up", str(self.config)),
+            *command_line("up", *(self.args or (str(self.config),))),
             cwd=self.config.parent,
             env={**self.env, _MARK: self.mark},
             stdin=asyncio.subprocess.DEVNULL,

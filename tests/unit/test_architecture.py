@@ -79,7 +79,7 @@ PURE = (
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 
-RIM = {"config.file"}
+RIM = {"config.file", "config.scan"}
 """The exceptions inside pure folders."""
 
 PURE_IMPORTS = {

@@ -15,6 +15,7 @@ from llamaswap_py.cli.app import exit_code
 from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.loading import progress_line
 from llamaswap_py.cli.show import plain_table, ps_rows, state_text
+from llamaswap_py.config.file import Origin
 from llamaswap_py.config.records import Log
 from llamaswap_py.errors import ConfigError, EngineError, StateError
 from tests.unit.api_fakes import (
@@ -91,7 +92,7 @@ models:
 
 def test_up_refuses_a_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        up.run(write(tmp_path, "nothing"), name=None, listen=(), verbose=False)
+        up.run(Origin(write(tmp_path, "nothing")), name=None, listen=(), verbose=False)
     assert exit_code(caught.value) == 2
 
 
@@ -99,7 +100,7 @@ def test_up_refuses_a_broken_file(tmp_path: Path) -> None:
 def test_up_without_an_engine(tmp_path: Path) -> None:
     path = write(tmp_path, "models: {a: {model: a.gguf}}")
     with pytest.raises(EngineError) as caught:
-        up.run(path, name=None, listen=(), verbose=False)
+        up.run(Origin(path), name=None, listen=(), verbose=False)
     assert exit_code(caught.value) == 1
 
 
@@ -114,14 +115,14 @@ def test_up_names_the_port_that_is_taken(
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StateError, match=f"127.0.0.1:{port}: the address is in use"):
-            up.run(path, name=None, listen=(f"127.0.0.1:{port}",), verbose=False)
+            up.run(Origin(path), name=None, listen=(f"127.0.0.1:{port}",), verbose=False)
 
 
 @pytest.mark.usefixtures("quiet")
 def test_up_refuses_an_open_listener_with_both_remedies(tmp_path: Path) -> None:
     path = write(tmp_path, "models: {a: {model: a.gguf}}")
     with pytest.raises(ConfigError, match="allow_unauthenticated: true") as caught:
-        up.run(path, name=None, listen=("0.0.0.0:0",), verbose=False)
+        up.run(Origin(path), name=None, listen=("0.0.0.0:0",), verbose=False)
     assert "lswap key new" in str(caught.value)
     assert "keys: {file: keys.yaml}" in str(caught.value)
 

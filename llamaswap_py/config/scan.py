@@ -1,0 +1,53 @@
+"""Look for GGUF files below a folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from llamaswap_py.config.found import Folder, GgufFile
+
+_DEEPEST: Final = 6
+"""Folders below the one that is named: LM Studio needs two, the cache of Hugging Face four."""
+_MOST: Final = 20_000
+"""Files and folders looked at; more means that somebody named the root of a disk."""
+
+
+def scan_folder(path: str) -> Folder:
+    """Return the GGUF files below `path`, links followed; never raises.
+
+    Hidden folders, and what may not be read below the folder itself, are passed over.
+    """
+    path = os.path.normpath(path)
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        return Folder(path, problem=error.strerror or str(error))
+    files: list[GgufFile] = []
+    visited: set[str] = set()
+    looked = 0
+    for folder, inside, names in os.walk(path, followlinks=True):
+        looked += len(names) + 1
+        deep = folder[len(path) :].count(os.sep)
+        real = os.path.realpath(folder)
+        if looked > _MOST or real in visited:
+            inside.clear()
+            continue
+        visited.add(real)
+        inside[:] = [one for one in sorted(inside) if not one.startswith(".") and deep < _DEEPEST]
+        files += [
+            file
+            for name in names
+            if name.endswith(".gguf") and (file := _file(os.path.join(folder, name)))
+        ]
+    return Folder(path, tuple(sorted(files, key=lambda file: file.path)))
+
+
+def _file(path: str) -> GgufFile | None:
+    try:
+        status = os.stat(path)
+    except OSError:  # a link that leads nowhere
+        return None
+    if not os.path.isfile(path):
+        return None
+    return GgufFile(path, os.path.realpath(path), status.st_size, status.st_mtime_ns)
