@@ -1,0 +1,161 @@
+"""`lswap init`: a commented configuration from what is on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.cli.origins import found_folders, short_path, usual_model_dirs
+from llamaswap_py.config.found import models_in, preset_of
+from llamaswap_py.config.scan import scan_folder
+from llamaswap_py.devices import read_devices
+from llamaswap_py.engine.locate import Engine, locate_engine
+from llamaswap_py.errors import ConfigError, EngineError
+from llamaswap_py.units import GIB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llamaswap_py.config.found import FoundModel
+    from llamaswap_py.devices import Device
+
+_BESIDE: Final = 1.1
+"""What a model takes beside its weights, as a share of them: a usual context and its buffers."""
+_MARGIN: Final = GIB
+_PLAIN: Final = re.compile(r"[A-Za-z~/][\w./+@~-]*", re.ASCII)
+_WORDS: Final = ("true", "false", "null", "yes", "no", "on", "off")
+_STARTER: Final = "Qwen/Qwen3-0.6B-GGUF:Q8_0"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is: devices, the engine or why there is none, models."""
+
+    devices: Sequence[Device]
+    engine: Engine | None
+    models: Sequence[FoundModel]
+    folders: Sequence[str]
+    looked: Sequence[Path]
+
+
+def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
+    """Write the file; raises ConfigError when it is there already, or cannot be written."""
+    if str(path) == "-":
+        print(config_text(look(model_dirs), "-"), end="")
+        return
+    if path.exists() and not force:
+        remedy = "name another, or overwrite it with --force"
+        raise ConfigError("this file is there already", where=str(path), remedy=remedy)
+    machine = look(model_dirs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(config_text(machine, str(path)))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"it cannot be written: {reason}", where=str(path)) from None
+    models = len(machine.models)
+    print(f"wrote {path}: {models} model{'' if models == 1 else 's'} found")
+    if machine.engine is None:
+        print("no llama-server was found: get one with `lswap engine build`", file=sys.stderr)
+    print(f"next: lswap check {path} && lswap up {path}")
+
+
+def look(model_dirs: tuple[Path, ...]) -> Machine:
+    """Return what is on this machine; models of the given folders, else of the usual places."""
+    looked = tuple(folder.expanduser().absolute() for folder in model_dirs) or usual_model_dirs()
+    for folder in looked if model_dirs else ():
+        if problem := scan_folder(str(folder)).problem:
+            where = f"--models-dir {folder}"
+            raise ConfigError(problem, where=where, remedy="check the path")
+    try:
+        engine = locate_engine()
+    except EngineError:
+        engine = None
+    backends = {"cpu", "cuda", "rocm", "vulkan", "metal"} if engine is None else {engine.backend}
+    devices = read_devices(
+        None, lambda _: _MARGIN, backends=frozenset(backends), environment=os.environ
+    )
+    folders = found_folders(looked)
+    return Machine(devices, engine, models_in(folders), [one.path for one in folders], looked)
+
+
+def config_text(machine: Machine, path: str) -> str:
+    """Return the file."""
+    return "\n".join([*_head(machine, path), *_settings(machine), *_models(machine)]) + "\n"
+
+
+def _head(machine: Machine, path: str) -> Iterator[str]:
+    yield "# lswap's configuration, begun by `lswap init` with what this machine has:"
+    for device in machine.devices:
+        yield f"#   {device.id}: {format_size(device.total)} ({device.source})"
+    engine = machine.engine
+    if engine is None:
+        yield "#   no llama-server yet: get one with `lswap engine build`"
+    else:
+        yield f"#   llama-server {engine.label} ({short_path(engine.path)})"
+    yield f"# Try it: `lswap check {path}`, then `lswap up {path}`; a change is taken over while"
+    yield "# it runs. docs/configuration.md has every key, `lswap schema` a schema for editors."
+
+
+def _settings(machine: Machine) -> Iterator[str]:
+    budget = ", ".join(f"{one.id}: {max(one.total // GIB, 1)}GiB" for one in machine.devices)
+    yield from (
+        "",
+        "listen: 127.0.0.1:8080   # :8080 for other machines, too; with keys: `lswap key new NAME`",
+        "",
+        "memory:",
+        "  margin: 1GiB            # left free on every device",
+        f"  # devices: {{{budget}}}   # use less than there is",
+        "",
+        "defaults:                 # every model starts from these",
+        "  args:                   # llama-server's options, by their names in its --help",
+        "    ctx-size: 16384       # shared by the requests that run at once",
+        "    parallel: 2           # so many",
+        "    kv-unified: true",
+        "  ttl: 30m                # unload after so long without a request; or never",
+    )
+
+
+def _models(machine: Machine) -> Iterator[str]:
+    fitting = [model for model in machine.models if _fits(model, machine.devices)]
+    yield from ("", "models:")
+    if not fitting:
+        looked = ", ".join(short_path(place) for place in machine.looked)
+        what = "none that fits this machine" if machine.models else "none"
+        yield f"  # {what} was found in {looked}."
+        yield "  # This small one is fetched when it is first asked for:"
+        yield f"  qwen3-0.6b: {{hf: {_STARTER}}}"
+    for model in machine.models:
+        fits = ", ".join(_fits(model, machine.devices))
+        off = "" if fits else "# "
+        about = f"fits {fits}" if fits else "more than a device here has"
+        yield f"  {off}{_quoted(model.id)}:    # {format_size(model.size)}, {about}"
+        yield f"  {off}  model: {_quoted(short_path(Path(model.file.path)))}"
+        if args := preset_of(model).get("args"):
+            yield f"  {off}  args:"
+            for name, file in args.items():
+                yield f"  {off}    {name}: {_quoted(short_path(Path(file)))}"
+    if fitting:
+        folders = ", ".join(_quoted(short_path(Path(folder))) for folder in machine.folders)
+        yield "    # more: aliases: [gpt-4o-mini], pin: true, preload: true, ttl: never"
+        yield ""
+        yield "# Instead of naming each: every GGUF file below these, new ones as they come."
+        yield f"# model_dirs: [{folders}]"
+
+
+def _fits(model: FoundModel, devices: Sequence[Device]) -> list[str]:
+    """Return the devices a model fits alone, by rule of thumb; `lswap estimate` knows better."""
+    needs = round(model.size * _BESIDE)
+    return [one.id for one in devices if needs <= one.total - one.margin]
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML reads it, with quotes where it needs them."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS and text != "~":
+        return text
+    return "'" + text.replace("'", "''").replace("${", "$${") + "'"
