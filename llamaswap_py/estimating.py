@@ -195,7 +195,7 @@ class Estimating:
             variant=choice.variant,
         )
         if wanted is None or prepared.engine is None:
-            return None
+            return wanted
         uuids = {one.id: one.uuid for one in self._devices if one.uuid is not None}
         kept = placement_env(placement, prepared.engine.backend, uuids)
         return replace(wanted, env={**wanted.env, **kept})
@@ -208,7 +208,9 @@ class Estimating:
         use = await self._use(life)
         known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
         try:
-            estimate = known or await self._estimator.estimate(wanted)
+            estimate = known
+            if estimate is None and not (wanted.is_program and wanted.declared is None):
+                estimate = await self._estimator.estimate(wanted)
             said = await self._estimator.learn_ready(wanted, estimate, use, life.load_seconds)
         except LswapError as error:
             _log.debug("%s: nothing learned: %s", life.preset, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.held import Held
 from llamaswap_py.presets import Prepared, Way
+from llamaswap_py.programs import find_program, program_env, program_of
 from llamaswap_py.replaying import Replays
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
@@ -91,7 +92,6 @@ class Instances:
 
     def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
         """Start the child of an instance; its events follow."""
-        assert prepared.engine is not None, "a preset without an engine is never loaded"
         log = self.logs.setdefault(key.preset, ChildLog())
         spec = self._spec(key, prepared, choice)
         held = Held()
@@ -100,30 +100,46 @@ class Instances:
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
-        engine, way = prepared.engine, prepared.ways[choice.variant]
+        way = prepared.ways[choice.variant]
         preset = way.preset
-        assert engine is not None
         folder = self._config.log.dir
-        can = engine.features
-        return ChildSpec(
+        spec = ChildSpec(
             name=str(key),
             preset=key.preset,
             epoch=key.epoch,
-            binary=str(engine.path),
+            binary="",
             args=way.args,
-            env={
-                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
-                **preset.env,
-                **placement_env(choice.devices, engine.backend, self._uuids),
-            },
-            socket_path=self._runtime_dir.socket_path(key.epoch) if can.unix_socket else None,
-            child_mode=can.child_mode,
+            env=preset.env,
+            socket_path=self._runtime_dir.socket_path(key.epoch),
+            child_mode=False,
             files=way.files,
             log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
             stop_timeout=preset.stop_timeout,
             load_stall=preset.load_stall,
             log_rotate=self._config.log.rotate,
             liveness=preset.liveness,
+        )
+        if preset.cmd is not None:
+            return replace(
+                spec,
+                binary=find_program(preset) or preset.cmd.words[0],
+                args=preset.cmd.words[1:],
+                env={**preset.env, **program_env(choice.devices, self._uuids)},
+                socket_path=spec.socket_path if preset.cmd.takes_socket else None,
+                program=program_of(preset),
+            )
+        engine = prepared.engine
+        assert engine is not None, "a preset without an engine is never loaded"
+        return replace(
+            spec,
+            binary=str(engine.path),
+            env={
+                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
+                **preset.env,
+                **placement_env(choice.devices, engine.backend, self._uuids),
+            },
+            socket_path=spec.socket_path if engine.features.unix_socket else None,
+            child_mode=engine.features.child_mode,
         )
 
     def kill(self, key: InstanceKey) -> None:

@@ -19,9 +19,9 @@ from llamaswap_py.views import About
 
 @asynccontextmanager
 async def open_supervisor(
-    config: Config, engine: Engine, runtime_dir: RuntimeDir
+    config: Config, engine: Engine | None, runtime_dir: RuntimeDir
 ) -> AsyncIterator[Supervisor]:
-    """Run a supervisor for `config`; `engine` is the one of the file's top level.
+    """Run a supervisor for `config`; `engine` is the one of the file's top level, if it needs any.
 
     Presets that cannot work are listed with their reason; they stop nobody.
     """
@@ -36,9 +36,15 @@ async def open_supervisor(
     about = About(
         name=runtime_dir.path.name,
         config_path=config.source,
-        engine=EngineView(path=str(engine.path), build=engine.build, backend=engine.backend),
+        engine=_view(engine),
         listen=tuple(endpoint.url for endpoint in config.listen),
     )
     prepared = prepare(config, engines, devices)
     async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
         yield supervisor
+
+
+def _view(engine: Engine | None) -> EngineView:
+    if engine is None:
+        return EngineView(path="", build=None, backend="none")
+    return EngineView(path=str(engine.path), build=engine.build, backend=engine.backend)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
+from llamaswap_py.config.argv import Option, PresetProblem, build_args, check_preset
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config, Preset, groups_of
 from llamaswap_py.config.values import EngineChoice, EngineSpec
@@ -22,6 +22,7 @@ from llamaswap_py.errors import EngineError
 from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.hub.cache import cache_folder, find_cached
 from llamaswap_py.hub.refs import parse_ref
+from llamaswap_py.programs import program_problems
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
     Choice,
@@ -91,19 +92,24 @@ class Engines:
 
     def __init__(self, config: Config) -> None:
         self._found: dict[EngineSpec, Engine | EngineError] = {}
-        for preset in config.models.values():
+        needed = [preset for preset in config.models.values() if preset.cmd is None]
+        for preset in needed:
             self._locate(preset.engine)
         self._default = self._locate(config.engine)
+        self._needed = bool(needed)
 
     @property
-    def default(self) -> Engine:
+    def default(self) -> Engine | None:
         """The engine of the file's top level; raises EngineError when there is none at all.
 
-        Where only the presets' own engines work, the first of those stands for it.
+        Where only the presets' own engines work, the first of those stands for it. None where no
+        preset needs one.
         """
         found = [one for one in (self._default, *self._found.values()) if isinstance(one, Engine)]
         if found:
             return found[0]
+        if not self._needed:
+            return None
         assert isinstance(self._default, EngineError)
         raise self._default
 
@@ -166,14 +172,9 @@ def _prepare_one(
     ledger: Ledger,
 ) -> Prepared:
     preset, absent = _with_files(preset)
-    engine = engines.of(preset)
-    options = None if isinstance(engine, EngineError) else engine.options
-    ways = {
-        one.variant: Way(
-            one, build_args(one, config, options, devices=_named(one)), model_files(one)
-        )
-        for one in variant_presets(preset)
-    }
+    engine = engines.of(preset) if preset.cmd is None else None
+    options = engine.options if isinstance(engine, Engine) else None
+    ways = {one.variant: _way(one, config, options) for one in variant_presets(preset)}
     problems: list[PresetProblem] = []
     for way in ways.values():
         problems += _file_problems(way, config)
@@ -181,6 +182,8 @@ def _prepare_one(
     if isinstance(engine, EngineError):
         where = config.where(f"models.{preset.id}.engine")
         problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
+    elif engine is None:
+        problems += program_problems(preset, config)
     else:
         problems += check_preset(preset, config, options)
     problems = list(dict.fromkeys(problems))
@@ -195,6 +198,13 @@ def _prepare_one(
         plan = _plan(preset, config, ways, problems, absent=absent)
     found = engine if isinstance(engine, Engine) else None
     return Prepared(preset, plan, found, ways, tuple(problems))
+
+
+def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
+    if preset.cmd is not None:
+        return Way(preset, preset.cmd.words, ())
+    args = build_args(preset, config, options, devices=_named(preset))
+    return Way(preset, args, model_files(preset))
 
 
 def _with_files(preset: Preset) -> tuple[Preset, bool]:
@@ -309,7 +319,12 @@ def _plan(
 
 
 def kind_of(preset: Preset) -> str:
-    """Return what a preset answers, by its arguments: `chat`, `embedding` or `rerank`."""
+    """Return what a preset answers, by its arguments: `chat`, `embedding` or `rerank`.
+
+    Of another program than llama-server nobody knows: `program`.
+    """
+    if preset.cmd is not None:
+        return "program"
     if preset.args.get("reranking") is True or preset.args.get("pooling") == "rank":
         return "rerank"
     embeds = preset.args.get("embeddings") is True or preset.args.get("pooling", "none") != "none"
@@ -348,13 +363,16 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     if preset.memory is None:
         return None
     footprint = {PoolId(device): size for device, size in preset.memory.items()}
-    footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
+    if preset.cmd is None:
+        footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
     return footprint
 
 
 def _fingerprint(preset: Preset, ways: Mapping[str, Way]) -> str:
     """Return what tells its child apart from that of another version of the file."""
     lines = [(name, way.args, way.preset.device) for name, way in ways.items()]
+    if preset.cmd is not None:
+        return _hashed((lines, preset.env, preset.cmd, preset.ready))
     if preset.hf is not None:  # where its files lie does not matter, nor whether they are here
         cache = str(cache_folder())
         said = [

@@ -23,6 +23,7 @@ from llamaswap_py.children.records import (
     ChildSpec,
     ChildStalled,
     ChildWoke,
+    Program,
 )
 from llamaswap_py.children.runtime_dir import RuntimeDir
 
@@ -44,6 +45,7 @@ __all__ = [
     "FailureKind",
     "InstanceRecord",
     "LogLine",
+    "Program",
     "RuntimeDir",
     "Swept",
 ]

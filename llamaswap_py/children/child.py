@@ -17,6 +17,7 @@ from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.children.process import Process
+from llamaswap_py.children.program import ProgramLines, ProgramLoad, choose_endpoint, told
 from llamaswap_py.children.readiness import (
     Ending,
     Listening,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from llamaswap_py.children.liveness import Requests
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.children.readiness import Sign, Stream
-    from llamaswap_py.children.records import ChildEvent, ChildSpec
+    from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
 
 _WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
 _TAIL_KEPT: Final = 200  # lines for finding the cause
@@ -57,6 +58,7 @@ _TAIL_LINE: Final = 2000  # characters of each
 _REPEAT_SECONDS: Final = 0.25
 _REPEAT_SECONDS_CHILD_MODE: Final = 0.05
 _CLOSE_SECONDS: Final = 0.75
+_LLAMA_SERVER: Final = "llama-server"
 _SCRUBBED: Final = ("LLAMA_ARG_", "LLAMA_SERVER_")
 _NO_CONFIG: Final = os.path.join(os.devnull, "empty")  # a folder that nobody can ever fill
 
@@ -81,7 +83,11 @@ class Child:
         self._logs = logs
         self._requests = requests
         self._lines = 0
-        self._readiness = Readiness(child_mode=spec.child_mode)
+        self._readiness = (
+            Readiness(child_mode=spec.child_mode)
+            if spec.program is None
+            else ProgramLines(spec.program)
+        )
         self._splitters: dict[Stream, LineSplitter] = {
             "stdout": LineSplitter(),
             "stderr": LineSplitter(),
@@ -173,12 +179,21 @@ class Child:
         if spec.socket_path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(spec.socket_path)
+        if spec.program is not None:
+            return self._spawn_program(spec, spec.program)
+        if spec.socket_path is not None:
             where: tuple[str, ...] = ("--host", spec.socket_path)
         else:
             where = ("--host", "127.0.0.1", "--port", "0")
         self._load = Load(spec, self._emit_unless_stopping)
         argv = (spec.binary, *spec.args, *where)
         return Process.spawn(argv, child_env(os.environ, spec), control=spec.child_mode)
+
+    def _spawn_program(self, spec: ChildSpec, program: Program) -> Process:
+        endpoint = choose_endpoint(spec)
+        argv = told((spec.binary, *spec.args), endpoint)
+        self._load = ProgramLoad(spec, endpoint, self._emit_unless_stopping)
+        return Process.spawn(argv, child_env(os.environ, spec), control=False, cwd=program.cwd)
 
     def _emit_unless_stopping(self, event: ChildEvent) -> None:
         """Pass on what the load tells; once a stop was asked for, only the exit matters."""
@@ -211,6 +226,10 @@ class Child:
         process = self._process
         assert process is not None
         patience = self.spec.stop_timeout
+        if self.spec.program is not None:  # to some a second SIGTERM means: leave everything
+            await asyncio.sleep(patience)
+            self._give_up(process)
+            return
         repeat = _REPEAT_SECONDS_CHILD_MODE if self.spec.child_mode else _REPEAT_SECONDS
         first, second = min(repeat, patience / 4), min(_CLOSE_SECONDS, patience / 4)
         await asyncio.sleep(first)
@@ -222,6 +241,10 @@ class Child:
         if not self._ending:
             process.signal(signal.SIGTERM)
         await asyncio.sleep(patience - first - second)
+        self._give_up(process)
+
+    def _give_up(self, process: Process) -> None:
+        patience = self.spec.stop_timeout
         self._note(f"[{self.spec.name} did not stop within {patience:g} s: killed]")
         process.kill_group()
 
@@ -287,6 +310,9 @@ class Child:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
             asked = self._stopping.is_set()
             failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
+            if failure is not None and self.spec.program is not None:
+                named = failure.summary.replace(_LLAMA_SERVER, os.path.basename(self.spec.binary))
+                failure = Failure(failure.kind, named)
         event = ChildExited(code, number, failure, tuple(self._tail)[-_TAIL_TOLD:])
         self._emit(event)
         return event
@@ -296,8 +322,11 @@ def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
     """Return the environment of a child.
 
     Without what would change it behind the preset's back: `LLAMA_ARG_*`, `LLAMA_API_KEY`,
-    `LLAMA_SERVER_*`, and the user's own config.ini. What the preset's own `env` says wins.
+    `LLAMA_SERVER_*`, and the user's own config.ini. What the preset's own `env` says wins. A
+    program of the user's gets all that we have.
     """
+    if spec.program is not None:
+        return {**base, **spec.env}
     env = {
         name: value
         for name, value in base.items()

@@ -55,7 +55,9 @@ class Process:
         self._ended = False
 
     @classmethod
-    def spawn(cls, argv: Sequence[str], env: Mapping[str, str], *, control: bool) -> Process:
+    def spawn(
+        cls, argv: Sequence[str], env: Mapping[str, str], *, control: bool, cwd: str | None = None
+    ) -> Process:
         """Start `argv` in a session of its own; `control` keeps its stdin as a pipe.
 
         Raises OSError when it cannot be executed (missing, not executable, of another machine).
@@ -71,6 +73,7 @@ class Process:
             close_fds=True,
             start_new_session=True,
             env=dict(env),
+            cwd=cwd,
             preexec_fn=_death_hook() if direct else None,  # noqa: PLW1509 (only without setpriv)
         )
         return cls(popen)

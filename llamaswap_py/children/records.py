@@ -14,15 +14,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """How a child that is no llama-server shows that it serves, and the folder it runs in.
+
+    GET `http` answers 2xx, or a line of its output contains or matches `line`.
+    """
+
+    http: str | None
+    line: str | None
+    cwd: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildSpec:
     """All that one child needs to know; times in seconds.
 
     `args` is everything after the binary except the endpoint, which the child adds itself:
     `socket_path` (at most 107 bytes, ending in `.sock`), or 127.0.0.1 and a port of the system's
     choice when it is None. `env` is added to the scrubbed environment of the supervisor.
-    `files` are the model files; their sizes make the progress fraction. A file at `log_path` that
-    has reached `log_rotate` bytes is set aside. `liveness` matters to a
-    child whose `requests` are told.
+    `files` are the model files; their sizes make the progress fraction. With a `program`, `args`
+    have `{port}` or `{socket}` where the endpoint goes, and `env` is added to all of ours. A file
+    at `log_path` that has reached `log_rotate` bytes is set aside. `liveness` matters to a child
+    whose `requests` are told.
     """
 
     name: str
@@ -39,6 +52,7 @@ class ChildSpec:
     load_stall: float
     log_rotate: int | None = None
     liveness: float = 120.0
+    program: Program | None = None
 
 
 @dataclass(frozen=True, slots=True)

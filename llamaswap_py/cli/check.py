@@ -64,8 +64,8 @@ def check(origin: Origin) -> Report:
     engine = None
     engines = Engines(config)
     try:
-        default = engines.default
-        engine = f"{default.path} ({default.label})"
+        if (default := engines.default) is not None:
+            engine = f"{default.path} ({default.label})"
     except EngineError as error:
         problems.append(f"{config.where('engine')}: {error}")
     devices = read_devices(

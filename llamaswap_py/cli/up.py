@@ -126,7 +126,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(
     config: Config,
-    engine: Engine,
+    engine: Engine | None,
     runtime: RuntimeDir,
     keys: KeyRing | None,
     outside: _Outside,
@@ -258,7 +258,8 @@ def banner(snapshot: Snapshot) -> str:
     """Return what a person wants to see first: where, with what, and which models."""
     engine = snapshot.engine
     build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
-    lines = [f"lswap {__version__} with llama-server {build} ({engine.path})"]
+    using = f"with llama-server {build} ({engine.path})" if engine.path else "without llama-server"
+    lines = [f"lswap {__version__} {using}"]
     lines += [f"  {device_line(device)}" for device in snapshot.devices]
     rows = [
         (

@@ -40,8 +40,11 @@ class Base:
             raise Invalid(
                 node, f"{text!r}: only ~/ is known, no other user's home", "write the path out"
             )
-        start = self.dir if self.dir_of is None else self.dir_of(node.line)
-        return posixpath.join(start, text.removeprefix("./"))
+        return posixpath.join(self.start(node), text.removeprefix("./"))
+
+    def start(self, node: Node) -> str:
+        """Return the folder where relative paths of a value start."""
+        return self.dir if self.dir_of is None else self.dir_of(node.line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.config.commands import as_program, misplaced
 from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
 from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
 from llamaswap_py.config.keys import Key, keys_of
@@ -30,6 +31,9 @@ _FOREIGN = {
     "variants": "write them in the one preset they vary",
     "model": "write the file of each preset under `models`",
     "aliases": "write them in the one preset they name",
+    "hf": "write the repository of each preset under `models`",
+    "cmd": "write the command of each preset under `models`",
+    "ready": "write it beside the preset's cmd",
 }
 
 
@@ -52,13 +56,14 @@ def load_files(
     name: str,
     env: Mapping[str, str],
     home: str,
-    scan: Scan = Folder,
+    scan: Scan | None = None,
     model_dirs: Sequence[str] = (),
 ) -> Config:
     """Return the configuration that several files make together, in their order.
 
     `name` stands for all of them in errors; `scan` looks into folders of models: those of the key
-    `model_dirs`, then the absolute paths given here. Raises ConfigError as load_config() does.
+    `model_dirs`, then the absolute paths given here (None: they are not looked into). Raises
+    ConfigError as load_config() does.
     """
     sources = sources_of(files)
     base = Base(files[0].dir if files else "/", home, sources.dir if files else None)
@@ -95,12 +100,11 @@ class _Reader:
         self.secrets: dict[str, str] = {}
         self._problems: list[tuple[int, ConfigError]] = []
 
-    def config(self, root: Table, scan: Scan, model_dirs: Sequence[str]) -> Config:
+    def config(self, root: Table, scan: Scan | None, model_dirs: Sequence[str]) -> Config:
         values = self.record(Config, root, "")
         presets = self.presets(root, scanned=bool(model_dirs or values.get("model_dirs")))
-        folders = tuple(
-            scan(path) for path in dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))
-        )
+        named = dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))
+        folders = tuple(scan(path) for path in named) if scan is not None else ()
         self.add_found(values, presets, folders)
         resolve_names(values, presets, self.lines, self.problem, self.sources.spot)
         self.check_listen(values)
@@ -240,10 +244,19 @@ class _Reader:
                 continue
             if not _says_file(own.value):
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
+            self.check_program(presets[id], here)
             self.check_hub(presets[id], here)
         return presets
 
     # What concerns several keys
+
+    def check_program(self, values: dict[str, Any], here: str) -> None:
+        """A preset is of llama-server, or of another program."""
+        for name, message, remedy in misplaced(values):
+            self.problem(self.lines[f"{here}.{name}"], f"{here}.{name}", message, remedy)
+        if "cmd" in values and values["cmd"] is None and not {"model", "hf"} & values.keys():
+            line = self.lines[f"{here}.cmd"]
+            self.problem(line, here, "it names no file and no program", "add model: PATH")
 
     def check_hub(self, values: dict[str, Any], here: str) -> None:
         """A preset has a file, or a repository that has it."""
@@ -318,6 +331,8 @@ def _preset(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
     values["env"] = inherited["env"] | own.get("env", {})
     if values["when_full"] == f"{SUBSTITUTE}{id}":
         values["when_full"] = "wait"  # inherited: nothing can stand in for itself
+    if own.get("cmd") is not None:
+        values = as_program(values)
     return Preset(id=id, **values)
 
 
@@ -325,7 +340,7 @@ HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCI
 
 
 def _says_file(node: Node) -> bool:
-    """Return whether a preset names its file, or `hf` or `cmd`, which got their own error."""
+    """Return whether a preset names its file, or has `hf` or `cmd`, which have their own errors."""
     return isinstance(node, Table) and bool({"model", "hf", "cmd"} & node.entries.keys())
 
 

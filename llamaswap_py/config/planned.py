@@ -8,8 +8,6 @@ from llamaswap_py.config.records import Config, Defaults, Preset, Record
 
 _PRESET: Final = frozenset(
     {
-        "cmd",
-        "ready",
         "keep_kv",
     }
 )

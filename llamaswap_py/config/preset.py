@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import field, structs
 
 from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
+from llamaswap_py.config.commands import COMMAND, READY
 from llamaswap_py.config.fields import Record, key, plain, word
 from llamaswap_py.config.filters import FILTERS
 from llamaswap_py.config.forms import (
@@ -22,7 +23,7 @@ from llamaswap_py.config.forms import (
     or_null,
 )
 from llamaswap_py.config.places import DEVICES, ENGINE, SIZES
-from llamaswap_py.config.values import Argument, EngineSpec, Filters
+from llamaswap_py.config.values import Argument, Command, EngineSpec, Filters, Ready
 
 _WHEN_FULL: Final = (
     "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "
@@ -85,7 +86,13 @@ class Defaults(Record, frozen=True):
         ),
     ] = None
     concurrency: Annotated[
-        int | None, word("Requests that generate at once; auto: the child's slots.", "auto", ge=1)
+        int | None,
+        word(
+            "Requests that generate at once; auto: the child's slots (1 for `cmd`, unless it is a "
+            "llama-server).",
+            "auto",
+            ge=1,
+        ),
     ] = None
     drain_timeout: Annotated[
         float,
@@ -229,6 +236,26 @@ class Preset(Defaults, frozen=True, kw_only=True):
             "Qwen/Qwen3-8B-GGUF:Q4_K_M",
         ),
     ] = None
+    cmd: Annotated[
+        Command | None,
+        key(
+            "Instead of `model`: any program that speaks HTTP, as a list of words. {port} is where "
+            "it has to listen at 127.0.0.1, {socket} a unix socket instead; it runs in this file's "
+            "folder.",
+            COMMAND,
+            ["whisper-server", "--port", "{port}", "-m", "models/ggml-large.bin"],
+        ),
+    ] = None
+    ready: Annotated[
+        Ready,
+        key(
+            "When a program that `cmd` runs is ready: once GET of a path succeeds (http), or once "
+            "a line of its output contains a text or matches it as a regular expression (line).",
+            READY,
+            {"http": "/v1/models"},
+            {"line": "listening on"},
+        ),
+    ] = Ready(http="/health")
     engine: Annotated[
         EngineSpec,
         key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),

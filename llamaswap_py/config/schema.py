@@ -36,8 +36,9 @@ def _object(record: type[Record]) -> Schema:
     }
     if required := [name for name, key in keys.items() if key.required]:
         schema["required"] = required
-    if record is Preset:  # a file, or the repository that has it
-        schema["oneOf"] = [{"required": schema.pop("required")}, {"required": ["hf"]}]
+    if record is Preset:  # a file, the repository that has it, or another program
+        ways = [schema.pop("required"), ["hf"], ["cmd"]]
+        schema["oneOf"] = [{"required": way} for way in ways]
     if record is Config:  # presets, or folders to find them in
         schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["model_dirs"]}]
     return schema
@@ -100,7 +101,7 @@ def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
             yield Row(place, key.many, default, key.description)
             yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
         elif key.record is Defaults:
-            keys = "All keys of a preset but model, aliases, variants."
+            keys = "All keys of a preset but model, hf, cmd, ready, aliases, variants."
             yield Row(place, "mapping", "", f"{key.description} {keys}")
         elif key.record is not None:
             yield from _rows(key.record, f"{place}.")

@@ -26,6 +26,34 @@ EngineSpec: TypeAlias = str | EngineChoice
 """`auto`, the absolute path of a llama-server, or a choice among the installed ones."""
 
 
+PORT = "{port}"
+"""What stands in a command for the port to listen on."""
+SOCKET = "{socket}"
+"""What stands in a command for the path of the unix socket to listen on."""
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Another program than llama-server: its words, and the folder it runs in."""
+
+    words: tuple[str, ...]
+    dir: str
+
+    @property
+    def takes_socket(self) -> bool:
+        """Whether it listens on a unix socket rather than a port."""
+        return any(SOCKET in word for word in self.words)
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """How a program shows that it serves: GET `http` answers 2xx, or a `line` of its output.
+
+    The line contains that text, or has a match of it as a regular expression.
+    """
+
+    http: str | None = None
+    line: str | None = None
+
+
 class Filters(msgspec.Struct, frozen=True):
     """What is changed in the JSON of a request, top-level members only.
 

@@ -85,6 +85,11 @@ class Estimator:
         self, wanted: Wanted, files: Sequence[FileIdentity] | None = None
     ) -> Estimate:
         """Return what `wanted` takes without any experience: a dry run, else the formulas."""
+        if wanted.is_program:
+            raise EstimateError(
+                "what this program takes is known once it has run",
+                remedy="declare its `memory`, or load it once",
+            )
         if files is None:
             files = await asyncio.to_thread(identify, wanted.files)
         key = wanted.key(files, exact=True)
@@ -130,21 +135,21 @@ class Estimator:
     async def learn_ready(
         self,
         wanted: Wanted,
-        estimate: Estimate,
+        estimate: Estimate | None,
         use: Mapping[str, int],
         load_seconds: float | None,
     ) -> str:
-        """Keep what a child took when it became ready.
+        """Keep what a child took when it became ready; `estimate` None: there was none.
 
         `use` are bytes per device; a device that could not be read is left out of it, never zero.
         Returns a line when the estimate was wrong by more than 5 %, once per preset and placement.
         """
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
-        growth = _growth(wanted, estimate)
+        growth = None if estimate is None else _growth(wanted, estimate)
         facts = await asyncio.to_thread(
             self._learned.note_ready, key, wanted.preset, use, growth, load_seconds
         )
-        if facts.reported or not (said := surprise(estimate, facts.footprint)):
+        if estimate is None or facts.reported or not (said := surprise(estimate, facts.footprint)):
             return ""
         await asyncio.to_thread(self._learned.note_reported, key)
         return said

@@ -36,7 +36,8 @@ class Wanted:
     """A preset (or a variant of it) on a placement. `args` are the words after llama-server.
 
     `gpus` are the devices a child may use, in the order in which it sees them. `machine` names
-    devices by what does not change with their order: UUIDs.
+    devices by what does not change with their order: UUIDs. Of a program that is no llama-server
+    only what was measured is known.
     """
 
     preset: str
@@ -51,6 +52,7 @@ class Wanted:
     machine: tuple[str, ...] = ()
     declared: Mapping[str, int] | None = None
     cache_ram: int = 0
+    is_program: bool = False
 
     def key(self, files: Sequence[FileIdentity], *, exact: bool) -> str:
         """Return a name for what is known of it.
@@ -80,14 +82,15 @@ def wanted_of(
     placement: Sequence[str] | None = None,
     variant: str = "",
 ) -> Wanted | None:
-    """Return what to estimate for a preset; None for one without an engine.
+    """Return what to estimate for a preset; None for one that needs an engine and has none.
 
     `placement` are device names and overrules what the preset says; both may leave it open.
     """
-    engine = prepared.engine
-    if engine is None:
+    engine, command = prepared.engine, prepared.preset.cmd
+    if engine is None and command is None:
         return None
-    gpus = tuple(one for one in devices if one.id != HOST and engine.backend != "cpu")
+    on_cpu = engine is not None and engine.backend == "cpu"
+    gpus = tuple(one for one in devices if one.id != HOST and not on_cpu)
     named = placement
     if named is None and prepared.preset.device != "auto":
         named = prepared.preset.device
@@ -102,11 +105,12 @@ def wanted_of(
         gpus=tuple(one.id for one in gpus),
         env=dict(prepared.env),
         variant=variant,
-        engine=f"{engine.label}:{_binary_identity(engine.path)}",
-        fit_params=engine.fit_params,
+        engine="program" if engine is None else f"{engine.label}:{_binary_identity(engine.path)}",
+        fit_params=None if engine is None else engine.fit_params,
         machine=tuple(f"{one.id}={one.uuid or one.source}:{one.total}" for one in gpus),
         declared=prepared.preset.memory,
-        cache_ram=cache_ram,
+        cache_ram=cache_ram if command is None else 0,
+        is_program=command is not None,
     )
 
 

@@ -29,7 +29,7 @@ MEETING_POINT = {
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library"),
-    *("replaying", "scraping", "held"),
+    *("replaying", "scraping", "held", "programs"),
 }
 """The modules that know several parts."""
 

@@ -34,8 +34,10 @@ LEAVES = list(leaves(Config))
 def document(place: Place, value: Any) -> dict[str, Any]:
     root: dict[str, Any] = {"models": {"a": {"model": "x.gguf"}, "b": {"model": "y.gguf"}}}
     *parents, last = place
-    if last == "hf":
+    if last in ("hf", "cmd"):
         root["models"]["a"] = {}
+    elif last == "ready":
+        root["models"]["a"] = {"cmd": ["x", "{port}"]}
     here = root
     for name in parents:
         if name == "0":
@@ -66,6 +68,8 @@ def unchanged(place: Place) -> Config:
     """Return a file without the key at `place`, which has all around it that the key needs."""
     if "variants" in place:
         return load(("models", "a", "variants", "0", "name"), "plain")
+    if place[-1] == "ready":
+        return load(("models", "a", "cmd"), ["x", "{port}"])
     return load(("models", "b", "pin"), False)
 
 
@@ -96,7 +100,14 @@ def test_every_key_has_an_effect(place: Place, key: Key) -> None:
 def test_examples_and_spelled_defaults_are_read(place: Place, key: Key) -> None:
     for example in key.examples if place not in NAMES_OF_PRESETS else ():
         load(place, example)
-    if not key.required and place[-1] not in ("engine", "default_model", "split", "first", "hf"):
+    if not key.required and place[-1] not in (
+        "engine",
+        "default_model",
+        "split",
+        "first",
+        "hf",
+        "cmd",
+    ):
         default = load(place, spelled_default(key))
         assert default == unchanged(place)
 
@@ -110,7 +121,8 @@ def test_every_key_says_what_it_is() -> None:
 def test_preset_and_defaults_share_their_keys() -> None:
     defaults = {place[1:] for place, _ in LEAVES if place[0] == "defaults"}
     presets = {place[2:3] for place, _ in LEAVES if place[0] == "models"}
-    assert presets - defaults == {("model",), ("hf",), ("aliases",), ("variants",)}
+    own = ("model", "hf", "cmd", "ready", "aliases", "variants")
+    assert presets - defaults == {(name,) for name in own}
     assert not defaults - presets
 
 

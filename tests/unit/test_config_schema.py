@@ -65,7 +65,11 @@ models:
     prefer: first
     variants: [{name: full}, {name: lean, args: {ncmoe: 20}, memory: {CUDA0: 1GiB}, device: CUDA1}]
   b/c:q4: {model: b, device: host, concurrency: 2, memory: null}
+  w: {cmd: [w, -p, "{port}", 3], ready: {http: /health}, memory: {host: 1GiB}}
+  s: {cmd: [w, "{socket}"], ready: {line: up}}
+model_dirs: [~/models]
 """,
+    "model_dirs: [.]",
 ]
 
 BAD = [
@@ -75,6 +79,14 @@ BAD = [
     "models: {a: {model: ''}}",
     "models: {'a,b': {model: x}}",
     "models: {a: {model: x, tll: 30m}}",
+    "models: {a: {model: x, cmd: [y, '{port}']}}",
+    "models: {a: {cmd: y}}",
+    "models: {a: {cmd: []}}",
+    "models: {a: {cmd: [y, '{port}'], ready: {}}}",
+    "models: {a: {cmd: [y, '{port}'], ready: {http: /, line: x}}}",
+    "models: {a: {cmd: [y, '{port}'], ready: {http: x}}}",
+    "models: {a: {cmd: [y, '{port}'], ready: {tcp: x}}}",
+    "model_dirs: x",
     "models: {a: {model: x, ttl: 30}}",
     "models: {a: {model: x, ttl: 30x}}",
     "models: {a: {model: x, load_stall: 0}}",
@@ -182,7 +194,9 @@ def test_the_reference_has_every_key_once() -> None:
     assert rows["models.NAME.ttl"][1:3] == ("never or duration", "never")
     for prefix, record in (("", SCHEMA), ("models.NAME.", SCHEMA["$defs"]["preset"])):
         for name, schema in record["properties"].items():
-            inner = schema.get("properties") if name not in ("defaults", "request") else None
+            inner = (
+                schema.get("properties") if name not in ("defaults", "request", "ready") else None
+            )
             for key in [f"{name}.{part}" for part in inner] if inner else [name]:
                 found = [row for row in rows if row.startswith(f"{prefix}{key}")]
                 assert found, key

@@ -1,0 +1,136 @@
+"""What differs for a child that is no llama-server: its words, its lines, when it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.children.loading import Load
+from llamaswap_py.children.probe import Answer, get
+from llamaswap_py.children.readiness import Listening, Log
+from llamaswap_py.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.children.readiness import Sign, Stream
+    from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
+
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 1.0
+_ANSWER_SECONDS: Final = 5.0
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_NOTHING: Final = Answer(0, b"")
+
+
+def choose_endpoint(spec: ChildSpec) -> Endpoint:
+    """Return where a program is to listen: its socket, or a port that is free now."""
+    if spec.socket_path is not None:
+        return Endpoint(path=spec.socket_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Endpoint(host="127.0.0.1", port=probe.getsockname()[1])
+
+
+def told(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
+    """Return a command with its `{port}` or `{socket}` filled in.
+
+    Raises ValueError for a socket that has no path: the runtime folder's is too long.
+    """
+    if endpoint.path is not None:
+        return tuple(word.replace("{socket}", endpoint.path) for word in words)
+    if any("{socket}" in word for word in words):
+        raise ValueError("the path of its socket would be too long; use {port}")
+    return tuple(word.replace("{port}", str(endpoint.port)) for word in words)
+
+
+class ProgramLines:
+    """Turn lines into signs, as Readiness does; of a `ready` line is told whatever it is."""
+
+    def __init__(self, program: Program) -> None:
+        self._text = program.line
+        self._pattern: re.Pattern[str] | None = None
+        if program.line is not None:
+            with contextlib.suppress(
+                re.error
+            ):  # a text that is no expression is looked for as it is
+                self._pattern = re.compile(program.line)
+
+    def feed(self, stream: Stream, line: str) -> list[Sign]:
+        """Return what one line means."""
+        del stream
+        plain = _COLOUR.sub("", line) if "\x1b" in line else line
+        return [Listening(None), Log(plain)] if self._says_ready(plain) else [Log(plain)]
+
+    def _says_ready(self, line: str) -> bool:
+        if self._text is None:
+            return False
+        matches = self._pattern is not None and self._pattern.search(line) is not None
+        return matches or self._text in line
+
+
+class ProgramLoad(Load):
+    """One load of a program: ready when a GET succeeds, or when its output says so and it accepts.
+
+    Slots and context are those that `/props` tells, which a llama-server has.
+    """
+
+    def __init__(
+        self, spec: ChildSpec, endpoint: Endpoint, emit: Callable[[ChildEvent], None]
+    ) -> None:
+        super().__init__(spec, emit)
+        assert spec.program is not None
+        self._http = spec.program.http
+        self._endpoint = endpoint
+
+    def listening(self, endpoint: Endpoint | None) -> None:
+        """Note the line that means readiness."""
+        del endpoint
+        self._listens = True
+        self._check()
+
+    async def _ask_health(self, pid: int) -> None:
+        """Ask for the path that means readiness until it is there."""
+        del pid
+        if self._http is None:
+            return
+        pause = _FIRST_PAUSE
+        while not self._go.is_set():
+            assert self._endpoint is not None
+            with contextlib.suppress(OSError):
+                answer = await get(self._endpoint, self._http, _ANSWER_SECONDS)
+                if 200 <= answer.status < 300:
+                    self.listening(None)
+                    return
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
+
+    async def _confirm(self) -> Answer:
+        """Wait until it accepts a connection; return what it says of its slots, if it does."""
+        assert self._endpoint is not None
+        pause = _FIRST_PAUSE
+        while self._http is None and not await _accepts(self._endpoint):
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
+        try:
+            return await get(self._endpoint, "/props", _ANSWER_SECONDS)
+        except OSError:
+            return _NOTHING
+
+
+async def _accepts(endpoint: Endpoint) -> bool:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if endpoint.path is not None:
+                _, writer = await asyncio.open_unix_connection(endpoint.path)
+            else:
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    except OSError:  # TimeoutError is one
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

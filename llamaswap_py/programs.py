@@ -1,0 +1,53 @@
+"""Presets with `cmd`: programs other than llama-server, made ready to run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+
+from llamaswap_py.children import Program
+from llamaswap_py.config.argv import PresetProblem
+from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.devices import placement_env
+from llamaswap_py.devices.placement import PREFIXES
+
+
+def find_program(preset: Preset) -> str | None:
+    """Return the path of a preset's program; None when there is none that can be run."""
+    assert preset.cmd is not None
+    path = preset.env.get("PATH", os.environ.get("PATH"))
+    return shutil.which(preset.cmd.words[0], path=path)
+
+
+def program_problems(preset: Preset, config: Config) -> list[PresetProblem]:
+    """Return why a preset's program cannot be run."""
+    assert preset.cmd is not None
+    if find_program(preset) is not None:
+        return []
+    name, where = preset.cmd.words[0], config.where(f"models.{preset.id}.cmd")
+    if "/" not in name:
+        message = f"there is no program {name} on the PATH"
+        return [PresetProblem(preset.id, where, message, "install it, or write its path")]
+    if os.path.isfile(name):
+        message, remedy = f"{name} cannot be executed", f"chmod +x {name}"
+    else:
+        message, remedy = f"{name}: there is no such program", "check the path"
+    return [PresetProblem(preset.id, where, message, remedy)]
+
+
+def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep a program to `devices`, whichever backend it has.
+
+    Without devices it sees what lswap sees.
+    """
+    env: dict[str, str] = {}
+    for backend in PREFIXES if devices else ():
+        env |= placement_env(devices, backend, uuids)
+    return env
+
+
+def program_of(preset: Preset) -> Program:
+    """Return how a preset's program shows that it serves, and where it runs."""
+    assert preset.cmd is not None
+    return Program(preset.ready.http, preset.ready.line, preset.cmd.dir)

@@ -1,0 +1,93 @@
+"""A small HTTP server that is no llama-server, as people put behind `cmd`.
+
+    fake_program.py PORT | PATH OF A SOCKET
+
+It answers GET /health with 503 until it is up, GET /env with its environment, arguments and folder,
+POST with what was posted, backwards, and says "up and running on …" once it listens. Knobs,
+environment variables:
+
+PROGRAM_SECONDS      take so long to come up, default 0
+PROGRAM_NO_HEALTH    know no /health
+PROGRAM_EXIT         end with this exit code instead
+PROGRAM_IGNORE_TERM  ignore SIGTERM
+PROGRAM_MEMORY       take so many MiB
+PROGRAM_CHATTER      write a line that looks like llama-server's own first
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socketserver
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ENV = os.environ
+where = sys.argv[1]
+began = time.monotonic()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path == "/health" and "PROGRAM_NO_HEALTH" not in ENV:
+            up = time.monotonic() - began >= float(ENV.get("PROGRAM_SECONDS", "0"))
+            self.answer(200 if up else 503, b"{}")
+        elif self.path.startswith("/env"):
+            told = {"env": dict(ENV), "argv": sys.argv, "cwd": os.getcwd(), "pid": os.getpid()}
+            self.answer(200, json.dumps(told).encode())
+        else:
+            self.answer(404, b"{}")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, json.dumps({"backwards": body.decode()[::-1]}).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "somebody"
+
+
+class OnSocket(ThreadingHTTPServer):
+    address_family = socketserver.socket.AF_UNIX  # type: ignore[attr-defined]
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "localhost", 0
+
+
+def end(number: int, frame: object) -> None:
+    print("told to end", flush=True)
+    if "PROGRAM_IGNORE_TERM" not in ENV:
+        os._exit(0)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, end)
+    if "PROGRAM_CHATTER" in ENV:
+        print("main: server is listening on http://127.0.0.1:1", flush=True)
+    if "PROGRAM_EXIT" in ENV:
+        print("error: there is no such weight", file=sys.stderr, flush=True)
+        sys.exit(int(ENV["PROGRAM_EXIT"]))
+    kept = b"x" * (int(ENV.get("PROGRAM_MEMORY", "0")) << 20)
+    kind = OnSocket if "/" in where else ThreadingHTTPServer
+    address = where if "/" in where else ("127.0.0.1", int(where))
+    server = kind(address, Handler)  # type: ignore[arg-type]
+    print(f"up and running on {where} with {len(kept)} bytes", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

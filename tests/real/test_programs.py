@@ -1,0 +1,123 @@
+"""Programs behind `cmd`: a small HTTP server, and the real llama-server started by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fakes import fake_program
+from tests.real.answers import error_of
+
+if TYPE_CHECKING:
+    from tests.real.harness import Lswap
+    from tests.real.lab import Lab, Preset
+
+pytestmark = pytest.mark.anyio
+HOST = {"host": "100MiB"}
+
+
+def program(*words: str, **keys: Any) -> Preset:
+    return {"cmd": [sys.executable, fake_program.__file__, "{port}", *words], **keys}
+
+
+async def env_of(lswap: Lswap, name: str) -> dict[str, Any]:
+    """Return what the program of a model says of itself."""
+    answer = await lswap.client.get(f"/upstream/{name}/env?autoload=true")
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def test_a_program_is_supervised_like_a_model(lab: Lab) -> None:
+    models = {
+        "talk": program(
+            memory=HOST,
+            aliases=["speech"],
+            env={"MINE": "1"},
+            metadata={"note": "no llama"},
+            ready={"line": "up and running"},
+        ),
+        "socket": {
+            "cmd": [sys.executable, fake_program.__file__, "{socket}"],
+            "memory": HOST,
+            "device": "host",
+        },
+        "alpha": lab.preset("alpha"),
+    }
+    async with lab.lswap(models) as lswap:
+        body = {"model": "speech", "input": "abc"}
+        answer = await lswap.client.post("/v1/audio/speech", json=body)
+        assert answer.status_code == 200, answer.text
+        assert json.loads(answer.json()["backwards"][::-1]) == body
+        told = await env_of(lswap, "talk")
+        assert told["env"]["MINE"] == "1"
+        assert told["cwd"] == str(lab.folder)
+        listed = (await lswap.client.get("/v1/models")).json()["data"]
+        assert {each["id"]: each.get("metadata") for each in listed}["talk"] == {"note": "no llama"}
+        # It leaves for a model, and comes back.
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+        await lswap.until_state("talk", "unloaded")
+        assert "told to end" in await lswap.logs("talk")
+        hidden = (await env_of(lswap, "socket"))["env"]
+        assert hidden["CUDA_VISIBLE_DEVICES"] == "-1"
+        again = await env_of(lswap, "talk")
+        assert again["pid"] != told["pid"]
+
+
+async def test_what_a_program_takes_is_measured_and_kept(lab: Lab) -> None:
+    models = {"big": program(env={"PROGRAM_MEMORY": "64"})}
+    room = {"devices": {"host": "2GiB"}}
+    async with lab.lswap(models, memory=room) as lswap:
+        assert (await lswap.model("big")).footprint is None
+        await env_of(lswap, "big")
+        view = (await lswap.until(lambda now: now.models[0].footprint is not None)).models[0]
+        assert view.footprint_source == "measured"
+        assert view.footprint is not None
+        assert 64 << 20 < view.footprint["host"] < 256 << 20
+        await lswap.stop()
+    async with lab.lswap(models, memory=room) as lswap:
+        view = (await lswap.until(lambda now: now.models[0].footprint is not None)).models[0]
+        assert view.footprint_source == "measured"
+
+
+async def test_a_program_that_ends_is_a_failure_with_its_words(lab: Lab) -> None:
+    models = {"bad": program(memory=HOST, env={"PROGRAM_EXIT": "3"})}
+    async with lab.lswap(models) as lswap:
+        answer = await lswap.client.post("/v1/audio/speech", json={"model": "bad"})
+        error = error_of(answer, 503)
+        assert error["code"] == "model_failed"
+        assert "ended with exit code 3: error: there is no such weight" in error["message"]
+        assert "llama-server" not in error["message"]
+
+
+async def test_requests_finish_before_a_program_is_stopped(lab: Lab) -> None:
+    slow = program(memory=HOST, concurrency=4)
+    async with lab.lswap({"talk": slow}) as lswap:
+        asked = [
+            lswap.client.post("/v1/audio/speech", json={"model": "talk", "n": n}) for n in range(8)
+        ]
+        answers = await asyncio.gather(*asked)
+        assert {answer.status_code for answer in answers} == {200}
+        done = await lab.cli("unload", "talk", "--url", lswap.url)
+        assert done.out == "talk is unloaded\n"
+
+
+async def test_the_real_llama_server_can_be_a_program(lab: Lab) -> None:
+    path = lab.write_model("alpha", lab.sentence("alpha"))
+    words = [lab.engine, "-m", str(path), "--port", "{port}", "-np", "3", "-c", "1536"]
+    models = {
+        "by-hand": {"cmd": words, "memory": HOST},
+        "by-line": {"cmd": words, "memory": HOST, "ready": {"line": r"listening on http://\S+"}},
+    }
+    async with lab.lswap(models) as lswap:
+        for name in models:
+            assert await lswap.chat(name) == lab.sentence("alpha")
+            (instance,) = (await lswap.state()).instances[-1:]
+            assert (instance.slots, instance.n_ctx) == (3, 512)
+            done = await lab.cli("unload", name, "--url", lswap.url)
+            assert done.code == 0, done.err
+        assert lswap.child_pids() == set()
