@@ -209,7 +209,7 @@ class Estimating:
         known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
         try:
             estimate = known
-            if estimate is None and not (wanted.is_program and wanted.declared is None):
+            if estimate is None and (engine is not None or wanted.declared is not None):
                 estimate = await self._estimator.estimate(wanted)
             said = await self._estimator.learn_ready(wanted, estimate, use, life.load_seconds)
         except LswapError as error:

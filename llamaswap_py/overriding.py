@@ -39,6 +39,9 @@ class Overrides:
         What runs of it drains meanwhile. A failed load leaves the file's arguments in place.
         """
         supervisor = self._supervisor
+        if supervisor.config.models[preset].cmd is not None:
+            message = f"{preset} is no llama-server: its cmd is all that it is told"
+            raise ApiError("bad_request", message, param="args")
         _refuse_paths(supervisor.prepared[preset], args)
         changed = _with_args(supervisor.config.models[preset], args)
         config = msgspec.structs.replace(supervisor.config, models={preset: changed})
