@@ -86,6 +86,7 @@ class Row(NamedTuple):
     type: str
     default: str
     description: str
+    examples: tuple[Any, ...] = ()
 
 
 def reference_rows() -> tuple[Row, ...]:
@@ -107,7 +108,9 @@ def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
             yield from _rows(key.record, f"{place}.")
         else:
             default = "required" if key.required else json.dumps(spelled_default(key))
-            yield Row(place, _said(key.form.schema), default.strip('"'), key.description)
+            yield Row(
+                place, _said(key.form.schema), default.strip('"'), key.description, key.examples
+            )
 
 
 def _said(schema: Any) -> str:
