@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base, Schema
 
 _KEPT: Final = frozenset({"model", "stream"})
-"""Members that decide where a request goes and how it is answered: no filter touches them."""
+"""Members that decide where a request goes and how it is answered: no filter touches them.
+
+Only `set` may name the `model` that a program behind `cmd` is to be asked for.
+"""
 _VALUES: Final[Schema] = {"type": "object"}
 
 
@@ -27,7 +30,7 @@ def _one(node: Node, base: Base, *, inner: bool) -> Filters:
     for name, entry in node.entries.items():
         try:
             if name in ("set", "default"):
-                found[name] = _members(entry.value)
+                found[name] = _members(entry.value, renames=name == "set")
             elif name == "strip":
                 found[name] = tuple(
                     _member(read_text(each, "a name"), each)
@@ -43,11 +46,15 @@ def _one(node: Node, base: Base, *, inner: bool) -> Filters:
     return Filters(**found)
 
 
-def _members(node: Node) -> dict[str, Any]:
+def _members(node: Node, *, renames: bool) -> dict[str, Any]:
+    """Read values; `renames`: the program may be told another `model` than lswap was asked for."""
     if not isinstance(node, Table):
         raise expected(node, "a mapping like {temperature: 0.7}")
     return {
-        _member(name, entry.value): plain_value(entry.value) for name, entry in node.entries.items()
+        name if renames and name == "model" else _member(name, entry.value): plain_value(
+            entry.value
+        )
+        for name, entry in node.entries.items()
     }
 
 

@@ -85,6 +85,12 @@ def _sequence(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
 
 
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    """Return a text as it is: what looks like one of our variables is none."""
+    return dumper.represent_str(data.replace("${", "$${"))
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(dict, _mapping)
 _Dumper.add_representer(list, _sequence)
 

@@ -5,6 +5,7 @@ Keys and meanings as its documentation describes them (docs/config.example.yaml 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -151,6 +152,7 @@ def _other(
     place: str, words: list[str], env: dict[str, str], model: dict[str, Any], draft: Draft
 ) -> dict[str, Any]:
     """Return a preset for a command that is not llama-server."""
+    words = _with_port(words, str(model.get("proxy") or ""))
     if not any("${PORT}" in word for word in words):
         proxy = model.get("proxy") or "its own port"
         draft.note(f"{place}.proxy", f"put {{port}} where the command says its port ({proxy})")
@@ -168,6 +170,15 @@ def _other(
     if env:
         preset["env"] = env
     return preset
+
+
+def _with_port(words: list[str], proxy: str) -> list[str]:
+    """Return a command with ${PORT} where it says the port that `proxy` has."""
+    port = re.search(r":(\d+)/?$", proxy)
+    if port is None or any("${PORT}" in word for word in words):
+        return words
+    whole = re.compile(rf"(?<![\w.]){port[1]}(?![\w.])")
+    return [whole.sub("${PORT}", word) for word in words]
 
 
 def _filters(name: str, filters: dict[str, Any], preset: dict[str, Any], draft: Draft) -> None:

@@ -89,7 +89,8 @@ def test_filters_are_read_from_the_file_and_their_names_mean_the_preset() -> Non
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("request: {set: {model: x}}", "`model` cannot be changed"),
+        ("request: {default: {model: x}}", "`model` cannot be changed"),
+        ("request: {set: {stream: true}}", "`stream` cannot be changed"),
         ("request: {strip: [stream]}", "`stream` cannot be changed"),
         ("request: {sett: {}}", "unknown key"),
         ("request: {per_name: {x: {per_name: {}}}}", "unknown key"),

@@ -111,13 +111,15 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
     assert vllm["cmd"][:3] == ["docker", "run", "--init"]
     assert "{port}:8000" in vllm["cmd"]
     assert vllm["ready"] == {"http": "/v1/models"}
+    whisper = draft.models["whisper"]
+    assert whisper["cmd"][-2:] == ["--port", "{port}"], "the port that its proxy has"
     said = notes(draft)
+    assert loaded(draft).models["rerank"].pin
     for place in (
         "apiKeys",
         "peers",
         "sendLoadingState",
         "models.vllm-coder.cmdStop",
-        "models.whisper.proxy",
         "models.whisper.checkEndpoint",
         "models.gpt-oss-120b.metadata.nested",
         "there is no model 'gone'",
@@ -128,6 +130,32 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
     ):
         assert place in said
     assert "sk-secret" not in said + render(draft, "a test")
+
+
+def test_a_program_with_a_name_of_its_own_for_the_model_makes_a_good_file() -> None:
+    root = {
+        "models": {
+            "coder": {
+                "cmd": "vllm serve Qwen/Qwen3-Coder --port ${PORT}",
+                "checkEndpoint": "/v1/models",
+                "useModelName": "Qwen/Qwen3-Coder",
+            },
+            "literal": {"cmd": "x --port ${PORT} --text '${not_ours}'"},
+            "fixed": {"cmd": "tts --listen=127.0.0.1:8005 --rate 18005", "proxy": "http://x:8005"},
+        }
+    }
+    config = loaded(read_llama_swap(root, {}))
+    coder = config.models["coder"]
+    assert coder.cmd is not None
+    assert coder.cmd.words == ("vllm", "serve", "Qwen/Qwen3-Coder", "--port", "{port}")
+    assert coder.request.set == {"model": "Qwen/Qwen3-Coder"}
+    assert coder.ready.http == "/v1/models"
+    literal = config.models["literal"]
+    assert literal.cmd is not None
+    assert literal.cmd.words[-1] == "${not_ours}"
+    fixed = config.models["fixed"]
+    assert fixed.cmd is not None
+    assert fixed.cmd.words == ("tts", "--listen=127.0.0.1:{port}", "--rate", "18005")
 
 
 def test_a_matrix_becomes_groups_that_keep_the_same_models_apart() -> None:
