@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -31,23 +31,32 @@ class Downloads:
         self,
         tasks: asyncio.TaskGroup,
         feed: Callable[[ev.Event], None],
-        arrived: Callable[[str], Prepared],
+        arrived: Callable[[str], Awaitable[Prepared | None]],
     ) -> None:
         self._tasks = tasks
         self._feed = feed
         self._arrived = arrived
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, preset: str, reference: str) -> None:
         """Begin to fetch; events follow."""
         task = self._tasks.create_task(self._run(preset, reference), name=f"download {preset}")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[preset] = task
+        task.add_done_callback(lambda done: self._ended(preset, done))
 
     def cancel(self) -> None:
         """End all of them; what is there is kept, and the next run goes on from it."""
-        for task in self._running:
-            task.cancel()
+        self.forget(tuple(self._running))
+
+    def forget(self, presets: Iterable[str]) -> None:
+        """End those of presets that are gone."""
+        for preset in presets:
+            if (task := self._running.get(preset)) is not None:
+                task.cancel()
+
+    def _ended(self, preset: str, task: asyncio.Task[None]) -> None:
+        if self._running.get(preset) is task:
+            del self._running[preset]
 
     async def _run(self, preset: str, reference: str) -> None:
         try:
@@ -55,8 +64,8 @@ class Downloads:
         except (OSError, HubError) as error:
             failure = Failure("download", f"{reference}: {error}")
         if failure is None:
-            prepared = await asyncio.to_thread(self._arrived, preset)
-            self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
+            if (prepared := await self._arrived(preset)) is not None:
+                self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
         else:
             self._feed(ev.DownloadFailed(PresetId(preset), failure))
 

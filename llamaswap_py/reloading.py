@@ -168,14 +168,17 @@ def _prepared(config: Config, supervisor: Supervisor) -> dict[str, Prepared]:
     return prepare(config, Engines(config), supervisor.devices)
 
 
-def files_arrived(supervisor: Supervisor, preset: str) -> Prepared:
-    """Make a preset ready to run whose files have come; blocks on the disk."""
+async def files_arrived(supervisor: Supervisor, preset: str) -> Prepared | None:
+    """Make a preset ready to run whose files have come; None if it is not there any more."""
     config = supervisor.config
-    alone = msgspec.structs.replace(config, models={preset: config.models[preset]})
-    prepared = _prepared(alone, supervisor)[preset]
-    supervisor.prepared[preset] = prepared
-    supervisor.estimating.forget_soon(preset)
-    return prepared
+    if (said := config.models.get(preset)) is None:
+        return None
+    alone = msgspec.structs.replace(config, models={preset: said})
+    prepared = (await asyncio.to_thread(_prepared, alone, supervisor))[preset]
+    if supervisor.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
+        supervisor.prepared[preset] = prepared
+        supervisor.estimating.forget((preset,))
+    return supervisor.prepared.get(preset)
 
 
 def _adopt(
@@ -200,6 +203,7 @@ def _adopt(
     supervisor.names = names_of(config, supervisor.scheduler.world)
     supervisor.instances.use(config)
     supervisor.estimating.forget((*added, *changed, *removed))
+    supervisor.downloads.forget(removed)
     supervisor.instances.replays.forget((*changed, *removed))
     supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
     _preload(supervisor, (*added, *changed))
