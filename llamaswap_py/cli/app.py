@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from llamaswap_py import __version__
-from llamaswap_py.cli import starting
+from llamaswap_py.cli import library, starting
 from llamaswap_py.cli.completion import add_group, model_names
 from llamaswap_py.cli.starting import FAILED, ConfigPath, Json
+from llamaswap_py.cli.usage import USAGE_ERROR, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
 
 if TYPE_CHECKING:
@@ -56,12 +57,15 @@ URL: Final = "http://127.0.0.1:8080"
 def main() -> None:
     """Run `lswap`; every expected failure is one line on stderr and an exit code."""
     try:
-        app()
+        code = app(prog_name="lswap", standalone_mode=False)
     except LswapError as error:
         print(f"lswap: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
+    except USAGE_ERROR as error:
+        sys.exit(tell_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def exit_code(error: LswapError) -> int:
@@ -238,19 +242,25 @@ def reload(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
 
 
 @app.command()
-def pin(model: Model, url: Url = URL, key: Key = None) -> None:
+def pin(model: Model, as_json: Json = False, url: Url = URL, key: Key = None) -> None:
     """Never evict MODEL for another, until `unpin` or a restart."""
     with _remote(url, key) as remote:
         remote.pin(model, pinned=True)
-    print(f"{model} is pinned")
+    if as_json:
+        _print_json({"model": model, "pinned": True})
+    else:
+        print(f"{model} is pinned")
 
 
 @app.command()
-def unpin(model: Model, url: Url = URL, key: Key = None) -> None:
+def unpin(model: Model, as_json: Json = False, url: Url = URL, key: Key = None) -> None:
     """Let MODEL be evicted again."""
     with _remote(url, key) as remote:
         remote.pin(model, pinned=False)
-    print(f"{model} is not pinned any more")
+    if as_json:
+        _print_json({"model": model, "pinned": False})
+    else:
+        print(f"{model} is not pinned any more")
 
 
 @app.command()
@@ -310,21 +320,7 @@ def reserve(
     raise typer.Exit(code)
 
 
-@app.command()
-def pull(
-    reference: Annotated[str, typer.Argument(help="user/repo or user/repo:QUANT.")],
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Add the model to this file, comments and all.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call it there.")] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Only show what there is, and what fits.")
-    ] = False,
-) -> None:
-    """Fetch a model from Hugging Face; without a QUANT, the largest that fits."""
-    from llamaswap_py.cli.pull import run
-
-    run(reference, config=config, name=name, show=show)
+app.command()(library.pull)
 
 
 @app.command()

@@ -76,7 +76,10 @@ def add_group(
         # As an annotation it would be a text, which cannot name `complete`.
         words: list[str] | None = typer.Argument(None, hidden=True, autocompletion=complete),  # noqa: B008
     ) -> None:
-        _load(module)(args=words or list(bare), prog_name=f"lswap {name}")
+        code = _load(module)(
+            args=words or list(bare), prog_name=f"lswap {name}", standalone_mode=False
+        )
+        raise typer.Exit(code if isinstance(code, int) else 0)
 
 
 def _words_of(module: str, given: list[str], incomplete: str) -> list[str]:

@@ -7,6 +7,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from llamaswap_py.cli.show import print_table
 from llamaswap_py.devices import read_devices
 from llamaswap_py.editing import add_preset
@@ -27,14 +29,36 @@ _BESIDE: Final = 1.1
 _MARGIN: Final = GIB
 
 
-def run(reference: str, *, config: Path | None, name: str | None, show: bool) -> None:
+class Quant(msgspec.Struct):
+    """One quantisation of a repository: bytes, and the devices it fits alone."""
+
+    quantisation: str
+    size: int
+    files: int
+    fits: list[str]
+
+
+class Pulled(msgspec.Struct):
+    """What was fetched, and what its preset is called in `config`."""
+
+    model: str
+    hf: str
+    file: str
+    size: int
+    fits: list[str]
+    config: str | None = None
+
+
+def run(
+    reference: str, *, config: Path | None, name: str | None, show: bool, as_json: bool = False
+) -> None:
     """Fetch what `reference` names. Raises HubError and ConfigError."""
     ref = parse_ref(reference)
     listing = list_repo(ref)
     builds = builds_of(listing.files)
     devices = _devices()
     if show:
-        print_table(("quantisation", "size", "files", "fits"), _rows(builds, devices))
+        _show(builds, devices, as_json=as_json)
         return
     build = choose(ref, builds) if ref.tag else _largest(ref, builds, devices)
     files = [*build.files, *filter(None, [projector_in(listing.files)])]
@@ -44,17 +68,23 @@ def run(reference: str, *, config: Path | None, name: str | None, show: bool) ->
         tuple(Wanted(file.path, file.size, file.sha256) for file in files),
     )
     where = _fits(build, devices)
-    print(f"{ref.repo} {build.quant}: {format_size(build.size)}, fits {where or 'no device here'}")
-    with _progress() as report:
+    say = (lambda _: None) if as_json else print
+    fits = ", ".join(where) or "no device here"
+    say(f"{ref.repo} {build.quant}: {format_size(build.size)}, fits {fits}")
+    with _progress(shown=not as_json) as report:
         paths = fetch(order, report)
-    print(f"it is in {paths[0]}")
+    say(f"it is in {paths[0]}")
     wanted = HubRef(ref.repo, ref.tag or build.quant or build.files[0].path)
     called = name or ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
     if config is None:
-        print(f"use it in a file:\n  {called}:\n    hf: {wanted}")
+        say(f"use it in a file:\n  {called}:\n    hf: {wanted}")
     else:
         add_preset(config, called, {"hf": str(wanted)})
-        print(f"{called} is added to {config}")
+        say(f"{called} is added to {config}")
+    if as_json:
+        into = None if config is None else str(config)
+        pulled = Pulled(called, str(wanted), str(paths[0]), build.size, where, into)
+        print(msgspec.json.encode(pulled).decode())
 
 
 def _devices() -> tuple[Device, ...]:
@@ -66,9 +96,9 @@ def _needs(build: Build) -> int:
     return round(build.size * _BESIDE)
 
 
-def _fits(build: Build, devices: Sequence[Device]) -> str:
+def _fits(build: Build, devices: Sequence[Device]) -> list[str]:
     """Return the devices that a model would fit on alone, by rule of thumb."""
-    return ", ".join(one.id for one in devices if _needs(build) <= one.total - one.margin)
+    return [one.id for one in devices if _needs(build) <= one.total - one.margin]
 
 
 def _largest(ref: HubRef, builds: Sequence[Build], devices: Sequence[Device]) -> Build:
@@ -89,22 +119,25 @@ def _largest(ref: HubRef, builds: Sequence[Build], devices: Sequence[Device]) ->
     )
 
 
-def _rows(builds: Sequence[Build], devices: Sequence[Device]) -> list[tuple[str, ...]]:
-    return [
-        (
-            build.quant or build.files[0].path,
-            format_size(build.size),
-            str(len(build.files)),
-            _fits(build, devices) or "-",
-        )
-        for build in builds
+def _show(builds: Sequence[Build], devices: Sequence[Device], *, as_json: bool) -> None:
+    quants = [
+        Quant(one.quant or one.files[0].path, one.size, len(one.files), _fits(one, devices))
+        for one in builds
     ]
+    if as_json:
+        print(msgspec.json.encode(quants).decode())
+        return
+    rows = [
+        (one.quantisation, format_size(one.size), str(one.files), ", ".join(one.fits) or "-")
+        for one in quants
+    ]
+    print_table(("quantisation", "size", "files", "fits"), rows)
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Step], None]]:
+def _progress(*, shown: bool) -> Iterator[Callable[[Step], None]]:
     """Draw a bar on a terminal; elsewhere say nothing."""
-    if not sys.stdout.isatty():
+    if not (shown and sys.stdout.isatty()):
         yield lambda _: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -60,9 +61,15 @@ def test_what_there_is_is_listed_and_a_tag_is_obeyed(hub: FakeHub, tmp_path: Pat
     ]
     assert "host" in listed.stdout
     assert hub.ranges == []
+    data = json.loads(pull(hub, tmp_path, REPO, "--list", "--json").stdout)
+    assert [one["quantisation"] for one in data] == ["Q4_K_M", "Q8_0", "BF16"]
+    assert data[0]["fits"][-1] == "host"
     done = pull(hub, tmp_path, f"{REPO}:q4_k_m")
     assert done.returncode == 0, done.stderr
     assert f"hf: {REPO}:q4_k_m" in done.stdout
+    again = json.loads(pull(hub, tmp_path, f"{REPO}:q4_k_m", "--json").stdout)
+    assert (again["model"], again["hf"]) == ("tiny-3b", f"{REPO}:q4_k_m")
+    assert Path(again["file"]).name == "tiny-Q4_K_M.gguf"
 
 
 @pytest.mark.parametrize(

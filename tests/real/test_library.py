@@ -67,6 +67,16 @@ async def test_one_is_added_fetched_used_and_removed(lab: Lab) -> None:
         assert error_of(gone, 400)["message"] == f"model '{NAME}' not found"
 
 
+async def test_one_may_be_removed_while_it_is_fetched(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        await lswap.client.post("/models", json={"model": NAME})
+        removed = await lswap.client.delete("/models", params={"model": NAME})
+        assert removed.json() == {"success": True}, removed.text
+        assert set(await _ids(lswap)) == {"beta"}
+        await lswap.until_no_process_is_left()
+        assert await lswap.chat("beta") == lab.sentence("beta")
+
+
 async def test_ollama_s_delete(lab: Lab) -> None:
     async with serving(lab) as lswap:
         await lswap.client.post("/models", json={"model": NAME})

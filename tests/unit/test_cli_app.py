@@ -239,3 +239,50 @@ def test_help_is_quick() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"httpx", "rich", "msgspec", "yaml", "asyncio", "uvloop", "psutil", "pydantic"}
     assert not heavy & set(done.stdout.split())
+
+
+# --- command lines that are wrong
+
+
+def test_pin_prints_json_when_asked(lswap: Lswap, url: str) -> None:
+    for word, pinned in (("pin", True), ("unpin", False)):
+        code, out, _ = lswap(word, "alpha", "--json", url=url)
+        assert (code, json.loads(out)) == (0, {"model": "alpha", "pinned": pinned})
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["frob"], "lswap: no such command 'frob' - see `lswap --help`\n"),
+        (["why"], "lswap: missing argument 'model' - see `lswap why --help`\n"),
+        (["logs", "-n", "x", "m"], "lswap: invalid value for '--tail' / '-n'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(lswap: Lswap, words: list[str], says: str) -> None:
+    code, out, err = lswap(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(says)
+
+
+def test_help_starts_fast(lswap: Lswap) -> None:
+    """Heavy imports stay inside the commands that need them."""
+    command = [sys.executable, "-X", "importtime", "-m", "llamaswap_py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    heavy = {"httpx", "yaml", "msgspec", "rich", "textual", "asyncio", "psutil", "huggingface_hub"}
+    assert not loaded & heavy
+    code, out, _ = lswap("--help")
+    assert code == 0
+    assert "Exit codes" in out
+
+
+def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
+    from typer.main import get_command
+
+    from llamaswap_py.cli.app import app
+
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        options = {word for parameter in command.params for word in parameter.opts}
+        if "--url" in options:
+            assert "--key" in options, name
+            assert name == "reserve" or "--json" in options, name

@@ -1,0 +1,27 @@
+"""The commands for models of repositories: `pull` and `rm`. Their work is in other modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamaswap_py.cli.starting import Json
+
+
+def pull(
+    reference: Annotated[str, typer.Argument(help="user/repo or user/repo:QUANT.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Add the model to this file, comments and all.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it there.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only show what there is, and what fits.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model from Hugging Face; without a QUANT, the largest that fits."""
+    from llamaswap_py.cli.pull import run
+
+    run(reference, config=config, name=name, show=show, as_json=as_json)
