@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from msgspec import field
 
 from llamaswap_py.config.arguments import ENV, METADATA
+from llamaswap_py.config.choosing import Alias, Group
 from llamaswap_py.config.fields import Record, key, plain
-from llamaswap_py.config.filters import SHARES
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -244,40 +244,6 @@ class Cors(Record, frozen=True):
         tuple[str, ...],
         key("Origins like https://chat.lan, or * for all of them.", NAMES, ["https://chat.lan"]),
     ] = ()
-
-
-class Alias(Record, frozen=True):
-    """A name that chooses among presets: one of the two keys."""
-
-    split: Annotated[
-        dict[str, int] | None,
-        key(
-            "Each request goes to one of them by chance, with these shares.",
-            or_null(SHARES),
-            {"qwen3-8b": 90, "gemma": 10},
-        ),
-    ] = None
-    first: Annotated[
-        tuple[str, ...] | None,
-        key(
-            "The first that is ready, else the first that fits without evicting, else the first.",
-            or_null(NAMES),
-            ["gpt-oss-120b", "qwen3-8b"],
-        ),
-    ] = None
-
-
-class Group(Record, frozen=True):
-    """Presets that have to do with each other."""
-
-    exclusive: Annotated[
-        tuple[str, ...],
-        key(
-            "Presets of which only one may be loaded, whatever the memory says.",
-            NAMES,
-            ["gpt-oss-120b", "glm-4.7"],
-        ),
-    ]
 
 
 class Config(Record, frozen=True, kw_only=True, dict=True):

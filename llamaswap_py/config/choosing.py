@@ -1,0 +1,43 @@
+"""Names that choose among presets, and presets that exclude each other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from llamaswap_py.config.fields import Record, key
+from llamaswap_py.config.filters import SHARES
+from llamaswap_py.config.forms import NAMES, or_null
+
+
+class Alias(Record, frozen=True):
+    """A name that chooses among presets: one of the two keys."""
+
+    split: Annotated[
+        dict[str, int] | None,
+        key(
+            "Each request goes to one of them by chance, with these shares.",
+            or_null(SHARES),
+            {"qwen3-8b": 90, "gemma": 10},
+        ),
+    ] = None
+    first: Annotated[
+        tuple[str, ...] | None,
+        key(
+            "The first that is ready, else the first that fits without evicting, else the first.",
+            or_null(NAMES),
+            ["gpt-oss-120b", "qwen3-8b"],
+        ),
+    ] = None
+
+
+class Group(Record, frozen=True):
+    """Presets that have to do with each other."""
+
+    exclusive: Annotated[
+        tuple[str, ...],
+        key(
+            "Presets of which only one may be loaded, whatever the memory says.",
+            NAMES,
+            ["gpt-oss-120b", "glm-4.7"],
+        ),
+    ]
