@@ -79,7 +79,6 @@ class Estimating:
         self._done: set[str] = set()
         self._ready: deque[Life] = deque()
         self._work = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
 
     def hurry(self, preset: str) -> None:
         """Somebody waits for this preset: take it next."""
@@ -96,10 +95,6 @@ class Estimating:
         self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
-
-    def forget_soon(self, preset: str) -> None:
-        """Work it out anew; may be called from any thread."""
-        self._loop.call_soon_threadsafe(self.forget, (preset,))
 
     def note_ready(self, life: Life) -> None:
         """A child is ready: measure it soon."""
