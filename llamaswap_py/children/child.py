@@ -205,7 +205,8 @@ class Child:
         assert load is not None
         assert process is not None
         endpoint = await load.run(process.pid)
-        if self._requests is not None:
+        # Another program may rightly be silent, and its work may be done by others (containers).
+        if self._requests is not None and self.spec.program is None:
             await keep_vigil(process.pid, endpoint, patience, self._requests, lambda: self._lines)
             silence = f"for {format_duration(patience)} no byte of an answer, no processor time"
             self._emit_unless_stopping(ChildHung(f"{silence}, no change in /slots, no log line"))

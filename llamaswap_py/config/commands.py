@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OF_LLAMA_SERVER: Final = (
     *("model", "hf", "args", "extra", "engine", "variants"),
-    *("fit", "sleep", "prefer", "resume"),
+    *("fit", "sleep", "prefer", "resume", "liveness"),
 )
 """Keys of a preset that mean llama-server, which `cmd` does not run."""
 _HOW: Final = "write a list: [whisper-server, --port, '{port}', -m, model.bin]"
