@@ -137,7 +137,8 @@ def _model_row(model: ModelView) -> tuple[str, ...]:
 
 def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:
     """Print what a model's state is, why, and the decisions that led there."""
-    print(f"{model.id} is {model.state}" + (f": {model.reason}" if model.reason else ""))
+    reason = model.reason.removeprefix(f"{model.state}: ")
+    print(f"{model.id} is {model.state}" + (f": {reason}" if reason else ""))
     if model.failure is not None:
         print(f"failure: {model.failure.summary}")
         for line in model.failure.log:

@@ -195,7 +195,7 @@ class Refusals:
             f"model {name!r} does not work: {failure.summary}",
             remedy=f"see `lswap logs {name}`; the next try is in {format_duration(retry_after)}"
             if preset.plan.problem is None
-            else "mend its entry in the configuration and restart lswap",
+            else "mend its entry in the configuration: a changed file is read again",
             retry_after=retry_after,
             details=details,
         )
