@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import unquote
 
@@ -145,4 +146,6 @@ async def _read(call: Call, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("bad_json", f"the body cannot be read: {error}") from None
+        place = re.search(r"at `\$\.(\w+)", str(error))
+        param = place[1] if place else None
+        raise ApiError("bad_json", f"the body cannot be read: {error}", param=param) from None
