@@ -1,0 +1,78 @@
+"""Estimates of presets that leave the file while they are worked out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.devices import Device
+from llamaswap_py.estimate import Estimator
+from llamaswap_py.estimating import Estimating, Life
+from llamaswap_py.presets import Engines, Prepared, prepare
+from llamaswap_py.scheduler.records import ANY_CHOICE
+from tests.real.answers import PATIENCE
+
+if TYPE_CHECKING:
+    from llamaswap_py.estimate import Estimate, Wanted
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+DEVICES = (Device("host", 8 << 30, 0, "declared"),)
+
+
+def _prepared(lab: Lab, *names: str) -> dict[str, Prepared]:
+    models = {name: {"model": lab.preset(name)["model"]} for name in names}
+    text = f"engine: {lab.engine}\nmodels: {models}\n"
+    config = load_config(text, path=None, base_dir=str(lab.folder), env={}, home="/")
+    return prepare(config, Engines(config), DEVICES)
+
+
+class Removing(Estimator):
+    """During whose work `at` a reload takes `alpha` out."""
+
+    def __init__(self, prepared: dict[str, Prepared], at: str) -> None:
+        super().__init__()
+        self._presets = prepared
+        self._at = at
+
+    async def estimate(self, wanted: Wanted) -> Estimate:
+        found = await super().estimate(wanted)
+        if self._at == "estimate":
+            self._presets.pop("alpha", None)
+        return found
+
+    async def learn_ready(self, *_: Any) -> str:
+        if self._at == "learn_ready":
+            self._presets.pop("alpha", None)
+        return ""
+
+
+@pytest.mark.parametrize("at", ["estimate", "learn_ready"])
+async def test_one_that_goes_meanwhile_harms_no_other(lab: Lab, at: str) -> None:
+    prepared = _prepared(lab, "alpha", "beta")
+    told: list[str] = []
+    last = asyncio.Event()
+
+    def tell(preset: str, *_: Any) -> None:
+        told.append(preset)
+        if preset == "beta":
+            last.set()
+
+    estimating = Estimating(prepared, DEVICES, 0, tell, list, Removing(prepared, at))
+    if at == "learn_ready":
+        estimating.note_ready(Life("alpha", ANY_CHOICE, os.getpid(), 1.0))
+    running = asyncio.create_task(estimating.run())
+    beta = asyncio.create_task(last.wait())
+    try:
+        await asyncio.wait({running, beta}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert not running.done(), running.exception()
+        assert "beta" in told
+        assert "alpha" not in prepared
+    finally:
+        running.cancel()
+        beta.cancel()
+        await asyncio.wait({running, beta})
