@@ -54,6 +54,11 @@ class Downloads:
             if (task := self._running.get(preset)) is not None:
                 task.cancel()
 
+    async def ended(self, preset: str) -> None:
+        """Wait until no process writes files of a preset any more."""
+        if (task := self._running.get(preset)) is not None:
+            await asyncio.wait({task})
+
     def _ended(self, preset: str, task: asyncio.Task[None]) -> None:
         if self._running.get(preset) is task:
             del self._running[preset]
@@ -61,7 +66,7 @@ class Downloads:
     async def _run(self, preset: str, reference: str) -> None:
         try:
             failure = await self._fetch(preset, reference)
-        except (OSError, HubError) as error:
+        except (OSError, HubError, ValueError) as error:  # ValueError: what is no line of a Step
             failure = Failure("download", f"{reference}: {error}")
         if failure is None:
             if (prepared := await self._arrived(preset)) is not None:

@@ -80,6 +80,7 @@ async def remove_model(call: Call, preset: str) -> None:
         await reloader.reload()
         await call.supervisor.unloaded(preset)
         call.supervisor.happenings.publish("removed", {"model": preset})
+        await call.supervisor.downloads.ended(preset)
         if repository not in others:
             await asyncio.to_thread(forget_files, repository)
     except LswapError as error:

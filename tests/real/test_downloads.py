@@ -83,3 +83,33 @@ async def test_stopping_ends_a_download(lab: Lab) -> None:
             await lswap.until(lambda now: bool(model_of(now, "alpha").downloaded))
             await lswap.stop()
             assert (await asked).status_code == 503
+
+
+@pytest.mark.parametrize("how", ["the file", "DELETE"])
+async def test_a_model_that_goes_while_it_is_fetched_harms_nobody(lab: Lab, how: str) -> None:
+    with serve_hub(hub_with(lab)) as hub:
+        hub.stall = threading.Event()
+        path = lab.write_config(config(lab))
+        cache = lab.folder / "hub"
+        server = lab.server(path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(cache))
+        async with server.running() as lswap:
+            asked = asyncio.create_task(lswap.post_chat("alpha"))
+            await lswap.until(lambda now: bool(model_of(now, "alpha").downloaded))
+            if how == "DELETE":
+                removed = await lswap.client.delete("/models", params={"model": "alpha"})
+                assert removed.status_code == 200, removed.text
+            else:
+                lab.write_config({"beta": lab.preset("beta", size="150MiB")})
+                assert (await lswap.client.post("/lswap/v1/reload")).status_code == 200
+            assert (await asked).status_code == 404
+            hub.stall.set()
+
+            async def fetched_or_ended() -> bool:
+                return not lswap.descendants()
+
+            await poll(fetched_or_ended)
+            assert await lswap.chat("beta") == lab.sentence("beta")
+            assert [one.id for one in (await lswap.state()).models] == ["beta"]
+            if how == "DELETE":
+                assert not list(cache.rglob("*.gguf"))
+            await lswap.stop()
