@@ -7,10 +7,10 @@ one is run for as long as a page is being opened; what it answers is kept.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import mimetypes
+import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -26,6 +26,8 @@ _IDLE: Final = 20.0
 _PATIENCE: Final = 10.0
 _MOST_KEPT: Final = 64 * MIB
 _LARGEST: Final = 32 * MIB
+_MOST_MISSES: Final = 1000
+"""Names without a file that are remembered: anybody may ask for any."""
 INDEX: Final = "index.html"
 # Names that stay while their contents change (server-http.cpp); every other name has a hash.
 _CHANGING: Final = frozenset(
@@ -115,16 +117,24 @@ def read_file(folder: Path, name: str) -> Asset | None:
 
 @dataclass(slots=True)
 class Embedded:
-    """The UI inside a llama-server binary."""
+    """The UI inside a llama-server binary, of which one process at a time runs.
+
+    `pause` is how long one that failed is not tried again, in seconds.
+    """
 
     engine: Path
     socket: str | None
     tasks: asyncio.TaskGroup
+    pause: float = 10.0
     _kept: dict[str, Asset | None] = field(default_factory=dict)
     _size: int = 0
+    _misses: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _child: Child | None = None
-    _endpoint: Endpoint | None = None
+    _life: asyncio.Task[None] | None = None
+    _ready: asyncio.Future[Endpoint | None] | None = None
+    _stopping: bool = False
+    _retry_at: float = 0.0
     _idle: asyncio.TimerHandle | None = None
 
     async def find(self, name: str) -> Asset | None:
@@ -132,35 +142,41 @@ class Embedded:
         if name in self._kept:
             return self._kept[name]
         async with self._lock:
-            if name in self._kept or (self._kept and self._kept.get(INDEX) is None):
-                return self._kept.get(name)  # without a page there is nothing else
-            asset = await self._fetch(name)
-            self._size += len(asset.body) if asset else len(name)
-            if self._size < _MOST_KEPT:
-                self._kept[name] = asset
-            return asset
+            if name != INDEX and await self._look(INDEX) is None:
+                return None  # without a page there is nothing else
+            return await self._look(name)
 
     def cancel(self) -> None:
         """End its llama-server."""
         if self._idle is not None:
             self._idle.cancel()
         if self._child is not None:
+            self._stopping = True
             self._child.stop()
 
-    async def _fetch(self, name: str) -> Asset | None:
-        endpoint = self._endpoint or await self._start()
-        if endpoint is None:
-            return None
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(_IDLE, self.cancel)
-        path = "/" if name == INDEX else f"/{name}"
+    async def _look(self, name: str) -> Asset | None:
+        if name in self._kept:
+            return self._kept[name]
         try:
-            answer = await ask(
-                endpoint, "GET", path, timeout=_PATIENCE, headers="Accept-Encoding: gzip\r\n"
-            )
-        except (OSError, ValueError):
+            asset = await self._fetch(name)
+        except (OSError, ValueError) as error:  # nobody knows yet whether there is such a file
+            _log.debug("the web UI's %s: %s", name, error)
             return None
+        if asset is None and name != INDEX:
+            self._misses += 1
+            if self._misses > _MOST_MISSES:
+                return None
+        self._size += len(asset.body) if asset else 0
+        if self._size < _MOST_KEPT:
+            self._kept[name] = asset
+        return asset
+
+    async def _fetch(self, name: str) -> Asset | None:
+        endpoint = await self._serving()
+        path = "/" if name == INDEX else f"/{name}"
+        answer = await ask(
+            endpoint, "GET", path, timeout=_PATIENCE, headers="Accept-Encoding: gzip\r\n"
+        )
         wanted = (*_PASSED, *_ISOLATED)
         headers = tuple((key, value) for key, value in answer.headers if key in wanted)
         kind = dict(headers).get(b"content-type", b"")
@@ -168,10 +184,31 @@ class Embedded:
             return None
         return Asset(answer.body, headers)
 
-    async def _start(self) -> Endpoint | None:
-        """Run llama-server without a model, and wait until it serves."""
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[Endpoint | None] = loop.create_future()
+    async def _serving(self) -> Endpoint:
+        """Return where it serves, starting it if need be; raises OSError. May be cancelled."""
+        if self._life is not None and self._stopping:
+            await asyncio.wait({self._life})
+        if self._life is None or self._ready is None:
+            if time.monotonic() < self._retry_at:
+                raise ConnectionError("it failed a moment ago")
+            self._ready = self._start()
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(_IDLE, self.cancel)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                endpoint = await asyncio.shield(self._ready)
+        except TimeoutError:
+            endpoint = None
+        if endpoint is None:
+            self.cancel()
+            self._retry_at = time.monotonic() + self.pause
+            raise ConnectionError("it does not serve")
+        return endpoint
+
+    def _start(self) -> asyncio.Future[Endpoint | None]:
+        """Run llama-server without a model; the future says where it serves, None: nowhere."""
+        ready: asyncio.Future[Endpoint | None] = asyncio.get_running_loop().create_future()
 
         def said(event: ChildEvent) -> None:
             if isinstance(event, ChildReady | ChildExited) and not ready.done():
@@ -192,13 +229,8 @@ class Embedded:
             load_stall=_PATIENCE,
         )
         self._child = Child(spec, said, ChildLog())
-        self.tasks.create_task(self._run(self._child), name="the web UI")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                self._endpoint = await ready
-        if self._endpoint is None:
-            self.cancel()
-        return self._endpoint
+        self._life = self.tasks.create_task(self._run(self._child), name="the web UI")
+        return ready
 
     async def _run(self, child: Child) -> None:
         try:
@@ -206,4 +238,5 @@ class Embedded:
             if ended.failure is not None:
                 _log.info("%s embeds no web UI: %s", self.engine, ended.failure)
         finally:
-            self._child = self._endpoint = None
+            self._child = self._life = self._ready = None
+            self._stopping = False
