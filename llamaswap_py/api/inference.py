@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,7 @@ _FORCE: Final = "force"
 _HUNG: Final = "found hung"
 # Nobody knows whether the request itself is what the child hangs on: it is not sent to another.
 _FINAL: Final = (_FORCE, _HUNG)
+_ESCAPE: Final = re.compile("%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 _NOTICE_EVERY: Final = 10.0
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -85,7 +87,7 @@ async def pass_through(call: Call) -> None:
     """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
     head = call.exchange.head
     preset, path = _split_upstream(call)
-    inner = call.app.route_of(head.method, unquote(path))  # as the child will understand it
+    inner = call.app.route_of(head.method, _as_read(path))
     if inner is not None and inner.admin:
         call.app.access.check(head, admin=True)
     if inner is not None and inner.handle is relay:
@@ -347,6 +349,11 @@ def _autoload(call: Call) -> bool:
     if asked is not None:
         return asked
     return head.method not in _READS and call.supervisor.config.autoload
+
+
+def _as_read(path: str) -> str:
+    """Return a path as a child decodes it (cpp-httplib, decode_path_component)."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), path)
 
 
 def _split_upstream(call: Call) -> tuple[str, str]:

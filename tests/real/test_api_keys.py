@@ -88,3 +88,16 @@ async def test_a_key_has_so_many_requests_open_and_gives_them_back(lab: Lab) -> 
         await poll(given_back)
         log = "\n".join(lswap.log)
         assert "Bearer" not in log
+
+
+@pytest.mark.parametrize(
+    "path", ["props", "%70rops", "lora%2Dadapters", "%6cora-adapters", "%u0070rops"]
+)
+async def test_below_upstream_too_an_admin_s_routes_take_an_admin_key(lab: Lab, path: str) -> None:
+    """llama-server decodes paths (cpp-httplib's parse_request_line)."""
+    models = {"alpha": lab.preset("alpha")}
+    async with lab.lswap(models, keys=write_keys(lab.folder)) as lswap:
+        target = f"{lswap.url}/upstream/alpha/{path}"
+        answer = await lswap.client.post(target, json=[], headers={"x-api-key": "ann"})
+        assert error_of(answer, 403)["code"] == "forbidden"
+        assert (await lswap.client.post(target, json=[], headers=ADMIN)).status_code != 403

@@ -36,13 +36,14 @@ async def test_a_file_asked_for_before_the_page_hides_nothing(lab: Lab) -> None:
 
 async def test_one_that_could_not_start_is_tried_again(lab: Lab) -> None:
     """What failed for the moment is not taken for an engine without a UI."""
-    engine = Path(lab.engine_with(f"--path {_folder(lab)}"))
-    text = engine.read_text()
+    engine = lab.folder / "broken"
     engine.write_text("#!/bin/sh\nexit 1\n")
+    engine.chmod(0o755)
+    right = lab.engine_with(f"--path {_folder(lab)}")
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
         embedded = Embedded(engine, str(lab.folder / "0.sock"), tasks, pause=0)
         assert await embedded.find("index.html") is None
-        engine.write_text(text)
+        embedded.engine = Path(right)
         found = await embedded.find("index.html")
         assert found is not None
         assert found.body
