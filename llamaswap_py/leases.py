@@ -35,7 +35,8 @@ def open_under(leases: Iterable[RequestId], request_id: str | None) -> RequestId
 class Wishes:
     """What a request asks of the scheduler besides its model; as in `events.RequestArrived`.
 
-    `parent` is the id of the request under which this one was made.
+    `parent` is the id of the request under which this one was made; `allowed` are the presets that
+    may answer it, None: any.
     """
 
     priority: int = 0
@@ -43,6 +44,7 @@ class Wishes:
     patience: float | None = None
     substitutable: bool = True
     parent: str | None = None
+    allowed: frozenset[str] | None = None
 
 
 NO_WISHES: Final = Wishes()

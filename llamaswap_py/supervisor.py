@@ -238,6 +238,7 @@ class Supervisor:
             when_full=self.names.resolve_substitute(wishes.when_full),
             substitutable=wishes.substitutable,
             parent=open_under(self.scheduler.world.leases, wishes.parent),
+            allowed=wishes.allowed,
         )
         return Ticket(self, event, notice)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.app import App
     from llamaswap_py.config.keyfile import ApiKey
     from llamaswap_py.leases import Lease, Ticket
+    from llamaswap_py.snapshot import Snapshot
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire.exchange import Exchange
 
@@ -93,6 +94,15 @@ class Call:
     def may_use(self, preset: str) -> bool:
         """Return whether this request's key may use a preset."""
         return self.key is None or self.key.may_use(preset)
+
+    def snapshot(self) -> Snapshot:
+        """Return everything at this moment, but for models that this request's key may not use."""
+        whole = self.supervisor.snapshot()
+        if self.key is None or self.key.models is None:
+            return whole
+        models = tuple(one for one in whole.models if self.may_use(one.id))
+        instances = tuple(one for one in whole.instances if self.may_use(one.preset))
+        return msgspec.structs.replace(whole, models=models, instances=instances)
 
     @property
     def query(self) -> dict[str, str]:

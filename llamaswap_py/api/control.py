@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llamaswap_py.config.values import Argument
 
 _MOST_LINES = 100_000
+_MOST_DECISIONS = 10_000
 
 
 async def health(call: Call) -> None:
@@ -34,15 +35,20 @@ async def readyz(call: Call) -> None:
 
 async def state(call: Call) -> None:
     """GET /lswap/v1/state: the snapshot."""
-    call.respond(200, call.supervisor.snapshot())
+    call.respond(200, call.snapshot())
 
 
 async def decisions(call: Call) -> None:
     """GET /lswap/v1/decisions?model=&limit=: newest last."""
     name = call.query.get("model")
     preset = call.find_preset(name) if name else None
-    limit = call.number("limit", 100, most=10_000)
-    found = call.supervisor.decisions(model=preset, limit=limit)
+    limit = call.number("limit", 100, most=_MOST_DECISIONS)
+    if preset is None and call.key is not None and call.key.models is not None:
+        every = call.supervisor.decisions(model=None, limit=_MOST_DECISIONS)
+        found = [one for one in every if call.may_use(one.preset)]
+        found = found[-limit:] if limit else []
+    else:
+        found = call.supervisor.decisions(model=preset, limit=limit)
     call.respond(200, Decisions(tuple(found)))
 
 

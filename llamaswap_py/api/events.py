@@ -39,8 +39,14 @@ async def events(call: Call) -> None:
         first.append(b"event: lost\ndata: " + msgspec.json.encode(lost) + b"\n\n")
 
     def render(record: FeedRecord) -> bytes:
+        data = _as_dict(record.data)
+        model = data.get("model", data.get("preset"))
+        if model is not None and not call.may_use(model):
+            return b""
+        for key in ("added", "removed", "changed") if record.event == "reload" else ():
+            data[key] = list(filter(call.may_use, data[key]))
         head = f"id: {record.id}\nevent: {record.event}\ndata: ".encode()
-        return head + msgspec.json.encode({"at": record.at, **_as_dict(record.data)}) + b"\n\n"
+        return head + msgspec.json.encode({"at": record.at, **data}) + b"\n\n"
 
     await _stream(call, after, render, first)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.call import Call
     from llamaswap_py.conversations import Conversation
-    from llamaswap_py.leases import Lease
+    from llamaswap_py.leases import Lease, Wishes
     from llamaswap_py.wire.messages import RelayResult, Translator
 
 # Keys and origins are judged here, not by the child.
@@ -166,10 +166,7 @@ async def _to_instance(
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
-    highest = 0 if call.key is None else call.key.priority
-    wishes = read_wishes(
-        call.exchange.head, substitutable=ask.plain and call.route.talk, highest=highest
-    )
+    wishes = _wishes(call, ask)
     while True:
         if call.cancelled:
             raise cancelled()
@@ -215,6 +212,16 @@ async def _to_instance(
             await asyncio.sleep(_REAPING_STEP)
         else:
             raise upstream_failed(f"{preset} did not answer: {result.error}")
+
+
+def _wishes(call: Call, ask: Ask) -> Wishes:
+    key = call.key
+    return read_wishes(
+        call.exchange.head,
+        substitutable=ask.plain and call.route.talk,
+        highest=0 if key is None else key.priority,
+        allowed=None if key is None else key.models,
+    )
 
 
 def _notice(call: Call, preset: str, ask: Ask) -> Notice | None:

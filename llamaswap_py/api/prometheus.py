@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llamaswap_py.scraping import scrape_children
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -40,7 +40,9 @@ async def scrape(call: Call) -> None:
     feed = call.supervisor.happenings
     happened = {"stops": feed.stops, "failures": feed.failures}
     children = await scrape_children(call.supervisor)
-    body, content_type = render(call.app.traffic, call.supervisor.snapshot(), happened, children)
+    body, content_type = render(
+        call.app.traffic, call.supervisor.snapshot(), happened, children, call.may_use
+    )
     call.status = 200
     call.exchange.respond(200, body, content_type)
 
@@ -50,15 +52,22 @@ def render(
     snapshot: Snapshot,
     happened: Mapping[str, Mapping[str, int]],
     children: Mapping[str, str] = MappingProxyType({}),
+    shows: Callable[[str], bool] = lambda _: True,
 ) -> tuple[bytes, str]:
     """Return the exposition and its content type.
 
-    `happened` counts `stops` and `failures`; `children` are expositions of children by model.
+    `happened` counts `stops` and `failures`; `children` are expositions of children by model;
+    `shows` says which models are shown.
     """
     own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
+    families = [*own, *_merged(children)]
+    for family in families:
+        family.samples = [
+            one for one in family.samples if "model" not in one.labels or shows(one.labels["model"])
+        ]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once([*own, *_merged(children)]))
+    registry.register(_Once(families))
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 

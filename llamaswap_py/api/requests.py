@@ -71,12 +71,13 @@ async def list_requests(call: Call) -> None:
             tokens=one.exchange.events_relayed,
         )
         for one in call.app.calls.values()
-        if one.model and not one.exchange.head.path.startswith(_OWN)
+        if one.model and call.may_use(one.model) and not one.exchange.head.path.startswith(_OWN)
     ]
     counts = call.app.traffic
     tokens = {
         model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
         for model in counts.tokens_in.keys() | counts.tokens_out.keys()
+        if call.may_use(model)
     }
     found += _detached(call, now)
     found.sort(key=lambda one: -one.age)
@@ -100,6 +101,7 @@ def _detached(call: Call, now: float) -> list[RequestView]:
             load_ms=0.0,
         )
         for one in call.supervisor.conversations.detached
+        if call.may_use(one.preset)
     ]
 
 

@@ -21,10 +21,17 @@ _PARTICULAR: Final = Wishes(substitutable=False)
 _LOWEST: Final = -100
 
 
-def read_wishes(head: RequestHead, *, substitutable: bool, highest: int = 0) -> Wishes:
+def read_wishes(
+    head: RequestHead,
+    *,
+    substitutable: bool,
+    highest: int = 0,
+    allowed: tuple[str, ...] | None = None,
+) -> Wishes:
     """Return what the headers ask for; raises ApiError `bad_request` naming the header.
 
-    `highest` is the key's priority: what its requests have, and the most they may ask for.
+    `highest` is the key's priority: what its requests have, and the most they may ask for;
+    `allowed` are the key's models.
     """
     if highest == 0 and head.first.keys().isdisjoint(_ALL):
         return _ORDINARY if substitutable else _PARTICULAR
@@ -34,6 +41,7 @@ def read_wishes(head: RequestHead, *, substitutable: bool, highest: int = 0) -> 
         patience=_patience(_text(head, _MAX_WAIT)),
         substitutable=substitutable,
         parent=_text(head, _PARENT) or None,
+        allowed=None if allowed is None else frozenset(allowed),
     )
 
 

@@ -39,7 +39,8 @@ class RequestArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `since` is when it first arrived, if it comes back after its lease was revoked unused.
     `patience` is how many seconds it waits at most, if less than the policy says. `when_full`
     overrules the preset's; `substitutable` says whether another model could answer at all.
-    `parent` is the request under which this one was made.
+    `parent` is the request under which this one was made. `allowed` names the presets that may
+    answer it, None: any.
     """
 
     request: RequestId
@@ -53,6 +54,7 @@ class RequestArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     when_full: str = ""
     substitutable: bool = True
     parent: RequestId | None = None
+    allowed: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

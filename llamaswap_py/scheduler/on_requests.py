@@ -72,6 +72,7 @@ class OnRequests:
             None if event.patience is None else since + event.patience,
             when_full,
             event.parent,
+            event.allowed,
         )
 
     def request_left(self, event: ev.RequestLeft) -> bool:

@@ -56,21 +56,26 @@ class Passing:
             self.control.drop(preset, waiter)
             return
         waiter.when_full = "wait"
-        other = self._substitute(preset, how.removeprefix("substitute:"))
+        other = self._substitute(preset, how.removeprefix("substitute:"), waiter.allowed)
         if other is not None:
             self.control.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
             self.world.dequeue(preset, waiter)
             self.world.enqueue(other, waiter)
 
-    def _substitute(self, preset: Preset, name: str) -> Preset | None:
+    def _substitute(
+        self, preset: Preset, name: str, allowed: frozenset[str] | None
+    ) -> Preset | None:
         """Return the preset to ask instead: a named one, or the one used last of those loaded."""
         if name != "loaded":
+            if allowed is not None and name not in allowed:
+                return None
             other = self.world.presets.get(PresetId(name))
             return other if other is not None and self._can_answer(other) else None
         loaded = [
             one.serving
             for one in self.world.presets.values()
             if one is not preset
+            and (allowed is None or one.plan.preset in allowed)
             and one.plan.kind == preset.plan.kind
             and one.serving
             and one.serving.admits(slot=False)

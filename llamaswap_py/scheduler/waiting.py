@@ -25,6 +25,7 @@ class Waiter:
     deadline: float | None = None
     when_full: str = "wait"
     parent: RequestId | None = None
+    allowed: frozenset[str] | None = None
 
     def gives_up_at(self, timeout: float) -> float:
         """Return when it has waited for `timeout` seconds, or as long as it wanted to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from llamaswap_py.config.keyfile import hash_secret
-from tests.real.answers import error_of
+from tests.real.answers import PATIENCE, error_of
 from tests.real.harness import poll
 
 if TYPE_CHECKING:
@@ -101,3 +102,59 @@ async def test_below_upstream_too_an_admin_s_routes_take_an_admin_key(lab: Lab, 
         answer = await lswap.client.post(target, json=[], headers={"x-api-key": "ann"})
         assert error_of(answer, 403)["code"] == "forbidden"
         assert (await lswap.client.post(target, json=[], headers=ADMIN)).status_code != 403
+
+
+async def test_a_limited_key_hears_of_no_other_model(lab: Lab) -> None:
+    models = {"alpha": lab.endless("alpha"), "secret": lab.endless("secret", size="50MiB")}
+    async with lab.lswap(models, keys=write_keys(lab.folder)) as lswap:
+        body = {"model": "secret", "messages": HELLO, "stream": True, "max_tokens": 100_000}
+        path, ann = "/v1/chat/completions", {"x-api-key": "ann"}
+        async with lswap.client.stream("POST", path, json=body, headers=ADMIN) as stream:
+            lines = stream.aiter_lines()
+            await anext(lines)
+            for path in ("state", "decisions", "requests"):
+                for headers, sees in ((ADMIN, True), (ann, False)):
+                    answer = await lswap.client.get(f"/lswap/v1/{path}", headers=headers)
+                    assert answer.status_code == 200
+                    assert ("secret" in answer.text) == sees, (path, answer.text)
+            for path in ("/metrics", "/v1/models", "/models", "/api/tags", "/api/ps"):
+                assert "secret" not in (await lswap.client.get(path, headers=ann)).text, path
+        async with (
+            asyncio.timeout(PATIENCE),
+            lswap.client.stream(
+                "GET", "/lswap/v1/events", params={"after": "0"}, headers=ann
+            ) as stream,
+        ):
+            lines = stream.aiter_lines()
+            await lswap.client.post("/lswap/v1/reload", headers=ADMIN)
+            async for line in lines:
+                assert "secret" not in line
+                if line == "event: reload":
+                    break
+
+
+@pytest.mark.parametrize("how", ["substitute: secret", "substitute: loaded"])
+async def test_no_other_model_answers_for_a_limited_key(lab: Lab, how: str) -> None:
+    models = {"alpha": lab.preset("alpha", size="150MiB"), "secret": lab.endless("secret")}
+    async with lab.lswap(models, keys=write_keys(lab.folder), policy={"max_wait": "0s"}) as lswap:
+        body = {"model": "secret", "messages": HELLO, "stream": True, "max_tokens": 100_000}
+        path, headers = "/v1/chat/completions", {"x-api-key": "ann", "x-lswap-when-full": how}
+        async with lswap.client.stream("POST", path, json=body, headers=ADMIN) as stream:
+            lines = stream.aiter_lines()
+            await anext(lines)
+            asked = asyncio.create_task(
+                lswap.client.post(
+                    path,
+                    json={"model": "alpha", "messages": HELLO, "max_tokens": 5},
+                    headers=headers,
+                )
+            )
+
+            async def settled() -> bool:
+                state = (await lswap.client.get("/lswap/v1/state", headers=ADMIN)).json()
+                waits = any(one["waiting"] for one in state["models"])
+                return waits or asked.done()
+
+            await poll(settled)
+        answer = await asked
+        assert (answer.status_code, answer.headers["x-lswap-model"]) == (200, "alpha")
