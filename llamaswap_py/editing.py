@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 from llamaswap_py.errors import ConfigError
+
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""Requests change the file in threads of their own: each must see what the others did."""
 
 
 def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
@@ -44,19 +48,46 @@ def _change(path: Path, change: Callable[[Any], None]) -> None:
     yaml.preserve_quotes = True
     yaml.width = 4096
     try:
-        root: Any = yaml.load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        root = {} if root is None else root
-        models = root.setdefault("models", {}) if isinstance(root, dict) else None
-        if models is None and isinstance(root, dict):  # `models:` with nothing below
-            models = root["models"] = {}
-        if not isinstance(models, dict):
-            raise ConfigError("`models` is no mapping", where=str(path))
-        change(models)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".lswap-", delete=False
-        ) as out:
-            yaml.dump(root, out)
-        os.chmod(out.name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(out.name, path)
-    except (OSError, YAMLError) as error:
+        with _ONE_AT_A_TIME:
+            path = path.resolve()  # a link stays one
+            before = _status(path)
+            root: Any = yaml.load(path.read_text(encoding="utf-8")) if before else {}
+            root = {} if root is None else root
+            models = root.setdefault("models", {}) if isinstance(root, dict) else None
+            if models is None and isinstance(root, dict):  # `models:` with nothing below
+                models = root["models"] = {}
+            if not isinstance(models, dict):
+                raise ConfigError("`models` is no mapping", where=str(path))
+            change(models)
+            _replace(path, before, lambda out: yaml.dump(root, out))
+    except (OSError, UnicodeError, YAMLError) as error:
         raise ConfigError(f"the file cannot be changed: {error}", where=str(path)) from None
+
+
+def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], None]) -> None:
+    """Put a new file in the place of the one that was read, unless somebody else has meanwhile."""
+    out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (it is renamed, or deleted by its name)
+        "w", encoding="utf-8", dir=path.parent, prefix=".lswap-", delete=False
+    )
+    try:
+        with out:
+            write(out)
+        os.chmod(out.name, before.st_mode if before else 0o644)
+        if _state(_status(path)) != _state(before):
+            remedy = "try again"
+            raise ConfigError("the file changed at the same time", where=str(path), remedy=remedy)
+        os.replace(out.name, path)
+    except BaseException:
+        os.unlink(out.name)
+        raise
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _state(status: os.stat_result | None) -> tuple[int, int, int] | None:
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)
