@@ -104,6 +104,10 @@ class Reloader:
         supervisor.happenings.publish("reload", report)
         return report
 
+    async def check(self) -> None:
+        """Raise ConfigError if the file is wrong as it is; changes nothing."""
+        await asyncio.to_thread(self._origin.read)
+
     async def catch_up(self) -> None:
         """Reload if the file has changed, sooner than `watch` would."""
         if self._looks() != self._seen:

@@ -36,6 +36,7 @@ async def download(call: Call) -> None:
         return
     reloader = _reloader(call)
     try:
+        await reloader.check()
         await asyncio.to_thread(add_model, reloader.file, name)
         await reloader.reload()
     except LswapError as error:
@@ -74,15 +75,14 @@ async def remove_model(call: Call, preset: str) -> None:
             remedy="take it out of the configuration by hand",
         )
     reloader = _reloader(call)
-    others = {one.hf for one in config.models.values() if one.id != preset}
+    others = [one for one in config.models.values() if one.id != preset]
     try:
         await asyncio.to_thread(reloader.remove, preset)
         await reloader.reload()
         await call.supervisor.unloaded(preset)
         call.supervisor.happenings.publish("removed", {"model": preset})
         await call.supervisor.downloads.ended(preset)
-        if repository not in others:
-            await asyncio.to_thread(forget_files, repository)
+        await asyncio.to_thread(forget_files, repository, others)
     except LswapError as error:
         raise ApiError("bad_request", error.message, remedy=error.remedy) from None
 

@@ -108,3 +108,39 @@ async def test_the_list_reads_a_changed_file_when_asked(lab: Lab) -> None:
         lab.write_config({"beta": lab.preset("beta"), "alpha": lab.preset("alpha")})
         answer = await lswap.client.get("/models", params={"reload": "1"})
         assert {one["id"] for one in answer.json()["data"]} == {"beta", "alpha"}
+
+
+async def _fetched(lswap: Lswap, name: str) -> None:
+    await lswap.client.post("/models", json={"model": name})
+    await lswap.until_state(name, "unloaded", "ready")
+
+
+async def test_files_that_another_model_uses_stay(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        await _fetched(lswap, NAME)
+        await _fetched(lswap, REPO)  # without a tag it means the same file
+        removed = await lswap.client.delete("/models", params={"model": NAME})
+        assert removed.status_code == 200
+        assert await lswap.chat(REPO) == lab.sentence("alpha")
+        assert any(file.exists() for file in (lab.folder / "hub").rglob("*.gguf"))
+
+
+async def test_a_refused_one_is_not_in_the_file(lab: Lab) -> None:
+    """The file was wrong before, in another place."""
+    async with serving(lab) as lswap:
+        with lswap.config.open("a") as file:
+            file.write("nonsense: 1\n")
+        before = lswap.config.read_text()
+        answer = await lswap.client.post("/models", json={"model": NAME})
+        assert "nonsense" in error_of(answer, 400)["message"]
+        assert lswap.config.read_text() == before
+
+
+async def test_many_at_once(lab: Lab) -> None:
+    async with serving(lab) as lswap:
+        names = (NAME, REPO, f"hf.co/{REPO}")
+        answers = await asyncio.gather(
+            *(lswap.client.post("/models", json={"model": name}) for name in names for _ in (1, 2))
+        )
+        assert [one.status_code for one in answers].count(200) == len(names)
+        assert set(await _ids(lswap)) == {"beta", *names}
