@@ -60,6 +60,8 @@ class Conversation:
     """When that was, in Unix time."""
     unread: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there are none."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it was stopped."""
 
     def __post_init__(self) -> None:
         self.unread.set()
@@ -85,10 +87,16 @@ class Conversations:
         self._known: OrderedDict[str, Conversation] = OrderedDict()
         self._holding: set[asyncio.Task[None]] = set()
 
-    def begin(
+    async def begin(
         self, id: str, preset: str, request_id: str, cancel: Callable[[], None]
     ) -> Conversation:
-        """Note that a request of this conversation arrived; it is the one that counts now."""
+        """Note that a request of this conversation arrived; it is the one that counts now.
+
+        An answer that goes on without its client is stopped: llama-server has one for each.
+        """
+        older = self._known.get(id)
+        if older is not None and older.ticket is not None:
+            await self.stop(older)
         self._known.pop(id, None)
         self._known[id] = conversation = Conversation(id, preset, cancel, request_id)
         while len(self._known) > _KEPT:
@@ -124,12 +132,16 @@ class Conversations:
 
     def hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of a client that has left until its answer has ended."""
+        newest = self._known.get(conversation.id, conversation)
+        if newest is not conversation:
+            self.end(conversation, ticket, lease)
+            return
         conversation.ticket = ticket
         self._keep(ticket, self._hold(conversation, ticket, lease))
 
-    def end(self, conversation: Conversation, ticket: Ticket) -> None:
+    def end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
-        self._keep(ticket, self._end(conversation, ticket))
+        self._keep(ticket, self._end(conversation, ticket, lease))
 
     def _keep(self, ticket: Ticket, life: Coroutine[Any, Any, None]) -> None:
         ticket.keep()
@@ -148,11 +160,20 @@ class Conversations:
             conversation.cancel()
             self.forget(conversation)
             return
+        await self._stop_in(conversation.lease, conversation)
+        self.forget(conversation)
+        conversation.over.set()
+
+    async def _stop_in(self, lease: Lease, conversation: Conversation) -> None:
+        """Have a child stop it, unless a newer answer of that id has taken its place there."""
+        newest = self._known.get(conversation.id, conversation)
+        there = None if newest.lease is None else newest.lease.endpoint
+        if newest is not conversation and there == lease.endpoint:
+            return
         try:
-            await ask(conversation.lease.endpoint, "DELETE", conversation.path, timeout=_ASKING)
+            await ask(lease.endpoint, "DELETE", conversation.path, timeout=_ASKING)
         except OSError as error:
             _log.debug("%s: its child could not be asked to stop: %s", conversation.id, error)
-        self.forget(conversation)
 
     async def look_up(self, ids: Iterable[str], may_use: Callable[[str], bool]) -> list[Any]:
         """Return what the children say of those conversations (`POST /v1/streams/lookup`)."""
@@ -194,9 +215,10 @@ class Conversations:
             async with asyncio.TaskGroup() as group:
                 ended = group.create_task(self._ended(conversation, lease))
                 taken = group.create_task(revoked.wait())
-                await asyncio.wait({ended, taken}, return_when=asyncio.FIRST_COMPLETED)
-                ended.cancel()
-                taken.cancel()
+                over = group.create_task(conversation.over.wait())
+                await asyncio.wait({ended, taken, over}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (ended, taken, over):
+                    task.cancel()
             if revoked.is_set():
                 for cut in list(conversation.readers.values()):
                     cut(lease.revoked or "")
@@ -225,9 +247,9 @@ class Conversations:
             size -= len(one.whole)
             one.whole, one.whole_at = b"", 0.0
 
-    async def _end(self, conversation: Conversation, ticket: Ticket) -> None:
+    async def _end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         try:
-            await self.stop(conversation)
+            await self._stop_in(lease, conversation)
         finally:
             ticket.release(ev.Outcome.CANCELLED)
 
@@ -246,9 +268,12 @@ class Conversations:
                 break
             path = f"{conversation.path}&from={mine[0].get('total_bytes', 0)}"
             try:  # silent until more comes; the answer to it ends with the generation
-                await ask(lease.endpoint, "GET", path, timeout=None, keep=False)
+                answer = await ask(lease.endpoint, "GET", path, timeout=None, keep=False)
             except OSError:
                 break
+            if answer.status != HTTPStatus.OK:
+                missing += 1
+                await asyncio.sleep(_APPEARS_STEP)
         await conversation.unread.wait()
 
 

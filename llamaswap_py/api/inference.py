@@ -72,7 +72,7 @@ async def relay(call: Call) -> None:
     if filters is not NO_FILTERS and call.route.slot and not upload:
         body = Body.of(filter_body(body.join(), filters, name))
     target = f"{head.path}?{head.query}" if head.query else head.path
-    conversation = _conversation(call, preset) if ask.stream and call.route.slot else None
+    conversation = await _conversation(call, preset) if ask.stream and call.route.slot else None
     request = _request(call, target, body, _DROPPED if conversation is None else _RESUMED)
     try:
         await _to_instance(call, preset, request, ask=ask, conversation=conversation)
@@ -125,21 +125,22 @@ async def resumed(call: Call, conversation: Conversation) -> None:
     whole = False
     try:
         result = await _send(call, lease, request)
-        whole = result.outcome is Outcome.COMPLETE
+        whole = result.outcome is Outcome.COMPLETE and result.status == 200 and head.method == "GET"
     finally:
         conversations.detach(conversation, call.id, whole=whole)
     if not result.status and not call.exchange.finished:
         raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
 
 
-def _conversation(call: Call, preset: str) -> Conversation | None:
+async def _conversation(call: Call, preset: str) -> Conversation | None:
     """Return the conversation whose answer may outlive its client."""
     given = call.exchange.head.get(b"x-conversation-id")
     if not given or not call.supervisor.config.models[preset].resume:
         return None
     if len(given) > _LONGEST_ID or not given.isascii():
         return None
-    return call.supervisor.conversations.begin(given.decode("ascii"), preset, call.id, call.cancel)
+    id = given.decode("ascii")
+    return await call.supervisor.conversations.begin(id, preset, call.id, call.cancel)
 
 
 def _request(
@@ -285,7 +286,8 @@ async def _relay_once(
     if result.outcome is Outcome.CUT:
         lease.outcome = call.outcome = "cut"
         if conversation is not None:
-            call.supervisor.conversations.end(conversation, ticket)
+            call.supervisor.conversations.end(conversation, ticket, lease)
+            conversation.lease = None  # it waits once more, or has ended
     elif result.outcome is not Outcome.COMPLETE:
         lease.outcome = call.outcome = "upstream_error"
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.real.answers import PATIENCE, Stream, chat_body, error_of, instance_of
@@ -171,6 +173,35 @@ async def test_what_waits_for_a_load_can_be_stopped(lab: Lab) -> None:
             assert error_of(early, 503)["message"] == "Stream owner model is loading, retry later"
             await lswap.client.delete(RESUME, params={"conv_id": NAME})
         assert error_of(await asked, 410)["code"] == "cancelled"
+
+
+async def test_the_newest_answer_of_a_conversation_counts(lab: Lab) -> None:
+    """As in llama-server, where a new one ends the one before (create_or_replace)."""
+    async with lab.lswap({"alpha": _long(lab)}, policy={"detached_timeout": "1s"}) as lswap:
+        await _leave(lswap, tokens=100_000)
+        await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        headers = {"X-Conversation-Id": NAME}
+        async with lswap.stream("alpha", headers=headers, max_tokens=1500) as stream:
+            await stream.read(1)
+            await lswap.until(lambda now: instance_of(now, "alpha").leases == 1)
+            await stream.rest()
+        assert (stream.error, stream.finish) == (None, "length")
+        await lswap.until_idle()
+        await lswap.until_slots_are_free("alpha")
+
+
+@pytest.mark.parametrize("how", ["HEAD", "nowhere"])
+async def test_who_reads_nothing_is_no_reader(lab: Lab, how: str) -> None:
+    async with lab.lswap({"alpha": _long(lab)}) as lswap:
+        await _leave(lswap, tokens=100_000)
+        await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        params = {"conv_id": NAME} | ({"from": "nowhere"} if how != "HEAD" else {})
+        method = "HEAD" if how == "HEAD" else "GET"
+        with suppress(httpx.TimeoutException):
+            await lswap.client.request(method, RESUME, params=params, timeout=2)
+        await lswap.until(lambda now: instance_of(now, "alpha").detached == 1)
+        assert "attached" in await _kinds(lswap)
+        await lswap.client.delete(RESUME, params={"conv_id": NAME})
 
 
 @pytest.mark.parametrize("how", ["resume: false", "no stream", "another path"])
