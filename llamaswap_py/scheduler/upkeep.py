@@ -89,6 +89,8 @@ class Upkeep:
     def _detached_due(self, lease: Lease) -> float:
         """Return when an answer that nobody reads has gone on for long enough."""
         assert lease.detached_at is not None
+        if self.closing_at is not None:
+            return lease.detached_at  # nobody can come back any more
         policy, wanted = self.world.policy, self.world.wanted_since(lease.instance)
         due = lease.detached_at + policy.detached_timeout
         if wanted is None:

@@ -103,3 +103,17 @@ def test_the_decisions_say_what_became_of_it() -> None:
     kinds = [one.kind for one in play.scheduler.decisions]
     assert kinds == ["load", "ready", "detached", "attached", "detached", "revoked"]
     assert "nobody came back for it" in play.scheduler.decisions[-1].reason
+
+
+def test_nobody_can_come_back_to_one_that_is_stopping() -> None:
+    play = Play(plan("a", 60), plan("b", 30))
+    request, other = _detached(play), play.ask(B, "two")
+    play.pass_time(3)
+    assert play.granted(other)
+    play.feed(ev.ShutdownAsked(30.0))
+    stopped = play.now
+    play.pass_time(1)
+    play.feed(ev.LeaseDetached(other))
+    play.pass_time(1)
+    assert _revoked(play, request) == [(stopped, StopReason.DETACHED)]
+    assert _revoked(play, other) == [(stopped + 1, StopReason.DETACHED)]
