@@ -39,14 +39,7 @@ class Overrides:
         What runs of it drains meanwhile. A failed load leaves the file's arguments in place.
         """
         supervisor = self._supervisor
-        if supervisor.config.models[preset].cmd is not None:
-            message = f"{preset} is no llama-server: its cmd is all that it is told"
-            raise ApiError("bad_request", message, param="args")
-        _refuse_paths(supervisor.prepared[preset], args)
-        changed = _with_args(supervisor.config.models[preset], args)
-        config = msgspec.structs.replace(supervisor.config, models={preset: changed})
-        prepared = await asyncio.to_thread(_prepare, config, supervisor)
-        one = prepared[preset]
+        one = await self._prepare(preset, args)
         if one.problems:
             what = "; ".join(f"{each.message} - {each.remedy}" for each in one.problems)
             raise ApiError("bad_request", f"these args do not work: {what}", param="args")
@@ -55,8 +48,24 @@ class Overrides:
         try:
             await supervisor.load(preset)
         except BaseException:
-            self.forget(preset)
+            if supervisor.prepared.get(preset) is one:  # else somebody else's args count by now
+                self.forget(preset)
             raise
+
+    async def _prepare(self, preset: str, args: Mapping[str, Argument]) -> Prepared:
+        """Prepare the preset as the file has it at the end, not at the beginning."""
+        supervisor = self._supervisor
+        while (own := supervisor.config.models.get(preset)) is not None:
+            if own.cmd is not None:
+                message = f"{preset} is no llama-server: its cmd is all that it is told"
+                raise ApiError("bad_request", message, param="args")
+            _refuse_paths(supervisor.prepared[preset], args)
+            models = {preset: _with_args(own, args)}
+            config = msgspec.structs.replace(supervisor.config, models=models)
+            prepared = await asyncio.to_thread(_prepare, config, supervisor)
+            if supervisor.config.models.get(preset) == own:
+                return prepared[preset]
+        raise ApiError("model_not_found", f"model {preset!r} was taken out of the file meanwhile")
 
     def forget(self, preset: str) -> None:
         """Go back to what the file says."""
