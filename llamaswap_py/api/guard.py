@@ -1,7 +1,8 @@
 """Who may talk to an lswap without keys: the Host/Origin rule.
 
 A web page that points its own name at 127.0.0.1 (DNS rebinding) sends that name as Host, and
-its own Origin: both must name this machine.
+its own Origin: both must name this machine. An IP address cannot be rebound, so any will do as
+Host; as Origin it means a page of whoever has that address, and must be this machine's own.
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ class HostRule:
             if header == b"origin" and b"*" in self._accepted:
                 continue
             if value is not None and value not in self._accepted:
-                self._judge(header.decode(), value)
+                self._judge(header.decode(), value, head.get(b"host") or b"")
 
-    def _judge(self, header: str, value: bytes) -> None:
+    def _judge(self, header: str, value: bytes, host: bytes) -> None:
         name = host_name(value.decode("latin-1"))
-        if name is None or not (is_ip(name) or is_localhost(name) or name in self.names):
+        if header == "origin" and name is not None and is_ip(name):
+            if name == host_name(host.decode("latin-1")):
+                return  # a page of this very server; not remembered, for the next Host may differ
+            known = ipaddress.ip_address(name).is_loopback or name in self.names
+        else:
+            known = name is not None and (is_ip(name) or is_localhost(name) or name in self.names)
+        if not known:
             shown = name or value.decode("latin-1")[:80]
             raise ApiError(
                 "forbidden",
