@@ -19,6 +19,9 @@ from llamaswap_py.units import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llamaswap_py.api.skim import Skim
+
+FORM: Final = b"application/x-www-form-urlencoded"
 _BOM: Final = b"\xef\xbb\xbf"
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
@@ -55,24 +58,28 @@ _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"imag
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 
 
-def read_ask(content_type: bytes, body: bytes) -> Ask:
-    """Return what `body` asks for. Raises ApiError `bad_json` or `bad_request`."""
+def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
+    """Return what `body`, or the text of its `skim`, asks for.
+
+    Raises ApiError `bad_json` or `bad_request`.
+    """
     kind = content_type.partition(b";")[0].strip().lower()
     if kind == b"multipart/form-data":
         return _ask_of_form(content_type, body)
     if not body or body.isspace():
         return Ask()
-    if kind == b"application/x-www-form-urlencoded" and not _looks_like_json(body):
+    if kind == FORM and not looks_like_json(body):
         return Ask(_text(_field(forms.urlencoded_field, body, b"model")))
-    return _ask_of_json(body)
+    return _ask_of_json(body, skim)
 
 
-def _looks_like_json(body: bytes) -> bool:
+def looks_like_json(body: bytes) -> bool:
+    """Tell whether what claims to be a form is none: `curl -d` says so of everything."""
     start = body[:64].removeprefix(_BOM).lstrip()
     return start[:1] in (b"{", b"[") or b"=" not in body
 
 
-def _ask_of_json(body: bytes) -> Ask:
+def _ask_of_json(body: bytes, skim: Skim | None) -> Ask:
     if body.startswith(_BOM):
         body = body[len(_BOM) :]
     try:
@@ -80,10 +87,11 @@ def _ask_of_json(body: bytes) -> Ask:
     except msgspec.ValidationError:
         return Ask()  # an array or a bare value: legal JSON that names no model
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _bad_json(body, str(error)) from None
+        raise _bad_json(body, str(error), skim) from None
     except RecursionError:
         raise ApiError("bad_json", "the body nests arrays or objects too deeply") from None
-    return Ask(_model(peek.model), bytes(peek.stream) == b"true", _is_plain(peek, body))
+    plain = skim is None and _is_plain(peek, body)
+    return Ask(_model(peek.model), bytes(peek.stream) == b"true", plain)
 
 
 def _is_plain(peek: _Peek, body: bytes) -> bool:
@@ -106,14 +114,18 @@ def _model(raw: msgspec.Raw) -> str | None:
         raise ApiError("bad_json", "`model` is not valid UTF-8 text", param="model") from None
 
 
-def _bad_json(body: bytes, reason: str) -> ApiError:
+def _bad_json(body: bytes, reason: str, skim: Skim | None) -> ApiError:
     match = _BYTE.search(reason)
     if match is None:
-        where = f"it ends too early, after {len(body)} bytes"
+        size = len(body) if skim is None else skim.body.size
+        where = f"it ends too early, after {size} bytes"
     else:
         at = min(int(match[1]), len(body))
         line = body.count(b"\n", 0, at) + 1
-        column = at - body.rfind(b"\n", 0, at)
+        begin = body.rfind(b"\n", 0, at)
+        if skim is not None:
+            at, begin = skim.place(at), skim.place(begin)
+        column = at - begin
         what = reason.removeprefix("JSON is malformed: ")[: match.start()].partition(" (byte")[0]
         where = f"{what} at byte {at} (line {line}, column {column})"
     return ApiError("bad_json", f"the body is not valid JSON: {where}", remedy=_EXAMPLE)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 MAX_VALUE: Final = 1024
 """Longest field value that is read, in bytes: model names are short."""
-_MAX_PART_HEAD: Final = 16 * 1024
+MAX_PART_HEAD: Final = 16 * 1024
+"""Longest head of a part that is read, in bytes."""
 _MAX_BOUNDARY: Final = 256  # RFC 2046 says 70; be generous
 
 # One parameter at a time, so that a quoted file name cannot pretend to be another parameter.
@@ -97,7 +98,7 @@ def _split_head(body: bytes, start: int, end: int) -> tuple[bytes, int]:
     """Return a part's head and where its content begins."""
     if body.startswith((b"\r\n", b"\n"), start):
         return b"", body.index(b"\n", start) + 1
-    limit = min(end, start + _MAX_PART_HEAD)
+    limit = min(end, start + MAX_PART_HEAD)
     ends = [
         (at, at + len(mark))
         for mark in (b"\r\n\r\n", b"\n\n")

@@ -13,6 +13,7 @@ from llamaswap_py.api.call import cancelled
 from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
+from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.api.wishes import read_wishes
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
@@ -60,8 +61,9 @@ async def relay(call: Call) -> None:
     content_type = head.get(b"content-type") or b""
     limits = call.supervisor.config.limits
     upload = content_type.lower().startswith(b"multipart/form-data")
-    body = await call.exchange.read_body(limits.upload if upload else limits.body)
-    ask = read_ask(content_type, body.join())
+    body, skim = await read_skimmed(call, content_type, limits.upload if upload else limits.body)
+    text = body.join() if skim is None else skim.text
+    ask = read_ask(content_type, text, skim)
     name = ask.model or call.query.get("model")
     if not name and call.route.without_model is not None:
         await call.route.without_model(call)
@@ -70,7 +72,8 @@ async def relay(call: Call) -> None:
     preset = call.find_preset(name)
     filters = call.supervisor.config.models[preset].request
     if filters is not NO_FILTERS and call.route.slot and not upload:
-        body = Body.of(filter_body(body.join(), filters, name))
+        filtered = filter_body(text, filters, name)
+        body = Body.of(filtered) if skim is None else skim.restore(filtered)
     target = f"{head.path}?{head.query}" if head.query else head.path
     conversation = await _conversation(call, preset) if ask.stream and call.route.slot else None
     request = _request(call, target, body, _DROPPED if conversation is None else _RESUMED)

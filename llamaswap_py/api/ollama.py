@@ -14,6 +14,7 @@ from llamaswap_py.api import inference
 from llamaswap_py.api.call import model_not_found
 from llamaswap_py.api.filters import filtered
 from llamaswap_py.api.library import remove_model
+from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama import (
     Translated,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
+    from llamaswap_py.api.skim import Skim
     from llamaswap_py.model_facts import ModelFacts
     from llamaswap_py.snapshot import InstanceView, ModelView, Snapshot
 
@@ -151,7 +153,7 @@ async def generate(call: Call) -> None:
 async def _generate(
     call: Call, translate: Callable[[dict[str, Any]], Translated], *, empty: str
 ) -> None:
-    ask = await _read(call)
+    ask, skim = await _read_large(call)
     preset = _preset(call, ask)
     keep = read_keep_alive(ask.get("keep_alive"))
     if not ask.get(empty) and not ask.get("suffix"):
@@ -161,7 +163,7 @@ async def _generate(
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, _name(ask))
     stream = partial(_stream, call, translated, _name(ask)) if translated.stream else None
-    request = _request(call, preset, _name(ask), translated)
+    request = _request(call, preset, _name(ask), translated, skim)
     await inference.translated(call, preset, request, translate=stream, answer=answer)
     _keep(call, preset, keep)
 
@@ -212,25 +214,32 @@ def _keep(call: Call, preset: str, keep: float | None) -> None:
 
 async def embed(call: Call) -> None:
     """POST /api/embed."""
-    ask = await _read(call)
+    ask, skim = await _read_large(call)
     size = ask.get("dimensions")
-    await _embed(
-        call, ask, lambda said: embed_answer(said, _clock(call), _name(ask), _whole_number(size))
-    )
+
+    def answer(said: dict[str, Any]) -> Any:
+        return embed_answer(said, _clock(call), _name(ask), _whole_number(size))
+
+    await _embed(call, ask, skim, answer)
 
 
 async def embeddings(call: Call) -> None:
     """POST /api/embeddings, the older form: one text, one vector."""
-    ask = await _read(call)
+    ask, skim = await _read_large(call)
 
     def answer(said: dict[str, Any]) -> Any:
         vectors = embed_answer(said, _clock(call), "", None)["embeddings"]
         return {"embedding": vectors[0] if vectors else []}
 
-    await _embed(call, ask, answer)
+    await _embed(call, ask, skim, answer)
 
 
-async def _embed(call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any]], Any]) -> None:
+async def _embed(
+    call: Call,
+    ask: dict[str, Any],
+    skim: Skim | None,
+    shape: Callable[[dict[str, Any]], Any],
+) -> None:
     preset = _preset(call, ask)
     translated = translate_embed(ask)
     call.route = replace(call.route, slot=True, retry=True)
@@ -242,7 +251,7 @@ async def _embed(call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any
         else:
             call.respond(status, {"error": error_text(said.get("error", "the model refused"))})
 
-    request = _request(call, preset, _name(ask), translated)
+    request = _request(call, preset, _name(ask), translated, skim)
     await inference.translated(call, preset, request, translate=None, answer=answer)
     _keep(call, preset, read_keep_alive(ask.get("keep_alive")))
 
@@ -291,14 +300,21 @@ async def unsupported(call: Call) -> None:
 
 
 async def _read(call: Call) -> dict[str, Any]:
-    body = await call.exchange.read_body(call.supervisor.config.limits.body)
+    return (await _read_large(call))[0]
+
+
+async def _read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
+    """Read a request that may hold images: what its skim has cut is not in what is returned."""
+    limit = call.supervisor.config.limits.body
+    # Arguments of tools become texts within texts, so nothing with escapes may be cut.
+    body, skim = await read_skimmed(call, b"application/json", limit, unescaped=True)
     try:
-        ask = msgspec.json.decode(body.join() or b"{}")
+        ask = msgspec.json.decode((body.join() if skim is None else skim.text) or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("bad_json", f"the body is not valid JSON: {error}") from None
     if not isinstance(ask, dict):
         raise ApiError("bad_json", "the body must be a JSON object")
-    return ask
+    return ask, skim
 
 
 def _name(ask: dict[str, Any]) -> str:
@@ -318,14 +334,17 @@ def _preset(call: Call, ask: dict[str, Any]) -> str:
     return call.find_preset(known)
 
 
-def _request(call: Call, preset: str, name: str, translated: Translated) -> UpstreamRequest:
+def _request(
+    call: Call, preset: str, name: str, translated: Translated, skim: Skim | None
+) -> UpstreamRequest:
     filters = call.supervisor.config.models[preset].request
     asked = filtered(translated.body, filters, name)
     body = msgspec.json.encode({"model": preset, **asked})
     headers = [(b"content-type", b"application/json")]
     if forwarded := call.exchange.head.get(b"user-agent"):
         headers.append((b"user-agent", forwarded))
-    return UpstreamRequest("POST", translated.path, headers, Body.of(body))
+    whole = Body.of(body) if skim is None else skim.restore(body)
+    return UpstreamRequest("POST", translated.path, headers, whole)
 
 
 def _decoded(body: bytes) -> dict[str, Any]:

@@ -76,13 +76,13 @@ class Exchange:
 
     # --- reading the request ------------------------------------------------------------------
 
-    async def read_body(self, limit: int) -> Body:
-        """Return the whole body once it is here.
+    async def read_body(self, limit: int, scan: Callable[[bytes], None] | None = None) -> Body:
+        """Return the whole body once it is here; `scan` sees a large one piece by piece before.
 
         Raises BodyTooLarge as soon as it is known to be larger than `limit` bytes, and WireError
         (let it pass) when the client sends something that is no body, or stops sending.
         """
-        return await self.intake.read(limit)
+        return await self.intake.read(limit, scan)
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives; a slow taker makes the client wait. Raises WireError."""

@@ -9,13 +9,15 @@ from ..units import KIB
 from .messages import Body, BodyTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from .client import ClientConnection
     from .messages import RequestHead, WireError
 
 #: Body bytes that wait for a reader before the client is made to wait.
 _HIGH_WATER: Final = 256 * KIB
+#: From here on a body is looked at while it comes: all at once would hold every stream up.
+SCANNED_FROM: Final = 256 * KIB
 #: An unread rest of a body up to this size is thrown away to keep the connection.
 _SMALL_REST: Final = 64 * KIB
 
@@ -34,19 +36,26 @@ class Intake:
         self._streaming = False
         self._discarding = False
         self._error: WireError | BodyTooLarge | None = None
+        self._scan: Callable[[bytes], None] | None = None
+        self._shown = 0
         self._waiter: asyncio.Future[None] | None = None
 
     # --- for the reader -----------------------------------------------------------------------
 
-    async def read(self, limit: int) -> Body:
-        """Return the whole body; raises BodyTooLarge and WireError."""
+    async def read(self, limit: int, scan: Callable[[bytes], None] | None) -> Body:
+        """Return the whole body; raises BodyTooLarge and WireError.
+
+        A body that is larger than SCANNED_FROM is shown to `scan`, piece by piece as it comes.
+        """
         if (self._length or 0) > limit or self._body.size > limit:
             raise BodyTooLarge(limit)
         self._limit = limit
+        self._scan = scan
         if not self.complete:
             self._start()
             while not self.complete:
                 await self._event()
+        self._show()
         return self._body
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -57,7 +66,7 @@ class Intake:
             while self._body.pieces:
                 piece = self._body.pieces.pop(0)
                 self._body.size -= len(piece)
-                yield piece
+                yield bytes(piece)
             if self.complete:
                 return
             self._connection.resume_input()
@@ -95,11 +104,18 @@ class Intake:
         if self._limit is not None:
             if body.size > self._limit:
                 self.fail(BodyTooLarge(self._limit))
+            self._show()
             return
         if body.size > _HIGH_WATER:
             self._connection.pause_input()
         if self._streaming:
             self._wake()
+
+    def _show(self) -> None:
+        if self._scan is not None and self._body.size > SCANNED_FROM:
+            for piece in self._body.pieces[self._shown :]:
+                self._scan(bytes(piece))
+            self._shown = len(self._body.pieces)
 
     def finish(self) -> None:
         """The body is here in full."""

@@ -120,7 +120,7 @@ class RequestHead:
 class Body:
     """A request body in the pieces in which it came; `size` is their sum in bytes."""
 
-    pieces: list[bytes] = field(default_factory=list)
+    pieces: list[bytes | memoryview] = field(default_factory=list)
     size: int = 0
 
     @classmethod
@@ -130,9 +130,11 @@ class Body:
 
     def join(self) -> bytes:
         """Return the whole body; joined once, then kept as one piece."""
-        if len(self.pieces) != 1:
-            self.pieces = [b"".join(self.pieces)]
-        return self.pieces[0]
+        if len(self.pieces) == 1 and isinstance(whole := self.pieces[0], bytes):
+            return whole
+        whole = b"".join(self.pieces)
+        self.pieces = [whole]
+        return whole
 
 
 class Translator(Protocol):

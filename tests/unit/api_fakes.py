@@ -320,10 +320,12 @@ class FakeExchange:
         self.answer = b""
         self.written = asyncio.Event()
 
-    async def read_body(self, limit: int) -> Body:
+    async def read_body(self, limit: int, scan: Callable[[bytes], None] | None = None) -> Body:
         self.limit = limit
         if len(self.body) > limit:
             raise BodyTooLarge(limit)
+        if scan is not None:
+            scan(self.body)
         return Body.of(self.body)
 
     def respond(

@@ -72,6 +72,7 @@ PURE = (
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
+    "api.skim",
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
     "tui.screen",

@@ -1,0 +1,43 @@
+"""Read a request's body; a large one so that no other request waits for it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api.extract import FORM, looks_like_json
+from llamaswap_py.api.forms import parameters
+from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.skim import Skim
+    from llamaswap_py.wire.messages import Body
+
+_MARK: Final = f"lswap-{secrets.token_hex(12)}-"
+"""Stands for what was cut: nobody can send it on purpose."""
+
+
+async def read_skimmed(
+    call: Call, content_type: bytes, limit: int, *, unescaped: bool = False
+) -> tuple[Body, Skim | None]:
+    """Return a body, and of a large one what is to be read in its place.
+
+    Raises what `Exchange.read_body` does.
+    """
+    length = call.exchange.head.content_length
+    if length is not None and length <= STEP:
+        return await call.exchange.read_body(limit), None
+    kind = content_type.partition(b";")[0].strip().lower()
+    skimmer: FormSkimmer | JsonSkimmer
+    if kind == b"multipart/form-data":
+        skimmer = FormSkimmer(parameters(content_type).get(b"boundary", b""))
+    else:
+        skimmer = JsonSkimmer(_MARK, unescaped=unescaped)
+    body = await call.exchange.read_body(limit, skimmer.feed)
+    if body.size <= STEP:
+        return body, None
+    skim = skimmer.finish(body)
+    if kind == FORM and not looks_like_json(skim.text):
+        return body, None
+    return body, skim
