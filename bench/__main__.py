@@ -1,4 +1,4 @@
-"""`python -m bench [relay] [swap] [hot] [--rounds N] [--seconds S]`.
+"""`python -m bench [relay] [swap] [hot] [big_body] [--rounds N] [--seconds S]`.
 
 Run the benchmarks and print their tables."""
 
@@ -19,12 +19,12 @@ def main() -> int:
     """Run what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=[[], "relay", "swap", "hot"], help="default: all"
+        "what", nargs="*", choices=[[], "relay", "swap", "hot", "big_body"], help="default: all"
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="at least 1 (5)")
     parser.add_argument("--seconds", type=float, default=60, metavar="S", help="of `hot` (60)")
     asked = parser.parse_args()
-    what = asked.what or ["relay", "swap", "hot"]
+    what = asked.what or ["relay", "swap", "hot", "big_body"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is ended
     try:
         with open_workplace() as place:
@@ -40,6 +40,12 @@ def _run(place: Workplace, what: list[str], rounds: int, seconds: float) -> None
     print(f"{os.cpu_count()} cores, load average {load} before\n")
     if "relay" in what:
         print(measure_relay(place, rounds, _note), end="\n\n", flush=True)
+    if "big_body" in what:
+        from bench.big_body import measure_big_body
+
+        print(measure_big_body(place, rounds, _note), end="\n\n", flush=True)
+    if what == ["big_body"]:
+        return
     models = _write_models(place.folder)
     try:
         from llamaswap_py.engine.locate import locate_engine

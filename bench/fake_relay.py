@@ -27,6 +27,7 @@ from llamaswap_py.wire import bind, serve
 from llamaswap_py.wire.pool import UpstreamPool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from llamaswap_py.supervisor import Supervisor
@@ -35,8 +36,8 @@ CONFIG = "models: {stub: {model: /nowhere/stub.gguf}}"
 
 
 class _Ticket:
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._lease = Lease(endpoint, InstanceKey(PresetId("stub"), 1), 0.0, 0.0, Held())
+    def __init__(self, endpoint: Endpoint, preset: str) -> None:
+        self._lease = Lease(endpoint, InstanceKey(PresetId(preset), 1), 0.0, 0.0, Held())
 
     async def __aenter__(self) -> Lease:
         self._lease.began(time.monotonic())
@@ -51,31 +52,33 @@ class _Ticket:
         return None
 
 
-class _AlwaysReady:
-    """What the api asks of a supervisor, for one model that is loaded for ever."""
+class AlwaysReady:
+    """What the api asks of a supervisor, for models that are loaded for ever."""
 
-    def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
-        self.config = load_config(CONFIG, path=None, base_dir="/", env={}, home="/")
+    def __init__(
+        self, endpoints: Mapping[str, Endpoint], pool: UpstreamPool, config: str = CONFIG
+    ) -> None:
+        self.config = load_config(config, path=None, base_dir="/", env={}, home="/")
         self.pool = pool
         self.names = self
         self.happenings = Feed()
-        self._endpoint = endpoint
+        self._endpoints = endpoints
 
     def resolve(self, name: str, seed: str = "") -> str | None:
-        return name if name == "stub" else None
+        return name if name in self._endpoints else None
 
     def nearest(self, name: str) -> list[str]:
-        return ["stub"]
+        return [*self._endpoints]
 
     def lease(self, preset: str, **_: object) -> _Ticket:
-        return _Ticket(self._endpoint)
+        return _Ticket(self._endpoints[preset], preset)
 
 
 async def _main(port: int, upstream: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with UpstreamPool() as pool:
-        app = App(cast("Supervisor", _AlwaysReady(Endpoint(path=upstream), pool)))
+        app = App(cast("Supervisor", AlwaysReady({"stub": Endpoint(path=upstream)}, pool)))
         sockets = [bind(Endpoint(port=port))]
         async with serve(sockets, app.handle, on_wire_error=render_wire_error):
             await stop.wait()

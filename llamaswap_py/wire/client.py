@@ -13,7 +13,7 @@ from .exchange import Exchange
 from .messages import RequestHead, WireError
 from .outflow import Outflow
 from .requests import RequestParser
-from .sockets import client_is_gone, end_output, reset_on_close
+from .sockets import Input, client_is_gone, end_output, reset_on_close
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -45,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer = "unix"
         self.closed = False
         self.outflow = Outflow(self._loop, self._limits.stall, self._give_up)
-        self._input_paused = False
+        self._input = Input(self._loop)
         self._half_closed = False
         self._closing = False
         self._lost = self._loop.create_future()
@@ -68,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
     # --- protocol interface -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
+        self._input.transport = self.transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
             self.peer = str(name[0])
@@ -78,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        self._input.took(len(data))
         if self._tunnel is not None:
             self._tunnel.upstream.send(data)
         elif self._may_parse():
@@ -133,15 +134,13 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_input(self) -> None:
         """Read no more from the client for now."""
-        if not self.closed and not self._input_paused:
-            self._input_paused = True
-            self.transport.pause_reading()
+        if not self.closed:
+            self._input.pause()
 
     def resume_input(self) -> None:
         """Read again."""
-        if not self.closed and self._input_paused and not self._half_closed:
-            self._input_paused = False
-            self.transport.resume_reading()
+        if not self.closed and not self._half_closed:
+            self._input.resume()
 
     def await_body(self, waiting: bool) -> None:
         """A reader waits for the body, or has what it wanted."""

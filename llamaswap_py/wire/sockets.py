@@ -10,9 +10,10 @@ import stat
 import struct
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..errors import StateError
+from ..units import KIB
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BACKLOG: Final = 1024
 #: sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)).
 _LONGEST_PATH: Final = 107
+#: A piece of this size has filled the buffer it was read into.
+_LARGE: Final = 128 * KIB
 
 
 def bind(endpoint: Endpoint, backlog: int = BACKLOG) -> socket.socket:
@@ -196,3 +199,44 @@ def _has_owner(family: int, local: tuple[Any, ...], remote: tuple[Any, ...]) -> 
             return False
         raise OSError(number, os.strerror(number))
     return bool(struct.unpack_from("=I", answer, _INODE_OFFSET)[0])
+
+
+class Input:
+    """Reading from a transport: on or off, and one large piece in a turn of the loop.
+
+    libuv reads up to 32 times in a turn while its buffer gets full (uv__read in unix/stream.c):
+    8 MB, behind which every stream would wait.
+    """
+
+    __slots__ = ("_loop", "_off", "_resting", "transport")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = cast("asyncio.Transport", None)
+        self._loop = loop
+        self._off = self._resting = False
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._off:
+            self._off = True
+            if not self._resting:
+                self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._off:
+            self._off = False
+            if not self._resting:
+                self.transport.resume_reading()
+
+    def took(self, size: int) -> None:
+        """Note what was read; after a large piece the others have their turn first."""
+        if size >= _LARGE and not self._resting and not self._off:
+            self._resting = True
+            self.transport.pause_reading()
+            self._loop.call_soon(self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if not self._off and not self.transport.is_closing():
+            self.transport.resume_reading()

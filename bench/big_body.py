@@ -1,0 +1,214 @@
+"""A 50 MB upload beside 100 streams: how much longer any stream has to wait for its next event.
+
+The proxy is lswap's HTTP side (fake_relay.py) with two upstreams: the stub, which streams, and a
+sink (big_body_server.py), which takes uploads. Beside the wall clock stands the longest turn of the
+proxy's event loop in CPU time, which other programs on the machine do not lengthen.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from bench import peers
+from bench.measure import Column, Rounds, in_turns, render
+from bench.workplace import HERE, BenchError, Workplace, free_port, running
+
+STREAMS, RATE = 100, 25
+EVENTS = RATE * 3
+SIZE = 50_000_000
+_LIMIT = 30.0
+ALONE, PAST = "no upload", "upload to the sink itself"
+
+_COLUMNS = [
+    Column("longest", "longest gap, ms", 1, ratio=False),
+    Column("added", "more than without, ms", 1, ratio=False),
+    Column("p99", "p99 of gaps, ms", 1, ratio=False),
+    Column("held", "longest turn, CPU ms", 1, ratio=False),
+    Column("upload", "upload, s", 2, ratio=False),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is sent where while the streams run."""
+
+    path: str
+    kind: str
+    body: Path
+
+
+def measure_big_body(place: Workplace, rounds: int, note: Callable[[str], None]) -> str:
+    """Measure the gaps of streams beside uploads of several kinds; return the table."""
+    scores = Rounds()
+    uploads = _uploads(place.folder)
+    with ExitStack() as stack:
+        _, stub = peers.start_stub(place, stack)
+        sink, proxy = _start_servers(place, stack, stub)
+        names = [ALONE, PAST, *uploads]
+        for number in range(rounds):
+            note(f"big body, round {number + 1} of {rounds}")
+            for name in in_turns(names, number):
+                port = sink if name == PAST else proxy
+                upload = uploads.get(name) or (uploads["JSON, an image"] if name == PAST else None)
+                _measure_one(place, scores, name, (proxy, port), upload)
+            for name in names:
+                longest = scores.values["longest"]
+                scores.add("added", name, longest[name][-1] - longest[ALONE][-1])
+    title = (
+        f"{SIZE // 1_000_000} MB beside {STREAMS} streams of {RATE} events/s: medians of "
+        f"{rounds} interleaved rounds; errors: {scores.failures()}"
+    )
+    return render(title, scores, _COLUMNS, names, ALONE)
+
+
+def _uploads(folder: Path) -> dict[str, Upload]:
+    """Write the bodies, and return what can be sent."""
+    image = base64.b64encode(os.urandom(SIZE * 3 // 4)).decode()
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
+    chat = {"messages": [{"role": "user", "content": [url]}], "stream": False}
+    lines = "a line of a long text\n" * 8
+    words = [{"role": "user", "content": lines}] * (SIZE // len(lines))
+    boundary = "f6a1d3"
+    head = '--{}\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
+    form = head.format(boundary, "file").encode() + os.urandom(SIZE) + b"\r\n"
+    form += (head.format(boundary, "model") + f"sink\r\n--{boundary}--\r\n").encode()
+    ollama = {"messages": [{"role": "user", "images": [image]}], "stream": False}
+    bodies: dict[str, tuple[str, str, bytes]] = {
+        "JSON, an image": ("/v1/chat/completions", "", _json({**chat, "model": "sink"})),
+        "JSON, an image, filtered": ("/v1/chat/completions", "", _json({**chat, "model": "set"})),
+        "JSON, short texts": ("/v1/chat/completions", "", _json({"model": "sink", "m": words})),
+        "form, a file": (
+            "/v1/audio/transcriptions",
+            f"multipart/form-data; boundary={boundary}",
+            form,
+        ),
+        "Ollama, an image": ("/api/chat", "", _json({**ollama, "model": "sink"})),
+    }
+    found = {}
+    for number, (name, (path, kind, body)) in enumerate(bodies.items()):
+        file = folder / f"big-{number}"
+        file.write_bytes(body)
+        found[name] = Upload(path, kind or "application/json", file)
+    return found
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _start_servers(place: Workplace, stack: ExitStack, stub: Path) -> tuple[int, int]:
+    """Start the sink and the proxy; return their ports."""
+    sink, proxy = free_port(), free_port()
+    path = place.folder / "sink.sock"
+    env = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    cores = place.cores or (None, None)
+    for name, port, core, others in (
+        ("sink", sink, cores[1], [str(path)]),
+        ("proxy", proxy, cores[0], [str(stub), str(path)]),
+    ):
+        argv = [sys.executable, "-m", "bench.big_body_server", name, str(port), *others]
+        log = place.folder / f"{name}.log"
+        stack.enter_context(running(argv, port=port, log=log, env=env, core=core))
+    return sink, proxy
+
+
+def _measure_one(
+    place: Workplace, scores: Rounds, name: str, ports: tuple[int, int], upload: Upload | None
+) -> None:
+    proxy, port = ports
+    _longest_turn(proxy)
+    process = None
+    gaps: list[float] = []
+    errors = 0
+    with _Streams(proxy) as streams:
+        streams.read(until=0.5)
+        if upload is not None:
+            argv = [sys.executable, "-m", "bench.big_body_server", "upload", str(port)]
+            argv += [upload.path, upload.kind, str(upload.body)]
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+            if place.cores:
+                os.sched_setaffinity(process.pid, {place.cores[1]})
+        gaps, errors = streams.rest()
+    if process is not None:
+        said = process.communicate(timeout=_LIMIT)[0]
+        errors += process.returncode != 0
+        scores.add("upload", name, float(said or 0))
+    scores.add("longest", name, max(gaps) * 1000)
+    scores.add("p99", name, sorted(gaps)[len(gaps) * 99 // 100] * 1000)
+    scores.add("held", name, _longest_turn(proxy))
+    scores.add("errors", name, errors)
+
+
+def _longest_turn(port: int) -> float:
+    """Return the longest turn of the proxy's loop since it was asked last, in CPU milliseconds."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/bench/turn", timeout=_LIMIT) as answer:
+        return float(answer.read())
+
+
+class _Streams:
+    """Streams that are read as they come, and when each came."""
+
+    def __init__(self, port: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._times: dict[int, list[float]] = {}
+        self._bytes: dict[int, int] = {}
+        ask = {"model": "stub", "stream": True, "max_tokens": EVENTS, "stub_rate": RATE}
+        body = json.dumps(ask, separators=(",", ":")).encode()
+        head = f"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+        for number in range(STREAMS):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(head.encode() + body)
+            self._selector.register(sock, selectors.EVENT_READ, number)
+            self._times[number] = []
+            self._bytes[number] = 0
+
+    def __enter__(self) -> _Streams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self._selector.get_map().values()):
+            self._end(key)
+        self._selector.close()
+
+    def read(self, *, until: float) -> None:
+        """Read for so many seconds, or until all have ended."""
+        deadline = time.perf_counter() + until
+        while self._selector.get_map() and (left := deadline - time.perf_counter()) > 0:
+            for key, _ in self._selector.select(left):
+                assert isinstance(key.fileobj, socket.socket)
+                got = key.fileobj.recv(65536)
+                if got:
+                    self._times[key.data].append(time.perf_counter())
+                    self._bytes[key.data] += len(got)
+                    if b"\r\n\r\n" in got:  # the head, or the end of the last chunk
+                        self._bytes[key.data] = len(got.partition(b"\r\n\r\n")[2])
+                else:
+                    self._end(key)
+
+    def rest(self) -> tuple[list[float], int]:
+        """Read to the end; return the gaps after the first second, and how many were not whole."""
+        self.read(until=_LIMIT)
+        if self._selector.get_map():
+            raise BenchError("the streams do not end")
+        whole = max(self._bytes.values())
+        wrong = sum(one != whole for one in self._bytes.values())
+        gaps = [b - a for times in self._times.values() for a, b in pairwise(times)]
+        return gaps, wrong
+
+    def _end(self, key: selectors.SelectorKey) -> None:
+        assert isinstance(key.fileobj, socket.socket)
+        self._selector.unregister(key.fileobj)
+        key.fileobj.close()
