@@ -25,6 +25,7 @@ from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.programs import program_problems
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
+    TOO_LARGE,
     Choice,
     Failure,
     Policy,
@@ -195,7 +196,7 @@ def _prepare_one(
         remedy = "declare less memory, a lower margin, or a larger device"
         message = f"it can never fit: {shortfalls[0]}"
         problems.append(PresetProblem(preset.id, where, message, remedy))
-        plan = _plan(preset, config, ways, problems, absent=absent)
+        plan = _plan(preset, config, ways, problems, absent=absent, kind=TOO_LARGE)
     found = engine if isinstance(engine, Engine) else None
     return Prepared(preset, plan, found, ways, tuple(problems))
 
@@ -293,10 +294,11 @@ def _plan(
     problems: list[PresetProblem],
     *,
     absent: bool,
+    kind: str = "config",
 ) -> PresetPlan:
     problem = None
     if problems:
-        problem = Failure("config", "; ".join(str(one) for one in problems))
+        problem = Failure(kind, "; ".join(str(one) for one in problems))
     undeclared = any(way.preset.memory is None for way in ways.values())
     return PresetPlan(
         preset=PresetId(preset.id),

@@ -22,6 +22,8 @@ class Family(Enum):
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    ROUTER = "router"
+    """llama.cpp's, on /models and below: `code` is the status (format_error_response)."""
 
 
 # Anthropic's names (its API reference, "Errors") where they differ from OpenAI's.
@@ -81,6 +83,8 @@ def family_of(path: str) -> Family:
     """Return the family of a path that may not be in the table."""
     if path.startswith("/api/"):
         return Family.OLLAMA
+    if path == "/models" or path.startswith("/models/"):
+        return Family.ROUTER
     return Family.ANTHROPIC if path.startswith("/v1/messages") else Family.OPENAI
 
 
@@ -100,6 +104,9 @@ def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str,
         return {"type": "error", "error": inner, "request_id": request_id}
     if family is Family.OLLAMA:  # one text; the rest is there for who looks
         return {"error": str(error), "code": error.code, **error.details}
+    if family is Family.ROUTER:
+        inner = {"code": error.status, "message": str(error), "type": error.type}
+        return {"error": {**inner, **error.details}}
     inner = {
         "message": str(error),
         "type": error.type,

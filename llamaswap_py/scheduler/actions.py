@@ -120,7 +120,7 @@ class Reject:
     message: str
     remedy: str = ""
     retry_after: float | None = None
-    details: tuple[tuple[str, str | int | float | tuple[str, ...]], ...] = ()
+    details: tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

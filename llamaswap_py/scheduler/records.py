@@ -26,6 +26,10 @@ class InstanceKey(NamedTuple):
         return f"{self.preset}#{self.epoch}"
 
 
+TOO_LARGE = "too_large"
+"""The kind of a preset's problem that no other try can help: it can never fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a child ended: class, one line for people, exit code and the last log lines."""

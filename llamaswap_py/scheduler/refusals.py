@@ -7,16 +7,17 @@ from typing import TypeAlias
 
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.events import RequestArrived
-from llamaswap_py.scheduler.records import Failure
+from llamaswap_py.scheduler.records import TOO_LARGE, Failure
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.waiting import Waiter
 from llamaswap_py.scheduler.world import Preset, World
 from llamaswap_py.units import format_duration
 
-_Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...]], ...]
+_Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...]
 _Refuse: TypeAlias = Callable[[Waiter], Reject]
 
 _UNCONFIGURED_RETRY = 60.0
+_MEND = "mend its entry in the configuration: a changed file is read again"
 """Seconds a client is told to wait for a preset that only a changed configuration can mend."""
 
 
@@ -184,6 +185,15 @@ class Refusals:
     ) -> Reject:
         name = preset.plan.preset
         details: _Details = (("state", "failed"), ("failure", failure.kind))
+        if failure.kind == TOO_LARGE:  # another try is of no use
+            return Reject(
+                waiter.request,
+                name,
+                "model_too_large",
+                f"model {name!r} does not work: {failure.summary}",
+                remedy=_MEND,
+                details=details,
+            )
         if failure.exit_code is not None:
             details += (("exit_code", failure.exit_code),)
         if failure.tail:
@@ -195,15 +205,16 @@ class Refusals:
             f"model {name!r} does not work: {failure.summary}",
             remedy=f"see `lswap logs {name}`; the next try is in {format_duration(retry_after)}"
             if preset.plan.problem is None
-            else "mend its entry in the configuration: a changed file is read again",
+            else _MEND,
             retry_after=retry_after,
             details=details,
         )
 
     def _where(self, preset: Preset, position: int, now: float) -> _Details:
-        details: _Details = (("state", self._state(preset)), ("position", position))
         eta = self.eta(preset, position, now)
-        return details if eta is None else (*details, ("eta_seconds", round(eta, 3)))
+        rounded = None if eta is None else round(eta, 3)
+        state = self._state(preset)
+        return (("state", state), ("position", position), ("eta_seconds", rounded))
 
     def _state(self, preset: Preset) -> str:
         serving = preset.serving

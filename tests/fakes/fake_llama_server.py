@@ -29,6 +29,7 @@ FAKE_N_CTX          n_ctx of a slot, default 4096
 FAKE_TOKENS         pieces of an SSE answer to any POST, default 3
 FAKE_TOKEN_SECONDS  pause between them, default 0
 FAKE_ECHO_HEAD      answer a POST with its own head
+FAKE_MUTE           close the connection of any POST without a word
 FAKE_CUT_AFTER      die by SIGKILL after so many pieces
 FAKE_STALL          accept a POST and send nothing, until the file FAKE_STALL_GATE exists; meanwhile
                     `silent`: nothing moves, /slots answers as ever; `deaf`: nor does it answer
@@ -115,6 +116,8 @@ def answer(connection: socket.socket) -> None:
     busy = {"error": {"message": "Loading model", "code": 503}}
     if not ready.is_set():
         send(connection, 503, busy)
+    elif method == b"POST" and "FAKE_MUTE" in ENV:
+        return
     elif method == b"POST":
         if "FAKE_ECHO_HEAD" in ENV:
             send(connection, 200, {"head": data.partition(b"\r\n\r\n")[0].decode("latin-1")})
