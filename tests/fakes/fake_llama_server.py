@@ -28,6 +28,7 @@ FAKE_SLOTS          total_slots, default 4
 FAKE_N_CTX          n_ctx of a slot, default 4096
 FAKE_TOKENS         pieces of an SSE answer to any POST, default 3
 FAKE_TOKEN_SECONDS  pause between them, default 0
+FAKE_TOKEN_PAD      so many bytes more in each, default 0
 FAKE_ECHO_HEAD      answer a POST with its own head
 FAKE_MUTE           close the connection of any POST without a word
 FAKE_CUT_AFTER      die by SIGKILL after so many pieces
@@ -186,11 +187,12 @@ def stream(connection: socket.socket) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     cut = int(ENV.get("FAKE_CUT_AFTER", "-1"))
+    pad = b"." * int(ENV.get("FAKE_TOKEN_PAD", "0"))
     for number in range(int(ENV.get("FAKE_TOKENS", "3"))):
         if number == cut:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(float(ENV.get("FAKE_TOKEN_SECONDS", "0")))
-        event = b'data: {"content":"t%d"}\n\n' % number
+        event = b'data: {"content":"t%d%b"}\n\n' % (number, pad)
         connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
     connection.sendall(b"0\r\n\r\n")
 

@@ -176,17 +176,35 @@ async def test_two_open_requests_never_share_an_id() -> None:
     assert seen[0].startswith("same.")
 
 
-async def test_a_bug_is_answered_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/lswap/v1/state"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/messages"),
+        ("POST", "/api/chat"),
+        ("POST", "/models/load"),
+    ],
+)
+async def test_a_bug_is_answered_without_a_traceback(
+    caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
     class Broken(FakeSupervisor):
         def snapshot(self) -> Any:
             raise RuntimeError("secret detail")
 
+        def resolve(self, name: str, seed: str = "") -> str | None:
+            raise RuntimeError("secret detail")
+
+    body = b'{"model":"alpha","messages":[{"role":"user","content":"hi"}]}'
     with caplog.at_level(logging.ERROR, "lswap"):
-        exchange = await ask("GET", "/lswap/v1/state", supervisor=Broken())
+        exchange = await ask(method, path, body, supervisor=Broken())
     assert exchange.status == 500
-    assert exchange.error["code"] == "internal"
+    told = exchange.json if path == "/api/chat" else exchange.error
+    assert told["code"] == (500 if path == "/models/load" else "internal")
     assert b"secret" not in exchange.answer
-    assert exchange.headers["x-request-id"] in exchange.error["message"]
+    assert b"Traceback" not in exchange.answer
+    assert exchange.headers["x-request-id"].encode() in exchange.answer
     assert "secret detail" in caplog.text
 
 
@@ -198,16 +216,18 @@ async def test_an_error_after_the_answer_began_is_the_wires_business() -> None:
 
 
 @pytest.mark.parametrize("code", sorted(API_CODES))
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-async def test_every_code_in_both_shapes(code: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+async def test_every_code_in_every_shape(code: str, path: str) -> None:
     error = ApiError(code, "what", remedy="do", details={"state": "loading", "position": 3})
     supervisor = FakeSupervisor(refuse=error)
-    exchange = await ask("POST", path, b'{"model":"alpha"}', supervisor=supervisor)
+    body = b'{"model":"alpha","messages":[{"role":"user","content":"hi"}]}'
+    exchange = await ask("POST", path, body, supervisor=supervisor)
     assert exchange.status == API_CODES[code][0]
-    assert exchange.error["message"] == "what - do"
-    assert exchange.error["code"] == code
-    assert exchange.error["state"] == "loading"
-    assert exchange.error["position"] == 3
+    told = exchange.json if path == "/api/chat" else exchange.error
+    assert (exchange.error if path == "/api/chat" else told["message"]) == "what - do"
+    assert told["code"] == code
+    assert told["state"] == "loading"
+    assert told["position"] == 3
     assert exchange.headers["x-lswap-model"] == "alpha"
     assert int(exchange.headers["x-lswap-queue-ms"]) >= 0
     assert ("retry-after" in exchange.headers) == (exchange.status in (429, 503))
