@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from llamaswap_py.wire import Exchange, WireLimits
+from llamaswap_py.wire.sockets import Input
 
 from .harness import (
     JSON_ANSWER,
@@ -481,3 +482,39 @@ async def test_many_requests_on_one_connection(folder: Path) -> None:
             assert (await client.ask(GET)).status == 200
         # a child's connection is used 99 times
         assert setup.child.accepted == 3
+
+
+async def test_a_large_body_lets_others_have_their_turn() -> None:
+    """One large piece in a turn of the loop, however much the kernel has ready."""
+    reads: list[str] = []
+
+    class Transport:
+        def pause_reading(self) -> None:
+            reads.append("pause")
+
+        def resume_reading(self) -> None:
+            reads.append("resume")
+
+        def is_closing(self) -> bool:
+            return False
+
+    taken = Input(asyncio.get_running_loop())
+    taken.transport = cast("asyncio.Transport", Transport())
+    taken.took(100)
+    assert reads == []
+    taken.took(256_000)
+    assert reads == ["pause"]
+    await asyncio.sleep(0)
+    assert reads == ["pause", "resume"]
+    taken.took(256_000)
+    taken.pause()  # for another reason, which holds on
+    await asyncio.sleep(0)
+    assert reads == ["pause", "resume", "pause"]
+    taken.resume()
+    assert reads == ["pause", "resume", "pause", "resume"]
+    taken.took(256_000)
+    taken.pause()
+    taken.resume()
+    assert reads[4:] == ["pause"]
+    await asyncio.sleep(0)
+    assert reads[4:] == ["pause", "resume"]
