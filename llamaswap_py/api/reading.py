@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ async def read_skimmed(
     if body.size <= STEP:
         return body, None
     skim = skimmer.finish(body)
+    await asyncio.sleep(0)  # what is parsed next may be long still: many short strings
     if kind == FORM and not looks_like_json(skim.text):
         return body, None
     return body, skim
