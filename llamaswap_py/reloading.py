@@ -32,6 +32,7 @@ _EVERY: Final = 2.0
 """Seconds between two looks at the file."""
 _FIXED: Final = (
     *("listen", "allow_unauthenticated", "allowed_hosts", "cors", "memory", "policy", "log"),
+    "capture",
 )
 """Keys that a running lswap has built itself upon: a change of them waits for a restart."""
 

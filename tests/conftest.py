@@ -10,7 +10,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("lswap", deadline=None)  # time decides nothing here
+hypothesis.settings.load_profile("lswap")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

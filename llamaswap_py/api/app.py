@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.api import pages, table
 from llamaswap_py.api.access import Access
@@ -19,6 +19,8 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import WireError
 
 if TYPE_CHECKING:
+    from llamaswap_py.api.tap import Tap
+    from llamaswap_py.captures import Captures
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.reloading import Reloader
@@ -51,6 +53,8 @@ class App:
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
+        self.captures: Captures | None = None
+        """Set where the file says `capture: on`."""
         self.reloader: Reloader | None = None
         """Set where the configuration comes from a file."""
         config = supervisor.config
@@ -85,6 +89,8 @@ class App:
             if call.counted:
                 self.access.leave(call.key)
             self._count(call)
+            if self.captures is not None and call.tap is not None:
+                self.captures.keep(_captured(call, call.tap))
             _write_access(call)
 
     def route_of(self, method: str, path: str) -> Route | None:
@@ -172,6 +178,20 @@ class App:
 async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:
     async for line in log.follow(after):
         await exchange.write(f"{line}\n".encode())
+
+
+def _captured(call: Call, tap: Tap) -> dict[str, Any]:
+    """Return what is stored of a request."""
+    return {
+        "at": time.time(),
+        "id": call.id,
+        "client": call.client,
+        "model": call.model,
+        "path": call.exchange.head.path,
+        "status": call.status,
+        "outcome": call.outcome,
+        **tap.record(),
+    }
 
 
 def _internal(request_id: str) -> ApiError:

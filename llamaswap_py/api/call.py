@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from llamaswap_py.api.app import App
+    from llamaswap_py.api.tap import Tap
     from llamaswap_py.config.keyfile import ApiKey
     from llamaswap_py.leases import Lease, Ticket
     from llamaswap_py.snapshot import Snapshot
@@ -65,6 +66,8 @@ class Call:
     extra: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
+    tap: Tap | None = None
+    """What is captured of it."""
     cancelled: bool = False
     counted: bool = False
     """Whether it counts against its key's `max_in_flight`."""

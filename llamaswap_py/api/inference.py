@@ -14,6 +14,7 @@ from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.api.tap import Tap
 from llamaswap_py.api.wishes import read_wishes
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
@@ -171,6 +172,9 @@ async def _to_instance(
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
     wishes = _wishes(call, ask)
+    if call.app.captures is not None and call.route.slot:
+        call.tap = call.exchange.tap = Tap()
+        call.tap.ask(request.body.pieces)
     while True:
         if call.cancelled:
             raise cancelled()

@@ -20,6 +20,7 @@ import msgspec
 from llamaswap_py import __version__
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
+from llamaswap_py.captures import Captures
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.log import logging_aside, set_up_logging
@@ -150,6 +151,7 @@ async def _serve(
                 during=notifier.reloading,
             )
             async with (
+                _capturing(app, config, supervisor.about.name),
                 _watching(app.reloader),
                 serve(
                     sockets,
@@ -194,6 +196,21 @@ def status_line(world: World) -> str:
 def _replace_keys(app: App, config: Config) -> None:
     if config.keys.file is not None:
         app.access.replace(read_keys(config.keys.file))
+
+
+@asynccontextmanager
+async def _capturing(app: App, config: Config, name: str) -> AsyncIterator[None]:
+    """Store prompts and answers, if the file says so."""
+    if config.capture == "off":
+        yield
+        return
+    app.captures = Captures(name, config.log.rotate)
+    async with asyncio.TaskGroup() as tasks:
+        writing = tasks.create_task(app.captures.run(), name="capture")
+        try:
+            yield
+        finally:
+            writing.cancel()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.records import Config, Defaults, Preset, Record
+from llamaswap_py.config.records import Defaults, Preset, Record
 
 _PRESET: Final = frozenset(
     {
@@ -13,11 +13,6 @@ _PRESET: Final = frozenset(
 )
 
 PLANNED: Final[dict[type[Record], frozenset[str]]] = {
-    Config: frozenset(
-        {
-            "capture",
-        }
-    ),
     Defaults: _PRESET,
     Preset: _PRESET,
 }

@@ -292,6 +292,14 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     autoload: Annotated[
         bool, plain("Load a model when a request needs it; false: only on command.", False)
     ] = True
+    capture: Annotated[
+        Literal["off", "on"],
+        plain(
+            "on: store prompts and answers, a line of JSON each, in "
+            "`$XDG_STATE_HOME/lswap/captures` for their owner's eyes only.",
+            "on",
+        ),
+    ] = "off"
     allow_args: Annotated[
         bool,
         plain(

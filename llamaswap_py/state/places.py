@@ -16,6 +16,11 @@ def traffic_folder() -> Path:
     return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "traffic"
 
 
+def captures_folder() -> Path:
+    """Return the folder of what `capture: on` stores: `$XDG_STATE_HOME/lswap/captures`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "captures"
+
+
 def estimates_folder() -> Path:
     """Return the folder of estimates worked out before: `$XDG_CACHE_HOME/lswap/estimates`."""
     return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "estimates"

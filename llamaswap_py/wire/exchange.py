@@ -48,6 +48,8 @@ class Exchange:
         self.cut_reason = ""
         self.chunked = False
         self.event_stream = False
+        #: gets a copy of every byte of the answer
+        self.tap: Callable[[bytes], None] | None = None
         #: only blanks were sent so far: any JSON may follow
         self.padded = False
         self.ends_by_closing = False
@@ -181,6 +183,8 @@ class Exchange:
         return bodiless or self.head.method == "HEAD"
 
     def _write(self, data: bytes) -> None:
+        if self.tap is not None:
+            self.tap(data)
         self._sent += len(data)
         self.connection.write(data)
 

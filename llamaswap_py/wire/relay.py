@@ -60,6 +60,8 @@ class Relay:
         upstream.begin(self, decoding=recoded or self._collect)
         self._watch = upstream.watch
         self._write = self.client.transport.write
+        if exchange.tap is not None:
+            self._write = self._write_tapped
         self._verbatim = False
         self._last = self._before = b""
         self._remaining = 0
@@ -78,6 +80,11 @@ class Relay:
         finally:
             self._end(Outcome.CUT, "cancelled")
         return self._result
+
+    def _write_tapped(self, data: bytes | bytearray | memoryview) -> None:
+        assert self.exchange.tap is not None
+        self.exchange.tap(bytes(data))
+        self.client.transport.write(data)
 
     @property
     def events(self) -> int:
@@ -178,6 +185,8 @@ class Relay:
     def _pass(self, data: bytes) -> None:
         if not self._ended.done():
             self.passed += len(data)
+            if self.exchange.tap is not None:
+                self.exchange.tap(data)
             self.client.write(data)
 
     def _clip(self, data: bytes) -> bytes:

@@ -28,7 +28,7 @@ MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
-    *("alarm", "webui", "overriding", "editing", "library"),
+    *("alarm", "webui", "overriding", "editing", "library", "captures"),
     *("replaying", "scraping", "held", "programs"),
 }
 """The modules that know several parts."""
@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children", "model_facts", "feed", "reloading", "conversations", "webui"},
+    "api": {"children", "model_facts", "feed", "reloading", "conversations", "webui", "captures"},
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""
@@ -72,6 +72,7 @@ PURE = (
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     *("wire.messages", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
+    "api.tap",
     "api.skim",
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
