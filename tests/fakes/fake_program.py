@@ -25,7 +25,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ENV = os.environ
-where = sys.argv[1]
 began = time.monotonic()
 
 
@@ -81,6 +80,7 @@ def main() -> None:
     if "PROGRAM_EXIT" in ENV:
         print("error: there is no such weight", file=sys.stderr, flush=True)
         sys.exit(int(ENV["PROGRAM_EXIT"]))
+    where = sys.argv[1]
     kept = b"x" * (int(ENV.get("PROGRAM_MEMORY", "0")) << 20)
     kind = OnSocket if "/" in where else ThreadingHTTPServer
     address = where if "/" in where else ("127.0.0.1", int(where))
