@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from llamaswap_py.cli.starting import Json
+
+CTX: Final = 16384
+"""The context that models have when lswap runs without a file (config/file.py, BARE)."""
 
 
 def pull(
@@ -19,9 +22,13 @@ def pull(
     show: Annotated[
         bool, typer.Option("--list", help="Only show what there is, and what fits.")
     ] = False,
+    ctx: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Tokens of context that it has to fit with."),
+    ] = CTX,
     as_json: Json = False,
 ) -> None:
     """Fetch a model from Hugging Face; without a QUANT, the largest that fits."""
     from llamaswap_py.cli.pull import run
 
-    run(reference, config=config, name=name, show=show, as_json=as_json)
+    run(reference, config=config, name=name, show=show, ctx=ctx, as_json=as_json)

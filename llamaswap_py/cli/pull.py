@@ -9,70 +9,78 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.cli.quants import best, described, judge, least, verdict
 from llamaswap_py.cli.show import print_table
 from llamaswap_py.devices import read_devices
 from llamaswap_py.editing import add_preset
+from llamaswap_py.estimate.contexts import overheads_of
+from llamaswap_py.estimate.records import EstimateError
 from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
 from llamaswap_py.hub.listing import list_repo
-from llamaswap_py.hub.refs import Build, HubError, HubRef, builds_of, choose, parse_ref
+from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, parse_ref
 from llamaswap_py.hub.refs import projector_of as projector_in
+from llamaswap_py.hub.remote import read_remote_header
 from llamaswap_py.units import GIB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from llamaswap_py.cli.quants import Quant
     from llamaswap_py.devices import Device
+    from llamaswap_py.estimate.contexts import Overheads
+    from llamaswap_py.hub.listing import Listing
+    from llamaswap_py.hub.refs import Build
 
-_BESIDE: Final = 1.1
-"""What a model takes beside its weights, as a share of them: a usual context and its buffers."""
 _MARGIN: Final = GIB
 
 
-class Quant(msgspec.Struct):
-    """One quantisation of a repository: bytes, and the devices it fits alone."""
-
-    quantisation: str
-    size: int
-    files: int
-    fits: list[str]
-
-
 class Pulled(msgspec.Struct):
-    """What was fetched, and what its preset is called in `config`."""
+    """What was fetched, where it fits, and what its preset is called in `config`."""
 
     model: str
     hf: str
     file: str
     size: int
     fits: list[str]
+    needs: dict[str, int]
+    context: int
+    contexts: dict[str, int]
     config: str | None = None
 
 
 def run(
-    reference: str, *, config: Path | None, name: str | None, show: bool, as_json: bool = False
+    reference: str,
+    *,
+    config: Path | None,
+    name: str | None,
+    show: bool,
+    ctx: int,
+    as_json: bool = False,
 ) -> None:
-    """Fetch what `reference` names. Raises HubError and ConfigError."""
+    """Fetch what `reference` names; without a quantisation, what fits with `ctx` tokens.
+
+    Raises HubError and ConfigError.
+    """
     ref = parse_ref(reference)
     listing = list_repo(ref)
     builds = builds_of(listing.files)
-    devices = _devices()
+    build = choose(ref, builds) if ref.tag and not show else None
+    room = {one.id: one.total - one.margin for one in _devices()}
+    projector = projector_in(listing.files)
+    beside = _overheads(ref, listing, build, list(room), asked=ctx) if builds else None
+    quants = [judge(one, room, beside) for one in builds]
     if show:
-        _show(builds, devices, as_json=as_json)
+        _show(quants, as_json=as_json)
         return
-    build = choose(ref, builds) if ref.tag else _largest(ref, builds, devices)
-    files = [*build.files, *filter(None, [projector_in(listing.files)])]
-    order = Order(
-        ref.repo,
-        listing.commit,
-        tuple(Wanted(file.path, file.size, file.sha256) for file in files),
-    )
-    where = _fits(build, devices)
+    at = _choice(ref, builds, quants) if build is None else builds.index(build)
+    build, quant = builds[at], quants[at]
     say = (lambda _: None) if as_json else print
-    fits = ", ".join(where) or "no device here"
-    say(f"{ref.repo} {build.quant}: {format_size(build.size)}, fits {fits}")
+    say(f"{ref.repo} {described(quant) if ref.tag else verdict(quants, at)}")
+    files = [*build.files, *filter(None, [projector])]
+    wanted_files = tuple(Wanted(file.path, file.size, file.sha256) for file in files)
     with _progress(shown=not as_json) as report:
-        paths = fetch(order, report)
+        paths = fetch(Order(ref.repo, listing.commit, wanted_files), report)
     say(f"it is in {paths[0]}")
     wanted = HubRef(ref.repo, ref.tag or build.quant or build.files[0].path)
     called = name or ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
@@ -82,8 +90,17 @@ def run(
         add_preset(config, called, {"hf": str(wanted)})
         say(f"{called} is added to {config}")
     if as_json:
-        into = None if config is None else str(config)
-        pulled = Pulled(called, str(wanted), str(paths[0]), build.size, where, into)
+        pulled = Pulled(
+            called,
+            str(wanted),
+            str(paths[0]),
+            build.size,
+            quant.fits,
+            quant.needs,
+            quant.context,
+            quant.contexts,
+            None if config is None else str(config),
+        )
         print(msgspec.json.encode(pulled).decode())
 
 
@@ -92,43 +109,40 @@ def _devices() -> tuple[Device, ...]:
     return read_devices(None, lambda _: _MARGIN, backends=backends, environment=os.environ)
 
 
-def _needs(build: Build) -> int:
-    return round(build.size * _BESIDE)
+def _overheads(
+    ref: HubRef, listing: Listing, build: Build | None, devices: Sequence[str], *, asked: int
+) -> Overheads | None:
+    """Read one header on the hub, that of `build` or any; None, with a line, if that fails."""
+    projector = projector_in(listing.files)
+    try:
+        any_build = build or choose(HubRef(ref.repo), builds_of(listing.files))
+        header = read_remote_header(ref, listing.commit, any_build.files[0])
+        size = 0 if projector is None else projector.size
+        return overheads_of(header, devices, asked=asked, projector=size)
+    except (HubError, EstimateError) as error:
+        said = f"judged by the sizes of the files alone, not by context: {error.message}"
+        print(said, file=sys.stderr)
+        return None
 
 
-def _fits(build: Build, devices: Sequence[Device]) -> list[str]:
-    """Return the devices that a model would fit on alone, by rule of thumb."""
-    return [one.id for one in devices if _needs(build) <= one.total - one.margin]
-
-
-def _largest(ref: HubRef, builds: Sequence[Build], devices: Sequence[Device]) -> Build:
-    """Return the largest that fits a card, else the host, but nothing above 8 bits; else raise."""
+def _choice(ref: HubRef, builds: Sequence[Build], quants: Sequence[Quant]) -> int:
+    """Return the place of the one to take; raises HubError when there is none, or none fits."""
     if not builds:
-        return choose(ref, builds)  # which says so
-    cards = [one for one in devices if one.id != "host"] or list(devices)
-    usual = [one for one in builds if not one.quant.startswith(("F16", "F32", "BF16"))] or builds
-    fitting = [one for one in usual if _fits(one, cards)] or [
-        one for one in usual if _fits(one, devices)
-    ]
-    if fitting:
-        return fitting[-1]
-    least = format_size(_needs(builds[0]))
+        choose(ref, builds)  # which says so
+    if (at := best(quants)) is not None:
+        return at
     raise HubError(
-        f"nothing of {ref.repo} fits here: the smallest takes about {least}",
-        remedy="name one all the same (--list shows them), or a smaller model",
+        f"nothing of {ref.repo} fits here: the smallest takes about {least(quants)}",
+        remedy="name one all the same (--list shows them), a smaller --ctx, or a smaller model",
     )
 
 
-def _show(builds: Sequence[Build], devices: Sequence[Device], *, as_json: bool) -> None:
-    quants = [
-        Quant(one.quant or one.files[0].path, one.size, len(one.files), _fits(one, devices))
-        for one in builds
-    ]
+def _show(quants: Sequence[Quant], *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(quants).decode())
         return
     rows = [
-        (one.quantisation, format_size(one.size), str(one.files), ", ".join(one.fits) or "-")
+        (one.quantisation, format_size(one.size), str(one.files), one.where or "-")
         for one in quants
     ]
     print_table(("quantisation", "size", "files", "fits"), rows)

@@ -149,7 +149,7 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
                     about.location,
                     stream,
                     resume_size=begun,
-                    headers=_headers(about.location, url, build_hf_headers()),
+                    headers=headers_for(about.location, url, build_hf_headers()),
                     expected_size=file.size,
                     tqdm_class=_bar_class(meter),
                 )
@@ -165,7 +165,7 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
     main.write_text(commit, encoding="utf-8")
 
 
-def _headers(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
+def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
     """Return the headers for the place a file really is: the token is for the hub's host alone."""
     if urlsplit(location).netloc == urlsplit(url).netloc:
         return headers

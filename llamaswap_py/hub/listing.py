@@ -63,7 +63,7 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
         raise HubError(f"the hub failed for {ref.repo} (HTTP {status})", remedy="try again") from (
             error
         )
-    except (httpx.TransportError, errors.OfflineModeIsEnabled) as error:
+    except (httpx.RequestError, errors.OfflineModeIsEnabled) as error:
         said = str(error) or type(error).__name__
         raise HubError(
             f"the hub cannot be reached: {said}",

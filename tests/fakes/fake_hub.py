@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,11 +20,26 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """A file of `size` bytes that begins with `head` and goes on with zeros."""
+
+    head: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self.size)
+        return self.head[start:stop].ljust(stop - start, b"\0")
+
+
 @dataclass
 class FakeHub:
     """What it holds, how it misbehaves, and what it was asked."""
 
-    repos: dict[str, dict[str, bytes]]
+    repos: Mapping[str, Mapping[str, bytes | Sparse]]
     token: str = ""
     gated: set[str] = field(default_factory=set)
     cut_after: int | None = None
@@ -34,13 +49,21 @@ class FakeHub:
     status: int = 0
     """Answer everything with this status."""
     url: str = ""
+    serves_ranges: bool = True
+    """Otherwise a file is sent whole, whatever range is asked for."""
+    store: FakeHub | None = None
+    """Where files really are: it answers with a redirect to the same path there."""
+    tokens: list[str] = field(default_factory=list)
+    """The Authorization header of each GET of a file."""
     ranges: list[tuple[str, str]] = field(default_factory=list)
     """(file, Range header) of each GET of a file."""
     stall: threading.Event | None = None
     """Wait for this after half of a file."""
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | Sparse) -> str:
+    if isinstance(data, Sparse):  # nobody downloads one, so no hash of it is ever compared
+        return hashlib.sha256(data.head + b"%d" % data.size).hexdigest()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -110,15 +133,21 @@ def serve_hub(hub: FakeHub) -> Iterator[FakeHub]:
             given = self.headers.get("Range", "")
             if with_body:
                 hub.ranges.append((name, given))
+                hub.tokens.append(self.headers.get("Authorization", ""))
+            if hub.store is not None:
+                self._elsewhere(hub.store.url + self.path, data)
+                return
+            if not hub.serves_ranges:
+                given = ""
             if match := re.fullmatch(r"bytes=(\d+)-(\d*)", given):
                 start = int(match[1])
                 end = min(int(match[2]) + 1 if match[2] else len(data), len(data))
             else:
                 end = len(data)
-            body = data[start:end]
+            body = data[start:end] if with_body else b""
             self.send_response(206 if given else 200)
             self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(end - start))
             if given:
                 self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
             self.send_header("Accept-Ranges", "bytes")
@@ -129,6 +158,15 @@ def serve_hub(hub: FakeHub) -> Iterator[FakeHub]:
             self.end_headers()
             if with_body:
                 self._send(bytes(len(body)) if hub.corrupt else body)
+
+        def _elsewhere(self, url: str, data: bytes | Sparse) -> None:
+            self.send_response(302)
+            self.send_header("Location", url)
+            self.send_header("Content-Length", "0")
+            self.send_header("X-Linked-Etag", f'"{sha256(data)}"')
+            self.send_header("X-Linked-Size", str(len(data)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
 
         def _send(self, body: bytes) -> None:
             if hub.cut_after is not None and len(body) > hub.cut_after:

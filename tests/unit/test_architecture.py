@@ -77,7 +77,9 @@ PURE = (
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
     "tui.screen",
-    *("engine.features", "hub.refs", "service.unit"),
+    *("engine.features", "hub.refs", "service.unit", "cli.quants", "estimate.contexts"),
+    *("estimate.analytic", "estimate.attention", "estimate.compute", "estimate.layout"),
+    *("estimate.records", "estimate.settings"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 
