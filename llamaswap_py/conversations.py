@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
@@ -51,13 +52,13 @@ class Conversation:
     lease: Lease | None = None
     ticket: Ticket | None = None
     """While its lease is kept for it."""
-    began: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
     readers: dict[str, Callable[[str], None]] = field(default_factory=dict)
     """Who reads it instead of its client, each with what ends that, given a reason."""
     whole: bytes = b""
     """The answer, once it has ended without a reader."""
-    whole_at: float = 0.0
-    """When that was, in Unix time."""
+    whole_at: float = -math.inf
+    """When that was, in monotonic seconds as `began`: a clock that is set must lose no answer."""
     unread: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there are none."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -113,7 +114,7 @@ class Conversations:
         found = self._known.get(id)
         if found is None or found.lease is None or self._alive(found.lease):
             return found
-        if time.time() - found.whole_at < _KEPT_SECONDS:
+        if time.monotonic() - found.whole_at < _KEPT_SECONDS:
             return found
         self.forget(found)
         return None
@@ -238,14 +239,14 @@ class Conversations:
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
-            conversation.whole, conversation.whole_at = answer.body, time.time()
+            conversation.whole, conversation.whole_at = answer.body, time.monotonic()
         kept = [one for one in self._known.values() if one.whole]
         size = sum(len(one.whole) for one in kept)
         for one in sorted(kept, key=lambda one: one.whole_at):
-            if size <= _KEPT_BYTES and time.time() - one.whole_at < _KEPT_SECONDS:
+            if size <= _KEPT_BYTES and time.monotonic() - one.whole_at < _KEPT_SECONDS:
                 break
             size -= len(one.whole)
-            one.whole, one.whole_at = b"", 0.0
+            one.whole, one.whole_at = b"", -math.inf
 
     async def _end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         try:
@@ -279,12 +280,13 @@ class Conversations:
 
 def _entry(conversation: Conversation) -> dict[str, Any]:
     """Return what llama-server's lookup says of an ended answer (server-stream.cpp)."""
+    unix = time.time() - time.monotonic()
     return {
         "conversation_id": conversation.id,
         "is_done": True,
         "total_bytes": len(conversation.whole),
-        "started_at": int(conversation.began),
-        "completed_at": int(conversation.whole_at),
+        "started_at": int(conversation.began + unix),
+        "completed_at": int(conversation.whole_at + unix),
     }
 
 

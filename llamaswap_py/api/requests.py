@@ -86,7 +86,6 @@ async def list_requests(call: Call) -> None:
 
 def _detached(call: Call, now: float) -> list[RequestView]:
     """Return the answers that go on without their clients."""
-    unix = time.time() - now
     return [
         RequestView(
             id=one.request_id,
@@ -95,7 +94,7 @@ def _detached(call: Call, now: float) -> list[RequestView]:
             model=one.preset,
             client="",
             state="detached",
-            age=now + unix - one.began,
+            age=now - one.began,
             bytes=0,
             queue_ms=0.0,
             load_ms=0.0,
