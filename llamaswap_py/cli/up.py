@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ _LAST_WRITES: Final = 1.0
 """Seconds a client may take to read the end of its answer once all children are gone."""
 _SHOWN: Final = 20
 """Models listed at the start; a file may have thousands."""
+_FILES: Final = 65_536
+"""Open files to ask for, as the service's unit does: 1,024, a common limit, are 500 streams."""
 
 
 def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
@@ -72,6 +75,7 @@ def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: b
         stack.enter_context(logging_aside())
         keys = None if config.keys.file is None else read_keys(config.keys.file)
         engine = Engines(config).default
+        _raise_file_limit()
         runtime = stack.enter_context(RuntimeDir.choose(config_path=origin.path, name=name))
         sockets = handed or [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
@@ -88,6 +92,18 @@ class _Outside:
     inherited: bool
     notifier: Notifier
     origin: Origin
+
+
+def _raise_file_limit() -> None:
+    """Allow this process and its children as many open files as it may, up to `_FILES`.
+
+    A low soft limit only protects programs that call select(2) with a large descriptor.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parsed(listen: tuple[str, ...]) -> tuple[Endpoint, ...]:
