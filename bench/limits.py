@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -211,8 +212,9 @@ async def measure_presets(place: Workplace, table: Table, rounds: int = 5) -> No
             await asyncio.gather(one.ask(), other.ask())
             ratios = []
             for _ in range(rounds):
-                pair = [median([await each.ask() for _ in range(500)]) for each in (one, other)]
-                ratios.append(pair[1] / pair[0])
+                pairs = [(await one.ask(), await other.ask()) for _ in range(1_000)]
+                first, second = (median(side) for side in zip(*pairs, strict=True))
+                ratios.append(second / first)
         await asyncio.sleep(1)
         rss = large.rss, small.rss
     figure = f"{median(starts):.2f} s ({small.listened:.2f} s with 10)"
@@ -259,7 +261,7 @@ async def measure_flood(place: Workplace, table: Table) -> None:
     flood = stub_preset(place, "flood", engine=str(engine), env={"FAKE_FLOOD": str(FLOOD)})
     logs = place.folder / "logs"
     models = {"stub": stub_preset(place), "flood": flood}
-    with lswap(place, models, log={"dir": str(logs), "rotate": ROTATE}) as server:
+    with lswap(place, models, log={"dir": str(logs), "rotate": f"{ROTATE // _MIB}MiB"}) as server:
         async with asker(server) as calm, asker(server, "flood") as loading:
             await calm.ask()
             alone = median(await _asked_for(calm, 2))
@@ -339,6 +341,7 @@ def main() -> int:
     what = parser.parse_args().what or list(MEASURES)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is ended
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     table = Table()
     try:
