@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.devices import HOST, Device, placement_env
 from llamaswap_py.devices.process_memory import read_process_use
@@ -24,6 +24,11 @@ from llamaswap_py.scheduler.records import Choice, PoolId
 from llamaswap_py.state.places import traffic_folder
 from llamaswap_py.state.traffic import LoadRates
 from llamaswap_py.units import format_size
+
+if TYPE_CHECKING:
+    from llamaswap_py.instances import Running
+    from llamaswap_py.scheduler import InstanceKey
+    from llamaswap_py.scheduler.world import Instance
 
 _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0
@@ -45,6 +50,17 @@ class Life:
     choice: Choice
     pid: int
     load_seconds: float
+
+
+def lives_of(
+    running: Mapping[InstanceKey, Running], instances: Mapping[InstanceKey, Instance]
+) -> list[Life]:
+    """Return the children that are ready."""
+    return [
+        Life(key.preset, instances[key].choice, one.pid, instances[key].load_seconds)
+        for key, one in running.items()
+        if one.pid is not None and key in instances and instances[key].ready_at is not None
+    ]
 
 
 class Estimating:

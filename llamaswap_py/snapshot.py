@@ -64,6 +64,17 @@ class InstanceView(msgspec.Struct, frozen=True):
     """Bytes it is charged, by device."""
 
 
+class ReadAheadView(msgspec.Struct, frozen=True):
+    """How far the files of a waiting model were read ahead: the first `there` of `size` bytes.
+
+    `read` of them came from the disk, the others were in the page cache.
+    """
+
+    there: int
+    size: int
+    read: int
+
+
 class ModelView(msgspec.Struct, frozen=True):
     """One preset, whether loaded or not."""
 
@@ -92,6 +103,8 @@ class ModelView(msgspec.Struct, frozen=True):
     """The fraction of its files that is there, while they are downloaded."""
     repository: str | None = None
     """Where its files are fetched from (`hf`)."""
+    read_ahead: ReadAheadView | None = None
+    """While it waits for memory: what of its files is in the page cache by now."""
 
 
 class DecisionView(msgspec.Struct, frozen=True):
@@ -154,3 +167,5 @@ class Snapshot(msgspec.Struct, frozen=True):
     loads_total: int
     evictions_total: int
     reservations: tuple[ReservationView, ...] = ()
+    read_ahead_bytes_total: int = 0
+    """What was brought into the page cache, of models that waited and of those that are kept."""

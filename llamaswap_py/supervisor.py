@@ -22,7 +22,7 @@ from llamaswap_py.conversations import Conversations
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.downloads import Downloads
 from llamaswap_py.errors import ApiError
-from llamaswap_py.estimating import Estimating, Life, describe
+from llamaswap_py.estimating import Estimating, Life, describe, lives_of
 from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.leases import (
@@ -38,6 +38,7 @@ from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
 from llamaswap_py.overriding import Overrides
 from llamaswap_py.presets import Prepared, policy_of, pools_of
+from llamaswap_py.reading_ahead import ReadingAhead
 from llamaswap_py.reloading import files_arrived
 from llamaswap_py.remembering import Remembering
 from llamaswap_py.reservations import Reservations
@@ -49,6 +50,7 @@ from llamaswap_py.scheduler.actions import (
     Grant,
     Kill,
     Note,
+    ReadAhead,
     Refuse,
     Reject,
     Reserve,
@@ -118,6 +120,7 @@ class Supervisor:
             busy=lambda: bool(self.running or self._tickets),
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
+        self.ahead = ReadingAhead(self.prepared, self.scheduler.world, config.memory, self.feed)
         self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
         self.overrides = Overrides(self)
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
@@ -134,8 +137,8 @@ class Supervisor:
         await self.telemetry.measure_now()
         if recalled := await self.remembering.recall():
             self.feed(recalled)
-        for name, work in (("estimating", self.estimating), ("remembering", self.remembering)):
-            self._background.append(self._tasks.create_task(work.run(), name=name))
+        for work in (self.estimating, self.remembering, self.ahead):
+            self._background.append(self._tasks.create_task(work.run(), name=type(work).__name__))
         for name, one in self.prepared.items():
             if one.preset.preload:
                 self.feed(ev.LoadAsked(PresetId(name), evict=False))
@@ -175,12 +178,7 @@ class Supervisor:
 
     def _lives(self) -> list[Life]:
         """Return the children that are ready, for those who measure them."""
-        instances = self.scheduler.world.instances
-        return [
-            Life(key.preset, instances[key].choice, one.pid, instances[key].load_seconds)
-            for key, one in self.running.items()
-            if one.pid is not None and key in instances and instances[key].ready_at is not None
-        ]
+        return lives_of(self.running, self.scheduler.world.instances)
 
     def _child_ready(self, key: InstanceKey) -> None:
         for life in self._lives():
@@ -191,6 +189,7 @@ class Supervisor:
         if running.pid is not None:
             self.telemetry.forget(running.pid)
         self.telemetry.measure_soon()
+        self.ahead.recheck()
 
     def _is_alive(self, lease: Lease) -> bool:
         return InstanceKey(PresetId(lease.preset), lease.epoch) in self.running
@@ -369,6 +368,8 @@ class Supervisor:
                 self.telemetry.measure_soon()
             case Download(preset):
                 self.downloads.start(preset, self.prepared[preset].preset.hf or "")
+            case ReadAhead(presets):
+                self.ahead.aim(presets)
             case Reserve(name):
                 self.reservations.note_held(name)
             case Refuse(name, message):

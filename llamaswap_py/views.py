@@ -70,6 +70,7 @@ def make_snapshot(supervisor: Supervisor) -> Snapshot:
         loads_total=scheduler.loads,
         evictions_total=scheduler.evictions,
         reservations=supervisor.reservations.views(),
+        read_ahead_bytes_total=supervisor.ahead.bytes_read,
     )
 
 
@@ -190,6 +191,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         args=redact_args([hide(word, supervisor.config.secrets) for word in prepared.args]),
         downloaded=None if preset.downloading_since is None else preset.downloaded,
         repository=prepared.preset.hf,
+        read_ahead=supervisor.ahead.view(name),
     )
 
 

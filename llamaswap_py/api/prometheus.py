@@ -125,6 +125,11 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
 
     yield CounterMetricFamily("lswap_loads", "Loads begun.", value=snapshot.loads_total)
     yield CounterMetricFamily("lswap_evictions", "Evictions.", value=snapshot.evictions_total)
+    yield CounterMetricFamily(
+        "lswap_read_ahead_bytes",
+        "Bytes of model files brought into the page cache ahead of their load.",
+        value=snapshot.read_ahead_bytes_total,
+    )
     state = GaugeMetricFamily(
         "lswap_model_state", "1 for the state a model is in.", labels=("model", "state")
     )

@@ -50,7 +50,7 @@ def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
     loaded = {each.preset for each in snapshot.instances}
     for model in snapshot.models:
         if model.id not in loaded and (every or model.waiting or model.state != "unloaded"):
-            why = model.failure.summary if model.failure else model.reason
+            why = model.failure.summary if model.failure else _why_it_waits(model)
             memory = memory_text(model.footprint)
             waiting = str(model.waiting)
             rows.append((model.id, model.state, "0", waiting, memory, "-", "-", "-", why))
@@ -73,6 +73,17 @@ def _instance_row(
         age_text(instance.evict_at - now) if instance.evict_at is not None else "-",
         instance.reason,
     )
+
+
+def _why_it_waits(model: ModelView) -> str:
+    return f"{read_ahead_text(model)}; {model.reason}" if model.read_ahead else model.reason
+
+
+def read_ahead_text(model: ModelView) -> str:
+    """Return `1.2 GiB of 4.1 GiB read ahead`; nothing if it does not wait."""
+    if (ahead := model.read_ahead) is None:
+        return ""
+    return f"{format_size(ahead.there)} of {format_size(ahead.size)} read ahead"
 
 
 def state_text(instance: InstanceView) -> str:
@@ -139,6 +150,8 @@ def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -
     """Print what a model's state is, why, and the decisions that led there."""
     reason = model.reason.removeprefix(f"{model.state}: ")
     print(f"{model.id} is {model.state}" + (f": {reason}" if reason else ""))
+    if model.read_ahead is not None:
+        print(read_ahead_text(model))
     if model.failure is not None:
         print(f"failure: {model.failure.summary}")
         for line in model.failure.log:

@@ -175,6 +175,15 @@ class Defaults(Record, frozen=True):
             {"set": {"temperature": 0.7}, "default": {"top_p": 0.9}, "strip": ["seed"]},
         ),
     ] = Filters()
+    keep_in_ram: Annotated[
+        bool,
+        plain(
+            "Keep its files in the page cache while it is not loaded, so that its next load reads "
+            "no disk: read at start, after it is unloaded, and again when the kernel has dropped "
+            "them.",
+            True,
+        ),
+    ] = False
     resume: Annotated[
         bool,
         plain(

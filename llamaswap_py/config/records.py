@@ -24,19 +24,19 @@ from llamaswap_py.config.forms import (
     PATHS,
     POSITIVE_DURATION,
     POSITIVE_SIZE,
-    SIZE,
     TEXT,
     UI,
     WHEN_FULL,
     or_null,
 )
 from llamaswap_py.config.found import Folder
-from llamaswap_py.config.places import BUDGETS, ENGINE, LISTEN, MARGIN
+from llamaswap_py.config.memory import Memory
+from llamaswap_py.config.places import ENGINE, LISTEN
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
-from llamaswap_py.config.values import EngineSpec, PerDevice
+from llamaswap_py.config.values import EngineSpec
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.units import GIB, KIB, MIB
+from llamaswap_py.units import KIB, MIB
 
 __all__ = [
     "Alias",
@@ -55,42 +55,6 @@ __all__ = [
     "Waiting",
     "groups_of",
 ]
-
-
-class Memory(Record, frozen=True):
-    """What may be used of each device."""
-
-    margin: Annotated[
-        PerDevice,
-        key(
-            "Left free on every device, always; or per device (1GiB on those not named).",
-            MARGIN,
-            "2GiB",
-            {"CUDA0": "2GiB", "host": "4GiB"},
-        ),
-    ] = PerDevice(GIB)
-    devices: Annotated[
-        dict[str, int] | None,
-        key(
-            "How much memory each device has: auto asks the machine; a mapping declares it "
-            "(containers, WSL, tests).",
-            BUDGETS,
-            {"CUDA0": "24GiB", "host": "64GiB"},
-        ),
-    ] = None
-    settle: Annotated[
-        float,
-        key("How long a stopped child's memory may take to show up as free.", DURATION, "10s"),
-    ] = 5.0
-    cache_ram: Annotated[
-        int,
-        key(
-            "llama-server's prompt cache, per child, charged to host; 0 turns it off "
-            "(llama-server's own default is 8 GiB).",
-            SIZE,
-            "4GiB",
-        ),
-    ] = GIB
 
 
 class Queue(Record, frozen=True):

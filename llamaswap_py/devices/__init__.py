@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamaswap_py.devices.host import read_cache_room
 from llamaswap_py.devices.inventory import HOST, Device, read_devices
 from llamaswap_py.devices.placement import placement_env, translate
 from llamaswap_py.devices.readings import Measurement, PoolReading, strangers_by_charge
@@ -14,6 +15,7 @@ __all__ = [
     "PoolReading",
     "Telemetry",
     "placement_env",
+    "read_cache_room",
     "read_devices",
     "strangers_by_charge",
     "translate",

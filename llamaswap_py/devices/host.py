@@ -5,6 +5,7 @@ Every function takes the root of the file system, so that tests can make one up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class _Flavour:
     limits: tuple[str, ...]
     usage: str
     droppable: frozenset[str]
+    mapped: str
 
 
 # memory.high throttles long before memory.max kills: nothing can be loaded beyond it.
@@ -43,11 +45,13 @@ _V2: Final = _Flavour(
     ("memory.max", "memory.high"),
     "memory.current",
     frozenset({"active_file", "inactive_file", "slab_reclaimable"}),
+    "file_mapped",
 )
 _V1: Final = _Flavour(
     ("memory.limit_in_bytes",),
     "memory.usage_in_bytes",
     frozenset({"total_active_file", "total_inactive_file"}),
+    "total_mapped_file",
 )
 
 
@@ -62,6 +66,21 @@ def read_host(root: Path = ROOT) -> HostMemory:
         available = min(available, limit - _held(group, flavour))
         total = min(total, limit)
     return HostMemory(total, max(available, 0))
+
+
+def read_cache_room(root: Path = ROOT) -> int:
+    """Return the bytes that files may take in the page cache without pushing mapped ones out.
+
+    Available memory, less what processes have mapped of files: that can be had by dropping it,
+    and would be read again at once. Raises OSError or ValueError if unreadable.
+    """
+    total, room = _read_machine(root)
+    with contextlib.suppress(FileNotFoundError):
+        room -= _read_table(root / "proc/meminfo").get("Mapped", 0) * 1024
+    for group, flavour, limit in _limited_groups(root, total):
+        mapped = _read_table(group / "memory.stat").get(flavour.mapped, 0)
+        room = min(room, limit - _held(group, flavour) - mapped)
+    return max(room, 0)
 
 
 def read_host_total(root: Path = ROOT) -> tuple[int, str]:

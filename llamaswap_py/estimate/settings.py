@@ -43,6 +43,8 @@ class Settings:
     type_v: str = "f16"
     flash: bool = True
     mapped: bool = True
+    direct: bool = False
+    """Whether the weights are read past the page cache."""
     repack: bool = True
     whole_window: bool = False
     checkpoints: int = 32
@@ -92,6 +94,7 @@ def read_settings(args: Sequence[str]) -> Settings:
         type_v=words.text("cache-type-v", "f16").lower(),
         flash=words.switch("flash-attn", default=True),
         mapped=_mapped(words),
+        direct=_direct(words),
         repack=words.switch("repack", default=True),
         whole_window=words.switch("swa-full", default=False),
         checkpoints=words.integer("swa-checkpoints", 32),
@@ -135,6 +138,12 @@ def _mapped(words: _Words) -> bool:
     if not words.switch("mmap", default=True):
         return False
     return words.text("load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
+
+
+def _direct(words: _Words) -> bool:
+    if words.text("load-mode", "") == "dio":
+        return True
+    return any(words.switch(name, default=False) for name in ("direct-io", "dio"))
 
 
 def _layers(text: str) -> int:

@@ -73,6 +73,16 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """Read the files of these presets ahead, in this order, and of no others any more.
+
+    They wait for memory: (preset, variant) of what is loaded next, as far as one can tell.
+    """
+
+    presets: tuple[tuple[PresetId, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """The reservation holds its memory from now on."""
 
@@ -140,5 +150,16 @@ class Note:
 
 
 Action: TypeAlias = (
-    Spawn | Wake | Download | Reserve | Refuse | Stop | Kill | Grant | Reject | Revoke | Note
+    Spawn
+    | Wake
+    | Download
+    | ReadAhead
+    | Reserve
+    | Refuse
+    | Stop
+    | Kill
+    | Grant
+    | Reject
+    | Revoke
+    | Note
 )

@@ -233,6 +233,21 @@ class DownloadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class FilesRead:
+    """Files of a preset were read ahead, or to keep them in memory (`kept`). Sizes are bytes.
+
+    The first `there` of `size` are in the page cache; `read` of them came from the disk.
+    """
+
+    preset: PresetId
+    there: int
+    size: int
+    read: int
+    seconds: float
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PoolsMeasured:
     """The memory pools, as measured or declared. `strangers` in them exclude our own children."""
 
@@ -303,6 +318,7 @@ Event: TypeAlias = (
     | DownloadProgressed
     | DownloadFinished
     | DownloadFailed
+    | FilesRead
     | PoolsMeasured
     | ChoicesEstimated
     | TrafficRecalled

@@ -80,6 +80,7 @@ class Scheduler:
             ev.DownloadProgressed: files.download_progressed,
             ev.DownloadFinished: files.download_finished,
             ev.DownloadFailed: files.download_failed,
+            ev.FilesRead: files.files_read,
             ev.PoolsMeasured: operators.pools_measured,
             ev.ChoicesEstimated: operators.choices_estimated,
             ev.TrafficRecalled: operators.traffic_recalled,

@@ -1,14 +1,15 @@
-"""What the download of a preset's files changes."""
+"""What is done to a preset's files: their download, and what was read of them ahead of need."""
 
 from __future__ import annotations
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.world import World
+from llamaswap_py.units import format_size
 
 
 class OnFiles:
-    """Handlers of the download events; those of a preset that is gone change nothing."""
+    """Handlers of events about files; those of a preset that is gone change nothing."""
 
     def __init__(self, world: World, control: Control) -> None:
         self.world = world
@@ -48,3 +49,17 @@ class OnFiles:
         self.control.note_preset("failed", preset, event.failure.summary)
         self.control.back_off(preset, preset.failures - 1)
         return True
+
+    def files_read(self, event: ev.FilesRead) -> bool:
+        preset = self.world.presets.get(event.preset)
+        if preset is None:
+            return False
+        state = preset.reason
+        self.control.note_preset(
+            "kept in memory" if event.kept else "read ahead",
+            preset,
+            f"{format_size(event.there)} of {format_size(event.size)} are in the page cache, "
+            f"{format_size(event.read)} were read in {event.seconds:.1f} s",
+        )
+        preset.reason = state  # it is no reason for what state the model is in
+        return False

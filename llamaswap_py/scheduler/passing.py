@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamaswap_py.scheduler.actions import Refuse, StopReason
+from llamaswap_py.scheduler.actions import ReadAhead, Refuse, StopReason
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.planner import Claim, Plan, make_plan
 from llamaswap_py.scheduler.records import PresetId
@@ -19,6 +19,7 @@ class Passing:
         self.world = world
         self.control = control
         self.upkeep = upkeep
+        self._upcoming: tuple[tuple[PresetId, str], ...] = ()
 
     def run(self) -> None:
         """Settle everything, and decide when to look again."""
@@ -112,8 +113,15 @@ class Passing:
                 reason = f"makes room for {winner} ({why})"
             self.control.stop(instance, StopReason.EVICTED, reason)
         self._set_gates(plan)
+        self._announce(tuple(plan.upcoming))
         for preset, choice, why in plan.begins:
             self.control.begin(preset, choice, why)
+
+    def _announce(self, upcoming: tuple[tuple[PresetId, str], ...]) -> None:
+        """Say who is loaded next, when that has changed."""
+        if upcoming != self._upcoming:
+            self._upcoming = upcoming
+            self.control.out.append(ReadAhead(upcoming))
 
     def _set_gates(self, plan: Plan) -> None:
         """Close and reopen gates as planned, and run the clock of each drain somebody awaits."""

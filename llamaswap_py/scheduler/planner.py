@@ -39,6 +39,8 @@ class Plan:
     """Waiters whose model could only load by ending the very request they belong to."""
     claims: dict[InstanceKey, Claim] = field(default_factory=dict)
     closed: dict[InstanceKey, PresetId] = field(default_factory=dict)
+    upcoming: list[tuple[PresetId, str]] = field(default_factory=list)
+    """Presets that wait for memory, and the variant they will probably run as."""
     impossible: list[tuple[Preset, str]] = field(default_factory=list)
     given_up: list[tuple[Preset, str]] = field(default_factory=list)
     awaited: bool = False
@@ -110,6 +112,7 @@ class _Pass:
             self.plan.impossible.append((preset, shortfall))
             return
         if any(key in self.world.instances for key in preset.after):
+            self._await(preset, options[0])
             self._hold(options[0].charge)
             return
         option = best_fit(options, self.free, self.coming)
@@ -120,11 +123,14 @@ class _Pass:
             return
         on_its_way = next((one for one in options if fits(one.charge, self.coming)), None)
         if on_its_way is not None:
+            self._await(preset, on_its_way)
             self._hold(on_its_way.charge)
         elif not preset.wanted_by_eviction and not preset.queue:
             self.plan.given_up.append((preset, self._why(options[0])))
-        elif not self._evict_idle(preset, since, options):
-            self._disturb(preset, since, options)
+        else:
+            self._await(preset, options[0])
+            if not self._evict_idle(preset, since, options):
+                self._disturb(preset, since, options)
 
     def _disturb(self, preset: Preset, since: float, options: list[Option]) -> None:
         """Only busy instances could make room: who wants that, and whom it would not end?"""
@@ -152,6 +158,11 @@ class _Pass:
             for one in self.world.instances.values()
             if self.world.is_pinned(one) and one.key.preset != newcomer.plan.preset
         ]
+
+    def _await(self, preset: Preset, option: Option) -> None:
+        """Note who is loaded next; a reservation reads nothing."""
+        if not preset.plan.reservation:
+            self.plan.upcoming.append((preset.plan.preset, option.choice.variant))
 
     def _hold(self, charge: Footprint) -> None:
         """Keep memory that is on its way for this waiter: younger ones do not see it."""

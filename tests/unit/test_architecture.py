@@ -22,14 +22,14 @@ LEAVES = {"errors", "units", "endpoint", "snapshot", "redaction", "__init__"}
 
 PARTS = {
     *("scheduler", "config", "engine", "devices", "children", "wire", "gguf", "state"),
-    *("estimate", "hub", "service"),
+    *("estimate", "hub", "service", "pagecache"),
 }
 MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
-    *("replaying", "scraping", "held", "programs"),
+    *("replaying", "scraping", "held", "programs", "reading_ahead"),
 }
 """The modules that know several parts."""
 
