@@ -89,7 +89,7 @@ class ReadingAhead:
         """Return how much of a waiting preset's files was read ahead; None: nothing is."""
         found = [*self._done.items(), *([self._now] if self._now else [])]
         for order, reading in found:
-            if order.preset == preset and not order.kept and reading.size:
+            if order.preset == preset and order in self._wanted and reading.size:
                 return ReadAheadView(reading.there, reading.size, reading.read)
         return None
 

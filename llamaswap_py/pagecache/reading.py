@@ -17,8 +17,8 @@ from llamaswap_py.pagecache.residency import cached_bytes, read_when_idle
 
 WINDOW: Final = 1 << 20
 """Bytes between two looks at whether to go on: a hundredth of a second of a slow disk."""
-_LOOK: Final = 32 * WINDOW
-"""Bytes between two questions of how much room there is."""
+_STRETCH: Final = 32 * WINDOW
+"""Bytes between two questions of how much room there is; those that are there are passed over."""
 
 
 class Reading:
@@ -44,8 +44,6 @@ class Reading:
         """Whether the kernel does not tell what is in the page cache: `read` is then too high."""
         self._paths = tuple(paths)
         self._room, self._ended = room, ended
-        self._allowed = 0
-        self._look_at = 0
         self._cancelled = False
         self._scratch: memoryview | None = None
         self._thread = threading.Thread(target=self._run, name="lswap-read-ahead", daemon=True)
@@ -75,26 +73,27 @@ class Reading:
     def _read_file(self, file: int, nowhere: int) -> None:
         size = os.fstat(file).st_size
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        known = cached_bytes(file, 0, size)
-        self.blind |= known is None
-        at = 0
-        while at < size and not self._cancelled:
-            step = min(WINDOW, size - at)
-            if not self._fits(step):
+        starts = range(0, size, _STRETCH)
+        # Asked before anything is read: what is on its way counts as there.
+        cached = [cached_bytes(file, at, min(_STRETCH, size - at)) for at in starts]
+        self.blind |= None in cached
+        for start, there in zip(starts, cached, strict=True):
+            length = min(_STRETCH, size - start)
+            self._read_stretch(file, nowhere, start, length, length - (there or 0))
+
+    def _read_stretch(self, file: int, nowhere: int, start: int, length: int, missing: int) -> None:
+        allowed = self._room() - self.there
+        for at in range(start, start + length, WINDOW):
+            step = min(WINDOW, start + length - at)
+            if self._cancelled or self.short:
+                return
+            if at + step - start > allowed:
                 self.short = True
                 return
-            missing = 0 if known == size else step - (cached_bytes(file, at, step) or 0)
             if missing:
                 self._bring_in(file, nowhere, at, step)
-            at += step
             self.there += step
-            self.read += missing
-
-    def _fits(self, step: int) -> bool:
-        if self.there >= self._look_at:
-            self._look_at = self.there + _LOOK
-            self._allowed = self._room()
-        return self.there + step <= self._allowed
+            self.read += missing * step // length
 
     def _bring_in(self, file: int, nowhere: int, at: int, length: int) -> None:
         end = at + length
