@@ -9,6 +9,7 @@ import pytest
 from llamaswap_py.devices.host import (
     held_by_process,
     process_trees,
+    read_cache_room,
     read_host,
     read_host_total,
     sees_all_processes,
@@ -154,3 +155,19 @@ def test_containers_are_recognised(root: Root) -> None:
     root.container(True)
     assert not sees_all_processes(root.path)
     assert not sees_all_processes(root.path / "elsewhere")
+
+
+def test_the_page_cache_may_grow_into_what_nobody_has_mapped(root: Root) -> None:
+    assert read_cache_room(root.path) == 40 * GIB
+    root.write(
+        "proc/meminfo",
+        f"MemTotal: {64 << 20} kB\nMemAvailable: {40 << 20} kB\nMapped: {10 << 20} kB\n",
+    )
+    assert read_cache_room(root.path) == 30 * GIB
+    root.write("proc/self/cgroup", "0::/inner\n")
+    files = {"active_file": 3 * GIB, "inactive_file": 4 * GIB, "file_mapped": 2 * GIB}
+    v2(root, "inner", f"{16 * GIB}\n", current=12 * GIB, **files)
+    assert read_cache_room(root.path) == (16 - (12 - 7) - 2) * GIB
+    root.write("proc/self/cgroup", "4:memory:/inner\n")
+    v1(root, "inner", f"{8 * GIB}\n", usage=9 * GIB, total_mapped_file=GIB)
+    assert read_cache_room(root.path) == 0
