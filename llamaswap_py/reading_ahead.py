@@ -81,7 +81,7 @@ class ReadingAhead:
         self._stir.set()
 
     def recheck(self) -> None:
-        """Look again at what is kept: a child is gone."""
+        """Look again at what is kept: a child is gone, or the presets have changed."""
         self._forget(lambda order: order.kept)
         self._stir.set()
 

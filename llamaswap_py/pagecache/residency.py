@@ -9,10 +9,11 @@ import ctypes
 import functools
 import mmap
 import platform
+import sys
 from typing import Final
 
 _CACHESTAT: Final = 451
-"""On every architecture (since Linux 6.5); needs no rights before 6.14, then the file's owner."""
+"""On every architecture, since Linux 6.5. Newer ones tell it only to who may write the file."""
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "loongarch64": 30}
 _IOPRIO_WHO_PROCESS: Final = 1
 _IDLE: Final = 3 << 13
@@ -39,7 +40,7 @@ def _system() -> ctypes.CDLL:
 
 def cached_bytes(descriptor: int, start: int, length: int) -> int | None:
     """Return how many bytes of this range of a file are in the page cache; None if unknown."""
-    if platform.system() != "Linux":
+    if sys.platform != "linux":
         return None
     found = _Stat()
     where = _Range(start, length)
@@ -52,6 +53,6 @@ def cached_bytes(descriptor: int, start: int, length: int) -> int | None:
 def read_when_idle() -> bool:
     """Let this thread's reads from disks wait for everybody else's; False where that cannot be."""
     number = _IOPRIO_SET.get(platform.machine())
-    if number is None or platform.system() != "Linux":
+    if number is None or sys.platform != "linux":
         return False
     return bool(_system().syscall(number, _IOPRIO_WHO_PROCESS, 0, _IDLE) == 0)

@@ -145,6 +145,14 @@ async def test_what_is_kept_is_read_at_start_and_after_it_was_unloaded(lab: Lab)
         await _until_resident(path)
 
 
+async def test_what_a_changed_file_keeps_is_read(lab: Lab) -> None:
+    beta = _cold(lab, "beta")
+    async with lab.lswap({"beta": beta}) as lswap:
+        lab.write_config({"beta": {**beta, "keep_in_ram": True}})
+        await lswap.client.post("/lswap/v1/reload")
+        await _until_resident(beta["model"])
+
+
 async def test_no_more_is_kept_than_allowed(lab: Lab) -> None:
     beta = _cold(lab, "beta", keep_in_ram=True)
     async with lab.lswap({"beta": beta}, memory={"host_cache": "16MiB"}) as lswap:

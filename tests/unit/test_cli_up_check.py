@@ -18,6 +18,7 @@ from llamaswap_py.cli.show import plain_table, ps_rows, state_text
 from llamaswap_py.config.file import Origin
 from llamaswap_py.config.records import Log
 from llamaswap_py.errors import ConfigError, EngineError, StateError
+from llamaswap_py.snapshot import ReadAheadView
 from tests.unit.api_fakes import (
     failure_view,
     instance_view,
@@ -159,6 +160,10 @@ def test_a_waiting_model_is_shown_before_it_is_loaded() -> None:
     (row,) = ps_rows(make_snapshot([model_view("alpha", waiting=2)]), every=False)
     assert row[:4] == ("alpha", "unloaded", "0", "2")
     assert ps_rows(make_snapshot([model_view("alpha")]), every=False) == []
+    ahead = ReadAheadView(there=3 << 29, size=4 << 30, read=1 << 30)
+    waits = model_view("alpha", waiting=1, reason="drain: because", read_ahead=ahead)
+    (row,) = ps_rows(make_snapshot([waits]), every=False)
+    assert row[-1] == "1.5 GiB of 4 GiB read ahead; drain: because"
 
 
 def test_progress_line() -> None:
