@@ -60,6 +60,8 @@ class ReadingAhead:
         self._memory, self._feed, self._room = memory, feed, room
         self._total = 0
         self._wanted: tuple[_Order, ...] = ()
+        self._keep: list[str] = []
+        """The presets that `keep_in_ram`, in the file's order."""
         self._done: dict[_Order, Reading] = {}
         self._now: tuple[_Order, Reading] | None = None
         self._limit = 0
@@ -81,7 +83,14 @@ class ReadingAhead:
         self._stir.set()
 
     def recheck(self) -> None:
-        """Look again at what is kept: a child is gone, or the presets have changed."""
+        """Look again at what is kept: a child is gone."""
+        if self._keep:
+            self._forget(lambda order: order.kept)
+            self._stir.set()
+
+    def presets_changed(self) -> None:
+        """Take other presets: a file was read again, or a model's files have come."""
+        self._keep = [name for name, one in self._prepared.items() if one.preset.keep_in_ram]
         self._forget(lambda order: order.kept)
         self._stir.set()
 
@@ -95,6 +104,7 @@ class ReadingAhead:
 
     async def run(self) -> None:
         """Read whenever there is something to read, until cancelled."""
+        self.presets_changed()
         while True:
             self._stir.clear()
             order = self._next()
@@ -111,13 +121,12 @@ class ReadingAhead:
 
     def _kept(self) -> tuple[_Order, ...]:
         """Return what is kept and not loaded, in the file's order."""
-        names = [name for name, one in self._prepared.items() if one.preset.keep_in_ram]
-        if not names or sys.platform != "linux":
+        if not self._keep or sys.platform != "linux":
             return ()
         loaded = {key.preset for key in self._world.instances}
         return tuple(
             _Order(PresetId(name), next(iter(self._prepared[name].ways)), kept=True)
-            for name in names
+            for name in self._keep
             if name not in loaded and self._prepared[name].plan.problem is None
         )
 

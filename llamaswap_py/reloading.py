@@ -183,7 +183,7 @@ async def files_arrived(supervisor: Supervisor, preset: str) -> Prepared | None:
     if supervisor.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
         supervisor.prepared[preset] = prepared
         supervisor.estimating.forget((preset,))
-        supervisor.ahead.recheck()
+        supervisor.ahead.presets_changed()
     return supervisor.prepared.get(preset)
 
 
@@ -210,7 +210,7 @@ def _adopt(
     supervisor.instances.use(config)
     supervisor.estimating.forget((*added, *changed, *removed))
     supervisor.downloads.forget(removed)
-    supervisor.ahead.recheck()
+    supervisor.ahead.presets_changed()
     supervisor.instances.replays.forget((*changed, *removed))
     supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
     _preload(supervisor, (*added, *changed))

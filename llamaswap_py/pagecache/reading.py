@@ -32,7 +32,8 @@ class Reading:
     def __init__(
         self, paths: Sequence[str], room: Callable[[], int], ended: Callable[[], None]
     ) -> None:
-        self.size = sum(map(_size, paths))
+        self.size = 0
+        """Of all files; known soon after the start."""
         self.there = 0
         """How far it has come: the first so many bytes of the files are in the page cache."""
         self.read = 0
@@ -60,6 +61,7 @@ class Reading:
         began = time.monotonic()
         try:
             read_when_idle()
+            self.size = sum(map(_size, self._paths))
             with open(os.devnull, "wb", buffering=0) as nowhere:
                 for path in self._paths:
                     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
