@@ -39,6 +39,8 @@ class Names:
 
     def resolve_substitute(self, when_full: str) -> str:
         """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
+        if not when_full:
+            return when_full
         kind, _, name = when_full.partition(":")
         if kind != "substitute" or name == "loaded":
             return when_full

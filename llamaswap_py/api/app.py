@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from llamaswap_py.api import pages, table
 from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
-from llamaswap_py.api.errors import family_of
 from llamaswap_py.api.guard import Cors, HostRule, own_names
+from llamaswap_py.api.meaning import meaning_of
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import WireError
@@ -67,7 +67,8 @@ class App:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
-        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE)
+        meaning = meaning_of(exchange, self.supervisor.config)
+        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
         self.calls[call.id] = call
         call.stamp()
         try:
@@ -111,16 +112,18 @@ class App:
         head = call.exchange.head
         if self._cors.on and self._cross_origin(call):
             return
-        methods, call.captured = table.look_up(head.path)
-        call.family = family_of(head.path)
-        if call.exchange.peer != "unix" and self.access.keys is None:
+        meaning = call.meaning
+        call.captured, call.family = meaning.captured, meaning.family
+        if not meaning.trusted and call.exchange.peer != "unix" and self.access.keys is None:
             self._hosts.check(head)
-        if methods is None:
+            meaning.trusted = True
+        if meaning.methods is None:
             if not await pages.serve_file(call):
                 await _nothing(call)
             return
-        route = table.pick(methods, head.method)
+        route = meaning.route
         if route is None:
+            methods = meaning.methods
             message = f"{head.path[:200]} takes {' or '.join(methods)}, not {head.method}"
             allow = [(b"allow", ", ".join(methods).encode())]
             call.fail(ApiError("method_not_allowed", message), allow)
@@ -146,7 +149,7 @@ class App:
 
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began
-        route = table.template(call.exchange.head.path)
+        route = call.meaning.template
         self.traffic.note(call.model, route, call.status, total)
         if call.first_byte_at:
             self.traffic.note_answer(call.model, call.first_byte_at - call.began, call.tail)

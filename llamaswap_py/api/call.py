@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from llamaswap_py.api.app import App
+    from llamaswap_py.api.meaning import Meaning
     from llamaswap_py.api.tap import Tap
     from llamaswap_py.config.keyfile import ApiKey
     from llamaswap_py.leases import Lease, Ticket
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
 
+_LEASED = b"x-lswap-model: %b\r\nx-lswap-queue-ms: %d\r\nx-lswap-load-ms: %d\r\n"
 _TRUE = frozenset({"1", "true", "yes", "on", ""})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -59,11 +61,12 @@ class Call:
     exchange: Exchange
     id: str
     route: Route
+    meaning: Meaning
     captured: str = ""
     family: Family = Family.OPENAI
     began: float = field(default_factory=time.monotonic)
     key: ApiKey | None = None
-    extra: list[tuple[bytes, bytes]] = field(default_factory=list)
+    extra: Headers = ()
     """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
     tap: Tap | None = None
@@ -181,14 +184,13 @@ class Call:
 
     def stamp(self) -> None:
         """Write the headers that every answer carries; later calls replace them."""
-        headers = [(b"x-request-id", self.id.encode("ascii"))]
+        lines = b"x-request-id: %b\r\n" % self.id.encode("ascii")
         if self.model:
-            headers += [
-                (b"x-lswap-model", _header_text(self.model)),
-                (b"x-lswap-queue-ms", b"%d" % self.queue_ms),
-                (b"x-lswap-load-ms", b"%d" % self.load_ms),
-            ]
-        self.exchange.response_headers[:] = headers + self.extra
+            model, queued, loaded = _header_text(self.model), self.queue_ms, self.load_ms
+            lines += _LEASED % (model, queued, loaded)
+        for pair in self.extra:
+            lines += b"%b: %b\r\n" % pair
+        self.exchange.response_lines = lines
 
     def fail(self, error: ApiError, headers: Headers = ()) -> None:
         """Answer with `error` in the shape of the route's family."""

@@ -7,7 +7,7 @@ the form field, `?model=`; the caller adds the path and the configured default.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -27,22 +27,29 @@ _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
-    """What a body asks for: `model` is None where it names none.
-
-    `plain`: words only - no images, no audio, no tools - so that any model could answer.
-    """
+    """What a body asks for: `model` is None where it names none."""
 
     model: str | None = None
     stream: bool = False
-    plain: bool = False
+    _json: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def plain(self) -> bool:
+        """Whether any model could answer: it is small, and words only - no images, no audio, no
+        tools. Looked up when somebody asks, for few do."""
+        text = self._json
+        if not text or len(text) > _PLAIN_LIMIT:
+            return False
+        tools = bytes(_PEEK.decode(text).tools)
+        return tools in (b"null", b"[]") and not any(mark in text for mark in _NOT_WORDS)
 
 
 NOTHING: Final = Ask()
 
 
-class _Peek(msgspec.Struct):
+class _Peek(msgspec.Struct, gc=False):
     """The members that matter; everything else is skipped, not built. The last duplicate
     wins, as in llama-server (nlohmann::json)."""
 
@@ -51,11 +58,19 @@ class _Peek(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Usual(msgspec.Struct, gc=False):
+    """What almost every body is like: read in one go."""
+
+    model: str | None = None
+    stream: bool = False
+
+
 _PLAIN_LIMIT: Final = 256 * KIB
 # Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 
 _PEEK: Final = msgspec.json.Decoder(_Peek)
+_USUAL: Final = msgspec.json.Decoder(_Usual)
 
 
 def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
@@ -83,6 +98,11 @@ def _ask_of_json(body: bytes, skim: Skim | None) -> Ask:
     if body.startswith(_BOM):
         body = body[len(_BOM) :]
     try:
+        usual = _USUAL.decode(body)
+        return Ask(usual.model or None, usual.stream, body if skim is None else b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # unusual, or wrong: say where
+    try:
         peek = _PEEK.decode(body)
     except msgspec.ValidationError:
         return Ask()  # an array or a bare value: legal JSON that names no model
@@ -90,15 +110,8 @@ def _ask_of_json(body: bytes, skim: Skim | None) -> Ask:
         raise _bad_json(body, str(error), skim) from None
     except RecursionError:
         raise ApiError("bad_json", "the body nests arrays or objects too deeply") from None
-    plain = skim is None and _is_plain(peek, body)
-    return Ask(_model(peek.model), bytes(peek.stream) == b"true", plain)
-
-
-def _is_plain(peek: _Peek, body: bytes) -> bool:
-    """Tell whether words alone are asked for; a large body is taken to hold something else."""
-    if bytes(peek.tools) not in (b"null", b"[]") or len(body) > _PLAIN_LIMIT:
-        return False
-    return not any(mark in body for mark in _NOT_WORDS)
+    text = body if skim is None else b""
+    return Ask(_model(peek.model), bytes(peek.stream) == b"true", text)
 
 
 def _model(raw: msgspec.Raw) -> str | None:

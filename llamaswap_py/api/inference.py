@@ -15,11 +15,12 @@ from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.api.tap import Tap
-from llamaswap_py.api.wishes import read_wishes
+from llamaswap_py.api.wishes import WHEN_FULL, read_wishes
+from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Notice
-from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest, forward_headers
+from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from llamaswap_py.wire.messages import RelayResult, Translator
 
 # Keys and origins are judged here, not by the child.
-_RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin"})
+_RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
 # With a conversation id it goes on generating for a client that left: see conversations.py.
 _DROPPED: Final = _RESUMED | {b"x-conversation-id"}
 _LONGEST_ID: Final = 512
@@ -151,8 +152,8 @@ def _request(
     call: Call, target: str, body: Body, dropped: frozenset[bytes] = _DROPPED
 ) -> UpstreamRequest:
     head = call.exchange.head
-    headers = forward_headers(head, drop=dropped, peer=call.exchange.peer, scheme="http")
-    return UpstreamRequest(method=head.method, target=target, headers=headers, body=body)
+    lines = call.meaning.lines(call.exchange, dropped)
+    return UpstreamRequest(head.method, target, [], body, lines)
 
 
 async def _to_instance(
@@ -171,7 +172,7 @@ async def _to_instance(
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
-    wishes = _wishes(call, ask)
+    wishes = _wishes(call, ask, preset)
     if call.app.captures is not None and call.route.slot:
         call.tap = call.exchange.tap = Tap()
         call.tap.ask(request.body.pieces)
@@ -222,11 +223,19 @@ async def _to_instance(
             raise upstream_failed(f"{preset} did not answer: {result.error}")
 
 
-def _wishes(call: Call, ask: Ask) -> Wishes:
-    key = call.key
+def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
+    key, head = call.key, call.exchange.head
+    may_be_another = (
+        call.route.talk
+        and (
+            WHEN_FULL in head.first
+            or call.supervisor.config.models[preset].when_full.startswith(SUBSTITUTE)
+        )
+        and ask.plain
+    )
     return read_wishes(
-        call.exchange.head,
-        substitutable=ask.plain and call.route.talk,
+        head,
+        substitutable=may_be_another,
         highest=0 if key is None else key.priority,
         allowed=None if key is None else key.models,
     )
@@ -312,8 +321,7 @@ async def _send(
     collect: bool = False,
 ) -> RelayResult:
     exchange, pool = call.exchange, call.supervisor.pool
-    known = [pair for pair in request.headers if pair[0] != b"x-request-id"]
-    request.headers = [*known, (b"x-request-id", call.id.encode("ascii"))]
+    request.id = call.id
     if tunnel:
         result = await exchange.tunnel(lease.endpoint, request, pool=pool)
     else:
@@ -357,7 +365,7 @@ def _default_model(call: Call) -> str:
 def _autoload(call: Call) -> bool:
     """GETs load nothing unless they say so (http.md, Safety)."""
     head = call.exchange.head
-    asked = call.flag("autoload")
+    asked = call.flag("autoload") if head.query else None
     if asked and head.method in _READS and head.get(b"sec-fetch-site") == b"cross-site":
         return (
             False  # an image or a frame in somebody else's page: no Origin tells (Fetch Metadata)

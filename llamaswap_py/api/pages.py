@@ -19,7 +19,7 @@ _READS: Final = frozenset({"GET", "HEAD"})
 
 async def index(call: Call) -> None:
     """GET /: the web UI; to anything but a browser, what Ollama's clients look for."""
-    call.extra.append((b"vary", b"accept"))
+    call.extra = [*call.extra, (b"vary", b"accept")]
     call.stamp()
     if not _is_browser(call):
         call.respond_text(200, "Ollama is running")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from typing import Final
 
 from llamaswap_py.api.usage import tokens_of
 
 BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Upper bounds of the buckets, seconds: from a cached answer to a long generation."""
+_FIRST: Final = BOUNDS[0]
 OTHER: Final = "other"
 """The route label of every path that is no route, so that strangers cannot make labels."""
 
@@ -24,7 +26,7 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.counts[bisect_left(BOUNDS, seconds) if seconds > _FIRST else 0] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
@@ -45,20 +47,20 @@ class Traffic:
         """By (model, route template, status); status 0: the client left before its end."""
         self.tokens_in: dict[str, int] = {}
         self.tokens_out: dict[str, int] = {}
-        self.first_byte: dict[str, Histogram] = {}
-        self.queue: dict[str, Histogram] = {}
-        self.load: dict[str, Histogram] = {}
-        self.total: dict[str, Histogram] = {}
+        self.first_byte: dict[str, Histogram] = defaultdict(Histogram)
+        self.queue: dict[str, Histogram] = defaultdict(Histogram)
+        self.load: dict[str, Histogram] = defaultdict(Histogram)
+        self.total: dict[str, Histogram] = defaultdict(Histogram)
 
     def note(self, model: str, route: str, status: int, total: float) -> None:
         """Count one request that has ended, after `total` seconds."""
         key = (model, route, status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        _histogram(self.total, model).observe(total)
+        self.total[model].observe(total)
 
     def note_answer(self, model: str, first_byte: float, tail: bytes) -> None:
         """Count one child's answer: seconds to its first byte, and the tokens its end tells."""
-        _histogram(self.first_byte, model).observe(first_byte)
+        self.first_byte[model].observe(first_byte)
         prompt, answer = tokens_of(tail) if tail else (0, 0)
         if prompt:
             self.tokens_in[model] = self.tokens_in.get(model, 0) + prompt
@@ -67,12 +69,5 @@ class Traffic:
 
     def note_wait(self, model: str, queue: float, load: float) -> None:
         """Count what one leased request waited, in seconds."""
-        _histogram(self.queue, model).observe(queue)
-        _histogram(self.load, model).observe(load)
-
-
-def _histogram(by_model: dict[str, Histogram], model: str) -> Histogram:
-    found = by_model.get(model)
-    if found is None:
-        found = by_model[model] = Histogram()
-    return found
+        self.queue[model].observe(queue)
+        self.load[model].observe(load)

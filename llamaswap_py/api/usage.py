@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_IN: Final = re.compile(rb'"(?:prompt_tokens|input_tokens|tokens_evaluated)"\s*:\s*(\d{1,12})')
-_OUT: Final = re.compile(
-    rb'"(?:completion_tokens|output_tokens|tokens_predicted)"\s*:\s*(\d{1,12})'
-)
-_TIMED_IN: Final = re.compile(rb'"prompt_n"\s*:\s*(\d{1,12})')
-_TIMED_OUT: Final = re.compile(rb'"predicted_n"\s*:\s*(\d{1,12})')
+_IN: Final = (b'"prompt_tokens"', b'"input_tokens"', b'"tokens_evaluated"')
+_OUT: Final = (b'"completion_tokens"', b'"output_tokens"', b'"tokens_predicted"')
+_TIMED_IN: Final = (b'"prompt_n"',)
+_TIMED_OUT: Final = (b'"predicted_n"',)
+_FIGURE: Final = re.compile(rb"\s*:\s*(\d{1,12})")
 
 
 def tokens_of(tail: bytes) -> tuple[int, int]:
@@ -26,6 +25,14 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
     return _last(_IN, tail) or _last(_TIMED_IN, tail), _last(_OUT, tail) or _last(_TIMED_OUT, tail)
 
 
-def _last(pattern: re.Pattern[bytes], tail: bytes) -> int:
-    found = pattern.findall(tail)
-    return int(found[-1]) if found else 0
+def _last(names: tuple[bytes, ...], tail: bytes) -> int:
+    """Return the last figure that follows one of the names; 0 for none."""
+    best, figure = -1, 0
+    for name in names:
+        at = tail.rfind(name)
+        while at > best:
+            found = _FIGURE.match(tail, at + len(name))
+            if found is not None:
+                best, figure = at, int(found[1])
+            at = tail.rfind(name, 0, at)
+    return figure

@@ -11,11 +11,11 @@ from llamaswap_py.units import parse_duration
 if TYPE_CHECKING:
     from llamaswap_py.wire.messages import RequestHead
 
-_WHEN_FULL: Final = b"x-lswap-when-full"
+WHEN_FULL: Final = b"x-lswap-when-full"
 _PRIORITY: Final = b"x-lswap-priority"
 _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
-_ALL: Final = (_WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
+_ALL: Final = (WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
 _ORDINARY: Final = Wishes(substitutable=True)
 _PARTICULAR: Final = Wishes(substitutable=False)
 _LOWEST: Final = -100
@@ -37,7 +37,7 @@ def read_wishes(
         return _ORDINARY if substitutable else _PARTICULAR
     return Wishes(
         priority=_priority(_text(head, _PRIORITY), highest),
-        when_full=_when_full(_text(head, _WHEN_FULL)),
+        when_full=_when_full(_text(head, WHEN_FULL)),
         patience=_patience(_text(head, _MAX_WAIT)),
         substitutable=substitutable,
         parent=_text(head, _PARENT) or None,
@@ -64,7 +64,7 @@ def _when_full(text: str) -> str:
         return kind
     if kind == "substitute" and name:
         return f"substitute:{name}"
-    raise _bad(_WHEN_FULL, text, "wait, refuse, substitute: NAME or substitute: loaded")
+    raise _bad(WHEN_FULL, text, "wait, refuse, substitute: NAME or substitute: loaded")
 
 
 def _patience(text: str) -> float | None:

@@ -23,6 +23,7 @@ three models with room for two, where 30 lets one extra request outweigh the pat
 
 _SUCCESSOR_MEMORY: Final = 50.0
 """Requests over which a successor count decays to 1/e."""
+_KEPT: Final = math.exp(-1 / _SUCCESSOR_MEMORY)
 _GAPS_KEPT: Final = 16
 _SLACK: Final = 0.03
 """Seconds beyond the gap that was worth waiting for: gaps scatter."""
@@ -99,10 +100,11 @@ class Successors:
     def arrived(self, preset: PresetId) -> None:
         """A request for `preset` came."""
         if self._last is not None:
-            row = self._rows.setdefault(self._last, {})
-            keep = math.exp(-1 / _SUCCESSOR_MEMORY)
+            row = self._rows.get(self._last)
+            if row is None:
+                row = self._rows[self._last] = {}
             for name in row:
-                row[name] *= keep
+                row[name] *= _KEPT
             row[preset] = row.get(preset, 0.0) + 1.0
         self._last = preset
 

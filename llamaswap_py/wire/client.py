@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ..units import KIB
 from .deadline import Deadline, Wait
-from .exchange import Exchange
-from .messages import RequestHead, WireError
+from .exchange import NO_HEAD, Exchange, refuse
+from .messages import WireError
 from .outflow import Outflow
+from .repeated import RepeatedRequest
 from .requests import RequestParser
 from .sockets import Input, client_is_gone, end_output, reset_on_close
 
 if TYPE_CHECKING:
+    from .messages import RequestHead
     from .relay import Relay
     from .server import Server
 
@@ -57,6 +59,7 @@ class ClientConnection(asyncio.Protocol):
         self._queue: deque[Exchange | WireError] = deque()
         self._arrival: asyncio.Future[None] | None = None
         self._held = b""
+        self._repeated = RepeatedRequest()
         self._broken = False
         self._upgrading = False
         #: no request after the one that was received last
@@ -223,6 +226,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         self._last_input = self._loop.time()
+        if self._receiving is None and not self._parser.in_head:
+            if (known := self._repeated.read(data)) is not None:
+                head, body = known
+                self._take(head).intake.fill(body)
+                self.last = self.last or not head.keep_alive
+                return
+            self._repeated.expect(data)
         while data:
             if not self._may_parse():
                 self._hold(data)
@@ -265,11 +275,16 @@ class ClientConnection(asyncio.Protocol):
             self._queue.append(error)
         self._wake()
 
-    def on_request(self, head: RequestHead) -> None:
+    def _take(self, head: RequestHead) -> Exchange:
         self._deadline.clear()
-        self._receiving = Exchange(self, head)
-        self._queue.append(self._receiving)
+        exchange = Exchange(self, head)
+        self._queue.append(exchange)
         self._wake()
+        return exchange
+
+    def on_request(self, head: RequestHead) -> None:
+        self._repeated.note(head)
+        self._receiving = self._take(head)
 
     def on_piece(self, piece: bytes) -> None:
         if self._receiving is not None:
@@ -347,16 +362,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, error: WireError, exchange: Exchange | None) -> None:
         """Answer with an error that the handler did not, or could not, answer."""
-        if exchange is not None and exchange.response_started:
-            return
-        head = exchange.head if exchange is not None else None
-        headers, body = self._server.on_wire_error(error.status, error.message, head)
-        if exchange is None:
-            exchange = Exchange(self, _NO_HEAD)
-        exchange.keep_alive = exchange.keep_alive and error.status == 500
-        kind = next((v for n, v in headers if n.lower() == b"content-type"), b"application/json")
-        others = [pair for pair in headers if pair[0].lower() != b"content-type"]
-        exchange.respond(error.status, body, kind.decode(), others)
+        refuse(exchange or Exchange(self, NO_HEAD), error, self._server.on_wire_error)
 
     async def _leave(self) -> None:
         """Close so that the client gets all of the last answer."""
@@ -390,6 +396,3 @@ class ClientConnection(asyncio.Protocol):
             case Wait.CLOSING:
                 self._detach()
                 self.transport.abort()
-
-
-_NO_HEAD: Final = RequestHead("GET", "/", "/", "", "1.1", [], keep_alive=False)

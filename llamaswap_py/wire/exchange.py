@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .intake import Intake
 from .messages import (
     LAST_CHUNK,
     Outcome,
     RelayResult,
+    RequestHead,
     chunk,
     is_bodiless,
     render_request,
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 
     from ..endpoint import Endpoint
     from .client import ClientConnection
-    from .messages import Body, Headers, RequestHead, Translator, UpstreamRequest
+    from .messages import (
+        Body,
+        Headers,
+        Translator,
+        UpstreamRequest,
+        WireError,
+        WireErrorRenderer,
+    )
     from .pool import UpstreamPool
+    from .repeated import KnownAnswer
 
 
 class Exchange:
@@ -36,8 +45,8 @@ class Exchange:
         self.head = head
         #: the client's address, or "unix"
         self.peer = connection.peer
-        #: sent with whatever answer follows
-        self.response_headers: Headers = []
+        #: header lines, each with its line end, sent with whatever answer follows
+        self.response_lines = b""
         self.response_started: bool = False
         self.finished: bool = False
         # The answer, as the relay needs it
@@ -150,17 +159,24 @@ class Exchange:
         self, status: int, lines: Headers, *, reason: bytes = b"", rest: bytes = b""
     ) -> None:
         """Send the head of the answer, and `rest` in the same write."""
+        self._write(render_response(status, lines, reason, self._own_lines()) + rest)
+
+    def send_known(self, known: KnownAnswer, length: int, rest: bytes) -> None:
+        """Send the head of a child's answer that was seen before, and `rest` in the same write."""
+        self._write(known.render(length, self._own_lines()) + rest)
+
+    def _own_lines(self) -> bytes:
+        """Begin the answer; return the header lines that are not the child's."""
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
         if self.connection.answers_last or not self.intake.ends_soon:
             self.keep_alive = False
-        lines += self.response_headers
         if not self.keep_alive:
-            lines.append((b"connection", b"close"))
-        elif self.head.version == "1.0":
-            lines.append((b"connection", b"keep-alive"))
-        self._write(render_response(status, lines, reason) + rest)
+            return self.response_lines + b"connection: close\r\n"
+        if self.head.version == "1.0":
+            return self.response_lines + b"connection: keep-alive\r\n"
+        return self.response_lines
 
     def encode(self, data: bytes) -> bytes:
         """Return `data` as the running stream wants it."""
@@ -181,6 +197,12 @@ class Exchange:
 
     def _is_head(self, bodiless: bool) -> bool:
         return bodiless or self.head.method == "HEAD"
+
+    def write_tapped(self, data: bytes | bytearray | memoryview) -> None:
+        """Write what a relay passes on, and its copy."""
+        assert self.tap is not None
+        self.tap(bytes(data))
+        self.connection.transport.write(data)
 
     def _write(self, data: bytes) -> None:
         if self.tap is not None:
@@ -284,3 +306,19 @@ class Exchange:
 
     def _was_cut(self) -> RelayResult:
         return RelayResult(Outcome.CUT, started=self.response_started, error=self.cut_reason)
+
+
+#: of a request whose head made no sense
+NO_HEAD: Final = RequestHead("GET", "/", "/", "", "1.1", [], keep_alive=False)
+
+
+def refuse(exchange: Exchange, error: WireError, render: WireErrorRenderer) -> None:
+    """Answer with an error that the handler did not, or could not, answer."""
+    if exchange.response_started:
+        return
+    head = None if exchange.head is NO_HEAD else exchange.head
+    headers, body = render(error.status, error.message, head)
+    exchange.keep_alive = exchange.keep_alive and error.status == 500
+    kind = next((v for n, v in headers if n.lower() == b"content-type"), b"application/json")
+    others = [pair for pair in headers if pair[0].lower() != b"content-type"]
+    exchange.respond(error.status, body, kind.decode(), others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -102,18 +102,24 @@ class RequestHead:
     #: None when chunked; 0 when there is no body
     content_length: int | None = 0
     expects_continue: bool = False
-    _first: dict[bytes, bytes] | None = field(default=None, repr=False, compare=False)
+    #: the first value of each header, by its lower-case name
+    first: dict[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
+    #: whatever the handler wants to find again when the same head comes again
+    memo: object = field(default=None, repr=False, compare=False)
 
-    @property
-    def first(self) -> dict[bytes, bytes]:
-        """The first value of each header, by its lower-case name; `headers` change no more."""
-        if self._first is None:
-            self._first = dict(reversed(self.headers))
-        return self._first
+    def __post_init__(self) -> None:
+        if not self.first:
+            self.first = dict(reversed(self.headers))
 
     def get(self, name: bytes) -> bytes | None:
         """Return the first value of a header, by its lower-case name."""
         return self.first.get(name)
+
+    def with_length(self, digits: bytes) -> RequestHead:
+        """Return the same head with another Content-Length."""
+        new = (b"content-length", digits)
+        headers = [new if pair[0] == b"content-length" else pair for pair in self.headers]
+        return replace(self, headers=headers, content_length=int(digits), first={})
 
 
 @dataclass(slots=True)
@@ -153,12 +159,16 @@ class Translator(Protocol):
 
 @dataclass(slots=True)
 class UpstreamRequest:
-    """What to send to a child; `headers` have gone through `forward_headers`."""
+    """What to send to a child: `lines` are header lines as they go over the wire (`forward_lines`),
+    `headers` more of them."""
 
     method: str
     target: str
     headers: Headers
     body: Body = field(default_factory=Body)
+    lines: bytes = b""
+    #: its X-Request-Id
+    id: str = ""
 
 
 class Outcome(Enum):
@@ -230,10 +240,17 @@ def forward_headers(
     return headers
 
 
+def forward_lines(head: RequestHead, *, drop: frozenset[bytes], peer: str) -> bytes:
+    """Return the lines of `forward_headers`."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in forward_headers(head, drop=drop, peer=peer)])
+
+
 def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
     """Return the head of a request for a child; the body follows as it is, never chunked."""
-    lines = [f"{request.method} {request.target} HTTP/1.1\r\n".encode()]
+    lines = [f"{request.method} {request.target} HTTP/1.1\r\n".encode(), request.lines]
     lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+    if request.id:
+        lines.append(b"x-request-id: %b\r\n" % request.id.encode("ascii"))
     if upgrade is not None:
         lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
     elif request.body.size or request.method in _LENGTH_EXPECTED:
@@ -243,12 +260,15 @@ def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) ->
 
 
 def render_response(
-    status: int, headers: Iterable[tuple[bytes, bytes]], reason: bytes = b""
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    reason: bytes = b"",
+    more: bytes = b"",
 ) -> bytes:
-    """Return the head of a response."""
+    """Return the head of a response; `more` are lines that follow the headers."""
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
     lines += [b"%b: %b\r\n" % pair for pair in headers]
-    lines.append(b"\r\n")
+    lines.append(more + b"\r\n")
     return b"".join(lines)
 
 

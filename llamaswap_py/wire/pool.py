@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
+from .repeated import KnownAnswers
 from .upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class UpstreamPool:
         self._idle: dict[Endpoint, list[UpstreamConnection]] = {}
         self._connections: set[UpstreamConnection] = set()
         self._closed = False
+        #: heads that children have answered with
+        self.answers = KnownAnswers()
 
     async def __aenter__(self) -> UpstreamPool:
         return self
@@ -59,18 +63,20 @@ class UpstreamPool:
             connection = idle.pop()
             if connection.closed:
                 continue
-            if asyncio.get_running_loop().time() - connection.idle_since < _IDLE_LIMIT:
+            if time.monotonic() - connection.idle_since < _IDLE_LIMIT:
                 return connection
             connection.abort()
         return None
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take back a connection after a complete answer."""
-        idle = self._idle.setdefault(connection.endpoint, [])
+        idle = self._idle.get(connection.endpoint)
+        if idle is None:
+            idle = self._idle[connection.endpoint] = []
         if self._closed or len(idle) >= _MOST_IDLE:
             connection.abort()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = time.monotonic()
         idle.append(connection)
 
     def drop(self, endpoint: Endpoint) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .exchange import Exchange
     from .messages import Body, Headers, Translator
+    from .repeated import KnownAnswer
     from .upstream import UpstreamConnection
 
 #: How long a cut waits for the end of a chunk before the client is aborted instead.
@@ -31,7 +32,7 @@ class Relay:
 
     `_on_head`, then one of `_on_stream` and `_on_counted` (the body passes untouched, only its
     framing is watched), `_on_recoded` (for HTTP/1.0 clients, bodies that end by closing, and
-    streams that were begun before), `_on_refusal`, `_on_tunnel`.
+    streams that were begun before), `_on_refusal`, `_pass` (a tunnel).
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Relay:
         self._translate, self._translator = translate, cast("Translator | None", None)
         self._collect = collect or translate is not None
         recoded = exchange.head.version == "1.0" or exchange.response_started
-        upstream.begin(self, decoding=recoded or self._collect)
+        self._recoded = recoded or self._collect
+        upstream.begin(self, decoding=self._recoded)
         self._watch = upstream.watch
         self._write = self.client.transport.write
         if exchange.tap is not None:
-            self._write = self._write_tapped
+            self._write = exchange.write_tapped
         self._verbatim = False
         self._last = self._before = b""
         self._remaining = 0
@@ -75,16 +77,12 @@ class Relay:
         if not self.client.outflow.writable:
             self.upstream.pause()
         try:
-            await self.upstream.upload(head, body)
+            if not self.upstream.send_whole(head, body):
+                await self.upstream.upload(head, body)
             await self._ended
         finally:
             self._end(Outcome.CUT, "cancelled")
         return self._result
-
-    def _write_tapped(self, data: bytes | bytearray | memoryview) -> None:
-        assert self.exchange.tap is not None
-        self.exchange.tap(bytes(data))
-        self.client.transport.write(data)
 
     @property
     def events(self) -> int:
@@ -94,8 +92,13 @@ class Relay:
     # --- states: what to do with bytes --------------------------------------------------------
 
     def _on_head(self, data: bytes) -> None:
-        self.heard = True
         watch = self._watch
+        if not self.heard and not self._recoded and self.exchange.head.method != "HEAD":
+            known = self.upstream.answers.find(data)
+            if known is not None:
+                self._answer_known(*known)
+                return
+        self.heard = True
         try:
             rest = watch.feed_head(data)
         except BadResponse as error:
@@ -110,6 +113,9 @@ class Relay:
             if rest:
                 self._on_head(rest)
         else:
+            if rest is not data and watch.is_plain:
+                lines = [*watch.end_to_end_headers(), (b"x-accel-buffering", b"no")]
+                self.upstream.answers.note(data, watch.status, watch.reason, lines)
             self._answer(rest)
 
     def _on_stream(self, data: bytes) -> None:
@@ -132,12 +138,10 @@ class Relay:
     def _on_counted(self, data: bytes) -> None:
         """Pass a piece of a body with a Content-Length, and nothing beyond it."""
         data = self._clip(data)
-        self._watch.feed(data)
         self.passed += len(data)
         self._before, self._last = self._last, data
         self._write(data)
-        if self._watch.complete:
-            self._complete()
+        self._end_if_counted()
 
     def _on_recoded(self, data: bytes) -> None:
         watch = self._watch
@@ -173,9 +177,6 @@ class Relay:
             self._complete()
         elif sum(map(len, self._refusal)) > limit:
             self._complete() if not self._collect else self._fail("the answer is too large")
-
-    def _on_tunnel(self, data: bytes) -> None:
-        self._pass(data)
 
     def _on_cutting(self, data: bytes) -> None:
         self._on_stream(data)
@@ -221,17 +222,39 @@ class Relay:
             exchange.send_head(watch.status, headers, reason=watch.reason)
             self._complete()
         elif watch.framing is Framing.LENGTH:
-            self._remaining = watch.content_length or 0
-            self._send_with(self._on_counted, headers, self._clip(rest))
+            rest = self._count(rest)
+            exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
+            self._end_if_counted()
         elif watch.framing is Framing.CHUNKED and exchange.head.version == "1.1":
             headers.append((b"transfer-encoding", b"chunked"))
             exchange.chunked = self._verbatim = True
-            self._send_with(self._on_stream, headers, rest)
+            self._begin_chunked(headers, rest)
         else:
             exchange.begin_stream(watch.status, headers, reason=watch.reason)
             self.upstream.on_bytes = self._on_recoded
             if rest:
                 self._on_recoded(rest)
+
+    def _answer_known(self, known: KnownAnswer, length: int, rest: bytes) -> None:
+        """The head is one that was seen before."""
+        self.heard = True
+        self._watch.recall(known, length)
+        self._result.status = known.status
+        self._result.first_byte_at = time.monotonic()
+        self.exchange.send_known(known, length, self._count(rest))
+        self._end_if_counted()
+
+    def _count(self, rest: bytes) -> bytes:
+        """Begin a body that has a length; return what of `rest` belongs to it."""
+        self._remaining = self._watch.content_length or 0
+        self.upstream.on_bytes = self._on_counted
+        self._last = rest = self._clip(rest)
+        return rest
+
+    def _end_if_counted(self) -> None:
+        if not self._remaining:
+            self._watch.count_out()
+            self._complete()
 
     def _answer_translated(self, rest: bytes) -> None:
         """Begin the client's own stream where the child streams; else collect what it says."""
@@ -251,7 +274,7 @@ class Relay:
         elif watch.complete:
             self._complete()
 
-    def _send_with(self, state: Callable[[bytes], None], headers: Headers, rest: bytes) -> None:
+    def _begin_chunked(self, headers: Headers, rest: bytes) -> None:
         """Send the head together with the first bytes of a body that passes untouched."""
         watch = self._watch
         try:
@@ -260,7 +283,7 @@ class Relay:
         except httptools.HttpParserError as error:
             self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
             return
-        self.upstream.on_bytes = state
+        self.upstream.on_bytes = self._on_stream
         self._last = rest
         self.exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
         if watch.complete:
@@ -274,12 +297,12 @@ class Relay:
         self._result.status = 101
         self._result.first_byte_at = time.monotonic()
         lines = watch.end_to_end_headers()
-        upgrade = next((v for n, v in watch.headers if n.lower() == b"upgrade"), b"websocket")
-        lines += [(b"upgrade", upgrade), (b"connection", b"upgrade"), *exchange.response_headers]
+        wanted = next((v for n, v in watch.headers if n.lower() == b"upgrade"), b"websocket")
+        lines += [(b"upgrade", wanted), (b"connection", b"upgrade")]
         exchange.response_started = True
         self.tunnelling = True
-        self.upstream.on_bytes = self._on_tunnel
-        self._pass(render_response(101, lines, watch.reason) + rest)
+        self.upstream.on_bytes = self._pass
+        self._pass(render_response(101, lines, watch.reason, exchange.response_lines) + rest)
         self.client.start_tunnel(self)
 
     # --- how it ends --------------------------------------------------------------------------
@@ -314,7 +337,7 @@ class Relay:
             self._complete()
         elif not watch.head_complete:
             reason = "the child closed the connection before it answered"
-            self._end(Outcome.DIED_BEFORE_HEAD, f"{reason}: {error}" if error else reason)
+            self._end(Outcome.DIED_BEFORE_HEAD, reason + (f": {error}" if error else ""))
         elif watch.framing is Framing.CLOSE and error is None:
             self._complete()
         else:
@@ -322,7 +345,7 @@ class Relay:
 
     def _at_boundary(self) -> bool:
         """Tell whether an event can be put into the client's stream here."""
-        if not self.exchange.event_stream or self.upstream.on_bytes == self._on_counted:
+        if not self.exchange.event_stream or self._watch.framing is Framing.LENGTH:
             return False
         if not self._verbatim:
             return True

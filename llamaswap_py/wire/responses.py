@@ -13,6 +13,8 @@ from .messages import HOP_BY_HOP, Headers, tokens
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .repeated import KnownAnswer
+
 _HEAD_LIMIT: Final = 64 * KIB
 _NOT_THE_CHILDS: Final = HOP_BY_HOP | {
     b"access-control-allow-origin",
@@ -44,13 +46,19 @@ class ResponseWatch:
     """
 
     def __init__(self) -> None:
+        self._start_parser()
+        self.begin()
+
+    def _start_parser(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         #: Feed bytes of a body. Raises httptools.HttpParserError.
         self.feed: Callable[[bytes], None] = self._parser.feed_data
-        self.begin()
+        self._counted = False
 
     def begin(self) -> None:
         """Forget the last answer; a new one is expected."""
+        if self._counted:
+            self._start_parser()
         self.status = 0
         self.reason = b""
         self.headers: Headers = []
@@ -72,6 +80,28 @@ class ResponseWatch:
     def close(self) -> None:
         """Break the reference cycle with the C parser."""
         del self._parser, self.feed
+
+    def recall(self, known: KnownAnswer, length: int) -> None:
+        """Take a head that was seen before: it does not go through the parser."""
+        self.status, self.reason = known.status, known.reason
+        self.framing, self.content_length = Framing.LENGTH, length
+        self.head_complete = self.keeps_alive = True
+
+    def count_out(self) -> None:
+        """A body with a length is complete; the parser has seen nothing of it."""
+        if not self.complete:
+            self.complete = True
+            self._counted = bool(self.head_size)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head says nothing of its connection, and its body has a length."""
+        return (
+            self.framing is Framing.LENGTH
+            and not self.event_stream
+            and self.keeps_alive
+            and all(name.lower() != b"connection" for name, _ in self.headers)
+        )
 
     def feed_head(self, data: bytes) -> bytes | None:
         """Feed bytes of a head; return what follows it, or None while it is incomplete.
@@ -125,6 +155,12 @@ class ResponseWatch:
             elif lower == b"content-type":
                 self.event_stream = value.lower().startswith(b"text/event-stream")
 
+    def _closes(self) -> bool:
+        return any(
+            name.lower() == b"connection" and b"close" in tokens(value)
+            for name, value in self.headers
+        )
+
     # --- callbacks of the C parser ------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -142,6 +178,7 @@ class ResponseWatch:
         self.status = self._parser.get_status_code()
         self._read_framing()
         self.head_complete = True
+        self.keeps_alive = self._parser.get_http_version() == "1.1" and not self._closes()
 
     def on_chunk_header(self) -> None:
         self.in_chunk = True

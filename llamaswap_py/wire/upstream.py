@@ -32,6 +32,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
         self._pool = pool
+        self.answers = pool.answers
         self._transport = cast("asyncio.Transport", None)
         self._uses = 0
         self._reading_paused = False
@@ -144,11 +145,15 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.abort()
 
+    def send_whole(self, head: bytes, body: Body) -> bool:
+        """Send a request in one write; False: its body is too large for that."""
+        if body.size > _SLICE:
+            return False
+        self._transport.write(head + body.join())
+        return True
+
     async def upload(self, head: bytes, body: Body) -> None:
         """Send a request; returns early when the connection or the relay ends meanwhile."""
-        if body.size <= _SLICE:
-            self._transport.write(head + body.join())
-            return
         self._uploaded = False
         self._transport.write(head)
         for piece in body.pieces:

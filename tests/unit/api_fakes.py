@@ -265,6 +265,12 @@ class FakeSupervisor:
         return self.log
 
 
+def header_lines(lines: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the names and values of rendered header lines."""
+    pairs = [line.partition(b": ") for line in lines.splitlines()]
+    return [(name, value) for name, _, value in pairs]
+
+
 def make_head(method: str, target: str, headers: dict[str, str] | None = None) -> RequestHead:
     path, _, query = target.partition("?")
     named = {"host": "localhost:8080"} | (headers or {})
@@ -299,7 +305,7 @@ class FakeExchange:
         self.padded = False
         self.head = make_head(method, target, headers)
         self.peer = peer
-        self.response_headers: list[tuple[bytes, bytes]] = []
+        self.response_lines = b""
         self.response_started = False
         self.finished = False
         self.event_stream = False
@@ -361,7 +367,7 @@ class FakeExchange:
         collect: bool = False,
     ) -> RelayResult:
         self.relayed.append(request)
-        self.relay_headers.append({k.decode(): v.decode() for k, v in self.response_headers})
+        self.relay_headers.append({k.decode(): v.decode() for k, v in self._own()})
         self.error_event = error_event
         if self.during_relay is not None:
             self.during_relay()
@@ -381,8 +387,11 @@ class FakeExchange:
     def cut(self, event: bytes, reason: str) -> None:
         self.cuts.append((event, reason))
 
+    def _own(self) -> list[tuple[bytes, bytes]]:
+        return header_lines(self.response_lines)
+
     def _keep(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        pairs = [*headers, *self.response_headers]
+        pairs = [*headers, *self._own()]
         self.headers = {name.decode(): value.decode() for name, value in pairs}
 
     @property

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire.messages import Outcome, RelayResult
-from tests.unit.api_fakes import DONE, FakeExchange, FakeSupervisor, answer, ask, make_config
+from llamaswap_py.wire.messages import Outcome, RelayResult, render_request
+from tests.unit.api_fakes import (
+    DONE,
+    FakeExchange,
+    FakeSupervisor,
+    answer,
+    ask,
+    header_lines,
+    make_config,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -103,9 +111,10 @@ async def test_what_the_child_gets() -> None:
     exchange = await ask("POST", CHAT + "?a=%20b", body, headers)
     (sent,) = exchange.relayed
     assert (sent.method, sent.target, sent.body.join()) == ("POST", CHAT + "?a=%20b", body)
-    ids = [value for name, value in sent.headers if name == b"x-request-id"]
+    lines = header_lines(render_request(sent).partition(b"\r\n")[2])
+    ids = [value for name, value in lines if name == b"x-request-id"]
     assert ids == [exchange.headers["x-request-id"].encode()] == [b"of-the-client"]
-    names = {name for name, _ in sent.headers}
+    names = {name for name, _ in lines}
     assert {b"content-type", b"x-own", b"x-forwarded-for"} <= names
     assert not names & {b"authorization", b"x-api-key", b"x-conversation-id", b"connection"}
 

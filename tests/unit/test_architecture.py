@@ -70,7 +70,7 @@ PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction"),
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
-    *("wire.messages", "wire.requests", "wire.responses"),
+    *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     "api.tap",
     "api.skim",

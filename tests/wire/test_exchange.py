@@ -183,7 +183,7 @@ async def test_answers_without_a_body() -> None:
 
 async def stream(exchange: Exchange) -> None:
     """Stream three words."""
-    exchange.response_headers.append((b"x-a", b"b"))
+    exchange.response_lines += b"x-a: b\r\n"
     await exchange.start(200, "text/event-stream")
     for word in (b"one ", b"", b"two ", b"three"):
         await exchange.write(word)
