@@ -259,6 +259,8 @@ def _signals() -> Iterator[asyncio.Queue[None]]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+            # What is left takes no time; another signal must not make a failure of it.
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _stop(
