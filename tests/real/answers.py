@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.snapshot import InstanceView, ModelView, Snapshot
 
-PATIENCE: Final = 25.0
+PATIENCE: Final = 60.0
 """Seconds that anything may take before a test gives up; no outcome depends on it."""
 
 

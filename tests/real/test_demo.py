@@ -75,12 +75,12 @@ def test_a_port_in_use_is_left_alone(config: Path) -> None:
 def test_keep_serves_until_it_is_told_to_stop(config: Path) -> None:
     with kept_demo(config) as (demo, url):
         body = {"model": "alpha", "messages": [{"role": "user", "content": "again"}]}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20, trust_env=False)
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
         assert answer.json()["choices"][0]["message"]["content"].strip() == ALPHA
         family = psutil.Process(demo.pid).children(recursive=True)
         assert any(one.name() == "llama-server" for one in family)
         demo.send_signal(signal.SIGINT)
-        rest, _ = demo.communicate(timeout=30)
+        rest, _ = demo.communicate(timeout=90)
         assert demo.returncode == 0, rest
         assert "no llama-server left" in rest
         assert not psutil.wait_procs(family, timeout=2)[1]
