@@ -7,13 +7,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.config.file import Origin
+from llamaswap_py.config.found import Folder
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.editing import remove_preset
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
-_EVERY: Final = 2.0
-"""Seconds between two looks at the file."""
+_FOLDERS_EVERY: Final = 2
+"""Every how many beats the folders of models are looked into: that takes a thread."""
 _FIXED: Final = (
     *("listen", "allow_unauthenticated", "allowed_hosts", "cors", "memory", "policy", "log"),
     "capture",
@@ -64,17 +67,20 @@ class Reloader:
 
         A model that comes or goes counts once two looks in a row agree: it may still be copied.
         """
-        before = self._models
-        while True:
-            await asyncio.sleep(_EVERY)
-            if self._looks() != self._seen:
-                await self.try_reload("its file changed")
-            folders = self._supervisor.config.folders
-            now = tuple([await asyncio.to_thread(scan_folder, each.path) for each in folders])
-            if now == before and now != self._models:
-                self._models = now
-                await self.try_reload("the folders of models changed")
-            before = now
+        loop, before = asyncio.get_running_loop(), self._models
+        with Scout() as scout:
+            while True:
+                await asyncio.sleep(until_beat(loop.time()))
+                if self._looks() != self._seen:
+                    await self.try_reload("its file changed")
+                if (now := scout.found()) is not None:
+                    if now == before and now != self._models:
+                        self._models = now
+                        await self.try_reload("the folders of models changed")
+                    before = now
+                folders = self._supervisor.config.folders
+                if folders and round(loop.time() / BEAT) % _FOLDERS_EVERY:
+                    scout.send(folders)
 
     async def try_reload(self, why: str) -> None:
         """Reload; what is wrong with the file is logged, and nothing changes."""
@@ -144,6 +150,39 @@ class Reloader:
         except ConfigError:  # the folder is empty or gone
             files = []
         return tuple(map(_identity, (*files, *([keys] if keys else []))))
+
+
+class Scout:
+    """Looks into the folders of models in a thread, which wakes nobody: one comes and asks.
+
+    A folder of a server that hangs keeps nothing but the next look waiting.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "lswap-folders")
+        self._look: Future[tuple[Folder, ...]] | None = None
+
+    def __enter__(self) -> Scout:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False)
+
+    def send(self, folders: tuple[Folder, ...]) -> None:
+        """Begin to look, unless the look before is not over."""
+        if self._look is None:
+            self._look = self._thread.submit(_scan, folders)
+
+    def found(self) -> tuple[Folder, ...] | None:
+        """Return what the last look found, once; None if there is nothing new."""
+        if self._look is None or not self._look.done():
+            return None
+        look, self._look = self._look, None
+        return look.result()
+
+
+def _scan(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:
+    return tuple(scan_folder(each.path) for each in folders)
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

@@ -117,7 +117,8 @@ class Supervisor:
             devices,
             children=self._pids,
             on_measured=self._measured,
-            busy=lambda: bool(self.running or self._tickets),
+            busy=lambda: bool(self._tickets or self.scheduler.world.changing()),
+            resting=lambda: bool(self.running),
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
         self.ahead = ReadingAhead(self.prepared, self.scheduler.world, config.memory, self.feed)

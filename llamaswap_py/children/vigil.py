@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.children.liveness import Liveness, Work
 from llamaswap_py.children.probe import get
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 _LOOKS: Final = 32
 """Looks in the time that a child may be silent."""
-_LONGEST_PAUSE: Final = 2.0
+_IDLE_LOOKS: Final = 8
+"""The same while no request is open: of that time only a short pause can count as silence."""
 
 
 async def keep_vigil(
@@ -33,13 +35,16 @@ async def keep_vigil(
     An idle child costs a comparison every other second; one that answers, a look into /proc.
     """
     loop = asyncio.get_running_loop()
-    pause = min(_LONGEST_PAUSE, patience / _LOOKS)
+    pause, idle_pause = min(BEAT, patience / _LOOKS), min(BEAT, patience / _IDLE_LOOKS)
     liveness = Liveness(patience, loop.time())
+    idle = False
     while True:
-        await asyncio.sleep(pause)
+        await asyncio.sleep(until_beat(loop.time(), idle_pause if idle else pause))
+        longest = pause if idle else 4 * pause + patience / 4
         now = requests()
-        work = None if now.owing == now.others == 0 else work_of(pid)
-        liveness.look(loop.time(), now, lines(), work, longest=4 * pause + patience / 4)
+        idle = now.owing == now.others == 0
+        work = None if idle else work_of(pid)
+        liveness.look(loop.time(), now, lines(), work, longest=longest)
         if liveness.asks:
             liveness.answered(await _slots(endpoint, patience / 4))
         if liveness.hung:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
+from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.reader import MachineReader
 from llamaswap_py.devices.readings import Measurement, Sample
@@ -23,7 +24,9 @@ from llamaswap_py.devices.readings import Measurement, Sample
 SETTLING_INTERVAL: Final = 0.05
 """Drivers give memory back some 10 to 500 ms after a process ends, and a swap may wait for it."""
 BUSY_INTERVAL: Final = 1.0
-IDLE_INTERVAL: Final = 10.0
+RESTING_INTERVAL: Final = 2 * BEAT
+"""While models are loaded and nobody asks: strangers may come, and idle models give way to them."""
+IDLE_INTERVAL: Final = 5 * BEAT
 PATIENCE: Final = 5.0
 """Seconds after which a reading counts as failed; its thread stays with it until it ends."""
 
@@ -43,9 +46,10 @@ class Telemetry:
     """Samples `devices` and reports each measurement. Use as an async context manager.
 
     `children` names the process ids of our children. `settling` says whether memory of a reaped
-    child is still to come back (sample 20 times a second), `busy` whether anything is loaded or
-    waiting (each second, else each ten). They and `on_measured` are called on the event loop. A
-    device that does not answer is missing from a measurement, and logged once.
+    child is still to come back (sample 20 times a second), `busy` whether anything loads, ends or
+    is asked for (each second), `resting` whether anything is loaded (each four, else each ten).
+    They and `on_measured` are called on the event loop. A device that does not answer is missing
+    from a measurement, and logged once.
     """
 
     def __init__(
@@ -55,19 +59,22 @@ class Telemetry:
         children: Callable[[], Iterable[int]],
         on_measured: Callable[[Measurement], None],
         busy: Callable[[], bool] = lambda: True,
+        resting: Callable[[], bool] = lambda: False,
         settling: Callable[[], bool] = lambda: False,
         reader: Reader | None = None,
         clock: Callable[[], float] = time.monotonic,
         interval: float = BUSY_INTERVAL,
+        resting_interval: float = RESTING_INTERVAL,
         idle_interval: float = IDLE_INTERVAL,
         patience: float = PATIENCE,
     ) -> None:
         self.last: Measurement | None = None
         self._reader = reader or MachineReader(devices)
         self._children, self._on_measured = children, on_measured
-        self._busy, self._settling = busy, settling
+        self._busy, self._resting, self._settling = busy, resting, settling
         self._clock = clock
-        self._interval, self._idle_interval, self._patience = interval, idle_interval, patience
+        self._interval, self._patience = interval, patience
+        self._resting_interval, self._idle_interval = resting_interval, idle_interval
         self._thread = _Thread("lswap-telemetry")
         self._tasks = asyncio.TaskGroup()
         self._task: asyncio.Task[None] | None = None
@@ -159,7 +166,10 @@ class Telemetry:
     def _pause(self) -> float:
         if self._settling():
             return min(SETTLING_INTERVAL, self._interval)
-        return self._interval if self._busy() else self._idle_interval
+        if self._busy():
+            return self._interval
+        period = self._resting_interval if self._resting() else self._idle_interval
+        return until_beat(asyncio.get_running_loop().time(), period)
 
     async def _measure(self, children: Sequence[int]) -> Measurement | None:
         """Return a fresh measurement, None if there is none in time."""

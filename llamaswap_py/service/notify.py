@@ -10,13 +10,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.beat import BEAT, until_beat
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping
     from types import TracebackType
 
 _log: Final = logging.getLogger("lswap")
-_STATUS_SECONDS: Final = 2.0
-"""How often the status line is looked at; it is sent when it has changed."""
 _UNSENT: Final = 8
 """Messages kept for a service manager that does not read; pings are not worth keeping."""
 
@@ -100,19 +100,23 @@ class Notifier:
             self.ready()
 
     async def run(self, status: Callable[[], str]) -> None:
-        """Ping at half the watchdog's interval and keep the status line true, until cancelled."""
+        """Ping at half the watchdog's interval and keep the status line true, until cancelled.
+
+        It is looked at with each beat, and sent when it has changed.
+        """
         if not self.active:
             return
         half = self.watchdog / 2 if self.watchdog else None
-        pause = _STATUS_SECONDS if half is None else min(half, _STATUS_SECONDS)
+        pause = BEAT if half is None else min(half, BEAT)
+        loop = asyncio.get_running_loop()
         pinged = -float("inf")
         while True:
             # A late ping is a restart: one that the next round would send too late goes now.
-            if half is not None and time.monotonic() + pause > pinged + half:
+            if half is not None and time.monotonic() + 1.125 * pause > pinged + half:
                 self.ping()
                 pinged = time.monotonic()
             self.status(status())
-            await asyncio.sleep(pause)
+            await asyncio.sleep(until_beat(loop.time()) if pause == BEAT else pause)
 
     def _send(self, text: str, *, keep: bool = True) -> None:
         if self._socket is None:

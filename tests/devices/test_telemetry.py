@@ -103,6 +103,22 @@ async def test_it_samples_by_itself_while_busy_in_one_thread(reader: ScriptedRea
     assert threading.get_ident() not in reader.threads
 
 
+async def test_it_goes_on_slowly_while_something_is_loaded(reader: ScriptedReader) -> None:
+    reports = Reports()
+    async with Telemetry(
+        [],
+        children=lambda: (),
+        on_measured=reports.take,
+        busy=lambda: False,
+        resting=lambda: True,
+        reader=reader,
+        interval=NEVER,
+        resting_interval=0.001,
+        idle_interval=NEVER,
+    ):
+        await reports.until(lambda: len(reports) >= 3)
+
+
 async def test_it_rests_while_idle_and_measures_when_asked(reader: ScriptedReader) -> None:
     reports = Reports()
     async with Telemetry(

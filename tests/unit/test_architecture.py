@@ -17,7 +17,7 @@ import pytest
 PACKAGE = "llamaswap_py"
 ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
-LEAVES = {"errors", "units", "endpoint", "snapshot", "redaction", "__init__"}
+LEAVES = {"errors", "units", "endpoint", "snapshot", "redaction", "beat", "__init__"}
 """Modules that everybody may import, and that import nobody but each other."""
 
 PARTS = {
@@ -67,7 +67,7 @@ ALLOWED_FOR_TYPES: dict[str, set[str]] = {
 """Besides, under `if TYPE_CHECKING`."""
 
 PURE = (
-    *("errors", "units", "endpoint", "snapshot", "redaction"),
+    *("errors", "units", "endpoint", "snapshot", "redaction", "beat"),
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
