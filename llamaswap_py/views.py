@@ -6,7 +6,8 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
@@ -29,6 +30,7 @@ from llamaswap_py.snapshot import (
 )
 
 if TYPE_CHECKING:
+    from llamaswap_py.presets import Prepared
     from llamaswap_py.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
@@ -43,10 +45,21 @@ class About:
     engine: EngineView
     listen: tuple[str, ...] = ()
     started_at: float = field(default_factory=time.time)
+    shown: dict[str, _Shown] = field(default_factory=dict)
 
 
-def make_snapshot(supervisor: Supervisor) -> Snapshot:
-    """Return everything at this moment, in Unix time."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is said of a preset as long as it is what it is: half of what a snapshot costs."""
+
+    prepared: Prepared
+    args: tuple[str, ...]
+    context_per_request: int | None
+    metadata: dict[str, Any]
+
+
+def make_snapshot(supervisor: Supervisor, most: int | None = None) -> Snapshot:
+    """Return everything at this moment, in Unix time; with `most`, only so many of the models."""
     scheduler, about = supervisor.scheduler, supervisor.about
     clock = _Clock()
     instances = tuple(
@@ -63,7 +76,7 @@ def make_snapshot(supervisor: Supervisor) -> Snapshot:
         state="draining" if scheduler.closing else "serving",
         engine=about.engine,
         devices=_devices(supervisor),
-        models=tuple(_model(supervisor, name, clock) for name in supervisor.prepared),
+        models=tuple(_model(supervisor, name, clock) for name in islice(supervisor.prepared, most)),
         instances=instances,
         requests_open=len(scheduler.world.leases) + len(scheduler.world.waiters),
         requests_total=supervisor.requests_total,
@@ -170,6 +183,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
     preset = supervisor.scheduler.world.presets[PresetId(name)]
     choice = preset.serving.choice if preset.serving else preset.plan.choices[0]
     known = choice.footprint is not None
+    shown = _shown(supervisor, name, prepared)
     return ModelView(
         id=name,
         aliases=prepared.preset.aliases,
@@ -181,18 +195,31 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         eta_seconds=supervisor.scheduler.eta(PresetId(name)),
         footprint={str(pool): size for pool, size in (choice.footprint or {}).items()} or None,
         footprint_source=choice.source if known else "unknown",
-        context_per_request=context_per_request(prepared.preset),
+        context_per_request=shown.context_per_request,
         loads=preset.loads,
         load_seconds=preset.load_seconds,
         reason=preset.reason,
         failure=_failure(preset, clock),
-        metadata=dict(prepared.preset.metadata),
+        metadata=shown.metadata,
         created=int(supervisor.about.started_at),
-        args=redact_args([hide(word, supervisor.config.secrets) for word in prepared.args]),
+        args=shown.args,
         downloaded=None if preset.downloading_since is None else preset.downloaded,
         repository=prepared.preset.hf,
         read_ahead=supervisor.ahead.view(name),
     )
+
+
+def _shown(supervisor: Supervisor, name: str, prepared: Prepared) -> _Shown:
+    shown = supervisor.about.shown.get(name)
+    if shown is None or shown.prepared is not prepared:  # a reload makes all of them anew
+        secrets = supervisor.config.secrets
+        shown = supervisor.about.shown[name] = _Shown(
+            prepared,
+            redact_args([hide(word, secrets) for word in prepared.args]),
+            context_per_request(prepared.preset),
+            dict(prepared.preset.metadata),
+        )
+    return shown
 
 
 def _state(supervisor: Supervisor, preset: Preset) -> str:

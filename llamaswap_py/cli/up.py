@@ -37,6 +37,7 @@ from llamaswap_py.scheduler.states import State
 from llamaswap_py.service import Notifier, inherited_sockets
 from llamaswap_py.service.sockets import endpoint_of
 from llamaswap_py.units import format_duration
+from llamaswap_py.views import make_snapshot
 from llamaswap_py.wire import WireLimits, bind, serve
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ _FILES: Final = 65_536
 def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
     """Serve until a signal. Raises LswapError when it cannot start."""
     with ExitStack() as stack:  # first what no child may inherit
+        stack.callback(gc.enable)
+        gc.disable()  # until it serves: a start makes much, and nothing worth collecting
         notifier = stack.enter_context(Notifier.take(os.environ))
         handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]
         config = origin.read()
@@ -179,8 +182,10 @@ async def _serve(
                 _notifying(notifier, supervisor),
             ):
                 with suppress(OSError):  # a full disk, or nobody who reads
-                    print(banner(supervisor.snapshot()), flush=True)
+                    shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
+                    print(banner(shown, models), flush=True)
                 gc.freeze()  # or the collector looks at all modules anew: 15 ms for every stream
+                gc.enable()
                 await stops.get()
                 notifier.stopping()
                 await _stop(app, server, supervisor, stops)
@@ -268,7 +273,7 @@ async def _stop(
 ) -> None:
     """Take no new requests, let the running ones end within the deadline or until a signal."""
     patience = supervisor.config.policy.shutdown_timeout
-    running = supervisor.snapshot().requests_open
+    running = make_snapshot(supervisor, 0).requests_open
     if running:
         _log.info(
             "stopping: %d requests may take up to %s; a second signal stops at once",
@@ -291,8 +296,11 @@ async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
     supervisor.stop_now()
 
 
-def banner(snapshot: Snapshot) -> str:
-    """Return what a person wants to see first: where, with what, and which models."""
+def banner(snapshot: Snapshot, models: int | None = None) -> str:
+    """Return what a person wants to see first: where, with what, and which models.
+
+    `models` is how many there are, if the snapshot does not have all.
+    """
     engine = snapshot.engine
     build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
     using = f"with llama-server {build} ({engine.path})" if engine.path else "without llama-server"
@@ -309,7 +317,8 @@ def banner(snapshot: Snapshot) -> str:
         for model in snapshot.models[:_SHOWN]
     ]
     lines += [plain_table(("  model", "state", "context/request", "memory", ""), rows)]
-    if len(snapshot.models) > _SHOWN:
-        lines.append(f"  and {len(snapshot.models) - _SHOWN} more (lswap models)")
+    more = (models or len(snapshot.models)) - _SHOWN
+    if more > 0:
+        lines.append(f"  and {more:,} more (lswap models)")
     lines.append(f"ready on {', '.join(snapshot.listen)} (Ctrl-C drains and stops)")
     return "\n".join(lines)

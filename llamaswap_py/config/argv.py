@@ -90,7 +90,7 @@ def build_args(
     (None: as the preset says), `cache_ram` bytes (None: as the file says). Arguments that
     check_args() names are left out.
     """
-    table = _Table(options)
+    table = _table_of(options)
     words = ["--model", preset.model]
     size = config.memory.cache_ram if cache_ram is None else cache_ram
     for name, value in (*_always(preset, size), *_chosen(preset, config, devices)):
@@ -105,7 +105,7 @@ def check_args(
     preset: Preset, config: Config, options: Mapping[str, Option] | None
 ) -> tuple[PresetProblem, ...]:
     """Return what is wrong with a preset's `args` and `extra`: owned, unknown, misused options."""
-    table = _Table(options)
+    table = _table_of(options)
     found = [
         (key, f"this llama-server has no --{option}", "take a newer one, or remove the key")
         for key, option in _needed(preset)
@@ -275,6 +275,20 @@ def _word(value: bool | int | float | str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return repr(value) if isinstance(value, int | float) else value
+
+
+_TABLES: Final[dict[int, tuple[Mapping[str, Option] | None, _Table]]] = {}
+_MOST_TABLES: Final = 8
+
+
+def _table_of(options: Mapping[str, Option] | None) -> _Table:
+    """Return the table of a binary, made once: it has 400 spellings, a file 10,000 presets."""
+    made = _TABLES.get(id(options))
+    if made is None or made[0] is not options:
+        if len(_TABLES) >= _MOST_TABLES:
+            _TABLES.clear()
+        made = _TABLES[id(options)] = (options, _Table(options))
+    return made[1]
 
 
 class _Table:

@@ -135,6 +135,7 @@ def test_banner() -> None:
     assert "there is no such file" in text
     assert "and 12 more" in text
     assert text.endswith("ready on http://127.0.0.1:8080 (Ctrl-C drains and stops)")
+    assert "and 9,980 more" in up.banner(make_snapshot(models), 10_000)
 
 
 # --- tables
