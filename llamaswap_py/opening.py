@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from llamaswap_py.children import RuntimeDir
+from llamaswap_py.children.process import prepare_to_spawn
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import read_devices
 from llamaswap_py.engine.locate import Engine
@@ -26,12 +27,15 @@ async def open_supervisor(
     Presets that cannot work are listed with their reason; they stop nobody.
     """
     engines = Engines(config)
-    devices = await asyncio.to_thread(  # a sick driver may take its time
-        read_devices,
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
+    devices, _ = await asyncio.gather(
+        asyncio.to_thread(  # a sick driver may take its time
+            read_devices,
+            config.memory.devices,
+            config.memory.margin.of,
+            backends=engines.backends,
+            environment=os.environ,
+        ),
+        asyncio.to_thread(prepare_to_spawn),
     )
     about = About(
         name=runtime_dir.path.name,

@@ -218,6 +218,12 @@ class _Output:
             self.closed.set_result(None)
 
 
+def prepare_to_spawn() -> None:
+    """Find out what every spawn has to know: the first request must not wait for it. Blocks."""
+    _death_wrapper()
+    _own_kind()
+
+
 @functools.cache
 def _death_wrapper() -> tuple[str, ...]:
     """Return the `setpriv` words that make the kernel kill the child with us, () if not there.

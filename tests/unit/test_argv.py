@@ -363,13 +363,7 @@ def test_a_binary_is_looked_through_once_for_all_presets() -> None:
             return super().values()
 
     table = Table({option.name: option for option in HELP})
-    config = load_config(
-        "models: {a: {model: /a}, b: {model: /b, args: {c: 512}}}",
-        env={},
-        home="/",
-        source="f",
-        base_dir="/",
-    )
+    config = load("models: {a: {model: /a}, b: {model: /b, args: {c: 512}}}")
     for preset in config.models.values():
         assert "--metrics" in build_args(preset, config, table)
         assert not check_args(preset, config, table)
