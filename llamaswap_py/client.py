@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
-import httpx
 import msgspec
 
 from llamaswap_py.errors import RemoteError
+from llamaswap_py.lean_httpx import httpx
 from llamaswap_py.snapshot import DecisionView, ReloadReport, Snapshot
 
 if TYPE_CHECKING:
