@@ -753,6 +753,36 @@ def test_a_stopped_child_counts_until_its_device_shows_the_bytes_back() -> None:
     assert play.loads() == ["a", "b"]
 
 
+def test_a_load_does_not_wait_for_an_exit_beside_which_it_fits() -> None:
+    play = Play(plan("a", 60), plan("b", 40), stop_seconds=5.0)
+    play.finish(_ready(play, A))
+    play.feed(ev.UnloadAsked(A, force=False))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    play.ask(B)
+    assert play.loads() == ["a", "b"]
+
+
+def test_a_load_waits_for_an_exit_and_its_memory_and_no_longer() -> None:
+    """Unwatched memory is back with the reaping, watched one with the reading that shows it."""
+    play = Play(plan("a", 60), plan("b", 60), stop_seconds=5.0)
+    play.finish(_ready(play, A))
+    play.ask(B)
+    stopped, began = play.actions(Stop), play.now
+    assert [stop.instance.preset for stop in stopped] == ["a"]
+    play.pass_time(20)
+    spawned = [at for at, action in play.log if isinstance(action, Spawn)]
+    assert spawned[1] == began + play.stop_seconds
+
+    play = Play(plan("a", 60), plan("b", 60), stop_seconds=5.0, settle=50.0)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, watched=True)}))
+    play.finish(_ready(play, A))
+    play.ask(B)
+    play.pass_time(5.5)
+    assert play.loads() == ["a"]
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=1, watched=True)}))
+    assert play.loads() == ["a", "b"]
+
+
 def test_settle_time_runs_out_and_is_recorded() -> None:
     play = Play(plan("a", 60), plan("b", 60), settle=5.0)
     play.feed(ev.PoolsMeasured({HOST: Pool(100, watched=True)}))
