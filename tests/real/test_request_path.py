@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from tests.real.answers import chat_body
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llamaswap_py.snapshot import Snapshot
     from tests.real.harness import Lswap
     from tests.real.lab import Lab
 
@@ -52,6 +54,11 @@ class Audit:
         return self._log.read_text().splitlines()
 
 
+def _is_measured(now: Snapshot, *, name: str) -> bool:
+    """Tell whether what its first life took is known: that is found out beside its requests."""
+    return any(one.id == name and one.footprint_source == "measured" for one in now.models)
+
+
 async def test_a_first_request_finds_everything_known(lab: Lab) -> None:
     """All caches are empty at the start, and neither preset says what it takes."""
     models = {name: {"model": lab.preset(name)["model"]} for name in ("alpha", "beta")}
@@ -71,4 +78,5 @@ async def test_a_first_request_finds_everything_known(lab: Lab) -> None:
             assert f" --alias {model} " in spawns[0]
             until_spawn = since[: since.index(spawns[0])]
             assert not [line for line in until_spawn if ".gguf" in line]
+            await server.until(partial(_is_measured, name=model))
         await server.stop()
