@@ -162,11 +162,17 @@ class Remote:
             if not answer.is_success:
                 answer.read()
                 raise refusal(answer, self.url)
-            yield (
-                self._decode(line.encode(), ReservationLine)
-                for line in answer.iter_lines()
-                if line.strip()
-            )
+            yield self._reservation_lines(answer)
+
+    def _reservation_lines(self, answer: httpx.Response) -> Iterator[ReservationLine]:
+        with told_errors(self.url):
+            for line in answer.iter_lines():
+                if line.strip():
+                    yield self._decode(line.encode(), ReservationLine)
+
+    def release(self, reservation: str) -> None:
+        """Give a reservation back."""
+        self._ask("DELETE", f"/lswap/v1/reservations/{quote(reservation, safe='')}")
 
     def tell_pid(self, reservation: str, pid: int) -> None:
         """Say which process (with all below it) uses a reservation."""

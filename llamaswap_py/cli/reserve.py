@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llamaswap_py.errors import LswapError, RemoteError
+from llamaswap_py.errors import ConfigError, LswapError, RemoteError
+from llamaswap_py.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
 
 _NOT_RUN = 127
 """Exit code where a command cannot be started, as shells have it."""
+_FAREWELL = 5.0
+"""Seconds that lswap may take to end the answer once the memory is given back."""
 
 
 def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -> int:
     """Wait for the memory, run the command, give the memory back; returns its exit code.
 
-    Raises RemoteError when lswap cannot be reached or refuses.
+    Raises ConfigError for a wrong size, RemoteError when lswap cannot be reached or refuses.
     """
+    try:
+        parse_size(size)
+    except ValueError as error:
+        raise ConfigError(f"SIZE: {error}") from None
     chosen = device or _only_device(remote)
     with remote.reserve({chosen: size}) as lines:
         name = _wait_until_held(lines, f"{size} of {chosen}")
@@ -73,6 +81,10 @@ def _run(
             break
         except KeyboardInterrupt:
             continue  # it was for the command, too: we go on until that has ended
+    # lswap ends the answer then: nobody reads from a connection that is being closed.
+    with suppress(LswapError):
+        remote.release(name)
+    watch.join(_FAREWELL)
     return 128 - code if code < 0 else code
 
 

@@ -36,6 +36,8 @@ async def test_the_command_runs_while_its_memory_is_held(lab: Lab) -> None:
         command = (sys.executable, "-c", script)
         done = await lab.cli("reserve", "120MiB", "--url", lswap.url, "--", *command)
         assert done.code == 7, done.err
+        told = "lswap: waiting for 120MiB of host\nlswap: 120MiB of host are reserved\n"
+        assert done.err == told, "and nothing of a connection that was closed"
         pid, reservations, instances = json.loads(done.out)
         (seen,) = reservations
         assert seen["memory"] == {"host": 120 << 20}
@@ -100,6 +102,9 @@ async def test_what_cannot_be_reserved_says_why(lab: Lab) -> None:
         refused = await lab.cli("reserve", "9GiB", "--url", lswap.url, "--", "true")
         assert refused.code == 1
         assert "can never fit" in refused.err
+        wrong = await lab.cli("reserve", "9", "--url", lswap.url, "--", "true")
+        assert (wrong.code, wrong.out) == (2, "")
+        assert wrong.err.startswith("lswap: SIZE: '9' is not a size: write a number with a unit")
         missing = await lab.cli("reserve", "1MiB", "--url", lswap.url, "--", "/no/such/program")
         assert missing.code == 127
         assert "/no/such/program: No such file" in missing.err
