@@ -19,13 +19,21 @@ def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
     """Add a preset with these keys; makes the file if there is none. Raises ConfigError."""
 
     def add(models: Any) -> None:
-        if name in models:
-            raise ConfigError(
-                f"there is a model {name!r} already", where=str(path), remedy="pass --name"
-            )
+        _refuse_second(path, models, name)
         models[name] = values
 
     _change(path, add)
+
+
+def check_free(path: Path, name: str) -> None:
+    """Raise the ConfigError of add_preset(), before somebody waits for a download."""
+    _refuse_second(path, _models_of(path, _read(_yaml(), path, _status(path))), name)
+
+
+def _refuse_second(path: Path, models: Any, name: str) -> None:
+    if name in models:
+        remedy = "pass --name"
+        raise ConfigError(f"there is a model {name!r} already", where=str(path), remedy=remedy)
 
 
 def remove_preset(path: Path, name: str) -> None:
@@ -41,27 +49,50 @@ def remove_preset(path: Path, name: str) -> None:
 
 def _change(path: Path, change: Callable[[Any], None]) -> None:
     """Change `models` of a file, and put the file in place in one step."""
+    yaml = _yaml()
+    with _ONE_AT_A_TIME:
+        path = path.resolve()  # a link stays one
+        before = _status(path)
+        root = _read(yaml, path, before)
+        change(_models_of(path, root))
+        try:
+            _replace(path, before, lambda out: yaml.dump(root, out))
+        except OSError as error:
+            raise _unchangeable(path, error) from None
+
+
+def _yaml() -> Any:
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
+    return yaml
+
+
+def _read(yaml: Any, path: Path, before: os.stat_result | None) -> Any:
+    from ruamel.yaml.error import YAMLError
+
     try:
-        with _ONE_AT_A_TIME:
-            path = path.resolve()  # a link stays one
-            before = _status(path)
-            root: Any = yaml.load(path.read_text(encoding="utf-8")) if before else {}
-            root = {} if root is None else root
-            models = root.setdefault("models", {}) if isinstance(root, dict) else None
-            if models is None and isinstance(root, dict):  # `models:` with nothing below
-                models = root["models"] = {}
-            if not isinstance(models, dict):
-                raise ConfigError("`models` is no mapping", where=str(path))
-            change(models)
-            _replace(path, before, lambda out: yaml.dump(root, out))
+        root = yaml.load(path.read_text(encoding="utf-8")) if before else {}
     except (OSError, UnicodeError, YAMLError) as error:
-        raise ConfigError(f"the file cannot be changed: {error}", where=str(path)) from None
+        raise _unchangeable(path, error) from None
+    return {} if root is None else root
+
+
+def _models_of(path: Path, root: Any) -> Any:
+    models = root.setdefault("models", {}) if isinstance(root, dict) else None
+    if models is None and isinstance(root, dict):  # `models:` with nothing below
+        models = root["models"] = {}
+    if not isinstance(models, dict):
+        raise ConfigError("`models` is no mapping", where=str(path))
+    return models
+
+
+def _unchangeable(path: Path, error: Exception) -> ConfigError:
+    said = " ".join(str(error).split())
+    remedy = f"see `lswap check {path}`"
+    return ConfigError(f"the file cannot be changed: {said}", where=str(path), remedy=remedy)
 
 
 def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], None]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from llamaswap_py.cli.quants import best, described, judge, least, verdict
 from llamaswap_py.cli.show import print_table
+from llamaswap_py.config.file import read_config
 from llamaswap_py.devices import read_devices
-from llamaswap_py.editing import add_preset
+from llamaswap_py.editing import add_preset, check_free
+from llamaswap_py.errors import ConfigError
 from llamaswap_py.estimate.contexts import overheads_of
 from llamaswap_py.estimate.records import EstimateError
 from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
@@ -63,10 +65,13 @@ def run(
     Raises HubError and ConfigError.
     """
     ref = parse_ref(reference)
+    called = name or ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
+    if config is not None and not show:
+        check_free(config, called)
     listing = list_repo(ref)
     builds = builds_of(listing.files)
     build = choose(ref, builds) if ref.tag and not show else None
-    room = {one.id: one.total - one.margin for one in _devices()}
+    room = {one.id: one.total - one.margin for one in _devices(config)}
     projector = projector_in(listing.files)
     beside = _overheads(ref, listing, build, list(room), asked=ctx) if builds else None
     quants = [judge(one, room, beside) for one in builds]
@@ -83,7 +88,6 @@ def run(
         paths = fetch(Order(ref.repo, listing.commit, wanted_files), report)
     say(f"it is in {paths[0]}")
     wanted = HubRef(ref.repo, ref.tag or build.quant or build.files[0].path)
-    called = name or ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
     if config is None:
         say(f"use it in a file:\n  {called}:\n    hf: {wanted}")
     else:
@@ -104,9 +108,16 @@ def run(
         print(msgspec.json.encode(pulled).decode())
 
 
-def _devices() -> tuple[Device, ...]:
+def _devices(config: Path | None) -> tuple[Device, ...]:
+    """Return the devices of this machine, as far as the file lets lswap use them."""
     backends = frozenset({"cpu", "cuda", "rocm", "vulkan", "metal"})
-    return read_devices(None, lambda _: _MARGIN, backends=backends, environment=os.environ)
+    memory = None
+    if config is not None and config.exists():
+        with suppress(ConfigError):  # it may have no model yet: this will be its first
+            memory = read_config(config).memory
+    sizes = None if memory is None else memory.devices
+    margin = (lambda _: _MARGIN) if memory is None else memory.margin.of
+    return read_devices(sizes, margin, backends=backends, environment=os.environ)
 
 
 def _overheads(

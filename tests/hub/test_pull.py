@@ -49,8 +49,10 @@ def test_the_largest_that_fits_is_fetched_and_added_to_the_file(
     config = read_config(file)
     assert config.models["tiny-3b"].hf == f"{REPO}:Q8_0"
     assert list((tmp_path / "hub").rglob("tiny-Q8_0.gguf"))
+    asked = len(hub.ranges)
     again = pull(hub, tmp_path, REPO, "--config", str(file))
     assert again.returncode == 2
+    assert len(hub.ranges) == asked, "a name that is taken is found before the download"
     assert "there is a model 'tiny-3b' already" in again.stderr
 
 

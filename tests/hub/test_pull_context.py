@@ -26,7 +26,7 @@ from llamaswap_py.cli import app, pull
 from llamaswap_py.devices import Device
 sizes = json.loads(os.environ["DEVICES"])
 devices = tuple(Device(name, size, 0, "declared") for name, size in sizes.items())
-pull._devices = lambda: devices
+pull._devices = lambda _: devices
 app.main()
 """
 """The command, on other devices than this machine's."""
