@@ -17,8 +17,8 @@ import typer
 from llamaswap_py import __version__
 from llamaswap_py.cli import library, starting
 from llamaswap_py.cli.completion import add_group, model_names
-from llamaswap_py.cli.starting import FAILED, ConfigPath, Json
-from llamaswap_py.cli.usage import USAGE_ERROR, tell_usage
+from llamaswap_py.cli.starting import FAILED, Json, MaybeConfigPath
+from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 BAD_CONFIG: Final = 2
 UNREACHABLE: Final = 3
 
-# Plain help: drawing it with rich costs 80 ms of CPU.
 app = typer.Typer(
     name="lswap",
     help="Run many local language models on too little memory.",
@@ -35,10 +34,8 @@ app = typer.Typer(
         "Exit codes: 0 done, 1 what was asked for failed, 2 wrong usage or configuration,"
         " 3 no running lswap answers."
     ),
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **LOOKS,
 )
 
 Url = Annotated[
@@ -100,7 +97,7 @@ for _command in (starting.up, starting.init, starting.check):
 
 @app.command()
 def estimate(
-    config: ConfigPath,
+    config: MaybeConfigPath = None,
     model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Leave aside what was declared and measured.")
@@ -109,8 +106,9 @@ def estimate(
 ) -> None:
     """Say what the models of CONFIG take of each device, and what fits together."""
     from llamaswap_py.cli.estimate import run
+    from llamaswap_py.cli.origins import choose_origin
 
-    if not run(config, model, fresh=fresh, as_json=as_json):
+    if not run(choose_origin(config, None, ()), model, fresh=fresh, as_json=as_json):
         raise typer.Exit(FAILED)
 
 
@@ -273,12 +271,17 @@ def logs(
     key: Key = None,
 ) -> None:
     """Print what MODEL's llama-server wrote."""
+    silent = tail > 0
     with _remote(url, key) as remote, suppress(KeyboardInterrupt):
         for line in remote.logs(model, tail=tail, follow=follow):
+            silent = False
             if as_json:
                 _print_json({"model": model, "line": line})
             else:
                 print(line, flush=follow)
+    if silent:
+        said = f"{model} has written nothing: it was never started - `lswap why {model}` says more"
+        print(f"lswap: {said}", file=sys.stderr)
 
 
 @app.command()

@@ -11,9 +11,11 @@ from typing import Final
 
 import typer
 
+from llamaswap_py.cli.usage import command_group
+
 __all__ = ["add_group", "app", "model_names"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Completion for shells.")
+app = command_group("Completion for shells.")
 _URL: Final = "http://127.0.0.1:8080"
 _PATIENCE: Final = 0.5
 """Seconds that a server may take to name its models: somebody waits at a prompt."""

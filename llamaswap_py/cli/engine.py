@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamaswap_py.cli.usage import command_group
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -17,23 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 # Heavy modules are imported inside the commands: `lswap --help` must be quick.
-app = typer.Typer(no_args_is_help=True, help="Find, build and examine llama-server binaries.")
+app = command_group("Find, build and examine llama-server binaries.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn an error we raise on purpose into a message and exit status 1."""
-    from llamaswap_py.errors import LswapError
-
-    try:
-        yield
-    except LswapError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        if error.remedy:
-            typer.echo(f"  what to do: {error.remedy}", err=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -55,8 +43,7 @@ def build(
     values["targets"] = targets
     switches = {"--portable": portable, "--ui": ui, "--dry-run": dry_run}
     options = [part for k, v in values.items() if v is not None for part in (f"--{k}", str(v))]
-    with _errors():
-        build_engine([*options, *(switch for switch, on in switches.items() if on)])
+    build_engine([*options, *(switch for switch, on in switches.items() if on)])
 
 
 @app.command("list")
@@ -99,13 +86,16 @@ def _record(entry: Engine | Broken) -> dict[str, Any]:
 @app.command()
 def use(
     engine: Annotated[str, typer.Argument(help="A name from the list, or a path.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make `engine: auto` prefer an engine."""
     from llamaswap_py.engine.locate import choose_engine
 
-    with _errors():
-        chosen = choose_engine(engine)
-    typer.echo(f"engine: auto now means {chosen.label} ({chosen.path})")
+    chosen = choose_engine(engine)
+    if as_json:
+        _print_json(_record(chosen))
+    else:
+        typer.echo(f"engine: auto now means {chosen.label} ({chosen.path})")
 
 
 @app.command()
@@ -113,13 +103,17 @@ def install(
     location: Annotated[str, typer.Argument(help="A release archive: a file or URL.")],
     sha256: Annotated[str, typer.Option(help="SHA-256 of the archive.")],
     name: Annotated[str | None, typer.Option(help="Install under this name.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Install a release archive (.tar.gz or .zip) after checking its SHA-256."""
     from llamaswap_py.engine.install import install_archive
 
-    with _errors(), _progress() as on_progress:
+    with _progress() as on_progress:
         engine = install_archive(location, sha256, name=name, on_progress=on_progress)
-    typer.echo(f"installed {engine.label} ({engine.path})")
+    if as_json:
+        _print_json(_record(engine))
+    else:
+        typer.echo(f"installed {engine.label} ({engine.path})")
 
 
 @contextmanager

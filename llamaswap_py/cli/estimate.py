@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.cli.show import print_table
-from llamaswap_py.config.file import read_config
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
@@ -20,8 +19,8 @@ from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from llamaswap_py.config.file import Origin
     from llamaswap_py.config.records import Config
     from llamaswap_py.devices import Device
     from llamaswap_py.presets import Prepared
@@ -64,19 +63,19 @@ class Report(msgspec.Struct):
         return all(not line.problem and line.evicts is not None for line in self.models)
 
 
-def run(path: Path, model: str | None, *, fresh: bool, as_json: bool) -> bool:
+def run(origin: Origin, model: str | None, *, fresh: bool, as_json: bool) -> bool:
     """Print the estimates of a configuration, or of one model of it; True when all are fine.
 
     `fresh` leaves aside what was declared and measured. Raises ConfigError for a file that cannot
     be read, LswapError for a model that is not in it.
     """
-    config = read_config(path)
+    config = origin.read()
     chosen = None
     if model is not None:
         found = config.find(model)
         if found is None:
             known = ", ".join(config.models)
-            raise LswapError(f"{path} has no model {model}", remedy=f"it has: {known}")
+            raise LswapError(f"{origin.name} has no model {model}", remedy=f"it has: {known}")
         chosen = found.id
     report = asyncio.run(estimate_config(config, chosen, fresh=fresh))
     if as_json:

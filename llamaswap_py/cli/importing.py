@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamaswap_py.cli.usage import command_group
+
 if TYPE_CHECKING:
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Write a configuration from what another program has.")
+app = command_group("Write a configuration from what another program has.")
 
 Output = Annotated[
     Path | None,

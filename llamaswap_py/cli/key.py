@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamaswap_py.cli.usage import command_group
+
 if TYPE_CHECKING:
     from llamaswap_py.config.keyfile import KeyRing
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+app = command_group("Make, list and revoke API keys.")
 
 KeyFile = Annotated[
     Path, typer.Option("--file", help="The key file, which the configuration names as keys.file.")

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamaswap_py.cli.app import URL, Key, Url
 from llamaswap_py.cli.completion import model_names
+from llamaswap_py.cli.starting import Json
+from llamaswap_py.cli.usage import LOOKS
 
 if TYPE_CHECKING:
     from llamaswap_py.config.records import Config, Preset
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, **LOOKS)
 
 
 @app.command()
@@ -31,10 +34,9 @@ def rm(
         bool, typer.Option("--files", help="Delete what was downloaded of it, too.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    url: Annotated[
-        str, typer.Option("--url", envvar="LSWAP_URL", help="The running lswap.")
-    ] = "http://127.0.0.1:8080",
-    key: Annotated[str | None, typer.Option("--key", envvar="LSWAP_KEY", help="A key.")] = None,
+    as_json: Json = False,
+    url: Url = URL,
+    key: Key = None,
 ) -> None:
     """Take a model out of the file; the rest stays as it is written, comments and all."""
     from llamaswap_py.config.file import read_config
@@ -44,18 +46,30 @@ def rm(
     read = read_config(path)
     preset = read.find(name)
     if preset is None:
-        known = ", ".join(read.models) or "none"
+        known = f"it has: {', '.join(read.models)}"
         raise ConfigError(f"there is no model {name!r} in it", where=str(path), remedy=known)
     cached = _downloaded(preset, read) if files else None
     _confirm(f"Take {preset.id} out of {path}{_and_files(cached)}?", yes=yes)
     _remove(path, preset.id)
+    freed = 0 if cached is None else _remove_files(preset)
+    if as_json:
+        import msgspec
+
+        report = {"model": preset.id, "config": str(path), "freed": freed}
+        print(msgspec.json.encode(report).decode())
+        return
     print(f"{preset.id} is taken out of {path}")
     if cached is not None:
-        from llamaswap_py.hub.cache import remove_cached
-        from llamaswap_py.hub.refs import parse_ref
         from llamaswap_py.units import format_size
 
-        print(f"{format_size(remove_cached(parse_ref(preset.hf or '')))} are free again")
+        print(f"{format_size(freed)} are free again")
+
+
+def _remove_files(preset: Preset) -> int:
+    from llamaswap_py.hub.cache import remove_cached
+    from llamaswap_py.hub.refs import parse_ref
+
+    return remove_cached(parse_ref(preset.hf or ""))
 
 
 def _running_file(url: str, key: str | None) -> Path:

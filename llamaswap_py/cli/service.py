@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from llamaswap_py.cli.usage import command_group
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pwd import struct_passwd
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Run lswap as a service of systemd."
-)
+app = command_group("Run lswap as a service of systemd.")
 
 OfUser = Annotated[
     bool, typer.Option("--user", help="A service of your own, not of the machine; needs no root.")

@@ -53,7 +53,7 @@ def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
             why = model.failure.summary if model.failure else _why_it_waits(model)
             memory = memory_text(model.footprint)
             waiting = str(model.waiting)
-            rows.append((model.id, model.state, "0", waiting, memory, "-", "-", "-", why))
+            rows.append((_named(model), model.state, "0", waiting, memory, "-", "-", "-", why))
     return rows
 
 
@@ -63,7 +63,7 @@ def _instance_row(
     now = snapshot.now
     idle = instance.leases == 0 and instance.last_used_at is not None
     return (
-        instance.preset,
+        _named(model) if model else instance.preset,
         state_text(instance),
         f"{instance.leases}/{instance.slots}" if instance.slots else str(instance.leases),
         str(model.waiting) if model else "0",
@@ -84,6 +84,10 @@ def read_ahead_text(model: ModelView) -> str:
     if (ahead := model.read_ahead) is None:
         return ""
     return f"{format_size(ahead.there)} of {format_size(ahead.size)} read ahead"
+
+
+def _named(model: ModelView) -> str:
+    return model.id + (" (pinned)" if model.pinned else "")
 
 
 def state_text(instance: InstanceView) -> str:
@@ -136,7 +140,7 @@ def print_models(models: Sequence[ModelView]) -> None:
 
 def _model_row(model: ModelView) -> tuple[str, ...]:
     return (
-        model.id + (" (pinned)" if model.pinned else ""),
+        _named(model),
         model.state,
         f"{model.context_per_request:,}" if model.context_per_request else "?",
         memory_text(model.footprint),

@@ -10,9 +10,6 @@ import typer
 FAILED: Final = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ConfigPath = Annotated[
-    Path, typer.Argument(help="The configuration file (YAML), or a folder of them.")
-]
 MaybeConfigPath = Annotated[
     Path | None,
     typer.Argument(help="The configuration file (YAML), or a folder of them.", show_default=False),

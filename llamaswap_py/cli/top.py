@@ -9,14 +9,10 @@ from typing import Final
 import typer
 
 from llamaswap_py.cli.app import URL, Key, Url
+from llamaswap_py.cli.usage import LOOKS
 from llamaswap_py.errors import LswapError
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(add_completion=False, **LOOKS)
 _REMEDY: Final = "`watch -n 1 lswap ps` shows the same as plain text"
 
 

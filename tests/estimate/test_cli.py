@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.cli.estimate import run
+from llamaswap_py.config.file import Origin
 from llamaswap_py.errors import LswapError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def config(
 
 
 def test_the_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not run(config, None, fresh=False, as_json=False)
+    assert not run(Origin(config), None, fresh=False, as_json=False)
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[0].split() == ["MODEL", "DEVICE", "MEMORY", "SOURCE", "MADE", "OF"]
@@ -59,7 +60,7 @@ def test_the_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_of_one_model_by_its_alias(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(config, "first", fresh=False, as_json=True)
+    assert run(Origin(config), "first", fresh=False, as_json=True)
     report = json.loads(capsys.readouterr().out)
     (line,) = report["models"]
     assert line["model"] == "alpha"
@@ -71,14 +72,14 @@ def test_json_of_one_model_by_its_alias(config: Path, capsys: pytest.CaptureFixt
 def test_fresh_leaves_aside_what_was_declared(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(config, "big", fresh=True, as_json=True)
+    assert run(Origin(config), "big", fresh=True, as_json=True)
     report = json.loads(capsys.readouterr().out)
     assert report["models"][0]["source"] in ("dry-run", "analytic")
 
 
 def test_an_unknown_model(config: Path) -> None:
     with pytest.raises(LswapError, match="has no model gamma"):
-        run(config, "gamma", fresh=False, as_json=False)
+        run(Origin(config), "gamma", fresh=False, as_json=False)
 
 
 def test_without_an_engine_it_says_so(
@@ -90,5 +91,5 @@ def test_without_an_engine_it_says_so(
     monkeypatch.setenv("LSWAP_LLAMA_SERVER", str(tmp_path / "absent"))
     text = config.read_text()
     config.write_text("\n".join(line for line in text.splitlines() if "engine:" not in line))
-    assert not run(config, "alpha", fresh=False, as_json=False)
+    assert not run(Origin(config), "alpha", fresh=False, as_json=False)
     assert "problem: alpha:" in capsys.readouterr().out

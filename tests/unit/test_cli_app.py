@@ -95,6 +95,14 @@ def test_ps_json_is_the_snapshot(lswap: Lswap, url: str, supervisor: FakeSupervi
     assert msgspec.json.decode(out, type=Snapshot) == supervisor.snapshot()
 
 
+def test_what_is_pinned_shows(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    assert "(pinned)" not in lswap("ps", "--all", url=url)[1]
+    pinned = [model_view("alpha", pinned=True), model_view("gamma", pinned=True)]
+    supervisor.picture = make_snapshot(pinned, [instance_view("alpha")])
+    first, second = lswap("ps", "--all")[1].splitlines()[1:3]
+    assert (first[:14], second[:14]) == ("alpha (pinned)", "gamma (pinned)")
+
+
 def test_models(lswap: Lswap, url: str) -> None:
     _, out, _ = lswap("models", url=url)
     assert [line.split()[0] for line in out.splitlines()] == [
@@ -139,6 +147,16 @@ def test_logs(lswap: Lswap, url: str) -> None:
     assert lswap("logs", "alpha", "-n", "1")[1] == "listening\n"
     lines = [json.loads(line) for line in lswap("logs", "alpha", "--json")[1].splitlines()]
     assert lines[1] == {"model": "alpha", "line": "listening"}
+
+
+def test_a_model_that_wrote_nothing_is_told_so(
+    lswap: Lswap, url: str, supervisor: FakeSupervisor
+) -> None:
+    supervisor.log = None
+    code, out, err = lswap("logs", "alpha", url=url)
+    assert (code, out) == (0, "")
+    assert err.startswith("lswap: alpha has written nothing: it was never started - `lswap why ")
+    assert err.count("\n") == 1
 
 
 def test_followed_logs_end_with_the_log(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
@@ -274,6 +292,32 @@ def test_help_starts_fast(lswap: Lswap) -> None:
     code, out, _ = lswap("--help")
     assert code == 0
     assert "Exit codes" in out
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    from typer.main import get_command
+
+    from llamaswap_py.cli import completion, engine, importing, key, service
+    from llamaswap_py.cli.app import app
+
+    yield ()
+    for name in get_command(app).commands:  # type: ignore[attr-defined]
+        yield (name,)
+    groups = {"engine": engine, "import": importing, "key": key, "service": service}
+    for name, module in {**groups, "completion": completion}.items():
+        for command in get_command(module.app).commands:  # type: ignore[attr-defined]
+            yield name, command
+
+
+@pytest.mark.parametrize("words", [*_commands()], ids=" ".join)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_all_help_looks_the_same(lswap: Lswap, words: tuple[str, ...], option: str) -> None:
+    code, out, err = lswap(*words, option)
+    assert (code, err) == (0, "")
+    assert out.startswith(" ".join(("Usage: lswap", *words, "")))
+    assert "  -h, --help" in out
+    assert "╭" not in out
+    assert ("--install-completion" in out) == (words == ())
 
 
 def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
