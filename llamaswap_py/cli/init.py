@@ -59,7 +59,12 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
         reason = error.strerror or str(error)
         raise ConfigError(f"it cannot be written: {reason}", where=str(path)) from None
     models = len(machine.models)
-    print(f"wrote {path}: {models} model{'' if models == 1 else 's'} found")
+    if models:
+        print(f"wrote {path}: {models} model{'' if models == 1 else 's'} found")
+    else:
+        print(
+            f"wrote {path}: no model was found, so it begins with one that is fetched on first use"
+        )
     if machine.engine is None:
         print("no llama-server was found: get one with `lswap engine build`", file=sys.stderr)
     print(f"next: lswap check {path} && lswap up {path}")

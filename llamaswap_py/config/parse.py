@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.endpoint import Endpoint
 
-_SMALLEST = "models:\n  my-model:\n    model: ~/models/my-model.gguf"
+_SMALLEST = "`models: {my-model: {model: ~/models/my-model.gguf}}`"
 # Keys that belong to one preset; `defaults` has all the others.
 _FOREIGN = {
     "variants": "write them in the one preset they vary",
@@ -70,7 +70,7 @@ def load_files(
     reader = _Reader(name, base, sources)
     root = read_together(files, sources, reader.problem)
     if root is None and not model_dirs:
-        remedy = f"the smallest one is:\n{_SMALLEST}"
+        remedy = f"the smallest one is: {_SMALLEST}"
         raise ConfigError("the file is empty", where=name, remedy=remedy)
     root = root or Table(0, {})
     if any("${" in file.text for file in files):
@@ -221,9 +221,11 @@ class _Reader:
         if scanned and (entry is None or is_null(entry.value)):
             return {}
         if entry is None or is_null(entry.value) or entry.value == Table(entry.value.line, {}):
-            line = entry.line if entry else 0
-            self.problem(line, "models", "there are no models", f"add at least one:\n{_SMALLEST}")
-            return {}
+            strange = root.entries.keys() - keys_of(Config).keys()
+            if entry or not any(nearest(name, ["models"]) for name in strange):
+                remedy = f"add at least one: {_SMALLEST}"
+                self.problem(entry.line if entry else 0, "models", "there are no models", remedy)
+            return {}  # with a typo in its name: that is said already
         if not isinstance(entry.value, Table):
             self.problem(
                 entry.line, "models", f"{describe(entry.value)} is not a mapping of presets"

@@ -17,8 +17,8 @@ _Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | Non
 _Refuse: TypeAlias = Callable[[Waiter], Reject]
 
 _UNCONFIGURED_RETRY = 60.0
-_MEND = "mend its entry in the configuration: a changed file is read again"
 """Seconds a client is told to wait for a preset that only a changed configuration can mend."""
+_MEND = "mend its entry in the configuration: a changed file is read again"
 
 
 class Refusals:
@@ -203,9 +203,7 @@ class Refusals:
             name,
             "model_failed",
             f"model {name!r} does not work: {failure.summary}",
-            remedy=f"see `lswap logs {name}`; the next try is in {format_duration(retry_after)}"
-            if preset.plan.problem is None
-            else _MEND,
+            remedy=_next_try(name, failure, retry_after) if preset.plan.problem is None else _MEND,
             retry_after=retry_after,
             details=details,
         )
@@ -223,3 +221,9 @@ class Refusals:
         if serving is None:
             return "waiting for memory"
         return "draining" if serving.gate_for is not None else serving.state.value
+
+
+def _next_try(name: str, failure: Failure, retry_after: float) -> str:
+    said = f"the next try is in {format_duration(retry_after)}"
+    written = failure.tail or failure.exit_code is not None  # not by a download that failed
+    return f"see `lswap logs {name}`; {said}" if written else said

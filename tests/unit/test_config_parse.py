@@ -531,3 +531,12 @@ PLACES: dict[type[Record], str] = {
 def test_planned_keys_are_refused_by_name(record: type[Record], key: str) -> None:
     (message,) = errors(PLACES[record].replace("KEY", key))
     assert f"{key} is not supported yet by this version" in message
+
+
+def test_a_typo_in_models_is_said_once() -> None:
+    said = "config.yaml:1: modles: unknown key - did you mean models?"
+    assert errors("modles: {a: {model: x}}") == [said]
+    (missing,) = errors("log: {level: debug}")
+    assert "there are no models - add at least one: `models: {my-model: {model: " in missing
+    (missing,) = errors("model_dirs: []")
+    assert "there are no models" in missing, "a key that is known is no typo of it"
