@@ -41,7 +41,6 @@ COMMON_PLACES: Final = (
     "~/llama.cpp/build/bin/llama-server",
     "~/src/llama.cpp/build/bin/llama-server",
 )
-_REMEDY: Final = "run `lswap engine build`, or set `engine:` to the path of a llama-server"
 
 EngineSpec = str | Mapping[str, object]
 """`engine:` of the configuration: "auto", a path, or {build, backend}, each optional."""
@@ -87,8 +86,15 @@ def locate_engine(spec: EngineSpec = "auto") -> Engine:
     raise EngineError(
         f"no llama-server found{' with ' + what if what else ''}; looked at: "
         + "; ".join([*looked, *_empty_places()]),
-        remedy=_REMEDY,
+        remedy=_remedy(wanted),
     )
+
+
+def _remedy(wanted: Mapping[str, object]) -> str:
+    """Say how to get what is wanted, ready to paste."""
+    options = f" --ref b{wanted['build']}" if "build" in wanted else ""
+    options += f" --backend {wanted['backend']}" if "backend" in wanted else ""
+    return f"run `lswap engine build{options}`, or set `engine:` to the path of a llama-server"
 
 
 def find_engines(spec: EngineSpec = "auto") -> list[Engine | Broken]:

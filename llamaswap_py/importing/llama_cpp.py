@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from llamaswap_py.config.options import long_name
@@ -25,6 +25,9 @@ _SWITCHES: Final = frozenset(
     | {"mmproj-offload", "prefill-assistant", "special", "perf", "escape", "metrics", "slots"}
 )
 
+_OF_ROUTER: Final = {"version", "dedup-cache-models"}
+"""Lines that say nothing of a model. `version` begins a file: it stands above every section."""
+
 
 def read_ini(text: str, source: str) -> Draft:
     """Return the draft of an INI file; `source` names it in errors.
@@ -33,13 +36,18 @@ def read_ini(text: str, source: str) -> Draft:
     """
     draft = Draft()
     for section, options in _sections(text, source).items():
-        if section in ("", "default") and not options:
-            continue
         if section == "*":
             _take_defaults(options, draft)
-        else:
+        elif section not in ("", "default") or _names_file(options):
             _take_preset(section or "default", options, draft)
+        elif options.keys() - _OF_ROUTER:
+            given = ", ".join(options.keys() - _OF_ROUTER)
+            draft.note("[default]", f"names no model file, and is left out: {given}")
     return draft
+
+
+def _names_file(options: Iterable[str]) -> bool:
+    return any(long_name(_option(key)) in ("model", "hf-repo") for key in options)
 
 
 def _sections(text: str, source: str) -> dict[str, dict[str, str]]:
@@ -80,7 +88,7 @@ def _take_defaults(options: dict[str, str], draft: Draft) -> None:
 
 
 def _take_preset(name: str, options: dict[str, str], draft: Draft) -> None:
-    if not any(long_name(key) in ("model", "hf-repo") for key in map(_option, options)):
+    if not _names_file(options):
         if not _HUB.fullmatch(name):
             draft.note(f"[{name}]", "names no model file: add `model:`")
         else:
@@ -93,7 +101,7 @@ def _preset(place: str, options: dict[str, str], draft: Draft) -> dict[str, Any]
     keys: dict[str, Any] = {}
     for key, value in options.items():
         option = _option(key)
-        if option in ("version", "dedup-cache-models"):
+        if option in _OF_ROUTER:
             continue
         if option == "load-on-startup":
             keys |= {"preload": True} if value.lower() in _TRUE else {}

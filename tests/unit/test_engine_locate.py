@@ -89,6 +89,8 @@ def test_what_was_asked_for_and_what_is_there_are_named() -> None:
     install_server(7001)
     with pytest.raises(EngineError, match=r"build 7009.*is b7001-cpu"):
         locate_engine({"build": "b7009"})
+    with pytest.raises(EngineError, match=r"`lswap engine build --ref b7009 --backend cuda`"):
+        locate_engine({"build": 7009, "backend": "cuda"})
     with pytest.raises(EngineError, match="is no build"):
         locate_engine({"build": "newest"})
 

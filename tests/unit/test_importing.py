@@ -264,6 +264,15 @@ def test_a_preset_file_of_llama_cpp() -> None:
     }
     embed = draft.models["embed"]
     assert embed == {"model": "/models/embed.gguf", "args": {"embeddings": True}}
+    assert len(draft.models) == 3, "no model of what stands above the sections"
+    assert not [note for note in draft.notes if "default" in note.place]
+
+
+def test_options_above_the_sections_are_no_model_without_a_file() -> None:
+    draft = read_ini("temp = 0.6\n[a]\nm = /a.gguf\n", "x.ini")
+    assert list(draft.models) == ["a"]
+    assert [note.text for note in draft.notes] == ["names no model file, and is left out: temp"]
+    assert list(read_ini("m = /x.gguf\n", "x.ini").models) == ["default"]
 
 
 @pytest.mark.parametrize("bad", ["[a]\nwhat is this\n", "= 3\n", "[a\nm = x\n"])
