@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # Try real clients against an lswap with two tiny models: each has to say its model's sentence.
 #
-#   scripts/try_clients.sh [FOLDER]     FOLDER: where their virtual environment is made or found
+#   scripts/try_clients.sh [FOLDER]     FOLDER: where they are installed, or found
 #
-# Needs the checkout's .venv (`make demo` makes it) and a package index. Not part of `make test`.
+# Needs the checkout's .venv (`make demo` makes it), a package index, and npm for two of them. aider
+# has an environment of its own: it insists on old versions. Not part of `make test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 place="${1:-build/clients}"
 [ -x "$place/bin/python" ] || python3 -m venv "$place"
 "$place/bin/python" -m pip install --quiet openai anthropic ollama llm langchain-openai langchain-ollama
+[ -x "$place/aider/bin/aider" ] || { python3 -m venv "$place/aider" && "$place/aider/bin/pip" install --quiet aider-chat; }
+if command -v npm >/dev/null && [ ! -d "$place/npm/node_modules/cline" ]; then
+    npm install --silent --no-audit --no-fund --prefix "$place/npm" @continuedev/cli cline
+fi
+place="$(cd "$place" && pwd)"
 
 work="$(mktemp -d)"
 cleanup() { [ -z "${server:-}" ] || { kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || :; }; rm -rf "$work"; }
@@ -20,11 +26,10 @@ from pathlib import Path
 from llamaswap_py.demo.tiny_gguf import write_tiny_model
 folder = Path(sys.argv[1])
 for name in ("alpha", "beta"):
-    write_tiny_model(folder / f"{name}.gguf", f"{name} says hello")
+    write_tiny_model(folder / f"{name}.gguf", f"{name} says hello", n_ctx_train=65536)
 (folder / "lswap.yaml").write_text(f"""
-
 memory: {{devices: {{host: 200MiB}}, margin: 10MiB, cache_ram: 0MiB}}
-defaults: {{args: {{ctx-size: 512, parallel: 2}}, memory: {{host: 150MiB}}}}
+defaults: {{args: {{ctx-size: 65536, parallel: 1}}, memory: {{host: 150MiB}}}}
 models:
   alpha: {{model: alpha.gguf}}
   beta: {{model: beta.gguf}}
@@ -70,4 +75,21 @@ print(ChatOllama(base_url=os.environ['URL'], model='beta').invoke('hi').content)
 mkdir -p "$LLM_USER_PATH"
 printf -- '- model_id: alpha\n  model_name: alpha\n  api_base: "%s/v1"\n' "$URL" >"$LLM_USER_PATH/extra-openai-models.yaml"
 expect 'llm' 'alpha says hello' "$place/bin/llm" -m alpha hi
+mkdir "$work/project"
+in_project() { (cd "$work/project" && HOME="$work/home" timeout 120 "$@" </dev/null); }
+OPENAI_API_BASE="$URL/v1" expect 'aider' 'beta says hello' in_project "$place/aider/bin/aider" --model openai/beta \
+    --no-git --yes-always --no-check-update --no-show-model-warnings --no-analytics --message hi
+if command -v npm >/dev/null; then
+    cat >"$work/continue.yaml" <<YAML
+name: local
+version: 0.0.1
+schema: v1
+models: [{name: local, provider: openai, model: alpha, apiBase: "$URL/v1", apiKey: none}]
+YAML
+    expect 'Continue (cn)' 'alpha says hello' in_project "$place/npm/node_modules/.bin/cn" --config "$work/continue.yaml" -p hi
+    in_project "$place/npm/node_modules/.bin/cline" auth -p openai -k none -m beta -b "$URL/v1" --config "$work/cline" >/dev/null
+    expect 'Cline' 'beta says hello' in_project "$place/npm/node_modules/.bin/cline" --config "$work/cline" -m beta -t 60 "Who are you?"
+else
+    echo 'missing: npm, for Continue and Cline'
+fi
 exit "$failed"
