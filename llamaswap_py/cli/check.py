@@ -110,5 +110,5 @@ def _print(name: str, report: Report) -> None:
 
 def _row(model: Checked) -> tuple[str, ...]:
     context = f"{model.context_per_request:,}" if model.context_per_request else "the model's"
-    memory = memory_text(model.memory) if model.memory else "not declared"
+    memory = memory_text(model.memory) if model.memory else "to be estimated"
     return model.id, "failed" if model.problems else "fine", context, memory

@@ -1,4 +1,4 @@
-"""docs/operating.md and docs/troubleshooting.md say what the code says."""
+"""docs/operating.md, docs/troubleshooting.md and docs/quickstart.md say what the code says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ QUOTED = [
     " ".join(block.replace("\n>", "\n").split())
     for block in re.findall(r"^> (.*(?:\n>.*)*)", TROUBLE, re.MULTILINE)
 ]
-TABLE = re.findall(r"^\| `([^`]+)` \|", TROUBLE, re.MULTILINE)
+FIRST_HOUR = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+TABLE = re.findall(r"^\| `([^`]+)` \|", TROUBLE + FIRST_HOUR, re.MULTILINE)
 
 
 @cache

@@ -1,0 +1,82 @@
+"""README.md and docs/: what they name exists - pages, commands, options, keys."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from llamaswap_py.cli import engine, importing, key, service
+from llamaswap_py.cli.app import app
+from llamaswap_py.config.parse import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+GROUPS = {"engine": engine.app, "import": importing.app, "key": key.app, "service": service.app}
+YAML_PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "clients.md"]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield (page, command line) of every `lswap …` that is shown to be typed."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for line in re.findall(r"^(?:\$ |    )(?:sudo )?(lswap .*)$", text, re.MULTILINE):
+            yield page.name, line
+        for line in re.findall(r"`(lswap [^`]+)`", text):
+            yield page.name, line
+
+
+def options_of(words: list[str]) -> set[str]:
+    """Return the options of the command that the words begin with; raises KeyError without one."""
+    command: Any = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    group = GROUPS.get(words[0])
+    if group is not None and words[1:] and re.fullmatch("[a-z-]+", words[1]):
+        command = get_command(group).commands[words[1].rstrip(",")]  # type: ignore[attr-defined]
+    elif words[0] == "rm":
+        from llamaswap_py.cli.rm import app as rm
+
+        command = get_command(rm)
+    elif words[0] == "top":
+        return {"--url", "--key", "--help"}
+    return {word for each in command.params for word in (*each.opts, *each.secondary_opts)}
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert [page.name for page in DOCS if f"](docs/{page.name}" not in readme] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)", text):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("page", "line"), [*commands()])
+def test_commands_and_their_options_exist(page: str, line: str) -> None:
+    given = shlex.split(line.partition("  #")[0].partition(" >")[0].partition(" | ")[0])[1:]
+    words = given[: given.index("--")] if "--" in given else given
+    if not words or words[0] == "…" or words[0].startswith("-"):
+        return
+    known = options_of(words) | {"-h", "--help"}
+    options = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+    assert options <= known, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", YAML_PAGES, ids=lambda page: page.name)
+def test_what_is_to_be_pasted_into_the_file_is_right(page: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ours = [block for block in blocks if re.match("models:\n  [a-z]|listen:|keys:", block)]
+    assert ours
+    for block in ours:
+        said = yaml.safe_load(block)
+        text = block if "models" in said else f"{block}models: {{a: {{model: a.gguf}}}}\n"
+        load_config(text, path=None, base_dir="/", env={}, home="/home/me")
