@@ -67,7 +67,7 @@ def ollama(
     """From Ollama: its models are used where they lie, nothing is copied."""
     from llamaswap_py.importing.ollama import read_ollama
 
-    folder = source or _ollama_folder()
+    folder = Path(os.path.abspath(source or _ollama_folder()))  # the new file may be anywhere
     blobs = folder / "blobs"
 
     def path_of(digest: str) -> str:
@@ -185,10 +185,15 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
         print(f"note: {note}", file=sys.stderr)
     if output is not None:
         print(
-            f"wrote {output}: {len(draft.models)} models, {len(draft.notes)} notes."
+            f"wrote {output}: {_count(len(draft.models), 'model')},"
+            f" {_count(len(draft.notes), 'note')}."
             f" Next: lswap check {output}",
             file=sys.stderr,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _write(path: Path, text: str, force: bool) -> None:

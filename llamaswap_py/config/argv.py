@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.config.context import slots
-from llamaswap_py.config.options import Owned, long_name, owned, plain_name
+from llamaswap_py.config.options import INSTEAD, Owned, long_name, owned, plain_name
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.values import HOST
 from llamaswap_py.units import MIB
@@ -226,7 +226,7 @@ def _setting(name: str, value: Argument, option: Option | None, table: _Table) -
         return _Setting(name, message=message, remedy=remedy)
     if option is None:
         if table.is_known:
-            remedy = table.nearest(name) or "see llama-server --help"
+            remedy = table.instead(name, value) or table.nearest(name) or "see llama-server --help"
             return _Setting(name, message="this llama-server has no such option", remedy=remedy)
         return _unchecked(name, value)
     if option.removed:
@@ -323,6 +323,14 @@ class _Table:
         option = self.find(name)
         spellings = (*option.names, *option.negated) if option is not None else ()
         return next((mine for spelling in spellings if (mine := owned(plain_name(spelling)))), None)
+
+    def instead(self, name: str, value: Argument) -> str:
+        """Return what replaced an option that llama-server used to have; empty if nothing did."""
+        plain = plain_name(name)
+        on = value is not False and str(value).lower() not in ("0", "off", "false")
+        switch = plain.removeprefix("no-")
+        found = INSTEAD.get(switch if on is (plain == switch) else f"no-{switch}", "")
+        return f"write {found}" if found and self.find(found.partition(":")[0]) else ""
 
     def nearest(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)

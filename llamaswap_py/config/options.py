@@ -216,6 +216,17 @@ PATH_LISTS: Final = frozenset({"lora", "lora-scaled", "control-vector", "control
 """Options whose value is paths with commas between them, some followed by `:SCALE`."""
 
 
+INSTEAD: Final = {
+    "mmap": "load-mode: mmap",
+    "no-mmap": "load-mode: none",
+    "mlock": "load-mode: mmap+mlock",
+    "no-mlock": "load-mode: auto",
+    "direct-io": "load-mode: dio",
+    "no-direct-io": "load-mode: auto",
+}
+"""What to write for switches that newer engines do not have any more (common/arg.cpp)."""
+
+
 def plain_name(spelling: str) -> str:
     """Return an option's name without leading dashes, `-` for `_`, as llama.cpp reads it."""
     return spelling.lstrip("-").replace("_", "-")

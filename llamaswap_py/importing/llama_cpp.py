@@ -24,6 +24,11 @@ _SWITCHES: Final = frozenset(
     | {"webui", "offline", "check-tensors", "cpu-moe", "props", "direct-io", "mmproj-auto"}
     | {"mmproj-offload", "prefill-assistant", "special", "perf", "escape", "metrics", "slots"}
 )
+_ONLY_ON: Final = frozenset(
+    {"mlock", "embeddings", "reranking", "check-tensors", "cpu-moe", "offline", "special"}
+    | {"swa-full", "metrics", "props"}
+)
+"""Switches of those without a negative form: off is what they are anyway."""
 
 _OF_ROUTER: Final = {"version", "dedup-cache-models"}
 """Lines that say nothing of a model. `version` begins a file: it stands above every section."""
@@ -126,5 +131,7 @@ def _words(option: str, value: str) -> list[str]:
     if option.removeprefix("no-") in _SWITCHES and value.lower() in _TRUE | _FALSE:
         if value.lower() in _TRUE:
             return [f"--{option}"]
-        return [f"--{option[3:]}" if option.startswith("no-") else f"--no-{option}"]
+        if option.startswith("no-"):
+            return [f"--{option[3:]}"]
+        return [] if option in _ONLY_ON else [f"--no-{option}"]
     return [f"--{option}={value}"]

@@ -189,6 +189,25 @@ def test_arguments_that_are_refused(args: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "instead"),
+    [
+        ("no-mmap: true", "write load-mode: none"),
+        ("mmap: false", "write load-mode: none"),
+        ("mmap: on", "write load-mode: mmap"),
+        ("mlock: true", "write load-mode: mmap+mlock"),
+        ("mlock: off", "write load-mode: auto"),
+    ],
+)
+def test_switches_that_are_gone_name_what_replaced_them(args: str, instead: str) -> None:
+    mode = Known(("-lm", "--load-mode"), hint="MODE", values=1)
+    config = preset(args)
+    (message,) = problems(config, TABLE | dict.fromkeys(mode.names, mode))
+    assert message.endswith(f"this llama-server has no such option - {instead}")
+    (message,) = problems(config)
+    assert instead not in message, "an engine that does not have that either"
+
+
+@pytest.mark.parametrize(
     "word",
     [
         "--host",

@@ -77,6 +77,11 @@ def test_ollama_s_folder_is_found_and_its_blobs_named(tmp_path: Path) -> None:
     assert f"model: {folder}/blobs/sha256-aa" in done.stdout
     assert "ctx-size: 2048" in done.stdout
     assert "  tiny:1b:" in done.stdout
+    named = lswap("ollama", os.path.relpath(folder))
+    assert f"model: {folder}/blobs/sha256-aa" in named.stdout, (
+        "where the new file lies is no matter"
+    )
+    assert "relative" not in named.stderr
 
 
 def test_an_empty_machine_says_where_it_looked(tmp_path: Path) -> None:

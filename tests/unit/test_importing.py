@@ -258,7 +258,6 @@ def test_a_preset_file_of_llama_cpp() -> None:
         "mmproj": "./mmproj.gguf",
         "ctx-size": 32768,
         "no-mmap": True,
-        "no-mlock": True,
         "temperature": 0.6,
         "chat-template-kwargs": '{"enable_thinking": false}',
     }
