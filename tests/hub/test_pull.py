@@ -89,3 +89,21 @@ def test_what_cannot_be_had_is_one_line(
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_devices_are_those_of_the_file(hub: FakeHub, tmp_path: Path) -> None:
+    file = tmp_path / "lswap.yaml"
+    file.write_text("memory: {devices: {host: 1KiB}, margin: 0}\nmodels: {a: {model: a.gguf}}\n")
+    data = json.loads(pull(hub, tmp_path, REPO, "--list", "--json", "--config", str(file)).stdout)
+    assert [one["fits"] for one in data] == [[], [], []]
+    refused = pull(hub, tmp_path, REPO, "--config", str(file))
+    assert refused.returncode == 1
+    assert f"nothing of {REPO} fits here" in refused.stderr
+    file.write_text("models:\n")  # nothing yet: this one will be its first
+    done = pull(hub, tmp_path, REPO, "--config", str(file), "--name", "first")
+    assert done.returncode == 0, done.stderr
+    assert list(read_config(file).models) == ["first"]
+    file.write_text("models: [\n")
+    wrong = pull(hub, tmp_path, REPO, "--config", str(file))
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "the file cannot be changed" in wrong.stderr
