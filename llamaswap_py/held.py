@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from llamaswap_py.children.liveness import Requests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamaswap_py.leases import Lease
 
 
@@ -22,9 +24,11 @@ class Answering(Protocol):
 class Held:
     """Leases come and go here; adding them up is left to those who ask."""
 
-    __slots__ = ("_changes", "_open", "_received")
+    __slots__ = ("_changes", "_open", "_received", "on_first_answer")
 
     def __init__(self) -> None:
+        self.on_first_answer: Callable[[], None] | None = None
+        """Called once, after the first generation that ended well."""
         self._open: dict[Lease, bool] = {}
         self._changes = 0
         self._received = 0
@@ -36,11 +40,14 @@ class Held:
 
     def end(self, lease: Lease, *, well: bool) -> None:
         """A lease ends."""
-        del self._open[lease]
+        owing = self._open.pop(lease)
         self._changes += 1
         self._received += well
         if lease.answer is not None:
             self._received += lease.answer.bytes_sent - lease.began_at_byte
+        if self.on_first_answer is not None and owing and well:
+            call, self.on_first_answer = self.on_first_answer, None
+            call()
 
     def requests(self) -> Requests:
         """Return what the instance has to do now."""

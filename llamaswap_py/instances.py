@@ -31,11 +31,13 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.held import Held
+from llamaswap_py.keeping import Keeping, KvUse
 from llamaswap_py.presets import Prepared, Way
 from llamaswap_py.programs import find_program, program_env, program_of
 from llamaswap_py.replaying import Replays
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Stop, StopReason
 from llamaswap_py.scheduler.records import Choice, Failure
 from llamaswap_py.units import format_duration
 from llamaswap_py.wire.pool import UpstreamPool
@@ -56,6 +58,9 @@ class Running:
     n_ctx: int | None = None
     stage: str | None = None
     lost: bool = False
+    asleep: bool = False
+    kv: KvUse | None = None
+    """Set where its conversations can be kept."""
 
 
 class Instances:
@@ -73,6 +78,7 @@ class Instances:
         tasks: asyncio.TaskGroup,
         feed: Callable[[ev.Event], None],
         on_gone: Callable[[Running], None],
+        keeping: Keeping,
     ) -> None:
         self.running: dict[InstanceKey, Running] = {}
         self.logs: dict[str, ChildLog] = {}
@@ -85,18 +91,29 @@ class Instances:
         self._tasks = tasks
         self._feed = feed
         self._on_gone = on_gone
+        self._keeping = keeping
 
     def use(self, config: Config) -> None:
         """Take another configuration for the children to come."""
         self._config = config
+        self._keeping.use(config)
+
+    def close(self) -> None:
+        """Give back what outlives the children: their log files, their kept conversations."""
+        for log in self.logs.values():
+            log.close()
+        self._keeping.close()
 
     def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
         """Start the child of an instance; its events follow."""
         log = self.logs.setdefault(key.preset, ChildLog())
+        self._keeping.give_way(key.preset)
+        way = prepared.ways[choice.variant]
         spec = self._spec(key, prepared, choice)
+        spec, kv = self._keeping.prepare(key.preset, prepared, way, spec)
         held = Held()
         child = Child(spec, lambda event: self._child_said(key, event), log, held.requests)
-        self.running[key] = Running(child, prepared, prepared.ways[choice.variant], held)
+        self.running[key] = Running(child, prepared, way, held, kv=kv)
         self._tasks.create_task(self._run_child(key, child), name=str(key))
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
@@ -149,6 +166,7 @@ class Instances:
 
     def wake(self, key: InstanceKey) -> None:
         """Wake a sleeping child."""
+        self._keeping.give_way()
         if running := self.running.get(key):
             running.child.wake()
 
@@ -169,18 +187,37 @@ class Instances:
             self._runtime_dir.forget(str(key))
         if running.endpoint is not None:
             self._pool.drop(running.endpoint)
+        self._keeping.gone(running)
         self._feed(ev.InstanceExited(key, failure))
         self._on_gone(running)
         self.gone.set()
 
-    def stop(self, key: InstanceKey) -> None:
-        """Begin the stop recipe of a child."""
+    def stop(self, action: Stop) -> None:
+        """Begin the stop recipe of a child, after what it holds was kept, if that is wanted."""
+        key = action.instance
         running = self.running.get(key)
+        if action.reason is StopReason.UNLOADED:
+            self._keeping.forget((key.preset,))
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
         if running.endpoint is not None:
             self._pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
-        running.child.stop()
+        if action.may_keep and running.kv is not None:
+            self._tasks.create_task(self._keep_and_stop(key, running), name=f"{key} keeps")
+        else:
+            running.child.stop()
+
+    async def _keep_and_stop(self, key: InstanceKey, running: Running) -> None:
+        in_time = False
+        try:
+            in_time = await self._keeping.save(key, running)
+        except Exception:  # a bug, which must not end the others
+            _log.exception("%s: lswap failed to keep its conversations", key)
+        finally:
+            if in_time:
+                running.child.stop()
+            else:
+                running.child.kill()
 
     def _child_said(self, key: InstanceKey, event: ChildEvent) -> None:
         running = self.running[key]
@@ -195,13 +232,15 @@ class Instances:
                 running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
                 running.stage = None
                 _say_what_was_shrunk(key, running)
-                if key.preset in self.replays:
-                    self._tasks.create_task(self._replay(key, event))
+                if key.preset in self.replays or running.kv is not None:
+                    self._tasks.create_task(self._bring_back(key, running, event))
                 else:
                     self._feed(ev.InstanceReady(key, event.slots))
             case ChildSlept():
+                running.asleep = True
                 self._feed(ev.InstanceSlept(key))
             case ChildWoke():
+                running.asleep = False
                 self._feed(ev.InstanceWoke(key))
             case ChildHung(summary):
                 self._feed(ev.InstanceHung(key, Failure("timeout", summary, None, self._tail(key))))
@@ -216,8 +255,13 @@ class Instances:
             case ChildExited():
                 pass  # run() returns it
 
-    async def _replay(self, key: InstanceKey, ready: ChildReady) -> None:
+    async def _bring_back(self, key: InstanceKey, running: Running, ready: ChildReady) -> None:
+        """Make a fresh child what those before it were, and only then let requests come."""
         await self.replays.replay(key.preset, ready.endpoint)
+        try:
+            await self._keeping.restore(key, running, ready.endpoint)
+        except Exception:
+            _log.exception("%s: lswap failed to bring its conversations back", key)
         if key in self.running:
             self._feed(ev.InstanceReady(key, ready.slots))
 

@@ -251,6 +251,7 @@ def _adopt(
     supervisor.downloads.forget(removed)
     supervisor.ahead.presets_changed()
     supervisor.instances.replays.forget((*changed, *removed))
+    supervisor.keeping.forget((*changed, *removed))
     supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
     _preload(supervisor, (*added, *changed))
     return ReloadReport(added, removed, changed, waits)

@@ -169,3 +169,5 @@ class Snapshot(msgspec.Struct, frozen=True):
     reservations: tuple[ReservationView, ...] = ()
     read_ahead_bytes_total: int = 0
     """What was brought into the page cache, of models that waited and of those that are kept."""
+    kept_kv: int = 0
+    """Bytes of conversations that are kept for models that are not loaded (`keep_kv`)."""

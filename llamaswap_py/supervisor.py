@@ -25,6 +25,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe, lives_of
 from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
+from llamaswap_py.keeping import Keeping
 from llamaswap_py.leases import (
     NO_WISHES,
     Lease,
@@ -127,9 +128,9 @@ class Supervisor:
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
         ui_socket = runtime_dir.socket_path(0)  # no instance has that number
         self.webui = WebUi(Path(about.engine.path), ui_socket, self._tasks)
-        self.instances = Instances(
-            config, devices, runtime_dir, self.pool, self._tasks, self.feed, self._child_gone
-        )
+        self.keeping = Keeping(config, runtime_dir.path, self.scheduler, self._tasks, self.feed)
+        owners = (self.pool, self._tasks, self.feed, self._child_gone, self.keeping)
+        self.instances = Instances(config, devices, runtime_dir, *owners)
 
     async def __aenter__(self) -> Supervisor:
         await self._stack.enter_async_context(self.pool)
@@ -162,8 +163,7 @@ class Supervisor:
             return await self._stack.__aexit__(kind, error, trace)
         finally:
             self._alarm.cancel()
-            for log in self.instances.logs.values():
-                log.close()
+            self.instances.close()
             self.remembering.keep()
 
     @property
@@ -201,11 +201,11 @@ class Supervisor:
         return children + self.reservations.pids
 
     def _measured(self, measurement: Measurement) -> None:
-        world = self.scheduler.world
-        charges, changing = world.ledger.charges, world.changing()
-        reserved, held = self.reservations.held, self.telemetry.held
-        pools = self._watched.update(measurement, charges, changing, reserved, held)
+        ledger, changing = self.scheduler.world.ledger, self.scheduler.world.changing()
+        reserved, held, kept = self.reservations.held, self.telemetry.held, self.keeping.in_memory
+        pools = self._watched.update(measurement, ledger.charges, changing, reserved, held, kept)
         self.feed(ev.PoolsMeasured(pools))
+        self.keeping.give_way()
 
     # Requests
 
@@ -372,13 +372,14 @@ class Supervisor:
             case ReadAhead(presets):
                 self.ahead.aim(presets)
             case Reserve(name):
+                self.keeping.give_way()
                 self.reservations.note_held(name)
             case Refuse(name, message):
                 self.reservations.note_refused(name, message)
             case Wake(key):
                 self.instances.wake(key)
-            case Stop(key):
-                self.instances.stop(key)
+            case Stop():
+                self.instances.stop(action)
             case Kill(key):
                 self.instances.kill(key)
             case Note(decision):

@@ -84,6 +84,7 @@ def make_snapshot(supervisor: Supervisor, most: int | None = None) -> Snapshot:
         evictions_total=scheduler.evictions,
         reservations=supervisor.reservations.views(),
         read_ahead_bytes_total=supervisor.ahead.bytes_read,
+        kept_kv=supervisor.keeping.folder.size,
     )
 
 

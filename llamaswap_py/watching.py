@@ -9,6 +9,7 @@ from types import MappingProxyType
 from llamaswap_py.devices import Device, Measurement, strangers_by_charge
 from llamaswap_py.reservations import Reservation
 from llamaswap_py.scheduler import InstanceKey
+from llamaswap_py.scheduler.ledger import HOST
 from llamaswap_py.scheduler.records import Footprint, Pool, PoolId
 
 
@@ -27,25 +28,28 @@ class WatchedPools:
         loading: frozenset[InstanceKey],
         reserved: Sequence[Reservation] = (),
         held: Mapping[int, Mapping[str, int]] = MappingProxyType({}),
+        kept: int = 0,
     ) -> dict[PoolId, Pool]:
         """Return all pools; `charges` are those of children that are not reaped.
 
         `held` are the bytes of each process tree that was read. What a reservation's program takes
-        is no stranger's: only what it takes beyond.
+        is no stranger's: only what it takes beyond. Nor are the `kept` bytes of the host, which are
+        given up as soon as they are needed, like page cache.
         """
         for name, reading in measurement.pools.items():
             pool = PoolId(name)
-            strangers = reading.strangers
+            strangers, given_up = reading.strangers, kept if name == HOST else 0
             if strangers is None:
                 promised = {key: charge.get(pool, 0) for key, charge in charges.items()}
                 strangers = strangers_by_charge(
-                    reading.used,
+                    max(reading.used - given_up, 0),
                     settled=sum(size for key, size in promised.items() if key not in loading),
                     loading=sum(size for key, size in promised.items() if key in loading)
                     + sum(one.footprint.get(pool, 0) for one in reserved),
                     previous=self.pools[pool].strangers,
                 )
             else:
+                strangers = max(strangers - given_up, 0)
                 strangers = _without_reserved(pool, strangers, reserved, held)
             self.pools[pool] = replace(self.pools[pool], total=reading.total, strangers=strangers)
         return dict(self.pools)

@@ -14,6 +14,7 @@ from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.api.slot_files import check_slot_files
 from llamaswap_py.api.tap import Tap
 from llamaswap_py.api.wishes import WHEN_FULL, read_wishes
 from llamaswap_py.config.forms import SUBSTITUTE
@@ -72,6 +73,7 @@ async def relay(call: Call) -> None:
         return
     name = name or _default_model(call)
     preset = call.find_preset(name)
+    check_slot_files(call, preset, head.path)
     filters = call.supervisor.config.models[preset].request
     if filters is not NO_FILTERS and call.route.slot and not upload:
         filtered = filter_body(text, filters, name)
@@ -97,6 +99,7 @@ async def pass_through(call: Call) -> None:
         call.app.access.check(head, admin=True)
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
+    check_slot_files(call, preset, _as_read(path))
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
     target = f"{path}?{head.query}" if head.query else path
     await _to_instance(call, preset, _request(call, target, body), tunnel=head.upgrade)

@@ -38,7 +38,8 @@ _THEIRS: Final = "llamacpp:"
 async def scrape(call: Call) -> None:
     """GET /metrics without a model: lswap's own figures, and those of its ready children."""
     feed = call.supervisor.happenings
-    happened = {"stops": feed.stops, "failures": feed.failures}
+    kept = call.supervisor.keeping.counts
+    happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
     children = await scrape_children(call.supervisor)
     body, content_type = render(
         call.app.traffic, call.supervisor.snapshot(), happened, children, call.may_use
@@ -56,8 +57,8 @@ def render(
 ) -> tuple[bytes, str]:
     """Return the exposition and its content type.
 
-    `happened` counts `stops` and `failures`; `children` are expositions of children by model;
-    `shows` says which models are shown.
+    `happened` counts `stops`, `failures` and `kept_slots`; `children` are expositions of children
+    by model; `shows` says which models are shown.
     """
     own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
@@ -130,6 +131,8 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
         "Bytes of model files brought into the page cache ahead of their load.",
         value=snapshot.read_ahead_bytes_total,
     )
+    text = "Conversations kept for models that are not loaded (keep_kv)."
+    yield GaugeMetricFamily("lswap_kept_kv_bytes", text, value=snapshot.kept_kv)
     state = GaugeMetricFamily(
         "lswap_model_state", "1 for the state a model is in.", labels=("model", "state")
     )
@@ -147,6 +150,7 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
     for name, label, text in (
         ("stops", "reason", "Children stopped, by reason."),
         ("failures", "class", "Loads, children and downloads that failed, by class."),
+        ("kept_slots", "result", "Slots kept over evictions (keep_kv), by what became of them."),
     ):
         family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))
         for kind, count in happened.get(name, {}).items():

@@ -11,13 +11,14 @@ from llamaswap_py.cli.show import memory_text, print_table
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.file import Origin
 from llamaswap_py.devices import read_devices
-from llamaswap_py.errors import ConfigError, EngineError
+from llamaswap_py.errors import ConfigError, EngineError, LswapError
+from llamaswap_py.estimate.slots import read_slot_shape
 from llamaswap_py.presets import Engines, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamaswap_py.presets import Prepared
+    from llamaswap_py.presets import Prepared, Way
 
 
 class Checked(msgspec.Struct):
@@ -74,14 +75,29 @@ def check(origin: Origin) -> Report:
         backends=engines.backends,
         environment=os.environ,
     )
-    models = [_checked(one, problems) for one in prepare(config, engines, devices).values()]
+    prepared = prepare(config, engines, devices)
+    models = [_checked(one, problems) for one in prepared.values()]
+    useless = [
+        f"{config.where(f'models.{name}')}: keep_kv does nothing with sliding windows - set "
+        "swa-full: true in args"
+        for name, one in prepared.items()
+        if any(map(_has_windows, one.ways.values()))
+    ]
     return Report(
         ok=not problems and not any(model.problems for model in models),
         engine=engine,
         problems=problems,
-        warnings=list(warnings(config)),
+        warnings=[*warnings(config), *useless],
         models=models,
     )
+
+
+def _has_windows(way: Way) -> bool:
+    """Return whether `keep_kv` is of no use for the sake of the model's header."""
+    try:
+        return way.preset.keep_kv and read_slot_shape(way.preset.model, way.args).windows
+    except LswapError:  # said elsewhere
+        return False
 
 
 def _checked(prepared: Prepared, said: list[str]) -> Checked:

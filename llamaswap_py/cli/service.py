@@ -156,7 +156,7 @@ def _files(config: Config) -> Iterable[str]:
     for preset in config.models.values():
         if preset.model is not None:
             yield preset.model
-    yield from filter(None, (config.log.dir, config.keys.file))
+    yield from filter(None, (config.log.dir, config.keys.file, config.memory.keep_kv.dir))
     yield from (endpoint.path for endpoint in config.listen if endpoint.path is not None)
     if isinstance(config.engine, str):
         yield config.engine
@@ -172,8 +172,7 @@ def _writable(config: Config, account: struct_passwd) -> Iterable[str]:
     for key in ("HF_HOME", "HF_HUB_CACHE"):
         if os.environ.get(key):
             yield os.environ[key]
-    if config.log.dir is not None:
-        yield config.log.dir
+    yield from filter(None, (config.log.dir, config.memory.keep_kv.dir))
     for endpoint in config.listen:
         if endpoint.path is not None:
             yield str(Path(endpoint.path).parent)

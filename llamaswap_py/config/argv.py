@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 SPARE_HTTP_THREADS: Final = 16
+_SLOT_FOLDER: Final = "slot-save-path"
 
 
 class Option(Protocol):
@@ -117,6 +118,8 @@ def check_args(
         if setting.message
     ]
     found += [("extra", *_refusal(word, mine)) for word, mine in table.owned_words(preset.extra)]
+    if preset.keep_kv and (key := _own_slot_folder(preset)):
+        found.append((key, "keep_kv has a folder of its own for slots", "keep one of the two"))
     return tuple(
         PresetProblem(preset.id, config.where(_place(config, preset, key)), message, remedy)
         for key, message, remedy in found
@@ -162,6 +165,14 @@ def _needed(preset: Preset) -> Iterator[tuple[str, str]]:
         yield "fit", "fit-target"
     if preset.sleep is not None:
         yield "sleep", "sleep-idle-seconds"
+
+
+def _own_slot_folder(preset: Preset) -> str:
+    """Return where a preset says `slot-save-path` itself, "" if it does not."""
+    if _SLOT_FOLDER in preset.args:
+        return f"args.{_SLOT_FOLDER}"
+    said = (word.partition("=")[0] for word in preset.extra if word.startswith("-"))
+    return "extra" if any(long_name(word) == _SLOT_FOLDER for word in said) else ""
 
 
 def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OF_LLAMA_SERVER: Final = (
     *("model", "hf", "args", "extra", "engine", "variants"),
-    *("fit", "sleep", "prefer", "resume", "liveness"),
+    *("fit", "sleep", "keep_kv", "prefer", "resume", "liveness"),
 )
 """Keys of a preset that mean llama-server, which `cmd` does not run."""
 _HOW: Final = "write a list: [whisper-server, --port, '{port}', -m, model.bin]"
@@ -103,4 +103,4 @@ def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def as_program(values: dict[str, Any]) -> dict[str, Any]:
     """Return the merged keys of a preset with `cmd` without what it inherits for llama-server."""
     without: dict[str, Any] = {"args": {}, "extra": (), "fit": "exact", "sleep": None}
-    return values | without | {"model": "", "prefer": "fit", "resume": False}
+    return values | without | {"model": "", "prefer": "fit", "resume": False, "keep_kv": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.config.keep_kv import keeps_nothing
 from llamaswap_py.config.options import long_name
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.units import format_duration
@@ -84,7 +85,8 @@ def warnings(config: Config) -> tuple[str, ...]:
         found += _on_sleep(preset, config)
         for number, way in enumerate(variant_presets(preset)):
             place = f"models.{preset.id}" + (f".variants[{number}]" if way.variant else "")
-            found += [f"{config.where(place)}: {each}" for each in (*_on_share(way), *_on_fit(way))]
+            said = (*_on_share(way), *_on_fit(way), *_on_keep_kv(way))
+            found += [f"{config.where(place)}: {each}" for each in said]
     return tuple(found)
 
 
@@ -128,3 +130,15 @@ def _on_fit(preset: Preset) -> Iterator[str]:
         )
     if preset.fit == "exact" and _effective(preset, "fit-ctx") is not None:
         yield "fit-ctx does nothing without fit: shrink"
+
+
+def _on_keep_kv(preset: Preset) -> Iterator[str]:
+    if not preset.keep_kv:
+        return
+    if reason := keeps_nothing(preset):
+        yield f"keep_kv does nothing: {reason}"
+        return
+    if preset.sleep is not None:
+        yield "keep_kv keeps nothing of a model that has gone to sleep: llama-server forgot it all"
+    if preset.args.get("mmproj"):
+        yield "keep_kv with a projector: a llama-server that cannot save images keeps nothing"

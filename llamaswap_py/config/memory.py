@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import DURATION, SIZE, or_null
+from llamaswap_py.config.keep_kv import KeepKv
 from llamaswap_py.config.places import BUDGETS, MARGIN
 from llamaswap_py.config.values import PerDevice
 from llamaswap_py.units import GIB
@@ -62,3 +63,4 @@ class Memory(Record, frozen=True):
             "32GiB",
         ),
     ] = None
+    keep_kv: Annotated[KeepKv, plain("What `keep_kv` of the presets may take.")] = KeepKv()

@@ -14,7 +14,6 @@ from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.names import bad_name, nearest, resolve_names
 from llamaswap_py.config.nodes import Invalid, Listing, Node, Table, describe, join_errors
 from llamaswap_py.config.options import LONG_NAMES, long_name
-from llamaswap_py.config.planned import PLANNED
 from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand, hide
@@ -288,9 +287,7 @@ class _Reader:
 
     def unknown(self, kind: type[Record], name: str, line: int, here: str) -> None:
         known = list(keys_of(kind))
-        if name in PLANNED.get(kind, ()):
-            message, remedy = f"{name} is not supported yet by this version", "remove it"
-        elif kind is Defaults and name in _FOREIGN:
+        if kind is Defaults and name in _FOREIGN:
             message, remedy = f"{name} belongs to one preset", _FOREIGN[name]
         else:
             message, remedy = "unknown key", nearest(name, known) or _option_hint(kind, name)

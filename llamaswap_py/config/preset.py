@@ -159,6 +159,14 @@ class Defaults(Record, frozen=True):
             "5m",
         ),
     ] = None
+    keep_kv: Annotated[
+        bool,
+        plain(
+            "Keep the conversations of its slots when it leaves the memory for another model or by "
+            "ttl, and bring them back with its next load (see `memory.keep_kv`).",
+            True,
+        ),
+    ] = False
     prefer: Annotated[
         Literal["fit", "first"],
         plain(

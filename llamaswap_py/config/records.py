@@ -1,8 +1,7 @@
 """The configuration, typed once: names, defaults, descriptions and the forms of the values.
 
 Durations are seconds, sizes bytes. The reader (parse.py), the JSON Schema and the reference page
-(schema.py) are derived from these classes; nothing about a key is written anywhere else. Keys of
-the design that this version does not have yet are in planned.py.
+(schema.py) are derived from these classes; nothing about a key is written anywhere else.
 """
 
 from __future__ import annotations

@@ -85,6 +85,17 @@ def context_of(header: Header, settings: Settings) -> Context:
     return Context(sizes, cells, window_cells, streams, checkpoint, per_window_cell)
 
 
+def token_bytes(header: Header, settings: Settings) -> int:
+    """Return the bytes of K and V of one token in all layers, as if none had a window."""
+    return sum(_cell_bytes(header, settings, header.integer("block_count")))
+
+
+def has_windows(header: Header, settings: Settings) -> bool:
+    """Return whether the cache keeps only the newest tokens of some layers."""
+    layers = header.integer("block_count")
+    return any(window_layers(header, layers)) and not settings.whole_window
+
+
 def window_layers(header: Header, layers: int) -> tuple[bool, ...]:
     """Return which layers see a sliding window only."""
     window = header.integer("attention.sliding_window")

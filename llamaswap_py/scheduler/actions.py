@@ -97,12 +97,25 @@ class Refuse:
     message: str
 
 
+KEEPS_CONVERSATIONS = frozenset({StopReason.EVICTED, StopReason.TTL, StopReason.DRAIN_DEADLINE})
+"""After these an instance is expected back as it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Begin the stop recipe; `InstanceExited` follows."""
+    """Begin the stop recipe; `InstanceExited` follows.
+
+    `hurried`: its memory is needed at once, by other programs or by a load that ran out of it.
+    """
 
     instance: InstanceKey
     reason: StopReason
+    hurried: bool = False
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether what the instance holds of conversations may be kept first."""
+        return self.reason in KEEPS_CONVERSATIONS and not self.hurried
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,15 @@ class Control:
         self.detach(instance)
         self.note("drain", instance, why)
 
-    def stop(self, instance: Instance, reason: StopReason, why: str, *, kill: bool = False) -> None:
+    def stop(
+        self,
+        instance: Instance,
+        reason: StopReason,
+        why: str,
+        *,
+        kill: bool = False,
+        hurried: bool = False,
+    ) -> None:
         """Bring an instance to STOPPING along the table, and say so once."""
         if instance.state is State.STOPPING:
             return
@@ -122,7 +130,8 @@ class Control:
         instance.reason = why
         self.detach(instance)
         self.note("stop", instance, f"{reason.value}: {why}")
-        self.out.append((Kill if kill else Stop)(instance.key, reason))
+        key = instance.key
+        self.out.append(Kill(key, reason) if kill else Stop(key, reason, hurried))
 
     def kill(self, instance: Instance, reason: StopReason) -> None:
         """End an instance at once, also one that is stopping slowly."""
@@ -188,7 +197,7 @@ class Control:
         for one in beside:
             self.evictions += 1
             why = f"{preset.plan.preset} ran out of memory beside it and is tried once more"
-            self.stop(one, StopReason.EVICTED, why)
+            self.stop(one, StopReason.EVICTED, why, hurried=True)
         return True
 
     def abandon_unwanted(self, preset: Preset) -> None:

@@ -139,6 +139,15 @@ class InstanceLost:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceNoted:
+    """The runtime did something to a child that belongs among the decisions, and changes none."""
+
+    instance: InstanceKey
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceExited:
     """A child's process is reaped. `failure` is None when it ended as asked."""
 
@@ -307,6 +316,7 @@ Event: TypeAlias = (
     | InstanceStalled
     | InstanceHung
     | InstanceLost
+    | InstanceNoted
     | InstanceExited
     | LoadAsked
     | UnloadAsked

@@ -69,6 +69,7 @@ class Scheduler:
             ev.InstanceStalled: instances.instance_stalled,
             ev.InstanceHung: instances.instance_hung,
             ev.InstanceLost: instances.instance_lost,
+            ev.InstanceNoted: instances.instance_noted,
             ev.InstanceExited: instances.instance_exited,
             ev.LoadAsked: operators.load_asked,
             ev.UnloadAsked: operators.unload_asked,

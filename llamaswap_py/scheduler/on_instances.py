@@ -98,6 +98,11 @@ class OnInstances:
             preset.after |= {instance.key}  # whether to try again, and when, its exit will say
         return True
 
+    def instance_noted(self, event: ev.InstanceNoted) -> bool:
+        if instance := self.world.instances.get(event.instance):
+            self.control.note(event.kind, instance, event.text)
+        return False
+
     def instance_exited(self, event: ev.InstanceExited) -> bool:
         instance = self.world.instances.pop(event.instance, None)
         if instance is None:

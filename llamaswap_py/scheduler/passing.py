@@ -111,7 +111,7 @@ class Passing:
             if winner is not None:
                 self.world.presets[winner].evicted_at = self.control.now
                 reason = f"makes room for {winner} ({why})"
-            self.control.stop(instance, StopReason.EVICTED, reason)
+            self.control.stop(instance, StopReason.EVICTED, reason, hurried=winner is None)
         self._set_gates(plan)
         self._announce(tuple(plan.upcoming))
         for preset, choice, why in plan.begins:

@@ -26,6 +26,11 @@ def estimates_folder() -> Path:
     return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "estimates"
 
 
+def kept_folder() -> Path:
+    """Return the folder of conversations, where memory has no room: `$XDG_CACHE_HOME/lswap/kv`."""
+    return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "kv"
+
+
 def _base(variable: str, default: str) -> Path:
     # A relative path is to be ignored, the specification says.
     value = os.environ.get(variable, "")

@@ -36,6 +36,9 @@ FAKE_STALL          accept a POST and send nothing, until the file FAKE_STALL_GA
                     `silent`: nothing moves, /slots answers as ever; `deaf`: nor does it answer
                     anything else; `cpu`: burn processor time, deaf; `log`: write lines, deaf;
                     `slots`: /slots shows progress; `trickle`: a byte of the answer now and then
+FAKE_SAVE           slots hold 500 tokens, are saved as files of 1000 bytes, and restored. `hang`:
+                    begin to save and never finish; `hang-restore`: the same of a restore;
+                    `useless`: restore, and say that no prompt made use of it
 """
 
 from __future__ import annotations
@@ -119,6 +122,8 @@ def answer(connection: socket.socket) -> None:
         send(connection, 503, busy)
     elif method == b"POST" and "FAKE_MUTE" in ENV:
         return
+    elif "FAKE_SAVE" in ENV and path.startswith((b"/slots", b"/metrics")):
+        keep_slots(connection, path, data)
     elif method == b"POST":
         if "FAKE_ECHO_HEAD" in ENV:
             send(connection, 200, {"head": data.partition(b"\r\n\r\n")[0].decode("latin-1")})
@@ -149,6 +154,31 @@ def answer(connection: socket.socket) -> None:
         send(connection, 200, {"status": "ok"})
 
 
+def keep_slots(connection: socket.socket, path: bytes, data: bytes) -> None:
+    """Save and restore the slots; each has 500 tokens."""
+    how = ENV["FAKE_SAVE"]
+    if path == b"/slots":
+        send(connection, 200, [{"id": 0, "is_processing": False, "n_prompt_tokens": 500}])
+        return
+    if path == b"/metrics":
+        send(connection, 200, None, b"llamacpp:prompt_tokens_cached_total 0\n")
+        return
+    body = data.partition(b"\r\n\r\n")[2]
+    while not body.endswith(b"}"):
+        body += connection.recv(65536)
+    name = os.path.join(option("--slot-save-path", "/nowhere"), json.loads(body)["filename"])
+    if path.endswith(b"=save"):
+        with open(name, "wb") as file:
+            file.write(bytes(10 if how == "hang" else 1000))
+        if how == "hang":
+            done.wait()
+        send(connection, 200, {"n_saved": 500, "n_written": 1000})
+    else:
+        if how == "hang-restore":
+            done.wait()
+        send(connection, 200, {"n_restored": 500, "n_read": 1000})
+
+
 def stall(connection: socket.socket) -> None:
     """Hang, or only seem to, until the gate opens; then answer."""
     stalled.set()
@@ -172,9 +202,9 @@ def stall(connection: socket.socket) -> None:
         stream(connection)
 
 
-def send(connection: socket.socket, status: int, value: object) -> None:
-    """Send one JSON answer."""
-    body = json.dumps(value).encode()
+def send(connection: socket.socket, status: int, value: object, text: bytes = b"") -> None:
+    """Send one answer, of JSON unless there is a text."""
+    body = text or json.dumps(value).encode()
     head = (
         f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     )

@@ -77,6 +77,7 @@ def test_an_idle_instance_gives_way_at_once_and_counts_until_it_is_gone() -> Non
     play.finish(first)
     second = play.ask(B)
     assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.EVICTED)]
+    assert play.actions(Stop)[0].may_keep
     assert play.loads() == ["a"]
     play.pass_time(1)
     assert play.loads() == ["a", "b"]
@@ -455,6 +456,7 @@ def test_ttl_counts_from_the_last_lease_and_spares_pinned() -> None:
     assert not play.actions(Stop)
     play.pass_time(2)
     assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.TTL)]
+    assert play.actions(Stop)[0].may_keep
 
 
 def test_preload_takes_free_memory_only() -> None:
@@ -474,6 +476,7 @@ def test_unload_drains_and_force_does_not() -> None:
     assert not play.actions(Stop), "nobody waits for the memory: no deadline"
     play.finish(lease)
     assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.UNLOADED)]
+    assert not play.actions(Stop)[0].may_keep
     play.pass_time(1)
     _ready(play, A)
     play.feed(ev.UnloadAsked(A, force=True))
@@ -731,6 +734,7 @@ def test_a_load_that_runs_out_of_memory_is_tried_once_more_alone() -> None:
     no_memory = Failure("out_of_memory", "cudaMalloc failed", 1)
     play.feed(ev.InstanceExited(InstanceKey(B, 2), no_memory))
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    assert not play.actions(Stop)[0].may_keep
     assert play.loads() == ["a", "b"], "not before a is gone"
     play.pass_time(0.6)
     assert play.loads() == ["a", "b", "b"]
@@ -800,6 +804,7 @@ def test_idle_instances_give_way_to_strangers_the_cheapest_first() -> None:
     play.finish(_ready(play, B))
     play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=30, watched=True)}))
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
+    assert not play.actions(Stop)[0].may_keep  # it is needed at once: nothing is kept first
     assert "other programs" in play.scheduler.decisions[-1].reason
     busy = play.ask(A)
     play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=90, watched=True)}))

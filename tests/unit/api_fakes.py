@@ -192,6 +192,10 @@ class FakeSupervisor:
         return SimpleNamespace(replays=Replays())
 
     @cached_property
+    def keeping(self) -> SimpleNamespace:
+        return SimpleNamespace(counts={}, guards=lambda preset: False)
+
+    @cached_property
     def webui(self) -> WebUi:
         return WebUi(Path("/nowhere/bin/llama-server"), None, asyncio.TaskGroup())
 

@@ -32,7 +32,7 @@ MEETING_POINT = {
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
-    *("replaying", "scraping", "held", "programs", "reading_ahead"),
+    *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
 }
 """The modules that know several parts."""
 
@@ -73,6 +73,7 @@ PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat"),
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
+    "children.slots",
     *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     "api.tap",

@@ -8,16 +8,11 @@ import pytest
 from msgspec import structs
 
 from llamaswap_py.config.parse import load_config, parse_listen
-from llamaswap_py.config.planned import PLANNED
 from llamaswap_py.config.preset import variant_preset, variant_presets
 from llamaswap_py.config.records import (
     Config,
-    Defaults,
     Group,
-    Log,
     Preset,
-    Record,
-    Waiting,
     groups_of,
 )
 from llamaswap_py.config.values import EngineChoice, PerDevice
@@ -514,23 +509,6 @@ def test_ten_thousand_presets() -> None:
 def test_many_mistakes_are_all_named() -> None:
     lines = [f"  p{n}: {{model: x, when_full: {{substitute: q{n}}}}}" for n in range(3_000)]
     assert len(errors("\n".join(["models:", *lines]))) == 3_000
-
-
-PLACES: dict[type[Record], str] = {
-    Config: f"KEY: 1\n{MODELS}",
-    Log: f"log: {{KEY: 1}}\n{MODELS}",
-    Waiting: f"waiting: {{KEY: 1}}\n{MODELS}",
-    Defaults: f"defaults: {{KEY: 1}}\n{MODELS}",
-    Preset: "models: {a: {model: x, KEY: 1}}",
-}
-
-
-@pytest.mark.parametrize(
-    ("record", "key"), [(record, key) for record, keys in PLANNED.items() for key in sorted(keys)]
-)
-def test_planned_keys_are_refused_by_name(record: type[Record], key: str) -> None:
-    (message,) = errors(PLACES[record].replace("KEY", key))
-    assert f"{key} is not supported yet by this version" in message
 
 
 def test_a_typo_in_models_is_said_once() -> None:

@@ -1,0 +1,125 @@
+"""Which of a child's slots are worth keeping over an eviction, from what the child says. Pure.
+
+Shapes: `GET /slots`, `GET /metrics` and `POST /slots/N?action=save|restore` of llama-server
+(server_slot::to_json and server_task_result_*::to_json, b11434).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+LEAST_TOKENS: Final = 128
+"""A shorter conversation is read again sooner than it is kept."""
+# To come back it is written and read; that has to be clearly less than computing it again.
+_GAIN: Final = 2.0
+_COUNT: Final = re.compile(
+    r"^llamacpp:(prompt_tokens_total|prompt_tokens_cached_total|prompt_seconds_total) (\S+)$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotUse:
+    """One slot of a child, and how many tokens of a conversation it holds."""
+
+    id: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What keeping takes: bytes a token, bytes a second of writing them.
+
+    `tokens_per_second` is how fast the child reads a prompt; None: it has read none yet.
+    """
+
+    token_bytes: float
+    bytes_per_second: float
+    tokens_per_second: float | None = None
+
+    def size(self, slot: SlotUse) -> int:
+        """Return how many bytes a slot is expected to take."""
+        return int(slot.tokens * self.token_bytes)
+
+    def seconds(self, slot: SlotUse) -> float:
+        """Return how long writing it is expected to take."""
+        return self.size(slot) / self.bytes_per_second
+
+
+def read_slots(answer: object, restored: Mapping[int, int]) -> tuple[SlotUse, ...]:
+    """Return the idle slots of an answer to `GET /slots` that hold something.
+
+    `restored` are the tokens that slots were given at the start: of a slot that has not been used
+    since, llama-server does not say how many it holds.
+    """
+    found = []
+    for one in answer if isinstance(answer, list) else ():
+        if not isinstance(one, dict) or one.get("is_processing") is not False:
+            continue
+        id, tokens = one.get("id"), one.get("n_prompt_tokens")
+        if not isinstance(id, int):
+            continue
+        if not isinstance(tokens, int):
+            tokens = restored.get(id, 0)
+        if tokens > 0:
+            found.append(SlotUse(id, tokens))
+    return tuple(found)
+
+
+def read_counts(metrics: str) -> dict[str, float]:
+    """Return the counters of prompts in an answer to `GET /metrics`, by llama-server's names."""
+    found = {}
+    for name, value in _COUNT.findall(metrics):
+        try:
+            found[name] = float(value)
+        except ValueError:
+            continue
+    return found
+
+
+def prompt_speed(counts: Mapping[str, float]) -> float | None:
+    """Return tokens per second of the prompts that a child has read so far."""
+    tokens, seconds = counts.get("prompt_tokens_total", 0), counts.get("prompt_seconds_total", 0)
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+def choose_slots(
+    slots: Iterable[SlotUse], costs: Costs, *, room: int, seconds: float
+) -> tuple[SlotUse, ...]:
+    """Return the slots to keep, the longest conversation first.
+
+    Left out is what is short, what is computed again about as fast as it is written and read, and
+    what does not fit into the `room` (bytes) or the `seconds` that are left.
+    """
+    chosen = []
+    for slot in sorted(slots, key=lambda one: (-one.tokens, one.id)):
+        size, time = costs.size(slot), costs.seconds(slot)
+        speed = costs.tokens_per_second
+        if slot.tokens < LEAST_TOKENS or size > room or time > seconds:
+            continue
+        if speed is not None and _GAIN * time > slot.tokens / speed:
+            continue
+        chosen.append(slot)
+        room -= size
+        seconds -= time
+    return tuple(chosen)
+
+
+def read_saved(answer: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (tokens, bytes) of an answer to `action=save`; zeros where it says nothing."""
+    return _number(answer, "n_saved"), _number(answer, "n_written")
+
+
+def read_restored(answer: Mapping[str, Any]) -> int:
+    """Return how many tokens an answer to `action=restore` says are back."""
+    return _number(answer, "n_restored")
+
+
+def _number(answer: Mapping[str, Any], name: str) -> int:
+    value = answer.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
