@@ -372,7 +372,6 @@ class Supervisor:
             case ReadAhead(presets):
                 self.ahead.aim(presets)
             case Reserve(name):
-                self.keeping.give_way()
                 self.reservations.note_held(name)
             case Refuse(name, message):
                 self.reservations.note_refused(name, message)
