@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from bench.client import Answer, chat
 from llamaswap_py.endpoint import Endpoint
@@ -30,10 +31,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a trace went: seconds, loads as the clients could see them, and failed requests."""
+    """How a trace went: seconds, loads as the clients could see them, and failed requests.
+
+    `typical` is the median time to the first event of an answer.
+    """
 
     seconds: float
     swaps: int
+    typical: float
     longest: float
     errors: int
 
@@ -62,6 +67,7 @@ def run_trace(endpoint: Endpoint, trace: Trace) -> Outcome:
         seconds=seconds,
         # Where one model fits, all answers of one are over before the next one's begin.
         swaps=1 + sum(a[1] != b[1] for a, b in pairwise(good)) if good else 0,
+        typical=median(answer.first_event for _, answer in asked),
         longest=max(answer.ended - answer.began for _, answer in asked),
         errors=len(asked) - len(good),
     )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
 
 from bench.client import Answer, chat, get_json
 from bench.crowd import MODELS
 from bench.measure import Column, Rounds, render
-from bench.peers import LSWAP, ROUTER
-from bench.swap import start_servers
-from bench.workplace import Workplace
+from bench.peers import line_up_before_models
+from bench.rows import LSWAP, ROUTER, Row, Target
+from bench.run import Run, Section
+from bench.swap import ARGS
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine.locate import Engine
 
-MAX_WAIT, DRAIN = 60.0, 120.0
-"""lswap's defaults, `policy.max_wait` and `drain_timeout`: what its servers here run with."""
+MAX_WAIT = 5.0
+"""`policy.max_wait` of lswap here; 60 s by default, which would make the run as much longer."""
+SECONDS = 20.0
 _LATER = 0.2
 """Share of the time after which the other model is asked for."""
 _COLUMNS = [
@@ -28,45 +29,65 @@ _COLUMNS = [
 ]
 
 
-def measure_hot(
-    place: Workplace,
-    engine: Engine,
-    models: Mapping[str, Path],
-    seconds: float,
-    note: Callable[[str], None],
-) -> str:
-    """Run the case for `seconds` on each server; return the table.
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """How long B waited, the answers of A, and the longest of them."""
 
-    The bound is the contract's: the longest that a gate may stay open against a waiter, the drain
-    after it, and the load (scheduler.md, invariant 4). A wait that did not end in time is the time
-    itself.
+    wait: float
+    answers: int
+    longest: float
+
+
+def measure_hot(run: Run) -> Iterator[Section]:
+    """Run the case on each server.
+
+    The bound is the one of the targets: `max_wait`, the longest request of A and both loads. A wait
+    that did not end in time is the time itself.
     """
+    seconds = 6.0 if run.quick else SECONDS
+    max_wait = 1.0 if run.quick else MAX_WAIT
     scores = Rounds()
+    policy = {"max_wait": f"{max_wait:g}s"}
     with ExitStack() as stack:
-        servers = start_servers(place, stack, engine, models)
-        for name, server in servers.items():
-            note(f"{name}: {seconds:g} s")
-            wait, answers = _run(server, seconds)
-            scores.add("wait", name, wait)
-            scores.add("answers", name, answers)
+        lineup = line_up_before_models(run, stack, run.models, ARGS, policy=policy)
+        for name, peer in lineup.peers.items():
+            run.note(f"{name}: {seconds:g} s")
+            server = Endpoint(port=peer.port)
+            heard = _run(server, seconds)
+            scores.add("wait", name, heard.wait)
+            scores.add("answers", name, heard.answers)
             if name == LSWAP:
-                scores.add("bound", name, _bound(server))
+                loads = _loads(server)
+                scores.add(
+                    "bound", name, max(max_wait, 2 * max(loads)) + heard.longest + sum(loads)
+                )
     title = (
         f"A hot client on A for {seconds:g} s, one request for B after {seconds * _LATER:g} s, "
         f"where one fits (a wait of {seconds * (1 - _LATER):g} s or more: not served in that time)"
     )
-    return render(title, scores, _COLUMNS, list(servers), ROUTER)
+    bound = round(scores.values["bound"][LSWAP][0], 1)
+    made = Row(
+        f"wait of one request for B while A is kept busy, `max_wait` {max_wait:g} s",
+        {name: scores.values["wait"][name] for name in lineup.peers},
+        (Target(bound),),
+        unit="s",
+        digits=1,
+        alone="hot",
+        missing=lineup.missing,
+    )
+    yield Section(render(title, scores, _COLUMNS, list(lineup.peers), ROUTER), [made])
 
 
-def _run(server: Endpoint, seconds: float) -> tuple[float, int]:
+def _run(server: Endpoint, seconds: float) -> _Heard:
     hot, other = MODELS
     over = threading.Event()
-    answers = 0
+    took: list[float] = []
 
     def keep_hot() -> None:
-        nonlocal answers
         while not over.is_set():
-            answers += chat(server, hot, max_tokens=64).whole
+            answer = chat(server, hot, max_tokens=64)
+            if answer.whole:
+                took.append(answer.ended - answer.began)
 
     asked: list[Answer] = []
     asking = threading.Thread(target=lambda: asked.append(chat(server, other)), daemon=True)
@@ -77,13 +98,14 @@ def _run(server: Endpoint, seconds: float) -> tuple[float, int]:
     asking.start()
     time.sleep(max(began + seconds - time.perf_counter(), 0))
     served = bool(asked) and asked[0].whole
+    answers = len(took)
     over.set()
     heating.join()
     asking.join()
     wait = asked[0].first_event if served else seconds * (1 - _LATER)
-    return wait, answers
+    return _Heard(wait, answers, max(took, default=0.0))
 
 
-def _bound(server: Endpoint) -> float:
-    loads = [one["load_seconds"] or 0.0 for one in get_json(server, "/lswap/v1/state")["models"]]
-    return max(MAX_WAIT, 2 * max(loads)) + DRAIN + max(loads)
+def _loads(server: Endpoint) -> list[float]:
+    """Return how long each model takes to load, as lswap measured it."""
+    return [one["load_seconds"] or 0.0 for one in get_json(server, "/lswap/v1/state")["models"]]

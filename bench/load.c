@@ -1,6 +1,6 @@
 // A load generator: one thread, epoll, a closed loop on every connection.
 //
-//   load TARGET --path P --body FILE --connections N --seconds S [--once] [--cpu N]
+//   load TARGET --path P --body FILE --connections N --seconds S [--accept TYPE] [--once] [--cpu N]
 //
 // TARGET is unix:PATH or 127.0.0.1:PORT. Each connection sends the request again as soon as the
 // answer is complete, and connects anew where the server closes. With --once each connection sends
@@ -249,14 +249,15 @@ static void set_target(const char *text) {
     target_size = sizeof *address;
 }
 
-static void make_request(const char *path, const char *file) {
+static void make_request(const char *path, const char *file, const char *accept) {
     FILE *body = fopen(file, "rb");
     if (!body)
         fail(file);
     request = calloc(1, 1 << 20);
     int head = sprintf(request, "POST %s HTTP/1.1\r\nHost: localhost\r\n"
-                                "Content-Type: application/json\r\nAccept: */*\r\n"
-                                "User-Agent: bench\r\nAuthorization: Bearer none\r\n", path);
+                                "Content-Type: application/json\r\nAccept: %s\r\n"
+                                "User-Agent: bench\r\nAuthorization: Bearer none\r\n",
+                       path, accept);
     char *text = request + (1 << 19);
     size_t size = fread(text, 1, (1 << 19) - 1024, body);
     fclose(body);
@@ -275,7 +276,7 @@ static uint32_t percentile(double part) {
 }
 
 int main(int argc, char **argv) {
-    const char *path = "/", *file = "/dev/null";
+    const char *path = "/", *file = "/dev/null", *accept = "*/*";
     double seconds = 1;
     int connections = 1;
     if (argc < 2)
@@ -286,6 +287,8 @@ int main(int argc, char **argv) {
             path = value;
         else if (strcmp(argv[i], "--body") == 0)
             file = value;
+        else if (strcmp(argv[i], "--accept") == 0)
+            accept = value;
         else if (strcmp(argv[i], "--connections") == 0)
             connections = atoi(value);
         else if (strcmp(argv[i], "--seconds") == 0)
@@ -300,7 +303,7 @@ int main(int argc, char **argv) {
         }
     }
     set_target(argv[1]);
-    make_request(path, file);
+    make_request(path, file, accept);
     samples = malloc(sizeof *samples * MOST_SAMPLES);
     struct connection *all = calloc((size_t)connections, sizeof *all);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -58,7 +58,7 @@ def render(title: str, rounds: Rounds, columns: list[Column], peers: list[str], 
     for peer in peers:
         cells = [_cell(rounds, column, peer, base) for column in columns]
         rows.append([peer, *cells])
-    return f"{title}\n\n{_grid(rows)}"
+    return f"{title}\n\n{grid(rows)}"
 
 
 def _cell(rounds: Rounds, column: Column, peer: str, base: str) -> str:
@@ -70,18 +70,24 @@ def _cell(rounds: Rounds, column: Column, peer: str, base: str) -> str:
     return f"{text} ({ratio:.2f})" if ratio is not None and peer != base else text
 
 
-def _grid(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        aligned = [
-            cell.strip().rjust(width) for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        lines.append(f"| {' | '.join([first, *aligned])} |")
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    lines.insert(1, f"| {' | '.join(rule)} |")
-    return "\n".join(lines)
+def grid(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Return rows as a Markdown table that is aligned as text, too; the first one is its head.
+
+    The columns `left` stand to the left, all others to the right.
+    """
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+
+    def line(row: list[str]) -> str:
+        cells = (
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return f"| {' | '.join(cells)} |"
+
+    rule = [
+        "-" * width if at in left else "-" * (width - 1) + ":" for at, width in enumerate(widths)
+    ]
+    return "\n".join([line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])])
 
 
 def in_turns(peers: list[str], number: int) -> list[str]:

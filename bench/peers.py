@@ -8,31 +8,169 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.workplace import HERE, Workplace, free_port, run_tool, running
+from bench.client import post
+from bench.guests import Guest, listener, router_presets, swap_config
+from bench.rows import GO, LSWAP, NGINX, ROUTER
+from bench.run import Run
+from bench.workplace import HERE, BenchError, Workplace, free_port, run_tool, running
+from llamaswap_py.endpoint import Endpoint
 
-LSWAP = "lswap up"
 LSWAP_RELAY = "lswap, one-line scheduler"
-GO = "Go ReverseProxy"
-NGINX = "nginx (no routing)"
 DIRECT = "no proxy"
-ROUTER = "llama.cpp router"
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to be measured; `pid` is the process whose CPU counts."""
+    """A server to be measured; `pid` is the process whose CPU counts, None where nobody knows."""
 
     port: int
-    pid: int
+    pid: int | None
 
 
-def start_stub(place: Workplace, stack: ExitStack) -> tuple[Peer, Path]:
+@dataclass(slots=True)
+class Lineup:
+    """Who takes part in a table, and who does not, and why."""
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def others(self, *besides: str) -> list[str]:
+        """Return everybody but lswap and those that are named."""
+        return [name for name in self.peers if name not in (LSWAP, *besides)]
+
+
+CONCURRENCY = 1000
+"""As many requests as any part opens at once at the stub behind lswap."""
+
+
+def line_up_before_stub(run: Run, stack: ExitStack, *, relay_alone: bool = False) -> Lineup:
+    """Start the stub, and in front of it every peer that this machine has."""
+    place, lineup = run.place, Lineup()
+    lineup.peers[DIRECT], upstream = start_stub(run, stack)
+    for name, start, how in (
+        (GO, start_go, "apt-get install golang-go"),
+        (NGINX, start_nginx, "apt-get install nginx"),
+    ):
+        peer = start(place, stack, upstream)
+        if peer is None:
+            lineup.missing[name] = f"not on this machine ({how})"
+        else:
+            lineup.peers[name] = peer
+    if relay_alone:
+        lineup.peers[LSWAP_RELAY] = start_relay_alone(place, stack, upstream)
+    model = place.folder / "stub.gguf"
+    model.write_bytes(b"GGUF")
+    lineup.peers[LSWAP] = start_lswap(
+        place,
+        stack,
+        engine=place.stub,
+        models={"stub": model},
+        pin=True,
+        concurrency=CONCURRENCY,
+    )
+    _invite(run, stack, lineup, place.stub, {"stub": model}, {})
+    return lineup
+
+
+def line_up_before_models(
+    run: Run,
+    stack: ExitStack,
+    models: Mapping[str, Path],
+    args: Mapping[str, str | int],
+    *,
+    concurrency: int | None = None,
+    policy: Mapping[str, Any] | None = None,
+) -> Lineup:
+    """Start lswap, llama.cpp's router and the guests on the same binary and models; one fits."""
+    engine, lineup = run.llama_server.path, Lineup()
+    own = {name: value for name, value in args.items() if name not in _OWNED}
+    lineup.peers[LSWAP] = start_lswap(
+        run.place,
+        stack,
+        engine=engine,
+        models=models,
+        args=own,
+        concurrency=concurrency,
+        policy=policy,
+    )
+    lineup.peers[ROUTER] = start_router(run.place, stack, engine=engine, models=models, args=args)
+    _invite(run, stack, lineup, engine, models, args)
+    return lineup
+
+
+_OWNED = ("cache-ram", "fit", "threads-http")
+"""Options that lswap passes itself; the others are given the same."""
+
+
+def _invite(
+    run: Run,
+    stack: ExitStack,
+    lineup: Lineup,
+    engine: Path,
+    models: Mapping[str, Path],
+    args: Mapping[str, str | int],
+) -> None:
+    """Start the guests, and ask each for an answer of every model."""
+    for guest in run.guests:
+        try:
+            peer = _start_guest(run, stack, guest, engine, models, args)
+        except (BenchError, OSError) as error:
+            lineup.missing[guest.name] = str(error).strip().splitlines()[0][:200]
+            continue
+        told = {name: _try(peer, name) for name in models}
+        wrong = [f"{said or 'nothing'} for {name}" for name, said in told.items() if said != "200"]
+        if wrong:
+            lineup.missing[guest.name] = f"answered {wrong[0]}"
+        else:
+            lineup.peers[guest.name] = peer
+
+
+def _start_guest(
+    run: Run,
+    stack: ExitStack,
+    guest: Guest,
+    engine: Path,
+    models: Mapping[str, Path],
+    args: Mapping[str, str | int],
+) -> Peer:
+    if not guest.words:
+        return Peer(guest.port, listener(guest.port))
+    port, place = free_port(), run.place
+    base = place.folder / f"guest-{port}"
+    base.with_suffix(".yaml").write_text(swap_config(engine, models, args))
+    base.with_suffix(".ini").write_text(router_presets(models, args))
+    argv = guest.argv(
+        {
+            "port": str(port),
+            "config": str(base.with_suffix(".yaml")),
+            "ini": str(base.with_suffix(".ini")),
+            "engine": str(engine),
+            "upstream": f"http://127.0.0.1:{run.upstream}",
+        }
+    )
+    stubbed = engine == place.stub and place.cores is not None
+    core = place.cores[0] if stubbed and place.cores else None
+    env = {"STUB_CPU": str(place.cores[1])} if stubbed and place.cores else {}
+    log = base.with_suffix(".log")
+    pid = stack.enter_context(running(argv, port=port, log=log, env=env, core=core))
+    return Peer(port, pid)
+
+
+def _try(peer: Peer, model: str) -> str:
+    """Return the status of a small answer."""
+    ask = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    answer = post(Endpoint(port=peer.port), "/v1/chat/completions", ask, first=b"{", last="}")
+    return answer.text[9:12]
+
+
+def start_stub(run: Run, stack: ExitStack) -> tuple[Peer, Path]:
     """Start the stub upstream; return it and its unix socket."""
-    port, path = free_port(), place.folder / "stub.sock"
+    place = run.place
+    port, path = run.upstream, place.folder / "stub.sock"
     argv = [str(place.stub), "--unix", str(path), "--tcp", str(port)]
     core = place.cores[1] if place.cores else None
     pid = stack.enter_context(running(argv, port=port, log=place.folder / "stub.log", core=core))
@@ -48,6 +186,7 @@ def start_lswap(
     args: Mapping[str, str | int] | None = None,
     concurrency: int | None = None,
     pin: bool = False,
+    policy: Mapping[str, Any] | None = None,
 ) -> Peer:
     """Start the whole product, `lswap up`, with room for one model.
 
@@ -62,7 +201,8 @@ def start_lswap(
         preset["concurrency"] = concurrency
     if place.cores and pin:
         preset["env"] = {"STUB_CPU": str(place.cores[1])}
-    config.write_text(_lswap_config(port, engine, models, preset))
+    presets = {name: {"model": str(path), **preset} for name, path in models.items()}
+    config.write_text(_lswap_config(port, engine, presets, policy or {}))
     core = place.cores[0] if place.cores and pin else None
     pid = stack.enter_context(
         running(
@@ -77,14 +217,14 @@ def start_lswap(
 
 
 def _lswap_config(
-    port: int, engine: Path, models: Mapping[str, Path], preset: Mapping[str, Any]
+    port: int, engine: Path, presets: Mapping[str, Any], policy: Mapping[str, Any]
 ) -> str:
     config = {
         "listen": f"127.0.0.1:{port}",
         "engine": str(engine),
         "memory": {"margin": 0, "cache_ram": 0, "devices": {"host": "8GiB"}},
-        "policy": {"max_loaded": 1},
-        "models": {name: {"model": str(path), **preset} for name, path in models.items()},
+        "policy": {"max_loaded": 1, **policy},
+        "models": presets,
     }
     return json.dumps(config, indent=1)  # JSON is YAML
 
@@ -123,7 +263,8 @@ def start_nginx(place: Workplace, stack: ExitStack, upstream: Path) -> Peer | No
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if nginx is None:
         return None
-    port, folder = free_port(), place.folder / "nginx"
+    port = free_port()
+    folder = place.folder / f"nginx-{port}"
     folder.mkdir()
     text = (HERE / "peers" / "nginx.conf.in").read_text()
     names = {"FOLDER": folder, "UPSTREAM": f"unix:{upstream}", "LISTEN": f"127.0.0.1:{port}"}
@@ -160,9 +301,7 @@ def start_router(
     """Start llama.cpp's own router: the same binary without a model, room for one."""
     port = free_port()
     presets = place.folder / f"router-{port}.ini"
-    lines = [f"{name} = {value}\n" for name, value in args.items()]
-    sections = [f"[{name}]\nmodel = {path}\n{''.join(lines)}" for name, path in models.items()]
-    presets.write_text("\n".join(sections))
+    presets.write_text(router_presets(models, args))
     argv = [str(engine), "--models-preset", str(presets), "--models-max", "1", "--offline"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--threads-http", "64"]
     env = {"XDG_CONFIG_HOME": str(place.folder / "empty")}

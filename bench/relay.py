@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any
 
 from bench import peers
 from bench.measure import Column, Rounds, cpu_seconds, in_turns, render
-from bench.peers import Peer
+from bench.peers import Lineup, Peer
+from bench.rows import GO, NGINX, ROUTER, Row, Target
+from bench.run import Run, Section, row
 from bench.workplace import BenchError, Workplace
-from llamaswap_py.engine.locate import Engine
 
 CONNECTIONS = 32
 STREAMS = 200
 PACED_EVENTS, PACED_RATE = 150, 100
 FAST_EVENTS = 300
+CHAT = "/v1/chat/completions"
 _PROMPT = "Write a short story about a lighthouse keeper who counts ships. " * 26
 _DONE_BYTES = len("data: [DONE]\n\n")
 
@@ -28,6 +30,8 @@ _COLUMNS = [
     Column("request_cpu", "CPU µs/request", 1),
     Column("added_p50", "added p50 ms", 3),
     Column("added_p99", "added p99 ms", 3),
+    Column("added_p50_many", "p50, 32 connections", 3),
+    Column("added_p99_many", "p99, 32 connections", 3),
     Column("chunk_cpu", "CPU s/100k chunks", 3),
     Column("chunks", "chunks/s", 0),
 ]
@@ -43,58 +47,78 @@ class Load:
     connections: int
     seconds: float
     once: bool = False
+    accept: str = "*/*"
 
 
-def measure_relay(place: Workplace, rounds: int, note: Callable[[str], None]) -> str:
-    """Measure every peer that this machine has against the stub; return the table."""
+def measure_relay(run: Run) -> Iterator[Section]:
+    """Measure every peer that this machine has against the stub."""
     scores = Rounds()
     with ExitStack() as stack:
-        stub, path = peers.start_stub(place, stack)
-        found: dict[str, Peer | None] = {
-            peers.DIRECT: stub,
-            peers.GO: peers.start_go(place, stack, path),
-            peers.NGINX: peers.start_nginx(place, stack, path),
-            peers.LSWAP_RELAY: peers.start_relay_alone(place, stack, path),
-            peers.LSWAP: _start_lswap(place, stack),
-        }
-        present = {name: peer for name, peer in found.items() if peer is not None}
-        missing = [name for name in found if name not in present]
-        for number in range(rounds):
-            note(f"relay, round {number + 1} of {rounds}")
-            for name in in_turns(list(present), number):
-                _measure_one(place, scores, name, present[name], is_proxy=name != peers.DIRECT)
-            _subtract_direct(scores, list(present))
-    base = peers.GO if peers.GO in present else peers.DIRECT
+        lineup = peers.line_up_before_stub(run, stack, relay_alone=True)
+        names = list(lineup.peers)
+        for number in range(run.rounds):
+            for name in in_turns(names, number):
+                run.note(f"relay, round {number + 1} of {run.rounds}: {name}")
+                _measure_one(run, scores, name, lineup.peers[name])
+            _subtract_direct(scores, names)
+    base = GO if GO in lineup.peers else peers.DIRECT
     title = (
-        f"Relay, stub upstream on a unix socket: medians of {rounds} interleaved rounds "
+        f"Relay, stub upstream on a unix socket: medians of {run.rounds} interleaved rounds "
         f"(ratio to {base}); {CONNECTIONS} connections, 1 for the latency, {STREAMS} streams; "
         f"errors: {scores.failures()}"
-        + (f"; not on this machine: {', '.join(missing)}" if missing else "")
     )
-    return render(title, scores, _COLUMNS, list(present), base)
+    yield Section(render(title, scores, _COLUMNS, names, base), _relay_rows(scores, lineup))
 
 
-def _start_lswap(place: Workplace, stack: ExitStack) -> Peer:
-    model = place.folder / "stub.gguf"
-    model.write_bytes(b"GGUF")
-    models = {"stub": model}
-    return peers.start_lswap(
-        place, stack, engine=place.stub, models=models, pin=True, concurrency=2 * STREAMS
-    )
+def _relay_rows(scores: Rounds, lineup: Lineup) -> list[Row]:
+    def made(figure: str, name: str, *targets: Target, unit: str = "", digits: int) -> Row:
+        return row(
+            scores,
+            figure,
+            name,
+            *targets,
+            peers=lineup.others(peers.DIRECT, peers.LSWAP_RELAY),
+            unit=unit,
+            digits=digits,
+            alone="relay",
+            missing=lineup.missing,
+        )
+
+    many = f"{CONNECTIONS} connections"
+    go, nginx = Target(0.75, GO), Target(1.05, NGINX)
+    sse = f"event streams, CPU per 100 k chunks, {STREAMS} streams"
+    return [
+        made("requests", f"requests/s, {many}", Target(2, GO, least=True), digits=0),
+        made("request_cpu", f"CPU of a request, {many}", unit="µs", digits=1),
+        made(
+            "added_p50",
+            "added latency p50, 1 connection",
+            Target(1, GO),
+            Target(0.25),
+            unit="ms",
+            digits=3,
+        ),
+        made("added_p99", "added latency p99, 1 connection", Target(1, GO), unit="ms", digits=3),
+        made("added_p50_many", f"added latency p50, {many}", unit="ms", digits=3),
+        made("added_p99_many", f"added latency p99, {many}", unit="ms", digits=3),
+        made("chunk_cpu", sse, go, unit="s", digits=3),
+        made("chunk_cpu", f"{sse}, and nginx", nginx, unit="s", digits=3),
+    ]
 
 
-def _measure_one(
-    place: Workplace, scores: Rounds, name: str, peer: Peer, *, is_proxy: bool
-) -> None:
-    small = _body(place, "small", {"max_tokens": 16})
-    chat = "/v1/chat/completions"
-    _drive(place, peer, Load(chat, small, CONNECTIONS, 0.15))  # warm, and for lswap: loaded
-    said, cpu = _drive(place, peer, Load(chat, small, CONNECTIONS, 0.7))
+def _measure_one(run: Run, scores: Rounds, name: str, peer: Peer) -> None:
+    place, short = run.place, 0.3 if run.quick else 1.0
+    is_proxy = name != peers.DIRECT
+    small = body_file(place, "small", {"max_tokens": 16})
+    drive(place, peer, Load(CHAT, small, CONNECTIONS, 0.15))  # warm, and for lswap: loaded
+    said, cpu = drive(place, peer, Load(CHAT, small, CONNECTIONS, short))
     errors = said["errors"]
     scores.add("requests", name, said["answers"] / said["seconds"])
-    if is_proxy:
+    scores.add("p50_many", name, said["p50_us"] / 1000)
+    scores.add("p99_many", name, said["p99_us"] / 1000)
+    if is_proxy and cpu is not None:
         scores.add("request_cpu", name, cpu / max(said["answers"], 1) * 1e6)
-    said, _ = _drive(place, peer, Load(chat, small, 1, 0.5))
+    said, _ = drive(place, peer, Load(CHAT, small, 1, short))
     errors += said["errors"]
     scores.add("p50", name, said["p50_us"] / 1000)
     scores.add("p99", name, said["p99_us"] / 1000)
@@ -106,18 +130,21 @@ def _measure_streams(
     place: Workplace, scores: Rounds, name: str, peer: Peer, *, is_proxy: bool
 ) -> int:
     """Measure paced streams for their CPU, then unpaced ones for the rate; return the errors."""
-    chat = "/v1/chat/completions"
     paced = {"stream": True, "max_tokens": PACED_EVENTS, "stub_rate": PACED_RATE}
-    body = _body(place, "paced", paced)
-    said, cpu = _drive(place, peer, Load(chat, body, STREAMS, 20, once=True))
+    body = body_file(place, "paced", paced)
+    said, cpu = drive(place, peer, _streams(body))
     wrong = _incomplete(said, PACED_EVENTS)
-    if is_proxy:
+    if is_proxy and cpu is not None:
         scores.add("chunk_cpu", name, cpu / (STREAMS * PACED_EVENTS) * 100_000)
-    body = _body(place, "fast", {"stream": True, "max_tokens": FAST_EVENTS, "stub_rate": 0})
-    said, _ = _drive(place, peer, Load(chat, body, STREAMS, 20, once=True))
+    body = body_file(place, "fast", {"stream": True, "max_tokens": FAST_EVENTS, "stub_rate": 0})
+    said, _ = drive(place, peer, _streams(body))
     wrong += _incomplete(said, FAST_EVENTS)
     scores.add("chunks", name, STREAMS * FAST_EVENTS / said["seconds"])
     return wrong
+
+
+def _streams(body: Path) -> Load:
+    return Load(CHAT, body, STREAMS, 20, once=True, accept="text/event-stream")
 
 
 def _incomplete(said: dict[str, Any], events: int) -> int:
@@ -128,14 +155,14 @@ def _incomplete(said: dict[str, Any], events: int) -> int:
 
 
 def _subtract_direct(scores: Rounds, names: list[str]) -> None:
-    for part in ("p50", "p99"):
+    for part in ("p50", "p99", "p50_many", "p99_many"):
         direct = scores.values[part][peers.DIRECT][-1]
         for name in names:
             if name != peers.DIRECT:
                 scores.add(f"added_{part}", name, scores.values[part][name][-1] - direct)
 
 
-def _body(place: Workplace, name: str, extra: dict[str, Any]) -> Path:
+def body_file(place: Workplace, name: str, extra: dict[str, Any]) -> Path:
     """Write a request as the OpenAI client sends it: about 1.8 kB, the model last."""
     path = place.folder / f"{name}.json"
     if not path.exists():
@@ -144,54 +171,71 @@ def _body(place: Workplace, name: str, extra: dict[str, Any]) -> Path:
     return path
 
 
-def _drive(place: Workplace, peer: Peer, load: Load) -> tuple[dict[str, Any], float]:
-    """Run the load generator; return what it said, and the CPU seconds of the peer."""
+def drive(place: Workplace, peer: Peer, load: Load) -> tuple[dict[str, Any], float | None]:
+    """Run the load generator; return what it said, and the CPU seconds of the peer, if known."""
     argv = [str(place.load), f"127.0.0.1:{peer.port}", "--path", load.path]
     argv += ["--body", str(load.body), "--connections", str(load.connections)]
-    argv += ["--seconds", str(load.seconds), *(["--once"] if load.once else [])]
+    argv += ["--seconds", str(load.seconds), "--accept", load.accept]
+    argv += [*(["--once"] if load.once else [])]
     argv += ["--cpu", str(place.cores[1])] if place.cores else []
-    before = cpu_seconds(peer.pid)
+    before = 0.0 if peer.pid is None else cpu_seconds(peer.pid)
     limit = load.seconds + 30
     done = subprocess.run(argv, capture_output=True, text=True, timeout=limit, check=False)
-    cpu = cpu_seconds(peer.pid) - before
+    cpu = None if peer.pid is None else cpu_seconds(peer.pid) - before
     if done.returncode != 0:
         raise BenchError(f"the load generator failed: {done.stderr.strip()}")
     said: dict[str, Any] = json.loads(done.stdout)
     return said, cpu
 
 
-def measure_real_relay(
-    place: Workplace, engine: Engine, model: Path, rounds: int, note: Callable[[str], None]
-) -> str:
-    """Measure lswap and llama.cpp's router in front of one real tiny model; return the table."""
+def measure_real_relay(run: Run) -> Iterator[Section]:
+    """Measure lswap and llama.cpp's router in front of one real tiny model."""
     scores = Rounds()
+    place, engine = run.place, run.llama_server.path
     body = place.folder / "tokenize.json"
     body.write_text(json.dumps({"content": "a few words", "model": "alpha"}))
     args: dict[str, str | int] = {"ctx-size": 256, "threads": 1, "parallel": 1}
     args["threads-http"] = CONNECTIONS + 16
-    path, models = engine.path, {"alpha": model}
-    own = {name: value for name, value in args.items() if name != "threads-http"}
+    models = {"alpha": run.models["alpha"]}
     with ExitStack() as stack:
-        found = {
-            peers.DIRECT: peers.start_bare(place, stack, engine=path, model=model, args=args),
-            peers.LSWAP: peers.start_lswap(
-                place, stack, engine=path, models=models, args=own, concurrency=CONNECTIONS
-            ),
-            peers.ROUTER: peers.start_router(place, stack, engine=path, models=models, args=args),
-        }
-        for number in range(rounds):
-            note(f"relay to a real model, round {number + 1} of {rounds}")
+        bare = peers.start_bare(place, stack, engine=engine, model=models["alpha"], args=args)
+        lineup = peers.line_up_before_models(run, stack, models, args, concurrency=CONNECTIONS)
+        found = {peers.DIRECT: bare, **lineup.peers}
+        for number in range(run.rounds):
             for name in in_turns(list(found), number):
+                run.note(f"relay to a real model, round {number + 1} of {run.rounds}: {name}")
                 peer = found[name]
-                _drive(place, peer, Load("/tokenize", body, CONNECTIONS, 0.3))
-                said, cpu = _drive(place, peer, Load("/tokenize", body, CONNECTIONS, 0.7))
+                drive(place, peer, Load("/tokenize", body, CONNECTIONS, 0.3))
+                said, cpu = drive(place, peer, Load("/tokenize", body, CONNECTIONS, 0.7))
                 scores.add("requests", name, said["answers"] / said["seconds"])
-                if name != peers.DIRECT:
+                if name != peers.DIRECT and cpu is not None:
                     scores.add("request_cpu", name, cpu / max(said["answers"], 1) * 1e6)
                 scores.add("errors", name, said["errors"])
     title = (
-        f"Relay, POST /tokenize on a real tiny model: medians of {rounds} interleaved rounds "
-        f"(ratio to {peers.ROUTER}); {CONNECTIONS} connections; "
-        f"errors: {scores.failures()}"
+        f"Relay, POST /tokenize on a real tiny model: medians of {run.rounds} interleaved rounds "
+        f"(ratio to {ROUTER}); {CONNECTIONS} connections; errors: {scores.failures()}"
     )
-    return render(title, scores, _REAL_COLUMNS, list(found), peers.ROUTER)
+    rows = [
+        row(
+            scores,
+            figure,
+            name,
+            *targets,
+            peers=lineup.others(),
+            unit=unit,
+            digits=digits,
+            alone="real_relay",
+            missing=lineup.missing,
+        )
+        for figure, name, targets, unit, digits in (
+            (
+                "requests",
+                f"requests/s before a real tiny model, {CONNECTIONS} connections",
+                (Target(5, ROUTER, least=True),),
+                "",
+                0,
+            ),
+            ("request_cpu", "CPU of such a request", (), "µs", 1),
+        )
+    ]
+    yield Section(render(title, scores, _REAL_COLUMNS, list(found), ROUTER), rows)

@@ -7,10 +7,12 @@
 //
 //   stub_upstream [--unix PATH] [--tcp PORT] [--cpu N]
 //   stub_upstream <arguments of llama-server> --host PATH.sock      (as a child of lswap)
+//   stub_upstream <arguments of llama-server> --port N              (as a child of another router)
 //
 // A body with `"stream":true` is answered by `"max_tokens":N` events, `"stub_rate":R` of them a
-// second (0: as fast as they are taken). POST /tokenize tells CLOCK_MONOTONIC nanoseconds of its
-// ready line and of the request itself.
+// second (0: as fast as they are taken). Of a body larger than a megabyte only the beginning is
+// looked at. POST /tokenize tells CLOCK_MONOTONIC nanoseconds of its ready line, of the request
+// itself, and of the last time that a stream was left by its reader, with how many were.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -62,6 +64,7 @@ struct connection {
     enum phase phase;
     char *in;
     size_t in_size, in_room;
+    size_t to_skip, skipped; // of a large body: what is still to come, what is not kept
     int uses, last;
     const char *out; // what a send left over; answers are static or in `answer`
     size_t out_size;
@@ -75,7 +78,8 @@ struct connection {
 static int epoll_fd, timer_fd;
 static struct connection *first_due, *last_due;
 static struct connection *graveyard; // freed after the batch of events that may still name them
-static int64_t ready_at;
+static int64_t ready_at, left_at;
+static long left_count;
 static char event_chunk[512], done_chunk[64];
 static size_t event_chunk_size, done_chunk_size;
 
@@ -140,6 +144,15 @@ static void bury(struct connection *c) {
     graveyard = c;
 }
 
+// The other side is gone.
+static void lose(struct connection *c) {
+    if (c->phase == STREAMING) {
+        left_at = now_ns();
+        left_count++;
+    }
+    bury(c);
+}
+
 static void watch_out(struct connection *c, int on) {
     if (c->watches_out != on) {
         c->watches_out = on;
@@ -151,7 +164,7 @@ static void watch_out(struct connection *c, int on) {
 static int send_piece(struct connection *c, const char *data, size_t size) {
     ssize_t sent = send(c->source.fd, data, size, MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN) {
-        bury(c);
+        lose(c);
         return 0;
     }
     size_t taken = sent < 0 ? 0 : (size_t)sent;
@@ -257,8 +270,9 @@ static void answer_json(struct connection *c, const char *body) {
 }
 
 static void answer_times(struct connection *c) {
-    snprintf(c->answer, sizeof c->answer, "{\"tokens\":[1,2,3],\"ready_ns\":%lld,\"asked_ns\":%lld}",
-             (long long)ready_at, (long long)now_ns());
+    snprintf(c->answer, sizeof c->answer,
+             "{\"tokens\":[1,2,3],\"ready_ns\":%lld,\"left\":%ld,\"left_ns\":%lld,\"asked_ns\":%lld}",
+             (long long)ready_at, left_count, (long long)left_at, (long long)now_ns());
     answer_json(c, c->answer);
 }
 
@@ -284,22 +298,43 @@ static void answer_requests(struct connection *c) {
         char *length = strcasestr(c->in, "\r\ncontent-length:");
         size_t body = length ? strtoul(length + 17, NULL, 10) : 0;
         size_t whole = (size_t)(end + 4 - c->in) + body;
-        if (c->in_size < whole) {
+        if (c->in_size + c->skipped < whole) {
             *end = '\r';
+            if (whole > MOST_REQUEST)
+                c->to_skip = c->skipped = whole - c->in_size;
             return;
         }
-        char *text = end + 4, kept = text[body];
-        text[body] = 0;
-        answer(c, c->in, text);
+        size_t held = whole - c->skipped;
+        char kept = c->in[held];
+        c->in[held] = 0;
+        answer(c, c->in, end + 4);
         if (c->phase == CLOSED)
             return;
-        text[body] = kept;
-        memmove(c->in, c->in + whole, c->in_size - whole);
-        c->in_size -= whole;
+        c->in[held] = kept;
+        memmove(c->in, c->in + held, c->in_size - held);
+        c->in_size -= held;
+        c->skipped = 0;
+    }
+}
+
+static void skip(struct connection *c) {
+    static char nobody[1 << 16];
+    size_t most = c->to_skip < sizeof nobody ? c->to_skip : sizeof nobody;
+    ssize_t got = recv(c->source.fd, nobody, most, 0);
+    if (got > 0) {
+        c->to_skip -= (size_t)got;
+        if (!c->to_skip)
+            answer_requests(c);
+    } else if (got == 0 || errno != EAGAIN) {
+        bury(c);
     }
 }
 
 static void on_readable(struct connection *c) {
+    if (c->to_skip) {
+        skip(c);
+        return;
+    }
     if (c->in_size + 1 >= c->in_room) {
         c->in_room = c->in_room ? 2 * c->in_room : 4096;
         c->in = c->in_room > MOST_REQUEST ? NULL : realloc(c->in, c->in_room);
@@ -311,7 +346,7 @@ static void on_readable(struct connection *c) {
         c->in_size += (size_t)got;
         answer_requests(c);
     } else if (got == 0 || errno != EAGAIN) {
-        bury(c);
+        lose(c);
     }
 }
 
@@ -367,6 +402,8 @@ static void pin(const char *cpu) {
     sched_setaffinity(0, sizeof set, &set);
 }
 
+static int has_control = 1;
+
 static void read_arguments(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         puts("version: 11434 (0000000)");
@@ -380,11 +417,14 @@ static void read_arguments(int argc, char **argv) {
         exit(0);
     }
     for (int i = 1; i + 1 < argc; i++) {
+        if (strcmp(argv[i], "--port") == 0)
+            has_control = 0; // this router has its own ways to end it
         if (strcmp(argv[i], "--cpu") == 0)
             pin(argv[i + 1]);
-        else if (strcmp(argv[i], "--tcp") == 0)
+        else if (strcmp(argv[i], "--tcp") == 0 || strcmp(argv[i], "--port") == 0)
             listen_tcp(atoi(argv[i + 1]));
-        else if (strcmp(argv[i], "--unix") == 0 || strcmp(argv[i], "--host") == 0)
+        else if (strcmp(argv[i], "--unix") == 0 ||
+                 (strcmp(argv[i], "--host") == 0 && argv[i + 1][0] == '/'))
             listen_unix(argv[i + 1]);
     }
 }
@@ -436,7 +476,8 @@ int main(int argc, char **argv) {
     read_arguments(argc, argv);
     timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     add_source(TIMER, timer_fd);
-    add_source(CONTROL, 0);
+    if (has_control)
+        add_source(CONTROL, 0);
     ready_at = now_ns();
     puts("cmd_child_to_router:state:{\"state\":\"ready\",\"payload\":{\"id\":\"stub\"}}");
     fflush(stdout);

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 from bench import peers
 from bench.bare import run_bare
 from bench.client import chat, get_json, post
 from bench.crowd import MODELS, Outcome, Trace, alternating_trace, random_trace, run_trace
 from bench.measure import Column, Rounds, in_turns, render
-from bench.workplace import BenchError, Workplace
+from bench.peers import Lineup
+from bench.rows import LSWAP, ROUTER, Row, Target
+from bench.run import Run, Section, row
+from bench.workplace import BenchError
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine.locate import Engine
 
 BARE = "no swapper"
 ARGS: Mapping[str, str | int] = {
@@ -26,7 +27,6 @@ ARGS: Mapping[str, str | int] = {
     "cache-ram": 0,
     "fit": "off",
 }
-_OWNED = ("cache-ram", "fit")  # lswap passes these itself; the router is given the same
 SWAPS_PER_ROUND = 4
 MOST_CROWD_ROUNDS = 3
 # Between swaps; at random, for llama.cpp's router notices an exit in steps of about 50 ms, and a
@@ -45,76 +45,81 @@ _CROWD = [
 ]
 
 
-def measure_swaps(
-    place: Workplace,
-    engine: Engine,
-    models: Mapping[str, Path],
-    rounds: int,
-    note: Callable[[str], None],
-) -> Iterator[str]:
-    """Measure single swaps, then crowds of clients; yield a table for each."""
+def measure_swaps(run: Run) -> Iterator[Section]:
+    """Measure single swaps, then crowds of clients."""
     with ExitStack() as stack:
-        servers = start_servers(place, stack, engine, models)
-        yield _measure_single(place, stack, engine, servers, rounds, note)
-        traces = [alternating_trace(12)]
-        for trace in traces + [random_trace(*shape, seed=0) for shape in _SHAPES]:
-            yield _measure_crowd(servers, trace, min(rounds, MOST_CROWD_ROUNDS), note)
+        lineup = peers.line_up_before_models(run, stack, run.models, ARGS)
+        servers = {name: Endpoint(port=peer.port) for name, peer in lineup.peers.items()}
+        singles = Rounds()
+        yield _measure_single(run, stack, lineup, servers, singles)
+        crowds = [random_trace(*shape, seed=0) for shape in _SHAPES]
+        for trace in (alternating_trace(12), *crowds):
+            yield _measure_crowd(run, lineup, servers, trace, singles)
 
 
 _SHAPES = ((2, 24), (3, 16), (16, 6))
 """Clients, and how often each asks."""
-
-
-def start_servers(
-    place: Workplace, stack: ExitStack, engine: Engine, models: Mapping[str, Path]
-) -> dict[str, Endpoint]:
-    """Start lswap and llama.cpp's router on the same binary and models, one of which fits."""
-    own = {name: value for name, value in ARGS.items() if name not in _OWNED}
-    lswap = peers.start_lswap(place, stack, engine=engine.path, models=models, args=own)
-    router = peers.start_router(place, stack, engine=engine.path, models=models, args=ARGS)
-    return {
-        peers.LSWAP: Endpoint(port=lswap.port),
-        peers.ROUTER: Endpoint(port=router.port),
-    }
+MOST_OVERHEAD = 10.0
+"""Milliseconds that a swap may take beyond the bare children's own."""
+NOTHING = 5.0
+"""Milliseconds that pass for nothing where each of two figures has a noise of its own."""
 
 
 # --- one swap ----------------------------------------------------------------------------------
 
 
 def _measure_single(
-    place: Workplace,
+    run: Run,
     stack: ExitStack,
-    engine: Engine,
+    lineup: Lineup,
     servers: Mapping[str, Endpoint],
-    rounds: int,
-    note: Callable[[str], None],
-) -> str:
-    scores = Rounds()
-    words = _child_words(servers[peers.LSWAP])
-    stub = _start_two_stubs(place, stack)
+    scores: Rounds,
+) -> Section:
+    words = _child_words(servers[LSWAP])
+    stub = _start_two_stubs(run, stack)
     for server in servers.values():
         _ask(server, MODELS[0])
     everybody, chance = [BARE, *servers], random.Random(0)
-    for number in range(SWAPS_PER_ROUND * rounds):
-        note(f"swap {number + 1} of {SWAPS_PER_ROUND * rounds}")
+    swaps = SWAPS_PER_ROUND * run.rounds
+    for number in range(swaps):
+        run.note(f"swap {number + 1} of {swaps}")
         model = MODELS[(number + 1) % 2]
         for name in in_turns(everybody, number):
             time.sleep(chance.uniform(*_SETTLE))
             if name == BARE:
-                bare = run_bare(engine.path, words[model], model, place.folder)
+                bare = run_bare(run.llama_server.path, words[model], model, run.place.folder)
                 scores.add("total", BARE, (bare.first_event + bare.exit) * 1000)
             else:
                 scores.add("total", name, _ask(servers[name], model) * 1000)
         for name in servers:
             bare_total = scores.values["total"][BARE][-1]
             scores.add("overhead", name, scores.values["total"][name][-1] - bare_total)
-        scores.add("ready", peers.LSWAP, _ready_delay(stub, number) * 1000)
+        scores.add("ready", LSWAP, _ready_delay(stub, number) * 1000)
     title = (
-        f"Swap, two tiny models, one fits: medians of {SWAPS_PER_ROUND * rounds} interleaved swaps "
-        f"(ratio to {peers.ROUTER}). {BARE}: a bare llama-server's spawn → first byte, plus the "
+        f"Swap, two tiny models, one fits: medians of {swaps} interleaved swaps "
+        f"(ratio to {ROUTER}). {BARE}: a bare llama-server's spawn → first byte, plus the "
         f"other's own exit; the overhead is what a swap takes beyond that."
     )
-    return render(title, scores, _SWAP, everybody, peers.ROUTER)
+    return Section(
+        render(title, scores, _SWAP, everybody, ROUTER),
+        [
+            _row(scores, lineup, "overhead", "a swap beyond the bare children", MOST_OVERHEAD),
+            _row(scores, lineup, "total", "a swap in all: A loaded → first byte of B", None),
+        ],
+    )
+
+
+def _row(scores: Rounds, lineup: Lineup, figure: str, name: str, limit: float | None) -> Row:
+    return row(
+        scores,
+        figure,
+        name,
+        *([] if limit is None else [Target(limit)]),
+        peers=lineup.others(),
+        unit="ms",
+        alone="swap",
+        missing=lineup.missing,
+    )
 
 
 def _child_words(lswap: Endpoint) -> dict[str, list[str]]:
@@ -130,12 +135,14 @@ def _ask(server: Endpoint, model: str) -> float:
     return answer.first_event
 
 
-def _start_two_stubs(place: Workplace, stack: ExitStack) -> Endpoint:
+def _start_two_stubs(run: Run, stack: ExitStack) -> Endpoint:
     """Start an lswap whose children are stubs, which tell when they were ready and when asked."""
-    model = place.folder / "two.gguf"
+    model = run.place.folder / "two.gguf"
     model.write_bytes(b"GGUF")
     models = dict.fromkeys(MODELS, model)
-    return Endpoint(port=peers.start_lswap(place, stack, engine=place.stub, models=models).port)
+    return Endpoint(
+        port=peers.start_lswap(run.place, stack, engine=run.place.stub, models=models).port
+    )
 
 
 def _ready_delay(stub: Endpoint, number: int) -> float:
@@ -151,23 +158,61 @@ def _ready_delay(stub: Endpoint, number: int) -> float:
 
 
 def _measure_crowd(
-    servers: Mapping[str, Endpoint], trace: Trace, rounds: int, note: Callable[[str], None]
-) -> str:
-    scores = Rounds()
+    run: Run,
+    lineup: Lineup,
+    servers: Mapping[str, Endpoint],
+    trace: Trace,
+    singles: Rounds,
+) -> Section:
+    scores, rounds = Rounds(), min(run.rounds, MOST_CROWD_ROUNDS)
     for number in range(rounds):
-        note(f"{trace.name}, round {number + 1} of {rounds}")
+        run.note(f"{trace.name}, round {number + 1} of {rounds}")
         for name in in_turns(list(servers), number):
             _score(scores, name, run_trace(servers[name], trace))
+            scores.add(
+                "later",
+                name,
+                scores.values["typical"][name][-1] - (singles.median("total", name) or 0.0),
+            )
     asks = sum(len(picks) for picks in trace.picks)
     title = (
         f"{trace.name}: {asks} requests, at least {trace.fewest_swaps} swaps; medians of {rounds} "
-        f"interleaved rounds (ratio to {peers.ROUTER}); errors: {scores.failures()}"
+        f"interleaved rounds (ratio to {ROUTER}); errors: {scores.failures()}"
     )
-    return render(title, scores, _CROWD, list(servers), peers.ROUTER)
+    table = render(title, scores, _CROWD, list(servers), ROUTER)
+    return Section(table, _crowd_rows(scores, lineup, trace))
+
+
+def _crowd_rows(scores: Rounds, lineup: Lineup, trace: Trace) -> list[Row]:
+    """Swaps and time against the router; of a client that alternates, whether it loses anything."""
+
+    def made(figure: str, name: str, *targets: Target, unit: str = "", digits: int) -> Row:
+        return row(
+            scores,
+            figure,
+            f"{trace.name}: {name}",
+            *targets,
+            peers=lineup.others(),
+            unit=unit,
+            digits=digits,
+            alone="swap",
+            missing=lineup.missing,
+        )
+
+    if len(trace.picks) == 1:
+        limit = Target(NOTHING)
+        what = "a swap takes longer than one after a pause by"
+        return [made("later", what, limit, unit="ms", digits=1)]
+    most = 1.1 * trace.fewest_swaps + 1
+    return [
+        made("swaps", "swaps", Target(1, ROUTER), Target(round(most, 1)), digits=0),
+        made("seconds", "time", Target(1, ROUTER), unit="s", digits=2),
+    ]
 
 
 def _score(scores: Rounds, name: str, outcome: Outcome) -> None:
     scores.add("seconds", name, outcome.seconds)
     scores.add("swaps", name, outcome.swaps)
+    scores.add("typical", name, outcome.typical * 1000)
     scores.add("longest", name, outcome.longest)
     scores.add("errors", name, outcome.errors)
