@@ -245,17 +245,18 @@ class _Streams:
     def __init__(self, port: int) -> None:
         self._selector = selectors.DefaultSelector()
         self._times: dict[int, list[float]] = {}
-        self._bytes: dict[int, int] = {}
+        self._received: dict[int, bytearray] = {}
         ask = {"model": "stub", "stream": True, "max_tokens": EVENTS, "stub_rate": RATE}
         body = json.dumps(ask, separators=(",", ":")).encode()
-        head = "POST /v1/chat/completions HTTP/1.0\r\nAccept: text/event-stream\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += "Accept: text/event-stream\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         for number in range(STREAMS):
             sock = socket.create_connection(("127.0.0.1", port))
             sock.sendall(head.encode() + body)
             self._selector.register(sock, selectors.EVENT_READ, number)
             self._times[number] = []
-            self._bytes[number] = 0
+            self._received[number] = bytearray()
 
     def __enter__(self) -> _Streams:
         return self
@@ -274,9 +275,7 @@ class _Streams:
                 got = key.fileobj.recv(65536)
                 if got:
                     self._times[key.data].append(time.perf_counter())
-                    self._bytes[key.data] += len(got)
-                    if b"\r\n\r\n" in got:  # the head, or the end of the last chunk
-                        self._bytes[key.data] = len(got.partition(b"\r\n\r\n")[2])
+                    self._received[key.data] += got
                 else:
                     self._end(key)
 
@@ -285,8 +284,10 @@ class _Streams:
         self.read(until=_LIMIT)
         if self._selector.get_map():
             raise BenchError("the streams do not end")
-        whole = max(self._bytes.values())
-        wrong = sum(one != whole for one in self._bytes.values())
+        wrong = sum(
+            one.count(b"data: {") != EVENTS or b"data: [DONE]" not in one
+            for one in self._received.values()
+        )
         gaps = [b - a for times in self._times.values() for a, b in pairwise(times)]
         return gaps, wrong
 

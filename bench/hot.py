@@ -1,4 +1,4 @@
-"""One client keeps a model hot; another asks once for the other model, where one fits."""
+"""Two clients keep a model hot; a third asks once for the other model, where one fits."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from llamaswap_py.endpoint import Endpoint
 MAX_WAIT = 5.0
 """`policy.max_wait` of lswap here; 60 s by default, which would make the run as much longer."""
 SECONDS = 20.0
+HOT_CLIENTS = 2
+"""Their requests overlap, so that A is never idle."""
 _LATER = 0.2
 """Share of the time after which the other model is asked for."""
 _COLUMNS = [
@@ -58,12 +60,11 @@ def measure_hot(run: Run) -> Iterator[Section]:
             scores.add("answers", name, heard.answers)
             if name == LSWAP:
                 loads = _loads(server)
-                scores.add(
-                    "bound", name, max(max_wait, 2 * max(loads)) + heard.longest + sum(loads)
-                )
+                gate = max(max_wait, 2 * max(loads))
+                scores.add("bound", name, gate + heard.longest + sum(loads))
     title = (
-        f"A hot client on A for {seconds:g} s, one request for B after {seconds * _LATER:g} s, "
-        f"where one fits (a wait of {seconds * (1 - _LATER):g} s or more: not served in that time)"
+        f"{HOT_CLIENTS} clients keep A busy for {seconds:g} s, one request for B after "
+        f"{seconds * _LATER:g} s, where one fits (a wait of {seconds * (1 - _LATER):g} s or more: not served in that time)"
     )
     bound = round(scores.values["bound"][LSWAP][0], 1)
     made = Row(
@@ -91,16 +92,19 @@ def _run(server: Endpoint, seconds: float) -> _Heard:
 
     asked: list[Answer] = []
     asking = threading.Thread(target=lambda: asked.append(chat(server, other)), daemon=True)
-    heating = threading.Thread(target=keep_hot)
+    heating = [threading.Thread(target=keep_hot) for _ in range(HOT_CLIENTS)]
     began = time.perf_counter()
-    heating.start()
+    for one in heating:
+        one.start()
+        time.sleep(0.01)
     time.sleep(seconds * _LATER)
     asking.start()
     time.sleep(max(began + seconds - time.perf_counter(), 0))
     served = bool(asked) and asked[0].whole
     answers = len(took)
     over.set()
-    heating.join()
+    for one in heating:
+        one.join()
     asking.join()
     wait = asked[0].first_event if served else seconds * (1 - _LATER)
     return _Heard(wait, answers, max(took, default=0.0))

@@ -10,7 +10,7 @@
 //   stub_upstream <arguments of llama-server> --port N              (as a child of another router)
 //
 // A body with `"stream":true` is answered by `"max_tokens":N` events, `"stub_rate":R` of them a
-// second (0: as fast as they are taken). Of a body larger than a megabyte only the beginning is
+// second (0: as fast as they are taken), the first of them `"stub_at_once":true`. Of a body larger than a megabyte only the beginning is
 // looked at. POST /tokenize tells CLOCK_MONOTONIC nanoseconds of its ready line, of the request
 // itself, and of the last time that a stream was left by its reader, with how many were.
 #define _GNU_SOURCE
@@ -248,7 +248,9 @@ static void start_stream(struct connection *c, const char *body) {
         return;
     }
     // Phases of their own, as generations have; rand() without a seed is the same in every run.
-    c->due = now_ns() + (int64_t)((double)rand() / RAND_MAX * (double)c->interval);
+    c->due = now_ns();
+    if (!strstr(body, "\"stub_at_once\":true"))
+        c->due += (int64_t)((double)rand() / RAND_MAX * (double)c->interval);
     enqueue(c);
     arm();
 }
