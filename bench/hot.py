@@ -64,7 +64,8 @@ def measure_hot(run: Run) -> Iterator[Section]:
                 scores.add("bound", name, gate + heard.longest + sum(loads))
     title = (
         f"{HOT_CLIENTS} clients keep A busy for {seconds:g} s, one request for B after "
-        f"{seconds * _LATER:g} s, where one fits (a wait of {seconds * (1 - _LATER):g} s or more: not served in that time)"
+        f"{seconds * _LATER:g} s, where one fits (a wait of {seconds * (1 - _LATER):g} s or more: "
+        f"not served in that time)"
     )
     bound = round(scores.values["bound"][LSWAP][0], 1)
     made = Row(

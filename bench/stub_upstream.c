@@ -10,9 +10,10 @@
 //   stub_upstream <arguments of llama-server> --port N              (as a child of another router)
 //
 // A body with `"stream":true` is answered by `"max_tokens":N` events, `"stub_rate":R` of them a
-// second (0: as fast as they are taken), the first of them `"stub_at_once":true`. Of a body larger than a megabyte only the beginning is
-// looked at. POST /tokenize tells CLOCK_MONOTONIC nanoseconds of its ready line, of the request
-// itself, and of the last time that a stream was left by its reader, with how many were.
+// second (0: as fast as they are taken), the first one at once with `"stub_at_once":true`. Of a
+// body larger than a megabyte only the beginning is looked at. POST /tokenize tells CLOCK_MONOTONIC
+// nanoseconds of its ready line, of the request itself, and of the last time that a stream was left
+// by its reader, with how many were.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
