@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bench.workplace import BenchError
-
 if TYPE_CHECKING:
     from bench.run import Run, Section
 
@@ -23,13 +21,9 @@ class Part:
     default: bool = True
 
     def measure(self, run: Run) -> Iterable[Section]:
-        """Import the part and start it. Raises BenchError where it is not there."""
+        """Import the part and start it."""
         module, _, function = self.where.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), function)
-        except ModuleNotFoundError as error:
-            raise BenchError(f"there is no {error.name}") from None
-        sections: Iterable[Section] = found(run)
+        sections: Iterable[Section] = getattr(importlib.import_module(module), function)(run)
         return sections
 
 
@@ -49,7 +43,7 @@ PARTS: Final = (
     Part("commands", "bench.commands:measure_commands", "CPU of commands"),
     Part("swap", "bench.swap:measure_swaps", "one swap, and crowds of clients"),
     Part("hot", "bench.hot:measure_hot", "one request for B while A is kept busy"),
-    Part("read_ahead", "bench.read_ahead:measure", "a large file after a drain"),
-    Part("keep_kv", "bench.keep_kv:measure", "a long prompt after a swap"),
+    Part("read_ahead", "bench.adopted:measure_read_ahead", "a large file after a drain"),
+    Part("keep_kv", "bench.adopted:measure_keep_kv", "a long prompt after a swap"),
     Part("day", "bench.day:measure_day", "memory promises in a simulated day"),
 )

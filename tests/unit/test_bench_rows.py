@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from bench.guests import Guest, read_guest, router_presets, swap_config
-from bench.measure import Rounds, in_turns
+from bench.measure import Column, Rounds, in_turns, render, rendering
 from bench.registry import PARTS
 from bench.rows import GO, LSWAP, NGINX, ROUTER, Row, Target, Told, shortfalls, summarise
 from bench.run import row
@@ -181,5 +182,18 @@ def test_the_files_for_guests_are_what_other_programs_read() -> None:
         assert not [note for note in draft.notes if "PORT" in note.text]
 
 
-def test_the_parts_have_names_of_their_own() -> None:
+def test_what_is_rendered_inside_is_collected() -> None:
+    scores = Rounds()
+    scores.add("swap", "with", 1.0)
+    with rendering() as seen:
+        text = render("a title", scores, [Column("swap", "swap, s", 2)], ["with"], "with")
+    render("another", scores, [], ["with"], "with")
+    assert [(one.title, one.rounds) for one in seen] == [("a title", scores)]
+    assert "1.00" in text
+
+
+def test_the_parts_have_names_of_their_own_and_are_there() -> None:
     assert len({part.name for part in PARTS}) == len(PARTS)
+    for part in PARTS:
+        module, _, function = part.where.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
