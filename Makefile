@@ -12,6 +12,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help demo serve engine test lint format wheel bench clean
 
@@ -57,9 +58,9 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
 		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
 
-bench: $(VENV)/.dev ## the benchmarks (minutes; not part of the tests)
+bench: $(VENV)/.dev ## every target beside its peers (15 minutes; BENCH_ARGS='relay swap', '--quick', ...)
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean: ## remove what was made here; engines stay where `lswap engine list` shows them
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
