@@ -1,7 +1,7 @@
 """Benchmarks with a command of their own that hand back text: their tables, and rows made of them.
 
-A function here takes the run and calls `measure_…(place, engine, rounds, note)` of the other module;
-what it renders on the way (bench.measure.render) is where the figures of a row come from.
+A function here takes the run and calls `measure_…(place, engine, rounds, note)` of the other
+module; what it renders on the way (bench.measure.render) is where the figures of a row come from.
 """
 
 from __future__ import annotations

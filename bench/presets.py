@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from statistics import median
 
 from bench.limits import PRESETS, lswap, stub_preset
 from bench.measure import Column, Rounds, cpu_seconds, in_turns, render
@@ -15,8 +17,10 @@ from bench.rows import LSWAP, Row, Target
 from bench.run import Run, Section
 
 FEW = "10 presets"
-SLICES = 4
-"""In turns within a round, of which the cheapest counts: neighbours only ever add to it."""
+RATIO = "request_ratio"
+SLICES = 6
+"""Pairs of slices within a round, whose median ratio counts: neighbours are busy for longer."""
+_PATIENCE, _LOOK = 30.0, 2.0
 _COLUMNS = [
     Column("listens", "until it listens, s", 2),
     Column("start_cpu", "CPU until then, s", 2),
@@ -48,6 +52,7 @@ def measure_presets(run: Run) -> Iterator[Section]:
         found = {size: Peer(server.port, server.pid) for size, server in servers.items()}
         for peer in found.values():
             drive(place, peer, load)
+            _await_quiet(peer)
         for count in range(run.rounds):
             run.note(f"requests, round {count + 1} of {run.rounds}")
             _drive_in_turns(run, scores, found, load)
@@ -57,19 +62,30 @@ def measure_presets(run: Run) -> Iterator[Section]:
     yield Section(render(title, scores, _COLUMNS, [*found], FEW), _rows(scores, many))
 
 
+def _await_quiet(peer: Peer) -> None:
+    """Wait until nothing is done any more that a start leaves to do: it would count as requests."""
+    deadline = time.monotonic() + _PATIENCE
+    while peer.pid is not None and time.monotonic() < deadline:
+        before = cpu_seconds(peer.pid)
+        time.sleep(_LOOK)
+        if cpu_seconds(peer.pid) - before < _LOOK / 200:
+            return
+
+
 def _drive_in_turns(run: Run, scores: Rounds, found: Mapping[str, Peer], load: Load) -> None:
-    least = dict.fromkeys(found, float("inf"))
+    costs: dict[str, list[float]] = {size: [] for size in found}
     for turn in range(SLICES):
         for size in in_turns(list(found), turn):
             said, cpu = drive(run.place, found[size], load)
-            least[size] = min(least[size], (cpu or 0.0) / max(said["answers"], 1))
-    for size, seconds in least.items():
-        scores.add("request_cpu", size, seconds * 1e6)
+            costs[size].append((cpu or 0.0) / max(said["answers"], 1) * 1e6)
+    for size, each in costs.items():
+        scores.add("request_cpu", size, median(each))
+    few, many = costs.values()
+    scores.add(RATIO, LSWAP, median(b / a for a, b in zip(few, many, strict=True)))
 
 
 def _rows(scores: Rounds, many: str) -> list[Row]:
-    listens, request = scores.values["listens"], scores.values["request_cpu"]
-    ratios = [a / b for a, b in zip(request[many], request[FEW], strict=True)]
+    listens, ratios = scores.values["listens"], scores.values[RATIO][LSWAP]
     first = Row(
         f"{many}: until `lswap up` listens",
         {LSWAP: listens[many]},
