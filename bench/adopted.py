@@ -27,30 +27,30 @@ def measure_read_ahead(run: Run) -> Iterator[Section]:
     engine, size = run.llama_server, {"size": QUICK_BYTES} if run.quick else {}
     with rendering() as tables:
         text = measure(run.place, engine, min(run.rounds, MOST_ROUNDS), run.note, **size)
-    yield Section(text, _share_row(tables))
-
-
-def _share_row(tables: list[Rendered]) -> list[Row]:
-    """Return the row of the first table: the swap with read-ahead as a share of that without."""
-    swaps = tables[0].rounds.values.get("swap", {}) if tables else {}
-    without, with_ = swaps.get("without read-ahead", []), swaps.get("with read-ahead", [])
-    shares = [a / b for a, b in zip(with_, without, strict=False) if b > 0]
-    return [
-        Row(
-            "swap to a large cold file while A drains, × that without read-ahead",
-            {LSWAP: shares},
-            (Target(READ_AHEAD_SHARE),),
-            digits=2,
-            alone="read_ahead",
-        )
-    ]
+    shares = shares_of(tables, "swap", "with read-ahead", "without read-ahead")
+    name = "swap to a large cold file while A drains, × that without read-ahead"
+    target = (Target(READ_AHEAD_SHARE),)
+    yield Section(text, [Row(name, {LSWAP: shares}, target, digits=2, alone="read_ahead")])
 
 
 def measure_keep_kv(run: Run) -> Iterator[Section]:
     """Ask on in a long conversation after a swap: with its slots kept, without. No target yet."""
     measure = _find("bench.keep_kv", "measure_keep_kv")
     rounds = min(run.rounds, MOST_ROUNDS)
-    yield Section(measure(run.place, run.llama_server, rounds, run.note))
+    with rendering() as tables:
+        text = measure(run.place, run.llama_server, rounds, run.note)
+    shares = shares_of(tables, "back", "keep_kv", "without")
+    name = "swap back to a long conversation, `keep_kv`, × that without"
+    yield Section(text, [Row(name, {LSWAP: shares}, digits=2, alone="keep_kv")])
+
+
+def shares_of(tables: list[Rendered], figure: str, of: str, base: str) -> list[float]:
+    """Return what one way took as shares of another, by round, in the first table that has both."""
+    for table in tables:
+        values = table.rounds.values.get(figure, {})
+        if of in values and base in values:
+            return [a / b for a, b in zip(values[of], values[base], strict=False) if b > 0]
+    return []
 
 
 def _find(module: str, function: str) -> Callable[..., Any]:

@@ -158,6 +158,8 @@ def _with(verdict: Verdict, met: bool | None, held: int, rounds: int, why: str) 
 
 def summarise(rows: Sequence[Row]) -> str:
     """Return the summary: a table of all rows, what falls short, and who is missing and why."""
+    if not rows:
+        return "No figure has a row here."
     peers = _peers_of(rows)
     head = ["figure", "target", LSWAP, *peers, "ratio", "spread", "met", "`python -m bench …`"]
     cells = [_cells(row, row.judge(), peers) for row in rows]

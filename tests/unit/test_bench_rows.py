@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.adopted import shares_of
 from bench.guests import Guest, read_guest, router_presets, swap_config
-from bench.measure import Column, Rounds, in_turns, render, rendering
+from bench.measure import Column, Rendered, Rounds, in_turns, render, rendering
 from bench.registry import PARTS
 from bench.rows import GO, LSWAP, NGINX, ROUTER, Row, Target, Told, shortfalls, summarise
 from bench.run import row
@@ -190,6 +191,17 @@ def test_what_is_rendered_inside_is_collected() -> None:
     render("another", scores, [], ["with"], "with")
     assert [(one.title, one.rounds) for one in seen] == [("a title", scores)]
     assert "1.00" in text
+
+
+def test_shares_of_one_way_against_another_by_round() -> None:
+    without, with_ = "without read-ahead", "with read-ahead"
+    cold = Rounds()
+    for slow, fast in ((4.0, 1.0), (2.0, 1.0)):
+        cold.add("swap", without, slow)
+        cold.add("swap", with_, fast)
+    tables = [Rendered("of something else", Rounds()), Rendered("cold", cold)]
+    assert shares_of(tables, "swap", with_, without) == [0.25, 0.5]
+    assert shares_of(tables, "read", with_, without) == []
 
 
 def test_the_parts_have_names_of_their_own_and_are_there() -> None:
