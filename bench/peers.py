@@ -119,7 +119,7 @@ def _invite(
         try:
             peer = _start_guest(run, stack, guest, engine, models, args)
         except (BenchError, OSError) as error:
-            lineup.missing[guest.name] = str(error).strip().splitlines()[0][:200]
+            lineup.missing[guest.name] = " ".join(str(error).split()).rstrip(":")[:200]
             continue
         told = {name: _try(peer, name) for name in models}
         wrong = [f"{said or 'nothing'} for {name}" for name, said in told.items() if said != "200"]
