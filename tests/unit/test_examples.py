@@ -82,7 +82,7 @@ def test_the_readmes_files_exist() -> None:
 def test_the_files_that_the_documentation_names_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w./]+\.(?:py|sh))(?!\w)", text))
-    folders = (ROOT / "llamaswap_py", ROOT / "scripts", ROOT / "tests")
+    folders = [ROOT / name for name in ("llamaswap_py", "scripts", "tests", "bench")]
     here = [path.as_posix() for folder in folders for path in folder.rglob("*.*")]
     assert len(named) > 20
     for name in sorted(named):
