@@ -133,7 +133,7 @@ def measure_big_body(run: Run) -> Iterator[Section]:
         max(each) for each in zip(*(scores.values["held"][one] for one in uploads), strict=True)
     ]
     made = Row(
-        "… in five forms: longest turn of the event loop, CPU",
+        "50 MB in five forms: longest turn of the event loop, CPU",
         {LSWAP: worst},
         (Target(MOST_ADDED),),
         unit="ms",
