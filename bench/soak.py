@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -63,18 +64,25 @@ class Soak:
     dice: random.Random = field(default_factory=lambda: random.Random(1))
     faults: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, float]] = field(default_factory=list)
+    failed: str = ""
+    """Which of the checks at the end did not hold."""
     began: float = field(default_factory=time.monotonic)
 
     async def run(self, seconds: float, every: float, clients: int) -> None:
         """Do it all, for so long."""
         async with self.crowd.asking(clients), asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch())
-            end = self.began + seconds
+            end, told = self.began + seconds, 0
             while (left := end - time.monotonic()) > 0:
                 await asyncio.sleep(min(every, left))
                 fault = self.dice.choice(FAULTS)
-                self.faults[fault.__name__.replace("_", " ")] += 1
+                name = fault.__name__.replace("_", " ")
+                self.faults[name] += 1
                 await fault(self)
+                for wrong in self.crowd.wrongs[told:]:
+                    at = time.monotonic() - self.began
+                    print(f"{at:.0f} s, {name}: {wrong}", file=sys.stderr, flush=True)
+                told = len(self.crowd.wrongs)
             watching.cancel()
 
     async def _watch(self) -> None:
@@ -84,6 +92,7 @@ class Soak:
             with suppress(httpx.TransportError):
                 text = (await self.lswap.client.get("/metrics")).text
                 line = next(one for one in text.splitlines() if one.startswith("lswap_tasks "))
+                devices = (await self.lswap.state()).devices
                 self.samples.append(
                     {
                         "at": time.monotonic() - self.began,
@@ -91,6 +100,7 @@ class Soak:
                         "fds": process.num_fds(),
                         "tasks": float(line.split()[1]),
                         "answers": self.crowd.right.total(),
+                        "over": sum(one.used > one.total - one.margin for one in devices),
                     }
                 )
             await asyncio.sleep(1)
@@ -245,7 +255,12 @@ async def soak(folder: Path, seconds: float, every: float, clients: int) -> Soak
         crowd = Crowd(lswap, {name: lab.sentence(name) for name in models}, frozenset({"long"}))
         run = Soak(lab, lswap, crowd)
         await run.run(seconds, every, clients)
-        await check_all(lswap, crowd, hit=models)
+        try:
+            await check_all(lswap, crowd, hit=models)
+        except AssertionError as error:
+            run.failed = str(error) or "a check of tests/faults/checks.py"
+            traceback.print_exc()
+            print("".join(lswap.log[-200:]), file=sys.stderr)
         return run
 
 
@@ -255,10 +270,13 @@ def report(run: Soak) -> str:
     codes = Counter[str]()
     for (_, code), count in crowd.errors.items():
         codes[code] += count
+    over = sum(one["over"] > 0 for one in run.samples)
     lines = [
         f"{seconds / 60:.1f} minutes, {crowd.asked:,} requests, {run.faults.total()} faults",
         f"  right answers        {crowd.right.total():,}",
         f"  wrong or missing     {len(crowd.wrongs)}",
+        f"  memory over-promised {over} times in {len(run.samples):,} looks",
+        f"  checks at the end    {run.failed or 'all passed'}",
         f"  left by the client   {crowd.left:,}",
         f"  told of an error     {codes.total():,}: "
         + ", ".join(f"{count} {code}" for code, count in codes.most_common()),
@@ -308,7 +326,7 @@ def main() -> int:
             ),
             encoding="utf-8",
         )
-    return 1 if run.crowd.wrongs else 0
+    return 1 if run.crowd.wrongs or run.failed else 0
 
 
 if __name__ == "__main__":
