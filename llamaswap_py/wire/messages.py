@@ -225,9 +225,9 @@ def forward_headers(
     `render_request`), Expect, and the lower-case names in `drop`; Host becomes `localhost`.
     """
     unwanted = _NOT_FORWARDED | drop if drop else _NOT_FORWARDED
-    connection = head.get(b"connection")
-    if connection is not None:
-        unwanted = unwanted.union(tokens(connection))
+    if head.get(b"connection") is not None:
+        several = [value for name, value in head.headers if name == b"connection"]
+        unwanted = unwanted.union(*map(tokens, several))
     headers: Headers = [(b"host", b"localhost")]
     headers += [pair for pair in head.headers if pair[0] not in unwanted]
     earlier = head.get(b"x-forwarded-for")

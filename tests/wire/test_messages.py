@@ -42,6 +42,16 @@ def test_only_end_to_end_headers_reach_a_child() -> None:
     ]
 
 
+def test_each_connection_header_names_what_stays_here() -> None:
+    """RFC 9110 section 7.6.1; several headers of one name are one list (section 5.3)."""
+    request = head(
+        (b"connection", b"close"), (b"connection", b"X-Hop, x-Other"), (b"x-hop", b"1"),
+        (b"x-other", b"2"), (b"accept", b"*/*"),
+    )  # fmt: skip
+    names = [name for name, _ in forward_headers(request, peer="unix")]
+    assert names == [b"host", b"accept", b"x-forwarded-for", b"x-forwarded-proto"]
+
+
 def test_the_chain_of_proxies_grows() -> None:
     request = head((b"x-forwarded-for", b"1.1.1.1"))
     assert (b"x-forwarded-for", b"1.1.1.1, unix") in forward_headers(request, peer="unix")
