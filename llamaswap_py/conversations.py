@@ -49,6 +49,8 @@ class Conversation:
     cancel: Callable[[], None]
     """Ends its request while it waits."""
     request_id: str = ""
+    client: str = ""
+    """Whose it is, as for turns."""
     lease: Lease | None = None
     ticket: Ticket | None = None
     """While its lease is kept for it."""
@@ -131,24 +133,33 @@ class Conversations:
         """Those whose lease is kept."""
         return [one for one in self._known.values() if one.ticket is not None]
 
-    def hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
-        """Keep the lease of a client that has left until its answer has ended."""
+    def hold(
+        self, conversation: Conversation, ticket: Ticket, lease: Lease, over: Callable[[], None]
+    ) -> None:
+        """Keep the lease of a client that has left until its answer has ended; then call `over`."""
         newest = self._known.get(conversation.id, conversation)
         if newest is not conversation:
-            self.end(conversation, ticket, lease)
+            self._keep(ticket, self._end(conversation, ticket, lease), over)
             return
         conversation.ticket = ticket
-        self._keep(ticket, self._hold(conversation, ticket, lease))
+        self._keep(ticket, self._hold(conversation, ticket, lease), over)
 
     def end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
         self._keep(ticket, self._end(conversation, ticket, lease))
 
-    def _keep(self, ticket: Ticket, life: Coroutine[Any, Any, None]) -> None:
+    def _keep(
+        self,
+        ticket: Ticket,
+        life: Coroutine[Any, Any, None],
+        over: Callable[[], None] | None = None,
+    ) -> None:
         ticket.keep()
         task = self._tasks.create_task(life, name=f"detached {ticket.event.request}")
         self._holding.add(task)
         task.add_done_callback(self._holding.discard)
+        if over is not None:
+            task.add_done_callback(lambda _: over())
 
     def cancel(self) -> None:
         """End all of that."""

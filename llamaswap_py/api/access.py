@@ -51,12 +51,15 @@ class Access:
             )
         return key
 
-    def enter(self, key: ApiKey | None) -> None:
-        """Count a request of a key; raises ApiError `too_many_requests`."""
+    def enter(self, key: ApiKey | None, *, replaces: bool = False) -> None:
+        """Count a request of a key; raises ApiError `too_many_requests`.
+
+        One that `replaces` another that is counted may be one too many until that has ended.
+        """
         if key is None or key.max_in_flight is None:
             return
         count = self._in_flight.get(key.name, 0)
-        if count >= key.max_in_flight:
+        if count >= key.max_in_flight + replaces:
             raise ApiError(
                 "too_many_requests",
                 f"the key {key.name!r} has {count} requests open, as many as it may",

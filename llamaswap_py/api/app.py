@@ -131,8 +131,9 @@ class App:
         call.route = route
         if not route.public:
             call.key = self.access.check(head, admin=route.admin)
-            self.access.enter(call.key)
-            call.counted = True
+            if not route.free:
+                self.access.enter(call.key, replaces=call.replaces_its_own)
+                call.counted = True
         await route.handle(call)
 
     def _cross_origin(self, call: Call) -> bool:

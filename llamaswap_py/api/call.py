@@ -37,7 +37,8 @@ class Route:
 
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
-    `admin`: it takes an admin key; `public`: it takes none. `replay`: what it changed in a child
+    `admin`: it takes an admin key; `public`: it takes none. `free`: it
+    does not count against `max_in_flight`. `replay`: what it changed in a child
     is done again to those that follow.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
@@ -49,6 +50,7 @@ class Route:
     talk: bool = False
     admin: bool = False
     public: bool = False
+    free: bool = False
     replay: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
@@ -96,6 +98,21 @@ class Call:
     def client(self) -> str:
         """Whose turn it is: the key's name, else the client's address."""
         return self.exchange.peer if self.key is None else f"key {self.key.name}"
+
+    @property
+    def replaces_its_own(self) -> bool:
+        """Whether an answer that its client left goes on, and ends when this request begins."""
+        given = self.exchange.head.get(b"x-conversation-id")
+        if given is None or self.key is None:
+            return False
+        older = self.supervisor.conversations.find(given.decode("latin-1"))
+        return older is not None and older.ticket is not None and older.client == self.client
+
+    def hand_over_count(self) -> Callable[[], None]:
+        """Let it count against its key when its client is gone; return what ends that."""
+        counted, self.counted = self.counted, False
+        access, key = self.app.access, self.key
+        return lambda: access.leave(key) if counted else None
 
     def may_use(self, preset: str) -> bool:
         """Return whether this request's key may use a preset."""

@@ -148,7 +148,9 @@ async def _conversation(call: Call, preset: str) -> Conversation | None:
     if len(given) > _LONGEST_ID or not given.isascii():
         return None
     id = given.decode("ascii")
-    return await call.supervisor.conversations.begin(id, preset, call.id, call.cancel)
+    conversation = await call.supervisor.conversations.begin(id, preset, call.id, call.cancel)
+    conversation.client = call.client
+    return conversation
 
 
 def _request(
@@ -300,7 +302,8 @@ async def _relay_once(
         result = await _send(call, lease, request, tunnel, translate, collect=collect)
     except asyncio.CancelledError:  # the client has left
         if conversation is not None:
-            call.supervisor.conversations.hold(conversation, ticket, lease)
+            # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
+            call.supervisor.conversations.hold(conversation, ticket, lease, call.hand_over_count())
         raise
     if result.outcome is Outcome.CUT:
         lease.outcome = call.outcome = "cut"

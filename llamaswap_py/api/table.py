@@ -72,8 +72,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     },
     **_post(Route(router.load), "/models/load"),
     **_post(Route(router.unload, admin=True), "/models/unload"),
-    **_post(Route(streams.look_up), "/v1/streams/lookup"),
-    "/v1/stream": {"GET": Route(streams.resume, retry=True), "DELETE": Route(streams.stop)},
+    **_post(Route(streams.look_up, free=True), "/v1/streams/lookup"),
+    "/v1/stream": {
+        "GET": Route(streams.resume, retry=True, free=True),
+        "DELETE": Route(streams.stop, free=True),
+    },
     **_get(Route(events.router_events), "/models/sse"),
     "/tools": {"GET": Route(router.tools), "POST": Route(router.tools)},
     # Ollama

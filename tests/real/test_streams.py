@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from tests.real.answers import PATIENCE, Stream, chat_body, error_of, instance_of
+from tests.real.harness import poll
+from tests.real.test_api_keys import ADMIN, write_keys
 
 if TYPE_CHECKING:
     from tests.real.harness import Lswap
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 NAME = "5f2b7a52-0000-4000-8000-1f2e3d4c5b6a::alpha"
 RESUME = "/v1/stream"
+ANN = {"authorization": "Bearer ann"}
 
 
 def _long(lab: Lab, **keys: Any) -> Preset:
@@ -81,7 +84,7 @@ async def test_it_is_free_when_it_has_ended(lab: Lab) -> None:
 async def test_what_has_ended_outlives_its_model(lab: Lab) -> None:
     models = {"alpha": _long(lab), "beta": lab.preset("beta")}
     async with lab.lswap(models) as lswap:
-        await _leave(lswap, tokens=50)
+        await _leave(lswap, tokens=400)
         assert await lswap.chat("beta") == lab.sentence("beta")
         assert (await lswap.model("alpha")).state == "unloaded"
         (entry,) = await _entries(lswap, NAME.partition("::")[0])
@@ -236,3 +239,46 @@ async def test_what_is_asked_wrongly(lab: Lab) -> None:
         for method in ("GET", "DELETE"):
             nameless = await lswap.client.request(method, RESUME)
             assert error_of(nameless, 400)["param"] == "conv_id"
+
+
+async def test_it_counts_against_its_keys_requests(lab: Lab) -> None:
+    """A key with one request at a time cannot leave answer after answer behind."""
+    keys = write_keys(lab.folder)
+    mine = {**ANN, "X-Conversation-Id": NAME}
+    other = {**ANN, "X-Conversation-Id": "another::alpha"}
+    async with lab.lswap({"alpha": _long(lab, concurrency=2)}, keys=keys) as lswap:
+
+        async def ask(headers: dict[str, str], **body: Any) -> httpx.Response:
+            body = chat_body("alpha", max_tokens=5, **body)
+            return await lswap.client.post("/v1/chat/completions", json=body, headers=headers)
+
+        async def slots() -> tuple[int, int]:
+            answer = await lswap.client.get("/lswap/v1/state", headers=ADMIN)
+            (one,) = answer.json()["instances"]
+            return one["detached"], one["leases"]
+
+        async def left() -> bool:
+            return await slots() == (1, 1)
+
+        async def free() -> bool:
+            return await slots() == (0, 0)
+
+        async with lswap.stream("alpha", headers=mine, max_tokens=100_000) as stream:
+            await stream.read(5)
+        await poll(left)
+        refused = await ask(other, stream=True)
+        assert error_of(refused, 429)["code"] == "too_many_requests"
+        # To look at it, and to stop it, costs nothing; and the same conversation takes its place.
+        lookup = {"conversation_ids": [NAME]}
+        found = await lswap.client.post("/v1/streams/lookup", json=lookup, headers=ANN)
+        assert [one["is_done"] for one in found.json()] == [False]
+        assert (await ask(mine, stream=True)).status_code == 200
+        await poll(free)
+        async with lswap.stream("alpha", headers=mine, max_tokens=100_000) as stream:
+            await stream.read(5)
+        await poll(left)
+        params = {"conv_id": NAME}
+        stopped = await lswap.client.delete(RESUME, params=params, headers=ANN)
+        assert stopped.status_code == 204
+        await poll(free)
+        assert (await ask(other)).status_code == 200
