@@ -6,7 +6,10 @@ import hashlib
 import mmap
 import os
 import re
+import signal
 import subprocess
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,7 +28,7 @@ from llamaswap_py.engine.places import probes_folder
 from llamaswap_py.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["PROBE_TIMEOUT", "Engine", "probe_engine"]
 
@@ -121,9 +124,8 @@ def probe_engine(path: Path, source: str, *, cached: bool = True) -> Engine:
 
 
 def _ask(path: Path, status: os.stat_result) -> _Probe:
-    printed = _run(path, "--version")
+    printed, help_text = _run(path, "--version", "--help")
     version = next((line for line in printed.splitlines() if line.startswith("version")), None)
-    help_text = _run(path, "--help") if version else ""
     if version is None or "--port" not in parse_options(help_text):
         said = "\n".join(printed.splitlines()[:5]).strip() or "nothing"
         raise EngineError(
@@ -143,35 +145,62 @@ def _ask(path: Path, status: os.stat_result) -> _Probe:
     )
 
 
-def _run(path: Path, argument: str) -> str:
+def _run(path: Path, *arguments: str) -> list[str]:
+    """Run it with each argument, at once; return what each run printed.
+
+    They share PROBE_TIMEOUT: a binary that hangs holds up a start, and whoever waits for it.
+    """
+    end = time.monotonic() + PROBE_TIMEOUT
+    with ExitStack() as stack:
+        runs = [stack.enter_context(_started(path, argument)) for argument in arguments]
+        return [
+            _printed(run, f"{path} {argument}", end)
+            for run, argument in zip(runs, arguments, strict=True)
+        ]
+
+
+@contextmanager
+def _started(path: Path, argument: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run it in a group of its own, of which nothing is left in the end."""
     # llama-server reads options from the environment and from ~/.config/llama.cpp.
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")} | _HIDE_GPUS
     env["XDG_CONFIG_HOME"] = "/nonexistent"
     try:
-        done = subprocess.run(
+        run = subprocess.Popen(
             [str(path), argument],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=PROBE_TIMEOUT,
             env=env,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(
-            f"{path} {argument} did not end within {PROBE_TIMEOUT:.0f} s",
-            remedy="it is no llama-server, or its GPU driver hangs: run it by hand",
-        ) from error
     except OSError as error:
         raise EngineError(
             f"{path} cannot be run ({error.strerror})",
             remedy="it is for another kind of machine, or damaged: run `lswap engine build`",
         ) from error
-    printed = done.stdout.decode(errors="replace")
-    if done.returncode != 0:
+    with run:
+        try:
+            yield run
+        finally:
+            if run.returncode is None:
+                with suppress(OSError):
+                    os.killpg(run.pid, signal.SIGKILL)
+
+
+def _printed(run: subprocess.Popen[bytes], what: str, end: float) -> str:
+    try:
+        out, _ = run.communicate(timeout=max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"{what} did not end within {PROBE_TIMEOUT:.0f} s",
+            remedy="it is no llama-server, or its GPU driver hangs: run it by hand",
+        ) from error
+    printed = out.decode(errors="replace")
+    if run.returncode != 0:
         tail = " / ".join(printed.strip().splitlines()[-3:])
         raise EngineError(
-            f"{path} {argument} failed with status {done.returncode}: {tail or 'no output'}",
+            f"{what} failed with status {run.returncode}: {tail or 'no output'}",
             remedy="a missing library means it was built elsewhere: run `lswap engine build`",
         )
     return printed

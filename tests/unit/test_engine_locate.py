@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llamaswap_py.engine import locate, probe
@@ -161,6 +164,24 @@ class TestBinariesThatAreNone:
         server = write_script(home / "llama-server", "exec sleep 60")
         with pytest.raises(EngineError, match="did not end"):
             locate_engine(str(server))
+
+    def test_only_its_help_hangs(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both questions share one time, and what a wrapper started is ended with it."""
+        monkeypatch.setattr(probe, "PROBE_TIMEOUT", 1.0)
+        server = write_script(
+            home / "llama-server",
+            'case "$1" in --version) echo "version: 7000 (abcdef12)";; '
+            f"*) sleep 60 & echo $! > {home}/pid; wait;; esac",
+        )
+        began = time.monotonic()
+        with pytest.raises(EngineError, match=r"--help did not end within 1 s"):
+            locate_engine(str(server))
+        assert time.monotonic() - began < 10
+        with suppress(psutil.NoSuchProcess):
+            left = psutil.Process(int((home / "pid").read_text()))
+            while left.status() != psutil.STATUS_ZOMBIE:  # whoever adopts it may not reap it
+                assert time.monotonic() - began < 10
+                time.sleep(0.01)
 
 
 def test_a_probe_is_remembered_until_the_file_changes() -> None:
