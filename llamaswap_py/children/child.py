@@ -37,7 +37,7 @@ from llamaswap_py.children.records import (
 )
 from llamaswap_py.children.vigil import keep_vigil
 from llamaswap_py.redaction import Redactor, redact_args
-from llamaswap_py.units import format_duration, showable
+from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -207,8 +207,9 @@ class Child:
         endpoint = await load.run(process.pid)
         # Another program may rightly be silent, and its work may be done by others (containers).
         if self._requests is not None and self.spec.program is None:
-            await keep_vigil(process.pid, endpoint, patience, self._requests, lambda: self._lines)
-            silence = f"for {format_duration(patience)} no byte of an answer, no processor time"
+            silence = await keep_vigil(
+                process.pid, endpoint, patience, self._requests, lambda: self._lines
+            )
             self._emit_unless_stopping(ChildHung(f"{silence}, no change in /slots, no log line"))
 
     async def _wake_when_asked(self) -> None:

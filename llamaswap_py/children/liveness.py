@@ -5,6 +5,9 @@ socket: neither silence nor an accepted connection (nor /health, which the HTTP 
 themselves) says anything. So a child counts as hung only when nothing at all has moved for a time:
 no byte of any answer, no change in /slots (its main loop answers that, between two batches, with
 the tokens of each slot), no processor time, no bytes from the disk, no line in its log.
+
+A child that spins uses processor time for ever, also one that waits for a GPU which does not answer
+any more. So if that is all it shows, it counts for so long as one batch may take, and no longer.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from typing import Final
 _ASK_FROM: Final = 0.25
 _ASK_EVERY: Final = 0.125
 """The shares of the patience after which a silent child is asked for its slots, and again."""
+_SPINS: Final = 30.0
+"""Times its patience that a child may show processor time and nothing else: by default an hour, in
+which even a large model on a slow machine is through a batch of 2,048 tokens."""
+_SPIN_ASK_EVERY: Final = 0.5
 _BUSY_SHARE: Final = 0.05
 _BUSY_LEAST: Final = 0.05
 """Processor time that is work: this share of the silence, and at least five ticks of the kernel's
@@ -59,18 +66,26 @@ class Liveness:
         self._slots: bytes | None = None
         self._owing = False
         self._ask_at = _ASK_FROM * patience
+        self._spin_ask_at = patience
         #: seconds without any sign, while at least one request was open
         self.silence = 0.0
+        #: seconds without any but processor time, while something was owed
+        self.spinning = 0.0
 
     @property
     def asks(self) -> bool:
         """Whether it is time to ask the child for its slots."""
-        return self.silence >= self._ask_at
+        return self.silence >= self._ask_at or self.spinning >= self._spin_ask_at
 
     @property
     def hung(self) -> bool:
-        """Whether it has been silent for too long."""
-        return self.silence >= self._patience
+        """Whether it has been silent for too long, or busy with nothing."""
+        return self.silence >= self._patience or self.spins
+
+    @property
+    def spins(self) -> bool:
+        """Whether it has used the processor for so long and nothing has come of it."""
+        return self.spinning >= _SPINS * self._patience
 
     def look(
         self, now: float, requests: Requests, lines: int, work: Work | None, *, longest: float
@@ -82,9 +97,14 @@ class Liveness:
         """
         passed, self._at = now - self._at, now
         if requests.owing or requests.others:
-            self.silence += min(passed, longest)
+            counts = min(passed, longest)
+            self.silence += counts
+            self.spinning += counts if requests.owing else 0.0
             if self._moved(requests, lines, work):
                 self._sign()
+                self._work = work
+            elif self._busy(work):
+                self._rest()
                 self._work = work
         self._work = self._work or work
         self._received, self._changes = requests.received, requests.changes
@@ -97,6 +117,7 @@ class Liveness:
         turns, which is enough where nothing has to come.
         """
         self._ask_at = self.silence + _ASK_EVERY * self._patience
+        self._spin_ask_at = self.spinning + _SPIN_ASK_EVERY * self._patience
         if slots is None:
             return
         if slots != self._slots or not self._owing:
@@ -104,6 +125,11 @@ class Liveness:
         self._slots = slots
 
     def _sign(self) -> None:
+        self._rest()
+        self.spinning = 0.0
+        self._spin_ask_at = self._patience
+
+    def _rest(self) -> None:
         self.silence = 0.0
         self._ask_at = _ASK_FROM * self._patience
 
@@ -113,8 +139,11 @@ class Liveness:
         # A request that comes or goes is logged by the HTTP threads, whatever the rest does.
         if lines != self._lines and requests.changes == self._changes:
             return True
+        return (
+            work is not None and self._work is not None and work.read_bytes > self._work.read_bytes
+        )
+
+    def _busy(self, work: Work | None) -> bool:
         if work is None or self._work is None:
             return False
-        if work.read_bytes > self._work.read_bytes:
-            return True
         return work.cpu - self._work.cpu >= max(_BUSY_LEAST, _BUSY_SHARE * self.silence)

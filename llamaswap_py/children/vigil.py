@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.children.liveness import Liveness, Work
 from llamaswap_py.children.probe import get
+from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,8 @@ async def keep_vigil(
     patience: float,
     requests: Callable[[], Requests],
     lines: Callable[[], int],
-) -> None:
-    """Return once the child has been silent for `patience` seconds with a request open.
+) -> str:
+    """Return what a child does not show any more, once it counts as hung.
 
     An idle child costs a comparison every other second; one that answers, a look into /proc.
     """
@@ -47,8 +48,11 @@ async def keep_vigil(
         liveness.look(loop.time(), now, lines(), work, longest=longest)
         if liveness.asks:
             liveness.answered(await _slots(endpoint, patience / 4))
+        if liveness.spins:
+            busy = format_duration(round(liveness.spinning))
+            return f"for {busy} processor time, but no byte of an answer, no line"
         if liveness.hung:
-            return
+            return f"for {format_duration(patience)} no byte of an answer, no processor time"
 
 
 async def _slots(endpoint: Endpoint, patience: float) -> bytes | None:

@@ -47,6 +47,18 @@ async def test_a_child_that_hangs_every_time_gets_a_rest(lab: Lab) -> None:
         assert (await lswap.state()).loads_total == 2
 
 
+async def test_a_child_that_spins(lab: Lab) -> None:
+    """Processor time alone keeps it for thirty times its patience, and no longer."""
+    env = {"FAKE_STALL": "cpu", "FAKE_STALL_GATE": str(lab.folder / "gate")}
+    async with lab.lswap({"alpha": lab.fake("alpha", env=env, liveness="400ms")}) as lswap:
+        answer = await lswap.client.post("/completion", json={"model": "alpha"})
+        assert "alpha hung" in error_of(answer, 502)["message"]
+        said = await lswap.says("failed alpha#1")
+        assert "processor time, but no byte of an answer" in said
+        (lab.folder / "gate").touch()
+        assert await lswap.fake_answer("alpha") == "t0t1t2"
+
+
 async def test_children_that_are_at_work(lab: Lab) -> None:
     """Any one sign of life is enough, for three times as long as a silent one would get."""
     gate = lab.folder / "gate"

@@ -71,10 +71,43 @@ def test_one_sign_now_and_then_keeps_it_alive(sign: str) -> None:
     assert watch.until_hung() is not None
 
 
-def test_a_prompt_that_is_worked_on_for_an_hour_is_left_alone() -> None:
+def test_a_prompt_that_is_worked_on_for_almost_an_hour_is_left_alone() -> None:
     """One batch on a slow machine: no byte, no line, and nobody answers /slots between batches."""
     watch = Watch()
-    for _ in range(1800):
+    for _ in range(1799):
+        watch.cpu += 1.9
+        assert not watch.look()
+
+
+@pytest.mark.parametrize("slots", [b"[]", None])
+def test_a_child_that_spins_is_found_after_an_hour(slots: bytes | None) -> None:
+    """Processor time is no work for ever; whether its main loop turns does not matter."""
+    watch = Watch(slots=slots)
+    while not watch.look():
+        watch.cpu += 1.9
+        assert watch.now < 4_000
+    assert watch.liveness.spins
+    assert 30 * PATIENCE <= watch.now <= 31 * PATIENCE + 4
+    assert watch.asked <= 65, "seldom: it may only be slow"
+
+
+@pytest.mark.parametrize("sign", ["bytes", "line", "slots"])
+def test_a_slow_machine_that_gets_on_does_not_spin(sign: str) -> None:
+    watch = Watch(slots=b"0")
+    for number in range(5_000):
+        watch.cpu += 1.9
+        assert not watch.look(), number
+        if number % 1_000:
+            continue
+        watch.slots = b"%d" % number if sign == "slots" else watch.slots
+        watch.lines += sign == "line"
+        if sign == "bytes":
+            watch.requests = Requests(owing=1, changes=1, received=number + 1)
+
+
+def test_who_owes_nothing_may_compute_as_it_likes() -> None:
+    watch = Watch(slots=b"[]", requests=Requests(others=1, changes=1))
+    for _ in range(5_000):
         watch.cpu += 1.9
         assert not watch.look()
 
