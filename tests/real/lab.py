@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.fakes import fake_llama_server
+from tests.fakes import fake_llama_server, recording_child
 from tests.real.answers import PATIENCE
 from tests.real.harness import Lswap, command_line
 
@@ -134,6 +134,11 @@ class Lab:
         path = self.folder / "websocket_child.py"
         path.write_text(_WEBSOCKET_CHILD)
         return self._engine("# speaks cmd_child_to_router:state:", f"{sys.executable} {path}")
+
+    def recording_engine(self) -> str:
+        """Write an engine that writes every byte it gets into the file `tape` of this folder."""
+        command = f"env LSWAP_TAPE={self.folder}/tape {sys.executable} {recording_child.__file__}"
+        return self._engine("# speaks cmd_child_to_router:state:", command)
 
     def old_engine(self, *lacks: str) -> str:
         """Write an engine that is the real one without child mode, and without more in `--help`.
