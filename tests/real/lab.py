@@ -197,10 +197,15 @@ class Lab:
 
     @asynccontextmanager
     async def lswap(
-        self, models: dict[str, Preset], *, name: str = "lswap", **keys: Any
+        self,
+        models: dict[str, Preset],
+        *,
+        name: str = "lswap",
+        env: dict[str, str] | None = None,
+        **keys: Any,
     ) -> AsyncIterator[Lswap]:
-        """Run a server with `models`; `keys` are the other keys of the file."""
-        server = self.server(self.write_config(models, name=name, **keys))
+        """Run a server with `models` and more of an environment; `keys` are the file's others."""
+        server = self.server(self.write_config(models, name=name, **keys), **(env or {}))
         async with server.running():
             yield server
             await server.stop()

@@ -1,0 +1,398 @@
+"""The faults: what breaks, how, for whom, and what the log must say of it.
+
+Each has a model of its own, its victim, so that any two can happen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from tests.real.answers import PATIENCE, instances_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from tests.faults.conftest import FakeClock
+    from tests.faults.crowd import Crowd
+    from tests.real.answers import Stream
+    from tests.real.harness import Lswap
+    from tests.real.lab import Lab, Preset
+
+SIZE = "60MiB"
+"""Of four models three fit: loads and evictions go on all the time."""
+LIMIT = 8
+"""How many may wait for a model, in a burst."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """One fault about to happen: who plays, where, and what it needs."""
+
+    lab: Lab
+    lswap: Lswap
+    crowd: Crowd
+    folder: Path
+    victim: str
+    clock: FakeClock | None = None
+    """What tells the time, where it can be set."""
+
+    @property
+    def gate(self) -> Path:
+        """Exists once the victim may work."""
+        return self.folder / f"gate-{self.victim}"
+
+    async def pid_of(self, model: str, *states: str) -> int:
+        """Have a model loaded, and return the pid of its child once it is in one of `states`."""
+        state = await self.lswap.until(
+            lambda now: any(one.pid and one.state in states for one in instances_of(now, model))
+        )
+        (pid, *_) = (one.pid for one in instances_of(state, model) if one.state in states)
+        assert pid is not None
+        return pid
+
+    async def signal(self, model: str, number: signal.Signals, *states: str) -> None:
+        """Send a signal to the child of a model."""
+        with suppress(ProcessLookupError):
+            os.kill(await self.pid_of(model, *states), number)
+
+    @asynccontextmanager
+    async def streaming(self, model: str) -> AsyncIterator[Stream]:
+        """Read the beginning of a stream, however often that takes while something else breaks."""
+        async with asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
+            while True:
+                one = self.lswap.stream(model, max_tokens=100_000)
+                with suppress(httpx.TransportError, StopAsyncIteration):
+                    stream = await stack.enter_async_context(one)
+                    if stream.response.status_code == HTTPStatus.OK:
+                        await stream.read(3)
+                        break
+                await stack.aclose()
+                await asyncio.sleep(0.1)
+            yield stream
+
+    async def post(self, path: str) -> int:
+        """Ask lswap something until it answers; return the status."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(httpx.TransportError):
+                    return (await self.lswap.client.post(path)).status_code
+                await asyncio.sleep(0.1)
+
+    def edit_config(self, old: str, new: str) -> None:
+        """Change the file, and nothing else in it."""
+        config = self.lswap.config
+        config.write_text(config.read_text().replace(old, new))
+
+    async def until_failed(self, model: str) -> None:
+        """Wait until a client was told that a model does not work."""
+        await self.crowd.until_failed(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What breaks (`victim` makes its model), how, and what the log must say ($ is the victim).
+
+    `hits` are the models that may notice; "*" stands for all of them.
+    """
+
+    name: str
+    inject: Callable[[Scene], Awaitable[None]]
+    victim: Callable[[Lab, str], Preset] = lambda lab, name: lab.preset(name, size=SIZE)
+    says: tuple[str, ...] = ()
+    keys: dict[str, Any] = field(default_factory=dict)
+    hits: tuple[str, ...] = ("$",)
+    clock: bool = False
+    """It takes a clock that can be set."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+async def killed_loading(scene: Scene) -> None:
+    await scene.signal(scene.victim, signal.SIGKILL, "loading")
+    await scene.until_failed(scene.victim)
+
+
+async def killed_idle(scene: Scene) -> None:
+    for _ in range(3):
+        await scene.signal(scene.victim, signal.SIGKILL, "ready")
+        await scene.crowd.until_answered(2)
+
+
+async def killed_streaming(scene: Scene) -> None:
+    for _ in range(2):
+        async with scene.streaming("long") as stream:
+            await scene.signal("long", signal.SIGKILL, "ready", "draining")
+            await stream.rest()
+            assert stream.error is not None
+
+
+async def stopped_loading(scene: Scene) -> None:
+    await scene.signal(scene.victim, signal.SIGSTOP, "loading")
+    await scene.lswap.says("load stall")
+    scene.gate.touch()
+
+
+async def stopped_serving(scene: Scene) -> None:
+    async with scene.streaming(scene.victim) as stream:
+        await scene.signal(scene.victim, signal.SIGSTOP, "ready", "draining")
+        await stream.rest()
+        assert stream.error is not None
+
+
+async def ignores_stop(scene: Scene) -> None:
+    await scene.pid_of(scene.victim, "ready")
+    assert await scene.post(f"/lswap/v1/models/{scene.victim}/unload") in (200, 202)
+    await scene.lswap.says(f"stop {scene.victim}#")
+
+
+async def until_failed_once(scene: Scene) -> None:
+    """Let it fail until somebody was told, then open the gate that makes it work."""
+    await scene.until_failed(scene.victim)
+    scene.gate.touch()
+
+
+def wrapped(lab: Lab, name: str, line: str, preset: Preset) -> Preset:
+    """Run the real engine after a line of shell, whose `$gate` exists once the fault is over."""
+    asked = "--version | --help) ;;"
+    line = f'gate={lab.folder}/gate-{name}; case "$1" in {asked} *) {line} ;; esac'
+    return {**preset, "engine": lab._engine(line, lab.engine)}
+
+
+def without_a_place(lab: Lab, name: str) -> Preset:
+    """Put a file where it wants to bind."""
+    take = 'for word; do case "$word" in *.sock) [ -e $gate ] || : > "$word" ;; esac; done'
+    return wrapped(lab, name, take, lab.preset(name, size=SIZE))
+
+
+def spoiled(spoil: Callable[[Path, bytes], None]) -> Callable[[Scene], Awaitable[None]]:
+    """Return a fault that replaces the model's file for a while, as a bad download would."""
+
+    async def inject(scene: Scene) -> None:
+        path = scene.folder / f"{scene.victim}-own.gguf"
+        whole = path.read_bytes()
+        path.unlink()  # whoever maps the old file keeps it
+        spoil(path, whole)
+        await scene.post(f"/lswap/v1/models/{scene.victim}/unload?force=true")
+        await scene.until_failed(scene.victim)
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
+
+    return inject
+
+
+def own_file(lab: Lab, name: str) -> Preset:
+    preset = lab.preset(name, size=SIZE)
+    path = lab.folder / f"{name}-own.gguf"
+    with open(preset["model"], "rb") as file:
+        path.write_bytes(file.read())
+    return {**preset, "model": str(path)}
+
+
+def leave_missing(path: Path, whole: bytes) -> None:
+    assert not path.exists()
+
+
+def write_half(path: Path, whole: bytes) -> None:
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def write_foreign(path: Path, whole: bytes) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(10_000))
+
+
+async def bad_argument(scene: Scene) -> None:
+    await scene.until_failed(scene.victim)
+    scene.edit_config("--no-such-flag", "--verbose")
+    async with asyncio.timeout(PATIENCE):
+        while await scene.post("/lswap/v1/reload") != HTTPStatus.OK:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # something else in it is wrong just now
+
+
+def too_little_memory(lab: Lab, name: str) -> Preset:
+    """Let the allocation of the weights fail, in the middle of the load."""
+    limit = "[ -e $gate ] || ulimit -v 600000"
+    return wrapped(lab, name, limit, lab.heavy(name, mib=512, size=SIZE))
+
+
+def gated(lab: Lab, name: str, **keys: Any) -> Preset:
+    """Load for as long as the gate is closed."""
+    wait = "while [ ! -e $gate ]; do sleep 0.05; done"
+    return wrapped(lab, name, wait, lab.preset(name, size=SIZE, **keys))
+
+
+async def killed_at_the_gate(scene: Scene) -> None:
+    await killed_loading(scene)
+    scene.gate.touch()
+
+
+async def flood(scene: Scene) -> None:
+    await scene.crowd.until_answered(2, scene.victim)
+
+
+def flooding(lab: Lab, name: str) -> Preset:
+    flood = "head -c 20000000 /dev/zero | tr '\\0' 'x' | fold -w 100 >&2"
+    return wrapped(lab, name, flood, lab.preset(name, size=SIZE))
+
+
+@contextmanager
+def limited(scene: Scene, what: int, most: int) -> Iterator[None]:
+    """Take from lswap what it may use of something."""
+    old = resource.prlimit(scene.lswap.pid, what)
+    resource.prlimit(scene.lswap.pid, what, (most, old[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(scene.lswap.pid, what, old)
+
+
+async def disk_full(scene: Scene) -> None:
+    """No file grows any more: the children's logs, the records, what was learned."""
+    while not list(scene.folder.rglob("logs/*.log")):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    with limited(scene, resource.RLIMIT_FSIZE, 0):
+        await scene.post(f"/lswap/v1/models/{scene.victim}/unload")
+        await scene.crowd.until_answered(3, scene.victim)
+        await scene.lswap.until_logged(scene.victim, "; it will lack lines")
+    await scene.crowd.until_answered(3, scene.victim)
+
+
+async def config_invalid(scene: Scene) -> None:
+    scene.edit_config("\nmodels:", "\nmodles:")
+    scene.lswap.signal(signal.SIGHUP)
+    await scene.lswap.says("modles")
+    await scene.crowd.until_answered(4)
+    scene.edit_config("\nmodles:", "\nmodels:")
+    scene.lswap.signal(signal.SIGHUP)
+    await scene.crowd.until_answered(2)
+
+
+async def no_file_descriptors(scene: Scene) -> None:
+    """Nothing can be opened, nobody else can connect; who is connected gets an answer of a kind."""
+    scene.crowd.may_lose_connection = True
+    for _ in range(2):
+        with limited(scene, resource.RLIMIT_NOFILE, 24):
+            await asyncio.sleep(0.5)
+        await scene.crowd.until_answered(2)
+    await asyncio.sleep(0.5)  # connections that were never accepted are now
+    scene.crowd.may_lose_connection = False
+
+
+def address_of(lswap: Lswap) -> tuple[str, int]:
+    host, _, port = lswap.url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+async def bad_clients(scene: Scene) -> None:
+    """They say half a request, read nothing, or vanish at every point."""
+    body = json.dumps({"model": "long", "stream": True, "max_tokens": 10**6, "messages": []})
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    whole = (head + body).encode()
+    with ExitStack() as stack:
+        for cut in (0, 10, len(head) - 1, len(head) + 5, len(whole)):
+            sock = stack.enter_context(socket.create_connection(address_of(scene.lswap)))
+            sock.sendall(whole[:cut])
+        for cut in range(0, len(whole), 9):
+            with socket.create_connection(address_of(scene.lswap)) as gone:
+                gone.sendall(whole[:cut])
+        await scene.crowd.until_answered(4)
+
+
+async def burst(scene: Scene) -> None:
+    """Ten times what may wait, at once."""
+
+    async def ask() -> int:
+        with suppress(httpx.TransportError):
+            return (await scene.lswap.post_chat(scene.victim, max_tokens=12)).status_code
+        assert scene.crowd.may_lose_connection
+        return 0
+
+    statuses = Counter(await asyncio.gather(*(ask() for _ in range(10 * LIMIT))))
+    assert statuses.keys() <= {0, 200, 429, 502, 503}, statuses
+    assert statuses[200] or statuses.keys() & {0, 502, 503}, "whoever was let in is answered"
+
+
+async def clock_jumps(scene: Scene) -> None:
+    """A day ahead, two days back, as when a machine learns the time; children see it too."""
+    assert scene.clock is not None
+    for days in (1, -1, 0):
+        scene.clock.move(days * 86_400)
+        await scene.post(f"/lswap/v1/models/{scene.victim}/unload?force=true")
+        await scene.crowd.until_answered(3)
+        now = (await scene.lswap.state()).now
+        assert abs(now - time.time() - days * 86_400) < 3_600, "it did not see the clock jump"
+
+
+def stubborn(lab: Lab, name: str) -> Preset:
+    """Run the real one below a shell that heeds no SIGTERM and no word on its stdin."""
+    preset = lab.preset(name, size=SIZE, stop_timeout="1s")
+    script = lab.folder / f"stubborn-{name}"
+    script.write_text(
+        '#!/bin/sh\ntrap "" TERM\n"$@" < /dev/null &\nwhile :; do wait; sleep 1; done\n'
+    )
+    script.chmod(0o755)
+    return {
+        **preset,
+        "engine": lab._engine("unset LLAMA_SERVER_ROUTER_PORT", f"{script} {lab.engine}"),
+    }
+
+
+def endless_victim(lab: Lab, name: str) -> Preset:
+    return lab.endless(name, size=SIZE, liveness="1s")
+
+
+FAULTS = (
+    Fault("killed-loading", killed_at_the_gate, gated, (r"failed $#\d+: .*SIGKILL",)),
+    Fault("killed-idle", killed_idle, says=(r"failed $#\d+: .*SIGKILL",)),
+    Fault(
+        "killed-streaming", killed_streaming, says=(r"failed long#\d+: .*SIGKILL",), hits=("long",)
+    ),
+    Fault(
+        "stopped-loading",
+        stopped_loading,
+        lambda lab, name: gated(lab, name, load_stall="1s"),
+        (r"failed $#\d+: no sign of progress for 1 s",),
+    ),
+    Fault("stopped-serving", stopped_serving, endless_victim, (r"failed $#\d+: for 1 s no byte",)),
+    Fault("ignores-stop", ignores_stop, stubborn, (r"stop $#\d+",), hits=()),
+    Fault(
+        "cannot-bind",
+        until_failed_once,
+        without_a_place,
+        (r"failed $#\d+: .*could not listen",),
+    ),
+    Fault("file-missing", spoiled(leave_missing), own_file, (r"failed $#\d+: ",)),
+    Fault("file-truncated", spoiled(write_half), own_file, (r"failed $#\d+: .*cut short",)),
+    Fault("file-foreign", spoiled(write_foreign), own_file, (r"failed $#\d+: ",)),
+    Fault(
+        "bad-argument",
+        bad_argument,
+        lambda lab, name: lab.preset(name, size=SIZE, extra=["--no-such-flag"]),
+        (r"failed $#\d+: .*--no-such-flag",),
+    ),
+    Fault("memory-gone", until_failed_once, too_little_memory, (r"failed $#\d+: .*memory",)),
+    Fault("log-flood", flood, flooding, hits=()),
+    Fault("disk-full", disk_full, keys={"log": {"dir": "logs"}}, hits=()),
+    Fault("config-invalid", config_invalid, says=("modles",), hits=()),
+    Fault("no-file-descriptors", no_file_descriptors, hits=("*",)),
+    Fault("bad-clients", bad_clients, hits=()),
+    Fault("burst", burst, keys={"policy": {"queue": {"limit": LIMIT}}}),
+    Fault("clock-jumps", clock_jumps, clock=True),
+)
