@@ -38,6 +38,8 @@ class Lswap:
     env: dict[str, str]
     args: tuple[str, ...] = ()
     """What follows `lswap up`, instead of the configuration's path."""
+    wrapper: tuple[str, ...] = ()
+    """A command that becomes (exec) the one that follows it."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     log: list[str] = field(default_factory=list)
     url: str = ""
@@ -84,6 +86,7 @@ class Lswap:
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
+            *self.wrapper,
             *command_line("up", *(self.args or (str(self.config),))),
             cwd=self.config.parent,
             env={**self.env, _MARK: self.mark},

@@ -1,0 +1,88 @@
+"""A disk that is full: a small one of lswap's own, mounted where nobody else sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.checks import check_all
+from tests.faults.crowd import Crowd
+from tests.real.harness import poll
+
+if TYPE_CHECKING:
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+_MOUNT = 'mount -t tmpfs -o size=2m none "$0" && exec "$@"'
+
+
+@pytest.fixture
+def own_mounts() -> tuple[str, ...]:
+    """Return a command that runs another with mounts of its own."""
+    unshare = shutil.which("unshare")
+    words = (unshare or "", "--user", "--map-root-user", "--mount")
+    if unshare is None or subprocess.run([*words, "true"], check=False).returncode:
+        pytest.skip("missing: unshare --user --mount (util-linux, in a place that allows it)")
+    return words
+
+
+def fill(disk: Path) -> None:
+    """Write until nothing more fits, to the byte."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+
+
+async def test_a_full_disk(lab: Lab, own_mounts: tuple[str, ...]) -> None:
+    """Logs, records of children, what was learned, caches: nothing can be written, all goes on."""
+    folder = lab.folder / "disk"
+    folder.mkdir()
+    size = "60MiB"
+    models = {name: lab.preset(name, size=size) for name in ("alpha", "beta", "gamma")}
+    models["long"] = lab.endless("long", size=size)
+    config = lab.write_config(models, log={"dir": str(folder / "logs")})
+    kinds = ("RUNTIME_DIR", "STATE_HOME", "CACHE_HOME")
+    server = lab.server(config, **{f"XDG_{kind}": str(folder) for kind in kinds})
+    server.wrapper = (*own_mounts, "sh", "-c", _MOUNT, str(folder))
+    async with server.running():
+        disk = Path(f"/proc/{server.pid}/root{folder}")
+        assert shutil.disk_usage(disk).total == 2 << 20
+        crowd = Crowd(server, {name: lab.sentence(name) for name in models}, frozenset({"long"}))
+
+        def learned() -> dict[str, bytes]:
+            return {one.name: one.read_bytes() for one in (disk / "lswap/learned").glob("*.json")}
+
+        async def remembers() -> bool:
+            return len(learned()) == len(models) and all(map(bool, learned().values()))
+
+        async with asyncio.timeout(100), crowd.asking():
+            await crowd.until_answered(2)
+            await asyncio.to_thread(fill, disk)
+            assert shutil.disk_usage(disk).free == 0
+            for name in models:  # each loads anew, with a record and a log
+                await server.client.post(f"/lswap/v1/models/{name}/unload?force=true")
+                await crowd.until_answered(1, name)
+            await server.says("No space left on device")
+            await server.until_logged("alpha", "it will lack lines")
+            kept = learned()
+            (disk / "filler").unlink()
+            before = {one.name: one.stat().st_size for one in (disk / "logs").glob("*.log")}
+            for name in models:
+                await server.client.post(f"/lswap/v1/models/{name}/unload?force=true")
+                await crowd.until_answered(1, name)
+        assert all(kept.values()), "what was there before was spoiled"
+        await check_all(server, crowd, hit=models)
+        await poll(remembers)
+        after = {one.name: one.stat().st_size for one in (disk / "logs").glob("*.log")}
+        assert all(after[name] > before.get(name, 0) for name in after), "logs are written again"
+        assert set(after) == {f"{name}.log" for name in models}
+        assert sum("cannot write" in line for line in server.log) <= 2, "said once, not each time"
+        await server.stop()
