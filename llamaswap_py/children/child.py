@@ -193,7 +193,8 @@ class Child:
         endpoint = choose_endpoint(spec)
         argv = told((spec.binary, *spec.args), endpoint)
         self._load = ProgramLoad(spec, endpoint, self._emit_unless_stopping)
-        return Process.spawn(argv, child_env(os.environ, spec), control=False, cwd=program.cwd)
+        env = child_env(os.environ, spec)
+        return Process.spawn(argv, env, control=False, guarded=True, cwd=program.cwd)
 
     def _emit_unless_stopping(self, event: ChildEvent) -> None:
         """Pass on what the load tells; once a stop was asked for, only the exit matters."""

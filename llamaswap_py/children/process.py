@@ -5,6 +5,10 @@ PR_SET_PDEATHSIG follows the spawning *thread*; uvloop and asyncio differ in wha
 (`process_group`) and both reap by themselves, after which a group id may be somebody else's. Here
 the leader stays a zombie until its group is killed, so that a signal can never hit a stranger.
 
+The kernel ends only the leader with us, and what a script or another program started would stay,
+with its memory. So each of those has a guard: a shell that reads a pipe, and at its end - we are
+gone, however - kills the group.
+
 macOS has no PR_SET_PDEATHSIG: there, a child in child mode ends when its stdin closes (once it
 has loaded), and the orphan sweep does the rest.
 """
@@ -45,8 +49,11 @@ class Process:
     Owner: `Child.run`, which calls `watch` once and `end` in any case.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], guard: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self._popen = popen
+        self._guard = guard
         self.pid = popen.pid
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._outputs: list[_Output] = []
@@ -56,9 +63,17 @@ class Process:
 
     @classmethod
     def spawn(
-        cls, argv: Sequence[str], env: Mapping[str, str], *, control: bool, cwd: str | None = None
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        control: bool,
+        guarded: bool = False,
+        cwd: str | None = None,
     ) -> Process:
         """Start `argv` in a session of its own; `control` keeps its stdin as a pipe.
+
+        It is `guarded`, or a script: what it starts in turn is not left behind when we are killed.
 
         Raises OSError when it cannot be executed (missing, not executable, of another machine).
         """
@@ -76,7 +91,8 @@ class Process:
             cwd=cwd,
             preexec_fn=_death_hook() if direct else None,  # noqa: PLW1509 (only without setpriv)
         )
-        return cls(popen)
+        needs_guard = guarded or _begins_with(argv[0], b"#!")
+        return cls(popen, _guard_of(popen.pid) if needs_guard else None)
 
     @property
     def returncode(self) -> int | None:
@@ -133,6 +149,11 @@ class Process:
         if closed:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(closed, timeout=_DRAIN_SECONDS)
+        if self._guard is not None:  # before the group's id may be somebody else's
+            self._guard.kill()
+            self._guard.wait()
+            assert self._guard.stdin is not None
+            self._guard.stdin.close()
         self._popen.wait()
         self._ended = True
         self.close_stdin()
@@ -222,6 +243,31 @@ def prepare_to_spawn() -> None:
     """Find out what every spawn has to know: the first request must not wait for it. Blocks."""
     _death_wrapper()
     _own_kind()
+
+
+def _guard_of(group: int) -> subprocess.Popen[bytes] | None:
+    """Start the guard of a process group; None where it cannot be started: the sweep remains."""
+    script = 'trap "" HUP INT TERM; read -r _; kill -s KILL -- "-$0"'
+    try:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script, str(group)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={},
+            cwd="/",
+        )
+    except OSError:
+        return None
+
+
+def _begins_with(path: str, magic: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
 
 
 @functools.cache

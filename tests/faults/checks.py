@@ -58,6 +58,8 @@ def check_processes(lswap: Lswap, state: Snapshot) -> None:
     known = {one.pid for one in state.instances}
     seen = {os.getpgid(one.pid) for one in lswap.descendants()}
     assert seen == known, f"it knows {known}, the system shows {seen}"
+    # Beside each child there may be its guard (children/process.py), and nothing else.
+    assert len({one.pid for one in psutil.Process(lswap.pid).children()} - known) <= len(known)
     assert all(psutil.Process(pid).status() != psutil.STATUS_STOPPED for pid in known if pid)
 
 

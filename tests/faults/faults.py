@@ -57,12 +57,13 @@ class Scene:
 
     async def pid_of(self, model: str, *states: str) -> int:
         """Have a model loaded, and return the pid of its child once it is in one of `states`."""
-        state = await self.lswap.until(
-            lambda now: any(one.pid and one.state in states for one in instances_of(now, model))
-        )
-        (pid, *_) = (one.pid for one in instances_of(state, model) if one.state in states)
-        assert pid is not None
-        return pid
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(httpx.TransportError):  # whoever else breaks something
+                    for one in instances_of(await self.lswap.state(), model):
+                        if one.pid and one.state in states:
+                            return one.pid
+                await asyncio.sleep(0.01)
 
     async def signal(self, model: str, number: signal.Signals, *states: str) -> None:
         """Send a signal to the child of a model."""

@@ -135,10 +135,15 @@ class Lab:
         path.write_text(_WEBSOCKET_CHILD)
         return self._engine("# speaks cmd_child_to_router:state:", f"{sys.executable} {path}")
 
-    def recording_engine(self) -> str:
-        """Write an engine that writes every byte it gets into the file `tape` of this folder."""
+    def recording_engine(self, line: str = "") -> str:
+        """Write an engine that writes every byte it gets into the file `tape` of this folder.
+
+        Before it, as the same process, goes a `line` of shell.
+        """
         command = f"env LSWAP_TAPE={self.folder}/tape {sys.executable} {recording_child.__file__}"
-        return self._engine("# speaks cmd_child_to_router:state:", command)
+        ask = "--version | --help) ;;"
+        line = f'case "$1" in {ask} *) {line or ":"} ;; esac  # speaks cmd_child_to_router:state:'
+        return self._engine(line, command)
 
     def old_engine(self, *lacks: str) -> str:
         """Write an engine that is the real one without child mode, and without more in `--help`.

@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import httpx
+import psutil
 import pytest
 
 from tests.real.answers import instance_of, model_of
@@ -96,10 +97,27 @@ async def test_a_restart_finds_nothing_in_its_way(lab: Lab) -> None:
     assert not list(lab.folder.glob("lswap/*/instances/*"))
 
 
+async def test_what_a_script_started_ends_with_the_supervisor(lab: Lab) -> None:
+    """The kernel ends the script only; its guard ends the rest, which heeds no other word."""
+    line = "trap '' TERM HUP; sleep 600 & sleep 600 & :"
+    preset = {**lab.preset("alpha"), "engine": lab.recording_engine(line)}
+    async with lab.server(lab.write_config({"alpha": preset})).running() as lswap:
+        assert (await lswap.client.post("/tokenize", json={"model": "alpha"})).status_code == 200
+        assert sum(one.name() == "sleep" for one in lswap.descendants()) == 2
+        guards = len(psutil.Process(lswap.pid).children()) - 1
+        assert guards == 1
+        await lswap.client.post("/lswap/v1/models/alpha/unload")
+        await lswap.until_state("alpha", "unloaded")
+        assert psutil.Process(lswap.pid).children() == []
+        assert lswap.descendants() == []
+        assert (await lswap.client.post("/tokenize", json={"model": "alpha"})).status_code == 200
+        await die(lswap)
+
+
 async def test_an_orphan_that_outlived_its_supervisor_is_killed_at_the_next_start(
     lab: Lab,
 ) -> None:
-    """A child that lost its parent-death signal is found by its record."""
+    """A child that lost its parent-death signal, and its guard, is found by its record."""
     gate = lab.folder / "gate"
     engine = lab.fake_engine(wrapper=FORGET_PARENT)
     env = {"FAKE_LOAD_GATE": str(gate), "FAKE_IGNORE_EXIT": "1"}
@@ -108,6 +126,9 @@ async def test_an_orphan_that_outlived_its_supervisor_is_killed_at_the_next_star
     async with first.running(), asyncio.TaskGroup() as tasks:
         tasks.create_task(ask_in_vain(first, "alpha"))
         await first.until_logged("alpha", "initializing")
+        known = first.child_pids()
+        (guard,) = (one for one in psutil.Process(first.pid).children() if one.pid not in known)
+        guard.kill()
         first.signal(signal.SIGKILL)
         assert await first.exited() == -signal.SIGKILL
         (orphan,) = first.descendants()
