@@ -91,14 +91,15 @@ class Soak:
         while True:
             with suppress(httpx.TransportError):
                 text = (await self.lswap.client.get("/metrics")).text
-                line = next(one for one in text.splitlines() if one.startswith("lswap_tasks "))
+                told = dict(one.rsplit(" ", 1) for one in text.splitlines() if one[:1] != "#")
                 devices = (await self.lswap.state()).devices
                 self.samples.append(
                     {
                         "at": time.monotonic() - self.began,
                         "rss": process.memory_info().rss / 2**20,
                         "fds": process.num_fds(),
-                        "tasks": float(line.split()[1]),
+                        "tasks": float(told["lswap_tasks"]),
+                        "blocks": float(told["lswap_python_blocks"]),
                         "answers": self.crowd.right.total(),
                         "over": sum(one.used > one.total - one.margin for one in devices),
                     }
@@ -283,14 +284,14 @@ def report(run: Soak) -> str:
         f"  could not connect    {crowd.lost} (while there were no file descriptors)",
         "  faults               "
         + ", ".join(f"{n} {name}" for name, n in run.faults.most_common()),
-        f"{'lswap itself':22}{'first quarter':>15}{'last quarter':>15}{'highest':>10}",
+        f"{'lswap itself':22}{'first quarter':>15}{'last quarter':>15}{'highest':>12}",
     ]
-    for name, unit in (("rss", "MiB"), ("fds", ""), ("tasks", "")):
+    for name, unit in (("rss", "MiB"), ("blocks", ""), ("fds", ""), ("tasks", "")):
         values = [one[name] for one in run.samples]
         quarter = max(len(values) // 4, 1)
         early, late = (statistics.median(part) for part in (values[:quarter], values[-quarter:]))
         label = f"  {name} {unit}"
-        lines.append(f"{label:22}{early:15.1f}{late:15.1f}{max(values):10.1f}")
+        lines.append(f"{label:22}{early:15,.1f}{late:15,.1f}{max(values):12,.1f}")
     return "\n".join(lines)
 
 
@@ -318,6 +319,7 @@ def main() -> int:
                 at,
                 [
                     Series("memory (RSS, MiB)", [one["rss"] for one in run.samples]),
+                    Series("Python's blocks of memory", [one["blocks"] for one in run.samples]),
                     Series("open files", [one["fds"] for one in run.samples]),
                     Series("tasks", [one["tasks"] for one in run.samples]),
                     Series("right answers", [one["answers"] for one in run.samples]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +63,8 @@ def render(
     """
     own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
+    blocks = "Pieces of memory that lswap's objects take: flat in the long run, or something leaks."
+    own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
     families = [*own, *_merged(children)]
     for family in families:
         family.samples = [

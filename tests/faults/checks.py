@@ -26,7 +26,7 @@ async def check_all(
 ) -> None:
     """Check the list of targets.md, "Reliability"; `hit` are the models that may have failed."""
     # Every request was answered or errored properly, with no other model's words.
-    assert not crowd.wrongs
+    assert not crowd.wrongs, crowd.wrongs
     failed = {model for model, _ in crowd.errors}
     assert failed <= set(hit), f"who was not hit must not notice: {crowd.errors}"
     # No lease leaked, nobody waits for ever.
