@@ -116,6 +116,8 @@ class Fault:
     says: tuple[str, ...] = ()
     keys: dict[str, Any] = field(default_factory=dict)
     hits: tuple[str, ...] = ("$",)
+    instead: str = ""
+    """What the log may say of any other victim, which may have failed of this instead."""
     clock: bool = False
     """It takes a clock that can be set."""
 
@@ -392,7 +394,12 @@ FAULTS = (
     Fault("log-flood", flood, flooding, hits=()),
     Fault("disk-full", disk_full, keys={"log": {"dir": "logs"}}, hits=()),
     Fault("config-invalid", config_invalid, says=("modles",), hits=()),
-    Fault("no-file-descriptors", no_file_descriptors, hits=("*",)),
+    Fault(
+        "no-file-descriptors",
+        no_file_descriptors,
+        hits=("*",),
+        instead=r"failed $#\d+: .*Too many open files",
+    ),
     Fault("bad-clients", bad_clients, hits=()),
     Fault("burst", burst, keys={"policy": {"queue": {"limit": LIMIT}}}),
     Fault("clock-jumps", clock_jumps, clock=True),

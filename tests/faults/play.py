@@ -40,7 +40,12 @@ async def play(lab: Lab, *faults: Fault, clock: FakeClock | None = None) -> None
                     tasks.create_task(_inject(fault, scene))
             await crowd.until_answered(2)
         hit = _hit(victims, models)
-        says = [one.replace("$", name) for name, fault in victims.items() for one in fault.says]
+        instead = "".join(f"|{fault.instead}" for fault in faults if fault.instead)
+        says = [
+            (one + instead).replace("$", name)
+            for name, fault in victims.items()
+            for one in fault.says
+        ]
         await check_all(lswap, crowd, hit=hit, says=says)
         assert model_of(await lswap.state(), "alpha").failure is None or "alpha" in hit
 
