@@ -62,7 +62,8 @@ class Reading:
         try:
             read_when_idle()
             self.size = sum(map(_size, self._paths))
-            with open(os.devnull, "wb", buffering=0) as nowhere:
+            # Without descriptors even /dev/null cannot be opened: nothing is read then.
+            with contextlib.suppress(OSError), open(os.devnull, "wb", buffering=0) as nowhere:
                 for path in self._paths:
                     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
                         self._read_file(file.fileno(), nowhere.fileno())

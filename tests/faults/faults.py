@@ -276,8 +276,10 @@ async def disk_full(scene: Scene) -> None:
 
 async def config_invalid(scene: Scene) -> None:
     scene.edit_config("\nmodels:", "\nmodles:")
-    scene.lswap.signal(signal.SIGHUP)
-    await scene.lswap.says("modles")
+    async with asyncio.timeout(PATIENCE):
+        while not any("modles" in line for line in scene.lswap.log):
+            scene.lswap.signal(signal.SIGHUP)  # once may not be enough if it cannot open the file
+            await asyncio.sleep(0.5)
     await scene.crowd.until_answered(4)
     scene.edit_config("\nmodles:", "\nmodels:")
     scene.lswap.signal(signal.SIGHUP)

@@ -64,6 +64,13 @@ def read_all(paths: list[str], room: Callable[[], int] = lambda: 1 << 40) -> Rea
     return reading
 
 
+def test_nothing_is_read_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends all the same, and without a traceback (an unhandled one fails the test)."""
+    monkeypatch.setattr(os, "devnull", "/no/such/device")
+    reading = read_all([__file__])
+    assert (reading.there, reading.read) == (0, 0)
+
+
 def test_files_are_read_to_their_last_byte(tmp_path: Path) -> None:
     paths = [cold_file(tmp_path / name) for name in ("one", "two")]
     reading = read_all(paths)
