@@ -19,7 +19,7 @@ from llamaswap_py.scheduler.actions import Action, Download, Grant, Kill, Note, 
 from llamaswap_py.scheduler.records import Decision
 from llamaswap_py.views import decision_view, log_decision
 
-_OF_REQUESTS: Final = (ev.RequestArrived, ev.RequestFinished)
+_OF_REQUESTS: Final = frozenset((ev.RequestArrived, ev.RequestFinished))
 KEPT: Final = 2_000
 _BEHIND: Final = 1_000
 """Records that a reader may lag behind."""
@@ -89,7 +89,9 @@ class Feed:
 
     def note(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Add what an event of the scheduler and its actions came to."""
-        if isinstance(event, _OF_REQUESTS) and all(type(one) is Grant for one in actions):
+        if type(event) in _OF_REQUESTS and (
+            not actions or (len(actions) == 1 and type(actions[0]) is Grant)
+        ):
             return  # the path of every request
         if isinstance(event, ev.InstanceProgressed):
             if event.fraction is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl, quote
 
@@ -55,44 +55,47 @@ class Route:
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
-@dataclass(slots=True)
 class Call:
-    """One request: what was asked (`captured` is the {id} of its path), and how it went."""
+    """One request: what was asked, and how it went. Every request makes one: what few of them
+    change has its first value in the class.
+    """
 
-    app: App
-    exchange: Exchange
-    id: str
-    route: Route
-    meaning: Meaning
-    captured: str = ""
-    family: Family = Family.OPENAI
-    began: float = field(default_factory=time.monotonic)
+    captured = ""
+    """The {id} of its path."""
+    family = Family.OPENAI
     key: ApiKey | None = None
     extra: Headers = ()
     """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
     tap: Tap | None = None
     """What is captured of it."""
-    cancelled: bool = False
-    counted: bool = False
+    cancelled = False
+    counted = False
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
-    model: str = ""
-    epoch: int = 0
+    model = ""
+    epoch = 0
     """Of the instance that answers; 0 before it has one."""
-    status: int = 0
-    leased: bool = False
-    queue_ms: float = 0.0
-    load_ms: float = 0.0
-    first_byte_at: float = 0.0
+    status = 0
+    leased = False
+    queue_ms = 0.0
+    load_ms = 0.0
+    first_byte_at = 0.0
     """Of the child's answer, on `time.monotonic()`; 0.0 before it."""
-    tail: bytes = b""
-    outcome: str = "ok"
+    tail = b""
+    outcome = "ok"
     _query: dict[str, str] | None = None
 
-    @property
-    def supervisor(self) -> Supervisor:
-        return self.app.supervisor
+    def __init__(
+        self, app: App, exchange: Exchange, id: str, route: Route, meaning: Meaning
+    ) -> None:
+        self.app = app
+        self.supervisor: Supervisor = app.supervisor
+        self.exchange = exchange
+        self.id = id
+        self.route = route
+        self.meaning = meaning
+        self.began = time.monotonic()
 
     @property
     def client(self) -> str:

@@ -16,7 +16,7 @@ from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.api.slot_files import check_slot_files
 from llamaswap_py.api.tap import Tap
-from llamaswap_py.api.wishes import WHEN_FULL, read_wishes
+from llamaswap_py.api.wishes import PARTICULAR, WHEN_FULL, read_wishes
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
@@ -230,14 +230,10 @@ async def _to_instance(
 
 def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
     key, head = call.key, call.exchange.head
-    may_be_another = (
-        call.route.talk
-        and (
-            WHEN_FULL in head.first
-            or call.supervisor.config.models[preset].when_full.startswith(SUBSTITUTE)
-        )
-        and ask.plain
-    )
+    substitutes = call.supervisor.config.models[preset].when_full.startswith(SUBSTITUTE)
+    if key is None and not substitutes and call.meaning.wishless:
+        return PARTICULAR
+    may_be_another = call.route.talk and (substitutes or WHEN_FULL in head.first) and ask.plain
     return read_wishes(
         head,
         substitutable=may_be_another,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llamaswap_py.api import table
 from llamaswap_py.api.errors import family_of
+from llamaswap_py.api.wishes import asks_nothing
 from llamaswap_py.wire.messages import forward_lines
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Meaning:
     captured: str
     family: Family
     template: str
+    wishless: bool
+    """No header asks anything of the scheduler."""
     trusted: bool = False
     """The Host/Origin rule has been asked."""
     _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
@@ -51,5 +54,7 @@ def meaning_of(exchange: Exchange, config: Config) -> Meaning:
     methods, captured = table.look_up(head.path)
     route = None if methods is None else table.pick(methods, head.method)
     family, template = family_of(head.path), table.template(head.path)
-    meaning = head.memo = Meaning(config, methods, route, captured, family, template)
+    meaning = head.memo = Meaning(
+        config, methods, route, captured, family, template, asks_nothing(head)
+    )
     return meaning

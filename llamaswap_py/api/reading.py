@@ -28,7 +28,8 @@ async def read_skimmed(
     """
     length = call.exchange.head.content_length
     if length is not None and length <= STEP:
-        return await call.exchange.read_body(limit), None
+        small = call.exchange.small_body(limit)
+        return small or await call.exchange.read_body(limit), None
     kind = content_type.partition(b";")[0].strip().lower()
     skimmer: FormSkimmer | JsonSkimmer
     if kind == b"multipart/form-data":

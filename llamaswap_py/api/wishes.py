@@ -17,8 +17,13 @@ _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
 _ALL: Final = (WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
 _ORDINARY: Final = Wishes(substitutable=True)
-_PARTICULAR: Final = Wishes(substitutable=False)
+PARTICULAR: Final = Wishes(substitutable=False)
 _LOWEST: Final = -100
+
+
+def asks_nothing(head: RequestHead) -> bool:
+    """Return whether none of the headers is there."""
+    return head.first.keys().isdisjoint(_ALL)
 
 
 def read_wishes(
@@ -33,8 +38,8 @@ def read_wishes(
     `highest` is the key's priority: what its requests have, and the most they may ask for;
     `allowed` are the key's models.
     """
-    if highest == 0 and head.first.keys().isdisjoint(_ALL):
-        return _ORDINARY if substitutable else _PARTICULAR
+    if highest == 0 and asks_nothing(head):
+        return _ORDINARY if substitutable else PARTICULAR
     return Wishes(
         priority=_priority(_text(head, _PRIORITY), highest),
         when_full=_when_full(_text(head, WHEN_FULL)),

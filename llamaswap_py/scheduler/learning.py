@@ -44,7 +44,8 @@ class Rate:
 
     def read(self, now: float) -> float:
         """Return the rate as of now."""
-        return self.value * math.exp(-max(now - self.at, 0.0) / self.tau)
+        age = now - self.at
+        return self.value * math.exp(-age / self.tau) if age > 0 else self.value
 
 
 @dataclass(slots=True)

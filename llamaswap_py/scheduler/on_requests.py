@@ -26,7 +26,7 @@ class OnRequests:
             self.control.out.append(self.control.refusals.unknown(event))
             return False
         if refusal := self.control.refusals.at_the_door(
-            preset, event, self.control.now, self.upkeep.closing_at
+            preset, event, waiter, self.control.now, self.upkeep.closing_at
         ):
             self.control.out.append(refusal)
             return False

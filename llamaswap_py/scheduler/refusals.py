@@ -57,10 +57,14 @@ class Refusals:
         )
 
     def at_the_door(
-        self, preset: Preset, event: RequestArrived, now: float, closing_at: float | None
+        self,
+        preset: Preset,
+        event: RequestArrived,
+        waiter: Waiter,
+        now: float,
+        closing_at: float | None,
     ) -> Reject | None:
         """Return why a request is not even queued, or None."""
-        waiter = Waiter(event.request, event.client, event.slot, now)
         name = preset.plan.preset
         if closing_at is not None:
             return self.closing(preset)(waiter)

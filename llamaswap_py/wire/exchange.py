@@ -41,29 +41,30 @@ class Exchange:
     gone does nothing, so `finally` blocks need no care.
     """
 
+    #: header lines, each with its line end, sent with whatever answer follows
+    response_lines = b""
+    response_started: bool = False
+    finished: bool = False
+    # The answer, as the relay needs it
+    running: Relay | None = None
+    cut_event: bytes | None = None
+    cut_reason = ""
+    chunked = False
+    event_stream = False
+    #: gets a copy of every byte of the answer
+    tap: Callable[[bytes], None] | None = None
+    #: only blanks were sent so far: any JSON may follow
+    padded = False
+    ends_by_closing = False
+    _bodiless = False
+    _sent = 0
+
     def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
         self.head = head
+        self.connection: ClientConnection = connection
         #: the client's address, or "unix"
         self.peer = connection.peer
-        #: header lines, each with its line end, sent with whatever answer follows
-        self.response_lines = b""
-        self.response_started: bool = False
-        self.finished: bool = False
-        # The answer, as the relay needs it
-        self.connection: ClientConnection = connection
-        self.running: Relay | None = None
         self.keep_alive = head.keep_alive
-        self.cut_event: bytes | None = None
-        self.cut_reason = ""
-        self.chunked = False
-        self.event_stream = False
-        #: gets a copy of every byte of the answer
-        self.tap: Callable[[bytes], None] | None = None
-        #: only blanks were sent so far: any JSON may follow
-        self.padded = False
-        self.ends_by_closing = False
-        self._bodiless = False
-        self._sent = 0
         self.intake = Intake(connection, head)
 
     def __repr__(self) -> str:
@@ -94,6 +95,10 @@ class Exchange:
         (let it pass) when the client sends something that is no body, or stops sending.
         """
         return await self.intake.read(limit, scan)
+
+    def small_body(self, limit: int) -> Body | None:
+        """Return the whole body if it is here, and no larger than `limit`; else None."""
+        return self.intake.small(limit)
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives; a slow taker makes the client wait. Raises WireError."""

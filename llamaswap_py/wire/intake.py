@@ -25,20 +25,21 @@ _SMALL_REST: Final = 64 * KIB
 class Intake:
     """Collects pieces as they come; a task wakes only when its reader has something to do."""
 
+    complete = False
+    _received = 0
+    _limit: int | None = None
+    _streaming = False
+    _discarding = False
+    _error: WireError | BodyTooLarge | None = None
+    _scan: Callable[[bytes], None] | None = None
+    _shown = 0
+    _waiter: asyncio.Future[None] | None = None
+
     def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
-        self.complete = False
         self._connection = connection
         self._length = head.content_length
         self._continue_owed = head.expects_continue
         self._body = Body()
-        self._received = 0
-        self._limit: int | None = None
-        self._streaming = False
-        self._discarding = False
-        self._error: WireError | BodyTooLarge | None = None
-        self._scan: Callable[[bytes], None] | None = None
-        self._shown = 0
-        self._waiter: asyncio.Future[None] | None = None
 
     # --- for the reader -----------------------------------------------------------------------
 
@@ -57,6 +58,12 @@ class Intake:
                 await self._event()
         self._show()
         return self._body
+
+    def small(self, limit: int) -> Body | None:
+        """Return a body that is complete and needs no scan, None for any other."""
+        if not self.complete or self._error is not None:
+            return None
+        return self._body if self._body.size <= min(limit, SCANNED_FROM) else None
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield what comes; raises WireError."""

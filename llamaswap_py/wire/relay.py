@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
@@ -35,6 +35,17 @@ class Relay:
     streams that were begun before), `_on_refusal`, `_pass` (a tunnel).
     """
 
+    #: bytes of the answer passed to the client
+    passed = 0
+    #: any byte came from the child
+    heard = False
+    tunnelling = False
+    _translator: Translator | None = None
+    _verbatim = False
+    _last = _before = b""
+    _remaining = 0
+    _cut_timer: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
         upstream: UpstreamConnection,
@@ -46,16 +57,11 @@ class Relay:
         self.upstream = upstream
         self.exchange = exchange
         self.client = exchange.connection
-        #: bytes of the answer passed to the client
-        self.passed = 0
-        #: any byte came from the child
-        self.heard = False
-        self.tunnelling = False
         self._error_event = error_event
         self._loop = asyncio.get_running_loop()
         self._result = RelayResult(Outcome.COMPLETE)
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._translate, self._translator = translate, cast("Translator | None", None)
+        self._translate = translate
         self._collect = collect or translate is not None
         recoded = exchange.head.version == "1.0" or exchange.response_started
         self._recoded = recoded or self._collect
@@ -64,11 +70,7 @@ class Relay:
         self._write = self.client.transport.write
         if exchange.tap is not None:
             self._write = exchange.write_tapped
-        self._verbatim = False
-        self._last = self._before = b""
-        self._remaining = 0
         self._refusal: list[bytes] = []
-        self._cut_timer: asyncio.TimerHandle | None = None
 
     async def run(self, head: bytes, body: Body) -> RelayResult:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
@@ -369,8 +371,7 @@ class Relay:
             self.client.abort()
 
     def _complete(self) -> None:
-        state = self.upstream.on_bytes
-        if state == self._on_refusal:
+        if (state := self.upstream.on_bytes) == self._on_refusal:
             body = b"".join(self._refusal)
             self._last = body[-_TAIL:]
             self._result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
