@@ -330,6 +330,9 @@ class FakeExchange:
         self.answer = b""
         self.written = asyncio.Event()
 
+    def small_body(self, limit: int) -> Body | None:
+        return None
+
     async def read_body(self, limit: int, scan: Callable[[bytes], None] | None = None) -> Body:
         self.limit = limit
         if len(self.body) > limit:
