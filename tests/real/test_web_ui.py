@@ -30,8 +30,9 @@ _ARGS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 ]
-# llama.cpp's router refuses these too (server-tools.cpp), and browsers log every refusal.
-_EXPECTED = re.compile(r"status of 403")
+# llama.cpp's router refuses these too (server-tools.cpp; the props of a model that has just been
+# evicted), and browsers log every refusal.
+_EXPECTED = re.compile(r"status of 403|status of 400 .*/props\?.*autoload=false")
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ async def browsing(chromium: str, url: str) -> AsyncIterator[Page]:
 
         def said(message: ConsoleMessage) -> None:
             if message.type == "error":
-                complaints.append(message.text)
+                complaints.append(f"{message.text} {message.location.get('url', '')}")
 
         page.on("console", said)
         page.on("pageerror", lambda error: complaints.append(str(error)))
