@@ -41,6 +41,7 @@ _FILE_OPTIONS = (
     *("grammar-file", "json-schema-file", "chat-template-file"),
 )
 _MAGIC = b"GGUF"
+_PUT_IT_THERE = "check the path, or put the file there"
 _ASLEEP_GPU = 600 * MIB
 _ASLEEP_HOST = 64 * MIB
 
@@ -241,17 +242,22 @@ def model_files(preset: Preset) -> tuple[str, ...]:
     return tuple(files)
 
 
+def is_mended(prepared: Prepared, config: Config) -> bool:
+    """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
+    then = {one for one in prepared.problems if one.remedy == _PUT_IT_THERE}
+    now = {one for way in prepared.ways.values() for one in _file_problems(way, config)}
+    return then != now
+
+
 def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
-    problems = []
-    shards = shard_paths(way.preset.model)
-    for file in way.files:
-        reason = _unreadable(file, gguf=file in shards)
-        if reason:
-            key = "model" if file in shards else "args"
-            where = config.where(f"models.{way.preset.id}.{key}")
-            remedy = "check the path, or put the file there"
-            problems.append(PresetProblem(way.preset.id, where, f"{file}: {reason}", remedy))
-    return problems
+    shards, id = shard_paths(way.preset.model), way.preset.id
+    places = {file: "model" if file in shards else "args" for file in way.files}
+    reasons = {file: _unreadable(file, gguf=file in shards) for file in way.files}
+    return [
+        PresetProblem(id, config.where(f"models.{id}.{place}"), f"{file}: {reason}", _PUT_IT_THERE)
+        for file, place in places.items()
+        if (reason := reasons[file])
+    ]
 
 
 def _unreadable(path: str, *, gguf: bool) -> str:

@@ -22,7 +22,7 @@ from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.editing import remove_preset
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.naming import names_of
-from llamaswap_py.presets import Engines, Prepared, prepare
+from llamaswap_py.presets import Engines, Prepared, is_mended, prepare
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.records import PresetId
 from llamaswap_py.snapshot import ReloadReport
@@ -61,6 +61,7 @@ class Reloader:
         self._one_at_a_time = asyncio.Lock()
         self._seen = self._looks()
         self._models = supervisor.config.folders
+        self._mending: asyncio.Future[bool] | None = None
 
     async def watch(self) -> None:
         """Reload whenever a file has changed, until cancelled.
@@ -73,6 +74,8 @@ class Reloader:
                 await asyncio.sleep(until_beat(loop.time()))
                 if self._looks() != self._seen:
                     await self.try_reload("its file changed")
+                if self._is_mended(loop):
+                    await self.try_reload("a file of a model that was missing or wrong has changed")
                 if (now := scout.found()) is not None:
                     if now == before and now != self._models:
                         self._models = now
@@ -81,6 +84,19 @@ class Reloader:
                 folders = self._supervisor.config.folders
                 if folders and round(loop.time() / BEAT) % _FOLDERS_EVERY:
                     scout.send(folders)
+
+    def _is_mended(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Look, without waiting, at the files of presets that cannot run because of them."""
+        if self._mending is None:
+            broken = [one for one in self._supervisor.prepared.values() if one.problems]
+            if broken:
+                config = self._supervisor.config
+                self._mending = loop.run_in_executor(None, _any_mended, broken, config)
+            return False
+        if not self._mending.done():  # its file system hangs
+            return False
+        mended, self._mending = self._mending.result(), None
+        return mended
 
     async def try_reload(self, why: str) -> None:
         """Reload; what is wrong with the file is logged, and nothing changes."""
@@ -108,6 +124,9 @@ class Reloader:
             raise
         report = _adopt(supervisor, config, prepared, waits)
         _say(report)
+        for name in (*report.added, *report.changed):
+            for problem in prepared[name].problems:
+                _log.warning("%s cannot run: %s", name, problem)
         supervisor.happenings.publish("reload", report)
         return report
 
@@ -183,6 +202,10 @@ class Scout:
 
 def _scan(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:
     return tuple(scan_folder(each.path) for each in folders)
+
+
+def _any_mended(broken: list[Prepared], config: Config) -> bool:
+    return any(is_mended(one, config) for one in broken)
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

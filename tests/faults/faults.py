@@ -383,9 +383,9 @@ FAULTS = (
         without_a_place,
         (r"failed $#\d+: .*could not listen",),
     ),
-    Fault("file-missing", spoiled(leave_missing), own_file, (r"failed $#\d+: ",)),
+    Fault("file-missing", spoiled(leave_missing), own_file, (r"failed $#\d+: |$ cannot run: ",)),
     Fault("file-truncated", spoiled(write_half), own_file, (r"failed $#\d+: .*cut short",)),
-    Fault("file-foreign", spoiled(write_foreign), own_file, (r"failed $#\d+: ",)),
+    Fault("file-foreign", spoiled(write_foreign), own_file, (r"failed $#\d+: |$ cannot run: ",)),
     Fault(
         "bad-argument",
         bad_argument,

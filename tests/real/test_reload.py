@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -111,3 +112,22 @@ async def test_a_model_that_is_estimated_is_estimated_anew(lab: Lab) -> None:
             assert await lswap.chat("beta") == lab.sentence("alpha")
         (alpha, _) = (await lswap.state()).models
         assert alpha.footprint_source in ("measured", "dry-run", "analytic")
+
+
+async def test_a_model_whose_file_comes_later_is_served(lab: Lab) -> None:
+    """Also after a reload at whose time the file was missing, and where it was no GGUF file."""
+    models = {name: lab.preset(name) for name in ("alpha", "beta")}
+    files = {name: Path(models[name]["model"]) for name in models}
+    away = files["alpha"].rename(files["alpha"].with_suffix(".away"))
+    good = files["beta"].read_bytes()
+    files["beta"].write_bytes(b"not yet")
+    async with lab.lswap(models) as lswap:
+        for name, what in (("alpha", "no such file"), ("beta", "no GGUF file")):
+            error = error_of(await lswap.post_chat(name), 503)
+            assert what in error["message"]
+        away.rename(files["alpha"])
+        await lswap.says("taken over: changed alpha")
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+        files["beta"].write_bytes(good)
+        await lswap.says("taken over: changed beta")
+        assert await lswap.chat("beta") == lab.sentence("beta")
