@@ -58,6 +58,9 @@ _LAST_WRITES: Final = 1.0
 """Seconds a client may take to read the end of its answer once all children are gone."""
 _SHOWN: Final = 20
 """Models listed at the start; a file may have thousands."""
+_COLLECT: Final = (10_000, 10, 10)
+"""What requests in flight hold is looked at once in so many new objects; the usual 700 are two
+dozen requests."""
 _FILES: Final = 65_536
 """Open files to ask for, as the service's unit does: 1,024, a common limit, are 500 streams."""
 
@@ -185,6 +188,7 @@ async def _serve(
                     shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
                     print(banner(shown, models), flush=True)
                 gc.freeze()  # or the collector looks at all modules anew: 15 ms for every stream
+                gc.set_threshold(*_COLLECT)
                 gc.enable()
                 await stops.get()
                 notifier.stopping()
