@@ -199,6 +199,7 @@ folder, binary, model, moment, death = sys.argv[1:6]
 if death == "no":
     process._death_wrapper = lambda: ()
     process._death_hook = lambda: None
+    process._guard_of = lambda group: None
 async def main():
     with RuntimeDir.choose(name="one", env={"XDG_RUNTIME_DIR": folder}) as runtime:
         def on_event(event):
