@@ -115,9 +115,6 @@ class Relay:
             if rest:
                 self._on_head(rest)
         else:
-            if rest is not data and watch.is_plain:
-                lines = [*watch.end_to_end_headers(), (b"x-accel-buffering", b"no")]
-                self.upstream.answers.note(data, watch.status, watch.reason, lines)
             self._answer(rest)
 
     def _on_stream(self, data: bytes) -> None:
@@ -224,6 +221,8 @@ class Relay:
             exchange.send_head(watch.status, headers, reason=watch.reason)
             self._complete()
         elif watch.framing is Framing.LENGTH:
+            if watch.is_plain:
+                self.upstream.answers.note(watch.raw_head, watch.status, watch.reason, headers)
             rest = self._count(rest)
             exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
             self._end_if_counted()

@@ -60,7 +60,7 @@ class KnownRequest:
         """Return the head that `data` begins with, None for one that had better be parsed again."""
         end = data.find(_END)
         raw = data[: end + len(_END)]
-        lengths = _LENGTH.findall(raw)
+        lengths = list(_LENGTH.finditer(raw))
         if (
             end < 0
             or not raw.startswith(head.method.encode() + b" ")
@@ -72,10 +72,8 @@ class KnownRequest:
             or len(lengths) > 1
         ):
             return None
-        found = _LENGTH.search(raw)
-        if found is None:
-            return cls(raw, b"", head)
-        return cls(raw[: found.start(1)], raw[found.end(1) :], head)
+        start, stop = lengths[0].span(1) if lengths else (len(raw), len(raw))
+        return cls(raw[:start], raw[stop:], head)
 
     def read(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """Return head and body if `data` is this head and the whole of a body, and no more."""
@@ -129,7 +127,7 @@ class KnownAnswers:
         return None if known is None else (known, int(digits), rest)
 
     def note(self, data: bytes, status: int, reason: bytes, headers: Headers) -> None:
-        """Remember the head that `data` begins with: an answer of HTTP/1.1 that has a length, is no
+        """Remember the whole head that `data` is: an answer of HTTP/1.1 that has a length, is no
         stream, and keeps its connection; `headers` are what a client gets to see of it.
         """
         cut = _cut(data)

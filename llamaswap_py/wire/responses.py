@@ -75,6 +75,8 @@ class ResponseWatch:
         #: the upstream keeps the connection open; known once complete
         self.keeps_alive = False
         self.head_size = 0
+        #: the head as it came, empty where it came in pieces
+        self.raw_head = b""
         self._tail = b""
 
     def close(self) -> None:
@@ -95,10 +97,9 @@ class ResponseWatch:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the head says nothing of its connection, and its body has a length."""
+        """Whether the head says nothing of its connection, which is kept, and is no stream's."""
         return (
-            self.framing is Framing.LENGTH
-            and not self.event_stream
+            not self.event_stream
             and self.keeps_alive
             and all(name.lower() != b"connection" for name, _ in self.headers)
         )
@@ -123,6 +124,7 @@ class ResponseWatch:
             if not (self.status == 101 and self.head_complete):
                 raise BadResponse(str(error) or "not HTTP") from None
         if end >= 0 and self.head_complete:
+            self.raw_head = data[:cut] if self.head_size == cut else b""
             return data[cut:]
         if end >= 0 or self.head_complete:
             raise BadResponse("the head does not end in an empty line")

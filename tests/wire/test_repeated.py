@@ -12,6 +12,7 @@ from llamaswap_py.wire import Outcome, WireLimits
 from llamaswap_py.wire.messages import RequestHead, WireError
 from llamaswap_py.wire.repeated import KnownAnswers, RepeatedRequest
 from llamaswap_py.wire.requests import RequestParser
+from llamaswap_py.wire.responses import ResponseWatch
 
 from .harness import JSON_ANSWER, Peer, Upstream, answering, connected, relaying
 
@@ -178,6 +179,22 @@ def test_answers_of_one_kind_are_found_again() -> None:
     )
     for other in (head[:-2], head.replace(b"200", b"201"), head.replace(b"7", b"-7"), b""):
         assert answers.find(other) is None
+
+
+def test_the_head_of_an_answer_in_pieces_is_not_remembered() -> None:
+    """The end of a head is no head, even if a child sent it as one."""
+    head, cut = JSON_ANSWER[: JSON_ANSWER.index(b"{")], JSON_ANSWER.index(b"\r\nContent-Length")
+    watch, answers = ResponseWatch(), KnownAnswers()
+    assert watch.feed_head(JSON_ANSWER[:cut]) is None
+    assert watch.feed_head(JSON_ANSWER[cut:]) == b'{"a":1}'
+    assert watch.raw_head == b""
+    answers.note(watch.raw_head, 200, b"OK", watch.end_to_end_headers())
+    assert answers.find(JSON_ANSWER[cut:]) is None
+    whole = ResponseWatch()
+    assert whole.feed_head(JSON_ANSWER) == b'{"a":1}'
+    assert whole.raw_head == head
+    for one in (watch, whole):
+        one.close()
 
 
 def test_few_heads_of_answers_are_kept() -> None:
