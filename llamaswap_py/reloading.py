@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
@@ -30,6 +31,7 @@ from llamaswap_py.snapshot import ReloadReport
 if TYPE_CHECKING:
     from llamaswap_py.supervisor import Supervisor
 
+_Found = TypeVar("_Found")
 _log: Final = logging.getLogger("lswap")
 _FOLDERS_EVERY: Final = 2
 """Every how many beats the folders of models are looked into: that takes a thread."""
@@ -61,7 +63,6 @@ class Reloader:
         self._one_at_a_time = asyncio.Lock()
         self._seen = self._looks()
         self._models = supervisor.config.folders
-        self._mending: asyncio.Future[bool] | None = None
 
     async def watch(self) -> None:
         """Reload whenever a file has changed, until cancelled.
@@ -69,12 +70,12 @@ class Reloader:
         A model that comes or goes counts once two looks in a row agree: it may still be copied.
         """
         loop, before = asyncio.get_running_loop(), self._models
-        with Scout() as scout:
+        with Scout[tuple[Folder, ...]]() as scout, Scout[bool]() as mended:
             while True:
                 await asyncio.sleep(until_beat(loop.time()))
                 if self._looks() != self._seen:
                     await self.try_reload("its file changed")
-                if self._is_mended(loop):
+                if mended.found():
                     await self.try_reload("a file of a model that was missing or wrong has changed")
                 if (now := scout.found()) is not None:
                     if now == before and now != self._models:
@@ -83,20 +84,9 @@ class Reloader:
                     before = now
                 folders = self._supervisor.config.folders
                 if folders and round(loop.time() / BEAT) % _FOLDERS_EVERY:
-                    scout.send(folders)
-
-    def _is_mended(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Look, without waiting, at the files of presets that cannot run because of them."""
-        if self._mending is None:
-            broken = [one for one in self._supervisor.prepared.values() if one.problems]
-            if broken:
-                config = self._supervisor.config
-                self._mending = loop.run_in_executor(None, _any_mended, broken, config)
-            return False
-        if not self._mending.done():  # its file system hangs
-            return False
-        mended, self._mending = self._mending.result(), None
-        return mended
+                    scout.send(partial(scan_folders, folders))
+                if broken := [one for one in self._supervisor.prepared.values() if one.problems]:
+                    mended.send(partial(_any_mended, broken, self._supervisor.config))
 
     async def try_reload(self, why: str) -> None:
         """Reload; what is wrong with the file is logged, and nothing changes."""
@@ -171,28 +161,28 @@ class Reloader:
         return tuple(map(_identity, (*files, *([keys] if keys else []))))
 
 
-class Scout:
-    """Looks into the folders of models in a thread, which wakes nobody: one comes and asks.
+class Scout(Generic[_Found]):
+    """Looks at files in a thread, which wakes nobody: one comes and asks.
 
-    A folder of a server that hangs keeps nothing but the next look waiting.
+    A file system that hangs keeps nothing but the next look waiting.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "lswap-folders")
-        self._look: Future[tuple[Folder, ...]] | None = None
+        self._look: Future[_Found] | None = None
 
-    def __enter__(self) -> Scout:
+    def __enter__(self) -> Scout[_Found]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=False)
 
-    def send(self, folders: tuple[Folder, ...]) -> None:
+    def send(self, look: Callable[[], _Found]) -> None:
         """Begin to look, unless the look before is not over."""
         if self._look is None:
-            self._look = self._thread.submit(_scan, folders)
+            self._look = self._thread.submit(look)
 
-    def found(self) -> tuple[Folder, ...] | None:
+    def found(self) -> _Found | None:
         """Return what the last look found, once; None if there is nothing new."""
         if self._look is None or not self._look.done():
             return None
@@ -200,7 +190,8 @@ class Scout:
         return look.result()
 
 
-def _scan(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:
+def scan_folders(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:
+    """Return the folders of models as they are now; blocks."""
     return tuple(scan_folder(each.path) for each in folders)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from llamaswap_py import reloading
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.scan import scan_folder
-from llamaswap_py.reloading import Scout
+from llamaswap_py.reloading import Scout, scan_folders
 
 
 def soon(found: Callable[[], tuple[Folder, ...] | None]) -> tuple[Folder, ...]:
@@ -26,9 +27,9 @@ def soon(found: Callable[[], tuple[Folder, ...] | None]) -> tuple[Folder, ...]:
 def test_a_look_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "alpha.gguf").write_bytes(b"GGUF")
     empty = (Folder(str(tmp_path)),)
-    with Scout() as scout:
+    with Scout[tuple[Folder, ...]]() as scout:
         assert scout.found() is None
-        scout.send(empty)
+        scout.send(partial(scan_folders, empty))
         assert soon(scout.found) == (scan_folder(str(tmp_path)),)
         assert scout.found() is None
 
@@ -42,9 +43,9 @@ def test_a_folder_that_hangs_is_looked_into_once(monkeypatch: pytest.MonkeyPatch
         return Folder(path)
 
     monkeypatch.setattr(reloading, "scan_folder", hang)
-    with Scout() as scout:
+    with Scout[tuple[Folder, ...]]() as scout:
         for _ in range(3):
-            scout.send((Folder("/far/away"),))
+            scout.send(partial(scan_folders, (Folder("/far/away"),)))
             assert scout.found() is None
         may_end.set()
         assert soon(scout.found) == (Folder("/far/away"),)
