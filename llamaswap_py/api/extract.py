@@ -134,11 +134,11 @@ def _bad_json(body: bytes, reason: str, skim: Skim | None) -> ApiError:
         where = f"it ends too early, after {size} bytes"
     else:
         at = min(int(match[1]), len(body))
-        line = body.count(b"\n", 0, at) + 1
-        begin = body.rfind(b"\n", 0, at)
-        if skim is not None:
-            at, begin = skim.place(at), skim.place(begin)
-        column = at - begin
+        if skim is None:
+            lines, begin = body.count(b"\n", 0, at), body.rfind(b"\n", 0, at)
+        else:
+            (lines, begin), at = skim.lines(at), skim.place(at)
+        line, column = lines + 1, at - begin
         what = reason.removeprefix("JSON is malformed: ")[: match.start()].partition(" (byte")[0]
         where = f"{what} at byte {at} (line {line}, column {column})"
     return ApiError("bad_json", f"the body is not valid JSON: {where}", remedy=_EXAMPLE)

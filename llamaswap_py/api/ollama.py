@@ -307,7 +307,7 @@ async def _read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     """Read a request that may hold images: what its skim has cut is not in what is returned."""
     limit = call.supervisor.config.limits.body
     # Arguments of tools become texts within texts, so nothing with escapes may be cut.
-    body, skim = await read_skimmed(call, b"application/json", limit, unescaped=True)
+    body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
     try:
         ask = msgspec.json.decode((body.join() if skim is None else skim.text) or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -20,10 +20,11 @@ _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
 
 
 async def read_skimmed(
-    call: Call, content_type: bytes, limit: int, *, unescaped: bool = False
+    call: Call, content_type: bytes, limit: int, *, translated: bool = False
 ) -> tuple[Body, Skim | None]:
     """Return a body, and of a large one what is to be read in its place.
 
+    `translated`: all of it will be read, and its texts may go into other texts.
     Raises what `Exchange.read_body` does.
     """
     length = call.exchange.head.content_length
@@ -35,7 +36,7 @@ async def read_skimmed(
     if kind == b"multipart/form-data":
         skimmer = FormSkimmer(parameters(content_type).get(b"boundary", b""))
     else:
-        skimmer = JsonSkimmer(_MARK, unescaped=unescaped)
+        skimmer = JsonSkimmer(_MARK, unescaped=translated, top_level_only=not translated)
     body = await call.exchange.read_body(limit, skimmer.feed)
     if body.size <= STEP:
         return body, None

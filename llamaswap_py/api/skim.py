@@ -2,7 +2,8 @@
 
 One call of a parser over 50 MB would hold every stream up. A skimmer takes steps of some 256 KiB
 and keeps a short text that means the same: of JSON the long strings (images, audio) are cut after
-their first characters and a mark stands for the rest; of a form only the heads of its parts stay.
+their first characters and a mark stands for the rest, and where only the top level is looked at, a
+mark stands for very many short values too; of a form only the heads of its parts stay.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.forms import MAX_PART_HEAD, MAX_VALUE
+from llamaswap_py.api.kept import KeptText
 from llamaswap_py.units import KIB
 from llamaswap_py.wire.messages import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
+
+    from llamaswap_py.api.kept import Cut
 
     _State: TypeAlias = Callable[["JsonSkimmer", bytes, int], int]
 
@@ -48,23 +52,40 @@ _FIRST: Final = re.compile(
 class Skim:
     """A body, and the short `text` to read in its place: the body itself where nothing was cut.
 
-    `cuts` are what is missing: from where in the text, and its start and end in the body.
+    `cuts` are what is missing, in order.
     """
 
     body: Body
     text: bytes
     mark: bytes = b""
-    cuts: list[tuple[int, int, int]] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
 
     def place(self, at: int) -> int:
         """Return where in the body an offset in the text is."""
         ahead = 0
-        for number, (where, start, end) in enumerate(self.cuts):
-            mark = len(_mark(self.mark, number))
-            if at < where + mark:
-                return start if at > where else at + ahead
-            ahead += end - start - mark
+        for cut in self.cuts:
+            if at < cut.where + cut.size:
+                return cut.start if at > cut.where else at + ahead
+            ahead += cut.end - cut.start - cut.size
         return at + ahead
+
+    def lines(self, at: int) -> tuple[int, int]:
+        """Return how many line ends come before an offset in the text, and where in the body the
+        last of them is; -1 where none is."""
+        kept = self.text.count(b"\n", 0, at)
+        last = self.place(self.text.rfind(b"\n", 0, at))
+        cuts = [cut for cut in self.cuts if cut.lines and cut.where < at]
+        if cuts:
+            last = max(last, self._last_line_end(cuts[-1]))
+        return kept + sum(cut.lines for cut in cuts), last
+
+    def _last_line_end(self, cut: Cut) -> int:
+        end = cut.end
+        for piece in reversed([*self._slices(cut.start, cut.end)]):
+            if (at := bytes(piece).rfind(b"\n")) >= 0:
+                return end - len(piece) + at
+            end -= len(piece)
+        return -1
 
     def restore(self, text: bytes) -> Body:
         """Return a text made of parts of this one as a body, with what its marks stand for."""
@@ -73,10 +94,11 @@ class Skim:
         pieces: list[bytes | memoryview] = []
         at = 0
         for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
-            _, start, end = self.cuts[int(found[1])]
-            pieces.append(text[at : found.start()])
-            pieces += self._slices(start, end)
-            at = found.end()
+            cut = self.cuts[int(found[1])]
+            begin = found.start() - cut.lead
+            pieces.append(text[at:begin])
+            pieces += self._slices(cut.start, cut.end)
+            at = begin + cut.size
         pieces.append(text[at:])
         return Body(_gathered(pieces), sum(map(len, pieces)))
 
@@ -88,10 +110,6 @@ class Skim:
             offset += len(piece)
             if offset >= end:
                 return
-
-
-def _mark(mark: bytes, number: int) -> bytes:
-    return b"%b%d;" % (mark, number)
 
 
 def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -115,15 +133,15 @@ class JsonSkimmer:
 
     The skim of a text is JSON if and only if the text is, but for what stands in the cut parts of
     strings. `unescaped`: cut only what has no escapes, so that it may stand in a string within a
-    string.
+    string. `top_level_only`: who reads the text looks at the top level, and takes its values as
+    they are; once much was kept, what lies deeper is cut, be it short.
     """
 
-    def __init__(self, mark: str, *, unescaped: bool = False) -> None:
+    def __init__(self, mark: str, *, unescaped: bool = False, top_level_only: bool = False) -> None:
         self._mark = mark.encode()
         self._unescaped = unescaped
-        self._text: list[bytes] = []
-        self._size = 0  # of the text
-        self._cuts: list[tuple[int, int, int]] = []
+        self._kept = KeptText(self._mark, shorten=top_level_only)
+        self._keep = self._kept.keep
         self._taken = 0  # bytes of the body before `_rest`
         self._rest = b""  # an escape of which only the backslash is here
         self._begin = b""  # of a string that may become long
@@ -143,22 +161,20 @@ class JsonSkimmer:
     def finish(self, body: Body) -> Skim:
         """Return the skim of `body`, which was fed."""
         if self._state is JsonSkimmer._cutting:
-            self._cut_to(self._taken)
+            self._kept.cut(self._cut_from, self._taken)
         self._keep(self._begin + self._rest)
-        return Skim(body, b"".join(self._text), self._mark, self._cuts)
-
-    def _keep(self, data: bytes) -> None:
-        self._text.append(data)
-        self._size += len(data)
+        return Skim(body, self._kept.value(), self._mark, self._kept.cuts)
 
     def _outside(self, data: bytes, at: int) -> int:
         """Keep everything up to a string that is long, or may be."""
         end = _end_of(_OUTSIDE, data, at)
-        if end < len(data):
-            end += 1  # its quotation mark
-            self._state = JsonSkimmer._beginning
         self._keep(data[at:end])
-        return end
+        self._kept.shorten()
+        if end == len(data):
+            return end
+        self._keep(b'"')
+        self._state = JsonSkimmer._beginning
+        return end + 1
 
     def _beginning(self, data: bytes, at: int) -> int:
         """Collect a string until it is long."""
@@ -191,7 +207,7 @@ class JsonSkimmer:
             return end
         if data[end] == _BACKSLASH and not self._unescaped:
             return self._hold(data, end)
-        self._cut_to(self._taken + end)
+        self._kept.cut(self._cut_from, self._taken + end)
         if data[end] == _QUOTE:
             return self._close(end)
         self._state = JsonSkimmer._keeping
@@ -204,10 +220,6 @@ class JsonSkimmer:
         if end == len(data):
             return end
         return self._close(end) if data[end] == _QUOTE else self._hold(data, end)
-
-    def _cut_to(self, end: int) -> None:
-        self._cuts.append((self._size, self._cut_from, end))
-        self._keep(_mark(self._mark, len(self._cuts) - 1))
 
     def _close(self, at: int) -> int:
         self._keep(b'"')

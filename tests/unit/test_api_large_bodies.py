@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from llamaswap_py.api import inference
+from llamaswap_py.api.extract import Ask, read_ask
+from llamaswap_py.api.skim import Skim
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +53,37 @@ async def test_it_is_translated() -> None:
     assert url == f"data:image/png;base64,{IMAGE}"
     call = got["messages"][1]["tool_calls"][0]["function"]
     assert json.loads(call["arguments"]) == asked["arguments"]
+
+
+LINES = [{"role": "user", "content": f'line "{number}"\n' * 5} for number in range(20_000)]
+MANY = {"user": "me", "messages": LINES, "model": "alpha", "stream": False}
+
+
+async def test_very_many_short_texts_pass_as_they_are() -> None:
+    assert await sent("/v1/chat/completions", MANY) == json.dumps(MANY).encode()
+
+
+async def test_little_is_read_of_very_many_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def spy(kind: bytes, text: bytes, skim: Skim | None) -> Ask:
+        read.append(len(text))
+        return read_ask(kind, text, skim)
+
+    monkeypatch.setattr(inference, "read_ask", spy)
+    whole = await sent("/v1/chat/completions", MANY)
+    assert sum(read) < len(whole) // 2
+
+
+async def test_very_many_short_texts_are_filtered() -> None:
+    got = await sent("/v1/chat/completions", MANY, CONFIG)
+    assert json.dumps(LINES).encode() in got  # byte for byte
+    assert json.loads(got) == {"model": "alpha", "messages": LINES, "seed": 1, "stream": False}
+
+
+async def test_very_many_short_texts_are_translated() -> None:
+    got = json.loads(await sent("/api/chat", MANY))
+    assert got["messages"] == LINES
 
 
 async def test_what_is_wrong_in_it_is_told_with_its_place() -> None:

@@ -77,7 +77,7 @@ PURE = (
     *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     "api.tap",
-    "api.skim",
+    *("api.skim", "api.kept", "api.nesting"),
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
     "tui.screen",
@@ -99,6 +99,7 @@ PURE_IMPORTS = {
 PURE_EXTRAS = {
     "simulator": {"random"},
     "importing": {"shlex"},
+    "api": {"io"},  # a buffer in memory
     "translate": {"base64", "binascii"},
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
