@@ -43,6 +43,14 @@ class _Ticket:
         self._lease.began(time.monotonic())
         return self._lease
 
+    def take(self) -> Lease:
+        """As `Desk.lease_at_once` does."""
+        self._lease.arrived = time.monotonic()
+        return self._lease
+
+    def end(self, *, well: bool) -> None:
+        """As `Ticket.end`, of what is never used up."""
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -70,8 +78,15 @@ class AlwaysReady:
     def nearest(self, name: str) -> list[str]:
         return [*self._endpoints]
 
+    def fixed(self, name: str) -> str | None:
+        return self.resolve(name)
+
     def lease(self, preset: str, **_: object) -> _Ticket:
         return _Ticket(self._endpoints[preset], preset)
+
+    def lease_at_once(self, preset: str, **_: object) -> tuple[_Ticket, Lease]:
+        ticket = self.lease(preset)
+        return ticket, ticket.take()
 
 
 async def _main(port: int, upstream: str) -> None:
@@ -80,7 +95,7 @@ async def _main(port: int, upstream: str) -> None:
     async with UpstreamPool() as pool:
         app = App(cast("Supervisor", AlwaysReady({"stub": Endpoint(path=upstream)}, pool)))
         sockets = [bind(Endpoint(port=port))]
-        async with serve(sockets, app.handle, on_wire_error=render_wire_error):
+        async with serve(sockets, app.handle, on_wire_error=render_wire_error, begin=app.begin):
             await stop.wait()
 
 

@@ -13,14 +13,15 @@ class Alarm:
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
-        self._at: float | None = None
+        self.at: float | None = None
+        """When it rings."""
 
     def set(self, at: float | None) -> None:
         """Ring at `at` instead; None: not at all."""
-        if at == self._at:
+        if at == self.at:
             return
         self.cancel()
-        self._at = at
+        self.at = at
         if at is not None:
             delay = max(at - time.monotonic(), 0.0)
             self._timer = asyncio.get_running_loop().call_later(delay, self._due)
@@ -29,8 +30,8 @@ class Alarm:
         """Do not ring."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._at = None
+        self._timer = self.at = None
 
     def _due(self) -> None:
-        self._timer = self._at = None
+        self._timer = self.at = None
         self._ring()

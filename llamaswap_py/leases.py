@@ -76,22 +76,12 @@ class Lease:
     the lease was revoked, before the context ends.
     """
 
-    __slots__ = (
-        "_callbacks",
-        "_spawned_at",
-        "answer",
-        "arrived",
-        "began_at_byte",
-        "endpoint",
-        "epoch",
-        "held",
-        "load_ms",
-        "outcome",
-        "preset",
-        "queue_ms",
-        "ready_at",
-        "revoked",
-    )
+    answer: Answering | None = None
+    began_at_byte = 0
+    outcome = "ok"
+    revoked: str | None = None
+    arrived = queue_ms = load_ms = 0.0
+    _callbacks: tuple[Callable[[str], None], ...] = ()
 
     def __init__(
         self,
@@ -105,21 +95,15 @@ class Lease:
         self.preset = str(key.preset)
         self.epoch = key.epoch
         self.held = held
-        self.answer: Answering | None = None
-        self.began_at_byte = 0
-        self.outcome = "ok"
-        self.revoked: str | None = None
-        self.arrived = self.queue_ms = self.load_ms = 0.0
         self.ready_at = ready_at
         self._spawned_at = spawned_at
-        self._callbacks: list[Callable[[str], None]] = []
 
     def on_revoke(self, callback: Callable[[str], None]) -> None:
         """Call `callback(reason)` when the scheduler takes the lease back, at once if it has."""
         if self.revoked is not None:
             callback(self.revoked)
         else:
-            self._callbacks.append(callback)
+            self._callbacks = (*self._callbacks, callback)
 
     def watch(self, answer: Answering) -> None:
         """Take an answer that begins for this lease's sign of life."""
@@ -136,7 +120,7 @@ class Lease:
     def revoke(self, reason: str) -> None:
         """Tell whoever uses it that it is over."""
         self.revoked = reason
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(reason)
 
@@ -144,17 +128,25 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_waiting", "event")
+    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_taken", "_waiting", "event")
 
     def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
         self._desk = desk
         self._notice = notice
-        self._kept = False
+        self._kept = self._taken = False
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
         self.event = event
 
+    def hold(self, lease: Lease) -> None:
+        """Take a lease that was granted at once; it may then be entered, or else is released."""
+        self._lease = lease
+        self._taken = True
+        lease.held.begin(lease, owing=self.event.slot)
+
     async def __aenter__(self) -> Lease:
+        if self._taken and isinstance(self._lease, Lease):
+            return self._lease
         since = self.event.since
         arrived = time.monotonic() if since is None else since
         self._desk.arrive(self)
@@ -210,9 +202,15 @@ class Ticket:
 
     def release(self, outcome: ev.Outcome) -> None:
         """Give back the lease."""
-        if isinstance(self._lease, Lease):
-            self._lease.held.end(self._lease, well=outcome is ev.Outcome.OK)
+        lease = self._lease
+        if isinstance(lease, Lease):
+            lease.held.end(lease, well=outcome is ev.Outcome.OK)
+            lease._callbacks = ()
         self._desk.finish(self, outcome)
+
+    def end(self, *, well: bool) -> None:
+        """Give back a lease that nobody entered; `well`: after a whole answer."""
+        self.release(ev.Outcome.OK if well else ev.Outcome.CANCELLED)
 
     def grant(self, lease: Lease) -> None:
         """The scheduler granted it."""

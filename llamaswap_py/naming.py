@@ -37,6 +37,10 @@ class Names:
             return None
         return self._first(alias.first) if alias.first else _drawn(alias.split or {}, seed)
 
+    def fixed(self, name: str) -> str | None:
+        """Return the preset that always has this name, None where there is none."""
+        return self._presets.get(name)
+
     def resolve_substitute(self, when_full: str) -> str:
         """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
         if not when_full:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,21 +19,15 @@ from llamaswap_py.alarm import Alarm
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
 from llamaswap_py.conversations import Conversations
+from llamaswap_py.desk import Desk
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.downloads import Downloads
-from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe, lives_of
 from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.keeping import Keeping
 from llamaswap_py.leases import (
-    NO_WISHES,
     Lease,
-    Notice,
-    Ticket,
-    Wishes,
-    new_request_id,
-    open_under,
 )
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
@@ -60,9 +54,9 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     Wake,
 )
-from llamaswap_py.scheduler.records import Choice, ClientId, Failure, PresetId, RequestId
+from llamaswap_py.scheduler.records import Choice, Failure, PresetId
 from llamaswap_py.snapshot import DecisionView, Snapshot
-from llamaswap_py.views import About, as_error, make_snapshot, newest_decisions, outlook
+from llamaswap_py.views import About, make_snapshot, newest_decisions, outlook
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.webui import WebUi
 from llamaswap_py.wire.pool import UpstreamPool
@@ -92,12 +86,12 @@ class Supervisor:
         self.scheduler = Scheduler(
             [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
         )
-        self.requests_total = 0
         self.happenings = Feed()
         self.facts = FactsBook(self.prepared)
         self.names = names_of(config, self.scheduler.world)
         self.remembering = Remembering(about.name, self.scheduler.traffic)
-        self._tickets: dict[RequestId, Ticket] = {}
+        self.desk = Desk(self)
+        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
         self._alarm = Alarm(lambda: self.feed(ev.TimePassed()))
@@ -118,7 +112,7 @@ class Supervisor:
             devices,
             children=self._pids,
             on_measured=self._measured,
-            busy=lambda: bool(self._tickets or self.scheduler.world.changing()),
+            busy=lambda: bool(self.desk.tickets or self.scheduler.world.changing()),
             resting=lambda: bool(self.running),
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
@@ -209,60 +203,9 @@ class Supervisor:
 
     # Requests
 
-    def lease(
-        self,
-        preset: str,
-        *,
-        client: str,
-        request_id: str,
-        slot: bool = True,
-        autoload: bool = True,
-        since: float | None = None,
-        wishes: Wishes = NO_WISHES,
-        notice: Notice | None = None,
-    ) -> Ticket:
-        """Return a context manager that waits for a lease and gives it back at its end.
-
-        Entering raises ApiError when the scheduler refuses. `since` (monotonic seconds) keeps the
-        place of a request that comes back; `slot` False is for what generates nothing.
-        """
-        event = ev.RequestArrived(
-            request=new_request_id(request_id),
-            preset=PresetId(preset),
-            client=ClientId(client),
-            slot=slot,
-            autoload=autoload,
-            since=since,
-            priority=wishes.priority,
-            patience=wishes.patience,
-            when_full=self.names.resolve_substitute(wishes.when_full),
-            substitutable=wishes.substitutable,
-            parent=open_under(self.scheduler.world.leases, wishes.parent),
-            allowed=wishes.allowed,
-        )
-        return Ticket(self, event, notice)
-
     def outlook(self, preset: str) -> str:
         """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
         return outlook(self.scheduler, PresetId(preset))
-
-    def arrive(self, ticket: Ticket) -> None:
-        """Hand a request to the scheduler; the ticket is settled when it decides."""
-        self._tickets[ticket.event.request] = ticket
-        self.estimating.hurry(ticket.event.preset)
-        if (other := ticket.event.when_full.removeprefix("substitute:")) in self.prepared:
-            self.estimating.hurry(other)
-        self.feed(ticket.event)
-
-    def leave(self, ticket: Ticket) -> None:
-        """The client of a waiting request is gone."""
-        self._tickets.pop(ticket.event.request, None)
-        self.feed(ev.RequestLeft(ticket.event.request))
-
-    def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None:
-        """A lease ended."""
-        self._tickets.pop(ticket.event.request, None)
-        self.feed(ev.RequestFinished(ticket.event.request, outcome))
 
     # Operators
 
@@ -328,23 +271,33 @@ class Supervisor:
 
     def feed(self, event: ev.Event) -> None:
         """Give an event to the scheduler and carry out what it says."""
-        self._pending.append(event)
         if self._feeding:
-            return  # an action caused this event; it is handled after that action's siblings
+            # An action caused this event; it is handled after that action's siblings.
+            self._pending.append(event)
+            return
+        actions = self.scheduler.handle(event, time.monotonic())
+        if actions or type(event) is not ev.RequestFinished:
+            self._settle(event, actions)
+        if (at := self.scheduler.deadline()) != self._alarm.at:
+            self._alarm.set(at)
+
+    def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
+        """Carry out what followed from an event, and from those that this causes."""
         self._feeding = True
         try:
-            while self._pending:
-                event = self._pending.popleft()
-                actions = self.scheduler.handle(event, time.monotonic())
+            while True:
                 self.happenings.note(event, actions)
                 for action in actions:
                     try:
                         self._carry_out(action)
                     except Exception:
                         self._failed(action)
+                if not self._pending:
+                    return
+                event = self._pending.popleft()
+                actions = self.scheduler.handle(event, time.monotonic())
         finally:
             self._feeding = False
-            self._alarm.set(self.scheduler.deadline())
 
     def _failed(self, action: Action) -> None:
         """A bug, or no more files: the others must not suffer from it."""
@@ -357,13 +310,11 @@ class Supervisor:
     def _carry_out(self, action: Action) -> None:
         match action:
             case Grant(request, key):
-                self._grant(request, key)
+                self.desk.grant(request, key)
             case Reject():
-                if ticket := self._tickets.pop(action.request, None):
-                    ticket.refuse(as_error(action))
+                self.desk.refuse(action)
             case Revoke(request, _, reason):
-                if ticket := self._tickets.get(request):
-                    ticket.revoke(reason.value)
+                self.desk.revoke(request, reason.value)
             case Spawn(key, choice):
                 self.instances.spawn(key, self.prepared[key.preset], choice)
                 self.telemetry.measure_soon()
@@ -384,17 +335,3 @@ class Supervisor:
             case Note(decision):
                 if decision.kind == "ready" and decision.epoch is not None:
                     self._child_ready(InstanceKey(decision.preset, decision.epoch))
-
-    def _grant(self, request: RequestId, key: InstanceKey) -> None:
-        ticket, running = self._tickets.get(request), self.running.get(key)
-        if ticket is None:
-            return
-        if running is None or running.endpoint is None:  # it died in this very moment
-            self._tickets.pop(request)
-            ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
-            self.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
-            return
-        self.requests_total += 1
-        instance = self.scheduler.world.instances[key]
-        ready_at = instance.ready_at or instance.spawned_at
-        ticket.grant(Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held))

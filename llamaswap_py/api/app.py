@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llamaswap_py.api import pages, table
 from llamaswap_py.api.access import Access
 from llamaswap_py.api.call import Call, Route
+from llamaswap_py.api.express import Express
 from llamaswap_py.api.guard import Cors, HostRule, own_names
 from llamaswap_py.api.meaning import meaning_of
 from llamaswap_py.api.traffic import Traffic
@@ -64,15 +65,20 @@ class App:
         """Every request that is open, by its id."""
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
         self._numbers = count(1)
+        self._express = Express(self, self._close)
+        self.begin = self._express.begin
+        """What wire.serve() asks first."""
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
-        meaning = meaning_of(exchange, self.supervisor.config)
-        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
-        self.calls[call.id] = call
-        call.stamp()
+        call, exchange.begun = exchange.begun, None
+        if not isinstance(call, Call):
+            call = self._open(exchange)
         try:
-            await self._dispatch(call)
+            if call.early is None:
+                await self._dispatch(call)
+            else:
+                await call.route.handle(call)
         except ApiError as error:
             self._fail(call, error)
         except WireError as error:  # broken HTTP: the wire answers and closes
@@ -86,13 +92,30 @@ class App:
             call.outcome = "internal"
             self._fail(call, _internal(call.id), cause=error)
         finally:
-            self.calls.pop(call.id, None)
-            if call.counted:
-                self.access.leave(call.key)
-            self._count(call)
-            if self.captures is not None and call.tap is not None:
-                self.captures.keep(_captured(call, call.tap))
-            _write_access(call)
+            if call.early is not None:
+                call.early.end(well=False)
+            self._close(call)
+
+    def new_id(self) -> str:
+        """Return an id for a request that brings none."""
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    def _open(self, exchange: Exchange) -> Call:
+        meaning = meaning_of(exchange, self.supervisor.config)
+        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
+        self.calls[call.id] = call
+        call.stamp()
+        return call
+
+    def _close(self, call: Call) -> None:
+        """Count a request that has ended."""
+        self.calls.pop(call.id, None)
+        if call.counted:
+            self.access.leave(call.key)
+        self._count(call)
+        if self.captures is not None and call.tap is not None:
+            self.captures.keep(_captured(call, call.tap))
+        _write_access(call)
 
     def route_of(self, method: str, path: str) -> Route | None:
         """Return what a path and method mean, None when nothing."""
@@ -134,6 +157,8 @@ class App:
             if not route.free:
                 self.access.enter(call.key, replaces=call.replaces_its_own)
                 call.counted = True
+        if meaning.relayed and not self._cors.on:
+            meaning.let_in(self.access.keys, call.key)
         await route.handle(call)
 
     def _cross_origin(self, call: Call) -> bool:
@@ -176,7 +201,7 @@ class App:
             text = given.decode("ascii")
             if text.isprintable() and " " not in text:
                 return text if text not in self.calls else f"{text}.{secrets.token_hex(4)}"
-        return f"{self._prefix}-{next(self._numbers)}"
+        return self.new_id()
 
 
 async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl, quote
 
@@ -67,6 +68,8 @@ class Call:
     extra: Headers = ()
     """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
+    early: Ticket | None = None
+    """One that was taken at once, until somebody has entered or released it."""
     tap: Tap | None = None
     """What is captured of it."""
     cancelled = False
@@ -206,8 +209,7 @@ class Call:
         """Write the headers that every answer carries; later calls replace them."""
         lines = b"x-request-id: %b\r\n" % self.id.encode("ascii")
         if self.model:
-            model, queued, loaded = _header_text(self.model), self.queue_ms, self.load_ms
-            lines += _LEASED % (model, queued, loaded)
+            lines += _leased_lines(self.model, int(self.queue_ms), int(self.load_ms))
         for pair in self.extra:
             lines += b"%b: %b\r\n" % pair
         self.exchange.response_lines = lines
@@ -228,6 +230,11 @@ class Call:
         self.stamp()
         body = error_body(error, self.family, self.id)
         self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
+
+
+@lru_cache(maxsize=256)
+def _leased_lines(model: str, queue_ms: int, load_ms: int) -> bytes:
+    return _LEASED % (_header_text(model), queue_ms, load_ms)
 
 
 def _header_text(preset: str) -> bytes:

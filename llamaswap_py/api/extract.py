@@ -65,12 +65,17 @@ class _Usual(msgspec.Struct, gc=False):
     stream: bool = False
 
 
+class _Named(msgspec.Struct, gc=False):
+    model: str | None = None
+
+
 _PLAIN_LIMIT: Final = 256 * KIB
 # Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 _USUAL: Final = msgspec.json.Decoder(_Usual)
+_NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
@@ -86,6 +91,14 @@ def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
     if kind == FORM and not looks_like_json(body):
         return Ask(_text(_field(forms.urlencoded_field, body, b"model")))
     return _ask_of_json(body, skim)
+
+
+def name_in(body: bytes) -> str | None:
+    """Return the model that an ordinary JSON body names; None: `read_ask` has to look."""
+    try:
+        return _NAMED.decode(body).model or None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def looks_like_json(body: bytes) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Keys and origins are judged here, not by the child.
 _RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
 # With a conversation id it goes on generating for a client that left: see conversations.py.
-_DROPPED: Final = _RESUMED | {b"x-conversation-id"}
+DROPPED: Final = _RESUMED | {b"x-conversation-id"}
 _LONGEST_ID: Final = 512
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 8
@@ -80,7 +80,7 @@ async def relay(call: Call) -> None:
         body = Body.of(filtered) if skim is None else skim.restore(filtered)
     target = f"{head.path}?{head.query}" if head.query else head.path
     conversation = await _conversation(call, preset) if ask.stream and call.route.slot else None
-    request = _request(call, target, body, _DROPPED if conversation is None else _RESUMED)
+    request = _request(call, target, body, DROPPED if conversation is None else _RESUMED)
     try:
         await _to_instance(call, preset, request, ask=ask, conversation=conversation)
     finally:
@@ -126,7 +126,7 @@ async def resumed(call: Call, conversation: Conversation) -> None:
     conversations = call.supervisor.conversations
     head, lease = call.exchange.head, conversation.lease
     request = _request(call, f"{head.path}?{head.query}", await call.exchange.read_body(0))
-    if lease is None or not conversations.attach(conversation, call.id, lambda r: _cut(call, r)):
+    if lease is None or not conversations.attach(conversation, call.id, lambda r: cut(call, r)):
         await _to_instance(call, conversation.preset, request)
         return
     call.granted(lease)
@@ -154,7 +154,7 @@ async def _conversation(call: Call, preset: str) -> Conversation | None:
 
 
 def _request(
-    call: Call, target: str, body: Body, dropped: frozenset[bytes] = _DROPPED
+    call: Call, target: str, body: Body, dropped: frozenset[bytes] = DROPPED
 ) -> UpstreamRequest:
     head = call.exchange.head
     lines = call.meaning.lines(call.exchange, dropped)
@@ -179,12 +179,12 @@ async def _to_instance(
     patience = 0.0
     wishes = _wishes(call, ask, preset)
     if call.app.captures is not None and call.route.slot:
-        call.tap = call.exchange.tap = Tap()
-        call.tap.ask(request.body.pieces)
+        _capture(call, request.body)
     while True:
-        if call.cancelled:
+        early, call.early = call.early, None
+        if call.cancelled and early is None:
             raise cancelled()
-        call.ticket = call.supervisor.lease(
+        call.ticket = early or call.supervisor.lease(
             preset,
             client=call.client,
             request_id=call.id,
@@ -197,7 +197,7 @@ async def _to_instance(
         async with call.ticket as lease:
             since = lease.arrived
             call.granted(lease)
-            lease.on_revoke(lambda reason: _cut(call, reason))
+            lease.on_revoke(lambda reason: cut(call, reason))
             result = await _relay_once(
                 *(call, lease, request),
                 tunnel=tunnel,
@@ -226,6 +226,11 @@ async def _to_instance(
             await asyncio.sleep(_REAPING_STEP)
         else:
             raise upstream_failed(f"{preset} did not answer: {result.error}")
+
+
+def _capture(call: Call, asked: Body) -> None:
+    call.tap = call.exchange.tap = Tap()
+    call.tap.ask(asked.pieces)
 
 
 def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
@@ -273,7 +278,8 @@ def _revoked(call: Call, reason: str) -> ApiError:
     return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
 
 
-def _cut(call: Call, reason: str) -> None:
+def cut(call: Call, reason: str) -> None:
+    """End the answer: its lease was taken back."""
     event = error_event(_revoked(call, reason), call.family, call.id)
     call.exchange.cut(event, reason)
 

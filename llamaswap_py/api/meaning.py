@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api import table
 from llamaswap_py.api.errors import family_of
+from llamaswap_py.api.inference import relay
 from llamaswap_py.api.wishes import asks_nothing
 from llamaswap_py.wire.messages import forward_lines
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Route
     from llamaswap_py.api.errors import Family
+    from llamaswap_py.config.keyfile import ApiKey, KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.wire.exchange import Exchange
+    from llamaswap_py.wire.messages import RequestHead
+
+_JSON: Final = b"application/json"
+_PARTICULAR: Final = frozenset({b"x-request-id", b"x-conversation-id"})
+"""Headers that name one request."""
 
 
 @dataclass(slots=True)
@@ -32,8 +39,16 @@ class Meaning:
     template: str
     wishless: bool
     """No header asks anything of the scheduler."""
+    relayed: bool
+    """A body of JSON is sent to a child as it is, once more where a child died unseen."""
     trusted: bool = False
     """The Host/Origin rule has been asked."""
+    express: bool = False
+    """A request was let in that nothing is asked of but whether its model is ready."""
+    keys: KeyRing | None = None
+    key: ApiKey | None = None
+    """Which keys were asked then, and whose request it was."""
+    _start: bytes = b""
     _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
 
     def lines(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
@@ -43,6 +58,21 @@ class Meaning:
             lines = forward_lines(exchange.head, drop=dropped, peer=exchange.peer)
             self._lines[dropped] = lines
         return lines
+
+    def start(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
+        """Return what the head for a child begins with: the request line and those lines."""
+        if not self._start:
+            head = exchange.head
+            line = f"{head.method} {head.target} HTTP/1.1\r\n".encode()
+            self._start = line + self.lines(exchange, dropped)
+        return self._start
+
+    def let_in(self, keys: KeyRing | None, key: ApiKey | None) -> None:
+        """A request was let in: those like it are while the `keys` are these."""
+        self.keys, self.key = keys, key
+        self.express = self.relayed and (
+            key is None or (key.models is None and key.max_in_flight is None and not key.priority)
+        )
 
 
 def meaning_of(exchange: Exchange, config: Config) -> Meaning:
@@ -54,7 +84,20 @@ def meaning_of(exchange: Exchange, config: Config) -> Meaning:
     methods, captured = table.look_up(head.path)
     route = None if methods is None else table.pick(methods, head.method)
     family, template = family_of(head.path), table.template(head.path)
+    wishless = asks_nothing(head)
+    relayed = wishless and route is not None and _is_relayed(head, route)
     meaning = head.memo = Meaning(
-        config, methods, route, captured, family, template, asks_nothing(head)
+        config, methods, route, captured, family, template, wishless, relayed
     )
     return meaning
+
+
+def _is_relayed(head: RequestHead, route: Route) -> bool:
+    return (
+        route.handle is relay
+        and route.retry
+        and head.method == "POST"
+        and not head.query
+        and (head.get(b"content-type") or _JSON).lower().startswith(_JSON)
+        and head.first.keys().isdisjoint(_PARTICULAR)
+    )

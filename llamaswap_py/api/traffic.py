@@ -26,7 +26,10 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BOUNDS, seconds) if seconds > _FIRST else 0] += 1
+        if seconds > _FIRST:
+            self.counts[bisect_left(BOUNDS, seconds)] += 1
+        else:
+            self.counts[0] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
@@ -45,8 +48,8 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
         """By (model, route template, status); status 0: the client left before its end."""
-        self.tokens_in: dict[str, int] = {}
-        self.tokens_out: dict[str, int] = {}
+        self.tokens_in: dict[str, int] = defaultdict(int)
+        self.tokens_out: dict[str, int] = defaultdict(int)
         self.first_byte: dict[str, Histogram] = defaultdict(Histogram)
         self.queue: dict[str, Histogram] = defaultdict(Histogram)
         self.load: dict[str, Histogram] = defaultdict(Histogram)
@@ -61,11 +64,12 @@ class Traffic:
     def note_answer(self, model: str, first_byte: float, tail: bytes) -> None:
         """Count one child's answer: seconds to its first byte, and the tokens its end tells."""
         self.first_byte[model].observe(first_byte)
-        prompt, answer = tokens_of(tail) if tail else (0, 0)
-        if prompt:
-            self.tokens_in[model] = self.tokens_in.get(model, 0) + prompt
-        if answer:
-            self.tokens_out[model] = self.tokens_out.get(model, 0) + answer
+        if tail:
+            prompt, answer = tokens_of(tail)
+            if prompt:
+                self.tokens_in[model] += prompt
+            if answer:
+                self.tokens_out[model] += answer
 
     def note_wait(self, model: str, queue: float, load: float) -> None:
         """Count what one leased request waited, in seconds."""

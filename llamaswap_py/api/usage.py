@@ -14,6 +14,10 @@ _TIMED_IN: Final = (b'"prompt_n"',)
 _TIMED_OUT: Final = (b'"predicted_n"',)
 _USAGE: Final = 128
 """Bytes in which an OpenAI answer's `usage` names both figures."""
+# As llama-server writes it (server-task.cpp).
+_USUAL: Final = re.compile(
+    rb'"usage":\{"completion_tokens":(\d{1,12}),"prompt_tokens":(\d{1,12})[,}]'
+)
 _PROMPT: Final = re.compile(rb'"prompt_tokens":(\d{1,12})[,}]')
 _COMPLETION: Final = re.compile(rb'"completion_tokens":(\d{1,12})[,}]')
 _FIGURE: Final = re.compile(rb"\s*:\s*(\d{1,12})")
@@ -24,19 +28,18 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
 
     The last figure counts: streams of Anthropic's shape repeat it while it grows.
     """
-    if (usual := _usual(tail)) is not None:
-        return usual
+    start = tail.rfind(b'"usage"')
+    if start >= 0:
+        usual = _USUAL.match(tail, start)
+        if usual is not None:
+            return int(usual[2]), int(usual[1])
+        usage = tail[start : start + _USAGE]
+        prompt, answer = _PROMPT.search(usage), _COMPLETION.search(usage)
+        if prompt is not None and answer is not None:
+            return int(prompt[1]), int(answer[1])
     if b'_tokens"' not in tail and b'_n"' not in tail and b'"tokens_' not in tail:
         return 0, 0
     return _last(_IN, tail) or _last(_TIMED_IN, tail), _last(_OUT, tail) or _last(_TIMED_OUT, tail)
-
-
-def _usual(tail: bytes) -> tuple[int, int] | None:
-    """Return what the one `usage` object of most answers says, None for everything else."""
-    start = tail.rfind(b'"usage"')
-    usage = tail[start : start + _USAGE] if start >= 0 else b""
-    prompt, answer = _PROMPT.search(usage), _COMPLETION.search(usage)
-    return (int(prompt[1]), int(answer[1])) if prompt is not None and answer is not None else None
 
 
 def _last(names: tuple[bytes, ...], tail: bytes) -> int:

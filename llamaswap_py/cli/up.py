@@ -180,6 +180,7 @@ async def _serve(
                     app.handle,
                     limits,
                     on_wire_error=render_wire_error,
+                    begin=app.begin,
                     inherited=outside.inherited,
                 ) as server,
                 _notifying(notifier, supervisor),

@@ -96,13 +96,17 @@ class Control:
         self.out.append(Spawn(key, choice))
 
     def grant(self, waiter: Waiter, instance: Instance) -> None:
+        """Open a lease, and say so."""
+        self.open_lease(waiter, instance)
+        self.out.append(Grant(waiter.request, instance.key))
+
+    def open_lease(self, waiter: Waiter, instance: Instance) -> None:
         """Open a lease."""
         lease = Lease(waiter, instance, self.now)
         instance.leases[waiter.request] = lease
         instance.generating += waiter.slot
         instance.last_used = self.now
         self.world.leases[waiter.request] = lease
-        self.out.append(Grant(waiter.request, instance.key))
 
     def drain(self, instance: Instance, reason: StopReason, why: str) -> None:
         """Grant no more leases; it stops, for `reason`, once the last one ends."""

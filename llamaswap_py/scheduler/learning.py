@@ -6,10 +6,10 @@ end its idle gaps soon, and how many requests circulate that are not open right 
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp
 from typing import Final
 
 from llamaswap_py.scheduler.records import PresetId
@@ -23,7 +23,7 @@ three models with room for two, where 30 lets one extra request outweigh the pat
 
 _SUCCESSOR_MEMORY: Final = 50.0
 """Requests over which a successor count decays to 1/e."""
-_KEPT: Final = math.exp(-1 / _SUCCESSOR_MEMORY)
+_KEPT: Final = exp(-1 / _SUCCESSOR_MEMORY)
 _GAPS_KEPT: Final = 16
 _SLACK: Final = 0.03
 """Seconds beyond the gap that was worth waiting for: gaps scatter."""
@@ -39,13 +39,14 @@ class Rate:
 
     def count(self, now: float) -> None:
         """One request came."""
-        self.value = self.read(now) + 1 / self.tau
-        self.at = now
+        age = now - self.at
+        decayed = self.value * exp(-age / self.tau) if age > 0 else self.value
+        self.value, self.at = decayed + 1 / self.tau, now
 
     def read(self, now: float) -> float:
         """Return the rate as of now."""
         age = now - self.at
-        return self.value * math.exp(-age / self.tau) if age > 0 else self.value
+        return self.value * exp(-age / self.tau) if age > 0 else self.value
 
 
 @dataclass(slots=True)
@@ -142,10 +143,7 @@ class Circulation:
         # count that ended earlier can never be the maximum again.
         self._peaks: deque[tuple[float, int]] = deque()
         self.open = 0
-
-    def opened(self, now: float) -> None:
-        """A request came."""
-        self.open += 1
+        """How many are open now."""
 
     def closed(self, now: float) -> None:
         """A request ended; as many as were open with it were so until now."""
@@ -191,9 +189,9 @@ class Learning:
 
     def arrived(self, preset: PresetId, now: float, *, again: bool) -> None:
         """A request for `preset` came; `again`: it was here before, and waits once more."""
-        self.circulation.opened(now)
+        self.circulation.open += 1
         if not again:
-            self.habits(preset).arrived(now)
+            (self._habits.get(preset) or self.habits(preset)).arrived(now)
             self.successors.arrived(preset)
 
     def traffic(self, now: float) -> Traffic:
@@ -211,8 +209,8 @@ class Learning:
             if name in self._habits:
                 continue
             habits = self.habits(name)
-            habits.short = Rate(SHORT, short * math.exp(-age / SHORT), now)
-            habits.long = Rate(LONG, long * math.exp(-age / LONG), now)
+            habits.short = Rate(SHORT, short * exp(-age / SHORT), now)
+            habits.long = Rate(LONG, long * exp(-age / LONG), now)
             habits.gaps.extend(traffic.gaps.get(name, ()))
         self.successors.recall(traffic.followers)
 

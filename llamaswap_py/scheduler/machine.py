@@ -24,7 +24,7 @@ from llamaswap_py.scheduler.on_requests import OnRequests
 from llamaswap_py.scheduler.passing import Passing
 from llamaswap_py.scheduler.records import Decision, Policy, Pool, PoolId, PresetId, PresetPlan
 from llamaswap_py.scheduler.upkeep import Upkeep
-from llamaswap_py.scheduler.world import World
+from llamaswap_py.scheduler.world import Instance, World
 
 
 class Scheduler:
@@ -48,11 +48,12 @@ class Scheduler:
         self._control = Control(self.world, first_epoch=first_epoch)
         self._upkeep = Upkeep(self.world, self._control)
         self._passing = Passing(self.world, self._control, self._upkeep)
+        self._requests = OnRequests(self.world, self._control, self._upkeep)
         self._handlers = self._table()
 
     def _table(self) -> dict[type, Callable[[Any], bool]]:
         """Return the handler of each event; it says whether a pass has to follow."""
-        requests = OnRequests(self.world, self._control, self._upkeep)
+        requests = self._requests
         instances = OnInstances(self.world, self._control)
         operators = OnOperators(self.world, self._control, self._upkeep)
         files = OnFiles(self.world, self._control)
@@ -118,11 +119,20 @@ class Scheduler:
     def handle(self, event: ev.Event, now: float) -> list[Action]:
         """Apply one event at time `now` (seconds, any origin; going back counts as standing)."""
         control = self._control
-        control.now = max(now, control.now)
+        control.now = now if now > control.now else control.now
         control.out = []
         if self._handlers[type(event)](event):
             self._passing.run()
         return control.out
+
+    def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None:
+        """Apply an arrival of which nothing follows but a Grant, and return what was granted.
+
+        None where `handle` would do anything else: then nothing has happened.
+        """
+        control = self._control
+        control.now = now if now > control.now else control.now
+        return self._requests.grant_at_once(event)
 
     def traffic(self) -> Traffic:
         """Return what was learned of the requests, to be recalled by a later run."""

@@ -18,6 +18,30 @@ class OnRequests:
         self.control = control
         self.upkeep = upkeep
 
+    def grant_at_once(self, event: ev.RequestArrived) -> Instance | None:
+        """Grant a request that nobody has to wait for, nor wait longer because of it."""
+        world, now = self.world, self.control.now
+        preset = world.presets.get(event.preset)
+        serving = None if preset is None else preset.serving
+        if (
+            preset is None
+            or serving is None
+            or preset.plan.problem is not None
+            or self.upkeep.closing_at is not None
+            or len(preset.queue) >= min(1, world.policy.queue_limit)
+            or not serving.admits(slot=event.slot)
+            or (world.demand and not serving.leases)
+        ):
+            return None
+        world.learning.arrived(event.preset, now, again=False)
+        waiter = Waiter(
+            *(event.request, event.client, event.slot, now, event.priority),
+            parent=event.parent,
+            allowed=event.allowed,
+        )
+        self.control.open_lease(waiter, serving)
+        return serving
+
     def request_arrived(self, event: ev.RequestArrived) -> bool:
         preset = self.world.presets.get(event.preset)
         since = self.control.now if event.since is None else event.since
@@ -86,19 +110,19 @@ class OnRequests:
         return True
 
     def request_finished(self, event: ev.RequestFinished) -> bool:
-        lease = self.world.leases.pop(event.request, None)
+        lease, now = self.world.leases.pop(event.request, None), self.control.now
         if lease is None:
             return False
         self.world.detached.pop(event.request, None)
         instance = lease.instance
         del instance.leases[event.request]
         instance.generating -= lease.waiter.slot
-        instance.last_used = self.control.now
-        self.world.learning.ended(self.control.now)
-        if not self.world.has_demand(instance):
-            self.world.learning.habits(instance.key.preset).became_idle(self.control.now)
+        instance.last_used = now
+        self.world.learning.circulation.closed(now)
+        if not instance.leases and not self.world.has_demand(instance):
+            self.world.learning.habits(instance.key.preset).became_idle(now)
         if event.outcome is ev.Outcome.OK and lease.waiter.slot:
-            self._learn_service(instance, self.control.now - lease.granted_at)
+            self._learn_service(instance, now - lease.granted_at)
         if self.world.demand or instance.state is not State.READY:
             return True
         if instance.ttl is not None and not instance.leases:

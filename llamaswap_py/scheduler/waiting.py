@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from llamaswap_py.scheduler.records import ClientId, RequestId
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(msgspec.Struct, eq=False):
     """A request that waits for a lease. `since` is when it (first) arrived.
 
     It gives up at `deadline`, if there is one besides the policy's. The rest is as in

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
 
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.learning import Learning
@@ -22,9 +25,11 @@ from llamaswap_py.scheduler.records import (
 from llamaswap_py.scheduler.states import State, Trigger, advance
 from llamaswap_py.scheduler.waiting import Waiter, WaitQueue
 
+# A member of an Enum is looked up by a function of its class, which is slow in Python 3.11.
+_READY: Final = State.READY
 
-@dataclass(slots=True, eq=False)
-class Lease:
+
+class Lease(msgspec.Struct, eq=False):
     """The right of one request to use one ready instance."""
 
     waiter: Waiter
@@ -91,7 +96,7 @@ class Instance:
         A closed gate lets those in that are `nested` under a request of this instance: it could
         not drain without them.
         """
-        if self.state is not State.READY or (self.gate_for is not None and not nested):
+        if self.state is not _READY or (self.gate_for is not None and not nested):
             return False
         return not slot or self.generating < self.concurrency
 

@@ -8,13 +8,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
 from ..units import KIB
+from .client_side import ClientSide
 from .deadline import Deadline, Wait
 from .exchange import NO_HEAD, Exchange, refuse
 from .messages import WireError
-from .outflow import Outflow
 from .repeated import RepeatedRequest
 from .requests import RequestParser
-from .sockets import Input, client_is_gone, end_output, reset_on_close
+from .sockets import LARGE, end_output, reset_on_close
 
 if TYPE_CHECKING:
     from .messages import RequestHead
@@ -30,26 +30,15 @@ _HELD_LIMIT: Final = 64 * KIB
 #: After an early refusal: how long a client that goes on sending is heard out, so that it reads
 #: the answer and not a reset (RFC 9112 section 9.6).
 _LINGER: Final = 2.0
-#: A client that half-closes does so along with its request; one that leaves does it later.
-_HALF_CLOSE_WINDOW: Final = 0.05
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(ClientSide):
     """Parses requests, runs the server's handler on one at a time, and watches for the client."""
 
     def __init__(self, server: Server) -> None:
-        # Global state
-        self._server = server
-        self._limits = server.limits
-        self._loop = asyncio.get_running_loop()
-        # The connection
-        self.transport = cast("asyncio.Transport", None)
-        self.peer = "unix"
-        self.closed = False
-        self.outflow = Outflow(self._loop, self._limits.stall, self._give_up)
-        self._input = Input(self._loop)
-        self._half_closed = False
-        self._closing = False
+        super().__init__(server.limits.stall)
+        self._server, self._limits = server, server.limits
+        self.outbox = server.outbox
         self._lost = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         # Requests
@@ -58,32 +47,37 @@ class ClientConnection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._queue: deque[Exchange | WireError] = deque()
         self._arrival: asyncio.Future[None] | None = None
+        #: for the first byte of a request
+        self._waits = False
         self._held = b""
         self._repeated = RepeatedRequest()
         self._broken = False
         self._upgrading = False
         #: no request after the one that was received last
         self.last = False
-        self._last_input = 0.0
         self._tunnel: Relay | None = None
         self._deadline = Deadline(self._loop, self._on_deadline)
 
     # --- protocol interface -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._input.transport = self.transport = cast("asyncio.Transport", transport)
-        name = transport.get_extra_info("peername")
-        if isinstance(name, tuple):
-            self.peer = str(name[0])
+        self._open(cast("asyncio.Transport", transport))
         self._deadline.set(Wait.IDLE, self._limits.idle)
         self._task = self._server.adopt(self, self._run())
         if self._task is None:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._input.took(len(data))
+        if len(data) >= LARGE:
+            self._input.took_much()
         if self._tunnel is not None:
             self._tunnel.upstream.send(data)
+        elif (
+            self._waits
+            and (known := self._repeated.known) is not None
+            and (request := known.read(data)) is not None
+        ):
+            self._take_whole(*request)
         elif self._may_parse():
             self._parse(data)
         elif self._upgrading or not self.last:
@@ -130,21 +124,6 @@ class ClientConnection(asyncio.Protocol):
         """The answer to the current request is the last one here."""
         return self.last and not self._queue
 
-    def write(self, data: bytes) -> None:
-        """Write unless the client is gone."""
-        if not self.closed:
-            self.transport.write(data)
-
-    def pause_input(self) -> None:
-        """Read no more from the client for now."""
-        if not self.closed:
-            self._input.pause()
-
-    def resume_input(self) -> None:
-        """Read again."""
-        if not self.closed and not self._half_closed:
-            self._input.resume()
-
     def await_body(self, waiting: bool) -> None:
         """A reader waits for the body, or has what it wanted."""
         if waiting:
@@ -181,6 +160,21 @@ class ClientConnection(asyncio.Protocol):
         if self._current is None and not self._queue and self._receiving is None:
             self._wake()
 
+    def hand_over(self, exchange: Exchange) -> None:
+        """Let the handler have an exchange."""
+        self._queue.append(exchange)
+        self._wake()
+
+    def answered(self, exchange: Exchange) -> None:
+        """An exchange that was begun at once is over."""
+        self._current = None
+        self.last = self.last or not exchange.keep_alive
+        if self.last or self._held or self._half_closed:
+            self._wake()
+        elif not self.closed:
+            self._waits = True
+            self._deadline.set(Wait.IDLE, self._limits.idle)
+
     def start_tunnel(self, relay: Relay) -> None:
         """From here on every byte goes to the relay's upstream."""
         self._tunnel = relay
@@ -211,12 +205,6 @@ class ClientConnection(asyncio.Protocol):
         if self._current is not None and self._current.running is not None:
             self._current.running.client_lost()
 
-    def _is_gone(self) -> bool:
-        gone = client_is_gone(self.transport)
-        if gone is None:
-            return self._loop.time() - self._last_input > _HALF_CLOSE_WINDOW
-        return gone
-
     # --- from bytes to requests ---------------------------------------------------------------
 
     def _may_parse(self) -> bool:
@@ -226,11 +214,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         self._last_input = self._loop.time()
+        self._waits = False
         if self._receiving is None and not self._parser.in_head:
-            if (known := self._repeated.read(data)) is not None:
-                head, body = known
-                self._take(head).intake.fill(body)
-                self.last = self.last or not head.keep_alive
+            known = self._repeated.known
+            if known is not None and (request := known.read(data)) is not None:
+                self._take_whole(*request)
                 return
             self._repeated.expect(data)
         while data:
@@ -278,9 +266,22 @@ class ClientConnection(asyncio.Protocol):
     def _take(self, head: RequestHead) -> Exchange:
         self._deadline.clear()
         exchange = Exchange(self, head)
-        self._queue.append(exchange)
-        self._wake()
+        self.hand_over(exchange)
         return exchange
+
+    def _take_whole(self, head: RequestHead, body: bytes) -> None:
+        """Take a request that is here in full; begin its answer where nothing has to be awaited."""
+        self._last_input = self._loop.time()
+        self._deadline.clear()
+        exchange = Exchange(self, head, body)
+        self.last = self.last or not head.keep_alive
+        if self._waits:
+            self._waits = False
+            self._current = exchange
+            if self._server.begin(exchange, body):
+                return
+            self._current = None
+        self.hand_over(exchange)
 
     def on_request(self, head: RequestHead) -> None:
         self._repeated.note(head)
@@ -312,6 +313,9 @@ class ClientConnection(asyncio.Protocol):
         finally:
             self.closed = True
             self._detach()
+            for item in self._queue:
+                if isinstance(item, Exchange):
+                    item.forsake()
             self._deadline.close()
             self.transport.abort()
             self._parser.close()
@@ -334,10 +338,12 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._deadline.set(Wait.IDLE, self._limits.idle)
             self._arrival = self._loop.create_future()
+            self._waits = not self._parser.in_head and self._receiving is None
             await self._arrival
         return self._queue.popleft()
 
     def _wake(self) -> None:
+        self._waits = False
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
@@ -380,10 +386,6 @@ class ClientConnection(asyncio.Protocol):
         await self._lost
 
     # --- timeouts -----------------------------------------------------------------------------
-
-    def _give_up(self) -> None:
-        logger.info("%s took nothing of its answer for %g s", self.peer, self._limits.stall)
-        self.abandon()
 
     def _on_deadline(self, wait: Wait) -> None:
         match wait:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .intake import Intake
@@ -47,6 +48,10 @@ class Exchange:
     finished: bool = False
     # The answer, as the relay needs it
     running: Relay | None = None
+    #: what the handler's `begin` made of it
+    begun: object = None
+    #: the relay that was started at once, ended otherwise than well
+    _first: Relay | None = None
     cut_event: bytes | None = None
     cut_reason = ""
     chunked = False
@@ -56,16 +61,22 @@ class Exchange:
     #: only blanks were sent so far: any JSON may follow
     padded = False
     ends_by_closing = False
+    #: bytes of the answer that relays which have ended passed on
+    passed = 0
     _bodiless = False
     _sent = 0
+    _done: Callable[[Exchange, RelayResult], None]
 
-    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+    def __init__(
+        self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
+    ) -> None:
+        """Begin an exchange, with its `whole` body where that is here already."""
         self.head = head
         self.connection: ClientConnection = connection
         #: the client's address, or "unix"
         self.peer = connection.peer
         self.keep_alive = head.keep_alive
-        self.intake = Intake(connection, head)
+        self.intake = Intake(connection, head, whole)
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "answering" if self.response_started else "open"
@@ -74,7 +85,8 @@ class Exchange:
     @property
     def bytes_sent(self) -> int:
         """Bytes of the answer handed to the client's connection so far, heads included."""
-        return self._sent + (self.running.passed if self.running is not None else 0)
+        sent = self._sent + self.passed
+        return sent if self.running is None else sent + self.running.passed
 
     @property
     def events_relayed(self) -> int:
@@ -166,17 +178,28 @@ class Exchange:
         """Send the head of the answer, and `rest` in the same write."""
         self._write(render_response(status, lines, reason, self._own_lines()) + rest)
 
-    def send_known(self, known: KnownAnswer, length: int, rest: bytes) -> None:
-        """Send the head of a child's answer that was seen before, and `rest` in the same write."""
-        self._write(known.render(length, self._own_lines()) + rest)
+    def send_known(self, known: KnownAnswer, length: int, rest: bytes, *, whole: bool) -> None:
+        """Send the head of a child's answer that was seen before, and `rest` in the same write.
+
+        `whole`: nothing follows.
+        """
+        data = known.render(length, self._own_lines(), rest)
+        if self.tap is not None:
+            self.tap(data)
+        self._sent += len(data)
+        if whole:
+            self.connection.outbox.put(self.connection.write, data)
+        else:
+            self.connection.write(data)
 
     def _own_lines(self) -> bytes:
         """Begin the answer; return the header lines that are not the child's."""
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
-        if self.connection.answers_last or not self.intake.ends_soon:
-            self.keep_alive = False
+        if self.connection.last or not self.intake.complete:
+            last = self.connection.answers_last or not self.intake.ends_soon
+            self.keep_alive = self.keep_alive and not last
         if not self.keep_alive:
             return self.response_lines + b"connection: close\r\n"
         if self.head.version == "1.0":
@@ -234,20 +257,61 @@ class Exchange:
 
         Where the result says that nothing started, the client waits for another answer.
         `error_event` renders a complete SSE event for a child that dies in the middle of a stream.
-        After `start()` the child's event stream continues what was started.
+        After `start()` the child's event stream continues what was started. What was relayed at
+        once counts as the first attempt.
         """
-        if self._unwanted():
+        relay, self._first = self._first, None
+        if relay is None and self._unwanted():
             return self._was_cut()
         wire = render_request(request)
-        upstream = pool.take(endpoint)
+        upstream = None if relay is not None else pool.take(endpoint)
         if upstream is not None:
             relay = Relay(upstream, self, error_event, translate, collect)
-            result = await relay.run(wire, request.body)
+            await relay.run(wire, request.body)
+        if relay is not None:
+            result = relay.result
             if result.outcome is not Outcome.DIED_BEFORE_HEAD or relay.heard:
                 return result
         return await self._relay_fresh(
             endpoint, wire, request.body, pool, error_event, translate, collect
         )
+
+    def relay_at_once(
+        self,
+        pool: UpstreamPool,
+        endpoint: Endpoint,
+        request: bytes,
+        *,
+        error_event: Callable[[str], bytes],
+        done: Callable[[Exchange, RelayResult], None],
+    ) -> None:
+        """Send `request`, head and body, and pass its answer through: for a server's `begin`.
+
+        `done` is called once the answer has ended well, or the client has left. After any other
+        end the handler gets the exchange, and its `relay` begins with what became of this; it gets
+        it at once where a connection has to be made first.
+        """
+        self._done = done
+        upstream = pool.take(endpoint)
+        if upstream is None:
+            self.connection.hand_over(self)
+        else:
+            relay = Relay(upstream, self, error_event)
+            relay.start(partial(self._ended_at_once, relay))
+            self.connection.outbox.put(upstream.send, request)
+
+    def _ended_at_once(self, relay: Relay) -> None:
+        if relay.result.outcome is Outcome.COMPLETE or self.connection.closed:
+            self._done(self, relay.result)
+            self.connection.answered(self)
+        else:
+            self._first = relay
+            self.connection.hand_over(self)
+
+    def forsake(self) -> None:
+        """The connection has ended before the handler could take over."""
+        if self.begun is not None:
+            self._done(self, self._was_cut() if self._first is None else self._first.result)
 
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool
@@ -300,11 +364,6 @@ class Exchange:
         self.cut_reason = reason
         if self.running is not None:
             self.running.cut()
-
-    def relay_ended(self, passed: int) -> None:
-        """The upstream has let go, after it passed that many bytes."""
-        self._sent += passed
-        self.running = None
 
     def _unwanted(self) -> bool:
         return self.cut_event is not None or self.connection.closed

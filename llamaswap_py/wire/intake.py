@@ -25,7 +25,6 @@ _SMALL_REST: Final = 64 * KIB
 class Intake:
     """Collects pieces as they come; a task wakes only when its reader has something to do."""
 
-    complete = False
     _received = 0
     _limit: int | None = None
     _streaming = False
@@ -35,11 +34,18 @@ class Intake:
     _shown = 0
     _waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+    def __init__(
+        self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
+    ) -> None:
         self._connection = connection
         self._length = head.content_length
         self._continue_owed = head.expects_continue
-        self._body = Body()
+        if whole:
+            self._body = Body([whole], len(whole))
+            self._received = len(whole)
+        else:
+            self._body = Body()
+        self.complete = whole is not None
 
     # --- for the reader -----------------------------------------------------------------------
 
@@ -123,13 +129,6 @@ class Intake:
             for piece in self._body.pieces[self._shown :]:
                 self._scan(bytes(piece))
             self._shown = len(self._body.pieces)
-
-    def fill(self, body: bytes) -> None:
-        """Take all of a body, before anybody reads."""
-        if body:
-            self._body.pieces.append(body)
-            self._received = self._body.size = len(body)
-        self.complete = True
 
     def finish(self) -> None:
         """The body is here in full."""

@@ -7,6 +7,8 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+import msgspec
+
 from ..errors import ApiError, LswapError
 from ..units import KIB
 
@@ -122,11 +124,10 @@ class RequestHead:
         return replace(self, headers=headers, content_length=int(digits), first={})
 
 
-@dataclass(slots=True)
-class Body:
+class Body(msgspec.Struct):
     """A request body in the pieces in which it came; `size` is their sum in bytes."""
 
-    pieces: list[bytes | memoryview] = field(default_factory=list)
+    pieces: list[bytes | memoryview] = []
     size: int = 0
 
     @classmethod
@@ -187,8 +188,7 @@ class Outcome(Enum):
     BAD_UPSTREAM = "bad upstream"
 
 
-@dataclass(slots=True)
-class RelayResult:
+class RelayResult(msgspec.Struct):
     """What a relay did; times are of `time.monotonic()`, 0.0 where it never came to that."""
 
     outcome: Outcome

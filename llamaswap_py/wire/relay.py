@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING, Final
 import httptools
 
 from ..units import KIB
-from .messages import Outcome, RelayResult, is_bodiless, render_response
+from .ending import TAIL, Ending
+from .messages import Outcome, is_bodiless, render_response
 from .responses import BadResponse, DecodingWatch, Framing
+from .upstream import ONE_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .exchange import Exchange
-    from .messages import Body, Headers, Translator
+    from .messages import Body, Headers, RelayResult, Translator
     from .repeated import KnownAnswer
     from .upstream import UpstreamConnection
 
-#: How long a cut waits for the end of a chunk before the client is aborted instead.
-_CUT_PATIENCE: Final = 2.0
 _REFUSAL_LIMIT: Final = 64 * KIB
-_TAIL: Final = 2 * KIB
 _COLLECTED_LIMIT: Final = 256 * KIB * KIB
 
 
-class Relay:
+class Relay(Ending):
     """Takes a child's bytes; the method that gets them is the state.
 
     `_on_head`, then one of `_on_stream` and `_on_counted` (the body passes untouched, only its
@@ -35,16 +34,10 @@ class Relay:
     streams that were begun before), `_on_refusal`, `_pass` (a tunnel).
     """
 
-    #: bytes of the answer passed to the client
-    passed = 0
     #: any byte came from the child
     heard = False
-    tunnelling = False
     _translator: Translator | None = None
-    _verbatim = False
-    _last = _before = b""
     _remaining = 0
-    _cut_timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -54,19 +47,12 @@ class Relay:
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
     ) -> None:
-        self.upstream = upstream
-        self.exchange = exchange
-        self.client = exchange.connection
-        self._error_event = error_event
-        self._loop = asyncio.get_running_loop()
-        self._result = RelayResult(Outcome.COMPLETE)
-        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._translate = translate
         self._collect = collect or translate is not None
         recoded = exchange.head.version == "1.0" or exchange.response_started
         self._recoded = recoded or self._collect
         upstream.begin(self, decoding=self._recoded)
-        self._watch = upstream.watch
+        super().__init__(upstream, exchange, error_event)
         self._write = self.client.transport.write
         if exchange.tap is not None:
             self._write = exchange.write_tapped
@@ -74,17 +60,25 @@ class Relay:
 
     async def run(self, head: bytes, body: Body) -> RelayResult:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
+        ended = asyncio.Event()
+        self.start(ended.set)
+        try:
+            if body.size > ONE_WRITE:
+                await self.upstream.upload(head, body)
+            else:
+                self.upstream.send(head + body.join())
+            await ended.wait()
+        finally:
+            self._end(Outcome.CUT, "cancelled")
+        return self.result
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Take what comes from now on, and call `on_end` when all is over."""
+        self._on_end = on_end
         self.upstream.on_bytes = self._on_head
         self.exchange.running = self
         if not self.client.outflow.writable:
             self.upstream.pause()
-        try:
-            if not self.upstream.send_whole(head, body):
-                await self.upstream.upload(head, body)
-            await self._ended
-        finally:
-            self._end(Outcome.CUT, "cancelled")
-        return self._result
 
     @property
     def events(self) -> int:
@@ -179,11 +173,11 @@ class Relay:
 
     def _on_cutting(self, data: bytes) -> None:
         self._on_stream(data)
-        if not self._ended.done() and self._at_boundary():
+        if not self.ended and self._at_boundary():
             self._stop(Outcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
 
     def _pass(self, data: bytes) -> None:
-        if not self._ended.done():
+        if not self.ended:
             self.passed += len(data)
             if self.exchange.tap is not None:
                 self.exchange.tap(data)
@@ -201,8 +195,8 @@ class Relay:
     def _answer(self, rest: bytes) -> None:
         """The head is complete: choose how the body travels, and send the client's head."""
         exchange, watch = self.exchange, self._watch
-        self._result.status = watch.status
-        self._result.first_byte_at = time.monotonic()
+        self.result.status = watch.status
+        self.result.first_byte_at = time.monotonic()
         if self._collect:
             self._answer_translated(rest)
             return
@@ -239,11 +233,17 @@ class Relay:
     def _answer_known(self, known: KnownAnswer, length: int, rest: bytes) -> None:
         """The head is one that was seen before."""
         self.heard = True
-        self._watch.recall(known, length)
-        self._result.status = known.status
-        self._result.first_byte_at = time.monotonic()
-        self.exchange.send_known(known, length, self._count(rest))
-        self._end_if_counted()
+        self.result.status = known.status
+        self.result.first_byte_at = time.monotonic()
+        if len(rest) == length:
+            self._last = rest
+            self.exchange.send_known(known, length, rest, whole=True)
+            self.exchange.finished = True
+            self._end(Outcome.COMPLETE, over=True)
+        else:
+            self._watch.recall(known, length)
+            self.exchange.send_known(known, length, self._count(rest), whole=False)
+            self._end_if_counted()
 
     def _count(self, rest: bytes) -> bytes:
         """Begin a body that has a length; return what of `rest` belongs to it."""
@@ -263,6 +263,7 @@ class Relay:
         self.upstream.on_bytes = self._on_refusal
         if self._translate is not None and watch.event_stream and watch.status == 200:
             self._translator = self._translate()
+            self._translated = True
             exchange.event_stream = True
             lines = [
                 (b"content-type", self._translator.content_type),
@@ -295,8 +296,8 @@ class Relay:
         if not exchange.head.upgrade or exchange.response_started:
             self._end(Outcome.BAD_UPSTREAM, "the child switched protocols unasked")
             return
-        self._result.status = 101
-        self._result.first_byte_at = time.monotonic()
+        self.result.status = 101
+        self.result.first_byte_at = time.monotonic()
         lines = watch.end_to_end_headers()
         wanted = next((v for n, v in watch.headers if n.lower() == b"upgrade"), b"websocket")
         lines += [(b"upgrade", wanted), (b"connection", b"upgrade")]
@@ -306,94 +307,13 @@ class Relay:
         self._pass(render_response(101, lines, watch.reason, exchange.response_lines) + rest)
         self.client.start_tunnel(self)
 
-    # --- how it ends --------------------------------------------------------------------------
-
-    def cut(self) -> None:
-        """End now, or at the next boundary where the client's framing allows."""
-        exchange = self.exchange
-        if not exchange.response_started or exchange.padded:
-            self._end(Outcome.CUT, exchange.cut_reason)
-        elif self._at_boundary() or not (self._verbatim and exchange.event_stream):
-            self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
-        else:
-            self.upstream.on_bytes = self._on_cutting
-            self._cut_timer = self._loop.call_later(
-                _CUT_PATIENCE, self._stop, Outcome.CUT, exchange.cut_reason, None
-            )
-
-    def client_lost(self) -> None:
-        """The client is gone: forget it in this very call, and stop the child."""
-        if self.tunnelling:
-            self._complete()
-        self._end(Outcome.CUT, "the client went away")
-
-    def upstream_finished(self) -> bool:
-        """The child has sent its last byte; tell whether its connection stays open for ours."""
-        return self.tunnelling and self.client.finish_writing()
-
-    def upstream_lost(self, error: Exception | None) -> None:
-        """The child's connection is gone."""
-        watch = self._watch
-        if self.tunnelling:
-            self._complete()
-        elif not watch.head_complete:
-            reason = "the child closed the connection before it answered"
-            self._end(Outcome.DIED_BEFORE_HEAD, reason + (f": {error}" if error else ""))
-        elif watch.framing is Framing.CLOSE and error is None:
-            self._complete()
-        else:
-            self._fail("the child closed the connection in the middle of its answer")
-
-    def _at_boundary(self) -> bool:
-        """Tell whether an event can be put into the client's stream here."""
-        if not self.exchange.event_stream or self._watch.framing is Framing.LENGTH:
-            return False
-        if not self._verbatim:
-            return True
-        # Between two chunks; the newline tells a begun size line from the end of a chunk.
-        return not self._watch.in_chunk and (not self._last or self._last.endswith(b"\n"))
-
-    def _fail(self, reason: str) -> None:
-        event = self._error_event(reason) if self._error_event is not None else None
-        self._stop(Outcome.DIED_MIDSTREAM, reason, event)
-
-    def _stop(self, outcome: Outcome, reason: str, event: bytes | None) -> None:
-        """End the client's answer before its time: with an event, or abruptly."""
-        if event and self._at_boundary():
-            event_end = b"\n\n\r\n" if self._verbatim else b"\n\n"
-            whole = not self._last or self._last.endswith(event_end)
-            whole = whole or self._translator is not None
-            self.exchange.end_stream(event if whole else b"\n\n" + event)
-            self._end(outcome, reason)
-        else:
-            self._end(outcome, reason)
-            self.client.abort()
-
     def _complete(self) -> None:
         if (state := self.upstream.on_bytes) == self._on_refusal:
             body = b"".join(self._refusal)
-            self._last = body[-_TAIL:]
-            self._result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
+            self._last = body[-TAIL:]
+            self.result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
         elif state == self._on_recoded:
             self.exchange.end_stream(self._translator.end() if self._translator else b"")
         else:
             self.exchange.finished = True
         self._end(Outcome.COMPLETE)
-
-    def _end(self, outcome: Outcome, error: str = "") -> None:
-        """Let go of both sides, once."""
-        if self._ended.done():
-            return
-        self._ended.set_result(None)
-        if self._cut_timer is not None:
-            self._cut_timer.cancel()
-        self.exchange.relay_ended(self.passed)
-        result = self._result
-        result.outcome, result.error = outcome, error
-        result.started = self.exchange.response_started
-        result.finished_at = time.monotonic()
-        if outcome is Outcome.COMPLETE and not self.tunnelling:
-            last = self._last
-            result.tail = last[-_TAIL:] if len(last) >= _TAIL else (self._before + last)[-_TAIL:]
-        whole = outcome is Outcome.COMPLETE and self._watch.complete and not self.tunnelling
-        self.upstream.end(complete=whole)

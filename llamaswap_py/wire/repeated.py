@@ -25,15 +25,11 @@ _REMEMBERED: Final = 64
 class RepeatedRequest:
     """The head that a connection has sent last."""
 
-    __slots__ = ("_data", "_known")
+    __slots__ = ("_data", "known")
 
     def __init__(self) -> None:
-        self._known: KnownRequest | None = None
+        self.known: KnownRequest | None = None
         self._data = b""
-
-    def read(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """Return head and body if `data` is that head again, the whole of a body, and no more."""
-        return None if self._known is None else self._known.read(data)
 
     def expect(self, data: bytes) -> None:
         """Another request begins with `data`, which goes to the parser."""
@@ -42,7 +38,7 @@ class RepeatedRequest:
     def note(self, head: RequestHead) -> None:
         """The parser has found a head: the first since `expect`, or one that came in pieces."""
         data, self._data = self._data, b""
-        self._known = KnownRequest.of(data, head)
+        self.known = KnownRequest.of(data, head)
 
 
 class KnownRequest:
@@ -98,17 +94,31 @@ class KnownRequest:
 class KnownAnswer:
     """The head of an answer with a length, ready to be sent on."""
 
-    __slots__ = ("_after", "_before", "reason", "status")
+    __slots__ = ("_after", "_before", "_raw_after", "_raw_before", "reason", "status")
 
-    def __init__(self, status: int, reason: bytes, before: bytes, after: bytes) -> None:
+    def __init__(
+        self, status: int, reason: bytes, raw: tuple[bytes, bytes], shown: tuple[bytes, bytes]
+    ) -> None:
+        """Take what stands before and after the length, as it came and as it is sent on."""
         self.status = status
         self.reason = reason
-        self._before = before
-        self._after = after
+        self._raw_before, self._raw_after = raw
+        self._before, self._after = shown
 
-    def render(self, length: int, lines: bytes) -> bytes:
-        """Return it for a body of `length` bytes, with more header lines."""
-        return b"%b%d%b%b\r\n" % (self._before, length, self._after, lines)
+    def read(self, data: bytes) -> tuple[int, bytes] | None:
+        """Return the length and what follows the head if `data` begins with this one."""
+        if not data.startswith(self._raw_before):
+            return None
+        at = len(self._raw_before)
+        end = data.find(b"\r", at, at + _MOST_DIGITS + 1)
+        digits = data[at:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self._raw_after, end):
+            return None
+        return int(digits), data[end + len(self._raw_after) :]
+
+    def render(self, length: int, lines: bytes, body: bytes) -> bytes:
+        """Return it for a body of `length` bytes, with more header lines and what follows it."""
+        return b"%b%d%b%b\r\n%b" % (self._before, length, self._after, lines, body)
 
 
 class KnownAnswers:
@@ -116,14 +126,18 @@ class KnownAnswers:
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes], KnownAnswer] = {}
+        self._last: KnownAnswer | None = None
 
     def find(self, data: bytes) -> tuple[KnownAnswer, int, bytes] | None:
         """Return the known head that `data` begins with, its length, and what follows."""
+        known = self._last
+        if known is not None and (read := known.read(data)) is not None:
+            return known, *read
         cut = _cut(data)
         if cut is None:
             return None
         before, digits, after, rest = cut
-        known = self._known.get((before, after))
+        self._last = known = self._known.get((before, after))
         return None if known is None else (known, int(digits), rest)
 
     def note(self, data: bytes, status: int, reason: bytes, headers: Headers) -> None:
@@ -140,8 +154,9 @@ class KnownAnswers:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         start, end = lengths[0].span(1)
-        known = KnownAnswer(status, reason, rendered[:start], rendered[end:])
-        self._known[cut[0], cut[2]] = known
+        raw = cut[0], cut[2]
+        shown = rendered[:start], rendered[end:]
+        self._known[raw] = KnownAnswer(status, reason, raw, shown)
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes, bytes, bytes] | None:

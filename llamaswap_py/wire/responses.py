@@ -59,6 +59,8 @@ class ResponseWatch:
         """Forget the last answer; a new one is expected."""
         if self._counted:
             self._start_parser()
+        #: something is known of an answer
+        self.used = False
         self.status = 0
         self.reason = b""
         self.headers: Headers = []
@@ -85,6 +87,7 @@ class ResponseWatch:
 
     def recall(self, known: KnownAnswer, length: int) -> None:
         """Take a head that was seen before: it does not go through the parser."""
+        self.used = True
         self.status, self.reason = known.status, known.reason
         self.framing, self.content_length = Framing.LENGTH, length
         self.head_complete = self.keeps_alive = True
@@ -94,6 +97,11 @@ class ResponseWatch:
         if not self.complete:
             self.complete = True
             self._counted = bool(self.head_size)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer has ended so that its connection can have another."""
+        return self.complete and self.keeps_alive and not self.surplus and not self.event_stream
 
     @property
     def is_plain(self) -> bool:
@@ -109,6 +117,7 @@ class ResponseWatch:
 
         The parser sees no byte of the body here, and so tells garbage before the head's end.
         """
+        self.used = True
         window = self._tail + data
         end = window.find(_HEAD_END)
         cut = len(data) if end < 0 else end + len(_HEAD_END) - len(self._tail)

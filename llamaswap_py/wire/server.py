@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import ClientConnection
 from .messages import WireLimits
+from .outbox import Outbox
 from .sockets import BACKLOG, remove_path
 
 if TYPE_CHECKING:
@@ -31,9 +32,12 @@ class Server:
         on_wire_error: WireErrorRenderer,
         group: asyncio.TaskGroup,
         inherited: bool = False,
+        begin: Callable[[Exchange, bytes], bool] | None = None,
     ) -> None:
         self.handler = handler
+        self.begin = begin or (lambda *_: False)
         self.limits = limits
+        self.outbox = Outbox(asyncio.get_running_loop())
         self.on_wire_error = on_wire_error
         self._group = group
         self._inherited = inherited
@@ -123,16 +127,20 @@ async def serve(
     limits: WireLimits | None = None,
     *,
     on_wire_error: WireErrorRenderer,
+    begin: Callable[[Exchange, bytes], bool] | None = None,
     inherited: bool = False,
 ) -> AsyncIterator[Server]:
     """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
 
-    `handler` is called once per request, and cancelled when its client goes away. The paths of
-    unix sockets are removed, unless the sockets are `inherited` from somebody who listens on.
+    `handler` is called once per request, and cancelled when its client goes away. A request that
+    came whole, with a head that came before, is shown to `begin` first, with its body: it starts
+    the answer with `Exchange.relay_at_once` and returns True, or does nothing and returns False.
+    The paths of unix sockets are removed, unless the sockets are `inherited` from somebody who
+    listens on.
     """
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
-        server = Server(handler, limits or WireLimits(), on_wire_error, group, inherited)
+        server = Server(handler, limits or WireLimits(), on_wire_error, group, inherited, begin)
         try:
             for sock in listens:
                 await server.listen(sock)

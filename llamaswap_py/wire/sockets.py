@@ -24,7 +24,7 @@ BACKLOG: Final = 1024
 #: sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)).
 _LONGEST_PATH: Final = 107
 #: A piece of this size has filled the buffer it was read into.
-_LARGE: Final = 128 * KIB
+LARGE: Final = 128 * KIB
 
 
 def bind(endpoint: Endpoint, backlog: int = BACKLOG) -> socket.socket:
@@ -229,9 +229,9 @@ class Input:
             if not self._resting:
                 self.transport.resume_reading()
 
-    def took(self, size: int) -> None:
-        """Note what was read; after a large piece the others have their turn first."""
-        if size >= _LARGE and not self._resting and not self._off:
+    def took_much(self) -> None:
+        """A LARGE piece was read: the others have their turn first."""
+        if not self._resting and not self._off:
             self._resting = True
             self.transport.pause_reading()
             self._loop.call_soon(self._rested)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .relay import Relay
 
 #: A body goes out in slices of this size, so that a large one never holds the loop.
-_SLICE: Final = 256 * KIB
+ONE_WRITE: Final = 256 * KIB
 #: llama-server says `Connection: close` on the 100th answer of a connection; stay below.
 _MOST_USES: Final = 99
 
@@ -105,7 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def send(self, data: bytes) -> None:
-        """Pass bytes of a tunnel on."""
+        """Send a request of at most ONE_WRITE bytes, or bytes of a tunnel."""
         if not self.closed:
             self._transport.write(data)
 
@@ -123,34 +123,21 @@ class UpstreamConnection(asyncio.Protocol):
         if isinstance(self.watch, DecodingWatch) != decoding:
             self.watch.close()
             self.watch = DecodingWatch() if decoding else ResponseWatch()
-        self.watch.begin()
+        if self.watch.used:
+            self.watch.begin()
 
-    def end(self, *, complete: bool) -> None:
-        """Let go of the relay; keep the connection only after a whole answer that is no stream."""
+    def end(self, *, over: bool) -> None:
+        """Let go of the relay; keep the connection where the answer is `over`, and no stream's."""
         self.relay = None
         self.on_bytes = self._on_idle
-        self._wake_upload()
-        watch = self.watch
-        if (
-            complete
-            and not self.closed
-            and self._uploaded
-            and self._uses < _MOST_USES
-            and watch.keeps_alive
-            and not watch.surplus
-            and not watch.event_stream
-        ):
-            self.resume()
+        if self._drained is not None:
+            self._wake_upload()
+        if over and not self.closed and self._uploaded and self._uses < _MOST_USES:
+            if self._reading_paused:
+                self.resume()
             self._pool.keep(self)
         else:
             self.abort()
-
-    def send_whole(self, head: bytes, body: Body) -> bool:
-        """Send a request in one write; False: its body is too large for that."""
-        if body.size > _SLICE:
-            return False
-        self._transport.write(head + body.join())
-        return True
 
     async def upload(self, head: bytes, body: Body) -> None:
         """Send a request; returns early when the connection or the relay ends meanwhile."""
@@ -158,11 +145,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport.write(head)
         for piece in body.pieces:
             view = memoryview(piece)
-            for start in range(0, len(piece), _SLICE):
+            for start in range(0, len(piece), ONE_WRITE):
                 await self._writable()
                 if self.closed or self.relay is None:
                     return
-                self._transport.write(view[start : start + _SLICE])
+                self._transport.write(view[start : start + ONE_WRITE])
         self._uploaded = True
 
     async def _writable(self) -> None:

@@ -126,6 +126,8 @@ class Play:
         self.slots = 1
         self.wakes = False
         """Whether sleeping children wake by themselves when told to, in half a load."""
+        self.at_once = False
+        """Whether requests that need not wait are granted outside of `handle`."""
         self.now = 0.0
         self.log: list[tuple[float, Action]] = []
         self.history: list[tuple[ev.Event, float, list[Action]]] = []
@@ -139,7 +141,9 @@ class Play:
     # Doing
 
     def feed(self, event: ev.Event) -> list[Action]:
-        actions = self.scheduler.handle(event, self.now)
+        actions = self._arrive_at_once(event) if self.at_once else None
+        if actions is None:
+            actions = self.scheduler.handle(event, self.now)
         self.history.append((event, self.now, list(actions)))
         check(self.scheduler)
         for action in actions:
@@ -154,6 +158,12 @@ class Play:
             if asked is not None and asked.client in self._service:
                 self.ask(asked.preset, asked.client)
         return actions
+
+    def _arrive_at_once(self, event: ev.Event) -> list[Action] | None:
+        if not isinstance(event, ev.RequestArrived) or event.since is not None:
+            return None
+        instance = self.scheduler.grant_at_once(event, self.now)
+        return None if instance is None else [Grant(event.request, instance.key)]
 
     def ask(self, preset: PresetId, client: str = "one", **knobs: object) -> RequestId:
         request = RequestId(f"r{next(self._ids)}")

@@ -19,8 +19,10 @@ from llamaswap_py.scheduler.actions import (
     StopReason,
     Wake,
 )
+from llamaswap_py.scheduler.invariants import check
 from llamaswap_py.scheduler.records import (
     Choice,
+    ClientId,
     Failure,
     InstanceKey,
     Pool,
@@ -1046,3 +1048,53 @@ def _ready(play: Play, preset: PresetId) -> RequestId:
     play.pass_time(play.load_seconds + play.stop_seconds)
     assert play.granted(request)
     return request
+
+
+# --- granted at once ------------------------------------------------------------------------------
+
+
+def asked(name: PresetId, request: str = "x", *, slot: bool = True) -> ev.RequestArrived:
+    return ev.RequestArrived(
+        request=RequestId(request), preset=name, client=ClientId("c"), slot=slot
+    )
+
+
+def test_a_ready_model_with_a_free_slot_is_granted_at_once() -> None:
+    play = Play(plan("a", 10), plan("b", 10))
+    assert play.scheduler.grant_at_once(asked(A), play.now) is None
+    first = play.ask(A)
+    play.pass_time(5)
+    play.finish(first)
+    assert play.scheduler.grant_at_once(asked(B), play.now) is None
+    granted = play.scheduler.grant_at_once(asked(A), play.now)
+    assert granted is not None
+    assert list(granted.leases) == ["x"]
+    assert play.scheduler.grant_at_once(asked(A, "y"), play.now) is None  # one slot
+    assert play.scheduler.grant_at_once(asked(A, "z", slot=False), play.now) is granted
+    check(play.scheduler)
+
+
+def test_an_idle_model_is_not_taken_at_once_while_anybody_waits() -> None:
+    """Somebody may count on its idleness: a pass has to follow."""
+    play = Play(plan("a", 10, concurrency=2), plan("b", 80), plan("c", 80))
+    first = play.ask(A)
+    play.pass_time(5)
+    play.ask(C)
+    play.pass_time(5)
+    play.ask(B)
+    granted = play.scheduler.grant_at_once(asked(A), play.now)
+    assert granted is not None  # it is busy already
+    play.feed(ev.RequestFinished(RequestId("x")))
+    play.finish(first)
+    assert play.scheduler.world.presets[A].serving is granted
+    assert granted.admits(slot=True)
+    assert play.scheduler.grant_at_once(asked(A, "y"), play.now) is None
+
+
+def test_nothing_is_granted_at_once_while_lswap_stops() -> None:
+    play = Play(plan("a", 10))
+    first = play.ask(A)
+    play.pass_time(5)
+    play.finish(first)
+    play.feed(ev.ShutdownAsked(5.0))
+    assert play.scheduler.grant_at_once(asked(A), play.now) is None

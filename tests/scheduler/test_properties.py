@@ -38,6 +38,7 @@ class Machine(RuleBasedStateMachine):
         slots=st.integers(1, 3),
         grouped=st.booleans(),
         absent=st.booleans(),
+        at_once=st.booleans(),
     )
     def begin(
         self,
@@ -50,6 +51,7 @@ class Machine(RuleBasedStateMachine):
         slots: int,
         grouped: bool,
         absent: bool,
+        at_once: bool,
     ) -> None:
         plans = [
             plan(
@@ -76,6 +78,8 @@ class Machine(RuleBasedStateMachine):
         )
         self.play.slots = slots
         self.play.wakes = True
+        # The run is repeated with `handle` alone at its end: the same must come of it.
+        self.play.at_once = at_once
         self.closed = False
 
     @rule(

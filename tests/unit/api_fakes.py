@@ -307,6 +307,7 @@ class FakeExchange:
         peer: str = "127.0.0.1",
     ) -> None:
         self.padded = False
+        self.begun: object = None
         self.head = make_head(method, target, headers)
         self.peer = peer
         self.response_lines = b""

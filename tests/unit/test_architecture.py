@@ -33,6 +33,7 @@ MEETING_POINT = {
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
     *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
+    "desk",
 }
 """The modules that know several parts."""
 
@@ -64,7 +65,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {"children", "model_facts", "feed", "reloading", "conversations", "webui", "captures"},
+    "api": {
+        *("children", "model_facts", "feed", "reloading", "conversations", "webui", "captures"),
+        "naming",
+    },
     "estimate": {"devices", "presets"},
 }
 """Besides, under `if TYPE_CHECKING`."""

@@ -282,7 +282,7 @@ class RelayHandler:
 
     async def __call__(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
-        exchange.response_lines += b"x-request-id: r1\r\n"
+        exchange.response_lines = b"x-request-id: r1\r\n"
         try:
             body = await exchange.read_body(self.limit)
             request = UpstreamRequest(

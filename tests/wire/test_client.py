@@ -253,8 +253,8 @@ async def test_where_nobody_can_know_the_moment_decides(
     monkeypatch: pytest.MonkeyPatch, window: float
 ) -> None:
     """Over a network a half-close comes with the request; a departure comes later."""
-    monkeypatch.setattr("llamaswap_py.wire.client.client_is_gone", lambda _: None)
-    monkeypatch.setattr("llamaswap_py.wire.client._HALF_CLOSE_WINDOW", window)
+    monkeypatch.setattr("llamaswap_py.wire.client_side.client_is_gone", lambda _: None)
+    monkeypatch.setattr("llamaswap_py.wire.client_side._HALF_CLOSE_WINDOW", window)
     started, released, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def handler(exchange: Exchange) -> None:
@@ -500,19 +500,17 @@ async def test_a_large_body_lets_others_have_their_turn() -> None:
 
     taken = Input(asyncio.get_running_loop())
     taken.transport = cast("asyncio.Transport", Transport())
-    taken.took(100)
-    assert reads == []
-    taken.took(256_000)
+    taken.took_much()
     assert reads == ["pause"]
     await asyncio.sleep(0)
     assert reads == ["pause", "resume"]
-    taken.took(256_000)
+    taken.took_much()
     taken.pause()  # for another reason, which holds on
     await asyncio.sleep(0)
     assert reads == ["pause", "resume", "pause"]
     taken.resume()
     assert reads == ["pause", "resume", "pause", "resume"]
-    taken.took(256_000)
+    taken.took_much()
     taken.pause()
     taken.resume()
     assert reads[4:] == ["pause"]

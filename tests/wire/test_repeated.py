@@ -65,12 +65,16 @@ def remembering(data: bytes) -> RepeatedRequest:
     return repeated
 
 
+def read(repeated: RepeatedRequest, data: bytes) -> tuple[RequestHead, bytes] | None:
+    return None if repeated.known is None else repeated.known.read(data)
+
+
 def test_the_same_head_is_known_whatever_its_length() -> None:
     repeated = remembering(post(b"12345"))
     for body in (b"67890", b"", b"x" * 1000, b"\r\n\r\n"):
-        found = repeated.read(post(body))
+        found = read(repeated, post(body))
         assert found == parse(post(body)).found[0]
-    first, second = repeated.read(post(b"abc")), repeated.read(post(b"def"))
+    first, second = read(repeated, post(b"abc")), read(repeated, post(b"def"))
     assert first is not None
     assert second is not None
     assert first[0] is second[0]
@@ -94,7 +98,7 @@ def test_the_same_head_is_known_whatever_its_length() -> None:
     ],
 )
 def test_whatever_differs_is_parsed(data: bytes) -> None:
-    assert remembering(post(b"12345")).read(data) is None
+    assert read(remembering(post(b"12345")), data) is None
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_whatever_differs_is_parsed(data: bytes) -> None:
 )
 def test_some_heads_are_parsed_every_time(data: bytes) -> None:
     repeated = remembering(data)
-    assert repeated.read(data) is None
+    assert read(repeated, data) is None
 
 
 def test_a_head_in_pieces_is_not_remembered() -> None:
@@ -122,7 +126,7 @@ def test_a_head_in_pieces_is_not_remembered() -> None:
     parser.feed(GET[9:])
     repeated.note(sink.found[0][0])
     parser.close()
-    assert repeated.read(GET) is None
+    assert read(repeated, GET) is None
 
 
 _PIECES = st.sampled_from(
@@ -155,7 +159,7 @@ def test_what_is_known_is_what_the_parser_says(body: bytes, data: st.DataObject)
         start = data.draw(st.integers(0, len(sent)))
         end = data.draw(st.integers(start, min(start + 3, len(sent))))
         sent[start:end] = data.draw(_PIECES)
-    found = remembering(known).read(bytes(sent))
+    found = read(remembering(known), bytes(sent))
     if found is not None:
         sink = parse(bytes(sent))
         assert (sink.found, sink.complete) == ([found], 1)
@@ -174,8 +178,8 @@ def test_answers_of_one_kind_are_found_again() -> None:
     assert found is not None
     known, length, rest = found
     assert (known.status, length, rest) == (200, 12, b"rest")
-    assert known.render(12, b"x: y\r\n") == (
-        b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\na: b\r\nx: y\r\n\r\n"
+    assert known.render(12, b"x: y\r\n", b"rest") == (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\na: b\r\nx: y\r\n\r\nrest"
     )
     for other in (head[:-2], head.replace(b"200", b"201"), head.replace(b"7", b"-7"), b""):
         assert answers.find(other) is None

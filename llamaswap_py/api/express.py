@@ -1,0 +1,118 @@
+"""The short way of a request that repeats a head, for a model that is ready.
+
+Nothing is awaited: the request goes to the child in the call that brought it, and its answer to the
+client as it comes. Whatever ends otherwise than well goes on where every other request begins.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api.call import Call
+from llamaswap_py.api.errors import error_event, upstream_failed
+from llamaswap_py.api.extract import name_in
+from llamaswap_py.api.inference import DROPPED, NO_FILTERS, cut
+from llamaswap_py.api.meaning import Meaning
+from llamaswap_py.config.forms import SUBSTITUTE
+from llamaswap_py.wire.messages import Outcome
+from llamaswap_py.wire.upstream import ONE_WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.api.app import App
+    from llamaswap_py.naming import Names
+    from llamaswap_py.wire.exchange import Exchange
+    from llamaswap_py.wire.messages import RelayResult
+
+_HEAD: Final = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+
+
+class Express:
+    """Begins requests; `ended` is told of each that has come to its end here."""
+
+    def __init__(self, app: App, ended: Callable[[Call], None]) -> None:
+        self._app = app
+        self._ended = ended
+        self._names: Names | None = None
+        self._presets: dict[str, str] = {}
+
+    def begin(self, exchange: Exchange, body: bytes) -> bool:
+        """Start to answer; False: nothing has happened, and `App.handle` has to."""
+        app = self._app
+        meaning = exchange.head.memo
+        if (
+            not isinstance(meaning, Meaning)
+            or not meaning.express
+            or meaning.config is not app.supervisor.config
+            or meaning.keys is not app.access.keys
+            or app.captures is not None
+            or len(body) > ONE_WRITE
+            or len(body) > meaning.config.limits.body
+        ):
+            return False
+        preset = self._preset(body)
+        if preset is None:
+            return False
+        id = app.new_id()
+        client = exchange.peer if meaning.key is None else f"key {meaning.key.name}"
+        route = meaning.route
+        assert route is not None
+        slot = route.slot
+        found = app.supervisor.lease_at_once(preset, client=client, request_id=id, slot=slot)
+        if found is None:
+            return False
+        call = Call(app, exchange, id, route, meaning)
+        call.family, call.key = meaning.family, meaning.key
+        call.ticket, lease = found
+        call.early = call.ticket
+        app.calls[id] = exchange.begun = call
+        call.granted(lease)
+        lease.answer = exchange
+        lease.on_revoke(partial(cut, call))
+        head = _HEAD % (meaning.start(exchange, DROPPED), id.encode("ascii"), len(body))
+        exchange.relay_at_once(
+            app.supervisor.pool,
+            lease.endpoint,
+            head + body,
+            error_event=partial(_failure_event, call),
+            done=self._done,
+        )
+        return True
+
+    def _preset(self, body: bytes) -> str | None:
+        """Return the preset that a body names, if requests for it are relayed as they are."""
+        name = name_in(body)
+        supervisor = self._app.supervisor
+        if supervisor.names is not self._names:
+            self._names, self._presets = supervisor.names, {}
+        preset = self._presets.get(name) if name is not None else None
+        if name is None or preset is not None:
+            return preset
+        preset = supervisor.names.fixed(name)
+        if preset is None:
+            return None
+        about = supervisor.config.models[preset]
+        if about.request is not NO_FILTERS or about.when_full.startswith(SUBSTITUTE):
+            return None
+        self._presets[name] = preset
+        return preset
+
+    def _done(self, exchange: Exchange, result: RelayResult) -> None:
+        """The answer has ended well, or its client has left."""
+        call = exchange.begun
+        assert isinstance(call, Call)
+        assert call.early is not None
+        if result.outcome is Outcome.COMPLETE:
+            call.status, call.tail = result.status, result.tail
+            call.first_byte_at = result.first_byte_at
+        else:
+            call.outcome = "client_gone"
+        call.early.end(well=result.outcome is Outcome.COMPLETE)
+        call.early = exchange.begun = None  # no cycle is left to the collector
+        self._ended(call)
+
+
+def _failure_event(call: Call, reason: str) -> bytes:
+    return error_event(upstream_failed(reason), call.family, call.id)

@@ -1,0 +1,429 @@
+"""The short way of a request whose model is ready: the same answers, counts and leases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from llamaswap_py.api import App
+from llamaswap_py.api.errors import render_wire_error
+from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.conversations import Conversations
+from llamaswap_py.desk import Desk
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.feed import Feed
+from llamaswap_py.held import Held
+from llamaswap_py.naming import names_of
+from llamaswap_py.scheduler import Scheduler
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Spawn
+from llamaswap_py.scheduler.records import (
+    Choice,
+    ClientId,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+    RequestId,
+)
+from llamaswap_py.supervisor import Supervisor
+from llamaswap_py.wire import UpstreamPool, bind, serve
+from tests.wire.harness import (
+    SSE_HEAD,
+    Answer,
+    Client,
+    Peer,
+    Upstream,
+    connected,
+    eventually,
+    sse,
+    upstream,
+)
+
+if TYPE_CHECKING:
+    from llamaswap_py.wire import Exchange
+    from tests.wire.harness import Script
+
+pytestmark = pytest.mark.anyio
+
+CONFIG = """
+limits: {body: 100KiB}
+aliases: {either: {first: [alpha, beta]}}
+models:
+  alpha: {model: /nowhere/a.gguf, aliases: [one]}
+  beta: {model: /nowhere/b.gguf, request: {set: {seed: 1}}}
+  gamma: {model: /nowhere/c.gguf, when_full: "substitute: alpha"}
+"""
+BODY = b'{"id":"x","usage":{"completion_tokens":3,"prompt_tokens":5,"total_tokens":8}}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(BODY),
+    BODY,
+)
+CHAT = "/v1/chat/completions"
+
+
+class Loaded(Supervisor):
+    """A supervisor whose models are all loaded, by one scripted child."""
+
+    def __init__(self, pool: UpstreamPool, child: Endpoint, config: str) -> None:
+        self.config = load_config(config, path=None, base_dir="/", env={}, home="/")
+        self.pool, self.prepared = pool, {}
+        names = [PresetId(name) for name in self.config.models]
+        plans = [
+            PresetPlan(preset=name, choices=(Choice({PoolId("host"): 1}),), concurrency=4)
+            for name in names
+        ]
+        self.scheduler = Scheduler(plans, {PoolId("host"): Pool(100)})
+        self.desk = Desk(self)
+        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
+        self.happenings = Feed()
+        self.names = names_of(self.config, self.scheduler.world)
+        self.keeping = cast("Any", SimpleNamespace(guards=lambda _: False))
+        self.estimating = cast("Any", SimpleNamespace(hurry=lambda _: None))
+        self._alarm = cast("Any", SimpleNamespace(at=None, set=lambda _: None))
+        self._pending = deque()
+        self._feeding = False
+        self.instances = cast("Any", SimpleNamespace(running={}))
+        self.conversations = Conversations(asyncio.TaskGroup(), self.feed, lambda _: True)
+        for name in names:
+            self._load(name, child)
+
+    def _load(self, name: PresetId, child: Endpoint) -> None:
+        first = RequestId(f"load {name}")
+        asked = ev.RequestArrived(request=first, preset=name, client=ClientId("c"))
+        actions = self.scheduler.handle(asked, time.monotonic())
+        key = next(one.instance for one in actions if isinstance(one, Spawn))
+        self.instances.running[key] = cast("Any", SimpleNamespace(endpoint=child, held=Held()))
+        self.scheduler.handle(ev.InstanceReady(key, 4), time.monotonic())
+        self.scheduler.handle(ev.RequestFinished(first), time.monotonic())
+
+
+@dataclass
+class Stage:
+    app: App
+    supervisor: Loaded
+    child: Upstream
+    endpoint: Endpoint
+    #: what `begin` said to each request it was shown
+    begun: list[bool] = field(default_factory=list)
+
+    def begin(self, exchange: Exchange, body: bytes) -> bool:
+        self.begun.append(self.app.begin(exchange, body))
+        return self.begun[-1]
+
+    def nothing_is_left(self) -> bool:
+        held = [one.held.requests() for one in self.supervisor.instances.running.values()]
+        return not (
+            self.app.calls
+            or self.supervisor.desk.tickets
+            or self.supervisor.scheduler.world.leases
+            or any(one.owing or one.others for one in held)
+        )
+
+
+def every(answer: bytes) -> Script:
+    async def script(child: Upstream, peer: Peer) -> None:
+        while True:
+            await child.request(peer)
+            await peer.send(answer)
+
+    return script
+
+
+def then(*answers: bytes, stay: bool = True) -> Script:
+    """Answer the first request whole, the second with `answers`; then stay, or close."""
+
+    async def script(child: Upstream, peer: Peer) -> None:
+        await child.request(peer)
+        await peer.send(OK)
+        await child.request(peer)
+        for answer in answers:
+            await peer.send(answer)
+        if stay:
+            await peer.gone()
+
+    return script
+
+
+@asynccontextmanager
+async def staged(folder: Path, *scripts: Script, config: str = CONFIG) -> AsyncIterator[Stage]:
+    async with upstream(folder, *scripts or (every(OK),)) as child, UpstreamPool() as pool:
+        supervisor = Loaded(pool, child.endpoint, config)
+        app = App(supervisor)
+        sock = bind(Endpoint(port=0))
+        stage = Stage(app, supervisor, child, Endpoint(port=sock.getsockname()[1]))
+        async with serve([sock], app.handle, on_wire_error=render_wire_error, begin=stage.begin):
+            yield stage
+        assert stage.nothing_is_left()
+
+
+def request(
+    body: object = None, path: str = CHAT, headers: str = "", method: str = "POST"
+) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body or {"model": "alpha"}).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}"
+    if "content-type" not in headers.lower():
+        head += "Content-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody says."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def ask(client: Client, data: bytes) -> Answer:
+    return await client.ask(data)
+
+
+async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        answers = [await ask(client, request()) for _ in range(4)]
+        assert stage.begun == [True] * 3
+        ids = {one.headers.pop("x-request-id") for one in answers}
+        assert len(ids) == 4
+        long, *short = answers
+        assert all(
+            (one.status, one.headers, one.body) == (200, long.headers, BODY) for one in short
+        )
+        first, *others = stage.child.requests
+        for sent in others:
+            lines = [
+                set(one.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")) for one in (first, sent)
+            ]
+            assert {one.partition(b":")[0] for one in lines[0] ^ lines[1]} == {b"x-request-id"}
+        counts = stage.app.traffic
+        assert counts.requests == {("alpha", CHAT, 200): 4}
+        assert (counts.tokens_in, counts.tokens_out) == ({"alpha": 20}, {"alpha": 12})
+        for kind in (counts.total, counts.first_byte, counts.queue, counts.load):
+            assert sum(kind["alpha"].counts) == 4
+        assert stage.supervisor.desk.granted == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request({"model": "one"}),
+        request({"model": "alpha", "stream": False, "messages": []}, "/v1/completions"),
+        request({"model": "alpha"}, "/tokenize"),
+        request(headers="Content-Type: application/json; charset=utf-8\r\n"),
+        request(headers="User-Agent: x\r\n"),
+    ],
+)
+async def test_who_takes_it(short_dir: Path, data: bytes) -> None:
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        for _ in range(3):
+            assert (await ask(client, data)).status == 200
+        assert stage.begun == [True, True]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request({"model": "beta"}),  # its bodies are changed
+        request({"model": "gamma"}),  # another may answer
+        request({"model": "either"}),  # chosen for each request
+        request({"model": "nobody"}),
+        request({"model": 3}),
+        request({"model": None}),
+        request(b'{"model": "alpha"'),
+        request(b'\xef\xbb\xbf{"model": "alpha"}'),
+        request(b"{}"),
+        request({"model": "alpha", "pad": "x" * 110_000}),
+        request(path=CHAT + "?autoload=true"),
+        request(path="/v1/chat/completions/control"),
+        request(path="/upstream/alpha/v1/chat/completions"),
+        request(headers="X-Request-Id: mine\r\n"),
+        request(headers="X-Conversation-Id: mine\r\n"),
+        request(headers="X-Lswap-Priority: -1\r\n"),
+        request(headers="Content-Type: application/x-www-form-urlencoded\r\n"),
+        request(headers="Content-Type: multipart/form-data; boundary=x\r\n"),
+    ],
+)
+async def test_who_does_not(short_dir: Path, data: bytes) -> None:
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        statuses = [(await ask(client, data)).status for _ in range(3)]
+        assert len(set(statuses)) == 1
+        assert not any(stage.begun)
+
+
+async def test_capturing_sees_every_request(short_dir: Path) -> None:
+    kept: list[Any] = []
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        await ask(client, request())
+        stage.app.captures = cast("Any", SimpleNamespace(keep=kept.append))
+        for _ in range(2):
+            await ask(client, request())
+        assert stage.begun == [False, False]
+        assert len(kept) == 2
+
+
+async def test_a_changed_configuration_is_looked_at_anew(short_dir: Path) -> None:
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        for _ in range(2):
+            await ask(client, request())
+        supervisor = stage.supervisor
+        text = CONFIG.replace("aliases: [one]", "request: {set: {seed: 2}}")
+        supervisor.config = load_config(text, path=None, base_dir="/", env={}, home="/")
+        supervisor.names = names_of(supervisor.config, supervisor.scheduler.world)
+        for _ in range(3):
+            await ask(client, request())
+        assert stage.begun == [True, False, False, False]
+        assert all(b'"seed":2' in sent for sent in stage.child.requests[2:])
+
+
+def key(name: str, **more: Any) -> ApiKey:
+    return ApiKey(name=name, hash=hash_secret(name.encode()), **more)
+
+
+async def test_keys_are_asked_once_for_each_head(short_dir: Path) -> None:
+    async with staged(short_dir) as stage:
+        ring = KeyRing([key("free"), key("few", max_in_flight=1), key("some", models=("alpha",))])
+        stage.app.access.replace(ring)
+        for name, begun in (("free", True), ("few", False), ("some", False)):
+            async with connected(stage.endpoint) as client:
+                data = request(headers=f"Authorization: Bearer {name}\r\n")
+                for _ in range(2):
+                    assert (await ask(client, data)).status == 200
+                assert stage.begun[-1] is begun
+        async with connected(stage.endpoint) as client:
+            data = request(headers="Authorization: Bearer free\r\n")
+            for _ in range(2):
+                assert (await ask(client, data)).status == 200
+            assert stage.begun[-1] is True
+            stage.app.access.replace(KeyRing([key("other")]))
+            assert (await ask(client, data)).status == 401
+            assert stage.begun[-1] is False
+
+
+async def test_with_every_slot_taken_a_request_waits(short_dir: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def child(upstream: Upstream, peer: Peer) -> None:
+        while True:
+            sent = await upstream.request(peer)
+            if b"hold" in sent:
+                await eventually(go_on)
+            await peer.send(OK)
+
+    hold = request({"model": "alpha", "x": "hold"})
+    async with (
+        staged(short_dir, child) as stage,
+        connected(stage.endpoint) as client,
+        AsyncExitStack() as stack,
+    ):
+        await ask(client, request())
+        world = stage.supervisor.scheduler.world
+        others = [await stack.enter_async_context(connected(stage.endpoint)) for _ in range(4)]
+        for other in others:
+            await other.send(hold)
+        await until(lambda: len(world.leases) == 4)
+        await client.send(request())
+        await until(lambda: world.waiters)
+        assert stage.begun == [False]
+        go_on.set()
+        assert {(await one.answer()).status for one in (*others, client)} == {200}
+
+
+async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -> None:
+    async with (
+        staged(short_dir, then(), every(OK)) as stage,
+        connected(stage.endpoint) as client,
+    ):
+        await ask(client, request())
+        await client.send(request())
+        await until(lambda: len(stage.child.requests) == 2)
+        (lease,) = stage.supervisor.scheduler.world.leases
+        stage.supervisor.desk.revoke(lease, "drain deadline")
+        assert (await client.answer()).status == 200
+        assert len(stage.child.requests) == 3
+        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 2}
+
+
+async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
+    async with (
+        staged(short_dir, then(SSE_HEAD + sse("one"))) as stage,
+        connected(stage.endpoint) as client,
+    ):
+        await ask(client, request())
+        await client.send(request({"model": "alpha", "stream": True}))
+        assert (await client.head()).headers["x-lswap-model"] == "alpha"
+        await client.until(b"\n\n\r\n")
+        assert stage.begun == [True]
+        (lease,) = stage.supervisor.scheduler.world.leases
+        stage.supervisor.desk.revoke(lease, "drain deadline")
+        assert b"unloaded" in await client.until(b"0\r\n\r\n")
+
+
+async def test_an_operator_ends_one(short_dir: Path) -> None:
+    async with (
+        staged(short_dir, then(SSE_HEAD + sse("one"))) as stage,
+        connected(stage.endpoint) as client,
+        connected(stage.endpoint) as operator,
+    ):
+        await ask(client, request())
+        await client.send(request({"model": "alpha", "stream": True}))
+        id = (await client.head()).headers["x-request-id"]
+        await client.until(b"\n\n\r\n")
+        seen = await ask(operator, request(method="GET", path="/lswap/v1/requests", body=b""))
+        (one,) = cast("Any", seen.json)["requests"]
+        assert (one["id"], one["model"], one["state"], one["tokens"]) == (id, "alpha", "running", 1)
+        ended = await ask(operator, request(path=f"/lswap/v1/requests/{id}/cancel", body=b""))
+        assert ended.status == 200
+        assert b"cancelled" in await client.until(b"0\r\n\r\n")
+
+
+async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> None:
+    async with (
+        staged(short_dir, then(stay=False), every(OK)) as stage,
+        connected(stage.endpoint) as client,
+    ):
+        await ask(client, request())
+        assert (await ask(client, request())).status == 200
+        assert stage.begun == [True]
+        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 2}
+
+
+async def test_a_child_that_dies_halfway(short_dir: Path) -> None:
+    async with (
+        staged(short_dir, then(SSE_HEAD + sse("one"), stay=False)) as stage,
+        connected(stage.endpoint) as client,
+    ):
+        await ask(client, request())
+        await client.send(request({"model": "alpha", "stream": True}))
+        await client.head()
+        assert b"upstream_failed" in await client.until(b"0\r\n\r\n")
+
+
+async def test_a_client_that_leaves_is_counted_as_gone(short_dir: Path) -> None:
+    left = asyncio.Event()
+
+    async def child(upstream: Upstream, peer: Peer) -> None:
+        await upstream.request(peer)
+        await peer.send(OK)
+        await upstream.request(peer)
+        await peer.gone()
+        left.set()
+
+    async with staged(short_dir, child) as stage:
+        async with connected(stage.endpoint) as client:
+            await ask(client, request())
+            await client.send(request())
+            await until(lambda: len(stage.child.requests) == 2)
+            assert stage.begun == [True]
+        await eventually(left)
+        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 1, ("alpha", CHAT, 0): 1}
+        assert stage.nothing_is_left()

@@ -1,0 +1,39 @@
+"""Writes that are put off to the end of a turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llamaswap_py.wire.outbox import Outbox
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_they_are_done_in_order_before_what_is_asked_for_later() -> None:
+    loop = asyncio.get_running_loop()
+    outbox, done = Outbox(loop), list[bytes]()
+    outbox.put(done.append, b"1")
+    loop.call_soon(done.append, b"later")
+    outbox.put(done.append, b"2")
+    assert done == []
+    await asyncio.sleep(0)
+    assert done == [b"1", b"2", b"later"]
+    outbox.put(done.append, b"3")
+    await asyncio.sleep(0)
+    assert done[3:] == [b"3"]
+
+
+async def test_what_a_write_puts_off_is_done_in_the_next_turn() -> None:
+    outbox, done = Outbox(asyncio.get_running_loop()), list[bytes]()
+
+    def write(data: bytes) -> None:
+        done.append(data)
+        outbox.put(done.append, b"again")
+
+    outbox.put(write, b"first")
+    await asyncio.sleep(0)
+    assert done == [b"first"]
+    await asyncio.sleep(0)
+    assert done == [b"first", b"again"]
