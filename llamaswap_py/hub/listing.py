@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llamaswap_py.hub.refs import HubError, HubFile, HubRef
+from llamaswap_py.hub.session import prepare_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ def list_repo(ref: HubRef) -> Listing:
     """Return what a repository holds; HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError."""
     from huggingface_hub import HfApi
 
+    prepare_session()
     with hub_errors(ref):
         info = HfApi().model_info(ref.repo, files_metadata=True, timeout=30)
     files = [

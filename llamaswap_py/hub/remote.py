@@ -8,6 +8,7 @@ from llamaswap_py.gguf import GgufError, Header, read_header
 from llamaswap_py.hub.fetch import headers_for
 from llamaswap_py.hub.listing import hub_errors
 from llamaswap_py.hub.refs import HubError, HubFile, HubRef
+from llamaswap_py.hub.session import prepare_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
 
+    prepare_session()
     url = hf_hub_url(ref.repo, file.path, revision=commit)
     with hub_errors(ref):
         place = get_hf_file_metadata(url, timeout=_TIMEOUT).location
