@@ -298,9 +298,12 @@ class Exchange:
         else:
             relay = Relay(upstream, self, error_event)
             relay.start(partial(self._ended_at_once, relay))
-            self.connection.outbox.put(upstream.send, request)
+            outbox = self.connection.outbox
+            outbox.open += 1
+            outbox.put(upstream.send, request)
 
     def _ended_at_once(self, relay: Relay) -> None:
+        self.connection.outbox.open -= 1
         if relay.result.outcome is Outcome.COMPLETE or self.connection.closed:
             self._done(self, relay.result)
             self.connection.answered(self)

@@ -14,11 +14,13 @@ class Outbox:
 
     Each write to a socket wakes the process that waits at its other end. Where a turn of the loop
     has many requests or answers, one wake for all of them costs less, and so does the code that
-    runs without the kernel's in between. A turn that has one waits for nothing.
+    runs without the kernel's in between. Who is alone is not put off.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        #: requests that were begun at once and are not over
+        self.open = 0
         self._waiting: list[tuple[Callable[[bytes], None], bytes]] = []
 
     def put(self, write: Callable[[bytes], None], data: bytes) -> None:
@@ -27,6 +29,9 @@ class Outbox:
         It has to look itself whether its connection is open still.
         """
         if not self._waiting:
+            if self.open <= 1:
+                write(data)
+                return
             self._loop.call_soon(self._flush)
         self._waiting.append((write, data))
 

@@ -93,6 +93,7 @@ async def beginning(
             [sock], handler, limits, on_wire_error=wire_error, begin=beginner.begin
         ) as server:
             yield Setup(child, handler, beginner, server, pool, endpoint)
+            assert server.outbox.open == 0
             for exchange in beginner.begun:  # either way, and once
                 taken_over = sum(one is exchange for one in handler.exchanges)
                 assert taken_over <= 1

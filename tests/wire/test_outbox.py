@@ -14,6 +14,7 @@ pytestmark = pytest.mark.anyio
 async def test_they_are_done_in_order_before_what_is_asked_for_later() -> None:
     loop = asyncio.get_running_loop()
     outbox, done = Outbox(loop), list[bytes]()
+    outbox.open = 2
     outbox.put(done.append, b"1")
     loop.call_soon(done.append, b"later")
     outbox.put(done.append, b"2")
@@ -27,6 +28,7 @@ async def test_they_are_done_in_order_before_what_is_asked_for_later() -> None:
 
 async def test_what_a_write_puts_off_is_done_in_the_next_turn() -> None:
     outbox, done = Outbox(asyncio.get_running_loop()), list[bytes]()
+    outbox.open = 2
 
     def write(data: bytes) -> None:
         done.append(data)
@@ -37,3 +39,17 @@ async def test_what_a_write_puts_off_is_done_in_the_next_turn() -> None:
     assert done == [b"first"]
     await asyncio.sleep(0)
     assert done == [b"first", b"again"]
+
+
+async def test_who_is_alone_is_not_put_off() -> None:
+    outbox, done = Outbox(asyncio.get_running_loop()), list[bytes]()
+    outbox.open = 1
+    outbox.put(done.append, b"1")
+    assert done == [b"1"]
+    outbox.open = 2
+    outbox.put(done.append, b"2")
+    outbox.open = 1
+    outbox.put(done.append, b"3")  # not before the one that waits
+    assert done == [b"1"]
+    await asyncio.sleep(0)
+    assert done == [b"1", b"2", b"3"]
