@@ -13,15 +13,14 @@ class Alarm:
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
-        self.at: float | None = None
-        """When it rings."""
+        self._at: float | None = None
 
     def set(self, at: float | None) -> None:
         """Ring at `at` instead; None: not at all."""
-        if at == self.at:
+        if at == self._at:
             return
         self.cancel()
-        self.at = at
+        self._at = at
         if at is not None:
             delay = max(at - time.monotonic(), 0.0)
             self._timer = asyncio.get_running_loop().call_later(delay, self._due)
@@ -30,8 +29,8 @@ class Alarm:
         """Do not ring."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.at = None
+        self._timer = self._at = None
 
     def _due(self) -> None:
-        self._timer = self.at = None
+        self._timer = self._at = None
         self._ring()

@@ -12,11 +12,8 @@ from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
 from llamaswap_py.views import as_error
 
 if TYPE_CHECKING:
-    from llamaswap_py.endpoint import Endpoint
-    from llamaswap_py.held import Held
     from llamaswap_py.scheduler import InstanceKey
     from llamaswap_py.scheduler.actions import Reject
-    from llamaswap_py.scheduler.world import Instance
     from llamaswap_py.supervisor import Supervisor
 
 
@@ -84,11 +81,11 @@ class Desk:
         if instance is None:
             return None
         ticket = self.tickets[event.request] = Ticket(self, event, None)
-        running = self._supervisor.instances.running.get(instance.key)
-        if running is None or running.endpoint is None:  # it died in this very moment
+        lease = self._lease(instance.key)
+        if lease is None:
             self.finish(ticket, ev.Outcome.UPSTREAM_ERROR)
             return None
-        lease = self._lease(instance, running.endpoint, running.held)
+        self.granted += 1
         lease.arrived = now
         ticket.hold(lease)
         return ticket, lease
@@ -118,16 +115,16 @@ class Desk:
 
     def grant(self, request: RequestId, key: InstanceKey) -> None:
         """A request has its instance."""
-        ticket, running = self.tickets.get(request), self._supervisor.running.get(key)
+        ticket, lease = self.tickets.get(request), self._lease(key)
         if ticket is None:
             return
-        if running is None or running.endpoint is None:  # it died in this very moment
+        if lease is None:
             self.tickets.pop(request)
             ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
             self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
             return
-        instance = self._supervisor.scheduler.world.instances[key]
-        ticket.grant(self._lease(instance, running.endpoint, running.held))
+        self.granted += 1
+        ticket.grant(lease)
 
     def refuse(self, action: Reject) -> None:
         """A request is not served."""
@@ -139,7 +136,11 @@ class Desk:
         if ticket := self.tickets.get(request):
             ticket.revoke(reason)
 
-    def _lease(self, instance: Instance, endpoint: Endpoint, held: Held) -> Lease:
-        self.granted += 1
+    def _lease(self, key: InstanceKey) -> Lease | None:
+        """Return a lease of an instance, None where it died in this very moment."""
+        running = self._supervisor.running.get(key)
+        if running is None or running.endpoint is None:
+            return None
+        instance = self._supervisor.scheduler.world.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
-        return Lease(endpoint, instance.key, instance.spawned_at, ready_at, held)
+        return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held)

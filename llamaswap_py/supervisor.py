@@ -278,8 +278,7 @@ class Supervisor:
         actions = self.scheduler.handle(event, time.monotonic())
         if actions or type(event) is not ev.RequestFinished:
             self._settle(event, actions)
-        if (at := self.scheduler.deadline()) != self._alarm.at:
-            self._alarm.set(at)
+        self._alarm.set(self.scheduler.deadline())
 
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Carry out what followed from an event, and from those that this causes."""

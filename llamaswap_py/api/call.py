@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from llamaswap_py.api.errors import Family, error_body, error_event, error_headers
+from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Call:
     @property
     def client(self) -> str:
         """Whose turn it is: the key's name, else the client's address."""
-        return self.exchange.peer if self.key is None else f"key {self.key.name}"
+        return client_of(self.exchange, self.key)
 
     @property
     def replaces_its_own(self) -> bool:
@@ -180,6 +180,10 @@ class Call:
         self.model = preset
         return preset
 
+    def failure_event(self, reason: str) -> bytes:
+        """Return what ends a stream whose child has failed."""
+        return error_event(upstream_failed(reason), self.family, self.id)
+
     def cancel(self) -> None:
         """End this request from outside: with an error, or with an event of its stream."""
         self.cancelled = True
@@ -230,6 +234,11 @@ class Call:
         self.stamp()
         body = error_body(error, self.family, self.id)
         self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
+
+
+def client_of(exchange: Exchange, key: ApiKey | None) -> str:
+    """Return whose turn a request is: the key's name, else the client's address."""
+    return exchange.peer if key is None else f"key {key.name}"
 
 
 @lru_cache(maxsize=256)

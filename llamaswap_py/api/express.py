@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.call import Call
-from llamaswap_py.api.errors import error_event, upstream_failed
+from llamaswap_py.api.call import Call, client_of
 from llamaswap_py.api.extract import name_in
 from llamaswap_py.api.inference import DROPPED, NO_FILTERS, cut
 from llamaswap_py.api.meaning import Meaning
@@ -56,7 +55,7 @@ class Express:
         if preset is None:
             return False
         id = app.new_id()
-        client = exchange.peer if meaning.key is None else f"key {meaning.key.name}"
+        client = client_of(exchange, meaning.key)
         route = meaning.route
         assert route is not None
         slot = route.slot
@@ -76,7 +75,7 @@ class Express:
             app.supervisor.pool,
             lease.endpoint,
             head + body,
-            error_event=partial(_failure_event, call),
+            error_event=call.failure_event,
             done=self._done,
         )
         return True
@@ -112,7 +111,3 @@ class Express:
         call.early.end(well=result.outcome is Outcome.COMPLETE)
         call.early = exchange.begun = None  # no cycle is left to the collector
         self._ended(call)
-
-
-def _failure_event(call: Call, reason: str) -> bytes:
-    return error_event(upstream_failed(reason), call.family, call.id)

@@ -65,17 +65,12 @@ class _Usual(msgspec.Struct, gc=False):
     stream: bool = False
 
 
-class _Named(msgspec.Struct, gc=False):
-    model: str | None = None
-
-
 _PLAIN_LIMIT: Final = 256 * KIB
 # Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 _USUAL: Final = msgspec.json.Decoder(_Usual)
-_NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
@@ -96,7 +91,7 @@ def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
 def name_in(body: bytes) -> str | None:
     """Return the model that an ordinary JSON body names; None: `read_ask` has to look."""
     try:
-        return _NAMED.decode(body).model or None
+        return _USUAL.decode(body).model or None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -338,7 +338,7 @@ async def _send(
             lease.endpoint,
             request,
             pool=pool,
-            error_event=lambda text: error_event(upstream_failed(text), call.family, call.id),
+            error_event=call.failure_event,
             translate=translate,
             collect=collect,
         )

@@ -26,10 +26,7 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration."""
-        if seconds > _FIRST:
-            self.counts[bisect_left(BOUNDS, seconds)] += 1
-        else:
-            self.counts[0] += 1
+        self.counts[bisect_left(BOUNDS, seconds) if seconds > _FIRST else 0] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:

@@ -39,9 +39,8 @@ class Rate:
 
     def count(self, now: float) -> None:
         """One request came."""
-        age = now - self.at
-        decayed = self.value * exp(-age / self.tau) if age > 0 else self.value
-        self.value, self.at = decayed + 1 / self.tau, now
+        self.value = self.read(now) + 1 / self.tau
+        self.at = now
 
     def read(self, now: float) -> float:
         """Return the rate as of now."""
@@ -191,7 +190,7 @@ class Learning:
         """A request for `preset` came; `again`: it was here before, and waits once more."""
         self.circulation.open += 1
         if not again:
-            (self._habits.get(preset) or self.habits(preset)).arrived(now)
+            self.habits(preset).arrived(now)
             self.successors.arrived(preset)
 
     def traffic(self, now: float) -> Traffic:

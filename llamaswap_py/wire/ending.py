@@ -114,8 +114,7 @@ class Ending:
         self.ended = True
         if self._cut_timer is not None:
             self._cut_timer.cancel()
-        self.exchange.passed += self.passed
-        self.exchange.running = None
+        self.exchange.relay_ended(self.passed)
         result = self.result
         result.outcome, result.error = outcome, error
         result.started = self.exchange.response_started

@@ -61,8 +61,6 @@ class Exchange:
     #: only blanks were sent so far: any JSON may follow
     padded = False
     ends_by_closing = False
-    #: bytes of the answer that relays which have ended passed on
-    passed = 0
     _bodiless = False
     _sent = 0
     _done: Callable[[Exchange, RelayResult], None]
@@ -85,8 +83,7 @@ class Exchange:
     @property
     def bytes_sent(self) -> int:
         """Bytes of the answer handed to the client's connection so far, heads included."""
-        sent = self._sent + self.passed
-        return sent if self.running is None else sent + self.running.passed
+        return self._sent + (self.running.passed if self.running is not None else 0)
 
     @property
     def events_relayed(self) -> int:
@@ -183,23 +180,15 @@ class Exchange:
 
         `whole`: nothing follows.
         """
-        data = known.render(length, self._own_lines(), rest)
-        if self.tap is not None:
-            self.tap(data)
-        self._sent += len(data)
-        if whole:
-            self.connection.outbox.put(self.connection.write, data)
-        else:
-            self.connection.write(data)
+        self._write(known.render(length, self._own_lines(), rest), whole=whole)
 
     def _own_lines(self) -> bytes:
         """Begin the answer; return the header lines that are not the child's."""
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
-        if self.connection.last or not self.intake.complete:
-            last = self.connection.answers_last or not self.intake.ends_soon
-            self.keep_alive = self.keep_alive and not last
+        if self.connection.answers_last or not self.intake.ends_soon:
+            self.keep_alive = False
         if not self.keep_alive:
             return self.response_lines + b"connection: close\r\n"
         if self.head.version == "1.0":
@@ -232,11 +221,14 @@ class Exchange:
         self.tap(bytes(data))
         self.connection.transport.write(data)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, whole: bool = False) -> None:
         if self.tap is not None:
             self.tap(data)
         self._sent += len(data)
-        self.connection.write(data)
+        if whole:
+            self.connection.outbox.put(self.connection.write, data)
+        else:
+            self.connection.write(data)
 
     # --- relaying -----------------------------------------------------------------------------
 
@@ -367,6 +359,11 @@ class Exchange:
         self.cut_reason = reason
         if self.running is not None:
             self.running.cut()
+
+    def relay_ended(self, passed: int) -> None:
+        """The upstream has let go, after it passed that many bytes."""
+        self._sent += passed
+        self.running = None
 
     def _unwanted(self) -> bool:
         return self.cut_event is not None or self.connection.closed

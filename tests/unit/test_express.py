@@ -45,9 +45,11 @@ from tests.wire.harness import (
     Client,
     Peer,
     Upstream,
+    answering,
     connected,
     eventually,
     sse,
+    then,
     upstream,
 )
 
@@ -132,33 +134,9 @@ class Stage:
         )
 
 
-def every(answer: bytes) -> Script:
-    async def script(child: Upstream, peer: Peer) -> None:
-        while True:
-            await child.request(peer)
-            await peer.send(answer)
-
-    return script
-
-
-def then(*answers: bytes, stay: bool = True) -> Script:
-    """Answer the first request whole, the second with `answers`; then stay, or close."""
-
-    async def script(child: Upstream, peer: Peer) -> None:
-        await child.request(peer)
-        await peer.send(OK)
-        await child.request(peer)
-        for answer in answers:
-            await peer.send(answer)
-        if stay:
-            await peer.gone()
-
-    return script
-
-
 @asynccontextmanager
 async def staged(folder: Path, *scripts: Script, config: str = CONFIG) -> AsyncIterator[Stage]:
-    async with upstream(folder, *scripts or (every(OK),)) as child, UpstreamPool() as pool:
+    async with upstream(folder, *scripts or (answering(OK),)) as child, UpstreamPool() as pool:
         supervisor = Loaded(pool, child.endpoint, config)
         app = App(supervisor)
         sock = bind(Endpoint(port=0))
@@ -340,7 +318,7 @@ async def test_with_every_slot_taken_a_request_waits(short_dir: Path) -> None:
 
 async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -> None:
     async with (
-        staged(short_dir, then(), every(OK)) as stage,
+        staged(short_dir, then(OK), answering(OK)) as stage,
         connected(stage.endpoint) as client,
     ):
         await ask(client, request())
@@ -355,7 +333,7 @@ async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -
 
 async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
     async with (
-        staged(short_dir, then(SSE_HEAD + sse("one"))) as stage,
+        staged(short_dir, then(OK, SSE_HEAD + sse("one"))) as stage,
         connected(stage.endpoint) as client,
     ):
         await ask(client, request())
@@ -370,7 +348,7 @@ async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
 
 async def test_an_operator_ends_one(short_dir: Path) -> None:
     async with (
-        staged(short_dir, then(SSE_HEAD + sse("one"))) as stage,
+        staged(short_dir, then(OK, SSE_HEAD + sse("one"))) as stage,
         connected(stage.endpoint) as client,
         connected(stage.endpoint) as operator,
     ):
@@ -388,7 +366,7 @@ async def test_an_operator_ends_one(short_dir: Path) -> None:
 
 async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> None:
     async with (
-        staged(short_dir, then(stay=False), every(OK)) as stage,
+        staged(short_dir, then(OK, stay=False), answering(OK)) as stage,
         connected(stage.endpoint) as client,
     ):
         await ask(client, request())
@@ -399,7 +377,7 @@ async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> N
 
 async def test_a_child_that_dies_halfway(short_dir: Path) -> None:
     async with (
-        staged(short_dir, then(SSE_HEAD + sse("one"), stay=False)) as stage,
+        staged(short_dir, then(OK, SSE_HEAD + sse("one"), stay=False)) as stage,
         connected(stage.endpoint) as client,
     ):
         await ask(client, request())

@@ -239,6 +239,22 @@ def answering(response: bytes) -> Script:
     return script
 
 
+def then(first: bytes, *answers: bytes, stay: bool = True) -> Script:
+    """Return a script that answers one request, the next with `answers`; then stays, or closes."""
+
+    async def script(child: Upstream, peer: Peer) -> None:
+        await child.request(peer)
+        await peer.send(first)
+        await child.request(peer)
+        for answer in answers:
+            await peer.send(answer)
+            await asyncio.sleep(0)
+        if stay:
+            await peer.gone()
+
+    return script
+
+
 def wire_error(
     status: int, message: str, head: RequestHead | None
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:

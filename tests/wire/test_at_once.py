@@ -23,6 +23,7 @@ from .harness import (
     error_event,
     eventually,
     sse,
+    then,
     upstream,
     wire_error,
 )
@@ -101,22 +102,6 @@ async def beginning(
             assert ways == len(beginner.begun)
 
 
-def then(*answers: bytes, and_close: bool = False) -> Script:
-    """Answer the first request whole, the second with `answers`; then stay, or close."""
-
-    async def script(child: Upstream, peer: Peer) -> None:
-        await child.request(peer)
-        await peer.send(JSON_ANSWER)
-        await child.request(peer)
-        for answer in answers:
-            await peer.send(answer)
-            await asyncio.sleep(0)
-        if not and_close:
-            await peer.gone()
-
-    return script
-
-
 async def warm(client: Client) -> None:
     """Let the server see the head, and have an idle connection to the child."""
     assert (await client.ask(post(b"warm"))).json == {"a": 1}
@@ -143,7 +128,7 @@ async def test_a_head_that_came_before_is_begun(folder: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 20, len(JSON_ANSWER) - 8, len(JSON_ANSWER) - 1])
 async def test_an_answer_in_pieces(folder: Path, cut: int) -> None:
     async with (
-        beginning(folder, then(JSON_ANSWER[:cut], JSON_ANSWER[cut:])) as setup,
+        beginning(folder, then(JSON_ANSWER, JSON_ANSWER[:cut], JSON_ANSWER[cut:])) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
@@ -155,7 +140,7 @@ async def test_an_answer_in_pieces(folder: Path, cut: int) -> None:
 async def test_a_stream(folder: Path) -> None:
     whole = SSE_HEAD + sse("one") + sse("two") + b"0\r\n\r\n"
     async with (
-        beginning(folder, then(whole[:-9], whole[-9:])) as setup,
+        beginning(folder, then(JSON_ANSWER, whole[:-9], whole[-9:])) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
@@ -184,7 +169,7 @@ async def test_requests_that_come_meanwhile_are_answered_in_order(folder: Path) 
 async def test_a_connection_that_went_stale_is_replaced_unseen(folder: Path) -> None:
     """The child closes as the request comes: it has seen nothing of it that counts."""
     async with (
-        beginning(folder, then(and_close=True), answering(JSON_ANSWER)) as setup,
+        beginning(folder, then(JSON_ANSWER, stay=False), answering(JSON_ANSWER)) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
@@ -221,7 +206,7 @@ async def test_a_child_that_dies_is_the_handlers_to_tell(
     folder: Path, answer: bytes, outcome: Outcome
 ) -> None:
     async with (
-        beginning(folder, then(answer, and_close=True)) as setup,
+        beginning(folder, then(JSON_ANSWER, answer, stay=False)) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
@@ -238,7 +223,7 @@ async def test_a_child_that_dies_is_the_handlers_to_tell(
 
 async def test_a_cut_is_the_handlers_to_tell(folder: Path) -> None:
     async with (
-        beginning(folder, then(SSE_HEAD + sse("one"))) as setup,
+        beginning(folder, then(JSON_ANSWER, SSE_HEAD + sse("one"))) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
@@ -278,7 +263,7 @@ async def test_a_client_that_leaves_ends_it_at_once(folder: Path, reset: bool) -
 async def test_a_client_that_leaves_before_the_handler_had_it(folder: Path) -> None:
     """The cut hands it over, and in the same turn of the loop the connection goes."""
     async with (
-        beginning(folder, then(SSE_HEAD + sse("one"))) as setup,
+        beginning(folder, then(JSON_ANSWER, SSE_HEAD + sse("one"))) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
