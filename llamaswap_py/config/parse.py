@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.commands import as_program, misplaced
+from llamaswap_py.config.compat import with_old_defaults
 from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
 from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
 from llamaswap_py.config.keys import Key, keys_of
@@ -100,6 +101,7 @@ class _Reader:
         self._problems: list[tuple[int, ConfigError]] = []
 
     def config(self, root: Table, scan: Scan | None, model_dirs: Sequence[str]) -> Config:
+        root = with_old_defaults(root)
         values = self.record(Config, root, "")
         presets = self.presets(root, scanned=bool(model_dirs or values.get("model_dirs")))
         named = dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))

@@ -14,6 +14,7 @@ from msgspec import field
 
 from llamaswap_py.config.arguments import ENV, METADATA
 from llamaswap_py.config.choosing import Alias, Group
+from llamaswap_py.config.compat import COMPAT
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
     DURATION,
@@ -315,6 +316,15 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
             {"root": "~/models"},
         ),
     ] = field(default_factory=dict)
+
+    compat: Annotated[
+        str | None,
+        key(
+            "Take the defaults of this earlier release for every key that the file does not set.",
+            or_null(COMPAT),
+            "0.1",
+        ),
+    ] = None
 
     # Where the file said what, what it took from the environment, and what lay in its
     # `model_dirs`; no keys of it.

@@ -9,7 +9,8 @@ from yaml.reader import ReaderError
 
 from llamaswap_py.errors import ConfigError
 
-# (part of PyYAML's or libyaml's message, what to do about it), first match wins.
+# (part of PyYAML's or libyaml's message, what to do about it), first match wins. A release of these
+# libraries which words a mistake differently loses the remedy; the place is still right.
 _REMEDIES: Final = (
     ("found character '\\t'", "YAML indents with spaces: replace the tab"),
     (
@@ -28,6 +29,7 @@ _REMEDIES: Final = (
     ("but found another document", "one file is one document: remove the '---' lines"),
     ("expected <block end>", "check the indentation: keys of one level start in the same column"),
     ("expected ',' or", "a bracket or brace is not closed, or a comma is missing"),
+    ("nesting depth", "the values are nested too deeply: check the brackets"),
     ("special characters are not allowed", "save the file as UTF-8 text"),
 )
 

@@ -177,12 +177,14 @@ def test_both_parsers_explain_mistakes_alike(
 def test_a_mistake_in_a_huge_file_is_found() -> None:
     text = "a: 1\n" + "# a comment, one of many\n" * 40_000
     message = error(f"{text}b: c: d\n")
-    assert message.startswith("c.yaml:40002:5: this is not YAML: mapping values are not allowed")
+    assert message.startswith("c.yaml:40002:5: this is not YAML: ")
     assert "quote the value" in message
-    assert error(f"{text}b: \x00").startswith(
-        "c.yaml:40002:4: this is not YAML: special characters"
-    )
-    assert error(f"{text}b: {'[' * 1_000_000}").startswith("c.yaml:40002: the values are nested")
+    assert error(f"{text}b: \x00").startswith("c.yaml:40002:4: this is not YAML: ")
+    # The depth is found by libyaml, or by us: whichever comes first in the release installed.
+    nested = error(f"{text}b: {'[' * 1_000_000}")
+    assert nested.startswith("c.yaml:40002:")
+    assert "the values are nested too deeply" in nested
+    assert "check the brackets" in nested
 
 
 def test_every_duplicate_key_is_named_with_both_lines() -> None:

@@ -1,0 +1,76 @@
+"""Defaults of earlier releases, for files that say `compat: VERSION`.
+
+A release may change a default. A file that names an earlier release gets the defaults of that
+release for every key it does not set itself, so that an upgrade changes nothing for its owner.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llamaswap_py.config.forms import Form
+from llamaswap_py.config.nodes import Entry, Invalid, Listing, Node, Scalar, Table
+
+# Release -> the place of a key -> its default in that release, as it is written in YAML. The place
+# of a preset's own key is that of `defaults`. A default that changes again gets a line in each
+# release before the change.
+OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
+    "0.1": {},
+}
+
+
+def with_old_defaults(
+    root: Table, defaults: dict[str, dict[tuple[str, ...], Any]] = OLD_DEFAULTS
+) -> Table:
+    """Return the tree of a file with the defaults that its `compat` asks for written into it.
+
+    A key that the file sets is left as it is; so is a file without `compat`, or with one that is
+    not known (reading the key reports that).
+    """
+    entry = root.entries.get("compat")
+    if entry is None or not isinstance(entry.value, Scalar):
+        return root
+    for place, value in defaults.get(entry.value.text, {}).items():
+        root = _with(root, place, _node(value, entry.line), entry.line)
+    return root
+
+
+def _with(table: Table, place: tuple[str, ...], node: Node, line: int) -> Table:
+    """Return the table with a value at a place below it, unless there is one."""
+    name, *rest = place
+    found = table.entries.get(name)
+    if not rest:
+        return table if found is not None else _put(table, name, Entry(line, node))
+    inner = found.value if found is not None else Table(line, {})
+    if isinstance(inner, Scalar) and inner.value is None and inner.plain:
+        inner = Table(line, {})  # a section whose lines are all commented out
+    if not isinstance(inner, Table):
+        return table  # a mistake, which is reported when the section is read
+    filled = _with(inner, tuple(rest), node, line)
+    return _put(table, name, Entry(found.line if found is not None else line, filled))
+
+
+def _put(table: Table, name: str, entry: Entry) -> Table:
+    return Table(table.line, table.entries | {name: entry})
+
+
+def _node(value: Any, line: int) -> Node:
+    if isinstance(value, dict):
+        return Table(line, {name: Entry(line, _node(each, line)) for name, each in value.items()})
+    if isinstance(value, list):
+        return Listing(line, tuple(_node(each, line) for each in value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return Scalar(line, text, value)
+
+
+def _read(node: Node, _: object) -> str:
+    text = node.text if isinstance(node, Scalar) else ""
+    if text not in OLD_DEFAULTS:
+        known = ", ".join(OLD_DEFAULTS)
+        raise Invalid(node, "this is not an earlier release of lswap", f"write one of: {known}")
+    return text
+
+
+COMPAT: Final = Form(
+    _read, {"enum": [*OLD_DEFAULTS, *(float(version) for version in OLD_DEFAULTS)]}
+)

@@ -1,0 +1,77 @@
+"""`compat: 0.1`: the defaults of an earlier release, for every key that the file does not set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamaswap_py.config.compat import OLD_DEFAULTS, with_old_defaults
+from llamaswap_py.config.document import read_yaml
+from llamaswap_py.config.keys import keys_of
+from llamaswap_py.config.nodes import plain_value
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.records import Config
+from llamaswap_py.errors import ConfigError
+
+TABLE: dict[str, dict[tuple[str, ...], Any]] = {
+    "0.1": {("memory", "margin"): "3GiB", ("defaults", "pin"): True, ("cors", "origins"): ["*"]}
+}
+MODELS = "models: {a: {model: a.gguf}}\n"
+
+
+def tree(text: str) -> Any:
+    root = read_yaml(text, "config")
+    assert root is not None
+    return plain_value(with_old_defaults(root, TABLE))  # type: ignore[arg-type]
+
+
+def load(text: str) -> Config:
+    return load_config(text, path=None, base_dir="/etc", env={}, home="/home/me")
+
+
+def test_what_the_file_does_not_set_is_as_it_was() -> None:
+    read = tree("compat: 0.1\nmemory: {settle: 1s}\ndefaults:\n")
+    assert read["memory"] == {"settle": "1s", "margin": "3GiB"}
+    assert read["defaults"] == {"pin": True}
+    assert read["cors"] == {"origins": ["*"]}
+
+
+@pytest.mark.parametrize("written", ['"0.1"', "0.1"])
+def test_what_the_file_sets_is_left_alone(written: str) -> None:
+    read = tree(f"compat: {written}\nmemory: {{margin: 1GiB}}\ndefaults: {{pin: false}}\n")
+    assert read["memory"] == {"margin": "1GiB"}
+    assert read["defaults"] == {"pin": False}
+
+
+@pytest.mark.parametrize("text", ["memory: {settle: 1s}\n", "compat: 9.9\n", "compat: [1]\n"])
+def test_without_a_known_release_nothing_is_written(text: str) -> None:
+    assert tree(text) == plain_value(read_yaml(text, "config"))  # type: ignore[arg-type]
+
+
+def test_a_section_of_the_wrong_kind_is_still_reported() -> None:
+    with pytest.raises(ConfigError, match="memory"):
+        load(f"compat: 0.1\nmemory: 3GiB\n{MODELS}")
+
+
+def test_an_unknown_release_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"config:1: compat: .*\n?.*0\.1"):
+        load(f"compat: 7\n{MODELS}")
+
+
+def test_null_is_the_defaults_of_this_release() -> None:
+    assert load(f"compat: null\n{MODELS}").compat is None
+
+
+@pytest.mark.parametrize("version", OLD_DEFAULTS)
+def test_every_old_default_is_a_key_and_differs_from_todays(version: str) -> None:
+    today, then = load(MODELS), load(f"compat: {version}\n{MODELS}")
+    assert then.compat == version
+    for place in OLD_DEFAULTS[version]:
+        record: Any = Config
+        old: Any = then
+        new: Any = today
+        for name in place:
+            key = keys_of(record)[name]
+            record, old, new = key.record, getattr(old, name), getattr(new, name)
+        assert old != new, place
