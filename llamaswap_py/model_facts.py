@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Final
 
+from llamaswap_py.config.embedding import kind_of
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.files import FileIdentity, identify, open_header
 from llamaswap_py.gguf import Header
 from llamaswap_py.gguf.metadata import ArrayInfo
-from llamaswap_py.presets import Prepared, kind_of
+from llamaswap_py.presets import Prepared
 
 # enum llama_ftype (include/llama.h, b11434).
 _FILE_TYPES: Final = dict(

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from llamaswap_py.config.argv import Option, PresetProblem, build_args, check_preset
+from llamaswap_py.config.embedding import kind_of
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config, Preset, groups_of
 from llamaswap_py.config.values import EngineChoice, EngineSpec
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
+from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.hub.cache import cache_folder, find_cached
 from llamaswap_py.hub.refs import parse_ref
@@ -205,6 +207,7 @@ def _prepare_one(
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
     if preset.cmd is not None:
         return Way(preset, preset.cmd.words, ())
+    preset = with_whole_batch(preset)
     args = build_args(preset, config, options, devices=_named(preset))
     return Way(preset, args, model_files(preset))
 
@@ -328,19 +331,6 @@ def _plan(
         cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
         problem=problem,
     )
-
-
-def kind_of(preset: Preset) -> str:
-    """Return what a preset answers, by its arguments: `chat`, `embedding` or `rerank`.
-
-    Of another program than llama-server nobody knows: `program`.
-    """
-    if preset.cmd is not None:
-        return "program"
-    if preset.args.get("reranking") is True or preset.args.get("pooling") == "rank":
-        return "rerank"
-    embeds = preset.args.get("embeddings") is True or preset.args.get("pooling", "none") != "none"
-    return "embedding" if embeds else "chat"
 
 
 def _choice(preset: Preset, config: Config) -> Choice:

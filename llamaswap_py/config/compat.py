@@ -10,12 +10,16 @@ from typing import Any, Final
 
 from llamaswap_py.config.forms import Form
 from llamaswap_py.config.nodes import Entry, Invalid, Listing, Node, Scalar, Table
+from llamaswap_py.config.options import long_name
 
 # Release -> the place of a key -> its default in that release, as it is written in YAML. The place
 # of a preset's own key is that of `defaults`. A default that changes again gets a line in each
 # release before the change.
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
-    "0.1": {},
+    "0.1": {
+        # Of embedding models and rerankers it is now as long as the context (config/batch.py).
+        ("defaults", "args", "ubatch-size"): 512,
+    },
 }
 
 
@@ -40,7 +44,8 @@ def _with(table: Table, place: tuple[str, ...], node: Node, line: int) -> Table:
     name, *rest = place
     found = table.entries.get(name)
     if not rest:
-        return table if found is not None else _put(table, name, Entry(line, node))
+        is_set = any(name in (key, long_name(key)) for key in table.entries)
+        return table if is_set else _put(table, name, Entry(line, node))
     inner = found.value if found is not None else Table(line, {})
     if isinstance(inner, Scalar) and inner.value is None and inner.plain:
         inner = Table(line, {})  # a section whose lines are all commented out

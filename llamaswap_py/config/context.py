@@ -24,7 +24,7 @@ _PAD: Final = 256
 
 def slots(preset: Preset) -> int:
     """Return how many requests the child generates at once."""
-    parallel = _number(preset, "parallel")
+    parallel = number(preset, "parallel")
     return AUTO_SLOTS if parallel is None or parallel < 1 else parallel
 
 
@@ -33,8 +33,8 @@ def context_per_request(preset: Preset) -> int | None:
 
     Without `kv-unified` the slots divide `ctx-size`: -c 2048 -np 2 gives 1024 each.
     """
-    size = _number(preset, "ctx-size") or 0
-    per_slot = _number(preset, "kv-unified-per-slot") or 0
+    size = number(preset, "ctx-size") or 0
+    per_slot = number(preset, "kv-unified-per-slot") or 0
     if size <= 0:
         return per_slot if per_slot > 0 else None
     share = size if _is_unified(preset) else size // slots(preset)
@@ -43,14 +43,15 @@ def context_per_request(preset: Preset) -> int | None:
 
 
 def _is_unified(preset: Preset) -> bool:
-    parallel = _number(preset, "parallel")
+    parallel = number(preset, "parallel")
     if parallel is None or parallel < 1:
         return True
-    return _effective(preset, "kv-unified") in (True, "on", "yes") or parallel == 1
+    return effective(preset, "kv-unified") in (True, "on", "yes") or parallel == 1
 
 
-def _number(preset: Preset, name: str) -> int | None:
-    value = _effective(preset, name)
+def number(preset: Preset, name: str) -> int | None:
+    """Return the whole number that an option ends up with, None where it has none."""
+    value = effective(preset, name)
     if isinstance(value, tuple):
         value = value[-1] if value else None
     try:
@@ -59,7 +60,7 @@ def _number(preset: Preset, name: str) -> int | None:
         return None
 
 
-def _effective(preset: Preset, name: str) -> Argument | None:
+def effective(preset: Preset, name: str) -> Argument | None:
     """Return the value llama-server ends up with: `extra` comes last and wins."""
     value: Argument | None = preset.args.get(name)
     if f"no-{name}" in preset.args:
@@ -109,7 +110,7 @@ def _on_sleep(preset: Preset, config: Config) -> Iterator[str]:
 
 
 def _on_share(preset: Preset) -> Iterator[str]:
-    size = _number(preset, "ctx-size") or 0
+    size = number(preset, "ctx-size") or 0
     share = context_per_request(preset)
     if share is not None and share * 2 < size:
         yield (
@@ -121,14 +122,14 @@ def _on_share(preset: Preset) -> Iterator[str]:
 def _on_fit(preset: Preset) -> Iterator[str]:
     # What is set is never changed (common/fit.cpp): the context only when it is left to the model,
     # the offload only when it is left to llama-server.
-    is_set = (_number(preset, "ctx-size") or 0) > 0
-    layers = _effective(preset, "n-gpu-layers")
+    is_set = (number(preset, "ctx-size") or 0) > 0
+    layers = effective(preset, "n-gpu-layers")
     if preset.fit == "shrink" and is_set and layers not in (None, "auto", -1, "-1"):
         yield (
             "fit: shrink changes nothing, because args set both ctx-size and n-gpu-layers - "
             "leave one of them out"
         )
-    if preset.fit == "exact" and _effective(preset, "fit-ctx") is not None:
+    if preset.fit == "exact" and effective(preset, "fit-ctx") is not None:
         yield "fit-ctx does nothing without fit: shrink"
 
 

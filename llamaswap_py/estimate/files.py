@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from llamaswap_py.config.embedding import Trained, embeds, read_trained, whole_batch
+from llamaswap_py.config.records import Preset
 from llamaswap_py.estimate.records import EstimateError
 from llamaswap_py.gguf import GgufError, Header, read_header, shard_paths
 
@@ -48,6 +52,19 @@ def open_header(path: str) -> Header:
 def open_headers(model: str) -> tuple[Header, ...]:
     """Read the headers of a model's every shard."""
     return tuple(open_header(path) for path in shard_paths(model))
+
+
+def with_whole_batch(preset: Preset) -> Preset:
+    """Return an embedding model or a reranker with a batch that takes its longest input."""
+    if not embeds(preset):
+        return preset
+    try:
+        header = open_header(preset.model)
+    except EstimateError:
+        trained = Trained()  # what is wrong with the file is said elsewhere
+    else:
+        trained = read_trained(header.architecture, header.metadata)
+    return msgspec.structs.replace(preset, args={**preset.args, **whole_batch(preset, trained)})
 
 
 def file_sizes(paths: Iterable[str]) -> int:

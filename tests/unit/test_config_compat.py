@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -72,6 +73,9 @@ def test_every_old_default_is_a_key_and_differs_from_todays(version: str) -> Non
         old: Any = then
         new: Any = today
         for name in place:
+            if isinstance(old, Mapping):  # an option of llama-server
+                old, new = old.get(name), new.get(name)
+                continue
             key = keys_of(record)[name]
             record, old, new = key.record, getattr(old, name), getattr(new, name)
         assert old != new, place
