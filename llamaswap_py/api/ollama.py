@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llamaswap_py.model_facts import ModelFacts
     from llamaswap_py.snapshot import InstanceView, ModelView, Snapshot
 
-VERSION: Final = "0.12.6"
+VERSION: Final = "0.35.0"
 """Of Ollama's API: what clients ask for before they use its newer parts."""
 _LATEST: Final = ":latest"
 _NEVER: Final = "9999-12-31T23:59:59Z"
