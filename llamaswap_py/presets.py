@@ -44,8 +44,7 @@ _FILE_OPTIONS = (
 )
 _MAGIC = b"GGUF"
 _PUT_IT_THERE = "check the path, or put the file there"
-_ASLEEP_GPU = 600 * MIB
-_ASLEEP_HOST = 64 * MIB
+_ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +316,8 @@ def _plan(
         preset=PresetId(preset.id),
         choices=tuple(_choice(way.preset, config) for way in ways.values()),
         prefer_fit=preset.prefer == "fit",
-        groups=groups_of(config, preset.id),
+        groups=(groups := groups_of(config, preset.id)),
+        persistent=tuple(one for one in groups if config.groups[one].persistent),
         priority=preset.priority,
         when_full=preset.when_full,
         fingerprint=_fingerprint(preset, ways),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llamaswap_py.cli.conflicts import conflicts
 from llamaswap_py.cli.show import memory_text, print_table
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.file import Origin
@@ -77,6 +78,7 @@ def check(origin: Origin) -> Report:
     )
     prepared = prepare(config, engines, devices)
     models = [_checked(one, problems) for one in prepared.values()]
+    problems += conflicts(config, prepared, devices)
     useless = [
         f"{config.where(f'models.{name}')}: keep_kv does nothing with sliding windows - set "
         "swa-full: true in args"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from llamaswap_py.config.fields import Record, key
+from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.filters import SHARES
 from llamaswap_py.config.forms import NAMES, or_null
 
@@ -41,3 +41,11 @@ class Group(Record, frozen=True):
             ["gpt-oss-120b", "glm-4.7"],
         ),
     ]
+    persistent: Annotated[
+        bool,
+        plain(
+            "Its presets give way to one another alone: none is evicted for a preset outside of "
+            "the group.",
+            True,
+        ),
+    ] = False

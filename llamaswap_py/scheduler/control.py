@@ -191,7 +191,9 @@ class Control:
 
     def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
         """Evict what is idle beside a load that ran out of memory, and try once more."""
-        beside = [one for one in self.world.idle() if set(one.charge) & set(failed.charge)]
+        beside = [
+            one for one in self.world.idle(preset.plan) if set(one.charge) & set(failed.charge)
+        ]
         wanted = preset.queue or preset.wanted_since is not None
         if preset.retried_memory or not beside or not wanted:
             return False

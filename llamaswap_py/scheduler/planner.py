@@ -94,7 +94,7 @@ class _Pass:
         short = {pool: 0 for pool, size in self.coming.items() if size < 0}
         if not short:
             return
-        idle = list(self.world.idle())
+        idle = list(self.world.idle(None))
         victims = choose_idle(short, self.coming, idle, self._reload_cost)
         if victims is None:
             victims = [one for one in idle if set(one.charge) & set(short)]
@@ -156,7 +156,7 @@ class _Pass:
         return [
             one.key
             for one in self.world.instances.values()
-            if self.world.is_pinned(one) and one.key.preset != newcomer.plan.preset
+            if self.world.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
         ]
 
     def _await(self, preset: Preset, option: Option) -> None:
@@ -171,7 +171,7 @@ class _Pass:
 
     def _evict_idle(self, preset: Preset, since: float, options: list[Option]) -> bool:
         """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
-        idle = [one for one in self.world.idle() if one.key not in self.going]
+        idle = [one for one in self.world.idle(preset.plan) if one.key not in self.going]
         ends = {one.key: self._idle_end(one, since) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
         found = self._cheapest(options, over)
@@ -243,10 +243,10 @@ class _Pass:
             self.plan.wake_at(patient_until)
             return
         name = preset.plan.preset
-        order = [one for one in self._claimable(name, since) if one.key not in spared]
+        order = [one for one in self._claimable(preset, since) if one.key not in spared]
         found = self._least_disturbing(name, since, options, order)
         if found is None:  # then the memory of those that still load is held: nobody cuts in
-            found = self._least_disturbing(name, since, options, [*order, *self._loading()])
+            found = self._least_disturbing(name, since, options, [*order, *self._loading(preset)])
         if found is None:
             return
         option, victims, ends = found
@@ -268,14 +268,14 @@ class _Pass:
         self.plan.claims[one.key] = Claim(name, self._why(option))
         self.plan.closed[one.key] = name
 
-    def _loading(self) -> list[Instance]:
-        """Return unpinned instances that are not ready yet."""
+    def _loading(self, preset: Preset) -> list[Instance]:
+        """Return instances that are not ready yet, but those that are kept from `preset`."""
         return [
             one
             for one in self.world.instances.values()
             if one.state is State.LOADING
             and one.key not in self.going
-            and not self.world.is_pinned(one)
+            and not self.world.is_kept(one, preset.plan)
         ]
 
     def _least_disturbing(
@@ -300,14 +300,18 @@ class _Pass:
 
         return min(found, key=rank, default=None)
 
-    def _claimable(self, name: PresetId, since: float) -> list[Instance]:
-        """Return ready, unpinned instances: claimed before, then idle, then longest-running."""
+    def _claimable(self, preset: Preset, since: float) -> list[Instance]:
+        """Return ready instances that are not kept from `preset`.
+
+        First those that were claimed before, then the idle ones, then the longest-running.
+        """
+        name = preset.plan.preset
         ready = [
             one
             for one in self.world.instances.values()
             if one.state is State.READY
             and one.key not in self.going
-            and not self.world.is_pinned(one)
+            and not self.world.is_kept(one, preset.plan)
         ]
         return sorted(
             ready,

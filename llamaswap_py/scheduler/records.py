@@ -83,8 +83,9 @@ class PresetPlan:
     placements to consider. With `prefer_fit` the first variant that fits without evicting is
     taken, else the first one that can fit at all.
     `concurrency` None means as many open generations as the child has slots. `groups` are
-    exclusive: of the presets in one, only one is loaded. `when_full` is `wait`, `refuse`,
-    `substitute:NAME` or `substitute:loaded`.
+    exclusive: of the presets in one, only one is loaded. Those of them in `persistent` keep it
+    from being evicted for a preset that is not in the same group. `when_full` is `wait`,
+    `refuse`, `substitute:NAME` or `substitute:loaded`.
     `problem` is set when the preset cannot work at all (file missing, bad argument).
     """
 
@@ -94,6 +95,7 @@ class PresetPlan:
     """Of its command line and environment: where it differs, what runs is another preset."""
     prefer_fit: bool = True
     groups: tuple[str, ...] = ()
+    persistent: tuple[str, ...] = ()
     priority: int = 0
     when_full: str = "wait"
     estimating: bool = False

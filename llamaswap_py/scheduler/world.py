@@ -262,16 +262,31 @@ class World:
         return min(ages, default=None)
 
     def is_pinned(self, instance: Instance) -> bool:
-        """Return whether eviction must leave it alone."""
+        """Return whether nothing but an operator unloads it."""
         preset = self.presets.get(instance.key.preset)
         return preset is not None and preset.pin and preset.serving is instance
 
-    def idle(self) -> Iterator[Instance]:
-        """Iterate over instances that may be evicted at once: nobody uses, nobody is about to."""
+    def is_kept(self, instance: Instance, newcomer: PresetPlan | None) -> bool:
+        """Return whether eviction for `newcomer` must leave it alone; None: for nobody's load.
+
+        One of a persistent group gives way to the presets of that group alone.
+        """
+        preset = self.presets.get(instance.key.preset)
+        if preset is None or preset.serving is not instance:
+            return False
+        fellows = newcomer.persistent if newcomer is not None else ()
+        kept = preset.plan.persistent
+        return preset.pin or (bool(kept) and not set(kept) & set(fellows))
+
+    def idle(self, newcomer: PresetPlan | None) -> Iterator[Instance]:
+        """Iterate over instances that may be evicted at once: nobody uses, nobody is about to.
+
+        Those that are kept from `newcomer` are left out.
+        """
         for instance in self.instances.values():
             if instance.state not in (State.READY, State.SLEEPING) or instance.waking:
                 continue
-            if instance.leases or self.is_pinned(instance):
+            if instance.leases or self.is_kept(instance, newcomer):
                 continue
             if self.has_demand(instance) and instance.gate_for is None:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -609,6 +610,43 @@ def test_groups_are_exclusive_whatever_the_memory_says() -> None:
     for preset in (A, B, C):
         play.ask(preset)
     assert play.loads() == ["a", "c"]
+
+
+def persistent_pair(**more: Any) -> tuple[PresetPlan, PresetPlan]:
+    one, other = (plan(name, 60, groups=("g",), persistent=("g",), **more) for name in "ab")
+    return one, other
+
+
+def test_a_persistent_group_takes_turns_and_gives_way_to_nobody_else() -> None:
+    play = Play(*persistent_pair(), plan("c", 60))
+    play.finish(_ready(play, A))
+    refusal = play.rejected(play.ask(C))
+    assert refusal is not None
+    assert refusal.code == "model_too_large"
+    play.finish(_ready(play, B))
+    assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
+    play.finish(_ready(play, A))
+    assert play.loads() == ["a", "b", "a"]
+
+
+def test_a_busy_one_of_a_persistent_group_is_claimed_by_its_fellow() -> None:
+    play = Play(*persistent_pair(), plan("c", 60), max_wait=10.0)
+    lease = _ready(play, A)
+    play.ask(B)
+    play.pass_time(60)
+    assert play.scheduler.world.instances[InstanceKey(A, 1)].gate_for == B
+    play.finish(lease)
+    play.pass_time(5)
+    assert play.loads() == ["a", "b"]
+
+
+def test_a_persistent_group_stays_when_other_programs_take_memory_but_not_beyond_its_ttl() -> None:
+    play = Play(*persistent_pair(ttl=30.0), plan("c", 20))
+    play.finish(_ready(play, A))
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, 0, strangers=60)}))
+    assert not play.actions(Stop)
+    play.pass_time(40)
+    assert [stop.reason for stop in play.actions(Stop)] == [StopReason.TTL]
 
 
 def test_when_full_refuse_disturbs_nobody_but_takes_what_is_idle() -> None:

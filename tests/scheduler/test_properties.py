@@ -37,6 +37,7 @@ class Machine(RuleBasedStateMachine):
         load=st.sampled_from([0.05, 1.0, 30.0]),
         slots=st.integers(1, 3),
         grouped=st.booleans(),
+        persistent=st.booleans(),
         absent=st.booleans(),
         at_once=st.booleans(),
     )
@@ -50,6 +51,7 @@ class Machine(RuleBasedStateMachine):
         load: float,
         slots: int,
         grouped: bool,
+        persistent: bool,
         absent: bool,
         at_once: bool,
     ) -> None:
@@ -61,6 +63,7 @@ class Machine(RuleBasedStateMachine):
                 drain_timeout=20.0,
                 cancel_at_drain_deadline=cancel,
                 groups=("vowels",) if grouped and name in "ae" else (),
+                persistent=("vowels",) if grouped and persistent and name in "ae" else (),
                 absent=absent and name in "bc",
                 kind="embedding" if name == "d" else "chat",
             )

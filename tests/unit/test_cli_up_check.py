@@ -72,6 +72,44 @@ models:
     assert any("models.split" in line for line in report.warnings)
 
 
+_PINNED = """
+memory: {devices: {host: 8GiB}, margin: 1GiB}
+policy: {max_loaded: MAX}
+defaults: {memory: {host: 3GiB}}
+models:
+  a: {cmd: [sleep, "{port}"], pin: true}
+  b: {cmd: [sleep, "{port}"], pin: PIN}
+  c: {cmd: [sleep, "{port}"], memory: {host: SIZE}}
+  d: {cmd: [sleep, "{port}"], memory: {host: 1GiB}}
+groups: {g: {exclusive: [d, GROUP], persistent: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "never"),
+    [
+        ({}, {}),
+        ({"GROUP": "a"}, {"d": "group g"}),
+        ({"GROUP": "b", "PIN": "true"}, {"c": "host", "d": "group g"}),
+        ({"PIN": "true", "SIZE": "512MiB"}, {}),
+        ({"PIN": "true", "SIZE": "2GiB"}, {"c": "host"}),
+        ({"PIN": "true", "MAX": "1"}, {"b": "max_loaded", "c": "max_loaded", "d": "max_loaded"}),
+    ],
+)
+def test_check_finds_what_the_pinned_ones_leave_no_room_for(
+    tmp_path: Path, words: dict[str, str], never: dict[str, str]
+) -> None:
+    text = _PINNED
+    for word, usual in {"PIN": "false", "MAX": "0", "SIZE": "3GiB", "GROUP": "c"}.items():
+        text = text.replace(word, words.get(word, usual))
+    report = check_file(write(tmp_path, text))
+    assert report.ok == (not never)
+    assert len(report.problems) == len(never)
+    for line, (name, pool) in zip(report.problems, never.items(), strict=True):
+        assert f"models.{name}:" in line
+        assert pool in line
+
+
 def test_check_with_an_engine(tmp_path: Path, llama_server: str) -> None:
     (tmp_path / "there.gguf").write_bytes(b"GGUF")
     text = f"""

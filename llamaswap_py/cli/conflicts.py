@@ -1,0 +1,56 @@
+"""Presets that can never be loaded beside those that are pinned: found before they are asked for.
+
+Each of them is fine by itself, so nothing else finds it: the scheduler refuses the one that comes
+second, for ever. Only declared memory counts; what has to be estimated is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from llamaswap_py.config.records import Config
+from llamaswap_py.devices import Device
+from llamaswap_py.presets import Prepared, policy_of, pools_of
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.records import Choice, InstanceKey, PresetPlan
+
+_REMEDY = "unpin one of them, take it out of the group, or declare less memory"
+
+
+def conflicts(
+    config: Config, prepared: Mapping[str, Prepared], devices: tuple[Device, ...]
+) -> Iterator[str]:
+    """Yield what is wrong, a line for each preset that the pinned ones leave no room for."""
+    ledger = Ledger(pools_of(devices), policy_of(config))
+    plans = [one.plan for one in prepared.values() if not one.problems]
+    for plan in plans:
+        ledger.open_pools(plan)
+    # The pinned ones first, in the file's order: whoever comes later finds no room.
+    for plan in sorted(plans, key=lambda one: not one.pin):
+        shortfall = _settle(plan, ledger)
+        if shortfall:
+            pinned = ", ".join(key.preset for key in ledger.charges)
+            yield (
+                f"{config.where(f'models.{plan.preset}')}: it can never be loaded while {pinned} "
+                f"stays, which `pin` means - {shortfall} - {_REMEDY}"
+            )
+
+
+def _settle(plan: PresetPlan, ledger: Ledger) -> str:
+    """Charge a pinned preset where it fits; else return why it does not."""
+    first = ""
+    for choice in plan.choices:
+        charge = ledger.charge_of(plan, _known(choice))
+        shortfall = ledger.shortfall(charge, ledger.charges)
+        if not shortfall:
+            if plan.pin:
+                ledger.charges[InstanceKey(plan.preset, 0)] = charge
+            return ""
+        first = first or shortfall
+    return first
+
+
+def _known(choice: Choice) -> Choice:
+    """Return a choice of which only what is declared counts."""
+    return replace(choice, footprint=choice.footprint or {})
