@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -21,9 +20,9 @@ from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
 from llamaswap_py.estimate.files import with_whole_batch
-from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.hub.cache import cache_folder, find_cached
 from llamaswap_py.hub.refs import parse_ref
+from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
 from llamaswap_py.programs import program_problems
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
@@ -38,12 +37,6 @@ from llamaswap_py.scheduler.records import (
 )
 from llamaswap_py.units import MIB
 
-_FILE_OPTIONS = (
-    *("mmproj", "model-draft", "lora", "control-vector"),
-    *("grammar-file", "json-schema-file", "chat-template-file"),
-)
-_MAGIC = b"GGUF"
-_PUT_IT_THERE = "check the path, or put the file there"
 _ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
 
@@ -95,7 +88,8 @@ class Engines:
 
     def __init__(self, config: Config) -> None:
         self._found: dict[EngineSpec, Engine | EngineError] = {}
-        needed = [preset for preset in config.models.values() if preset.cmd is None]
+        presets = [one for one in config.models.values() if one.id not in config.broken]
+        needed = [preset for preset in presets if preset.cmd is None]
         for preset in needed:
             self._locate(preset.engine)
         self._default = self._locate(config.engine)
@@ -174,6 +168,8 @@ def _prepare_one(
     devices: tuple[Device, ...],
     ledger: Ledger,
 ) -> Prepared:
+    if preset.id in config.broken:
+        return _broken(preset, config)
     preset, absent = _with_files(preset)
     engine = engines.of(preset) if preset.cmd is None else None
     options = engine.options if isinstance(engine, Engine) else None
@@ -201,6 +197,15 @@ def _prepare_one(
         plan = _plan(preset, config, ways, problems, absent=absent, kind=TOO_LARGE)
     found = engine if isinstance(engine, Engine) else None
     return Prepared(preset, plan, found, ways, tuple(problems))
+
+
+def _broken(preset: Preset, config: Config) -> Prepared:
+    """Return a preset that the file describes wrongly: it is listed, and cannot run."""
+    problems = [PresetProblem(preset.id, *one) for one in config.broken[preset.id]]
+    ways = {"": Way(preset, (), ())}
+    return Prepared(
+        preset, _plan(preset, config, ways, problems, absent=False), None, ways, tuple(problems)
+    )
 
 
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
@@ -232,52 +237,15 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
     return None if preset.device == "auto" else preset.device
 
 
-def model_files(preset: Preset) -> tuple[str, ...]:
-    """Return every file a load reads: all shards of the model, projector, draft, adapters."""
-    files = list(shard_paths(preset.model)) if preset.model else []
-    for option in _FILE_OPTIONS:
-        value = preset.args.get(option)
-        if isinstance(value, str):
-            files.append(value)
-        elif isinstance(value, tuple):
-            files += [str(one) for one in value]
-    return tuple(files)
-
-
 def is_mended(prepared: Prepared, config: Config) -> bool:
     """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
-    then = {one for one in prepared.problems if one.remedy == _PUT_IT_THERE}
+    then = {one for one in prepared.problems if one.remedy == PUT_IT_THERE}
     now = {one for way in prepared.ways.values() for one in _file_problems(way, config)}
     return then != now
 
 
 def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
-    shards, id = shard_paths(way.preset.model), way.preset.id
-    places = {file: "model" if file in shards else "args" for file in way.files}
-    reasons = {file: _unreadable(file, gguf=file in shards) for file in way.files}
-    return [
-        PresetProblem(id, config.where(f"models.{id}.{place}"), f"{file}: {reason}", _PUT_IT_THERE)
-        for file, place in places.items()
-        if (reason := reasons[file])
-    ]
-
-
-def _unreadable(path: str, *, gguf: bool) -> str:
-    try:  # as few system calls as it takes: a file of presets may name thousands
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            head = os.read(fd, len(_MAGIC))
-        finally:
-            os.close(fd)
-    except IsADirectoryError:
-        return "this is a folder, not a file"
-    except FileNotFoundError:
-        return "there is no such file"
-    except OSError as error:
-        return error.strerror or str(error)
-    if gguf and head != _MAGIC:
-        return "this is no GGUF file (it does not begin with GGUF)"
-    return ""
+    return file_problems(way.preset, way.files, config)
 
 
 def _device_problems(

@@ -18,6 +18,7 @@ import msgspec
 from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.config.file import Origin
 from llamaswap_py.config.found import Folder
+from llamaswap_py.config.nodes import join_errors
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.editing import remove_preset
@@ -105,6 +106,7 @@ class Reloader:
         supervisor = self._supervisor
         try:
             config = await asyncio.to_thread(self._origin.read)
+            _refuse_newly_broken(config, supervisor.config)
             self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
             prepared = await asyncio.to_thread(_prepared, config, supervisor)
@@ -188,6 +190,21 @@ class Scout(Generic[_Found]):
             return None
         look, self._look = self._look, None
         return look.result()
+
+
+def _refuse_newly_broken(config: Config, before: Config) -> None:
+    """Raise ConfigError for presets that the file now describes wrongly.
+
+    One that was wrong when lswap started stays listed as failed: nothing runs that could be lost.
+    """
+    mistakes = [
+        ConfigError(message, where=where, remedy=remedy)
+        for id, found in config.broken.items()
+        for where, message, remedy in found
+        if id not in before.broken
+    ]
+    if mistakes:
+        raise join_errors(mistakes)
 
 
 def scan_folders(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:

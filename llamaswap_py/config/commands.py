@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.forms import Form, expected, or_null, read_list, read_text
-from llamaswap_py.config.nodes import Invalid, Node, Scalar, Table, describe
+from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Node, Scalar, Table, describe
 from llamaswap_py.config.values import PORT, SOCKET, Command, Ready
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _ready(node: Node, _: Base) -> Ready:
     if len(node.entries) != 1 or not {"http", "line"} & node.entries.keys():
         name = next((name for name in node.entries if name not in ("http", "line")), "")
         if name:
-            raise Invalid(node.entries[name], "unknown key", "known here: http, line", key=name)
+            raise Invalid(node.entries[name], UNKNOWN_KEY, "known here: http, line", key=name)
         raise Invalid(node, "it has one of http and line", "write {http: /health} or {line: TEXT}")
     ((name, entry),) = node.entries.items()
     text = read_text(entry.value, "a path" if name == "http" else "a part of a line")

@@ -60,6 +60,7 @@ class Origin:
             home=os.path.expanduser("~"),
             scan=scan_folder,
             model_dirs=[os.path.abspath(folder.expanduser()) for folder in self.model_dirs],
+            keep_broken=True,
         )
 
     def files(self) -> tuple[Path, ...]:

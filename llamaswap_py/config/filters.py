@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.forms import Form, expected, read_list, read_text
-from llamaswap_py.config.nodes import Invalid, Node, Scalar, Table, plain_value
+from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Node, Scalar, Table, plain_value
 from llamaswap_py.config.values import Filters
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _one(node: Node, base: Base, *, inner: bool) -> Filters:
             elif name == "per_name" and not inner:
                 found[name] = _per_name(entry.value, base)
             else:
-                raise Invalid(entry, "unknown key", "known are set, default, strip, per_name")
+                raise Invalid(entry, UNKNOWN_KEY, "known are set, default, strip, per_name")
         except Invalid as error:
             error.key = f"{name}.{error.key}" if error.key else name
             raise

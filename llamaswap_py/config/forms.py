@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import units
-from llamaswap_py.config.nodes import Invalid, Listing, Node, Scalar, Table, describe
+from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Listing, Node, Scalar, Table, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,7 +235,7 @@ def _when_full(node: Node, base: Base) -> str:
     if isinstance(node, Table):
         for key, entry in node.entries.items():
             if key != "substitute":
-                raise Invalid(entry, "unknown key", "known here: substitute", key=key)
+                raise Invalid(entry, UNKNOWN_KEY, "known here: substitute", key=key)
         if "substitute" not in node.entries:
             raise Invalid(node, "the mapping is empty", f"write {_WHEN_FULL}")
         name: str = at_key("substitute", NAME, node.entries["substitute"].value, base)

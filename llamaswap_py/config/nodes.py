@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
 from llamaswap_py.errors import ConfigError
 
 Plain: TypeAlias = bool | int | float | str | None
+
+UNKNOWN_KEY: Final = "unknown key"
+"""What is said of a key that nobody knows: wherever it stands, the whole file is refused."""
 
 
 class Scalar(Struct, frozen=True, gc=False):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.config.broken import owner_of, reduce_broken
 from llamaswap_py.config.commands import as_program, misplaced
 from llamaswap_py.config.compat import with_old_defaults
 from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
@@ -13,7 +14,15 @@ from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
 from llamaswap_py.config.keys import Key, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.names import bad_name, nearest, resolve_names
-from llamaswap_py.config.nodes import Invalid, Listing, Node, Table, describe, join_errors
+from llamaswap_py.config.nodes import (
+    UNKNOWN_KEY,
+    Invalid,
+    Listing,
+    Node,
+    Table,
+    describe,
+    join_errors,
+)
 from llamaswap_py.config.options import LONG_NAMES, long_name
 from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
@@ -58,16 +67,18 @@ def load_files(
     home: str,
     scan: Scan | None = None,
     model_dirs: Sequence[str] = (),
+    keep_broken: bool = False,
 ) -> Config:
     """Return the configuration that several files make together, in their order.
 
     `name` stands for all of them in errors; `scan` looks into folders of models: those of the key
     `model_dirs`, then the absolute paths given here (None: they are not looked into). Raises
-    ConfigError as load_config() does.
+    ConfigError as load_config() does; with `keep_broken` a preset that is described wrongly is
+    in `Config.broken` instead, unless no other is left or a key is unknown.
     """
     sources = sources_of(files)
     base = Base(files[0].dir if files else "/", home, sources.dir if files else None)
-    reader = _Reader(name, base, sources)
+    reader = _Reader(name, base, sources, keep_broken=keep_broken)
     root = read_together(files, sources, reader.problem)
     if root is None and not model_dirs:
         remedy = f"the smallest one is: {_SMALLEST}"
@@ -92,16 +103,23 @@ def parse_listen(text: str, *, base_dir: str, home: str) -> Endpoint:
 class _Reader:
     """One pass over one file: collects mistakes and the lines of what it reads."""
 
-    def __init__(self, source: str, base: Base, sources: Sources) -> None:
+    def __init__(self, source: str, base: Base, sources: Sources, *, keep_broken: bool) -> None:
         self.source = source
         self.base = base
         self.sources = sources
         self.lines: dict[str, int] = {}
         self.secrets: dict[str, str] = {}
         self._problems: list[tuple[int, ConfigError]] = []
+        self._keep_broken = keep_broken
+        self._ids: set[str] = set()
+        self._broken: dict[str, list[tuple[int, ConfigError]]] = {}
+        """The mistakes that concern one preset alone."""
+        self._unresolved: frozenset[str] = frozenset()
+        """Presets with a variable that is not there: what else is wrong follows from that."""
 
     def config(self, root: Table, scan: Scan | None, model_dirs: Sequence[str]) -> Config:
         root = with_old_defaults(root)
+        self._know_ids(root)
         values = self.record(Config, root, "")
         presets = self.presets(root, scanned=bool(model_dirs or values.get("model_dirs")))
         named = dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))
@@ -109,8 +127,11 @@ class _Reader:
         self.add_found(values, presets, folders)
         resolve_names(values, presets, self.lines, self.problem, self.sources.spot)
         self.check_listen(values)
+        if self._problems or self._broken.keys() >= presets.keys():
+            self._problems += [each for some in self._broken.values() for each in some]
         self.raise_problems()
         inherited = _inherited(values)
+        reduce_broken(self._broken, presets)
         values["models"] = {id: _preset(id, own, inherited) for id, own in presets.items()}
         return Config(
             **values,
@@ -119,7 +140,17 @@ class _Reader:
             secrets=self.secrets,
             sources=self.sources,
             folders=folders,
+            broken={
+                id: tuple((one.where, one.message, one.remedy) for _, one in some)
+                for id, some in self._broken.items()
+            },
         )
+
+    def _know_ids(self, root: Table) -> None:
+        """Remember the names of the presets, for mistakes that concern one of them alone."""
+        entry = root.entries.get("models")
+        if self._keep_broken and entry is not None and isinstance(entry.value, Table):
+            self._ids = set(entry.value.entries)
 
     def add_found(
         self, values: dict[str, Any], presets: dict[str, dict[str, Any]], folders: Sequence[Folder]
@@ -139,7 +170,9 @@ class _Reader:
 
     def expanded(self, root: Table, env: Mapping[str, str]) -> Table:
         """Return the file with its variables replaced, unless some cannot be."""
+        self._know_ids(root)
         root, self.secrets = expand(root, env, self.problem, self.sources.spot)
+        self._unresolved = frozenset(self._broken)
         self.raise_problems()
         return root
 
@@ -237,7 +270,7 @@ class _Reader:
             here = f"models.{id}"
             self.lines[here] = own.line
             if bad := bad_name(id):
-                self.problem(own.line, here, *bad)
+                self.problem(own.line, here, *bad, fatal=True)
             presets[id] = {}
             if isinstance(own.value, Table):
                 presets[id] = self.record(Preset, own.value, here)
@@ -292,18 +325,27 @@ class _Reader:
         if kind is Defaults and name in _FOREIGN:
             message, remedy = f"{name} belongs to one preset", _FOREIGN[name]
         else:
-            message, remedy = "unknown key", nearest(name, known) or _option_hint(kind, name)
+            message, remedy = UNKNOWN_KEY, nearest(name, known) or _option_hint(kind, name)
             remedy = remedy or f"known here: {', '.join(known)}"
-        self.problem(line, here, message, remedy)
+        self.problem(line, here, message, remedy, fatal=True)
 
     def invalid(self, error: Invalid, here: str) -> None:
         place = f"{here}.{error.key}" if error.key else here
-        self.problem(error.line, place, error.message, error.remedy)
+        unknown = error.message == UNKNOWN_KEY
+        self.problem(error.line, place, error.message, error.remedy, fatal=unknown)
 
-    def problem(self, line: int, here: str, message: str, remedy: str = "") -> None:
+    def problem(
+        self, line: int, here: str, message: str, remedy: str = "", *, fatal: bool = False
+    ) -> None:
+        """Note a mistake: `fatal`, or of the preset that it concerns, if it is of one alone."""
         where = f"{self.sources.where(line)}: {here}" if line else f"{self.source}: {here}"
         message, remedy = hide(message, self.secrets), hide(remedy, self.secrets)
-        self._problems.append((line, ConfigError(message, where=where, remedy=remedy)))
+        owner = None if fatal else owner_of(here, self._ids)
+        if owner is None:
+            self._problems.append((line, ConfigError(message, where=where, remedy=remedy)))
+        elif owner not in self._unresolved:
+            error = ConfigError(message, where=where, remedy=remedy)
+            self._broken.setdefault(owner, []).append((line, error))
 
     def raise_problems(self) -> None:
         if self._problems:

@@ -17,7 +17,7 @@ from llamaswap_py.config.forms import (
     spell_size,
 )
 from llamaswap_py.config.listen import parse_endpoint
-from llamaswap_py.config.nodes import Invalid, Listing, Node, Scalar, Table
+from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Listing, Node, Scalar, Table
 from llamaswap_py.config.values import HOST, Backend, EngineChoice, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
@@ -169,7 +169,7 @@ def _choice(node: Table, base: Base) -> EngineChoice:
             known = ", ".join(get_args(Backend))
             raise Invalid(entry.value, f"{text!r} is no backend", f"one of {known}", key=key)
         else:
-            raise Invalid(entry, "unknown key", "known here: build, backend", key=key)
+            raise Invalid(entry, UNKNOWN_KEY, "known here: build, backend", key=key)
     if build is None and backend is None:
         raise Invalid(node, "the choice is empty", "write a build, a backend, or auto")
     return EngineChoice(build, backend)

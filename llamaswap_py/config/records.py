@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import field
 
@@ -37,6 +37,9 @@ from llamaswap_py.config.sources import Sources
 from llamaswap_py.config.values import EngineSpec
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import KIB, MIB
+
+Mistake: TypeAlias = tuple[str, str, str]
+"""Where it is, what is wrong, and what to do."""
 
 __all__ = [
     "Alias",
@@ -326,13 +329,14 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = None
 
-    # Where the file said what, what it took from the environment, and what lay in its
-    # `model_dirs`; no keys of it.
+    # Where the file said what, what it took from the environment, what lay in its `model_dirs`,
+    # and the presets that it describes wrongly; no keys of it.
     source: str = "config"
     lines: dict[str, int] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     sources: Sources | None = None
     folders: tuple[Folder, ...] = ()
+    broken: dict[str, tuple[Mistake, ...]] = field(default_factory=dict)
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""

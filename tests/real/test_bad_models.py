@@ -38,6 +38,19 @@ def unknown_device(lab: Lab) -> Preset:
     return lab.preset("bad", device="CUDA7")
 
 
+def described_by_nothing(_: Lab) -> Preset:
+    return {"metadata": {"note": "an entry without a command"}}
+
+
+def composed(_: Lab) -> Preset:
+    """Return a program that cannot be told where to listen."""
+    return {"cmd": ["docker", "compose", "-f", "/srv/vllm/compose.yml", "up"]}
+
+
+def wrong_value(lab: Lab) -> Preset:
+    return lab.preset("bad", ttl="soon")
+
+
 def truncated(lab: Lab) -> Preset:
     preset = lab.preset("bad")
     path = lab.folder / "cut.gguf"
@@ -93,6 +106,9 @@ def bad_value(lab: Lab) -> Preset:
         (unknown_device, "there is no device CUDA7 here"),
         (foreign, "photo.gguf: this is no GGUF file"),
         (empty, "empty.gguf: this is no GGUF file"),
+        (described_by_nothing, "the preset names no file"),
+        (composed, "no word has {port} in it"),
+        (wrong_value, "bad.ttl"),
     ],
 )
 async def test_known_at_the_start(lab: Lab, make: Callable[[Lab], Preset], says: str) -> None:

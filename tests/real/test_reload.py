@@ -69,6 +69,23 @@ async def test_streams_run_through_a_reload_untouched(lab: Lab) -> None:
         assert sorted(one.state for one in beta) == ["draining", "ready"]
 
 
+async def test_what_was_wrong_at_the_start_stands_in_no_change_s_way(lab: Lab) -> None:
+    """A preset that worked is not given up for a mistake in its entry."""
+    alpha = lab.preset("alpha", size="50MiB")
+    async with lab.lswap({"alpha": alpha, "bad": {"cmd": ["compose"]}}) as lswap:
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+        beta = lab.preset("beta", size="50MiB")
+        rewrite(lab, lswap, {"alpha": alpha, "bad": {"cmd": ["compose"]}, "beta": beta})
+        await lswap.says("the file is taken over: added beta")
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        rewrite(lab, lswap, {"alpha": {**alpha, "ttl": "soon"}, "bad": {"cmd": ["x"]}})
+        await lswap.says("the file is not taken over, what was loaded serves on")
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        rewrite(lab, lswap, {"alpha": alpha, "bad": lab.preset("beta", size="50MiB")})
+        await lswap.says("the file is taken over: removed beta; changed bad")
+        assert await lswap.chat("bad") == lab.sentence("beta")
+
+
 async def test_a_wrong_file_changes_nothing_and_says_why(lab: Lab) -> None:
     models = {"alpha": lab.preset("alpha", size="50MiB")}
     async with lab.lswap(models) as lswap:

@@ -248,3 +248,62 @@ def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
     cli_log.set_up_logging(Log(level="error"), verbose=True)
     logging.getLogger("lswap.access").info("shown")
     assert capsys.readouterr().err.endswith("INFO    shown\n")
+
+
+WRONG = {
+    "nothing": ("", "names no file"),
+    "no_mapping": ("model.gguf", "is not a mapping"),
+    "no_port": ("{cmd: [docker, compose, up]}", "told where to listen"),
+    "no_words": ("{cmd: []}", "the list is empty"),
+    "two_sources": ("{model: a.gguf, cmd: [x, '{port}']}", "has a cmd, too"),
+    "no_repository": ("{hf: gemma}", "names no repository"),
+    "bad_value": ("{model: a.gguf, ttl: soon}", "ttl"),
+    "out_of_range": ("{model: a.gguf, priority: 1000}", "priority"),
+    "no_variable": ("{model: '${env.LSWAP_NEVER_SET}/a.gguf'}", "LSWAP_NEVER_SET"),
+    "taken": ("{model: a.gguf, aliases: [good]}", "already names models.good"),
+    "taken_alias": ("{model: a.gguf, aliases: [other, free]}", "already names models.good"),
+    "no_substitute": ("{model: a.gguf, when_full: {substitute: nobody}}", "nobody"),
+    "twins": ("{model: a.gguf, variants: [{name: a}, {name: a}]}", "two variants"),
+    "with.dots": ("{cmd: [x], ttl: 5}", "told where to listen"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_of_one_preset_is_that_presets_alone(tmp_path: Path, name: str) -> None:
+    entry, said = WRONG[name]
+    text = f"models:\n  good: {{cmd: [sleep, '{{port}}'], aliases: [other]}}\n  {name}: {entry}\n"
+    report = check_file(write(tmp_path, text))
+    assert report.problems == []
+    good, wrong = report.models
+    assert good.problems == []
+    assert not report.ok
+    assert said in "\n".join(wrong.problems)
+    assert all(f"c.yaml:3: models.{name}" in line for line in wrong.problems)
+    config = Origin(tmp_path / "c.yaml").read()
+    assert set(config.broken) == {name}
+    for free in ("free", "other", "good"):
+        if (found := config.find(free)) is not None:
+            assert found.id == (name if free == "free" else "good")
+
+
+def test_every_mistake_of_every_preset_is_said_at_once(tmp_path: Path) -> None:
+    rows = "".join(f"  {name}: {entry}\n" for name, (entry, _) in WRONG.items())
+    text = f"models:\n  good: {{cmd: [sleep, '{{port}}'], aliases: [other]}}\n{rows}"
+    report = check_file(write(tmp_path, text))
+    assert {one.id: bool(one.problems) for one in report.models} == {"good": False} | dict.fromkeys(
+        WRONG, True
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: {good: {cmd: [sleep, '{port}']}, bad: {modle: a.gguf}}",
+        "models: {good: {cmd: [sleep, '{port}']}, bad: {cmd: [x, '{port}'], ready: {htp: /}}}",
+        "models: {bad: {cmd: [docker, compose, up]}}",
+        "models: {good: {cmd: [sleep, '{port}']}}\ndefaults: {ttl: soon}",
+    ],
+)
+def test_what_concerns_the_whole_file_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        Origin(write(tmp_path, text)).read()

@@ -38,6 +38,8 @@ def document(place: Place, value: Any) -> dict[str, Any]:
         root["models"]["a"] = {}
     elif last == "ready":
         root["models"]["a"] = {"cmd": ["x", "{port}"]}
+    elif place[:2] == ("groups", "g"):
+        root["groups"] = {"g": {"exclusive": ["a", "b"]}}
     here = root
     for name in parents:
         if name == "0":
@@ -58,7 +60,7 @@ def load(place: Place, value: Any) -> Config:
 
 NAMES_OF_PRESETS: dict[Place, Any] = {
     ("default_model",): "b",
-    ("groups", "g", "exclusive"): ["a", "b"],
+    ("groups", "g", "exclusive"): ["b", "a"],
     ("aliases", "both", "first"): ["a", "b"],
     ("aliases", "both", "split"): {"a": 90, "b": 10},
 }
@@ -70,6 +72,8 @@ def unchanged(place: Place) -> Config:
         return load(("models", "a", "variants", "0", "name"), "plain")
     if place[-1] == "ready":
         return load(("models", "a", "cmd"), ["x", "{port}"])
+    if place[0] == "groups":
+        return load(("groups", "g", "exclusive"), ["a", "b"])
     return load(("models", "b", "pin"), False)
 
 

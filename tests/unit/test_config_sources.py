@@ -67,7 +67,7 @@ def test_mistakes_name_the_file_they_are_in(tmp_path: Path) -> None:
         a="models:\n  x: {model: x, aliases: [n]}",
         b="modls: {}\nmodels:\n  y: {model: y, aliases: [n], ttl: '${t}m'}\n",
     )
-    assert errors(tmp_path)[0].startswith("b.yaml:3: models.y.ttl: there is no variable ${t}")
+    assert errors(tmp_path)[1].startswith("b.yaml:3: models.y.ttl: there is no variable ${t}")
     write(tmp_path, b="modls: {}\nmodels:\n  y: {model: y, aliases: [n], ttl: 5}\n")
     first, second, third = errors(tmp_path)
     assert first.startswith("b.yaml:1: modls: unknown key")
