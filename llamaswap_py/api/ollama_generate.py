@@ -1,0 +1,90 @@
+"""Ollama's /api/chat and /api/generate: translated for a child, and its answers back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llamaswap_py.api import inference
+from llamaswap_py.api.ollama_requests import (
+    child_request,
+    clock_of,
+    decoded,
+    keep_loaded,
+    name_of,
+    preset_of,
+    read_large,
+    stamp,
+)
+from llamaswap_py.translate.ollama import (
+    Translated,
+    read_keep_alive,
+    translate_chat,
+    translate_generate,
+)
+from llamaswap_py.translate.ollama_answers import Answer, LineStream, error_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.api.call import Call
+
+
+async def chat(call: Call) -> None:
+    """POST /api/chat."""
+    await _generate(call, translate_chat, empty="messages")
+
+
+async def generate(call: Call) -> None:
+    """POST /api/generate."""
+    await _generate(call, translate_generate, empty="prompt")
+
+
+async def _generate(
+    call: Call, translate: Callable[[dict[str, Any]], Translated], *, empty: str
+) -> None:
+    ask, skim = await read_large(call)
+    preset = preset_of(call, ask)
+    keep = read_keep_alive(ask.get("keep_alive"))
+    if not ask.get(empty) and not ask.get("suffix"):
+        await _only_keep(call, preset, keep, empty)
+        return
+    translated = translate(ask)
+    call.route = replace(call.route, slot=True, retry=True, talk=True)
+    answer = partial(_whole, call, translated, name_of(ask))
+    stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
+    request = child_request(call, preset, name_of(ask), translated, skim)
+    await inference.translated(call, preset, request, translate=stream, answer=answer)
+    keep_loaded(call, preset, keep)
+
+
+def _stream(call: Call, translated: Translated, name: str) -> LineStream:
+    return LineStream(Answer(name, translated.shape, clock_of(call)))
+
+
+def _whole(call: Call, translated: Translated, name: str, status: int, body: bytes) -> None:
+    """Answer with the translation of a whole answer, or of a child's refusal."""
+    said = decoded(body)
+    if status != 200:
+        text = error_text(said.get("error", body[:500].decode("utf-8", "replace")))
+        call.respond(status, {"error": text})
+        return
+    call.respond(200, Answer(name, translated.shape, clock_of(call)).whole(said))
+
+
+async def _only_keep(call: Call, preset: str, keep: float | None, empty: str) -> None:
+    """An empty prompt loads a model; with keep_alive 0 it unloads it."""
+    reason = "load"
+    if keep == 0:
+        call.supervisor.unload(preset, force=False)
+        reason = "unload"
+    else:
+        await call.supervisor.load(preset)
+        keep_loaded(call, preset, keep)
+    said: dict[str, Any] = {"response": ""}
+    if empty == "messages":
+        said = {"message": {"role": "assistant", "content": ""}}
+    head = {"model": preset, "created_at": stamp(time.time())}
+    call.respond(200, {**head, **said, "done": True, "done_reason": reason})

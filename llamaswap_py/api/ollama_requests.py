@@ -1,0 +1,109 @@
+"""What every request of Ollama's API needs: its body, its model, and a request for a child."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llamaswap_py.api.call import model_not_found
+from llamaswap_py.api.filters import filtered
+from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.errors import ApiError
+from llamaswap_py.translate.ollama_answers import Clock
+from llamaswap_py.wire.messages import Body, UpstreamRequest
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.skim import Skim
+    from llamaswap_py.translate.ollama import Translated
+
+LATEST: Final = ":latest"
+
+
+async def read(call: Call) -> dict[str, Any]:
+    """Read a request that holds nothing large."""
+    return (await read_large(call))[0]
+
+
+async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
+    """Read a request that may hold images: what its skim has cut is not in what is returned."""
+    limit = call.supervisor.config.limits.body
+    # Arguments of tools become texts within texts, so nothing with escapes may be cut.
+    body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
+    try:
+        ask = msgspec.json.decode((body.join() if skim is None else skim.text) or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError("bad_json", f"the body is not valid JSON: {error}") from None
+    if not isinstance(ask, dict):
+        raise ApiError("bad_json", "the body must be a JSON object")
+    return ask, skim
+
+
+def name_of(ask: dict[str, Any]) -> str:
+    """Return the model that a request names; raises ApiError `model_missing`."""
+    name = ask.get("model") or ask.get("name")
+    if not isinstance(name, str) or not name:
+        raise ApiError("model_missing", "the request names no model", param="model")
+    return name
+
+
+def preset_of(call: Call, ask: dict[str, Any]) -> str:
+    """Return the preset of a request; `:latest` may be there where the file has no tag."""
+    name = name_of(ask)
+    names = call.supervisor.names
+    if names.resolve(name) is None and names.resolve(name.removesuffix(LATEST)) is None:
+        raise model_not_found(name, names.nearest(name.removesuffix(LATEST)))
+    known = name if names.resolve(name) is not None else name.removesuffix(LATEST)
+    return call.find_preset(known)
+
+
+def child_request(
+    call: Call, preset: str, name: str, translated: Translated, skim: Skim | None
+) -> UpstreamRequest:
+    """Return the request for a child, with what the preset's `request` makes of it."""
+    filters = call.supervisor.config.models[preset].request
+    asked = filtered(translated.body, filters, name)
+    body = msgspec.json.encode({"model": preset, **asked})
+    headers = [(b"content-type", b"application/json")]
+    if forwarded := call.exchange.head.get(b"user-agent"):
+        headers.append((b"user-agent", forwarded))
+    whole = Body.of(body) if skim is None else skim.restore(body)
+    return UpstreamRequest("POST", translated.path, headers, whole)
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """Return the object that a child answered, an empty one if it is none."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a whole number, None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def stamp(seconds: float) -> str:
+    """Return an RFC 3339 stamp, as Go writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def clock_of(call: Call) -> Clock:
+    """Return what the answer of a call says of time."""
+    began = call.began
+    return Clock(
+        now=lambda: stamp(time.time()),
+        elapsed=lambda: round((time.monotonic() - began) * 1e9),
+        load_ns=round(call.load_ms * 1e6),
+    )
+
+
+def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
+    """Keep a model loaded for as long as a request wished (-1: for ever), if it did."""
+    if keep is not None:
+        call.supervisor.keep_alive(preset, None if keep < 0 else keep)
