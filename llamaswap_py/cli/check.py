@@ -119,7 +119,9 @@ def _print(name: str, report: Report) -> None:
     if report.models:
         columns = ("model", "state", "context/request", "memory")
         print_table(columns, [_row(model) for model in report.models])
-    for problem in (*report.problems, *(text for each in report.models for text in each.problems)):
+    # What is wrong in `defaults` is wrong with every model, and said once.
+    said = (*report.problems, *(text for each in report.models for text in each.problems))
+    for problem in dict.fromkeys(said):
         print(f"problem: {problem}")
     for warning in report.warnings:
         print(f"warning: {warning}")

@@ -6,14 +6,24 @@ is engine.md's "Spawning"); of those, what an older binary does not know is left
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.config.context import slots
-from llamaswap_py.config.options import INSTEAD, Owned, long_name, owned, plain_name
+from llamaswap_py.config.options import Owned, long_name
+from llamaswap_py.config.optiontable import (
+    Option,
+    OptionTable,
+    is_negation,
+    switched,
+    table_of,
+    word_for,
+)
+from llamaswap_py.config.optionvalues import fault_of, words
+from llamaswap_py.config.optionvalues import word as as_word
 from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.config.replaced import Said, carry_over
 from llamaswap_py.config.values import HOST
 from llamaswap_py.units import MIB
 
@@ -26,37 +36,14 @@ if TYPE_CHECKING:
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 SPARE_HTTP_THREADS: Final = 16
 _SLOT_FOLDER: Final = "slot-save-path"
-
-
-class Option(Protocol):
-    """One option of a located binary, as its `--help` says; names have their dashes."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The spellings that give it or switch it on: `-np`, `--parallel`."""
-
-    @property
-    def negated(self) -> tuple[str, ...]:
-        """The spellings that switch it off: `--no-warmup`."""
-
-    @property
-    def name(self) -> str:
-        """The spelling to use."""
-
-    @property
-    def values(self) -> int:
-        """How many words follow it; 0 for a switch."""
-
-    @property
-    def hint(self) -> str:
-        """What the help says about its values: `N`, `[on|off|auto]`."""
-
-    @property
-    def description(self) -> str: ...
-
-    @property
-    def removed(self) -> bool:
-        """Whether the binary knows it only to say that it is gone."""
+__all__ = [
+    "Option",
+    "PresetProblem",
+    "build_args",
+    "check_args",
+    "check_preset",
+    "place_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +78,22 @@ def build_args(
     (None: as the preset says), `cache_ram` bytes (None: as the file says). Arguments that
     check_args() names are left out.
     """
-    table = _table_of(options)
-    words = ["--model", preset.model]
+    table = table_of(options)
+    command = ["--model", preset.model]
     size = config.memory.cache_ram if cache_ram is None else cache_ram
     for name, value in (*_always(preset, size), *_chosen(preset, config, devices)):
         if table.knows(name):
-            words += [f"--{name}"] if value is None else [f"--{name}", value]
-    for setting in _settings(preset, table):
-        words += setting.words
-    return (*words, *preset.extra)
+            command += [f"--{name}"] if value is None else [f"--{name}", value]
+    for setting in _settings(preset, config, table):
+        command += setting.words
+    return (*command, *preset.extra)
 
 
 def check_args(
     preset: Preset, config: Config, options: Mapping[str, Option] | None
 ) -> tuple[PresetProblem, ...]:
     """Return what is wrong with a preset's `args` and `extra`: owned, unknown, misused options."""
-    table = _table_of(options)
+    table = table_of(options)
     found = [
         (key, f"this llama-server has no --{option}", "take a newer one, or remove the key")
         for key, option in _needed(preset)
@@ -114,14 +101,14 @@ def check_args(
     ]
     found += [
         (f"args.{setting.name}", setting.message, setting.remedy)
-        for setting in _settings(preset, table)
+        for setting in _settings(preset, config, table)
         if setting.message
     ]
     found += [("extra", *_refusal(word, mine)) for word, mine in table.owned_words(preset.extra)]
     if preset.keep_kv and (key := _own_slot_folder(preset)):
         found.append((key, "keep_kv has a folder of its own for slots", "keep one of the two"))
     return tuple(
-        PresetProblem(preset.id, config.where(_place(config, preset, key)), message, remedy)
+        PresetProblem(preset.id, config.where(place_of(config, preset, key)), message, remedy)
         for key, message, remedy in found
     )
 
@@ -194,7 +181,7 @@ def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None
     return targets[0] if len(set(targets)) == 1 else ",".join(targets)
 
 
-def _place(config: Config, preset: Preset, key: str) -> str:
+def place_of(config: Config, preset: Preset, key: str) -> str:
     """Return where the file says `key`: in the variant, in the preset, or in the defaults."""
     own = f"models.{preset.id}.{key}"
     names = [each.name for each in preset.variants]
@@ -220,129 +207,75 @@ class _Setting:
     remedy: str = ""
 
 
-def _settings(preset: Preset, table: _Table) -> list[_Setting]:
+def _settings(preset: Preset, config: Config, table: OptionTable) -> list[_Setting]:
     """Return a setting for each option, the last one where two names mean the same option."""
     settings: dict[str, _Setting] = {}
-    for name, value in preset.args.items():
-        option = table.find(name)
-        identity = name if option is None else option.name
+    for one in carry_over(_said(preset, config), table):
+        found = table.usable(*one.names)
+        identity = one.name if found is None else found[0].name
         settings.pop(identity, None)
-        settings[identity] = _setting(name, value, option, table)
+        settings[identity] = _setting(one, found, table)
     return list(settings.values())
 
 
-def _setting(name: str, value: Argument, option: Option | None, table: _Table) -> _Setting:
-    if mine := table.owned_word(f"--{name}"):
-        message, remedy = _refusal(f"--{name}", mine)
-        return _Setting(name, message=message, remedy=remedy)
-    if option is None:
-        if table.is_known:
-            remedy = table.instead(name, value) or table.nearest(name) or "see llama-server --help"
-            return _Setting(name, message="this llama-server has no such option", remedy=remedy)
-        return _unchecked(name, value)
-    if option.removed:
-        return _Setting(name, message=option.description, remedy="see llama-server --help")
-    return _valued(name, value, option) if option.values else _switch(name, value, option)
+def _said(preset: Preset, config: Config) -> Iterator[Said]:
+    """Yield the options of a preset, as they were written."""
+    for name, value in preset.args.items():
+        place = place_of(config, preset, f"args.{name}") if config.spelled else ""
+        yield Said(name, value, config.spelled.get(place, ""))
+
+
+def _setting(one: Said, found: tuple[Option, str] | None, table: OptionTable) -> _Setting:
+    place = one.place
+    if mine := table.owned_word(f"--{place}"):
+        message, remedy = _refusal(f"--{place}", mine)
+        return _Setting(place, message=message, remedy=remedy)
+    if not table.is_known:
+        return _unchecked(place, one.value)
+    if found is None:
+        gone = table.find(one.written) or table.find(one.name)
+        if gone is not None:
+            return _Setting(place, message=gone.description, remedy="see llama-server --help")
+        remedy = table.nearest(one.written or one.name) or "see llama-server --help"
+        return _Setting(place, message="this llama-server has no such option", remedy=remedy)
+    option, spelling = found
+    if option.values:
+        return _valued(place, spelling, one.value, option)
+    return _switch(place, spelling, one.value, option)
 
 
 def _unchecked(name: str, value: Argument) -> _Setting:
     """Return the setting of an option nobody can look up, as llama.cpp usually spells it."""
     if isinstance(value, bool):
         return _Setting(name, (f"--{name}" if value else f"--no-{name}",))
-    values = value if isinstance(value, tuple) else (value,)
-    return _Setting(name, tuple(word for each in values for word in (f"--{name}", _word(each))))
+    return _Setting(name, tuple(word for each in words(value) for word in (f"--{name}", each)))
 
 
-def _switch(name: str, value: Argument, option: Option) -> _Setting:
-    on = value if isinstance(value, bool) else _SWITCH_WORDS.get(str(value).lower())
+def _switch(place: str, spelling: str, value: Argument, option: Option) -> _Setting:
+    on = None if isinstance(value, tuple) else switched(value)
     if on is None:
-        return _Setting(name, message="this option takes no value", remedy="write true or false")
-    if f"--{name}" in option.negated or f"-{name}" in option.negated:
+        return _Setting(place, message="this option takes no value", remedy="write true or false")
+    if is_negation(option, spelling):
         on = not on
     if on:
-        return _Setting(name, (option.name,))
+        return _Setting(place, (word_for(option, spelling),))
     # Without a negative form an option can only be switched on: leaving it out is `false`.
-    return _Setting(name, option.negated[-1:])
+    return _Setting(place, option.negated[-1:])
 
 
-def _valued(name: str, value: Argument, option: Option) -> _Setting:
-    words: list[str] = []
+def _valued(place: str, spelling: str, value: Argument, option: Option) -> _Setting:
+    said: list[str] = []
+    name = word_for(option, spelling)
     for each in value if isinstance(value, tuple) else (value,):
         if isinstance(each, bool) and "on|off" not in option.hint:
-            remedy = f"write {name}: {option.hint}"
-            return _Setting(name, message="this option takes a value", remedy=remedy)
-        following = _word(each).split() if option.values > 1 else [_word(each)]
+            remedy = f"write {place}: {option.hint}"
+            return _Setting(place, message="this option takes a value", remedy=remedy)
+        text = as_word(each)
+        following = text.split() if option.values > 1 else [text]
         if len(following) != option.values:
-            remedy = f"write {name}: {option.hint}"
-            return _Setting(name, message=f"takes {option.values} values", remedy=remedy)
-        words += [option.name, *following]
-    return _Setting(name, tuple(words))
-
-
-_SWITCH_WORDS: Final = {"on": True, "yes": True, "off": False, "no": False}
-
-
-def _word(value: bool | int | float | str) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return repr(value) if isinstance(value, int | float) else value
-
-
-_TABLES: Final[dict[int, tuple[Mapping[str, Option] | None, _Table]]] = {}
-_MOST_TABLES: Final = 8
-
-
-def _table_of(options: Mapping[str, Option] | None) -> _Table:
-    """Return the table of a binary, made once: it has 400 spellings, a file 10,000 presets."""
-    made = _TABLES.get(id(options))
-    if made is None or made[0] is not options:
-        if len(_TABLES) >= _MOST_TABLES:
-            _TABLES.clear()
-        made = _TABLES[id(options)] = (options, _Table(options))
-    return made[1]
-
-
-class _Table:
-    """The binary's options by any spelling without dashes; None: everything is let through."""
-
-    def __init__(self, options: Mapping[str, Option] | None) -> None:
-        self.is_known = options is not None
-        self._by_name: dict[str, Option] = {}
-        for option in (options or {}).values():
-            for spelling in (*option.names, *option.negated):
-                self._by_name[plain_name(spelling)] = option
-
-    def find(self, name: str) -> Option | None:
-        return self._by_name.get(name)
-
-    def knows(self, name: str) -> bool:
-        return not self.is_known or name in self._by_name
-
-    def owned_words(self, words: tuple[str, ...]) -> Iterator[tuple[str, Owned]]:
-        """Return the words of a command line that are lswap's, with the reason."""
-        for word in words:
-            if mine := self.owned_word(word):
-                yield word, mine
-
-    def owned_word(self, word: str) -> Owned | None:
-        """Return why a word is lswap's, if it is: `--host`, `--host=x`, `-a`, `--no-slots`."""
-        if not word.startswith("-"):
-            return None
-        name = plain_name(word.partition("=")[0])
-        if mine := owned(name):
-            return mine
-        option = self.find(name)
-        spellings = (*option.names, *option.negated) if option is not None else ()
-        return next((mine for spelling in spellings if (mine := owned(plain_name(spelling)))), None)
-
-    def instead(self, name: str, value: Argument) -> str:
-        """Return what replaced an option that llama-server used to have; empty if nothing did."""
-        plain = plain_name(name)
-        on = value is not False and str(value).lower() not in ("0", "off", "false")
-        switch = plain.removeprefix("no-")
-        found = INSTEAD.get(switch if on is (plain == switch) else f"no-{switch}", "")
-        return f"write {found}" if found and self.find(found.partition(":")[0]) else ""
-
-    def nearest(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
-        return f"did you mean {long_name(close[0])}?" if close else ""
+            remedy = f"write {place}: {option.hint}"
+            return _Setting(place, message=f"takes {option.values} values", remedy=remedy)
+        if (fault := fault_of(place, text, option)) is not None:
+            return _Setting(place, message=fault.message, remedy=fault.remedy)
+        said += [name, *following]
+    return _Setting(place, tuple(said))

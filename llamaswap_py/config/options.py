@@ -121,6 +121,10 @@ LONG_NAMES: Final[dict[str, str]] = {
 }
 """Every known spelling without dashes -> the name lswap shows."""
 
+_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    names[-1]: names for names in (tuple(line.split()) for line in _SPELLINGS.strip().splitlines())
+}
+
 _DOWNLOAD: Final = Owned("children run offline", "download the file and name it in `model`")
 _LISTENER: Final = Owned(
     "children listen on private sockets", "remove it; clients connect to the key `listen`"
@@ -216,17 +220,6 @@ PATH_LISTS: Final = frozenset({"lora", "lora-scaled", "control-vector", "control
 """Options whose value is paths with commas between them, some followed by `:SCALE`."""
 
 
-INSTEAD: Final = {
-    "mmap": "load-mode: mmap",
-    "no-mmap": "load-mode: none",
-    "mlock": "load-mode: mmap+mlock",
-    "no-mlock": "load-mode: auto",
-    "direct-io": "load-mode: dio",
-    "no-direct-io": "load-mode: auto",
-}
-"""What to write for switches that newer engines do not have any more (common/arg.cpp)."""
-
-
 def plain_name(spelling: str) -> str:
     """Return an option's name without leading dashes, `-` for `_`, as llama.cpp reads it."""
     return spelling.lstrip("-").replace("_", "-")
@@ -244,3 +237,12 @@ def owned(name: str) -> Owned | None:
     return OWNED.get(LONG_NAMES.get(plain, plain)) or (
         OWNED.get(long_name(plain[3:])) if plain.startswith("no-") and plain != "no-host" else None
     )
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Return the other spellings of an option without dashes, its long name first."""
+    negated = name.startswith("no-") and name not in LONG_NAMES
+    long = long_name(name[3:]) if negated else long_name(name)
+    group = (long, *_GROUPS.get(long, ())[::-1])
+    found = [f"no-{each}" for each in group] if negated else group
+    return tuple(dict.fromkeys(each for each in found if each != name))

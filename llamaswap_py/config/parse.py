@@ -23,7 +23,7 @@ from llamaswap_py.config.nodes import (
     describe,
     join_errors,
 )
-from llamaswap_py.config.options import LONG_NAMES, long_name
+from llamaswap_py.config.options import LONG_NAMES, long_name, plain_name
 from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand, hide
@@ -108,6 +108,7 @@ class _Reader:
         self.base = base
         self.sources = sources
         self.lines: dict[str, int] = {}
+        self.spelled: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self._problems: list[tuple[int, ConfigError]] = []
         self._keep_broken = keep_broken
@@ -137,6 +138,7 @@ class _Reader:
             **values,
             source=self.source,
             lines=self.lines,
+            spelled=self.spelled,
             secrets=self.secrets,
             sources=self.sources,
             folders=folders,
@@ -206,8 +208,10 @@ class _Reader:
             return
         if isinstance(node, Table):  # the options of `args`, the devices of `memory`, …
             for name, entry in node.entries.items():
-                spelled = long_name(name) if key.name == "args" else name
-                self.lines[f"{here}.{spelled}"] = entry.line
+                known = long_name(name) if key.name == "args" else name
+                self.lines[f"{here}.{known}"] = entry.line
+                if key.name == "args" and (written := plain_name(name)) != known:
+                    self.spelled[f"{here}.{known}"] = written
 
     def nested(
         self, key: Key, kind: type[Record], node: Node, here: str, values: dict[str, Any]

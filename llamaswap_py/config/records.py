@@ -329,10 +329,11 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = None
 
-    # Where the file said what, what it took from the environment, what lay in its `model_dirs`,
-    # and the presets that it describes wrongly; no keys of it.
+    # Where the file said what, how it spelled options, what it took from the environment, what lay
+    # in its `model_dirs`, and the presets that it describes wrongly; no keys of it.
     source: str = "config"
     lines: dict[str, int] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     sources: Sources | None = None
     folders: tuple[Folder, ...] = ()

@@ -71,7 +71,7 @@ async def test_they_are_checked_like_those_of_the_file(lab: Lab) -> None:
 
 async def test_a_load_that_fails_leaves_the_file_s(lab: Lab) -> None:
     async with lab.lswap({"alpha": lab.preset("alpha")}, allow_args=True) as lswap:
-        answer = await _load(lswap, {"cache-type-k": "nonsense"})
+        answer = await _load(lswap, {"load-mode": "nonsense"})
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_failed"
         assert await lswap.chat("alpha") == lab.sentence("alpha")

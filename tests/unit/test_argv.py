@@ -114,9 +114,9 @@ def test_cache_and_threads() -> None:
         ("c: 4096", ("--ctx-size", "4096")),
         ("ctx_size: 4096", ("--ctx-size", "4096")),
         ("--ctx-size: 4096", ("--ctx-size", "4096")),
-        ("temp: 0.70", ("--temperature", "0.7")),
-        ("temp: 1e-5", ("--temperature", "1e-05")),
-        ("temp: '0.70'", ("--temperature", "0.70")),
+        ("temp: 0.70", ("--temp", "0.7")),
+        ("temp: 1e-5", ("--temp", "1e-05")),
+        ("temperature: '0.70'", ("--temperature", "0.70")),
         ("jinja: true", ("--jinja",)),
         ("jinja: false", ("--no-jinja",)),
         ("jinja: off", ("--no-jinja",)),
@@ -125,7 +125,7 @@ def test_cache_and_threads() -> None:
         ("no-kvu: true", ("--no-kv-unified",)),
         ("no-host: true", ("--no-host",)),
         ("no-host: false", ()),
-        ("embedding: true", ("--embeddings",)),
+        ("embedding: true", ("--embedding",)),
         ("embedding: false", ()),
         ("flash-attn: on", ("--flash-attn", "on")),
         ("fa: true", ("--flash-attn", "on")),
@@ -155,7 +155,7 @@ models: {a: {model: x.gguf, args: {ctx-size: 2, no-kv-unified: true, newer-thing
     renamed = Known(("--new-thing", "--newer-thing"), hint="N", values=1)
     table = TABLE | dict.fromkeys(renamed.names, renamed)
     found = words(config, table)
-    tail = ("--temperature", "1", "--ctx-size", "2", "--no-kv-unified", "--newer-thing", "2")
+    tail = ("--temp", "1", "--ctx-size", "2", "--no-kv-unified", "--newer-thing", "2")
     assert found[-len(tail) :] == tail
 
 
@@ -186,25 +186,6 @@ def test_arguments_that_are_refused(args: str, expected: str) -> None:
     assert message.startswith("config:4: models.a.args.")
     assert expected in message
     assert words(preset(args)) == words(preset(""))
-
-
-@pytest.mark.parametrize(
-    ("args", "instead"),
-    [
-        ("no-mmap: true", "write load-mode: none"),
-        ("mmap: false", "write load-mode: none"),
-        ("mmap: on", "write load-mode: mmap"),
-        ("mlock: true", "write load-mode: mmap+mlock"),
-        ("mlock: off", "write load-mode: auto"),
-    ],
-)
-def test_switches_that_are_gone_name_what_replaced_them(args: str, instead: str) -> None:
-    mode = Known(("-lm", "--load-mode"), hint="MODE", values=1)
-    config = preset(args)
-    (message,) = problems(config, TABLE | dict.fromkeys(mode.names, mode))
-    assert message.endswith(f"this llama-server has no such option - {instead}")
-    (message,) = problems(config)
-    assert instead not in message, "an engine that does not have that either"
 
 
 @pytest.mark.parametrize(

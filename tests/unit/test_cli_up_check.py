@@ -12,7 +12,7 @@ import pytest
 from llamaswap_py.cli import log as cli_log
 from llamaswap_py.cli import up
 from llamaswap_py.cli.app import exit_code
-from llamaswap_py.cli.check import check_file
+from llamaswap_py.cli.check import check_file, run
 from llamaswap_py.cli.loading import progress_line
 from llamaswap_py.cli.show import plain_table, ps_rows, state_text
 from llamaswap_py.config.file import Origin
@@ -127,6 +127,18 @@ models:
     assert "can never fit" in models["huge"].problems[0]
     assert report.engine is not None
     assert llama_server in report.engine
+
+
+def test_a_mistake_in_the_defaults_is_said_once(
+    tmp_path: Path, llama_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    models = "".join(f"  m{number}: {{model: there.gguf}}\n" for number in range(5))
+    text = f"engine: {llama_server}\ndefaults: {{args: {{c: 8k}}}}\nmodels:\n{models}"
+    assert not run(Origin(write(tmp_path, text)), as_json=False)
+    said = capsys.readouterr().out
+    assert said.count("problem: ") == 1
+    assert "c.yaml:2: defaults.args.ctx-size: '8k' is not a whole number" in said
 
 
 def test_up_refuses_a_broken_file(tmp_path: Path) -> None:

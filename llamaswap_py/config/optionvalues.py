@@ -1,0 +1,148 @@
+"""Values of llama-server's options: which ones it would misread, and how they are spelled right.
+
+llama-server reads numbers with std::stoi and std::stof, which stop at the first character that does
+not fit: of `8k` they make 8. What a value has to be is derived from the `--help` of the binary.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.optiontable import Option
+    from llamaswap_py.config.values import Argument
+
+Kind: TypeAlias = Literal["int", "float", "number"]
+"""`number`: the help does not say which of the two."""
+
+_FRACTIONS: Final = frozenset({"rope-scale", "rope-freq-base", "rope-freq-scale", "defrag-thold"})
+"""Options with fractions whose help does not show it by its default."""
+_DEFAULT: Final = re.compile(r"default: (-?[0-9]+(\.[0-9]+)?)(?![\w.])")
+_NUMERIC: Final = re.compile(r"N|P|L|[A-Z]+|<[0-9]+\.\.\.[0-9]+>")
+_SERIES: Final = re.compile(r"([A-Za-z]+)0,\1[0-9,]*.*")
+_WORD: Final = re.compile(r"'([a-z][a-z-]*)'")
+_CHOICES: Final = re.compile(r"\[([\w|-]+)\]|\{([\w,-]+)\}|<([\w-]+(?:\|[\w-]+)+)>")
+_ALLOWED: Final = re.compile(r"allowed values: ((?:[\w-]+, )*[\w-]+)")
+_SYNONYMS: Final = {
+    "on": ("enabled", "true", "1"),
+    "off": ("disabled", "false", "0"),
+    "auto": ("-1",),
+}
+"""What is_truthy, is_falsey and is_autoy in common/arg.cpp take besides."""
+
+_WHOLE: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_FRACTION: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", re.ASCII)
+_EITHER: Final = re.compile(rf"{_DECIMAL.pattern}(?:[eE]-[0-9]+)?", re.ASCII)
+_SEPARATED: Final = re.compile(r"[+-]?[0-9]{1,3}(?:([,_' ])[0-9]{3})(?:\1[0-9]{3})*", re.ASCII)
+_GROUPED: Final = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)+", re.ASCII)
+_HEX: Final = re.compile(r"0[xX][0-9a-fA-F]+", re.ASCII)
+_TIMES: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kKmM])(?:i?[bB]?)", re.ASCII)
+_FACTORS: Final = {"k": 1024, "m": 1024 * 1024}
+_INT: Final = range(-(2**31), 2**31)
+
+
+class Fault(NamedTuple):
+    """Why a value cannot be meant; `instead` is what it must mean, "" if that is not certain."""
+
+    message: str
+    remedy: str
+    instead: str = ""
+
+
+def number_kind(option: Option) -> Kind | None:
+    """Return what kind of number an option takes by its help; None when it takes none."""
+    hint = option.hint
+    if not _NUMERIC.fullmatch(hint):
+        return None
+    default = _DEFAULT.search(option.description)
+    if hint != "N" and hint[0] != "<" and default is None and len(hint) > 1:
+        return None  # FNAME, TYPE
+    if hint == "M":
+        return None  # a mask of processors: hexadecimal digits
+    if default is not None:
+        return "float" if default[2] else "int"
+    names = {each.lstrip("-") for each in option.names}
+    return "float" if names & _FRACTIONS else "number"
+
+
+def choices(option: Option) -> tuple[str, ...]:
+    """Return the words that an option takes, if its help lists them all."""
+    if (match := _CHOICES.fullmatch(option.hint)) is not None:
+        listed = next(group for group in match.groups() if group)
+        return tuple(re.split(r"[|,]", listed))
+    allowed = _ALLOWED.search(option.description)
+    return tuple(allowed[1].split(", ")) if allowed is not None and option.hint == "TYPE" else ()
+
+
+def fault_of(name: str, text: str, option: Option) -> Fault | None:
+    """Return why llama-server would misread or refuse one value, None if it would not."""
+    if known := choices(option):
+        bare = option.hint.startswith("[")
+        taken = [*known, *(word for one in known if bare for word in _SYNONYMS.get(one, ()))]
+        if text in taken:
+            return None
+        said = ", ".join(known)
+        return Fault(f"{text!r} is none of {said}", f"write {name}: {_closest(text, known)}")
+    if (kind := number_kind(option)) is not None:
+        if text in _WORD.findall(option.description):
+            return None
+        fault = _number(name, text, kind)
+        if fault is None and kind == "int" and option.hint == "N" and int(text) not in _INT:
+            return Fault(f"{text} is more than llama-server counts", f"at most {_INT[-1]}")
+        return fault
+    if _SERIES.fullmatch(option.hint):
+        for part in re.split(r"[,/]", text):
+            if (fault := _number(name, part.strip(), "number")) is not None:
+                return Fault(fault.message, f"write numbers with commas between them: {name}: 3,1")
+    if option.hint == "START END":
+        return next(filter(None, (_number(name, each, "int") for each in text.split())), None)
+    return None
+
+
+def _number(name: str, text: str, kind: Kind) -> Fault | None:
+    pattern = {"int": _WHOLE, "float": _FRACTION, "number": _EITHER}[kind]
+    if pattern.fullmatch(text):
+        return None
+    meant = _meant(text)
+    what = "a whole number" if kind == "int" else "a number"
+    if meant is None or (kind == "int" and not _WHOLE.fullmatch(meant)):
+        return Fault(f"{text!r} is not {what}", f"write {what} in digits")
+    read = re.match(r"\s*([+-]?[0-9]+)", text)
+    misread = f": llama-server would read {read[1]}" if read and read[1] != meant else ""
+    return Fault(f"{text!r} is not {what}{misread}", f"write {name}: {meant}", meant)
+
+
+def _meant(text: str) -> str | None:
+    """Return the number that a text in another notation stands for, None where it is not clear."""
+    text = text.strip()
+    if _DECIMAL.fullmatch(text):
+        value = float(text)
+        return str(int(value)) if value.is_integer() and "." in text else text
+    if _SEPARATED.fullmatch(text) or _GROUPED.fullmatch(text):
+        return re.sub(r"[,_' ]", "", text)
+    if _HEX.fullmatch(text):
+        return str(int(text, 16))
+    if (times := _TIMES.fullmatch(text)) is not None:
+        return f"{float(times[1]) * _FACTORS[times[2].lower()]:.0f}"
+    if _FRACTION.fullmatch(text) and abs(value := float(text)) < float(_INT[-1]):
+        return str(int(value)) if value.is_integer() else str(value)
+    return None
+
+
+def _closest(text: str, known: tuple[str, ...]) -> str:
+    lowered = text.lower()
+    return next((word for word in known if word.lower() == lowered), " or ".join(known))
+
+
+def word(value: bool | int | float | str) -> str:
+    """Return one value as a word of a command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return repr(value) if isinstance(value, int | float) else value
+
+
+def words(value: Argument) -> tuple[str, ...]:
+    """Return each value of an option that may be repeated as a word."""
+    return tuple(map(word, value)) if isinstance(value, tuple) else (word(value),)

@@ -1,0 +1,180 @@
+"""Options that llama-server renamed or merged, carried over into what one binary knows.
+
+People's files are older than their llama-server, or newer. What was written stays when the binary
+has it; else what means the same there takes its place, in either direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.config.optiontable import OptionTable, switched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from llamaswap_py.config.values import Argument
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One option as it is given: its name here, how it was written, its value.
+
+    `origin` is the name under which the source has it, if another one takes its place.
+    """
+
+    name: str
+    value: Argument
+    written: str = ""
+    origin: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name that the source has."""
+        return self.origin or self.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to look it up by, the written spelling first."""
+        return (self.written, self.name) if self.written else (self.name,)
+
+
+def carry_over(args: Iterable[Said], table: OptionTable) -> list[Said]:
+    """Return options in words that the binary knows; what has none stays as it is."""
+    given = list(args)
+    if not table.is_known:
+        return given
+    kinds = _kinds(given)
+    found: list[Said] = []
+    load: list[Said] = []
+    for one in given:
+        if one.name in _LOADING:
+            load.append(one)
+        elif table.usable(*one.names) is not None:
+            found.append(one)
+        else:
+            found += _renamed(one, kinds, table) or [one]
+    return [*found, *_loading(load, table)]
+
+
+# Speculative decoding: each of its kinds got options of its own.
+
+_RENAMED: Final[dict[str, tuple[str, ...]]] = {
+    "draft-max": ("spec-draft-n-max",),
+    "draft-min": ("spec-draft-n-min",),
+}
+"""An option's name before and after, both ways; a list has the best first."""
+
+_ALSO: Final = {"draft": "draft-max", "draft-n": "draft-max", "draft-n-min": "draft-min"}
+_OF_KIND: Final = {
+    "draft-max": "n-max",
+    "draft-min": "n-min",
+    "spec-ngram-size-n": "size-n",
+    "spec-ngram-size-m": "size-m",
+    "spec-ngram-min-hits": "min-hits",
+}
+"""Options that were there once for all kinds -> the end of the name that each kind has."""
+_MATCH: Final = {"spec-ngram-mod-size-n": "spec-ngram-mod-n-match"}
+
+
+def _kinds(given: Iterable[Said]) -> list[str]:
+    for one in given:
+        if one.name == "spec-type":
+            values = one.value if isinstance(one.value, tuple) else (one.value,)
+            return [kind.strip() for value in values for kind in str(value).split(",")]
+    return []
+
+
+def _renamed(one: Said, kinds: list[str], table: OptionTable) -> list[Said]:
+    found = [
+        Said(new, one.value, origin=one.place)
+        for new in _new_names(_ALSO.get(one.name, one.name), kinds)
+        if table.knows(new)
+    ]
+    return found or _opposite(one, table)
+
+
+def _opposite(one: Said, table: OptionTable) -> list[Said]:
+    """Return a switch of which the binary has only the other form: `--no-context-shift`."""
+    other = one.name[3:] if one.name.startswith("no-") else f"no-{one.name}"
+    found, on = table.usable(other), switched(one.value)
+    if found is None or found[0].values or on is None:
+        return []
+    return [Said(other, not on, origin=one.place)]
+
+
+def _new_names(name: str, kinds: list[str]) -> Iterator[str]:
+    if name in _OF_KIND and (counted := [kind for kind in kinds if kind.startswith("ngram-")]):
+        for kind in counted:
+            new = f"spec-{kind}-{_OF_KIND[name]}"
+            yield _MATCH.get(new, new)
+        if len(counted) == len(kinds):
+            return
+    yield from _RENAMED.get(name, ())
+    yield from (old for old, new in _RENAMED.items() if name in new)
+
+
+# How the file comes into memory: three switches became one mode.
+
+_SWITCHES: Final = {
+    "mmap": ("mmap", True),
+    "no-mmap": ("mmap", False),
+    "mlock": ("mlock", True),
+    "no-mlock": ("mlock", False),
+    "direct-io": ("direct-io", True),
+    "dio": ("direct-io", True),
+    "no-direct-io": ("direct-io", False),
+    "ndio": ("direct-io", False),
+}
+_MODES: Final[dict[str, dict[str, bool]]] = {
+    "auto": {},
+    "none": {"mmap": False},
+    "mmap": {"mmap": True},
+    "mlock": {"mmap": False, "mlock": True},
+    "mmap+mlock": {"mlock": True},
+    "dio": {"direct-io": True},
+}
+_MODE: Final = "load-mode"
+_LOADING: Final = frozenset({_MODE, *_SWITCHES})
+
+
+def _loading(given: list[Said], table: OptionTable) -> list[Said]:
+    """Return the same in the binary's own terms; the last word on each point counts."""
+    if not given:
+        return []
+    merged = table.knows(_MODE)
+    unknown = [one for one in given if not table.knows(one.name)]
+    if not unknown or not (merged or any(map(table.knows, _SWITCHES))):
+        return given
+    points: dict[str, bool] = {}
+    for one in given:
+        if one.name == _MODE:
+            if (mode := _MODES.get(str(one.value))) is None:
+                return given
+            points = dict(mode)
+        elif (on := switched(one.value)) is None:
+            return given
+        else:
+            point, positive = _SWITCHES[one.name]
+            points[point] = on is positive
+    origin = given[-1].place
+    if merged:
+        return [Said(_MODE, _mode(points), origin=origin)]
+    return [Said(*_switch(point, on, table), origin=origin) for point, on in points.items()]
+
+
+def _mode(points: Mapping[str, bool]) -> str:
+    mapped = points.get("mmap")
+    if points.get("direct-io"):
+        return "dio"
+    if points.get("mlock"):
+        return "mlock" if mapped is False else "mmap+mlock"
+    return "auto" if mapped is None else "mmap" if mapped else "none"
+
+
+def _switch(point: str, on: bool, table: OptionTable) -> tuple[str, bool]:
+    """Return a switch and its value as the binary has it: some have only the negative form."""
+    if not table.knows(point) and table.knows(f"no-{point}"):
+        return f"no-{point}", not on
+    return point, on
