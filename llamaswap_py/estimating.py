@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices import HOST, Device
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
-from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.files import file_sizes
 from llamaswap_py.estimate.records import EstimateError
-from llamaswap_py.presets import Prepared, sleeping_footprint
+from llamaswap_py.presets import Prepared
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler.records import Choice, PoolId
 from llamaswap_py.state.places import traffic_folder
 from llamaswap_py.state.traffic import LoadRates
 from llamaswap_py.units import format_size
+from llamaswap_py.weighing import as_remedies, leaner_for, wanted_for, ways_to_load, weighed
 
 if TYPE_CHECKING:
     from llamaswap_py.instances import Running
@@ -152,6 +152,7 @@ class Estimating:
         if prepared.plan.estimating:
             ways = ways_to_load(prepared, self._devices)
             choices = [await self._estimated(preset, one) for one in ways]
+            choices = await self._with_remedies(preset, choices)
         seconds, seeded = await self._learned_load(preset, choices), False
         if seconds is None:
             seconds, seeded = await self._seeded_load(prepared), True
@@ -182,34 +183,57 @@ class Estimating:
         wanted = self._wanted(preset, choice)
         if wanted is None:
             return choice
-        known = self._prepared[preset].preset  # it may be gone from the file at any await
+        known = self._prepared[preset]  # it may be gone from the file at any await
         try:
             estimate = await self._estimator.estimate(wanted)
         except LswapError as error:
             _log.warning("%s: no estimate of its memory: %s", preset, error)
             return choice
         self._found[preset, choice.variant, choice.devices] = estimate
-        footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
-        asleep = sleeping_footprint(known, footprint)
-        return replace(choice, footprint=footprint, source=estimate.source.value, sleeping=asleep)
+        return weighed(known, choice, estimate)
+
+    async def _with_remedies(self, preset: str, choices: list[Choice]) -> list[Choice]:
+        """Say what would help a preset that cannot fit beside those that the file pins."""
+        prepared = self._prepared.get(preset)
+        if prepared is None:
+            return choices
+        last = choices[-1]
+        estimate = self._found.get((preset, last.variant, last.devices))
+        wanted = None if estimate is None else self._wanted(preset, last)
+        if estimate is None or wanted is None or wanted.declared is not None:
+            return choices
+        leaner = await leaner_for(
+            prepared,
+            choices,
+            wanted,
+            estimate,
+            self._devices,
+            self._estimator,
+            self._pinned(preset),
+        )
+        return [*choices[:-1], replace(last, remedies=as_remedies(leaner))]
+
+    def _pinned(self, newcomer: str) -> dict[str, int]:
+        """Return the bytes per device that presets pinned by the file take."""
+        kept: dict[str, dict[str, int]] = {
+            name: {str(pool): size for pool, size in one.plan.choices[0].footprint.items()}
+            for name, one in self._prepared.items()
+            if one.preset.pin and one.plan.choices[0].footprint is not None
+        }
+        for (name, *_), estimate in self._found.items():
+            if name in self._prepared and self._prepared[name].preset.pin:
+                kept[name] = estimate.footprint
+        pinned: Counter[str] = Counter()
+        for name, footprint in kept.items():
+            if name != newcomer:
+                pinned.update(footprint)
+        return dict(pinned)
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
         known = self._prepared.get(preset)
         if known is None or choice.variant not in known.ways:
             return None  # it runs on, but the file does not have it any more
-        prepared, placement = known.as_variant(choice.variant), choice.devices
-        wanted = wanted_of(
-            prepared,
-            self._devices,
-            cache_ram=self._cache_ram,
-            placement=placement or None,
-            variant=choice.variant,
-        )
-        if wanted is None or prepared.engine is None:
-            return wanted
-        uuids = {one.id: one.uuid for one in self._devices if one.uuid is not None}
-        kept = placement_env(placement, prepared.engine.backend, uuids)
-        return replace(wanted, env={**wanted.env, **kept})
+        return wanted_for(known, choice, self._devices, self._cache_ram)
 
     async def _learn_ready(self, life: Life) -> None:
         wanted = self._wanted(life.preset, life.choice)
@@ -257,26 +281,6 @@ def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:
     names = [name for name, one in prepared.items() if one.plan.estimating]
     first = [name for name in names if prepared[name].preset.preload]
     return list(dict.fromkeys([*first, *names[:_AHEAD]]))
-
-
-def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice]:
-    """Return every variant on every placement, footprints unknown."""
-    return [
-        Choice(None, placement, variant, "unknown")
-        for variant in prepared.ways
-        for placement in placements(prepared.as_variant(variant), devices)
-    ]
-
-
-def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[PoolId, ...]]:
-    """Return where a preset may be loaded: its own devices, else each GPU, then all together."""
-    if prepared.preset.device != "auto":
-        return [tuple(PoolId(one) for one in prepared.preset.device)]
-    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
-    if prepared.engine is None or prepared.engine.backend == "cpu" or not gpus:
-        return [()]
-    singles = [(gpu,) for gpu in gpus]
-    return list(chain(singles, [gpus] if len(gpus) > 1 else []))
 
 
 def describe(choice: Choice) -> str:

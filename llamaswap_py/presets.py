@@ -24,6 +24,7 @@ from llamaswap_py.hub.cache import cache_folder, find_cached
 from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
 from llamaswap_py.programs import program_problems
+from llamaswap_py.scheduler.judging import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
     TOO_LARGE,
@@ -188,11 +189,10 @@ def _prepare_one(
     problems = list(dict.fromkeys(problems))
     plan = _plan(preset, config, ways, problems, absent=absent)
     ledger.open_pools(plan)
-    shortfalls = [ledger.shortfall(ledger.charge_of(plan, one), ()) for one in plan.choices]
-    if not problems and all(shortfalls):
+    options_that_fit, shortfall = judge(ledger, plan)
+    if not problems and not options_that_fit:
         where = config.where(f"models.{preset.id}.memory")
-        remedy = "declare less memory, a lower margin, or a larger device"
-        message = f"it can never fit: {shortfalls[0]}"
+        message, remedy = f"it can never fit: {shortfall}", remedies(ledger, plan)
         problems.append(PresetProblem(preset.id, where, message, remedy))
         plan = _plan(preset, config, ways, problems, absent=absent, kind=TOO_LARGE)
     found = engine if isinstance(engine, Engine) else None

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from llamaswap_py.cli.conflicts import conflicts
 from llamaswap_py.cli.show import memory_text, print_table
+from llamaswap_py.config.argv import PresetProblem
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.file import Origin
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
+from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.slots import read_slot_shape
 from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llamaswap_py.config.records import Config
     from llamaswap_py.presets import Prepared, Way
+    from llamaswap_py.weighing import Judged
 
 
 class Checked(msgspec.Struct):
-    """One preset, and what is wrong with it."""
+    """One preset, what it takes and how that is known, and what is wrong with it."""
 
     id: str
     context_per_request: int | None
     memory: dict[str, int] | None
     problems: list[str] = []
+    memory_source: str | None = None
+    memory_unknown: str = ""
+    """Why `memory` is not known."""
 
 
 class Report(msgspec.Struct):
@@ -77,8 +87,15 @@ def check(origin: Origin) -> Report:
         environment=os.environ,
     )
     prepared = prepare(config, engines, devices)
-    models = [_checked(one, problems) for one in prepared.values()]
-    problems += conflicts(config, prepared, devices)
+    judging = Judging(config, devices, Estimator(), fresh=False)
+    judged = asyncio.run(judging.all(list(prepared.values()), BOUND))
+    models = [_checked(one, problems, judged[name], config) for name, one in prepared.items()]
+    plans = [
+        replace(one.plan, choices=judged[name].choices or one.plan.choices)
+        for name, one in prepared.items()
+        if not one.problems and not judged[name].problem
+    ]
+    problems += conflicts(config, plans, devices)
     useless = [
         f"{config.where(f'models.{name}')}: keep_kv does nothing with sliding windows - set "
         "swa-full: true in args"
@@ -102,7 +119,7 @@ def _has_windows(way: Way) -> bool:
         return False
 
 
-def _checked(prepared: Prepared, said: list[str]) -> Checked:
+def _checked(prepared: Prepared, said: list[str], judged: Judged, config: Config) -> Checked:
     """Leave out of a preset what was said of the whole file: that there is no engine."""
     preset = prepared.preset
     problems = [
@@ -110,7 +127,18 @@ def _checked(prepared: Prepared, said: list[str]) -> Checked:
         for problem in prepared.problems
         if not (said and problem.where.endswith(".engine"))
     ]
-    return Checked(preset.id, context_per_request(preset), preset.memory, problems)
+    if judged.problem and not prepared.problems:
+        where = config.where(f"models.{preset.id}")
+        problems.append(str(PresetProblem(preset.id, where, judged.problem, judged.remedy)))
+    estimate = judged.estimate
+    return Checked(
+        preset.id,
+        context_per_request(preset),
+        preset.memory if estimate is None else estimate.footprint,
+        problems,
+        None if estimate is None else estimate.source.value,
+        judged.unknown if estimate is None and preset.memory is None else "",
+    )
 
 
 def _print(name: str, report: Report) -> None:
@@ -123,6 +151,9 @@ def _print(name: str, report: Report) -> None:
     said = (*report.problems, *(text for each in report.models for text in each.problems))
     for problem in dict.fromkeys(said):
         print(f"problem: {problem}")
+    for model in report.models:
+        if model.memory_unknown and not model.problems:
+            print(f"note: {model.id}: its memory is not known: {model.memory_unknown}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(f"{name}: " + ("fine" if report.ok else "not fine: see the problems above"))
@@ -130,5 +161,7 @@ def _print(name: str, report: Report) -> None:
 
 def _row(model: Checked) -> tuple[str, ...]:
     context = f"{model.context_per_request:,}" if model.context_per_request else "the model's"
-    memory = memory_text(model.memory) if model.memory else "to be estimated"
+    memory = memory_text(model.memory) if model.memory else "?"
+    if model.memory and model.memory_source:
+        memory += f" ({model.memory_source})"
     return model.id, "failed" if model.problems else "fine", context, memory

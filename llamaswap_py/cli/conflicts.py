@@ -1,39 +1,42 @@
 """Presets that can never be loaded beside those that are pinned: found before they are asked for.
 
 Each of them is fine by itself, so nothing else finds it: the scheduler refuses the one that comes
-second, for ever. Only declared memory counts; what has to be estimated is not known here.
+second, for ever. Memory that could not be estimated does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device
-from llamaswap_py.presets import Prepared, policy_of, pools_of
+from llamaswap_py.presets import policy_of, pools_of
+from llamaswap_py.scheduler.judging import remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import Choice, InstanceKey, PresetPlan
 
-_REMEDY = "unpin one of them, take it out of the group, or declare less memory"
-
 
 def conflicts(
-    config: Config, prepared: Mapping[str, Prepared], devices: tuple[Device, ...]
+    config: Config, plans: Sequence[PresetPlan], devices: tuple[Device, ...]
 ) -> Iterator[str]:
-    """Yield what is wrong, a line for each preset that the pinned ones leave no room for."""
+    """Yield what is wrong, a line for each preset that the pinned ones leave no room for.
+
+    `plans` are those of the presets that could be loaded alone.
+    """
     ledger = Ledger(pools_of(devices), policy_of(config))
-    plans = [one.plan for one in prepared.values() if not one.problems]
     for plan in plans:
         ledger.open_pools(plan)
-    # The pinned ones first, in the file's order: whoever comes later finds no room.
+    # The pinned ones first, in the file's order: the one that comes later finds no room.
     for plan in sorted(plans, key=lambda one: not one.pin):
         shortfall = _settle(plan, ledger)
         if shortfall:
-            pinned = ", ".join(key.preset for key in ledger.charges)
+            kept = [key for key in ledger.charges if key.preset != plan.preset]
+            pinned = ", ".join(key.preset for key in kept)
             yield (
                 f"{config.where(f'models.{plan.preset}')}: it can never be loaded while {pinned} "
-                f"stays, which `pin` means - {shortfall} - {_REMEDY}"
+                f"stays, which `pin` means - {shortfall} - "
+                f"{remedies(ledger, plan, kept)}"
             )
 
 

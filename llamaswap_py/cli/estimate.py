@@ -11,19 +11,18 @@ import msgspec
 from llamaswap_py.cli.show import print_table
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
-from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
-from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.together import evicted_for, fits, largest_sets
 from llamaswap_py.presets import Engines, prepare
 from llamaswap_py.units import format_size
+from llamaswap_py.weighing import Judging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamaswap_py.config.file import Origin
     from llamaswap_py.config.records import Config
-    from llamaswap_py.devices import Device
-    from llamaswap_py.presets import Prepared
+    from llamaswap_py.weighing import Judged
 
 COLUMNS = ("model", "device", "memory", "source", "made of")
 
@@ -96,13 +95,11 @@ async def estimate_config(
         backends=engines.backends,
         environment=os.environ,
     )
-    estimator = estimator or Estimator()
     prepared = prepare(config, engines, devices)
-    lines = [
-        await _line(one, devices, estimator, config.memory.cache_ram, fresh=fresh)
-        for name, one in prepared.items()
-        if chosen in (None, name)
-    ]
+    judging = Judging(config, devices, estimator or Estimator(), fresh=fresh)
+    chosen_ones = [one for name, one in prepared.items() if chosen in (None, name)]
+    judged = await judging.all(chosen_ones, None)
+    lines = [_line(judged[one.preset.id]) for one in chosen_ones]
     rooms = [Room(one.id, one.total, one.margin, one.source) for one in devices]
     room = {one.device: one.total - one.margin for one in rooms}
     needs = {line.model: line.memory for line in lines if not line.problem}
@@ -113,34 +110,19 @@ async def estimate_config(
     return Report(rooms, lines, together)
 
 
-async def _line(
-    prepared: Prepared,
-    devices: Sequence[Device],
-    estimator: Estimator,
-    cache_ram: int,
-    *,
-    fresh: bool,
-) -> Line:
-    name = prepared.preset.id
-    wanted = wanted_of(prepared, devices, cache_ram=cache_ram)
-    if wanted is None:
-        return Line(name, problem=prepared.problems[0].message)
-    try:
-        estimate = await _estimate(estimator, wanted, fresh=fresh)
-    except EstimateError as error:
-        return Line(name, problem=str(error))
+def _line(judged: Judged) -> Line:
+    estimate = judged.estimate
+    if estimate is None:
+        return Line(judged.id, problem=judged.unknown)
     footprint = estimate.footprint
     return Line(
-        name,
+        judged.id,
         footprint,
         estimate.source.value,
         {device: estimate.explain(device) for device in footprint},
         estimate.notes,
+        f"{judged.problem} - {judged.remedy}" if judged.problem else "",
     )
-
-
-async def _estimate(estimator: Estimator, wanted: Wanted, *, fresh: bool) -> Estimate:
-    return await (estimator.work_out(wanted) if fresh else estimator.estimate(wanted))
 
 
 def _others(name: str, needs: dict[str, dict[str, int]], room: dict[str, int]) -> list[str]:
@@ -166,15 +148,18 @@ def _print(report: Report) -> None:
         print("fit together: " + ", ".join(names))
     for line in report.models:
         if line.evicts:
-            print(f"{line.model} evicts: " + ", ".join(line.evicts) + " (if all else is loaded)")
-        if not line.problem and line.evicts is None:
-            print(f"{line.model} never fits: it needs more than a device has")
+            print(f"to load {line.model}, {_listed(line.evicts)} would be unloaded first")
     for line in report.models:
         for note in line.notes:
             print(f"note: {line.model}: {note}")
     for line in report.models:
         if line.problem:
             print(f"problem: {line.model}: {line.problem}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _rows(line: Line) -> list[tuple[str, ...]]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from llamaswap_py.cli.origins import found_folders, short_path, usual_model_dirs
+from llamaswap_py.cli.show import memory_text
 from llamaswap_py.config.found import models_in, preset_of
+from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.scan import scan_folder
-from llamaswap_py.devices import read_devices
+from llamaswap_py.devices import HOST, read_devices
+from llamaswap_py.engine.features import EngineFeatures
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import ConfigError, EngineError
+from llamaswap_py.estimate import Estimator
+from llamaswap_py.presets import Engines, prepare
 from llamaswap_py.units import GIB, format_size
+from llamaswap_py.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llamaswap_py.config.found import FoundModel
     from llamaswap_py.devices import Device
+    from llamaswap_py.weighing import Judged
 
 _BESIDE: Final = 1.1
 """What a model takes beside its weights, as a share of them: a usual context and its buffers."""
@@ -40,6 +50,8 @@ class Machine:
     models: Sequence[FoundModel]
     folders: Sequence[str]
     looked: Sequence[Path]
+    judged: Mapping[str, Judged] = field(default_factory=dict)
+    """What each model takes; a model that is not there was not estimated in time."""
 
 
 def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
@@ -86,7 +98,28 @@ def look(model_dirs: tuple[Path, ...]) -> Machine:
         None, lambda _: _MARGIN, backends=frozenset(backends), environment=os.environ
     )
     folders = found_folders(looked)
-    return Machine(devices, engine, models_in(folders), [one.path for one in folders], looked)
+    machine = Machine(devices, engine, models_in(folders), [one.path for one in folders], looked)
+    return replace(machine, judged=_judge(machine))
+
+
+def _judge(machine: Machine) -> Mapping[str, Judged]:
+    """Judge every model with the settings that the file will have, as `lswap check` will."""
+    presets = {model.id: preset_of(model) for model in machine.models}
+    text = msgspec.json.encode(presets).decode().replace("${", "$${")
+    text = "\n".join([*_settings(machine), f"models: {text}"])
+    here, home = os.getcwd(), os.path.expanduser("~")
+    try:
+        config = load_config(text, path=None, base_dir=here, env={}, home=home)
+    except ConfigError:  # `lswap check` will say it
+        return {}
+    prepared = prepare(config, Engines(config), tuple(machine.devices))
+    if machine.engine is None:  # the formulas need none
+        backend = "cpu" if all(one.id == HOST for one in machine.devices) else "cuda"
+        absent = Engine(Path("/nonexistent/llama-server"), None, backend, "", EngineFeatures())
+        prepared = {name: replace(one, engine=absent) for name, one in prepared.items()}
+    judging = Judging(config, tuple(machine.devices), Estimator(), fresh=False)
+    judged = asyncio.run(judging.all(list(prepared.values()), BOUND))
+    return {name: one for name, one in judged.items() if one.estimate is not None}
 
 
 def config_text(machine: Machine, path: str) -> str:
@@ -127,25 +160,30 @@ def _settings(machine: Machine) -> Iterator[str]:
 
 
 def _models(machine: Machine) -> Iterator[str]:
-    fitting = [model for model in machine.models if _fits(model, machine.devices)]
+    on = [model for model in machine.models if _can_run(model, machine)]
     yield from ("", "models:")
-    if not fitting:
+    if not on:
         looked = ", ".join(short_path(place) for place in machine.looked)
         what = "none that fits this machine" if machine.models else "none"
         yield f"  # {what} was found in {looked}."
         yield "  # This small one is fetched when it is first asked for:"
         yield f"  qwen3-0.6b: {{hf: {_STARTER}}}"
     for model in machine.models:
-        fits = ", ".join(_fits(model, machine.devices))
-        off = "" if fits else "# "
-        about = f"fits {fits}" if fits else "more than a device here has"
-        yield f"  {off}{_quoted(model.id)}:    # {format_size(model.size)}, {about}"
+        off = "" if _can_run(model, machine) else "# "
+        about = f"{format_size(model.size)}, {_about(model, machine)}"
+        yield f"  {off}{_quoted(model.id)}:    # {about}"
         yield f"  {off}  model: {_quoted(short_path(Path(model.file.path)))}"
-        if args := preset_of(model).get("args"):
+        args = {
+            name: _quoted(short_path(Path(file)))
+            for name, file in preset_of(model).get("args", {}).items()
+        }
+        if (judged := machine.judged.get(model.id)) and judged.mend:
+            args |= judged.mend.args
+        if args:
             yield f"  {off}  args:"
-            for name, file in args.items():
-                yield f"  {off}    {name}: {_quoted(short_path(Path(file)))}"
-    if fitting:
+            for name, value in args.items():
+                yield f"  {off}    {name}: {value}"
+    if on:
         folders = ", ".join(_quoted(short_path(Path(folder))) for folder in machine.folders)
         yield "    # more: aliases: [gpt-4o-mini], pin: true, preload: true, ttl: never"
         yield ""
@@ -153,8 +191,30 @@ def _models(machine: Machine) -> Iterator[str]:
         yield f"# model_dirs: [{folders}]"
 
 
+def _can_run(model: FoundModel, machine: Machine) -> bool:
+    judged = machine.judged.get(model.id)
+    if judged is None:
+        return bool(_fits(model, machine.devices))
+    return not judged.problem or judged.mend is not None
+
+
+def _about(model: FoundModel, machine: Machine) -> str:
+    """Return what a model takes, and whether that fits."""
+    judged = machine.judged.get(model.id)
+    if judged is None or judged.estimate is None:
+        fits = ", ".join(_fits(model, machine.devices))
+        return f"fits {fits}" if fits else "more than a device here has"
+    needs = memory_text(judged.estimate.footprint)
+    if not judged.problem:
+        return f"fits: it needs {needs}"
+    if judged.mend is None:
+        return f"it needs {needs}: more than there is"
+    words = ", ".join(f"{name}: {value}" for name, value in judged.mend.args.items())
+    return f"with {words} it needs {memory_text(dict(judged.mend.footprint))}; without, {needs}"
+
+
 def _fits(model: FoundModel, devices: Sequence[Device]) -> list[str]:
-    """Return the devices a model fits alone, by rule of thumb; `lswap estimate` knows better."""
+    """Return the devices a model fits alone by rule of thumb, where there is no estimate."""
     needs = round(model.size * _BESIDE)
     return [one.id for one in devices if needs <= one.total - one.margin]
 

@@ -121,6 +121,11 @@ def read_settings(args: Sequence[str]) -> Settings:
     )
 
 
+def names_of(args: Sequence[str]) -> set[str]:
+    """Return the options that these words give, by their long names."""
+    return _Words(args).names
+
+
 def _draft(words: _Words) -> Draft | None:
     path = words.text("model-draft", "")
     if not path:

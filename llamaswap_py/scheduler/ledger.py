@@ -161,6 +161,10 @@ class Ledger:
         """Return `host: needs 18.9 GiB · free 7.1 GiB · margin 1 GiB` for each pool of `charge`."""
         rows = []
         for pool, need in charge.items():
+            if pool.startswith(_UNMEASURED):
+                row = "memory unknown, so it is loaded alone"
+                rows.append(row if free.get(pool, 0) > 0 else f"{row}: another such model is there")
+                continue
             row = f"{pool_name(pool)}: needs {amount(pool, need)}"
             row += f" · free {amount(pool, max(free.get(pool, 0), 0))}"
             if margin := self.pools[pool].margin:
@@ -168,7 +172,7 @@ class Ledger:
             if strangers := self.pools[pool].strangers:
                 row += f" · other programs {amount(pool, strangers)}"
             rows.append(row)
-        return "; ".join(rows)
+        return "; ".join(dict.fromkeys(rows))
 
     def _arithmetic(self, pool: PoolId, need: int, held: int) -> str:
         size = self.pools[pool]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Refuse, StopReason
 from llamaswap_py.scheduler.control import Control
+from llamaswap_py.scheduler.judging import judge, remedies
 from llamaswap_py.scheduler.records import Choice, PresetId, PresetPlan
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.upkeep import Upkeep
@@ -110,7 +111,16 @@ class OnOperators:
         for instance in self.world.instances.values():
             if instance.key.preset == event.preset:
                 self._recharge(instance, event.choices)
+        self._note_impossible(preset)
         return True
+
+    def _note_impossible(self, preset: Preset) -> None:
+        """Say of a preset that can never fit what would help, before anybody asks for it."""
+        options, shortfall = judge(self.world.ledger, preset.plan)
+        if not options and preset.serving is None:
+            why = f"can never fit: {shortfall} - {remedies(self.world.ledger, preset.plan)}"
+            if why != preset.reason.removeprefix("refused: "):
+                self.control.note_preset("refused", preset, why)
 
     def _recharge(self, instance: Instance, choices: tuple[Choice, ...]) -> None:
         same = [

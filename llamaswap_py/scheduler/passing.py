@@ -93,11 +93,13 @@ class Passing:
         return other.plan.problem is None and not backing_off and not unready
 
     def _carry_out(self, plan: Plan) -> None:
-        for preset, shortfall in plan.impossible:
-            self.control.note_preset("refused", preset, f"can never fit: {shortfall}")
+        for preset, shortfall, remedy in plan.impossible:
+            why = f"can never fit: {shortfall} - {remedy}"
+            self.control.note_preset("refused", preset, why)
             if preset.plan.reservation:
-                self.control.out.append(Refuse(preset.plan.preset, f"can never fit: {shortfall}"))
-            self.control.reject_all(preset, self.control.refusals.too_large(preset, shortfall))
+                self.control.out.append(Refuse(preset.plan.preset, why))
+            refuse = self.control.refusals.too_large(preset, shortfall, remedy)
+            self.control.reject_all(preset, refuse)
             self.control.forget_wish(preset)
         for preset, why in plan.given_up:
             if preset.plan.reservation:

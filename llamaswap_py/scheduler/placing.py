@@ -3,43 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from llamaswap_py.scheduler.judging import Option
 from llamaswap_py.scheduler.ledger import Amounts, fits, is_counting
-from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey
-from llamaswap_py.scheduler.world import Instance, Preset, World
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A choice that can fit, with its charge; `variant` is the rank of its variant."""
-
-    choice: Choice
-    charge: Footprint
-    variant: int
-
-
-def possible_options(
-    world: World, preset: Preset, kept: Sequence[InstanceKey]
-) -> tuple[list[Option], str]:
-    """Return the choices that fit beside the instances `kept`, and why the first one does not.
-
-    Without `prefer_fit` only the first variant that can fit at all is left.
-    """
-    plan = preset.plan
-    variants = list(dict.fromkeys(choice.variant for choice in plan.choices))
-    options: list[Option] = []
-    first_shortfall = ""
-    for choice in plan.choices:
-        charge = world.ledger.charge_of(plan, choice)
-        shortfall = world.ledger.shortfall(charge, kept)
-        if not shortfall:
-            options.append(Option(choice, charge, variants.index(choice.variant)))
-        first_shortfall = first_shortfall or shortfall
-    if options and not plan.prefer_fit:
-        best = min(option.variant for option in options)
-        options = [option for option in options if option.variant == best]
-    return options, first_shortfall
+from llamaswap_py.scheduler.world import Instance, World
 
 
 def best_fit(options: Sequence[Option], free: Amounts, coming: Amounts) -> Option | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from llamaswap_py.scheduler.judging import Option, judge, remedies
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.placing import Option, best_fit, possible_options, waking_option
+from llamaswap_py.scheduler.placing import best_fit, waking_option
 from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.victims import choose_idle, enough
@@ -41,7 +42,7 @@ class Plan:
     closed: dict[InstanceKey, PresetId] = field(default_factory=dict)
     upcoming: list[tuple[PresetId, str]] = field(default_factory=list)
     """Presets that wait for memory, and the variant they will probably run as."""
-    impossible: list[tuple[Preset, str]] = field(default_factory=list)
+    impossible: list[tuple[Preset, str, str]] = field(default_factory=list)
     given_up: list[tuple[Preset, str]] = field(default_factory=list)
     awaited: bool = False
     """Somebody waits for memory that is being drained or freed."""
@@ -104,12 +105,13 @@ class _Pass:
             self._count_as_coming(one)
 
     def _place(self, preset: Preset, since: float) -> None:
-        options, shortfall = possible_options(self.world, preset, self._pinned(preset))
+        ledger, kept = self.world.ledger, self._pinned(preset)
+        options, shortfall = judge(ledger, preset.plan, kept)
         if preset.serving is not None:
             self.going.add(preset.serving.key)  # it sleeps: what it waits for is its own waking
             options, shortfall = [waking_option(self.world, preset.serving)], ""
         if not options:
-            self.plan.impossible.append((preset, shortfall))
+            self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
             return
         if any(key in self.world.instances for key in preset.after):
             self._await(preset, options[0])
@@ -138,7 +140,7 @@ class _Pass:
         spared: set[InstanceKey] = set()
         for waiter in preset.queue:
             above = self.world.ancestors(waiter)
-            if above and not possible_options(self.world, preset, [*kept, *above])[0]:
+            if above and not judge(self.world.ledger, preset.plan, [*kept, *above])[0]:
                 self.plan.deadlocked.append((preset, waiter))
             elif waiter.when_full != "wait":
                 self.plan.full.append((preset, waiter, self._why(options[0])))

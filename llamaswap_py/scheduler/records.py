@@ -55,6 +55,14 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """Settings with which a preset takes less: how a message names them, and what it then takes."""
+
+    words: str
+    footprint: Footprint
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One way to load a preset: a variant on a placement, and what that takes.
 
@@ -69,6 +77,8 @@ class Choice:
     source: str = "declared"
     sleeping: Footprint | None = None
     """What is left of it while it sleeps; None: it never does."""
+    remedies: tuple[Remedy, ...] = ()
+    """What was found to lower its footprint, the best first; only sought where it is too much."""
 
 
 ANY_CHOICE = Choice()

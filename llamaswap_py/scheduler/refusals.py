@@ -7,10 +7,11 @@ from typing import TypeAlias
 
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.events import RequestArrived
+from llamaswap_py.scheduler.judging import footprint_text
 from llamaswap_py.scheduler.records import TOO_LARGE, Failure
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.waiting import Waiter
-from llamaswap_py.scheduler.world import Preset, World
+from llamaswap_py.scheduler.world import Instance, Preset, World
 from llamaswap_py.units import format_duration
 
 _Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...]
@@ -18,6 +19,8 @@ _Refuse: TypeAlias = Callable[[Waiter], Reject]
 
 _UNCONFIGURED_RETRY = 60.0
 """Seconds a client is told to wait for a preset that only a changed configuration can mend."""
+_TOLD = 4
+"""Models that are named as holding memory; the others are counted."""
 _MEND = "mend its entry in the configuration: a changed file is read again"
 
 
@@ -89,14 +92,14 @@ class Refusals:
         failure, wait = preset.failure, max(preset.retry_at - now, 0.0)
         return lambda waiter: self._failure(preset, failure, waiter, wait)
 
-    def too_large(self, preset: Preset, shortfall: str) -> _Refuse:
+    def too_large(self, preset: Preset, shortfall: str, remedy: str) -> _Refuse:
         name = preset.plan.preset
         return lambda waiter: Reject(
             waiter.request,
             name,
             "model_too_large",
             f"model {name!r} can never fit: {shortfall}",
-            remedy="use a smaller quantization or context, lower the margin, or unpin a model",
+            remedy=remedy,
         )
 
     def timed_out(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
@@ -106,8 +109,9 @@ class Refusals:
             waiter.request,
             name,
             "queue_timeout",
-            f"waited {waited} for model {name!r}, which is {self._state(preset)}",
-            remedy="raise policy.queue.timeout, or see what holds the memory with `lswap ps`",
+            f"waited {waited} for model {name!r}, which is {self._state(preset)}"
+            f"{self._arithmetic(preset)}",
+            remedy=f"{self._patience(waiter)}{self._in_the_way(preset)}",
             retry_after=self.eta(preset, 0, now) or 1.0,
             details=self._where(preset, preset.queue.position(waiter), now),
         )
@@ -119,7 +123,7 @@ class Refusals:
             name,
             "memory_full",
             f"model {name!r} has no room, and this request does not disturb what runs: {why}",
-            remedy="ask again later, or with when_full: wait",
+            remedy=f"ask again later, or with `when_full: wait`{self._in_the_way(preset)}",
             retry_after=self.eta(preset, 0, now) or 1.0,
             details=self._where(preset, 0, now),
         )
@@ -179,7 +183,8 @@ class Refusals:
             name,
             "queue_full",
             f"{size} requests already wait for model {name!r}",
-            remedy="try again later, or raise policy.queue.limit",
+            remedy=f"{_later(eta)}, or raise `policy.queue.limit`, which is "
+            f"{self._world.policy.queue_limit}",
             retry_after=eta or 1.0,
             details=self._where(preset, size, now),
         )
@@ -212,6 +217,45 @@ class Refusals:
             details=details,
         )
 
+    def _arithmetic(self, preset: Preset) -> str:
+        """Return what it needs and what is free, for one that waits for memory."""
+        if preset.serving is not None or preset.downloading_since is not None:
+            return ""
+        ledger = self._world.ledger
+        charge = ledger.charge_of(preset.plan)
+        if not charge.keys() <= ledger.pools.keys():
+            return ""
+        return f" ({ledger.explain(charge, ledger.free())})"
+
+    def _patience(self, waiter: Waiter) -> str:
+        timeout = self._world.policy.queue_timeout
+        if waiter.deadline is not None and waiter.deadline < waiter.since + timeout:
+            own = format_duration(waiter.deadline - waiter.since)
+            return f"the request itself wanted to wait {own} at most: let it wait longer"
+        return f"raise `policy.queue.timeout`, which is {format_duration(timeout)}"
+
+    def _in_the_way(self, preset: Preset) -> str:
+        """Return the loaded models that hold what it needs, the largest first, and their use."""
+        wanted = self._world.ledger.charge_of(preset.plan)
+        holders = [
+            (sum(size for pool, size in one.charge.items() if pool in wanted), one)
+            for one in self._world.instances.values()
+            if one.key.preset != preset.plan.preset
+        ]
+        told = [
+            f"{one.key.preset} ({footprint_text(one.charge)}, {self._use(one)})"
+            for size, one in sorted(holders, key=lambda each: (-each[0], each[1].key))
+            if size
+        ]
+        more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        return f"; the memory is held by {', '.join(told[:_TOLD])}{more}" if told else ""
+
+    def _use(self, one: Instance) -> str:
+        if self._world.is_pinned(one):
+            return "pinned"
+        count = len(one.leases)
+        return f"{count} request{'' if count == 1 else 's'}" if count else one.state.value
+
     def _where(self, preset: Preset, position: int, now: float) -> _Details:
         eta = self.eta(preset, position, now)
         rounded = None if eta is None else round(eta, 3)
@@ -225,6 +269,10 @@ class Refusals:
         if serving is None:
             return "waiting for memory"
         return "draining" if serving.gate_for is not None else serving.state.value
+
+
+def _later(eta: float | None) -> str:
+    return "try again later" if not eta else f"try again in about {format_duration(eta)}"
 
 
 def _next_try(name: str, failure: Failure, retry_after: float) -> str:

@@ -55,7 +55,7 @@ def test_the_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("big") and "declared" in line for line in lines)
     assert "host: 300 MiB (declared), 20 MiB margin, 280 MiB to use" in lines
     assert "fit together: alpha, beta" in lines
-    assert "big evicts: alpha, beta (if all else is loaded)" in lines
+    assert "to load big, alpha and beta would be unloaded first" in lines
     assert any(line.startswith("problem: broken:") for line in lines)
 
 

@@ -33,7 +33,7 @@ MEETING_POINT = {
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
     *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
-    *("desk", "preset_files"),
+    *("desk", "preset_files", "weighing"),
 }
 """The modules that know several parts."""
 

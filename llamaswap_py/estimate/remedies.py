@@ -1,0 +1,182 @@
+"""Which settings lower what a preset takes, and to what: sought for one that does not fit.
+
+Each is worked out as the preset itself is (a dry run, else the formulas), so what a message names
+was computed for this very model, never guessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from llamaswap_py.estimate.attention import context_of
+from llamaswap_py.estimate.contexts import USUAL
+from llamaswap_py.estimate.files import open_header
+from llamaswap_py.estimate.records import HOST, Estimate, EstimateError, Source
+from llamaswap_py.estimate.settings import names_of, read_settings
+
+if TYPE_CHECKING:
+    from llamaswap_py.estimate.ladder import Estimator
+    from llamaswap_py.estimate.wanted import Wanted
+    from llamaswap_py.gguf.header import Header
+
+BOUND: Final = 15.0
+"""Seconds for all remedies of one preset; those found by then are named."""
+_MAPPED: Final = "mapped pages of moved weights"
+_CACHE: Final = "prompt cache"
+_KEYS: Final = {"cache-ram": "memory.cache_ram"}
+"""Options that the file says elsewhere than in `args`."""
+Args: TypeAlias = Mapping[str, str]
+
+
+class Leaner(NamedTuple):
+    """Options over the preset's own, and what it takes with them."""
+
+    args: Args
+    footprint: Mapping[str, int]
+
+    @property
+    def words(self) -> str:
+        """How a message names them: as the file says each."""
+        return " and ".join(f"`{_KEYS.get(name, name)}: {self.args[name]}`" for name in self.args)
+
+    @property
+    def entry(self) -> Args | None:
+        """The same as the `args` of the preset's entry; None if another key is needed."""
+        return None if self.args.keys() & _KEYS.keys() else self.args
+
+
+class Remedies:
+    """Seeks the settings with which one preset fits into `room` (bytes per device).
+
+    `known` are the options of its engine. `fixed` are those that `extra` says: `args` cannot
+    change them. `estimate` is what the preset takes as it is.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        wanted: Wanted,
+        estimate: Estimate,
+        room: Mapping[str, int],
+        *,
+        known: Collection[str] | None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        self._estimator = estimator
+        self._wanted = wanted
+        self._estimate = estimate
+        self._room = room
+        self._known = known
+        self._fixed = names_of(extra)
+        self._beyond: dict[str, int] = {}
+        self._tried: dict[tuple[tuple[str, str], ...], Leaner] = {}
+
+    async def seek(self) -> list[Leaner]:
+        """Return what was tried, the best first; what is only tried on the way is left out."""
+        found: list[Leaner] = []
+        try:
+            async with asyncio.timeout(BOUND):
+                await self._seek(found)
+        except (TimeoutError, EstimateError):
+            pass
+        return found
+
+    async def _seek(self, found: list[Leaner]) -> None:
+        await self._compare()
+        together: dict[str, str] = {}
+        for args in self._lossless():
+            one = await self._need(args)
+            if self._fits(one.footprint):
+                found.append(one)
+            together |= args
+        if not found and len(together) > 1 and self._fits((await self._need(together)).footprint):
+            found.append(await self._need(together))
+        header = await asyncio.to_thread(open_header, self._wanted.model)
+        contexts, layers = self._contexts(header), self._layers(header)
+        for base in ({}, together):
+            if found and base:
+                break
+            for steps in (contexts, layers):
+                found += await self._largest(base, steps)
+        least = {**together, **(contexts[-1] if contexts else {})}
+        if not found and least:  # to say that even this is too much
+            found.append(await self._need(least))
+
+    async def _compare(self) -> None:
+        """Note what was measured beyond what is worked out: the remedies do not change it."""
+        if self._estimate.source is not Source.MEASURED:
+            return
+        worked_out = (await self._estimator.work_out(self._wanted)).footprint
+        for device, size in self._estimate.footprint.items():
+            self._beyond[device] = max(size - worked_out.get(device, 0), 0)
+
+    def _lossless(self) -> list[Args]:
+        """Return options that make no answer worse, where the estimate shows what they save."""
+        held = {part.what for part in self._estimate.parts if part.device == HOST}
+        unknown = self._estimate.source in (Source.MEASURED, Source.DECLARED)
+        settings = read_settings(self._wanted.args)
+        found: list[Args] = []
+        if settings.mapped and (unknown or _MAPPED in held):
+            found.append({"load-mode": "none"} if self._has("load-mode") else {"no-mmap": "true"})
+        if settings.prompt_cache and (unknown or _CACHE in held):
+            found.append({"cache-ram": "0"})
+        return [one for one in found if self._may(one)]
+
+    def _contexts(self, header: Header) -> list[Args]:
+        """Return shorter contexts than the preset's, the longest first."""
+        settings = read_settings(self._wanted.args)
+        now = settings.context or header.integer("context_length", 4096)
+        unified = context_of(header, settings).streams == 1
+        least = USUAL[0] * (1 if unified else settings.slots)
+        steps = [one for one in reversed(USUAL) if least <= one < now]
+        return [one for step in steps if self._may(one := {"ctx-size": str(step)})]
+
+    def _layers(self, header: Header) -> list[Args]:
+        """Return what may leave the cards: experts first, then layers, a quarter at a time."""
+        if not self._wanted.gpus:
+            return []
+        layers = header.integer("block_count")
+        steps: list[Args] = []
+        if header.integer("expert_count"):
+            steps += [{"n-cpu-moe": str(layers * part // 4)} for part in (1, 2, 3, 4)]
+        else:
+            steps += [{"n-gpu-layers": str(layers * part // 4)} for part in (3, 2, 1)]
+        return [one for one in steps if self._may(one)]
+
+    async def _largest(self, args: Args, steps: Sequence[Args]) -> list[Leaner]:
+        """Return the first of `steps` that fits beside `args`; each takes less than the last."""
+        low, high = 0, len(steps)
+        while low < high:
+            middle = (low + high) // 2
+            if self._fits((await self._need({**args, **steps[middle]})).footprint):
+                high = middle
+            else:
+                low = middle + 1
+        return [await self._need({**args, **steps[low]})] if low < len(steps) else []
+
+    async def _need(self, args: Args) -> Leaner:
+        key = tuple(sorted(args.items()))
+        if key not in self._tried:
+            words = [word for name, value in args.items() for word in _option(name, value)]
+            wanted = replace(self._wanted, args=(*self._wanted.args, *words), declared=None)
+            takes = dict((await self._estimator.work_out(wanted)).footprint)
+            for device, more in self._beyond.items():
+                takes[device] = takes.get(device, 0) + more
+            self._tried[key] = Leaner(args, takes)
+        return self._tried[key]
+
+    def _fits(self, footprint: Mapping[str, int]) -> bool:
+        return all(size <= self._room.get(device, 0) for device, size in footprint.items() if size)
+
+    def _has(self, name: str) -> bool:
+        return self._known is None or f"--{name}" in self._known
+
+    def _may(self, args: Args) -> bool:
+        return all(self._has(name) and name not in self._fixed for name in args)
+
+
+def _option(name: str, value: str) -> tuple[str, ...]:
+    return (f"--{name}",) if value == "true" else (f"--{name}", value)

@@ -1,0 +1,178 @@
+"""Whether a preset can fit at all, and what would make it fit: one judgement for all who ask.
+
+`lswap check`, `estimate`, `init`, `up` and the refusal of a request call these functions, so that
+they never differ. Pure: the settings that may help come as data (`Choice.remedies`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting
+from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey, PresetPlan
+from llamaswap_py.units import MIB, format_size
+
+LEAST_MARGIN: Final = 8
+"""A smaller margin is named as a remedy if at least one such part of it is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A choice that can fit, with its charge; `variant` is the rank of its variant."""
+
+    choice: Choice
+    charge: Footprint
+    variant: int
+
+
+def judge(
+    ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()
+) -> tuple[list[Option], str]:
+    """Return the choices that fit beside the instances `kept`, and why the first one does not.
+
+    Without `prefer_fit` only the first variant that can fit at all is left.
+    """
+    variants = list(dict.fromkeys(choice.variant for choice in plan.choices))
+    options: list[Option] = []
+    first_shortfall = ""
+    for choice in plan.choices:
+        charge = ledger.charge_of(plan, choice)
+        shortfall = ledger.shortfall(charge, kept)
+        if not shortfall:
+            options.append(Option(choice, charge, variants.index(choice.variant)))
+        first_shortfall = first_shortfall or shortfall
+    if options and not plan.prefer_fit:
+        best = min(option.variant for option in options)
+        options = [option for option in options if option.variant == best]
+    return options, first_shortfall
+
+
+def remedies(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()) -> str:
+    """Return what would make a preset fit beside `kept`, the best first, with its numbers.
+
+    Only what was computed to be enough is named. If nothing is, that is said.
+    """
+    found = [*_settings(ledger, plan, kept), *_declared(ledger, plan), *_pins(ledger, plan, kept)]
+    found += [text for choice in plan.choices for text in _margin(ledger, plan, choice, kept)]
+    found += _places(ledger, plan, kept)
+    return "; ".join(dict.fromkeys(found)) or _nothing(plan)
+
+
+def footprint_text(footprint: Footprint) -> str:
+    """Return `4.4 GiB` of the host, or `CUDA0 7 GiB + host 1.2 GiB`."""
+    sizes = {str(pool): size for pool, size in footprint.items() if size and not is_counting(pool)}
+    if set(sizes) == {"host"}:
+        return format_size(sizes["host"])
+    return " + ".join(f"{pool} {format_size(size)}" for pool, size in sizes.items()) or "0 B"
+
+
+def _settings(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
+    """Yield the settings of the preset that are enough."""
+    for choice in plan.choices:
+        for remedy in choice.remedies:
+            leaner = ledger.charge_of(plan, replace(choice, footprint=remedy.footprint))
+            if not ledger.shortfall(leaner, kept):
+                needs = footprint_text(remedy.footprint)
+                yield f"with {remedy.words} it needs {needs} and fits"
+
+
+def _declared(ledger: Ledger, plan: PresetPlan) -> Iterator[str]:
+    """Yield what may be declared at most, where what was declared is more than there is."""
+    room = _room(ledger)
+    for choice in plan.choices:
+        if choice.source != "declared" or plan.reservation:
+            continue
+        needs = choice.footprint or {}
+        over = [pool for pool, need in needs.items() if pool in room and need > room[pool]]
+        for pool in over:
+            yield f"declare no more than `memory: {{{pool}: {_written(max(room[pool], 0))}}}`"
+
+
+def _margin(
+    ledger: Ledger, plan: PresetPlan, choice: Choice, kept: Sequence[InstanceKey]
+) -> Iterator[str]:
+    """Yield the margins with which a choice fits, if something of them is left."""
+    held, charge = _held(ledger, kept), ledger.charge_of(plan, choice)
+    margins: Amounts = {}
+    for pool, need in charge.items():
+        size = ledger.pools.get(pool)
+        if size is None:
+            return
+        left = size.total - held.get(pool, 0) - need
+        if left >= size.margin:
+            continue
+        if is_counting(pool) or left < size.margin / LEAST_MARGIN or left <= 0:
+            return
+        margins[pool] = left
+    if not margins:
+        return
+    written = ", ".join(f"{pool}: {_written(left)}" for pool, left in margins.items())
+    if set(margins) == {pool for pool in ledger.pools if not is_counting(pool)}:
+        written = _written(min(margins.values()))
+        yield f"`memory.margin: {written}` would do"
+    else:
+        yield f"`memory.margin: {{{written}}}` would do"
+
+
+def _pins(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
+    """Yield the pinned models in the way: the smallest that is enough, else all together."""
+    if not kept or not judge(ledger, plan, ())[0]:
+        return
+    enough = [key for key in kept if judge(ledger, plan, [one for one in kept if one != key])[0]]
+    if enough:
+        least = min(enough, key=lambda key: sum(_bytes(ledger, key).values()))
+        yield f"pinned {_told(ledger, least)} is in the way: `lswap unpin {least.preset}`"
+    else:
+        told = ", ".join(_told(ledger, key) for key in kept)
+        yield f"pinned models are in the way, unpin some: {told}"
+
+
+def _places(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
+    """Yield what to say of `policy.max_loaded`, if pinned models take all its places."""
+    taken = _held(ledger, kept).get(LOADED, 0)
+    if LOADED in ledger.pools and taken >= ledger.pools[LOADED].total:
+        yield f"`policy.max_loaded: {taken + 1}` leaves a place beside them"
+
+
+def _nothing(plan: PresetPlan) -> str:
+    tried = [one for choice in plan.choices for one in choice.remedies]
+    if plan.reservation:
+        return "reserve less"
+    if plan.kind == "program":
+        return "nothing in its settings makes it fit here"
+    if not tried:
+        return "nothing in its settings makes it fit here: take a smaller file of this model"
+    least = min(tried, key=lambda one: sum(one.footprint.values()))
+    return (
+        f"nothing in its settings makes it fit here: with {least.words} it still needs "
+        f"{footprint_text(least.footprint)}; take a smaller file of this model"
+    )
+
+
+def _told(ledger: Ledger, key: InstanceKey) -> str:
+    return f"{key.preset} ({footprint_text(_bytes(ledger, key))})"
+
+
+def _bytes(ledger: Ledger, key: InstanceKey) -> Footprint:
+    charge = ledger.charges.get(key, {})
+    return {pool: size for pool, size in charge.items() if not is_counting(pool)}
+
+
+def _held(ledger: Ledger, kept: Sequence[InstanceKey]) -> Amounts:
+    held: Amounts = {}
+    for key in kept:
+        add(held, ledger.charges.get(key, {}), 1)
+    return held
+
+
+def _room(ledger: Ledger) -> Amounts:
+    return {pool: size.total - size.margin for pool, size in ledger.pools.items()}
+
+
+def _written(size: int) -> str:
+    """Return a size as the file says it, rounded down so that it is enough."""
+    if size % MIB and size < MIB:
+        return f"{size}B"
+    return f"{size // MIB}MiB"
