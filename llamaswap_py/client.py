@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+_PORT: Final = re.compile(r":\d*\Z", re.ASCII)
+_VERSION_PATH: Final = re.compile(r"(?:/+lswap)?/+v1(?:/.*)?\Z", re.DOTALL)
+_HERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "[::]": "[::1]"}
+"""What is typed for every address of this machine, and the address to ask."""
+_UNAUTHORIZED: Final = 401
 _T = TypeVar("_T")
 
 
@@ -208,10 +214,29 @@ class Remote:
 
 
 def base_of(url: str) -> tuple[str, str | None]:
-    """Return the base of every URL at `url`, and the path of the unix socket, if it is one."""
-    if url.startswith("unix:"):
-        return "http://localhost", url.removeprefix("unix:")
-    return (url if "://" in url else f"http://{url}"), None
+    """Return the base of every URL at `url`, and the path of the unix socket, if it is one.
+
+    People paste what they gave their clients: a path that begins with `/v1` is cut off, a missing
+    scheme is http, a missing host this machine. `0.0.0.0` is where lswap listens, not where it is.
+    """
+    text = url.strip()
+    if text.startswith("unix:"):
+        return "http://localhost", text.removeprefix("unix:")
+    scheme, separator, rest = text.rpartition("://")
+    scheme = scheme.lower()
+    place, _, path = rest.partition("/")
+    if not separator:
+        scheme = "http"
+        place = f":{place}" if place.isdecimal() else place
+        place += "" if _PORT.search(place) else ":8080"
+    host, port = _split_port(place)
+    place = _HERE.get(host, host) + port
+    return f"{scheme}://{place}{_VERSION_PATH.sub('', f'/{path}').rstrip('/')}", None
+
+
+def _split_port(place: str) -> tuple[str, str]:
+    found = _PORT.search(place)
+    return (place, "") if found is None else (place[: found.start()], found[0])
 
 
 def headers_of(key: str | None) -> dict[str, str]:
@@ -243,6 +268,14 @@ def refusal(answer: httpx.Response, url: str) -> RemoteError:
         message = msgspec.json.decode(answer.content, type=_ErrorAnswer).error.message
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return _stranger(url)
+    if answer.status_code == _UNAUTHORIZED:
+        given = "authorization" in answer.request.headers
+        return RemoteError(
+            f"lswap at {url} does not know this key"
+            if given
+            else f"lswap at {url} wants an API key",
+            remedy="give it with --key or LSWAP_KEY; `lswap key new NAME --kind admin` makes one",
+        )
     return RemoteError(message)
 
 

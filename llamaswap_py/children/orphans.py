@@ -21,6 +21,8 @@ from urllib.parse import quote
 import msgspec
 import psutil
 
+from llamaswap_py.running import start_time
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -59,25 +61,6 @@ class Swept:
 
     record: InstanceRecord
     how: SweptHow
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process began, in ticks that tell it from any later one of the same pid.
-
-    None when there is no such process; a zombie counts as none, for it holds nothing. Linux:
-    field 22 of /proc/PID/stat (proc(5)); elsewhere microseconds by psutil.
-    """
-    if not os.path.isdir("/proc/self"):
-        try:
-            return int(psutil.Process(pid).create_time() * 1e6)
-        except psutil.Error:
-            return None
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 @functools.cache

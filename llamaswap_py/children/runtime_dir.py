@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,20 +16,27 @@ from llamaswap_py.children.orphans import (
     Swept,
     new_record,
     record_file,
-    start_time,
     sweep,
     write_record,
 )
 from llamaswap_py.errors import StateError
+from llamaswap_py.running import (
+    LOCK,
+    Served,
+    base_dir,
+    living_owner,
+    remove_served,
+    start_time,
+    write_served,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 # sockaddr_un.sun_path holds 108 bytes with its NUL on Linux, 104 on macOS.
 SOCKET_PATH_LIMIT: Final = 107 if os.uname().sysname == "Linux" else 103
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_LOCK: Final = "lswap.pid"
 _RECORDS: Final = "instances"
 _EMPTY: Final = "empty"
 _SWEEP_SECONDS: Final = 5.0
@@ -53,15 +59,18 @@ class RuntimeDir:
         *,
         config_path: Path | None = None,
         name: str | None = None,
+        serves: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> RuntimeDir:
         """Return the folder of a config (by the hash of its real path), or of `--name`.
 
+        `serves` is what else tells two of them apart: folders of models, and addresses where
+        there is no config.
         Below `$XDG_RUNTIME_DIR/lswap`, else `$RUNTIME_DIRECTORY`, else a folder of this user in
         the temporary directory. Raises StateError for a name that makes no folder.
         """
         base = base_dir(os.environ if env is None else env)
-        return cls(base / folder_name(config_path, name))
+        return cls(base / folder_name(config_path, name, serves))
 
     def __enter__(self) -> RuntimeDir:
         make_private(self.path.parent)
@@ -69,6 +78,7 @@ class RuntimeDir:
         self._lock = lock = _claim(self.path)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()} {start_time(os.getpid())}\n".encode(), 0)
+        remove_served(self.path)
         for part in (_RECORDS, _EMPTY):
             (self.path / part).mkdir(mode=0o700, exist_ok=True)
         return self
@@ -81,6 +91,7 @@ class RuntimeDir:
     ) -> None:
         """Release the folder. The lock file stays: removing it could give two owners one name."""
         if self._lock is not None:
+            remove_served(self.path)
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
@@ -89,6 +100,10 @@ class RuntimeDir:
     def config_home(self) -> Path:
         """An empty folder, for the children's XDG_CONFIG_HOME."""
         return self.path / _EMPTY
+
+    def tell(self, served: Served) -> None:
+        """Let commands find this lswap, and tell them what it serves."""
+        write_served(self.path, served)
 
     def socket_path(self, epoch: int) -> str | None:
         """Return the socket of an instance; None (use TCP) when the path is too long for one."""
@@ -118,24 +133,16 @@ class RuntimeDir:
         swept = _sweep_folder(self.path)
         with contextlib.suppress(OSError):
             for folder in sorted(self.path.parent.iterdir()):
-                if folder != self.path and (folder / _LOCK).exists():
+                if folder != self.path and (folder / LOCK).exists():
                     swept.extend(_sweep_neighbour(folder))
         return swept
 
 
-def base_dir(env: Mapping[str, str]) -> Path:
-    """Return the folder that holds the folders of all supervisors of this user."""
-    runtime = env.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
-        return Path(runtime, "lswap")
-    service = env.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    if os.path.isabs(service) and os.access(service, os.W_OK | os.X_OK):
-        return Path(service)
-    return Path(tempfile.gettempdir(), f"lswap-{os.getuid()}")
+def folder_name(config_path: Path | None, name: str | None, serves: Sequence[str] = ()) -> str:
+    """Return `--name`, else a hash of the config's real path and of `serves`.
 
-
-def folder_name(config_path: Path | None, name: str | None) -> str:
-    """Return `--name`, else a hash of the config's real path; StateError for a bad name."""
+    Raises StateError for a bad name.
+    """
     if name is not None:
         if not _NAME.fullmatch(name):
             raise StateError(
@@ -144,7 +151,7 @@ def folder_name(config_path: Path | None, name: str | None) -> str:
             )
         return name
     real = os.path.realpath(config_path) if config_path is not None else ""
-    return hashlib.sha256(os.fsencode(real)).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode("\0".join((real, *serves)))).hexdigest()[:12]
 
 
 def make_private(folder: Path) -> None:
@@ -177,7 +184,7 @@ def make_private(folder: Path) -> None:
 
 def _take_lock(folder: Path) -> int | None:
     """Return the locked pid file of `folder`, None when somebody else holds it."""
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600)
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -197,23 +204,15 @@ def _claim(folder: Path) -> int:
         lock = _take_lock(folder)
         if lock is not None:
             return lock
-        owner = _living_owner(folder)
+        owner = living_owner(folder)
         if owner is not None or time.monotonic() > deadline:
             who = f"pid {owner}" if owner is not None else "its pid is not known"
             raise StateError(
                 f"another lswap ({who}) runs with this configuration already",
-                remedy="stop that one, or give this one a --name of its own",
+                remedy="`lswap status` says where, `lswap stop` ends it; a second one beside it "
+                "needs another address (--port) and a --name of its own",
             )
         time.sleep(0.02)
-
-
-def _living_owner(folder: Path) -> int | None:
-    """Return the pid that the pid file names, if that very process lives."""
-    try:
-        pid, started = map(int, (folder / _LOCK).read_text().split())
-    except (OSError, ValueError):
-        return None
-    return pid if start_time(pid) == started else None
 
 
 def _sweep_neighbour(folder: Path) -> list[Swept]:

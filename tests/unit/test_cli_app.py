@@ -15,6 +15,8 @@ import pytest
 from llamaswap_py import __version__
 from llamaswap_py.children.logs import ChildLog
 from llamaswap_py.cli.app import main
+from llamaswap_py.client import base_of
+from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
 from llamaswap_py.errors import ApiError
 from llamaswap_py.snapshot import Snapshot
 from tests.unit.api_fakes import (
@@ -213,6 +215,46 @@ def test_a_stranger_answers(lswap: Lswap, short_dir: Path) -> None:
         code, _, err = lswap("ps", url=url)
     assert code == 3
     assert "is not lswap" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "base"),
+    [
+        ("http://gpu:8080/v1", "http://gpu:8080"),
+        (" http://gpu:8080/v1/ ", "http://gpu:8080"),
+        ("http://gpu:8080/", "http://gpu:8080"),
+        ("HTTPS://gpu/models/v1/chat/completions", "https://gpu/models"),
+        ("https://gpu/v1x", "https://gpu/v1x"),
+        ("http://gpu/lswap/v1/state", "http://gpu"),
+        ("gpu:9000/v1", "http://gpu:9000"),
+        ("gpu", "http://gpu:8080"),
+        (":9000", "http://127.0.0.1:9000"),
+        ("9000", "http://127.0.0.1:9000"),
+        ("http://0.0.0.0:9000", "http://127.0.0.1:9000"),
+        ("[::]:9000", "http://[::1]:9000"),
+        ("[::1]", "http://[::1]:8080"),
+    ],
+)
+def test_an_address_is_taken_as_people_have_it(typed: str, base: str) -> None:
+    assert base_of(typed) == (base, None)
+
+
+def test_a_socket_is_taken_as_it_is() -> None:
+    assert base_of(" unix:/run/v1/l.sock") == ("http://localhost", "/run/v1/l.sock")
+
+
+@pytest.mark.parametrize("command", [["ps"], ["logs", "alpha"]])
+def test_a_missing_key_is_told_in_the_words_of_the_commands(
+    lswap: Lswap, supervisor: FakeSupervisor, short_dir: Path, command: list[str]
+) -> None:
+    keys = KeyRing((ApiKey(name="me", hash=hash_secret(b"lswap-secret"), kind="admin"),))
+    with serving(supervisor, short_dir / "k.sock", keys) as url:
+        code, out, err = lswap(*command, url=url)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "wants an API key - give it with --key or LSWAP_KEY" in err
+        assert "Authorization" not in err
+        assert "does not know this key" in lswap(*command, "--key", "wrong")[2]
+        assert lswap(*command, "--key", "lswap-secret")[0] == 0
 
 
 def test_a_bad_url(lswap: Lswap) -> None:

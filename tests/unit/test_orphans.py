@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from llamaswap_py.children import orphans
-from llamaswap_py.children.orphans import InstanceRecord, SweptHow, new_record, start_time, sweep
+from llamaswap_py.children.orphans import InstanceRecord, SweptHow, new_record, sweep
 from llamaswap_py.children.runtime_dir import RuntimeDir
+from llamaswap_py.running import start_time
 from tests.unit.child_runs import alive
 
 if TYPE_CHECKING:
