@@ -139,15 +139,17 @@ class Remote:
         """Pin a model against eviction, or let it go."""
         self._ask("POST", f"/lswap/v1/models/{quote(model)}/{'pin' if pinned else 'unpin'}")
 
-    def logs(self, model: str, *, tail: int = 100, follow: bool = False) -> Iterator[str]:
-        """Yield the last lines its llama-server wrote, then (`follow`) new ones as they come."""
+    def logs(self, model: str | None, *, tail: int = 100, follow: bool = False) -> Iterator[str]:
+        """Yield the last lines its llama-server wrote, then (`follow`) new ones as they come.
+
+        Without a model: those of lswap itself.
+        """
+        path = "/lswap/v1/logs" if model is None else f"/lswap/v1/logs/{quote(model)}"
         params = {"tail": str(tail), "follow": _word(follow)}
         timeout = httpx.Timeout(30.0, connect=5.0, read=None)
         with (
             told_errors(self.url),
-            self._http.stream(
-                "GET", f"/lswap/v1/logs/{quote(model)}", params=params, timeout=timeout
-            ) as answer,
+            self._http.stream("GET", path, params=params, timeout=timeout) as answer,
         ):
             if not answer.is_success:
                 answer.read()

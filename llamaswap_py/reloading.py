@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import msgspec
 
 from llamaswap_py.beat import BEAT, until_beat
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.file import COMMAND_LINE, Origin
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.nodes import join_errors
 from llamaswap_py.config.records import Config
@@ -138,7 +138,11 @@ class Reloader:
         if line is None or config.sources is None:
             message = f"no file names {preset}: it was found in a folder of models"
             raise ConfigError(message, remedy="delete the model's file")
-        remove_preset(Path(config.sources.file(line)), preset)
+        file = config.sources.file(line)
+        if file == COMMAND_LINE:
+            message = f"no file names {preset}: it was named on the command line"
+            raise ConfigError(message, remedy="start lswap without it")
+        remove_preset(Path(file), preset)
 
     @property
     def file(self) -> Path:

@@ -56,6 +56,8 @@ class App:
         self.traffic = Traffic()
         self.captures: Captures | None = None
         """Set where the file says `capture: on`."""
+        self.own_log: ChildLog | None = None
+        """lswap's own last lines, where something keeps them."""
         self.reloader: Reloader | None = None
         """Set where the configuration comes from a file."""
         config = supervisor.config

@@ -15,6 +15,7 @@ from llamaswap_py.overriding import read_args
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
+    from llamaswap_py.children import ChildLog
     from llamaswap_py.config.values import Argument
 
 _MOST_LINES = 100_000
@@ -91,9 +92,16 @@ async def unload(call: Call) -> None:
 
 async def logs(call: Call) -> None:
     """GET /lswap/v1/logs/{model}?tail=&follow=: lines of text, then live ones."""
-    preset = call.find_preset(unquote(call.captured))
+    await _answer_log(call, call.supervisor.logs(call.find_preset(unquote(call.captured))))
+
+
+async def own_log(call: Call) -> None:
+    """GET /lswap/v1/logs?tail=&follow=: the same of lswap's own log."""
+    await _answer_log(call, call.app.own_log)
+
+
+async def _answer_log(call: Call, log: ChildLog | None) -> None:
     count = call.number("tail", 100, most=_MOST_LINES)
-    log = call.supervisor.logs(preset)
     lines = log.tail(count) if log is not None else []
     text = "".join(f"{line}\n" for line in lines)
     if log is None or not call.flag("follow"):

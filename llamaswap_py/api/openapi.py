@@ -42,6 +42,11 @@ _MODELS: Final = "/lswap/v1/models/{id}"
 _HELD: Final = "/lswap/v1/reservations"
 _NAME: Final = ("name", "path", _TEXT, "Its name.")
 
+_LINES: Final = (
+    ("tail", "query", {"type": "integer", "minimum": 0}, "The last so many lines."),
+    ("follow", "query", _BOOLEAN, "Go on with live ones."),
+)
+
 OPERATIONS: Final = (
     Operation("get", "/livez", "The process answers.", {200: shapes.Health}, public=True),
     Operation(
@@ -77,14 +82,19 @@ OPERATIONS: Final = (
     ),
     Operation(
         "get",
+        "/lswap/v1/logs",
+        "What lswap itself wrote.",
+        {200: _PLAIN},
+        parameters=_LINES,
+        errors=(400, 403),
+        admin=True,
+    ),
+    Operation(
+        "get",
         "/lswap/v1/logs/{id}",
         "What its llama-server wrote.",
         {200: _PLAIN},
-        parameters=(
-            _MODEL,
-            ("tail", "query", {"type": "integer", "minimum": 0}, "The last so many lines."),
-            ("follow", "query", _BOOLEAN, "Go on with live ones."),
-        ),
+        parameters=(_MODEL, *_LINES),
         errors=(400, 403, 404),
         admin=True,
     ),

@@ -99,6 +99,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(control.readyz, public=True), "/readyz"),
     **_get(Route(control.state), "/lswap/v1/state"),
     **_get(Route(control.decisions), "/lswap/v1/decisions"),
+    **_get(Route(control.own_log, admin=True), "/lswap/v1/logs"),
     **_get(Route(events.events), "/lswap/v1/events"),
     **_get(Route(requests.list_requests), "/lswap/v1/requests"),
     **_get(Route(control.openapi, public=True), "/openapi.json"),

@@ -10,19 +10,17 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from llamaswap_py import __version__
-from llamaswap_py.cli import library, starting
-from llamaswap_py.cli.completion import add_group, model_names
-from llamaswap_py.cli.starting import FAILED, Json, MaybeConfigPath
+from llamaswap_py.cli import library, lifecycle, starting
+from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
+from llamaswap_py.cli.completion import add_group
+from llamaswap_py.cli.starting import FAILED, Json, MaybeConfig
 from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
-
-if TYPE_CHECKING:
-    from llamaswap_py.client import Remote
 
 BAD_CONFIG: Final = 2
 UNREACHABLE: Final = 3
@@ -37,18 +35,6 @@ app = typer.Typer(
     no_args_is_help=True,
     **LOOKS,
 )
-
-Url = Annotated[
-    str,
-    typer.Option(
-        "--url", envvar="LSWAP_URL", help="The running lswap: http://HOST:PORT or unix:PATH."
-    ),
-]
-Key = Annotated[
-    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if it wants one.")
-]
-Model = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)]
-URL: Final = "http://127.0.0.1:8080"
 
 
 def main() -> None:
@@ -91,13 +77,13 @@ def options(
     """Run many local language models on too little memory: one port, llama-server children."""
 
 
-for _command in (starting.up, starting.init, starting.check):
+for _command in (starting.up, starting.init, starting.check, lifecycle.status, lifecycle.stop):
     app.command()(_command)
 
 
 @app.command()
 def estimate(
-    config: MaybeConfigPath = None,
+    config: MaybeConfig = None,
     model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Leave aside what was declared and measured.")
@@ -105,10 +91,10 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Say what the models of CONFIG take of each device, and what fits together."""
+    from llamaswap_py.cli.arguments import origin_of
     from llamaswap_py.cli.estimate import run
-    from llamaswap_py.cli.origins import choose_origin
 
-    if not run(choose_origin(config, None, ()), model, fresh=fresh, as_json=as_json):
+    if not run(origin_of([] if config is None else [config]), model, fresh=fresh, as_json=as_json):
         raise typer.Exit(FAILED)
 
 
@@ -147,29 +133,29 @@ def schema() -> None:
 def ps(
     every: Annotated[bool, typer.Option("--all", "-a", help="Show unloaded models too.")] = False,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Show what is loaded, what waits, and the memory of the devices."""
     from llamaswap_py.cli.show import print_ps
 
-    with _remote(url, key) as remote:
-        snapshot = remote.snapshot()
+    with remote(url, key) as lswap:
+        snapshot = lswap.snapshot()
     if as_json:
-        _print_json(snapshot)
+        print_json(snapshot)
     else:
         print_ps(snapshot, every=every)
 
 
 @app.command()
-def models(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+def models(as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """List the models of a running lswap."""
     from llamaswap_py.cli.show import print_models
 
-    with _remote(url, key) as remote:
-        found = remote.snapshot().models
+    with remote(url, key) as lswap:
+        found = lswap.snapshot().models
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_models(found)
 
@@ -179,16 +165,16 @@ def load(
     model: Model,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Load MODEL, evicting others as a request for it would."""
     from llamaswap_py.cli.loading import load_with_progress
 
-    with _remote(url, key) as remote:
-        report = load_with_progress(remote, model, wait=wait, quiet=as_json)
+    with remote(url, key) as lswap:
+        report = load_with_progress(lswap, model, wait=wait, quiet=as_json)
     if as_json:
-        _print_json(report)
+        print_json(report)
     elif wait:
         from llamaswap_py.units import format_duration
 
@@ -205,14 +191,14 @@ def unload(
     ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is gone.")] = True,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Unload MODEL once its requests have ended."""
-    with _remote(url, key) as remote:
-        report = remote.unload(model, force=force, wait=wait)
+    with remote(url, key) as lswap:
+        report = lswap.unload(model, force=force, wait=wait)
     if as_json:
-        _print_json(report)
+        print_json(report)
     elif not report.unloaded:
         print(f"{report.model} was not loaded")
     else:
@@ -220,12 +206,12 @@ def unload(
 
 
 @app.command()
-def reload(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Have a running lswap read its configuration again; a wrong one changes nothing."""
-    with _remote(url, key) as remote:
-        report = remote.reload()
+    with remote(url, key) as lswap:
+        report = lswap.reload()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for word, names in (
         ("added", report.added),
@@ -240,46 +226,47 @@ def reload(as_json: Json = False, url: Url = URL, key: Key = None) -> None:
 
 
 @app.command()
-def pin(model: Model, as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Never evict MODEL for another, until `unpin` or a restart."""
-    with _remote(url, key) as remote:
-        remote.pin(model, pinned=True)
+    with remote(url, key) as lswap:
+        lswap.pin(model, pinned=True)
     if as_json:
-        _print_json({"model": model, "pinned": True})
+        print_json({"model": model, "pinned": True})
     else:
         print(f"{model} is pinned")
 
 
 @app.command()
-def unpin(model: Model, as_json: Json = False, url: Url = URL, key: Key = None) -> None:
+def unpin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Let MODEL be evicted again."""
-    with _remote(url, key) as remote:
-        remote.pin(model, pinned=False)
+    with remote(url, key) as lswap:
+        lswap.pin(model, pinned=False)
     if as_json:
-        _print_json({"model": model, "pinned": False})
+        print_json({"model": model, "pinned": False})
     else:
         print(f"{model} is not pinned any more")
 
 
 @app.command()
 def logs(
-    model: Model,
+    model: MaybeModel = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
     tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many lines back.")] = 100,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
-    """Print what MODEL's llama-server wrote."""
+    """Print what MODEL's llama-server wrote; without MODEL, what lswap itself wrote."""
     silent = tail > 0
-    with _remote(url, key) as remote, suppress(KeyboardInterrupt):
-        for line in remote.logs(model, tail=tail, follow=follow):
+    about = {} if model is None else {"model": model}
+    with remote(url, key) as lswap, suppress(KeyboardInterrupt):
+        for line in lswap.logs(model, tail=tail, follow=follow):
             silent = False
             if as_json:
-                _print_json({"model": model, "line": line})
+                print_json({**about, "line": line})
             else:
                 print(line, flush=follow)
-    if silent:
+    if silent and model is not None:
         said = f"{model} has written nothing: it was never started - `lswap why {model}` says more"
         print(f"lswap: {said}", file=sys.stderr)
 
@@ -289,17 +276,17 @@ def why(
     model: Model,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many decisions.")] = 20,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Say why MODEL is in the state it is in."""
     from llamaswap_py.cli.show import print_why
 
-    with _remote(url, key) as remote:
-        decisions = remote.decisions(model, limit)
-        snapshot = remote.snapshot()
+    with remote(url, key) as lswap:
+        decisions = lswap.decisions(model, limit)
+        snapshot = lswap.snapshot()
     if as_json:
-        _print_json(decisions)
+        print_json(decisions)
         return
     found = next(each for each in snapshot.models if model == each.id or model in each.aliases)
     print_why(found, decisions, snapshot.now)
@@ -312,14 +299,14 @@ def reserve(
     device: Annotated[
         str | None, typer.Option("--device", help="Of which device (default: the only card).")
     ] = None,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Hold memory for another program: make room, run COMMAND, give it back."""
     from llamaswap_py.cli.reserve import run
 
-    with _remote(url, key) as remote:
-        code = run(remote, size, device, command)
+    with remote(url, key) as lswap:
+        code = run(lswap, size, device, command)
     raise typer.Exit(code)
 
 
@@ -330,7 +317,7 @@ app.command()(library.pull)
 def version(as_json: Json = False) -> None:
     """Print the version."""
     if as_json:
-        _print_json({"version": __version__})
+        print_json({"version": __version__})
     else:
         print(f"lswap {__version__}")
 
@@ -345,15 +332,3 @@ _group(
 )
 _group("rm", "rm", "Take a model out of the file, and its downloaded files off the disk.")
 _group("import", "importing", "Write a configuration from what another program has.")
-
-
-def _remote(url: str, key: str | None) -> Remote:
-    from llamaswap_py.client import Remote
-
-    return Remote(url, key=key)
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.encode(value).decode(), flush=True)

@@ -16,7 +16,6 @@ from llamaswap_py.cli.usage import command_group
 __all__ = ["add_group", "app", "model_names"]
 
 app = command_group("Completion for shells.")
-_URL: Final = "http://127.0.0.1:8080"
 _PATIENCE: Final = 0.5
 """Seconds that a server may take to name its models: somebody waits at a prompt."""
 
@@ -47,12 +46,13 @@ def _print(shell: str) -> None:
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the running server's models that begin so; none if it does not answer."""
-    url = ctx.params.get("url") or os.environ.get("LSWAP_URL") or _URL
+    url = ctx.params.get("url") or os.environ.get("LSWAP_URL")
     key = ctx.params.get("key") or os.environ.get("LSWAP_KEY")
     with suppress(Exception):
+        from llamaswap_py.cli.servers import find_url
         from llamaswap_py.client import Remote
 
-        with Remote(url, key=key, patience=_PATIENCE) as remote:
+        with Remote(find_url(url), key=key, patience=_PATIENCE) as remote:
             names = [name for one in remote.snapshot().models for name in (one.id, *one.aliases)]
         return [name for name in names if name.startswith(incomplete)]
     return []

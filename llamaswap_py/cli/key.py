@@ -67,7 +67,8 @@ def new(
     print(secret)
     typer.echo(f"kept as a hash in {file}; this secret is not shown again", err=True)
     if begun:
-        typer.echo(f"name the file in the configuration:\n  keys: {{file: {file}}}", err=True)
+        typer.echo(f"start with `lswap up --keys {file}`, or name it in the file:", err=True)
+        typer.echo(f"  keys: {{file: {file}}}", err=True)
 
 
 @app.command("list")

@@ -15,10 +15,12 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.children import ChildLog
 from llamaswap_py.redaction import Redactor
 from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator, Mapping
 
     from llamaswap_py.config.records import Log
@@ -88,18 +90,44 @@ class JournalFormatter(TextFormatter):
         return level + self._redact(super().format(record)).replace("\n", f"\n{level}")
 
 
-def set_up_logging(log: Log, *, verbose: bool) -> None:
-    """Send lswap's log to stderr. Requests are logged with `verbose`; without it those that
-    failed with a 5xx are."""
+class OwnLog(logging.Handler):
+    """Keeps the last lines of lswap's own log for `lswap logs`; `lines` belongs to the loop."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.lines = ChildLog()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand lines to the loop from now on: there are followers."""
+        self._loop = loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = self.format(record).splitlines()
+        if self._loop is None:
+            self.lines.extend(lines)
+            return
+        with suppress(RuntimeError):  # the loop is closed: lswap has ended
+            self._loop.call_soon_threadsafe(self.lines.extend, lines)
+
+
+def set_up_logging(log: Log, *, verbose: bool) -> OwnLog:
+    """Send lswap's log to stderr, and return the handler that keeps its last lines.
+
+    Requests are logged with `verbose`; without it those that failed with a 5xx are.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(log.format, os.environ))
+    own = OwnLog(_plain_formatter(log.format, os.environ))
     level = logging.DEBUG if verbose else logging.getLevelNamesMapping()[log.level.upper()]
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = [own, handler]  # one that is stuck is last
         logger.setLevel(level)
         logger.propagate = False
     logging.getLogger("lswap.access").setLevel(logging.INFO if verbose else logging.WARNING)
+    return own
 
 
 @contextmanager
@@ -187,6 +215,12 @@ def _formatter(name: str, env: Mapping[str, str]) -> logging.Formatter:
     if name == "auto" and _is_journal(env.get("JOURNAL_STREAM", "")):
         return JournalFormatter(redact)
     return PrettyFormatter(redact, colours=sys.stderr.isatty() and not env.get("NO_COLOR"))
+
+
+def _plain_formatter(name: str, env: Mapping[str, str]) -> logging.Formatter:
+    """Return what `lswap logs` shows: lines with their time, for a reader anywhere."""
+    redact = Redactor(env)
+    return JsonFormatter(redact) if name == "json" else PrettyFormatter(redact)
 
 
 def _is_journal(stream: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -88,6 +89,14 @@ def _usual_models() -> Origin:
         file=sys.stderr,
     )
     return Origin(model_dirs=tuple(Path(folder.path) for folder in folders))
+
+
+def serves_text(origin: Origin) -> str:
+    """Return what a configuration is read from, for people: `lswap.yaml`, `~/models`."""
+    places = [one for one in (origin.file, origin.folder, *origin.model_dirs) if one is not None]
+    names = [short_path(Path(os.path.abspath(one))) for one in places]
+    models = json.loads(origin.said or "{}").get("models", {})
+    return ", ".join([*names, *(model["hf"] for model in models.values())])
 
 
 def short_path(path: Path) -> str:

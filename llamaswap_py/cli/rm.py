@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamaswap_py.cli.app import URL, Key, Url
+from llamaswap_py.cli.asking import Key, Url
 from llamaswap_py.cli.completion import model_names
 from llamaswap_py.cli.starting import Json
 from llamaswap_py.cli.usage import LOOKS
@@ -35,7 +35,7 @@ def rm(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
-    url: Url = URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Take a model out of the file; the rest stays as it is written, comments and all."""
@@ -72,12 +72,12 @@ def _remove_files(preset: Preset) -> int:
     return remove_cached(parse_ref(preset.hf or ""))
 
 
-def _running_file(url: str, key: str | None) -> Path:
-    from llamaswap_py.client import Remote
+def _running_file(url: str | None, key: str | None) -> Path:
+    from llamaswap_py.cli.asking import remote
     from llamaswap_py.errors import ConfigError
 
-    with Remote(url, key=key) as remote:
-        path = remote.snapshot().config_path
+    with remote(url, key) as lswap:
+        url, path = lswap.url, lswap.snapshot().config_path
     if path is None or not Path(path).is_file():
         raise ConfigError(f"the lswap at {url} has no file here", remedy="pass --config FILE")
     return Path(path)

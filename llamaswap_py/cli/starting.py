@@ -10,13 +10,15 @@ import typer
 FAILED: Final = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaybeConfigPath = Annotated[
-    Path | None,
-    typer.Argument(help="The configuration file (YAML), or a folder of them.", show_default=False),
-]
+_AS_UP = "The configuration file (YAML) or a folder of them; or models, as `up` takes them."
+MaybeConfig = Annotated[str | None, typer.Argument(help=_AS_UP, show_default=False)]
 ConfigDir = Annotated[
     Path | None,
     typer.Option("--config-dir", help="A folder whose *.yaml files are read as one, by name."),
+]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(help="HOST:PORT or unix:PATH, instead of the file's; may be repeated."),
 ]
 ModelsDir = Annotated[
     list[Path] | None,
@@ -25,33 +27,68 @@ ModelsDir = Annotated[
 
 
 def up(
-    config: MaybeConfigPath = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|MODEL]...",
+            help="The configuration file (YAML) or a folder of them; GGUF files, folders of GGUF "
+            "files, repositories of Hugging Face (user/repo:QUANT).",
+            show_default=False,
+        ),
+    ] = None,
     config_dir: ConfigDir = None,
     models_dir: ModelsDir = None,
     name: Annotated[
         str | None,
+        typer.Option(help="Name of this lswap's runtime folder (default: from what it serves)."),
+    ] = None,
+    listen: Listen = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Listen on this address: 127.0.0.1, or 0.0.0.0 for other machines too."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Listen on this port (default: 8080).")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The file of API keys (`lswap key new`), like keys.file in the file."),
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
         typer.Option(
-            help="Name of this supervisor's runtime folder (default: from the file's path)."
+            "--allow-unauthenticated", help="Let other machines in without a key: trust them all."
         ),
-    ] = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="HOST:PORT or unix:PATH, instead of the file's; may be repeated."),
-    ] = None,
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log every request, and debug lines.")
     ] = False,
+    config: Annotated[list[str] | None, typer.Option("--config", "-c", hidden=True)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", "--hf-repo", "-hf", "-hfr", "--models-preset", hidden=True),
+    ] = None,
+    ctx_size: Annotated[int | None, typer.Option("--ctx-size", min=0, hidden=True)] = None,
 ) -> None:
     """Serve the models of CONFIG until Ctrl-C: the first one drains, a second stops at once.
 
-    Without CONFIG: those of ./lswap.yaml or ~/.config/lswap/config.yaml, else every GGUF file in
-    the usual places.
+    Without CONFIG or MODEL: those of ./lswap.yaml or ~/.config/lswap/config.yaml, else every GGUF
+    file in the usual places.
     """
-    from llamaswap_py.cli.origins import choose_origin
+    from llamaswap_py.cli.arguments import options_said, origin_of
     from llamaswap_py.cli.up import run
 
-    origin = choose_origin(config, config_dir, tuple(models_dir or ()))
-    run(origin, name=name, listen=tuple(listen or ()), verbose=verbose)
+    files, context = options_said(config or (), ctx_size)
+    named = [*(what or ()), *files, *(model or ())]
+    origin = origin_of(
+        named,
+        config_dir,
+        models_dir or (),
+        keys=keys,
+        allow_unauthenticated=allow_unauthenticated,
+        context=context,
+    )
+    run(origin, name=name, listen=tuple(listen or ()), host=host, port=port, verbose=verbose)
 
 
 def init(
@@ -68,15 +105,17 @@ def init(
 
 
 def check(
-    config: MaybeConfigPath = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG|MODEL]...", help=_AS_UP, show_default=False),
+    ] = None,
     config_dir: ConfigDir = None,
     models_dir: ModelsDir = None,
     as_json: Json = False,
 ) -> None:
     """Find everything that is wrong with CONFIG; exits 1 if anything is."""
+    from llamaswap_py.cli.arguments import origin_of
     from llamaswap_py.cli.check import run
-    from llamaswap_py.cli.origins import choose_origin
 
-    origin = choose_origin(config, config_dir, tuple(models_dir or ()))
-    if not run(origin, as_json=as_json):
+    if not run(origin_of(what or (), config_dir, models_dir or ()), as_json=as_json):
         raise typer.Exit(FAILED)

@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 
-from llamaswap_py.cli.app import URL, Key, Url
+from llamaswap_py.cli.asking import Key, Url
 from llamaswap_py.cli.usage import LOOKS
 from llamaswap_py.errors import LswapError
 
@@ -17,15 +17,17 @@ _REMEDY: Final = "`watch -n 1 lswap ps` shows the same as plain text"
 
 
 @app.command()
-def top(url: Url = URL, key: Key = None) -> None:
+def top(url: Url = None, key: Key = None) -> None:
     """Watch and steer a running lswap: devices, models, requests, decisions, logs. ? shows keys."""
     problem = terminal_problem(
         os.environ.get("TERM", ""), tty=sys.stdin.isatty() and sys.stdout.isatty()
     )
     if problem is not None:
         raise LswapError(problem, remedy=_REMEDY)
+    from llamaswap_py.cli.servers import find_url
     from llamaswap_py.client import Remote
 
+    url = find_url(url)
     with Remote(url, key=key) as remote:
         remote.snapshot()  # a wrong address or key is better told on a line of its own
     import asyncio

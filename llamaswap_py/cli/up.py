@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,15 +25,16 @@ from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.captures import Captures
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
-from llamaswap_py.cli.log import logging_aside, set_up_logging
+from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
+from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
+from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, plain_table
 from llamaswap_py.config.file import read_keys
-from llamaswap_py.config.listen import check_listeners
-from llamaswap_py.config.parse import parse_listen
-from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.errors import StateError
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
 from llamaswap_py.reloading import Reloader
+from llamaswap_py.running import Served, find_running
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.service import Notifier, inherited_sockets
 from llamaswap_py.service.sockets import endpoint_of
@@ -42,11 +44,12 @@ from llamaswap_py.wire import WireLimits, bind, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from llamaswap_py.config.file import Origin
     from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.config.records import Config
+    from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.engine.locate import Engine
     from llamaswap_py.scheduler.world import World
     from llamaswap_py.snapshot import Snapshot
@@ -65,7 +68,15 @@ _FILES: Final = 65_536
 """Open files to ask for, as the service's unit does: 1,024, a common limit, are 500 streams."""
 
 
-def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: bool) -> None:
+def run(
+    origin: Origin,
+    *,
+    name: str | None,
+    listen: tuple[str, ...] = (),
+    host: str | None = None,
+    port: int | None = None,
+    verbose: bool,
+) -> None:
     """Serve until a signal. Raises LswapError when it cannot start."""
     with ExitStack() as stack:  # first what no child may inherit
         stack.callback(gc.enable)
@@ -74,20 +85,37 @@ def run(origin: Origin, *, name: str | None, listen: tuple[str, ...], verbose: b
         handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]
         config = origin.read()
         if handed:
-            config = _listen_elsewhere(config, tuple(map(endpoint_of, handed)))
-        elif listen:
-            config = _listen_elsewhere(config, _parsed(listen))
-        set_up_logging(config.log, verbose=verbose)
+            config = listen_elsewhere(config, tuple(map(endpoint_of, handed)))
+        elif asked := asked_listeners(config.listen, listen, host, port):
+            config = listen_elsewhere(config, asked)
+        own_log = set_up_logging(config.log, verbose=verbose)
         stack.enter_context(logging_aside())
         keys = None if config.keys.file is None else read_keys(config.keys.file)
         engine = Engines(config).default
         _raise_file_limit()
-        runtime = stack.enter_context(RuntimeDir.choose(config_path=origin.path, name=name))
-        sockets = handed or [stack.enter_context(bind(endpoint)) for endpoint in config.listen]
+        serves = origin.beside if origin.path else (*origin.beside, *map(str, config.listen))
+        runtime = RuntimeDir.choose(config_path=origin.path, name=name, serves=serves)
+        stack.enter_context(runtime)
+        sockets = handed or [stack.enter_context(_bind(endpoint)) for endpoint in config.listen]
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         _sweep(runtime)
-        outside = _Outside(sockets, bool(handed), notifier, origin)
+        outside = _Outside(sockets, bool(handed), notifier, origin, own_log)
         runner.run(_serve(config, engine, runtime, keys, outside))
+
+
+def _bind(endpoint: Endpoint) -> socket.socket:
+    """Return a listening socket; StateError that names the lswap which has the address."""
+    try:
+        return bind(endpoint)
+    except StateError as error:
+        for one in find_running(os.environ):
+            ports = [url.rpartition(":")[2] for url in one.served.urls] if one.served else []
+            if str(endpoint.path or endpoint.port) in ports:
+                raise StateError(
+                    f"{error.message}: another lswap is there, {one}",
+                    remedy="`lswap stop` ends it, or give this one a --port of its own",
+                ) from None
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +126,7 @@ class _Outside:
     inherited: bool
     notifier: Notifier
     origin: Origin
+    own_log: OwnLog
 
 
 def _raise_file_limit() -> None:
@@ -112,17 +141,6 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _parsed(listen: tuple[str, ...]) -> tuple[Endpoint, ...]:
-    home, here = os.path.expanduser("~"), os.getcwd()
-    return tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
-
-
-def _listen_elsewhere(config: Config, endpoints: tuple[Endpoint, ...]) -> Config:
-    allow, keys = config.allow_unauthenticated, config.keys.file is not None
-    check_listeners(endpoints, allow_unauthenticated=allow, keys=keys)
-    return msgspec.structs.replace(config, listen=endpoints)
-
-
 def _sweep(runtime: RuntimeDir) -> None:
     """End what a supervisor that was killed has left behind."""
     for swept in runtime.sweep_orphans():
@@ -133,11 +151,9 @@ def _sweep(runtime: RuntimeDir) -> None:
             _log.warning("%s (pid %d) of an lswap before will not end: look at it", name, pid)
 
 
-def _bound(sock: socket.socket, endpoint: Endpoint) -> str:
+def _bound(sock: socket.socket, endpoint: Endpoint) -> Endpoint:
     """Return where a socket really listens: port 0 becomes the one the system chose."""
-    if endpoint.path is None:
-        endpoint = Endpoint(host=endpoint.host, port=sock.getsockname()[1])
-    return endpoint.url
+    return endpoint if endpoint.path is not None else endpoint._replace(port=sock.getsockname()[1])
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -164,8 +180,12 @@ async def _serve(
     )
     async with open_supervisor(config, engine, runtime) as supervisor:
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
-            supervisor.about.listen = tuple(map(_bound, sockets, config.listen))
+            bound = tuple(map(_bound, sockets, config.listen))
+            supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
+            served = Served(typeable(bound), serves_text(outside.origin), time.time())
             app = App(supervisor, keys)
+            app.own_log = outside.own_log.lines
+            outside.own_log.serve(asyncio.get_running_loop())
             app.reloader = Reloader(
                 supervisor,
                 outside.origin,
@@ -185,14 +205,18 @@ async def _serve(
                 ) as server,
                 _notifying(notifier, supervisor),
             ):
+                runtime.tell(served)
+                shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
+                shown_first = banner(shown, models, served.urls)
+                app.own_log.extend(shown_first.splitlines())
                 with suppress(OSError):  # a full disk, or nobody who reads
-                    shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
-                    print(banner(shown, models), flush=True)
+                    print(shown_first, flush=True)
                 gc.freeze()  # or the collector looks at all modules anew: 15 ms for every stream
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
                 await stops.get()
                 notifier.stopping()
+                runtime.tell(msgspec.structs.replace(served, stopping=True))
                 await _stop(app, server, supervisor, stops)
 
 
@@ -301,10 +325,11 @@ async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
     supervisor.stop_now()
 
 
-def banner(snapshot: Snapshot, models: int | None = None) -> str:
+def banner(snapshot: Snapshot, models: int | None = None, urls: Sequence[str] = ()) -> str:
     """Return what a person wants to see first: where, with what, and which models.
 
-    `models` is how many there are, if the snapshot does not have all.
+    `models` is how many there are, if the snapshot does not have all; `urls` are the addresses
+    that one can type.
     """
     engine = snapshot.engine
     build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
@@ -325,5 +350,5 @@ def banner(snapshot: Snapshot, models: int | None = None) -> str:
     more = (models or len(snapshot.models)) - _SHOWN
     if more > 0:
         lines.append(f"  and {more:,} more (lswap models)")
-    lines.append(f"ready on {', '.join(snapshot.listen)} (Ctrl-C drains and stops)")
+    lines.append(f"ready on {', '.join(urls or snapshot.listen)} (Ctrl-C drains and stops)")
     return "\n".join(lines)

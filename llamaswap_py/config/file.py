@@ -27,15 +27,17 @@ def read_config(path: str | os.PathLike[str]) -> Config:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a configuration comes from: a file, a folder of files, folders of models.
+    """Where a configuration comes from: a file, a folder of files, models, the command line.
 
     The folder's `*.yaml` files follow the file, in the order of their names. Without both, every
-    model that is found is served with `BARE`.
+    model that is found is served with `BARE`. `model_dirs` are folders of models, or single GGUF
+    files. `said` is what the command line says besides, as YAML; it overrules the files.
     """
 
     file: Path | None = None
     folder: Path | None = None
     model_dirs: tuple[Path, ...] = ()
+    said: str = ""
 
     @property
     def name(self) -> str:
@@ -48,11 +50,20 @@ class Origin:
         """What tells two configurations apart; None where there is no file."""
         return self.file or self.folder
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What tells two configurations of one `path` apart; empty for a file or folder alone."""
+        folder = () if self.file is None or self.folder is None else (self.folder,)
+        places = (os.path.realpath(place.expanduser()) for place in (*folder, *self.model_dirs))
+        return (*sorted(places), *filter(None, [self.said]))
+
     def read(self) -> Config:
         """Return the configuration as it is now; raises ConfigError."""
         files = [_source(path) for path in self.files()]
         if not files:
             files = [SourceText(self.name, os.getcwd(), BARE)]
+        if self.said:
+            files.append(SourceText(COMMAND_LINE, os.getcwd(), self.said))
         return load_files(
             files,
             name=self.name,
@@ -71,6 +82,8 @@ class Origin:
         return tuple(files)
 
 
+COMMAND_LINE: Final = "the command line"
+"""How errors call what `Origin.said` says."""
 BARE: Final = """\
 defaults: {args: {ctx-size: 16384, parallel: 2, kv-unified: true}, ttl: 30m}
 """
@@ -111,6 +124,10 @@ def _text(file: Path) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file cannot be read: {reason}", where=str(file)) from None
+    if data.startswith(_GGUF):
+        remedy = f"`lswap up {file}` serves it without a file, `lswap init` writes one"
+        message = "this is a model (GGUF), not a configuration file (YAML)"
+        raise ConfigError(message, where=str(file), remedy=remedy)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,6 +157,7 @@ def read_keys(path: str | os.PathLike[str]) -> KeyRing:
     return keys
 
 
+_GGUF: Final = b"GGUF"
 _MOST = (
     MAX_TEXT + 3
 )  # more than the parser takes, so that a model given by mistake is not read whole

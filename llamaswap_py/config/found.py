@@ -35,11 +35,15 @@ class GgufFile(Struct, frozen=True):
 
 
 class Folder(Struct, frozen=True):
-    """What was found below one folder of models; `problem` says why it could not be read."""
+    """What was found below one folder of models; `problem` says why it could not be read.
+
+    With `single`, `path` is the file of one model, and `files` are that and its neighbours.
+    """
 
     path: str
     files: tuple[GgufFile, ...] = ()
     problem: str = ""
+    single: bool = False
 
 
 class FoundModel(Struct, frozen=True):
@@ -73,6 +77,8 @@ def models_in(
     for folder in folders:
         for model in _models_of(folder):
             file = model.file
+            if folder.single and all(shard.path != folder.path for shard in model.shards):
+                continue
             if model.id in names or file.path in files or file.real in files or file.real in seen:
                 continue
             seen.add(file.real)

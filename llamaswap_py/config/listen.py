@@ -71,7 +71,8 @@ def check_listeners(
         if not allow_unauthenticated and not keys and not is_private(endpoint):
             raise ConfigError(
                 f"{endpoint} can be reached from other machines, and nobody needs a key",
-                remedy="run `lswap key new me --file keys.yaml` and add the line "
-                "`keys: {file: keys.yaml}`, or, in a network that you trust, the line "
-                "`allow_unauthenticated: true`",
+                remedy="make one with `lswap key new me --file keys.yaml` and start with "
+                "`lswap up --keys keys.yaml` (in a file: `keys: {file: keys.yaml}`); in a network "
+                "that you trust, `lswap up --allow-unauthenticated` (in a file: "
+                "`allow_unauthenticated: true`)",
             )

@@ -16,9 +16,12 @@ _MOST: Final = 20_000
 def scan_folder(path: str) -> Folder:
     """Return the GGUF files below `path`, links followed; never raises.
 
-    Hidden folders, and what may not be read below the folder itself, are passed over.
+    Hidden folders, and what may not be read below the folder itself, are passed over. `path` may
+    be the file of one model, too.
     """
     path = os.path.normpath(path)
+    if os.path.isfile(path):
+        return _single(path)
     try:
         os.scandir(path).close()
     except OSError as error:
@@ -41,6 +44,17 @@ def scan_folder(path: str) -> Folder:
             if name.endswith(".gguf") and (file := _file(os.path.join(folder, name)))
         ]
     return Folder(path, tuple(sorted(files, key=lambda file: file.path)))
+
+
+def _single(path: str) -> Folder:
+    """Return one model's file, with what lies beside it: shards, a projector, a draft."""
+    folder = os.path.dirname(path)
+    try:
+        names = [name for name in os.listdir(folder or ".") if name.endswith(".gguf")]
+    except OSError:  # a folder may be closed whose files can be read
+        names = []
+    paths = {path, *(os.path.join(folder, name) for name in names)}
+    return Folder(path, tuple(filter(None, map(_file, sorted(paths)))), single=True)
 
 
 def _file(path: str) -> GgufFile | None:

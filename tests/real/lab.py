@@ -215,12 +215,12 @@ class Lab:
             yield server
             await server.stop()
 
-    async def cli(self, *args: str) -> Cli:
+    async def cli(self, *args: str, **env: str) -> Cli:
         """Run `lswap ARGS` to its end."""
         process = await asyncio.create_subprocess_exec(
             *command_line(*args),
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment(env),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -39,5 +39,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"c\.yaml:2: this is not UTF-8 text"):
         read_config(tmp_path / "c.yaml")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + b" " * (9 << 20))
+    with pytest.raises(ConfigError, match=r"m\.gguf: this is a model .*`lswap up "):
+        read_config(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(b" " * (9 << 20))
     with pytest.raises(ConfigError, match="larger than 8 MiB"):
         read_config(tmp_path / "m.gguf")

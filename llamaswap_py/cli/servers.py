@@ -1,0 +1,45 @@
+"""Which running lswap a command means where its user named none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import ConfigError
+from llamaswap_py.running import find_running
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llamaswap_py.running import Running
+
+DEFAULT: Final = "http://127.0.0.1:8080"
+
+
+def find_url(url: str | None) -> str:
+    """Return the address to ask: `--url`, else that of the lswap that runs here.
+
+    Of several the one at the usual address is meant, which stderr says. Raises ConfigError with
+    their addresses where none is there. Where none of this user runs, the usual address is asked:
+    lswap may be in a container, or another user's.
+    """
+    if url:
+        return url
+    running = find_running(os.environ)
+    if len(running) == 1 and running[0].url is not None:
+        return running[0].url
+    if len(running) < 2:
+        return DEFAULT
+    others = [one for one in running if one.served is None or DEFAULT not in one.served.urls]
+    if len(others) == len(running):
+        raise choose_one(running)
+    listed = ", ".join(map(str, others))
+    print(f"lswap: asking the one at {DEFAULT}; --url names another: {listed}", file=sys.stderr)
+    return DEFAULT
+
+
+def choose_one(running: Sequence[Running]) -> ConfigError:
+    """Return the error that lists what one can choose from."""
+    listed = ", ".join(map(str, running))
+    return ConfigError(f"{len(running)} lswaps run here", remedy=f"name one with --url: {listed}")

@@ -1,0 +1,102 @@
+"""`lswap stop`: end a running lswap by the signals that Ctrl-C sends, and wait until it is gone.
+
+Signals reach only this user's processes on this machine, so no key is needed and none suffices.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.cli.servers import DEFAULT, choose_one
+from llamaswap_py.client import Remote, UnreachableError, base_of
+from llamaswap_py.errors import RemoteError, StateError
+from llamaswap_py.running import find_running, start_time
+
+if TYPE_CHECKING:
+    from llamaswap_py.running import Running
+
+_PATIENCE: Final = 2.0
+"""Seconds that it may take to say how many requests run: that is only told."""
+_POLL: Final = 0.05
+
+
+def run(url: str | None, key: str | None, *, now: bool, as_json: bool) -> None:
+    """Stop the lswap that is meant. Raises UnreachableError when none runs here."""
+    one = _chosen(url, key)
+    began = start_time(one.pid)
+    if not as_json:
+        print(f"lswap: {_what_comes(one, key, now=now)}", file=sys.stderr)
+    _signal(one, now=now)
+    while began is not None and start_time(one.pid) == began:
+        time.sleep(_POLL)
+    if as_json:
+        print(f'{{"pid":{one.pid},"stopped":true}}')
+    else:
+        print(f"lswap (pid {one.pid}) has stopped")
+
+
+def _signal(one: Running, *, now: bool) -> None:
+    """Send what Ctrl-C sends: one signal drains, another ends at once.
+
+    Two signals of the same number may become one, so the second is another. One that drains
+    already is not hurried by a second `lswap stop`.
+    """
+    drains = one.served is not None and one.served.stopping
+    numbers = [*([] if drains else [signal.SIGTERM]), *([signal.SIGINT] if now else [])]
+    try:
+        for number in numbers:
+            os.kill(one.pid, number)
+    except ProcessLookupError:
+        return  # it has just ended
+    except PermissionError:
+        raise StateError(
+            f"lswap (pid {one.pid}) is another user's", remedy="stop it as that user, or with sudo"
+        ) from None
+
+
+def _chosen(url: str | None, key: str | None) -> Running:
+    running = find_running(os.environ)
+    if url:
+        return _at(url, key, running)
+    if not running:
+        raise UnreachableError(
+            "no lswap of yours runs here",
+            remedy="`lswap service status` tells of a service; one in a container is stopped there",
+        )
+    if len(running) > 1:
+        raise choose_one(running)
+    return running[0]
+
+
+def _at(url: str, key: str | None, running: list[Running]) -> Running:
+    """Return the one at an address: by what the runtime folders say, else by what itself says."""
+    wanted = base_of(url)
+    for one in running:
+        if one.served is not None and wanted in map(base_of, one.served.urls):
+            return one
+    with Remote(url, key=key) as remote:
+        snapshot = remote.snapshot()
+    for one in running:
+        if (one.pid, one.name) == (snapshot.pid, snapshot.name):
+            return one
+    raise StateError(
+        f"the lswap at {url} is not one of yours on this machine",
+        remedy="stop it where it runs: its terminal, its service, its container",
+    )
+
+
+def _what_comes(one: Running, key: str | None, *, now: bool) -> str:
+    requests = 0
+    with suppress(RemoteError), Remote(one.url or DEFAULT, key=key, patience=_PATIENCE) as remote:
+        snapshot = remote.snapshot()
+        requests = snapshot.requests_open if snapshot.pid == one.pid else 0
+    said = f"stopping {one}"
+    if requests and not now:
+        count = "1 request" if requests == 1 else f"{requests} requests"
+        said += f": {count} may end first; `lswap stop --now` does not wait"
+    return said
