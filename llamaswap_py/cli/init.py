@@ -185,7 +185,7 @@ def _models(machine: Machine) -> Iterator[str]:
                 yield f"  {off}    {name}: {value}"
     if on:
         folders = ", ".join(_quoted(short_path(Path(folder))) for folder in machine.folders)
-        yield "    # more: aliases: [gpt-4o-mini], pin: true, preload: true, ttl: never"
+        yield "    # more: aliases: [gpt-4o-mini], keep: always (loaded at start, never unloaded)"
         yield ""
         yield "# Instead of naming each: every GGUF file below these, new ones as they come."
         yield f"# model_dirs: [{folders}]"

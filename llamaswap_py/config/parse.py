@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.broken import owner_of, reduce_broken
-from llamaswap_py.config.commands import as_program, misplaced
+from llamaswap_py.config.commands import misplaced
 from llamaswap_py.config.compat import with_old_defaults
-from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
+from llamaswap_py.config.forms import Base, is_null
 from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
+from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
 from llamaswap_py.config.keys import Key, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.names import bad_name, nearest, resolve_names
@@ -24,7 +25,7 @@ from llamaswap_py.config.nodes import (
     join_errors,
 )
 from llamaswap_py.config.options import LONG_NAMES, long_name, plain_name
-from llamaswap_py.config.records import Config, Defaults, Policy, Preset, Record
+from llamaswap_py.config.records import Config, Defaults, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand, hide
 from llamaswap_py.errors import ConfigError
@@ -122,6 +123,7 @@ class _Reader:
         root = with_old_defaults(root)
         self._know_ids(root)
         values = self.record(Config, root, "")
+        self.check_keep(said_of(values.get("defaults"), self.lines, "defaults"), "defaults")
         presets = self.presets(root, scanned=bool(model_dirs or values.get("model_dirs")))
         named = dict.fromkeys((*values.get("model_dirs", ()), *model_dirs))
         folders = tuple(scan(path) for path in named) if scan is not None else ()
@@ -131,9 +133,9 @@ class _Reader:
         if self._problems or self._broken.keys() >= presets.keys():
             self._problems += [each for some in self._broken.values() for each in some]
         self.raise_problems()
-        inherited = _inherited(values)
+        inherited = inherited_of(values)
         reduce_broken(self._broken, presets)
-        values["models"] = {id: _preset(id, own, inherited) for id, own in presets.items()}
+        values["models"] = {id: preset_from(id, own, inherited) for id, own in presets.items()}
         return Config(
             **values,
             source=self.source,
@@ -286,6 +288,7 @@ class _Reader:
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
             self.check_program(presets[id], here)
             self.check_hub(presets[id], here)
+            self.check_keep(presets[id], here)
         return presets
 
     # What concerns several keys
@@ -313,6 +316,13 @@ class _Reader:
             message = f"{reference!r} names no repository"
             self.problem(self.lines[place], place, message, "write user/repo or user/repo:QUANT")
         values.setdefault("model", "")
+
+    def check_keep(self, values: Mapping[str, Any], here: str) -> None:
+        """`keep: always` stands for three keys: none of them may say otherwise beside it."""
+        for name in against_keep(values):
+            kept, line = self.lines[f"{here}.keep"], self.lines[f"{here}.{name}"]
+            message = f"this contradicts `keep: always` ({self.sources.where(kept)})"
+            self.problem(line, f"{here}.{name}", message, "take one of the two lines out")
 
     def check_listen(self, values: dict[str, Any]) -> None:
         allow = values.get("allow_unauthenticated", False)
@@ -355,32 +365,6 @@ class _Reader:
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
             raise join_errors([error for _, error in self._problems])
-
-
-def _inherited(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what a preset says that says nothing: the defaults, with the top level's keys."""
-    defaults: Defaults = values.get("defaults", Defaults())
-    policy: Policy = values.get("policy", Policy())
-    found = {name: getattr(defaults, name) for name in keys_of(Defaults)}
-    found["env"] = values.get("env", {}) | defaults.env
-    found["engine"] = defaults.engine or values.get("engine", "auto")
-    found["when_full"] = defaults.when_full or policy.when_full
-    return found
-
-
-def _preset(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
-    """Return a preset that needs nothing else: the defaults, the engine and env are in it."""
-    values = inherited | own
-    args = own.get("args", {})
-    # What the preset says comes last: of two names that turn out to be one option the last wins.
-    kept = {name: value for name, value in inherited["args"].items() if name not in args}
-    values["args"] = kept | args
-    values["env"] = inherited["env"] | own.get("env", {})
-    if values["when_full"] == f"{SUBSTITUTE}{id}":
-        values["when_full"] = "wait"  # inherited: nothing can stand in for itself
-    if own.get("cmd") is not None:
-        values = as_program(values)
-    return Preset(id=id, **values)
 
 
 HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCII)

@@ -69,6 +69,14 @@ class Defaults(Record, frozen=True):
             "0",
         ),
     ] = None
+    keep: Annotated[
+        Literal["auto", "always"],
+        plain(
+            "always: it is loaded at start and stays, which is preload: true, pin: true and "
+            "ttl: never in one key; auto: those three decide.",
+            "always",
+        ),
+    ] = "auto"
     pin: Annotated[bool, plain("Never evict it for another model.", True)] = False
     preload: Annotated[
         bool, plain("Load it at start, as far as it fits without evicting.", True)

@@ -153,6 +153,16 @@ async def test_pin(lab: Lab) -> None:
         assert await lswap.chat("beta") == lab.sentence("beta")
 
 
+async def test_keep_always(lab: Lab) -> None:
+    """Loaded at the start, pinned, and without a ttl."""
+    models = {"alpha": lab.preset("alpha", keep="always"), "beta": lab.preset("beta")}
+    async with lab.lswap(models, defaults={"ttl": "200ms"}) as lswap:
+        await lswap.until_state("alpha", "ready")
+        model = await lswap.model("alpha")
+        assert (model.pinned, model.ttl) == (True, None)
+        assert error_of(await lswap.post_chat("beta"), 400)["code"] == "model_too_large"
+
+
 async def test_preload(lab: Lab) -> None:
     """Loaded at the start as far as it fits; what does not is reported, and nothing is evicted."""
     models = {

@@ -378,6 +378,34 @@ models: {a: {model: a}, b: {model: b, priority: -4, fit: exact, sleep: never, pr
     assert (b.priority, b.fit, b.sleep, b.prefer) == (-4, "exact", None, "fit")
 
 
+def kept(text: str) -> tuple[bool, bool, float | None]:
+    preset = load(text).models["a"]
+    return preset.preload, preset.pin, preset.ttl
+
+
+def test_keep_always_is_three_keys_in_one() -> None:
+    model = "models: {a: {model: /a.gguf, "
+    always = True, True, None
+    assert kept(f"defaults: {{ttl: 30m}}\n{model}keep: always}}}}") == always
+    assert kept(f"{model}keep: always, ttl: never, pin: true, preload: true}}}}") == always
+    assert kept(f"{model}keep: auto, ttl: 5m}}}}") == (False, False, 300)
+    defaults = "defaults: {keep: always, preload: true}\n"
+    assert kept(f"{defaults}{model[:-2]}}}}}") == always
+    assert kept(f"{defaults}{model}ttl: 5m}}}}") == (True, True, 300)  # its own key wins
+    assert kept(f"{defaults}{model}keep: auto}}}}") == (True, False, None)
+
+
+@pytest.mark.parametrize("other", ["ttl: 5m", "pin: false", "preload: false"])
+def test_what_contradicts_keep_always_is_named_with_both_lines(other: str) -> None:
+    name = other.partition(":")[0]
+    (said,) = errors(f"models:\n  a:\n    model: /a.gguf\n    keep: always\n    {other}\n")
+    assert f":5: models.a.{name}: this contradicts `keep: always` (" in said
+    assert ":4)" in said
+    (said,) = errors(f"defaults:\n  {other}\n  keep: always\nmodels: {{a: {{model: /a.gguf}}}}")
+    assert f":2: defaults.{name}: this contradicts `keep: always` (" in said
+    assert ":3)" in said
+
+
 def test_a_variant_is_the_preset_with_its_own_keys() -> None:
     preset = load("""
 defaults: {args: {jinja: true, c: 1}, extra: [x], memory: {CUDA0: 9GiB}}
