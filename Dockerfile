@@ -43,12 +43,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
 COPY scripts scripts
 COPY llamaswap_py llamaswap_py
-RUN python3 -m venv /tmp/build \
-    && /tmp/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /tmp/wheel . \
-    && python3 -m venv /opt/lswap \
-    && /opt/lswap/bin/pip install --no-cache-dir /tmp/wheel/*.whl
+RUN python3 -m venv /opt/lswap \
+    && /opt/lswap/bin/pip install --no-cache-dir --require-hashes --requirement requirements/run.txt \
+    && /opt/lswap/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
+    && /opt/lswap/bin/pip install --no-deps /tmp/wheel/*.whl
 
 # --- what runs -------------------------------------------------------------------------------------
 

@@ -14,7 +14,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo serve engine test lint format wheel bench clean
+LOCKED := --quiet --require-hashes --requirement
+# What `make newest` and `make lowest` run: the tests that need no llama-server.
+QUICK := tests/unit tests/wire tests/translate tests/imports tests/hub
+
+.PHONY: help demo serve engine test needs lint format wheel bench lock newest lowest clean
 
 help: ## say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +33,7 @@ engine: $(VENV)/.demo ## build llama-server if there is none
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
 
 # All of it runs, whatever fails first; pytest comes last, and with it the list of what was missing.
-test: $(VENV)/.dev ## everything: style, types, the wheel, all tests with a real llama-server
+test: $(VENV)/.dev needs ## everything: style, types, the wheel, all tests with a real llama-server
 	@failed=; \
 	$(MAKE) --no-print-directory lint || failed+=' lint'; \
 	$(MAKE) --no-print-directory wheel || failed+=' wheel'; \
@@ -39,6 +43,10 @@ test: $(VENV)/.dev ## everything: style, types, the wheel, all tests with a real
 		echo 'no web UI: the tests that need it are skipped, and named last'; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || failed+=' pytest'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+# Said first, because the tests take a quarter of an hour.
+needs: $(VENV)/.dev
+	@$(BIN)/python -m tests.needs
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check
@@ -52,9 +60,11 @@ format: $(VENV)/.dev ## put the code into shape
 # What people get from `pip install`: it must run without the checkout, and carry the build script.
 wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	@rm -rf build/wheel && mkdir -p build/wheel
-	$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m venv build/wheel/env
-	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet build/wheel/*.whl
+	build/wheel/env/bin/python -m pip install $(LOCKED) requirements/run.txt
+	build/wheel/env/bin/python -m pip install --quiet --no-deps build/wheel/*.whl
+	build/wheel/env/bin/python -m pip check
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
 		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
 
@@ -62,20 +72,49 @@ bench: $(VENV)/.dev ## every target beside its peers (15 minutes; BENCH_ARGS='re
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
+# --- other releases of what lswap uses ---------------------------------------------------------------
+
+# One resolution for Python 3.11 to 3.14; what is released and what the demo needs are parts of it.
+LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group build
+
+lock: build/lock ## resolve the newest releases anew into requirements/*.txt
+	$(LOCK) --upgrade --extra demo --group dev --output-file requirements/dev.txt
+	$(LOCK) --upgrade --extra demo --constraint requirements/dev.txt --output-file requirements/demo.txt
+	$(LOCK) --upgrade --constraint requirements/dev.txt --output-file requirements/run.txt
+
+newest: RESOLUTION := highest
+newest: ## the tests that need no llama-server, with the newest releases of everything
+lowest: RESOLUTION := lowest-direct
+lowest: ## the same with the oldest releases that pyproject.toml allows
+newest lowest: build/lock
+	@rm -rf build/$@ && build/lock/bin/uv venv --quiet --python $(PYTHON) build/$@
+	@build/lock/bin/uv pip install --quiet --python build/$@/bin/python --resolution $(RESOLUTION) \
+		--editable '.[demo]' --group dev
+	build/$@/bin/python -m pytest -p no:cacheprovider $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--quiet $(QUICK))
+
+build/lock: | $(VENV)/.made
+	@$(PYTHON) -m venv --clear $@ && $@/bin/python -m pip install --quiet 'uv>=0.5' || { rm -rf $@; exit 1; }
+
 clean: ## remove what was made here; engines stay where `lswap engine list` shows them
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# --- the environment: installed anew when pyproject.toml changes ------------------------------------
+# --- the environment: installed anew when the lock files change -------------------------------------
 
-$(VENV)/.demo: pyproject.toml | $(VENV)/.made
+# The package itself is built with what the lock files brought along, so nothing else is asked for.
+SELF := --quiet --no-deps --no-build-isolation --editable .
+
+$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(VENV)/.made
 	@echo "installing lswap and what the demo needs into $(VENV)"
-	@$(PIP) install --quiet --editable '.[demo]'
+	@$(PIP) install $(LOCKED) requirements/demo.txt
+	@$(PIP) install $(SELF)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/.made
 	@echo "installing lswap and what the tests need into $(VENV)"
-	@$(PIP) install --quiet --editable . --group dev
+	@$(PIP) install $(LOCKED) requirements/dev.txt
+	@$(PIP) install $(SELF)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.made:
@@ -85,6 +124,4 @@ $(VENV)/.made:
 		{ echo 'error: $(PYTHON) cannot make virtual environments - apt-get install python3-venv' >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@# --group is known from pip 25.1 on.
-	@$(PIP) install --quiet --upgrade 'pip>=25.1'
 	@touch $@

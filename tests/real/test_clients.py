@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import anthropic
@@ -12,6 +11,7 @@ import openai
 import pytest
 import websockets
 
+from tests import needs
 from tests.real.answers import error_of, instance_of
 
 if TYPE_CHECKING:
@@ -163,9 +163,7 @@ async def test_a_websocket_through_upstream(lab: Lab) -> None:
 
 async def test_curl_and_its_content_type(lab: Lab, lswap: Lswap) -> None:
     """`curl -d` claims to send a form; the body is JSON all the same."""
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("missing: curl")
+    curl = needs.CURL.require()
     body = json.dumps({"model": "alpha", "messages": HELLO})
     process = await asyncio.create_subprocess_exec(
         *(curl, "-sS", "--noproxy", "*", f"{lswap.url}/v1/chat/completions", "-d", body),

