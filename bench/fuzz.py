@@ -30,7 +30,7 @@ from llamaswap_py.children.readiness import STATE_PREFIX, Readiness
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.gguf import GgufError, read_header
-from llamaswap_py.translate.ollama import translate_chat, translate_embed, translate_generate
+from llamaswap_py.translate.ollama import texts_to_embed, translate_chat, translate_generate
 from llamaswap_py.translate.ollama_answers import Answer, Clock, LineStream
 from llamaswap_py.wire.messages import (
     Body,
@@ -384,7 +384,7 @@ def read_ollama(data: bytes, dice: random.Random) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(ask, dict):
-        for translate in (translate_chat, translate_generate, translate_embed):
+        for translate in (translate_chat, translate_generate, texts_to_embed):
             translate(ask)
 
 

@@ -1,9 +1,12 @@
-"""Ollama's /api/embed and /api/embeddings."""
+"""Ollama's /api/embed and /api/embeddings: inputs that are too long are cut, as it does."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from llamaswap_py.api import inference
 from llamaswap_py.api.ollama_requests import (
@@ -13,58 +16,172 @@ from llamaswap_py.api.ollama_requests import (
     keep_loaded,
     name_of,
     preset_of,
-    read_large,
-    whole_number,
+    read_whole,
 )
-from llamaswap_py.translate.ollama import read_keep_alive, translate_embed
+from llamaswap_py.config.embedding import most_tokens, read_trained
+from llamaswap_py.errors import ApiError
+from llamaswap_py.translate.ollama import (
+    Translated,
+    read_dimensions,
+    read_keep_alive,
+    read_switch,
+    texts_to_embed,
+)
 from llamaswap_py.translate.ollama_answers import embed_answer, error_text
+from llamaswap_py.wire.messages import Body, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
-    from llamaswap_py.api.skim import Skim
+
+_SPECIAL: Final = 16
+"""Tokens that may come to those of the text: its begin, its end, a blank in front."""
+_TOO_LONG: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
+_HINT: Final = "write args: {embeddings: true} for this model, which then does nothing else"
 
 
 async def embed(call: Call) -> None:
     """POST /api/embed."""
-    ask, skim = await read_large(call)
-    size = ask.get("dimensions")
-
-    def answer(said: dict[str, Any]) -> Any:
-        return embed_answer(said, clock_of(call), name_of(ask), whole_number(size))
-
-    await _embed(call, ask, skim, answer)
+    ask = await read_whole(call)
+    size = read_dimensions(ask)
+    await _embed(call, ask, lambda said: embed_answer(said, clock_of(call), name_of(ask), size))
 
 
 async def embeddings(call: Call) -> None:
     """POST /api/embeddings, the older form: one text, one vector."""
-    ask, skim = await read_large(call)
+    ask = await read_whole(call)
 
     def answer(said: dict[str, Any]) -> Any:
         vectors = embed_answer(said, clock_of(call), "", None)["embeddings"]
         return {"embedding": vectors[0] if vectors else []}
 
-    await _embed(call, ask, skim, answer)
+    await _embed(call, ask, answer)
 
 
 async def _embed(
-    call: Call,
-    ask: dict[str, Any],
-    skim: Skim | None,
-    shape: Callable[[dict[str, Any]], Any],
+    call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     preset = preset_of(call, ask)
-    translated = translate_embed(ask)
+    keep = read_keep_alive(ask.get("keep_alive"))
+    texts = texts_to_embed(ask)
+    cuts = read_switch(ask, "truncate", default=True)
+    if not texts:
+        await _only_load(call, preset, keep)
+        call.respond(HTTPStatus.OK, shape({}))
+        return
+    limit = await _most_tokens(call, preset)
+    inputs = await _fitted(call, preset, texts, limit, cuts=cuts)
+    status, said = await _vectors(call, preset, ask, inputs)
+    if cuts and status in _TOO_LONG:
+        real = await _context_of_child(call, preset)
+        if 0 < real < (limit or real + 1):  # fit has shrunk it, or nobody knew it
+            inputs = await _fitted(call, preset, texts, real - 1, cuts=True)
+            status, said = await _vectors(call, preset, ask, inputs)
+    if status == HTTPStatus.OK:
+        call.respond(status, shape(said))
+    else:
+        text = error_text(said.get("error", "the model refused"))
+        text = f"{text} - {_HINT}" if status == HTTPStatus.NOT_IMPLEMENTED else text
+        call.respond(status, {"error": text})
+    keep_loaded(call, preset, keep)
+
+
+async def _only_load(call: Call, preset: str, keep: float | None) -> None:
+    if keep == 0:
+        call.supervisor.unload(preset, force=False)
+        return
+    await call.supervisor.load(preset)
+    keep_loaded(call, preset, keep)
+
+
+async def _vectors(
+    call: Call, preset: str, ask: dict[str, Any], inputs: list[str | list[int]]
+) -> tuple[int, dict[str, Any]]:
     call.route = replace(call.route, slot=True, retry=True)
+    translated = Translated("/v1/embeddings", {"input": inputs}, "embed", stream=False)
+    request = child_request(call, preset, name_of(ask), translated, None)
+    return await _answer(call, preset, request)
+
+
+async def _answer(call: Call, preset: str, request: UpstreamRequest) -> tuple[int, dict[str, Any]]:
+    found: list[tuple[int, dict[str, Any]]] = []
 
     def answer(status: int, body: bytes) -> None:
-        said = decoded(body)
-        if status == 200:
-            call.respond(200, shape(said))
-        else:
-            call.respond(status, {"error": error_text(said.get("error", "the model refused"))})
+        found.append((status, decoded(body)))
 
-    request = child_request(call, preset, name_of(ask), translated, skim)
     await inference.translated(call, preset, request, translate=None, answer=answer)
-    keep_loaded(call, preset, read_keep_alive(ask.get("keep_alive")))
+    return found[-1] if found else (HTTPStatus.BAD_GATEWAY, {})
+
+
+# --- cutting -------------------------------------------------------------------------------------
+
+
+async def _most_tokens(call: Call, preset: str) -> int:
+    """Return the tokens that a child of a preset takes of one input, 0 where nobody knows."""
+    facts = await call.supervisor.facts.of(preset)
+    trained = read_trained(facts.family, facts.metadata)
+    ways = call.supervisor.prepared[preset].ways.values()
+    return min((most_tokens(way.preset, trained) for way in ways), default=0)
+
+
+async def _fitted(
+    call: Call, preset: str, texts: list[str], limit: int, *, cuts: bool
+) -> list[str | list[int]]:
+    """Return the inputs, those that are too long as the tokens that are left of them.
+
+    Without `cuts` such an input is an ApiError `bad_request`.
+    """
+    inputs: list[str | list[int]] = [*texts]
+    end: list[int] | None = None
+    for number, text in enumerate(texts):
+        if not limit or _at_most(text) <= limit:
+            continue
+        tokens = await _tokens(call, preset, text)
+        if len(tokens) <= limit:
+            continue
+        if not cuts:
+            message = (
+                f"the input length exceeds the context length: input {number} has {len(tokens)} "
+                f"tokens, and {preset} takes {limit}"
+            )
+            remedy = "leave `truncate` out, or raise ctx-size in the configuration"
+            raise ApiError("bad_request", message, remedy=remedy, param="input")
+        if end is None:
+            end = _closing(tokens, await _tokens(call, preset, ""))
+        inputs[number] = [*tokens[: limit - len(end)], *end]
+    return inputs
+
+
+def _at_most(text: str) -> int:
+    """Return a number that the tokens of a text do not exceed; a blank may be three of them."""
+    return len(text.encode("utf-8", "replace")) + 2 * text.count(" ") + _SPECIAL
+
+
+def _closing(tokens: list[int], none: list[int]) -> list[int]:
+    """Return the tokens that end every input; `none` are those of an empty one: begin and end."""
+    begin = 1 if none and tokens[:1] == none[:1] else 0
+    end = none[begin:]
+    return end if end and tokens[-len(end) :] == end else []
+
+
+async def _tokens(call: Call, preset: str, text: str) -> list[int]:
+    call.route = replace(call.route, slot=False, retry=True)
+    body = msgspec.json.encode({"model": preset, "content": text, "add_special": True})
+    headers = [(b"content-type", b"application/json")]
+    request = UpstreamRequest("POST", "/tokenize", headers, Body.of(body))
+    status, said = await _answer(call, preset, request)
+    tokens = said.get("tokens")
+    if status != HTTPStatus.OK or not isinstance(tokens, list):
+        reason = error_text(said.get("error", f"status {status}"))
+        raise ApiError("upstream_failed", f"{preset} could not tell the input's tokens: {reason}")
+    return tokens
+
+
+async def _context_of_child(call: Call, preset: str) -> int:
+    """Return the context that the running child gives a request, 0 where it does not say."""
+    call.route = replace(call.route, slot=False, retry=True)
+    _, said = await _answer(call, preset, UpstreamRequest("GET", "/props", [], Body.of(b"")))
+    settings = said.get("default_generation_settings")
+    size = settings.get("n_ctx") if isinstance(settings, dict) else None
+    return size if isinstance(size, int) else 0

@@ -33,13 +33,23 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     limit = call.supervisor.config.limits.body
     # Arguments of tools become texts within texts, so nothing with escapes may be cut.
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
+    return _object(body.join() if skim is None else skim.text), skim
+
+
+async def read_whole(call: Call) -> dict[str, Any]:
+    """Read a request all of whose texts are needed, however long they are."""
+    body, _ = await read_skimmed(call, b"application/json", call.supervisor.config.limits.body)
+    return _object(body.join())
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
-        ask = msgspec.json.decode((body.join() if skim is None else skim.text) or b"{}")
+        ask = msgspec.json.decode(text or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("bad_json", f"the body is not valid JSON: {error}") from None
     if not isinstance(ask, dict):
         raise ApiError("bad_json", "the body must be a JSON object")
-    return ask, skim
+    return ask
 
 
 def name_of(ask: dict[str, Any]) -> str:
@@ -81,11 +91,6 @@ def decoded(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def whole_number(value: Any) -> int | None:
-    """Return a whole number, None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def stamp(seconds: float) -> str:

@@ -87,6 +87,8 @@ def whole_batch(preset: Preset, trained: Trained) -> dict[str, Argument]:
     if not embeds(preset) or number(preset, "ubatch-size") is not None:
         return {}
     size = 0 if splits(preset, trained) else longest_input(preset, trained)
+    if context_per_request(preset) is None:
+        size = min(size, LONGEST_UNASKED)
     if (batch := number(preset, "batch-size")) is not None:
         size = min(size, batch)
     return {} if size <= DEFAULT_BATCH else {"batch-size": batch or size, "ubatch-size": size}
@@ -98,7 +100,7 @@ def longest_input(preset: Preset, trained: Trained) -> int:
     if size is None:
         args = {**preset.args, "ctx-size": trained.context}
         size = context_per_request(msgspec.structs.replace(preset, args=args)) or 0
-        return min(size, trained.context, LONGEST_UNASKED)
+        return min(size, trained.context)
     return min(size, trained.context) if trained.context else size
 
 
@@ -106,6 +108,6 @@ def most_tokens(preset: Preset, trained: Trained) -> int:
     """Return the tokens that the child takes of one input, 0 where nobody knows."""
     context = longest_input(preset, trained)
     if context == 0 or splits(preset, trained):
-        return context
+        return max(context - 1, 0)  # what is read in pieces must leave a token of the context
     physical = number(preset, "ubatch-size") or DEFAULT_BATCH
     return min(context, physical, number(preset, "batch-size") or physical)

@@ -86,14 +86,40 @@ def translate_generate(ask: Mapping[str, Any]) -> Translated:
     return _completion(ask, {"messages": _messages([*messages, message])}, "generate")
 
 
-def translate_embed(ask: Mapping[str, Any]) -> Translated:
-    """Return the embeddings request for /api/embed (`input`) and /api/embeddings (`prompt`)."""
-    texts = ask.get("input", ask.get("prompt", ""))
-    if isinstance(texts, str):
-        texts = [texts]
+def texts_to_embed(ask: Mapping[str, Any]) -> list[str]:
+    """Return the texts of /api/embed (`input`) or /api/embeddings (`prompt`).
+
+    A single empty text is none, as in Ollama; an empty text of a list is one.
+    Raises ApiError `bad_request`.
+    """
+    key = "input" if "input" in ask else "prompt"
+    texts = ask.get(key)
+    if isinstance(texts, str) or texts is None:
+        return [texts] if texts else []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ApiError("bad_request", "`input` must be a text or a list of texts", param="input")
-    return Translated("/v1/embeddings", {"input": texts}, "embed", stream=False)
+        raise ApiError("bad_request", f"`{key}` must be a text or a list of texts", param=key)
+    return texts
+
+
+def read_dimensions(ask: Mapping[str, Any]) -> int | None:
+    """Return how long vectors shall be, None for as long as they are; raises ApiError."""
+    size = ask.get("dimensions")
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int):
+        message = "`dimensions` must be a whole number"
+        raise ApiError("bad_request", message, param="dimensions")
+    return size if size > 0 else None
+
+
+def read_switch(ask: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """Return a member that is true or false; raises ApiError `bad_request`."""
+    value = ask.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ApiError("bad_request", f"`{key}` must be true or false", param=key)
+    return value
 
 
 def read_keep_alive(value: Any) -> float | None:

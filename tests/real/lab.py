@@ -156,6 +156,11 @@ class Lab:
         """Write an engine that is the real one, with more arguments."""
         return self._engine("# the real one", f"{self.engine} {arguments}")
 
+    def engine_that_ends_with(self, arguments: str) -> str:
+        """Write an engine that is the real one, with arguments that win over all others."""
+        command = f"""sh -c 'exec {self.engine} "$@" {arguments}' sh"""
+        return self._engine("# speaks cmd_child_to_router:state:", command)
+
     def _engine(self, line: str, command: str, lacks: tuple[str, ...] = ()) -> str:
         self.fakes += 1
         path = self.folder / f"llama-server-{self.fakes}"

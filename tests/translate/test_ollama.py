@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama import (
     read_keep_alive,
+    texts_to_embed,
     translate_chat,
-    translate_embed,
     translate_generate,
 )
 from llamaswap_py.translate.ollama_answers import Answer, Clock, LineStream, embed_answer
@@ -120,8 +120,8 @@ def test_generate_is_a_chat_a_raw_completion_or_a_filling_in() -> None:
         (translate_generate, {"prompt": 3}),
         (translate_generate, {"prompt": "x", "context": [1]}),
         (translate_generate, {"prompt": "x", "template": "{{ .Prompt }}"}),
-        (translate_embed, {"input": 3}),
-        (translate_embed, {"input": ["a", 3]}),
+        (texts_to_embed, {"input": 3}),
+        (texts_to_embed, {"input": ["a", 3]}),
     ],
 )
 def test_what_cannot_be_translated_is_refused_by_name(translate: Any, ask: dict[str, Any]) -> None:
