@@ -87,6 +87,25 @@ def models_in(
     return tuple(found.values())
 
 
+def add_models(
+    presets: dict[str, dict[str, Any]],
+    unnamed: Container[str],
+    folders: Iterable[Folder],
+    names: Iterable[str],
+) -> None:
+    """Add a preset for each model of the folders of which the file says nothing.
+
+    Those of `presets` that are `unnamed` say no file: they are settings for the model of their
+    name, as sections of llama.cpp's preset files are. `names` are taken besides those of presets.
+    """
+    taken = {*names, *(id for id in presets if id not in unnamed)}
+    files = {own["model"] for own in presets.values() if own.get("model")}
+    for model in models_in(folders, names=taken, files=files):
+        own, found = presets.get(model.id, {}), preset_of(model)
+        args = found.get("args", {}) | own.get("args", {})
+        presets[model.id] = found | own | ({"args": args} if args else {})
+
+
 def preset_of(model: FoundModel) -> dict[str, Any]:
     """Return the keys of a preset that runs a model."""
     args = {"mmproj": model.projector, "model-draft": model.draft}

@@ -67,6 +67,8 @@ class _Names:
         self._suggestions = 0
         self._ids = {id: id for id in presets}
         for id, values in presets.items():
+            if id in values.get("aliases", ()):  # llama.cpp's preset files say it so
+                values["aliases"] = tuple(each for each in values["aliases"] if each != id)
             for alias in values.get("aliases", ()):
                 self._add(alias, id, presets)
             for alias in getattr(values.get("request"), "per_name", ()):

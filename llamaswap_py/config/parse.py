@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from llamaswap_py.config.broken import owner_of, reduce_broken
-from llamaswap_py.config.commands import misplaced
+from llamaswap_py.config.combined import combined_mistakes
 from llamaswap_py.config.compat import with_old_defaults
 from llamaswap_py.config.forms import Base, is_null
-from llamaswap_py.config.found import Folder, Scan, models_in, preset_of
+from llamaswap_py.config.found import Folder, Scan, add_models
 from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
 from llamaswap_py.config.keys import Key, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
@@ -114,6 +113,8 @@ class _Reader:
         self._problems: list[tuple[int, ConfigError]] = []
         self._keep_broken = keep_broken
         self._ids: set[str] = set()
+        self._unnamed: list[str] = []
+        """Presets that say no file, where folders of models may have it."""
         self._broken: dict[str, list[tuple[int, ConfigError]]] = {}
         """The mistakes that concern one preset alone."""
         self._unresolved: frozenset[str] = frozenset()
@@ -160,12 +161,17 @@ class _Reader:
         self, values: dict[str, Any], presets: dict[str, dict[str, Any]], folders: Sequence[Folder]
     ) -> None:
         """Add a preset for each model of the folders that the file says nothing of."""
-        names = {*presets, *values.get("aliases", {})}
+        names = {*values.get("aliases", {})}
         for own in presets.values():
             names |= {*own.get("aliases", ()), *getattr(own.get("request"), "per_name", ())}
-        files = {own.get("model", "") for own in presets.values()}
-        for model in models_in(folders, names=names, files=files):
-            presets[model.id] = preset_of(model)
+        names -= {*self._unnamed}
+        add_models(presets, self._unnamed, folders, names)
+        for id in self._unnamed:
+            if not presets[id].setdefault("model", "") and folders:
+                message = "it names no file, and no model of this name is in model_dirs"
+                others = [each for each in presets if each not in self._unnamed]
+                remedy = nearest(id, others) or "add model: PATH"
+                self.problem(self.lines[f"models.{id}"], f"models.{id}", message, remedy)
         if folders and not presets and not self._problems:
             said = ", ".join(f"{one.path} ({one.problem or 'no GGUF file'})" for one in folders)
             message = f"there are no models: nothing was found in {said}"
@@ -284,38 +290,23 @@ class _Reader:
                 message = f"{describe(own.value)} is not a mapping of keys"
                 self.problem(own.value.line, here, message, "write model: PATH below the name")
                 continue
-            if not _says_file(own.value):
+            if not _says_file(own.value) and scanned:
+                self._unnamed.append(id)
+            elif not _says_file(own.value):
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
-            self.check_program(presets[id], here)
-            self.check_hub(presets[id], here)
+            self.check_preset(presets[id], here)
             self.check_keep(presets[id], here)
         return presets
 
     # What concerns several keys
 
-    def check_program(self, values: dict[str, Any], here: str) -> None:
-        """A preset is of llama-server, or of another program."""
-        for name, message, remedy in misplaced(values):
-            self.problem(self.lines[f"{here}.{name}"], f"{here}.{name}", message, remedy)
-        if "cmd" in values and values["cmd"] is None and not {"model", "hf"} & values.keys():
-            line = self.lines[f"{here}.cmd"]
-            self.problem(line, here, "it names no file and no program", "add model: PATH")
-
-    def check_hub(self, values: dict[str, Any], here: str) -> None:
-        """A preset has a file, or a repository that has it."""
-        reference = values.get("hf")
-        if reference is None:
-            if "hf" in values and "model" not in values:
-                self.problem(self.lines[f"{here}.hf"], here, "it names no file", "add model: PATH")
-            return
-        place = f"{here}.hf"
-        if "model" in values:
-            message = "the preset names a file, too"
-            self.problem(self.lines[place], place, message, "keep one of model and hf")
-        elif not HUB.fullmatch(reference):
-            message = f"{reference!r} names no repository"
-            self.problem(self.lines[place], place, message, "write user/repo or user/repo:QUANT")
-        values.setdefault("model", "")
+    def check_preset(self, values: dict[str, Any], here: str) -> None:
+        """A preset is of llama-server, of a file or a repository, or of another program."""
+        for key, message, remedy in combined_mistakes(values):
+            place = f"{here}.{key}" if key else here
+            self.problem(self.lines[place], place, message, remedy)
+        if values.get("hf") is not None:
+            values.setdefault("model", "")
 
     def check_keep(self, values: Mapping[str, Any], here: str) -> None:
         """`keep: always` stands for three keys: none of them may say otherwise beside it."""
@@ -365,9 +356,6 @@ class _Reader:
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
             raise join_errors([error for _, error in self._problems])
-
-
-HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCII)
 
 
 def _says_file(node: Node) -> bool:

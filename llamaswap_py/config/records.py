@@ -297,7 +297,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         tuple[str, ...],
         key(
             "Folders whose GGUF files become presets, by their names: a folder or shards are one "
-            "model, mmproj* its projector. What `models` says of a file or a name goes first.",
+            "model, mmproj* its projector. What `models` says of a file goes first, and a preset "
+            "without a file is settings for the model of its name.",
             PATHS,
             ["~/models"],
         ),

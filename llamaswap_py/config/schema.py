@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llamaswap_py.config.keys import Key, keys_of, spelled_default
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.forms import Schema
 
+_WAYS: Final = ("model", "hf", "cmd")
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -37,10 +39,13 @@ def _object(record: type[Record]) -> Schema:
     if required := [name for name, key in keys.items() if key.required]:
         schema["required"] = required
     if record is Preset:  # a file, the repository that has it, or another program
-        ways = [schema.pop("required"), ["hf"], ["cmd"]]
-        schema["oneOf"] = [{"required": way} for way in ways]
+        del schema["required"]
+        schema["not"] = {"anyOf": [{"required": list(two)} for two in combinations(_WAYS, 2)]}
     if record is Config:  # presets, or folders to find them in
         schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["model_dirs"]}]
+        one = {"anyOf": [{"required": [way]} for way in _WAYS]}
+        schema["if"] = {"not": {"required": ["model_dirs"]}}
+        schema["then"] = {"properties": {"models": {"additionalProperties": one}}}
     return schema
 
 

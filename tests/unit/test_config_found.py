@@ -131,3 +131,46 @@ def test_the_cache_of_hugging_face_is_one_of_these_folders(tmp_path: Path) -> No
     (model,) = models_in([scan_folder(str(tmp_path))])
     assert model.id == "r-Q4_K_M"
     assert model.file.path == str(snapshot / "r-Q4_K_M.gguf")
+
+
+SETTINGS = """
+model_dirs: [models]
+defaults: {args: {ctx-size: 1024}}
+models:
+  GLM-4.5-Air: {args: {temp: 0.6, no-mmproj: true}, aliases: [glm, GLM-4.5-Air]}
+  Qwen3-8B-Q4_K_M: {args: {ctx-size: 512}, preload: true}
+"""
+
+
+def test_a_preset_without_a_file_is_settings_for_the_model_of_its_name(tmp_path: Path) -> None:
+    """As a section of llama.cpp's preset files is, beside `--models-dir`."""
+    files = ("GLM-4.5-Air/x-00001-of-00001.gguf", "GLM-4.5-Air/mmproj-F16.gguf")
+    put(tmp_path / "models", *files, "Qwen3-8B-Q4_K_M.gguf", "other.gguf")
+    (tmp_path / "c.yaml").write_text(SETTINGS)
+    models = read_config(tmp_path / "c.yaml").models
+    assert list(models) == ["GLM-4.5-Air", "Qwen3-8B-Q4_K_M", "other"]
+    glm, qwen = models["GLM-4.5-Air"], models["Qwen3-8B-Q4_K_M"]
+    assert glm.model == f"{tmp_path}/models/{files[0]}"
+    assert glm.args == {
+        "mmproj": f"{tmp_path}/models/{files[1]}",
+        "ctx-size": 1024,
+        "temperature": 0.6,
+        "no-mmproj": True,
+    }
+    assert glm.aliases == ("glm",), "a name of its own is no other name"
+    assert qwen.preload
+    assert qwen.args == {"ctx-size": 512}
+    assert models["other"].args == {"ctx-size": 1024}
+
+
+def test_settings_for_a_model_that_is_nowhere_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "models", "Qwen3-8B-Q4_K_M.gguf")
+    (tmp_path / "c.yaml").write_text(SETTINGS)
+    broken = read_config(tmp_path / "c.yaml").broken
+    assert list(broken) == ["GLM-4.5-Air"], "the others serve"
+    ((where, message, _),) = broken["GLM-4.5-Air"]
+    assert where == f"{tmp_path}/c.yaml:5: models.GLM-4.5-Air"
+    assert message.endswith(": it names no file, and no model of this name is in model_dirs")
+    (tmp_path / "c.yaml").write_text("models: {a: {ttl: 5m}}")
+    with pytest.raises(ConfigError, match="the preset names no file"):
+        read_config(tmp_path / "c.yaml")

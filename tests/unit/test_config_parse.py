@@ -186,7 +186,6 @@ def test_a_file_says_where_things_are() -> None:
         ("a: {model: x, on_drain_deadline: kill}", "'kill' is not cancel or wait"),
         ("a: {model: x, aliases: y}", "models.a.aliases: 'y' is not a list - write [y]"),
         ("a: {model: x, aliases: [y, y]}", "models.a.aliases: 'y' is here twice"),
-        ("a: {model: x, aliases: [a]}", "models.a.aliases: 'a' already names models.a (line 1)"),
         ("a: {model: x, device: [CUDA0, host]}", "host stands alone"),
         ("a: {model: x, device: CPU}", "main memory is called host"),
         ("a: {model: x, device: [CUDA0, CUDA0]}", "name each device once"),

@@ -70,6 +70,7 @@ models:
 model_dirs: [~/models]
 """,
     "model_dirs: [.]",
+    "{model_dirs: [.], models: {a: {ttl: 5m}}}",
 ]
 
 BAD = [
@@ -77,6 +78,7 @@ BAD = [
     "models: {}",
     "models: {a: {}}",
     "models: {a: {model: ''}}",
+    "{model_dirs: [.], models: {a: {hf: u/r, cmd: [y, '{port}']}}}",
     "models: {'a,b': {model: x}}",
     "models: {a: {model: x, tll: 30m}}",
     "models: {a: {model: x, cmd: [y, '{port}']}}",

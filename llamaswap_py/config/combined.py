@@ -1,0 +1,29 @@
+"""Mistakes of a preset that concern several of its keys at once."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from llamaswap_py.config.commands import misplaced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCII)
+"""How a repository of Hugging Face is written."""
+
+
+def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what is wrong with a preset's keys together: key ("": the preset), message, remedy."""
+    yield from misplaced(values)
+    if "cmd" in values and values["cmd"] is None and not {"model", "hf"} & values.keys():
+        yield "", "it names no file and no program", "add model: PATH"
+    reference = values.get("hf")
+    if reference is None:
+        if "hf" in values and "model" not in values:
+            yield "", "it names no file", "add model: PATH"
+    elif "model" in values:
+        yield "hf", "the preset names a file, too", "keep one of model and hf"
+    elif not HUB.fullmatch(reference):
+        yield "hf", f"{reference!r} names no repository", "write user/repo or user/repo:QUANT"
