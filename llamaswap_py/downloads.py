@@ -38,9 +38,10 @@ class Downloads:
         self._arrived = arrived
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, preset: str, reference: str) -> None:
-        """Begin to fetch; events follow."""
-        task = self._tasks.create_task(self._run(preset, reference), name=f"download {preset}")
+    def start(self, preset: str, reference: str, heads: tuple[str, ...] = ()) -> None:
+        """Begin to fetch a model, and draft heads of these kinds beside it; events follow."""
+        work = self._run(preset, reference, heads)
+        task = self._tasks.create_task(work, name=f"download {preset}")
         self._running[preset] = task
         task.add_done_callback(lambda done: self._ended(preset, done))
 
@@ -63,9 +64,9 @@ class Downloads:
         if self._running.get(preset) is task:
             del self._running[preset]
 
-    async def _run(self, preset: str, reference: str) -> None:
+    async def _run(self, preset: str, reference: str, heads: tuple[str, ...]) -> None:
         try:
-            failure = await self._fetch(preset, reference)
+            failure = await self._fetch(preset, reference, heads)
         except (OSError, HubError, ValueError) as error:  # ValueError: what is no line of a Step
             failure = Failure("download", f"{reference}: {error}")
         if failure is None:
@@ -74,7 +75,7 @@ class Downloads:
         else:
             self._feed(ev.DownloadFailed(PresetId(preset), failure))
 
-    async def _fetch(self, preset: str, reference: str) -> Failure | None:
+    async def _fetch(self, preset: str, reference: str, heads: tuple[str, ...]) -> Failure | None:
         ref = parse_ref(reference)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "llamaswap_py.hub.fetch"),
@@ -87,7 +88,7 @@ class Downloads:
         assert process.stdout is not None
         last = Step("failed", error="its process ended without a word")
         try:
-            process.stdin.write(msgspec.json.encode(Order(ref.repo, tag=ref.tag)))
+            process.stdin.write(msgspec.json.encode(Order(ref.repo, tag=ref.tag, heads=heads)))
             process.stdin.close()
             async for line in process.stdout:
                 last = msgspec.json.decode(line, type=Step)

@@ -36,15 +36,24 @@ def _refuse_second(path: Path, models: Any, name: str) -> None:
         raise ConfigError(f"there is a model {name!r} already", where=str(path), remedy=remedy)
 
 
-def remove_preset(path: Path, name: str) -> None:
-    """Take a preset out. Raises ConfigError."""
+def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: None) -> None:
+    """Take a preset out, and put it back if `check` raises ConfigError then. Raises ConfigError."""
 
     def remove(models: Any) -> None:
         if name not in models:
             raise ConfigError(f"there is no model {name!r} in it", where=str(path))
         del models[name]
 
+    before = path.read_bytes() if path.is_file() else b""
     _change(path, remove)
+    try:
+        check()
+    except ConfigError as error:
+        path.write_bytes(before)
+        raise ConfigError(
+            f"without {name!r} the file would be wrong, and is left as it was: {error.message}",
+            remedy="take it out there first",
+        ) from None
 
 
 def _change(path: Path, change: Callable[[Any], None]) -> None:

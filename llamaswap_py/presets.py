@@ -20,8 +20,8 @@ from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError
 from llamaswap_py.estimate.files import with_whole_batch
-from llamaswap_py.hub.cache import cache_folder, find_cached
-from llamaswap_py.hub.refs import parse_ref
+from llamaswap_py.hub.cache import cache_folder
+from llamaswap_py.library import with_files
 from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
 from llamaswap_py.programs import program_problems
 from llamaswap_py.scheduler.judging import judge, remedies
@@ -171,10 +171,12 @@ def _prepare_one(
 ) -> Prepared:
     if preset.id in config.broken:
         return _broken(preset, config)
-    preset, absent = _with_files(preset)
+    named = [with_files(one) for one in variant_presets(preset)]
+    absent = any(missing for _, missing in named)
+    preset, _ = with_files(preset)
     engine = engines.of(preset) if preset.cmd is None else None
     options = engine.options if isinstance(engine, Engine) else None
-    ways = {one.variant: _way(one, config, options) for one in variant_presets(preset)}
+    ways = {one.variant: _way(one, config, options) for one, _ in named}
     problems: list[PresetProblem] = []
     for way in ways.values():
         problems += _file_problems(way, config)
@@ -214,22 +216,6 @@ def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -
     preset = with_whole_batch(preset)
     args = build_args(preset, config, options, devices=_named(preset))
     return Way(preset, args, model_files(preset))
-
-
-def _with_files(preset: Preset) -> tuple[Preset, bool]:
-    """Return a preset of a repository with the files that are here, and whether they are missing.
-
-    A projector that came with the model is used, unless the preset says otherwise.
-    """
-    if preset.hf is None:
-        return preset, False
-    cached = find_cached(parse_ref(preset.hf))
-    if cached is None:
-        return preset, True
-    args = dict(preset.args)
-    if cached.projector is not None and not {"mmproj", "no-mmproj"} & args.keys():
-        args["mmproj"] = cached.projector
-    return msgspec.structs.replace(preset, model=cached.model, args=args), False
 
 
 def _named(preset: Preset) -> tuple[str, ...] | None:

@@ -142,7 +142,7 @@ class Reloader:
         if file == COMMAND_LINE:
             message = f"no file names {preset}: it was named on the command line"
             raise ConfigError(message, remedy="start lswap without it")
-        remove_preset(Path(file), preset)
+        remove_preset(Path(file), preset, self._origin.read)
 
     @property
     def file(self) -> Path:

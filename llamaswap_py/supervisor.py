@@ -29,6 +29,7 @@ from llamaswap_py.keeping import Keeping
 from llamaswap_py.leases import (
     Lease,
 )
+from llamaswap_py.library import heads_asked
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
 from llamaswap_py.overriding import Overrides
@@ -318,7 +319,8 @@ class Supervisor:
                 self.instances.spawn(key, self.prepared[key.preset], choice)
                 self.telemetry.measure_soon()
             case Download(preset):
-                self.downloads.start(preset, self.prepared[preset].preset.hf or "")
+                said = self.prepared[preset].preset
+                self.downloads.start(preset, said.hf or "", heads_asked(said))
             case ReadAhead(presets):
                 self.ahead.aim(presets)
             case Reserve(name):

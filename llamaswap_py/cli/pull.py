@@ -17,10 +17,18 @@ from llamaswap_py.editing import add_preset, check_free
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.estimate.contexts import overheads_of
 from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.hub.cache import keep_listing
 from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
 from llamaswap_py.hub.listing import list_repo
-from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, parse_ref
-from llamaswap_py.hub.refs import projector_of as projector_in
+from llamaswap_py.hub.refs import (
+    HubError,
+    HubRef,
+    builds_of,
+    choose,
+    heads_of,
+    parse_ref,
+    projector_of,
+)
 from llamaswap_py.hub.remote import read_remote_header
 from llamaswap_py.units import GIB, format_size
 
@@ -38,7 +46,10 @@ _MARGIN: Final = GIB
 
 
 class Pulled(msgspec.Struct):
-    """What was fetched, where it fits, and what its preset is called in `config`."""
+    """What was fetched, where it fits, and what its preset is called in `config`.
+
+    `heads` are the draft heads that its repository has, as values of `spec-type`.
+    """
 
     model: str
     hf: str
@@ -49,6 +60,7 @@ class Pulled(msgspec.Struct):
     context: int
     contexts: dict[str, int]
     config: str | None = None
+    heads: list[str] = []
 
 
 def run(
@@ -72,7 +84,6 @@ def run(
     builds = builds_of(listing.files)
     build = choose(ref, builds) if ref.tag and not show else None
     room = {one.id: one.total - one.margin for one in _devices(config)}
-    projector = projector_in(listing.files)
     beside = _overheads(ref, listing, build, list(room), asked=ctx) if builds else None
     quants = [judge(one, room, beside) for one in builds]
     if show:
@@ -82,12 +93,20 @@ def run(
     build, quant = builds[at], quants[at]
     say = (lambda _: None) if as_json else print
     say(f"{ref.repo} {described(quant) if ref.tag else verdict(quants, at)}")
-    files = [*build.files, *filter(None, [projector])]
+    first = build.files[0].path
+    files = [*build.files, *filter(None, [projector_of(listing.files, first)])]
     wanted_files = tuple(Wanted(file.path, file.size, file.sha256) for file in files)
+    keep_listing(ref, listing.files)
     with _progress(shown=not as_json) as report:
         paths = fetch(Order(ref.repo, listing.commit, wanted_files), report)
     say(f"it is in {paths[0]}")
-    wanted = HubRef(ref.repo, ref.tag or build.quant or build.files[0].path)
+    wanted = HubRef(ref.repo, ref.tag or _tag_of(build, builds))
+    heads = heads_of(listing.files, first)
+    for kind, head in heads.items():
+        say(
+            f"there is a draft head, too ({format_size(head.size)}): "
+            f"`args: {{spec-type: {kind}}}` in its entry fetches and uses it"
+        )
     if config is None:
         say(f"use it in a file:\n  {called}:\n    hf: {wanted}")
     else:
@@ -104,8 +123,16 @@ def run(
             quant.context,
             quant.contexts,
             None if config is None else str(config),
+            list(heads),
         )
         print(msgspec.json.encode(pulled).decode())
+
+
+def _tag_of(build: Build, builds: Sequence[Build]) -> str:
+    """Return what names this model among those of its repository: its quantisation, else a path."""
+    named = HubRef("", build.quant)
+    unique = build.quant and choose(named, builds) == build
+    return build.quant if unique else build.files[0].path
 
 
 def _devices(config: Path | None) -> tuple[Device, ...]:
@@ -124,9 +151,9 @@ def _overheads(
     ref: HubRef, listing: Listing, build: Build | None, devices: Sequence[str], *, asked: int
 ) -> Overheads | None:
     """Read one header on the hub, that of `build` or any; None, with a line, if that fails."""
-    projector = projector_in(listing.files)
     try:
         any_build = build or choose(HubRef(ref.repo), builds_of(listing.files))
+        projector = projector_of(listing.files, any_build.files[0].path)
         header = read_remote_header(ref, listing.commit, any_build.files[0])
         size = 0 if projector is None else projector.size
         return overheads_of(header, devices, asked=asked, projector=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,6 @@ from llamaswap_py.cli.usage import LOOKS
 
 if TYPE_CHECKING:
     from llamaswap_py.config.records import Config, Preset
-    from llamaswap_py.hub.cache import Cached
 
 __all__ = ["app"]
 
@@ -40,6 +40,7 @@ def rm(
 ) -> None:
     """Take a model out of the file; the rest stays as it is written, comments and all."""
     from llamaswap_py.config.file import read_config
+    from llamaswap_py.editing import remove_preset
     from llamaswap_py.errors import ConfigError
 
     path = config if config is not None else _running_file(url, key)
@@ -48,10 +49,10 @@ def rm(
     if preset is None:
         known = f"it has: {', '.join(read.models)}"
         raise ConfigError(f"there is no model {name!r} in it", where=str(path), remedy=known)
-    cached = _downloaded(preset, read) if files else None
-    _confirm(f"Take {preset.id} out of {path}{_and_files(cached)}?", yes=yes)
-    _remove(path, preset.id)
-    freed = 0 if cached is None else _remove_files(preset)
+    own = _downloaded(preset, read) if files else ()
+    _confirm(f"Take {preset.id} out of {path}{_and_files(own)}?", yes=yes)
+    remove_preset(path, preset.id, lambda: read_config(path))
+    freed = _remove_files(preset, read) if files else 0
     if as_json:
         import msgspec
 
@@ -59,17 +60,20 @@ def rm(
         print(msgspec.json.encode(report).decode())
         return
     print(f"{preset.id} is taken out of {path}")
-    if cached is not None:
+    if own:
         from llamaswap_py.units import format_size
 
         print(f"{format_size(freed)} are free again")
 
 
-def _remove_files(preset: Preset) -> int:
-    from llamaswap_py.hub.cache import remove_cached
-    from llamaswap_py.hub.refs import parse_ref
+def _remove_files(preset: Preset, config: Config) -> int:
+    from llamaswap_py.library import forget_files
 
-    return remove_cached(parse_ref(preset.hf or ""))
+    return forget_files(preset.hf or "", _others(preset, config))
+
+
+def _others(preset: Preset, config: Config) -> list[Preset]:
+    return [one for one in config.models.values() if one.id != preset.id]
 
 
 def _running_file(url: str | None, key: str | None) -> Path:
@@ -83,65 +87,36 @@ def _running_file(url: str | None, key: str | None) -> Path:
     return Path(path)
 
 
-def _remove(path: Path, id: str) -> None:
-    """Take a preset out, unless something else in the file names it: then nothing is changed."""
-    from llamaswap_py.config.file import read_config
-    from llamaswap_py.editing import remove_preset
+def _downloaded(preset: Preset, config: Config) -> tuple[str, ...]:
+    """Return what was downloaded of a preset and nobody else uses. Raises ConfigError."""
     from llamaswap_py.errors import ConfigError
-
-    before = path.read_bytes()
-    remove_preset(path, id)
-    try:
-        read_config(path)
-    except ConfigError as error:
-        path.write_bytes(before)
-        raise ConfigError(
-            f"without {id!r} the file would be wrong, and is left as it was: {error.message}",
-            remedy="take it out there first",
-        ) from None
-
-
-def _downloaded(preset: Preset, config: Config) -> Cached | None:
-    """Return what was downloaded of a preset; None where there is nothing. Raises ConfigError."""
-    from llamaswap_py.errors import ConfigError
-    from llamaswap_py.hub.cache import find_cached
+    from llamaswap_py.hub.cache import find_cached, own_files
     from llamaswap_py.hub.refs import parse_ref
+    from llamaswap_py.library import needed_files
 
     if preset.hf is None:
         raise ConfigError(
             f"{preset.id!r} is not from a repository: its file {preset.model} is yours",
             remedy="leave --files out, and delete it by hand",
         )
-    cached = find_cached(parse_ref(preset.hf))
-    if cached is None:
-        return None
-    mine = {Path(file).resolve() for file in cached.files}
-    for other in config.models.values():
-        if other.id != preset.id and mine & _files_of(other):
+    ref = parse_ref(preset.hf)
+    cached = find_cached(ref)
+    mine = set() if cached is None else {os.path.realpath(file) for file in cached.files}
+    for other in _others(preset, config):
+        if mine & needed_files(ref, [other])[0]:
             raise ConfigError(
                 f"{other.id!r} uses the same files", remedy="leave --files out, or remove it first"
             )
-    return cached
+    return own_files(ref, used=needed_files(ref, _others(preset, config))[0])
 
 
-def _files_of(preset: Preset) -> set[Path]:
-    """Return the files that a preset needs, as far as they are here."""
-    from llamaswap_py.hub.cache import find_cached
-    from llamaswap_py.hub.refs import parse_ref
-
-    named = [preset.model, *(value for value in preset.args.values() if isinstance(value, str))]
-    if preset.hf is not None and (cached := find_cached(parse_ref(preset.hf))) is not None:
-        named += cached.files
-    return {Path(file).resolve() for file in named if file}
-
-
-def _and_files(cached: Cached | None) -> str:
+def _and_files(files: tuple[str, ...]) -> str:
     from llamaswap_py.units import format_size
 
-    if cached is None:
+    if not files:
         return ""
-    size = sum(Path(file).stat().st_size for file in cached.files)
-    return f", and delete {len(cached.files)} downloaded files ({format_size(size)})"
+    size = sum(Path(file).stat().st_size for file in files)
+    return f", and delete {len(files)} downloaded files ({format_size(size)})"
 
 
 def _confirm(question: str, *, yes: bool) -> None:

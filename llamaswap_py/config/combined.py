@@ -10,7 +10,7 @@ from llamaswap_py.config.commands import misplaced
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:[^\s/]+)?", re.ASCII)
+HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:([^\s/]+|[^\s:]+\.gguf))?", re.ASCII)
 """How a repository of Hugging Face is written."""
 
 

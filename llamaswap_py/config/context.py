@@ -81,6 +81,8 @@ def warnings(config: Config) -> tuple[str, ...]:
         for folder in config.folders
         if folder.problem
     ]
+    if not config.models:
+        found.append(f"{config.where('models')}: there is no model yet: `lswap pull` adds one")
     for preset in config.models.values():
         found += _on_waiting(preset, config)
         found += _on_sleep(preset, config)

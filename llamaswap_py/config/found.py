@@ -1,26 +1,27 @@
 """Files of a folder -> presets, by the rules of llama.cpp's `--models-dir`.
 
 Those (common/preset.cpp, load_from_models_dir): a `*.gguf` file is a model by its own name; a
-folder is one by the folder's name, where `mmproj` in a file's name makes it the projector, and the
-first of `-00001-of-…` stands for all shards. Beyond them, because every file is to be found:
-folders may be deeper, a folder with several models has each of them by its file's name, and shards
-may lie beside other models.
+folder is one by the folder's name, where `mmproj` in a file's name makes it the projector, `mtp-`
+at its beginning the draft, and the first of `-00001-of-…` stands for all shards. Beyond them,
+because every file is to be found: folders may be deeper, a folder with several models has each of
+them by its file's name, shards may lie beside other models, and sidecars in a folder of their own
+(`MTP/`) belong to the models above.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from llamaswap_py.sidecars import INFERRED, PROJECTOR, bits_of, folder_kind, home_of, sidecar_kind
+
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-\d{5}", re.DOTALL)
-_DRAFTS: Final = ("mtp-", "dspark-", "dflash-")  # draft_prefixes in common/preset.cpp
-_NO_MODELS: Final = ("imatrix", "ggml-vocab-")
 _QUANT: Final = re.compile(r"[-_.](?:UD-)?(?:I?Q\d\w*|B?F16|F32|FP16|MXFP4\w*)$", re.IGNORECASE)
 _SUFFIX: Final = ".gguf"
 
@@ -123,28 +124,32 @@ def _ids(model: FoundModel) -> Iterator[str]:
 
 def _models_of(folder: Folder) -> list[FoundModel]:
     """Return the models of one tree, by its folders in the order of their names."""
-    by_folder: dict[str, list[GgufFile]] = {}
-    for file in sorted(folder.files, key=lambda file: file.path):
-        by_folder.setdefault(posixpath.dirname(file.path), []).append(file)
+    files = sorted(folder.files, key=lambda file: file.path)
+    homes = {posixpath.dirname(one.path) for one in files if not sidecar_kind(one.path)}
+    by_folder: dict[str, dict[GgufFile, str]] = {}
+    for file in files:
+        place, kind = posixpath.dirname(file.path), sidecar_kind(file.path)
+        if home_of(file.path) in homes:
+            place, kind = home_of(file.path), kind or folder_kind(file.path)
+        by_folder.setdefault(place, {})[file] = kind
     found = []
-    for place, files in by_folder.items():
+    for place, kinds in sorted(by_folder.items()):
         inside = place[len(folder.path) + 1 :]
         by_folder_name = bool(inside) and "/" not in inside
-        found += _models_beside(files, posixpath.basename(place) if by_folder_name else "")
+        found += _models_beside(kinds, posixpath.basename(place) if by_folder_name else "")
     return found
 
 
-def _models_beside(files: list[GgufFile], name: str) -> list[FoundModel]:
-    """Return the models among the files of one folder; `name` is that of the only one."""
+def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]:
+    """Return the models among files that belong together; `name` is that of the only one."""
     sets: dict[str, list[GgufFile]] = {}
     projectors, drafts = [], []
-    for file in files:
-        base = posixpath.basename(file.path)
-        if "mmproj" in base:
+    for file, kind in kinds.items():
+        if kind == PROJECTOR:
             projectors.append(file.path)
-        elif base.startswith(_DRAFTS):
+        elif kind in INFERRED:
             drafts.append(file.path)
-        elif not any(word in base.lower() for word in _NO_MODELS):
+        elif not kind:
             sets.setdefault(_stem(file.path), []).append(file)
     found = []
     alone = len(sets) == 1
@@ -153,9 +158,33 @@ def _models_beside(files: list[GgufFile], name: str) -> list[FoundModel]:
             continue  # nothing can begin to load it
         projector = _projector(projectors, stem, alone=alone or bool(name))
         id = _name(name if alone and name else stem)
-        draft = drafts[0] if drafts and (alone or name) else None
+        draft = _draft(drafts, stem, alone=alone or bool(name))
         found.append(FoundModel(id, shards[0], tuple(shards), projector, draft))
     return found
+
+
+def _draft(paths: list[str], stem: str, *, alone: bool) -> str | None:
+    """Return the draft head of a model: one named after it, else the only ones that can be its.
+
+    Of several the one of its own quantisation, else of the nearest number of bits.
+    """
+    core, quant = _QUANT.sub("", stem).lower(), _quant(stem)
+    named = [path for path in paths if core and core in _stem(path).lower()]
+    fitting = named or (paths if alone else [])
+    return min(
+        fitting,
+        key=lambda path: (
+            _quant(_stem(path)) != quant,
+            abs(bits_of(_quant(_stem(path))) - bits_of(quant)),
+            path,
+        ),
+        default=None,
+    )
+
+
+def _quant(stem: str) -> str:
+    match = _QUANT.search(stem)
+    return match[0][1:].upper() if match else ""
 
 
 def _projector(paths: list[str], stem: str, *, alone: bool) -> str | None:

@@ -266,7 +266,7 @@ class _Reader:
         entry = root.entries.get("models")
         if scanned and (entry is None or is_null(entry.value)):
             return {}
-        if entry is None or is_null(entry.value) or entry.value == Table(entry.value.line, {}):
+        if entry is None or is_null(entry.value):
             strange = root.entries.keys() - keys_of(Config).keys()
             if entry or not any(nearest(name, ["models"]) for name in strange):
                 remedy = f"add at least one: {_SMALLEST}"

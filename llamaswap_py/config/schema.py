@@ -54,7 +54,7 @@ def _property(key: Key) -> Schema:
     if key.name == "models":
         names = {"pattern": r"^[^\s,]([^,]{0,253}[^\s,])?$"}
         reference = {"$ref": "#/$defs/preset"}
-        schema |= {"type": "object", "minProperties": 1}
+        schema |= {"type": "object"}
         return schema | {"propertyNames": names, "additionalProperties": reference}
     if key.record is not None:
         return schema | _COLLECTIONS[key.many](_object(key.record))

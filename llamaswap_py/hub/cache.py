@@ -2,24 +2,50 @@
 
 Layout (huggingface_hub's documentation, "Understand caching"):
 `models--USER--REPO/refs/main` holds a commit, `snapshots/COMMIT/PATH` links to a complete file.
+Beside them `.lswap.json` keeps what the repository holds, so that a reference means the same file
+whatever of it happens to be here.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from llamaswap_py.hub.refs import HubError, HubFile, HubRef, builds_of, choose, projector_of
+import msgspec
+
+from llamaswap_py.hub.refs import (
+    Build,
+    HubError,
+    HubFile,
+    HubRef,
+    builds_of,
+    choose,
+    heads_of,
+    projector_of,
+)
+
+PART: Final = ".lswap-part"
+"""Ending of a file that is not complete."""
+_LISTING: Final = ".lswap.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A model that is on the disk: its first file, all of them, and the projector beside it."""
+    """A model that is on the disk: its first file, all of them, and the projector beside it.
+
+    `heads` are the draft heads that are here, by the value of `spec-type` that uses them; `others`
+    the kinds that its repository has besides, as far as that is known.
+    """
 
     files: tuple[str, ...]
     projector: str | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -43,25 +69,60 @@ def repo_folder(ref: HubRef, folder: Path | None = None) -> Path:
     return (folder or cache_folder()) / f"models--{ref.repo.replace('/', '--')}"
 
 
+def keep_listing(ref: HubRef, files: Iterable[HubFile]) -> None:
+    """Note what a repository holds, beside what was fetched of it."""
+    repo = repo_folder(ref)
+    repo.mkdir(parents=True, exist_ok=True)
+    sizes = {file.path: file.size for file in files if file.path.lower().endswith(".gguf")}
+    new = repo / f"{_LISTING}.{os.getpid()}"
+    new.write_bytes(msgspec.json.encode(sizes))
+    new.replace(repo / _LISTING)
+
+
 def find_cached(ref: HubRef, folder: Path | None = None) -> Cached | None:
     """Return the model of `ref` if all its files are there; touches nothing but the disk."""
     repo = repo_folder(ref, folder)
+    listed = _listed(repo)
+    meant = _chosen(ref, listed)
     for snapshot in _snapshots(repo):
-        files = [
-            HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
-            for path in sorted(snapshot.rglob("*.gguf"))
-            if path.is_file()
-        ]
-        try:
-            build = choose(ref, builds_of(files))
-        except HubError:
+        files = _files_in(snapshot)
+        here = {file.path for file in files}
+        build = meant or _chosen(ref, files)
+        if build is None or not {file.path for file in build.files} <= here:
             continue
-        projector = projector_of(files)
+        first = build.files[0].path
+        projector = projector_of(files, first)
+        heads = {kind: str(snapshot / head.path) for kind, head in heads_of(files, first).items()}
         return Cached(
             tuple(str(snapshot / file.path) for file in build.files),
             None if projector is None else str(snapshot / projector.path),
+            heads,
+            tuple(kind for kind in heads_of(listed, first) if kind not in heads),
         )
     return None
+
+
+def _listed(repo: Path) -> tuple[HubFile, ...]:
+    try:
+        sizes = msgspec.json.decode((repo / _LISTING).read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.DecodeError):
+        return ()
+    return tuple(HubFile(path, size) for path, size in sizes.items())
+
+
+def _chosen(ref: HubRef, files: Iterable[HubFile]) -> Build | None:
+    try:
+        return choose(ref, builds_of(files))
+    except HubError:
+        return None
+
+
+def _files_in(snapshot: Path) -> list[HubFile]:
+    return [
+        HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
+        for path in sorted(snapshot.rglob("*.gguf"))
+        if path.is_file()
+    ]
 
 
 def _snapshots(repo: Path) -> list[Path]:
@@ -77,18 +138,60 @@ def _snapshots(repo: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name != newest, path.name))
 
 
-def remove_cached(ref: HubRef, folder: Path | None = None) -> int:
-    """Delete the files of one model from the cache; returns the bytes that this freed.
+def own_files(
+    ref: HubRef, folder: Path | None = None, *, used: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the files of one model that nothing else uses: shards, projector, draft heads.
 
-    Blobs that another snapshot still links to stay.
+    `used` are the real paths of files that others need. A sidecar stays while another model that
+    it serves is here.
     """
     cached = find_cached(ref, folder)
     if cached is None:
-        return 0
+        return ()
+    snapshot = _snapshot_of(cached, repo_folder(ref, folder))
+    mine = {Path(file).relative_to(snapshot).as_posix() for file in cached.files}
+    left = [file for file in _files_in(snapshot) if file.path not in mine]
+    served: set[str] = set()
+    for build in builds_of(left):
+        projector = projector_of(left, build.files[0].path)
+        served |= {projector.path} if projector else set()
+        served |= {head.path for head in heads_of(left, build.files[0].path).values()}
+    beside = [cached.projector, *cached.heads.values()]
+    files = [
+        *cached.files,
+        *(one for one in beside if one and _inside(one, snapshot) not in served),
+    ]
+    return tuple(file for file in files if os.path.realpath(file) not in used)
+
+
+def remove_cached(
+    ref: HubRef, folder: Path | None = None, *, used: Collection[str] = (), alone: bool = False
+) -> int:
+    """Delete the files of one model from the cache; returns the bytes that this freed.
+
+    Blobs that another snapshot still links to stay. `alone` says that nobody else wants anything of
+    this repository: then what is left of it without a model goes too, and what was begun.
+    """
     repo = repo_folder(ref, folder)
-    blobs = {Path(file).resolve() for file in cached.files}
-    for file in cached.files:
-        Path(file).unlink(missing_ok=True)
+    snapshots = repo / "snapshots"
+    freed = _unlink(repo, own_files(ref, folder, used=used))
+    if not alone or any(builds_of(_files_in(one)) for one in _snapshots(repo)):
+        return freed
+    left = [str(one) for one in snapshots.rglob("*.gguf")]
+    freed += _unlink(repo, [one for one in left if os.path.realpath(one) not in used])
+    begun = any(_is_written(part) for part in (repo / "blobs").glob(f"*{PART}"))
+    if not begun and all(one.is_dir() for one in snapshots.rglob("*")):
+        shutil.rmtree(repo, ignore_errors=True)
+    return freed
+
+
+def _unlink(repo: Path, files: Iterable[str]) -> int:
+    """Delete files of snapshots, and their blobs as far as nothing links to them any more."""
+    blobs = set()
+    for file in map(Path, files):
+        blobs.add(file.resolve())
+        file.unlink(missing_ok=True)
     linked = {path.resolve() for path in (repo / "snapshots").rglob("*") if path.is_symlink()}
     freed = 0
     for blob in blobs - linked:
@@ -96,3 +199,22 @@ def remove_cached(ref: HubRef, folder: Path | None = None) -> int:
             freed += blob.stat().st_size
             blob.unlink()
     return freed
+
+
+def _snapshot_of(cached: Cached, repo: Path) -> Path:
+    commit = Path(cached.model).relative_to(repo / "snapshots").parts[0]
+    return repo / "snapshots" / commit
+
+
+def _inside(file: str, snapshot: Path) -> str:
+    return Path(file).relative_to(snapshot).as_posix()
+
+
+def _is_written(part: Path) -> bool:
+    """Tell whether a download holds a file (fetch.py locks what it writes)."""
+    try:
+        with part.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llamaswap_py.hub.cache import cache_folder, repo_folder
-from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, projector_of
+from llamaswap_py.hub.cache import PART, cache_folder, keep_listing, repo_folder
+from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, heads_of, projector_of
 from llamaswap_py.units import format_size
 
 _EVERY: Final = 0.2
@@ -32,8 +32,6 @@ _EVERY: Final = 0.2
 _CHUNK: Final = 256 << 10
 """Bytes that a kill may lose; the library's 10 MiB would also make progress jump."""
 _BLOCK: Final = 4 << 20
-PART: Final = ".lswap-part"
-"""Ending of a file that is not complete."""
 _SPARE: Final = 256 << 20
 """Bytes of the disk that are left alone."""
 
@@ -47,12 +45,16 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to download: files at a commit, or (without any) what `tag` names of a repository."""
+    """What to download: files at a commit, or (without any) what `tag` names of a repository.
+
+    `heads` are the kinds of draft heads to take besides, as values of `spec-type`.
+    """
 
     repo: str
     commit: str = ""
     files: tuple[Wanted, ...] = ()
     tag: str = ""
+    heads: tuple[str, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -87,14 +89,16 @@ def fetch(order: Order, report: Report) -> tuple[str, ...]:
 
 
 def complete(order: Order) -> Order:
-    """Ask the hub which files the tag of an order names: all shards, and the projector."""
+    """Ask the hub which files an order means: all shards, the projector, the heads it asks for."""
     from llamaswap_py.hub.listing import list_repo
 
     ref = HubRef(order.repo, order.tag)
     listing = list_repo(ref)
     chosen = list(choose(ref, builds_of(listing.files)).files)
-    if (projector := projector_of(listing.files)) is not None:
-        chosen.append(projector)
+    heads = heads_of(listing.files, chosen[0].path)
+    beside = [projector_of(listing.files, chosen[0].path), *map(heads.get, order.heads)]
+    chosen += [one for one in beside if one is not None]
+    keep_listing(ref, listing.files)
     files = tuple(Wanted(file.path, file.size, file.sha256) for file in chosen)
     return Order(order.repo, listing.commit, files, order.tag)
 

@@ -32,6 +32,7 @@ def list_repo(ref: HubRef) -> Listing:
             str(one.lfs.sha256) if one.lfs is not None else "",
         )
         for one in info.siblings or ()
+        if ".." not in one.rfilename.split("/") and not one.rfilename.startswith("/")
     ]
     return Listing(str(info.sha or "main"), tuple(files))
 

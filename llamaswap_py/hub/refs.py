@@ -1,21 +1,24 @@
 """`user/repo:QUANT`: what it names, and which files of a repository that is. Pure.
 
-The rules are llama.cpp's (common/download.cpp): without a tag Q4_K_M, else Q8_0, else the first.
+The rules are llama.cpp's (common/download.cpp): a tag is looked for anywhere in the path; without
+one Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and importance
+matrices are never the model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llamaswap_py.errors import LswapError
 from llamaswap_py.gguf.shards import is_first_shard, shard_paths
+from llamaswap_py.sidecars import HEADS, PROJECTOR, bits_of, home_of, is_home, sidecar_kind
 
 _REPO: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _QUANT: Final = re.compile(
-    r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|BF16|F16|F32|FP16|MXFP4(?:_MOE)?|TQ[12]_0))"
+    r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|BF16|F16|F32|FP16|(?:MX|NV)FP4(?:_MOE)?|TQ[12]_0))"
     r"(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
@@ -63,15 +66,58 @@ class Build:
 
 
 def parse_ref(text: str) -> HubRef:
-    """Read `user/repo`, `user/repo:TAG` or `hf.co/user/repo:TAG`; raises HubError."""
+    """Read `user/repo`, `user/repo:TAG` or `hf.co/user/repo:TAG`; raises HubError.
+
+    A tag is a quantisation, or the path of a file.
+    """
     bare = text.strip()
     for start in ("https://", "http://", "hf.co/", "huggingface.co/", "hf:"):
         bare = bare.removeprefix(start)
     repo, _, tag = bare.partition(":")
     repo = repo.rstrip("/").removesuffix("/tree/main")
-    if not _REPO.fullmatch(repo) or "/" in tag.rpartition("/")[0]:
-        raise HubError(f"{text!r} names no repository", remedy="write user/repo or user/repo:QUANT")
+    if not _REPO.fullmatch(repo) or ("/" in tag and not tag.endswith(".gguf")):
+        raise HubError(f"{text!r} names no repository", remedy=_instead_of(bare))
     return HubRef(repo, tag)
+
+
+def _instead_of(text: str) -> str:
+    """Return the remedy for what names no repository: Ollama's names are known by their form."""
+    usual = "write user/repo or user/repo:QUANT"
+    name, _, tag = text.partition(":")
+    if "/" in name or not re.fullmatch(r"[a-z][\w.-]*", text.replace(":", "-")):
+        return usual
+    words = f"{name} {tag}".strip() if tag not in ("", "latest") else name
+    found = f"https://huggingface.co/models?library=gguf&search={words.replace(' ', '+')}"
+    if known := _known_repository(name, tag):
+        command = f"lswap pull {known}"
+    else:
+        command = "lswap pull USER/REPO"
+    return (
+        f"this looks like a name of Ollama: models come from Hugging Face, `{command}` ({found}); "
+        "`lswap import ollama` takes over what Ollama has fetched"
+    )
+
+
+_OF_OLLAMA: Final = {
+    "qwen3": "Qwen/Qwen3-{}-GGUF",
+    "qwen2.5": "Qwen/Qwen2.5-{}-Instruct-GGUF",
+    "qwen2.5-coder": "Qwen/Qwen2.5-Coder-{}-Instruct-GGUF",
+    "gemma3": "ggml-org/gemma-3-{}-it-GGUF",
+    "gpt-oss": "ggml-org/gpt-oss-{}-GGUF",
+}
+"""Name in Ollama's library -> repository of the same model; `{}` is its size."""
+_LOWER: Final = frozenset({"gemma3", "gpt-oss"})
+_PARTLY: Final = {"30b": "30B-A3B", "235b": "235B-A22B"}
+
+
+def _known_repository(name: str, tag: str) -> str:
+    """Return the repository of a model of Ollama's library; empty where no rule is known."""
+    if name not in _OF_OLLAMA or not re.fullmatch(r"[\d.]+b", tag):
+        return ""
+    size = (
+        tag if name in _LOWER else _PARTLY.get(tag, tag.upper()) if name == "qwen3" else tag.upper()
+    )
+    return _OF_OLLAMA[name].format(size)
 
 
 def quant_of(path: str) -> str:
@@ -84,29 +130,68 @@ def quant_of(path: str) -> str:
 def builds_of(files: Iterable[HubFile]) -> list[Build]:
     """Return the models among a repository's files, smallest first.
 
-    Projectors, importance matrices and incomplete sets of shards are no models.
+    Sidecars and incomplete sets of shards are not models. Where every file looks like a sidecar by
+    llama.cpp's rule, a looser one is used: somebody named a model so.
     """
     by_path = {file.path: file for file in files}
+    named = [path for path in by_path if path.lower().endswith(".gguf")]
+    whole = [path for path in named if not sidecar_kind(path, strict=True)]
     found = []
-    for path in by_path:
-        if not path.lower().endswith(".gguf") or is_projector(path) or "imatrix" in path.lower():
-            continue
+    for path in whole or [path for path in named if not sidecar_kind(path)]:
         shards = shard_paths(path)
         if is_first_shard(path) and all(one in by_path for one in shards):
             found.append(Build(quant_of(path), tuple(by_path[one] for one in shards)))
     return sorted(found, key=lambda build: (build.size, build.files[0].path))
 
 
-def is_projector(path: str) -> bool:
-    """Tell whether a file is a multimodal projector rather than a model."""
-    return path.lower().endswith(".gguf") and "mmproj" in path.rpartition("/")[2].lower()
+def projector_of(files: Iterable[HubFile], model: str = "") -> HubFile | None:
+    """Return the projector for a model: in the nearest folder, F16 where there is one.
 
-
-def projector_of(files: Iterable[HubFile]) -> HubFile | None:
-    """Return the projector to take: F16 where there is one, else the smallest."""
-    found = [file for file in files if is_projector(file.path)]
-    found.sort(key=lambda file: (quant_of(file.path) not in ("F16", "FP16"), file.size, file.path))
+    `model` is the path of its first file.
+    """
+    found = _beside(files, model, PROJECTOR)
+    found.sort(
+        key=lambda file: (
+            -len(home_of(file.path)),
+            quant_of(file.path) not in ("F16", "FP16"),
+            file.size,
+            file.path,
+        )
+    )
     return found[0] if found else None
+
+
+def heads_of(files: Iterable[HubFile], model: str) -> dict[str, HubFile]:
+    """Return the draft heads for a model, by the value of `spec-type` that uses them.
+
+    Of several the one in the nearest folder, then that of the model's own quantisation, then the
+    one of the nearest number of bits (find_best_sibling in common/download.cpp).
+    """
+    files, quant = list(files), quant_of(model)
+    heads = {}
+    for kind in HEADS:
+        found = _beside(files, model, kind)
+        found.sort(
+            key=lambda file: (
+                -len(home_of(file.path)),
+                quant_of(file.path) != quant,
+                abs(bits_of(quant_of(file.path)) - bits_of(quant)),
+                file.path,
+            )
+        )
+        if found:
+            heads[kind] = found[0]
+    return heads
+
+
+def _beside(files: Iterable[HubFile], model: str, kind: str) -> list[HubFile]:
+    return [
+        file
+        for file in files
+        if file.path.lower().endswith(".gguf")
+        and sidecar_kind(file.path, strict=True) == kind
+        and is_home(home_of(file.path), model)
+    ]
 
 
 def choose(ref: HubRef, builds: Sequence[Build]) -> Build:
@@ -116,17 +201,32 @@ def choose(ref: HubRef, builds: Sequence[Build]) -> Build:
             f"{ref.repo} has no GGUF model",
             remedy="look for a repository of the same model whose name ends in -GGUF",
         )
+    by_path = sorted(builds, key=lambda build: build.files[0].path)
+    for tag in (ref.tag,) if ref.tag else _PREFERRED:
+        if (found := _tagged(tag, by_path)) is not None:
+            return found
     if not ref.tag:
-        for quant in _PREFERRED:
-            if found := [build for build in builds if build.quant == quant]:
-                return found[0]
-        return builds[0]
-    wanted = ref.tag.lower()
-    for build in builds:
-        if build.files[0].path.lower() == wanted or build.quant.lower() == wanted:
-            return build
-    for build in builds:  # the way people write it: a part of the name
-        if build.files[0].path.rpartition("/")[2].lower().removesuffix(".gguf").endswith(wanted):
-            return build
+        return by_path[0]
     names = [build.quant or build.files[0].path for build in builds]
     raise HubError(f"{ref.repo} has no {ref.tag}", remedy=f"it has {', '.join(names)}")
+
+
+def _tagged(tag: str, builds: Sequence[Build]) -> Build | None:
+    """Return the model of a tag: a file, a quantisation, else a part of a path as llama.cpp does.
+
+    There the tag ends at a `-` or a `.`, so `Q4_K_XL` is found in `UD-Q4_K_XL-00001-of-00002.gguf`.
+    Exact names come first, because `F16` is a part of `BF16`; a folder of that name comes last.
+    """
+    wanted = tag.lower()
+    part = re.compile(re.escape(wanted) + "[.-]")
+    rules: tuple[Callable[[Build, str], bool], ...] = (
+        lambda build, path: path == wanted or path.rpartition("/")[2] == wanted,
+        lambda build, path: build.quant.lower() == wanted,
+        lambda build, path: part.search(path) is not None,
+        lambda build, path: f"{wanted}/" in path,
+    )
+    for rule in rules:
+        for build in builds:
+            if rule(build, build.files[0].path.lower()):
+                return build
+    return None

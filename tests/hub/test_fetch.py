@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llamaswap_py.hub.cache import find_cached, remove_cached
-from llamaswap_py.hub.fetch import PART, Order, Step, Wanted
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.hub.cache import PART, find_cached, remove_cached
+from llamaswap_py.hub.fetch import Order, Step, Wanted
 from llamaswap_py.hub.refs import HubRef
+from llamaswap_py.library import heads_asked, with_files
 from tests.fakes.fake_hub import COMMIT, FakeHub, serve_hub, sha256
 
 REPO = "someone/Tiny-GGUF"
@@ -204,9 +208,100 @@ def test_a_disk_without_room_is_found_before_anything_is_fetched(
 
 def test_removing_a_model_frees_its_bytes(downloader: Downloader) -> None:
     downloader.run()
-    assert remove_cached(REF, downloader.folder) == len(MODEL) + len(SECOND)
+    assert remove_cached(REF, downloader.folder) == sum(map(len, FILES.values()))
     assert find_cached(REF, downloader.folder) is None
     assert remove_cached(REF, downloader.folder) == 0
+
+
+HEADED = {
+    "Big-Q4_0.gguf": b"GGUF" + b"4" * 900,
+    "Big-Q8_0.gguf": b"GGUF" + b"8" * 900,
+    "MTP/mtp-Big-Q4_0.gguf": b"GGUF" + b"m" * 90,
+    "MTP/mtp-Big-Q8_0.gguf": b"GGUF" + b"n" * 90,
+    "mmproj-F16.gguf": b"GGUF" + b"p" * 90,
+}
+
+
+@pytest.fixture
+def headed(tmp_path: Path) -> Iterator[Downloader]:
+    with serve_hub(FakeHub({REPO: HEADED})) as served:
+        yield Downloader(served, tmp_path / "hub")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.gguf"))
+
+
+def test_a_reference_means_the_same_file_whatever_is_here(headed: Downloader) -> None:
+    q4, plain = HubRef(REPO, "Q4_0"), HubRef(REPO)
+    assert headed.run(Order(REPO, tag="Q4_0"))[-1].state == "done"
+    assert _names(headed.folder) == ["Big-Q4_0.gguf", "mmproj-F16.gguf"]
+    assert find_cached(q4, headed.folder) is not None
+    assert find_cached(plain, headed.folder) is None, "without a tag it is Q8_0, which is not here"
+    headed.run(Order(REPO))
+    found = find_cached(plain, headed.folder)
+    assert found is not None
+    assert Path(found.model).name == "Big-Q8_0.gguf"
+
+
+def test_a_draft_head_comes_when_it_is_asked_for(headed: Downloader) -> None:
+    headed.run(Order(REPO, tag="Q4_0"))
+    found = find_cached(HubRef(REPO, "Q4_0"), headed.folder)
+    assert found is not None
+    assert (found.heads, found.others) == ({}, ("draft-mtp",))
+    headed.run(Order(REPO, tag="Q4_0", heads=("draft-mtp", "draft-eagle3")))
+    found = find_cached(HubRef(REPO, "Q4_0"), headed.folder)
+    assert found is not None
+    assert Path(found.heads["draft-mtp"]).name == "mtp-Big-Q4_0.gguf"
+    assert found.others == ()
+
+
+def test_a_preset_gets_the_head_that_its_spec_type_asks_for(
+    headed: Downloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(headed.folder))
+    text = (
+        f"models: {{big: {{hf: '{REPO}:Q4_0', args: {{spec-type: 'draft-mtp,ngram-mod'}}, "
+        "variants: [{name: plain, args: {spec-type: none}}, {name: fast}]}}"
+    )
+    preset = load_config(text, path=None, base_dir="/", env={}, home="/").models["big"]
+    assert heads_asked(preset) == ("draft-mtp",)
+    assert with_files(preset)[1], "nothing is here"
+    headed.run(Order(REPO, tag="Q4_0"))
+    plain, fast = variant_presets(preset)
+    assert not with_files(plain)[1]
+    assert with_files(fast)[1], "its head is missing"
+    headed.run(Order(REPO, tag="Q4_0", heads=heads_asked(preset)))
+    ready, missing = with_files(fast)
+    assert not missing
+    assert Path(str(ready.args["model-draft"])).name == "mtp-Big-Q4_0.gguf"
+    assert "model-draft" not in with_files(plain)[0].args
+
+
+def test_what_others_use_stays_and_nothing_else_does(headed: Downloader) -> None:
+    one, two = HubRef(REPO, "Q4_0"), HubRef(REPO, "Q8_0")
+    headed.run(Order(REPO, tag="Q4_0", heads=("draft-mtp",)))
+    headed.run(Order(REPO, tag="Q8_0"))
+    found = find_cached(one, headed.folder)
+    assert found is not None
+    head = os.path.realpath(found.heads["draft-mtp"])
+    remove_cached(one, headed.folder, used={head})
+    assert "mtp-Big-Q4_0.gguf" in _names(headed.folder)
+    assert "mmproj-F16.gguf" in _names(headed.folder), "the other model's, too"
+    part = next(headed.folder.rglob("blobs")) / f"begun{PART}"
+    part.write_bytes(b"1")
+    remove_cached(two, headed.folder, alone=True)
+    assert list(headed.folder.rglob("*")) == [], "nothing is left of the repository"
+
+
+def test_what_is_being_fetched_is_left_alone(headed: Downloader) -> None:
+    headed.run(Order(REPO, tag="Q4_0"))
+    part = next(headed.folder.rglob("blobs")) / f"begun{PART}"
+    with part.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        remove_cached(HubRef(REPO, "Q4_0"), headed.folder, alone=True)
+        assert part.exists()
+    assert _names(headed.folder) == []
 
 
 def test_a_full_disk_in_the_middle_keeps_what_is_there(

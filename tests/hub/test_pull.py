@@ -107,3 +107,26 @@ def test_the_devices_are_those_of_the_file(hub: FakeHub, tmp_path: Path) -> None
     wrong = pull(hub, tmp_path, REPO, "--config", str(file))
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "the file cannot be changed" in wrong.stderr
+
+
+def test_a_draft_head_is_offered_and_never_fetched_as_the_model(tmp_path: Path) -> None:
+    files = {**FILES, "MTP/mtp-tiny-Q8_0.gguf": b"GGUF" + b"m" * 90}
+    with serve_hub(FakeHub({REPO: files})) as hub:
+        listed = pull(hub, tmp_path, REPO, "--list")
+        assert len(listed.stdout.splitlines()) == 4, listed.stdout
+        done = pull(hub, tmp_path, f"{REPO}:Q8_0")
+        assert done.returncode == 0, done.stderr
+        assert "`args: {spec-type: draft-mtp}`" in done.stdout
+        assert not list((tmp_path / "hub").rglob("mtp-*"))
+        data = json.loads(pull(hub, tmp_path, f"{REPO}:Q8_0", "--json").stdout)
+        assert data["heads"] == ["draft-mtp"]
+
+
+def test_what_is_pulled_is_what_the_file_names(tmp_path: Path) -> None:
+    """Two models of one quantisation: the second one can only be named by its path."""
+    file = tmp_path / "lswap.yaml"
+    files = {"one/a-Q8_0.gguf": b"GGUF" + b"a" * 50, "two/b-Q8_0.gguf": b"GGUF" + b"b" * 90}
+    with serve_hub(FakeHub({REPO: files})) as hub:
+        done = pull(hub, tmp_path, REPO, "--config", str(file))
+        assert done.returncode == 0, done.stderr
+        assert read_config(file).models["tiny-3b"].hf == f"{REPO}:two/b-Q8_0.gguf"

@@ -10,6 +10,7 @@ from llamaswap_py.hub.refs import (
     HubRef,
     builds_of,
     choose,
+    heads_of,
     parse_ref,
     projector_of,
     quant_of,
@@ -38,6 +39,7 @@ REPO = [
         ("https://huggingface.co/a/b", HubRef("a/b")),
         ("https://huggingface.co/a/b/tree/main", HubRef("a/b")),
         ("a/b:file.gguf", HubRef("a/b", "file.gguf")),
+        ("a/b:one/two/file.gguf", HubRef("a/b", "one/two/file.gguf")),
     ],
 )
 def test_references_are_read_as_people_write_them(text: str, want: HubRef) -> None:
@@ -98,9 +100,92 @@ def test_a_tag_that_is_not_there_says_what_is() -> None:
         choose(HubRef("a/b"), builds_of([HubFile("model.safetensors", 9)]))
 
 
-def test_without_a_usual_one_the_smallest_is_taken() -> None:
-    builds = builds_of([HubFile("a-Q6_K.gguf", 6), HubFile("a-Q5_K_M.gguf", 5)])
-    assert choose(HubRef("a/b"), builds).quant == "Q5_K_M"
+HEADED = [
+    HubFile("Big-27B-Q4_0.gguf", 4_000),
+    HubFile("Big-27B-Q8_0.gguf", 8_000),
+    HubFile("MTP/mtp-Big-27B-Q4_0.gguf", 40),
+    HubFile("MTP/mtp-Big-27B-Q8_0.gguf", 80),
+    HubFile("MTP/Big-27B-Q8_0-head.gguf", 80),
+    HubFile("eagle3-Big-27B-Q4_K_M.gguf", 50),
+    HubFile("Big-27B-dflash-Q4_K_M.gguf", 50),
+    HubFile("dspark-Big-27B-BF16.gguf", 50),
+    HubFile("mmproj-Big-27B-F16.gguf", 50),
+    HubFile("Big-27B-Q4_K_M.imatrix.gguf", 10),
+]
+
+
+def _named(tag: str, *paths: str) -> str:
+    return choose(HubRef("a/b", tag), builds_of([HubFile(path, 9) for path in paths])).files[0].path
+
+
+@pytest.mark.parametrize(
+    ("tag", "want"), [("", "Big-27B-Q8_0.gguf"), ("Q4_0", "Big-27B-Q4_0.gguf")]
+)
+def test_what_lies_beside_a_model_is_never_the_model(tag: str, want: str) -> None:
+    assert len(builds_of(HEADED)) == 2
+    assert choose(HubRef("a/b", tag), builds_of(HEADED)).files[0].path == want
+
+
+@pytest.mark.parametrize(
+    ("tag", "paths", "want"),
+    [
+        ("Q4_K_XL", ["B-UD-Q4_K_XL-00001-of-00001.gguf", "B-Q4_K_M.gguf"], 0),
+        ("q4_k_xl", ["UD-Q4_K_XL/B-UD-Q4_K_XL-00001-of-00001.gguf", "B-Q4_K_M.gguf"], 0),
+        ("Q4_K_XL", ["B-UD-Q4_K_XL.gguf", "B-Q4_K_XL.gguf"], 1),  # the very name goes first
+        ("F16", ["B-BF16.gguf", "B-F16.gguf"], 1),
+        ("F16", ["B-BF16.gguf"], 0),
+        ("Q4_K_M", ["Q4_K_M/model-00001-of-00001.gguf", "Q8_0/model-00001-of-00001.gguf"], 0),
+        ("B-Q8_0", ["A-Q8_0.gguf", "B-Q8_0.gguf"], 1),
+        ("", ["A-Q8_0.gguf", "Z-UD-Q4_K_M.gguf"], 1),  # Q4_K_M, Q8_0, then the first by path
+        ("", ["A-IQ1_S.gguf", "Z-Q8_0.gguf"], 1),
+        ("", ["A-Q6_K.gguf", "A-Q5_K_M.gguf"], 1),
+        ("", ["mtp-A-Q4_K_M.gguf", "A-mtp-Q4_K_M.gguf"], 1),  # somebody named the model so
+    ],
+)
+def test_tags_are_llama_cpp_s(tag: str, paths: list[str], want: int) -> None:
+    assert _named(tag, *paths) == paths[want]
+    assert _named(tag, *reversed(paths)) == paths[want], "the order of the listing is not asked"
+
+
+def test_a_head_is_that_of_the_same_quantisation() -> None:
+    heads = heads_of(HEADED, "Big-27B-Q8_0.gguf")
+    assert heads["draft-mtp"].path == "MTP/Big-27B-Q8_0-head.gguf"
+    assert heads_of(HEADED, "Big-27B-Q4_0.gguf")["draft-mtp"].path == "MTP/mtp-Big-27B-Q4_0.gguf"
+    assert set(heads) == {"draft-mtp", "draft-dspark", "draft-dflash", "draft-eagle3"}
+    assert next(iter(heads)) == "draft-mtp", "the order in which llama.cpp prefers them"
+    assert not heads_of(REPO, "Qwen3-8B-Q8_0.gguf")
+
+
+def test_sidecars_of_another_folder_s_model_are_not_taken() -> None:
+    files = [
+        *(HubFile("A/a-Q8_0.gguf", 9), HubFile("A/mmproj-BF16.gguf", 1)),
+        *(HubFile("B/b-Q8_0.gguf", 9), HubFile("B/mtp-b.gguf", 1), HubFile("B/mmproj-F16.gguf", 1)),
+        HubFile("C/c-Q8_0.gguf", 9),
+    ]
+    taken = {name: projector_of(files, f"{name}/x.gguf") for name in "ABC"}
+    assert {name: one and one.path for name, one in taken.items()} == {
+        **{"A": "A/mmproj-BF16.gguf", "B": "B/mmproj-F16.gguf"},
+        "C": None,
+    }
+    assert not heads_of(files, "A/a-Q8_0.gguf")
+    assert heads_of(files, "B/b-Q8_0.gguf")["draft-mtp"].path == "B/mtp-b.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("qwen3:8b", "lswap pull Qwen/Qwen3-8B-GGUF"),
+        ("qwen3:30b", "lswap pull Qwen/Qwen3-30B-A3B-GGUF"),
+        ("gemma3:4b", "lswap pull ggml-org/gemma-3-4b-it-GGUF"),
+        ("llama3.2", "lswap pull USER/REPO"),
+        ("mistral:latest", "search=mistral)"),
+    ],
+)
+def test_a_name_of_ollama_gets_the_right_command(name: str, command: str) -> None:
+    with pytest.raises(HubError) as caught:
+        parse_ref(name)
+    assert command in caught.value.remedy
+    assert "lswap import ollama" in caught.value.remedy
 
 
 def test_the_projector_is_the_f16_one() -> None:

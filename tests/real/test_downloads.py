@@ -54,6 +54,30 @@ async def test_the_first_request_fetches_the_model(lab: Lab) -> None:
         assert hub.ranges == [], "it is kept"
 
 
+async def test_a_draft_head_never_answers_as_the_model(lab: Lab) -> None:
+    """Repositories as publishers lay them out: heads in a folder, shards with a dialect's name."""
+
+    def model(name: str) -> bytes:
+        return lab.write_model(name, lab.sentence(name)).read_bytes()
+
+    heads = {f"MTP/mtp-Big-{quant}.gguf": model("head") for quant in ("Q4_0", "Q8_0")}
+    files = {"Big-Q4_0.gguf": model("q4"), "Big-Q8_0.gguf": model("q8"), **heads}
+    sharded = {"UD/Huge-UD-Q4_K_XL-00001-of-00001.gguf": model("shard"), "mtp-Huge.gguf": b"GGUF"}
+    repos = {"me/Big-GGUF": files, "me/Huge-GGUF": sharded}
+    named = {"plain": "me/Big-GGUF", "q4": "me/Big-GGUF:Q4_0", "xl": "me/Huge-GGUF:q4_k_xl"}
+    with serve_hub(FakeHub(repos)) as hub:
+        presets = {id: {"hf": hf, "memory": {"host": "50MiB"}} for id, hf in named.items()}
+        server = lab.server(
+            lab.write_config(presets), HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(lab.folder / "hub")
+        )
+        async with server.running() as lswap:
+            assert await lswap.chat("q4") == lab.sentence("q4")
+            assert await lswap.chat("plain") == lab.sentence("q8")
+            assert await lswap.chat("xl") == lab.sentence("shard")
+            await lswap.stop()
+        assert not [name for name, _ in hub.ranges if "mtp" in name]
+
+
 async def test_a_download_that_fails_says_why_and_is_tried_again(lab: Lab) -> None:
     with serve_hub(hub_with(lab)) as hub:
         hub.status = 500

@@ -125,6 +125,45 @@ async def test_files_that_another_model_uses_stay(lab: Lab) -> None:
         assert any(file.exists() for file in (lab.folder / "hub").rglob("*.gguf"))
 
 
+async def test_the_last_one_goes_with_its_projector_and_the_file_serves_on(lab: Lab) -> None:
+    hub = hub_with(lab)
+    files = dict(hub.repos[REPO])
+    hub.repos = {REPO: {**files, "mmproj-F16.gguf": b"GGUF" + b"p" * 500}}
+    cache = lab.folder / "hub"
+    with serve_hub(hub):
+        path = lab.write_config({NAME: {"hf": NAME, "memory": {"host": "100MiB"}}})
+        server = lab.server(path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(cache))
+        async with server.running() as lswap:
+            await lswap.post_chat(NAME)  # which fetches both; the projector is none
+            assert len(list(cache.rglob("*.gguf"))) == 2
+            removed = await lswap.client.delete("/models", params={"model": NAME})
+            assert removed.json() == {"success": True}, removed.text
+            assert await _ids(lswap) == {}
+            assert [one for one in cache.rglob("*") if one.is_file()] == []
+            added = await lswap.client.post("/models", json={"model": NAME})
+            assert added.json() == {"success": True}, added.text
+            assert set(await _ids(lswap)) == {NAME}
+            await lswap.client.delete("/models", params={"model": NAME})
+            await lswap.stop()
+        async with lab.server(path).running() as lswap:
+            assert await _ids(lswap) == {}, "it starts with an empty file, too"
+            await lswap.stop()
+
+
+async def test_one_that_others_name_stays_with_its_file(lab: Lab) -> None:
+    with serve_hub(hub_with(lab)) as hub:
+        alpha = {"hf": NAME, "memory": {"host": "100MiB"}}
+        path = lab.write_config({"beta": lab.preset("beta"), "a": alpha}, default_model="a")
+        server = lab.server(path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(lab.folder / "hub"))
+        before = path.read_text()
+        async with server.running() as lswap:
+            refused = await lswap.client.delete("/models", params={"model": "a"})
+            assert "default_model" in error_of(refused, 400)["message"]
+            assert path.read_text() == before
+            assert set(await _ids(lswap)) == {"beta", "a"}
+            await lswap.stop()
+
+
 async def test_a_refused_one_is_not_in_the_file(lab: Lab) -> None:
     """The file was wrong before, in another place."""
     async with serving(lab) as lswap:

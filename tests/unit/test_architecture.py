@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LEAVES = {
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "lean_httpx"),
-    *("running", "__init__"),
+    *("running", "sidecars", "__init__"),
 }
 """Modules that everybody may import, and that import nobody but each other."""
 
@@ -74,7 +74,7 @@ ALLOWED_FOR_TYPES: dict[str, set[str]] = {
 """Besides, under `if TYPE_CHECKING`."""
 
 PURE = (
-    *("errors", "units", "endpoint", "snapshot", "redaction", "beat"),
+    *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "sidecars"),
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     "children.slots",

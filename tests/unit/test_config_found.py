@@ -75,6 +75,23 @@ def test_what_is_no_model_is_no_preset_and_every_name_can_be_one() -> None:
     assert bad_name(name) is None
 
 
+def test_a_draft_head_is_no_model_and_is_used_by_its_own() -> None:
+    root = found("Big-Q4_0.gguf", "Big-Q8_0.gguf", "MTP/mtp-Big-Q4_0.gguf", "MTP/Big-Q8_0.gguf")
+    assert {id: model.draft for id, model in root.items()} == {
+        "Big-Q4_0": "/m/MTP/mtp-Big-Q4_0.gguf",
+        "Big-Q8_0": "/m/MTP/Big-Q8_0.gguf",
+    }
+    deep = found("pub/Big/Big-Q8_0.gguf", "pub/Big/mtp/mtp-head-Q8_0.gguf", "Other.gguf")
+    assert {id: model.draft for id, model in deep.items()} == {
+        "Big-Q8_0": "/m/pub/Big/mtp/mtp-head-Q8_0.gguf",
+        "Other": None,
+    }
+    # llama-server does not tell this kind by its file: it is left to `spec-type`.
+    eagle = found("Big/Big-Q8_0.gguf", "Big/eagle3-Big-Q8_0.gguf")
+    assert {id: model.draft for id, model in eagle.items()} == {"Big": None}
+    assert set(found("mtp/Model-Q8_0.gguf")) == {"mtp"}, "no model lies above it: it is one"
+
+
 def test_the_file_goes_first_by_path_and_by_name(tmp_path: Path) -> None:
     put(tmp_path, "models/mine.gguf", "models/taken.gguf", "models/alias.gguf", "models/new.gguf")
     (tmp_path / "models" / "link.gguf").symlink_to("mine.gguf")

@@ -75,7 +75,6 @@ model_dirs: [~/models]
 
 BAD = [
     "{}",
-    "models: {}",
     "models: {a: {}}",
     "models: {a: {model: ''}}",
     "{model_dirs: [.], models: {a: {hf: u/r, cmd: [y, '{port}']}}}",
