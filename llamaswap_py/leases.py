@@ -92,6 +92,7 @@ class Lease:
         held: Held,
     ) -> None:
         self.endpoint = endpoint
+        self.key = key
         self.preset = str(key.preset)
         self.epoch = key.epoch
         self.held = held

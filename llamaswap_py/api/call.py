@@ -40,7 +40,7 @@ class Route:
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
     `admin`: it takes an admin key; `public`: it takes none. `free`: it
     does not count against `max_in_flight`. `replay`: what it changed in a child
-    is done again to those that follow.
+    is done again to those that follow. `starts`: it begins what lswap that stops would not end.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -53,6 +53,7 @@ class Route:
     public: bool = False
     free: bool = False
     replay: bool = False
+    starts: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
@@ -252,9 +253,14 @@ def _header_text(preset: str) -> bytes:
     return (preset if plain else quote(preset, safe="/:")).encode("ascii")
 
 
+def draining() -> ApiError:
+    """Return the error of a request that comes while lswap stops."""
+    return ApiError("draining", "lswap is stopping and takes no new requests")
+
+
 def cancelled() -> ApiError:
     """Return the error of a request that somebody else ended; clients do not try it again."""
-    return ApiError("cancelled", "the request was cancelled by an operator")
+    return ApiError("cancelled", "the request was cancelled by command")
 
 
 def model_not_found(name: str, nearest: list[str]) -> ApiError:
