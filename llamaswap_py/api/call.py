@@ -73,7 +73,8 @@ class Call:
     """One that was taken at once, until somebody has entered or released it."""
     tap: Tap | None = None
     """What is captured of it."""
-    cancelled = False
+    cancelled: ApiError | None = None
+    """What it was ended with from outside."""
     counted = False
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
@@ -113,7 +114,7 @@ class Call:
         if given is None or self.key is None:
             return False
         older = self.supervisor.conversations.find(given.decode("latin-1"))
-        return older is not None and older.ticket is not None and older.client == self.client
+        return older is not None and older.goes_on and older.client == self.client
 
     def hand_over_count(self) -> Callable[[], None]:
         """Let it count against its key when its client is gone; return what ends that."""
@@ -185,10 +186,9 @@ class Call:
         """Return what ends a stream whose child has failed."""
         return error_event(upstream_failed(reason), self.family, self.id)
 
-    def cancel(self) -> None:
+    def cancel(self, error: ApiError | None = None) -> None:
         """End this request from outside: with an error, or with an event of its stream."""
-        self.cancelled = True
-        error = cancelled()
+        self.cancelled = error = error or cancelled()
         if self.ticket is not None:
             self.ticket.give_up(error)
         self.exchange.cut(error_event(error, self.family, self.id), "cancelled")
@@ -261,6 +261,12 @@ def draining() -> ApiError:
 def cancelled() -> ApiError:
     """Return the error of a request that somebody else ended; clients do not try it again."""
     return ApiError("cancelled", "the request was cancelled by command")
+
+
+def stopped() -> ApiError:
+    """Return the error of a request whose conversation was stopped before a model answered it."""
+    what = "the request was stopped (DELETE /v1/stream) before its model was ready"
+    return ApiError("stopped", what)
 
 
 def model_not_found(name: str, nearest: list[str]) -> ApiError:

@@ -8,10 +8,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from llamaswap_py.api.call import cancelled
 from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
+from llamaswap_py.api.lasting import begin_conversation, outlast
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.sending import (
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from llamaswap_py.leases import Lease, Wishes
     from llamaswap_py.wire.messages import RelayResult, Translator
 
-_LONGEST_ID: Final = 512
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 8
 """Slashes that are looked for in a model's name below /upstream, plus one."""
@@ -73,15 +72,20 @@ async def relay(call: Call) -> None:
         filtered = filter_body(text, filters, name)
         body = Body.of(filtered) if skim is None else skim.restore(filtered)
     target = f"{head.path}?{head.query}" if head.query else head.path
-    conversation = await _conversation(call, preset) if ask.stream and call.route.slot else None
+    lasts = ask.stream and call.route.slot and not upload
+    conversation = await begin_conversation(call, preset) if lasts else None
     request = build_request(call, target, body, DROPPED if conversation is None else RESUMED)
     if is_read(call):
         await read(call, preset, request)
         return
     try:
         await _to_instance(call, preset, request, ask=ask, conversation=conversation)
+    except asyncio.CancelledError:
+        if conversation is not None:
+            outlast(call, conversation, request)
+        raise
     finally:
-        if conversation is not None and conversation.lease is None:
+        if conversation is not None and conversation.lease is None and not conversation.goes_on:
             call.supervisor.conversations.forget(conversation)
     if call.route.replay and call.status == HTTPStatus.OK and head.method == "POST":
         call.supervisor.instances.replays.note(call.model, head.path, body.join())
@@ -141,19 +145,6 @@ async def resumed(call: Call, conversation: Conversation) -> None:
         raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
 
 
-async def _conversation(call: Call, preset: str) -> Conversation | None:
-    """Return the conversation whose answer may outlive its client."""
-    given = call.exchange.head.get(b"x-conversation-id")
-    if not given or not call.supervisor.config.models[preset].resume:
-        return None
-    if len(given) > _LONGEST_ID or not given.isascii():
-        return None
-    id = given.decode("ascii")
-    conversation = await call.supervisor.conversations.begin(id, preset, call.id, call.cancel)
-    conversation.client = call.client
-    return conversation
-
-
 async def _to_instance(
     call: Call,
     preset: str,
@@ -175,8 +166,8 @@ async def _to_instance(
         _capture(call, request.body)
     while True:
         early, call.early = call.early, None
-        if call.cancelled and early is None:
-            raise cancelled()
+        if call.cancelled is not None and early is None:
+            raise call.cancelled
         call.ticket = early or call.supervisor.lease(
             preset,
             client=call.client,
@@ -187,6 +178,8 @@ async def _to_instance(
             wishes=wishes,
             notice=_notice(call, preset, ask),
         )
+        if conversation is not None:
+            conversation.lease, call.ticket.stays = None, True
         async with call.ticket as lease:
             since = lease.arrived
             call.granted(lease)
