@@ -75,6 +75,10 @@ class Conversation:
     def __post_init__(self) -> None:
         self.unread.set()
 
+    def keep(self, whole: bytes) -> None:
+        """Keep an answer, or the error that stands for it, for who comes back."""
+        self.whole, self.whole_at = whole, time.monotonic()
+
     @property
     def goes_on(self) -> bool:
         """Whether its request has no client any more, and has not ended."""
@@ -95,8 +99,7 @@ class Conversation:
 class Question:
     """What to ask a child in the place of a client that has left.
 
-    `failed` and `refused` render lswap's error, and a child's answer that is one, as the event of a
-    stream.
+    `failed` and `refused` render lswap's error, and a child's, as the event of a stream.
     """
 
     target: str
@@ -145,11 +148,9 @@ class Conversations:
     def find(self, id: str) -> Conversation | None:
         """Return the conversation, unless the child that had it is gone, and nothing was kept."""
         found = self._known.get(id)
-        if found is None or (found.lease is not None and self._alive(found.lease)):
+        if found is None or time.monotonic() - found.whole_at < _KEPT_SECONDS:
             return found
-        if found.lease is None and not found.whole:
-            return found
-        if time.monotonic() - found.whole_at < _KEPT_SECONDS:
+        if not found.whole if found.lease is None else self._alive(found.lease):
             return found
         self.forget(found)
         return None
@@ -182,17 +183,14 @@ class Conversations:
         conversation: Conversation,
         ticket: Ticket,
         over: Callable[[], None],
-        **question: Any,
+        **asked: Any,
     ) -> None:
-        """Go on with a request whose client has left while it waits; then call `over`.
-
-        `question` has the fields of `Question`.
-        """
+        """Go on with a request (`Question`) whose client has left; then call `over`."""
         conversation.waiting, conversation.begun = ticket, False
         conversation.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
         if self._known.get(conversation.id) is not conversation:
             conversation.cancel()
-        self._keep(ticket, self._outlast(conversation, ticket, Question(**question)), over)
+        self._keep(ticket, self._outlast(conversation, ticket, Question(**asked)), over)
 
     def end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
@@ -275,7 +273,7 @@ class Conversations:
             lease = await ticket.outlast()
         except ApiError as error:
             conversation.waiting = None
-            self._note_failure(conversation, question.failed(error))
+            conversation.keep(question.failed(error))
             return
         conversation.lease, conversation.preset = lease, lease.preset
         conversation.ticket, conversation.waiting = ticket, None
@@ -306,11 +304,7 @@ class Conversations:
             _log.debug("%s: its child did not answer: %s", conversation.id, error)
             return
         if answer.status != HTTPStatus.OK:
-            self._note_failure(conversation, question.refused(answer.body))
-
-    def _note_failure(self, conversation: Conversation, event: bytes) -> None:
-        """Keep an error for who comes back, as the whole answer."""
-        conversation.whole, conversation.whole_at = event, time.monotonic()
+            conversation.keep(question.refused(answer.body))
 
     async def _hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         revoked = asyncio.Event()
@@ -344,7 +338,7 @@ class Conversations:
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
-            conversation.whole, conversation.whole_at = answer.body, time.monotonic()
+            conversation.keep(answer.body)
         kept = [one for one in self._known.values() if one.whole]
         size = sum(len(one.whole) for one in kept)
         for one in sorted(kept, key=lambda one: one.whole_at):

@@ -191,14 +191,8 @@ async def _to_instance(
                 answer=answer,
                 conversation=conversation,
             )
-        if result.refusal is not None and answer is not None:
-            answer(result.status, result.refusal)
-            return
-        if result.refusal is not None and call.exchange.padded:
-            call.exchange.end_stream(result.refusal)
-            return
         if result.refusal is not None:
-            call.exchange.end_stream(refusal_event(result.refusal, call.family, call.id))
+            _pass_on(call, result.status, result.refusal, answer)
             return
         if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
             return
@@ -212,6 +206,18 @@ async def _to_instance(
             await asyncio.sleep(REAPING_STEP)
         else:
             raise upstream_failed(f"{preset} did not answer: {result.error}")
+
+
+def _pass_on(
+    call: Call, status: int, collected: bytes, answer: Callable[[int, bytes], None] | None
+) -> None:
+    """Give the client what was collected of a child's answer."""
+    if answer is not None:
+        answer(status, collected)
+    elif call.exchange.padded:
+        call.exchange.end_stream(collected)
+    else:
+        call.exchange.end_stream(refusal_event(collected, call.family, call.id))
 
 
 def _capture(call: Call, asked: Body) -> None:
