@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from llamaswap_py.api.library import remove_model
 from llamaswap_py.api.ollama_requests import LATEST, name_of, preset_of, read, stamp
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama_answers import as_line
+from llamaswap_py.translate.ollama_members import OPTIONS, VERSION
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.model_facts import ModelFacts
     from llamaswap_py.snapshot import InstanceView, ModelView, Snapshot
 
-VERSION: Final = "0.35.0"
-"""Of Ollama's API: what clients ask for before they use its newer parts."""
+_COPILOT: Final = b"GitHubCopilotChat/"
 _NEVER: Final = "9999-12-31T23:59:59Z"
 
 
@@ -46,12 +48,13 @@ async def ps(call: Call) -> None:
         model = models.get(one.preset)
         if model is None or one.state not in ("ready", "sleeping") or not call.may_use(model.id):
             continue
-        entry = _listed(model, await call.supervisor.facts.of(model.id))
+        facts = await call.supervisor.facts.of(model.id)
+        entry = _listed(model, facts)
         taken = model.footprint or {}
         entry["size"] = sum(taken.values()) or entry["size"]
         entry["size_vram"] = sum(size for device, size in taken.items() if device != "host")
         entry["expires_at"] = _expires(snapshot, one)
-        entry["context_length"] = model.context_per_request or 0
+        entry["context_length"] = model.context_per_request or facts.context_length
         found.append(entry)
     call.respond(200, {"models": found})
 
@@ -90,23 +93,44 @@ async def show(call: Call) -> None:
     preset = preset_of(call, ask)
     facts = await call.supervisor.facts.of(preset)
     model = next(one for one in call.supervisor.snapshot().models if one.id == preset)
-    arguments = [*model.args]
+    info: dict[str, Any] = {
+        **facts.metadata,
+        "general.architecture": facts.family,
+        f"{facts.family}.context_length": facts.context_length,
+    }
+    if (call.exchange.head.get(b"user-agent") or b"").startswith(_COPILOT):
+        info["general.basename"] = name_of(ask)  # what it shows people, as with Ollama
+    license = facts.metadata.get("general.license")
     call.respond(
         200,
         {
+            **({"license": license} if license else {}),
             "modelfile": f"# lswap: {model.id}\nFROM {model.id}\n",
-            "parameters": " ".join(arguments),
+            "parameters": _parameters(call, model, facts),
             "template": facts.template,
             "details": _details(facts),
-            "model_info": {
-                **facts.metadata,
-                "general.architecture": facts.family,
-                f"{facts.family}.context_length": facts.context_length,
-            },
+            "model_info": info,
             "capabilities": list(facts.capabilities),
             "modified_at": stamp(facts.modified or model.created),
         },
     )
+
+
+def _parameters(call: Call, model: ModelView, facts: ModelFacts) -> str:
+    """Return lines as of a Modelfile: the context, and what requests get where they say nothing."""
+    known = {option.becomes: option.name for option in OPTIONS if option.becomes}
+    filters = call.supervisor.config.models[model.id].request
+    defaults = {**filters.default, **filters.set}
+    found: list[tuple[str, Any]] = [
+        ("num_ctx", model.context_per_request or facts.context_length),
+        *((known[name], value) for name, value in defaults.items() if name in known),
+    ]
+    each = ((name, one) for name, value in found for one in _as_list(value))
+    return "\n".join(f"{name:<30} {msgspec.json.encode(one).decode()}" for name, one in each)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 # --- models of its own ---------------------------------------------------------------------------
@@ -141,9 +165,18 @@ async def delete(call: Call) -> None:
 
 
 async def unsupported(call: Call) -> None:
-    """POST /api/create, /api/copy, /api/push: models are in the file."""
+    """POST /api/create, /api/copy, /api/push, /api/blobs/…: models are in the file."""
     raise ApiError(
         "not_implemented",
         f"{call.exchange.head.path} is not supported: the models are those of the configuration",
         remedy="change the file",
+    )
+
+
+async def elsewhere(call: Call) -> None:
+    """Answer below /api/experimental/: services of ollama.com."""
+    raise ApiError(
+        "not_implemented",
+        f"{call.exchange.head.path} is not supported: it is a service of ollama.com",
+        remedy="ask ollama.com for it",
     )

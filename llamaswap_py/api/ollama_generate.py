@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from llamaswap_py.api import inference
 from llamaswap_py.api.ollama_requests import (
     child_request,
@@ -21,6 +23,7 @@ from llamaswap_py.api.ollama_requests import (
 from llamaswap_py.translate.ollama import (
     Translated,
     read_keep_alive,
+    read_switch,
     translate_chat,
     translate_generate,
 )
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
+    from llamaswap_py.api.skim import Skim
 
 
 async def chat(call: Call) -> None:
@@ -52,6 +56,11 @@ async def _generate(
         await _only_keep(call, preset, keep, empty)
         return
     translated = translate(ask)
+    if read_switch(ask, "_debug_render_only", default=False):
+        await _render_only(call, preset, translated, name_of(ask), skim)
+        return
+    if skim is not None and any(skim.mark.decode() in one.content for one in translated.talk or ()):
+        translated = replace(translated, talk=None)  # the text itself is not here
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, name_of(ask))
     stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
@@ -60,8 +69,13 @@ async def _generate(
     keep_loaded(call, preset, keep)
 
 
+def _answer(call: Call, translated: Translated, name: str) -> Answer:
+    others, talk = translated.top_logprobs, translated.talk
+    return Answer(name, translated.shape, clock_of(call), others, talk)
+
+
 def _stream(call: Call, translated: Translated, name: str) -> LineStream:
-    return LineStream(Answer(name, translated.shape, clock_of(call)))
+    return LineStream(_answer(call, translated, name))
 
 
 def _whole(call: Call, translated: Translated, name: str, status: int, body: bytes) -> None:
@@ -71,7 +85,31 @@ def _whole(call: Call, translated: Translated, name: str, status: int, body: byt
         text = error_text(said.get("error", body[:500].decode("utf-8", "replace")))
         call.respond(status, {"error": text})
         return
-    call.respond(200, Answer(name, translated.shape, clock_of(call)).whole(said))
+    call.respond(200, _answer(call, translated, name).whole(said))
+
+
+async def _render_only(
+    call: Call, preset: str, translated: Translated, name: str, skim: Skim | None
+) -> None:
+    """Answer with the prompt that a model would get."""
+    head = {"model": name, "created_at": stamp(time.time())}
+    images = str(translated.body.get("messages", "")).count("'type': 'image_url'")
+
+    def answer(status: int, body: bytes) -> None:
+        said = decoded(body)
+        if status != 200:
+            call.respond(status, {"error": error_text(said.get("error", "the model refused"))})
+            return
+        shown = {"rendered_template": said.get("prompt", ""), "image_count": images}
+        call.respond(200, {**head, "done": False, "_debug_info": shown})
+
+    if translated.shape == "native":
+        answer(200, msgspec.json.encode({"prompt": translated.body.get("prompt", "")}))
+        return
+    call.route = replace(call.route, retry=True)
+    asked = replace(translated, path="/apply-template")
+    request = child_request(call, preset, name, asked, skim)
+    await inference.translated(call, preset, request, translate=None, answer=answer)
 
 
 async def _only_keep(call: Call, preset: str, keep: float | None, empty: str) -> None:

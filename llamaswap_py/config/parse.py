@@ -290,13 +290,11 @@ class _Reader:
                 message = f"{describe(own.value)} is not a mapping of keys"
                 self.problem(own.value.line, here, message, "write model: PATH below the name")
                 continue
-            named = _says(own.value, "model", "hf", "cmd")  # the last two have their own errors
-            if not named and scanned:
+            if not _says_file(own.value) and scanned:
                 self._unnamed.append(id)
-            elif not named:
+            elif not _says_file(own.value):
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
-            if "cmd" in presets[id] or not _says(own.value, "cmd"):  # else that is said
-                self.check_preset(presets[id], here)
+            self.check_preset(presets[id], here)
             self.check_keep(presets[id], here)
         return presets
 
@@ -360,9 +358,9 @@ class _Reader:
             raise join_errors([error for _, error in self._problems])
 
 
-def _says(node: Node, *keys: str) -> bool:
-    """Return whether a preset has one of these keys, whatever it says there."""
-    return isinstance(node, Table) and not node.entries.keys().isdisjoint(keys)
+def _says_file(node: Node) -> bool:
+    """Return whether a preset names its file, or has `hf` or `cmd`, which have their own errors."""
+    return isinstance(node, Table) and bool({"model", "hf", "cmd"} & node.entries.keys())
 
 
 def _option_hint(kind: type[Record], name: str) -> str:

@@ -31,7 +31,6 @@ class StopReason(Enum):
     FORCE = "force"
     DRAIN_DEADLINE = "drain deadline"
     SHUTDOWN_DEADLINE = "shutdown deadline"
-    SHUTDOWN_NOW = "shutdown at once"
     LOAD_STALL = "load stall"
     FOUND_HUNG = "found hung"
     DETACHED = "nobody came back for it"
@@ -41,7 +40,6 @@ class StopReason(Enum):
 MAY_INTERRUPT = frozenset(
     {
         StopReason.FORCE,
-        StopReason.SHUTDOWN_NOW,
         StopReason.DRAIN_DEADLINE,
         StopReason.SHUTDOWN_DEADLINE,
         StopReason.LOAD_STALL,

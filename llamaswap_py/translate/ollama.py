@@ -7,32 +7,15 @@ import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llamaswap_py.errors import ApiError
+from llamaswap_py.translate.ollama_context import Said, read_context
+from llamaswap_py.translate.ollama_members import OPTIONS, refuse
 from llamaswap_py.units import parse_duration
 
-# Ollama's options -> OpenAI's and llama-server's names; None: they belong to loading, which a
-# request never changes here (num_ctx and the like).
-_OPTIONS: Final[dict[str, str | None]] = {
-    **{
-        name: name
-        for name in (
-            *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop"),
-            *("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),
-            *("mirostat", "mirostat_tau", "mirostat_eta", "num_keep"),
-        )
-    },
-    "num_keep": "n_keep",
-    "num_predict": "max_tokens",
-    **dict.fromkeys(
-        (
-            *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock"),
-            *("low_vram", "vocab_only", "numa", "f16_kv", "penalize_newline", "tfs_z"),
-        )
-    ),
-}
+_KNOWN: Final = {option.name: option for option in OPTIONS}
 _IMAGES: Final = (
     (b"\x89PNG", "png"),
     (b"\xff\xd8", "jpeg"),
@@ -40,6 +23,9 @@ _IMAGES: Final = (
     (b"BM", "bmp"),
 )
 _FOREVER: Final = -1.0
+_MOST_LOGPROBS: Final = 20
+_EFFORTS: Final = ("low", "medium", "high", "max")
+_RAW_REFUSES: Final = ("system", "template", "context", "images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +33,16 @@ class Translated:
     """A request for a child: its path and body, and how its answer is to be read.
 
     `shape` is `chat`, `generate` (an answer of chat completions as `response`) or `native` (of
-    llama.cpp's /completion and /infill).
+    llama.cpp's /completion and /infill). `top_logprobs` is how many others are wanted beside each
+    token. `talk`: the conversation that a `context` carries on, None where an answer has none.
     """
 
     path: str
     body: dict[str, Any]
     shape: str
     stream: bool
+    top_logprobs: int = 0
+    talk: tuple[Said, ...] | None = None
 
 
 def translate_chat(ask: Mapping[str, Any]) -> Translated:
@@ -62,28 +51,32 @@ def translate_chat(ask: Mapping[str, Any]) -> Translated:
     body: dict[str, Any] = {"messages": _messages(messages)}
     if tools := _list(ask, "tools"):
         body["tools"] = list(tools)
+    refuse("/api/chat", ask)
     return _completion(ask, body, "chat")
 
 
 def translate_generate(ask: Mapping[str, Any]) -> Translated:
     """Return the completion for /api/generate; raises ApiError `bad_request`."""
     prompt = _text(ask, "prompt")
-    for key, remedy in (
-        ("context", "send the conversation to /api/chat"),
-        ("template", "the model's own template is used; raw: true takes the prompt as it is"),
-    ):
+    raw = read_switch(ask, "raw", default=False)
+    for key in _RAW_REFUSES if raw else ():
         if ask.get(key):
-            raise ApiError("bad_request", f"`{key}` is not supported", param=key, remedy=remedy)
+            what = f"`{key}` does not go with `raw`, which takes the prompt as it is"
+            raise ApiError("bad_request", what, param=key)
+    refuse("/api/generate", ask)
+    if raw:
+        return _native(ask, "/completion", {"prompt": prompt})
     if suffix := _text(ask, "suffix"):
         return _native(ask, "/infill", {"input_prefix": prompt, "input_suffix": suffix})
-    if ask.get("raw"):
-        return _native(ask, "/completion", {"prompt": prompt})
-    system = _text(ask, "system")
-    messages = [{"role": "system", "content": system}] if system else []
+    talk = read_context(ask.get("context"))
+    if system := _text(ask, "system"):
+        talk = [Said("system", system), *(one for one in talk if one.role != "system")]
+    messages: list[dict[str, Any]] = [{"role": one.role, "content": one.content} for one in talk]
     message: dict[str, Any] = {"role": "user", "content": prompt}
     if images := _list(ask, "images"):
         message["images"] = images
-    return _completion(ask, {"messages": _messages([*messages, message])}, "generate")
+    translated = _completion(ask, {"messages": _messages([*messages, message])}, "generate")
+    return replace(translated, talk=(*talk, Said("user", prompt)))
 
 
 def texts_to_embed(ask: Mapping[str, Any]) -> list[str]:
@@ -141,31 +134,31 @@ def read_keep_alive(value: Any) -> float | None:
             number = float(bare) if bare.replace(".", "", 1).isdigit() else parse_duration(bare)
             seconds = sign * number
     except ValueError:
-        message = f"keep_alive: {value!r} is no duration"
+        message = f"keep_alive: {value!r} is not a duration"
         raise ApiError(
             "bad_request", message, param="keep_alive", remedy="like 5m, 0, -1"
         ) from None
     if math.isnan(seconds):
-        raise ApiError("bad_request", "keep_alive is no number", param="keep_alive")
+        raise ApiError("bad_request", "keep_alive is not a number", param="keep_alive")
     return _FOREVER if seconds < 0 else seconds
 
 
 def _completion(ask: Mapping[str, Any], body: dict[str, Any], shape: str) -> Translated:
     stream = ask.get("stream", True) is not False
-    body |= _options(ask)
+    body = {**_options(ask), **body}
     if (wanted := ask.get("format")) not in (None, ""):
         body["response_format"] = _format(wanted)
-    if (think := ask.get("think")) is not None:
+    if (think := _think(ask)) is not None:
         body["chat_template_kwargs"] = {"enable_thinking": think is not False}
         if isinstance(think, str):
             body["reasoning_effort"] = think
-    for key in ("logprobs", "top_logprobs"):
-        if ask.get(key) is not None:
-            body[key] = ask[key]
+    logprobs, others = _logprobs(ask)
+    if logprobs:
+        body |= {"logprobs": True, "top_logprobs": max(others, 1)}
     body["stream"] = stream
     if stream:
         body["stream_options"] = {"include_usage": True}
-    return Translated("/v1/chat/completions", body, shape, stream)
+    return Translated("/v1/chat/completions", body, shape, stream, others)
 
 
 def _native(ask: Mapping[str, Any], path: str, body: dict[str, Any]) -> Translated:
@@ -173,12 +166,13 @@ def _native(ask: Mapping[str, Any], path: str, body: dict[str, Any]) -> Translat
     options = _options(ask)
     if "max_tokens" in options:
         options["n_predict"] = options.pop("max_tokens")
-    wanted = ask.get("format")
-    if isinstance(wanted, dict):
-        options["json_schema"] = wanted
-    elif wanted == "json":
-        options["json_schema"] = {}
-    return Translated(path, {**body, **options, "stream": stream}, "native", stream)
+    if (wanted := ask.get("format")) not in (None, ""):
+        form = _format(wanted)
+        options["json_schema"] = form["json_schema"]["schema"] if "json_schema" in form else {}
+    logprobs, others = _logprobs(ask)
+    if logprobs:
+        options["n_probs"] = max(others, 1)
+    return Translated(path, {**options, **body, "stream": stream}, "native", stream, others)
 
 
 def _options(ask: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,12 +182,35 @@ def _options(ask: Mapping[str, Any]) -> dict[str, Any]:
         raise ApiError("bad_request", "`options` must be an object", param="options")
     found: dict[str, Any] = {}
     for name, value in options.items():
-        known = _OPTIONS.get(name, name)
-        if known is not None and value is not None:
-            found[known] = value
-    if isinstance(limit := found.get("max_tokens"), int) and limit < 0:
-        del found["max_tokens"]  # -1 and -2: until the end
+        known = _KNOWN.get(name)
+        becomes = name if known is None else known.becomes
+        if not becomes or value is None:
+            continue
+        whole = known is not None and known.whole and isinstance(value, float)
+        # Ollama takes 40.0 for 40.
+        found[becomes] = int(value) if whole and math.isfinite(value) else value
+    if isinstance(limit := found.get("max_tokens"), int) and limit <= 0:
+        del found["max_tokens"]  # 0, -1 and -2: until the end
     return found
+
+
+def _think(ask: Mapping[str, Any]) -> bool | str | None:
+    think = ask.get("think")
+    if think is None or isinstance(think, bool) or think in _EFFORTS:
+        return think
+    message = f"`think` must be true, false, or one of {', '.join(_EFFORTS)}"
+    raise ApiError("bad_request", message, param="think")
+
+
+def _logprobs(ask: Mapping[str, Any]) -> tuple[bool, int]:
+    """Return whether log probabilities are wanted, and of how many others beside each token."""
+    others = ask.get("top_logprobs")
+    others = 0 if others is None else others
+    if isinstance(others, bool) or not isinstance(others, int) or not 0 <= others <= _MOST_LOGPROBS:
+        message = f"`top_logprobs` must be a whole number from 0 to {_MOST_LOGPROBS}"
+        raise ApiError("bad_request", message, param="top_logprobs")
+    wanted = read_switch(ask, "logprobs", default=False)
+    return wanted, others if wanted else 0
 
 
 def _format(wanted: Any) -> dict[str, Any]:
@@ -213,7 +230,7 @@ def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     for one in messages:
         if not isinstance(one, dict):
             raise ApiError("bad_request", "each message must be an object", param="messages")
-        message: dict[str, Any] = {"role": str(one.get("role", "user"))}
+        message: dict[str, Any] = {"role": str(one.get("role", "user")).lower()}
         message["content"] = _content(one)
         if thinking := one.get("thinking"):
             message["reasoning_content"] = thinking
@@ -255,22 +272,33 @@ def _content(message: Mapping[str, Any]) -> Any:
     if not images:
         return text
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
-    return parts + [{"type": "image_url", "image_url": {"url": _data_url(one)}} for one in images]
+    return parts + [_medium(one) for one in images]
 
 
-def _data_url(image: Any) -> str:
+def _medium(image: Any) -> dict[str, Any]:
+    """Return an image, or a sound, which Ollama takes in the same list."""
     if not isinstance(image, str):
         raise ApiError("bad_request", "`images` must be base64 texts", param="images")
     if image.startswith("data:"):
-        return image
+        return {"type": "image_url", "image_url": {"url": image}}
     try:
         start = base64.b64decode(image[:64], validate=False)
     except (binascii.Error, ValueError):
         raise ApiError("bad_request", "`images` must be base64 texts", param="images") from None
+    if sound := _sound(start):
+        return {"type": "input_audio", "input_audio": {"data": image, "format": sound}}
     kind = next((kind for mark, kind in _IMAGES if start.startswith(mark)), None)
     if kind is None:
         kind = "webp" if start[8:12] == b"WEBP" else "png"
-    return f"data:image/{kind};base64,{image}"
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{image}"}}
+
+
+def _sound(start: bytes) -> str:
+    """Return the format of a sound by its first bytes, "" for anything else."""
+    if start.startswith(b"RIFF") and start[8:12] == b"WAVE":
+        return "wav"
+    frame = start[:1] == b"\xff" and start[1:2] >= b"\xe0"  # eleven bits of a frame of MPEG audio
+    return "mp3" if frame or start.startswith(b"ID3") else ""
 
 
 def _list(ask: Mapping[str, Any], key: str) -> list[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+
+from llamaswap_py.translate.ollama_context import Said, write_context
 
 _NS: Final = 1_000_000
 """Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
@@ -30,13 +32,17 @@ class Clock:
 class Answer:
     """Builds Ollama's objects from what llama-server said.
 
-    `shape` is `chat`, `generate` or `native`, as in `Translated`; `model` is the name that was
-    asked for.
+    `shape` (`chat`, `generate` or `native`), `top_logprobs` and `talk` are as in `Translated`;
+    `model` is the name that was asked for.
     """
 
     model: str
     shape: str
     clock: Clock
+    top_logprobs: int = 0
+    talk: Sequence[Said] | None = None
+    """What was said before, where the answer ends with a `context`."""
+    said: list[str] = field(default_factory=list)
     reason: str = "stop"
     failed: bool = False
     stats: dict[str, int] = field(default_factory=dict)
@@ -51,23 +57,28 @@ class Answer:
         if self.shape == "native":
             if event.get("stop") is True:
                 self.reason = _REASONS.get(str(event.get("stop_type")), "stop")
-            text = event.get("content")
-            return [self.part(str(text), "")] if text else []
+            text = str(event.get("content") or "")
+            logprobs = self._logprobs(event.get("completion_probabilities"))
+            return [self.part(text, "", logprobs)] if text or logprobs else []
         found = []
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or choice.get("message") or {}
             self._collect(delta.get("tool_calls") or ())
             text = delta.get("content") or ""
             thinking = delta.get("reasoning_content") or ""
-            if text or thinking:
-                found.append(self.part(text, thinking))
+            logprobs = self._logprobs((choice.get("logprobs") or {}).get("content"))
+            if text or thinking or logprobs:
+                found.append(self.part(text, thinking, logprobs))
             if reason := choice.get("finish_reason"):
                 self.reason = _REASONS.get(str(reason), "stop")
         return found
 
-    def part(self, text: str, thinking: str) -> dict[str, Any]:
+    def part(self, text: str, thinking: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the object of a piece of text."""
-        return {**self._head(), **self._said(text, thinking), "done": False}
+        if self.talk is not None:
+            self.said.append(text)
+        more = {"logprobs": logprobs} if logprobs else {}
+        return {**self._head(), **self._said(text, thinking), **more, "done": False}
 
     def last(self) -> list[dict[str, Any]]:
         """Return what ends a stream: calls of tools, and the object with the figures."""
@@ -88,13 +99,20 @@ class Answer:
         text = "".join(one.get("content", one.get("response", "")) for one in texts)
         thinking = "".join(one.get("thinking", "") for one in texts)
         said = self._said(text, thinking)
-        if calls := self.tool_calls():
+        if logprobs := [each for one in parts for each in one.get("logprobs", ())]:
+            said["logprobs"] = logprobs
+        if self.shape == "chat" and (calls := self.tool_calls()):
             said["message"]["tool_calls"] = calls
         return {**self._head(), **said, **self.figures()}
 
     def figures(self) -> dict[str, Any]:
         """Return the members of the final object."""
+        context = {}
+        if self.talk is not None:
+            answered = Said("assistant", "".join(self.said))
+            context["context"] = write_context([*self.talk, answered])
         return {
+            **context,
             "done": True,
             "done_reason": self.reason,
             "total_duration": self.clock.elapsed(),
@@ -109,14 +127,15 @@ class Answer:
     def tool_calls(self) -> list[dict[str, Any]]:
         """Return the calls of tools; arguments are objects here, where they can be read."""
         found = []
-        for call in self.calls.values():
+        for index, call in enumerate(self.calls.values()):
             try:
                 arguments = json.loads(call["arguments"] or "{}")
             except ValueError:
                 arguments = {"arguments": call["arguments"]}
             if not isinstance(arguments, dict):
                 arguments = {"arguments": arguments}
-            found.append({"function": {"name": call["name"], "arguments": arguments}})
+            function = {"index": index, "name": call["name"], "arguments": arguments}
+            found.append({**({"id": call["id"]} if call["id"] else {}), "function": function})
         return found
 
     def _head(self) -> dict[str, Any]:
@@ -132,10 +151,21 @@ class Answer:
         """Add pieces of tool calls: names and arguments come in parts."""
         for at, call in enumerate(calls):
             index = call.get("index", at)
-            known = self.calls.setdefault(index, {"name": "", "arguments": ""})
+            known = self.calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
+            known["id"] = known["id"] or call.get("id") or ""
             function = call.get("function") or {}
             known["name"] += function.get("name") or ""
             known["arguments"] += function.get("arguments") or ""
+
+    def _logprobs(self, tokens: Any) -> list[dict[str, Any]]:
+        """Return log probabilities of tokens; llama-server gives at least one other to each."""
+        found = []
+        for token in tokens or ():
+            one = _logprob(token)
+            if others := token.get("top_logprobs", ())[: self.top_logprobs]:
+                one["top_logprobs"] = [_logprob(other) for other in others]
+            found.append(one)
+        return found
 
     def _count(self, event: dict[str, Any]) -> None:
         usage, timings = event.get("usage") or {}, event.get("timings") or {}
@@ -219,6 +249,14 @@ def _cut(vector: list[float], size: int | None) -> list[float]:
     cut = vector[:size]
     length = math.sqrt(sum(value * value for value in cut))
     return [value / length for value in cut] if length else cut
+
+
+def _logprob(token: dict[str, Any]) -> dict[str, Any]:
+    text = str(token.get("token", ""))
+    found: dict[str, Any] = {"token": text, "logprob": token.get("logprob", 0.0)}
+    if data := token.get("bytes") or [*text.encode("utf-8", "replace")]:
+        found["bytes"] = data
+    return found
 
 
 def _nanoseconds(milliseconds: Any) -> int | None:

@@ -122,7 +122,7 @@ async def test_errors_are_ollamas(lab: Lab) -> None:
             await client.chat("alfa", messages=HELLO)
         assert caught.value.status_code == 404
         assert "did you mean alpha" in caught.value.error
-        with pytest.raises(ollama.ResponseError, match="`context` is not supported"):
+        with pytest.raises(ollama.ResponseError, match="`context` was not made by lswap"):
             await client.generate("alpha", prompt="hi", context=[1, 2])
         with pytest.raises(ollama.ResponseError) as caught:
             await client.create("mine", from_="alpha")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from itertools import pairwise
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from llamaswap_py.translate.ollama import (
     translate_generate,
 )
 from llamaswap_py.translate.ollama_answers import Answer, Clock, LineStream, embed_answer
+from llamaswap_py.translate.ollama_context import Said, read_context, write_context
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(60)).decode()
@@ -55,7 +58,13 @@ def clock() -> Clock:
             {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"},
         ),
         ({"tools": [{"type": "function"}]}, {"tools": [{"type": "function"}]}),
+        ({"think": "max"}, {"reasoning_effort": "max", "chat_template_kwargs": ANY}),
         ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+        ({"logprobs": True}, {"logprobs": True, "top_logprobs": 1}),
+        ({"top_logprobs": 2}, {}),
+        ({"options": {"seed": 42.0, "temperature": 1.0}}, {"seed": 42, "temperature": 1.0}),
+        ({"options": {"num_predict": 0}}, {}),
+        ({"options": {"messages": [], "dry_base": 2}}, {"dry_base": 2}),
     ],
 )
 def test_what_a_chat_asks_for(ask: dict[str, Any], want: dict[str, Any]) -> None:
@@ -66,6 +75,20 @@ def test_what_a_chat_asks_for(ask: dict[str, Any], want: dict[str, Any]) -> None
     assert {name: made.body[name] for name in want} == want
     allowed = {"messages", "stream", "stream_options", *want}
     assert set(made.body) <= allowed
+
+
+def test_an_answer_of_generate_carries_its_conversation_on() -> None:
+    asked = translate_generate({"prompt": "one", "system": "be brief"})
+    answer = Answer("m", "generate", clock(), talk=asked.talk)
+    answer.parts({"choices": [{"delta": {"content": "un"}}]})
+    context = answer.last()[-1]["context"]
+    again = translate_generate({"prompt": "two", "system": "be long", "context": context})
+    assert [(one["role"], one["content"]) for one in again.body["messages"]] == [
+        ("system", "be long"),
+        ("user", "one"),
+        ("assistant", "un"),
+        ("user", "two"),
+    ]
 
 
 def test_images_and_tools_in_messages() -> None:
@@ -94,6 +117,42 @@ def test_images_and_tools_in_messages() -> None:
     assert added["tool_call_id"] == "call_0"
 
 
+def test_sounds_come_as_images_do() -> None:
+    sounds = {"wav": b"RIFF\0\0\0\0WAVEfmt " + bytes(48), "mp3": b"ID3" + bytes(61)}
+    for kind, data in sounds.items():
+        given = base64.b64encode(data).decode()
+        (message,) = translate_chat({"messages": [{**USER, "images": [given]}]}).body["messages"]
+        audio = {"data": given, "format": kind}
+        assert message["content"][1] == {"type": "input_audio", "input_audio": audio}
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=5))
+def test_a_context_is_read_as_it_was_written(turns: list[tuple[str, str]]) -> None:
+    talk = [Said(*turn) for turn in turns]
+    numbers = write_context(talk)
+    assert all(isinstance(number, int) and 0 <= number < 1 << 31 for number in numbers)
+    assert read_context(numbers) == talk
+
+
+@given(st.one_of(st.lists(st.integers(), min_size=1), st.text(min_size=1), st.integers(1)))
+def test_a_context_of_another_server_is_refused(numbers: Any) -> None:
+    with pytest.raises(ApiError, match="`context`"):
+        read_context(numbers)
+
+
+def test_a_context_that_was_changed_is_refused() -> None:
+    numbers = write_context([Said("user", "hello " * 50)])
+    for at in range(1, len(numbers)):
+        broken = [*numbers]
+        broken[at] ^= 1
+        with pytest.raises(ApiError):
+            read_context(broken)
+    bomb = zlib.compress(b" " * (17 << 20))
+    pieces = [int.from_bytes(bomb[at : at + 3], "big") for at in range(0, len(bomb), 3)]
+    with pytest.raises(ApiError):
+        read_context([numbers[0], len(bomb), *pieces])
+
+
 def test_generate_is_a_chat_a_raw_completion_or_a_filling_in() -> None:
     chat = translate_generate({"prompt": "hi", "system": "be brief", "images": [PNG]})
     assert chat.shape == "generate"
@@ -115,6 +174,12 @@ def test_generate_is_a_chat_a_raw_completion_or_a_filling_in() -> None:
         (translate_chat, {"messages": [USER], "tools": {}}),
         (translate_chat, {"messages": [USER], "format": "xml"}),
         (translate_chat, {"messages": [USER], "options": []}),
+        (translate_chat, {"messages": [USER], "think": "much"}),
+        (translate_chat, {"messages": [USER], "top_logprobs": 21}),
+        (translate_chat, {"messages": [USER], "logprobs": "yes"}),
+        (translate_generate, {"prompt": "x", "raw": True, "system": "y"}),
+        (translate_generate, {"prompt": "x", "raw": True, "format": "xml"}),
+        (translate_generate, {"prompt": "x", "width": 512}),
         (translate_chat, {"messages": [{"role": "user", "images": [3]}]}),
         (translate_chat, {"messages": [{"role": "user", "images": "x"}]}),
         (translate_generate, {"prompt": 3}),
@@ -194,7 +259,7 @@ def test_a_stream_is_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}],
+            "tool_calls": [{"function": {"index": 0, "name": "add", "arguments": {"a": 1}}}],
         },
         {"role": "assistant", "content": ""},
     ]

@@ -104,7 +104,7 @@ PURE_EXTRAS = {
     "simulator": {"random"},
     "importing": {"shlex"},
     "api": {"io"},  # a buffer in memory
-    "translate": {"base64", "binascii"},
+    "translate": {"base64", "binascii", "zlib"},
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools", "rich"}

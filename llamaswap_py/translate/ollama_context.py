@@ -1,0 +1,69 @@
+"""The `context` of /api/generate: a conversation as whole numbers, as Ollama's clients keep it.
+
+Ollama calls it an encoding of the conversation, to be sent back with the next request. There it is
+tokens; here it is the messages, compressed, so that a template, thinking and images go on working
+and nobody has to keep a conversation. Pure.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from llamaswap_py.errors import ApiError
+from llamaswap_py.units import MIB
+
+_MARK: Final = 0x6C737701
+"""The first number: larger than any token, so that tokens of another server are told apart."""
+_STEP: Final = 3
+"""Bytes in a number."""
+_MOST: Final = 16 * MIB
+"""Of a conversation that is unpacked."""
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """A message of a conversation, without its images."""
+
+    role: str
+    content: str
+
+
+_DECODER: Final = msgspec.json.Decoder(list[Said])
+
+
+def write_context(talk: Sequence[Said]) -> list[int]:
+    """Return a conversation as numbers."""
+    packed = zlib.compress(msgspec.json.encode(talk))
+    pieces = (packed[at : at + _STEP] for at in range(0, len(packed), _STEP))
+    return [_MARK, len(packed), *(int.from_bytes(piece, "big") for piece in pieces)]
+
+
+def read_context(numbers: Any) -> list[Said]:
+    """Return the conversation of a `context`; raises ApiError `bad_request`."""
+    if not numbers:
+        return []
+    try:
+        return _DECODER.decode(_unpacked(numbers))
+    except (ValueError, TypeError, OverflowError, zlib.error):
+        raise ApiError(
+            "bad_request",
+            "this `context` was not made by lswap: tokens of another server cannot be read",
+            remedy="leave it out, or send the conversation to /api/chat",
+            param="context",
+        ) from None
+
+
+def _unpacked(numbers: Any) -> bytes:
+    mark, length, *pieces = numbers
+    if mark != _MARK or len(pieces) != -(-length // _STEP):
+        raise ValueError
+    packed = b"".join(piece.to_bytes(_STEP, "big") for piece in pieces[:-1])
+    packed += pieces[-1].to_bytes(length - len(packed), "big")
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(packed, _MOST)
+    if not unpacker.eof:
+        raise ValueError
+    return text

@@ -1,0 +1,322 @@
+"""Every route and member of Ollama's API, and what becomes of it here: data, and the table of it.
+
+From Ollama's docs/api.md, api/types.go and server/routes.go (0.33), and its Python client (0.6.3).
+The code reads what it refuses and how options are named from here; docs/ollama.md is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from llamaswap_py.errors import ApiError
+
+Fate = Literal["translated", "refused", "ignored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a request or an answer. Of a refused one `note` is what to do instead."""
+
+    name: str
+    fate: Fate
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An entry of `options`: llama-server's name of it ("" where it is ignored), and its type."""
+
+    name: str
+    becomes: str
+    whole: bool = False
+
+
+def _translated(**notes: str) -> tuple[Member, ...]:
+    return tuple(Member(name.removesuffix("_"), "translated", note) for name, note in notes.items())
+
+
+def _refused(**notes: str) -> tuple[Member, ...]:
+    return tuple(Member(name, "refused", note) for name, note in notes.items())
+
+
+def _ignored(note: str, *names: str) -> tuple[Member, ...]:
+    return tuple(Member(name, "ignored", note) for name in names)
+
+
+_MODEL: Final = _translated(model="a name of the file or an alias; the older `name` is read too")
+_KEEP: Final = _translated(
+    keep_alive='seconds, or a text like `5m`, `"300"`; 0 unloads after the request, below 0 keeps'
+)
+_LONG: Final = _ignored(
+    "a prompt that is longer than the context is refused with both numbers, nothing is dropped",
+    "truncate",
+) + _ignored("args: {context-shift: true} of the preset decides", "shift")
+_LOADING: Final = "belongs to loading: the file decides"
+_THINK: Final = (
+    "`true`, `false`, or `low`, `medium`, `high`, `max` (`reasoning_effort`); a model whose "
+    "template knows nothing of it is not refused"
+)
+_LOGPROBS: Final = _translated(
+    logprobs="with `tools` only where the answer is not streamed",
+    top_logprobs="0 to 20, with `logprobs`",
+)
+_RENDER: Final = _translated(_debug_render_only="the prompt as the template makes it, no answer")
+_OPTIONS: Final = _translated(options="see below")
+_STREAM: Final = _translated(stream="true unless it is false")
+
+REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
+    "/api/generate": (
+        *_MODEL,
+        *_translated(
+            prompt="the user's message; an empty one only loads the model",
+            suffix="what follows the answer: llama-server's `/infill`, for models that can fill in",
+            system="the system message",
+        ),
+        *_refused(
+            template="templates are Jinja and belong to loading: args: {chat-template-file: …}"
+        ),
+        *_translated(context="what an answer had as `context`: the conversation goes on"),
+        *_STREAM,
+        *_translated(
+            raw="`prompt` as it is, without a template: llama-server's `/completion`",
+            format='`"json"` or a JSON schema',
+        ),
+        *_KEEP,
+        *_translated(images="base64; sounds (WAV, MP3) too; not with `raw`"),
+        *_OPTIONS,
+        *_translated(think=_THINK),
+        *_LONG,
+        *_RENDER,
+        *_LOGPROBS,
+        *_refused(
+            width="pictures are made by POST /v1/images/generations",
+            height="pictures are made by POST /v1/images/generations",
+            steps="pictures are made by POST /v1/images/generations",
+        ),
+    ),
+    "/api/chat": (
+        *_MODEL,
+        *_translated(messages="see below; an empty list only loads the model"),
+        *_STREAM,
+        *_translated(format='`"json"` or a JSON schema'),
+        *_KEEP,
+        *_translated(tools="as they are"),
+        *_OPTIONS,
+        *_translated(think=_THINK),
+        *_LONG,
+        *_RENDER,
+        *_LOGPROBS,
+    ),
+    "a message": _translated(
+        role="",
+        content="",
+        thinking="`reasoning_content`",
+        images="base64; sounds (WAV, MP3) too",
+        tool_calls="with ids, which are made where they are missing",
+        tool_name="finds the call that a message of role `tool` answers",
+        tool_call_id="the same",
+    ),
+    "/api/embed": (
+        *_MODEL,
+        *_translated(input="a text or a list of them; nothing (`[]`, an empty text) is no vector"),
+        *_KEEP,
+        *_translated(
+            truncate="true unless it is false: longer inputs are cut to what the model takes",
+            dimensions="vectors are cut and made unit length again",
+        ),
+        *_ignored(_LOADING, "options"),
+    ),
+    "/api/embeddings": (
+        *_MODEL,
+        *_translated(prompt="one text"),
+        *_KEEP,
+        *_translated(truncate="as in `/api/embed`"),
+        *_ignored(_LOADING, "options"),
+    ),
+    "/api/show": (
+        *_MODEL,
+        *_ignored("they would only change the `modelfile` that is shown", "system", "template"),
+        *_ignored("arrays of the header and the list of tensors are not shown", "verbose"),
+        *_ignored("they would only change the `modelfile` that is shown", "options"),
+    ),
+    "/api/pull": (
+        *_MODEL,
+        *_STREAM,
+        *_ignored("nothing is fetched: a model of the file is there", "insecure", "username"),
+        *_ignored("nothing is fetched: a model of the file is there", "password"),
+    ),
+    "/api/delete": _MODEL,
+}
+
+OPTIONS: Final = (
+    Option("num_keep", "n_keep", whole=True),
+    Option("seed", "seed", whole=True),
+    Option("num_predict", "max_tokens", whole=True),
+    Option("top_k", "top_k", whole=True),
+    Option("top_p", "top_p"),
+    Option("min_p", "min_p"),
+    Option("typical_p", "typical_p"),
+    Option("repeat_last_n", "repeat_last_n", whole=True),
+    Option("temperature", "temperature"),
+    Option("repeat_penalty", "repeat_penalty"),
+    Option("presence_penalty", "presence_penalty"),
+    Option("frequency_penalty", "frequency_penalty"),
+    Option("mirostat", "mirostat", whole=True),
+    Option("mirostat_tau", "mirostat_tau"),
+    Option("mirostat_eta", "mirostat_eta"),
+    Option("stop", "stop"),
+    *(
+        Option(name, "")
+        for name in (
+            *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "numa"),
+            *("draft_num_predict", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock"),
+            *("embedding_only", "tfs_z", "penalize_newline"),
+        )
+    ),
+)
+
+_HEAD: Final = _translated(model="as it was asked for", created_at="")
+_FIGURES: Final = (
+    *_translated(done="", done_reason="`stop`, `length`, `load` or `unload`"),
+    *_translated(
+        total_duration="", load_duration="", prompt_eval_count="", prompt_eval_duration=""
+    ),
+    *_translated(eval_count="", eval_duration=""),
+    *_translated(logprobs="each with `token`, `logprob`, `bytes`, `top_logprobs`"),
+    *_translated(_debug_info="`rendered_template`, `image_count`"),
+    *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+)
+_LISTED: Final = (
+    *_translated(name="", model="", modified_at="of the newest file", size="of all files"),
+    *_translated(digest="of path, size and time of the files, not of what is in them"),
+    *_translated(details="`format`, `family`, `families`, `parameter_size`, `quantization_level`"),
+)
+
+ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
+    "/api/generate": (
+        *_HEAD,
+        *_translated(
+            response="",
+            thinking="",
+            context="the conversation so far, without images; not tokens, and of use here only",
+        ),
+        *_ignored("there are no tools in such a request", "tool_calls"),
+        *_FIGURES,
+        *_ignored("no pictures are made here", "image", "completed", "total"),
+    ),
+    "/api/chat": (*_HEAD, *_translated(message="with `tool_calls` in one piece"), *_FIGURES),
+    "/api/embed": _translated(
+        model="", embeddings="", total_duration="", load_duration="", prompt_eval_count=""
+    ),
+    "/api/embeddings": _translated(embedding=""),
+    "/api/tags": (
+        *_LISTED,
+        *_ignored("/api/show has them", "capabilities"),
+        *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+    ),
+    "/api/ps": (
+        *_LISTED,
+        *_translated(
+            expires_at="when its `ttl` ends; the year 9999 for a model that stays",
+            size_vram="of `size`, what is not main memory",
+            context_length="of one request",
+        ),
+    ),
+    "/api/show": (
+        *_translated(
+            license="`general.license` of the header",
+            modelfile="its first line",
+            parameters="`num_ctx`, and the preset's `request: {default: …}`",
+            template="the Jinja template of the header",
+            details="as in `/api/tags`",
+            model_info="the header, without arrays",
+            capabilities="",
+            modified_at="",
+        ),
+        *_ignored("llama-server knows no such thing", "system", "renderer", "parser", "messages"),
+        *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+        *_ignored("not read", "projector_info", "tensors", "requires"),
+    ),
+}
+
+_SHOP: Final = "models are those of the configuration: change the file"
+_CLOUD: Final = "ollama.com's own services; nothing is asked of it"
+
+ROUTES: Final[dict[str, str]] = {
+    "GET /": "`Ollama is running`",
+    "GET /api/version": "",
+    "GET /api/tags": "",
+    "GET /api/ps": "",
+    "POST /api/show": "",
+    "POST /api/generate": "",
+    "POST /api/chat": "",
+    "POST /api/embed": "",
+    "POST /api/embeddings": "the older form",
+    "POST /api/pull": "success at once for a model of the file, else 501",
+    "DELETE /api/delete": "*admin*: a model of a repository, its files and its entry",
+    "POST /api/create": f"501: {_SHOP}",
+    "POST /api/copy": f"501: {_SHOP}",
+    "POST /api/push": f"501: {_SHOP}",
+    "POST /api/blobs/{digest}": f"501: {_SHOP}",
+    "HEAD /api/blobs/{digest}": f"501: {_SHOP}",
+    "POST /api/experimental/web_search": f"501: {_CLOUD}",
+    "POST /api/experimental/web_fetch": f"501: {_CLOUD}",
+    "GET /api/experimental/model-recommendations": f"501: {_CLOUD}",
+}
+"""Those of Ollama's account (/api/me and the like) are not here."""
+
+VERSION: Final = "0.35.0"
+"""What GET /api/version answers: the highest that is wanted by a client because of the API."""
+
+CLIENTS: Final[dict[str, tuple[str, str]]] = {
+    "OllamaSharp's System One": ("0.35.0", "`/v1/systemone`"),
+    "1Code (agents)": ("0.14.2", "Anthropic's API at `/v1/messages`"),
+    "Codex (`--oss --local-provider ollama`)": ("0.13.4", "`/v1/responses`; it ends below"),
+    "VS Code, Copilot Chat": ("0.6.4", "`capabilities` of `/api/show`; it lists no models below"),
+    "Raycast, Ollama AI": ("0.6.4", "`capabilities` of `/api/show`"),
+    "Open WebUI, Home Assistant": ("", "show it, or ask only whether somebody answers"),
+}
+"""Clients that look at the version -> the lowest that each accepts, and what for."""
+
+
+def refuse(route: str, ask: Mapping[str, Any]) -> None:
+    """Raise ApiError `bad_request` for a member of a request that is refused by name."""
+    for member in REQUESTS[route]:
+        if member.fate == "refused" and ask.get(member.name):
+            what = f"`{member.name}` is not supported"
+            raise ApiError("bad_request", what, param=member.name, remedy=member.note)
+
+
+def as_markdown() -> str:
+    """Return all of it as the tables of docs/ollama.md."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield from ("## Routes", "", "| route | |", "|---|---|")
+    for route, note in ROUTES.items():
+        yield f"| `{route}` | {note} |"
+    yield ""
+    yield from _tables("Requests", REQUESTS)
+    yield from ("## `options`", "", "| option | llama-server's |", "|---|---|")
+    for option in OPTIONS:
+        yield f"| `{option.name}` | {f'`{option.becomes}`' if option.becomes else _LOADING} |"
+    yield "| any other | passed on under its name: llama-server's own sampling parameters |"
+    yield ""
+    yield from _tables("Answers", ANSWERS)
+    yield from ("## Clients that look at the version", "")
+    yield from ("| client | at least | because of |", "|---|---|---|")
+    for client, (version, why) in CLIENTS.items():
+        yield f"| {client} | {version} | {why} |"
+
+
+def _tables(title: str, places: Mapping[str, tuple[Member, ...]]) -> Iterator[str]:
+    yield from (f"## {title}", "")
+    for place, members in places.items():
+        shown = f"`{place}`" if place.startswith("/") else place
+        yield from (f"### {title}: {shown}", "", "| member | | |", "|---|---|---|")
+        for member in members:
+            yield f"| `{member.name}` | {member.fate} | {member.note} |"
+        yield ""
