@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,9 @@ import typer
 from llamaswap_py.cli.usage import command_group
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llamaswap_py.config.optiontable import Option
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
 
@@ -45,13 +49,18 @@ def llama_swap(
 @app.command("llama-cpp")
 def llama_cpp(
     source: Annotated[Path, typer.Argument(help="A preset file (llama-server --models-preset).")],
+    models_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help="The folder that the router was given with the same option."),
+    ] = None,
     output: Output = None,
     force: Force = False,
 ) -> None:
     """From llama.cpp's router mode: an INI file of presets."""
     from llamaswap_py.importing.llama_cpp import read_ini
 
-    draft = read_ini(_read(source), str(source))
+    folders = [os.path.abspath(path.expanduser()) for path in models_dir or ()]
+    draft = read_ini(_read(source), str(source), _options_of(""), model_dirs=folders)
     _finish(draft, f"llama.cpp's {source.name}", output, force)
 
 
@@ -118,6 +127,20 @@ def command(
     _finish(draft, "a llama-server command", output, force)
 
 
+@cache
+def _options_of(engine: str) -> Mapping[str, Option] | None:
+    """Return the options of a llama-server, "" for the one that is used; None without it."""
+    from llamaswap_py.engine.locate import locate_engine
+    from llamaswap_py.errors import EngineError
+
+    try:
+        return locate_engine(
+            os.path.abspath(os.path.expanduser(engine)) if engine else "auto"
+        ).options
+    except EngineError:
+        return None
+
+
 def _read(path: Path) -> str:
     from llamaswap_py.errors import ConfigError
 
@@ -164,10 +187,13 @@ def _manifests(folder: Path) -> list[Manifest]:
 
 def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
     """Write the draft, and say on stderr what did not come along and what is to be done."""
+    from llamaswap_py.config.optiontable import table_of
     from llamaswap_py.config.parse import load_config
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.importing.draft import note_relative, render
+    from llamaswap_py.importing.fitting import fit_to_engines
 
+    fit_to_engines(draft, lambda engine: table_of(_options_of(engine)))
     note_relative(draft)
     text = render(draft, source)
     if output is None:

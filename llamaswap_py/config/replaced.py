@@ -49,7 +49,7 @@ def carry_over(args: Iterable[Said], table: OptionTable) -> list[Said]:
     found: list[Said] = []
     load: list[Said] = []
     for one in given:
-        if one.name in _LOADING:
+        if one.name in LOADING:
             load.append(one)
         elif table.usable(*one.names) is not None:
             found.append(one)
@@ -136,7 +136,7 @@ _MODES: Final[dict[str, dict[str, bool]]] = {
     "dio": {"direct-io": True},
 }
 _MODE: Final = "load-mode"
-_LOADING: Final = frozenset({_MODE, *_SWITCHES})
+LOADING: Final = frozenset({_MODE, *_SWITCHES})
 
 
 def _loading(given: list[Said], table: OptionTable) -> list[Said]:

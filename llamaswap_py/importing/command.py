@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
 from llamaswap_py.importing.draft import Draft
+from llamaswap_py.importing.variables import option_of
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -82,6 +83,7 @@ def read_command(
     extra: list[str] = []
     if "/" in words[0] or "\\" in words[0]:
         preset["engine"] = words[0]
+    env = _take_variables(env, preset, args, draft, place)
     for option, values in pair_options(words[1:]):
         if not option.startswith("-"):
             draft.note(place, f"the word {option!r} belongs to no option")
@@ -91,7 +93,7 @@ def read_command(
         elif len(values) > 1:
             extra += [option, *values]
         else:
-            _add(args, long_name(option), values[0] if values else None)
+            _add(args, _name_in_args(option), values[0] if values else None)
     _take_hub(preset, args, draft, place)
     if args:
         preset["args"] = args
@@ -156,6 +158,26 @@ def _take_hub(preset: dict[str, Any], args: dict[str, Any], draft: Draft, place:
         draft.note(place, "names no model file: add `model:`")
 
 
+def _take_variables(
+    env: Mapping[str, str], preset: dict[str, Any], args: dict[str, Any], draft: Draft, place: str
+) -> dict[str, str]:
+    """Carry over variables that set options, which the command's own words overrule.
+
+    Return the other variables.
+    """
+    rest: dict[str, str] = {}
+    for variable, value in env.items():
+        if not variable.startswith("LLAMA_ARG_"):
+            rest[variable] = value
+            continue
+        name, positive = option_of(variable)
+        if not positive:  # whatever its value
+            args[f"no-{name}"] = True
+        elif not _take_key(f"--{name}", [value], preset, draft, place):
+            _add(args, name, value)
+    return rest
+
+
 def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, place: str) -> None:
     kept: dict[str, str] = {}
     for name, value in env.items():
@@ -166,9 +188,6 @@ def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, plac
             preset["device"] = "host"
         elif name == "CUDA_DEVICE_ORDER":
             continue  # lswap numbers cards by bus id, always
-        elif name.startswith("LLAMA_ARG_"):
-            option = name.removeprefix("LLAMA_ARG_").lower().replace("_", "-")
-            _add(preset.setdefault("args", {}), long_name(option), value)
         elif name.startswith(("LLAMA_API_KEY", "LLAMA_SERVER_", "XDG_CONFIG_HOME")):
             draft.note(place, f"the variable {name} is lswap's own")
         else:
@@ -186,18 +205,26 @@ def read_argument(text: str) -> bool | int | float | str:
 
 def _add(args: dict[str, Any], name: str, text: str | None) -> None:
     value = True if text is None else text if _is_path(name) else read_argument(text)
+    same = next((each for each in args if long_name(each) == long_name(name)), name)
+    if same != name:  # the same option in another spelling
+        args[name] = args.pop(same)
     if name not in args or value is True:
         args[name] = value
     elif isinstance(args[name], list):
         args[name].append(value)
-    elif name in _REPEATED:
+    elif long_name(name) in _REPEATED:
         args[name] = [args[name], value]
     else:
         args[name] = value  # llama-server takes the last one
 
 
+def _name_in_args(option: str) -> str:
+    """Return an option's name for `args`: a long one as it was written, a short one's long name."""
+    return plain_name(option) if option.startswith("--") else long_name(option)
+
+
 def _is_path(name: str) -> bool:
-    return name in PATH_OPTIONS or name in PATH_LISTS
+    return long_name(name) in PATH_OPTIONS or long_name(name) in PATH_LISTS
 
 
 def _is_value(word: str) -> bool:

@@ -1,68 +1,208 @@
-"""llama.cpp's preset files (--models-preset, common/preset.cpp) -> a draft. Pure."""
+"""llama.cpp's preset files (--models-preset, common/preset.cpp) -> a draft. Pure.
+
+What is a switch, and what its words mean, is read from the engine's own options where there is an
+engine; else by what is known here of the switches that people use.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from llamaswap_py.config.options import long_name
+from llamaswap_py.config.options import long_name, plain_name
+from llamaswap_py.config.optiontable import Option, OptionTable, is_negation, table_of
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command
 from llamaswap_py.importing.draft import Draft
+from llamaswap_py.importing.variables import option_of
 
 _HEADER: Final = re.compile(r"\[[ \t]*([^\]]+?)[ \t]*\][ \t]*(?:[;#].*)?")
-_ENTRY: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(.*?)[ \t]*", re.DOTALL)
-_COMMENT: Final = re.compile(r"[ \t]*[;#].*", re.DOTALL)  # wherever it stands, also in a value
+_ENTRY: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(.*?)[ \t]*")
+_COMMENT: Final = re.compile(r"[ \t]*[;#].*")  # wherever it stands, also in a value
 _HUB: Final = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
+_TAG: Final = re.compile(r"[-.]([A-Za-z0-9_]+)$")
 _TRUE: Final = frozenset({"on", "enabled", "true", "1"})
 _FALSE: Final = frozenset({"off", "disabled", "false", "0"})
-# Switches of llama-server; of other options `true` or `1` is a value.
+# Without an engine to ask: its switches; of other options `true` or `1` is a value.
 _SWITCHES: Final = frozenset(
     {"jinja", "mmap", "mlock", "kv-offload", "kv-unified", "embeddings", "reranking", "warmup"}
     | {"cont-batching", "repack", "op-offload", "swa-full", "cache-prompt", "context-shift"}
     | {"webui", "offline", "check-tensors", "cpu-moe", "props", "direct-io", "mmproj-auto"}
     | {"mmproj-offload", "prefill-assistant", "special", "perf", "escape", "metrics", "slots"}
+    | {"mmproj", "cache-idle-slots", "skip-chat-parsing", "spec-default", "reasoning-preserve"}
+    | {"backend-sampling", "spec-draft-backend-sampling", "spm-infill", "ignore-eos", "host"}
+    | {"agent", "cpu-moe-draft", "lora-init-without-apply", "log-prefix", "log-timestamps"}
 )
-_ONLY_ON: Final = frozenset(
-    {"mlock", "embeddings", "reranking", "check-tensors", "cpu-moe", "offline", "special"}
-    | {"swa-full", "metrics", "props"}
-)
-"""Switches of those without a negative form: off is what they are anyway."""
-
+_ONLY_NEGATED: Final = frozenset({"mmproj", "host"})
+"""Of those, the ones that are switches in their negative form alone: `mmproj` names a file."""
 _OF_ROUTER: Final = {"version", "dedup-cache-models"}
 """Lines that say nothing of a model. `version` begins a file: it stands above every section."""
+_PRESET_ONLY: Final = {
+    "__PRESET_LOAD_ON_STARTUP": "load-on-startup",
+    "__PRESET_STOP_TIMEOUT": "stop-timeout",
+    "__PRESET_DEDUP_CACHE_MODELS": "dedup-cache-models",
+}
+_SECONDS: Final = re.compile(r"[ \t]*\+?([0-9]+)")
 
 
-def read_ini(text: str, source: str) -> Draft:
+def read_ini(
+    text: str,
+    source: str,
+    options: Mapping[str, Option] | None = None,
+    *,
+    model_dirs: Iterable[str] = (),
+) -> Draft:
     """Return the draft of an INI file; `source` names it in errors.
 
-    Raises ConfigError naming the line.
+    `options` are those of the engine in use, `model_dirs` the folders that the router was given
+    with --models-dir. Raises ConfigError naming the line.
     """
     draft = Draft()
-    for section, options in _sections(text, source).items():
-        if section == "*":
-            _take_defaults(options, draft)
-        elif section not in ("", "default") or _names_file(options):
-            _take_preset(section or "default", options, draft)
-        elif options.keys() - _OF_ROUTER:
-            given = ", ".join(options.keys() - _OF_ROUTER)
+    if folders := list(model_dirs):
+        draft.settings["model_dirs"] = folders
+    reader = _Reader(draft, table_of(options))
+    sections = _sections(text, source, draft)
+    reader.take_defaults(sections.pop("*", {}))
+    for section, entries in sections.items():
+        if section not in ("", "default") or reader.names_file(entries):
+            reader.take_preset(section or "default", entries)
+        elif entries.keys() - _OF_ROUTER:
+            given = ", ".join(entries.keys() - _OF_ROUTER)
             draft.note("[default]", f"names no model file, and is left out: {given}")
+    if reader.unnamed and not folders:
+        names = ", ".join(reader.unnamed)
+        draft.note(
+            "model_dirs",
+            f"{names}: no model file is named. If the router had --models-dir DIR, import with"
+            " --models-dir DIR; else add `model:`",
+        )
     return draft
 
 
-def _names_file(options: Iterable[str]) -> bool:
-    return any(long_name(_option(key)) in ("model", "hf-repo") for key in options)
+class _Reader:
+    """Turns sections into presets, by the rules of one engine."""
+
+    def __init__(self, draft: Draft, table: OptionTable) -> None:
+        self.draft = draft
+        self.table = table
+        self.unnamed: list[str] = []
+        """Sections that name no file."""
+        self._inherited: dict[str, Any] = {}
+
+    def names_file(self, entries: Iterable[str]) -> bool:
+        """Return whether a section says which file it runs."""
+        names = (self._name(key) for key in entries)
+        return any(long_name(name) in ("model", "hf-repo") for name in names)
+
+    def take_defaults(self, entries: Mapping[str, str]) -> None:
+        """Read the section that all others inherit from."""
+        if preset := self._preset("[*]", entries):
+            for key in ("model", "hf", "aliases"):
+                if (said := preset.pop(key, None)) is not None:
+                    self.draft.note("[*]", f"{key} {said}: it is of one model, not of all")
+        if preset:
+            self.draft.settings["defaults"] = self._inherited = preset
+
+    def take_preset(self, name: str, entries: Mapping[str, str]) -> None:
+        """Read the section of one model."""
+        if not self.names_file(entries):
+            if _HUB.fullmatch(name) and "model_dirs" not in self.draft.settings:
+                entries = {"hf-repo": name, **entries}
+            else:
+                self.unnamed.append(name)
+        preset = self._preset(f"[{name}]", entries)
+        preset["aliases"] = [each for each in preset.get("aliases", []) if each != name]
+        if not preset["aliases"]:
+            del preset["aliases"]
+        if not preset.get("preload", True) and not self._inherited.get("preload"):
+            del preset["preload"]
+        self.draft.models[name] = preset
+
+    def _preset(self, place: str, entries: Mapping[str, str]) -> dict[str, Any]:
+        words = ["llama-server"]
+        keys: dict[str, Any] = {}
+        off: list[str] = []
+        for key, value in sorted(entries.items()):  # of two names of one option the last counts
+            name = self._name(key)
+            if name in _OF_ROUTER:
+                continue
+            if name == "load-on-startup":
+                keys["preload"] = value in _TRUE
+            elif name == "stop-timeout":
+                if seconds := _SECONDS.match(value):
+                    keys["stop_timeout"] = f"{seconds[1]}s"
+                else:
+                    self.draft.note(place, f"{key} = {value}: no number of seconds, left out")
+            elif (switch := self._switch(name, value)) is None:
+                words.append(f"--{name}={value}")
+            elif switch:
+                words.append(f"--{name}")
+            else:
+                off.append(name)
+        quiet = Draft()
+        preset = read_command(words, {}, quiet, place)
+        self.draft.notes += [each for each in quiet.notes if "names no model" not in each.text]
+        for name in off:
+            if self.table.owned_word(f"--{name}") is None:
+                preset.setdefault("args", {})[name] = False
+        return preset | keys
+
+    def _name(self, key: str) -> str:
+        """Return the option that a key means, without dashes; keys may be variables."""
+        if key in _PRESET_ONLY:
+            return _PRESET_ONLY[key]
+        if key.startswith("LLAMA_ARG_") or self.table.find_env(key) is not None:
+            name, _ = option_of(key, self.table)
+            return name
+        name = plain_name(key)
+        option = self.table.find(name)
+        if option is None:
+            return name if self.table.is_known else long_name(name)
+        spellings = (*option.names, *option.negated)
+        return name if f"--{name}" in spellings else _long(option, name)
+
+    def _switch(self, name: str, value: str) -> bool | None:
+        """Return whether a switch is given, None where the option takes a value.
+
+        As common/preset.cpp has it: of a negated name the opposite counts, of other options than
+        switches with two forms every word but those for `off` means on.
+        """
+        option = self.table.find(name)
+        if option is None and self.table.is_known:
+            found = self.table.usable(name)
+            option = found[0] if found is not None else None
+        if option is not None:
+            if option.values:
+                return None
+            return value in _TRUE if is_negation(option, name) else value not in _FALSE
+        bare = name.removeprefix("no-")
+        if value.lower() not in _TRUE | _FALSE or bare not in _SWITCHES:
+            return None
+        if bare in _ONLY_NEGATED and bare == name:
+            return None
+        return value.lower() in _TRUE
 
 
-def _sections(text: str, source: str) -> dict[str, dict[str, str]]:
+def _long(option: Option, name: str) -> str:
+    negated = is_negation(option, name)
+    return plain_name(option.negated[-1] if negated else option.name)
+
+
+def _sections(text: str, source: str, draft: Draft) -> dict[str, dict[str, str]]:
+    """Return the entries of each section; of two with one name the last counts, as there."""
     found: dict[str, dict[str, str]] = {}
     section = ""
-    for number, line in _logical_lines(text):
-        if match := _HEADER.fullmatch(line):
-            section = match[1]
-            found.setdefault(section, {})
-        elif match := _ENTRY.fullmatch(_COMMENT.sub("", line)):
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped[0] in ";#":
+            continue
+        if match := _HEADER.fullmatch(stripped):
+            section = _canonical(match[1])
+            if found.get(section):
+                draft.note(f"[{section}]", "stands twice: the last one counts, as in llama.cpp")
+            found[section] = {}
+        elif match := _ENTRY.fullmatch(_COMMENT.sub("", stripped)):
             found.setdefault(section, {})[match[1]] = match[2]
         else:
             where = f"{source}:{number}"
@@ -70,68 +210,10 @@ def _sections(text: str, source: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) without blank and comment lines; `\\` at the end joins the next."""
-    begun, number = "", 0
-    for at, line in enumerate(text.splitlines(), 1):
-        number = number if begun else at
-        begun += line
-        if begun.endswith("\\"):
-            begun = begun[:-1] + "\n"
-            continue
-        stripped = begun.strip()
-        begun = ""
-        if stripped and stripped[0] not in ";#":
-            yield number, stripped
-
-
-def _take_defaults(options: dict[str, str], draft: Draft) -> None:
-    preset = _preset("[*]", options, draft)
-    preset.pop("model", None)
-    if preset:
-        draft.settings["defaults"] = preset
-
-
-def _take_preset(name: str, options: dict[str, str], draft: Draft) -> None:
-    if not _names_file(options):
-        if not _HUB.fullmatch(name):
-            draft.note(f"[{name}]", "names no model file: add `model:`")
-        else:
-            options = {"hf-repo": name, **options}
-    draft.models[name] = _preset(f"[{name}]", options, draft)
-
-
-def _preset(place: str, options: dict[str, str], draft: Draft) -> dict[str, Any]:
-    words = ["llama-server"]
-    keys: dict[str, Any] = {}
-    for key, value in options.items():
-        option = _option(key)
-        if option in _OF_ROUTER:
-            continue
-        if option == "load-on-startup":
-            keys |= {"preload": True} if value.lower() in _TRUE else {}
-        elif option == "stop-timeout":
-            keys["stop_timeout"] = f"{value}s"
-        else:
-            words += _words(option, value)
-    quiet = Draft()
-    preset = read_command(words, {}, quiet, place)
-    draft.notes += [note for note in quiet.notes if "names no model" not in note.text]
-    return preset | keys
-
-
-def _option(key: str) -> str:
-    """Return an option's name; keys may be environment variables (LLAMA_ARG_CTX_SIZE)."""
-    if key.startswith("LLAMA_ARG_"):
-        return long_name(key.removeprefix("LLAMA_ARG_").lower())
-    return long_name(key)
-
-
-def _words(option: str, value: str) -> list[str]:
-    if option.removeprefix("no-") in _SWITCHES and value.lower() in _TRUE | _FALSE:
-        if value.lower() in _TRUE:
-            return [f"--{option}"]
-        if option.startswith("no-"):
-            return [f"--{option[3:]}"]
-        return [] if option in _ONLY_ON else [f"--no-{option}"]
-    return [f"--{option}={value}"]
+def _canonical(section: str) -> str:
+    """Return a section's name with its tag as llama.cpp calls it: `q4_k_m` is `Q4_K_M`."""
+    name, colon, tag = section.rpartition(":")
+    if not colon:
+        return section
+    match = _TAG.search(tag)
+    return f"{name}:{(match[1] if match else tag).upper()}"

@@ -85,7 +85,7 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
         "n-gpu-layers": 99,
         "jinja": True,
         "n-cpu-moe": 24,
-        "temperature": 0.7,
+        "temp": 0.7,
     }
     assert big["ttl"] == "never"
     assert big["concurrency"] == 4
@@ -257,6 +257,7 @@ def test_a_preset_file_of_llama_cpp() -> None:
     assert qwen["args"] == {
         "mmproj": "./mmproj.gguf",
         "ctx-size": 32768,
+        "mlock": False,
         "no-mmap": True,
         "temperature": 0.6,
         "chat-template-kwargs": '{"enable_thinking": false}',
