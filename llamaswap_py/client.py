@@ -78,9 +78,9 @@ class Remote:
     def __init__(
         self, url: str = DEFAULT_URL, *, key: str | None = None, patience: float = 30.0
     ) -> None:
-        self.url = url
         self._patience = patience
         base, self._path = base_of(url)
+        self.url = base if self._path is None else f"unix:{self._path}"
         try:
             # An lswap is spoken to directly: proxies from the environment are for other hosts.
             # Certificates are loaded only where they are needed (30 ms).

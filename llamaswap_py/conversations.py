@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
@@ -23,6 +24,7 @@ import msgspec
 
 from llamaswap_py.children.probe import ask
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Lease, Ticket
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.units import MIB
@@ -54,6 +56,10 @@ class Conversation:
     lease: Lease | None = None
     ticket: Ticket | None = None
     """While its lease is kept for it."""
+    waiting: Ticket | None = None
+    """While its request waits for a lease, and its client has left."""
+    begun: bool = True
+    """Whether its child has begun to answer, as far as anybody knows."""
     began: float = field(default_factory=time.monotonic)
     readers: dict[str, Callable[[str], None]] = field(default_factory=dict)
     """Who reads it instead of its client, each with what ends that, given a reason."""
@@ -69,10 +75,38 @@ class Conversation:
     def __post_init__(self) -> None:
         self.unread.set()
 
+    def keep(self, whole: bytes) -> None:
+        """Keep an answer, or the error that stands for it, for who comes back."""
+        self.whole, self.whole_at = whole, time.monotonic()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its request has no client any more, and has not ended."""
+        return self.ticket is not None or self.waiting is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a child has something of it, or it was kept."""
+        return bool(self.whole) or (self.lease is not None and self.begun)
+
     @property
     def path(self) -> str:
         """The child's route for it."""
         return f"/v1/stream?conv_id={quote(self.id, safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask a child in the place of a client that has left.
+
+    `failed` and `refused` render lswap's error, and a child's, as the event of a stream.
+    """
+
+    target: str
+    body: bytes
+    headers: str
+    failed: Callable[[ApiError], bytes]
+    refused: Callable[[bytes], bytes]
 
 
 class Conversations:
@@ -98,7 +132,7 @@ class Conversations:
         An answer that goes on without its client is stopped: llama-server has one for each.
         """
         older = self._known.get(id)
-        if older is not None and older.ticket is not None:
+        if older is not None and older.goes_on:
             await self.stop(older)
         self._known.pop(id, None)
         self._known[id] = conversation = Conversation(id, preset, cancel, request_id)
@@ -114,9 +148,9 @@ class Conversations:
     def find(self, id: str) -> Conversation | None:
         """Return the conversation, unless the child that had it is gone, and nothing was kept."""
         found = self._known.get(id)
-        if found is None or found.lease is None or self._alive(found.lease):
+        if found is None or time.monotonic() - found.whole_at < _KEPT_SECONDS:
             return found
-        if time.monotonic() - found.whole_at < _KEPT_SECONDS:
+        if not found.whole if found.lease is None else self._alive(found.lease):
             return found
         self.forget(found)
         return None
@@ -126,12 +160,12 @@ class Conversations:
         wanted = set(ids)
         named = [id for id in self._known if id in wanted or id.partition("::")[0] in wanted]
         found = [one for one in map(self.find, named) if one is not None]
-        return [one for one in found if one.lease is not None]
+        return [one for one in found if one.is_readable]
 
     @property
     def detached(self) -> list[Conversation]:
-        """Those whose lease is kept."""
-        return [one for one in self._known.values() if one.ticket is not None]
+        """Those that go on without a client."""
+        return [one for one in self._known.values() if one.goes_on]
 
     def hold(
         self, conversation: Conversation, ticket: Ticket, lease: Lease, over: Callable[[], None]
@@ -143,6 +177,20 @@ class Conversations:
             return
         conversation.ticket = ticket
         self._keep(ticket, self._hold(conversation, ticket, lease), over)
+
+    def outlast(
+        self,
+        conversation: Conversation,
+        ticket: Ticket,
+        over: Callable[[], None],
+        **asked: Any,
+    ) -> None:
+        """Go on with a request (`Question`) whose client has left; then call `over`."""
+        conversation.waiting, conversation.begun = ticket, False
+        conversation.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
+        if self._known.get(conversation.id) is not conversation:
+            conversation.cancel()
+        self._keep(ticket, self._outlast(conversation, ticket, Question(**asked)), over)
 
     def end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
@@ -218,6 +266,46 @@ class Conversations:
             if conversation.ticket is not None and not whole:
                 self._feed(ev.LeaseDetached(conversation.ticket.event.request))
 
+    async def _outlast(
+        self, conversation: Conversation, ticket: Ticket, question: Question
+    ) -> None:
+        try:
+            lease = await ticket.outlast()
+        except ApiError as error:
+            conversation.waiting = None
+            conversation.keep(question.failed(error))
+            return
+        conversation.lease, conversation.preset = lease, lease.preset
+        conversation.ticket, conversation.waiting = ticket, None
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(self._ask(conversation, lease, question))
+            await self._hold(conversation, ticket, lease)
+            asking.cancel()
+
+    async def _ask(self, conversation: Conversation, lease: Lease, question: Question) -> None:
+        """Have a child begin an answer that it keeps for a reader; what it refuses is kept here."""
+
+        def note(status: int) -> None:
+            conversation.begun = status == HTTPStatus.OK
+
+        try:
+            answer = await ask(
+                *(lease.endpoint, "POST", question.target),
+                timeout=None,
+                on_status=note,
+                body=question.body,
+                headers=question.headers,
+                keep=False,
+            )
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # whoever reads it finds what the child had of it, or nothing
+            _log.debug("%s: its child did not answer: %s", conversation.id, error)
+            return
+        if answer.status != HTTPStatus.OK:
+            conversation.keep(question.refused(answer.body))
+
     async def _hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
         revoked = asyncio.Event()
         outcome = ev.Outcome.CANCELLED
@@ -250,7 +338,7 @@ class Conversations:
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
-            conversation.whole, conversation.whole_at = answer.body, time.monotonic()
+            conversation.keep(answer.body)
         kept = [one for one in self._known.values() if one.whole]
         size = sum(len(one.whole) for one in kept)
         for one in sorted(kept, key=lambda one: one.whole_at):

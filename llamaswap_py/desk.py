@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id, open_under
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
 from llamaswap_py.views import as_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llamaswap_py.scheduler import InstanceKey
-    from llamaswap_py.scheduler.actions import Reject
     from llamaswap_py.supervisor import Supervisor
 
 
@@ -89,6 +92,28 @@ class Desk:
         lease.arrived = now
         ticket.hold(lease)
         return ticket, lease
+
+    @contextmanager
+    def reading(self, preset: str, *, wakes: bool) -> Iterator[Lease]:
+        """Give a lease of an instance that is there, for a request that only reads.
+
+        The scheduler knows nothing of it: the instance stays as idle as it is, and whoever reads is
+        cut off when it leaves. `wakes`: a child that sleeps would wake to answer. Raises ApiError
+        where no instance answers.
+        """
+        now = time.monotonic()
+        found = self._supervisor.scheduler.look(PresetId(preset), now, wakes=wakes)
+        if isinstance(found, Reject):
+            raise as_error(found)
+        lease = self._lease(found)
+        if lease is None:
+            raise ApiError("upstream_failed", f"{found} ended before it could answer")
+        lease.began(now)
+        lease.held.readers.add(lease)
+        try:
+            yield lease
+        finally:
+            lease.held.readers.discard(lease)
 
     # For tickets
 

@@ -54,6 +54,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "invalid_request_error"),
     "model_missing": (400, "invalid_request_error"),
     "model_not_loaded": (400, "invalid_request_error"),
+    "stopped": (400, "invalid_request_error"),
     "model_too_large": (400, "invalid_request_error"),
     "unauthorized": (401, "authentication_error"),
     "forbidden": (403, "permission_error"),
@@ -72,6 +73,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "draining": (503, "server_error"),
     "memory_full": (503, "server_error"),
     "model_failed": (503, "server_error"),
+    "model_loading": (503, "server_error"),
     "queue_timeout": (503, "server_error"),
     "unloaded": (503, "server_error"),
 }

@@ -1,4 +1,4 @@
-"""The open leases of one instance, counted for those who watch whether it is alive."""
+"""The open leases of one instance, counted for those who watch whether it is alive; its readers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,26 @@ class Answering(Protocol):
 class Held:
     """Leases come and go here; adding them up is left to those who ask."""
 
-    __slots__ = ("_changes", "_open", "_received", "on_first_answer")
+    __slots__ = ("_changes", "_open", "_received", "on_first_answer", "readers")
 
     def __init__(self) -> None:
         self.on_first_answer: Callable[[], None] | None = None
         """Called once, after the first generation that ended well."""
+        self.readers: set[Lease] = set()
+        """Of requests that only read, which the scheduler knows nothing of."""
         self._open: dict[Lease, bool] = {}
         self._changes = 0
         self._received = 0
+
+    @property
+    def idle_since(self) -> int | None:
+        """A number that stays while the instance has nothing to do; None while it has."""
+        return None if self._open else self._changes
+
+    def end_readers(self, reason: str) -> None:
+        """Cut those who read: the instance leaves."""
+        for lease in list(self.readers):
+            lease.revoke(reason)
 
     def begin(self, lease: Lease, *, owing: bool) -> None:
         """A lease begins, or becomes another one; `owing`: it generates for a client."""

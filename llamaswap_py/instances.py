@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from llamaswap_py.children import (
     RuntimeDir,
 )
 from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.children.probe import Answer, get
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
@@ -43,6 +44,8 @@ from llamaswap_py.units import format_duration
 from llamaswap_py.wire.pool import UpstreamPool
 
 _log: Final = logging.getLogger("lswap")
+_ASKING: Final = 5.0
+_MOST_ANSWERS: Final = 16
 
 
 @dataclass(slots=True)
@@ -59,6 +62,8 @@ class Running:
     stage: str | None = None
     lost: bool = False
     asleep: bool = False
+    answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
+    """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
 
@@ -164,6 +169,24 @@ class Instances:
         if running := self.running.get(key):
             running.child.kill()
 
+    async def ask_once(self, key: InstanceKey, target: str) -> Answer | None:
+        """GET `target` of a child, once in each time that it has nothing to do.
+
+        Every question of this kind would begin its time to fall asleep anew. None where it was busy
+        meanwhile, or cannot answer. Raises OSError.
+        """
+        running = self.running.get(key)
+        if running is None or running.endpoint is None or running.held.idle_since is None:
+            return None
+        since = running.held.idle_since
+        at, answer = running.answers.get(target, (None, None))
+        if at != since:
+            answer = await get(running.endpoint, target, _ASKING)
+            if len(running.answers) >= _MOST_ANSWERS:
+                running.answers.clear()
+            running.answers[target] = since, answer
+        return answer if running.held.idle_since == since else None
+
     def wake(self, key: InstanceKey) -> None:
         """Wake a sleeping child."""
         self._keeping.give_way()
@@ -200,6 +223,7 @@ class Instances:
             self._keeping.forget((key.preset,))
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
+        running.held.end_readers(action.reason.value)
         if running.endpoint is not None:
             self._pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
         if action.may_keep and running.kv is not None:

@@ -92,6 +92,7 @@ class Lease:
         held: Held,
     ) -> None:
         self.endpoint = endpoint
+        self.key = key
         self.preset = str(key.preset)
         self.epoch = key.epoch
         self.held = held
@@ -128,7 +129,7 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_taken", "_waiting", "event")
+    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_taken", "_waiting", "event", "stays")
 
     def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
         self._desk = desk
@@ -137,6 +138,8 @@ class Ticket:
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
         self.event = event
+        self.stays = False
+        """Whether it keeps its place when its client leaves while it waits; then see `outlast`."""
 
     def hold(self, lease: Lease) -> None:
         """Take a lease that was granted at once; it may then be entered, or else is released."""
@@ -161,13 +164,37 @@ class Ticket:
 
     async def _wait(self) -> None:
         self._waiting = waiting = asyncio.get_running_loop().create_future()
+        await self._wait_for(waiting)
+
+    async def _wait_for(self, waiting: asyncio.Future[None]) -> None:
         try:
             if self._notice is not None:
                 await self._notify(self._notice, waiting)
             await waiting
-        except BaseException:
-            self._desk.leave(self)  # also gives back a lease that was granted meanwhile
+        except BaseException as error:
+            if not (self.stays and isinstance(error, asyncio.CancelledError)):
+                self._desk.leave(self)  # also gives back a lease that was granted meanwhile
             raise
+
+    @property
+    def waits(self) -> bool:
+        """Whether its client has left, and it keeps its place."""
+        return self.stays and self._waiting is not None and not isinstance(self._lease, ApiError)
+
+    async def outlast(self) -> Lease:
+        """Wait on where a client has left that `stays`; who gets the lease calls `release`."""
+        self._kept = True
+        arrived, self._notice = time.monotonic(), None
+        if self._lease is None:
+            self._waiting = asyncio.get_running_loop().create_future()
+            self.stays = False
+            await self._wait_for(self._waiting)
+        if isinstance(self._lease, ApiError):
+            raise self._lease
+        assert self._lease is not None
+        self._lease.began(arrived)
+        self._lease.held.begin(self._lease, owing=False)
+        return self._lease
 
     async def _notify(self, notice: Notice, waiting: asyncio.Future[None]) -> None:
         pause = notice.first

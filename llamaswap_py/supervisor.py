@@ -93,6 +93,7 @@ class Supervisor:
         self.remembering = Remembering(about.name, self.scheduler.traffic)
         self.desk = Desk(self)
         self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
+        self.reading = self.desk.reading
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
         self._alarm = Alarm(lambda: self.feed(ev.TimePassed()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.api import pages, table
 from llamaswap_py.api.access import Access
-from llamaswap_py.api.call import Call, Route
+from llamaswap_py.api.call import Call, Route, draining
 from llamaswap_py.api.express import Express
 from llamaswap_py.api.guard import Cors, HostRule, own_names
 from llamaswap_py.api.meaning import meaning_of
@@ -159,6 +159,8 @@ class App:
             if not route.free:
                 self.access.enter(call.key, replaces=call.replaces_its_own)
                 call.counted = True
+        if route.starts and self.supervisor.scheduler.closing:
+            raise draining()
         if meaning.relayed and not self._cors.on:
             meaning.let_in(self.access.keys, call.key)
         await route.handle(call)

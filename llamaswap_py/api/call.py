@@ -40,7 +40,7 @@ class Route:
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
     `admin`: it takes an admin key; `public`: it takes none. `free`: it
     does not count against `max_in_flight`. `replay`: what it changed in a child
-    is done again to those that follow.
+    is done again to those that follow. `starts`: it begins what lswap that stops would not end.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -53,6 +53,7 @@ class Route:
     public: bool = False
     free: bool = False
     replay: bool = False
+    starts: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
@@ -72,7 +73,8 @@ class Call:
     """One that was taken at once, until somebody has entered or released it."""
     tap: Tap | None = None
     """What is captured of it."""
-    cancelled = False
+    cancelled: ApiError | None = None
+    """What it was ended with from outside."""
     counted = False
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
@@ -112,7 +114,7 @@ class Call:
         if given is None or self.key is None:
             return False
         older = self.supervisor.conversations.find(given.decode("latin-1"))
-        return older is not None and older.ticket is not None and older.client == self.client
+        return older is not None and older.goes_on and older.client == self.client
 
     def hand_over_count(self) -> Callable[[], None]:
         """Let it count against its key when its client is gone; return what ends that."""
@@ -184,10 +186,9 @@ class Call:
         """Return what ends a stream whose child has failed."""
         return error_event(upstream_failed(reason), self.family, self.id)
 
-    def cancel(self) -> None:
+    def cancel(self, error: ApiError | None = None) -> None:
         """End this request from outside: with an error, or with an event of its stream."""
-        self.cancelled = True
-        error = cancelled()
+        self.cancelled = error = error or cancelled()
         if self.ticket is not None:
             self.ticket.give_up(error)
         self.exchange.cut(error_event(error, self.family, self.id), "cancelled")
@@ -252,9 +253,20 @@ def _header_text(preset: str) -> bytes:
     return (preset if plain else quote(preset, safe="/:")).encode("ascii")
 
 
+def draining() -> ApiError:
+    """Return the error of a request that comes while lswap stops."""
+    return ApiError("draining", "lswap is stopping and takes no new requests")
+
+
 def cancelled() -> ApiError:
     """Return the error of a request that somebody else ended; clients do not try it again."""
-    return ApiError("cancelled", "the request was cancelled by an operator")
+    return ApiError("cancelled", "the request was cancelled by command")
+
+
+def stopped() -> ApiError:
+    """Return the error of a request whose conversation was stopped before a model answered it."""
+    what = "the request was stopped (DELETE /v1/stream) before its model was ready"
+    return ApiError("stopped", what)
 
 
 def model_not_found(name: str, nearest: list[str]) -> ApiError:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.call import draining
 from llamaswap_py.api.openapi import document
 from llamaswap_py.api.shapes import Decisions, Health, LoadAnswer, LoadRequest, UnloadAnswer
 from llamaswap_py.errors import ApiError, LswapError
@@ -30,7 +31,7 @@ async def health(call: Call) -> None:
 async def readyz(call: Call) -> None:
     """GET /readyz: whether new requests are taken."""
     if call.supervisor.snapshot().state != "serving":
-        raise ApiError("draining", "lswap is stopping and takes no new requests")
+        raise draining()
     call.respond(200, Health("ok"))
 
 

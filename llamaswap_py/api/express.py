@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.call import Call, client_of
 from llamaswap_py.api.extract import name_in
-from llamaswap_py.api.inference import DROPPED, NO_FILTERS, cut
+from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.meaning import Meaning
+from llamaswap_py.api.sending import DROPPED, cut
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.wire.messages import Outcome
 from llamaswap_py.wire.upstream import ONE_WRITE

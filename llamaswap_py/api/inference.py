@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from llamaswap_py.api.call import cancelled
-from llamaswap_py.api.errors import error_event, refusal_event, upstream_failed
+from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
+from llamaswap_py.api.lasting import begin_conversation, outlast
 from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.api.reads import is_read, may_load, read
+from llamaswap_py.api.sending import (
+    DROPPED,
+    FINAL,
+    FORCE,
+    REAPING,
+    REAPING_STEP,
+    RESUMED,
+    as_read,
+    build_request,
+    cut,
+    may_retry,
+    revoked,
+    send,
+)
 from llamaswap_py.api.slot_files import check_slot_files
 from llamaswap_py.api.tap import Tap
 from llamaswap_py.api.wishes import PARTICULAR, WHEN_FULL, read_wishes
@@ -31,31 +45,10 @@ if TYPE_CHECKING:
     from llamaswap_py.leases import Lease, Wishes
     from llamaswap_py.wire.messages import RelayResult, Translator
 
-# Keys and origins are judged here, not by the child.
-_RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
-# With a conversation id it goes on generating for a client that left: see conversations.py.
-DROPPED: Final = _RESUMED | {b"x-conversation-id"}
-_LONGEST_ID: Final = 512
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 8
 """Slashes that are looked for in a model's name below /upstream, plus one."""
-# A child's sockets close a moment before its exit is known; until then leases of it are granted.
-_REAPING: Final = 2.0
-_REAPING_STEP: Final = 0.02
-# The scheduler's reasons (StopReason), for those who read an answer and no log.
-_REVOKED: Final = {
-    "force": "an operator stopped it",
-    "drain deadline": "others waited for its memory",
-    "shutdown deadline": "lswap is stopping",
-    "nobody came back for it": "nobody had read it for too long",
-}
-_FORCE: Final = "force"
-_HUNG: Final = "found hung"
-# Nobody knows whether the request itself is what the child hangs on: it is not sent to another.
-_FINAL: Final = (_FORCE, _HUNG)
-_ESCAPE: Final = re.compile("%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 _NOTICE_EVERY: Final = 10.0
-_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 async def relay(call: Call) -> None:
@@ -79,12 +72,20 @@ async def relay(call: Call) -> None:
         filtered = filter_body(text, filters, name)
         body = Body.of(filtered) if skim is None else skim.restore(filtered)
     target = f"{head.path}?{head.query}" if head.query else head.path
-    conversation = await _conversation(call, preset) if ask.stream and call.route.slot else None
-    request = _request(call, target, body, DROPPED if conversation is None else _RESUMED)
+    lasts = ask.stream and call.route.slot and not upload
+    conversation = await begin_conversation(call, preset) if lasts else None
+    request = build_request(call, target, body, DROPPED if conversation is None else RESUMED)
+    if is_read(call):
+        await read(call, preset, request)
+        return
     try:
         await _to_instance(call, preset, request, ask=ask, conversation=conversation)
+    except asyncio.CancelledError:
+        if conversation is not None:
+            outlast(call, conversation, request)
+        raise
     finally:
-        if conversation is not None and conversation.lease is None:
+        if conversation is not None and conversation.lease is None and not conversation.goes_on:
             call.supervisor.conversations.forget(conversation)
     if call.route.replay and call.status == HTTPStatus.OK and head.method == "POST":
         call.supervisor.instances.replays.note(call.model, head.path, body.join())
@@ -94,15 +95,19 @@ async def pass_through(call: Call) -> None:
     """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
     head = call.exchange.head
     preset, path = _split_upstream(call)
-    inner = call.app.route_of(head.method, _as_read(path))
+    inner = call.app.route_of(head.method, as_read(path))
     if inner is not None and inner.admin:
         call.app.access.check(head, admin=True)
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
-    check_slot_files(call, preset, _as_read(path))
+    check_slot_files(call, preset, as_read(path))
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
     target = f"{path}?{head.query}" if head.query else path
-    await _to_instance(call, preset, _request(call, target, body), tunnel=head.upgrade)
+    request = build_request(call, target, body)
+    if is_read(call):
+        await read(call, preset, request)
+    else:
+        await _to_instance(call, preset, request, tunnel=head.upgrade)
 
 
 async def translated(
@@ -125,40 +130,19 @@ async def resumed(call: Call, conversation: Conversation) -> None:
     """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
     conversations = call.supervisor.conversations
     head, lease = call.exchange.head, conversation.lease
-    request = _request(call, f"{head.path}?{head.query}", await call.exchange.read_body(0))
+    request = build_request(call, f"{head.path}?{head.query}", await call.exchange.read_body(0))
     if lease is None or not conversations.attach(conversation, call.id, lambda r: cut(call, r)):
-        await _to_instance(call, conversation.preset, request)
+        await read(call, conversation.preset, request)
         return
     call.granted(lease)
     whole = False
     try:
-        result = await _send(call, lease, request)
+        result = await send(call, lease, request)
         whole = result.outcome is Outcome.COMPLETE and result.status == 200 and head.method == "GET"
     finally:
         conversations.detach(conversation, call.id, whole=whole)
     if not result.status and not call.exchange.finished:
         raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
-
-
-async def _conversation(call: Call, preset: str) -> Conversation | None:
-    """Return the conversation whose answer may outlive its client."""
-    given = call.exchange.head.get(b"x-conversation-id")
-    if not given or not call.supervisor.config.models[preset].resume:
-        return None
-    if len(given) > _LONGEST_ID or not given.isascii():
-        return None
-    id = given.decode("ascii")
-    conversation = await call.supervisor.conversations.begin(id, preset, call.id, call.cancel)
-    conversation.client = call.client
-    return conversation
-
-
-def _request(
-    call: Call, target: str, body: Body, dropped: frozenset[bytes] = DROPPED
-) -> UpstreamRequest:
-    head = call.exchange.head
-    lines = call.meaning.lines(call.exchange, dropped)
-    return UpstreamRequest(head.method, target, [], body, lines)
 
 
 async def _to_instance(
@@ -182,18 +166,20 @@ async def _to_instance(
         _capture(call, request.body)
     while True:
         early, call.early = call.early, None
-        if call.cancelled and early is None:
-            raise cancelled()
+        if call.cancelled is not None and early is None:
+            raise call.cancelled
         call.ticket = early or call.supervisor.lease(
             preset,
             client=call.client,
             request_id=call.id,
             slot=call.route.slot,
-            autoload=_autoload(call),
+            autoload=may_load(call),
             since=since,
             wishes=wishes,
             notice=_notice(call, preset, ask),
         )
+        if conversation is not None:
+            conversation.lease, call.ticket.stays = None, True
         async with call.ticket as lease:
             since = lease.arrived
             call.granted(lease)
@@ -205,27 +191,33 @@ async def _to_instance(
                 answer=answer,
                 conversation=conversation,
             )
-        if result.refusal is not None and answer is not None:
-            answer(result.status, result.refusal)
-            return
-        if result.refusal is not None and call.exchange.padded:
-            call.exchange.end_stream(result.refusal)
-            return
         if result.refusal is not None:
-            call.exchange.end_stream(refusal_event(result.refusal, call.family, call.id))
+            _pass_on(call, result.status, result.refusal, answer)
             return
         if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
             return
-        if result.outcome is Outcome.CUT and lease.revoked not in _FINAL:
+        if result.outcome is Outcome.CUT and lease.revoked not in FINAL:
             call.exchange.cut_event = None  # the next lease is not revoked
         elif result.outcome is Outcome.CUT:
-            raise _revoked(call, lease.revoked or _FORCE)
-        elif died is None and _may_retry(call, result):
-            died, patience = lease.epoch, time.monotonic() + _REAPING
-        elif died == lease.epoch and time.monotonic() < patience and _may_retry(call, result):
-            await asyncio.sleep(_REAPING_STEP)
+            raise revoked(call, lease.revoked or FORCE)
+        elif died is None and may_retry(call, result):
+            died, patience = lease.epoch, time.monotonic() + REAPING
+        elif died == lease.epoch and time.monotonic() < patience and may_retry(call, result):
+            await asyncio.sleep(REAPING_STEP)
         else:
             raise upstream_failed(f"{preset} did not answer: {result.error}")
+
+
+def _pass_on(
+    call: Call, status: int, collected: bytes, answer: Callable[[int, bytes], None] | None
+) -> None:
+    """Give the client what was collected of a child's answer."""
+    if answer is not None:
+        answer(status, collected)
+    elif call.exchange.padded:
+        call.exchange.end_stream(collected)
+    else:
+        call.exchange.end_stream(refusal_event(collected, call.family, call.id))
 
 
 def _capture(call: Call, asked: Body) -> None:
@@ -270,20 +262,6 @@ def _notice(call: Call, preset: str, ask: Ask) -> Notice | None:
     return Notice(waiting.notice, _NOTICE_EVERY, send if ask.stream else pad)
 
 
-def _revoked(call: Call, reason: str) -> ApiError:
-    if reason == _HUNG:
-        what = f"{call.model} hung: it gave no sign of life any more, and was stopped"
-        return upstream_failed(what, remedy="the next request starts it again")
-    why = _REVOKED.get(reason, reason)
-    return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
-
-
-def cut(call: Call, reason: str) -> None:
-    """End the answer: its lease was taken back."""
-    event = error_event(_revoked(call, reason), call.family, call.id)
-    call.exchange.cut(event, reason)
-
-
 async def _relay_once(
     call: Call,
     lease: Lease,
@@ -301,7 +279,7 @@ async def _relay_once(
     assert ticket is not None
     try:
         collect = answer is not None or call.exchange.padded
-        result = await _send(call, lease, request, tunnel, translate, collect=collect)
+        result = await send(call, lease, request, tunnel, translate, collect=collect)
     except asyncio.CancelledError:  # the client has left
         if conversation is not None:
             # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
@@ -319,45 +297,6 @@ async def _relay_once(
     return result
 
 
-async def _send(
-    call: Call,
-    lease: Lease,
-    request: UpstreamRequest,
-    tunnel: bool = False,
-    translate: Callable[[], Translator] | None = None,
-    *,
-    collect: bool = False,
-) -> RelayResult:
-    exchange, pool = call.exchange, call.supervisor.pool
-    request.id = call.id
-    if tunnel:
-        result = await exchange.tunnel(lease.endpoint, request, pool=pool)
-    else:
-        lease.watch(exchange)
-        result = await exchange.relay(
-            lease.endpoint,
-            request,
-            pool=pool,
-            error_event=call.failure_event,
-            translate=translate,
-            collect=collect,
-        )
-    call.status = result.status
-    call.first_byte_at, call.tail = result.first_byte_at, result.tail
-    return result
-
-
-def _may_retry(call: Call, result: RelayResult) -> bool:
-    """A child that was never reached has done nothing; one that died unseen may have."""
-    if _nothing_sent(result):
-        return True
-    return call.route.retry and result.outcome is Outcome.DIED_BEFORE_HEAD
-
-
-def _nothing_sent(result: RelayResult) -> bool:
-    return result.outcome is Outcome.UNREACHABLE
-
-
 def _default_model(call: Call) -> str:
     default: str | None = call.supervisor.config.default_model
     if default is None:
@@ -368,24 +307,6 @@ def _default_model(call: Call) -> str:
             param="model",
         )
     return default
-
-
-def _autoload(call: Call) -> bool:
-    """GETs load nothing unless they say so (http.md, Safety)."""
-    head = call.exchange.head
-    asked = call.flag("autoload") if head.query else None
-    if asked and head.method in _READS and head.get(b"sec-fetch-site") == b"cross-site":
-        return (
-            False  # an image or a frame in somebody else's page: no Origin tells (Fetch Metadata)
-        )
-    if asked is not None:
-        return asked
-    return head.method not in _READS and call.supervisor.config.autoload
-
-
-def _as_read(path: str) -> str:
-    """Return a path as a child decodes it (cpp-httplib, decode_path_component)."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), path)
 
 
 def _split_upstream(call: Call) -> tuple[str, str]:

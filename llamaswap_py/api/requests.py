@@ -93,7 +93,7 @@ def _detached(call: Call, now: float) -> list[RequestView]:
             path="",
             model=one.preset,
             client="",
-            state="detached",
+            state="waiting" if one.waiting is not None else "detached",
             age=now - one.began,
             bytes=0,
             queue_ms=0.0,

@@ -38,7 +38,7 @@ async def resume(call: Call) -> None:
     if conversation is None:
         _not_found(call)
         return
-    if conversation.lease is None:
+    if not conversation.is_readable:
         message = "Stream owner model is loading, retry later"
         refuse(call, 503, message, "unavailable_error", [(b"retry-after", b"1")])
         return

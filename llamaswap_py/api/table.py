@@ -69,10 +69,10 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     "/v1/models": {"GET": Route(models.list_models)},
     "/models": {
         "GET": Route(models.list_models),
-        "POST": Route(library.download, admin=True),
+        "POST": Route(library.download, admin=True, starts=True),
         "DELETE": Route(library.remove, admin=True),
     },
-    **_post(Route(router.load), "/models/load"),
+    **_post(Route(router.load, starts=True), "/models/load"),
     **_post(Route(router.unload, admin=True), "/models/unload"),
     **_post(Route(streams.look_up, free=True), "/v1/streams/lookup"),
     "/v1/stream": {
@@ -90,7 +90,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(Route(ollama_generate.generate), "/api/generate"),
     **_post(Route(ollama_embed.embed), "/api/embed"),
     **_post(Route(ollama_embed.embeddings), "/api/embeddings"),
-    **_post(Route(ollama.pull), "/api/pull"),
+    **_post(Route(ollama.pull, starts=True), "/api/pull"),
     **_post(Route(ollama.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
     "/api/delete": {"DELETE": Route(ollama.delete, admin=True)},
     # lswap
@@ -103,10 +103,10 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(events.events), "/lswap/v1/events"),
     **_get(Route(requests.list_requests), "/lswap/v1/requests"),
     **_get(Route(control.openapi, public=True), "/openapi.json"),
-    **_post(Route(control.reload, admin=True), "/lswap/v1/reload"),
+    **_post(Route(control.reload, admin=True, starts=True), "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
-        "POST": Route(reservations.reserve, admin=True),
+        "POST": Route(reservations.reserve, admin=True, starts=True),
     },
 }
 
@@ -121,7 +121,7 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/slots/", "", {"POST": _CHANGE}),
     ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(ollama.unsupported, admin=True))),
     ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(ollama.elsewhere))),
-    ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True)}),
+    ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True, starts=True)}),
     ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload, admin=True)}),
     ("/lswap/v1/models/", "/pin", {"POST": Route(requests.pin, admin=True)}),
     ("/lswap/v1/models/", "/unpin", {"POST": Route(requests.unpin, admin=True)}),

@@ -12,10 +12,13 @@ import msgspec
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamaswap_py.endpoint import Endpoint
 
 # /props carries the chat template; nothing a child answers to a GET comes near this.
 _BODY_LIMIT: Final = 8 * MIB
+_OK: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,17 @@ class Answer:
 class _Reader(asyncio.Protocol):
     """Collect one answer. Raises nothing: the future carries what went wrong."""
 
-    def __init__(self, request: bytes, answer: asyncio.Future[Answer], *, keep: bool) -> None:
+    def __init__(
+        self,
+        request: bytes,
+        answer: asyncio.Future[Answer],
+        keep: bool,
+        on_status: Callable[[int], None] | None,
+    ) -> None:
         self._request = request
         self._keep = keep
         self._answer = answer
+        self._on_status = on_status
         self._parser: Any = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._size = 0
@@ -66,8 +76,12 @@ class _Reader(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
+    def on_headers_complete(self) -> None:
+        if self._on_status is not None:
+            self._on_status(self._parser.get_status_code())
+
     def on_body(self, body: bytes) -> None:
-        if not self._keep:
+        if not self._keep and self._parser.get_status_code() == _OK:
             return
         self._size += len(body)
         if self._size > _BODY_LIMIT:
@@ -102,13 +116,15 @@ async def ask(
     body: bytes = b"",
     headers: str = "",
     keep: bool = True,
+    on_status: Callable[[int], None] | None = None,
 ) -> Answer:
     """Send one request, with `body` as its JSON, and wait `timeout` seconds (None: for ever).
 
     `headers` are lines of more headers, each with its CRLF.
 
-    Without `keep` the answer's body is read to its end and dropped. Raises OSError
-    (ConnectionError, TimeoutError among them) when there is no complete answer.
+    `on_status` hears of the answer's head. Without `keep` the body of an answer 200 is read to its
+    end and dropped. Raises OSError (ConnectionError, TimeoutError among them) when there is no
+    complete answer.
     """
     loop = asyncio.get_running_loop()
     content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
@@ -119,16 +135,16 @@ async def ask(
     request = head.encode("ascii") + body
     answer: asyncio.Future[Answer] = loop.create_future()
     transport: asyncio.BaseTransport | None = None
+
+    def make() -> _Reader:
+        return _Reader(request, answer, keep, on_status)
+
     try:
         async with asyncio.timeout(timeout):
             if endpoint.path is not None:
-                transport, _ = await loop.create_unix_connection(
-                    lambda: _Reader(request, answer, keep=keep), endpoint.path
-                )
+                transport, _ = await loop.create_unix_connection(make, endpoint.path)
             else:
-                transport, _ = await loop.create_connection(
-                    lambda: _Reader(request, answer, keep=keep), endpoint.host, endpoint.port
-                )
+                transport, _ = await loop.create_connection(make, endpoint.host, endpoint.port)
             return await answer
     finally:
         if transport is not None:

@@ -16,9 +16,10 @@ import typer
 
 from llamaswap_py import __version__
 from llamaswap_py.cli import library, lifecycle, starting
+from llamaswap_py.cli.advice import Commands
 from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
-from llamaswap_py.cli.completion import add_group
-from llamaswap_py.cli.starting import FAILED, Json, MaybeConfig
+from llamaswap_py.cli.completion import add_group, model_names
+from llamaswap_py.cli.starting import AS_UP, FAILED, Json
 from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
 
@@ -33,6 +34,7 @@ app = typer.Typer(
         " 3 no running lswap answers."
     ),
     no_args_is_help=True,
+    cls=Commands,
     **LOOKS,
 )
 
@@ -83,18 +85,23 @@ for _command in (starting.up, starting.init, starting.check, lifecycle.status, l
 
 @app.command()
 def estimate(
-    config: MaybeConfig = None,
-    model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [MODEL]", help=AS_UP, show_default=False),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Leave aside what was declared and measured.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what the models of CONFIG take of each device, and what fits together."""
-    from llamaswap_py.cli.arguments import origin_of
+    """Say what the models of CONFIG take of each device, and what fits together.
+
+    With MODEL, a name of CONFIG, only of that one.
+    """
+    from llamaswap_py.cli.arguments import origin_and_model
     from llamaswap_py.cli.estimate import run
 
-    if not run(origin_of([] if config is None else [config]), model, fresh=fresh, as_json=as_json):
+    if not run(*origin_and_model(what or ()), fresh=fresh, as_json=as_json):
         raise typer.Exit(FAILED)
 
 
@@ -131,16 +138,19 @@ def schema() -> None:
 
 @app.command()
 def ps(
+    model: MaybeModel = None,
     every: Annotated[bool, typer.Option("--all", "-a", help="Show unloaded models too.")] = False,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Show what is loaded, what waits, and the memory of the devices."""
-    from llamaswap_py.cli.show import print_ps
+    """Show what is loaded, what waits, and the memory of the devices; or only MODEL."""
+    from llamaswap_py.cli.show import only_model, print_ps
 
     with remote(url, key) as lswap:
         snapshot = lswap.snapshot()
+    if model is not None:
+        snapshot, every = only_model(snapshot, model), True
     if as_json:
         print_json(snapshot)
     else:
@@ -148,12 +158,15 @@ def ps(
 
 
 @app.command()
-def models(as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """List the models of a running lswap."""
-    from llamaswap_py.cli.show import print_models
+def models(
+    model: MaybeModel = None, as_json: Json = False, url: Url = None, key: Key = None
+) -> None:
+    """List the models of a running lswap, or only MODEL."""
+    from llamaswap_py.cli.show import only_model, print_models
 
     with remote(url, key) as lswap:
-        found = lswap.snapshot().models
+        snapshot = lswap.snapshot()
+    found = (snapshot if model is None else only_model(snapshot, model)).models
     if as_json:
         print_json(found)
     else:
@@ -185,7 +198,16 @@ def load(
 
 @app.command()
 def unload(
-    model: Model,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Names or aliases.",
+            autocompletion=model_names,
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", "-a", help="All that are loaded.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="End its requests instead of waiting for them.")
     ] = False,
@@ -194,15 +216,14 @@ def unload(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Unload MODEL once its requests have ended."""
+    """Unload MODEL once its requests have ended; several, or all that are loaded."""
+    from llamaswap_py.cli.loading import unload_each
+
+    if not models and not every:
+        remedy = "name one, or --all that are loaded: `lswap ps` lists them"
+        raise ConfigError("no model is named", remedy=remedy)
     with remote(url, key) as lswap:
-        report = lswap.unload(model, force=force, wait=wait)
-    if as_json:
-        print_json(report)
-    elif not report.unloaded:
-        print(f"{report.model} was not loaded")
-    else:
-        print(f"{report.model} is {report.state}")
+        unload_each(lswap, None if every else models or (), force, wait, as_json)
 
 
 @app.command()

@@ -74,6 +74,23 @@ def origin_of(
     return changed(origin, said=_yaml(said)) if said else origin
 
 
+def origin_and_model(words: Sequence[str]) -> tuple[Origin, str | None]:
+    """Return what words name whose last may be a model of it, by its name there."""
+    *before, last = words or ("",)
+    if not last or _names_a_place(last) or (not before and _REFERENCE.fullmatch(last)):
+        return origin_of(words), None
+    try:
+        return origin_of(before), last
+    except ConfigError:
+        return origin_of(words), None  # which says what is wrong with the word
+
+
+def _names_a_place(word: str) -> bool:
+    path = Path(word).expanduser()
+    suffixes = (*_YAML, *_OTHER_WEIGHTS, ".gguf", ".ini")
+    return path.exists() or path.suffix.lower() in suffixes or word.startswith(_HUB)
+
+
 def options_said(
     config: Sequence[str], ctx_size: int | None = None
 ) -> tuple[list[str], int | None]:

@@ -188,8 +188,6 @@ def _manifests(folder: Path) -> list[Manifest]:
 def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
     """Write the draft, and say on stderr what did not come along and what is to be done."""
     from llamaswap_py.config.optiontable import table_of
-    from llamaswap_py.config.parse import load_config
-    from llamaswap_py.errors import ConfigError
     from llamaswap_py.importing.draft import note_relative, render
     from llamaswap_py.importing.fitting import fit_to_engines
 
@@ -200,22 +198,41 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
         print(text, end="")
     else:
         _write(output, text, force)
-    where = output or Path("config.yaml")
-    base = os.path.dirname(os.path.abspath(where))
-    try:
-        home = os.path.expanduser("~")
-        load_config(text, path=where, base_dir=base, env=os.environ, home=home)
-    except ConfigError as error:
-        print(f"to be mended before it works:\n{error}", file=sys.stderr)
-    for note in draft.notes:
-        print(f"note: {note}", file=sys.stderr)
+    lines = draft.lines()
+    for line in lines:
+        print(f"note: {line}", file=sys.stderr)
+    _say_wrong(text, output or Path("config.yaml"), draft)
     if output is not None:
         print(
-            f"wrote {output}: {_count(len(draft.models), 'model')},"
-            f" {_count(len(draft.notes), 'note')}."
+            f"wrote {output}: {_count(len(draft.models), 'model')}, {_count(len(lines), 'note')}."
             f" Next: lswap check {output}",
             file=sys.stderr,
         )
+
+
+def _say_wrong(text: str, path: Path, draft: Draft) -> None:
+    """Say which models cannot run as they are written, and what no note has said of them."""
+    from llamaswap_py.config.parse import load_files
+    from llamaswap_py.config.sources import SourceText
+    from llamaswap_py.errors import ConfigError
+
+    files = [SourceText(str(path), os.path.dirname(os.path.abspath(path)), text)]
+    home = os.path.expanduser("~")
+    failing = dict(draft.failing)
+    try:
+        config = load_files(files, name=str(path), env=os.environ, home=home, keep_broken=True)
+    except ConfigError as error:
+        print(f"to be mended before it works:\n{error}", file=sys.stderr)
+        return
+    for name, mistakes in config.broken.items():
+        for mistake in mistakes if name not in failing else ():
+            print("to be mended: {}: {} - {}".format(*mistake), file=sys.stderr)
+        failing[name] = None
+    if failing:
+        names = ", ".join(list(failing)[:6])
+        more = f" and {len(failing) - 6} more" if len(failing) > 6 else ""
+        text = f"{_count(len(failing), 'model')} cannot run as written, the others serve"
+        print(f"{text}: {names}{more}", file=sys.stderr)
 
 
 def _count(number: int, what: str) -> str:

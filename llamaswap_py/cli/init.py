@@ -59,6 +59,19 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
     if str(path) == "-":
         print(config_text(look(model_dirs), "-"), end="")
         return
+    if path.is_dir():
+        raise ConfigError(
+            "this is a folder, not the file to write",
+            where=str(path),
+            remedy=f"lswap init --models-dir {path} writes lswap.yaml with the models of it; "
+            f"lswap init {path / 'lswap.yaml'} writes it there",
+        )
+    if path.suffix.lower() == ".gguf":
+        raise ConfigError(
+            "this is a model, not the file to write",
+            where=str(path),
+            remedy=f"lswap init --models-dir {path} writes lswap.yaml with it",
+        )
     if path.exists() and not force:
         remedy = "name another, or overwrite it with --force"
         raise ConfigError("this file is there already", where=str(path), remedy=remedy)

@@ -9,15 +9,21 @@ import typer
 from llamaswap_py.cli.asking import Key, Url
 from llamaswap_py.cli.starting import Json
 
+_OfModel = Annotated[str | None, typer.Argument(hidden=True)]
+"""Other programs' commands of these names are about a model."""
 
-def status(as_json: Json = False, url: Url = None, key: Key = None) -> None:
+
+def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Say which lswaps run here, where, since when, and what is loaded; exits 3 if none runs."""
     from llamaswap_py.cli.status import run
 
+    if model is not None:
+        raise _about_lswap("status", f"`lswap ps {model}` tells of a model")
     run(url, key, as_json=as_json)
 
 
 def stop(
+    model: _OfModel = None,
     now: Annotated[
         bool, typer.Option("--now", help="End running requests instead of waiting for them.")
     ] = False,
@@ -31,4 +37,12 @@ def stop(
     """
     from llamaswap_py.cli.stop import run
 
+    if model is not None:
+        raise _about_lswap("stop", f"`lswap unload {model}` takes a model out of memory")
     run(url, key, now=now, as_json=as_json)
+
+
+def _about_lswap(command: str, remedy: str) -> Exception:
+    from llamaswap_py.errors import ConfigError
+
+    return ConfigError(f"`lswap {command}` is about lswap itself", remedy=remedy)

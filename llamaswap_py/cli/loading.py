@@ -7,10 +7,12 @@ import threading
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from llamaswap_py.errors import RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from llamaswap_py.client import LoadReport, Remote
     from llamaswap_py.snapshot import Snapshot
@@ -24,6 +26,24 @@ def load_with_progress(remote: Remote, model: str, *, wait: bool, quiet: bool) -
     shown = wait and not quiet and sys.stderr.isatty()
     with _progress(remote, model) if shown else nullcontext():
         return remote.load(model, wait=wait)
+
+
+def unload_each(
+    remote: Remote, models: Sequence[str] | None, force: bool, wait: bool, as_json: bool
+) -> None:
+    """Unload models, all that are loaded where `models` is None, and print what became of each."""
+    if models is None:
+        models = list(dict.fromkeys(one.preset for one in remote.snapshot().instances))
+        if not models and not as_json:
+            print("nothing is loaded")
+    for model in models:
+        report = remote.unload(model, force=force, wait=wait)
+        if as_json:
+            print(msgspec.json.encode(report).decode(), flush=True)
+        elif not report.unloaded:
+            print(f"{report.model} was not loaded")
+        else:
+            print(f"{report.model} is {report.state}")
 
 
 def progress_line(snapshot: Snapshot, model: str) -> str:

@@ -34,17 +34,23 @@ def choose_origin(
                 where = f"--models-dir {folder}"
                 raise ConfigError(found.problem, where=where, remedy="check the path")
         return Origin(model_dirs=model_dirs)
-    for file in usual_files():
-        if file.is_file():
-            print(f"lswap: with {short_path(file)}", file=sys.stderr)
-            return Origin(file)
-    return _usual_models()
+    file = usual_file()
+    return Origin(file) if file is not None else _usual_models()
 
 
 def usual_files() -> tuple[Path, ...]:
     """Return where a configuration is looked for, first one first."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path("lswap.yaml"), Path(config).expanduser() / "lswap" / "config.yaml"
+
+
+def usual_file() -> Path | None:
+    """Return the configuration that is meant where none is named, and say on stderr which it is."""
+    for file in usual_files():
+        if file.is_file():
+            print(f"lswap: with {short_path(file)}", file=sys.stderr)
+            return file
+    return None
 
 
 def usual_model_dirs() -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -14,7 +15,7 @@ import typer
 from llamaswap_py.cli.usage import command_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pwd import struct_passwd
 
     from llamaswap_py.config.records import Config
@@ -41,7 +42,12 @@ them, since everybody may read a unit."""
 
 @app.command()
 def install(
-    config: Annotated[Path, typer.Argument(help="The configuration file (YAML).")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The configuration file (default: the one `lswap up` takes).", show_default=False
+        ),
+    ] = None,
     user: OfUser = False,
     name: Name = "lswap",
     run_as: Annotated[
@@ -60,7 +66,7 @@ def install(
     from llamaswap_py.config.file import read_config
     from llamaswap_py.service import service_text, socket_text
 
-    path = config.resolve()
+    path = (config or _usual_file()).resolve()
     unit = _unit(path, read_config(path), name, _account(run_as, path, user=user), socket=socket)
     texts = {f"{name}.service": service_text(unit)}
     if socket:
@@ -68,13 +74,17 @@ def install(
     if show:
         print("\n".join(f"# {_folder(user) / file}\n{text}" for file, text in texts.items()))
         return
-    for file, text in texts.items():
-        _write(_folder(user) / file, text)
-    _systemctl(user, "daemon-reload")
+    _need_systemd(user, path)
     begin = ["enable", "--now", f"{name}.{'socket' if socket else 'service'}"]
-    if now:
-        _systemctl(user, *begin)
-    else:
+    with _undone_if_it_fails(user, name, [_folder(user) / file for file in texts]):
+        for file, text in texts.items():
+            _write(_folder(user) / file, text)
+        _systemctl(user, "daemon-reload")
+        if now:
+            _systemctl(user, *begin)
+    for file in texts:
+        print(f"wrote {_folder(user) / file}")
+    if not now:
         print(f"start it, now and at every boot:  {_command(user, *begin)}")
     if user:
         print("for a service that runs while you are logged out:  loginctl enable-linger")
@@ -115,14 +125,24 @@ def uninstall(user: OfUser = False, name: Name = "lswap") -> None:
     here = [file for file in files if file.exists()]
     if not here:
         raise _failed(f"there is no {files[-1]}", "name the right one: --name, --user")
-    _systemctl(user, "disable", "--now", *(file.name for file in here))
+    if (problem := _no_systemd(user)) is not None:
+        print(f"lswap: only the files are removed: {problem}", file=sys.stderr)
+        here += [link for file in here for link in _links(file)]
+    else:
+        _systemctl(user, "disable", "--now", *(file.name for file in here))
     for file in here:
         try:
             file.unlink()
         except OSError as error:
             raise _failed(f"{file} cannot be removed: {error.strerror}", "use sudo") from None
         print(f"removed {file}")
-    _systemctl(user, "daemon-reload")
+    if problem is None:
+        _systemctl(user, "daemon-reload")
+
+
+def _links(file: Path) -> list[Path]:
+    """Return the links by which `systemctl enable` has a unit started at boot."""
+    return [link for link in file.parent.glob(f"*.wants/{file.name}") if link.is_symlink()]
 
 
 def _unit(
@@ -228,7 +248,69 @@ def _write(file: Path, text: str) -> None:
     except OSError as error:
         remedy = "use sudo, or pass --user for a service of your own"
         raise _failed(f"{file} cannot be written: {error.strerror}", remedy) from None
-    print(f"wrote {file}")
+
+
+def _usual_file() -> Path:
+    """Return the file that `lswap up` takes when none is named. Raises ConfigError."""
+    from llamaswap_py.cli.origins import usual_file, usual_files
+    from llamaswap_py.errors import ConfigError
+
+    if (file := usual_file()) is None:
+        looked = ", ".join(map(str, usual_files()))
+        raise ConfigError(
+            f"a service needs a configuration file, and there is none (looked for {looked})",
+            remedy="`lswap init` writes one",
+        )
+    return file
+
+
+def _need_systemd(user: bool, path: Path) -> None:
+    """Raise StateError, with another way, where systemd cannot be asked: nothing is changed."""
+    if (problem := _no_systemd(user)) is not None:
+        raise _failed(
+            f"no service is installed: {problem}",
+            f"start `lswap up {path}` by what this machine has: tmux, cron's @reboot, a "
+            "container's restart policy; --print shows the unit for another machine",
+        )
+
+
+def _no_systemd(user: bool) -> str | None:
+    """Return why systemd (with `user`, that of this user) cannot be asked, None if it can."""
+    from llamaswap_py.errors import LswapError
+
+    try:
+        _systemctl(user, "show", "--property=Version")
+    except LswapError as error:
+        return error.message
+    return None
+
+
+@contextmanager
+def _undone_if_it_fails(user: bool, name: str, files: list[Path]) -> Iterator[None]:
+    """Put unit files back as they were when the block fails."""
+    from llamaswap_py.errors import LswapError
+
+    before = {file: file.read_text(encoding="utf-8") if file.exists() else None for file in files}
+    try:
+        yield
+    except LswapError as error:
+        new = [file.name for file, text in before.items() if text is None]
+        with suppress(LswapError):
+            if new:
+                _systemctl(user, "disable", "--now", *new)
+        for file, text in before.items():
+            with suppress(OSError):
+                if text is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_text(text, encoding="utf-8")
+        with suppress(LswapError):
+            _systemctl(user, "daemon-reload")
+        log = f"journalctl{' --user' if user else ''} -u {name}"
+        raise _failed(
+            f"{error.message}; what was written is undone",
+            f"{error.remedy} (its log, if it was started: {log})",
+        ) from None
 
 
 def _command(user: bool, *args: str) -> str:

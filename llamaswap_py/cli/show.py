@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -131,6 +135,18 @@ def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
         print(device_line(device))
     for one in snapshot.reservations:
         print(f"reservation {one.name}: {memory_text(one.memory)}, {one.state}")
+
+
+def only_model(snapshot: Snapshot, name: str) -> Snapshot:
+    """Return a snapshot of one model alone, by its name or alias. Raises LswapError."""
+    found = [one for one in snapshot.models if name == one.id or name in one.aliases]
+    if not found:
+        names = [each for one in snapshot.models for each in (one.id, *one.aliases)]
+        near = get_close_matches(name, names, 1)
+        remedy = f"did you mean {near[0]}?" if near else "`lswap models` lists them"
+        raise LswapError(f"there is no model {name!r}", remedy=remedy)
+    instances = tuple(one for one in snapshot.instances if one.preset == found[0].id)
+    return replace(snapshot, models=tuple(found), instances=instances)
 
 
 def print_models(models: Sequence[ModelView]) -> None:

@@ -10,8 +10,7 @@ import typer
 FAILED: Final = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_AS_UP = "The configuration file (YAML) or a folder of them; or models, as `up` takes them."
-MaybeConfig = Annotated[str | None, typer.Argument(help=_AS_UP, show_default=False)]
+AS_UP: Final = "The configuration file (YAML) or a folder of them; or models, as `up` takes them."
 ConfigDir = Annotated[
     Path | None,
     typer.Option("--config-dir", help="A folder whose *.yaml files are read as one, by name."),
@@ -107,7 +106,7 @@ def init(
 def check(
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG|MODEL]...", help=_AS_UP, show_default=False),
+        typer.Argument(metavar="[CONFIG|MODEL]...", help=AS_UP, show_default=False),
     ] = None,
     config_dir: ConfigDir = None,
     models_dir: ModelsDir = None,

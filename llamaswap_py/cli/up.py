@@ -309,11 +309,11 @@ async def _stop(
             running,
             format_duration(patience),
         )
-    await server.stop_accepting()
     app.closing.set()
     async with asyncio.TaskGroup() as group:
         hurry = group.create_task(_hurry(supervisor, stops))
-        await supervisor.shut_down(patience)
+        await supervisor.shut_down(patience)  # who connects meanwhile is told so
+        await server.stop_accepting()
         await server.drain(_LAST_WRITES)
         hurry.cancel()
     _log.info("stopped")

@@ -22,7 +22,9 @@ LOOKS: Final[dict[str, Any]] = {
 
 def command_group(text: str) -> typer.Typer:
     """Return what the commands of a group, like `lswap key …`, are added to."""
-    return typer.Typer(no_args_is_help=True, add_completion=False, help=text, **LOOKS)
+    from llamaswap_py.cli.advice import Commands
+
+    return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help=text, **LOOKS)
 
 
 def tell_usage(error: Any) -> int:
@@ -30,7 +32,13 @@ def tell_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return int(error.exit_code)
+    from llamaswap_py.cli.advice import option_advice
+
     command = error.ctx.command_path if error.ctx is not None else "lswap"
     said = error.format_message().rstrip(".").replace("\n", " ")
-    print(f"lswap: {said[:1].lower()}{said[1:]} - see `{command} --help`", file=sys.stderr)
+    # Of an option that does not exist; `possibilities` are those whose names are like it.
+    option = None if getattr(error, "possibilities", None) else getattr(error, "option_name", None)
+    told = option_advice(command, option) if isinstance(option, str) else None
+    remedy = told or f"see `{command} --help`"
+    print(f"lswap: {said[:1].lower()}{said[1:]} - {remedy}", file=sys.stderr)
     return int(error.exit_code)

@@ -290,11 +290,13 @@ class _Reader:
                 message = f"{describe(own.value)} is not a mapping of keys"
                 self.problem(own.value.line, here, message, "write model: PATH below the name")
                 continue
-            if not _says_file(own.value) and scanned:
+            named = _says(own.value, "model", "hf", "cmd")  # the last two have their own errors
+            if not named and scanned:
                 self._unnamed.append(id)
-            elif not _says_file(own.value):
+            elif not named:
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
-            self.check_preset(presets[id], here)
+            if "cmd" in presets[id] or not _says(own.value, "cmd"):  # else that is said
+                self.check_preset(presets[id], here)
             self.check_keep(presets[id], here)
         return presets
 
@@ -358,9 +360,9 @@ class _Reader:
             raise join_errors([error for _, error in self._problems])
 
 
-def _says_file(node: Node) -> bool:
-    """Return whether a preset names its file, or has `hf` or `cmd`, which have their own errors."""
-    return isinstance(node, Table) and bool({"model", "hf", "cmd"} & node.entries.keys())
+def _says(node: Node, *keys: str) -> bool:
+    """Return whether a preset has one of these keys, whatever it says there."""
+    return isinstance(node, Table) and not node.entries.keys().isdisjoint(keys)
 
 
 def _option_hint(kind: type[Record], name: str) -> str:

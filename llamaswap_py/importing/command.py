@@ -17,12 +17,14 @@ from llamaswap_py.importing.variables import option_of
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
+_COMMENT: Final = re.compile(r"^[^\S\n]*#.*$", re.MULTILINE)
+_CONTINUED: Final = re.compile(r"\\[^\S\n]*(?:\n|\Z)")
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
 # Options that may stand several times, each adding to the ones before.
 _REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
 _CARDS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
 
+_NO_OPTION: Final = "left out: a word that belongs to no option"
 # What lswap sets by itself, so that losing it loses nothing.
 _SILENT: Final = frozenset(
     {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
@@ -35,8 +37,12 @@ def split_command(text: str) -> list[str]:
 
     Raises ValueError for a quote that is not closed.
     """
-    joined = _COMMENT.sub("", text).replace("\\\r\n", " ").replace("\\\n", " ")
-    return shlex.split(joined)
+    return shlex.split(_CONTINUED.sub(" \n", strip_comments(text)))
+
+
+def strip_comments(text: str) -> str:
+    """Return a command without its comment lines."""
+    return _COMMENT.sub("", text)
 
 
 def take_environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -86,15 +92,17 @@ def read_command(
     env = _take_variables(env, preset, args, draft, place)
     for option, values in pair_options(words[1:]):
         if not option.startswith("-"):
-            draft.note(place, f"the word {option!r} belongs to no option")
+            draft.note(place, _NO_OPTION, option)
         elif _take_key(option, values, preset, draft, place):
             for word in values[1:]:
-                draft.note(place, f"the word {word!r} belongs to no option")
+                draft.note(place, _NO_OPTION, word)
         elif len(values) > 1:
             extra += [option, *values]
         else:
             _add(args, _name_in_args(option), values[0] if values else None)
     _take_hub(preset, args, draft, place)
+    if "fit-ctx" in args:
+        preset.setdefault("fit", "shrink")
     if args:
         preset["args"] = args
     if extra:
@@ -127,19 +135,22 @@ def _take_key(
         if value and not value.startswith("-"):
             preset["sleep"] = f"{value}s"
     elif name == "fit":
-        if value in ("on", "true", "1"):
-            preset["fit"] = "shrink"
+        preset["fit"] = "shrink" if value in ("on", "true", "1", "enabled") else "exact"
+    elif name == "fit-target":
+        preset.setdefault("fit", "shrink")
+        draft.note(f"{place}.{option}", "`memory.margin` is what stays free, for all models", value)
     elif name in ("hf-repo", "hf-file", "hf-token"):
         preset[f"__{name}"] = value
     elif name == "api-key":
         draft.note(place, "--api-key: clients' keys are lswap's: make them with `lswap key new`")
     elif name == "cache-ram":
-        draft.note(place, f"--cache-ram {value}: one figure for all: `memory.cache_ram`")
+        draft.note(f"{place}.--cache-ram", "one figure for all: `memory.cache_ram`", value)
     elif long_name(plain_name(option).removeprefix("no-")) == "webui":
         pass  # lswap has the one UI for all
     elif (mine := owned(option)) is not None:
         if plain_name(option).removeprefix("no-") not in _SILENT and name not in _SILENT:
-            draft.note(place, f"{option} {value}".strip() + f": {mine.reason}; {mine.instead}")
+            instead = "" if mine.instead.startswith("remove it") else f"; {mine.instead}"
+            draft.note(f"{place}.{option}", f"left out: {mine.reason}{instead}", value)
     else:
         return False
     return True

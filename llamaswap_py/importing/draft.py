@@ -7,19 +7,26 @@ from typing import Any, Final
 
 import yaml
 
+from llamaswap_py.importing.notes import merged
+
 _WIDTH: Final = 1_000
 _TOP: Final = ("policy", "log", "memory", "defaults", "aliases", "groups")
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something of the source (`place`) that the new file does not say, and what to do instead."""
+    """Something of the source (`place`) that the new file does not say, and what to do instead.
+
+    `detail` is what the source says there; notes that differ in it alone are put together.
+    """
 
     place: str
     text: str
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.place}{detail}: {self.text}"
 
 
 @dataclass(slots=True)
@@ -29,10 +36,26 @@ class Draft:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    failing: dict[str, None] = field(default_factory=dict)
+    """Models that cannot run as they are written, each of which has a note (an ordered set)."""
 
-    def note(self, place: str, text: str) -> None:
+    def lines(self) -> list[str]:
+        """Return what did not come along, a line for each kind."""
+        return merged(self.notes, self.models)
+
+    def note(self, place: str, text: str, detail: str = "") -> None:
         """Say what did not come along."""
-        self.notes.append(Note(place, text))
+        self.notes.append(Note(place, text, detail))
+
+    def model_named(self, name: str) -> str | None:
+        """Return the model that `name`, its own or an alias, means; None where there is none."""
+        if name in self.models:
+            return name
+        for model, preset in self.models.items():
+            per_name = preset.get("request", {}).get("per_name", {})
+            if name in preset.get("aliases", ()) or name in per_name:
+                return model
+        return None
 
     def setting(self, section: str, name: str, value: Any) -> None:
         """Set `section.name` of the file."""
@@ -47,7 +70,7 @@ def render(draft: Draft, source: str) -> str:
     lines = [f"# From {source}, by `lswap import`."]
     if draft.notes:
         lines += ["#", "# What could not be carried over, or differs:"]
-        lines += [f"# * {_one_line(str(note))}" for note in draft.notes]
+        lines += [f"# * {line}" for line in draft.lines()]
     lines.append("")
     for section in (*_TOP, *(name for name in draft.settings if name not in _TOP)):
         if section in draft.settings:
@@ -63,10 +86,15 @@ def render(draft: Draft, source: str) -> str:
 
 def note_relative(draft: Draft) -> None:
     """Say that relative paths now start at another folder."""
-    paths = [str(preset.get("model", "~")) for preset in draft.models.values()]
-    if any(path and not path.startswith(("/", "~", "$")) for path in paths):
+    if any(_is_relative(preset) for preset in draft.models.values()):
         text = "relative paths start at the new file's folder, not where the command was run"
-        draft.note("model", text)
+        draft.note("paths", text)
+
+
+def _is_relative(preset: dict[str, Any]) -> bool:
+    program = str(preset.get("cmd", [""])[0])
+    paths = [preset.get("model", ""), preset.get("engine", ""), program if "/" in program else ""]
+    return any(path and not str(path).startswith(("/", "~", "$")) for path in paths)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -102,7 +130,3 @@ def _dump(value: dict[str, Any]) -> str:
 
 def _is_scalar(value: Any) -> bool:
     return not isinstance(value, dict | list)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -1,11 +1,11 @@
 """llama-swap's config.yaml -> a draft. Pure.
 
-Keys and meanings as its documentation describes them (docs/config.example.yaml of that project).
+Keys and meanings as its documentation describes them (config.example.yaml and config-schema.json of
+that project). Each key is carried over, translated, or named.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,46 +14,53 @@ from llamaswap_py.importing.command import (
     is_llama_server,
     read_command,
     split_command,
+    strip_comments,
     take_environment,
 )
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.macros import Macros
+from llamaswap_py.importing.programs import read_program
+from llamaswap_py.importing.requests import take_filters, take_metadata
 from llamaswap_py.importing.routing import take_routing
 
 _WORDS: Final = "no counterpart in lswap"
-# Keys of the file -> what to say of them; None: nothing, lswap does without.
-_TOP: Final[dict[str, str | None]] = {
-    "healthCheckTimeout": "not needed: a load is given up when it shows no progress (`load_stall`)",
-    "logTimeFormat": None,
+_LEFT_OUT: Final = "left out: lswap does without"
+# Keys of the file that are not carried over -> what to say of them.
+_TOP: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        ("logTimeFormat", "metricsMaxInMemory", "ui", "performance", "startPort"), _LEFT_OUT
+    ),
     "logToStdout": "`lswap logs MODEL` and `log.dir` have the children's output",
     "store": _WORDS,
-    "metricsMaxInMemory": None,
-    "captureBuffer": "see the key `capture`",
-    "ui": None,
-    "performance": None,
-    "startPort": None,
+    "captureBuffer": "`capture: on` stores prompts and answers, in files",
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
     "includeAliasesInList": "/v1/models lists aliases beside their model",
-    "apiKeys": "keys are kept as hashes: make each with `lswap key new`",
+    "apiKeys": "keys are kept as hashes: make each with `lswap key new`, and name their file in"
+    " `keys: {file: keys.yaml}`; until then no key is asked for",
     "tailcat": _WORDS,
     "upstream": "/upstream/MODEL/… never loads a model for browser assets",
     "profiles": _WORDS + "; see `aliases`",
-    "peers": _WORDS + ": lswap serves this machine's models only",
 }
 _READ: Final = frozenset(
     {"macros", "models", "hooks", "groups", "matrix", "routing", "selectors", "globalTTL"}
-    | {"unloadTimeout", "logLevel", "$schema"}
+    | {"unloadTimeout", "logLevel", "healthCheckTimeout", "peers", "$schema"}
 )
-_MODEL: Final[dict[str, str | None]] = {
+_DEFAULTS: Final[dict[str, Any]] = {"logToStdout": "proxy", "captureBuffer": 0}
+"""Values of keys that say nothing: what lswap does, too."""
+_MODEL: Final[dict[str, str]] = {
     "unlisted": "every model is listed",
-    "sendLoadingState": None,
-    "timeouts": "children are local: no connection timeouts",
-    "capabilities": "read from the model file",
+    "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
+    "timeouts": "children are local: no connection timeouts; one that hangs is found (`liveness`)",
+    "capabilities": "read from the model file; of other programs nothing is said",
     "compat": "an open WebSocket holds its model",
-    "cmdStop": "lswap stops a child itself: SIGTERM, then SIGKILL of its group (`stop_timeout`);"
-    " run containers with --init",
 }
+_MODEL_READ: Final = frozenset(
+    {"macros", "cmd", "cmdStop", "name", "description", "env", "proxy", "aliases", "checkEndpoint"}
+    | {"ttl", "unloadTimeout", "useModelName", "filters", "metadata", "concurrencyLimit"}
+)
 _LEVELS: Final = {"warn": "warning"}
+_LOAD_STALL: Final = 300
+"""Seconds without progress after which lswap gives up a load, if the file says nothing."""
 
 
 def read_llama_swap(root: Any, environment: Mapping[str, str]) -> Draft:
@@ -72,9 +79,19 @@ def read_llama_swap(root: Any, environment: Mapping[str, str]) -> Draft:
     for name, each in models.items():
         own = macros.inside(f"models.{name}", _table(_table(each).get("macros")))
         own.values = {**own.values, "MODEL_ID": str(name)}
-        draft.models[str(name)] = _model(str(name), own.expand(_table(each)), draft)
-    _settings(macros.expand({k: v for k, v in root.items() if k != "models"}), draft)
+        draft.models[str(name)] = _model(str(name), own.expand(_without_comments(each)), draft)
+    top = {name: value for name, value in root.items() if name not in ("models", "macros")}
+    _settings(macros.expand(top), draft)
     return draft
+
+
+def _without_comments(model: Any) -> dict[str, Any]:
+    """Return a model's keys, without macros, and commands without comments that may name some."""
+    found = {key: value for key, value in _table(model).items() if key != "macros"}
+    for key in {"cmd", "cmdStop"} & found.keys():
+        if isinstance(found[key], str):
+            found[key] = strip_comments(found[key])
+    return found
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -83,23 +100,55 @@ def _table(value: Any) -> dict[str, Any]:
 
 def _settings(root: dict[str, Any], draft: Draft) -> None:
     for name, value in root.items():
-        if name in _READ or value in (None, {}, [], "", False):
-            continue
-        text = _TOP.get(name, _WORDS)
-        if text is not None:
-            draft.note(name, text)
+        says = _says(value) and value != _DEFAULTS.get(name)
+        if says and name not in _READ and not name.startswith("x-"):  # those hold anchors
+            draft.note(name, _TOP.get(name, _WORDS))
     if ttl := _seconds(root.get("globalTTL")):
         draft.setting("defaults", "ttl", ttl)
     if timeout := _seconds(root.get("unloadTimeout")):
         draft.setting("defaults", "stop_timeout", timeout)
-    if (level := str(root.get("logLevel", "info"))) != "info":
+    _take_health(root.get("healthCheckTimeout"), draft)
+    if (level := str(root.get("logLevel") or "info")) != "info":
         draft.setting("log", "level", _LEVELS.get(level, level))
-    for name in _table(_table(root.get("hooks")).get("on_startup")).get("preload") or []:
-        if str(name) in draft.models:
-            draft.models[str(name)]["preload"] = True
+    _take_hooks(_table(root.get("hooks")), draft)
+    _take_peers(_table(root.get("peers")), draft)
+    take_routing(root, draft)
+
+
+def _says(value: Any) -> bool:
+    """Return whether a value says anything: what is empty or off is what lswap does, too."""
+    return value not in (None, {}, [], "", False, 0)
+
+
+def _take_health(value: Any, draft: Draft) -> None:
+    """Carry over how long a load may take: here it counts from the last sign of progress."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if value > _LOAD_STALL:
+        draft.setting("defaults", "load_stall", _seconds(value))
+    else:
+        text = "a load is given up when it shows no progress for `load_stall`, not after a time"
+        draft.note("healthCheckTimeout", text)
+
+
+def _take_hooks(hooks: dict[str, Any], draft: Draft) -> None:
+    startup = _table(hooks.get("on_startup"))
+    for place, keys, known in (("hooks", hooks, "on_startup"), ("on_startup", startup, "preload")):
+        for key in keys.keys() - {known}:
+            draft.note(f"{place}.{key}", _WORDS)
+    for name in startup.get("preload") or []:
+        if (model := draft.model_named(str(name).strip())) is not None:
+            draft.models[model]["preload"] = True
         else:
             draft.note("hooks.on_startup.preload", f"there is no model {name!r}")
-    take_routing(root, draft)
+
+
+def _take_peers(peers: dict[str, Any], draft: Draft) -> None:
+    for name, peer in peers.items():
+        models = [str(each) for each in _table(peer).get("models") or []]
+        shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
+        text = "lswap serves this machine's models only: clients have to ask that server itself"
+        draft.note(f"peers.{name}", text, shown)
 
 
 def _seconds(value: Any) -> str | None:
@@ -109,12 +158,9 @@ def _seconds(value: Any) -> str | None:
 
 def _model(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
     place = f"models.{name}"
-    preset = _command(place, model, draft)
-    if aliases := [str(each) for each in model.get("aliases") or []]:
-        preset["aliases"] = list(dict.fromkeys([*preset.get("aliases", []), *aliases]))
-    preset["aliases"] = [each for each in preset.get("aliases", []) if each != name]
-    if not preset["aliases"]:
-        del preset["aliases"]
+    preset = _command(name, model, draft)
+    if aliases := _aliases(name, model.get("aliases")):
+        preset["aliases"] = aliases
     if (ttl := model.get("ttl")) is not None and ttl != -1:
         preset["ttl"] = _seconds(ttl) or "never"
     if timeout := _seconds(model.get("unloadTimeout")):
@@ -122,86 +168,72 @@ def _model(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
     if isinstance(limit := model.get("concurrencyLimit"), int) and limit > 0:
         preset["concurrency"] = limit
         draft.note(f"{place}.concurrencyLimit", "more requests wait their turn, instead of 429")
-    _filters(name, _table(model.get("filters")), preset, draft)
-    _metadata(place, model, preset, draft)
-    for key, text in _MODEL.items():
-        if model.get(key) and text is not None:
-            draft.note(f"{place}.{key}", text)
+    take_filters(name, _table(model.get("filters")), preset, draft)
+    take_metadata(place, model, preset, draft)
+    for key, value in model.items():
+        if key not in _MODEL_READ and _says(value):
+            draft.note(f"{place}.{key}", _MODEL.get(key, _WORDS))
     return preset
 
 
-def _command(place: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
-    env = dict(str(each).partition("=")[::2] for each in model.get("env") or [])
+def _aliases(name: str, value: Any) -> list[str]:
+    """Return other names of a model; forks of llama-swap write them as mappings with an `id`."""
+    listed = value if isinstance(value, list) else []
+    names = [
+        str(_table(each).get("id") or "") if isinstance(each, dict) else each for each in listed
+    ]
+    return [each for each in dict.fromkeys(map(str, names)) if each not in ("", name)]
+
+
+def _command(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
+    place, cmd = f"models.{name}", model.get("cmd") or ""
     try:
-        before, words = take_environment(split_command(str(model.get("cmd", ""))))
+        words = [str(each) for each in cmd] if isinstance(cmd, list) else split_command(str(cmd))
     except ValueError as error:
         draft.note(f"{place}.cmd", f"cannot be read as a command: {error}")
-        return {"cmd": [str(model.get("cmd", ""))]}
-    env |= before
+        draft.failing[name] = None
+        return {"cmd": [str(cmd)]}
+    before, words = take_environment(words)
+    env = _variables(model.get("env")) | before
     if not words:
-        draft.note(f"{place}.cmd", "there is no command: add `model:`")
+        draft.failing[name] = None
+        _note_nothing(place, model, draft)
         return {}
-    if is_llama_server(words):
-        if model.get("useModelName"):
-            draft.note(f"{place}.useModelName", "not needed: llama-server answers to any name")
-        return read_command(words, env, draft, place)
-    return _other(place, words, env, model, draft)
-
-
-def _other(
-    place: str, words: list[str], env: dict[str, str], model: dict[str, Any], draft: Draft
-) -> dict[str, Any]:
-    """Return a preset for a command that is not llama-server."""
-    words = _with_port(words, str(model.get("proxy") or ""))
-    if not any("${PORT}" in word for word in words):
-        proxy = model.get("proxy") or "its own port"
-        draft.note(f"{place}.proxy", f"put {{port}} where the command says its port ({proxy})")
-    if any("${PID}" in word for word in words):
-        draft.note(f"{place}.cmd", "${PID} has no counterpart")
-    check = str(model.get("checkEndpoint") or "/health")
-    preset: dict[str, Any] = {"cmd": [word.replace("${PORT}", "{port}") for word in words]}
-    if check == "none":
-        draft.note(f"{place}.checkEndpoint", "say what shows readiness: `ready: {line: TEXT}`")
-        check = "/"
-    preset["ready"] = {"http": check}
-    draft.note(place, "its memory cannot be estimated: declare `memory:` or let it be measured")
+    if not is_llama_server(words):
+        _note_stop(place, model, "", draft)
+        return read_program(place, words, env, model, draft)
+    _note_stop(place, model, "not needed: lswap stops llama-server itself", draft)
     if model.get("useModelName"):
-        preset["request"] = {"set": {"model": str(model["useModelName"])}}
-    if env:
-        preset["env"] = env
+        draft.note(f"{place}.useModelName", "not needed: llama-server answers to any name")
+    preset = read_command(words, env, draft, place)
+    if {*preset.pop("aliases", [])} - {name, *_aliases(name, model.get("aliases"))}:
+        text = "clients ask for the model by its own name, and that of llama-swap's `aliases`"
+        draft.note(f"{place}.--alias", text)
+    if not preset.keys() & {"model", "hf"}:
+        draft.failing[name] = None
     return preset
 
 
-def _with_port(words: list[str], proxy: str) -> list[str]:
-    """Return a command with ${PORT} where it says the port that `proxy` has."""
-    port = re.search(r":(\d+)/?$", proxy)
-    if port is None or any("${PORT}" in word for word in words):
-        return words
-    whole = re.compile(rf"(?<![\w.]){port[1]}(?![\w.])")
-    return [whole.sub("${PORT}", word) for word in words]
+def _note_nothing(place: str, model: dict[str, Any], draft: Draft) -> None:
+    """Say what to do about an entry that starts nothing."""
+    if proxy := model.get("proxy"):
+        text = "it starts nothing, and lswap serves no other server's models: ask that one itself"
+        draft.note(f"{place}.proxy", text, str(proxy))
+    else:
+        draft.note(f"{place}.cmd", "there is no command: add `model:`, or remove the entry")
 
 
-def _filters(name: str, filters: dict[str, Any], preset: dict[str, Any], draft: Draft) -> None:
-    request: dict[str, Any] = dict(preset.get("request", {}))
-    if values := _table(filters.get("setParams")):
-        request["set"] = {**request.get("set", {}), **values}
-    strip = filters.get("stripParams", filters.get("strip_params"))
-    names = strip.split(",") if isinstance(strip, str) else strip or []
-    if stripped := [each for each in (str(n).strip() for n in names) if each not in ("", "model")]:
-        request["strip"] = stripped
-    for id, values in _table(filters.get("setParamsByID")).items():
-        if values:
-            request.setdefault("per_name", {})[str(id)] = {"set": values}
-    if request:
-        preset["request"] = request
+def _note_stop(place: str, model: dict[str, Any], text: str, draft: Draft) -> None:
+    if stop := str(model.get("cmdStop") or "").strip():
+        text = text or (
+            "is not run: lswap stops a child by SIGTERM, and kills its process group after"
+            " `stop_timeout`. A container has to heed SIGTERM: run it with --init"
+        )
+        draft.note(f"{place}.cmdStop", text, stop)
 
 
-def _metadata(place: str, model: dict[str, Any], preset: dict[str, Any], draft: Draft) -> None:
-    found = {key: model[key] for key in ("name", "description") if model.get(key)}
-    for key, value in _table(model.get("metadata")).items():
-        if isinstance(value, str | int | float | bool):
-            found[str(key)] = value
-        else:
-            draft.note(f"{place}.metadata.{key}", "only texts, numbers and booleans are kept")
-    if found:
-        preset["metadata"] = found
+def _variables(value: Any) -> dict[str, str]:
+    """Return the variables of `env`, a list of NAME=value."""
+    if isinstance(value, dict):
+        return {str(name): str(each) for name, each in value.items()}
+    return dict(str(each).partition("=")[::2] for each in value or [])

@@ -16,7 +16,27 @@ from llamaswap_py.importing.draft import Draft
 _MEDIA: Final = "application/vnd.ollama.image."
 _HOST: Final = "registry.ollama.ai"
 # Ollama's parameter -> llama-server's option, or a default of requests (OpenAI's and its names).
-_OPTIONS: Final = {"num_ctx": "ctx-size", "num_batch": "batch-size", "num_gpu": "n-gpu-layers"}
+_OPTIONS: Final = {
+    "num_ctx": "ctx-size",
+    "num_batch": "batch-size",
+    "num_gpu": "n-gpu-layers",
+    "num_thread": "threads",
+    "main_gpu": "main-gpu",
+    "num_keep": "keep",
+}
+# Parameter -> the value of it that says nothing: what llama-server does by itself.
+_USUAL: Final[dict[str, Any]] = {
+    "num_gpu": -1,
+    "num_thread": 0,
+    "main_gpu": 0,
+    "use_mmap": True,
+    "use_mlock": False,
+    "numa": False,
+    "low_vram": False,
+    "f16_kv": True,
+    "vocab_only": False,
+    "num_predict": -1,
+}
 _REQUEST: Final = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -124,13 +144,19 @@ def _params(
         return
     defaults: dict[str, Any] = {}
     for key, value in params.items():
+        if value is None or (key in _USUAL and value == _USUAL[key]):
+            continue
         if key in _OPTIONS:
             args[_OPTIONS[key]] = value
         elif key in _REQUEST:
             defaults[_REQUEST[key]] = value
-        elif key == "use_mmap" and value is False:
+        elif key == "use_mmap":
             args["no-mmap"] = True
+        elif key == "use_mlock":
+            args["mlock"] = True
+        elif key == "numa":
+            args["numa"] = "distribute"
         else:
-            draft.note(name, f"its parameter {key} has no counterpart")
+            draft.note(name, f"its parameter {key} has no counterpart", str(value))
     if defaults:
         preset["request"] = {"default": defaults}

@@ -31,6 +31,7 @@ class StopReason(Enum):
     FORCE = "force"
     DRAIN_DEADLINE = "drain deadline"
     SHUTDOWN_DEADLINE = "shutdown deadline"
+    SHUTDOWN_NOW = "shutdown at once"
     LOAD_STALL = "load stall"
     FOUND_HUNG = "found hung"
     DETACHED = "nobody came back for it"
@@ -40,6 +41,7 @@ class StopReason(Enum):
 MAY_INTERRUPT = frozenset(
     {
         StopReason.FORCE,
+        StopReason.SHUTDOWN_NOW,
         StopReason.DRAIN_DEADLINE,
         StopReason.SHUTDOWN_DEADLINE,
         StopReason.LOAD_STALL,

@@ -238,7 +238,7 @@ class Control:
         self.world.learning.ended(self.now)
 
     def forget_wish(self, preset: Preset) -> None:
-        """Drop an operator's wish to have a preset loaded."""
+        """Drop the wish of a command to have a preset loaded."""
         preset.wanted_since = None
         self.world.settle_demand(preset)
 

@@ -13,16 +13,25 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Action
+from llamaswap_py.scheduler.actions import Action, Reject
 from llamaswap_py.scheduler.control import Control
 from llamaswap_py.scheduler.learning import Traffic
 from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.looking import look
 from llamaswap_py.scheduler.on_files import OnFiles
 from llamaswap_py.scheduler.on_instances import OnInstances
 from llamaswap_py.scheduler.on_operators import OnOperators
 from llamaswap_py.scheduler.on_requests import OnRequests
 from llamaswap_py.scheduler.passing import Passing
-from llamaswap_py.scheduler.records import Decision, Policy, Pool, PoolId, PresetId, PresetPlan
+from llamaswap_py.scheduler.records import (
+    Decision,
+    InstanceKey,
+    Policy,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
 from llamaswap_py.scheduler.upkeep import Upkeep
 from llamaswap_py.scheduler.world import Instance, World
 
@@ -133,6 +142,14 @@ class Scheduler:
         control = self._control
         control.now = now if now > control.now else control.now
         return self._requests.grant_at_once(event)
+
+    def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
+        """Return which instance answers a read, or why none does; nothing happens.
+
+        `wakes`: a child that sleeps would wake to answer it.
+        """
+        preset = self.world.presets[name]
+        return look(self.world, preset, now, wakes=wakes, closing=self.closing)
 
     def traffic(self) -> Traffic:
         """Return what was learned of the requests, to be recalled by a later run."""

@@ -48,16 +48,14 @@ class OnOperators:
             if instance.state is State.LOADING:
                 self._unload_loading(instance, preset, force=event.force)
             elif instance.state in (State.READY, State.SLEEPING):
-                self.control.drain(instance, StopReason.UNLOADED, "unloaded by an operator")
+                self.control.drain(instance, StopReason.UNLOADED, "unloaded by command")
         return True
 
     def _unload_loading(self, instance: Instance, preset: Preset | None, *, force: bool) -> None:
         if force:
-            self.control.stop(instance, StopReason.FORCE, "unloaded by an operator")
+            self.control.stop(instance, StopReason.FORCE, "unloaded by command")
         elif preset is None or not preset.queue:
-            self.control.stop(
-                instance, StopReason.ABANDONED, "unloaded by an operator while loading"
-            )
+            self.control.stop(instance, StopReason.ABANDONED, "unloaded by command while loading")
 
     def ttl_changed(self, event: ev.TtlChanged) -> bool:
         preset = self.world.presets.get(event.preset)
@@ -180,8 +178,8 @@ class OnOperators:
             self.control.reject_all(preset, self.control.refusals.closing(preset))
         for instance in list(self.world.instances.values()):
             if event.force:
-                self.control.end_leases(instance, StopReason.FORCE)
-                self.control.kill(instance, StopReason.FORCE)
+                self.control.end_leases(instance, StopReason.SHUTDOWN_NOW)
+                self.control.kill(instance, StopReason.SHUTDOWN_NOW)
             elif instance.state is State.LOADING:
                 self.control.stop(instance, StopReason.ABANDONED, "lswap is shutting down")
             elif instance.state in (State.READY, State.SLEEPING):

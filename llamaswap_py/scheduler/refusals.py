@@ -68,24 +68,45 @@ class Refusals:
         closing_at: float | None,
     ) -> Reject | None:
         """Return why a request is not even queued, or None."""
-        name = preset.plan.preset
         if closing_at is not None:
             return self.closing(preset)(waiter)
+        if refusal := self.broken(preset, waiter, now):
+            return refusal
+        if preset.serving is None and not event.autoload:
+            return self.not_loaded(preset, waiter)
+        if len(preset.queue) >= self._world.policy.queue_limit:
+            return self._queue_full(preset, waiter, now)
+        return None
+
+    def broken(self, preset: Preset, waiter: Waiter, now: float) -> Reject | None:
+        """Return what keeps a preset from loading now, or None."""
         if preset.plan.problem is not None:
             return self._failure(preset, preset.plan.problem, waiter, _UNCONFIGURED_RETRY)
         if preset.failure is not None and now < preset.retry_at and preset.serving is None:
             return self.failed(preset, now)(waiter)
-        if preset.serving is None and not event.autoload:
-            return Reject(
-                event.request,
-                name,
-                "model_not_loaded",
-                f"model {name!r} is not loaded, and this request does not load models",
-                remedy="ask with autoload=true, or load it first",
-            )
-        if len(preset.queue) >= self._world.policy.queue_limit:
-            return self._queue_full(preset, waiter, now)
         return None
+
+    def not_loaded(self, preset: Preset, waiter: Waiter, *, asleep: bool = False) -> Reject:
+        name = preset.plan.preset
+        what = (
+            f"model {name!r} sleeps, and this request does not wake models"
+            if asleep
+            else f"model {name!r} is not loaded, and this request does not load models"
+        )
+        remedy = "ask with autoload=true, or load it first"
+        return Reject(waiter.request, name, "model_not_loaded", what, remedy=remedy)
+
+    def still_loading(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+        name = preset.plan.preset
+        return Reject(
+            waiter.request,
+            name,
+            "model_loading",
+            f"model {name!r} is loading, and this request does not wait for models",
+            remedy="ask again once it is ready, or with autoload=true",
+            retry_after=self.eta(preset, 0, now) or 1.0,
+            details=self._where(preset, 0, now),
+        )
 
     def failed(self, preset: Preset, now: float) -> _Refuse:
         assert preset.failure is not None
@@ -150,7 +171,7 @@ class Refusals:
             waiter.request,
             name,
             "unloaded",
-            f"model {name!r} was unloaded by an operator while this request waited",
+            f"model {name!r} was unloaded by command while this request waited",
             remedy="ask again",
         )
 
@@ -169,7 +190,7 @@ class Refusals:
             waiter.request,
             name,
             "draining",
-            "lswap is shutting down and takes no new requests",
+            "lswap is stopping and takes no new requests",
             remedy="try again once it is back",
             retry_after=5.0,
             details=(("state", "draining"),),

@@ -110,7 +110,7 @@ class Preset:
     queue: WaitQueue = field(default_factory=WaitQueue)
     serving: Instance | None = None
     wanted_since: float | None = None
-    """When an operator asked for it, until it is ready or failed."""
+    """When a command asked for it, until it is ready or failed."""
     wanted_by_eviction: bool = True
     evicted_at: float | None = None
     """Since when memory is being freed in its name: nobody, however old, takes it meanwhile."""

@@ -93,6 +93,10 @@ class Ending:
         return not self._watch.in_chunk and (not self._last or self._last.endswith(b"\n"))
 
     def _fail(self, reason: str) -> None:
+        exchange = self.exchange
+        if exchange.cut_event is not None:  # it was about to end: its child has only been quicker
+            self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
+            return
         event = self._error_event(reason) if self._error_event is not None else None
         self._stop(Outcome.DIED_MIDSTREAM, reason, event)
 

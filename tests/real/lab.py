@@ -161,6 +161,12 @@ class Lab:
         command = f"""sh -c 'exec {self.engine} "$@" {arguments}' sh"""
         return self._engine("# speaks cmd_child_to_router:state:", command)
 
+    def held_engine(self, gate: Path) -> str:
+        """Write an engine that is the real one, and loads only once the file `gate` exists."""
+        wait = f"while ! [ -e {gate} ]; do sleep 0.05; done"
+        line = f'case "$1" in --version | --help) ;; *) {wait} ;; esac'
+        return self._engine(line, self.engine)
+
     def _engine(self, line: str, command: str, lacks: tuple[str, ...] = ()) -> str:
         self.fakes += 1
         path = self.folder / f"llama-server-{self.fakes}"

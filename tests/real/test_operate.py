@@ -88,7 +88,7 @@ async def test_unload_lets_a_stream_finish(lab: Lab) -> None:
         async with lswap.stream("alpha", max_tokens=300) as stream, asyncio.TaskGroup() as tasks:
             await stream.read(1)
             unload = tasks.create_task(lswap.client.post("/lswap/v1/models/alpha/unload"))
-            await lswap.says("drain alpha#1: unloaded by an operator")
+            await lswap.says("drain alpha#1: unloaded by command")
             await stream.rest()
             assert (stream.finish, stream.error) == ("length", None)
             assert (await unload).json()["unloaded"] is True

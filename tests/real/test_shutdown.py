@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import httpx
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from tests.real.lab import Lab
 
 pytestmark = pytest.mark.anyio
+
+_ACTIVATE = """
+import os, socket, sys
+listening = socket.create_server(("127.0.0.1", 0))
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Hands over a socket as systemd does, and becomes the command that follows."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -30,9 +41,6 @@ async def test_running_streams_finish(lab: Lab, number: signal.Signals) -> None:
             await two.read(1)
             lswap.signal(number)
             await lswap.says("stopping: 2 requests may take up to 30 s")
-            with pytest.raises(httpx.ConnectError):
-                async with httpx.AsyncClient(trust_env=False) as stranger:
-                    await stranger.get(f"{lswap.url}/health")
             for name, stream in (("alpha", one), ("beta", two)):
                 await stream.rest()
                 assert stream.error is None
@@ -40,6 +48,50 @@ async def test_running_streams_finish(lab: Lab, number: signal.Signals) -> None:
                 assert stream.text.startswith((lab.sentence(name) + " ") * 15)
         assert await lswap.exited() == 0
         assert "stopped" in lswap.log[-2]
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+async def test_who_comes_while_it_drains_is_told(lab: Lab, inherited: bool) -> None:
+    """Each family in its own words, on new connections, until the running requests have ended."""
+    models = {"alpha": lab.endless("alpha"), "beta": lab.preset("beta", size="50MiB")}
+    server = lab.server(lab.write_config(models))
+    if inherited:
+        server.wrapper = (sys.executable, "-c", _ACTIVATE)
+    async with server.running() as lswap, lswap.stream("alpha", max_tokens=100_000) as stream:
+        await stream.read(3)
+        lswap.signal(signal.SIGTERM)
+        await lswap.says("stopping: 1 requests")
+        chat = {"model": "beta", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+        async with httpx.AsyncClient(base_url=lswap.url, trust_env=False) as stranger:
+            assert (await stranger.get("/livez")).status_code == 200
+            for method, path, body in (
+                ("GET", "/readyz", None),
+                ("POST", "/v1/chat/completions", chat),
+                ("POST", "/v1/completions", {**chat, "model": "alpha", "prompt": "x"}),
+                ("POST", "/v1/messages", chat),
+                ("POST", "/api/chat", chat),
+                ("POST", "/models/load", {"model": "beta"}),
+                ("POST", "/lswap/v1/models/beta/load", None),
+                ("POST", "/lswap/v1/reservations", {"memory": {"host": "1MiB"}}),
+                ("POST", "/lswap/v1/reload", None),
+                ("POST", "/api/pull", {"model": "beta"}),
+                ("GET", "/slots?model=beta&autoload=true", None),
+                ("GET", "/slots?model=beta", None),
+            ):
+                answer = await stranger.request(method, path, json=body)
+                assert answer.status_code == 503, (path, answer.text)
+                assert int(answer.headers["retry-after"]) > 0, path
+                assert "lswap is" in answer.text, (path, answer.text)
+            said = (await stranger.post("/v1/messages", json=chat)).json()
+            assert (said["type"], said["error"]["type"]) == ("error", "overloaded_error")
+            assert isinstance((await stranger.post("/api/chat", json=chat)).json()["error"], str)
+            state = (await stranger.get("/lswap/v1/state")).json()
+            assert state["state"] == "draining"
+            assert (await stranger.get("/v1/models")).status_code == 200
+            assert (await stranger.get("/slots", params={"model": "alpha"})).status_code == 200
+            (one,) = (await stranger.get("/lswap/v1/requests")).json()["requests"]
+            await stranger.post(f"/lswap/v1/requests/{one['id']}/cancel")
+        assert await lswap.exited() == 0
 
 
 async def test_streams_past_the_deadline_end_with_an_error_event(lab: Lab) -> None:
@@ -52,7 +104,7 @@ async def test_streams_past_the_deadline_end_with_an_error_event(lab: Lab) -> No
         lswap.signal(signal.SIGTERM)
         await stream.rest()
         assert stream.error is not None
-        assert "lswap is stopping" in stream.error["message"]
+        assert "lswap is stopping, and its shutdown_timeout" in stream.error["message"]
         assert not stream.done
         assert await lswap.exited() == 0
 
@@ -88,6 +140,9 @@ async def test_a_second_signal_stops_at_once(lab: Lab, number: signal.Signals) -
         assert await lswap.exited() == 0
         await lswap.until_no_process_is_left()
         assert any("stopping at once" in line for line in lswap.log)
+        await stream.rest()
+        assert stream.error is not None
+        assert "lswap is stopping at once" in stream.error["message"]
 
 
 async def test_while_a_model_is_loading(lab: Lab) -> None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.real.answers import PATIENCE, Stream, chat_body, error_of, instance_of
+from tests.real.answers import PATIENCE, Stream, chat_body, error_of, instance_of, model_of
 from tests.real.harness import poll
 from tests.real.test_api_keys import ADMIN, write_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.snapshot import Snapshot
     from tests.real.harness import Lswap
     from tests.real.lab import Lab, Preset
 
@@ -175,7 +178,129 @@ async def test_what_waits_for_a_load_can_be_stopped(lab: Lab) -> None:
             early = await lswap.client.get(RESUME, params={"conv_id": NAME})
             assert error_of(early, 503)["message"] == "Stream owner model is loading, retry later"
             await lswap.client.delete(RESUME, params={"conv_id": NAME})
-        assert error_of(await asked, 410)["code"] == "cancelled"
+        error = error_of(await asked, 400)  # as llama.cpp's router
+        assert error["code"] == "stopped"
+        assert "was stopped" in error["message"]
+
+
+async def _ask_and_leave(lswap: Lswap, waits: Callable[[Snapshot], bool], **body: Any) -> None:
+    """Ask, and go away before there is a lease, as a page that is reloaded."""
+    headers, body = {"X-Conversation-Id": NAME}, chat_body("alpha", stream=True, **body)
+    async with asyncio.TaskGroup() as tasks:
+        path = "/v1/chat/completions"
+        asked = tasks.create_task(lswap.client.post(path, json=body, headers=headers))
+        await lswap.until(waits)
+        asked.cancel()
+
+
+async def _read_again(lswap: Lswap) -> str:
+    """Read it as the web UI does: as often as it is told that the model is not ready."""
+    answers: list[httpx.Response] = []
+
+    async def answered() -> bool:
+        answers.append(await lswap.client.get(RESUME, params={"conv_id": NAME}))
+        return answers[-1].status_code != 503
+
+    await poll(answered)
+    assert answers[0].status_code == 503
+    assert answers[-1].status_code == 200, answers[-1].text
+    return answers[-1].text
+
+
+def _loads(now: Snapshot) -> bool:
+    return model_of(now, "alpha").state == "loading"
+
+
+async def test_a_page_reloaded_while_its_model_loads_gets_the_answer(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.heavy("alpha", mib=1500)}) as lswap:
+        await _ask_and_leave(lswap, _loads)
+        (one,) = (await lswap.client.get("/lswap/v1/requests")).json()["requests"]
+        assert (one["state"], one["model"]) == ("waiting", "alpha")
+        text = await _read_again(lswap)
+        assert text.rstrip().endswith("data: [DONE]")
+        assert text.count("data: ") > 3
+        await lswap.until_idle()
+
+
+async def test_a_page_reloaded_while_its_request_waits_gets_the_answer(lab: Lab) -> None:
+    """Behind another one on its model, and behind the load of another model."""
+    models = {"alpha": lab.endless("alpha", args={"parallel": 1}), "beta": lab.endless("beta")}
+    async with lab.lswap(models, policy={"max_wait": "0s"}) as lswap:
+        for holder in models:
+            async with lswap.stream(holder, max_tokens=1500) as stream:
+                await stream.read(1)
+
+                def waits(now: Snapshot) -> bool:
+                    return model_of(now, "alpha").waiting == 1
+
+                await _ask_and_leave(lswap, waits, max_tokens=5)
+                early = await lswap.client.get(RESUME, params={"conv_id": NAME})
+                assert error_of(early, 503)["type"] == "unavailable_error"
+                await stream.rest()
+                assert stream.finish == "length"
+            assert "data: [DONE]" in await _read_or_wait(lswap)
+            await lswap.client.delete(RESUME, params={"conv_id": NAME})
+
+
+async def _read_or_wait(lswap: Lswap) -> str:
+    found: list[httpx.Response] = []
+
+    async def answered() -> bool:
+        found.append(await lswap.client.get(RESUME, params={"conv_id": NAME}))
+        return found[-1].status_code == 200
+
+    await poll(answered)
+    return found[-1].text
+
+
+async def test_a_stop_ends_what_waits_without_a_client(lab: Lab) -> None:
+    """Nobody wants the load any more, so it is given up."""
+    async with lab.lswap({"alpha": lab.fake("alpha", env={"FAKE_HANG": "1"})}) as lswap:
+        await _ask_and_leave(lswap, _loads)
+        early = await lswap.client.get(RESUME, params={"conv_id": NAME})
+        assert error_of(early, 503)["message"] == "Stream owner model is loading, retry later"
+        assert (await lswap.client.delete(RESUME, params={"conv_id": NAME})).status_code == 204
+        await lswap.until_state("alpha", "unloaded")
+        assert (await lswap.client.get("/lswap/v1/requests")).json()["requests"] == []
+        gone = await lswap.client.get(RESUME, params={"conv_id": NAME})
+        assert error_of(gone, 404)["type"] == "not_found_error"
+
+
+async def test_who_comes_back_reads_why_there_is_no_answer(lab: Lab) -> None:
+    """A load that fails, and a request that the model refuses: as the event of the stream."""
+    gate = lab.folder / "gate"
+    env = {"FAKE_LOAD_GATE": str(gate), "FAKE_CRASH": "ready:9"}
+    async with lab.lswap({"alpha": lab.fake("alpha", env=env, load_stall="1s")}) as lswap:
+        await _ask_and_leave(lswap, _loads)
+        (event,) = (await _read_again(lswap)).split("\n\n")[:-1]
+        assert '"code":"model_failed"' in event
+        (entry,) = await _entries(lswap, NAME)
+        assert entry["is_done"] is True
+    async with lab.lswap({"alpha": lab.heavy("alpha", mib=1500)}) as lswap:
+        long = [{"role": "user", "content": "hello " * 2000}]
+        await _ask_and_leave(lswap, _loads, messages=long)
+        assert "exceed_context_size_error" in await _read_or_wait(lswap)
+        await lswap.until_idle()
+
+
+async def test_what_waits_without_a_client_counts_against_its_key(lab: Lab) -> None:
+    models = {"alpha": lab.fake("alpha", env={"FAKE_HANG": "1"})}
+    async with lab.lswap(models, keys=write_keys(lab.folder)) as lswap:
+        headers = {**ANN, "X-Conversation-Id": NAME}
+        path, body = "/v1/chat/completions", chat_body("alpha", stream=True)
+
+        async def waits() -> bool:
+            answer = await lswap.client.get("/lswap/v1/requests", headers=ADMIN)
+            return any(one["state"] == "waiting" for one in answer.json()["requests"])
+
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(lswap.client.post(path, json=body, headers=headers))
+            await poll(waits)
+            asked.cancel()
+        other = {**headers, "X-Conversation-Id": "another::alpha"}
+        refused = await lswap.client.post(path, json=body, headers=other)
+        assert error_of(refused, 429)["code"] == "too_many_requests"
+        await lswap.client.delete(RESUME, params={"conv_id": NAME}, headers=ANN)
 
 
 async def test_the_newest_answer_of_a_conversation_counts(lab: Lab) -> None:

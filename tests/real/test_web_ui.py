@@ -114,6 +114,24 @@ async def test_two_models_take_turns(lab: Lab, chromium: str, web_ui: str) -> No
         assert await page.get_by_text(lab.sentence("beta")).count() == 1
 
 
+async def test_a_page_reloaded_while_its_model_loads_gets_the_answer(
+    lab: Lab, chromium: str, web_ui: str
+) -> None:
+    assert web_ui
+    gate = lab.folder / "gate"
+    engine = lab.held_engine(gate)
+    async with (
+        lab.lswap({"alpha": lab.preset("alpha", engine=engine)}) as lswap,
+        browsing(chromium, lswap.url) as page,
+    ):
+        await say(page, "Who are you?")
+        await lswap.until_state("alpha", "loading")
+        await page.reload()
+        gate.touch()
+        await page.get_by_text(lab.sentence("alpha")).wait_for()
+        assert (await lswap.model("alpha")).loads == 1
+
+
 async def test_a_page_that_is_reloaded_gets_the_rest(lab: Lab, chromium: str, web_ui: str) -> None:
     """While another client's request wants the memory."""
     words = [f"w{number}" for number in range(400)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ from llamaswap_py.webui import WebUi
 from llamaswap_py.wire.messages import Body, BodyTooLarge, Outcome, RelayResult, RequestHead
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.records import Config
@@ -185,7 +185,7 @@ class FakeSupervisor:
 
     @cached_property
     def scheduler(self) -> SimpleNamespace:
-        return SimpleNamespace(world=SimpleNamespace(instances={}))
+        return SimpleNamespace(world=SimpleNamespace(instances={}), closing=False)
 
     @cached_property
     def instances(self) -> SimpleNamespace:
@@ -231,6 +231,15 @@ class FakeSupervisor:
     @asynccontextmanager
     async def lease(self, preset: str, **asked: Any) -> AsyncIterator[FakeLease]:
         self.asked.append({"preset": preset, **asked})
+        if self.refuse is not None:
+            raise self.refuse
+        lease = FakeLease(endpoint=self.endpoint, epoch=len(self.leases) + 1, preset=preset)
+        self.leases.append(lease)
+        yield lease
+
+    @contextmanager
+    def reading(self, preset: str, **asked: Any) -> Iterator[FakeLease]:
+        self.asked.append({"preset": preset, "slot": False, "autoload": False, **asked})
         if self.refuse is not None:
             raise self.refuse
         lease = FakeLease(endpoint=self.endpoint, epoch=len(self.leases) + 1, preset=preset)

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from llamaswap_py.children import ChildLog
     from llamaswap_py.config.keyfile import KeyRing
     from tests.unit.api_fakes import FakeSupervisor
 
 
 @contextmanager
-def serving(supervisor: FakeSupervisor, path: Path, keys: KeyRing | None = None) -> Iterator[str]:
+def serving(
+    supervisor: FakeSupervisor,
+    path: Path,
+    keys: KeyRing | None = None,
+    own_log: ChildLog | None = None,
+) -> Iterator[str]:
     """Serve at a unix socket from a thread; yields the URL for `--url`."""
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     ready = threading.Event()
@@ -29,6 +35,7 @@ def serving(supervisor: FakeSupervisor, path: Path, keys: KeyRing | None = None)
     async def life() -> None:
         stop = asyncio.Event()
         app = App(cast("Any", supervisor), keys)
+        app.own_log = own_log
         async with serve(
             [bind(Endpoint(path=str(path)))], app.handle, on_wire_error=render_wire_error
         ):

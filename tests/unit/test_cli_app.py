@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from llamaswap_py import __version__
 from llamaswap_py.children.logs import ChildLog
 from llamaswap_py.cli.app import main
+from llamaswap_py.cli.log import OwnLog
 from llamaswap_py.client import base_of
 from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
 from llamaswap_py.errors import ApiError
@@ -375,3 +378,121 @@ def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
         if "--url" in options:
             assert "--key" in options, name
             assert name == "reserve" or "--json" in options, name
+
+
+# --- what people type who come from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "qwen"], "`lswap up` serves"),
+        (["start"], "`lswap service install --now` keeps it running"),
+        (["restart"], "`lswap stop`, then `lswap up`"),
+        (["pss"], "did you mean `lswap ps`?"),
+        (["x.gguf"], "`lswap up x.gguf` serves it"),
+        (["org/repo:Q4_K_M"], "`lswap up org/repo:Q4_K_M` serves it"),
+        (["9000"], "`lswap up --port 9000` serves there"),
+        (["--config", "c.yaml", "up"], "options follow their command: `lswap up --config …`"),
+        (["up", "x", "--threads", "4"], "`defaults: {args: {threads: …}}`"),
+        (["stop", "qwen"], "`lswap unload qwen` takes a model out of memory"),
+        (["status", "qwen"], "`lswap ps qwen` tells of a model"),
+        (["key", "laptop"], "`lswap key new laptop` makes a key of that name"),
+        (["import", "models.ini"], "`lswap import llama-cpp models.ini -o lswap.yaml`"),
+        (["import", "config.yaml"], "`lswap import llama-swap config.yaml -o lswap.yaml`"),
+        (["import", "llama-server -m x"], "`lswap import command 'llama-server -m x'`"),
+        (["service", "c.yaml"], "`lswap service install c.yaml`"),
+        (["service", "start"], "systemctl does that"),
+        (["engine", "update"], "`lswap engine build` builds"),
+        (["unload"], "name one, or --all"),
+        (["up", "nothing.gguf"], "there is no such file or folder"),
+        (["up", "x.gguf", "--listen", "127.0.0.1:1", "--port", "2"], "no such file"),
+        (["check", "nothing"], "there is no such file or folder"),
+        (["estimate", "nothing.gguf"], "there is no such file or folder"),
+        (["init", "m.gguf", "--force"], "lswap init --models-dir m.gguf writes lswap.yaml with it"),
+        (["init", "."], "this is a folder, not the file to write"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_the_right_command_is_said(
+    lswap: Lswap, words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = lswap(*words, url="unix:/nowhere")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["serve"], "lswap up"),
+        (["list"], "lswap models"),
+        (["ls"], "lswap models"),
+        (["down"], "lswap stop"),
+        (["key", "create"], "lswap key new"),
+        (["engine", "ls"], "lswap engine list"),
+    ],
+    ids=" ".join,
+)
+def test_another_word_for_a_command_is_the_command(
+    lswap: Lswap, words: list[str], usage: str
+) -> None:
+    code, out, _ = lswap(*words, "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: {usage} ")
+
+
+def test_advice_names_commands_that_exist() -> None:
+    """Every command line in the tables is one that can be typed."""
+    from typer.main import get_command
+
+    from llamaswap_py.cli import advice
+    from llamaswap_py.cli.app import app
+
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for path, words in advice._SAME.items():
+        assert path != "lswap" or set(words.values()) <= known
+        assert path != "lswap" or not set(words) & known
+    told = [text for words in advice._INSTEAD.values() for text in words.values()]
+    named = {name for text in told for name in re.findall(r"`lswap ([a-z]+)", text)}
+    assert named <= known
+    assert not set(advice._INSTEAD["lswap"]) & known
+
+
+def test_one_model_is_shown_by_its_name(lswap: Lswap, url: str) -> None:
+    _, out, _ = lswap("ps", "first", url=url)
+    assert out.splitlines()[1].startswith("alpha ")
+    assert "beta" not in out
+    assert "gamma" in lswap("ps", "gamma")[1]
+    assert [one["id"] for one in json.loads(lswap("models", "gamma", "--json")[1])] == ["gamma"]
+    code, _, err = lswap("ps", "alpa")
+    assert (code, err) == (1, "lswap: there is no model 'alpa' - did you mean alpha?\n")
+
+
+def test_all_that_is_loaded_is_unloaded(lswap: Lswap, url: str, supervisor: FakeSupervisor) -> None:
+    assert lswap("unload", "--all", url=url)[1] == "alpha is unloaded\n"
+    out = lswap("unload", "alpha", "org/beta:8b", "--json")[1]
+    assert [json.loads(line)["model"] for line in out.splitlines()] == ["alpha", "org/beta:8b"]
+    supervisor.picture = make_snapshot([model_view("alpha")])
+    assert lswap("unload", "--all")[1] == "nothing is loaded\n"
+
+
+def test_lswaps_own_log(lswap: Lswap, supervisor: FakeSupervisor, short_dir: Path) -> None:
+    own = OwnLog(logging.Formatter("%(message)s"))
+    own.emit(logging.makeLogRecord({"msg": "one\ntwo"}))
+    with serving(supervisor, short_dir / "o.sock", own_log=own.lines) as url:
+        assert lswap("logs", url=url) == (0, "one\ntwo\n", "")
+        assert json.loads(lswap("logs", "-n", "1", "--json")[1]) == {"line": "two"}
+
+
+def test_status_and_stop_ask_the_one_at_an_address(lswap: Lswap, url: str) -> None:
+    code, out, _ = lswap("status", url=url)
+    assert code == 0
+    assert out.startswith(f"lswap {__version__} is serving on {url}\n")
+    assert "1 of 3 models loaded: alpha (ready)" in out
+    code, _, err = lswap("stop", url=url)
+    assert code == 1
+    assert "is not one of yours on this machine - stop it where it runs" in err
+    assert lswap("stop", url="unix:/nowhere")[0] == 3

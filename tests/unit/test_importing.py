@@ -105,7 +105,10 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
     assert draft.models["llama-70b"]["args"]["model-draft"] == "/srv/gguf/llama-3.2-1b.gguf"
     assert draft.models["rerank"]["pin"] is True
     assert draft.models["rerank"]["preload"] is True
-    assert draft.settings["groups"] == {"big": {"exclusive": ["gpt-oss-120b", "llama-70b"]}}
+    assert draft.settings["groups"] == {
+        "big": {"exclusive": ["gpt-oss-120b", "llama-70b"]},
+        "default": {"exclusive": ["vllm-coder", "whisper"]},
+    }
     assert draft.settings["defaults"] == {"ttl": "600s", "stop_timeout": "20s"}
     vllm = draft.models["vllm-coder"]
     assert vllm["cmd"][:3] == ["docker", "run", "--init"]
@@ -121,7 +124,7 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
         "sendLoadingState",
         "models.vllm-coder.cmdStop",
         "models.whisper.checkEndpoint",
-        "models.gpt-oss-120b.metadata.nested",
+        "models.gpt-oss-120b.metadata: only",
         "there is no model 'gone'",
         "there is no model 'not there'",
         "${missing}",
@@ -141,7 +144,10 @@ def test_a_program_with_a_name_of_its_own_for_the_model_makes_a_good_file() -> N
                 "useModelName": "Qwen/Qwen3-Coder",
             },
             "literal": {"cmd": "x --port ${PORT} --text '${not_ours}'"},
-            "fixed": {"cmd": "tts --listen=127.0.0.1:8005 --rate 18005", "proxy": "http://x:8005"},
+            "fixed": {
+                "cmd": "tts --listen=127.0.0.1:8005 --rate 1",
+                "proxy": "http://localhost:8005",
+            },
         }
     }
     config = loaded(read_llama_swap(root, {}))
@@ -155,7 +161,7 @@ def test_a_program_with_a_name_of_its_own_for_the_model_makes_a_good_file() -> N
     assert literal.cmd.words[-1] == "${not_ours}"
     fixed = config.models["fixed"]
     assert fixed.cmd is not None
-    assert fixed.cmd.words == ("tts", "--listen=127.0.0.1:{port}", "--rate", "18005")
+    assert fixed.cmd.words == ("tts", "--listen=127.0.0.1:{port}", "--rate", "1")
 
 
 def test_a_matrix_becomes_groups_that_keep_the_same_models_apart() -> None:
@@ -283,6 +289,7 @@ def test_a_broken_preset_file_names_the_line(bad: str) -> None:
 
 def ollama_blobs() -> dict[str, str]:
     params = {"num_ctx": 8192, "temperature": 0.6, "stop": ["<|im_end|>"], "num_thread": 4}
+    params |= {"use_mmap": False, "use_mlock": True, "num_gpu": -1, "mirostat_x": 1}
     return {
         "sha256:p": json.dumps(params),
         "sha256:s": "You are a pirate.",
@@ -326,7 +333,13 @@ def test_models_of_ollama_are_used_where_they_lie() -> None:
     draft = read_ollama(manifests, lambda digest: "/o/blobs/" + digest.replace(":", "-"), blobs.get)
     assert draft.models["qwen3:8b"] == {
         "model": "/o/blobs/sha256-abc",
-        "args": {"jinja": True, "ctx-size": 8192},
+        "args": {
+            "jinja": True,
+            "ctx-size": 8192,
+            "threads": 4,
+            "no-mmap": True,
+            "mlock": True,
+        },
         "request": {"default": {"temperature": 0.6, "stop": ["<|im_end|>"]}},
     }
     assert draft.models["llava"] == {
@@ -335,7 +348,7 @@ def test_models_of_ollama_are_used_where_they_lie() -> None:
     }
     assert set(draft.models) == {"qwen3:8b", "llava", "someone/tuned:v2"}
     said = notes(draft)
-    for text in ("num_thread", "system prompt", "hf.co/bartowski/X-GGUF:Q4_K_M", "cannot be read"):
+    for text in ("mirostat_x", "system prompt", "hf.co/bartowski/X-GGUF:Q4_K_M", "cannot be read"):
         assert text in said
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from llamaswap_py.cli import service as commands
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.errors import StateError
+from llamaswap_py.errors import ConfigError, StateError
 from llamaswap_py.service import Notifier, Unit, inherited_sockets, service_text, socket_text
 from llamaswap_py.service.sockets import endpoint_of
 from tests import needs
@@ -159,14 +159,23 @@ def test_print_shows_the_unit_and_writes_nothing(
     assert not (tmp_path / "config").exists()
 
 
-def test_install_and_uninstall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a systemctl that writes down what it is told."""
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "systemctl"
-    script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\necho ActiveState=inactive\n')
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> Path:
+    """Put a systemctl there that writes down what it is told, and fails at what `fails` matches."""
+    (folder / "bin").mkdir(exist_ok=True)
+    script = folder / "bin" / "systemctl"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >>{folder}/told\n'
+        f'case "$*" in {fails or "nothing"}) echo "no such bus" >&2; exit 1 ;; esac\n'
+        "echo ActiveState=inactive\n"
+    )
     script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    return folder / "told"
+
+
+def test_install_and_uninstall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = stand_in(tmp_path, monkeypatch)
     unit = tmp_path / "systemd" / "user" / "lswap.service"
     code, out = run("install", "--user", str(write_config(tmp_path)))
     assert code == 0
@@ -176,8 +185,10 @@ def test_install_and_uninstall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     code, out = run("uninstall", "--user")
     assert code == 0
     assert not unit.exists()
-    assert [line.split()[1] for line in (tmp_path / "told").read_text().splitlines()] == [
+    assert [line.split()[1] for line in told.read_text().splitlines()] == [
+        "show",
         "daemon-reload",
+        "show",
         "show",
         "disable",
         "daemon-reload",
@@ -185,6 +196,69 @@ def test_install_and_uninstall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     code, out = run("uninstall", "--user")
     assert code == 1
     assert "there is no" in out
+
+
+def test_without_systemd_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = stand_in(tmp_path, monkeypatch, fails="*")
+    path = write_config(tmp_path)
+    code, out = run("install", "--user", "--now", str(path))
+    assert code == 1
+    assert "no service is installed: `systemctl --user show --property=Version` failed" in out
+    assert f"start `lswap up {path}` by what this machine has" in out
+    assert not (tmp_path / "systemd").exists()
+    assert len(told.read_text().splitlines()) == 1
+    assert "ExecStart=" in run("install", "--user", "--print", str(path))[1]
+
+
+def test_a_left_unit_is_removed_without_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(tmp_path, monkeypatch)
+    assert run("install", "--user", str(write_config(tmp_path)))[0] == 0
+    unit = tmp_path / "systemd" / "user" / "lswap.service"
+    link = unit.parent / "default.target.wants" / unit.name
+    link.parent.mkdir()
+    link.symlink_to(unit)
+    stand_in(tmp_path, monkeypatch, fails="*")
+    code, out = run("uninstall", "--user")
+    assert code == 0
+    assert "only the files are removed" in out
+    assert not unit.exists()
+    assert not link.is_symlink()
+
+
+@pytest.mark.parametrize("fails", ["*daemon-reload*", "*enable*"])
+def test_an_installation_that_fails_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A unit that was there before is what it was."""
+    path = write_config(tmp_path)
+    folder = tmp_path / "systemd" / "user"
+    folder.mkdir(parents=True)
+    (folder / "lswap.service").write_text("before")
+    stand_in(tmp_path, monkeypatch, fails)
+    code, out = run("install", "--user", "--now", "--socket", str(path))
+    assert code == 1
+    assert "what was written is undone" in out
+    assert "journalctl --user -u lswap" in out
+    assert [file.name for file in folder.iterdir()] == ["lswap.service"]
+    assert (folder / "lswap.service").read_text() == "before"
+
+
+def test_the_file_of_a_service_is_the_one_that_up_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(commands.app, ["install", "--user", "--print"])
+    assert isinstance(result.exception, ConfigError)
+    assert "`lswap init` writes one" in str(result.exception)
+    write_config(tmp_path).rename("lswap.yaml")
+    code, out = run("install", "--user", "--print")
+    assert code == 0
+    assert f"up {tmp_path}/lswap.yaml" in out
 
 
 def test_models_are_not_run_as_root_unasked(

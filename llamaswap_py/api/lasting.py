@@ -1,0 +1,46 @@
+"""Requests whose answers may outlive their clients, as they arrive and as their clients leave."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api.call import stopped
+from llamaswap_py.api.errors import error_event, refusal_event
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.conversations import Conversation
+    from llamaswap_py.wire.messages import UpstreamRequest
+
+_LONGEST_ID: Final = 512
+
+
+async def begin_conversation(call: Call, preset: str) -> Conversation | None:
+    """Return the conversation whose answer may outlive its client, None for any other request."""
+    given = call.exchange.head.get(b"x-conversation-id")
+    if not given or not call.supervisor.config.models[preset].resume:
+        return None
+    if len(given) > _LONGEST_ID or not given.isascii():
+        return None
+    id, cancel = given.decode("ascii"), partial(call.cancel, stopped())
+    conversation = await call.supervisor.conversations.begin(id, preset, call.id, cancel)
+    conversation.client = call.client
+    return conversation
+
+
+def outlast(call: Call, conversation: Conversation, request: UpstreamRequest) -> None:
+    """Let a request go on whose client has left before it had a lease (a page is reloaded)."""
+    ticket = call.ticket
+    if ticket is None or conversation.lease is not None or not ticket.waits:
+        return
+    call.supervisor.conversations.outlast(
+        conversation,
+        ticket,
+        call.hand_over_count(),
+        target=request.target,
+        body=request.body.join(),
+        headers=f"X-Conversation-Id: {conversation.id}\r\nX-Request-Id: {call.id}\r\n",
+        failed=lambda error: error_event(error, call.family, call.id),
+        refused=lambda body: refusal_event(body, call.family, call.id),
+    )

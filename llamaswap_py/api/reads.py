@@ -1,0 +1,88 @@
+"""Requests that only read from a child: they load, wake and evict nothing, and are no use of it.
+
+Whoever asks now and then how a model is must not change how it is. So a read is answered by an
+instance that is there, or refused; `?autoload=true` makes a request like any other of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api.errors import upstream_failed
+from llamaswap_py.api.sending import REAPING, REAPING_STEP, as_read, cut, send
+from llamaswap_py.wire.messages import Outcome
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.leases import Lease
+    from llamaswap_py.wire.messages import RelayResult, UpstreamRequest
+
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_ASLEEP: Final = frozenset(
+    {"/props", "/metrics", "/health", "/v1/health", "/models", "/v1/models", "/v1/stream"}
+)
+"""What llama-server answers without waking up (server-context.cpp, create_response(true))."""
+_HOLDS_UP: Final = frozenset({"/slots", "/lora-adapters"})
+"""What keeps it from falling asleep (server-queue.cpp, task_resets_idle_timer)."""
+
+
+def is_read(call: Call) -> bool:
+    """Tell whether a request reads only: a GET, unless it says `autoload=true`."""
+    head = call.exchange.head
+    return head.method in _READS and not head.upgrade and not may_load(call)
+
+
+def may_load(call: Call) -> bool:
+    """Tell whether a request may load its model; GETs do only where they say so."""
+    head = call.exchange.head
+    asked = call.flag("autoload") if head.query else None
+    if head.method not in _READS:
+        return call.supervisor.config.autoload if asked is None else asked
+    # An image or a frame in somebody else's page: no Origin tells (Fetch Metadata).
+    return bool(asked) and head.get(b"sec-fetch-site") != b"cross-site"
+
+
+async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
+    """Answer from an instance of a preset as it is. Raises ApiError where none can."""
+    path = as_read(request.target.partition("?")[0])
+    wakes = path not in _ASLEEP and "." not in path.rpartition("/")[2]  # nor do the UI's files
+    patience: float | None = None
+    while True:
+        with call.supervisor.reading(preset, wakes=wakes) as lease:
+            call.granted(lease)
+            if path in _HOLDS_UP and await _answered_once(call, lease, request):
+                return
+            lease.on_revoke(lambda reason: cut(call, reason))
+            result = await send(call, lease, request)
+        if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
+            return
+        if result.outcome is Outcome.CUT:
+            call.exchange.cut_event = None  # it has left: the next look finds another, or none
+        elif not _may_come(result):
+            raise upstream_failed(f"{preset} did not answer: {result.error}")
+        patience = patience or time.monotonic() + REAPING
+        if time.monotonic() > patience:
+            raise upstream_failed(f"{preset} did not answer: {result.error}")
+        await asyncio.sleep(REAPING_STEP)
+
+
+def _may_come(result: RelayResult) -> bool:
+    return result.outcome in (Outcome.UNREACHABLE, Outcome.DIED_BEFORE_HEAD)
+
+
+async def _answered_once(call: Call, lease: Lease, request: UpstreamRequest) -> bool:
+    """Answer for a child that may fall asleep without asking it again while it is idle."""
+    if call.supervisor.config.models[lease.preset].sleep is None or not request.target.isascii():
+        return False
+    try:
+        answer = await call.supervisor.instances.ask_once(lease.key, request.target)
+    except OSError:
+        return False
+    if answer is None:
+        return False
+    kind = dict(answer.headers).get(b"content-type", b"application/json").decode("latin-1")
+    call.status = answer.status
+    call.exchange.respond(answer.status, answer.body, kind)
+    return True

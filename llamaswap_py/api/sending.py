@@ -1,0 +1,108 @@
+"""What a child is sent, and what becomes of it: what every way of asking one has in common."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.api.errors import error_event, upstream_failed
+from llamaswap_py.errors import ApiError
+from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.leases import Lease
+    from llamaswap_py.wire.messages import RelayResult, Translator
+
+# Keys and origins are judged here, not by the child.
+RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
+# With a conversation id it goes on generating for a client that left: see conversations.py.
+DROPPED: Final = RESUMED | {b"x-conversation-id"}
+# A child's sockets close a moment before its exit is known; until then leases of it are granted.
+REAPING: Final = 2.0
+REAPING_STEP: Final = 0.02
+# The scheduler's reasons (StopReason), for those who read an answer and no log.
+_REVOKED: Final = {
+    "force": "it was unloaded by command, without waiting for its requests",
+    "drain deadline": "others waited for its memory",
+    "shutdown deadline": "lswap is stopping, and its shutdown_timeout is over",
+    "shutdown at once": "lswap is stopping at once, after a second signal",
+    "nobody came back for it": "nobody had read it for too long",
+}
+_ESCAPE: Final = re.compile("%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
+FORCE: Final = "force"
+_HUNG: Final = "found hung"
+# Nobody knows whether the request itself is what the child hangs on: it is not sent to another.
+FINAL: Final = (FORCE, _HUNG)
+
+
+def build_request(
+    call: Call, target: str, body: Body, dropped: frozenset[bytes] = DROPPED
+) -> UpstreamRequest:
+    """Return what a child gets of a request: its method, its headers but for those, a body."""
+    head = call.exchange.head
+    lines = call.meaning.lines(call.exchange, dropped)
+    return UpstreamRequest(head.method, target, [], body, lines)
+
+
+def as_read(path: str) -> str:
+    """Return a path as a child decodes it (cpp-httplib, decode_path_component)."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), path)
+
+
+def revoked(call: Call, reason: str) -> ApiError:
+    """Return the error of an answer whose lease was taken back."""
+    if reason == _HUNG:
+        what = f"{call.model} hung: it gave no sign of life any more, and was stopped"
+        return upstream_failed(what, remedy="the next request starts it again")
+    why = _REVOKED.get(reason, reason)
+    return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
+
+
+def cut(call: Call, reason: str) -> None:
+    """End the answer: its lease was taken back."""
+    event = error_event(revoked(call, reason), call.family, call.id)
+    call.exchange.cut(event, reason)
+
+
+async def send(
+    call: Call,
+    lease: Lease,
+    request: UpstreamRequest,
+    tunnel: bool = False,
+    translate: Callable[[], Translator] | None = None,
+    *,
+    collect: bool = False,
+) -> RelayResult:
+    """Send a request to the child of a lease, and its answer to the client."""
+    exchange, pool = call.exchange, call.supervisor.pool
+    request.id = call.id
+    if tunnel:
+        result = await exchange.tunnel(lease.endpoint, request, pool=pool)
+    else:
+        lease.watch(exchange)
+        result = await exchange.relay(
+            lease.endpoint,
+            request,
+            pool=pool,
+            error_event=call.failure_event,
+            translate=translate,
+            collect=collect,
+        )
+    call.status = result.status
+    call.first_byte_at, call.tail = result.first_byte_at, result.tail
+    return result
+
+
+def may_retry(call: Call, result: RelayResult) -> bool:
+    """A child that was never reached has done nothing; one that died unseen may have."""
+    if nothing_sent(result):
+        return True
+    return call.route.retry and result.outcome is Outcome.DIED_BEFORE_HEAD
+
+
+def nothing_sent(result: RelayResult) -> bool:
+    """Return whether the child was never reached."""
+    return result.outcome is Outcome.UNREACHABLE

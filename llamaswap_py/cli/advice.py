@@ -1,0 +1,142 @@
+"""What to type instead: words of other programs, files and models where a command belongs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import TYPE_CHECKING, Final
+
+from typer.core import TyperGroup
+
+from llamaswap_py.cli.usage import USAGE_ERROR
+from llamaswap_py.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+_SAME: Final = {
+    "lswap": {"serve": "up", "list": "models", "ls": "models", "down": "stop", "log": "logs"},
+    "lswap key": {"create": "new", "add": "new", "ls": "list", "rm": "revoke", "delete": "revoke"},
+    "lswap engine": {"ls": "list"},
+    "lswap service": {"remove": "uninstall"},
+}
+"""Other words for a command."""
+_ASK = "`lswap up` serves; a client that asks for a model by its name has it loaded"
+_KEEP = "`lswap up` serves until Ctrl-C, `lswap service install --now` keeps it running"
+_STOP = "`lswap stop` ends lswap, `lswap unload MODEL` a model"
+_UPGRADE = (
+    "install the new version and restart lswap; `lswap engine build --ref bNNNN` builds another "
+    "llama-server"
+)
+_FILE = "`lswap init` writes a file, `lswap check` finds what is wrong with it"
+_INSTEAD: Final[dict[str, dict[str, str]]] = {
+    "lswap": {
+        **dict.fromkeys(("run", "chat", "ask"), _ASK),
+        **dict.fromkeys(("start", "daemon", "background"), _KEEP),
+        **dict.fromkeys(("kill", "quit", "exit", "shutdown"), _STOP),
+        **dict.fromkeys(("config", "edit", "new"), _FILE),
+        **dict.fromkeys(("validate", "test", "lint"), "`lswap check FILE`"),
+        **dict.fromkeys(("upgrade", "update"), _UPGRADE),
+        **dict.fromkeys(("search", "download", "fetch"), "`lswap pull user/repo` (--list shows)"),
+        **dict.fromkeys(("remove", "delete", "del"), "`lswap rm MODEL`"),
+        **dict.fromkeys(("ui", "web", "open"), "its page is at the address `lswap status` says"),
+        **dict.fromkeys(("build", "doctor", "use"), "`lswap engine build`, `use` and `doctor`"),
+        "install": "`lswap engine build` for llama-server, `lswap service install` for systemd",
+        "restart": "`lswap stop`, then `lswap up`; `lswap reload` only reads the file again",
+        "show": "`lswap models` lists them, `lswap why MODEL` says how one is",
+        "help": "`lswap --help`, `lswap COMMAND --help`",
+        "launch": "docs/clients.md has the settings of each client",
+        "keys": "`lswap key list`",
+        "create": "`lswap import ollama` takes Ollama's models, `lswap init` writes a file",
+    },
+    "lswap service": {
+        **dict.fromkeys(
+            ("start", "stop", "restart", "enable", "disable"),
+            "systemctl does that, with --user for a service of your own",
+        ),
+        **dict.fromkeys(("log", "logs"), "`lswap service status` says the command"),
+    },
+    "lswap engine": {
+        **dict.fromkeys(("update", "upgrade"), "`lswap engine build` builds the newest it knows"),
+        **dict.fromkeys(("rm", "remove"), "`lswap engine list` says where it is: delete that"),
+    },
+}
+"""What to do where no command of ours is quite that."""
+_FILES: Final = (".gguf", ".yaml", ".yml", ".ini", ".json")
+
+
+class Commands(TyperGroup):
+    """A group of commands that knows other words for them, and answers a wrong one with advice."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        path = ctx.command_path
+        word = _SAME.get(path, {}).get(args[0], args[0])
+        try:
+            return super().resolve_command(ctx, [word, *args[1:]])
+        except USAGE_ERROR:
+            known = [name for name, one in self.commands.items() if not one.hidden]
+            remedy = advice(path, word, known)
+            if remedy is None:
+                raise
+            raise ConfigError(f"there is no command `{path} {word}`", remedy=remedy) from None
+
+
+def advice(path: str, word: str, known: Iterable[str]) -> str | None:
+    """Return what was probably meant by `PATH WORD`, None where nobody can guess."""
+    if (told := _INSTEAD.get(path, {}).get(word)) is not None:
+        return told
+    if (guess := _GUESSES.get(path)) is not None and (told := guess(word)) is not None:
+        return told
+    near = difflib.get_close_matches(word, list(known), 1)
+    if near:
+        return f"did you mean `{path} {near[0]}`?"
+    return f"`lswap key new {word}` makes a key of that name" if path == "lswap key" else None
+
+
+def option_advice(path: str, option: str) -> str | None:
+    """Return what was probably meant by an option that a command does not have."""
+    if path == "lswap":
+        return f"options follow their command: `lswap up {option} …`"
+    if path == "lswap up":
+        name = option.lstrip("-")
+        return (
+            "an option of llama-server goes into the file: "
+            f"`defaults: {{args: {{{name}: …}}}}` (`lswap init` writes one)"
+        )
+    return None
+
+
+def _to_be_served(word: str) -> str | None:
+    if word.isdecimal():
+        return f"`lswap up --port {word}` serves there"
+    if _is_a_place(word) or "/" in word or word.startswith("hf:"):
+        return f"`lswap up {word}` serves it"
+    return None
+
+
+def _to_be_imported(word: str) -> str | None:
+    """Return the command that imports a file, a folder or a command line."""
+    if "llama-server" in word:
+        return f"`lswap import command '{word}'`"
+    if not _is_a_place(word):
+        return None
+    kind = "ollama" if os.path.isdir(word) else "llama-swap"
+    if word.lower().endswith(".ini"):
+        kind = "llama-cpp"
+    return f"say of what it is: `lswap import {kind} {word} -o lswap.yaml`"
+
+
+def _to_be_installed(word: str) -> str | None:
+    return f"`lswap service install {word}`" if _is_a_place(word) else None
+
+
+def _is_a_place(word: str) -> bool:
+    return word.lower().endswith(_FILES) or os.path.exists(os.path.expanduser(word))
+
+
+_GUESSES: Final[dict[str, Callable[[str], str | None]]] = {
+    "lswap": _to_be_served,
+    "lswap import": _to_be_imported,
+    "lswap service": _to_be_installed,
+}

@@ -1,0 +1,67 @@
+"""Notes of an import, put together for people: one line for what is the same of many models. Pure.
+
+A file of a hundred models has the same few things to say of most of them. A line for each model
+would hide what is said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from llamaswap_py.importing.draft import Note
+
+_MODELS: Final = "models."
+_SHOWN: Final = 6
+"""Most names that one line has; of more it has the first few and their number."""
+
+
+class _Kind(NamedTuple):
+    """What is the same of several notes: the key inside of a model, and the words."""
+
+    of_models: bool
+    key: str
+    text: str
+
+
+def merged(notes: Iterable[Note], models: Container[str]) -> list[str]:
+    """Return the lines for `notes`, in the order in which each was first said.
+
+    `models` are the names of all models.
+    """
+    found: dict[_Kind, dict[str, Note]] = {}
+    for note in notes:
+        model, key = _split(note.place, models)
+        kind = _Kind(model != "", key if model else "", note.text)
+        found.setdefault(kind, {}).setdefault(model or note.place, note)
+    lines = [_line(kind, same) for kind, same in found.items()]
+    return [" ".join(line.split()) for line in lines]
+
+
+def _line(kind: _Kind, same: dict[str, Note]) -> str:
+    if len(same) == 1:
+        return str(*same.values())
+    some = list(same.items())[:_SHOWN]
+    shown = ", ".join(f"{name} ({one.detail})" if one.detail else name for name, one in some)
+    if (rest := len(same) - _SHOWN) > 0:
+        shown += f" and {rest} more"
+    if not kind.of_models:
+        return f"{shown}: {kind.text}"
+    key = f"{kind.key} of " if kind.key else ""
+    return f"{key}{len(same)} models: {shown}: {kind.text}"
+
+
+def _split(place: str, models: Container[str]) -> tuple[str, str]:
+    """Return the model that a place is of ("" if it is of none), and the key inside of it."""
+    bare = place.removeprefix("[").removesuffix("]")
+    if bare in models:
+        return bare, ""
+    if not place.startswith(_MODELS):
+        return "", ""
+    rest = place.removeprefix(_MODELS)
+    ends = [at for at, letter in enumerate(rest) if letter == "."]
+    for end in (len(rest), *reversed(ends)):
+        if rest[:end] in models:
+            return rest[:end], rest[end + 1 :]
+    return "", ""
