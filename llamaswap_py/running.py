@@ -53,7 +53,7 @@ class Running(msgspec.Struct, frozen=True):
 def find_running(env: Mapping[str, str]) -> list[Running]:
     """Return the living lswaps of this user, the oldest first."""
     found = {}
-    for base in _bases(env):
+    for base in bases(env):
         with suppress(OSError):  # there is none, or it is another user's
             for folder in sorted(base.iterdir()):
                 if (pid := living_owner(folder)) is not None:
@@ -128,7 +128,7 @@ def base_dir(env: Mapping[str, str]) -> Path:
     return Path(tempfile.gettempdir(), f"lswap-{os.getuid()}")
 
 
-def _bases(env: Mapping[str, str]) -> dict[Path, None]:
+def bases(env: Mapping[str, str]) -> dict[Path, None]:
     """Return where to look: this shell's folder, and those of others who started an lswap.
 
     A service has /run/lswap (RuntimeDirectory= of its unit). Without XDG_RUNTIME_DIR, as in cron

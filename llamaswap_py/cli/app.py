@@ -332,6 +332,7 @@ def reserve(
 
 
 app.command()(library.pull)
+app.command()(lifecycle.uninstall)
 
 
 @app.command()

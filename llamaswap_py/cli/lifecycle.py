@@ -1,4 +1,4 @@
-"""The commands about lswap itself: `status`, `stop`. Their work is in other modules."""
+"""The commands about lswap itself: `status`, `stop`, `uninstall`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llamaswap_py.cli.asking import Key, Url
-from llamaswap_py.cli.starting import Json
+from llamaswap_py.cli.starting import FAILED, Json
 
 _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
 """Other programs' commands of these names are about a model."""
@@ -40,6 +40,36 @@ def stop(
     if model is not None:
         raise _about_lswap("stop", f"`lswap unload {model}` takes a model out of memory")
     run(url, key, now=now, as_json=as_json)
+
+
+def uninstall(
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Leave this: engines, cache, state, config, service, runtime or completion; may be"
+            " repeated.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="USER/REPO",
+            help="Remove this model of Hugging Face's shared cache, too; may be repeated.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it, not only list it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what lswap has left on this machine, with sizes; with --yes remove it.
+
+    Models are never removed unless --model names them. Refuses while an lswap runs.
+    """
+    from llamaswap_py.cli.uninstall import run
+
+    if not run(keep=keep or (), models=models or (), yes=yes, as_json=as_json):
+        raise typer.Exit(FAILED)
 
 
 def _about_lswap(command: str, remedy: str) -> Exception:

@@ -31,6 +31,8 @@ OfUser = Annotated[
 ]
 Name = Annotated[str, typer.Option("--name", help="Of the unit, where there are several.")]
 _SYSTEM: Final = Path("/etc/systemd/system")
+MARK: Final = "# Written by `lswap service install`"
+"""How a unit of ours begins (service/unit.py)."""
 _GPU_GROUPS: Final = ("video", "render")
 _CARRIED: Final = (
     *("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
@@ -121,10 +123,31 @@ def status(
 @app.command()
 def uninstall(user: OfUser = False, name: Name = "lswap") -> None:
     """Stop the service, drained, and remove its unit; files and models stay."""
+    remove_units(user, name)
+
+
+def installed() -> list[tuple[bool, str, list[Path]]]:
+    """Return the services that `install` wrote: whether of the user, the name, the unit files."""
+    found = []
+    for user in (True, False):
+        for file in sorted(_folder(user).glob("*.service")):
+            with suppress(OSError, UnicodeDecodeError):
+                if MARK in file.read_text(encoding="utf-8"):
+                    found.append((user, file.stem, _unit_files(user, file.stem)))
+    return found
+
+
+def _unit_files(user: bool, name: str) -> list[Path]:
     files = [_folder(user) / f"{name}.{kind}" for kind in ("socket", "service")]
-    here = [file for file in files if file.exists()]
+    return [file for file in files if file.exists()]
+
+
+def remove_units(user: bool, name: str, *, quiet: bool = False) -> None:
+    """Stop a service and remove its units. Raises StateError."""
+    here = _unit_files(user, name)
     if not here:
-        raise _failed(f"there is no {files[-1]}", "name the right one: --name, --user")
+        file = _folder(user) / f"{name}.service"
+        raise _failed(f"there is no {file}", "name the right one: --name, --user")
     if (problem := _no_systemd(user)) is not None:
         print(f"lswap: only the files are removed: {problem}", file=sys.stderr)
         here += [link for file in here for link in _links(file)]
@@ -135,7 +158,8 @@ def uninstall(user: OfUser = False, name: Name = "lswap") -> None:
             file.unlink()
         except OSError as error:
             raise _failed(f"{file} cannot be removed: {error.strerror}", "use sudo") from None
-        print(f"removed {file}")
+        if not quiet:
+            print(f"removed {file}")
     if problem is None:
         _systemctl(user, "daemon-reload")
 

@@ -208,7 +208,7 @@ class KeptFolder:
 
     def sweep(self) -> int:
         """Remove what killed supervisors of this user left behind; returns how many folders."""
-        return sum(map(_sweep, self._places))
+        return sum(map(sweep_kept, self._places))
 
     def _suitable(self) -> Iterator[Place]:
         """Yield the places that will do: main memory with room for the limit, and the last one."""
@@ -277,7 +277,7 @@ def _is_ours(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def _sweep(base: Path) -> int:
+def sweep_kept(base: Path) -> int:
     """Remove the folders below `base` that nobody holds the lock of."""
     removed = 0
     with contextlib.suppress(OSError):
