@@ -13,7 +13,7 @@ from llamaswap_py.api.call import Call, client_of
 from llamaswap_py.api.extract import name_in
 from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.meaning import Meaning
-from llamaswap_py.api.sending import DROPPED, cut
+from llamaswap_py.api.sending import DROPPED, cut, note_answer
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.wire.messages import Outcome
 from llamaswap_py.wire.upstream import ONE_WRITE
@@ -105,8 +105,7 @@ class Express:
         assert isinstance(call, Call)
         assert call.early is not None
         if result.outcome is Outcome.COMPLETE:
-            call.status, call.tail = result.status, result.tail
-            call.first_byte_at = result.first_byte_at
+            note_answer(call, result)
         else:
             call.outcome = "client_gone"
         call.early.end(well=result.outcome is Outcome.COMPLETE)

@@ -292,8 +292,6 @@ async def _relay_once(
             conversation.lease = None  # it waits once more, or has ended
     elif result.outcome is not Outcome.COMPLETE:
         lease.outcome = call.outcome = "upstream_error"
-    else:
-        call.outcome = "ok"
     return result
 
 

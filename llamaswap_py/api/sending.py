@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import error_event, upstream_failed
+from llamaswap_py.api.refused import is_failure, reason_of
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from llamaswap_py.leases import Lease
     from llamaswap_py.wire.messages import RelayResult, Translator
 
+_log: Final = logging.getLogger("lswap")
 # Keys and origins are judged here, not by the child.
 RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
 # With a conversation id it goes on generating for a client that left: see conversations.py.
@@ -91,9 +94,48 @@ async def send(
             translate=translate,
             collect=collect,
         )
+    note_answer(call, result)
+    return result
+
+
+def note_answer(call: Call, result: RelayResult) -> None:
+    """Note what a child answered; what it refused gets a line in the log."""
     call.status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail
-    return result
+    streams = call.exchange.event_stream
+    if result.outcome is not Outcome.COMPLETE:
+        return
+    call.outcome = "ok"
+    if is_failure(result.status, call.tail, streams=streams):
+        call.outcome = "refused" if 400 <= result.status < 500 else "error"
+        if call.exchange.head.method == "POST":
+            _log_refusal(call)
+
+
+def _log_refusal(call: Call) -> None:
+    head, preset = call.exchange.head, call.supervisor.config.models.get(call.model)
+    reason = reason_of(call.tail, quotes=preset is not None and preset.cmd is None)
+    instance = f"{call.model}#{call.epoch}"
+    _log.info(
+        "%s %s: %d%s (%s %s, request %s)",
+        call.outcome,
+        instance,
+        call.status,
+        f" {reason}" if reason else "",
+        head.method,
+        head.path[:200],
+        call.id,
+        extra={
+            "about": {
+                "request": call.id,
+                "model": call.model,
+                "instance": instance,
+                "status": call.status,
+                "outcome": call.outcome,
+                "reason": reason,
+            }
+        },
+    )
 
 
 def may_retry(call: Call, result: RelayResult) -> bool:
