@@ -190,7 +190,9 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
     from llamaswap_py.config.optiontable import table_of
     from llamaswap_py.importing.draft import note_relative, render
     from llamaswap_py.importing.fitting import fit_to_engines
+    from llamaswap_py.importing.names import mend_names
 
+    mend_names(draft)
     fit_to_engines(draft, lambda engine: table_of(_options_of(engine)))
     note_relative(draft)
     text = render(draft, source)
@@ -225,8 +227,9 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
         print(f"to be mended before it works:\n{error}", file=sys.stderr)
         return
     for name, mistakes in config.broken.items():
-        for mistake in mistakes if name not in failing else ():
-            print("to be mended: {}: {} - {}".format(*mistake), file=sys.stderr)
+        for where, message, remedy in mistakes if name not in failing else ():
+            mistake = ConfigError(message, where=where, remedy=remedy)
+            print(f"to be mended: {mistake}", file=sys.stderr)
         failing[name] = None
     if failing:
         names = ", ".join(list(failing)[:6])

@@ -24,7 +24,7 @@ from llamaswap_py.config.nodes import (
     join_errors,
 )
 from llamaswap_py.config.options import LONG_NAMES, long_name, plain_name
-from llamaswap_py.config.records import Config, Defaults, Preset, Record
+from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand, hide
 from llamaswap_py.errors import ConfigError
@@ -110,12 +110,12 @@ class _Reader:
         self.lines: dict[str, int] = {}
         self.spelled: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
-        self._problems: list[tuple[int, ConfigError]] = []
+        self._problems: list[tuple[int, Mistake]] = []
         self._keep_broken = keep_broken
         self._ids: set[str] = set()
         self._unnamed: list[str] = []
         """Presets that say no file, where folders of models may have it."""
-        self._broken: dict[str, list[tuple[int, ConfigError]]] = {}
+        self._broken: dict[str, list[tuple[int, Mistake]]] = {}
         """The mistakes that concern one preset alone."""
         self._unresolved: frozenset[str] = frozenset()
         """Presets with a variable that is not there: what else is wrong follows from that."""
@@ -145,10 +145,7 @@ class _Reader:
             secrets=self.secrets,
             sources=self.sources,
             folders=folders,
-            broken={
-                id: tuple((one.where, one.message, one.remedy) for _, one in some)
-                for id, some in self._broken.items()
-            },
+            broken={id: tuple(each for _, each in some) for id, some in self._broken.items()},
         )
 
     def _know_ids(self, root: Table) -> None:
@@ -349,15 +346,16 @@ class _Reader:
         message, remedy = hide(message, self.secrets), hide(remedy, self.secrets)
         owner = None if fatal else owner_of(here, self._ids)
         if owner is None:
-            self._problems.append((line, ConfigError(message, where=where, remedy=remedy)))
+            self._problems.append((line, (where, message, remedy)))
         elif owner not in self._unresolved:
-            error = ConfigError(message, where=where, remedy=remedy)
-            self._broken.setdefault(owner, []).append((line, error))
+            self._broken.setdefault(owner, []).append((line, (where, message, remedy)))
 
     def raise_problems(self) -> None:
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
-            raise join_errors([error for _, error in self._problems])
+            raise join_errors(
+                [ConfigError(said, where=at, remedy=do) for _, (at, said, do) in self._problems]
+            )
 
 
 def _says(node: Node, *keys: str) -> bool:

@@ -7,6 +7,7 @@ would hide what is said once.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -33,10 +34,18 @@ def merged(notes: Iterable[Note], models: Container[str]) -> list[str]:
     found: dict[_Kind, dict[str, Note]] = {}
     for note in notes:
         model, key = _split(note.place, models)
-        kind = _Kind(model != "", key if model else "", note.text)
-        found.setdefault(kind, {}).setdefault(model or note.place, note)
+        same = found.setdefault(_Kind(model != "", key if model else "", note.text), {})
+        before = same.get(model or note.place)
+        same[model or note.place] = note if before is None else _both(before, note)
     lines = [_line(kind, same) for kind, same in found.items()]
     return [" ".join(line.split()) for line in lines]
+
+
+def _both(note: Note, other: Note) -> Note:
+    """Return one note of a model for two that differ in their detail alone."""
+    if other.detail in note.detail.split(", "):
+        return note
+    return replace(note, detail=f"{note.detail}, {other.detail}")
 
 
 def _line(kind: _Kind, same: dict[str, Note]) -> str:

@@ -62,7 +62,6 @@ def read_program(
     proxy = str(model.get("proxy") or f"http://localhost:{_MACRO}")
     check = str(model.get("checkEndpoint") or "/health")
     kept, before = _environment(env)
-    words = [*before, *words]
     name = place.removeprefix("models.")
     try:
         address = read_address(proxy)
@@ -71,6 +70,7 @@ def read_program(
         address = Address("localhost", None, "")
     if address.is_local and not any(_MACRO in word for word in words):
         words = with_port(words, address.port)
+    words = [*before, *words]
     if address.is_local:  # else it is left as it is: nobody could be reached at {port}
         words = [word.replace(_MACRO, _PORT) for word in words]
     preset: dict[str, Any] = {"cmd": list(words)}

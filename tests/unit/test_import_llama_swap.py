@@ -14,6 +14,7 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.importing.draft import Draft, Note, render
 from llamaswap_py.importing.llama_swap import read_llama_swap
+from llamaswap_py.importing.names import mend_names
 from llamaswap_py.importing.notes import merged
 
 FIELD = (Path(__file__).parents[1] / "imports" / "field").glob("*.yaml")
@@ -330,6 +331,35 @@ def test_filters_that_lswap_refuses_are_named_and_left_out() -> None:
     assert set(preset.request.per_name) == {"a"}
     assert preset.aliases == ("a:fast",), "llama-swap answers to it without changing anything"
     assert len([line for line in draft.lines() if "`stream`" in line]) == 2
+
+
+def test_names_that_lswap_does_not_take_are_mended_and_each_means_one_model() -> None:
+    by_id = {"filters": {"setParamsByID": {"b": {"top_k": 1}, "x:fast": {"top_k": 2}}}}
+    models = {
+        "a, b": {"cmd": SERVER, "aliases": ["b", "shared", "c,d"]},
+        "a- b": {"cmd": SERVER, "aliases": ["shared"]},
+        "b": {"cmd": SERVER, **by_id},
+        " padded ": {"cmd": SERVER, **by_id},
+    }
+    groups = {"one, two": {"members": ["a, b", "b"]}}
+    draft = read_llama_swap({"models": models, "groups": groups}, {})
+    mend_names(draft)
+    config = config_of(draft)
+    assert not config.broken
+    assert list(config.models) == ["a- b-2", "a- b", "b", "padded"]
+    assert [config.models[name].aliases for name in config.models] == [("shared",), (), (), ()]
+    assert [set(one.request.per_name) for one in config.models.values()][2:] == [
+        {"b", "x:fast"},
+        set(),
+    ]
+    assert config.groups["one- two"].exclusive == ("a- b-2", "b")
+    said = "\n".join(draft.lines())
+    for text in (
+        "a- b-2 (a, b), padded ( padded ): called so",
+        "a- b-2 (b, c,d), a- b (shared): left out",
+        "padded.filters.setParamsByID (b, x:fast): left out",
+    ):
+        assert text in said
 
 
 @pytest.mark.parametrize("name", sorted(FIELD), ids=lambda path: path.stem)
