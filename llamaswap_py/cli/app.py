@@ -238,12 +238,17 @@ def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
         ("added", report.added),
         ("removed", report.removed),
         ("changed", report.changed),
-        ("as before until a restart", report.needs_restart),
     ):
         if names:
             print(f"{word}: {', '.join(names)}")
+    parts = []
+    if keys := report.needs_restart:
+        verb = "takes" if len(keys) == 1 else "take"
+        parts.append(f"{', '.join(keys)}: {verb} effect after a restart.")
     if not (report.added or report.removed or report.changed):
-        print("no model changed")
+        parts.append("Models: no change.")
+    if parts:
+        print(" ".join(parts))
 
 
 @app.command()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.cli.conflicts import conflicts
-from llamaswap_py.cli.show import memory_text, print_table
+from llamaswap_py.cli.show import memory_text
+from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.file import Origin

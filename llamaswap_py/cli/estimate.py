@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llamaswap_py.cli.show import print_table
+from llamaswap_py.cli.show import device_name
+from llamaswap_py.cli.tables import print_table
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
@@ -140,10 +141,9 @@ def _print(report: Report) -> None:
         print_table(COLUMNS, rows)
     for room in report.devices:
         use = format_size(max(room.total - room.margin, 0))
-        print(
-            f"{room.device}: {format_size(room.total)} ({room.source}), "
-            f"{format_size(room.margin)} margin, {use} to use"
-        )
+        name, kept = device_name(room.device), format_size(room.margin)
+        total = f"{format_size(room.total)} ({room.source})"
+        print(f"{name}: {total} – kept free {kept}, available {use}")
     for names in report.together:
         print("fit together: " + ", ".join(names))
     for line in report.models:

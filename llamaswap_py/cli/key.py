@@ -77,7 +77,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the keys, without their hashes."""
-    from llamaswap_py.cli.show import print_table
+    from llamaswap_py.cli.tables import print_table
 
     keys = list(_read(file))
     if as_json:

@@ -48,7 +48,7 @@ def usual_file() -> Path | None:
     """Return the configuration that is meant where none is named, and say on stderr which it is."""
     for file in usual_files():
         if file.is_file():
-            print(f"lswap: with {short_path(file)}", file=sys.stderr)
+            print(f"using {_here(file)}", file=sys.stderr)
             return file
     return None
 
@@ -103,6 +103,11 @@ def serves_text(origin: Origin) -> str:
     names = [short_path(Path(os.path.abspath(one))) for one in places]
     models = json.loads(origin.said or "{}").get("models", {})
     return ", ".join([*names, *(model["hf"] for model in models.values())])
+
+
+def _here(file: Path) -> str:
+    """Return a file of this folder as `./NAME`."""
+    return short_path(file) if file.is_absolute() else f"./{file}"
 
 
 def short_path(path: Path) -> str:

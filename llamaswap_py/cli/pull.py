@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.cli.quants import best, described, judge, least, verdict
-from llamaswap_py.cli.show import print_table
+from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.file import read_config
 from llamaswap_py.devices import read_devices
 from llamaswap_py.editing import add_preset, check_free

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from llamaswap_py.cli.tables import print_table
 from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_duration, format_size
 
@@ -17,34 +16,8 @@ if TYPE_CHECKING:
 
     from llamaswap_py.snapshot import DecisionView, DeviceView, InstanceView, ModelView, Snapshot
 
-_COLOURS = {
-    "ready": "green",
-    "loading": "yellow",
-    "draining": "yellow",
-    "stopping": "yellow",
-    "sleeping": "blue",
-    "failed": "red",
-}
-PS_COLUMNS = ("model", "state", "leases", "waiting", "memory", "age", "idle", "ttl left", "why")
+PS_COLUMNS = ("model", "state", "requests", "waiting", "memory", "age", "idle", "ttl left", "why")
 MODEL_COLUMNS = ("model", "state", "context/request", "memory", "ttl", "aliases", "note")
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, aligned text elsewhere (nothing is cut off there)."""
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        _draw(columns, rows)
-    else:
-        print(plain_table(columns, rows))
-
-
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return aligned columns, two blanks apart."""
-    lines = [[name.upper() for name in columns], *rows]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
@@ -80,7 +53,10 @@ def _instance_row(
 
 
 def _why_it_waits(model: ModelView) -> str:
-    return f"{read_ahead_text(model)}; {model.reason}" if model.read_ahead else model.reason
+    gone = model.reason.removeprefix("gone: ")
+    reason = model.reason if gone == model.reason else f"unloaded: {gone}"
+    reason = _reason_text(reason).replace("unloaded: to ", "unloaded to ", 1)
+    return f"{read_ahead_text(model)}; {reason}" if model.read_ahead else reason
 
 
 def read_ahead_text(model: ModelView) -> str:
@@ -115,13 +91,21 @@ def age_text(seconds: float) -> str:
 
 
 def device_line(device: DeviceView) -> str:
-    """Return `host: 3 GiB of 64 GiB used, 1 GiB margin (psutil)`."""
-    others = f", {format_size(device.strangers)} other programs" if device.strangers else ""
-    reserved = f", {format_size(device.reserved)} reserved" if device.reserved else ""
-    return (
-        f"{device.id}: {format_size(device.used)} of {format_size(device.total)} used{reserved}"
-        f"{others}, {format_size(device.margin)} margin ({device.source})"
+    """Return `RAM: 23.5 GiB – models 0 B, other programs 1.6 GiB, kept free 1 GiB, …`."""
+    declared = " (declared)" if device.source == "declared" else ""
+    parts = [("models", device.used), ("reserved", device.reserved)]
+    parts += [("other programs", device.strangers), ("kept free", device.margin)]
+    said = ", ".join(
+        f"{word} {format_size(size)}" for word, size in parts if size or word[0] == "m"
     )
+    available = format_size(max(device.free, 0))
+    total = format_size(device.total)
+    return f"{device_name(device.id)}: {total}{declared} – {said}, available {available}"
+
+
+def device_name(id: str) -> str:
+    """Return what people call a device."""
+    return "RAM" if id == "host" else id
 
 
 def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
@@ -166,10 +150,25 @@ def _model_row(model: ModelView) -> tuple[str, ...]:
     )
 
 
+def _state_line(model: ModelView, decisions: Sequence[DecisionView], now: float) -> str:
+    """Return `beta: unloaded 44 s ago to make room for alpha (…)`, or `beta is ready: …`."""
+    last = decisions[-1] if decisions else None
+    if model.state == "unloaded" and last is not None and last.kind == "gone":
+        reason = _reason_text(last.reason)
+        glue = " " if reason.startswith("to ") else ": "
+        return f"{model.id}: unloaded {age_text(now - last.at)} ago{glue}{reason}"
+    reason = model.reason.removeprefix(f"{model.state}: ")
+    return f"{model.id} is {model.state}" + (f": {reason}" if reason else "")
+
+
+def _reason_text(reason: str) -> str:
+    """Return a decision's reason in the words of the screen."""
+    return reason.replace("makes room for ", "to make room for ", 1)
+
+
 def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:
     """Print what a model's state is, why, and the decisions that led there."""
-    reason = model.reason.removeprefix(f"{model.state}: ")
-    print(f"{model.id} is {model.state}" + (f": {reason}" if reason else ""))
+    print(_state_line(model, decisions, now))
     if model.read_ahead is not None:
         print(read_ahead_text(model))
     if model.failure is not None:
@@ -178,23 +177,11 @@ def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -
             print(f"  | {line}")
         if model.failure.retry_at is not None and model.failure.retry_at > now:
             print(f"next try in {age_text(model.failure.retry_at - now)}")
-    rows = [(f"{age_text(now - each.at)} ago", each.kind, each.reason) for each in decisions]
+    rows = [
+        (f"{age_text(now - each.at)} ago", each.kind, _reason_text(each.reason))
+        for each in decisions
+    ]
     if rows:
         print_table(("when", "what", "why"), rows)
     else:
         print("no decisions about it yet")
-
-
-def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        state = row[1].partition(" ")[0].rstrip(",")
-        style = _COLOURS.get(state, "")
-        table.add_row(*(Text(cell, style=style if at == 1 else "") for at, cell in enumerate(row)))
-    Console().print(table)

@@ -17,7 +17,7 @@ import msgspec
 
 from llamaswap_py.cli import service
 from llamaswap_py.cli.origins import short_path, usual_files
-from llamaswap_py.cli.show import print_table
+from llamaswap_py.cli.tables import print_table
 from llamaswap_py.engine.places import engines_folder, probes_folder
 from llamaswap_py.errors import ConfigError, LswapError, StateError
 from llamaswap_py.hub.cache import cache_folder, find_cached, remove_cached, repo_folder

@@ -28,13 +28,15 @@ from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
-from llamaswap_py.cli.show import device_line, memory_text, plain_table
+from llamaswap_py.cli.show import device_line, memory_text
+from llamaswap_py.cli.tables import table_text
 from llamaswap_py.config.file import read_keys
 from llamaswap_py.errors import StateError
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
 from llamaswap_py.reloading import Reloader
 from llamaswap_py.running import Served, find_running
+from llamaswap_py.scheduler.records import PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.service import Notifier, inherited_sockets
 from llamaswap_py.service.sockets import endpoint_of
@@ -61,6 +63,8 @@ _LAST_WRITES: Final = 1.0
 """Seconds a client may take to read the end of its answer once all children are gone."""
 _SHOWN: Final = 20
 """Models listed at the start; a file may have thousands."""
+_ESTIMATES: Final = 1.0
+"""Seconds that the first lines wait for estimates; lswap serves already."""
 _COLLECT: Final = (10_000, 10, 10)
 """What requests in flight hold is looked at once in so many new objects; the usual 700 are two
 dozen requests."""
@@ -206,8 +210,9 @@ async def _serve(
                 _notifying(notifier, supervisor),
             ):
                 runtime.tell(served)
+                await _first_estimates(supervisor, stops)
                 shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
-                shown_first = banner(shown, models, served.urls)
+                shown_first = banner(shown, models, served.urls, _estimated_now(supervisor))
                 app.own_log.extend(shown_first.splitlines())
                 with suppress(OSError):  # a full disk, or nobody who reads
                     print(shown_first, flush=True)
@@ -325,11 +330,32 @@ async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
     supervisor.stop_now()
 
 
-def banner(snapshot: Snapshot, models: int | None = None, urls: Sequence[str] = ()) -> str:
+def _estimated_now(supervisor: Supervisor) -> list[str]:
+    """Return the models shown at the start whose memory is still being worked out."""
+    presets = supervisor.scheduler.world.presets
+    shown = list(supervisor.prepared)[:_SHOWN]
+    return [name for name in shown if presets[PresetId(name)].plan.estimating]
+
+
+async def _first_estimates(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
+    """Wait for the estimates of the models shown at the start, but not for long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ESTIMATES):
+            # Looked at now and then: nobody tells when the last of them is known.
+            while _estimated_now(supervisor) and stops.empty():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+def banner(
+    snapshot: Snapshot,
+    models: int | None = None,
+    urls: Sequence[str] = (),
+    estimated_now: Sequence[str] = (),
+) -> str:
     """Return what a person wants to see first: where, with what, and which models.
 
     `models` is how many there are, if the snapshot does not have all; `urls` are the addresses
-    that one can type.
+    that one can type; `estimated_now` are models whose memory is being worked out.
     """
     engine = snapshot.engine
     build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
@@ -341,12 +367,12 @@ def banner(snapshot: Snapshot, models: int | None = None, urls: Sequence[str] = 
             f"  {model.id}",
             "failed" if model.failure else model.state,
             f"{model.context_per_request:,}" if model.context_per_request else "the model's",
-            memory_text(model.footprint),
+            "estimating …" if model.id in estimated_now else memory_text(model.footprint),
             model.failure.summary if model.failure else "",
         )
         for model in snapshot.models[:_SHOWN]
     ]
-    lines += [plain_table(("  model", "state", "context/request", "memory", ""), rows)]
+    lines += [table_text(("  model", "state", "context/request", "memory", ""), rows)]
     more = (models or len(snapshot.models)) - _SHOWN
     if more > 0:
         lines.append(f"  and {more:,} more (lswap models)")

@@ -174,6 +174,21 @@ class Ledger:
             rows.append(row)
         return "; ".join(dict.fromkeys(rows))
 
+    def lacks(self, charge: Footprint, free: Mapping[PoolId, int]) -> str:
+        """Return `needs 18.5 GiB, 8.7 GiB were free` for each pool that had too little."""
+        short = [pool for pool, need in charge.items() if need > free.get(pool, 0)]
+        rows = []
+        for pool in short or charge:
+            have = amount(pool, max(free.get(pool, 0), 0))
+            if pool == LOADED:
+                rows.append(f"policy.max_loaded is {self.pools[pool].total}")
+            elif is_counting(pool):
+                rows.append(f"of {pool_name(pool)} one at a time")
+            else:
+                where = "" if pool == HOST else f" of {pool}"
+                rows.append(f"needs {amount(pool, charge[pool])}{where}, {have} were free")
+        return "; ".join(rows)
+
     def _arithmetic(self, pool: PoolId, need: int, held: int) -> str:
         size = self.pools[pool]
         pinned = f" - {amount(pool, held)} pinned" if held else ""

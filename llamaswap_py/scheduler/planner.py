@@ -226,7 +226,7 @@ class _Pass:
         return self.world.reload_cost(one, self.now)
 
     def _evict(self, victims: list[Instance], preset: Preset, option: Option) -> None:
-        why = self._why(option)
+        why = self.world.ledger.lacks(option.charge, self.free)
         for one in victims:
             self.plan.evictions.append((one, preset.plan.preset, why))
             self._count_as_coming(one)

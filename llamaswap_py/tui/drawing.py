@@ -56,14 +56,14 @@ _BAR: Final = 6
 _STATE_WIDTH: Final = 21
 _WHY_WIDTH: Final = 28
 _MODEL_COLUMNS: Final = (
-    Column("id", "", 16),
+    Column("id", "", 22),
     Column("state", "STATE", _STATE_WIDTH),
-    Column("use", "USE", 5, 1, right=True),
+    Column("use", "REQUESTS", 8, 1, right=True),
     Column("waiting", "QUEUE", 5, 2, right=True),
     Column("rate", "TOK/S", 5, 3, right=True),
     Column("ttl", "TTL", 4, 4, right=True),
-    Column("age", "AGE", 4, 5, right=True),
-    Column("memory", "MEMORY", 8, 6, right=True),
+    Column("age", "AGE", 4, 6, right=True),
+    Column("memory", "MEMORY", 8, 5, right=True),
 )
 _REQUEST_COLUMNS: Final = (
     Column("model", "", 16),
@@ -202,7 +202,7 @@ def model_line(row: ModelRow, width: int, look: Look, *, cursor: bool) -> Text:
 
 
 def state_text(row: ModelRow, look: Look) -> str:
-    """Return `ready`, or `loading ███░░░  43% 12s`: a bar, how far it is, and how long still."""
+    """Return `ready`, or `load ███░░░  43% 12s`: a bar, how far it is, and how long still."""
     if row.progress is None:
         ready_in = "" if row.eta is None else f" ~{short_time(row.eta)}"
         return f"{row.state}{ready_in}"

@@ -159,15 +159,15 @@ def _model_row(
 
 
 def _eta(model: ModelView, loading: InstanceView | None, now: float) -> float | None:
-    """Return the seconds until it is ready: as learned, else as this load went so far."""
+    """Return the seconds until it is ready: as learned, or less if this load goes faster."""
     if model.state not in ("loading", "downloading") and not model.waiting:
         return None
-    if model.eta_seconds or loading is None:
-        return model.eta_seconds or None
-    fraction = loading.progress or 0.0
-    if fraction < _EARLY:
-        return None
-    return (now - loading.spawned_at) * (1 - min(1.0, fraction)) / fraction
+    learned = model.eta_seconds or None
+    fraction = 0.0 if loading is None else min(1.0, loading.progress or 0.0)
+    if loading is None or fraction < _EARLY:
+        return learned
+    as_it_goes = (now - loading.spawned_at) * (1 - fraction) / fraction
+    return as_it_goes if learned is None else min(learned, as_it_goes)
 
 
 def _reason(model: ModelView, instance: InstanceView | None, now: float) -> str:
@@ -178,13 +178,14 @@ def _reason(model: ModelView, instance: InstanceView | None, now: float) -> str:
         return f"{model.failure.summary}{again}{last}"
     if instance is not None and instance.claimed_by:
         return f"{instance.reason}; its memory is claimed by {instance.claimed_by}"
-    return instance.reason if instance is not None and instance.reason else model.reason
+    reason = instance.reason if instance is not None and instance.reason else model.reason
+    return reason.replace("gone: makes room for", "unloaded to make room for", 1)
 
 
 def _title(snapshot: Snapshot) -> str:
     loaded = sum(1 for one in snapshot.instances if one.ready_at is not None)
     words = [
-        f"lswap {snapshot.name}",
+        f"lswap {_place(snapshot)}",
         snapshot.state,
         f"up {_span(snapshot.now - snapshot.started_at)}",
         f"{loaded} of {len(snapshot.models)} loaded",
@@ -194,6 +195,14 @@ def _title(snapshot: Snapshot) -> str:
         f"{snapshot.evictions_total} evicted",
     ]
     return " · ".join(words)
+
+
+def _place(snapshot: Snapshot) -> str:
+    """Return what tells this server from others: its file, or where it listens."""
+    folder, _, name = (snapshot.config_path or "").rpartition("/")
+    if name:
+        return f"{folder.rpartition('/')[2]}/{name}".lstrip("/")
+    return snapshot.listen[0].removeprefix("http://") if snapshot.listen else snapshot.name
 
 
 def _span(seconds: float) -> str:

@@ -53,7 +53,7 @@ def test_the_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["MODEL", "DEVICE", "MEMORY", "SOURCE", "MADE", "OF"]
     assert any(line.startswith("alpha") and "weights" in line for line in lines)
     assert any(line.startswith("big") and "declared" in line for line in lines)
-    assert "host: 300 MiB (declared), 20 MiB margin, 280 MiB to use" in lines
+    assert "RAM: 300 MiB (declared) – kept free 20 MiB, available 280 MiB" in lines
     assert "fit together: alpha, beta" in lines
     assert "to load big, alpha and beta would be unloaded first" in lines
     assert any(line.startswith("problem: broken:") for line in lines)

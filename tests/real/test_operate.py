@@ -35,7 +35,7 @@ async def test_commands(lab: Lab) -> None:
         assert "alpha" in ps.out
         assert "ready" in ps.out
         assert "beta" not in ps.out
-        assert "100 MiB of 200 MiB used" in ps.out
+        assert "RAM: 200 MiB (declared) – models 100 MiB, kept free 10 MiB" in ps.out
         (instance,) = ps_json.json()["instances"]
         assert (instance["preset"], instance["state"]) == ("alpha", "ready")
         assert [model["id"] for model in listed.json()] == ["alpha", "beta"]

@@ -104,6 +104,13 @@ async def test_a_wrong_file_changes_nothing_and_says_why(lab: Lab) -> None:
         rewrite(lab, lswap, models, policy={"max_wait": "7s"})
         report = (await lswap.client.post("/lswap/v1/reload")).json()
         assert report == {"added": [], "removed": [], "changed": [], "needs_restart": ["policy"]}
+        rewrite(lab, lswap, models, policy={"max_wait": "8s"}, log={"level": "debug"})
+        done = await lab.cli("reload", "--url", lswap.url)
+        said = "policy, log: take effect after a restart. Models: no change."
+        if "restart" in done.out:  # else the watch was faster
+            assert sorted(done.out.replace(",", "").replace(":", "").split()) == sorted(
+                said.replace(",", "").replace(":", "").split()
+            )
 
 
 async def test_the_file_is_watched_and_sighup_reads_it(lab: Lab) -> None:

@@ -90,7 +90,7 @@ def test_ps(lswap: Lswap, url: str) -> None:
     assert "alpha" in out
     assert "1/2" in out
     assert "there is no such file" in out
-    assert "host: 2 GiB of 8 GiB used, 1 GiB margin (declared)" in out
+    assert "RAM: 8 GiB (declared) – models 2 GiB, kept free 1 GiB, available" in out
     assert "gamma" not in out
     assert "gamma" in lswap("ps", "--all")[1]
 

@@ -58,7 +58,7 @@ def test_the_usual_places_in_their_order(home: Path, capsys: pytest.CaptureFixtu
     assert choose_origin(None, None, ()) == Origin(config)
     here = put(Path("lswap.yaml"), "models: {x: {model: x}}")
     assert choose_origin(None, None, ()) == Origin(here)
-    assert "with lswap.yaml" in capsys.readouterr().err
+    assert "using ./lswap.yaml" in capsys.readouterr().err
 
 
 def test_what_is_named_is_taken(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

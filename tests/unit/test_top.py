@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.cells import cell_len
 
 from llamaswap_py.cli.top import terminal_problem
@@ -185,14 +186,16 @@ def test_rows_of_models() -> None:
 
 
 def test_a_first_load_is_told_from_how_far_it_came() -> None:
-    def eta(progress: float | None) -> float | None:
-        model = model_view("alpha", state="loading")
+    def eta(progress: float | None, learned: float | None = None) -> float | None:
+        model = model_view("alpha", state="loading", eta_seconds=learned)
         one = instance_view("alpha", state="loading", progress=progress, spawned_at=1060.0)
         history = History()
         history.saw(make_snapshot([model], [one]), Requests(()))
         return make_picture(history).models[0].eta
 
     assert eta(0.25) == pytest.approx(30.0)
+    assert (eta(0.99, learned=43.0) or 9) < 1  # the load is nearly done, whatever others took
+    assert eta(0.25, learned=20.0) == 20.0
     assert eta(1.0) == 0.0
     assert eta(0.01) is None
     assert eta(None) is None
@@ -361,6 +364,18 @@ def test_an_ordinary_terminal_has_everything() -> None:
     assert "q quit" in text
 
 
+def test_the_title_names_the_file_else_the_address() -> None:
+    def title(**changes: object) -> str:
+        history = History()
+        shown = structs.replace(make_snapshot([]), name="default-3f9c", **changes)
+        history.saw(shown, Requests(()))
+        return make_picture(history).title
+
+    assert title(config_path="/home/me/lab/lswap.yaml").startswith("lswap lab/lswap.yaml · ")
+    assert title(config_path=None).startswith("lswap 127.0.0.1:8080 · ")
+    assert "3f9c" not in title(config_path=None) + title(config_path="/etc/c.yaml")
+
+
 def test_a_wide_terminal_has_reasons_beside_the_models() -> None:
     assert "WHY" not in text_at(80, 24)
     assert "WHY" in text_at(140, 40)
@@ -368,7 +383,7 @@ def test_a_wide_terminal_has_reasons_beside_the_models() -> None:
 
 def test_a_small_terminal_shows_the_pane_with_the_focus() -> None:
     assert "DECISIONS" in text_at(60, 15)
-    assert "REQUESTS" not in text_at(60, 15)
+    assert "REQUESTS 2" not in text_at(60, 15)
     text = text_at(60, 15, Reader(focus="requests"))
     assert "REQUESTS" in text
     assert "DECISIONS" not in text
