@@ -120,14 +120,14 @@ class Remote:
 
     def load(self, model: str, *, wait: bool = True) -> LoadReport:
         """Load a model; returns when it is ready, or at once when `wait` is False."""
-        path = f"/lswap/v1/models/{quote(model)}/load"
+        path = f"/lswap/v1/models/{path_of(model)}/load"
         return self._decode(
             self._ask("POST", path, {"wait": _word(wait)}, patient=True), LoadReport
         )
 
     def unload(self, model: str, *, force: bool = False, wait: bool = True) -> UnloadReport:
         """Unload a model: drained first, unless `force`."""
-        path = f"/lswap/v1/models/{quote(model)}/unload"
+        path = f"/lswap/v1/models/{path_of(model)}/unload"
         params = {"force": _word(force), "wait": _word(wait)}
         return self._decode(self._ask("POST", path, params, patient=True), UnloadReport)
 
@@ -137,14 +137,14 @@ class Remote:
 
     def pin(self, model: str, *, pinned: bool) -> None:
         """Pin a model against eviction, or let it go."""
-        self._ask("POST", f"/lswap/v1/models/{quote(model)}/{'pin' if pinned else 'unpin'}")
+        self._ask("POST", f"/lswap/v1/models/{path_of(model)}/{'pin' if pinned else 'unpin'}")
 
     def logs(self, model: str | None, *, tail: int = 100, follow: bool = False) -> Iterator[str]:
         """Yield the last lines its llama-server wrote, then (`follow`) new ones as they come.
 
         Without a model: those of lswap itself.
         """
-        path = "/lswap/v1/logs" if model is None else f"/lswap/v1/logs/{quote(model)}"
+        path = "/lswap/v1/logs" if model is None else f"/lswap/v1/logs/{path_of(model)}"
         params = {"tail": str(tail), "follow": _word(follow)}
         timeout = httpx.Timeout(30.0, connect=5.0, read=None)
         with (
@@ -180,11 +180,11 @@ class Remote:
 
     def release(self, reservation: str) -> None:
         """Give a reservation back."""
-        self._ask("DELETE", f"/lswap/v1/reservations/{quote(reservation, safe='')}")
+        self._ask("DELETE", f"/lswap/v1/reservations/{path_of(reservation)}")
 
     def tell_pid(self, reservation: str, pid: int) -> None:
         """Say which process (with all below it) uses a reservation."""
-        path = f"/lswap/v1/reservations/{quote(reservation, safe='')}/heartbeat"
+        path = f"/lswap/v1/reservations/{path_of(reservation)}/heartbeat"
         with told_errors(self.url):
             answer = self._http.post(path, content=msgspec.json.encode({"pid": pid}))
         if not answer.is_success:
@@ -239,6 +239,12 @@ def base_of(url: str) -> tuple[str, str | None]:
 def _split_port(place: str) -> tuple[str, str]:
     found = _PORT.search(place)
     return (place, "") if found is None else (place[: found.start()], found[0])
+
+
+def path_of(name: str) -> str:
+    """Return a name as one segment of a path, whatever is in it."""
+    # A client drops `.` and `..` from a path, or takes a step back for them.
+    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")
 
 
 def headers_of(key: str | None) -> dict[str, str]:

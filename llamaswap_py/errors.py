@@ -65,6 +65,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "would_deadlock": (409, "invalid_request_error"),
     "cancelled": (410, "invalid_request_error"),
     "body_too_large": (413, "invalid_request_error"),
+    "unsupported_encoding": (415, "invalid_request_error"),
     "too_many_requests": (429, "rate_limit_error"),
     "queue_full": (429, "rate_limit_error"),
     "internal": (500, "server_error"),

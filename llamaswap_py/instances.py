@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ from llamaswap_py.wire.pool import UpstreamPool
 _log: Final = logging.getLogger("lswap")
 _ASKING: Final = 5.0
 _MOST_ANSWERS: Final = 16
+_LONGEST_FILE_NAME: Final = 240
+"""Bytes; file systems take 255, and `.log.1` follows."""
 
 
 @dataclass(slots=True)
@@ -301,8 +304,12 @@ class Instances:
 
 
 def _file_name(preset: str) -> str:
-    """Model ids may hold slashes and colons."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
+    """Model ids may hold slashes and colons, and be longer than the name of a file."""
+    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
+    if len(name.encode()) <= _LONGEST_FILE_NAME:
+        return name
+    digest = hashlib.sha256(preset.encode()).hexdigest()[:16]
+    return name.encode()[: _LONGEST_FILE_NAME - 17].decode(errors="ignore") + f"-{digest}"
 
 
 def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from urllib.parse import unquote
 
+from llamaswap_py.config.choosing import spelled
 from llamaswap_py.config.records import Alias, Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits
@@ -18,12 +20,26 @@ class Names:
     """Every name that a client may use, and the preset behind it."""
 
     def __init__(
-        self, names: Mapping[str, Iterable[str]], choosing: Mapping[str, Alias], world: World
+        self,
+        names: Mapping[str, Iterable[str]],
+        choosing: Mapping[str, Alias],
+        world: World,
+        unlisted: Collection[str] = (),
     ) -> None:
-        """Take the names of each preset, its id among them, and the aliases that choose."""
+        """Take the names of each preset, its id among them, and the aliases that choose.
+
+        Names of the presets that are `unlisted` are never suggested.
+        """
         self._presets = {name: preset for preset, own in names.items() for name in own}
         self._choosing = choosing
         self._world = world
+        self._unlisted = frozenset(unlisted)
+
+    def known(self, name: str) -> str | None:
+        """Return how the file spells a name that a client gave, None if it has no such name."""
+        if name in self._presets or name in self._choosing:
+            return name
+        return spelled(name, self._presets) or spelled(name, self._choosing)
 
     def resolve(self, name: str, seed: str = "") -> str | None:
         """Return the preset that a model name or alias means.
@@ -32,14 +48,17 @@ class Names:
         """
         if (preset := self._presets.get(name)) is not None:
             return preset
-        alias = self._choosing.get(name)
-        if alias is None:
+        known = self.known(name)
+        if known is None:
             return None
+        if (preset := self._presets.get(known)) is not None:
+            return preset
+        alias = self._choosing[known]
         return self._first(alias.first) if alias.first else _drawn(alias.split or {}, seed)
 
     def fixed(self, name: str) -> str | None:
         """Return the preset that always has this name, None where there is none."""
-        return self._presets.get(name)
+        return self._presets.get(self.known(name) or "")
 
     def resolve_substitute(self, when_full: str) -> str:
         """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
@@ -48,14 +67,15 @@ class Names:
         kind, _, name = when_full.partition(":")
         if kind != "substitute" or name == "loaded":
             return when_full
-        preset = self.resolve(name)
+        preset = self.resolve(name) or self.resolve(unquote(name))
         if preset is None:
             raise ApiError("bad_request", f"x-lswap-when-full: there is no model {name!r}")
         return f"substitute:{preset}"
 
     def nearest(self, name: str) -> list[str]:
         """Return up to three known names that look like `name`."""
-        folded = {known.lower(): known for known in (*self._presets, *self._choosing)}
+        shown = [one for one, preset in self._presets.items() if preset not in self._unlisted]
+        folded = {known.lower(): known for known in (*shown, *self._choosing)}
         close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
         return [folded[one] for one in close]
 
@@ -82,10 +102,9 @@ class Names:
 
 def names_of(config: Config, world: World) -> Names:
     """Return all names of a configuration."""
-    names = {
-        name: (name, *one.aliases, *one.request.per_name) for name, one in config.models.items()
-    }
-    return Names(names, config.aliases, world)
+    names = {name: (name, *one.other_names) for name, one in config.models.items()}
+    unlisted = [name for name, one in config.models.items() if one.unlisted]
+    return Names(names, config.aliases, world, unlisted)
 
 
 def _drawn(shares: Mapping[str, int], seed: str) -> str:

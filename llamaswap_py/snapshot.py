@@ -105,6 +105,24 @@ class ModelView(msgspec.Struct, frozen=True):
     """Where its files are fetched from (`hf`)."""
     read_ahead: ReadAheadView | None = None
     """While it waits for memory: what of its files is in the page cache by now."""
+    per_name: tuple[str, ...] = ()
+    """Names of `request.per_name`: it answers to them, with other settings."""
+    unlisted: bool = False
+    """Clients do not find it in lists of models."""
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What it answers to besides its id."""
+        return tuple(name for name in (*self.aliases, *self.per_name) if name != self.id)
+
+
+class AliasView(msgspec.Struct, frozen=True):
+    """A name that chooses among presets: by shares, or the first that will do."""
+
+    name: str
+    presets: tuple[str, ...]
+    shares: tuple[int, ...] = ()
+    """Of each of them; empty for the first that will do."""
 
 
 class DecisionView(msgspec.Struct, frozen=True):
@@ -169,5 +187,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     reservations: tuple[ReservationView, ...] = ()
     read_ahead_bytes_total: int = 0
     """What was brought into the page cache, of models that waited and of those that are kept."""
+    aliases: tuple[AliasView, ...] = ()
+    """Names that choose among the models."""
     kept_kv: int = 0
     """Bytes of conversations that are kept for models that are not loaded (`keep_kv`)."""

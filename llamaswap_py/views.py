@@ -20,6 +20,7 @@ from llamaswap_py.scheduler.records import Decision, PoolId, PresetId
 from llamaswap_py.scheduler.states import State
 from llamaswap_py.scheduler.world import Instance, Preset
 from llamaswap_py.snapshot import (
+    AliasView,
     DecisionView,
     DeviceView,
     EngineView,
@@ -30,6 +31,7 @@ from llamaswap_py.snapshot import (
 )
 
 if TYPE_CHECKING:
+    from llamaswap_py.config.records import Alias
     from llamaswap_py.presets import Prepared
     from llamaswap_py.supervisor import Supervisor
 
@@ -85,7 +87,15 @@ def make_snapshot(supervisor: Supervisor, most: int | None = None) -> Snapshot:
         reservations=supervisor.reservations.views(),
         read_ahead_bytes_total=supervisor.ahead.bytes_read,
         kept_kv=supervisor.keeping.folder.size,
+        aliases=tuple(_alias(name, one) for name, one in supervisor.config.aliases.items()),
     )
+
+
+def _alias(name: str, alias: Alias) -> AliasView:
+    if alias.first:
+        return AliasView(name, alias.first)
+    shares = alias.split or {}
+    return AliasView(name, tuple(shares), tuple(shares.values()))
 
 
 def decision_view(decision: Decision) -> DecisionView:
@@ -188,6 +198,8 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
     return ModelView(
         id=name,
         aliases=prepared.preset.aliases,
+        per_name=tuple(prepared.preset.request.per_name),
+        unlisted=prepared.preset.unlisted,
         state=_state(supervisor, preset),
         pinned=preset.pin,
         ttl=preset.plan.ttl,

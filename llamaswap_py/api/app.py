@@ -15,6 +15,7 @@ from llamaswap_py.api.call import Call, Route, draining
 from llamaswap_py.api.express import Express
 from llamaswap_py.api.guard import Cors, HostRule, own_names
 from llamaswap_py.api.meaning import meaning_of
+from llamaswap_py.api.reading import refuse_coded_body
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import WireError
@@ -142,6 +143,10 @@ class App:
         if not meaning.trusted and call.exchange.peer != "unix" and self.access.keys is None:
             self._hosts.check(head)
             meaning.trusted = True
+        if head.path == "*":  # OPTIONS, of the server as a whole (RFC 9110 section 9.3.7)
+            call.status = 204
+            call.exchange.respond(204, headers=[_allow(None)])
+            return
         if meaning.methods is None:
             if not await pages.serve_file(call):
                 await _nothing(call)
@@ -150,9 +155,9 @@ class App:
         if route is None:
             methods = meaning.methods
             message = f"{head.path[:200]} takes {' or '.join(methods)}, not {head.method}"
-            allow = [(b"allow", ", ".join(methods).encode())]
-            call.fail(ApiError("method_not_allowed", message), allow)
+            call.fail(ApiError("method_not_allowed", message), [_allow(methods)])
             return
+        refuse_coded_body(head, route)
         call.route = route
         if not route.public:
             call.key = self.access.check(head, admin=route.admin)
@@ -206,6 +211,10 @@ class App:
             if text.isprintable() and " " not in text:
                 return text if text not in self.calls else f"{text}.{secrets.token_hex(4)}"
         return self.new_id()
+
+
+def _allow(methods: dict[str, Route] | None) -> tuple[bytes, bytes]:
+    return b"allow", ", ".join(table.allowed(methods)).encode()
 
 
 async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:

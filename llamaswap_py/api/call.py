@@ -41,6 +41,7 @@ class Route:
     `admin`: it takes an admin key; `public`: it takes none. `free`: it
     does not count against `max_in_flight`. `replay`: what it changed in a child
     is done again to those that follow. `starts`: it begins what lswap that stops would not end.
+    is done again to those that follow. `as_it_is`: its body is passed on unread.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -54,6 +55,7 @@ class Route:
     free: bool = False
     replay: bool = False
     starts: bool = False
+    as_it_is: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
 
 
@@ -79,6 +81,8 @@ class Call:
     """Whether it counts against its key's `max_in_flight`."""
     # What became of it.
     model = ""
+    asked = ""
+    """The name that its model was asked for by, as the file spells it."""
     epoch = 0
     """Of the instance that answers; 0 before it has one."""
     status = 0
@@ -133,7 +137,8 @@ class Call:
             return whole
         models = tuple(one for one in whole.models if self.may_use(one.id))
         instances = tuple(one for one in whole.instances if self.may_use(one.preset))
-        return msgspec.structs.replace(whole, models=models, instances=instances)
+        aliases = tuple(one for one in whole.aliases if all(map(self.may_use, one.presets)))
+        return msgspec.structs.replace(whole, models=models, instances=instances, aliases=aliases)
 
     @property
     def query(self) -> dict[str, str]:
@@ -180,6 +185,7 @@ class Call:
                 remedy="GET /v1/models lists what it may use",
             )
         self.model = preset
+        self.asked = self.supervisor.names.known(name) or preset
         return preset
 
     def failure_event(self, reason: str) -> bytes:

@@ -34,7 +34,7 @@ _ANTHROPIC_TYPES: Final[dict[int, str]] = {
     502: "api_error",
     503: "overloaded_error",
 }
-_WIRE_CODES: Final[dict[int, str]] = {413: "body_too_large"}
+_WIRE_CODES: Final[dict[int, str]] = {413: "body_too_large", 501: "not_implemented"}
 
 
 def error_body(error: ApiError, family: Family, request_id: str) -> bytes:
@@ -43,7 +43,11 @@ def error_body(error: ApiError, family: Family, request_id: str) -> bytes:
 
 
 def error_headers(error: ApiError) -> Headers:
-    """Return the headers the answer needs besides: `Retry-After` in whole seconds, at least 1."""
+    """Return the headers the answer needs besides: `Retry-After` in whole seconds, at least 1, and
+    which coding of a body is accepted where another was not (RFC 9110 section 12.5.3).
+    """
+    if error.code == "unsupported_encoding":
+        return [(b"accept-encoding", b"identity")]
     if error.retry_after is None:
         return []
     return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
@@ -71,7 +75,8 @@ def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
 def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
     """Render what the wire refuses by itself (bad framing, header too large, timeouts).
 
-    Its statuses (400, 408, 413, 431, 505) are HTTP's own: the code says `bad_request` save for 413.
+    Its statuses (400, 408, 413, 417, 431, 501, 505) are HTTP's own: the code says `bad_request`
+    where there is none for them.
     """
     error = ApiError(_WIRE_CODES.get(status, "bad_request"), message)
     error.status = status

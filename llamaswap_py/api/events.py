@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from llamaswap_py.api.listing import names_of_model
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -56,7 +57,14 @@ async def router_events(call: Call) -> None:
 
     def render(record: FeedRecord) -> bytes:
         said = _router_event(call, record)
-        return b"" if said is None else b"data: " + msgspec.json.encode(said) + b"\n\n"
+        if said is None:
+            return b""
+        # Its other names have entries of their own in the list, which have to follow.
+        names = [said["model"]]
+        if said["event"] != "models_reload":
+            names = names_of_model(call, said["model"])
+        events = [said | {"model": name} for name in names]
+        return b"".join(b"data: " + msgspec.json.encode(one) + b"\n\n" for one in events)
 
     await _stream(call, None, render, [])
 

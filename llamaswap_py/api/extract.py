@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORM: Final = b"application/x-www-form-urlencoded"
 _BOM: Final = b"\xef\xbb\xbf"
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
+_MALFORMED: Final = "JSON is malformed: "
+_ESCAPE: Final = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|.)", re.DOTALL)
+_BROKEN_OFF: Final = re.compile(rb"(\\(u[0-9A-Fa-f]{0,3})?)?")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
 
 
@@ -114,10 +117,8 @@ def _ask_of_json(body: bytes, skim: Skim | None) -> Ask:
         peek = _PEEK.decode(body)
     except msgspec.ValidationError:
         return Ask()  # an array or a bare value: legal JSON that names no model
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _bad_json(body, str(error), skim) from None
-    except RecursionError:
-        raise ApiError("bad_json", "the body nests arrays or objects too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_json(body, error, skim) from None
     text = body if skim is None else b""
     return Ask(_model(peek.model), bytes(peek.stream) == b"true", text)
 
@@ -135,21 +136,55 @@ def _model(raw: msgspec.Raw) -> str | None:
         raise ApiError("bad_json", "`model` is not valid UTF-8 text", param="model") from None
 
 
-def _bad_json(body: bytes, reason: str, skim: Skim | None) -> ApiError:
-    match = _BYTE.search(reason)
-    if match is None:
+def bad_json(body: bytes, error: Exception, skim: Skim | None = None) -> ApiError:
+    """Return what is wrong with a body, or with the text of its `skim`, that was not decoded."""
+    if isinstance(error, RecursionError):
+        return ApiError("bad_json", "the body nests arrays or objects too deeply")
+    match = _BYTE.search(str(error))
+    at = None if match is None else min(int(match[1]), len(body))
+    half = _half_character(body)
+    if half is not None and (at is None or half <= at):
+        shown = body[half : half + 6].decode("ascii")
+        at, what = half, f"half of a character, {shown} without its other half,"
+    elif isinstance(error, UnicodeDecodeError):
+        at, what = _not_utf8(body), "it is not UTF-8"
+    elif at is None or match is None:
         size = len(body) if skim is None else skim.body.size
-        where = f"it ends too early, after {size} bytes"
+        message = f"the body is not valid JSON: it ends too early, after {size} bytes"
+        return ApiError("bad_json", message, remedy=_EXAMPLE)
     else:
-        at = min(int(match[1]), len(body))
-        if skim is None:
-            lines, begin = body.count(b"\n", 0, at), body.rfind(b"\n", 0, at)
-        else:
-            (lines, begin), at = skim.lines(at), skim.place(at)
-        line, column = lines + 1, at - begin
-        what = reason.removeprefix("JSON is malformed: ")[: match.start()].partition(" (byte")[0]
-        where = f"{what} at byte {at} (line {line}, column {column})"
+        reason = str(error).removeprefix(_MALFORMED)
+        what = reason.partition(" (byte")[0]
+    if skim is None:
+        lines, begin = body.count(b"\n", 0, at), body.rfind(b"\n", 0, at)
+    else:
+        (lines, begin), at = skim.lines(at), skim.place(at)
+    where = f"{what} at byte {at} (line {lines + 1}, column {at - begin})"
     return ApiError("bad_json", f"the body is not valid JSON: {where}", remedy=_EXAMPLE)
+
+
+def _half_character(body: bytes) -> int | None:
+    """Return where an escape is one half of a surrogate pair, without the other half."""
+    high: re.Match[bytes] | None = None
+    for found in _ESCAPE.finditer(body):
+        code = int(found[1], 16) if found[1] else 0
+        is_low = 0xDC00 <= code < 0xE000
+        if high is not None and not (is_low and found.start() == high.end()):
+            break
+        if high is None and is_low:
+            return found.start()
+        high = found if 0xD800 <= code < 0xDC00 else None
+    if high is None or _BROKEN_OFF.fullmatch(body, high.end()):
+        return None
+    return high.start()
+
+
+def _not_utf8(body: bytes) -> int:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def _ask_of_form(content_type: bytes, body: bytes) -> Ask:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from llamaswap_py.wire.messages import RelayResult, Translator
 
 NO_FILTERS: Final = Defaults().request
-_MOST_SEGMENTS: Final = 8
+_MOST_SEGMENTS: Final = 64
 """Slashes that are looked for in a model's name below /upstream, plus one."""
 _NOTICE_EVERY: Final = 10.0
 
@@ -69,7 +69,7 @@ async def relay(call: Call) -> None:
     check_slot_files(call, preset, head.path)
     filters = call.supervisor.config.models[preset].request
     if filters is not NO_FILTERS and call.route.slot and not upload:
-        filtered = filter_body(text, filters, name)
+        filtered = filter_body(text, filters, call.asked)
         body = Body.of(filtered) if skim is None else skim.restore(filtered)
     target = f"{head.path}?{head.query}" if head.query else head.path
     lasts = ask.stream and call.route.slot and not upload
@@ -311,7 +311,7 @@ def _split_upstream(call: Call) -> tuple[str, str]:
     """Split `model/with/slashes/PATH`: the longest leading part that is a known name."""
     segments = call.captured.split("/")
     for count in range(min(len(segments), _MOST_SEGMENTS), 0, -1):
-        preset = call.supervisor.names.resolve(unquote("/".join(segments[:count])))
+        preset = call.supervisor.names.resolve(unquote("/".join(segments[:count])), call.id)
         if preset is not None and call.may_use(preset):
             call.model = preset
             return preset, "/" + "/".join(segments[count:])

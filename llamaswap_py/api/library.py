@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.router import refuse
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.library import add_model, forget_files, request_files
@@ -25,7 +26,7 @@ async def download(call: Call) -> None:
     try:
         asked = msgspec.json.decode(body.join())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        refuse(call, 400, f"the body is not valid JSON: {error}", _INVALID)
+        refuse(call, 400, bad_json(body.join(), error).message, _INVALID)
         return
     name = asked.get("model") if isinstance(asked, dict) else None
     if not isinstance(name, str) or not name:
@@ -56,6 +57,7 @@ async def remove(call: Call) -> None:
     if preset is None:
         refuse(call, 400, f"model '{name}' not found", _INVALID)
         return
+    call.model = preset
     try:
         await remove_model(call, preset)
     except ApiError as error:

@@ -63,7 +63,7 @@ class Meaning:
         """Return what the head for a child begins with: the request line and those lines."""
         if not self._start:
             head = exchange.head
-            line = f"{head.method} {head.target} HTTP/1.1\r\n".encode()
+            line = f"{head.method} {head.path} HTTP/1.1\r\n".encode()
             self._start = line + self.lines(exchange, dropped)
         return self._start
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from llamaswap_py import __version__
+from llamaswap_py.api.listing import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,22 +30,20 @@ async def list_models(call: Call) -> None:
         await call.app.reloader.catch_up()
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
-    models = [
-        model_object(model, running.get(model.id))
-        for model in snapshot.models
-        if call.may_use(model.id)
+    entries = [
+        model_object(model, running.get(model.id), name) for name, model in listed(call, snapshot)
     ]
-    call.respond(200, {"object": "list", "data": models})
+    call.respond(200, {"object": "list", "data": entries})
 
 
 async def show_model(call: Call) -> None:
-    """GET /v1/models/{id}, by id or alias."""
+    """GET /v1/models/{id}, by any of its names; also of a model that is not listed."""
     preset = call.find_preset(unquote(call.captured))
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
     for model in snapshot.models:
         if model.id == preset:
-            call.respond(200, model_object(model, running.get(preset)))
+            call.respond(200, model_object(model, running.get(preset), call.asked))
 
 
 async def router_props(call: Call) -> None:
@@ -68,8 +67,11 @@ async def router_props(call: Call) -> None:
     )
 
 
-def model_object(model: ModelView, instance: InstanceView | None) -> dict[str, Any]:
-    """Return one entry of `data`; `meta` only while an instance runs."""
+def model_object(model: ModelView, instance: InstanceView | None, name: str) -> dict[str, Any]:
+    """Return the entry of `data` for one name of a model; `meta` only while an instance runs.
+
+    The entry of another name than its id says in `root` which model it means.
+    """
     status: dict[str, Any] = {
         "value": _STATUS.get(model.state, "unloaded"),
         "args": list(model.args),
@@ -85,8 +87,8 @@ def model_object(model: ModelView, instance: InstanceView | None) -> dict[str, A
             "value": instance.progress,
         }
     entry: dict[str, Any] = {
-        "id": model.id,
-        "aliases": list(model.aliases),
+        "id": name,
+        "aliases": list(model.aliases) if name == model.id else [],
         "tags": [],
         "object": "model",
         "owned_by": "llamacpp",
@@ -94,8 +96,10 @@ def model_object(model: ModelView, instance: InstanceView | None) -> dict[str, A
         "status": status,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
         "source": "cache" if model.repository else "preset",
-        "can_remove": model.repository is not None,
+        "can_remove": model.repository is not None and name == model.id,
     }
+    if name != model.id:
+        entry["root"] = model.id
     if instance is not None and instance.n_ctx is not None:
         entry["meta"] = {"n_ctx": instance.n_ctx}
     if model.metadata:

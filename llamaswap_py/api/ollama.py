@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llamaswap_py.api.library import remove_model
-from llamaswap_py.api.ollama_requests import LATEST, name_of, preset_of, read, stamp
+from llamaswap_py.api.listing import listed
+from llamaswap_py.api.ollama_requests import name_of, preset_of, read, stamp
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama_answers import as_line
 from llamaswap_py.translate.ollama_members import OPTIONS, VERSION
@@ -30,12 +31,11 @@ async def version(call: Call) -> None:
 
 
 async def tags(call: Call) -> None:
-    """GET /api/tags: every model of the file."""
+    """GET /api/tags: every name that a client may ask for."""
     found = []
-    for model in call.supervisor.snapshot().models:
-        if call.may_use(model.id):
-            facts = await call.supervisor.facts.of(model.id)
-            found.append(_listed(model, facts))
+    for name, model in listed(call, call.supervisor.snapshot()):
+        facts = await call.supervisor.facts.of(model.id)
+        found.append(_listed(name, model, facts))
     call.respond(200, {"models": found})
 
 
@@ -49,7 +49,7 @@ async def ps(call: Call) -> None:
         if model is None or one.state not in ("ready", "sleeping") or not call.may_use(model.id):
             continue
         facts = await call.supervisor.facts.of(model.id)
-        entry = _listed(model, facts)
+        entry = _listed(model.id, model, facts)
         taken = model.footprint or {}
         entry["size"] = sum(taken.values()) or entry["size"]
         entry["size_vram"] = sum(size for device, size in taken.items() if device != "host")
@@ -65,10 +65,10 @@ def _expires(snapshot: Snapshot, one: InstanceView) -> str:
     return _NEVER if one.ttl is None else stamp(snapshot.now + one.ttl)
 
 
-def _listed(model: ModelView, facts: ModelFacts) -> dict[str, Any]:
+def _listed(name: str, model: ModelView, facts: ModelFacts) -> dict[str, Any]:
     return {
-        "name": model.id,
-        "model": model.id,
+        "name": name,
+        "model": name,
         "modified_at": stamp(facts.modified or model.created),
         "size": facts.size,
         "digest": facts.digest,
@@ -140,7 +140,7 @@ async def pull(call: Call) -> None:
     """POST /api/pull: a model of the file is there already."""
     ask = await read(call)
     name = name_of(ask)
-    if call.supervisor.names.resolve(name.removesuffix(LATEST)) is None:
+    if call.supervisor.names.known(name) is None:
         raise ApiError(
             "not_implemented",
             f"model {name!r} is not in the configuration, and clients do not add any",

@@ -100,7 +100,7 @@ async def _vectors(
 ) -> tuple[int, dict[str, Any]]:
     call.route = replace(call.route, slot=True, retry=True)
     translated = Translated("/v1/embeddings", {"input": inputs}, "embed", stream=False)
-    request = child_request(call, preset, name_of(ask), translated, None)
+    request = child_request(call, preset, translated, None)
     return await _answer(call, preset, request)
 
 

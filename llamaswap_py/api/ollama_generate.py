@@ -64,7 +64,7 @@ async def _generate(
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, name_of(ask))
     stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
-    request = child_request(call, preset, name_of(ask), translated, skim)
+    request = child_request(call, preset, translated, skim)
     await inference.translated(call, preset, request, translate=stream, answer=answer)
     keep_loaded(call, preset, keep)
 
@@ -108,7 +108,7 @@ async def _render_only(
         return
     call.route = replace(call.route, retry=True)
     asked = replace(translated, path="/apply-template")
-    request = child_request(call, preset, name, asked, skim)
+    request = child_request(call, preset, asked, skim)
     await inference.translated(call, preset, request, translate=None, answer=answer)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llamaswap_py.api.call import model_not_found
+from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.filters import filtered
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.errors import ApiError
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.api.skim import Skim
     from llamaswap_py.translate.ollama import Translated
-
-LATEST: Final = ":latest"
 
 
 async def read(call: Call) -> dict[str, Any]:
@@ -33,7 +31,7 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     limit = call.supervisor.config.limits.body
     # Arguments of tools become texts within texts, so nothing with escapes may be cut.
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
-    return _object(body.join() if skim is None else skim.text), skim
+    return _object(body.join() if skim is None else skim.text, skim), skim
 
 
 async def read_whole(call: Call) -> dict[str, Any]:
@@ -42,11 +40,11 @@ async def read_whole(call: Call) -> dict[str, Any]:
     return _object(body.join())
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
     try:
         ask = msgspec.json.decode(text or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("bad_json", f"the body is not valid JSON: {error}") from None
+        raise bad_json(text, error, skim) from None
     if not isinstance(ask, dict):
         raise ApiError("bad_json", "the body must be a JSON object")
     return ask
@@ -61,21 +59,16 @@ def name_of(ask: dict[str, Any]) -> str:
 
 
 def preset_of(call: Call, ask: dict[str, Any]) -> str:
-    """Return the preset of a request; `:latest` may be there where the file has no tag."""
-    name = name_of(ask)
-    names = call.supervisor.names
-    if names.resolve(name) is None and names.resolve(name.removesuffix(LATEST)) is None:
-        raise model_not_found(name, names.nearest(name.removesuffix(LATEST)))
-    known = name if names.resolve(name) is not None else name.removesuffix(LATEST)
-    return call.find_preset(known)
+    """Return the preset of a request."""
+    return call.find_preset(name_of(ask))
 
 
 def child_request(
-    call: Call, preset: str, name: str, translated: Translated, skim: Skim | None
+    call: Call, preset: str, translated: Translated, skim: Skim | None
 ) -> UpstreamRequest:
     """Return the request for a child, with what the preset's `request` makes of it."""
     filters = call.supervisor.config.models[preset].request
-    asked = filtered(translated.body, filters, name)
+    asked = filtered(translated.body, filters, call.asked)
     body = msgspec.json.encode({"model": preset, **asked})
     headers = [(b"content-type", b"application/json")]
     if forwarded := call.exchange.head.get(b"user-agent"):

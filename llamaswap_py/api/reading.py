@@ -9,14 +9,33 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.api.extract import FORM, looks_like_json
 from llamaswap_py.api.forms import parameters
 from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer
+from llamaswap_py.errors import ApiError
+from llamaswap_py.wire.messages import tokens
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.call import Call, Route
     from llamaswap_py.api.skim import Skim
-    from llamaswap_py.wire.messages import Body
+    from llamaswap_py.wire.messages import Body, RequestHead
 
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
 """Stands for what was cut: nobody can send it on purpose."""
+
+
+def refuse_coded_body(head: RequestHead, route: Route) -> None:
+    """Raise ApiError `unsupported_encoding` for a body that is compressed, and is to be read here.
+
+    Below /upstream it goes to the child as it is.
+    """
+    coding = head.get(b"content-encoding")
+    if coding is None or head.content_length == 0 or route.as_it_is:
+        return
+    if any(one != b"identity" for one in tokens(coding)):
+        shown = coding[:80].decode("latin-1")
+        raise ApiError(
+            "unsupported_encoding",
+            f"the body has Content-Encoding: {shown}, which is not read here",
+            remedy="send it without compression, and without that header",
+        )
 
 
 async def read_skimmed(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llamaswap_py.api.extract import bad_json
+
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call, Headers
 
@@ -44,7 +46,7 @@ async def _preset(call: Call, *, status: int, kind: str) -> str | None:
     try:
         ask = msgspec.json.decode(body.join() or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        refuse(call, 400, f"the body is not valid JSON: {error}", "invalid_request_error")
+        refuse(call, 400, bad_json(body.join(), error).message, "invalid_request_error")
         return None
     name = ask.get("model") if isinstance(ask, dict) else None
     preset = call.supervisor.names.resolve(name) if isinstance(name, str) else None

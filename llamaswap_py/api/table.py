@@ -31,7 +31,11 @@ _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
 _ADMIN: Final = replace(_CHANGE, admin=True, replay=True)
-_UPSTREAM: Final = Route(inference.pass_through)
+_UPSTREAM: Final = Route(inference.pass_through, as_it_is=True)
+
+
+ANY: Final = "*"
+"""Stands for every method."""
 
 
 def _post(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
@@ -112,11 +116,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
 
 # (start, end, methods): what lies between is captured, slashes and all. First match wins.
 PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
-    (
-        "/upstream/",
-        "",
-        dict.fromkeys(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"), _UPSTREAM),
-    ),
+    ("/upstream/", "", {ANY: _UPSTREAM}),
     ("/v1/models/", "", {"GET": Route(models.show_model)}),
     ("/slots/", "", {"POST": _CHANGE}),
     ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(ollama.unsupported, admin=True))),
@@ -156,4 +156,13 @@ def template(path: str) -> str:
 
 def pick(methods: dict[str, Route], method: str) -> Route | None:
     """Return the route of `method`; HEAD is a GET whose body is not sent."""
-    return methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
+    route = methods.get(method) or methods.get(ANY)
+    return route or (methods.get("GET") if method == "HEAD" else None)
+
+
+def allowed(methods: dict[str, Route] | None) -> list[str]:
+    """Return the methods that a path takes, for `Allow`; without one those of the whole server."""
+    if methods is None:
+        every = [one for there in ROUTES.values() for one in there]
+        return list(dict.fromkeys(["OPTIONS", "HEAD", *every]))
+    return [*methods, *(["HEAD"] if "GET" in methods else [])]

@@ -51,7 +51,11 @@ def read_wishes(
 
 
 def _text(head: RequestHead, name: bytes) -> str:
-    return (head.get(name) or b"").decode("latin-1").strip()
+    given = head.get(name) or b""
+    try:
+        return given.decode().strip()
+    except UnicodeDecodeError:
+        return given.decode("latin-1").strip()
 
 
 def _priority(text: str, highest: int) -> int:

@@ -166,9 +166,9 @@ def models(
 
     with remote(url, key) as lswap:
         snapshot = lswap.snapshot()
-    found = (snapshot if model is None else only_model(snapshot, model)).models
+    found = snapshot if model is None else only_model(snapshot, model)
     if as_json:
-        print_json(found)
+        print_json(found.models)
     else:
         print_models(found)
 
@@ -306,16 +306,16 @@ def why(
     key: Key = None,
 ) -> None:
     """Say why MODEL is in the state it is in."""
-    from llamaswap_py.cli.show import print_why
+    from llamaswap_py.cli.show import find_model, print_why
 
     with remote(url, key) as lswap:
-        decisions = lswap.decisions(model, limit)
         snapshot = lswap.snapshot()
-    if as_json:
+        found = find_model(snapshot, model)
+        decisions = lswap.decisions(found.id if found else model, limit)  # says what is unknown
+    if as_json or found is None:
         print_json(decisions)
-        return
-    found = next(each for each in snapshot.models if model == each.id or model in each.aliases)
-    print_why(found, decisions, snapshot.now)
+    else:
+        print_why(found, decisions, snapshot.now)
 
 
 @app.command()

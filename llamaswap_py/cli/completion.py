@@ -53,7 +53,9 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
         from llamaswap_py.client import Remote
 
         with Remote(find_url(url), key=key, patience=_PATIENCE) as remote:
-            names = [name for one in remote.snapshot().models for name in (one.id, *one.aliases)]
+            snapshot = remote.snapshot()
+            names = [name for one in snapshot.models for name in (one.id, *one.other_names)]
+            names += [one.name for one in snapshot.aliases]
         return [name for name in names if name.startswith(incomplete)]
     return []
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.cli.show import find_model
 from llamaswap_py.errors import RemoteError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def unload_each(
 
 def progress_line(snapshot: Snapshot, model: str) -> str:
     """Return `alpha: loading [#####     ] 43%`, or its state while nothing is known yet."""
-    preset = next((m for m in snapshot.models if model == m.id or model in m.aliases), None)
+    preset = find_model(snapshot, model)
     if preset is None:
         return model
     running = [each for each in snapshot.instances if each.preset == preset.id]

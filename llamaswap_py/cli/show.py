@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from llamaswap_py.cli.tables import print_table
+from llamaswap_py.config.choosing import spelled
 from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.snapshot import DecisionView, DeviceView, InstanceView, ModelView, Snapshot
+    from llamaswap_py.snapshot import (
+        AliasView,
+        DecisionView,
+        DeviceView,
+        InstanceView,
+        ModelView,
+        Snapshot,
+    )
 
 PS_COLUMNS = ("model", "state", "requests", "waiting", "memory", "age", "idle", "ttl left", "why")
 MODEL_COLUMNS = ("model", "state", "context/request", "memory", "ttl", "aliases", "note")
@@ -122,20 +130,31 @@ def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
 
 
 def only_model(snapshot: Snapshot, name: str) -> Snapshot:
-    """Return a snapshot of one model alone, by its name or alias. Raises LswapError."""
-    found = [one for one in snapshot.models if name == one.id or name in one.aliases]
-    if not found:
-        names = [each for one in snapshot.models for each in (one.id, *one.aliases)]
+    """Return a snapshot of one model alone, by any of its names. Raises LswapError."""
+    found = find_model(snapshot, name)
+    if found is None:
+        names = [each for one in snapshot.models for each in (one.id, *one.other_names)]
         near = get_close_matches(name, names, 1)
         remedy = f"did you mean {near[0]}?" if near else "`lswap models` lists them"
         raise LswapError(f"there is no model {name!r}", remedy=remedy)
-    instances = tuple(one for one in snapshot.instances if one.preset == found[0].id)
-    return replace(snapshot, models=tuple(found), instances=instances)
+    instances = tuple(one for one in snapshot.instances if one.preset == found.id)
+    return replace(snapshot, models=(found,), instances=instances, aliases=())
 
 
-def print_models(models: Sequence[ModelView]) -> None:
-    """Print every model of the file."""
-    print_table(MODEL_COLUMNS, [_model_row(model) for model in models])
+def print_models(snapshot: Snapshot) -> None:
+    """Print every model of the file, and the names that choose among them."""
+    rows = [_model_row(model) for model in snapshot.models]
+    print_table(MODEL_COLUMNS, rows + [_alias_row(alias) for alias in snapshot.aliases])
+
+
+def find_model(snapshot: Snapshot, name: str) -> ModelView | None:
+    """Return the model that a name means; of a name that chooses, the first it may choose."""
+    names = {alias.name: alias.presets[0] for alias in snapshot.aliases}
+    for model in snapshot.models:
+        names |= dict.fromkeys(model.other_names, model.id)
+    names |= {model.id: model.id for model in snapshot.models}
+    known = spelled(name, names)
+    return next((one for one in snapshot.models if known and one.id == names[known]), None)
 
 
 def _model_row(model: ModelView) -> tuple[str, ...]:
@@ -145,8 +164,8 @@ def _model_row(model: ModelView) -> tuple[str, ...]:
         f"{model.context_per_request:,}" if model.context_per_request else "?",
         memory_text(model.footprint),
         age_text(model.ttl) if model.ttl is not None else "never",
-        ", ".join(model.aliases) or "-",
-        model.failure.summary if model.failure else "",
+        ", ".join(model.other_names) or "-",
+        "; ".join(_notes(model)),
     )
 
 
@@ -164,6 +183,21 @@ def _state_line(model: ModelView, decisions: Sequence[DecisionView], now: float)
 def _reason_text(reason: str) -> str:
     """Return a decision's reason in the words of the screen."""
     return reason.replace("makes room for ", "to make room for ", 1)
+
+
+def _notes(model: ModelView) -> list[str]:
+    failure = [model.failure.summary] if model.failure else []
+    return [*(["unlisted"] if model.unlisted else []), *failure]
+
+
+def _alias_row(alias: AliasView) -> tuple[str, ...]:
+    if alias.shares:
+        whole = sum(alias.shares)
+        parts = zip(alias.shares, alias.presets, strict=True)
+        said = ", ".join(f"{share / whole:.0%} {preset}" for share, preset in parts)
+    else:
+        said = f"first of {', '.join(alias.presets)}"
+    return (alias.name, "alias", "-", "-", "-", "-", said)
 
 
 def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:

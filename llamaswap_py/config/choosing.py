@@ -1,8 +1,9 @@
-"""Names that choose among presets, and presets that exclude each other."""
+"""Names that choose among presets, presets that exclude each other, and how a name is spelled."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Container
+from typing import Annotated, Final
 
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.filters import SHARES
@@ -49,3 +50,17 @@ class Group(Record, frozen=True):
             True,
         ),
     ] = False
+
+
+_LATEST: Final = ":latest"
+
+
+def spelled(name: str, known: Container[str]) -> str | None:
+    """Return how a name is spelled among those that are known, None if it is none of them.
+
+    `NAME:latest` and `NAME` are one name, as for Ollama's clients, unless both are known.
+    """
+    if name in known:
+        return name
+    other = name.removesuffix(_LATEST) if name.endswith(_LATEST) else name + _LATEST
+    return other if other in known else None

@@ -17,6 +17,7 @@ from llamaswap_py.config.options import long_name
 # release before the change.
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
+        ("list_aliases",): False,
         # Of embedding models and rerankers it is now as long as the context (config/batch.py).
         ("defaults", "args", "ubatch-size"): 512,
     },

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import structs
 
+from llamaswap_py.config.choosing import spelled
 from llamaswap_py.config.forms import CONTROL, SUBSTITUTE
 from llamaswap_py.config.records import Alias, Group
 
@@ -88,8 +89,8 @@ class _Names:
 
     def find(self, name: str, here: str) -> str:
         """Return the id of the preset that `name`, said at `here`, leads to; else the name."""
-        if name in self._ids:
-            return self._ids[name]
+        if (known := spelled(name, self._ids)) is not None:
+            return self._ids[known]
         remedy = f"known are {', '.join(list(self._ids)[:20])}"
         self._suggestions += 1
         if self._suggestions <= _MOST_SUGGESTIONS:

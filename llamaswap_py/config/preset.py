@@ -212,6 +212,14 @@ class Defaults(Record, frozen=True):
         dict[str, str | int | float | bool],
         key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),
     ] = field(default_factory=dict)
+    unlisted: Annotated[
+        bool,
+        plain(
+            "Show neither it nor its other names in lists of models (/v1/models, /models, "
+            "/api/tags, the web UI); it answers all the same.",
+            True,
+        ),
+    ] = False
 
 
 class Variant(Record, frozen=True):
@@ -302,6 +310,11 @@ class Preset(Defaults, frozen=True, kw_only=True):
         plain("Several ways to run it, the best first, each with the keys that differ."),
     ] = ()
     variant: str = ""  # of which of them this is the merged preset; no key either
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What it answers to besides its id."""
+        return tuple(name for name in (*self.aliases, *self.request.per_name) if name != self.id)
 
 
 def variant_preset(preset: Preset, variant: Variant) -> Preset:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import field
 
 from llamaswap_py.config.arguments import ENV, METADATA
-from llamaswap_py.config.choosing import Alias, Group
+from llamaswap_py.config.choosing import Alias, Group, spelled
 from llamaswap_py.config.compat import COMPAT
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
@@ -307,6 +307,14 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     aliases: Annotated[
         dict[str, Alias], plain("Names that are no preset's own, and choose among several.")
     ] = field(default_factory=dict)
+    list_aliases: Annotated[
+        bool,
+        plain(
+            "Give every name that a client may ask for an entry of its own in lists of models: "
+            "`aliases`, and names of `request.per_name`. false: only the presets.",
+            False,
+        ),
+    ] = True
     groups: Annotated[
         dict[str, Group], plain("Presets that have to do with each other, by a name of yours.")
     ] = field(default_factory=dict)
@@ -348,14 +356,14 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         return f"{self.sources.where(line)}: {place}"
 
     def find(self, name: str) -> Preset | None:
-        """Return the preset with this id or alias."""
-        id = self._ids.get(name)
-        return None if id is None else self.models[id]
+        """Return the preset with this name: its id, an alias, or one of `request.per_name`."""
+        known = spelled(name, self._ids)
+        return None if known is None else self.models[self._ids[known]]
 
     @cached_property
     def _ids(self) -> dict[str, str]:
-        aliases = {alias: each.id for each in self.models.values() for alias in each.aliases}
-        return aliases | {id: id for id in self.models}
+        others = {name: each.id for each in self.models.values() for name in each.other_names}
+        return others | {id: id for id in self.models}
 
     @cached_property
     def _groups(self) -> Mapping[str, tuple[str, ...]]:

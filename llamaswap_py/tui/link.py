@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import quote
 
 import httpx
 
-from llamaswap_py.client import base_of, decoded, headers_of, refusal, told_errors
+from llamaswap_py.client import base_of, decoded, headers_of, path_of, refusal, told_errors
 from llamaswap_py.snapshot import Snapshot
 from llamaswap_py.tui.records import EventLines, Requests
 
@@ -77,7 +76,7 @@ class Link:
     async def logs(self, model: str, tail: int) -> AsyncGenerator[str, None]:
         """Yield the last lines of a model's log, then new ones as they come."""
         params = {"tail": str(tail), "follow": "true"}
-        path = f"/lswap/v1/logs/{quote(model)}"
+        path = f"/lswap/v1/logs/{path_of(model)}"
         with told_errors(self.url):
             async with self._http.stream(
                 "GET", path, params=params, timeout=_LOG_TIMEOUT
@@ -88,21 +87,21 @@ class Link:
 
     async def load(self, model: str) -> None:
         """Ask for a load; does not wait for it."""
-        await self._post(f"/lswap/v1/models/{quote(model)}/load", wait="false")
+        await self._post(f"/lswap/v1/models/{path_of(model)}/load", wait="false")
 
     async def unload(self, model: str, *, force: bool = False) -> bool:
         """Ask for an unload; does not wait for it. Returns whether there was anything loaded."""
-        path = f"/lswap/v1/models/{quote(model)}/unload"
+        path = f"/lswap/v1/models/{path_of(model)}/unload"
         data = await self._post(path, wait="false", force="true" if force else "false")
         return bool(decoded(data, dict[str, Any], self.url).get("unloaded"))
 
     async def pin(self, model: str, *, pinned: bool) -> None:
         """Pin a model, or let it go."""
-        await self._post(f"/lswap/v1/models/{quote(model)}/{'pin' if pinned else 'unpin'}")
+        await self._post(f"/lswap/v1/models/{path_of(model)}/{'pin' if pinned else 'unpin'}")
 
     async def cancel(self, request: str) -> None:
         """End an open request."""
-        await self._post(f"/lswap/v1/requests/{quote(request, safe='')}/cancel")
+        await self._post(f"/lswap/v1/requests/{path_of(request)}/cancel")
 
     async def _get(self, path: str, kind: type[_T]) -> _T:
         with told_errors(self.url):

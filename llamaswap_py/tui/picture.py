@@ -217,7 +217,7 @@ def _span(seconds: float) -> str:
 
 def _model_has(row: ModelRow, snapshot: Snapshot, wanted: str) -> bool:
     model = next(each for each in snapshot.models if each.id == row.id)
-    return _any_has(wanted, row.id, row.state, *model.aliases)
+    return _any_has(wanted, row.id, row.state, *model.other_names)
 
 
 def _any_has(wanted: str, *texts: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from .dating import date_line
 from .intake import Intake
 from .messages import (
     LAST_CHUNK,
@@ -189,11 +190,12 @@ class Exchange:
         self.response_started = True
         if self.connection.answers_last or not self.intake.ends_soon:
             self.keep_alive = False
+        lines = self.response_lines + date_line()
         if not self.keep_alive:
-            return self.response_lines + b"connection: close\r\n"
+            return lines + b"connection: close\r\n"
         if self.head.version == "1.0":
-            return self.response_lines + b"connection: keep-alive\r\n"
-        return self.response_lines
+            return lines + b"connection: keep-alive\r\n"
+        return lines
 
     def encode(self, data: bytes) -> bytes:
         """Return `data` as the running stream wants it."""

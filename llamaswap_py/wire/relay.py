@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -209,7 +210,7 @@ class Relay(Ending):
         headers.append((b"x-accel-buffering", b"no"))
         exchange.event_stream = watch.event_stream
         if is_bodiless(exchange.head.method, watch.status):
-            if watch.framing is Framing.CHUNKED:
+            if watch.framing is Framing.CHUNKED and watch.status != HTTPStatus.NO_CONTENT:
                 headers.append((b"transfer-encoding", b"chunked"))
             watch.surplus = watch.surplus or bool(rest) or not watch.complete
             exchange.send_head(watch.status, headers, reason=watch.reason)

@@ -7,6 +7,7 @@ versions, Host, target forms, transfer codings other than `chunked`, and upgrade
 
 from __future__ import annotations
 
+import re
 from typing import Final, Protocol
 
 import httptools
@@ -15,6 +16,9 @@ from .messages import Headers, RequestHead, WireError, WireLimits, tokens
 
 #: llhttp counts in 64 bits; more than this is a mistake or an attack.
 _LARGEST_BODY: Final = 2**62
+_LONGEST_METHOD: Final = 64
+# Every registered method is in capitals: what is not is the rest of a body, or a mistake.
+_METHOD: Final = re.compile(rb"[\r\n]*[A-Z][A-Z0-9_-]*(?= |$)")
 
 
 class RequestSink(Protocol):
@@ -39,6 +43,9 @@ class RequestParser:
         self._url = b""
         self._fields: Headers = []
         self._headers: Headers = []
+        self._in_message = False
+        #: what the request begins with
+        self._start = b""
         # Bytes since the last progress: an endless header, trailer or chunk extension.
         self._fruitless = 0
 
@@ -46,6 +53,8 @@ class RequestParser:
         """Parse `data`; after an upgrade return what follows it, else None. Raises WireError."""
         while True:
             self._fruitless += len(data)
+            if not self._in_message:
+                self._start = (self._start + data)[:_LONGEST_METHOD]
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
@@ -71,6 +80,9 @@ class RequestParser:
         if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
             raise cause
         reason = str(error) or "not HTTP"
+        invalid = isinstance(error, httptools.HttpParserInvalidMethodError)
+        if (invalid or "Invalid method" in reason) and _METHOD.match(self._start):
+            return WireError(501, "the method of the request is not known here")
         status = 505 if "HTTP version" in reason or "PRI" in reason else 400
         return WireError(status, f"malformed HTTP request: {reason}")
 
@@ -102,6 +114,7 @@ class RequestParser:
         self._fields = []
 
     def on_url(self, url: bytes) -> None:
+        self._in_message = True
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -143,15 +156,19 @@ class RequestParser:
     def on_message_complete(self) -> None:
         self._fruitless = 0
         if not self._ignored_upgrade:
-            self._in_body = False
+            self._in_body = self._in_message = False
+            self._start = b""
             self._sink.on_request_complete()
 
 
 def _check_head(method: str, target: bytes, version: str, headers: Headers) -> RequestHead:
     if version not in ("1.1", "1.0"):
         raise WireError(505, f"HTTP/{version} is not supported, HTTP/1.1 is")
-    path, query = _split_target(method, target)
+    authority, text = _split_authority(method, target)
+    path, _, query = text.partition("?")
     seen = _framing_headers(headers, version)
+    if authority is not None:  # RFC 9112 section 3.2.2: what Host says does not count
+        headers = [(b"host", authority), *(pair for pair in headers if pair[0] != b"host")]
     connection = tokens(seen.get(b"connection", b""))
     keep_alive = b"close" not in connection and (version == "1.1" or b"keep-alive" in connection)
     return RequestHead(
@@ -211,22 +228,27 @@ def _expects_continue(seen: dict[bytes, bytes], version: str) -> bool:
     return True
 
 
-def _split_target(method: str, target: bytes) -> tuple[str, str]:
-    """Return path and query of a target in origin-form, absolute-form or `*`."""
+def _split_authority(method: str, target: bytes) -> tuple[bytes | None, str]:
+    """Return what an absolute-form target says of the host, and the target without it.
+
+    It is in origin-form then, or `*`.
+    """
     if method == "CONNECT":
         raise WireError(501, "CONNECT is not supported")
     if b"#" in target:
         raise WireError(400, "a request target has no fragment")
     text = target.decode("ascii")
-    if not text.startswith("/"):
-        scheme, separator, rest = text.partition("://")
-        if text == "*" and method == "OPTIONS":
-            return "*", ""
-        if not separator or scheme.lower() not in ("http", "https"):
-            raise WireError(400, f"bad request target {text[:80]!r}")
-        authority, _, _ = rest.partition("?")[0].partition("/")
-        text = rest[len(authority) :]
-        if not text.startswith("/"):
-            text = "/" + text
-    path, _, query = text.partition("?")
-    return path, query
+    if text.startswith("/") or (text == "*" and method == "OPTIONS"):
+        return None, text
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        raise WireError(400, f"bad request target {text[:80]!r}")
+    authority = rest.partition("?")[0].partition("/")[0]
+    if not authority or "@" in authority:  # RFC 9110 sections 4.2.1 and 4.2.4
+        raise WireError(400, f"the request target {text[:80]!r} names no host alone")
+    text = rest[len(authority) :]
+    if not text and method == "OPTIONS":
+        text = "*"
+    elif not text.startswith("/"):
+        text = "/" + text
+    return authority.encode(), text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -16,13 +17,29 @@ if TYPE_CHECKING:
     from .repeated import KnownAnswer
 
 _HEAD_LIMIT: Final = 64 * KIB
-_NOT_THE_CHILDS: Final = HOP_BY_HOP | {
-    b"access-control-allow-origin",
-    b"access-control-allow-credentials",
-    b"access-control-allow-headers",
-    b"access-control-allow-methods",
-    b"access-control-expose-headers",
-}
+# The server in front says these itself: a child's would stand there twice.
+_SAID_HERE: Final = frozenset(
+    (
+        b"date",
+        b"x-accel-buffering",
+        b"x-request-id",
+        b"x-lswap-model",
+        b"x-lswap-queue-ms",
+        b"x-lswap-load-ms",
+    )
+)
+_NO_LENGTH: Final = frozenset((b"content-length",))
+_NOT_THE_CHILDS: Final = (
+    HOP_BY_HOP
+    | _SAID_HERE
+    | {
+        b"access-control-allow-origin",
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-expose-headers",
+    }
+)
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -143,11 +160,13 @@ class ResponseWatch:
         return None
 
     def end_to_end_headers(self) -> Headers:
-        """Return the headers a client may see, without any that say where the body ends.
+        """Return the headers a client may see; of those that frame the body only a length.
 
         What a child says of other origins is not for its clients: the server in front decides.
         """
         unwanted = _NOT_THE_CHILDS
+        if self.status == HTTPStatus.NO_CONTENT:  # RFC 9110 section 8.6
+            unwanted = unwanted | _NO_LENGTH
         for name, value in self.headers:
             if name.lower() == b"connection":
                 unwanted = unwanted.union(tokens(value))

@@ -40,8 +40,8 @@ async def test_openai_sdk(lab: Lab, lswap: Lswap) -> None:
         base_url=f"{lswap.url}/v1", api_key="none", max_retries=0
     ) as client:
         listed = [model.id async for model in await client.models.list()]
-        assert listed == ["alpha", "beta", "bad"]
-        assert (await client.models.retrieve("gpt-4o-mini")).id == "alpha"
+        assert listed == ["alpha", "gpt-4o-mini", "beta", "bad"]
+        assert (await client.models.retrieve("gpt-4o-mini")).id == "gpt-4o-mini"
 
         for name in ("alpha", "beta"):
             answer = await client.chat.completions.create(model=name, messages=HELLO)

@@ -62,6 +62,7 @@ AT_ONCE = [
     Case("not_found", ("/lswap/v1/requests/nobody/cancel", "/models/nowhere")),
     Case("method_not_allowed", ANY, method="DELETE"),
     Case("body_too_large", ANY, content=b'{"model":"' + b"x" * 70_000 + b'"}'),
+    Case("unsupported_encoding", ANY, headers={"content-encoding": "gzip"}),
     Case("not_implemented", ("/api/create", "/api/copy", "/api/push")),
     Case("model_failed", model="crash"),
     Case("queue_timeout", model="stuck", headers={"x-lswap-max-wait": "0.05"}),

@@ -39,7 +39,7 @@ async def test_models_are_listed_and_shown_before_they_are_loaded(lab: Lab) -> N
     }
     async with lab.lswap(models) as lswap, connect(lswap) as client:
         listed = (await client.list()).models
-        assert [one.model for one in listed] == ["alpha", "beta:4b"]
+        assert [one.model for one in listed] == ["alpha", "first", "beta:4b"]
         assert listed[0].size is not None
         assert listed[0].size > 100_000
         assert listed[0].details is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,10 +20,12 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.feed import Feed
 from llamaswap_py.model_facts import FactsBook
+from llamaswap_py.naming import Names, names_of
 from llamaswap_py.replaying import Replays
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.snapshot import (
+    AliasView,
     DecisionView,
     DeviceView,
     EngineView,
@@ -218,15 +219,9 @@ class FakeSupervisor:
         return (Device("host", 1 << 30, 0, "declared"),)
 
     @property
-    def names(self) -> FakeSupervisor:
-        return self
-
-    def resolve(self, name: str, seed: str = "") -> str | None:
-        preset = self.config.find(name)
-        return preset.id if preset is not None else None
-
-    def nearest(self, name: str) -> list[str]:
-        return difflib.get_close_matches(name, list(self.config.models), n=3)
+    def names(self) -> Names:
+        world = SimpleNamespace(presets={}, ledger=SimpleNamespace(free=dict))
+        return names_of(self.config, cast("Any", world))
 
     @asynccontextmanager
     async def lease(self, preset: str, **asked: Any) -> AsyncIterator[FakeLease]:
@@ -251,9 +246,18 @@ class FakeSupervisor:
             return self.picture
         return make_snapshot(
             [
-                model_view(preset.id, aliases=preset.aliases)
+                model_view(
+                    preset.id,
+                    aliases=preset.aliases,
+                    per_name=tuple(preset.request.per_name),
+                    unlisted=preset.unlisted,
+                )
                 for preset in self.config.models.values()
-            ]
+            ],
+            aliases=tuple(
+                AliasView(name, alias.first or tuple(alias.split or {}))
+                for name, alias in self.config.aliases.items()
+            ),
         )
 
     def decisions(self, *, model: str | None, limit: int) -> list[DecisionView]:

@@ -38,7 +38,8 @@ async def test_the_list_has_both_shapes(path: str) -> None:
     )
     exchange = await ask("GET", path, supervisor=FakeSupervisor(picture=picture))
     assert exchange.json["object"] == "list"
-    alpha, beta, gamma = exchange.json["data"]
+    alpha, first, beta, gamma = exchange.json["data"]
+    assert first == alpha | {"id": "first", "aliases": [], "root": "alpha"}
     assert alpha["id"] == "alpha"
     assert (alpha["object"], alpha["owned_by"], alpha["created"]) == (
         "model",
@@ -74,7 +75,7 @@ async def test_one_model() -> None:
         exchange = await ask("GET", path)
         assert exchange.json["id"] == "org/beta:8b"
     exchange = await ask("GET", "/v1/models/first")
-    assert exchange.json["id"] == "alpha"
+    assert (exchange.json["id"], exchange.json["root"]) == ("first", "alpha")
     exchange = await ask("GET", "/v1/models/none")
     assert exchange.status == 404
 

@@ -12,6 +12,7 @@ from llamaswap_py.api.guard import host_name
 from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
 from llamaswap_py.errors import API_CODES, ApiError
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, ask, make_config, make_head
+from tests.wire.test_requests import parse
 
 pytestmark = pytest.mark.anyio
 
@@ -193,7 +194,8 @@ async def test_a_bug_is_answered_without_a_traceback(
         def snapshot(self) -> Any:
             raise RuntimeError("secret detail")
 
-        def resolve(self, name: str, seed: str = "") -> str | None:
+        @property
+        def names(self) -> Any:
             raise RuntimeError("secret detail")
 
     body = b'{"model":"alpha","messages":[{"role":"user","content":"hi"}]}'
@@ -275,3 +277,67 @@ async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
     assert second.endswith(" not_found")
     assert "secret" not in caplog.text
     assert "private" not in caplog.text
+
+
+CODED = [
+    ("POST", "/v1/chat/completions", lambda error: error["error"]["message"]),
+    ("POST", "/v1/audio/transcriptions", lambda error: error["error"]["message"]),
+    ("POST", "/v1/messages", lambda error: error["error"]["message"]),
+    ("POST", "/api/chat", lambda error: error["error"]),
+    ("POST", "/models/load", lambda error: error["error"]["message"]),
+    ("POST", "/lswap/v1/models/alpha/load", lambda error: error["error"]["message"]),
+]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "identity, zstd"])
+@pytest.mark.parametrize(("method", "path", "message_of"), CODED)
+async def test_a_compressed_body_is_refused_by_the_name_of_its_header(
+    method: str, path: str, message_of: Any, coding: str
+) -> None:
+    supervisor = FakeSupervisor()
+    exchange = FakeExchange(method, path, b"\x1f\x8b\x08", {"content-encoding": coding})
+    exchange.head.content_length = 3
+    await answer(exchange, supervisor)
+    assert exchange.status == 415
+    assert exchange.headers["accept-encoding"] == "identity"
+    assert f"Content-Encoding: {coding}" in message_of(exchange.json)
+    assert not supervisor.asked
+
+
+async def test_a_body_that_is_not_compressed_or_not_read_here_passes() -> None:
+    supervisor = FakeSupervisor()
+    body = b'{"model":"alpha"}'
+    for path, coding, data in (
+        ("/v1/completions", "identity", body),
+        ("/upstream/alpha/v1/completions", "gzip", b"\x1f\x8b\x08"),
+    ):
+        exchange = FakeExchange("POST", path, data, {"content-encoding": coding})
+        exchange.head.content_length = len(data)
+        assert (await answer(exchange, supervisor)).relayed
+        assert exchange.relayed[0].body.join() == data
+    exchange = FakeExchange("GET", "/v1/models", headers={"content-encoding": "gzip"})
+    assert (await answer(exchange)).status == 200
+
+
+async def test_options_of_the_whole_server() -> None:
+    exchange = await ask("OPTIONS", "*")
+    assert (exchange.status, exchange.answer) == (204, b"")
+    assert {"GET", "HEAD", "POST", "DELETE", "OPTIONS"} == set(
+        exchange.headers["allow"].split(", ")
+    )
+    foreign = await ask("OPTIONS", "*", headers={"host": "evil.example"})
+    assert foreign.status == 403
+
+
+@pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "PURGE", "REPORT", "OPTIONS", "TRACE"])
+async def test_upstream_takes_every_method(method: str) -> None:
+    exchange = await ask(method, "/upstream/alpha/dav/x")
+    assert (exchange.relayed[0].method, exchange.relayed[0].target) == (method, "/dav/x")
+    assert (await ask(method, "/v1/models")).headers["allow"] == "GET, HEAD"
+
+
+async def test_the_host_rule_judges_the_host_of_an_absolute_target() -> None:
+    sink, _ = parse(b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    exchange = FakeExchange("GET", "/v1/models")
+    exchange.head = sink.heads[0]
+    assert (await answer(exchange)).status == 403

@@ -9,6 +9,7 @@ import pytest
 
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire import BodyTooLarge, Exchange
+from llamaswap_py.wire.dating import date_line
 
 from .harness import connected, eventually, serving
 
@@ -254,7 +255,9 @@ async def test_counters_and_repr() -> None:
     async with serving(handler) as served, connected(served.endpoint) as client:
         await client.ask(GET)
         assert exchanges[0].bytes_sent == len(
-            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: application/json\r\n\r\nhello"
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: application/json\r\n"
+            + date_line()
+            + b"\r\nhello"
         )
 
 

@@ -145,6 +145,33 @@ async def test_interim_responses_are_stripped(folder: Path) -> None:
             assert "link" not in answer.headers
 
 
+SAID_TWICE = (
+    b"X-Request-Id: theirs\r\nX-Accel-Buffering: yes\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    b"X-Lswap-Model: other\r\n"
+)
+
+
+@pytest.mark.parametrize("answer", [JSON_ANSWER, SSE_HEAD + sse("x") + b"0\r\n\r\n"])
+async def test_what_the_server_says_itself_is_said_once(folder: Path, answer: bytes) -> None:
+    status, _, rest = answer.partition(b"\r\n")
+    response = status + b"\r\n" + SAID_TWICE + rest
+    async with relaying(folder, answering(response)) as setup, connected(setup.endpoint) as client:
+        for _ in range(3):
+            headers = (await client.ask(GET)).headers  # none is there twice, and a new date
+            assert (headers["x-request-id"], headers["x-accel-buffering"]) == ("r1", "no")
+            assert "x-lswap-model" not in headers
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 0", b"Transfer-Encoding: chunked"])
+async def test_an_answer_without_content_has_no_length(folder: Path, framing: bytes) -> None:
+    response = b"HTTP/1.1 204 No Content\r\n" + framing + b"\r\n\r\n"
+    async with relaying(folder, answering(response)) as setup, connected(setup.endpoint) as client:
+        for _ in range(2):
+            answer = await client.ask(GET)
+            assert answer.status == 204
+            assert not {"content-length", "transfer-encoding"} & answer.headers.keys()
+
+
 @pytest.mark.parametrize("head", [b"204 No Content", b"304 Not Modified\r\nContent-Length: 7"])
 async def test_answers_without_a_body(folder: Path, head: bytes) -> None:
     response = b"HTTP/1.1 " + head + b"\r\n\r\n"

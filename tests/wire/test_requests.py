@@ -86,6 +86,24 @@ def test_targets_become_origin_form(target: str, path: str, query: str) -> None:
     assert (head.target, head.path, head.query) == (target, path, query)
 
 
+def test_the_host_of_an_absolute_target_counts() -> None:
+    data = b"GET http://evil.example:1/p HTTP/1.1\r\nX: y\r\n" + HOST + b"\r\n"
+    head = parse(data)[0].heads[0]
+    assert head.get(b"host") == b"evil.example:1"
+    assert [value for name, value in head.headers if name == b"host"] == [b"evil.example:1"]
+    data = b"OPTIONS http://b HTTP/1.1\r\n" + HOST + b"\r\n"
+    assert parse(data)[0].heads[0].path == "*"
+
+
+def test_an_unknown_method_is_known_as_one_after_other_requests() -> None:
+    parser = RequestParser(Sink(), WireLimits())
+    for _ in range(3):
+        parser.feed(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    with pytest.raises(WireError) as caught:
+        parser.feed(b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert caught.value.status == 501
+
+
 def test_options_may_ask_for_the_whole_server() -> None:
     assert parse(b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n")[0].heads[0].path == "*"
 
@@ -135,9 +153,10 @@ BAD = {
     "leading space": b" GET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "tab for space": b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n",
     "lower-case method": b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "unknown method": b"FROB / HTTP/1.1\r\nHost: a\r\n\r\n",
     "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01",
     "raw bytes in target": b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no host in the target": b"GET http:///p HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a user in the target": b"GET http://me@a/p HTTP/1.1\r\nHost: a\r\n\r\n",
     "fragment": b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
     "target without slash": b"GET foo HTTP/1.1\r\nHost: a\r\n\r\n",
     "foreign scheme": b"GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -178,6 +197,11 @@ def test_ambiguous_requests_are_refused(data: bytes) -> None:
         (b"GET /\r\n\r\n", 505),
         (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"FROB / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"VERSION-CONTROL2 / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"\r\nBREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"ANNOUNCE / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (POST + b"Expect: cookies\r\n\r\n", 417),

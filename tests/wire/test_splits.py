@@ -25,12 +25,21 @@ from llamaswap_py.wire.upstream import UpstreamConnection
 from .harness import JSON_ANSWER, SSE_HEAD, error_event, sse, wire_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
 STREAM = INTERIM + SSE_HEAD + sse("one") + sse("two words") + sse("[DONE]") + b"0\r\n\r\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_second() -> Iterator[None]:
+    """Answers that are compared have one date."""
+    date = b"date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llamaswap_py.wire.exchange.date_line", lambda: date)
+        yield
 
 
 class MockTransport(asyncio.Transport):

@@ -1,0 +1,24 @@
+"""The Date of answers (RFC 9110 section 6.6.1), written once a second and not once an answer."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from time import time
+from typing import Final
+
+
+class _Dating:
+    def __init__(self) -> None:
+        self._second = -1
+        self._line = b""
+
+    def line(self) -> bytes:
+        now = int(time())
+        if now != self._second:
+            self._second = now
+            self._line = f"date: {formatdate(now, usegmt=True)}\r\n".encode()
+        return self._line
+
+
+#: Returns the header line of this second.
+date_line: Final = _Dating().line
