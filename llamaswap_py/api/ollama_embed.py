@@ -110,7 +110,10 @@ async def _answer(call: Call, preset: str, request: UpstreamRequest) -> tuple[in
     def answer(status: int, body: bytes) -> None:
         found.append((status, decoded(body)))
 
+    load_ms = call.load_ms
     await inference.translated(call, preset, request, translate=None, answer=answer)
+    call.load_ms = max(load_ms, call.load_ms)  # the first of several requests has waited for it
+    call.stamp()
     return found[-1] if found else (HTTPStatus.BAD_GATEWAY, {})
 
 

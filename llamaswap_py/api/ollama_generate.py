@@ -53,7 +53,7 @@ async def _generate(
     preset = preset_of(call, ask)
     keep = read_keep_alive(ask.get("keep_alive"))
     if not ask.get(empty) and not ask.get("suffix"):
-        await _only_keep(call, preset, keep, empty)
+        await _only_keep(call, preset, name_of(ask), keep, empty)
         return
     translated = translate(ask)
     if read_switch(ask, "_debug_render_only", default=False):
@@ -93,7 +93,9 @@ async def _render_only(
 ) -> None:
     """Answer with the prompt that a model would get."""
     head = {"model": name, "created_at": stamp(time.time())}
-    images = str(translated.body.get("messages", "")).count("'type': 'image_url'")
+    contents = [message["content"] for message in translated.body.get("messages", ())]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = sum(part["type"] == "image_url" for part in parts)
 
     def answer(status: int, body: bytes) -> None:
         said = decoded(body)
@@ -112,7 +114,7 @@ async def _render_only(
     await inference.translated(call, preset, request, translate=None, answer=answer)
 
 
-async def _only_keep(call: Call, preset: str, keep: float | None, empty: str) -> None:
+async def _only_keep(call: Call, preset: str, name: str, keep: float | None, empty: str) -> None:
     """An empty prompt loads a model; with keep_alive 0 it unloads it."""
     reason = "load"
     if keep == 0:
@@ -124,5 +126,5 @@ async def _only_keep(call: Call, preset: str, keep: float | None, empty: str) ->
     said: dict[str, Any] = {"response": ""}
     if empty == "messages":
         said = {"message": {"role": "assistant", "content": ""}}
-    head = {"model": preset, "created_at": stamp(time.time())}
+    head = {"model": name, "created_at": stamp(time.time())}
     call.respond(200, {**head, **said, "done": True, "done_reason": reason})

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,6 +24,14 @@ _IMAGES: Final = (
     (b"BM", "bmp"),
 )
 _FOREVER: Final = -1.0
+_LIFETIME: Final = 100 * 365 * 86400.0
+"""Seconds; what is longer is for ever."""
+_GO_UNITS: Final = {
+    **{"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3},
+    **{"s": 1.0, "m": 60.0, "h": 3600.0},
+}
+_GO_PART: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_GO_DURATION: Final = re.compile(f"(?:{_GO_PART.pattern})+")
 _MOST_LOGPROBS: Final = 20
 _EFFORTS: Final = ("low", "medium", "high", "max")
 _RAW_REFUSES: Final = ("system", "template", "context", "images")
@@ -123,24 +132,33 @@ def read_keep_alive(value: Any) -> float | None:
     if value is None or value == "":
         return None
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        if isinstance(value, int | float):
-            seconds = float(value)
-        else:
-            text = str(value).strip()
-            sign = -1.0 if text.startswith("-") else 1.0
-            bare = text.lstrip("-")
-            number = float(bare) if bare.replace(".", "", 1).isdigit() else parse_duration(bare)
-            seconds = sign * number
-    except ValueError:
+        seconds = _seconds(value)
+    except (ValueError, OverflowError):
         message = f"keep_alive: {value!r} is not a duration"
         raise ApiError(
             "bad_request", message, param="keep_alive", remedy="like 5m, 0, -1"
         ) from None
-    if math.isnan(seconds):
-        raise ApiError("bad_request", "keep_alive is not a number", param="keep_alive")
-    return _FOREVER if seconds < 0 else seconds
+    return _FOREVER if seconds < 0 or seconds > _LIFETIME else seconds
+
+
+def _seconds(value: Any) -> float:
+    """Return a number of seconds, or a duration as Go writes them; raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if not isinstance(value, str):
+        if math.isnan(value):
+            raise ValueError
+        return float(value)
+    text = value.strip()
+    bare = text.lstrip("+-") if text[:2] not in ("+-", "-+", "--", "++") else text
+    if bare.replace(".", "", 1).isascii() and bare.replace(".", "", 1).isdigit():
+        seconds = float(bare)
+    elif _GO_DURATION.fullmatch(bare):
+        parts = _GO_PART.findall(bare)
+        seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+    else:
+        seconds = parse_duration(bare)
+    return -seconds if text.startswith("-") else seconds
 
 
 def _completion(ask: Mapping[str, Any], body: dict[str, Any], shape: str) -> Translated:

@@ -42,9 +42,14 @@ async def test_ollamas_embed_cuts_what_is_too_long(lab: Lab) -> None:
             answer = await lswap.client.post("/api/embed", json={"model": "alpha", **body})
             return answer.status_code, answer.json()
 
+        # Beyond the context: cut to it. The first of the questions to the child loads it.
+        status, said = await embed(input="z" * 5000, keep_alive=1e15)
+        assert (status, said["prompt_eval_count"]) == (200, 2048)
+        assert said["load_duration"] > 0
+        listed = await lswap.client.get("/api/ps")
+        assert listed.json()["models"][0]["expires_at"].startswith("9999")
         status, said = await embed(input="z" * 1500)
         assert (status, said["prompt_eval_count"] > 1500) == (200, True)
-        # Beyond the context: cut to it. The vector is that of the text which fits.
         status, said = await embed(input=["z", "z" * 9000, "z y" * 900, "y"])
         assert status == 200, said
         assert len(said["embeddings"]) == 4

@@ -82,7 +82,8 @@ async def test_a_prompt_is_shown_without_an_answer(lab: Lab) -> None:
         body: dict[str, Any] = {"model": "alpha", "_debug_render_only": True}
         chat = {**body, "messages": [{"role": "USER", "content": "hi"}]}
         answer = (await lswap.client.post("/api/chat", json=chat)).json()
-        assert answer["_debug_info"]["rendered_template"] == "user: hi\nassistant:"
+        shown = {"rendered_template": "user: hi\nassistant:", "image_count": 0}
+        assert answer["_debug_info"] == shown
         raw = {**body, "prompt": "as it is", "raw": True}
         answer = (await lswap.client.post("/api/generate", json=raw)).json()
         assert answer["_debug_info"]["rendered_template"] == "as it is"

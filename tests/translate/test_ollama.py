@@ -199,14 +199,19 @@ def test_what_cannot_be_translated_is_refused_by_name(translate: Any, ask: dict[
     ("value", "want"),
     [
         *((None, None), ("5m", 300.0), (0, 0.0), ("0", 0.0), ("0s", 0.0), (90, 90.0)),
+        *(("500ms", 0.5), ("1.5h", 5400.0), (".5s", 0.5), ("+5m", 300.0), ("-1m30s", -1.0)),
+        *(("100us", 1e-4), ("1µs", 1e-6), ("10ns", 1e-8), ("1m 30s", 90.0), ("2000000h", -1.0)),
+        *((1e300, -1.0), (2**70, -1.0), ("9" * 400, -1.0)),
         *(("1h30m", 5400.0), (-1, -1.0), ("-1", -1.0), ("-1m", -1.0), (1.5, 1.5), ("", None)),
     ],
 )
 def test_keep_alive(value: Any, want: float | None) -> None:
-    assert read_keep_alive(value) == want
+    assert read_keep_alive(value) == (want if want is None else pytest.approx(want))
 
 
-@pytest.mark.parametrize("value", ["soon", "5x", [], True, float("nan"), "1m-"])
+@pytest.mark.parametrize(
+    "value", ["soon", "5x", [], True, float("nan"), "1m-", "--5m", "1h-5m", "٣"]
+)
 def test_a_keep_alive_that_is_none(value: Any) -> None:
     with pytest.raises(ApiError):
         read_keep_alive(value)
