@@ -28,11 +28,15 @@ class LswapError(Exception):
 
 
 class ConfigError(LswapError):
-    """Raised when the configuration is wrong; `where` is like `config.yaml:12: models.qwen.ttl`."""
+    """Raised when the configuration is wrong; `where` is like `config.yaml:12: models.qwen.ttl`.
+
+    `partial` is the configuration that the rest of the file describes, where it could be read.
+    """
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message, remedy=remedy)
         self.where = where
+        self.partial: Any = None
 
 
 class EngineError(LswapError):

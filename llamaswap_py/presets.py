@@ -18,7 +18,7 @@ from llamaswap_py.config.records import Config, Preset, groups_of
 from llamaswap_py.config.values import EngineChoice, EngineSpec
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
-from llamaswap_py.errors import EngineError
+from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.library import with_files
@@ -116,6 +116,11 @@ class Engines:
         """The backends of all engines that were found."""
         return frozenset(one.backend for one in self._found.values() if isinstance(one, Engine))
 
+    def found(self, preset: Preset) -> Engine | None:
+        """Return a preset's engine if it has been located."""
+        found = self._found.get(preset.engine)
+        return found if isinstance(found, Engine) else None
+
     def of(self, preset: Preset) -> Engine | EngineError:
         """Return a preset's engine, or why there is none."""
         return self._found[preset.engine]
@@ -170,7 +175,7 @@ def _prepare_one(
     ledger: Ledger,
 ) -> Prepared:
     if preset.id in config.broken:
-        return _broken(preset, config)
+        return _broken(preset, config, engines, devices)
     named = [with_files(one) for one in variant_presets(preset)]
     absent = any(missing for _, missing in named)
     preset, _ = with_files(preset)
@@ -201,13 +206,37 @@ def _prepare_one(
     return Prepared(preset, plan, found, ways, tuple(problems))
 
 
-def _broken(preset: Preset, config: Config) -> Prepared:
+def _broken(
+    preset: Preset, config: Config, engines: Engines, devices: tuple[Device, ...]
+) -> Prepared:
     """Return a preset that the file describes wrongly: it is listed, and cannot run."""
     problems = [PresetProblem(preset.id, *one) for one in config.broken[preset.id]]
+    if (described := config.described.get(preset.id)) is not None:
+        problems += further_problems(described, config, engines, devices)
     ways = {"": Way(preset, (), ())}
     return Prepared(
         preset, _plan(preset, config, ways, problems, absent=False), None, ways, tuple(problems)
     )
+
+
+def further_problems(
+    preset: Preset, config: Config, engines: Engines, devices: tuple[Device, ...]
+) -> list[PresetProblem]:
+    """Return what is wrong with options, files and devices of a preset that has other mistakes."""
+    if preset.cmd is not None:
+        return []
+    engine = engines.found(preset)
+    options = engine.options if engine is not None else None
+    problems: list[PresetProblem] = []
+    try:
+        ways = [with_files(one)[0] for one in variant_presets(preset)]
+    except LswapError:  # its repository has no name that can be: said already
+        return []
+    for one in ways:
+        problems += _file_problems(_way(one, config, options), config)
+        problems += _device_problems(one, config, devices)
+    problems += check_preset(preset, config, options)
+    return list(dict.fromkeys(problems))
 
 
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:

@@ -19,7 +19,7 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.slots import read_slot_shape
-from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.presets import Engines, further_problems, prepare
 from llamaswap_py.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def check(origin: Origin) -> Report:
     try:
         config = origin.read()
     except ConfigError as error:
-        return Report(ok=False, problems=str(error).splitlines())
-    problems: list[str] = []
+        problems = [*str(error).splitlines(), *_besides(error.partial)]
+        return Report(ok=False, problems=list(dict.fromkeys(problems)))
+    problems = []
     engine = None
     engines = Engines(config)
     try:
@@ -110,6 +111,24 @@ def check(origin: Origin) -> Report:
         warnings=[*warnings(config), *useless],
         models=models,
     )
+
+
+def _besides(config: Config | None) -> list[str]:
+    """Return what else is wrong in a file that cannot be used: options, files and devices."""
+    if config is None:
+        return []
+    engines = Engines(config)
+    devices = read_devices(
+        config.memory.devices,
+        config.memory.margin.of,
+        backends=engines.backends,
+        environment=os.environ,
+    )
+    return [
+        str(problem)
+        for preset in config.models.values()
+        for problem in further_problems(preset, config, engines, devices)
+    ]
 
 
 def _has_windows(way: Way) -> bool:

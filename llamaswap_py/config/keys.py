@@ -18,7 +18,7 @@ from llamaswap_py.config.records import Config, Preset
 # Fields that are not read from the file.
 _HIDDEN: Final = {
     Preset: {"id", "variant"},
-    Config: {"source", "lines", "spelled", "secrets", "sources", "folders", "broken"},
+    Config: {"source", "lines", "spelled", "secrets", "sources", "folders", "broken", "described"},
 }
 _TRUE: Final = ("true", "yes", "on")
 _FALSE: Final = ("false", "no", "off")

@@ -47,6 +47,10 @@ class Table(Struct, frozen=True):
     line: int
     entries: dict[str, Entry]
 
+    def without(self, key: str) -> Table:
+        """Return the same mapping without one key."""
+        return Table(self.line, {name: one for name, one in self.entries.items() if name != key})
+
 
 Node: TypeAlias = Scalar | Listing | Table
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
 
 from llamaswap_py.config.broken import owner_of, reduce_broken
 from llamaswap_py.config.combined import combined_mistakes
@@ -131,14 +133,33 @@ class _Reader:
         self.add_found(values, presets, folders)
         resolve_names(values, presets, self.lines, self.problem, self.sources.spot)
         self.check_listen(values)
+        inherited = inherited_of(values)
+        told = {
+            id: own
+            for id, own in presets.items()
+            if ("model" in own or own.get("cmd")) and id not in self._unresolved
+        }
         if self._problems or self._broken.keys() >= presets.keys():
             self._problems += [each for some in self._broken.values() for each in some]
-        self.raise_problems()
-        inherited = inherited_of(values)
+            self._broken = {}
+            readable = "engine" in values or "engine" not in root.entries
+            self.raise_problems(lambda: self.made_of(values, told, inherited) if readable else None)
+        described = {id: preset_from(id, told[id], inherited) for id in self._broken if id in told}
         reduce_broken(self._broken, presets)
-        values["models"] = {id: preset_from(id, own, inherited) for id, own in presets.items()}
+        config = self.made_of(values, presets, inherited, folders)
+        return structs.replace(config, described=described)
+
+    def made_of(
+        self,
+        values: dict[str, Any],
+        presets: dict[str, dict[str, Any]],
+        inherited: dict[str, Any],
+        folders: tuple[Folder, ...] = (),
+    ) -> Config:
+        """Return the configuration that has been read."""
+        models = {id: preset_from(id, own, inherited) for id, own in presets.items()}
         return Config(
-            **values,
+            **(values | {"models": models}),
             source=self.source,
             lines=self.lines,
             spelled=self.spelled,
@@ -206,11 +227,17 @@ class _Reader:
             if not is_null(node):  # a section whose lines are all commented out
                 self.nested(key, key.record, node, here, values)
             return
-        try:
-            values[key.name] = key.form.read(node, self.base)
-        except Invalid as error:
-            self.invalid(error, here)
-            return
+        while key.name not in values:
+            try:
+                values[key.name] = key.form.read(node, self.base)
+            except Invalid as error:
+                self.invalid(error, here)
+                # One wrong entry hides no other: the rest is read without it.
+                if not isinstance(node, Table) or node.entries.keys() <= {error.key}:
+                    return
+                if error.key not in node.entries:
+                    return
+                node = node.without(error.key)
         if isinstance(node, Table):  # the options of `args`, the devices of `memory`, …
             for name, entry in node.entries.items():
                 known = long_name(name) if key.name == "args" else name
@@ -350,12 +377,15 @@ class _Reader:
         elif owner not in self._unresolved:
             self._broken.setdefault(owner, []).append((line, (where, message, remedy)))
 
-    def raise_problems(self) -> None:
+    def raise_problems(self, partial: Callable[[], Config | None] = lambda: None) -> None:
+        """Raise what was found, with what could be read of the file besides."""
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
-            raise join_errors(
+            error = join_errors(
                 [ConfigError(said, where=at, remedy=do) for _, (at, said, do) in self._problems]
             )
+            error.partial = partial()
+            raise error
 
 
 def _says(node: Node, *keys: str) -> bool:

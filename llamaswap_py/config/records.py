@@ -347,6 +347,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     sources: Sources | None = None
     folders: tuple[Folder, ...] = ()
     broken: dict[str, tuple[Mistake, ...]] = field(default_factory=dict)
+    described: dict[str, Preset] = field(default_factory=dict)
+    """Of the broken ones those of which the rest can be looked at, as far as they can be read."""
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""

@@ -93,7 +93,7 @@ def bad_argument(lab: Lab) -> Preset:
 
 
 def bad_value(lab: Lab) -> Preset:
-    return lab.preset("bad", args={"ctx-size": "plenty"})
+    return lab.preset("bad", extra=["--ctx-size", "plenty"])  # `args` would be checked
 
 
 @pytest.mark.parametrize(

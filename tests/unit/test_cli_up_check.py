@@ -142,6 +142,77 @@ def test_a_mistake_in_the_defaults_is_said_once(
     assert "c.yaml:2: defaults.args.ctx-size: '8k' is not a whole number" in said
 
 
+@pytest.mark.parametrize("top", ["", "limits: {bodi: 1MiB}"], ids=["a preset", "the file"])
+def test_mistakes_of_every_kind_are_said_in_one_run(
+    tmp_path: Path, llama_server: str, top: str
+) -> None:
+    """Structure, options, values, paths and devices; of one preset and of several."""
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    text = f"""engine: {llama_server}
+{top}
+memory: {{devices: {{host: 4GiB}}}}
+models:
+  fine: {{model: there.gguf}}
+  other: {{model: absent.gguf, args: {{ctx-sise: 1}}}}
+  bad:
+    model: absent.gguf
+    ttl: 30
+    concurrency: none
+    device: CUDA7
+    args:
+      ctx-size: 8k
+      port: 1
+      lora: {{a: 1}}
+      jinja: [[1]]
+      mmproj: gone.gguf
+    env: {{LLAMA_ARG_X: 1, "": 2, Y: 3}}
+"""
+    report = check_file(write(tmp_path, text))
+    said = [*report.problems, *(each for model in report.models for each in model.problems)]
+    for place, words in (
+        ("c.yaml:6: models.other.model", "absent.gguf: there is no such file"),
+        ("c.yaml:6: models.other.args.ctx-sise", "did you mean ctx-size?"),
+        ("c.yaml:8: models.bad.model", "absent.gguf: there is no such file"),
+        ("c.yaml:9: models.bad.ttl", "no unit"),
+        ("c.yaml:10: models.bad.concurrency", ""),
+        ("c.yaml:11: models.bad.device", "no device CUDA7"),
+        ("c.yaml:13: models.bad.args.ctx-size", "write ctx-size: 8192"),
+        ("c.yaml:14: models.bad.args.port", "lswap sets --port itself"),
+        ("c.yaml:15: models.bad.args.lora", "takes no mapping"),
+        ("c.yaml:16: models.bad.args.jinja", "no list of lists"),
+        ("c.yaml:17: models.bad.args.mmproj", "gone.gguf: there is no such file"),
+        ("c.yaml:18: models.bad.env.LLAMA_ARG_X", "use `args`"),
+        ("c.yaml:18: models.bad.env", "no name of a variable"),
+        *([("c.yaml:2: limits.bodi", "body")] if top else []),
+    ):
+        assert any(place in each and words in each for each in said), (place, said)
+    assert len(said) == (14 if top else 13)
+    if not top:
+        assert [each.id for each in report.models if not each.problems] == ["fine"]
+
+
+def test_each_file_of_a_list_is_looked_for(tmp_path: Path, llama_server: str) -> None:
+    for name in ("there.gguf", "a b.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    text = f"""engine: {llama_server}
+defaults: {{args: {{mmproj: gone.gguf}}}}
+models:
+  fine: {{model: there.gguf, args: {{lora: "a b.gguf,b.gguf", mmproj: there.gguf}}}}
+  scaled: {{model: there.gguf, args: {{lora-scaled: "b.gguf:0.5,c.gguf:1", mmproj: b.gguf}}}}
+  inherits: {{model: there.gguf, args: {{media-path: nowhere}}}}
+"""
+    report = check_file(write(tmp_path, text))
+    said = {each.id: each.problems for each in report.models}
+    assert said["fine"] == []
+    (gone,) = said["scaled"]
+    assert f"c.yaml:5: models.scaled.args.lora-scaled: {tmp_path}/c.gguf: there is no such" in gone
+    inherited, folder = said["inherits"]
+    assert (
+        f"c.yaml:2: defaults.args.mmproj: {tmp_path}/gone.gguf: there is no such file" in inherited
+    )
+    assert "models.inherits.args.media-path" in folder
+
+
 def test_up_refuses_a_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         up.run(Origin(write(tmp_path, "nothing")), name=None, listen=(), verbose=False)
