@@ -50,6 +50,28 @@ async def test_running_streams_finish(lab: Lab, number: signal.Signals) -> None:
         assert "stopped" in lswap.log[-2]
 
 
+async def test_stop_waits_for_requests_and_now_does_not(lab: Lab) -> None:
+    """A second `lswap stop` waits as the first does; a request for `--now` ends what runs."""
+    async with lab.lswap({"alpha": lab.endless("alpha")}) as lswap:
+        async with lswap.stream("alpha", max_tokens=100_000) as stream:
+            await stream.read(3)
+            stops = [asyncio.create_task(lab.cli("stop"))]
+            await lswap.says("stopping: 1 requests")
+            stops.append(asyncio.create_task(lab.cli("stop", "--url", lswap.url)))
+            status = (await lab.cli("status", "--json")).json()[0]
+            assert (status["state"], status["loaded"]) == ("stopping", ["alpha (draining)"])
+            await stream.read(len(stream.words) + 50)
+            assert not any("stopping at once" in line for line in lswap.log)
+            stops.append(asyncio.create_task(lab.cli("stop", "--now")))
+            await stream.rest()
+            assert stream.error is not None
+        for stop in stops:
+            done = await stop
+            assert (done.code, done.out) == (0, f"lswap (pid {lswap.pid}) has stopped\n")
+        assert "1 request may end first; `lswap stop --now` does not wait" in stops[0].result().err
+        assert await lswap.exited() == 0
+
+
 @pytest.mark.parametrize("inherited", [False, True])
 async def test_who_comes_while_it_drains_is_told(lab: Lab, inherited: bool) -> None:
     """Each family in its own words, on new connections, until the running requests have ended."""
