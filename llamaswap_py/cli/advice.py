@@ -94,17 +94,33 @@ def advice(path: str, word: str, known: Iterable[str]) -> str | None:
     return f"`lswap key new {word}` makes a key of that name" if path == "lswap key" else None
 
 
-def option_advice(path: str, option: str) -> str | None:
-    """Return what was probably meant by an option that a command does not have."""
+def option_advice(path: str, option: str, *, near: bool) -> str | None:
+    """Return what was probably meant by an option that a command does not have.
+
+    `near`: it has one of a like name, which is said already.
+    """
     if path == "lswap":
         return f"options follow their command: `lswap up {option} …`"
     if path == "lswap up":
         name = option.lstrip("-")
+        if name in _OPTIONS_OF_UP or near:
+            return _OPTIONS_OF_UP.get(name)
         return (
             "an option of llama-server goes into the file: "
             f"`defaults: {{args: {{{name}: …}}}}` (`lswap init` writes one)"
         )
+    if option in ("--host", "--port"):
+        return "name the running lswap by its address: --url http://HOST:PORT"
+    if option in ("--config", "-c", "--file", "-f"):
+        return f"name the file without an option: `{path} FILE`"
     return None
+
+
+_OPTIONS_OF_UP: Final = {
+    "p": "the port is --port",
+    **dict.fromkeys(("d", "detach", "daemon", "background"), _KEEP),
+    "api-key": "make a key with `lswap key new NAME` and start with --keys keys.yaml",
+}
 
 
 def _to_be_served(word: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.cli.conflicts import conflicts
+from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import memory_text
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
@@ -58,7 +59,7 @@ def run(origin: Origin, *, as_json: bool) -> bool:
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
-        _print(origin.name, report)
+        _print(origin.name if origin.path else serves_text(origin), report)
     return report.ok
 
 

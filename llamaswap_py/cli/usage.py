@@ -36,9 +36,9 @@ def tell_usage(error: Any) -> int:
 
     command = error.ctx.command_path if error.ctx is not None else "lswap"
     said = error.format_message().rstrip(".").replace("\n", " ")
-    # Of an option that does not exist; `possibilities` are those whose names are like it.
-    option = None if getattr(error, "possibilities", None) else getattr(error, "option_name", None)
-    told = option_advice(command, option) if isinstance(option, str) else None
+    option = getattr(error, "option_name", None)  # of an option that does not exist
+    near = bool(getattr(error, "possibilities", None))
+    told = option_advice(command, option, near=near) if isinstance(option, str) else None
     remedy = told or f"see `{command} --help`"
     print(f"lswap: {said[:1].lower()}{said[1:]} - {remedy}", file=sys.stderr)
     return int(error.exit_code)
