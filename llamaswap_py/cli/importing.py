@@ -74,6 +74,7 @@ def ollama(
     force: Force = False,
 ) -> None:
     """From Ollama: its models are used where they lie, nothing is copied."""
+    from llamaswap_py.estimate.files import use_of
     from llamaswap_py.importing.ollama import read_ollama
 
     folder = Path(os.path.abspath(source or _ollama_folder()))  # the new file may be anywhere
@@ -89,6 +90,9 @@ def ollama(
             return None
 
     draft = read_ollama(_manifests(folder), path_of, read_blob)
+    for preset in draft.models.values():  # Ollama reads from the file what a model is for
+        if use := use_of(preset["model"]):
+            preset["args"] = {**preset.get("args", {}), use: True}
     _finish(draft, f"Ollama's models in {folder}", output, force)
 
 

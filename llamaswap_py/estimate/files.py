@@ -67,6 +67,19 @@ def with_whole_batch(preset: Preset) -> Preset:
     return msgspec.structs.replace(preset, args={**preset.args, **whole_batch(preset, trained)})
 
 
+def use_of(model: str) -> str:
+    """Return the option that a model file asks for by its pooling: `embeddings`, `reranking`.
+
+    "" for a model that talks, and for a file that cannot be read.
+    """
+    try:
+        header = open_header(model)
+    except EstimateError:
+        return ""
+    pooling = read_trained(header.architecture, header.metadata).pooling
+    return {"": "", "none": "", "rank": "reranking"}.get(pooling, "embeddings")
+
+
 def file_sizes(paths: Iterable[str]) -> int:
     """Return the bytes of all files together; `a.gguf:0.5` is an adapter with its scale."""
     return sum(one.size for one in identify(_unscaled(path) for path in paths))

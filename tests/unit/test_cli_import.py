@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.estimate.gguf_bytes import header
 
 INPUTS = Path(__file__).parents[1] / "imports"
 
@@ -82,6 +85,26 @@ def test_ollama_s_folder_is_found_and_its_blobs_named(tmp_path: Path) -> None:
         "where the new file lies is no matter"
     )
     assert "relative" not in named.stderr
+
+
+@pytest.mark.parametrize(
+    ("pooling", "option"), [(1, "embeddings: true"), (4, "reranking: true"), (None, "")]
+)
+def test_a_model_of_ollama_does_what_its_file_is_for(
+    tmp_path: Path, pooling: int | None, option: str
+) -> None:
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "nomic" / "latest"
+    manifest.parent.mkdir(parents=True)
+    kind = "application/vnd.ollama.image.model"
+    manifest.write_text(json.dumps({"layers": [{"mediaType": kind, "digest": "sha256:aa"}]}))
+    pairs: dict[str, Any] = {"general.architecture": "bert", "bert.context_length": 2048}
+    (tmp_path / "blobs").mkdir()
+    blob = tmp_path / "blobs" / "sha256-aa"
+    blob.write_bytes(header(pairs | ({"bert.pooling_type": pooling} if pooling else {})))
+    done = lswap("ollama", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (": true" in done.stdout) == bool(option)
+    assert option in done.stdout
 
 
 def test_an_empty_machine_says_where_it_looked(tmp_path: Path) -> None:
