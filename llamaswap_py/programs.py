@@ -16,24 +16,31 @@ from llamaswap_py.devices.placement import PREFIXES
 def find_program(preset: Preset) -> str | None:
     """Return the path of a preset's program; None when there is none that can be run."""
     assert preset.cmd is not None
-    path = preset.env.get("PATH", os.environ.get("PATH"))
-    return shutil.which(preset.cmd.words[0], path=path)
+    return _found(preset, preset.cmd.words[0])
+
+
+def _found(preset: Preset, name: str) -> str | None:
+    return shutil.which(name, path=preset.env.get("PATH", os.environ.get("PATH")))
 
 
 def program_problems(preset: Preset, config: Config) -> list[PresetProblem]:
-    """Return why a preset's program cannot be run."""
+    """Return why a preset's program, or what stops it, cannot be run."""
     assert preset.cmd is not None
-    if find_program(preset) is not None:
-        return []
-    name, where = preset.cmd.words[0], config.where(f"models.{preset.id}.cmd")
+    programs = {"cmd": preset.cmd.words[0], "stop_cmd": next(iter(preset.stop_cmd), "")}
+    return [
+        PresetProblem(preset.id, config.where(f"models.{preset.id}.{key}"), *_fault(name))
+        for key, name in programs.items()
+        if name and _found(preset, name) is None
+    ]
+
+
+def _fault(name: str) -> tuple[str, str]:
+    """Return why there is no program to run, and what to do."""
     if "/" not in name:
-        message = f"there is no program {name} on the PATH"
-        return [PresetProblem(preset.id, where, message, "install it, or write its path")]
+        return f"there is no program {name} on the PATH", "install it, or write its path"
     if os.path.isfile(name):
-        message, remedy = f"{name} cannot be executed", f"chmod +x {name}"
-    else:
-        message, remedy = f"{name}: there is no such program", "check the path"
-    return [PresetProblem(preset.id, where, message, remedy)]
+        return f"{name} cannot be executed", f"chmod +x {name}"
+    return f"{name}: there is no such program", "check the path"
 
 
 def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, str]:
@@ -50,4 +57,4 @@ def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, s
 def program_of(preset: Preset) -> Program:
     """Return how a preset's program shows that it serves, and where it runs."""
     assert preset.cmd is not None
-    return Program(preset.ready.http, preset.ready.line, preset.cmd.dir)
+    return Program(preset.ready.http, preset.ready.line, preset.cmd.dir, preset.stop_cmd)

@@ -17,7 +17,13 @@ from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.children.process import Process
-from llamaswap_py.children.program import ProgramLines, ProgramLoad, choose_endpoint, told
+from llamaswap_py.children.program import (
+    ProgramLines,
+    ProgramLoad,
+    choose_endpoint,
+    run_stop,
+    told,
+)
 from llamaswap_py.children.readiness import (
     Ending,
     Listening,
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.children.readiness import Sign, Stream
     from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
+    from llamaswap_py.endpoint import Endpoint
 
 _WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
 _TAIL_KEPT: Final = 200  # lines for finding the cause
@@ -100,6 +107,8 @@ class Child:
         self._stopping = asyncio.Event()
         self._waking = asyncio.Event()
         self._asleep = False
+        self._endpoint: Endpoint | None = None
+        self._stop_command: asyncio.Task[bool] | None = None
         self._stalled = False
         self._ending = False
 
@@ -150,8 +159,9 @@ class Child:
         """Begin the stop recipe; a second call changes nothing.
 
         Child mode: the exit command on stdin (while loading nobody reads it: SIGTERM besides),
-        again once with SIGTERM, then end of file. Else: SIGTERM, again once. SIGKILL of the whole
-        group after `stop_timeout`. Open requests hold a child up to that: drain first.
+        again once with SIGTERM, then end of file. Else: SIGTERM, again once, or the program's own
+        command. SIGKILL of the whole group after `stop_timeout`. Open requests hold a child up to
+        that: drain first.
         """
         if self._stopping.is_set():
             return
@@ -190,7 +200,7 @@ class Child:
         return Process.spawn(argv, child_env(os.environ, spec), control=spec.child_mode)
 
     def _spawn_program(self, spec: ChildSpec, program: Program) -> Process:
-        endpoint = choose_endpoint(spec)
+        self._endpoint = endpoint = choose_endpoint(spec)
         argv = told((spec.binary, *spec.args), endpoint)
         self._load = ProgramLoad(spec, endpoint, self._emit_unless_stopping)
         env = child_env(os.environ, spec)
@@ -230,7 +240,10 @@ class Child:
         assert process is not None
         patience = self.spec.stop_timeout
         if self.spec.program is not None:  # to some a second SIGTERM means: leave everything
-            await asyncio.sleep(patience)
+            with anyio.move_on_after(patience):
+                if self.spec.program.stop and not await self._run_stop_command(process):
+                    process.signal(signal.SIGTERM)
+                await anyio.sleep_forever()
             self._give_up(process)
             return
         repeat = _REPEAT_SECONDS_CHILD_MODE if self.spec.child_mode else _REPEAT_SECONDS
@@ -246,12 +259,31 @@ class Child:
         await asyncio.sleep(patience - first - second)
         self._give_up(process)
 
+    async def _run_stop_command(self, process: Process) -> bool:
+        """Run the command that stops a program, once; tell whether it ended well."""
+        if self._stop_command is None:
+            self._stop_command = asyncio.create_task(self._stopped_by_command(process.pid))
+        return await asyncio.shield(self._stop_command)
+
+    async def _stopped_by_command(self, pid: int) -> bool:
+        program, endpoint = self.spec.program, self._endpoint
+        assert program is not None
+        assert endpoint is not None
+        env = child_env(os.environ, self.spec)
+        patience = self.spec.stop_timeout
+        failure = await asyncio.to_thread(run_stop, program, endpoint, pid, env, patience)
+        if failure:
+            self._note(f"[{self.spec.name}: stop_cmd failed: {failure}]")
+        return not failure
+
     def _give_up(self, process: Process) -> None:
         patience = self.spec.stop_timeout
         self._note(f"[{self.spec.name} did not stop within {patience:g} s: killed]")
         process.kill_group()
 
     def _ask_to_stop(self, process: Process) -> None:
+        if self.spec.program is not None and self.spec.program.stop:
+            return  # its own command does: see _stop_when_asked()
         if self.spec.child_mode:
             process.command_exit()
         if not (self.spec.child_mode and self._load is not None and self._load.said_ready):
@@ -296,7 +328,12 @@ class Child:
         self._logs.append(text)
 
     async def _clean_up(self, process: Process) -> None:
+        program = self.spec.program
+        asked = self._stopping.is_set() or not process.exited.done()
         await process.end()
+        # What it started may outlive it: whoever asked for its end gets that of the others, too.
+        if program is not None and program.stop and asked:
+            await self._run_stop_command(process)
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.close())
         if self._file is not None:

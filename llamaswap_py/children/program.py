@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.children.loading import Load
@@ -14,7 +15,7 @@ from llamaswap_py.children.readiness import Listening, Log
 from llamaswap_py.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from llamaswap_py.children.readiness import Sign, Stream
     from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
@@ -45,6 +46,35 @@ def told(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
     if any("{socket}" in word for word in words):
         raise ValueError("the path of its socket would be too long; use {port}")
     return tuple(word.replace("{port}", str(endpoint.port)) for word in words)
+
+
+def run_stop(
+    program: Program, endpoint: Endpoint, pid: int, env: Mapping[str, str], patience: float
+) -> str:
+    """Run the command that stops a program to its end; blocks. Return what went wrong, or ""."""
+    known = {"{pid}": str(pid), "{port}": str(endpoint.port), "{socket}": endpoint.path or ""}
+    words = list(program.stop)
+    for name, value in known.items():
+        words = [word.replace(name, value) for word in words]
+    try:
+        done = subprocess.run(
+            words,
+            env=env,
+            cwd=program.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=patience,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {patience:g} s"
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in a word
+        return getattr(error, "strerror", None) or str(error)
+    if not done.returncode:
+        return ""
+    last = done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+    return f"exit code {done.returncode}" + (f": {last}" if last else "")
 
 
 class ProgramLines:

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 class Program:
     """How a child that is no llama-server shows that it serves, and the folder it runs in.
 
-    GET `http` answers 2xx, or a line of its output contains or matches `line`.
+    GET `http` answers 2xx, or a line of its output contains or matches `line`. The command `stop`,
+    if there is one, stops it; it has `{pid}` and `{port}` where those go.
     """
 
     http: str | None
     line: str | None
     cwd: str
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

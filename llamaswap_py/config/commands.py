@@ -18,6 +18,7 @@ OF_LLAMA_SERVER: Final = (
     *("fit", "sleep", "keep_kv", "prefer", "resume", "liveness"),
 )
 """Keys of a preset that mean llama-server, which `cmd` does not run."""
+_HOW_STOP: Final = "write a list: [docker, stop, whisper]"
 _HOW: Final = "write a list: [whisper-server, --port, '{port}', -m, model.bin]"
 
 
@@ -50,6 +51,21 @@ COMMAND: Final = or_null(
         {"type": "array", "items": {"type": ["string", "number", "boolean"]}, "minItems": 1},
         lambda command: list(command.words),
     )
+)
+
+
+def _stop(node: Node, base: Base) -> tuple[str, ...]:
+    if isinstance(node, Scalar) and node.text:
+        raise Invalid(node, f"{describe(node)} is not a list of words", _HOW_STOP)
+    items = read_list(node, "words")
+    words = [_word(item, base) for item in items]
+    if words and "/" in words[0] and not words[0].startswith("/"):
+        words[0] = base.path(words[0], items[0])
+    return tuple(words)
+
+
+STOP: Final = Form(
+    _stop, {"type": "array", "items": {"type": ["string", "number", "boolean"]}}, list
 )
 
 
@@ -91,6 +107,9 @@ def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if values.get("cmd") is None:
         if "ready" in values:
             yield "ready", "ready is for programs that cmd runs", "remove it: llama-server says so"
+        if "stop_cmd" in values:
+            message = "stop_cmd is for programs that cmd runs"
+            yield "stop_cmd", message, "remove it: lswap stops llama-server itself"
         return
     for key in OF_LLAMA_SERVER:
         if key in values and key in ("model", "hf"):

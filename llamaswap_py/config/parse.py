@@ -45,6 +45,7 @@ _FOREIGN = {
     "hf": "write the repository of each preset under `models`",
     "cmd": "write the command of each preset under `models`",
     "ready": "write it beside the preset's cmd",
+    "stop_cmd": "write it beside the preset's cmd",
 }
 
 

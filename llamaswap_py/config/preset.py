@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import field, structs
 
 from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
-from llamaswap_py.config.commands import COMMAND, READY
+from llamaswap_py.config.commands import COMMAND, READY, STOP
 from llamaswap_py.config.fields import Record, key, plain, word
 from llamaswap_py.config.filters import FILTERS
 from llamaswap_py.config.forms import (
@@ -289,6 +289,15 @@ class Preset(Defaults, frozen=True, kw_only=True):
             {"line": "listening on"},
         ),
     ] = Ready(http="/health")
+    stop_cmd: Annotated[
+        tuple[str, ...],
+        key(
+            "Stops a program that `cmd` runs, instead of SIGTERM: a list of words, with {pid} and "
+            "{port} where those go. Its process is killed if it is still there after stop_timeout.",
+            STOP,
+            ["docker", "stop", "whisper"],
+        ),
+    ] = ()
     engine: Annotated[
         EngineSpec,
         key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),

@@ -107,7 +107,7 @@ def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
             yield Row(place, key.many, default, key.description)
             yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
         elif key.record is Defaults:
-            keys = "All keys of a preset but model, hf, cmd, ready, aliases, variants."
+            keys = "All keys of a preset but model, hf, cmd, ready, stop_cmd, aliases, variants."
             yield Row(place, "mapping", "", f"{key.description} {keys}")
         elif key.record is not None:
             yield from _rows(key.record, f"{place}.")

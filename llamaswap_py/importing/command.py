@@ -242,7 +242,18 @@ def _is_value(word: str) -> bool:
     return not word.startswith("-") or word == "-" or _NUMBER.fullmatch(word) is not None
 
 
-_ORDER: Final = ("model", "hf", "cmd", "ready", "engine", "args", "extra", "env", "device")
+_ORDER: Final = (
+    "model",
+    "hf",
+    "cmd",
+    "ready",
+    "stop_cmd",
+    "engine",
+    "args",
+    "extra",
+    "env",
+    "device",
+)
 
 
 def _ordered(preset: dict[str, Any]) -> dict[str, Any]:

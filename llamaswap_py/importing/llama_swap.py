@@ -200,9 +200,9 @@ def _command(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
         _note_nothing(place, model, draft)
         return {}
     if not is_llama_server(words):
-        _note_stop(place, model, "", draft)
         return read_program(place, words, env, model, draft)
-    _note_stop(place, model, "not needed: lswap stops llama-server itself", draft)
+    if stop := str(model.get("cmdStop") or "").strip():
+        draft.note(f"{place}.cmdStop", "not needed: lswap stops llama-server itself", stop)
     if model.get("useModelName"):
         draft.note(f"{place}.useModelName", "not needed: llama-server answers to any name")
     preset = read_command(words, env, draft, place)
@@ -221,15 +221,6 @@ def _note_nothing(place: str, model: dict[str, Any], draft: Draft) -> None:
         draft.note(f"{place}.proxy", text, str(proxy))
     else:
         draft.note(f"{place}.cmd", "there is no command: add `model:`, or remove the entry")
-
-
-def _note_stop(place: str, model: dict[str, Any], text: str, draft: Draft) -> None:
-    if stop := str(model.get("cmdStop") or "").strip():
-        text = text or (
-            "is not run: lswap stops a child by SIGTERM, and kills its process group after"
-            " `stop_timeout`. A container has to heed SIGTERM: run it with --init"
-        )
-        draft.note(f"{place}.cmdStop", text, stop)
 
 
 def _variables(value: Any) -> dict[str, str]:

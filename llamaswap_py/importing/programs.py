@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from llamaswap_py.importing.command import split_command
 from llamaswap_py.importing.draft import Draft
 
 _MACRO: Final = "${PORT}"
@@ -85,13 +86,25 @@ def read_program(
         draft.note(f"{place}.checkEndpoint", text)
         check = "/"
     preset["ready"] = {"http": address.path + (check if check.startswith("/") else f"/{check}")}
-    text = "what it takes is measured when it is loaded, alone the first time (or say `memory:`)"
-    draft.note(place, text)
+    if stop := _stop_words(str(model.get("cmdStop") or ""), place, draft):
+        preset["stop_cmd"] = stop
+    if told:
+        draft.note(place, "its memory is measured in its first load, alone (or say `memory:`)")
     if model.get("useModelName"):
         preset["request"] = {"set": {"model": str(model["useModelName"])}}
     if kept:
         preset["env"] = kept
     return preset
+
+
+def _stop_words(command: str, place: str, draft: Draft) -> list[str]:
+    """Return the words of `cmdStop`, with lswap's names for the process and its port."""
+    try:
+        words = split_command(command)
+    except ValueError as error:
+        draft.note(f"{place}.cmdStop", f"cannot be read as a command: {error}")
+        return []
+    return [word.replace("${PID}", "{pid}").replace(_MACRO, _PORT) for word in words]
 
 
 def _note_address(place: str, proxy: str, address: Address, told: bool, draft: Draft) -> None:

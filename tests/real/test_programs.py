@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes import fake_program
+from tests.fakes import fake_container, fake_program
 from tests.real.answers import error_of
 
 if TYPE_CHECKING:
@@ -121,3 +121,56 @@ async def test_the_real_llama_server_can_be_a_program(lab: Lab) -> None:
             done = await lab.cli("unload", name, "--url", lswap.url)
             assert done.code == 0, done.err
         assert lswap.child_pids() == set()
+
+
+def container(lab: Lab, *stop: str, **keys: Any) -> Preset:
+    """Return a preset of a container that heeds no SIGTERM, and the command that stops it."""
+    words = [sys.executable, fake_container.__file__]
+    how = stop or (*words, "stop", str(lab.folder), "box")
+    run = [*words, "run", str(lab.folder), "box", "{port}"]
+    return {"cmd": run, "stop_cmd": list(how), "ready": {"http": "/"}, "memory": HOST, **keys}
+
+
+async def test_a_container_is_stopped_by_its_own_command(lab: Lab) -> None:
+    """It is gone when its memory is given to another, and when lswap has stopped."""
+    file = lab.folder / "box.pid"
+    models = {"box": container(lab), "alpha": lab.preset("alpha")}
+    async with lab.lswap(models) as lswap:
+        for _ in range(2):
+            answer = await lswap.client.get("/upstream/box/?autoload=true")
+            assert answer.status_code == 200, answer.text
+            assert fake_container.running(file)
+            assert await lswap.chat("alpha") == lab.sentence("alpha")
+            assert not fake_container.running(file)
+        answer = await lswap.client.get("/upstream/box/?autoload=true")
+        assert answer.status_code == 200, answer.text
+    assert not fake_container.running(file)
+
+
+async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab: Lab) -> None:
+    words = ("sh", "-c", "echo no such container {pid} >&2; exit 3")
+    models = {
+        "talk": program(memory=HOST) | {"stop_cmd": list(words)},
+        "gone": program(memory=HOST) | {"stop_cmd": ["no-such-program", "stop"]},
+    }
+    async with lab.lswap(models) as lswap:
+        pid = (await env_of(lswap, "talk"))["pid"]
+        await lab.cli("unload", "talk", "--url", lswap.url)
+        await lswap.until_state("talk", "unloaded")
+        log = await lswap.logs("talk")
+        assert f"stop_cmd failed: exit code 3: no such container {pid}" in log
+        assert "told to end" in log
+        message = error_of(await lswap.client.get("/upstream/gone/env?autoload=true"), 503)
+        assert "there is no program no-such-program on the PATH" in message["message"]
+
+
+async def test_what_a_stop_command_leaves_is_killed(lab: Lab) -> None:
+    keys = {"stop_timeout": "1s", "env": {"PROGRAM_IGNORE_TERM": "1"}}
+    models = {"talk": program(memory=HOST, **keys) | {"stop_cmd": ["sleep", "60"]}}
+    async with lab.lswap(models) as lswap:
+        await env_of(lswap, "talk")
+        await lab.cli("unload", "talk", "--url", lswap.url)
+        await lswap.until_state("talk", "unloaded")
+        log = await lswap.logs("talk")
+        assert "did not stop within 1 s: killed" in log
+        assert "stop_cmd failed: it took longer than 1 s" in log

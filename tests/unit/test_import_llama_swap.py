@@ -51,6 +51,7 @@ KEYS: Final[dict[str, tuple[Any, str]]] = {
     "models.a.macros.m": ("--ctx-size 8192", CARRIED),
     "models.a.cmd": ("llama-server -m /m/y.gguf --port ${PORT}", CARRIED),
     "models.a.cmdStop": ("docker stop a", NAMED),
+    "models.p.cmdStop": ("docker stop p", CARRIED),
     "models.a.name": ("Model A", CARRIED),
     "models.a.description": ("A model", CARRIED),
     "models.a.env": (["GGML_X=1"], CARRIED),
@@ -191,9 +192,10 @@ def test_notes_that_are_the_same_of_many_models_are_one_line() -> None:
     lines = draft.lines()
     assert len(lines) < 12
     assert len(render(draft, "a test").split("\nmodels:")[0]) < 4_000
-    (stop,) = [line for line in lines if "cmdStop" in line]
-    assert stop.startswith("cmdStop of 120 models: m0 (docker stop m0), m1 (docker stop m1), ")
-    assert "and 114 more: is not run" in stop
+    assert draft.models["m7"]["stop_cmd"] == ["docker", "stop", "m7"]
+    (path,) = [line for line in lines if "proxy" in line]
+    assert path.startswith("proxy of 120 models: m0 (/v0), m1 (/v1), ")
+    assert "and 114 more: requests reach it without" in path
 
 
 def test_names_with_dots_are_not_mistaken_for_keys() -> None:

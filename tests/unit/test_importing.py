@@ -114,6 +114,7 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
     assert vllm["cmd"][:3] == ["docker", "run", "--init"]
     assert "{port}:8000" in vllm["cmd"]
     assert vllm["ready"] == {"http": "/v1/models"}
+    assert vllm["stop_cmd"] == ["docker", "stop", "vllm"]
     whisper = draft.models["whisper"]
     assert whisper["cmd"][-2:] == ["--port", "{port}"], "the port that its proxy has"
     said = notes(draft)
@@ -122,7 +123,6 @@ def test_macros_groups_and_filters_of_a_homelab() -> None:
         "apiKeys",
         "peers",
         "sendLoadingState",
-        "models.vllm-coder.cmdStop",
         "models.whisper.checkEndpoint",
         "models.gpt-oss-120b.metadata: only",
         "there is no model 'gone'",
