@@ -136,7 +136,7 @@ class App:
 
     async def _dispatch(self, call: Call) -> None:
         head = call.exchange.head
-        if self._cors.on and self._cross_origin(call):
+        if (self._cors.on or head.method == "OPTIONS") and self._cross_origin(call):
             return
         meaning = call.meaning
         call.captured, call.family = meaning.captured, meaning.family

@@ -8,9 +8,11 @@ Host; as Origin it means a page of whoever has that address, and must be this ma
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.config.origins import NONE, origin_of, pattern_of
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -23,55 +25,105 @@ _REMEMBERED: Final = 256
 """Accepted header values kept, so that the rule costs a set lookup per request."""
 
 
+class Origins:
+    """The origins of pages that the file names, patterns among them."""
+
+    def __init__(self, written: Iterable[str]) -> None:
+        self.written = tuple(written)
+        self._patterns = [pattern_of(one) for one in self.written]
+        self._known: set[bytes] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.written)
+
+    def match(self, origin: bytes) -> bool:
+        """Tell whether a request's Origin is one of them."""
+        if origin in self._known:
+            return True
+        low = origin.strip().lower()
+        if not any(pattern.fullmatch(low) for pattern in self._patterns):
+            return False
+        if len(self._known) < _REMEMBERED:
+            self._known.add(origin)
+        return True
+
+    def refusal(self, origin: bytes) -> ApiError:
+        """Return the error for another one, with the very line that lets it in."""
+        shown = origin.decode("latin-1")[:200]
+        try:
+            line = json.dumps([*self.written, origin_of(shown)], ensure_ascii=False)
+        except ValueError:
+            line = ""
+        if shown == NONE or not line:
+            remedy = "open the page from a web server, not from a file or in a sandboxed frame"
+        else:
+            line = f"cors: {{origins: {line}}}"
+            remedy = f"if it should be, put this line into the file and restart lswap: {line}"
+        return ApiError(
+            "forbidden", f"pages of the origin {shown!r} are not trusted here", remedy=remedy
+        )
+
+
 class HostRule:
     """Accept requests whose Host and Origin are IP literals, localhost or names of this machine."""
 
     def __init__(self, names: Iterable[str], origins: Iterable[str] = ()) -> None:
         self.names = frozenset(name.lower().rstrip(".") for name in names)
-        self._accepted: set[bytes] = {origin.encode() for origin in origins}
+        self._origins = Origins(origins)
+        self._hosts: set[bytes] = set()
+        self._pages: set[bytes] = set()
 
     def check(self, head: RequestHead) -> None:
         """Raise ApiError `forbidden`, naming the line to add to the file."""
-        for header in (b"host", b"origin"):
-            value = head.get(header)
-            if header == b"origin" and b"*" in self._accepted:
-                continue
-            if value is not None and value not in self._accepted:
-                self._judge(header.decode(), value, head.get(b"host") or b"")
+        host, origin = head.get(b"host"), head.get(b"origin")
+        if host is not None and host not in self._hosts:
+            self._judge_host(host)
+        if origin is not None and origin not in self._pages and not self._origins.match(origin):
+            self._judge_origin(origin, host or b"")
 
-    def _judge(self, header: str, value: bytes, host: bytes) -> None:
+    def _judge_host(self, value: bytes) -> None:
         name = host_name(value.decode("latin-1"))
-        if header == "origin" and name is not None and is_ip(name):
+        if name is None or not (is_ip(name) or is_localhost(name) or name in self.names):
+            shown = name or value.decode("latin-1")[:80]
+            raise ApiError(
+                "forbidden",
+                f"the Host header names {shown!r}, which is not this machine",
+                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{shown}]",
+            )
+        _remember(self._hosts, value)
+
+    def _judge_origin(self, value: bytes, host: bytes) -> None:
+        name = host_name(value.decode("latin-1"))
+        if name is not None and is_ip(name):
             if name == host_name(host.decode("latin-1")):
                 return  # a page of this very server; not remembered, for the next Host may differ
             known = ipaddress.ip_address(name).is_loopback or name in self.names
         else:
-            known = name is not None and (is_ip(name) or is_localhost(name) or name in self.names)
+            known = name is not None and (is_localhost(name) or name in self.names)
         if not known:
-            shown = name or value.decode("latin-1")[:80]
-            raise ApiError(
-                "forbidden",
-                f"the {header.capitalize()} header names {shown!r}, which is not this machine",
-                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{shown}]",
-            )
-        if len(self._accepted) < _REMEMBERED:
-            self._accepted.add(value)
+            raise self._origins.refusal(value)
+        _remember(self._pages, value)
+
+
+def _remember(known: set[bytes], value: bytes) -> None:
+    if len(known) < _REMEMBERED:
+        known.add(value)
 
 
 class Cors:
     """Lets pages of the origins that the file names read answers (CORS, in the Fetch standard)."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
+        self._origins = Origins(origins)
         self.on = bool(self._origins)
         """Whether the file names any origin."""
 
     def headers(self, head: RequestHead) -> list[tuple[bytes, bytes]]:
         """Return what to send besides; nothing for a request of no such page."""
         origin = head.get(b"origin")
-        if not self._origins or origin is None:
+        if not self.on or origin is None:
             return []
-        if origin not in self._origins and b"*" not in self._origins:
+        if not self._origins.match(origin):
             return [(b"vary", b"Origin")]
         return [
             (b"access-control-allow-origin", origin),
@@ -80,18 +132,26 @@ class Cors:
         ]
 
     def preflight(self, head: RequestHead) -> list[tuple[bytes, bytes]] | None:
-        """Return the headers that answer a preflight; None where it is none, or of no such page."""
+        """Return the headers that answer a preflight; None where it is none.
+
+        Raises ApiError `forbidden` for one of another page, with the line that lets it in.
+        """
+        origin = head.get(b"origin")
         asked = head.get(b"access-control-request-method")
-        headers = self.headers(head)
-        if head.method != "OPTIONS" or asked is None or len(headers) < 3:
+        if head.method != "OPTIONS" or asked is None or origin is None:
             return None
+        if not self._origins.match(origin):
+            raise self._origins.refusal(origin)
         wanted = head.get(b"access-control-request-headers") or b"*"
-        return [
-            *headers,
+        headers = [
+            *self.headers(head),
             (b"access-control-allow-methods", asked),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", b"600"),
         ]
+        if head.get(b"access-control-request-private-network") == b"true":
+            headers.append((b"access-control-allow-private-network", b"true"))
+        return headers
 
 
 def own_names(config: Config) -> set[str]:

@@ -19,7 +19,6 @@ from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
-    NAMES,
     PATH,
     PATHS,
     POSITIVE_DURATION,
@@ -31,6 +30,7 @@ from llamaswap_py.config.forms import (
 )
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.memory import Memory
+from llamaswap_py.config.origins import ORIGINS
 from llamaswap_py.config.places import ENGINE, LISTEN
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
@@ -209,7 +209,12 @@ class Cors(Record, frozen=True):
 
     origins: Annotated[
         tuple[str, ...],
-        key("Origins like https://chat.lan, or * for all of them.", NAMES, ["https://chat.lan"]),
+        key(
+            "Their origins: https://chat.lan, http://localhost:* (any port), https://*.lan, "
+            "chrome-extension://* (any extension), app://obsidian.md; or * for all of them.",
+            ORIGINS,
+            ["https://chat.lan", "app://obsidian.md"],
+        ),
     ] = ()
 
 

@@ -15,7 +15,7 @@ from llamaswap_py.api.guard import Cors
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.values import Filters
-from llamaswap_py.errors import ConfigError
+from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.naming import Names
 from llamaswap_py.scheduler.records import InstanceKey
 from llamaswap_py.wire.messages import RequestHead
@@ -163,5 +163,6 @@ def test_pages_of_other_origins_only_as_configured() -> None:
     answer = cors.preflight(head("OPTIONS", origin="https://chat.lan", **asked))
     assert answer is not None
     assert dict(answer)[b"access-control-allow-headers"] == b"x-a"
-    assert cors.preflight(head("OPTIONS", origin="https://evil.example", **asked)) is None
+    with pytest.raises(ApiError, match=r"https://evil\.example"):
+        cors.preflight(head("OPTIONS", origin="https://evil.example", **asked))
     assert cors.preflight(head("OPTIONS", origin="https://chat.lan")) is None

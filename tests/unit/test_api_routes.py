@@ -120,13 +120,16 @@ async def test_own_names_may_call(headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("headers", "shown"),
     [
-        ({"host": "evil.example"}, "evil.example"),
-        ({"origin": "https://evil.example"}, "evil.example"),
-        ({"origin": "null"}, "null"),
-        ({"origin": "http://93.184.216.34"}, "93.184.216.34"),
-        ({"host": "127.0.0.1:8080", "origin": "http://192.168.1.7:8080"}, "192.168.1.7"),
-        ({"host": "127.0.0.1.evil.example"}, "127.0.0.1.evil.example"),
-        ({"host": "localhost@evil.example"}, "localhost@evil.example"),
+        ({"host": "evil.example"}, "allowed_hosts: [evil.example]"),
+        ({"origin": "https://evil.example"}, 'cors: {origins: ["https://evil.example"]}'),
+        ({"origin": "null"}, "'null' are not trusted"),
+        ({"origin": "http://93.184.216.34"}, 'cors: {origins: ["http://93.184.216.34"]}'),
+        (
+            {"host": "127.0.0.1:8080", "origin": "http://192.168.1.7:8080"},
+            'cors: {origins: ["http://192.168.1.7:8080"]}',
+        ),
+        ({"host": "127.0.0.1.evil.example"}, "allowed_hosts: [127.0.0.1.evil.example]"),
+        ({"host": "localhost@evil.example"}, "allowed_hosts: [localhost@evil.example]"),
     ],
 )
 async def test_foreign_names_are_refused_with_the_line_to_add(
@@ -138,7 +141,7 @@ async def test_foreign_names_are_refused_with_the_line_to_add(
     )
     assert exchange.status == 403
     assert exchange.error["code"] == "forbidden"
-    assert f"allowed_hosts: [{shown}]" in exchange.error["message"]
+    assert shown in exchange.error["message"]
     assert supervisor.loaded == []
 
 
