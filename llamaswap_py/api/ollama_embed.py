@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _SPECIAL: Final = 16
 """Tokens that may come to those of the text: its begin, its end, a blank in front."""
+_USUAL: Final = 2
+"""Characters in a token: more than twice as many are usual in most languages."""
 _TOO_LONG: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
 _HINT: Final = "write args: {embeddings: true} for this model, which then does nothing else"
 
@@ -71,13 +73,14 @@ async def _embed(
         call.respond(HTTPStatus.OK, shape({}))
         return
     limit = await _most_tokens(call, preset)
-    inputs = await _fitted(call, preset, texts, limit, cuts=cuts)
+    inputs = await _fitted(call, preset, texts, limit, cuts=cuts, guess=cuts)
     status, said = await _vectors(call, preset, ask, inputs)
-    if cuts and status in _TOO_LONG:
+    if cuts and status in _TOO_LONG:  # a guess was wrong, or fit has shrunk the context
         real = await _context_of_child(call, preset)
-        if 0 < real < (limit or real + 1):  # fit has shrunk it, or nobody knew it
-            inputs = await _fitted(call, preset, texts, real - 1, cuts=True)
-            status, said = await _vectors(call, preset, ask, inputs)
+        limit = limit if not real or 0 < limit <= real else real - 1
+        shorter = await _fitted(call, preset, texts, limit, cuts=True, guess=False)
+        if shorter != inputs:
+            status, said = await _vectors(call, preset, ask, shorter)
     if status == HTTPStatus.OK:
         call.respond(status, shape(said))
     else:
@@ -129,16 +132,17 @@ async def _most_tokens(call: Call, preset: str) -> int:
 
 
 async def _fitted(
-    call: Call, preset: str, texts: list[str], limit: int, *, cuts: bool
+    call: Call, preset: str, texts: list[str], limit: int, *, cuts: bool, guess: bool
 ) -> list[str | list[int]]:
     """Return the inputs, those that are too long as the tokens that are left of them.
 
-    Without `cuts` such an input is an ApiError `bad_request`.
+    Without `cuts` such an input is an ApiError `bad_request`. With `guess` a text of so many
+    characters as usually fit is not looked at: that takes a question to the child.
     """
     inputs: list[str | list[int]] = [*texts]
     end: list[int] | None = None
     for number, text in enumerate(texts):
-        if not limit or _at_most(text) <= limit:
+        if not limit or _at_most(text) <= limit or (guess and len(text) <= _USUAL * limit):
             continue
         tokens = await _tokens(call, preset, text)
         if len(tokens) <= limit:
@@ -151,7 +155,7 @@ async def _fitted(
             remedy = "leave `truncate` out, or raise ctx-size in the configuration"
             raise ApiError("bad_request", message, remedy=remedy, param="input")
         if end is None:
-            end = _closing(tokens, await _tokens(call, preset, ""))
+            end = closing(tokens, await _tokens(call, preset, ""))
         inputs[number] = [*tokens[: limit - len(end)], *end]
     return inputs
 
@@ -161,7 +165,7 @@ def _at_most(text: str) -> int:
     return len(text.encode("utf-8", "replace")) + 2 * text.count(" ") + _SPECIAL
 
 
-def _closing(tokens: list[int], none: list[int]) -> list[int]:
+def closing(tokens: list[int], none: list[int]) -> list[int]:
     """Return the tokens that end every input; `none` are those of an empty one: begin and end."""
     begin = 1 if none and tokens[:1] == none[:1] else 0
     end = none[begin:]

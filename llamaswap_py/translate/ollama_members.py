@@ -272,11 +272,11 @@ VERSION: Final = "0.35.0"
 
 CLIENTS: Final[dict[str, tuple[str, str]]] = {
     "OllamaSharp's System One": ("0.35.0", "`/v1/systemone`"),
-    "1Code (agents)": ("0.14.2", "Anthropic's API at `/v1/messages`"),
     "Codex (`--oss --local-provider ollama`)": ("0.13.4", "`/v1/responses`; it ends below"),
     "VS Code, Copilot Chat": ("0.6.4", "`capabilities` of `/api/show`; it lists no models below"),
     "Raycast, Ollama AI": ("0.6.4", "`capabilities` of `/api/show`"),
-    "Open WebUI, Home Assistant": ("", "show it, or ask only whether somebody answers"),
+    "Open WebUI": ("", "it shows it; any will do"),
+    "Home Assistant, Zed": ("", "they do not ask"),
 }
 """Clients that look at the version -> the lowest that each accepts, and what for."""
 
