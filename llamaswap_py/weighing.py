@@ -31,8 +31,9 @@ BOUND: Final = 30.0
 class Judged:
     """One preset: what it takes as it would be loaded first, and what keeps it from fitting.
 
-    `problem` says why it can never fit, `remedy` what would help; "" if it fits. `unknown` says why
-    there is no estimate. `mend` is what its `args` may say so that it fits, if that is enough.
+    `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
+    "" if it fits. `unknown` says why there is no estimate. `mend` is what its `args` may say so
+    that it fits, if that is enough.
     """
 
     id: str
@@ -84,11 +85,14 @@ class Judging:
             wanted = wanted_for(prepared, choice, self._devices, self._cache_ram)
             if wanted is None:
                 judged.unknown = prepared.problems[0].message if prepared.problems else "no engine"
+                judged.problem = judged.unknown
                 return judged
             try:
                 estimates[at] = await self._estimate(wanted)
             except EstimateError as error:
                 judged.unknown = str(error)
+                if not wanted.is_program:
+                    judged.problem, judged.remedy = error.message, error.remedy
                 continue
             choices[at] = weighed(prepared, choice, estimates[at])
         if not estimates:
@@ -110,6 +114,7 @@ class Judging:
         self, prepared: Prepared, judged: Judged, estimates: Mapping[int, Estimate]
     ) -> Judged:
         plan = replace(prepared.plan, choices=judged.choices)
+        judged.problem = judged.remedy = judged.unknown = ""
         self._ledger.open_pools(plan)
         options, shortfall = judge(self._ledger, plan)
         first = self._first(options)

@@ -55,7 +55,8 @@ def write_config(folder: Path) -> Path:
         "defaults": {"args": {"ctx-size": 512, "parallel": 2, "threads": 1}},
         "models": models,
     }
-    file = folder / "home.yaml"
+    file = folder / "lswap" / "lswap.yaml"  # its title has the folder
+    file.parent.mkdir()
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     return file
 

@@ -148,7 +148,7 @@ def _checked(prepared: Prepared, said: list[str], judged: Judged, config: Config
         for problem in prepared.problems
         if not (said and problem.where.endswith(".engine"))
     ]
-    if judged.problem and not prepared.problems:
+    if judged.problem and judged.estimate is not None and not prepared.problems:
         where = config.where(f"models.{preset.id}")
         problems.append(str(PresetProblem(preset.id, where, judged.problem, judged.remedy)))
     estimate = judged.estimate

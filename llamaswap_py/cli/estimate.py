@@ -103,9 +103,9 @@ async def estimate_config(
     lines = [_line(judged[one.preset.id]) for one in chosen_ones]
     rooms = [Room(one.id, one.total, one.margin, one.source) for one in devices]
     room = {one.device: one.total - one.margin for one in rooms}
-    needs = {line.model: line.memory for line in lines if not line.problem}
+    needs = {line.model: line.memory for line in lines if line.memory and not line.problem}
     for line in lines:
-        if not line.problem:
+        if line.model in needs:
             line.evicts = evicted_for(line.model, _others(line.model, needs, room), needs, room)
     together = largest_sets(needs, room) if len(needs) > 1 else []
     return Report(rooms, lines, together)
@@ -113,8 +113,10 @@ async def estimate_config(
 
 def _line(judged: Judged) -> Line:
     estimate = judged.estimate
-    if estimate is None:
+    if estimate is None and judged.problem:
         return Line(judged.id, problem=judged.unknown)
+    if estimate is None:  # not known yet, which keeps nobody from loading it
+        return Line(judged.id, notes=(f"its memory is not known: {judged.unknown}",), evicts=())
     footprint = estimate.footprint
     return Line(
         judged.id,

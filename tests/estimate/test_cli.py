@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.estimate import run
 from llamaswap_py.config.file import Origin
 from llamaswap_py.errors import LswapError
@@ -93,3 +94,15 @@ def test_without_an_engine_it_says_so(
     config.write_text("\n".join(line for line in text.splitlines() if "engine:" not in line))
     assert not run(Origin(config), "alpha", fresh=False, as_json=False)
     assert "problem: alpha:" in capsys.readouterr().out
+
+
+def test_a_program_that_never_ran_is_no_problem(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows what it takes, and it is loaded all the same: check says so, too."""
+    config.write_text('models: {tool: {cmd: [sh, "{port}"]}}')
+    assert run(Origin(config), None, fresh=False, as_json=False)
+    assert "note: tool: its memory is not known" in capsys.readouterr().out
+    report = check_file(config)
+    assert report.ok
+    assert report.models[0].memory_unknown
