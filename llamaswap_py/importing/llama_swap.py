@@ -34,7 +34,6 @@ _TOP: Final[dict[str, str]] = {
     "store": _WORDS,
     "captureBuffer": "`capture: on` stores prompts and answers, in files",
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
-    "includeAliasesInList": "/v1/models lists aliases beside their model",
     "apiKeys": "keys are kept as hashes: make each with `lswap key new`, and name their file in"
     " `keys: {file: keys.yaml}`; until then no key is asked for",
     "tailcat": _WORDS,
@@ -44,11 +43,11 @@ _TOP: Final[dict[str, str]] = {
 _READ: Final = frozenset(
     {"macros", "models", "hooks", "groups", "matrix", "routing", "selectors", "globalTTL"}
     | {"unloadTimeout", "logLevel", "healthCheckTimeout", "peers", "$schema"}
+    | {"includeAliasesInList"}
 )
 _DEFAULTS: Final[dict[str, Any]] = {"logToStdout": "proxy", "captureBuffer": 0}
 """Values of keys that say nothing: what lswap does, too."""
 _MODEL: Final[dict[str, str]] = {
-    "unlisted": "every model is listed",
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
     "timeouts": "children are local: no connection timeouts; one that hangs is found (`liveness`)",
     "capabilities": "read from the model file; of other programs nothing is said",
@@ -57,6 +56,7 @@ _MODEL: Final[dict[str, str]] = {
 _MODEL_READ: Final = frozenset(
     {"macros", "cmd", "cmdStop", "name", "description", "env", "proxy", "aliases", "checkEndpoint"}
     | {"ttl", "unloadTimeout", "useModelName", "filters", "metadata", "concurrencyLimit"}
+    | {"unlisted"}
 )
 _LEVELS: Final = {"warn": "warning"}
 _LOAD_STALL: Final = 300
@@ -110,9 +110,16 @@ def _settings(root: dict[str, Any], draft: Draft) -> None:
     _take_health(root.get("healthCheckTimeout"), draft)
     if (level := str(root.get("logLevel") or "info")) != "info":
         draft.setting("log", "level", _LEVELS.get(level, level))
+    if root.get("includeAliasesInList") is not True and any(map(_has_names, draft.models.values())):
+        draft.settings["list_aliases"] = False
     _take_hooks(_table(root.get("hooks")), draft)
     _take_peers(_table(root.get("peers")), draft)
     take_routing(root, draft)
+
+
+def _has_names(preset: dict[str, Any]) -> bool:
+    """Return whether a model answers to other names than its own."""
+    return bool(preset.get("aliases") or preset.get("request", {}).get("per_name"))
 
 
 def _says(value: Any) -> bool:
@@ -165,6 +172,8 @@ def _model(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
         preset["ttl"] = _seconds(ttl) or "never"
     if timeout := _seconds(model.get("unloadTimeout")):
         preset["stop_timeout"] = timeout
+    if model.get("unlisted") is True:
+        preset["unlisted"] = True
     if isinstance(limit := model.get("concurrencyLimit"), int) and limit > 0:
         preset["concurrency"] = limit
         draft.note(f"{place}.concurrencyLimit", "more requests wait their turn, instead of 429")

@@ -38,7 +38,7 @@ KEYS: Final[dict[str, tuple[Any, str]]] = {
     "performance.every": ("15s", NAMED),
     "startPort": (10001, NAMED),
     "sendLoadingState": (True, NAMED),
-    "includeAliasesInList": (True, NAMED),
+    "includeAliasesInList": (True, CARRIED),
     "macros.m": ("--ctx-size 4096", CARRIED),
     "profiles.p.pins": ({"a": "b"}, NAMED),
     "selectors.s.targets": (["a", "b"], CARRIED),
@@ -71,7 +71,7 @@ KEYS: Final[dict[str, tuple[Any, str]]] = {
     "models.a.metadata": ({"port": 1}, CARRIED),
     "models.a.concurrencyLimit": (4, CARRIED),
     "models.a.sendLoadingState": (True, NAMED),
-    "models.a.unlisted": (True, NAMED),
+    "models.a.unlisted": (True, CARRIED),
     "models.a.timeouts.connect": (30, NAMED),
     "models.a.timeouts.keepalive": (30, NAMED),
     "models.a.timeouts.responseHeader": (60, NAMED),
@@ -122,6 +122,8 @@ def root(place: str = "", value: Any = None) -> dict[str, Any]:
             "p": {"cmd": "tts --port ${PORT}"},
         }
     }
+    if place == "includeAliasesInList":
+        found["models"]["b"]["aliases"] = ["other"]
     if place.startswith("macros"):
         del found["models"]["a"]["macros"]
     if place.startswith("groups"):
@@ -318,6 +320,17 @@ def test_commands_are_read_as_llama_swap_reads_them() -> None:
         "fit": "shrink",
     }
     assert not [line for line in draft.lines() if "unknown" in line]
+
+
+def test_names_are_listed_where_llama_swap_listed_them() -> None:
+    hidden = {"cmd": SERVER, "unlisted": True}
+    models = {"a": {"cmd": SERVER, "aliases": ["x"]}, "b": hidden}
+    by_itself = config_of(read_llama_swap({"models": models}, {}))
+    assert by_itself.list_aliases is False
+    assert [one.unlisted for one in by_itself.models.values()] == [False, True]
+    asked = config_of(read_llama_swap({"models": models, "includeAliasesInList": True}, {}))
+    assert asked.list_aliases is True
+    assert "list_aliases" not in read_llama_swap({"models": {"b": hidden}}, {}).settings
 
 
 def test_filters_that_lswap_refuses_are_named_and_left_out() -> None:

@@ -73,7 +73,8 @@ def test_a_simple_llama_swap_file_comes_over_whole() -> None:
     assert has(words_of(config, "nomic-embed"), "--embeddings")
     assert config.log.level == "warning"
     assert "max_loaded: 1" in notes(draft)
-    assert "models.nomic-embed.unlisted" in notes(draft)
+    assert embed.unlisted
+    assert config.list_aliases is False
 
 
 def test_macros_groups_and_filters_of_a_homelab() -> None:
