@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llamaswap_py.config.optiontable import Option
+    from llamaswap_py.config.records import Config
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
 
@@ -127,7 +128,10 @@ def command(
     called = name or name_of(preset)
     if others := [each for each in preset.pop("aliases", []) if each != called]:
         preset["aliases"] = others
-    draft.models[called] = preset
+    if "model_dirs" in draft.settings and not {"model", "hf"} & preset.keys():
+        draft.settings["defaults"] = preset  # a router's, whose options are those of all its models
+    else:
+        draft.models[called] = preset
     _finish(draft, "a llama-server command", output, force)
 
 
@@ -193,10 +197,12 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
     """Write the draft, and say on stderr what did not come along and what is to be done."""
     from llamaswap_py.config.optiontable import table_of
     from llamaswap_py.importing.draft import note_relative, render
-    from llamaswap_py.importing.fitting import fit_to_engines
+    from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
     from llamaswap_py.importing.names import mend_names
 
     mend_names(draft)
+    _drop_engines(draft)
+    settle_margin(draft)
     fit_to_engines(draft, lambda engine: table_of(_options_of(engine)))
     note_relative(draft)
     text = render(draft, source)
@@ -216,9 +222,20 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
         )
 
 
+def _drop_engines(draft: Draft) -> None:
+    """Take out the paths of programs that are not on this machine: the engine in use runs them."""
+    for name, preset in draft.models.items():
+        engine = str(preset.get("engine", ""))
+        if engine and not os.path.exists(os.path.expanduser(engine)):
+            text = "left out: it is not here; what `engine` says at the top of the file runs it"
+            draft.note(f"models.{name}.engine", text, engine)
+            del preset["engine"]
+
+
 def _say_wrong(text: str, path: Path, draft: Draft) -> None:
     """Say which models cannot run as they are written, and what no note has said of them."""
     from llamaswap_py.config.parse import load_files
+    from llamaswap_py.config.scan import scan_folder
     from llamaswap_py.config.sources import SourceText
     from llamaswap_py.errors import ConfigError
 
@@ -226,7 +243,14 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
     home = os.path.expanduser("~")
     failing = dict(draft.failing)
     try:
-        config = load_files(files, name=str(path), env=os.environ, home=home, keep_broken=True)
+        config = load_files(
+            files,
+            name=str(path),
+            env=os.environ,
+            home=home,
+            scan=scan_folder,
+            keep_broken=True,
+        )
     except ConfigError as error:
         print(f"to be mended before it works:\n{error}", file=sys.stderr)
         return
@@ -235,11 +259,36 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
             mistake = ConfigError(message, where=where, remedy=remedy)
             print(f"to be mended: {mistake}", file=sys.stderr)
         failing[name] = None
+    _say_missing(config)
     if failing:
         names = ", ".join(list(failing)[:6])
         more = f" and {len(failing) - 6} more" if len(failing) > 6 else ""
         text = f"{_count(len(failing), 'model')} cannot run as written, the others serve"
         print(f"{text}: {names}{more}", file=sys.stderr)
+
+
+def _say_missing(config: Config) -> None:
+    """Say what `lswap check` will say of this machine: of a kind of mistake one line."""
+    from llamaswap_py.devices import read_devices
+    from llamaswap_py.preset_files import PUT_IT_THERE
+    from llamaswap_py.presets import Engines, prepare
+
+    engines = Engines(config)
+    memory = config.memory
+    devices = read_devices(
+        memory.devices, memory.margin.of, backends=engines.backends, environment=os.environ
+    )
+    found: dict[str, list[str]] = {}
+    for name, prepared in prepare(config, engines, devices).items():
+        for each in prepared.problems if name not in config.broken else ():
+            missing = each.remedy == PUT_IT_THERE
+            said = "files are not here" if missing else f"{each.message} - {each.remedy}"
+            what = each.message.partition(": ")[0] if missing else name
+            found.setdefault(said, []).append(what)
+    for said, some in found.items():
+        names = list(dict.fromkeys(some))
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        print(f"`lswap check` will say: {said}: {', '.join(names[:6])}{more}", file=sys.stderr)
 
 
 def _count(number: int, what: str) -> str:

@@ -130,7 +130,6 @@ _LISTENER: Final = Owned(
     "children listen on private sockets", "remove it; clients connect to the key `listen`"
 )
 _LOGGING: Final = Owned("lswap reads its children's logs", "set the key `log`")
-_ROUTER: Final = Owned("lswap is the router", "describe the models under `models`")
 _INFORMATION: Final = Owned("llama-server would print and exit", "run llama-server by hand")
 _KEYS: Final = Owned("clients' keys are lswap's business, children are private", "remove it")
 _UI: Final = Owned("children answer under their own root", "remove it")
@@ -166,7 +165,12 @@ OWNED: Final[dict[str, Owned]] = {
         ("log-disable", "log-file", "log-jsonl", "log-colors", "log-prefix", "log-timestamps"),
         _LOGGING,
     ),
-    **dict.fromkeys(("models-dir", "models-preset", "models-max", "models-autoload"), _ROUTER),
+    "models-dir": Owned("lswap is the router", "set the key `model_dirs`"),
+    "models-preset": Owned(
+        "lswap is the router", "`lswap import llama-cpp FILE` takes the file over"
+    ),
+    "models-max": Owned("lswap is the router", "set the key `policy.max_loaded`"),
+    "models-autoload": Owned("lswap is the router", "set the key `autoload`"),
     **dict.fromkeys(
         (
             "model-url",

@@ -132,13 +132,16 @@ def _take_key(
         names = [each.strip() for each in value.split(",") if each.strip()]
         preset["aliases"] = list(dict.fromkeys([*preset.get("aliases", []), *names]))
     elif name == "sleep-idle-seconds":
-        if value and not value.startswith("-"):
-            preset["sleep"] = f"{value}s"
+        preset["sleep"] = "never" if value.startswith("-") else f"{value}s"
     elif name == "fit":
         preset["fit"] = "shrink" if value in ("on", "true", "1", "enabled") else "exact"
     elif name == "fit-target":
         preset.setdefault("fit", "shrink")
-        draft.note(f"{place}.{option}", "`memory.margin` is what stays free, for all models", value)
+        draft.margins[place] = value
+    elif name == "models-dir":
+        draft.settings.setdefault("model_dirs", []).append(value)
+    elif name == "models-max" and value.isdigit():
+        draft.setting("policy", "max_loaded", int(value))
     elif name in ("hf-repo", "hf-file", "hf-token"):
         preset[f"__{name}"] = value
     elif name == "api-key":
@@ -162,10 +165,12 @@ def _take_hub(preset: dict[str, Any], args: dict[str, Any], draft: Draft, place:
     if preset.pop("__hf-token", ""):
         draft.note(place, "--hf-token: not written down; set HF_TOKEN for lswap")
     if "model" in preset:
+        if repo:
+            draft.note(f"{place}.--hf-repo", "left out: a model file is named, too", repo)
         return
     if repo:
         preset["hf"] = f"{repo.partition(':')[0]}:{file}" if file else repo
-    elif not args.get("model"):
+    elif not args.get("model") and "model_dirs" not in draft.settings:
         draft.note(place, "names no model file: add `model:`")
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import yaml
 
+from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.importing.notes import merged
 
 _WIDTH: Final = 1_000
@@ -38,6 +39,8 @@ class Draft:
     notes: list[Note] = field(default_factory=list)
     failing: dict[str, None] = field(default_factory=dict)
     """Models that cannot run as they are written, each of which has a note (an ordered set)."""
+    margins: dict[str, str] = field(default_factory=dict)
+    """What a place of the source wants to stay free of each device (`--fit-target`), as it says."""
 
     def lines(self) -> list[str]:
         """Return what did not come along, a line for each kind."""
@@ -76,7 +79,8 @@ def render(draft: Draft, source: str) -> str:
         if section in draft.settings:
             lines += [_dump({section: draft.settings[section]}), ""]
     if not draft.models:
-        return "\n".join([*lines, "models: {}"]) + "\n"
+        lines += [] if "model_dirs" in draft.settings else ["models: {}"]
+        return "\n".join(lines).rstrip("\n") + "\n"
     lines.append("models:")
     for name, preset in draft.models.items():
         lines += ["  " + line for line in _dump({name: preset}).splitlines()]
@@ -94,6 +98,9 @@ def note_relative(draft: Draft) -> None:
 def _is_relative(preset: dict[str, Any]) -> bool:
     program = str(preset.get("cmd", [""])[0])
     paths = [preset.get("model", ""), preset.get("engine", ""), program if "/" in program else ""]
+    for name, value in preset.get("args", {}).items():
+        if long_name(name) in PATH_OPTIONS | PATH_LISTS and not isinstance(value, bool):
+            paths += value if isinstance(value, list) else [value]
     return any(path and not str(path).startswith(("/", "~", "$")) for path in paths)
 
 

@@ -7,13 +7,41 @@ over; what the engine does not have, or would misread, is put right or left out,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from llamaswap_py.config.options import plain_name
 from llamaswap_py.config.optiontable import Option, OptionTable, switched, word_for
 from llamaswap_py.config.optionvalues import fault_of, word
 from llamaswap_py.config.replaced import LOADING, Said, carry_over
 from llamaswap_py.importing.draft import Draft
+
+_NO_SUCH: Final = "this llama-server has no such option"
+_USUAL_MARGIN: Final = 1024
+"""MiB that llama.cpp leaves free of each device if nothing is said, and lswap too."""
+
+
+def settle_margin(draft: Draft) -> None:
+    """Set the margin that the source asked for: lswap has one, llama-server one for each model.
+
+    The largest counts: what a model asked for stays free then.
+    """
+    if not draft.margins:
+        return
+    asked = [_mib(text) for text in draft.margins.values()]
+    of_llama_server = [one for one in draft.models.values() if "cmd" not in one]
+    everywhere = "[*]" in draft.margins or len(draft.margins) >= len(of_llama_server)
+    sizes = [*asked, *([] if everywhere else [_USUAL_MARGIN])]
+    if (largest := max(sizes)) != _USUAL_MARGIN:
+        draft.setting("memory", "margin", f"{largest}MiB")
+    if len({*sizes}) > 1 or any("," in text for text in draft.margins.values()):
+        text = f"lswap keeps one margin for all models, `memory.margin`: {largest}MiB, the largest"
+        for place, said in draft.margins.items():
+            draft.note(f"{place}.--fit-target", text, said)
+
+
+def _mib(text: str) -> int:
+    return max((int(each) for each in text.split(",") if each.strip().isdigit()), default=0)
 
 
 def fit_to_engines(draft: Draft, table_for: Callable[[str], OptionTable]) -> None:
@@ -47,21 +75,32 @@ def _fit(
             if found is None:
                 raise ValueError(_unknown(one, table))
             option, spelling = found
-            value = _value(one, option, lambda text: draft.note(place, text))
+            value = _value(one, option, partial(draft.note, f"{place}.--{one.place}"))
         except ValueError as error:
-            draft.note(place, f"--{one.place} {_text(one)}".rstrip() + f": {error}: left out")
+            draft.note(f"{place}.--{one.place}", f"left out: {error}", _text(one))
             continue
         kept[_key(option, spelling)] = value
     if "args" in preset and kept:
         preset["args"] = kept
     elif "args" in preset:
         del preset["args"]
-    if extra := preset.pop("extra", []):
-        known = [each for each in _groups(extra) if _is_known(each[0], table)]
-        for lost in (each for each in _groups(extra) if each not in known):
-            draft.note(place, f"{' '.join(lost)}: this llama-server has no such option: left out")
-        if words := [each for group in known for each in group]:
-            preset["extra"] = words
+    _fit_words(preset, place, table, draft)
+
+
+def _fit_words(preset: dict[str, Any], place: str, table: OptionTable, draft: Draft) -> None:
+    """Keep of `extra` the options that the engine has, with as many words as each takes."""
+    kept: list[str] = []
+    for option, *values in _groups(preset.pop("extra", [])):
+        known = table.usable(plain_name(option.partition("=")[0]))
+        if known is None and option.startswith("-"):
+            draft.note(f"{place}.{option}", f"left out: {_NO_SUCH}", " ".join(values))
+            continue
+        taken = len(values) if known is None else known[0].values
+        kept += [option, *values[:taken]]
+        if lost := values[taken:]:
+            draft.note(f"{place}.{option}", "left out: words that it does not take", " ".join(lost))
+    if kept:
+        preset["extra"] = kept
 
 
 def _key(option: Option, spelling: str) -> str:
@@ -73,25 +112,25 @@ def _key(option: Option, spelling: str) -> str:
 
 def _unknown(one: Said, table: OptionTable) -> str:
     gone = table.find(one.name)
-    said = gone.description if gone is not None else "this llama-server has no such option"
+    said = gone.description if gone is not None else _NO_SUCH
     near = "" if gone is not None else table.nearest(one.name)
     return f"{said} ({near})" if near else said.rstrip(".")
 
 
-def _value(one: Said, option: Option, note: Callable[[str], None]) -> Any:
+def _value(one: Said, option: Option, note: Callable[..., None]) -> Any:
     """Return a value that the engine takes for what it is; raises ValueError if there is none."""
     if not option.values:
         on = None if isinstance(one.value, tuple) else switched(one.value)
         if on is None:
-            raise ValueError("this option takes no value")
-        return on
+            note("it takes no value: what follows it is left out", _text(one))
+        return on is not False
     values = one.value if isinstance(one.value, tuple) else (one.value,)
     found = [_one(one.place, value, option, note) for value in values]
     return found if isinstance(one.value, tuple) else found[0]
 
 
 def _one(
-    place: str, value: bool | int | float | str, option: Option, note: Callable[[str], None]
+    place: str, value: bool | int | float | str, option: Option, note: Callable[..., None]
 ) -> bool | int | float | str:
     if isinstance(value, bool):
         if "on|off" not in option.hint:
@@ -102,7 +141,7 @@ def _one(
         return value
     if not fault.instead:
         raise ValueError(f"{fault.message} ({fault.remedy})")
-    note(f"--{place} {value}: {fault.message}; written as {fault.instead}, which is meant")
+    note(f"{fault.message}; written as {fault.instead}, which is meant")
     return int(fault.instead) if fault.instead.lstrip("+-").isdigit() else float(fault.instead)
 
 
@@ -122,7 +161,3 @@ def _groups(words: list[str]) -> Iterator[list[str]]:
         group.append(each)
     if group:
         yield group
-
-
-def _is_known(option: str, table: OptionTable) -> bool:
-    return not option.startswith("-") or table.knows(plain_name(option.partition("=")[0]))

@@ -143,6 +143,7 @@ class _Reader:
         quiet = Draft()
         preset = read_command(words, {}, quiet, place)
         self.draft.notes += [each for each in quiet.notes if "names no model" not in each.text]
+        self.draft.margins |= quiet.margins
         for name in off:
             if self.table.owned_word(f"--{name}") is None:
                 preset.setdefault("args", {})[name] = False

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from tests.conftest import TinyModel
 
 from tests.estimate.gguf_bytes import header
 
@@ -111,3 +114,52 @@ def test_an_empty_machine_says_where_it_looked(tmp_path: Path) -> None:
     done = lswap("ollama", HOME=str(tmp_path), OLLAMA_MODELS=str(tmp_path / "x"))
     assert done.returncode == 2
     assert str(tmp_path / "x") in done.stderr
+
+
+def test_what_is_written_passes_check_and_a_hundred_models_give_a_page(
+    tmp_path: Path, llama_server: str, tiny_model: TinyModel
+) -> None:
+    """Options of an earlier engine, and one that is nowhere; each kind is said once."""
+    from llamaswap_py.cli.check import check_file
+
+    model = tiny_model("imported", "hello")
+    command = f"/opt/no/llama-server -m {model} -c 8k --no-mmap --frobnicate 3 -fitt 512 -ngl all"
+    source, out = tmp_path / "swap.yaml", tmp_path / "lswap.yaml"
+    models = {f"m{number}": {"cmd": f"{command} --port ${{PORT}}"} for number in range(100)}
+    source.write_text(json.dumps({"models": models}))
+    done = lswap("llama-swap", str(source), "-o", str(out))
+    assert done.returncode == 0, done.stderr
+    written = yaml.safe_load(out.read_text())
+    assert written["models"]["m7"] == {
+        "model": str(model),
+        "args": {"ctx-size": 8192, "n-gpu-layers": "all", "load-mode": "none"},
+        "fit": "shrink",
+    }
+    assert written["memory"] == {"margin": "512MiB"}
+    assert len(done.stderr.splitlines()) < 10
+    for words in ("/opt/no/llama-server", "written as 8192", "--frobnicate"):
+        assert done.stderr.count(words) >= 1, words
+    report = check_file(out)
+    assert report.problems == []
+    assert all(each.problems == [] for each in report.models)
+
+
+def test_what_check_will_say_of_this_machine_is_said_once(
+    tmp_path: Path, llama_server: str
+) -> None:
+    source = tmp_path / "models.ini"
+    sections = [f"[m{number}]\nmodel = /nowhere/m{number}.gguf\n" for number in range(50)]
+    source.write_text("[*]\nc = 512\n" + "".join(sections))
+    done = lswap("llama-cpp", str(source), "-o", str(tmp_path / "lswap.yaml"))
+    (line,) = [each for each in done.stderr.splitlines() if "lswap check` will say" in each]
+    assert "files are not here: /nowhere/m0.gguf" in line
+    assert line.endswith("and 44 more")
+
+
+def test_a_command_that_runs_the_router_becomes_folders_and_defaults(tmp_path: Path) -> None:
+    done = lswap("command", f"llama-server --models-dir {tmp_path} -c 1024 --models-max 2")
+    assert yaml.safe_load(done.stdout) == {
+        "policy": {"max_loaded": 2},
+        "defaults": {"args": {"ctx-size": 1024}},
+        "model_dirs": [str(tmp_path)],
+    }

@@ -10,7 +10,7 @@ from llamaswap_py.config.optiontable import Option, table_of
 from llamaswap_py.engine.features import parse_options
 from llamaswap_py.importing.command import read_command, split_command, take_environment
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.fitting import fit_to_engines
+from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
 from llamaswap_py.importing.llama_cpp import read_ini
 
 HELP = """\
@@ -66,11 +66,16 @@ def test_options_come_over_in_words_of_the_engine(words: str, args: dict[str, An
         ("-c 8k", {"ctx-size": 8192}, "llama-server would read 8; written as 8192"),
         ("-c 16_384", {"ctx-size": 16384}, "written as 16384"),
         ("-c 16,384", {"ctx-size": 16384}, "written as 16384"),
-        ("-c big", None, "--ctx-size big: 'big' is not a whole number"),
-        ("--frobnicate 3", None, "--frobnicate 3: this llama-server has no such option: left out"),
+        ("-c big", None, "models.x.--ctx-size (big): left out: 'big' is not a whole number"),
+        (
+            "--frobnicate 3",
+            None,
+            "--frobnicate (3): left out: this llama-server has no",
+        ),
         ("--ctx-sise 3", None, "did you mean ctx-size?"),
+        ("--jinja top", {"jinja": True}, "it takes no value"),
         ("-fa maybe", None, "'maybe' is none of on, off, auto"),
-        ("--new 1 2", None, "--new 1 2: this llama-server has no such option: left out"),
+        ("--new 1 2", None, "--new (1 2): left out: this llama-server has no such option"),
     ],
 )
 def test_what_it_would_misread_or_lacks_is_named(
@@ -83,6 +88,12 @@ def test_what_it_would_misread_or_lacks_is_named(
     assert "extra" not in preset
 
 
+def test_words_that_an_option_does_not_take_are_named() -> None:
+    preset, notes = fitted("llama-server -m /x.gguf --jinja on top")
+    assert preset["extra"] == ["--jinja"]
+    assert notes == ["models.x.--jinja (on top): left out: words that it does not take"]
+
+
 def test_variables_are_options_that_the_command_overrules() -> None:
     line = (
         "LLAMA_ARG_MODEL=/y.gguf LLAMA_ARG_BATCH=512 LLAMA_ARG_CTX_SIZE=99 LLAMA_ARG_NO_JINJA=0"
@@ -92,6 +103,35 @@ def test_variables_are_options_that_the_command_overrules() -> None:
     assert preset["model"] == "/y.gguf"
     assert preset["args"] == {"no-jinja": True, "batch-size": 512, "ctx-size": 1024}
     assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("said", "margin", "notes"),
+    [
+        ({"a": "2048", "b": "2048"}, "2048MiB", 0),
+        ({"a": "512", "b": "512"}, "512MiB", 0),
+        ({"a": "2048"}, "2048MiB", 1),
+        ({"a": "512"}, None, 1),
+        ({"a": "1024", "b": "1024"}, None, 0),
+        ({"a": "512,2048", "b": "512"}, "2048MiB", 2),
+        ({"*": "2048"}, "2048MiB", 0),
+        ({"*": "2048", "a": "512"}, "2048MiB", 2),
+    ],
+)
+def test_what_is_to_stay_free_is_the_margin(
+    said: dict[str, str], margin: str | None, notes: int
+) -> None:
+    text = "".join(
+        f"[{name}]\n" + ("" if name == "*" else f"m = /{name}.gguf\n") + f"fit-target = {mib}\n"
+        for name, mib in said.items()
+    )
+    text += "".join(f"[{name}]\nm = /{name}.gguf\n" for name in "ab" if name not in said)
+    draft = read_ini(text, "x.ini", OPTIONS)
+    settle_margin(draft)
+    assert draft.settings.get("memory", {}).get("margin") == margin
+    assert len(draft.notes) == notes
+    shrinking = draft.settings["defaults"] if "*" in said else draft.models["a"]
+    assert shrinking["fit"] == "shrink"
 
 
 def test_without_an_engine_everything_is_kept() -> None:
