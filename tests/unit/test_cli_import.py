@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests.conftest import TinyModel
-
 from tests.estimate.gguf_bytes import header
 
 INPUTS = Path(__file__).parents[1] / "imports"
