@@ -62,6 +62,7 @@ class Running:
     pid: int | None = None
     endpoint: Endpoint | None = None
     n_ctx: int | None = None
+    inputs: tuple[str, ...] = ()
     stage: str | None = None
     lost: bool = False
     asleep: bool = False
@@ -257,7 +258,7 @@ class Instances:
                 self._feed(ev.InstanceProgressed(key, fraction))
             case ChildReady():
                 running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
-                running.stage = None
+                running.inputs, running.stage = event.inputs, None
                 _say_what_was_shrunk(key, running)
                 if key.preset in self.replays or running.kv is not None:
                     self._tasks.create_task(self._bring_back(key, running, event))
@@ -320,9 +321,11 @@ def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | N
 
 
 def _say_what_was_shrunk(key: InstanceKey, running: Running) -> None:
-    """A preset with `fit: shrink` is told what the engine made of it."""
+    """Say what the engine made of the context that was asked for, where it is less."""
     preset, got = running.way.preset, running.n_ctx
     asked = context_per_request(preset)
-    if preset.fit == "shrink" and got is not None and asked is not None and got < asked:
-        text = "%s: fit: shrink left %d tokens of context per request, of %d asked for"
-        _log.warning(text, key, got, asked)
+    if got is None or asked is None or got >= asked:
+        return
+    who = "fit: shrink left" if preset.fit == "shrink" else "llama-server gives"
+    text = "%s: %s %d tokens of context per request, of %d asked for"
+    _log.warning(text, key, who, got, asked)

@@ -62,6 +62,8 @@ class InstanceView(msgspec.Struct, frozen=True):
     """Those of its leases whose client has left and may come back."""
     memory: dict[str, int] = {}
     """Bytes it is charged, by device."""
+    inputs: tuple[str, ...] = ()
+    """What it takes (`text`, `image`, `audio`, `video`), once it has said so."""
 
 
 class ReadAheadView(msgspec.Struct, frozen=True):
@@ -91,6 +93,7 @@ class ModelView(msgspec.Struct, frozen=True):
     footprint: dict[str, int] | None
     footprint_source: str
     context_per_request: int | None
+    """What its running child says, else what its arguments ask for."""
     loads: int
     load_seconds: float | None
     """Learned: what a load is expected to take."""

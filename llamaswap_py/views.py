@@ -181,6 +181,7 @@ def _instance(supervisor: Supervisor, one: Instance, clock: _Clock) -> InstanceV
         evict_at=clock.unix(one.last_used + ttl) if idle and ttl is not None else None,
         reason=one.reason,
         memory=_charged(supervisor, one),
+        inputs=running.inputs if running else (),
     )
 
 
@@ -208,7 +209,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         eta_seconds=supervisor.scheduler.eta(PresetId(name)),
         footprint={str(pool): size for pool, size in (choice.footprint or {}).items()} or None,
         footprint_source=choice.source if known else "unknown",
-        context_per_request=shown.context_per_request,
+        context_per_request=_context(supervisor, preset) or shown.context_per_request,
         loads=preset.loads,
         load_seconds=preset.load_seconds,
         reason=preset.reason,
@@ -220,6 +221,12 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         repository=prepared.preset.hf,
         read_ahead=supervisor.ahead.view(name),
     )
+
+
+def _context(supervisor: Supervisor, preset: Preset) -> int | None:
+    """Return the context that the child of a preset says it gives a request."""
+    running = supervisor.running.get(preset.serving.key) if preset.serving is not None else None
+    return None if running is None else running.n_ctx
 
 
 def _shown(supervisor: Supervisor, name: str, prepared: Prepared) -> _Shown:

@@ -86,6 +86,7 @@ def model_object(model: ModelView, instance: InstanceView | None, name: str) -> 
             "current": instance.stage,
             "value": instance.progress,
         }
+    inputs = list(instance.inputs) if instance is not None and instance.inputs else ["text"]
     entry: dict[str, Any] = {
         "id": name,
         "aliases": list(model.aliases) if name == model.id else [],
@@ -94,7 +95,7 @@ def model_object(model: ModelView, instance: InstanceView | None, name: str) -> 
         "owned_by": "llamacpp",
         "created": model.created,
         "status": status,
-        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "architecture": {"input_modalities": inputs, "output_modalities": ["text"]},
         "source": "cache" if model.repository else "preset",
         "can_remove": model.repository is not None and name == model.id,
     }

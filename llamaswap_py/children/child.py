@@ -41,7 +41,7 @@ from llamaswap_py.children.records import (
     ChildSpawned,
     ChildWoke,
 )
-from llamaswap_py.children.vigil import keep_vigil
+from llamaswap_py.children.vigil import keep_vigil, keep_vigil_over_program
 from llamaswap_py.redaction import Redactor, redact_args
 from llamaswap_py.units import showable
 
@@ -216,12 +216,14 @@ class Child:
         assert load is not None
         assert process is not None
         endpoint = await load.run(process.pid)
-        # Another program may rightly be silent, and its work may be done by others (containers).
-        if self._requests is not None and self.spec.program is None:
-            silence = await keep_vigil(
-                process.pid, endpoint, patience, self._requests, lambda: self._lines
-            )
-            self._emit_unless_stopping(ChildHung(f"{silence}, no change in /slots, no log line"))
+        if self._requests is None or patience is None:
+            return
+        foreign = self.spec.program is not None
+        watch, besides = (
+            (keep_vigil_over_program, "") if foreign else (keep_vigil, "no change in /slots, ")
+        )
+        silence = await watch(process.pid, endpoint, patience, self._requests, lambda: self._lines)
+        self._emit_unless_stopping(ChildHung(f"{silence}, {besides}no log line"))
 
     async def _wake_when_asked(self) -> None:
         """Ask for /slots: of the cheap requests the one that wakes (b11434)."""

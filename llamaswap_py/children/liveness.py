@@ -58,8 +58,9 @@ class Liveness:
     hangs would never be found by impatient clients.
     """
 
-    def __init__(self, patience: float, now: float) -> None:
+    def __init__(self, patience: float, now: float, *, busy_share: float = _BUSY_SHARE) -> None:
         self._patience = patience
+        self._busy_share = busy_share
         self._at = now
         self._received = self._changes = self._lines = 0
         self._work: Work | None = None
@@ -146,4 +147,4 @@ class Liveness:
     def _busy(self, work: Work | None) -> bool:
         if work is None or self._work is None:
             return False
-        return work.cpu - self._work.cpu >= max(_BUSY_LEAST, _BUSY_SHARE * self.silence)
+        return work.cpu - self._work.cpu >= max(_BUSY_LEAST, self._busy_share * self.silence)

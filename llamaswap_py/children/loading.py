@@ -110,6 +110,7 @@ class Load:
                 self._endpoint,
                 slots if isinstance(slots, int) and slots > 0 else 1,
                 context if isinstance(context, int) else None,
+                _inputs(props.get("modalities")),
                 self._info,
             )
         )
@@ -188,3 +189,11 @@ def find_listener(pid: int) -> Endpoint | None:
         return None
     ports = {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN}
     return Endpoint(port=ports.pop()) if len(ports) == 1 else None
+
+
+def _inputs(modalities: object) -> tuple[str, ...]:
+    """Return what a child takes, in the words of llama.cpp's lists (server-common.cpp)."""
+    if not isinstance(modalities, dict):
+        return ()
+    named = (("vision", "image"), ("audio", "audio"), ("video", "video"))
+    return ("text", *(word for key, word in named if modalities.get(key) is True))

@@ -53,7 +53,7 @@ class ChildSpec:
     stop_timeout: float
     load_stall: float
     log_rotate: int | None = None
-    liveness: float = 120.0
+    liveness: float | None = 120.0
     program: Program | None = None
 
 
@@ -76,13 +76,15 @@ class ChildProgress:
 class ChildReady:
     """It said that it is ready, and answered a request; told once.
 
-    `n_ctx` is the context of one slot in tokens. `info` is the payload of the child's own ready
+    `n_ctx` is the context of one slot in tokens, `inputs` what it takes (`text`, `image`, …; empty:
+    it did not say). `info` is the payload of the child's own ready
     line (id, architecture, meta), empty outside child mode.
     """
 
     endpoint: Endpoint
     slots: int
     n_ctx: int | None
+    inputs: tuple[str, ...]
     info: dict[str, Any]
 
 

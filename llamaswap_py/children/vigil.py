@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.beat import BEAT, until_beat
-from llamaswap_py.children.liveness import Liveness, Work
+from llamaswap_py.children.family import serves_itself, work_of, work_of_family
+from llamaswap_py.children.liveness import Liveness
 from llamaswap_py.children.probe import get
 from llamaswap_py.units import format_duration
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from llamaswap_py.children.liveness import Requests
     from llamaswap_py.endpoint import Endpoint
 
-_TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 _LOOKS: Final = 32
 """Looks in the time that a child may be silent."""
 _IDLE_LOOKS: Final = 8
 """The same while no request is open: of that time only a short pause can count as silence."""
+
+_PROGRAM_BUSY: Final = 0.01
+"""The share of its silence that is work of another program, which may wait for a GPU mostly."""
 
 
 async def keep_vigil(
@@ -64,21 +67,30 @@ async def _slots(endpoint: Endpoint, patience: float) -> bytes | None:
     return answer.body if answer.status == 200 else None
 
 
-def work_of(pid: int) -> Work | None:
-    """Read /proc/PID/stat and io; None where there is no /proc or the process is gone.
+async def keep_vigil_over_program(
+    pid: int,
+    endpoint: Endpoint,
+    patience: float,
+    requests: Callable[[], Requests],
+    lines: Callable[[], int],
+) -> str:
+    """Return what another program does not show any more, once it counts as hung.
 
-    See proc(5): the fields 14 and 15 of stat are utime and stime, counted from behind the name.
+    It is judged only while it owes an answer, by the work of all its processes, and not at all
+    where none of them holds the socket: what serves is then somewhere else (a container).
     """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-    except (OSError, ValueError, IndexError):
-        return None
-    fetched = 0
-    try:
-        with open(f"/proc/{pid}/io", "rb") as file:
-            fetched = int(dict(line.split(b": ") for line in file)[b"read_bytes"])
-    except (OSError, ValueError, KeyError):
-        pass  # not for everybody's eyes
-    return Work(ticks * _TICK, fetched)
+    loop = asyncio.get_running_loop()
+    pause = min(BEAT, patience / _LOOKS)
+    liveness = Liveness(patience, loop.time(), busy_share=_PROGRAM_BUSY)
+    received = 0
+    while True:
+        await asyncio.sleep(until_beat(loop.time(), pause))
+        now = replace(requests(), others=0)
+        silent = now.owing and now.received == received
+        received = now.received
+        work = await asyncio.to_thread(work_of_family, pid) if silent else None
+        liveness.look(loop.time(), now, lines(), work, longest=4 * pause + patience / 4)
+        if liveness.silence >= patience:
+            if await asyncio.to_thread(serves_itself, pid, endpoint):
+                return f"for {format_duration(patience)} no byte of an answer, no processor time"
+            liveness = Liveness(patience, loop.time(), busy_share=_PROGRAM_BUSY)

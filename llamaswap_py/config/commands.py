@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OF_LLAMA_SERVER: Final = (
     *("model", "hf", "args", "extra", "engine", "variants"),
-    *("fit", "sleep", "keep_kv", "prefer", "resume", "liveness"),
+    *("fit", "sleep", "keep_kv", "prefer", "resume"),
 )
 """Keys of a preset that mean llama-server, which `cmd` does not run."""
 _HOW_STOP: Final = "write a list: [docker, stop, whisper]"

@@ -129,11 +129,13 @@ class Defaults(Record, frozen=True):
         ),
     ] = 300.0
     liveness: Annotated[
-        float,
+        float | None,
         key(
             "How long a loaded model with open requests may give no sign of life (no byte, no "
-            "token, no processor time, no log line) before it is restarted.",
-            POSITIVE_DURATION,
+            "token, no processor time, no log line) before it is restarted. A `cmd` program is "
+            "judged while it owes an answer, and not at all where it is only the client of what "
+            "serves (a container).",
+            SLEEP,
             "10m",
         ),
     ] = 120.0

@@ -11,6 +11,9 @@ PROGRAM_NO_HEALTH    know no /health
 PROGRAM_EXIT         end with this exit code instead
 PROGRAM_IGNORE_TERM  ignore SIGTERM
 PROGRAM_MEMORY       take so many MiB
+PROGRAM_HANG         answer a POST only once the file PROGRAM_GATE exists, GET /health always:
+                     `mute`, `stream` (begin a stream), `works` (a child uses the processor), or
+                     `lines` (write some)
 PROGRAM_CHATTER      write a line that looks like llama-server's own first
 """
 
@@ -20,6 +23,7 @@ import json
 import os
 import signal
 import socketserver
+import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,7 +54,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if how := ENV.get("PROGRAM_HANG"):
+            self.hang(how)
         self.answer(200, json.dumps({"backwards": body.decode()[::-1]}).encode())
+
+    def hang(self, how: str) -> None:
+        gate, helper = ENV["PROGRAM_GATE"], None
+        if how == "stream" and not os.path.exists(gate):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b"data: {}\n\n")
+        if how == "works":
+            helper = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        while not os.path.exists(gate):
+            time.sleep(0.05)
+            if how == "lines":
+                print("still at it", flush=True)
+        if helper is not None:
+            helper.kill()
+            helper.wait()
 
     def log_message(self, *args: object) -> None:
         pass

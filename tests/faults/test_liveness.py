@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests.fakes import fake_program
 from tests.real.answers import error_of, instance_of
 
 if TYPE_CHECKING:
-    from tests.real.lab import Lab
+    from tests.real.lab import Lab, Preset
 
 pytestmark = pytest.mark.anyio
+
+_ELSEWHERE: Final = "import os, sys, time; os.symlink(*sys.argv[2:0:-1]); time.sleep(600)"
+"""A program whose socket is another's: connecting to it reaches a process that is not its child."""
 
 
 @pytest.mark.parametrize("how", ["silent", "deaf"])
@@ -100,6 +105,61 @@ async def test_a_stopped_child_in_the_middle_of_a_stream(lab: Lab) -> None:
         assert "no sign of life" in stream.error["message"]
         assert (await waiting).startswith("alpha says hello")
         assert instance_of(await lswap.state(), "alpha").pid != pid
+
+
+def _program(lab: Lab, how: str, *words: str, **keys: Any) -> Preset:
+    env = {"PROGRAM_HANG": how, "PROGRAM_GATE": str(lab.folder / "gate")}
+    command = [*words, sys.executable, fake_program.__file__, "{port}"]
+    return {"cmd": command, "env": env, "memory": {"host": "50MiB"}, "liveness": "1s", **keys}
+
+
+@pytest.mark.parametrize("how", ["mute", "stream"])
+@pytest.mark.parametrize("words", [(), ("sh", "-c", '"$@"; :', "sh")])
+async def test_another_program_that_hangs(lab: Lab, how: str, words: tuple[str, ...]) -> None:
+    """Also as the child of a script. Its health path would have said that all is well."""
+    async with lab.lswap({"alpha": _program(lab, how, *words)}) as lswap:
+        body = {"model": "alpha", "messages": [], "stream": True}
+        answer = await lswap.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == (502 if how == "mute" else 200)
+        assert "alpha hung: it gave no sign of life" in answer.text
+        said = await lswap.says("failed alpha#1")
+        assert "for 1 s no byte of an answer, no processor time, no log line" in said
+        (lab.folder / "gate").touch()
+        again = await lswap.client.post("/v1/chat/completions", json=body)
+        assert "backwards" in again.json()
+        assert (await lswap.state()).loads_total == 2
+
+
+@pytest.mark.parametrize("how", ["works", "lines", "elsewhere", "never", "owes nothing"])
+async def test_another_program_that_is_silent_and_does_not_hang(lab: Lab, how: str) -> None:
+    """Its child works, it writes lines, or what serves is no process of its own: a container."""
+    keys = {"liveness": "never"} if how == "never" else {}
+    preset = _program(lab, how if how in ("works", "lines") else "mute", **keys)
+    async with asyncio.TaskGroup() as tasks:
+        if how == "elsewhere":
+            preset["cmd"] = [
+                sys.executable,
+                "-c",
+                _ELSEWHERE,
+                "{socket}",
+                str(lab.folder / "far.sock"),
+            ]
+            far = [sys.executable, fake_program.__file__, str(lab.folder / "far.sock")]
+            env = {**os.environ, **preset["env"]}
+            process = await asyncio.create_subprocess_exec(*far, env=env)
+        async with lab.lswap({"alpha": preset}) as lswap:
+            path = "/v1/chat/completions" if how != "owes nothing" else "/upstream/alpha/x"
+            ask = lswap.client.post(path, json={"model": "alpha"})
+            asked = tasks.create_task(ask)
+            await lswap.until(lambda now: bool(now.instances) and now.instances[0].leases == 1)
+            await asyncio.sleep(3.5)  # three times its patience
+            assert not asked.done()
+            (lab.folder / "gate").touch()
+            assert "backwards" in (await asked).json()
+            assert (await lswap.state()).loads_total == 1
+        if how == "elsewhere":
+            process.kill()
+            await process.wait()
 
 
 async def test_clients_that_give_up_first_do_not_hide_it(lab: Lab) -> None:

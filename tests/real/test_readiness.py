@@ -82,3 +82,33 @@ async def test_a_load_without_a_sign_of_life_is_given_up(lab: Lab) -> None:
         assert (error["code"], error["failure"]) == ("model_failed", "timeout")
         assert "no sign of progress for 1 s" in error["message"]
         await lswap.until(lambda now: not now.instances)
+
+
+async def test_what_is_shown_is_what_the_child_says(lab: Lab) -> None:
+    """The engine caps the context to what the model was trained with; before the load nobody knows.
+
+    In lists, in the state, in Ollama's, and in the log.
+    """
+    path = lab.write_model("alpha", lab.sentence("alpha"), n_ctx_train=4096)
+    args = {"ctx-size": 16384, "parallel": 1}
+    models = {"alpha": {"model": str(path), "memory": {"host": "100MiB"}, "args": args}}
+    async with lab.lswap(models) as lswap:
+        assert (await lswap.model("alpha")).context_per_request == 16384
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+        props = (await lswap.client.get("/props", params={"model": "alpha"})).json()
+        assert props["default_generation_settings"]["n_ctx"] == 4096
+        assert (await lswap.model("alpha")).context_per_request == 4096
+        (listed,) = (await lswap.client.get("/v1/models")).json()["data"]
+        assert listed["meta"]["n_ctx"] == 4096
+        assert listed["architecture"]["input_modalities"] == ["text"]
+        (one,) = (await lswap.client.get("/api/ps")).json()["models"]
+        assert one["context_length"] == 4096
+        shown = (await lswap.client.post("/api/show", json={"model": "alpha"})).json()
+        assert "num_ctx" in shown["parameters"]
+        assert "4096" in shown["parameters"]
+        instance = instance_of(await lswap.state(), "alpha")
+        assert (instance.slots, instance.n_ctx, instance.inputs) == (1, 4096, ("text",))
+        await lswap.says("alpha#1: llama-server gives 4096 tokens of context per request, of 16384")
+        models_listed = await lab.cli("models", "--url", lswap.url)
+        assert "4,096" in models_listed.out
+        assert "16,384" not in models_listed.out
