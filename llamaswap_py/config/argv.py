@@ -128,6 +128,7 @@ def _always(preset: Preset, cache_ram: int) -> Iterator[tuple[str, str | None]]:
     yield "offline", None
     yield "log-jsonl", None
     yield "log-colors", "off"
+    yield "cors-origins", "localhost"  # it warns of pages of any origin, which never reach it
     yield "cache-ram", str(cache_ram // MIB)
     threads = max(slots(preset), preset.concurrency or 0) + SPARE_HTTP_THREADS
     yield "threads-http", str(threads)

@@ -24,6 +24,7 @@ _IRRELEVANT: Final[dict[str, int]] = {
     "--alias": 1,
     "--threads-http": 1,
     "--log-colors": 1,
+    "--cors-origins": 1,
     "--metrics": 0,
     "--slots": 0,
     "--offline": 0,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.real.answers import PATIENCE, chat_body
+from tests.real.answers import PATIENCE, chat_body, text_of
 from tests.real.harness import command_line
 
 if TYPE_CHECKING:
@@ -119,3 +119,13 @@ async def test_a_log_that_nobody_reads_or_can_keep_disturbs_nothing(lab: Lab) ->
 
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+async def test_no_warning_is_about_what_never_reaches_a_child(lab: Lab) -> None:
+    """llama-server warns of pages of any origin; it listens on a private socket."""
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        headers = {"origin": "http://127.0.0.1:9"}
+        body = chat_body("alpha")
+        answer = await lswap.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert text_of(answer) == lab.sentence("alpha")
+        assert not [line for line in (await lswap.logs("alpha")).splitlines() if "CORS" in line]

@@ -89,7 +89,7 @@ async def test_what_is_shown_is_what_the_child_says(lab: Lab) -> None:
 
     In lists, in the state, in Ollama's, and in the log.
     """
-    path = lab.write_model("alpha", lab.sentence("alpha"), n_ctx_train=4096)
+    path = lab.write_model("alpha-4096", lab.sentence("alpha"), n_ctx_train=4096)
     args = {"ctx-size": 16384, "parallel": 1}
     models = {"alpha": {"model": str(path), "memory": {"host": "100MiB"}, "args": args}}
     async with lab.lswap(models) as lswap:

@@ -42,7 +42,7 @@ OF_ROUTER |= {"models-autoload"}
 """What the router sets or takes away itself, whatever a preset says."""
 
 ALWAYS = {"model", "alias", "metrics", "slots", "offline", "log-jsonl", "log-colors", "cache-ram"}
-ALWAYS |= {"threads-http", "fit", "fit-target", "sleep-idle-seconds"}
+ALWAYS |= {"cors-origins", "threads-http", "fit", "fit-target", "sleep-idle-seconds"}
 """What lswap passes by itself, or by keys of its own."""
 
 DIFFERENT = {

@@ -41,6 +41,7 @@ HELP = [
     Known(("--offline",)),
     Known(("--log-jsonl",), ("--no-log-jsonl",)),
     Known(("--log-colors",), hint="[on|off|auto]", values=1),
+    Known(("--cors-origins",), hint="ORIGINS", values=1),
     Known(("-cram", "--cache-ram"), hint="N", values=1),
     Known(("--threads-http",), hint="N", values=1),
     Known(("-fit", "--fit"), hint="[on|off]", values=1),
@@ -64,7 +65,8 @@ TABLE: dict[str, Option] = {name: each for each in HELP for name in (*each.names
 
 ALWAYS = (
     *("--model", "/etc/x.gguf", "--alias", "a", "--metrics", "--slots", "--offline"),
-    *("--log-jsonl", "--log-colors", "off", "--cache-ram", "1024"),
+    *("--log-jsonl", "--log-colors", "off", "--cors-origins", "localhost"),
+    *("--cache-ram", "1024"),
 )
 FIT_OFF = ("--fit", "off")
 
