@@ -41,6 +41,11 @@ async def tools(call: Call) -> None:
     refuse(call, 403, "tools are not enabled", "permission_error")
 
 
+async def cors_proxy(call: Call) -> None:
+    """GET, POST /cors-proxy: nothing is fetched for pages."""
+    refuse(call, 403, "the CORS proxy is not enabled", "permission_error")
+
+
 async def _preset(call: Call, *, status: int, kind: str) -> str | None:
     body = await call.exchange.read_body(call.supervisor.config.limits.body)
     try:

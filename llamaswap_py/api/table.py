@@ -64,6 +64,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_TALK, "/completion", "/completions"),
     **_post(_GENERATE, "/infill", "/embedding", "/embeddings"),
     **_post(_GENERATE, "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
+    **_post(_GENERATE, "/v1/systemone"),
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
     "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _ADMIN},
     "/slots": {"GET": _READ},
@@ -84,6 +85,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
         "DELETE": Route(streams.stop, free=True),
     },
     **_get(Route(events.router_events), "/models/sse"),
+    "/cors-proxy": {"GET": Route(router.cors_proxy), "POST": Route(router.cors_proxy)},
     "/tools": {"GET": Route(router.tools), "POST": Route(router.tools)},
     # Ollama
     **_get(Route(ollama.version, public=True), "/api/version"),

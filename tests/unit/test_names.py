@@ -51,7 +51,14 @@ WAYS = {
             *("/chat/completions/input_tokens", "/responses/input_tokens", "/v1/messages"),
             *("/v1/chat/completions/control", "/v1/messages/count_tokens", "/completion"),
             *("/completions", "/infill", "/embedding", "/embeddings", "/rerank", "/reranking"),
-            *("/v1/rerank", "/v1/reranking", "/tokenize", "/detokenize", "/apply-template"),
+            *(
+                "/v1/rerank",
+                "/v1/reranking",
+                "/v1/systemone",
+                "/tokenize",
+                "/detokenize",
+                "/apply-template",
+            ),
             *("/props", "/lora-adapters", "/models/load", "/models/unload", "/api/show"),
             *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pull"),
         )
@@ -76,6 +83,7 @@ WAYS = {
 }
 NAMELESS = {
     *("/models", "/v1/models", "/v1/streams/lookup", "/v1/stream", "/models/sse", "/tools", "/"),
+    "/cors-proxy",
     *("/api/version", "/api/tags", "/api/ps", "/api/create", "/api/copy", "/api/push", "/health"),
     *("/v1/health", "/livez", "/readyz", "/openapi.json", "/lswap/v1/state", "/lswap/v1/logs"),
     *("/lswap/v1/events", "/lswap/v1/requests", "/lswap/v1/reload", "/lswap/v1/reservations"),
