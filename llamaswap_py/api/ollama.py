@@ -35,7 +35,8 @@ async def tags(call: Call) -> None:
     found = []
     for name, model in listed(call, call.supervisor.snapshot()):
         facts = await call.supervisor.facts.of(model.id)
-        found.append(_listed(name, model, facts))
+        entry = _listed(name, model, facts)
+        found.append({**entry, "capabilities": list(facts.capabilities)})
     call.respond(200, {"models": found})
 
 
@@ -84,6 +85,8 @@ def _details(facts: ModelFacts) -> dict[str, Any]:
         "families": [facts.family] if facts.family else [],
         "parameter_size": facts.parameters,
         "quantization_level": facts.quantization,
+        "context_length": facts.context_length,
+        "embedding_length": facts.metadata.get(f"{facts.family}.embedding_length", 0),
     }
 
 
@@ -93,11 +96,9 @@ async def show(call: Call) -> None:
     preset = preset_of(call, ask)
     facts = await call.supervisor.facts.of(preset)
     model = next(one for one in call.supervisor.snapshot().models if one.id == preset)
-    info: dict[str, Any] = {
-        **facts.metadata,
-        "general.architecture": facts.family,
-        f"{facts.family}.context_length": facts.context_length,
-    }
+    info: dict[str, Any] = {**facts.metadata, "general.architecture": facts.family}
+    if facts.family:
+        info[f"{facts.family}.context_length"] = facts.context_length
     if (call.exchange.head.get(b"user-agent") or b"").startswith(_COPILOT):
         info["general.basename"] = name_of(ask)  # what it shows people, as with Ollama
     license = facts.metadata.get("general.license")

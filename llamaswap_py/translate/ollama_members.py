@@ -191,7 +191,10 @@ _FIGURES: Final = (
 _LISTED: Final = (
     *_translated(name="", model="", modified_at="of the newest file", size="of all files"),
     *_translated(digest="of path, size and time of the files, not of what is in them"),
-    *_translated(details="`format`, `family`, `families`, `parameter_size`, `quantization_level`"),
+    *_translated(
+        details="`format`, `family`, `families`, `parameter_size`, `quantization_level`, "
+        "`context_length`, `embedding_length`"
+    ),
 )
 
 ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
@@ -213,7 +216,7 @@ ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
     "/api/embeddings": _translated(embedding=""),
     "/api/tags": (
         *_LISTED,
-        *_ignored("/api/show has them", "capabilities"),
+        *_translated(capabilities="as in `/api/show`"),
         *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
     ),
     "/api/ps": (

@@ -119,6 +119,10 @@ async def test_what_show_and_ps_say_of_the_context(lab: Lab) -> None:
         await client.chat("alpha", messages=HELLO)
         (running,) = (await client.ps()).models
         assert str(running.context_length) == lines[0][1]
+        (listed,) = (await lswap.client.get("/api/tags")).json()["models"]
+        assert listed["capabilities"] == shown.capabilities
+        assert listed["details"]["context_length"] == 4096
+        assert listed["details"]["embedding_length"] == 64
         headers = {"user-agent": "GitHubCopilotChat/0.30"}
         ask = {"model": "alpha:latest"}
         answer = await lswap.client.post("/api/show", json=ask, headers=headers)
