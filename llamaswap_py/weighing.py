@@ -25,6 +25,7 @@ from llamaswap_py.scheduler.records import Choice, PoolId, Remedy
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""
+_LATE: Final = f"not estimated within {BOUND:.0f} s: `lswap estimate` goes on until it is"
 
 
 @dataclass(slots=True)
@@ -59,10 +60,7 @@ class Judging:
 
     async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, Judged]:
         """Return a judgement of each; with `bound`, as many as can be had in so many seconds."""
-        found = {
-            one.preset.id: Judged(one.preset.id, unknown="not estimated in time")
-            for one in prepared
-        }
+        found = {one.preset.id: Judged(one.preset.id, unknown=_LATE) for one in prepared}
         try:
             async with asyncio.timeout(bound):
                 for one in prepared:

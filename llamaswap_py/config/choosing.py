@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Annotated, Final
+import posixpath
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING, Annotated, Final
 
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.filters import SHARES
 from llamaswap_py.config.forms import NAMES, or_null
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.preset import Preset
 
 
 class Alias(Record, frozen=True):
@@ -64,3 +68,13 @@ def spelled(name: str, known: Container[str]) -> str | None:
         return name
     other = name.removesuffix(_LATEST) if name.endswith(_LATEST) else name + _LATEST
     return other if other in known else None
+
+
+def file_found(place: str, models: Mapping[str, Preset], lines: Mapping[str, int]) -> str | None:
+    """Return the name of the file of a place's preset, if it was only found in a folder."""
+    name = place.removeprefix("models.")
+    while name and name not in models:
+        name = name.rpartition(".")[0]
+    if not name or f"models.{name}" in lines:
+        return None
+    return posixpath.basename(models[name].model) or None

@@ -127,7 +127,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
 
 _DOWNLOAD: Final = Owned("children run offline", "download the file and name it in `model`")
 _LISTENER: Final = Owned(
-    "children listen on private sockets", "remove it; clients connect to the key `listen`"
+    "lswap picks the address and the port itself", "remove it; clients connect to the key `listen`"
 )
 _LOGGING: Final = Owned("lswap reads its children's logs", "set the key `log`")
 _INFORMATION: Final = Owned("llama-server would print and exit", "run llama-server by hand")

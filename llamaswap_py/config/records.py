@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import field
 
 from llamaswap_py.config.arguments import ENV, METADATA
-from llamaswap_py.config.choosing import Alias, Group, spelled
+from llamaswap_py.config.choosing import Alias, Group, file_found, spelled
 from llamaswap_py.config.compat import COMPAT
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
@@ -356,8 +356,13 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     """Of the broken ones those of which the rest can be looked at, as far as they can be read."""
 
     def where(self, place: str) -> str:
-        """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none."""
+        """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none.
+
+        Of a model that was only found in a folder it is `models folder: a.gguf`.
+        """
         line = self.lines.get(place)
+        if line is None and (file := file_found(place, self.models, self.lines)):
+            return f"models folder: {file}"
         if line is None or self.sources is None:
             return f"{self.source}: {place}"
         return f"{self.sources.where(line)}: {place}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llamaswap_py.cli import check
 from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.estimate import run
 from llamaswap_py.config.file import Origin
@@ -106,3 +107,13 @@ def test_a_program_that_never_ran_is_no_problem(
     report = check_file(config)
     assert report.ok
     assert report.models[0].memory_unknown
+
+
+def test_check_does_not_wait_for_ever(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not known in time is said, with the command that goes on, and is no problem."""
+    monkeypatch.setattr(check, "BOUND", 0.0)
+    report = check_file(config)
+    told = {model.id: model.memory_unknown for model in report.models}
+    assert "`lswap estimate` goes on" in told["alpha"]
+    assert told["big"] == ""  # declared
+    assert all(not model.problems for model in report.models)

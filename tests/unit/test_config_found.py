@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llamaswap_py.cli.check import check
 from llamaswap_py.config.context import warnings
 from llamaswap_py.config.file import Origin, read_config
 from llamaswap_py.config.found import Folder, FoundModel, GgufFile, models_in
@@ -191,3 +192,12 @@ def test_settings_for_a_model_that_is_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("models: {a: {ttl: 5m}}")
     with pytest.raises(ConfigError, match="the preset names no file"):
         read_config(tmp_path / "c.yaml")
+
+
+def test_a_mistake_of_a_found_model_names_its_file(tmp_path: Path) -> None:
+    """Not keys of a configuration that nobody wrote."""
+    (tmp_path / "lfs.v1.gguf").write_text("version https://git-lfs.github.com/spec/v1")
+    report = check(Origin(model_dirs=(tmp_path,)))
+    (problem,) = report.models[0].problems
+    assert problem.startswith("models folder: lfs.v1.gguf: ")
+    assert "models.lfs" not in problem
