@@ -42,7 +42,7 @@ OF_ROUTER |= {"models-autoload"}
 """What the router sets or takes away itself, whatever a preset says."""
 
 ALWAYS = {"model", "alias", "metrics", "slots", "offline", "log-jsonl", "log-colors", "cache-ram"}
-ALWAYS |= {"cors-origins", "threads-http", "fit", "fit-target", "sleep-idle-seconds"}
+ALWAYS |= {"threads-http", "fit", "fit-target", "sleep-idle-seconds"}
 """What lswap passes by itself, or by keys of its own."""
 
 DIFFERENT = {
@@ -167,7 +167,13 @@ def imported(draft: Draft, options: dict[str, Option]) -> Config:
 def passed(config: Config, name: str, options: dict[str, Option]) -> dict[str, Any]:
     """Return what our child of a model is told, besides what lswap always says."""
     words = list(build_args(config.models[name], config, options))
-    return {key: value for key, value in meaning(words, options).items() if key not in ALWAYS}
+    told = {key: value for key, value in meaning(words, options).items() if key not in ALWAYS}
+    if (
+        told.get("cors-origins")
+        == meaning(["--cors-origins", "localhost"], options)["cors-origins"]
+    ):
+        del told["cors-origins"]  # what lswap says where a preset does not
+    return told
 
 
 def cases(options: dict[str, Option], folder: Path) -> dict[str, tuple[Option, str, str]]:
