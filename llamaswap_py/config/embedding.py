@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.config.context import context_per_request, effective, number
+from llamaswap_py.config.optiontable import switched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,9 +60,12 @@ def kind_of(preset: Preset) -> str:
     """
     if preset.cmd is not None:
         return "program"
-    if preset.args.get("reranking") is True or preset.args.get("pooling") == "rank":
+    if switched(preset.args.get("reranking", False)) or preset.args.get("pooling") == "rank":
         return "rerank"
-    embeds = preset.args.get("embeddings") is True or preset.args.get("pooling", "none") != "none"
+    embeds = (
+        switched(preset.args.get("embeddings", False))
+        or preset.args.get("pooling", "none") != "none"
+    )
     return "embedding" if embeds else "chat"
 
 

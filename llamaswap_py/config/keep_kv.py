@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from llamaswap_py.config.fields import Record, key
 from llamaswap_py.config.forms import DURATION, PATH, POSITIVE_SIZE, or_word
 from llamaswap_py.config.options import long_name
+from llamaswap_py.config.optiontable import switched
 from llamaswap_py.units import GIB
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def keeps_nothing(preset: Preset) -> str:
     """Return why `keep_kv` can do nothing for a preset (or a variant of one); empty if it can."""
     words = (word.partition("=")[0] for word in preset.extra if word.startswith("-"))
     said = {*preset.args, *map(long_name, words)}
-    said -= {name for name in said if preset.args.get(name) is False}
+    said -= {name for name in said if switched(preset.args.get(name, True)) is False}
     if said & _ADAPTERS:
         return "with which LoRA adapters a conversation was computed is not kept"
     kinds = str(preset.args.get("spec-type", "")).split(",")
@@ -59,6 +60,6 @@ def keeps_nothing(preset: Preset) -> str:
         return "llama-server does not save the draft model's half of a conversation"
     if said & {"embeddings", "reranking"}:
         return "embedding and reranking models have no conversations"
-    if "no-cache-prompt" in said or preset.args.get("cache-prompt") is False:
+    if "no-cache-prompt" in said or switched(preset.args.get("cache-prompt", True)) is False:
         return "cache-prompt is off: llama-server would not use them"
     return ""

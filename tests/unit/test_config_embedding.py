@@ -9,6 +9,7 @@ import pytest
 from llamaswap_py.config.embedding import (
     Trained,
     embeds,
+    kind_of,
     most_tokens,
     read_trained,
     splits,
@@ -122,3 +123,18 @@ def test_a_file_of_an_earlier_release_keeps_its_batch(more: str) -> None:
     assert whole_batch(old, BERT) == {}
     said = preset("embeddings: true", top="compat: 0.1\ndefaults: {args: {ub: 1024}}\n")
     assert said.args["ubatch-size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("args", "kind"),
+    [
+        ("embeddings: true", "embedding"),
+        ("embedding: on", "embedding"),
+        ("embeddings: off", "chat"),
+        ("rerank: enabled", "rerank"),
+        ("reranking: false", "chat"),
+        ("pooling: rank", "rerank"),
+    ],
+)
+def test_a_switch_may_be_a_word(args: str, kind: str) -> None:
+    assert kind_of(preset(args)) == kind

@@ -108,7 +108,9 @@ def test_answers_that_say_nothing(wrong: object) -> None:
         ("args: {spec-type: ngram-simple}", ""),
         ("args: {embeddings: true}", "embedding"),
         ("args: {embeddings: false}", ""),
+        ("args: {embeddings: off}", ""),
         ("args: {cache-prompt: false}", "cache-prompt"),
+        ("args: {cache-prompt: disabled}", "cache-prompt"),
     ],
 )
 def test_where_nothing_can_be_kept(keys: str, reason: str) -> None:
