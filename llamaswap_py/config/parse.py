@@ -307,7 +307,7 @@ class _Reader:
             here = f"models.{id}"
             self.lines[here] = own.line
             if bad := bad_name(id):
-                self.problem(own.line, here, *bad, fatal=True)
+                self.problem(own.line, here, *bad, fatal="," not in id)
             presets[id] = {}
             if isinstance(own.value, Table):
                 presets[id] = self.record(Preset, own.value, here)

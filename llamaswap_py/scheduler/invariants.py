@@ -40,6 +40,8 @@ def _check_instances(world: World) -> None:
             assert not instance.leases, f"{key} is loading and has leases"
         if instance.gate_for is not None and instance.state is State.READY:
             assert instance.gate_for in world.demand, f"{key}: gate closed for nobody"
+            newcomer = world.presets[instance.gate_for].plan
+            assert not world.is_kept(instance, newcomer), f"{key}: gate closed, yet it is kept"
         preset = world.presets.get(key.preset)
         serves = instance.state in (State.LOADING, State.READY, State.SLEEPING)
         if preset is not None:

@@ -348,6 +348,7 @@ WRONG = {
     "taken_alias": ("{model: a.gguf, aliases: [other, free]}", "already names models.good"),
     "no_substitute": ("{model: a.gguf, when_full: {substitute: nobody}}", "nobody"),
     "twins": ("{model: a.gguf, variants: [{name: a}, {name: a}]}", "two variants"),
+    "a,comma": ("{model: a.gguf}", "cannot contain a comma"),
     "with.dots": ("{cmd: [x], ttl: 5}", "told where to listen"),
 }
 
