@@ -28,7 +28,7 @@ class Status(msgspec.Struct):
     urls: tuple[str, ...]
     pid: int
     state: str
-    """`starting`, `serving` or `stopping`."""
+    """`serving`, `stopping` or `unknown`: it starts just now, or is of another version."""
     serves: str = ""
     started_at: float | None = None
     version: str | None = None
@@ -52,13 +52,16 @@ def run(url: str | None, key: str | None, *, as_json: bool) -> None:
 
 def lines(status: Status) -> list[str]:
     """Return what is said of one."""
-    where = ", ".join(status.urls) or "an address that it does not tell yet"
+    where = ", ".join(status.urls) or "an address that it does not tell"
     since = ""
     if status.started_at is not None:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.started_at))
         since = f", since {began} ({age_text(time.time() - status.started_at)})"
     version = f" {status.version}" if status.version else ""
-    said = [f"lswap{version} is {status.state} on {where}", f"  pid {status.pid}{since}"]
+    state = "running" if status.state == "unknown" else status.state
+    said = [f"lswap{version} is {state} on {where}", f"  pid {status.pid}{since}"]
+    if status.state == "unknown":
+        said.append("  it starts just now, or is of another version: name its address with --url")
     if status.serves:
         said.append(f"  serves {status.serves}")
     if status.loaded is not None:
@@ -73,7 +76,7 @@ def lines(status: Status) -> list[str]:
 
 def _local(one: Running, key: str | None) -> Status:
     if one.served is None or one.url is None:
-        return Status((), one.pid, "starting")
+        return Status((), one.pid, "unknown")
     served = one.served
     state = "stopping" if served.stopping else "serving"
     status = Status(served.urls, one.pid, state, served.what, served.started_at)

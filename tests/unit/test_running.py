@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.children.runtime_dir import RuntimeDir, folder_name
-from llamaswap_py.cli import servers, stop
+from llamaswap_py.cli import servers, status, stop
 from llamaswap_py.client import UnreachableError
 from llamaswap_py.config.file import Origin
 from llamaswap_py.errors import ConfigError, StateError
@@ -172,3 +172,17 @@ def test_another_users_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "find_running", lambda _: [running(9, os.getpid())])
     with pytest.raises(StateError, match="is another user's"):
         stop.run("http://127.0.0.1:9/v1", None, now=False, as_json=False)
+
+
+def test_status_of_one_that_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It starts, or is of another version; one that wants a key is told of as far as is known."""
+    monkeypatch.setattr(status, "find_running", lambda _: [Running("one", 7, None), running(1, 8)])
+    status.run(None, None, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["lswap is running on an address that it does not tell", "  pid 7"]
+    assert "of another version: name its address with --url" in lines[2]
+    assert lines[3] == "lswap is serving on http://127.0.0.1:1"
+    assert lines[5] == "  serves ~/models-1"
+    assert lines[6].startswith("  what is loaded is not known: no lswap answers")
