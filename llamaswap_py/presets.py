@@ -20,6 +20,7 @@ from llamaswap_py.devices import HOST, Device
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
+from llamaswap_py.estimate.records import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.library import with_files
 from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
@@ -36,7 +37,7 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     PresetPlan,
 )
-from llamaswap_py.units import MIB
+from llamaswap_py.units import MIB, format_size
 
 _ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
@@ -325,7 +326,15 @@ def _choice(preset: Preset, config: Config) -> Choice:
         preset.variant,
         "unknown" if footprint is None else "declared",
         sleeping_footprint(preset, footprint),
+        made_of=_made_of(preset, config),
     )
+
+
+def _made_of(preset: Preset, config: Config) -> tuple[tuple[str, str], ...]:
+    """Say what is charged besides what a preset declares."""
+    if preset.memory is None or preset.cmd is not None or HOST in preset.memory:
+        return ()
+    return ((HOST, f"{format_size(config.memory.cache_ram)} {named(PROMPT_CACHE)}"),)
 
 
 def sleeping_footprint(

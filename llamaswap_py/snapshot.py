@@ -106,6 +106,8 @@ class ModelView(msgspec.Struct, frozen=True):
     """The fraction of its files that is there, while they are downloaded."""
     repository: str | None = None
     """Where its files are fetched from (`hf`)."""
+    made_of: dict[str, str] = {}
+    """For people: the parts of its footprint, by device."""
     read_ahead: ReadAheadView | None = None
     """While it waits for memory: what of its files is in the page cache by now."""
     per_name: tuple[str, ...] = ()

@@ -208,6 +208,7 @@ def _model(supervisor: Supervisor, name: str, clock: _Clock) -> ModelView:
         waiting=len(preset.queue),
         eta_seconds=supervisor.scheduler.eta(PresetId(name)),
         footprint={str(pool): size for pool, size in (choice.footprint or {}).items()} or None,
+        made_of=dict(choice.made_of),
         footprint_source=choice.source if known else "unknown",
         context_per_request=_context(supervisor, preset) or shown.context_per_request,
         loads=preset.loads,

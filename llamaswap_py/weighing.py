@@ -158,7 +158,13 @@ def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
     """Return a choice with what it takes."""
     footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
     asleep = sleeping_footprint(prepared.preset, footprint)
-    return replace(choice, footprint=footprint, source=estimate.source.value, sleeping=asleep)
+    return replace(
+        choice,
+        footprint=footprint,
+        source=estimate.source.value,
+        sleeping=asleep,
+        made_of=tuple((device, estimate.explain(device)) for device in estimate.footprint),
+    )
 
 
 async def leaner_for(

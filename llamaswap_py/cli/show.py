@@ -203,6 +203,9 @@ def _alias_row(alias: AliasView) -> tuple[str, ...]:
 def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:
     """Print what a model's state is, why, and the decisions that led there."""
     print(_state_line(model, decisions, now))
+    for device, size in (model.footprint or {}).items():
+        parts = model.made_of.get(device)
+        print(f"{device}: {format_size(size)}{f' = {parts}' if parts else ''}")
     if model.read_ahead is not None:
         print(read_ahead_text(model))
     if model.failure is not None:

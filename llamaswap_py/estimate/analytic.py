@@ -9,7 +9,7 @@ from typing import Final
 from llamaswap_py.estimate.attention import Context, context_of, is_recurrent, window_layers
 from llamaswap_py.estimate.compute import compute_of, vocabulary
 from llamaswap_py.estimate.layout import Layout, lay_out
-from llamaswap_py.estimate.records import HOST, EstimateError, Part
+from llamaswap_py.estimate.records import HOST, PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.estimate.settings import Settings
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.units import MIB
@@ -81,7 +81,7 @@ def process_parts(
     """Return what belongs to the process and to no model; sizes of the files in bytes."""
     parts = [Part(HOST, "process", PROCESS)]
     if settings.prompt_cache:
-        parts.append(Part(HOST, "prompt cache", settings.prompt_cache, grows=True))
+        parts.append(Part(HOST, PROMPT_CACHE, settings.prompt_cache, grows=True))
     for gpu in gpus:
         driver = next((size for name, size in DRIVER_ON_DEVICE.items() if gpu.startswith(name)), 0)
         parts.append(Part(gpu, "driver", driver))

@@ -27,6 +27,7 @@ from llamaswap_py.estimate.fitargs import draft_args, fit_args, has_table
 from llamaswap_py.estimate.layout import repackable_kinds
 from llamaswap_py.estimate.records import (
     HOST,
+    PROMPT_CACHE,
     Estimate,
     EstimateError,
     Part,
@@ -233,7 +234,7 @@ def _declared(wanted: Wanted) -> Estimate:
     assert wanted.declared is not None
     parts = [Part(device, "declared", size) for device, size in wanted.declared.items()]
     if HOST not in wanted.declared and wanted.cache_ram:
-        parts.append(Part(HOST, "prompt cache", wanted.cache_ram, grows=True))
+        parts.append(Part(HOST, PROMPT_CACHE, wanted.cache_ram, grows=True))
     return Estimate(Source.DECLARED, tuple(parts))
 
 

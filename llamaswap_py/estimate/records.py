@@ -12,6 +12,7 @@ from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_size
 
 HOST: Final = "host"
+PROMPT_CACHE: Final = "prompt cache"
 TOLERANCE: Final = 0.05
 """An estimate that was off by more than this is worth a line in the log."""
 
@@ -66,7 +67,12 @@ class Estimate(msgspec.Struct, frozen=True):
         for part in self.parts:
             if part.device == device and part.size:
                 sizes[part.what] = sizes.get(part.what, 0) + part.size
-        return " + ".join(f"{format_size(size)} {what}" for what, size in sizes.items())
+        return " + ".join(f"{format_size(size)} {named(what)}" for what, size in sizes.items())
+
+
+def named(what: str) -> str:
+    """Return the name of a part, with the key of the file that sets it where there is one."""
+    return f"{what} (memory.cache_ram)" if what == PROMPT_CACHE else what
 
 
 def total(parts: Iterable[Part]) -> dict[str, int]:

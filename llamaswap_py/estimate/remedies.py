@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from llamaswap_py.estimate.attention import context_of
 from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
-from llamaswap_py.estimate.records import HOST, Estimate, EstimateError, Source
+from llamaswap_py.estimate.records import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
 from llamaswap_py.estimate.settings import names_of, read_settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 BOUND: Final = 15.0
 """Seconds for all remedies of one preset; those found by then are named."""
 _MAPPED: Final = "mapped pages of moved weights"
-_CACHE: Final = "prompt cache"
 _KEYS: Final = {"cache-ram": "memory.cache_ram"}
 """Options that the file says elsewhere than in `args`."""
 Args: TypeAlias = Mapping[str, str]
@@ -121,7 +120,7 @@ class Remedies:
         found: list[Args] = []
         if settings.mapped and (unknown or _MAPPED in held):
             found.append({"load-mode": "none"} if self._has("load-mode") else {"no-mmap": "true"})
-        if settings.prompt_cache and (unknown or _CACHE in held):
+        if settings.prompt_cache and (unknown or PROMPT_CACHE in held):
             found.append({"cache-ram": "0"})
         return [one for one in found if self._may(one)]
 

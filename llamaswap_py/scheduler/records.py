@@ -79,6 +79,8 @@ class Choice:
     """What is left of it while it sleeps; None: it never does."""
     remedies: tuple[Remedy, ...] = ()
     """What was found to lower its footprint, the best first; only sought where it is too much."""
+    made_of: tuple[tuple[str, str], ...] = ()
+    """For people: the parts of its footprint, for each device."""
 
 
 ANY_CHOICE = Choice()

@@ -14,7 +14,7 @@ from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimating import Estimating, Life
 from llamaswap_py.presets import Engines, Prepared, prepare
 from llamaswap_py.scheduler.records import ANY_CHOICE
-from tests.real.answers import PATIENCE
+from tests.real.answers import PATIENCE, model_of
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate import Estimate, Wanted
@@ -76,3 +76,21 @@ async def test_one_that_goes_meanwhile_harms_no_other(lab: Lab, at: str) -> None
         running.cancel()
         beta.cancel()
         await asyncio.wait({running, beta})
+
+
+async def test_people_are_told_what_a_figure_is_made_of(lab: Lab) -> None:
+    """A tiny model takes mostly what its prompt cache may grow to, which a key of the file sets."""
+    path = lab.write_model("alpha", lab.sentence("alpha"))
+    models: dict[str, dict[str, Any]] = {
+        "alpha": {"model": str(path)},
+        "beta": {"model": str(path), "memory": {"CUDA0": "1MiB"}},
+    }
+    memory = {"cache_ram": "64MiB", "devices": {"host": "300MiB", "CUDA0": "1GiB"}}
+    async with lab.lswap(models, memory=memory) as lswap:
+        await lswap.until(lambda now: model_of(now, "alpha").footprint is not None)
+        for name in models:
+            said = await lab.cli("why", name, "--url", lswap.url)
+            (line,) = [one for one in said.out.splitlines() if one.startswith("host: ")]
+            assert "64 MiB prompt cache (memory.cache_ram)" in line
+        told = await lab.cli("estimate", str(lswap.config))
+        assert "64 MiB prompt cache (memory.cache_ram)" in " ".join(told.out.split())
