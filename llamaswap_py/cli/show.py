@@ -116,6 +116,14 @@ def device_name(id: str) -> str:
     return "RAM" if id == "host" else id
 
 
+def trouble_text(model: ModelView) -> str:
+    """Return why a model does not work, or cannot be loaded here at all; "" of all others."""
+    if model.failure is not None:
+        return model.failure.summary
+    reason = model.reason.removeprefix("refused: ")
+    return reason if model.state == "unloaded" and reason.startswith("can never fit") else ""
+
+
 def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
     """Print what is loaded, loading, waited for or failed, and the devices."""
     rows = ps_rows(snapshot, every=every)
@@ -186,8 +194,8 @@ def _reason_text(reason: str) -> str:
 
 
 def _notes(model: ModelView) -> list[str]:
-    failure = [model.failure.summary] if model.failure else []
-    return [*(["unlisted"] if model.unlisted else []), *failure]
+    trouble = trouble_text(model)
+    return [*(["unlisted"] if model.unlisted else []), *([trouble] if trouble else [])]
 
 
 def _alias_row(alias: AliasView) -> tuple[str, ...]:

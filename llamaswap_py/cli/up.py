@@ -28,7 +28,7 @@ from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
-from llamaswap_py.cli.show import device_line, memory_text
+from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
 from llamaswap_py.config.file import read_keys
 from llamaswap_py.errors import StateError
@@ -368,7 +368,7 @@ def banner(
             "failed" if model.failure else model.state,
             f"{model.context_per_request:,}" if model.context_per_request else "the model's",
             "estimating …" if model.id in estimated_now else memory_text(model.footprint),
-            model.failure.summary if model.failure else "",
+            trouble_text(model),
         )
         for model in snapshot.models[:_SHOWN]
     ]

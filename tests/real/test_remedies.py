@@ -60,6 +60,8 @@ async def test_check_estimate_up_and_a_request_say_the_same(lab: Lab) -> None:
         assert error["code"] == "model_too_large"
         assert said in error["message"]
         assert any("can never fit" in line and "load-mode: none" in line for line in lswap.log)
+        listed = await lab.cli("models", "--url", lswap.url)
+        assert f"can never fit: {said}" in listed.out
     assert "`load-mode: none`" in said
     assert "`ctx-size: " in said
     assert "memory.margin" not in said  # not even without any
