@@ -22,7 +22,9 @@ from llamaswap_py.config.argv import build_args, check_preset
 from llamaswap_py.config.options import OWNED, PATH_LISTS, PATH_OPTIONS, long_name, plain_name
 from llamaswap_py.config.optiontable import Option, is_negation, table_of
 from llamaswap_py.config.optionvalues import choices, number_kind
-from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.parse import load_config, load_files
+from llamaswap_py.config.scan import scan_folder
+from llamaswap_py.config.sources import SourceText
 from llamaswap_py.engine.features import parse_options
 from llamaswap_py.importing.command import read_command, split_command, take_environment
 from llamaswap_py.importing.draft import Draft, render
@@ -341,3 +343,31 @@ alias = m1
         "skip-chat-parsing": True,
     }
     assert config.models["m1"].aliases == ()
+
+
+def test_sections_without_a_file_are_settings_as_in_the_router(
+    llama_server: str, options: dict[str, Option], tmp_path: Path
+) -> None:
+    """Beside --models-dir: for a file, for a folder with a projector, and where no section is."""
+    models = tmp_path / "models"
+    for name in ("GLM-4.5-Air/x.gguf", "GLM-4.5-Air/mmproj-F16.gguf", "Qwen3-8B.gguf", "b.gguf"):
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).write_bytes(b"GGUF")
+    ini = tmp_path / "i.ini"
+    ini.write_text(
+        "version = 1\n[*]\nc = 1024\n[GLM-4.5-Air]\ntemp = 0.6\nno-mmproj = 1\n"
+        f"[Qwen3-8B]\nc = 512\n[own]\nmodel = {models}/b.gguf\njinja = off\n"
+    )
+    with router(llama_server, ini, "--models-dir", str(models)) as theirs:
+        pass
+    draft = read_ini(ini.read_text(), "i.ini", options, model_dirs=[str(models)])
+    fit_to_engines(draft, lambda _: table_of(options))
+    source = SourceText("i.yaml", str(tmp_path), render(draft, "a test"))
+    config = load_files([source], name="i.yaml", env={}, home="/", scan=scan_folder)
+    # A file that a preset names is no model of its own here: it would be listed twice.
+    assert theirs.keys() - config.models.keys() == {"b"}
+    for name, preset in config.models.items():
+        want = meaning(theirs[name], options)
+        assert preset.model == want.pop("model")
+        kept = {key: each for key, each in want.items() if key not in OF_ROUTER | ALWAYS}
+        assert passed(config, name, options) == kept
