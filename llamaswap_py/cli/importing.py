@@ -15,7 +15,7 @@ from llamaswap_py.cli.usage import command_group
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.config.optiontable import Option
+    from llamaswap_py.config.optiontable import Option, OptionTable
     from llamaswap_py.config.records import Config
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
@@ -43,7 +43,7 @@ def llama_swap(
     from llamaswap_py.importing.llama_swap import read_llama_swap
 
     root = read_yaml(_read(source), str(source))
-    draft = read_llama_swap(None if root is None else plain_value(root), os.environ)
+    draft = read_llama_swap(None if root is None else plain_value(root), os.environ, _new_draft())
     _finish(draft, f"llama-swap's {source.name}", output, force)
 
 
@@ -113,9 +113,8 @@ def command(
         split_command,
         take_environment,
     )
-    from llamaswap_py.importing.draft import Draft
 
-    draft = Draft()
+    draft = _new_draft()
     try:
         env, words = take_environment(split_command(line))
     except ValueError as error:
@@ -147,6 +146,19 @@ def _options_of(engine: str) -> Mapping[str, Option] | None:
         ).options
     except EngineError:
         return None
+
+
+def _table_for(engine: str) -> OptionTable:
+    from llamaswap_py.config.optiontable import table_of
+
+    here = engine and os.path.exists(os.path.expanduser(engine))
+    return table_of(_options_of(engine if here else ""))
+
+
+def _new_draft() -> Draft:
+    from llamaswap_py.importing.draft import Draft
+
+    return Draft(table_for=_table_for)
 
 
 def _read(path: Path) -> str:
@@ -195,7 +207,6 @@ def _manifests(folder: Path) -> list[Manifest]:
 
 def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
     """Write the draft, and say on stderr what did not come along and what is to be done."""
-    from llamaswap_py.config.optiontable import table_of
     from llamaswap_py.importing.draft import note_relative, render
     from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
     from llamaswap_py.importing.names import mend_names
@@ -203,7 +214,7 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
     mend_names(draft)
     _drop_engines(draft)
     settle_margin(draft)
-    fit_to_engines(draft, lambda engine: table_of(_options_of(engine)))
+    fit_to_engines(draft, _table_for)
     note_relative(draft)
     text = render(draft, source)
     if output is None:

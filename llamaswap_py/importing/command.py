@@ -1,7 +1,8 @@
 """A llama-server command line -> a preset. Pure.
 
-Which options take a value is not known here: a word after an option is its value unless it begins
-with a dash and is no number, as llama-server has no positional arguments (common/arg.cpp).
+Where there is an engine to ask, each option has as many values as it takes. Else a word after an
+option is its value unless it begins with a dash and is no number, as llama-server has no positional
+arguments (common/arg.cpp).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
+from llamaswap_py.config.optiontable import OptionTable
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.variables import option_of
 
@@ -64,13 +66,19 @@ def is_llama_server(words: Sequence[str]) -> bool:
     return program.startswith("llama-server") and not program.endswith((".sh", ".py"))
 
 
-def pair_options(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (option as written, its values)."""
+def pair_options(
+    words: Sequence[str], table: OptionTable | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (option as written, its values); with a `table` an option's value may begin with -."""
     at = 0
     while at < len(words):
         option, equals, value = words[at].partition("=")
         at += 1
         values = [value] if equals else []
+        known = table.usable(plain_name(option)) if table is not None else None
+        if known is not None and not equals and option.startswith("-"):
+            values = list(words[at : at + known[0].values])
+            at += len(values)
         while at < len(words) and _is_value(words[at]):
             values.append(words[at])
             at += 1
@@ -90,7 +98,8 @@ def read_command(
     if "/" in words[0] or "\\" in words[0]:
         preset["engine"] = words[0]
     env = _take_variables(env, preset, args, draft, place)
-    for option, values in pair_options(words[1:]):
+    table = draft.table_for(str(preset.get("engine", "")))
+    for option, values in pair_options(words[1:], table):
         if not option.startswith("-"):
             draft.note(place, _NO_OPTION, option)
         elif _take_key(option, values, preset, draft, place):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
 
 from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.config.optiontable import OptionTable, table_of
 from llamaswap_py.importing.notes import merged
 
 _WIDTH: Final = 1_000
@@ -41,6 +43,8 @@ class Draft:
     """Models that cannot run as they are written, each of which has a note (an ordered set)."""
     margins: dict[str, str] = field(default_factory=dict)
     """What a place of the source wants to stay free of each device (`--fit-target`), as it says."""
+    table_for: Callable[[str], OptionTable] = lambda _: table_of(None)
+    """The options of a llama-server by its path, "" for the one in use."""
 
     def lines(self) -> list[str]:
         """Return what did not come along, a line for each kind."""

@@ -63,10 +63,11 @@ _LOAD_STALL: Final = 300
 """Seconds without progress after which lswap gives up a load, if the file says nothing."""
 
 
-def read_llama_swap(root: Any, environment: Mapping[str, str]) -> Draft:
+def read_llama_swap(root: Any, environment: Mapping[str, str], draft: Draft | None = None) -> Draft:
     """Return the draft of a parsed config.yaml; `environment` fills `${env.NAME}`.
 
-    Raises ConfigError when it is no such file.
+    `draft` is an empty one that knows the engines of the machine. Raises ConfigError when it is no
+    such file.
     """
     models = root.get("models") if isinstance(root, dict) else None
     if not isinstance(models, dict):
@@ -74,7 +75,7 @@ def read_llama_swap(root: Any, environment: Mapping[str, str]) -> Draft:
             "this is no llama-swap configuration: it has no `models`",
             remedy="name its config.yaml",
         )
-    draft = Draft()
+    draft = draft or Draft()
     macros = Macros(_table(root.get("macros")), environment, draft, "macros")
     for name, each in models.items():
         own = macros.inside(f"models.{name}", _table(_table(each).get("macros")))

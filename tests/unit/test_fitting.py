@@ -34,7 +34,7 @@ OPTIONS: dict[str, Option] = dict(parse_options(HELP))
 def fitted(line: str) -> tuple[dict[str, Any], list[str]]:
     """Return the preset that a command becomes, and the notes."""
     env, words = take_environment(split_command(line))
-    draft = Draft()
+    draft = Draft(table_for=lambda _: table_of(OPTIONS))
     draft.models["x"] = read_command(words, env, draft, "command")
     fit_to_engines(draft, lambda _: table_of(OPTIONS))
     return draft.models["x"], [str(note) for note in draft.notes]
@@ -52,6 +52,7 @@ def fitted(line: str) -> tuple[dict[str, Any], list[str]]:
         ("-fa", {"flash-attn": True}),
         ("-fa on --jinja", {"flash-attn": "on", "jinja": True}),
         ("--no-jinja", {"no-jinja": True}),
+        ("--chat-template-kwargs -x -c 512", {"chat-template-kwargs": "-x", "ctx-size": 512}),
     ],
 )
 def test_options_come_over_in_words_of_the_engine(words: str, args: dict[str, Any]) -> None:
