@@ -29,29 +29,38 @@ def exclusive_groups(models: Sequence[str], allowed: Sequence[frozenset[str]]) -
     """Return groups that keep apart every two models which no combination holds together."""
     together = {pair for each in allowed for pair in combinations(sorted(each), 2)}
     apart = [pair for pair in combinations(sorted(models), 2) if pair not in together]
-    forbidden = {frozenset(pair) for pair in apart}
-    covered: set[frozenset[str]] = set()
+    never: dict[str, set[str]] = {model: set() for model in models}
+    for one, other in apart:
+        never[one].add(other)
+        never[other].add(one)
+    covered: set[tuple[str, str]] = set()
     groups: list[list[str]] = []
     for pair in apart:
-        if frozenset(pair) in covered:
+        if pair in covered:
             continue
         group = list(pair)
-        for model in sorted(models):
-            if model not in group and all(frozenset((model, one)) in forbidden for one in group):
+        others = never[pair[0]] & never[pair[1]]
+        for model in sorted(others):
+            if model in others:  # still apart from all that came in before it
                 group.append(model)
-        covered |= {frozenset(each) for each in combinations(group, 2)}
+                others &= never[model]
+        covered |= set(combinations(sorted(group), 2))
         groups.append(sorted(group))
     return groups
 
 
 def loosened(allowed: Sequence[frozenset[str]], models: Sequence[str]) -> list[frozenset[str]]:
     """Return triples of which every two may run together but no combination holds all three."""
-    together = {frozenset(pair) for each in allowed for pair in combinations(each, 2)}
+    beside: dict[str, set[str]] = {model: set() for model in models}
+    for each in allowed:
+        for model in each & beside.keys():
+            beside[model] |= each - {model}
     return [
-        frozenset(three)
-        for three in combinations(sorted(models), 3)
-        if all(frozenset(pair) in together for pair in combinations(three, 2))
-        and not any(set(three) <= each for each in allowed)
+        frozenset((first, second, third))
+        for first in sorted(models)
+        for second in sorted(one for one in beside[first] & beside.keys() if one > first)
+        for third in sorted(one for one in beside[first] & beside[second] if one > second)
+        if third in beside and not any({first, second, third} <= each for each in allowed)
     ]
 
 
