@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _YAML: Final = (".yaml", ".yml")
-_REFERENCE: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[^/]+)?", re.ASCII)
+_REFERENCE: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::.+)?", re.ASCII)
 _HUB: Final = ("hf:", "hf.co/", "huggingface.co/")
 _HUB_HOSTS: Final = ("huggingface.co", "www.huggingface.co", "hf.co")
 _HUB_FILE: Final = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve)/[^/]+/(.+)")
@@ -110,7 +110,7 @@ def _add(named: _Named, word: str) -> None:
         _add_file(named, path)
     elif path.suffix.lower() in _YAML:
         _add_config(named, path)  # reading it says that it is not there
-    elif _REFERENCE.fullmatch(word) and not path.parent.is_dir() and path.suffix != ".gguf":
+    elif _REFERENCE.fullmatch(word) and not _is_path(word):
         named.repositories.append(_reference(word))
     else:
         raise ConfigError(
@@ -119,6 +119,12 @@ def _add(named: _Named, word: str) -> None:
             remedy="name a *.gguf or *.yaml file, a folder of them, or a repository of Hugging "
             "Face as hf:user/repo; `lswap import ollama` takes Ollama's models",
         )
+
+
+def _is_path(word: str) -> bool:
+    """Tell whether a word like `models/x` is rather a file's path than a repository."""
+    repository, colon, _ = word.partition(":")
+    return Path(repository).parent.is_dir() or (not colon and word.endswith(".gguf"))
 
 
 def _add_folder(named: _Named, folder: Path) -> None:
@@ -200,17 +206,11 @@ def _reference(word: str) -> HubRef:
             )
         path = unquote(parts.path).strip("/")
         file = _HUB_FILE.fullmatch(path)
-        word = path if file is None else f"{file[1]}:{_file_tag(file[2])}"
+        word = path if file is None else f"{file[1]}:{file[2]}"
     try:
         return parse_ref(word)
     except LswapError as error:
         raise ConfigError(error.message, remedy=error.remedy) from None
-
-
-def _file_tag(path: str) -> str:
-    """Return what names a file of a repository after the colon, where no slash may be."""
-    folder, _, name = path.rpartition("/")
-    return name.removesuffix(".gguf") if folder else name
 
 
 def _models(references: Sequence[HubRef]) -> dict[str, Any]:

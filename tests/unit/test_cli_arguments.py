@@ -76,6 +76,11 @@ def test_a_single_model_has_what_belongs_to_it() -> None:
     assert preset.model == str(Path("big-00001-of-00002.gguf").absolute())
 
 
+def test_the_file_may_name_single_models_too() -> None:
+    Path("one.yaml").write_text("model_dirs: [a.gguf]\n")
+    assert ids("one.yaml") == {"a"}
+
+
 @pytest.mark.parametrize(
     ("address", "hf"),
     [
@@ -85,8 +90,9 @@ def test_a_single_model_has_what_belongs_to_it() -> None:
             "https://huggingface.co/org/x-GGUF/resolve/main/x-Q4_K_M.gguf?download=true",
             "org/x-GGUF:x-Q4_K_M.gguf",
         ),
-        ("https://hf.co/org/x-GGUF/blob/main/sub/x.gguf", "org/x-GGUF:x"),
+        ("https://hf.co/org/x-GGUF/blob/main/sub/x.gguf", "org/x-GGUF:sub/x.gguf"),
         ("hf.co/org/x-GGUF:Q8_0", "org/x-GGUF:Q8_0"),
+        ("org/x-GGUF:sub/x.gguf", "org/x-GGUF:sub/x.gguf"),
     ],
 )
 def test_an_address_of_hugging_face_is_its_repository(address: str, hf: str) -> None:
@@ -100,6 +106,7 @@ def test_an_address_of_hugging_face_is_its_repository(address: str, hf: str) -> 
         (["nope.gguf"], "nope.gguf: there is no such file or folder - name a *.gguf"),
         (["qwen3:8b"], "qwen3:8b: there is no such file or folder"),
         (["qwen3"], "`lswap import ollama` takes Ollama's models"),
+        (["org/nope.gguf"], "org/nope.gguf: there is no such file or folder"),
         (["models/nope"], "models/nope: there is no such file or folder"),
         (["/nowhere/at/all"], "/nowhere/at/all: there is no such file or folder"),
         (["empty"], "there is no *.gguf and no *.yaml file in it - put models there"),
