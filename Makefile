@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+COMPAT_ARGS ?=
 
 LOCKED := --quiet --require-hashes --requirement
 # What `make newest` and `make lowest` run: the tests that need no llama-server.
@@ -67,6 +68,10 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	build/wheel/env/bin/python -m pip check
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
 		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
+
+compat: $(VENV)/.dev ## run llama.cpp's own server tests plain and through lswap (an hour; COMPAT_ARGS='test_basic', ...)
+	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
+	$(BIN)/python -m tests.upstream --write docs/compatibility.md $(COMPAT_ARGS)
 
 bench: $(VENV)/.dev ## every target beside its peers (15 minutes; BENCH_ARGS='relay swap', '--quick', ...)
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build

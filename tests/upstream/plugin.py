@@ -1,0 +1,73 @@
+"""A pytest plugin for llama.cpp's server tests: stand-ins for downloads, a limit, a record.
+
+It runs in an environment of its own, with what those tests need, and imports nothing of lswap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+_RECORD: Final = "UPSTREAM_RECORD"
+_LIMIT: Final = int(os.environ.get("UPSTREAM_LIMIT", "60"))
+
+
+def pytest_configure() -> None:
+    """Have the tests use the tiny models; `utils` is the tests' own module."""
+    utils: Any = importlib.import_module("utils")
+    preset = utils.ServerPreset
+    preset.load_all = staticmethod(lambda: None)  # everything is in the cache
+    for name in ("bert_bge_small", "bert_bge_small_with_fa"):
+        setattr(preset, name, staticmethod(_pooling(getattr(preset, name))))
+    utils.download_file = _stand_in
+
+
+def _pooling(make: Any) -> Any:
+    def made() -> Any:
+        server = make()
+        server.pooling = "mean"  # the stand-in's header says nothing of it
+        return server
+
+    return made
+
+
+def _stand_in(url: str, output_file_path: str | None = None) -> str:
+    if not url.endswith("stories15M-q4_0.gguf"):
+        pytest.fail(f"there is no stand-in for {url}")
+    return os.environ["UPSTREAM_MODEL"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End a test that takes too long."""
+
+    def late(*_: object) -> None:
+        pytest.fail(f"longer than {_LIMIT} s", pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(_LIMIT)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write a line for each step of a test that says something."""
+    if report.when == "call" or report.outcome != "passed":
+        line = {"test": report.nodeid, "outcome": report.outcome, "why": _last_line(report)}
+        with Path(os.environ[_RECORD]).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return "" if crash is None else str(crash.message).splitlines()[0][:300]
