@@ -31,6 +31,15 @@ def add_model(file: Path, reference: str) -> None:
     add_preset(file, reference, {"hf": reference})
 
 
+def pull_hint(name: str) -> str:
+    """Return what to do for a model that a client wants to pull and the file does not have."""
+    try:
+        ref = parse_ref(name)
+    except HubError as error:
+        return error.remedy
+    return f"`lswap pull {ref} --config FILE` adds it, and so does POST /models with an admin key"
+
+
 def request_files(supervisor: Supervisor, preset: str) -> None:
     """Have the files of a preset fetched, without loading it; returns at once."""
     supervisor.feed(ev.DownloadAsked(PresetId(preset)))

@@ -10,6 +10,7 @@ from llamaswap_py.api.library import remove_model
 from llamaswap_py.api.listing import listed
 from llamaswap_py.api.ollama_requests import name_of, preset_of, read, stamp
 from llamaswap_py.errors import ApiError
+from llamaswap_py.library import pull_hint
 from llamaswap_py.translate.ollama_answers import as_line
 from llamaswap_py.translate.ollama_members import OPTIONS, VERSION
 
@@ -145,7 +146,7 @@ async def pull(call: Call) -> None:
         raise ApiError(
             "not_implemented",
             f"model {name!r} is not in the configuration, and clients do not add any",
-            remedy="add it to the file",
+            remedy=pull_hint(name),
         )
     preset_of(call, ask)
     if ask.get("stream") is False:

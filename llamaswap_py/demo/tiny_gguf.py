@@ -87,6 +87,7 @@ def write_tiny_model(
     n_ctx_train: int = 4096,
     seed: int = 0,
     quantized: bool = False,
+    chat_template: str = CHAT_TEMPLATE,
 ) -> None:
     """Write a llama-architecture GGUF that answers every prompt with exactly `sentence`.
 
@@ -112,6 +113,7 @@ def write_tiny_model(
     writer = gguf.GGUFWriter(None, "llama")
     embeddings, output = _matrices(len(chain), width, loop=loop, seed=seed)
     _add_metadata(writer, chain, shape, name=name, n_ctx_train=n_ctx_train)
+    writer.add_chat_template(chat_template)
     tensors = list(_tensors(embeddings, output, shape))
     for tensor_name, dimensions, values in tensors:
         dtype = np.dtype(np.float16 if values is None else np.float32)
@@ -284,7 +286,6 @@ def _add_metadata(
     writer.add_eos_token_id(END)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _size(dimensions: tuple[int, ...], values: Any, *, quantized: bool) -> int:

@@ -103,6 +103,22 @@ async def test_what_cannot_be_had_is_not_added(lab: Lab) -> None:
         assert set(await _ids(lswap)) == {"beta"}
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("hf.co/a/b-GGUF:Q8_0", "lswap pull a/b-GGUF:Q8_0"),
+        ("qwen3:8b", "lswap pull Qwen/Qwen3-8B-GGUF"),
+    ],
+)
+async def test_ollama_s_pull_of_another_names_the_command(
+    lab: Lab, name: str, command: str
+) -> None:
+    async with serving(lab) as lswap:
+        answer = await lswap.client.post("/api/pull", json={"model": name})
+        assert answer.status_code == 501
+        assert command in answer.json()["error"]
+
+
 async def test_the_list_reads_a_changed_file_when_asked(lab: Lab) -> None:
     async with serving(lab) as lswap:
         lab.write_config({"beta": lab.preset("beta"), "alpha": lab.preset("alpha")})

@@ -45,7 +45,7 @@ def main() -> int:
     asked = _parser().parse_args()
     try:
         engine = locate_engine()
-        source = asked.source or source_of(engine)
+        source = asked.source or source_of(engine.path)
     except LswapError as error:
         print(error, file=sys.stderr)
         return 1
@@ -68,11 +68,11 @@ def main() -> int:
     return 0
 
 
-def source_of(engine: Engine) -> Path:
-    """Return the source tree that an engine was built from; raises EngineError."""
-    folder = engine.path.parent.parent
+def source_of(server: Path) -> Path:
+    """Return the source tree that a llama-server was built from; raises EngineError."""
+    folder = server.parent.parent
     if not (folder / MANIFEST).is_file():
-        raise EngineError(f"{engine.path} was not built by lswap", remedy="name its --source")
+        raise EngineError(f"{server} was not built by lswap", remedy="name its --source")
     manifest = read_manifest(folder)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     source = cache / "lswap" / "build" / "src" / f"{manifest.source}-{manifest.ref}"

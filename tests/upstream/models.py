@@ -13,6 +13,12 @@ _SENTENCE: Final = (
     "the wise kind owl said to little Jack and the girl going to bed: "
     "Ann had a small shiny special very big answer for Dad and Jimmy in the park "
 )
+# One of those that llama-server knows without --jinja, which most tests switch off.
+_CHATML: Final = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 FILES: Final = {
     "ggml-org/test-model-stories260K": ("stories260K-F32.gguf",),
     "ggml-org/test-model-stories260K-infill": ("stories260K-infill-F32.gguf",),
@@ -34,7 +40,7 @@ def write_cache(folder: Path) -> None:
     model = folder / "stand-in.gguf"
     if not model.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_tiny_model(model, _SENTENCE, loop=True, layers=4)
+        write_tiny_model(model, _SENTENCE, loop=True, layers=4, chat_template=_CHATML)
     for repo, names in FILES.items():
         place = folder / f"models--{repo.replace('/', '--')}"
         (place / "refs").mkdir(parents=True, exist_ok=True)
