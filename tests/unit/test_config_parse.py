@@ -18,6 +18,8 @@ from llamaswap_py.config.records import (
 from llamaswap_py.config.values import EngineChoice, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.importing.command import read_command
+from llamaswap_py.importing.draft import Draft
 from llamaswap_py.units import GIB
 
 MODELS = "models: {a: {model: a.gguf}}\n"
@@ -545,3 +547,11 @@ def test_a_typo_in_models_is_said_once() -> None:
     assert "there are no models - add at least one: `models: {my-model: {model: " in missing
     (missing,) = errors("model_dirs: []")
     assert "there are no models" in missing, "a key that is known is no typo of it"
+
+
+def test_a_file_in_a_folder_of_a_repository_can_be_named() -> None:
+    words = ["llama-server", "--hf-repo", "a/b", "--hf-file", "UD/b-UD-Q4_K_XL-00001-of-00002.gguf"]
+    preset = read_command(words, {}, Draft(), "")
+    found = load(f"models: {{b: {{hf: '{preset['hf']}'}}}}").models["b"]
+    assert found.hf == "a/b:UD/b-UD-Q4_K_XL-00001-of-00002.gguf"
+    assert "names no repository" in errors("models: {b: {hf: 'a/b:UD/Q4'}}")[0]

@@ -15,9 +15,9 @@ _SENTENCE: Final = (
 )
 # One of those that llama-server knows without --jinja, which most tests switch off.
 _CHATML: Final = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-    "'<|im_end|>' + '\\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 FILES: Final = {
     "ggml-org/test-model-stories260K": ("stories260K-F32.gguf",),
