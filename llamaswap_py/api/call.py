@@ -271,7 +271,7 @@ def cancelled() -> ApiError:
 
 def stopped() -> ApiError:
     """Return the error of a request whose conversation was stopped before a model answered it."""
-    what = "the request was stopped (DELETE /v1/stream) before its model was ready"
+    what = "the request was cancelled by DELETE /v1/stream before its model was ready"
     return ApiError("stopped", what)
 
 

@@ -46,9 +46,9 @@ def test_a_server_with_a_model_becomes_one_preset() -> None:
 def test_a_router_becomes_a_preset_for_each_model_of_the_cache() -> None:
     words = ["--port", "18000", "--models-max", "2", "--ctx-size", "64", "--no-models-autoload"]
     config = _read(config_of(words, "[mine]\nhf-repo = a/b\n"))
-    assert set(config.models) == {
+    assert {
         *("ggml-org/tinygemma3-GGUF:Q8_0", "ggml-org/test-model-stories260K:F32", "mine")
-    }
+    } <= config.models.keys()
     assert config.policy.max_loaded == 2
     assert config.models["mine"].args["ctx-size"] == 64
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,8 @@ from tests.upstream.models import FILES
 _SIZE: Final = "64MiB"
 _OF_SERVER: Final = ("--port", "--host", "--api-key", "--temp", "--seed", "--cors-origins")
 _OF_ROUTER: Final = ("--models-dir", "--models-max", "--models-preset", "--no-models-autoload")
+_TAG: Final = re.compile(r"[-.]([A-Za-z0-9_]+)\.gguf$")
+"""The tag that llama.cpp's router reads in a file's name (common_list_cached_models)."""
 
 
 def config_of(words: list[str], ini: str = "", more: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -60,10 +63,13 @@ def config_of(words: list[str], ini: str = "", more: tuple[str, ...] = ()) -> di
 
 
 def _router(given: dict[str, list[str]], preset: dict[str, Any], ini: str) -> dict[str, Any]:
-    tags = {"ggml-org/tinygemma3-GGUF": ":Q8_0", "ggml-org/test-model-stories260K": ":F32"}
-    models: dict[str, Any] = {
-        f"{repo}{tags[repo]}": {"hf": f"{repo}{tags[repo]}"} for repo in FILES if repo in tags
-    }
+    cached = [
+        f"{repo}:{match[1].upper()}"
+        for repo, names in FILES.items()
+        for name in names
+        if (match := _TAG.search(name))
+    ]
+    models: dict[str, Any] = {name: {"hf": name} for name in cached}
     config: dict[str, Any] = {}
     defaults = {"args": preset.get("args", {}), "memory": {"host": _SIZE}}
     if ini:
@@ -93,8 +99,8 @@ def main(argv: list[str]) -> None:
             for at, one in enumerate(key[0].split(","))
         ]
         (folder / "keys.yaml").write_text(yaml.safe_dump({"keys": keys}))
-        config["keys"] = {"file": "keys.yaml"}
-    file = folder / "lswap.yaml"
+        config["keys"] = {"file": str(folder / "keys.yaml")}
+    file = Path(f".lswap-{options['--port'][0]}.yaml")  # here, so that paths mean the same
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
         os.environ[name] = str(folder)
