@@ -19,7 +19,83 @@ class Reason(NamedTuple):
     text: str
 
 
-REASONS: Final[Sequence[Reason]] = ()
+REASONS: Final[Sequence[Reason]] = (
+    Reason(
+        "tools and MCP servers",
+        r"test_mcp_servers|test_tools_builtin",
+        "lswap's `/tools` answers 403: it runs no tools for clients, and starts no MCP servers of "
+        "its own; a preset whose options are wrong is listed as failed, and lswap serves on",
+    ),
+    Reason(
+        "fetching pages for a browser",
+        r"test_proxy|test_cors_proxy",
+        "`/cors-proxy` is not served: whoever reaches lswap could read what the machine can reach",
+    ),
+    Reason(
+        "pages of other origins",
+        r"test_cors_options|test_cors_origins_",
+        "llama-server lets pages of all origins in; lswap lets in those that `cors.origins` names, "
+        "refuses the preflight of others, and answers one with 204, not 200",
+    ),
+    Reason(
+        "metrics",
+        r"test_metrics\.py|test_server_sleep_read_only",
+        "`/metrics` is lswap's own, with all models; `/metrics?model=` has that of a llama-server. "
+        "It cannot be switched off",
+    ),
+    Reason(
+        "properties without a model",
+        r"test_server_props|test_server_sleep",
+        "`GET /props` without `?model=` describes lswap, as llama.cpp's router describes itself",
+    ),
+    Reason(
+        "slots",
+        r"test_server_slots",
+        "lswap always passes `--slots`, which it reads itself; reading a model that is not loaded "
+        "answers 503",
+    ),
+    Reason(
+        "names",
+        r"test_server_model_aliases_and_tags",
+        "`/v1/models` has an entry for each name of a model, plain llama-server one for all",
+    ),
+    Reason(
+        "Google's Vertex AI",
+        r"test_compat_gcp",
+        "its routes come from environment variables, and are not served",
+    ),
+    Reason(
+        "what the server prints",
+        r"test_kv_keep_only_active",
+        "the test reads llama-server's output, which lswap keeps for `lswap logs`",
+    ),
+    Reason(
+        "loading only by command",
+        r"test_router_props|test_router_no_models_autoload",
+        "`--no-models-autoload` has no equal: a request loads its model",
+    ),
+    Reason(
+        "who is evicted",
+        r"test_router_models_max_evicts_lru",
+        "lswap evicts what costs least to have back, not what was used longest ago",
+    ),
+    Reason(
+        "delays inside the router",
+        r"test_router_queue_\w+",
+        "the test has llama.cpp's router hold requests back (`LLAMA_SERVER_DEBUG_FAKE_TIMING`); "
+        "lswap answers at once",
+    ),
+    Reason(
+        "the router's INI file",
+        r"test_router_reload_models|test_router_dedup_cache_models",
+        "`make compat` translates the file once, at the start; lswap watches its own file",
+    ),
+    Reason(
+        "models of Hugging Face",
+        r"test_router_delete_model",
+        "there is no hub here: lswap adds no model it cannot find, llama.cpp's router does",
+    ),
+)
 
 
 def only_plain(plain: Outcomes, through: Outcomes) -> list[str]:

@@ -53,7 +53,9 @@ def config_of(words: list[str], ini: str = "", more: tuple[str, ...] = ()) -> di
         "memory": {"devices": {"host": "4GiB"}, "margin": "0MiB"},
     }
     if origins := given.get("--cors-origins"):
-        config["cors"] = {"origins": origins[0].split(",")}
+        local = [f"http://{host}:*" for host in ("localhost", "127.0.0.1", "[::1]")]
+        named = [local if one == "localhost" else [one] for one in origins[0].split(",")]
+        config["cors"] = {"origins": [one for each in named for one in each]}
     if {"model", "hf"} & preset.keys():
         names = [*preset.pop("aliases", []), *more]
         first, *aliases = dict.fromkeys(names or ["model"])
