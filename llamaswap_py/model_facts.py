@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 from llamaswap_py.config.embedding import kind_of
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.files import FileIdentity, identify, open_header
+from llamaswap_py.estimate.settings import names_of, read_settings
 from llamaswap_py.gguf import Header
 from llamaswap_py.gguf.metadata import ArrayInfo
 from llamaswap_py.presets import Prepared
@@ -38,6 +39,12 @@ _EMBEDS: Final = (
     "t5encoder",
 )
 _FILL_IN: Final = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+_TEXT: Final = ("text",)
+_SENSES: Final = {"image": "vision", "audio": "audio"}
+_AFTER_SENSES: Final = ("thinking",)
+_ENCODERS: Final = {"clip.has_vision_encoder": "image", "clip.has_audio_encoder": "audio"}
+# Decision models answer on /v1/systemone (tools/server/server-common.cpp, b11434).
+_DECISIONS: Final = frozenset({"openjev", "lev", "kev", "nimble", "laya", "clef"})
 _THINKS: Final = ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")
 
 
@@ -45,7 +52,8 @@ _THINKS: Final = ("<think>", "enable_thinking", "reasoning_content", "<|channel|
 class ModelFacts:
     """Of the files: bytes, when they changed (Unix seconds), a name for this version of them.
 
-    Of the header, where it can be read: the rest. `capabilities` are Ollama's words.
+    Of the header, where it can be read: the rest. `capabilities` are Ollama's words, `inputs` and
+    `outputs` llama.cpp's (the projector's header says what a model takes besides text).
     """
 
     size: int = 0
@@ -58,6 +66,16 @@ class ModelFacts:
     template: str = ""
     capabilities: tuple[str, ...] = ("completion",)
     metadata: dict[str, int | float | bool | str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = _TEXT
+    outputs: tuple[str, ...] = _TEXT
+
+    def capable_of(self, inputs: tuple[str, ...]) -> list[str]:
+        """Return the capabilities, where a running child says what it takes in its own words."""
+        if "completion" not in self.capabilities:
+            return list(self.capabilities)
+        senses = [word for kind, word in _SENSES.items() if kind in (inputs or self.inputs)]
+        last = [word for word in self.capabilities if word in _AFTER_SENSES]
+        return [*(word for word in self.capabilities if word not in last), *senses, *last]
 
 
 class FactsBook:
@@ -65,31 +83,45 @@ class FactsBook:
 
     def __init__(self, prepared: Mapping[str, Prepared]) -> None:
         self._prepared = prepared
-        self._known: dict[tuple[FileIdentity, ...], ModelFacts] = {}
+        self._known: dict[tuple[tuple[FileIdentity, ...], str], ModelFacts] = {}
 
     async def of(self, preset: str) -> ModelFacts:
         """Return the facts of a preset; nothing of a header that cannot be read."""
         prepared = self._prepared.get(preset)
         return ModelFacts() if prepared is None else await asyncio.to_thread(self._read, prepared)
 
+    async def of_each(self, presets: Iterable[str]) -> dict[str, ModelFacts]:
+        """Return the facts of several presets, by their ids."""
+        wanted = {name: self._prepared.get(name) for name in presets}
+
+        def read() -> dict[str, ModelFacts]:
+            return {
+                name: ModelFacts() if one is None else self._read(one)
+                for name, one in wanted.items()
+            }
+
+        return await asyncio.to_thread(read)
+
     def _read(self, prepared: Prepared) -> ModelFacts:
         try:
             files = identify(prepared.files)
         except LswapError:
             return ModelFacts()
-        if files not in self._known:
-            self._known[files] = _facts(prepared, files)
-        return self._known[files]
+        key = files, _projector(prepared)
+        if key not in self._known:
+            self._known[key] = _facts(prepared, *key)
+        return self._known[key]
 
 
-def _facts(prepared: Prepared, files: Sequence[FileIdentity]) -> ModelFacts:
+def _facts(prepared: Prepared, files: Sequence[FileIdentity], projector: str) -> ModelFacts:
     size = sum(one.size for one in files)
     modified = max((one.mtime_ns for one in files), default=0) / 1e9
     digest = hashlib.sha256(repr([tuple(one) for one in files]).encode()).hexdigest()
+    inputs = _inputs(projector)
     try:
         header = open_header(prepared.preset.model)
     except LswapError:
-        return ModelFacts(size, modified, digest)
+        return ModelFacts(size, modified, digest, inputs=inputs)
     template = header.metadata.get("tokenizer.chat_template", "")
     template = template if isinstance(template, str) else ""
     return ModelFacts(
@@ -107,7 +139,32 @@ def _facts(prepared: Prepared, files: Sequence[FileIdentity]) -> ModelFacts:
             for key, value in header.metadata.items()
             if not isinstance(value, ArrayInfo) and key != "tokenizer.chat_template"
         },
+        inputs,
+        _outputs(header),
     )
+
+
+def _projector(prepared: Prepared) -> str:
+    """Return the projector's file that a child is told of; empty where there is none."""
+    if prepared.preset.cmd is not None or "no-mmproj" in names_of(prepared.args):
+        return ""
+    return read_settings(prepared.args).projector or ""
+
+
+def _inputs(projector: str) -> tuple[str, ...]:
+    """Return what a model takes, as llama.cpp reads it from its projector (clip.cpp)."""
+    if not projector:
+        return _TEXT
+    try:
+        header = open_header(projector)
+    except LswapError:
+        return _TEXT
+    return (*_TEXT, *(kind for key, kind in _ENCODERS.items() if header.metadata.get(key) is True))
+
+
+def _outputs(header: Header) -> tuple[str, ...]:
+    kind = header.metadata.get(f"{header.architecture}.decision.type")
+    return ("decisions",) if kind in _DECISIONS else _TEXT
 
 
 def _parameters(header: Header) -> str:
@@ -137,8 +194,6 @@ def _capabilities(prepared: Prepared, header: Header, template: str) -> tuple[st
         found.append("tools")
     if any(key in header.metadata for key in _FILL_IN):
         found.append("insert")
-    if prepared.preset.args.get("mmproj"):
-        found.append("vision")
     if any(mark in template for mark in _THINKS):
         found.append("thinking")
     return tuple(found)

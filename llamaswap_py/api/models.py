@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llamaswap_py.api.call import Call
+    from llamaswap_py.model_facts import ModelFacts
     from llamaswap_py.snapshot import InstanceView, ModelView
 
 # lswap's words -> llama.cpp's (server-models.cpp, server_model_status_to_string).
@@ -30,8 +31,10 @@ async def list_models(call: Call) -> None:
         await call.app.reloader.catch_up()
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
+    found = list(listed(call, snapshot))
+    facts = await call.supervisor.facts.of_each({model.id for _, model in found})
     entries = [
-        model_object(model, running.get(model.id), name) for name, model in listed(call, snapshot)
+        model_object(model, running.get(model.id), name, facts[model.id]) for name, model in found
     ]
     call.respond(200, {"object": "list", "data": entries})
 
@@ -43,7 +46,8 @@ async def show_model(call: Call) -> None:
     running = {instance.preset: instance for instance in snapshot.instances}
     for model in snapshot.models:
         if model.id == preset:
-            call.respond(200, model_object(model, running.get(preset), call.asked))
+            facts = await call.supervisor.facts.of(preset)
+            call.respond(200, model_object(model, running.get(preset), call.asked, facts))
 
 
 async def router_props(call: Call) -> None:
@@ -67,7 +71,9 @@ async def router_props(call: Call) -> None:
     )
 
 
-def model_object(model: ModelView, instance: InstanceView | None, name: str) -> dict[str, Any]:
+def model_object(
+    model: ModelView, instance: InstanceView | None, name: str, facts: ModelFacts
+) -> dict[str, Any]:
     """Return the entry of `data` for one name of a model; `meta` only while an instance runs.
 
     The entry of another name than its id says in `root` which model it means.
@@ -86,7 +92,7 @@ def model_object(model: ModelView, instance: InstanceView | None, name: str) -> 
             "current": instance.stage,
             "value": instance.progress,
         }
-    inputs = list(instance.inputs) if instance is not None and instance.inputs else ["text"]
+    inputs = instance.inputs if instance is not None and instance.inputs else facts.inputs
     entry: dict[str, Any] = {
         "id": name,
         "aliases": list(model.aliases) if name == model.id else [],
@@ -95,7 +101,7 @@ def model_object(model: ModelView, instance: InstanceView | None, name: str) -> 
         "owned_by": "llamacpp",
         "created": model.created,
         "status": status,
-        "architecture": {"input_modalities": inputs, "output_modalities": ["text"]},
+        "architecture": {"input_modalities": inputs, "output_modalities": facts.outputs},
         "source": "cache" if model.repository else "preset",
         "can_remove": model.repository is not None and name == model.id,
     }

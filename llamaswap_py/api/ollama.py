@@ -33,11 +33,15 @@ async def version(call: Call) -> None:
 
 async def tags(call: Call) -> None:
     """GET /api/tags: every name that a client may ask for."""
+    snapshot = call.supervisor.snapshot()
+    every = list(listed(call, snapshot))
+    facts = await call.supervisor.facts.of_each({model.id for _, model in every})
+    takes = {one.preset: one.inputs for one in snapshot.instances}
     found = []
-    for name, model in listed(call, call.supervisor.snapshot()):
-        facts = await call.supervisor.facts.of(model.id)
-        entry = _listed(name, model, facts)
-        found.append({**entry, "capabilities": list(facts.capabilities)})
+    for name, model in every:
+        entry = _listed(name, model, facts[model.id])
+        capabilities = facts[model.id].capable_of(takes.get(model.id, ()))
+        found.append({**entry, "capabilities": capabilities})
     call.respond(200, {"models": found})
 
 
@@ -96,7 +100,9 @@ async def show(call: Call) -> None:
     ask = await read(call)
     preset = preset_of(call, ask)
     facts = await call.supervisor.facts.of(preset)
-    model = next(one for one in call.supervisor.snapshot().models if one.id == preset)
+    snapshot = call.supervisor.snapshot()
+    model = next(one for one in snapshot.models if one.id == preset)
+    running = next((one for one in snapshot.instances if one.preset == preset), None)
     info: dict[str, Any] = {**facts.metadata, "general.architecture": facts.family}
     if facts.family:
         info[f"{facts.family}.context_length"] = facts.context_length
@@ -112,7 +118,7 @@ async def show(call: Call) -> None:
             "template": facts.template,
             "details": _details(facts),
             "model_info": info,
-            "capabilities": list(facts.capabilities),
+            "capabilities": facts.capable_of(running.inputs if running is not None else ()),
             "modified_at": stamp(facts.modified or model.created),
         },
     )
