@@ -6,14 +6,8 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Final
 
-from typer.core import TyperGroup
-
-from llamaswap_py.cli.usage import USAGE_ERROR
-from llamaswap_py.errors import ConfigError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
 
 _SAME: Final = {
     "lswap": {"serve": "up", "list": "models", "ls": "models", "down": "stop", "log": "logs"},
@@ -66,20 +60,9 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
 _FILES: Final = (".gguf", ".yaml", ".yml", ".ini", ".json")
 
 
-class Commands(TyperGroup):
-    """A group of commands that knows other words for them, and answers a wrong one with advice."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        path = ctx.command_path
-        word = _SAME.get(path, {}).get(args[0], args[0])
-        try:
-            return super().resolve_command(ctx, [word, *args[1:]])
-        except USAGE_ERROR:
-            known = [name for name, one in self.commands.items() if not one.hidden]
-            remedy = advice(path, word, known)
-            if remedy is None:
-                raise
-            raise ConfigError(f"there is no command `{path} {word}`", remedy=remedy) from None
+def same_word(path: str, word: str) -> str:
+    """Return the command that another word for it means, else the word itself."""
+    return _SAME.get(path, {}).get(word, word)
 
 
 def advice(path: str, word: str, known: Iterable[str]) -> str | None:

@@ -16,11 +16,10 @@ import typer
 
 from llamaswap_py import __version__
 from llamaswap_py.cli import library, lifecycle, starting
-from llamaswap_py.cli.advice import Commands
 from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
 from llamaswap_py.cli.completion import add_group, model_names
 from llamaswap_py.cli.starting import AS_UP, FAILED, Json
-from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, tell_usage
+from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, Commands, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
 
 BAD_CONFIG: Final = 2

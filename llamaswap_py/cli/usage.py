@@ -6,6 +6,7 @@ import sys
 from typing import Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 USAGE_ERROR: Final[type[Exception]] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
@@ -20,10 +21,29 @@ LOOKS: Final[dict[str, Any]] = {
 """The options of every typer.Typer here: all help looks the same."""
 
 
+class Commands(TyperGroup):
+    """A group of commands that knows other words for them, and answers a wrong one with advice."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        from llamaswap_py.cli.advice import advice, same_word
+        from llamaswap_py.errors import ConfigError
+
+        path = ctx.command_path
+        word = same_word(path, args[0])
+        try:
+            return super().resolve_command(ctx, [word, *args[1:]])
+        except USAGE_ERROR:
+            known = [name for name, one in self.commands.items() if not one.hidden]
+            remedy = advice(path, word, known)
+            if remedy is None:
+                raise
+            raise ConfigError(f"there is no command `{path} {word}`", remedy=remedy) from None
+
+
 def command_group(text: str) -> typer.Typer:
     """Return what the commands of a group, like `lswap key …`, are added to."""
-    from llamaswap_py.cli.advice import Commands
-
     return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help=text, **LOOKS)
 
 
