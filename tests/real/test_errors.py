@@ -80,6 +80,8 @@ ELSEWHERE = {
     "cancelled": "test_waiting_requests_that_are_ended",
     "unloaded": "test_waiting_requests_that_are_ended",
     "draining": "test_waiting_requests_when_lswap_stops",
+    "model_loading": "tests/real/test_reads.py: test_of_a_model_that_loads",
+    "stopped": "tests/real/test_streams.py: test_what_waits_for_a_load_can_be_stopped",
     "bad_config": "test_a_reload_of_a_wrong_file",
     "internal": "tests/unit/test_api_routes.py: only a bug brings it about",
 }
