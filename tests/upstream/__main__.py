@@ -146,6 +146,7 @@ def _run_file(suite: Suite, how: str, name: str, port: int, record: Path) -> str
         "UPSTREAM_MODEL": str(WORK / "cache" / "stand-in.gguf"),
         "UPSTREAM_WORK": str(WORK),
         "UPSTREAM_NAMES": json.dumps(names),
+        "UPSTREAM_NAMED": "" if how == "plain" else "yes",
     }
     command = [str(suite.python), "-m", "pytest", "-q", "-p", "plugin", "-m", "not slow"]
     with (record / f"{name}.log").open("wb") as log:

@@ -38,21 +38,9 @@ REASONS: Final[Sequence[Reason]] = (
         "refuses the preflight of others, and answers one with 204, not 200",
     ),
     Reason(
-        "metrics",
-        r"test_metrics\.py|test_server_sleep_read_only",
-        "`/metrics` is lswap's own, with all models; `/metrics?model=` has that of a llama-server. "
-        "It cannot be switched off",
-    ),
-    Reason(
-        "properties without a model",
-        r"test_server_props|test_server_sleep",
-        "`GET /props` without `?model=` describes lswap, as llama.cpp's router describes itself",
-    ),
-    Reason(
-        "slots",
-        r"test_server_slots",
-        "lswap always passes `--slots`, which it reads itself; reading a model that is not loaded "
-        "answers 503",
+        "slots and metrics",
+        r"test_server_slots|test_metrics_disabled",
+        "lswap always passes `--slots` and `--metrics`, because it reads them itself",
     ),
     Reason(
         "names",
@@ -129,7 +117,9 @@ def page(plain: Outcomes, through: Outcomes, engine: str) -> str:
         "llama.cpp's own server tests, from the source tree of the engine, run against plain",
         "llama-server and through lswap: `make compat` writes this page. The models that the tests",
         "fetch from Hugging Face are replaced by tiny ones, so tests of what a model says, of",
-        "images, of rerankers and of downloads fail in both and tell nothing.",
+        "images, of rerankers and of downloads fail in both and tell nothing; those marked",
+        "as slow do not run. Through lswap a read names its model (`/props?model=`), as clients of",
+        "several models do, and a test begins when its model is loaded.",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, llama-server {engine}:",
         f"{len(plain)} tests run, {passed[0]} pass plain, {both} of these through lswap.",

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,9 @@ from typing import Any, Final
 import pytest
 
 _RECORD: Final = "UPSTREAM_RECORD"
+_LOADED: Final = 20
+"""Seconds that a tiny model may take to load."""
+_UNAVAILABLE: Final = 503
 _LIMIT: Final = int(os.environ.get("UPSTREAM_LIMIT", "60"))
 
 
@@ -27,6 +31,36 @@ def pytest_configure() -> None:
     for name in ("bert_bge_small", "bert_bge_small_with_fa"):
         setattr(preset, name, staticmethod(_pooling(getattr(preset, name))))
     utils.download_file = _stand_in
+    if os.environ.get("UPSTREAM_NAMED"):
+        server: Any = utils.ServerProcess
+        server.make_url = _naming(server.make_url)
+        server.start = _waiting(server.start)
+
+
+def _naming(make_url: Any) -> Any:
+    """Have reads name their model, as every client of several models does."""
+
+    def made(server: Any, path: str, host: str | None = None) -> Any:
+        if path in ("/props", "/metrics", "/slots") and server.model_alias:
+            path += f"?model={server.model_alias.split(',')[0]}"
+        return make_url(server, path, host)
+
+    return made
+
+
+def _waiting(start: Any) -> Any:
+    """Have a start end when the model is loaded: lswap is healthy before, llama-server is not."""
+
+    def made(server: Any, *args: Any, **keys: Any) -> None:
+        start(server, *args, **keys)
+        headers = {"Authorization": f"Bearer {server.api_key}"}
+        until = time.monotonic() + _LOADED
+        while server.model_alias and time.monotonic() < until:
+            if server.make_request("GET", "/props", headers=headers).status_code != _UNAVAILABLE:
+                return
+            time.sleep(0.05)
+
+    return made
 
 
 def _pooling(make: Any) -> Any:
