@@ -69,7 +69,7 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
 		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
 
-compat: $(VENV)/.dev ## run llama.cpp's own server tests plain and through lswap (an hour; COMPAT_ARGS='test_basic', ...)
+compat: $(VENV)/.dev ## run llama.cpp's own server tests plain and through lswap (20 minutes; COMPAT_ARGS='test_basic', ...)
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
 	$(BIN)/python -m tests.upstream --write docs/compatibility.md $(COMPAT_ARGS)
 

@@ -29,7 +29,7 @@ REASONS: Final[Sequence[Reason]] = (
     Reason(
         "fetching pages for a browser",
         r"test_proxy|test_cors_proxy",
-        "`/cors-proxy` is not served: whoever reaches lswap could read what the machine can reach",
+        "`/cors-proxy` answers 403: whoever reaches lswap could read what the machine can reach",
     ),
     Reason(
         "pages of other origins",
