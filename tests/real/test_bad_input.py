@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
         ("models:\n  a: {model: a.gguf, ttl: 5}\n", "lswap.yaml:2"),
         ("models:\n  a: {model: a.gguf}\n  a: {model: b.gguf}\n", "lswap.yaml:3"),
         ("listen: 0.0.0.0:8080\nmodels:\n  a: {model: a.gguf}\n", "allow_unauthenticated"),
-        ("models: {}\n", "models"),
+        ("models:\n", "there are no models"),
     ],
 )
 async def test_configurations_that_are_refused(lab: Lab, text: str, says: str) -> None:
@@ -235,7 +235,11 @@ async def test_the_default_model_answers_who_names_none(lab: Lab) -> None:
 
 
 async def test_two_models_of_one_name(lab: Lab) -> None:
+    """The name stays with the preset that is called so; the other is failed, and says why."""
     models = {"alpha": lab.preset("alpha", aliases=["beta"]), "beta": lab.preset("beta")}
-    result = await lab.cli("up", str(lab.write_config(models)))
-    assert result.code == 2
-    assert "beta" in result.err
+    async with lab.lswap(models) as lswap:
+        assert await lswap.chat("beta") == lab.sentence("beta")
+        response = await lswap.post_chat("alpha")
+        error = error_of(response, 503)
+        assert error["code"] == "model_failed"
+        assert "'beta' already names models.beta" in error["message"]
