@@ -12,14 +12,19 @@ from llamaswap_py.config.forms import Form
 from llamaswap_py.config.nodes import Entry, Invalid, Listing, Node, Scalar, Table
 from llamaswap_py.config.options import long_name
 
+PROGRAMS: Final = "presets with cmd"
+"""The first part of the place of a key that is set in each preset of another program."""
+
 # Release -> the place of a key -> its default in that release, as it is written in YAML. The place
-# of a preset's own key is that of `defaults`. A default that changes again gets a line in each
-# release before the change.
+# of a preset's own key is that of `defaults`, or PROGRAMS. A default that changes again gets a line
+# in each release before the change.
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
         ("list_aliases",): False,
         # Of embedding models and rerankers it is now as long as the context (config/batch.py).
         ("defaults", "args", "ubatch-size"): 512,
+        # Whether other programs hang was not looked at.
+        (PROGRAMS, "liveness"): "never",
     },
 }
 
@@ -36,8 +41,25 @@ def with_old_defaults(
     if entry is None or not isinstance(entry.value, Scalar):
         return root
     for place, value in defaults.get(entry.value.text, {}).items():
-        root = _with(root, place, _node(value, entry.line), entry.line)
+        node = _node(value, entry.line)
+        if place[0] == PROGRAMS:
+            root = _with_programs(root, place[1:], node, entry.line)
+        else:
+            root = _with(root, place, node, entry.line)
     return root
+
+
+def _with_programs(root: Table, place: tuple[str, ...], node: Node, line: int) -> Table:
+    models = root.entries.get("models")
+    if models is None or not isinstance(models.value, Table):
+        return root
+    filled = {
+        id: Entry(own.line, _with(own.value, place, node, line))
+        if isinstance(own.value, Table) and "cmd" in own.value.entries
+        else own
+        for id, own in models.value.entries.items()
+    }
+    return _put(root, "models", Entry(models.line, Table(models.value.line, filled)))
 
 
 def _with(table: Table, place: tuple[str, ...], node: Node, line: int) -> Table:

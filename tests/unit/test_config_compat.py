@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.config.compat import OLD_DEFAULTS, with_old_defaults
+from llamaswap_py.config.compat import OLD_DEFAULTS, PROGRAMS, with_old_defaults
 from llamaswap_py.config.document import read_yaml
 from llamaswap_py.config.keys import keys_of
 from llamaswap_py.config.nodes import plain_value
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.records import Config, Preset
 from llamaswap_py.errors import ConfigError
 
 TABLE: dict[str, dict[tuple[str, ...], Any]] = {
     "0.1": {("memory", "margin"): "3GiB", ("defaults", "pin"): True, ("cors", "origins"): ["*"]}
 }
-MODELS = "models: {a: {model: a.gguf}}\n"
+MODELS = "models: {a: {model: a.gguf}, p: {cmd: [x, '{port}']}}\n"
 
 
 def tree(text: str) -> Any:
@@ -72,6 +72,10 @@ def test_every_old_default_is_a_key_and_differs_from_todays(version: str) -> Non
         record: Any = Config
         old: Any = then
         new: Any = today
+        if place[0] == PROGRAMS:
+            record, old, new = Preset, then.models["p"], today.models["p"]
+            place = place[1:]  # noqa: PLW2901
+            assert getattr(then.models["a"], place[0]) == getattr(today.models["a"], place[0])
         for name in place:
             if isinstance(old, Mapping):  # an option of llama-server
                 old, new = old.get(name), new.get(name)
