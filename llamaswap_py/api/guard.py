@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from llamaswap_py.config.records import Config
     from llamaswap_py.wire.messages import RequestHead
 
+_LABEL: Final = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_HOST: Final = re.compile(
+    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>" + _LABEL + rb"(?:\." + _LABEL + rb")*)\.?)"
+    rb"(?::(?P<port>[0-9]{1,5}))?"
+)
+_SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
+_LAST_PORT: Final = 65535
 _REMEMBERED: Final = 256
 """Accepted header values kept, so that the rule costs a set lookup per request."""
 
@@ -82,20 +90,25 @@ class HostRule:
             self._judge_origin(origin, host or b"")
 
     def _judge_host(self, value: bytes) -> None:
-        name = host_name(value.decode("latin-1"))
-        if name is None or not (is_ip(name) or is_localhost(name) or name in self.names):
-            shown = name or value.decode("latin-1")[:80]
+        name = parse_host(value)
+        if name is None:
             raise ApiError(
                 "forbidden",
-                f"the Host header names {shown!r}, which is not this machine",
-                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{shown}]",
+                f"the Host header {value.decode('latin-1')[:80]!r} is not HOST or HOST:PORT",
+                remedy="send the name or address of this machine",
+            )
+        if not (is_ip(name) or is_localhost(name) or name in self.names):
+            raise ApiError(
+                "forbidden",
+                f"the Host header names {name!r}, which is not this machine",
+                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{name}]",
             )
         _remember(self._hosts, value)
 
     def _judge_origin(self, value: bytes, host: bytes) -> None:
-        name = host_name(value.decode("latin-1"))
+        name = parse_origin(value)
         if name is not None and is_ip(name):
-            if name == host_name(host.decode("latin-1")):
+            if name == parse_host(host):
                 return  # a page of this very server; not remembered, for the next Host may differ
             known = ipaddress.ip_address(name).is_loopback or name in self.names
         else:
@@ -162,17 +175,29 @@ def own_names(config: Config) -> set[str]:
     return {host, short, f"{short}.local", *listeners, *config.allowed_hosts}
 
 
-def host_name(value: str) -> str | None:
-    """Return the bare host of a Host or Origin header (`http://[::1]:80` -> `::1`), lower-cased.
+def parse_host(value: bytes) -> str | None:
+    """Return the host of a Host header (RFC 9110 section 7.2), lower-cased; None for another text.
 
-    None when there is none, as in `Origin: null` (a sandboxed frame, a local file).
+    Addresses come in one spelling (`[0::1]:80` -> `::1`), names without the dot of the root.
     """
-    host = value.strip().lower().rpartition("://")[2].partition("/")[0]
-    if host.startswith("["):
-        return host[1:].partition("]")[0] or None
-    host = host.rpartition(":")[0] if ":" in host else host
-    host = host.rstrip(".")
-    return None if host in ("", "null") else host
+    found = _HOST.fullmatch(value)
+    if found is None or int(found["port"] or 0) > _LAST_PORT:
+        return None
+    if found["v6"] is not None:
+        try:
+            return str(ipaddress.IPv6Address(found["v6"].decode()))
+        except ValueError:
+            return None
+    return found["name"].decode().lower()
+
+
+def parse_origin(value: bytes) -> str | None:
+    """Return the host of an Origin header (RFC 6454 section 7), as parse_host() does.
+
+    None for `null` (a sandboxed frame, a local file) and for what is not an origin.
+    """
+    scheme, mark, rest = value.partition(b"://")
+    return parse_host(rest) if mark and _SCHEME.fullmatch(scheme) else None
 
 
 def is_ip(name: str) -> bool:

@@ -110,10 +110,10 @@ def pattern_of(origin: str) -> re.Pattern[bytes]:
     host, port = found["host"], found["port"]
     start = re.escape(f"{found['scheme']}://")
     if host == EVERY and port is None:
-        return re.compile(f"{start}[^/]*".encode())
+        return re.compile(f"{start}[^/@?#\\s]*".encode())
     name = re.escape(host)
     if host.startswith(EVERY):
-        name = r"(?:\[[^/\]]+\]|[^/:]+)" + re.escape(host[1:])
+        name = r"(?:\[[0-9a-f:.]+\]|[^/:@?#\[\]\s]+)" + re.escape(host[1:])
     end = {None: "", EVERY: "(?::[0-9]+)?"}.get(port, f":{port}")
     return re.compile(f"{start}{name}{end}".encode())
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamaswap_py.api.errors import Family, error_event, render_wire_error
-from llamaswap_py.api.guard import host_name
+from llamaswap_py.api.guard import parse_host, parse_origin
 from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
 from llamaswap_py.errors import API_CODES, ApiError
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, ask, make_config, make_head
@@ -81,20 +81,64 @@ async def test_405_names_the_methods() -> None:
 # --- who may call
 
 
+HOSTS = [
+    ("localhost:8080", "localhost"),
+    ("localhost", "localhost"),
+    ("LOCALHOST.", "localhost"),
+    ("GpuBox.LAN:80", "gpubox.lan"),
+    ("my_box:8080", "my_box"),
+    ("127.0.0.1:65535", "127.0.0.1"),
+    ("127.0.0.1.", "127.0.0.1"),
+    ("[::1]:8080", "::1"),
+    ("[0:0:0:0:0:0:0:1]", "::1"),
+    ("[FE80::1]", "fe80::1"),
+]
+NO_HOSTS = [
+    *("", " ", ":", ":8080", ".", "..", "localhost..", ".localhost", "a..localhost", "null://"),
+    *("localhost:", "localhost:x", "localhost:80x", "localhost:-1", "localhost:+80", "localhost: "),
+    *("localhost:65536", "localhost:000080", "localhost:80:80", " localhost", "localhost\t"),
+    *("[::1", "::1", "[::1]x", "[::1]:", "x[::1]", "[]", "[::g]", "[::1%lo]", "[::1%25lo]"),
+    *("[1.2.3.4]", "127.0.0.1:x@evil", "1.2.3.4@evil.example", "me@localhost", "a:b@127.0.0.1:80"),
+    *("127.0.0.1/", "127.0.0.1/x", "127.0.0.1?x", "127.0.0.1#x", "127.0.0.1\\x", "localhost,evil"),
+    *("localhost evil", "-localhost", "localhost-", "l\xf6calhost", "%6cocalhost"),
+]
+
+
+@pytest.mark.parametrize(("value", "name"), [*HOSTS, *((value, None) for value in NO_HOSTS)])
+def test_what_a_host_header_names(value: str, name: str | None) -> None:
+    """One grammar for both headers: what is not a Host is not the host of an Origin either."""
+    data = value.encode("latin-1")
+    assert parse_host(data) == name
+    for scheme in (b"http", b"HTTPS", b"tauri", b"moz-extension"):
+        assert parse_origin(scheme + b"://" + data) == name
+    assert parse_origin(data) is None
+
+
 @pytest.mark.parametrize(
-    ("value", "name"),
+    "value",
     [
-        ("localhost:8080", "localhost"),
-        ("LOCALHOST.", "localhost"),
-        ("[::1]:8080", "::1"),
-        ("http://127.0.0.1:8080", "127.0.0.1"),
-        ("https://evil.example/x", "evil.example"),
-        ("null", None),
-        ("", None),
+        *("null", "", "http", "http:", "http://", "://localhost", "http:/localhost", "localhost"),
+        *("1http://localhost", "h ttp://localhost", "http://localhost/", "blob:http://localhost"),
+        *("http://http://localhost", "javascript://localhost://", "http://localhost, http://evil"),
     ],
 )
-def test_host_name(value: str, name: str | None) -> None:
-    assert host_name(value) == name
+def test_what_is_not_an_origin(value: str) -> None:
+    assert parse_origin(value.encode()) is None
+
+
+@pytest.mark.parametrize("value", [one for one in NO_HOSTS if one.strip() == one])
+async def test_no_odd_header_lets_a_page_in(value: str) -> None:
+    """As Host, as Origin, and as both: what is not a host makes no page one of this machine."""
+    for headers in (
+        {"host": value},
+        {"host": "127.0.0.1", "origin": f"http://{value}"},
+        {"host": "127.0.0.1", "origin": value},
+        {"host": value, "origin": f"http://{value}"},
+        {"host": "http://127.0.0.1", "origin": "http://evil.example"},
+        {"host": "https://1.2.3.4", "origin": "https://1.2.3.4"},
+    ):
+        exchange = await ask("POST", "/lswap/v1/models/alpha/load", headers=headers)
+        assert exchange.status == 403, headers
 
 
 @pytest.mark.parametrize(
@@ -129,7 +173,7 @@ async def test_own_names_may_call(headers: dict[str, str]) -> None:
             'cors: {origins: ["http://192.168.1.7:8080"]}',
         ),
         ({"host": "127.0.0.1.evil.example"}, "allowed_hosts: [127.0.0.1.evil.example]"),
-        ({"host": "localhost@evil.example"}, "allowed_hosts: [localhost@evil.example]"),
+        ({"host": "localhost@evil.example"}, "'localhost@evil.example' is not HOST or HOST:PORT"),
     ],
 )
 async def test_foreign_names_are_refused_with_the_line_to_add(
