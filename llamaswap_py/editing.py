@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.files import read_regular
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Requests change the file in threads of their own: each must see what the others did."""
@@ -44,7 +45,7 @@ def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: N
             raise ConfigError(f"there is no model {name!r} in it", where=str(path))
         del models[name]
 
-    before = path.read_bytes() if path.is_file() else b""
+    before = read_regular(path) if path.is_file() else b""
     _change(path, remove)
     try:
         check()
@@ -83,7 +84,7 @@ def _read(yaml: Any, path: Path, before: os.stat_result | None) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
-        root = yaml.load(path.read_text(encoding="utf-8")) if before else {}
+        root = yaml.load(read_regular(path).decode()) if before else {}
     except (OSError, UnicodeError, YAMLError) as error:
         raise _unchangeable(path, error) from None
     return {} if root is None else root

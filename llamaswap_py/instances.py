@@ -144,6 +144,7 @@ class Instances:
             load_stall=preset.load_stall,
             log_rotate=self._config.log.rotate,
             liveness=preset.liveness,
+            written=self._config.secrets,
         )
         if preset.cmd is not None:
             return replace(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from llamaswap_py.config.argv import PresetProblem, place_of
 from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.files import read_regular
 from llamaswap_py.gguf.shards import shard_paths
 
 _FILE_OPTIONS = ("mmproj", "model-draft", "grammar-file", "json-schema-file", "chat-template-file")
@@ -55,14 +56,8 @@ def file_problems(preset: Preset, files: Sequence[str], config: Config) -> list[
 
 
 def _unreadable(path: str, *, gguf: bool) -> str:
-    try:  # as few system calls as it takes: a file of presets may name thousands
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            head = os.read(fd, len(_MAGIC))
-        finally:
-            os.close(fd)
-    except IsADirectoryError:
-        return "this is a folder, not a file"
+    try:
+        head = read_regular(path, len(_MAGIC))
     except FileNotFoundError:
         return "there is no such file"
     except OSError as error:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -25,6 +25,7 @@ from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.library import with_files
 from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
 from llamaswap_py.programs import program_problems
+from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.judging import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.records import (
@@ -194,7 +195,7 @@ def _prepare_one(
         problems += program_problems(preset, config)
     else:
         problems += check_preset(preset, config, options)
-    problems = list(dict.fromkeys(problems))
+    problems = _without_secrets(problems, config)
     plan = _plan(preset, config, ways, problems, absent=absent)
     ledger.open_pools(plan)
     options_that_fit, shortfall = judge(ledger, plan)
@@ -237,7 +238,20 @@ def further_problems(
         problems += _file_problems(_way(one, config, options), config)
         problems += _device_problems(one, config, devices)
     problems += check_preset(preset, config, options)
-    return list(dict.fromkeys(problems))
+    return _without_secrets(problems, config)
+
+
+def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[PresetProblem]:
+    """Return each problem once, with values of the environment as the file names them."""
+    told = (
+        replace(
+            one,
+            message=hide(one.message, config.secrets),
+            remedy=hide(one.remedy, config.secrets),
+        )
+        for one in problems
+    )
+    return list(dict.fromkeys(told))
 
 
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
@@ -256,7 +270,11 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
 def is_mended(prepared: Prepared, config: Config) -> bool:
     """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
     then = {one for one in prepared.problems if one.remedy == PUT_IT_THERE}
-    now = {one for way in prepared.ways.values() for one in _file_problems(way, config)}
+    now = set(
+        _without_secrets(
+            (one for way in prepared.ways.values() for one in _file_problems(way, config)), config
+        )
+    )
     return then != now
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 REDACTED: Final = "[redacted]"
 _NAME: Final = r"(?:[A-Z0-9_]*_)?(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)"
@@ -32,18 +31,37 @@ _HINTS: Final = (
 )
 
 
-class Redactor:
-    """Replaces secrets in text: those of `env` by their value, others by what they look like."""
+_SHORTEST_WRITTEN: Final = 4
+"""The same for a value of `${env.NAME}` in a command line or a message about the file."""
 
-    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Redactor:
+    """Replaces secrets in text: those of `env` by their value, others by what they look like.
+
+    `written` are values that the configuration has from the environment, and how it names them.
+    """
+
+    def __init__(
+        self, env: Mapping[str, str] | None = None, written: Mapping[str, str] | None = None
+    ) -> None:
+        self._env = secret_values(env or {})
+        self.learn(written or {})
+
+    def learn(self, written: Mapping[str, str]) -> None:
+        """Hide the values of another configuration."""
+        known = dict.fromkeys(self._env, REDACTED)
+        known |= {value: name for value, name in written.items() if len(value) >= _SHORTEST}
         # The longest first: one may be the beginning of another.
-        self._values = sorted(secret_values(env or {}), key=len, reverse=True)
+        self._values = sorted(known.items(), key=lambda one: len(one[0]), reverse=True)
 
     def __call__(self, text: str) -> str:
         """Return `text` without its secrets."""
-        for value in self._values:
+        for value, shown in self._values:
             if value in text:
-                text = text.replace(value, REDACTED)
+                text = text.replace(value, shown)
         return _PATTERN.sub(_hide, text) if _may_match(text) else text
 
 
@@ -56,11 +74,21 @@ def secret_values(env: Mapping[str, str]) -> set[str]:
     }
 
 
-def redact_args(args: Iterable[str]) -> tuple[str, ...]:
-    """Return a command line without the values of its secret options."""
+def hide(text: str, written: Mapping[str, str]) -> str:
+    """Return a text with values of the environment as the configuration names them."""
+    if not written:
+        return text
+    for value in sorted(written, key=len, reverse=True):
+        if len(value) >= _SHORTEST_WRITTEN:
+            text = text.replace(value, written[value]).replace(repr(value)[1:-1], written[value])
+    return text
+
+
+def redact_args(args: Iterable[str], written: Mapping[str, str] = _NOTHING) -> tuple[str, ...]:
+    """Return a command line without its secrets: values of options, and of `${env.NAME}`."""
     shown: list[str] = []
     secret = False
-    for word in args:
+    for word in (hide(word, written) for word in args):
         option, equals, _ = word.partition("=")
         if secret:
             shown.append(REDACTED)

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from llamaswap_py.beat import BEAT, until_beat
+from llamaswap_py.config.context import skipped_files
 from llamaswap_py.config.file import COMMAND_LINE, Origin
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.nodes import join_errors
@@ -28,11 +29,13 @@ from llamaswap_py.presets import Engines, Prepared, is_mended, prepare
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.records import PresetId
 from llamaswap_py.snapshot import ReloadReport
+from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     from llamaswap_py.supervisor import Supervisor
 
 _Found = TypeVar("_Found")
+_Looks: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 _log: Final = logging.getLogger("lswap")
 _FOLDERS_EVERY: Final = 2
 """Every how many beats the folders of models are looked into: that takes a thread."""
@@ -46,15 +49,15 @@ _FIXED: Final = (
 class Reloader:
     """Watches where a configuration comes from, and applies it when it changes or is asked to.
 
-    `also` is called after each reload, for what else comes from files; `during` makes the context
-    that each reload runs in.
+    `also` reads what else comes from files, and returns what takes that over; `during` makes the
+    context that each reload runs in. Making one looks at the files, which may block.
     """
 
     def __init__(
         self,
         supervisor: Supervisor,
         origin: Origin,
-        also: Callable[[Config], None] = lambda _: None,
+        also: Callable[[Config], Awaitable[Callable[[], None]]] | None = None,
         during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._supervisor = supervisor
@@ -71,11 +74,16 @@ class Reloader:
         A model that comes or goes counts once two looks in a row agree: it may still be copied.
         """
         loop, before = asyncio.get_running_loop(), self._models
-        with Scout[tuple[Folder, ...]]() as scout, Scout[bool]() as mended:
+        with (
+            Scout[tuple[Folder, ...]]() as scout,
+            Scout[bool]() as mended,
+            Scout[_Looks]() as files,
+        ):
             while True:
                 await asyncio.sleep(until_beat(loop.time()))
-                if self._looks() != self._seen:
-                    await self.try_reload("its file changed")
+                if (looks := files.found()) is not None and looks != self._seen:
+                    await self.catch_up()
+                files.send(self._looks)
                 if mended.found():
                     await self.try_reload("a file of a model that was missing or wrong has changed")
                 if (now := scout.found()) is not None:
@@ -102,7 +110,7 @@ class Reloader:
                 return await self._reload()
 
     async def _reload(self) -> ReloadReport:
-        self._seen = self._looks()
+        self._seen = await asyncio.to_thread(self._looks)
         supervisor = self._supervisor
         try:
             config = await asyncio.to_thread(self._origin.read)
@@ -110,10 +118,15 @@ class Reloader:
             self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
             prepared = await asyncio.to_thread(_prepared, config, supervisor)
-            self._also(config)
+            also = await self._also(config) if self._also is not None else None
         except LswapError as error:
             _log.error("the file is not taken over, what was loaded serves on: %s", error)
             raise
+        if also is not None:
+            also()
+        for line in skipped_files(config):
+            if line not in skipped_files(supervisor.config):
+                _log.warning("%s", line)
         report = _adopt(supervisor, config, prepared, waits)
         _say(report)
         for name in (*report.added, *report.changed):
@@ -128,7 +141,7 @@ class Reloader:
 
     async def catch_up(self) -> None:
         """Reload if the file has changed, sooner than `watch` would."""
-        if self._looks() != self._seen:
+        if await asyncio.to_thread(self._looks) != self._seen:
             await self.try_reload("its file changed")
 
     def remove(self, preset: str) -> None:
@@ -156,8 +169,8 @@ class Reloader:
             remedy="`lswap init` writes one",
         )
 
-    def _looks(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """Return what changes when a file is written or replaced."""
+    def _looks(self) -> _Looks:
+        """Return what changes when a file is written or replaced; blocks."""
         keys = self._supervisor.config.keys.file
         origin = self._origin
         try:
@@ -174,7 +187,7 @@ class Scout(Generic[_Found]):
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "lswap-folders")
+        self._thread = Workers(1, "lswap-folders")
         self._look: Future[_Found] | None = None
 
     def __enter__(self) -> Scout[_Found]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.files import read_regular
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -89,7 +91,7 @@ def start_time(pid: int) -> int | None:
 def living_owner(folder: Path) -> int | None:
     """Return the pid that the pid file of a runtime folder names, if that very process lives."""
     try:
-        pid, started = map(int, (folder / LOCK).read_text().split())
+        pid, started = map(int, read_regular(folder / LOCK).split())
     except (OSError, ValueError):
         return None
     return pid if start_time(pid) == started else None
@@ -111,7 +113,7 @@ def remove_served(folder: Path) -> None:
 
 def _read(folder: Path) -> Served | None:
     try:
-        served = msgspec.json.decode((folder / _RECORD).read_bytes(), type=Served)
+        served = msgspec.json.decode(read_regular(folder / _RECORD), type=Served)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return served if served.version == _VERSION else None

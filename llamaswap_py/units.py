@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Control characters but tab and newline; those that turn the direction of text around.
+# Control characters but tab and newline; those that turn the direction of text around; bytes of a
+# file's name that are not UTF-8 (PEP 383).
 _UNSHOWABLE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 KIB: Final = 1024
@@ -117,4 +118,22 @@ def showable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSHOWABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
+
+
+def is_utf8(name: str) -> bool:
+    """Tell whether the name of a file is UTF-8, so that JSON, YAML and HTTP can say it."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

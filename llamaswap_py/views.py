@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import __version__
 from llamaswap_py.config.context import context_per_request
-from llamaswap_py.config.variables import hide
 from llamaswap_py.errors import ApiError
 from llamaswap_py.redaction import redact_args
 from llamaswap_py.scheduler import Scheduler
@@ -233,10 +232,9 @@ def _context(supervisor: Supervisor, preset: Preset) -> int | None:
 def _shown(supervisor: Supervisor, name: str, prepared: Prepared) -> _Shown:
     shown = supervisor.about.shown.get(name)
     if shown is None or shown.prepared is not prepared:  # a reload makes all of them anew
-        secrets = supervisor.config.secrets
         shown = supervisor.about.shown[name] = _Shown(
             prepared,
-            redact_args([hide(word, secrets) for word in prepared.args]),
+            redact_args(prepared.args, supervisor.config.secrets),
             context_per_request(prepared.preset),
             dict(prepared.preset.metadata),
         )

@@ -18,6 +18,7 @@ from typing import Final
 from llamaswap_py.children import Child, ChildEvent, ChildExited, ChildLog, ChildReady, ChildSpec
 from llamaswap_py.children.probe import ask
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.files import read_regular
 from llamaswap_py.units import MIB
 
 _log: Final = logging.getLogger("lswap")
@@ -98,7 +99,7 @@ def read_file(folder: Path, name: str) -> Asset | None:
         path = (root / name).resolve()
         if not path.is_relative_to(root) or not path.is_file() or path.stat().st_size > _LARGEST:
             return None
-        body = path.read_bytes()
+        body = read_regular(path)
     except (OSError, ValueError):
         return None
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]

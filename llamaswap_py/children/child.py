@@ -42,7 +42,7 @@ from llamaswap_py.children.records import (
     ChildWoke,
 )
 from llamaswap_py.children.vigil import keep_vigil, keep_vigil_over_program
-from llamaswap_py.redaction import Redactor, redact_args
+from llamaswap_py.redaction import Redactor, hide, redact_args
 from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Child:
         }
         self._tail: deque[str] = deque(maxlen=_TAIL_KEPT)
         self._file = LogFile(spec.log_path, spec.log_rotate) if spec.log_path else None
-        self._redact = Redactor({**os.environ, **spec.env})
+        self._redact = Redactor({**os.environ, **spec.env}, spec.written)
         self._process: Process | None = None
         self._load: Load | None = None
         self._stopping = asyncio.Event()
@@ -133,12 +133,14 @@ class Child:
             self._process = process = self._spawn()
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in an argument
             reason = getattr(error, "strerror", None) or str(error)
-            failure = Failure(FailureKind.ENGINE, f"cannot run {self.spec.binary}: {reason}")
+            binary = hide(self.spec.binary, self.spec.written)
+            failure = Failure(FailureKind.ENGINE, f"cannot run {binary}: {reason}")
             return self._finish(failure, None)
         try:
             self._emit(ChildSpawned(process.pid))
             if self._file is not None:  # it may hold several lives of a model
-                command = shlex.join((self.spec.binary, *redact_args(self.spec.args)))
+                words = (self.spec.binary, *self.spec.args)
+                command = shlex.join(redact_args(words, self.spec.written))
                 self._file.write(f"[{self.spec.name} pid {process.pid}: {command}]\n".encode())
             process.watch(self._read)
             async with anyio.create_task_group() as tasks:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import msgspec
 import psutil
 
+from llamaswap_py.files import read_regular
 from llamaswap_py.running import start_time
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def sweep(folder: Path) -> list[Swept]:
     swept: list[Swept] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=InstanceRecord)
+            record = msgspec.json.decode(read_regular(path), type=InstanceRecord)
         except (OSError, msgspec.DecodeError):
             path.unlink(missing_ok=True)
             continue

@@ -29,6 +29,7 @@ import threading
 from typing import IO, TYPE_CHECKING, Final
 
 from llamaswap_py.children.readiness import EXIT_COMMAND
+from llamaswap_py.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -264,7 +265,7 @@ def _guard_of(group: int) -> subprocess.Popen[bytes] | None:
 
 def _begins_with(path: str, magic: bytes) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(len(magic)) == magic
     except OSError:
         return False
@@ -309,7 +310,7 @@ def _is_native(binary: str) -> bool:
     a program of another architecture to /bin/sh.
     """
     try:
-        with open(binary, "rb") as file:
+        with open_regular(binary) as file:
             head = file.read(20)
     except OSError:
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class ChildSpec:
     `files` are the model files; their sizes make the progress fraction. With a `program`, `args`
     have `{port}` or `{socket}` where the endpoint goes, and `env` is added to all of ours. A file
     at `log_path` that has reached `log_rotate` bytes is set aside. `liveness` matters to a child
-    whose `requests` are told.
+    whose `requests` are told. `written` has values of the environment that are shown as the
+    configuration names them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ChildSpec:
     log_rotate: int | None = None
     liveness: float | None = 120.0
     program: Program | None = None
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

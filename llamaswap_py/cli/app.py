@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,6 +22,7 @@ from llamaswap_py.cli.completion import add_group, model_names
 from llamaswap_py.cli.starting import AS_UP, FAILED, Json
 from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, Commands, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
+from llamaswap_py.units import is_utf8, showable
 
 BAD_CONFIG: Final = 2
 UNREACHABLE: Final = 3
@@ -41,6 +43,7 @@ app = typer.Typer(
 def main() -> None:
     """Run `lswap`; every expected failure is one line on stderr and an exit code."""
     try:
+        _check_arguments(sys.argv[1:])
         code = app(prog_name="lswap", standalone_mode=False)
     except LswapError as error:
         print(f"lswap: {error}", file=sys.stderr)
@@ -50,6 +53,17 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_arguments(words: list[str]) -> None:
+    """Raise ConfigError for a word that is not UTF-8; after `--` they belong to another program."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name ends no command
+    own = words[: words.index("--")] if "--" in words else words
+    for word in own:
+        if not is_utf8(word):
+            remedy = "rename the file or folder, or name a link to it"
+            raise ConfigError(f"{showable(word)} is not UTF-8", remedy=remedy)
 
 
 def exit_code(error: LswapError) -> int:

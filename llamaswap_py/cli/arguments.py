@@ -15,6 +15,7 @@ from llamaswap_py.config.file import Origin
 from llamaswap_py.config.found import models_in
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.errors import ConfigError, LswapError
+from llamaswap_py.files import open_regular
 from llamaswap_py.hub.refs import HubRef, parse_ref
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _add_config(named: _Named, path: Path) -> None:
 
 def _begins(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(_MODEL_FILE))
     except OSError:  # reading it as a configuration says why
         return b""

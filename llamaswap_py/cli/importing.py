@@ -76,6 +76,7 @@ def ollama(
 ) -> None:
     """From Ollama: its models are used where they lie, nothing is copied."""
     from llamaswap_py.estimate.files import use_of
+    from llamaswap_py.files import read_regular
     from llamaswap_py.importing.ollama import read_ollama
 
     folder = Path(os.path.abspath(source or _ollama_folder()))  # the new file may be anywhere
@@ -86,8 +87,8 @@ def ollama(
 
     def read_blob(digest: str) -> str | None:
         try:
-            return Path(path_of(digest)).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            return read_regular(path_of(digest)).decode()
+        except (OSError, ValueError):  # UnicodeDecodeError too, and a NUL in the name
             return None
 
     draft = read_ollama(_manifests(folder), path_of, read_blob)
@@ -191,12 +192,16 @@ def _ollama_folder() -> Path:
 def _manifests(folder: Path) -> list[Manifest]:
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.importing.ollama import Manifest
+    from llamaswap_py.units import is_utf8, showable
 
     root = folder / "manifests"
     if not root.is_dir():
         raise ConfigError("this folder has no `manifests`", where=str(folder))
     found = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if not is_utf8(str(path)):
+            print(f"skipped, the name is not UTF-8: {showable(str(path))}", file=sys.stderr)
+            continue
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):

@@ -99,9 +99,12 @@ def look(model_dirs: tuple[Path, ...]) -> Machine:
     """Return what is on this machine; models of the given folders, else of the usual places."""
     looked = tuple(folder.expanduser().absolute() for folder in model_dirs) or usual_model_dirs()
     for folder in looked if model_dirs else ():
-        if problem := scan_folder(str(folder)).problem:
+        scanned = scan_folder(str(folder))
+        if scanned.problem:
             where = f"--models-dir {folder}"
-            raise ConfigError(problem, where=where, remedy="check the path")
+            raise ConfigError(scanned.problem, where=where, remedy="check the path")
+        if scanned.warning:
+            print(scanned.warning, file=sys.stderr)
     try:
         engine = locate_engine()
     except EngineError:

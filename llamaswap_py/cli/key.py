@@ -129,7 +129,7 @@ def _read(file: Path) -> KeyRing:
     from llamaswap_py.config.file import read_keys
     from llamaswap_py.config.keyfile import KeyRing
 
-    return read_keys(file) if file.exists() else KeyRing(())
+    return read_keys(file) if os.path.lexists(file) else KeyRing(())
 
 
 def _change(file: Path, change: Any) -> None:
@@ -137,10 +137,11 @@ def _change(file: Path, change: Any) -> None:
     from ruamel.yaml import YAML
 
     from llamaswap_py.errors import ConfigError
+    from llamaswap_py.files import read_regular
 
     yaml = YAML()
     try:
-        root = yaml.load(file.read_text(encoding="utf-8")) if file.exists() else None
+        root = yaml.load(read_regular(file).decode()) if os.path.lexists(file) else None
         root = {"keys": []} if root is None else root
         root.setdefault("keys", [])
         change(root["keys"])

@@ -93,9 +93,11 @@ class JournalFormatter(TextFormatter):
 class OwnLog(logging.Handler):
     """Keeps the last lines of lswap's own log for `lswap logs`; `lines` belongs to the loop."""
 
-    def __init__(self, formatter: logging.Formatter) -> None:
+    def __init__(self, formatter: logging.Formatter, redact: Redactor | None = None) -> None:
         super().__init__()
         self.setFormatter(formatter)
+        self.redact = redact or Redactor()
+        """What takes secrets out of the lines, here and on stderr."""
         self.lines = ChildLog()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -112,14 +114,16 @@ class OwnLog(logging.Handler):
             self._loop.call_soon_threadsafe(self.lines.extend, lines)
 
 
-def set_up_logging(log: Log, *, verbose: bool) -> OwnLog:
+def set_up_logging(log: Log, *, verbose: bool, written: Mapping[str, str] | None = None) -> OwnLog:
     """Send lswap's log to stderr, and return the handler that keeps its last lines.
 
+    `written` are values of the environment, which are shown as the configuration names them.
     Requests are logged with `verbose`; without it those that failed with a 5xx are.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(log.format, os.environ))
-    own = OwnLog(_plain_formatter(log.format, os.environ))
+    redact = Redactor(os.environ, written)
+    handler.setFormatter(_formatter(log.format, os.environ, redact))
+    own = OwnLog(_plain_formatter(log.format, redact), redact)
     level = logging.DEBUG if verbose else logging.getLevelNamesMapping()[log.level.upper()]
     for name in _LOGGERS:
         logger = logging.getLogger(name)
@@ -208,8 +212,10 @@ class _Aside(logging.Handler):
 _LATE: Final = {"name": "lswap", "levelno": logging.WARNING, "levelname": "WARNING"}
 
 
-def _formatter(name: str, env: Mapping[str, str]) -> logging.Formatter:
-    redact = Redactor(env)
+def _formatter(
+    name: str, env: Mapping[str, str], redact: Redactor | None = None
+) -> logging.Formatter:
+    redact = redact or Redactor(env)
     if name == "json":
         return JsonFormatter(redact)
     if name == "auto" and _is_journal(env.get("JOURNAL_STREAM", "")):
@@ -217,9 +223,8 @@ def _formatter(name: str, env: Mapping[str, str]) -> logging.Formatter:
     return PrettyFormatter(redact, colours=sys.stderr.isatty() and not env.get("NO_COLOR"))
 
 
-def _plain_formatter(name: str, env: Mapping[str, str]) -> logging.Formatter:
+def _plain_formatter(name: str, redact: Redactor) -> logging.Formatter:
     """Return what `lswap logs` shows: lines with their time, for a reader anywhere."""
-    redact = Redactor(env)
     return JsonFormatter(redact) if name == "json" else PrettyFormatter(redact)
 
 

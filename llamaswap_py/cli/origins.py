@@ -12,6 +12,7 @@ from llamaswap_py.config.found import Folder, models_in
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.hub.cache import cache_folder
+from llamaswap_py.units import showable
 
 
 def choose_origin(
@@ -114,4 +115,4 @@ def short_path(path: Path) -> str:
     """Return a path with ~ for the home folder."""
     home = os.path.expanduser("~")
     text = str(path)
-    return "~" + text[len(home) :] if text.startswith(home + os.sep) else text
+    return showable("~" + text[len(home) :] if text.startswith(home + os.sep) else text)

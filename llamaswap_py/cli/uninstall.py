@@ -20,6 +20,7 @@ from llamaswap_py.cli.origins import short_path, usual_files
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.engine.places import engines_folder, probes_folder
 from llamaswap_py.errors import ConfigError, LswapError, StateError
+from llamaswap_py.files import read_regular
 from llamaswap_py.hub.cache import cache_folder, find_cached, remove_cached, repo_folder
 from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.running import LOCK, bases, find_running
@@ -143,7 +144,7 @@ def _completions() -> Iterator[Path]:
         config / "fish" / "completions" / "lswap.fish",
     ):
         with suppress(OSError, UnicodeDecodeError):
-            if _COMPLETION in path.read_text(encoding="utf-8"):
+            if _COMPLETION in read_regular(path).decode():
                 yield path
 
 

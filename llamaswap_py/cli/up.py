@@ -30,7 +30,8 @@ from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
-from llamaswap_py.config.file import read_keys
+from llamaswap_py.config.context import skipped_files
+from llamaswap_py.config.file import keys_of
 from llamaswap_py.errors import StateError
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
@@ -43,6 +44,7 @@ from llamaswap_py.service.sockets import endpoint_of
 from llamaswap_py.units import format_duration
 from llamaswap_py.views import make_snapshot
 from llamaswap_py.wire import WireLimits, bind, serve
+from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +70,8 @@ _ESTIMATES: Final = 1.0
 _COLLECT: Final = (10_000, 10, 10)
 """What requests in flight hold is looked at once in so many new objects; the usual 700 are two
 dozen requests."""
+_WORKERS: Final = 32
+"""Threads for calls that block: each may wait for a disk that hangs."""
 _FILES: Final = 65_536
 """Open files to ask for, as the service's unit does: 1,024, a common limit, are 500 streams."""
 
@@ -92,9 +96,11 @@ def run(
             config = listen_elsewhere(config, tuple(map(endpoint_of, handed)))
         elif asked := asked_listeners(config.listen, listen, host, port):
             config = listen_elsewhere(config, asked)
-        own_log = set_up_logging(config.log, verbose=verbose)
+        own_log = set_up_logging(config.log, verbose=verbose, written=config.secrets)
         stack.enter_context(logging_aside())
-        keys = None if config.keys.file is None else read_keys(config.keys.file)
+        for line in skipped_files(config):
+            _log.warning("%s", line)
+        keys = keys_of(config)
         engine = Engines(config).default
         _raise_file_limit()
         serves = origin.beside if origin.path else (*origin.beside, *map(str, config.listen))
@@ -176,6 +182,7 @@ async def _serve(
     outside: _Outside,
 ) -> None:
     sockets, notifier = outside.sockets, outside.notifier
+    asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
     limits = WireLimits(
         header=config.limits.header,
         head_read=config.limits.head_read,
@@ -190,10 +197,11 @@ async def _serve(
             app = App(supervisor, keys)
             app.own_log = outside.own_log.lines
             outside.own_log.serve(asyncio.get_running_loop())
-            app.reloader = Reloader(
+            app.reloader = await asyncio.to_thread(
+                Reloader,
                 supervisor,
                 outside.origin,
-                also=lambda new: _replace_keys(app, new),
+                also=lambda new: _take_over(app, outside.own_log, new),
                 during=notifier.reloading,
             )
             async with (
@@ -248,9 +256,15 @@ def status_line(world: World) -> str:
     return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
 
 
-def _replace_keys(app: App, config: Config) -> None:
-    if config.keys.file is not None:
-        app.access.replace(read_keys(config.keys.file))
+async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], None]:
+    """Read the keys anew; return what takes over them and the secrets. Raises ConfigError."""
+    keys = await asyncio.to_thread(keys_of, config)
+
+    def take_over() -> None:
+        own_log.redact.learn(config.secrets)
+        app.access.replace(keys)
+
+    return take_over
 
 
 @asynccontextmanager

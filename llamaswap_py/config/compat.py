@@ -21,6 +21,7 @@ PROGRAMS: Final = "presets with cmd"
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
         ("list_aliases",): False,
+        ("keys", "strict_modes"): False,
         # Of embedding models and rerankers it is now as long as the context (config/batch.py).
         ("defaults", "args", "ubatch-size"): 512,
         # Whether other programs hang was not looked at.

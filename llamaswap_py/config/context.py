@@ -74,6 +74,12 @@ def effective(preset: Preset, name: str) -> Argument | None:
     return value
 
 
+def skipped_files(config: Config) -> tuple[str, ...]:
+    """Return what to say of files in folders of models whose names are not UTF-8."""
+    where = config.where("model_dirs")
+    return tuple(f"{where}: {one.warning}" for one in config.folders if one.warning)
+
+
 def warnings(config: Config) -> tuple[str, ...]:
     """Return what will work, but probably not as meant; one line each, with its place."""
     found = [
@@ -81,6 +87,7 @@ def warnings(config: Config) -> tuple[str, ...]:
         for folder in config.folders
         if folder.problem
     ]
+    found += skipped_files(config)
     if not config.models:
         found.append(f"{config.where('models')}: there is no model yet: `lswap pull` adds one")
     for preset in config.models.values():

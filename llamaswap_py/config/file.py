@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +17,8 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.files import open_regular, read_regular
+from llamaswap_py.units import MIB, format_size, showable
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
@@ -43,7 +48,7 @@ class Origin:
     def name(self) -> str:
         """How errors and the log call it."""
         named = self.file or self.folder
-        return str(named) if named is not None else "without a file"
+        return showable(str(named)) if named is not None else "without a file"
 
     @property
     def path(self) -> Path | None:
@@ -111,13 +116,12 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 def _source(file: Path) -> SourceText:
     folder = os.path.dirname(os.path.abspath(file))  # as named: a link keeps its place
-    return SourceText(str(file), folder, _text(file))
+    return SourceText(showable(str(file)), folder, _text(file))
 
 
 def _text(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_MOST + 1)
+        data = read_regular(file, _MOST + 1)
     except FileNotFoundError:
         remedy = f"check the path, or write one: lswap init {file}"
         raise ConfigError("there is no such file", where=str(file), remedy=remedy) from None
@@ -138,16 +142,36 @@ def _text(file: Path) -> str:
         ) from None
 
 
-def read_keys(path: str | os.PathLike[str]) -> KeyRing:
-    """Return the keys in the file at `path`; raises ConfigError."""
+def keys_of(config: Config) -> KeyRing | None:
+    """Return the keys of a configuration, None without any; blocks. Raises ConfigError."""
+    said = config.keys
+    return None if said.file is None else read_keys(said.file, strict=said.strict_modes)
+
+
+def read_keys(path: str | os.PathLike[str], *, strict: bool = True) -> KeyRing:
+    """Return the keys in the file at `path`; blocks. Raises ConfigError.
+
+    One that somebody else may write is refused, if `strict`: who writes it gives out admin keys.
+    """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open_regular(file) as stream:
+            status = os.fstat(stream.fileno())
+            text = stream.read(_MOST_KEYS + 1).decode("utf-8-sig")
     except FileNotFoundError:
         remedy = f"make it with `lswap key new NAME --file {file}`"
         raise ConfigError("there is no such key file", where=str(file), remedy=remedy) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the key file cannot be read: {error}", where=str(file)) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the key file cannot be read: {reason}", where=str(file)) from None
+    if strict:
+        _check_owner(file, status)
+    if len(text) > _MOST_KEYS:
+        raise ConfigError(
+            f"this key file is larger than {format_size(_MOST_KEYS)}",
+            where=str(file),
+            remedy="name the file that `lswap key new` writes",
+        )
     keys = parse_keys(text, str(file))
     if not len(keys):
         remedy = f"add one with `lswap key new NAME --file {file}`"
@@ -157,6 +181,31 @@ def read_keys(path: str | os.PathLike[str]) -> KeyRing:
     return keys
 
 
+def _check_owner(file: Path, status: os.stat_result) -> None:
+    """Raise ConfigError for a key file that another user may write; say who may read it."""
+    own = os.geteuid()
+    quoted = shlex.quote(str(file))
+    if status.st_uid not in (own, 0):
+        raise ConfigError(
+            f"this key file belongs to another user ({status.st_uid}), who could add keys to it",
+            where=str(file),
+            remedy=f"chown {own} {quoted}",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"others may write this key file (mode {stat.S_IMODE(status.st_mode):04o}), and so "
+            "add keys to it",
+            where=str(file),
+            remedy=f"chmod 600 {quoted}",
+        )
+    if status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        text = "%s: others may read this key file (mode %04o): chmod 600 %s"
+        _log.warning(text, file, stat.S_IMODE(status.st_mode), quoted)
+
+
+_log: Final = logging.getLogger("lswap")
+_MOST_KEYS: Final = 4 * MIB
+"""Bytes of a key file; 20,000 keys take less."""
 _GGUF: Final = b"GGUF"
 _MOST = (
     MAX_TEXT + 3

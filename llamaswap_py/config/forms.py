@@ -35,12 +35,12 @@ class Base:
         if not text:
             raise Invalid(node, "the path is empty", "write one or remove the key")
         if text == "~" or text.startswith("~/"):
-            return posixpath.join(self.home, text[2:])
+            return _nameable(posixpath.join(self.home, text[2:]), node)
         if text.startswith("~"):
             raise Invalid(
                 node, f"{text!r}: only ~/ is known, no other user's home", "write the path out"
             )
-        return posixpath.join(self.start(node), text.removeprefix("./"))
+        return _nameable(posixpath.join(self.start(node), text.removeprefix("./")), node)
 
     def start(self, node: Node) -> str:
         """Return the folder where relative paths of a value start."""
@@ -54,6 +54,14 @@ class Form:
     read: Callable[[Node, Base], Any]
     schema: Schema
     spell: Callable[[Any], Any] = lambda value: value
+
+
+def _nameable(path: str, node: Node) -> str:
+    """Return a path that JSON and HTTP can say; the folder it is in may have any name."""
+    if not units.is_utf8(path):
+        shown = units.showable(path)
+        raise Invalid(node, f"the path {shown} is not UTF-8", "rename the folder")
+    return path
 
 
 def expected(node: Node, what: str) -> Invalid:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llamaswap_py.sidecars import INFERRED, PROJECTOR, bits_of, folder_kind, home_of, sidecar_kind
+from llamaswap_py.units import showable
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-\d{5}", re.DOTALL)
 _QUANT: Final = re.compile(r"[-_.](?:UD-)?(?:I?Q\d\w*|B?F16|F32|FP16|MXFP4\w*)$", re.IGNORECASE)
@@ -38,13 +39,24 @@ class GgufFile(Struct, frozen=True):
 class Folder(Struct, frozen=True):
     """What was found below one folder of models; `problem` says why it could not be read.
 
-    With `single`, `path` is the file of one model, and `files` are that and its neighbours.
+    `skipped` are paths that are not UTF-8. With `single`, `path` is the file of one model, and
+    `files` are that and its neighbours.
     """
 
     path: str
     files: tuple[GgufFile, ...] = ()
     problem: str = ""
     single: bool = False
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """What to say of the files that were skipped; "" where none was."""
+        if not self.skipped:
+            return ""
+        more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+        names = ", ".join(map(showable, self.skipped[:3]))
+        return f"skipped, because the name is not UTF-8: {names}{more} - rename it"
 
 
 class FoundModel(Struct, frozen=True):

@@ -28,8 +28,9 @@ from llamaswap_py.config.nodes import (
 from llamaswap_py.config.options import LONG_NAMES, long_name, plain_name
 from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
-from llamaswap_py.config.variables import expand, hide
+from llamaswap_py.config.variables import expand
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.redaction import hide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -382,9 +383,8 @@ class _Reader:
         """Raise what was found, with what could be read of the file besides."""
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
-            error = join_errors(
-                [ConfigError(said, where=at, remedy=do) for _, (at, said, do) in self._problems]
-            )
+            told = [ConfigError(said, where=at, remedy=do) for _, (at, said, do) in self._problems]
+            error = join_errors(told)
             error.partial = partial()
             raise error
 

@@ -202,6 +202,9 @@ class Keys(Record, frozen=True):
             "keys.yaml",
         ),
     ] = None
+    strict_modes: Annotated[
+        bool, plain("Refuse a key file that another user may write, as sshd does its files.", False)
+    ] = True
 
 
 class Cors(Record, frozen=True):

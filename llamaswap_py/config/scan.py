@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from llamaswap_py.config.found import Folder, GgufFile
+from llamaswap_py.units import is_utf8
 
 _DEEPEST: Final = 6
 """Folders below the one that is named: LM Studio needs two, the cache of Hugging Face four."""
@@ -16,10 +17,12 @@ _MOST: Final = 20_000
 def scan_folder(path: str) -> Folder:
     """Return the GGUF files below `path`, links followed; never raises.
 
-    Hidden folders, and what may not be read below the folder itself, are passed over. `path` may
-    be the file of one model, too.
+    Hidden folders, and what may not be read below the folder itself, are passed over. So are names
+    that are not UTF-8: `skipped` has them. `path` may be the file of one model, too.
     """
     path = os.path.normpath(path)
+    if not is_utf8(path):
+        return Folder(path, problem="the name of this folder is not UTF-8: rename it")
     if os.path.isfile(path):
         return _single(path)
     try:
@@ -27,6 +30,7 @@ def scan_folder(path: str) -> Folder:
     except OSError as error:
         return Folder(path, problem=error.strerror or str(error))
     files: list[GgufFile] = []
+    skipped: list[str] = []
     visited: set[str] = set()
     looked = 0
     for folder, inside, names in os.walk(path, followlinks=True):
@@ -37,20 +41,35 @@ def scan_folder(path: str) -> Folder:
             inside.clear()
             continue
         visited.add(real)
-        inside[:] = [one for one in sorted(inside) if not one.startswith(".") and deep < _DEEPEST]
+        skipped += [os.path.join(folder, name) for name in inside if not is_utf8(name)]
+        skipped += [os.path.join(folder, name) for name in names if _is_unnameable(name)]
+        inside[:] = [
+            one
+            for one in sorted(inside)
+            if not one.startswith(".") and deep < _DEEPEST and is_utf8(one)
+        ]
         files += [
             file
             for name in names
-            if name.endswith(".gguf") and (file := _file(os.path.join(folder, name)))
+            if _is_model(name) and (file := _file(os.path.join(folder, name)))
         ]
-    return Folder(path, tuple(sorted(files, key=lambda file: file.path)))
+    files.sort(key=lambda file: file.path)
+    return Folder(path, tuple(files), skipped=tuple(sorted(skipped)))
+
+
+def _is_model(name: str) -> bool:
+    return name.endswith(".gguf") and is_utf8(name)
+
+
+def _is_unnameable(name: str) -> bool:
+    return name.endswith(".gguf") and not is_utf8(name)
 
 
 def _single(path: str) -> Folder:
     """Return one model's file, with what lies beside it: shards, a projector, a draft."""
     folder = os.path.dirname(path)
     try:
-        names = [name for name in os.listdir(folder or ".") if name.endswith(".gguf")]
+        names = [name for name in os.listdir(folder or ".") if _is_model(name)]
     except OSError:  # a folder may be closed whose files can be read
         names = []
     paths = {path, *(os.path.join(folder, name) for name in names)}

@@ -3,7 +3,7 @@
 A value that is one reference, or has no quotes, is read as if what it comes to had been written
 there without quotes: `max_loaded: ${n}` is a number, as is `{max_loaded: "${n}"}`, where YAML wants
 the quotes. `$${` stands for `${`. What comes from the environment may be a secret, so the tree
-remembers how such a value was written, and `Variables.hide()` takes it out of messages.
+remembers how such a value was written, and `redaction.hide()` takes it out of messages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from llamaswap_py.config.nodes import Entry, Listing, Node, Scalar, Table
 _REFERENCE: Final = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 _ENV: Final = "env."
-_SHORTEST: Final = 4
-"""Characters of the shortest value that is hidden: less is no secret, and found everywhere."""
 
 
 def expand(
@@ -34,16 +32,6 @@ def expand(
     variables = _Variables(root, env, problem, spot)
     expanded = _Walk(variables).table(root, "")
     return expanded, {value: f"${{{name}}}" for name, value in variables.from_env.items() if value}
-
-
-def hide(text: str, secrets: Mapping[str, str]) -> str:
-    """Return a text without values that came from the environment, the longest first."""
-    if not secrets:
-        return text
-    for value in sorted(secrets, key=len, reverse=True):
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, secrets[value]).replace(repr(value)[1:-1], secrets[value])
-    return text
 
 
 class _Variables:

@@ -18,6 +18,7 @@ from llamaswap_py.engine.manifest import MANIFEST, read_manifest
 from llamaswap_py.engine.places import current_file, engines_folder
 from llamaswap_py.engine.probe import Engine, probe_engine
 from llamaswap_py.errors import EngineError
+from llamaswap_py.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,8 +136,8 @@ def choose_engine(name: str) -> Engine:
 def chosen_path() -> Path | None:
     """Return what `lswap engine use` recorded, whether it still exists or not."""
     try:
-        text = current_file().read_text().strip()
-    except OSError:
+        text = read_regular(current_file()).decode().strip()
+    except (OSError, UnicodeDecodeError):
         return None
     return Path(text) if text else None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.files import read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        return msgspec.json.decode(read_regular(path), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise EngineError(
             f"{path} cannot be read ({error})", remedy=f"remove {folder} and build it again"

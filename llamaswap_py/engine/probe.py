@@ -26,6 +26,8 @@ from llamaswap_py.engine.features import (
 )
 from llamaswap_py.engine.places import probes_folder
 from llamaswap_py.errors import EngineError
+from llamaswap_py.files import open_regular, read_regular
+from llamaswap_py.units import is_utf8, showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -98,6 +100,8 @@ def probe_engine(path: Path, source: str, *, cached: bool = True) -> Engine:
     Raises EngineError when it is missing, not executable, built for another machine, hangs, or is
     something else; the message carries what the binary said.
     """
+    if not is_utf8(str(path)):
+        raise EngineError(f"{showable(str(path))} is not UTF-8", remedy="rename it")
     try:
         status = path.stat()
     except OSError as error:
@@ -225,7 +229,7 @@ def _backend(path: Path, files: Iterable[Path]) -> str:
 def _contains(path: Path, mark: bytes) -> bool:
     try:
         with (
-            path.open("rb") as file,
+            open_regular(path) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             return content.find(mark) >= 0
@@ -242,7 +246,7 @@ def _cache_file(path: Path) -> Path:
 
 def _recall(path: Path, status: os.stat_result) -> _Probe | None:
     try:
-        probe = msgspec.json.decode(_cache_file(path).read_bytes(), type=_Probe)
+        probe = msgspec.json.decode(read_regular(_cache_file(path)), type=_Probe)
     except (OSError, msgspec.MsgspecError):
         return None
     known = (probe.schema, probe.path, probe.mtime_ns, probe.size)

@@ -12,6 +12,7 @@ import msgspec
 from llamaswap_py.config.embedding import Trained, embeds, read_trained, whole_batch
 from llamaswap_py.config.records import Preset
 from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.files import open_regular
 from llamaswap_py.gguf import GgufError, Header, read_header, shard_paths
 
 
@@ -39,7 +40,7 @@ def identify(paths: Iterable[str]) -> tuple[FileIdentity, ...]:
 def open_header(path: str) -> Header:
     """Read one file's header; raises EstimateError when it cannot be read or is no GGUF."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             descriptor = file.fileno()
             size = os.fstat(descriptor).st_size
             return read_header(lambda at, count: os.pread(descriptor, count, at), size)

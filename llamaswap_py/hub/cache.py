@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from llamaswap_py.files import open_regular, read_regular
 from llamaswap_py.hub.refs import (
     Build,
     HubError,
@@ -28,6 +29,7 @@ from llamaswap_py.hub.refs import (
     heads_of,
     projector_of,
 )
+from llamaswap_py.units import is_utf8
 
 PART: Final = ".lswap-part"
 """Ending of a file that is not complete."""
@@ -104,7 +106,7 @@ def find_cached(ref: HubRef, folder: Path | None = None) -> Cached | None:
 
 def _listed(repo: Path) -> tuple[HubFile, ...]:
     try:
-        sizes = msgspec.json.decode((repo / _LISTING).read_bytes(), type=dict[str, int])
+        sizes = msgspec.json.decode(read_regular(repo / _LISTING), type=dict[str, int])
     except (OSError, msgspec.DecodeError):
         return ()
     return tuple(HubFile(path, size) for path, size in sizes.items())
@@ -121,18 +123,20 @@ def _files_in(snapshot: Path) -> list[HubFile]:
     return [
         HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
         for path in sorted(snapshot.rglob("*.gguf"))
-        if path.is_file()
+        if is_utf8(str(path)) and path.is_file()
     ]
 
 
 def _snapshots(repo: Path) -> list[Path]:
     """Return the snapshots of a repository, that of its main branch first."""
     try:
-        newest = (repo / "refs" / "main").read_text(encoding="utf-8").strip()
+        newest = read_regular(repo / "refs" / "main").decode().strip()
     except (OSError, UnicodeDecodeError):
         newest = ""
     try:
-        found = [path for path in (repo / "snapshots").iterdir() if path.is_dir()]
+        found = [
+            path for path in (repo / "snapshots").iterdir() if is_utf8(str(path)) and path.is_dir()
+        ]
     except OSError:
         return []
     return sorted(found, key=lambda path: (path.name != newest, path.name))
@@ -213,7 +217,7 @@ def _inside(file: str, snapshot: Path) -> str:
 def _is_written(part: Path) -> bool:
     """Tell whether a download holds a file (fetch.py locks what it writes)."""
     try:
-        with part.open("rb") as stream:
+        with open_regular(part) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True

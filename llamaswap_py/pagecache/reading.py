@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from llamaswap_py.files import open_regular
 from llamaswap_py.pagecache.residency import cached_bytes, read_when_idle
 
 WINDOW: Final = 1 << 20
@@ -65,7 +66,7 @@ class Reading:
             # Without descriptors even /dev/null cannot be opened: nothing is read then.
             with contextlib.suppress(OSError), open(os.devnull, "wb", buffering=0) as nowhere:
                 for path in self._paths:
-                    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+                    with contextlib.suppress(OSError), open_regular(path) as file:
                         self._read_file(file.fileno(), nowhere.fileno())
                     if self._cancelled or self.short:
                         break

@@ -15,6 +15,8 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from llamaswap_py.files import read_regular
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _log: Final = logging.getLogger("lswap.state")
@@ -49,8 +51,7 @@ class RecordFolder(Generic[T]):
         """
         path = self._path(name)
         try:
-            with path.open("rb") as file:
-                content = file.read(_MAX_BYTES + 1)
+            content = read_regular(path, _MAX_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as error:

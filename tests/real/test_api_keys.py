@@ -31,6 +31,7 @@ def write_keys(folder: Path) -> dict[str, str]:
     ]
     path = folder / "keys.yaml"
     path.write_text(yaml.safe_dump({"keys": keys}))
+    path.chmod(0o600)
     return {"file": str(path)}
 
 

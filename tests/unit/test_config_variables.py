@@ -9,8 +9,8 @@ import pytest
 
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
-from llamaswap_py.config.variables import hide
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.redaction import hide
 
 SECRET = "hunter2-and-more-of-it"
 ENV = {"HOME": "/home/env", "TOKEN": SECRET, "N": "3", "EMPTY": "", "CTX": "8192"}

@@ -1,0 +1,60 @@
+"""Open files that somebody else may have put there: only regular ones, and without waiting.
+
+A pipe or a device in the place of a file would hold up whoever opens it, some for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import IO, Final
+
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class NotRegularError(OSError):
+    """In the place of a file is something else; `strerror` says what."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
+        what = next((word for is_one, word in _KINDS if is_one(mode)), "something else")
+        super().__init__(errno.EINVAL, f"this is {what}, not a regular file", os.fspath(path))
+
+
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading, unbuffered; raises OSError, for others NotRegularError.
+
+    Blocks as long as the file's disk does.
+    """
+    _check(path, os.stat(path))  # first, because opening some devices does something
+    fd = os.open(path, _FLAGS)
+    try:
+        _check(path, os.fstat(fd))  # what was opened may be another file than what was looked at
+        return open(fd, "rb", buffering=0)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """Return what is in a regular file, the first `most` bytes of it; raises as open_regular()."""
+    with open_regular(path) as file:
+        parts, left = [], most
+        while left and (part := file.read(left)):  # one read may return less than there is
+            parts.append(part)
+            left -= len(part) if most >= 0 else 0
+        return b"".join(parts)
+
+
+def _check(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularError(path, status.st_mode)
