@@ -52,8 +52,9 @@ _KEEP: Final = _translated(
 _LONG: Final = _ignored(
     "a prompt that is longer than the context is refused with both numbers, nothing is dropped",
     "truncate",
-) + _ignored("args: {context-shift: true} of the preset decides", "shift")
-_LOADING: Final = "belongs to loading: the file decides"
+) + _ignored("the preset decides: args: {context-shift: true}", "shift")
+_LOADING: Final = "set when the model is loaded: the file decides"
+_REMOTE: Final = "lswap does not tell which models run on other hosts"
 _THINK: Final = (
     "`true`, `false`, or `low`, `medium`, `high`, `max` (`reasoning_effort`); a model whose "
     "template knows nothing of it is not refused"
@@ -62,7 +63,9 @@ _LOGPROBS: Final = _translated(
     logprobs="with `tools` only where the answer is not streamed",
     top_logprobs="0 to 20, with `logprobs`",
 )
-_RENDER: Final = _translated(_debug_render_only="the prompt as the template makes it, no answer")
+_RENDER: Final = _translated(
+    _debug_render_only="returns the prompt that the template makes, instead of an answer"
+)
 _OPTIONS: Final = _translated(options="see below")
 _STREAM: Final = _translated(stream="true unless it is false")
 
@@ -75,9 +78,9 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
             system="the system message",
         ),
         *_refused(
-            template="templates are Jinja and belong to loading: args: {chat-template-file: …}"
+            template="set a Jinja template in the configuration: args: {chat-template-file: …}"
         ),
-        *_translated(context="what an answer had as `context`: the conversation goes on"),
+        *_translated(context="the `context` of an earlier answer: continues that conversation"),
         *_STREAM,
         *_translated(
             raw="`prompt` as it is, without a template: llama-server's `/completion`",
@@ -120,11 +123,13 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
     ),
     "/api/embed": (
         *_MODEL,
-        *_translated(input="a text or a list of them; nothing (`[]`, an empty text) is no vector"),
+        *_translated(
+            input="a text or a list of texts; an empty input (`[]`, an empty text) gives no vector"
+        ),
         *_KEEP,
         *_translated(
             truncate="true unless it is false: longer inputs are cut to what the model takes",
-            dimensions="vectors are cut and made unit length again",
+            dimensions="vectors are cut to this length and normalised again",
         ),
         *_ignored(_LOADING, "options"),
     ),
@@ -137,15 +142,15 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
     ),
     "/api/show": (
         *_MODEL,
-        *_ignored("they would only change the `modelfile` that is shown", "system", "template"),
+        *_ignored("in Ollama it only changes the `modelfile` in the answer", "system", "template"),
         *_ignored("arrays of the header and the list of tensors are not shown", "verbose"),
-        *_ignored("they would only change the `modelfile` that is shown", "options"),
+        *_ignored("in Ollama it only changes the `modelfile` in the answer", "options"),
     ),
     "/api/pull": (
         *_MODEL,
         *_STREAM,
-        *_ignored("nothing is fetched: a model of the file is there", "insecure", "username"),
-        *_ignored("nothing is fetched: a model of the file is there", "password"),
+        *_ignored("lswap fetches nothing here", "insecure", "username"),
+        *_ignored("lswap fetches nothing here", "password"),
     ),
     "/api/delete": _MODEL,
 }
@@ -177,7 +182,7 @@ OPTIONS: Final = (
     ),
 )
 
-_HEAD: Final = _translated(model="as it was asked for", created_at="")
+_HEAD: Final = _translated(model="the name that the request used", created_at="")
 _FIGURES: Final = (
     *_translated(done="", done_reason="`stop`, `length`, `load` or `unload`"),
     *_translated(
@@ -186,7 +191,7 @@ _FIGURES: Final = (
     *_translated(eval_count="", eval_duration=""),
     *_translated(logprobs="each with `token`, `logprob`, `bytes`, `top_logprobs`"),
     *_translated(_debug_info="`rendered_template`, `image_count`"),
-    *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+    *_ignored(_REMOTE, "remote_model", "remote_host"),
 )
 _LISTED: Final = (
     *_translated(name="", model="", modified_at="of the newest file", size="of all files"),
@@ -203,11 +208,11 @@ ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
         *_translated(
             response="",
             thinking="",
-            context="the conversation so far, without images; not tokens, and of use here only",
+            context="the conversation so far, without images; only lswap can read it",
         ),
-        *_ignored("there are no tools in such a request", "tool_calls"),
+        *_ignored("a request of this route has no tools", "tool_calls"),
         *_FIGURES,
-        *_ignored("no pictures are made here", "image", "completed", "total"),
+        *_ignored("this route makes no pictures", "image", "completed", "total"),
     ),
     "/api/chat": (*_HEAD, *_translated(message="with `tool_calls` in one piece"), *_FIGURES),
     "/api/embed": _translated(
@@ -217,13 +222,13 @@ ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
     "/api/tags": (
         *_LISTED,
         *_translated(capabilities="as in `/api/show`"),
-        *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+        *_ignored(_REMOTE, "remote_model", "remote_host"),
     ),
     "/api/ps": (
         *_LISTED,
         *_translated(
-            expires_at="when its `ttl` ends; the year 9999 for a model that stays",
-            size_vram="of `size`, what is not main memory",
+            expires_at="when the `ttl` ends; the year 9999 for a model that stays loaded",
+            size_vram="the part of `size` that is not in main memory",
             context_length="of one request",
         ),
     ),
@@ -238,14 +243,14 @@ ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
             capabilities="",
             modified_at="",
         ),
-        *_ignored("llama-server knows no such thing", "system", "renderer", "parser", "messages"),
-        *_ignored("models of other hosts are not said to be", "remote_model", "remote_host"),
+        *_ignored("llama-server has no such setting", "system", "renderer", "parser", "messages"),
+        *_ignored(_REMOTE, "remote_model", "remote_host"),
         *_ignored("not read", "projector_info", "tensors", "requires"),
     ),
 }
 
-_SHOP: Final = "models are those of the configuration: change the file"
-_CLOUD: Final = "ollama.com's own services; nothing is asked of it"
+_SHOP: Final = "the file decides which models there are: change the file"
+_CLOUD: Final = "a service of ollama.com, which lswap does not call"
 
 ROUTES: Final[dict[str, str]] = {
     "GET /": "`Ollama is running`",
@@ -257,8 +262,8 @@ ROUTES: Final[dict[str, str]] = {
     "POST /api/chat": "",
     "POST /api/embed": "",
     "POST /api/embeddings": "the older form",
-    "POST /api/pull": "success at once for a model of the file, else 501",
-    "DELETE /api/delete": "*admin*: a model of a repository, its files and its entry",
+    "POST /api/pull": "`success` at once for a model of the file, else 501",
+    "DELETE /api/delete": "*admin*: removes a model of a repository: its files and its entry",
     "POST /api/create": f"501: {_SHOP}",
     "POST /api/copy": f"501: {_SHOP}",
     "POST /api/push": f"501: {_SHOP}",
@@ -275,11 +280,14 @@ VERSION: Final = "0.35.0"
 
 CLIENTS: Final[dict[str, tuple[str, str]]] = {
     "OllamaSharp's System One": ("0.35.0", "`/v1/systemone`"),
-    "Codex (`--oss --local-provider ollama`)": ("0.13.4", "`/v1/responses`; it ends below"),
-    "VS Code, Copilot Chat": ("0.6.4", "`capabilities` of `/api/show`; it lists no models below"),
+    "Codex (`--oss --local-provider ollama`)": ("0.13.4", "`/v1/responses`; exits below it"),
+    "VS Code, Copilot Chat": (
+        "0.6.4",
+        "`capabilities` of `/api/show`; below it no models are listed",
+    ),
     "Raycast, Ollama AI": ("0.6.4", "`capabilities` of `/api/show`"),
-    "Open WebUI": ("", "it shows it; any will do"),
-    "Home Assistant, Zed": ("", "they do not ask"),
+    "Open WebUI": ("", "it only shows the version"),
+    "Home Assistant, Zed": ("", "they do not read the version"),
 }
 """Clients that look at the version -> the lowest that each accepts, and what for."""
 

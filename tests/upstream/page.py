@@ -24,12 +24,12 @@ REASONS: Final[Sequence[Reason]] = (
         "tools and MCP servers",
         r"test_mcp_servers|test_tools_builtin",
         "lswap's `/tools` answers 403: it runs no tools for clients, and starts no MCP servers of "
-        "its own; a preset whose options are wrong is listed as failed, and lswap serves on",
+        "its own; a preset with wrong options is listed as failed, and lswap serves on",
     ),
     Reason(
         "fetching pages for a browser",
         r"test_proxy|test_cors_proxy",
-        "`/cors-proxy` answers 403: whoever reaches lswap could read what the machine can reach",
+        "`/cors-proxy` answers 403: its clients could read what only the machine can reach",
     ),
     Reason(
         "pages of other origins",
@@ -45,12 +45,12 @@ REASONS: Final[Sequence[Reason]] = (
     Reason(
         "names",
         r"test_server_model_aliases_and_tags",
-        "`/v1/models` has an entry for each name of a model, plain llama-server one for all",
+        "`/v1/models` has an entry for each name of a model; plain llama-server has one for all",
     ),
     Reason(
         "Google's Vertex AI",
         r"test_compat_gcp",
-        "its routes come from environment variables, and are not served",
+        "environment variables set its routes; lswap does not serve them",
     ),
     Reason(
         "what the server prints",
@@ -60,12 +60,12 @@ REASONS: Final[Sequence[Reason]] = (
     Reason(
         "loading only by command",
         r"test_router_props|test_router_no_models_autoload",
-        "`--no-models-autoload` has no equal: a request loads its model",
+        "lswap has no `--no-models-autoload`: a request loads its model",
     ),
     Reason(
-        "who is evicted",
+        "which model is evicted",
         r"test_router_models_max_evicts_lru",
-        "lswap evicts what costs least to have back, not what was used longest ago",
+        "lswap evicts the model that is cheapest to load again, not the least recently used one",
     ),
     Reason(
         "delays inside the router",
@@ -81,7 +81,7 @@ REASONS: Final[Sequence[Reason]] = (
     Reason(
         "models of Hugging Face",
         r"test_router_delete_model",
-        "there is no hub here: lswap adds no model it cannot find, llama.cpp's router does",
+        "the test has no hub: lswap adds no model that it cannot find; llama.cpp's router does",
     ),
 )
 
@@ -114,12 +114,12 @@ def page(plain: Outcomes, through: Outcomes, engine: str) -> str:
     lines = [
         "# Compatibility with llama-server",
         "",
-        "llama.cpp's own server tests, from the source tree of the engine, run against plain",
-        "llama-server and through lswap: `make compat` writes this page. The models that the tests",
-        "fetch from Hugging Face are replaced by tiny ones, so tests of what a model says, of",
-        "images, of rerankers and of downloads fail in both and tell nothing; those marked",
-        "as slow do not run. Through lswap a read names its model (`/props?model=`), as clients of",
-        "several models do, and a test begins when its model is loaded.",
+        "`make compat` writes this page. It runs llama.cpp's own server tests, from the source",
+        "tree of the engine, against plain llama-server and through lswap. Tiny models replace",
+        "those that the tests fetch from Hugging Face. Tests of a model's words, of images, of",
+        "rerankers and of downloads therefore fail in both runs and tell nothing. Tests marked",
+        "as slow do not run. Through lswap a read names its model (`/props?model=`), as clients",
+        "of several models do, and a test begins when its model is loaded.",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, llama-server {engine}:",
         f"{len(plain)} tests run, {passed[0]} pass plain, {both} of these through lswap.",
