@@ -107,3 +107,14 @@ class ApiError(LswapError):
         self.param = param
         self.retry_after = 1.0 if retry_after is None and self.status in (429, 503) else retry_after
         self.details = details or {}
+
+
+def without_frames(error: BaseException) -> None:
+    """Let an error go of the frames that it passed through, and of what they hold.
+
+    One that a request keeps would else keep the request, its body too, until the collector comes.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen.__context__, seen = None, seen.__context__

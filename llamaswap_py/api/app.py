@@ -17,7 +17,7 @@ from llamaswap_py.api.guard import Cors, HostRule, own_names
 from llamaswap_py.api.meaning import meaning_of
 from llamaswap_py.api.reading import refuse_coded_body
 from llamaswap_py.api.traffic import Traffic
-from llamaswap_py.errors import ApiError
+from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.wire.messages import WireError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class App:
                 await call.route.handle(call)
         except ApiError as error:
             self._fail(call, error)
+            without_frames(error)
         except WireError as error:  # broken HTTP: the wire answers and closes
             call.status, call.outcome = error.status, "bad_request"
             raise
@@ -119,6 +120,7 @@ class App:
         if self.captures is not None and call.tap is not None:
             self.captures.keep(_captured(call, call.tap))
         _write_access(call)
+        call.ticket = None  # it has callbacks that hold the call: no cycle is left
 
     def route_of(self, method: str, path: str) -> Route | None:
         """Return what a path and method mean, None when nothing."""

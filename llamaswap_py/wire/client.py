@@ -7,9 +7,10 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
+from ..errors import without_frames
 from ..units import KIB
 from .client_side import ClientSide
-from .deadline import Deadline, Wait
+from .deadline import Wait
 from .exchange import NO_HEAD, Exchange, refuse
 from .messages import WireError
 from .repeated import RepeatedRequest
@@ -36,8 +37,8 @@ class ClientConnection(ClientSide):
     """Parses requests, runs the server's handler on one at a time, and watches for the client."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(server.limits.stall)
-        self._server, self._limits = server, server.limits
+        super().__init__(server.limits)
+        self._server = server
         self.outbox = server.outbox
         self._lost = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
@@ -56,7 +57,6 @@ class ClientConnection(ClientSide):
         #: no request after the one that was received last
         self.last = False
         self._tunnel: Relay | None = None
-        self._deadline = Deadline(self._loop, self._on_deadline)
 
     # --- protocol interface -------------------------------------------------------------------
 
@@ -168,6 +168,7 @@ class ClientConnection(ClientSide):
     def answered(self, exchange: Exchange) -> None:
         """An exchange that was begun at once is over."""
         self._current = None
+        exchange.release()
         self.last = self.last or not exchange.keep_alive
         if self.last or self._held or self._half_closed:
             self._wake()
@@ -182,24 +183,6 @@ class ClientConnection(ClientSide):
         if held:
             relay.upstream.send(held)
         self.resume_input()
-
-    def finish_writing(self) -> bool:
-        """The tunnel's other side has ended; False when this side had ended before."""
-        if self._half_closed or self.closed:
-            return False
-        self._closing = True
-        self._deadline.set(Wait.CLOSING, self._limits.idle)
-        end_output(self.transport)
-        return True
-
-    def _tunnel_eof(self, relay: Relay) -> bool:
-        if self._closing or self._is_gone():
-            relay.client_lost()
-            return False
-        self._half_closed = True
-        self._deadline.set(Wait.CLOSING, self._limits.idle)
-        relay.upstream.finish_sending()
-        return True
 
     def _detach(self) -> None:
         if self._current is not None and self._current.running is not None:
@@ -318,7 +301,19 @@ class ClientConnection(ClientSide):
                     item.forsake()
             self._deadline.close()
             self.transport.abort()
-            self._parser.close()
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of every request, so that none is left to the collector: it comes by seldom."""
+        for item in (self._current, self._receiving, *self._queue):
+            if isinstance(item, Exchange):
+                item.release()
+        self._current = self._receiving = None
+        self._queue.clear()
+        self._held = b""
+        # A cancelled task keeps the frames that it was cancelled in, with all that they hold.
+        self._task = self._arrival = None
+        self._parser.close()
 
     async def _next(self) -> Exchange | WireError | None:
         while not self._queue:
@@ -354,8 +349,10 @@ class ClientConnection(ClientSide):
             await self._server.handler(exchange)
         except WireError as error:
             self._refuse(error, exchange)
-        except Exception:
+            without_frames(error)
+        except Exception as error:
             logger.exception("a handler failed on %r", exchange)
+            without_frames(error)
             self._refuse(WireError(500, "internal error"), exchange)
         else:
             if not exchange.response_started:
@@ -364,7 +361,9 @@ class ClientConnection(ClientSide):
         if not exchange.finished:
             self.abort()
         self._current = None
-        return not self.closed and exchange.keep_alive and exchange.intake.discard()
+        goes_on = not self.closed and exchange.keep_alive and exchange.intake.discard()
+        exchange.release()
+        return goes_on
 
     def _refuse(self, error: WireError, exchange: Exchange | None) -> None:
         """Answer with an error that the handler did not, or could not, answer."""

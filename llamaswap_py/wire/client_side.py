@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
+from .deadline import Deadline, Wait
 from .outflow import Outflow
-from .sockets import Input, client_is_gone
+from .sockets import Input, client_is_gone, end_output
+
+if TYPE_CHECKING:
+    from .messages import WireLimits
+    from .relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -18,26 +23,31 @@ _HALF_CLOSE_WINDOW: Final = 0.05
 class ClientSide(asyncio.Protocol):
     """Knows of bytes, and nothing of requests."""
 
-    def __init__(self, stall: float) -> None:
-        """Abandon a client that takes nothing of what it is sent for `stall` seconds."""
+    def __init__(self, limits: WireLimits) -> None:
+        """Abandon a client that takes nothing of what it is sent for `limits.stall` seconds."""
         self._loop = asyncio.get_running_loop()
         self.transport = cast("asyncio.Transport", None)
         #: the client's address, or "unix"
         self.peer = "unix"
         self.closed = False
-        self.outflow = Outflow(self._loop, stall, self._give_up)
+        self.outflow = Outflow(self._loop, limits.stall, self._give_up)
         self._input = Input(self._loop)
         self._half_closed = False
         self._closing = False
         self._last_input = 0.0
-        self._stall = stall
+        self._limits = limits
+        self._deadline = Deadline(self._loop, self._on_deadline)
 
     def abandon(self) -> None:
         """End the connection and whatever goes on for it."""
         raise NotImplementedError
 
+    def _on_deadline(self, wait: Wait) -> None:
+        """What was awaited did not come in time."""
+        raise NotImplementedError
+
     def _give_up(self) -> None:
-        logger.info("%s took nothing of its answer for %g s", self.peer, self._stall)
+        logger.info("%s took nothing of its answer for %g s", self.peer, self._limits.stall)
         self.abandon()
 
     def _open(self, transport: asyncio.Transport) -> None:
@@ -66,3 +76,23 @@ class ClientSide(asyncio.Protocol):
         if gone is None:
             return self._loop.time() - self._last_input > _HALF_CLOSE_WINDOW
         return gone
+
+    # --- tunnels ------------------------------------------------------------------------------
+
+    def finish_writing(self) -> bool:
+        """The tunnel's other side has ended; False when this side had ended before."""
+        if self._half_closed or self.closed:
+            return False
+        self._closing = True
+        self._deadline.set(Wait.CLOSING, self._limits.idle)
+        end_output(self.transport)
+        return True
+
+    def _tunnel_eof(self, relay: Relay) -> bool:
+        if self._closing or self._is_gone():
+            relay.client_lost()
+            return False
+        self._half_closed = True
+        self._deadline.set(Wait.CLOSING, self._limits.idle)
+        relay.upstream.finish_sending()
+        return True

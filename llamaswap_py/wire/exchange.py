@@ -310,6 +310,11 @@ class Exchange:
         if self.begun is not None:
             self._done(self, self._was_cut() if self._first is None else self._first.result)
 
+    def release(self) -> None:
+        """Let go of the request's body and of its handler: it has ended."""
+        self.intake.release()
+        self.begun = self._first = self.tap = None
+
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool
     ) -> RelayResult:

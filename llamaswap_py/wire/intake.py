@@ -160,6 +160,15 @@ class Intake:
         self._connection.resume_input()
         return True
 
+    def release(self) -> None:
+        """Let go of the body, its reader and its error: their request has ended.
+
+        What refers to its own connection would else keep them until the collector comes by.
+        """
+        self._discarding = True
+        self._body = Body()
+        self._scan = self._error = self._waiter = None
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

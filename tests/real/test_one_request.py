@@ -1,0 +1,56 @@
+"""What one client, without a key even, cannot do to all others, tried against a real lswap."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from llamaswap_py.units import MIB
+
+if TYPE_CHECKING:
+    from tests.real.harness import Lswap
+    from tests.real.lab import Lab
+
+pytestmark = pytest.mark.anyio
+
+
+async def connect(lswap: Lswap) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = lswap.url.removeprefix("http://").rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def taken(lswap: Lswap) -> int:
+    """Return what lswap has in memory, in bytes."""
+    return int(psutil.Process(lswap.pid).memory_info().rss)
+
+
+async def fallen(lswap: Lswap, most: int) -> None:
+    """Wait until lswap takes no more than that."""
+    async with asyncio.timeout(20):
+        while taken(lswap) > most:  # noqa: ASYNC110 - nobody says when
+            await asyncio.sleep(0.05)
+
+
+async def test_uploads_that_are_broken_off_leave_nothing_in_memory(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        before = taken(lswap)
+        head = (
+            b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" % (400 * MIB)
+        )
+        for _ in range(3):
+            _, writer = await connect(lswap)
+            writer.write(head)
+            for _ in range(100):
+                writer.write(bytes(MIB))
+                await writer.drain()
+            assert taken(lswap) > before + 80 * MIB
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            await fallen(lswap, before + 40 * MIB)
