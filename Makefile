@@ -11,6 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+# Two files at a time; `make test PARALLEL=` runs one after the other.
+PARALLEL ?= -n 2 --dist loadfile
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 COMPAT_ARGS ?=
@@ -42,7 +44,7 @@ test: $(VENV)/.dev needs ## everything: style, types, the wheel, all tests with 
 		echo 'no llama-server: the tests that need it are skipped, and named last'; \
 	! command -v npm >/dev/null || $(BIN)/lswap engine build --ui || \
 		echo 'no web UI: the tests that need it are skipped, and named last'; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || failed+=' pytest'; \
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) || failed+=' pytest'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 # Said first, because the tests take a quarter of an hour.
