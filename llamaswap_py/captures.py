@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from llamaswap_py.children import ChildLog
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.state.places import captures_folder
 
+_LAST_WRITES: Final = 2.0
+"""Seconds that the last records may take to be written."""
 _log: Final = logging.getLogger("lswap")
 
 
@@ -40,4 +43,6 @@ class Captures:
         try:
             await self._file.run(self._trouble)
         finally:
-            await asyncio.shield(self._file.flush(self._trouble))
+            with suppress(TimeoutError):  # a disk that hangs keeps nobody from ending
+                async with asyncio.timeout(_LAST_WRITES):
+                    await self._file.flush(self._trouble)

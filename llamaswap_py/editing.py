@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.files import read_regular
+from llamaswap_py.files import read_regular, write_whole
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Requests change the file in threads of their own: each must see what the others did."""
@@ -50,7 +50,7 @@ def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: N
     try:
         check()
     except ConfigError as error:
-        path.write_bytes(before)
+        write_whole(path, before)
         raise ConfigError(
             f"without {name!r} the file would be wrong, and is left as it was: {error.message}",
             remedy="take it out there first",

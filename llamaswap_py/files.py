@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from contextlib import suppress
 from typing import IO, Final
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -53,6 +55,41 @@ def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
             parts.append(part)
             left -= len(part) if most >= 0 else 0
         return b"".join(parts)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
+    """Put `data` in the place of a file in one step: a full disk leaves what was there.
+
+    A link stays one, and the file keeps its mode; a new one gets `mode`. Raises OSError. What is
+    not a regular file (`/dev/stdout`), or is mounted by itself, is written where it is.
+    """
+    target = os.path.realpath(path)
+    try:
+        kept = os.stat(target)
+    except FileNotFoundError:
+        kept = None
+    if kept is not None and not stat.S_ISREG(kept.st_mode):
+        _write_there(target, data)
+        return
+    fd, new = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".lswap-")
+    try:
+        with open(fd, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())  # without it, some file systems keep the new name alone
+        os.chmod(new, mode if kept is None else stat.S_IMODE(kept.st_mode))
+        os.replace(new, target)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(new)
+        if not (isinstance(error, OSError) and error.errno == errno.EBUSY):
+            raise
+        _write_there(target, data)
+
+
+def _write_there(target: str, data: bytes) -> None:
+    with open(target, "wb") as out:
+        out.write(data)
 
 
 def _check(path: str | os.PathLike[str], status: os.stat_result) -> None:

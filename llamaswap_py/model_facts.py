@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import Final
+from typing import Final, TypeVar
 
 from llamaswap_py.config.embedding import kind_of
 from llamaswap_py.errors import LswapError
@@ -16,6 +17,7 @@ from llamaswap_py.estimate.settings import names_of, read_settings
 from llamaswap_py.gguf import Header
 from llamaswap_py.gguf.metadata import ArrayInfo
 from llamaswap_py.presets import Prepared
+from llamaswap_py.workers import Workers
 
 # enum llama_ftype (include/llama.h, b11434).
 _FILE_TYPES: Final = dict(
@@ -78,6 +80,15 @@ class ModelFacts:
         return [*(word for word in self.capabilities if word not in last), *senses, *last]
 
 
+_READERS: Final = Workers(4, "lswap-facts")
+"""Threads of their own: models on a disk that hangs hold up lists, and no loads."""
+_T = TypeVar("_T")
+
+
+async def _aside(read: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(_READERS, read)
+
+
 class FactsBook:
     """The facts of every preset, read once for each version of its files."""
 
@@ -88,7 +99,7 @@ class FactsBook:
     async def of(self, preset: str) -> ModelFacts:
         """Return the facts of a preset; nothing of a header that cannot be read."""
         prepared = self._prepared.get(preset)
-        return ModelFacts() if prepared is None else await asyncio.to_thread(self._read, prepared)
+        return ModelFacts() if prepared is None else await _aside(partial(self._read, prepared))
 
     async def of_each(self, presets: Iterable[str]) -> dict[str, ModelFacts]:
         """Return the facts of several presets, by their ids."""
@@ -100,7 +111,7 @@ class FactsBook:
                 for name, one in wanted.items()
             }
 
-        return await asyncio.to_thread(read)
+        return await _aside(read)
 
     def _read(self, prepared: Prepared) -> ModelFacts:
         try:

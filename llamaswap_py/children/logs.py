@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.units import MIB
+from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _FLUSH_BYTES: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 0.25
 _PENDING_LIMIT: Final = 4 * MIB
+_WRITERS: Final = Workers(4, "lswap-logs")
+"""Threads of their own: a disk of logs that hangs holds up nothing but logs."""
 _KEPT: Final = 3
 """Files that were set aside and are kept."""
 
@@ -166,7 +169,8 @@ class LogFile:
         self._pending.clear()
         self._size = self._dropped = 0
         try:
-            await asyncio.to_thread(_append, self._path, data, self._rotate)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(_WRITERS, _append, self._path, data, self._rotate)
         except OSError as error:
             if not self._failing:
                 log.append(f"[log file {self._path}: {error.strerror}; it will lack lines]")

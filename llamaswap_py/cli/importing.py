@@ -313,13 +313,13 @@ def _count(number: int, what: str) -> str:
 
 def _write(path: Path, text: str, force: bool) -> None:
     from llamaswap_py.errors import ConfigError
+    from llamaswap_py.files import write_whole
 
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
+    if os.path.lexists(path) and not force:
         remedy = "choose another name, or pass --force"
-        raise ConfigError("this file exists", where=str(path), remedy=remedy) from None
+        raise ConfigError("this file exists", where=str(path), remedy=remedy)
+    try:
+        write_whole(path, text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file cannot be written: {reason}", where=str(path)) from None

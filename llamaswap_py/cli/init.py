@@ -22,6 +22,7 @@ from llamaswap_py.engine.features import EngineFeatures
 from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.estimate import Estimator
+from llamaswap_py.files import write_whole
 from llamaswap_py.presets import Engines, prepare
 from llamaswap_py.units import GIB, format_size
 from llamaswap_py.weighing import BOUND, Judging
@@ -72,14 +73,13 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
             where=str(path),
             remedy=f"lswap init --models-dir {path} writes lswap.yaml with it",
         )
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         remedy = "name another, or overwrite it with --force"
         raise ConfigError("this file is there already", where=str(path), remedy=remedy)
     machine = look(model_dirs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(config_text(machine, str(path)))
+        write_whole(path, config_text(machine, str(path)).encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"it cannot be written: {reason}", where=str(path)) from None

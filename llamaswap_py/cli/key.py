@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +129,7 @@ def _read(file: Path) -> KeyRing:
     from llamaswap_py.config.file import read_keys
     from llamaswap_py.config.keyfile import KeyRing
 
-    return read_keys(file) if os.path.lexists(file) else KeyRing(())
+    return read_keys(file, empty=True) if os.path.lexists(file) else KeyRing(())
 
 
 def _change(file: Path, change: Any) -> None:
@@ -137,7 +137,7 @@ def _change(file: Path, change: Any) -> None:
     from ruamel.yaml import YAML
 
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.files import read_regular
+    from llamaswap_py.files import read_regular, write_whole
 
     yaml = YAML()
     try:
@@ -145,12 +145,10 @@ def _change(file: Path, change: Any) -> None:
         root = {"keys": []} if root is None else root
         root.setdefault("keys", [])
         change(root["keys"])
-        folder = file.parent
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".keys-", delete=False) as out:
-            yaml.dump(root, out)  # the file is 0600 from its beginning
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(out.name, file)
+        out = io.BytesIO()
+        yaml.dump(root, out)
+        write_whole(file, out.getvalue(), mode=0o600)
+        file.chmod(0o600)  # whatever it was
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file cannot be written: {reason}", where=str(file)) from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from llamaswap_py.cli.usage import command_group
+from llamaswap_py.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -268,7 +269,7 @@ def _folder(user: bool) -> Path:
 def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text.encode())
     except OSError as error:
         remedy = "use sudo, or pass --user for a service of your own"
         raise _failed(f"{file} cannot be written: {error.strerror}", remedy) from None
@@ -327,7 +328,7 @@ def _undone_if_it_fails(user: bool, name: str, files: list[Path]) -> Iterator[No
                 if text is None:
                     file.unlink(missing_ok=True)
                 else:
-                    file.write_text(text, encoding="utf-8")
+                    write_whole(file, text.encode())
         with suppress(LswapError):
             _systemctl(user, "daemon-reload")
         log = f"journalctl{' --user' if user else ''} -u {name}"

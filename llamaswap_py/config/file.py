@@ -148,10 +148,11 @@ def keys_of(config: Config) -> KeyRing | None:
     return None if said.file is None else read_keys(said.file, strict=said.strict_modes)
 
 
-def read_keys(path: str | os.PathLike[str], *, strict: bool = True) -> KeyRing:
+def read_keys(path: str | os.PathLike[str], *, strict: bool = True, empty: bool = False) -> KeyRing:
     """Return the keys in the file at `path`; blocks. Raises ConfigError.
 
     One that somebody else may write is refused, if `strict`: who writes it gives out admin keys.
+    So is one without a key, unless it may be `empty`.
     """
     file = Path(path)
     try:
@@ -173,7 +174,7 @@ def read_keys(path: str | os.PathLike[str], *, strict: bool = True) -> KeyRing:
             remedy="name the file that `lswap key new` writes",
         )
     keys = parse_keys(text, str(file))
-    if not len(keys):
+    if not len(keys) and not empty:
         remedy = f"add one with `lswap key new NAME --file {file}`"
         raise ConfigError(
             "this key file has no key: nobody could ask", where=str(file), remedy=remedy

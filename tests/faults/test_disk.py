@@ -96,3 +96,46 @@ async def test_a_full_disk(lab: Lab, own_mounts: tuple[str, ...]) -> None:
         assert set(after) == {f"{name}.log" for name in models}
         assert sum("cannot write" in line for line in server.log) <= 2, "said once, not each time"
         await server.stop()
+
+
+_SMALL = 'mount -t tmpfs -o size=8m,nr_inodes=40 none "$0" && exec "$@"'
+
+
+@pytest.mark.parametrize("how", ["read-only", "no-inodes"])
+async def test_a_disk_that_takes_no_new_files(
+    lab: Lab, own_mounts: tuple[str, ...], how: str
+) -> None:
+    """Logs, captures, caches, what was learned: all are lost, and every model is served."""
+    nsenter = shutil.which("nsenter")
+    if not own_mounts or nsenter is None:
+        pytest.skip("no mounts of our own")
+    folder = lab.folder / "disk"
+    folder.mkdir()
+    size = "60MiB"
+    models = {name: lab.preset(name, size=size) for name in ("alpha", "beta")}
+    models["alpha"].pop("memory")  # it is estimated, and kept
+    log = {"dir": str(folder / "logs")}
+    config = lab.write_config(models, log=log, capture="on")
+    server = lab.server(config, XDG_STATE_HOME=str(folder), XDG_CACHE_HOME=str(folder))
+    server.wrapper = (*own_mounts, "sh", "-c", _SMALL, str(folder))
+    async with server.running():
+        disk = Path(f"/proc/{server.pid}/root{folder}")
+        assert await server.chat("beta") == lab.sentence("beta")
+        if how == "read-only":
+            enter = (nsenter, "--user", "--mount", "--target", str(server.pid))
+            words = (*enter, "mount", "-o", "remount,ro", str(folder))
+            await asyncio.to_thread(subprocess.run, words, check=True)
+        else:
+            with suppress(OSError):
+                for number in range(100):
+                    (disk / f"filler-{number}").touch()
+        with pytest.raises(OSError, match=r"Read-only|No space"):
+            (disk / "more").touch()
+        for _ in range(2):
+            for name in models:
+                assert await server.chat(name) == lab.sentence(name)
+                await server.client.post(f"/lswap/v1/models/{name}/unload?force=true")
+        await server.says("going on without")
+        if how == "read-only":
+            await server.until_logged("alpha", "it will lack lines")
+        await server.stop()

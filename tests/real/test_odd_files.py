@@ -344,3 +344,82 @@ def test_a_key_file_is_written_for_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     app(["key", "new", "ann", "--file", str(file)], standalone_mode=False)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+# Sizes, and links
+
+
+async def test_a_hundred_megabytes_of_yaml(lab: Lab) -> None:
+    """Refused by its size, at the start and by one that runs, without reading it all."""
+    huge = lab.folder / "huge.yaml"
+    with huge.open("wb") as file:
+        file.write(b"models:\n")
+        for _ in range(100):
+            file.write(b"  a: {model: /a.gguf}\n" * (1 << 20 >> 4))
+    assert huge.stat().st_size > 100_000_000
+    for words in (("check", str(huge)), ("up", str(huge))):
+        done = await lab.cli(*words)
+        assert done.code in (1, 2)
+        assert "larger than 8 MiB" in done.out + done.err
+    keys = write_keys(lab.folder)
+    async with lab.lswap({"alpha": lab.preset("alpha")}, keys=keys) as lswap:
+        lswap.client.headers.update(ADMIN)
+        for name in ("lswap.yaml", "keys.yaml"):
+            there = lab.folder / name
+            said = there.read_bytes()
+            shutil.copyfile(huge, there)
+            answer = await lswap.client.post("/lswap/v1/reload")
+            assert "larger than" in error_of(answer, 400)["message"]
+            assert await lswap.chat("alpha") == lab.sentence("alpha")
+            there.write_bytes(said)
+            assert (await lswap.client.post("/lswap/v1/reload")).status_code == 200
+
+
+async def test_removing_and_importing_over_links(lab: Lab) -> None:
+    """A link to a file stays one; what a model's files link to outside of the cache is not lost."""
+    real = lab.folder / "elsewhere" / "real.yaml"
+    real.parent.mkdir()
+    models = {"beta": lab.preset("beta"), "alpha": {"hf": "some/model-GGUF"}}
+    real.write_text(yaml.safe_dump(lab.config(models)))
+    link = lab.folder / "link.yaml"
+    link.symlink_to(real)
+    hub = lab.folder / "hub"
+    repo = hub / "models--some--model-GGUF"
+    own, blob = lab.folder / "own.gguf", repo / "blobs" / "0123"
+    put(lab, "alpha", own)
+    put(lab, "alpha", blob)
+    snapshot = repo / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model-Q4_K_M.gguf").symlink_to(own)
+    (snapshot / "other-Q8_0.gguf").symlink_to(blob)
+    words = ("rm", "alpha", "--config", str(link), "--files", "--yes")
+    done = await lab.cli(*words, HF_HUB_CACHE=str(hub))
+    assert done.code == 0, done.err
+    assert own.exists(), "a file outside of the cache is somebody else's"
+    assert not (snapshot / "model-Q4_K_M.gguf").is_symlink()
+    assert link.is_symlink()
+    assert list(yaml.safe_load(real.read_text())["models"]) == ["beta"]
+    line = "llama-server -m /models/gamma.gguf"
+    for force in ((), ("--force",)):
+        done = await lab.cli("import", "command", line, "-o", str(link), *force)
+        assert done.code == (0 if force else 2), done.err
+        assert link.is_symlink()
+    assert list(yaml.safe_load(real.read_text())["models"]) == ["gamma"]
+    nowhere = lab.folder / "nowhere.yaml"
+    nowhere.symlink_to(lab.folder / "secret.yaml")
+    done = await lab.cli("import", "command", line, "-o", str(nowhere))
+    assert done.code == 2
+    assert not (lab.folder / "secret.yaml").exists()
+
+
+async def test_a_disk_of_logs_that_hangs(lab: Lab) -> None:
+    """Lines are lost, and nothing else: models load and unload as often as they like."""
+    disk = HangingDisk.build(lab.folder, "slow-logs")
+    models = {"alpha": lab.preset("alpha")}
+    log = {"dir": str(lab.folder / "slow-logs")}
+    async with lab.lswap(models, env=disk.env, log=log) as lswap:
+        disk.hang()
+        for _ in range(6):
+            assert await lswap.chat("alpha") == lab.sentence("alpha")
+            await lswap.client.post("/lswap/v1/models/alpha/unload?force=true")
+            await lswap.until_state("alpha", "unloaded")

@@ -159,3 +159,11 @@ def test_requests_of_a_key_are_counted() -> None:
     for _ in range(2):
         access.leave(key)
     assert access._in_flight == {}
+
+
+def test_the_first_key_after_the_last_was_revoked(tmp_path: Path) -> None:
+    file = str(tmp_path / "keys.yaml")
+    for words in (("new", "ann"), ("revoke", "ann"), ("new", "bob")):
+        done = lswap(*words, "--file", file)
+        assert done.returncode == 0, done.stderr
+    assert [key.name for key in read_keys(file)] == ["bob"]
