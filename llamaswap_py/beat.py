@@ -15,7 +15,7 @@ BEAT: Final = 2.0
 def until_beat(now: float, period: float = BEAT) -> float:
     """Return the seconds to sleep until the next multiple of `period` on the clock of `now`.
 
-    At least a 64th of the period, so that a timer that fires a little early is no second beat.
+    At least a 64th of the period, so that a timer that fires a little early is not a second beat.
     """
     rest = period - now % period
     return rest if rest >= period / 64 else rest + period

@@ -271,7 +271,7 @@ def told_errors(url: str) -> Iterator[None]:
 
 
 def refusal(answer: httpx.Response, url: str) -> RemoteError:
-    """Return what an answer that is no success means."""
+    """Return what an answer that is not a success means."""
     try:
         message = msgspec.json.decode(answer.content, type=_ErrorAnswer).error.message
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -282,7 +282,7 @@ def refusal(answer: httpx.Response, url: str) -> RemoteError:
             f"lswap at {url} does not know this key"
             if given
             else f"lswap at {url} wants an API key",
-            remedy="give it with --key or LSWAP_KEY; `lswap key new NAME --kind admin` makes one",
+            remedy="pass one with --key or LSWAP_KEY; `lswap key new NAME --kind admin` makes one",
         )
     return RemoteError(message)
 

@@ -67,7 +67,7 @@ class Downloads:
     async def _run(self, preset: str, reference: str, heads: tuple[str, ...]) -> None:
         try:
             failure = await self._fetch(preset, reference, heads)
-        except (OSError, HubError, ValueError) as error:  # ValueError: what is no line of a Step
+        except (OSError, HubError, ValueError) as error:  # ValueError: what is not a line of a Step
             failure = Failure("download", f"{reference}: {error}")
         if failure is None:
             if (prepared := await self._arrived(preset)) is not None:

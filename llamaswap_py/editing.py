@@ -95,7 +95,7 @@ def _models_of(path: Path, root: Any) -> Any:
     if models is None and isinstance(root, dict):  # `models:` with nothing below
         models = root["models"] = {}
     if not isinstance(models, dict):
-        raise ConfigError("`models` is no mapping", where=str(path))
+        raise ConfigError("`models` is not a mapping", where=str(path))
     return models
 
 

@@ -57,7 +57,7 @@ class Overrides:
         supervisor = self._supervisor
         while (own := supervisor.config.models.get(preset)) is not None:
             if own.cmd is not None:
-                message = f"{preset} is no llama-server: its cmd is all that it is told"
+                message = f"{preset} is not a llama-server: its cmd is all that it is told"
                 raise ApiError("bad_request", message, param="args")
             _refuse_paths(supervisor.prepared[preset], args)
             models = {preset: _with_args(own, args)}

@@ -63,5 +63,5 @@ def _unreadable(path: str, *, gguf: bool) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if gguf and head != _MAGIC:
-        return "this is no GGUF file (it does not begin with GGUF)"
+        return "this is not a GGUF file (it does not begin with GGUF)"
     return ""

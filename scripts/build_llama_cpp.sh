@@ -94,7 +94,7 @@ parse_options() {
     case $source in git | pypi) ;; *)
         [ -d "$source" ] || fail "--source $source is neither git, pypi nor a folder" "see --help" ;;
     esac
-    [[ $ref =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "'$ref' is no release tag" "for example --ref $DEFAULT_REF"
+    [[ $ref =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "'$ref' is not a release tag" "for example --ref $DEFAULT_REF"
     [[ $jobs =~ ^([1-9][0-9]*)?$ ]] || fail "--jobs $jobs is not a positive number" "for example --jobs 4"
     [ -n "$jobs" ] || jobs=$(default_jobs)
 }
@@ -240,7 +240,7 @@ take_lock() {
 provide_source() { # sets source_dir and source_note
     if [ -d "$source" ]; then
         source_dir=$source source_note=$source
-        is_llama_cpp "$source" || fail "$source is no llama.cpp tree" "it needs CMakeLists.txt and tools/server"
+        is_llama_cpp "$source" || fail "$source is not a llama.cpp tree" "it needs CMakeLists.txt and tools/server"
         return
     fi
     local kind
@@ -474,7 +474,7 @@ install_tree() {
     write_manifest "$staging"
     if [ -e "$prefix" ]; then
         [ -f "$prefix/manifest.json" ] || [ -z "$(ls -A "$prefix")" ] ||
-            fail "$prefix exists and is no engine of ours" "choose another --prefix"
+            fail "$prefix exists and is not an engine of ours" "choose another --prefix"
         mv "$prefix" "$staging.old"
     fi
     [ ! -d "$staging.old/ui" ] || mv "$staging.old/ui" "$staging/"

@@ -143,7 +143,7 @@ async def _read_args(call: Call) -> dict[str, Argument] | None:
     try:
         asked = msgspec.json.decode(text, type=LoadRequest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("bad_json", f"the body is no load request: {error}") from None
+        raise ApiError("bad_json", f"the body is not a load request: {error}") from None
     if asked.args is None:
         return None
     if not call.supervisor.config.allow_args:

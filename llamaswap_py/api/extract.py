@@ -139,13 +139,13 @@ def _model(raw: msgspec.Raw) -> str | None:
 def bad_json(body: bytes, error: Exception, skim: Skim | None = None) -> ApiError:
     """Return what is wrong with a body, or with the text of its `skim`, that was not decoded."""
     if isinstance(error, RecursionError):
-        return ApiError("bad_json", "the body nests arrays or objects too deeply")
+        return ApiError("bad_json", "arrays or objects in the body are nested too deeply")
     match = _BYTE.search(str(error))
     at = None if match is None else min(int(match[1]), len(body))
     half = _half_character(body)
     if half is not None and (at is None or half <= at):
         shown = body[half : half + 6].decode("ascii")
-        at, what = half, f"half of a character, {shown} without its other half,"
+        at, what = half, f"an incomplete character, {shown} without its other half,"
     elif isinstance(error, UnicodeDecodeError):
         at, what = _not_utf8(body), "it is not UTF-8"
     elif at is None or match is None:

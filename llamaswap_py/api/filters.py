@@ -15,7 +15,7 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def filter_body(body: bytes, filters: Filters, name: str) -> bytes:
     """Return a JSON body with the changes that `filters` make for a request that asked for `name`.
 
-    The values of members that stay are copied as they came, byte for byte. What is no JSON object
+    The values of members that stay are copied as they came, byte for byte. What is not JSON object
     stays as it is.
     """
     try:

@@ -121,7 +121,7 @@ async def translated(
     """Send a request of our own making, and give the client a translation of what comes.
 
     A stream goes through `translate`, one for each attempt; `answer(status, body)` answers with
-    what is no stream.
+    what is not a stream.
     """
     await _to_instance(call, preset, request, translate=translate, answer=answer)
 

@@ -36,7 +36,7 @@ START: Final = Place(b"", b"")
 def last_place(text: bytes) -> int:
     """Return the offset of the last place in a text that ends outside of any string, or 0.
 
-    It is not before more than one string: such a text is no JSON.
+    It is not before more than one string: such a text is not JSON.
     """
     end = len(text)
     for _ in range(2):

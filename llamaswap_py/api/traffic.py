@@ -12,7 +12,7 @@ BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 """Upper bounds of the buckets, seconds: from a cached answer to a long generation."""
 _FIRST: Final = BOUNDS[0]
 OTHER: Final = "other"
-"""The route label of every path that is no route, so that strangers cannot make labels."""
+"""The route label of every path that is not a route, so that strangers cannot make labels."""
 
 
 class Histogram:

@@ -118,7 +118,7 @@ def write_record(folder: Path, record: InstanceRecord) -> None:
 def sweep(folder: Path) -> list[Swept]:
     """Kill what the records of `folder` name, if their supervisor is dead; drop those records.
 
-    The caller holds the lock of that folder. A file that is no record is removed.
+    The caller holds the lock of that folder. A file that is not a record is removed.
     """
     swept: list[Swept] = []
     for path in sorted(folder.glob("*.json")):

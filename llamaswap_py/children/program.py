@@ -1,4 +1,4 @@
-"""What differs for a child that is no llama-server: its words, its lines, when it is ready."""
+"""What differs for a child that is not a llama-server: its words, its lines, when it is ready."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ProgramLines:
         if program.line is not None:
             with contextlib.suppress(
                 re.error
-            ):  # a text that is no expression is looked for as it is
+            ):  # a text that is not an expression is looked for as it is
                 self._pattern = re.compile(program.line)
 
     def feed(self, stream: Stream, line: str) -> list[Sign]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """How a child that is no llama-server shows that it serves, and the folder it runs in.
+    """How a child that is not a llama-server shows that it serves, and the folder it runs in.
 
     GET `http` answers 2xx, or a line of its output contains or matches `line`. The command `stop`,
     if there is one, stops it; it has `{pid}` and `{port}` where those go.

@@ -29,9 +29,9 @@ UNREACHABLE: Final = 3
 
 app = typer.Typer(
     name="lswap",
-    help="Run many local language models on too little memory.",
+    help="Serve many local language models on one port, and swap them in memory.",
     epilog=(
-        "Exit codes: 0 done, 1 what was asked for failed, 2 wrong usage or configuration,"
+        "Exit codes: 0 done, 1 the command failed, 2 wrong usage or configuration,"
         " 3 no running lswap answers."
     ),
     no_args_is_help=True,
@@ -103,13 +103,13 @@ def estimate(
         typer.Argument(metavar="[CONFIG] [MODEL]", help=AS_UP, show_default=False),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Leave aside what was declared and measured.")
+        bool, typer.Option("--fresh", help="Ignore what was declared and measured; estimate anew.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what the models of CONFIG take of each device, and what fits together.
+    """Show the memory of each model of CONFIG, and which models fit together.
 
-    With MODEL, a name of CONFIG, only of that one.
+    With MODEL, show only that model of CONFIG.
     """
     from llamaswap_py.cli.arguments import origin_and_model
     from llamaswap_py.cli.estimate import run
@@ -215,21 +215,21 @@ def unload(
         list[str] | None,
         typer.Argument(
             metavar="MODEL...",
-            help="Names or aliases.",
+            help="Names or aliases of models.",
             autocompletion=model_names,
             show_default=False,
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", "-a", help="All that are loaded.")] = False,
+    every: Annotated[bool, typer.Option("--all", "-a", help="Unload all loaded models.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="End its requests instead of waiting for them.")
+        bool, typer.Option("--force", help="Cut its requests instead of waiting for them.")
     ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait until it is gone.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until it is unloaded.")] = True,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Unload MODEL once its requests have ended; several, or all that are loaded."""
+    """Unload models once their requests have ended."""
     from llamaswap_py.cli.loading import unload_each
 
     if not models and not every:
@@ -289,13 +289,15 @@ def unpin(model: Model, as_json: Json = False, url: Url = None, key: Key = None)
 @app.command()
 def logs(
     model: MaybeModel = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many lines back.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines.")
+    ] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Lines to print first.")] = 100,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Print what MODEL's llama-server wrote; without MODEL, what lswap itself wrote."""
+    """Print the output of MODEL's llama-server; without MODEL, lswap's own log."""
     silent = tail > 0
     about = {} if model is None else {"model": model}
     with remote(url, key) as lswap, suppress(KeyboardInterrupt):
@@ -313,12 +315,12 @@ def logs(
 @app.command()
 def why(
     model: Model,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many decisions.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Decisions to show.")] = 20,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Say why MODEL is in the state it is in."""
+    """Say why MODEL is loaded or not: the last decisions about it."""
     from llamaswap_py.cli.show import find_model, print_why
 
     with remote(url, key) as lswap:
@@ -333,10 +335,11 @@ def why(
 
 @app.command()
 def reserve(
-    size: Annotated[str, typer.Argument(help="How much, like 14GiB.")],
-    command: Annotated[list[str], typer.Argument(help="What to run, after --.")],
+    size: Annotated[str, typer.Argument(help="Memory to reserve, like 14GiB.")],
+    command: Annotated[list[str], typer.Argument(help="The program to run, after --.")],
     device: Annotated[
-        str | None, typer.Option("--device", help="Of which device (default: the only card).")
+        str | None,
+        typer.Option("--device", help="The device to reserve on (default: the only card)."),
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -371,4 +374,4 @@ _group(
     "completion", "completion", "Print a script for the shell that completes commands and models."
 )
 _group("rm", "rm", "Take a model out of the file, and its downloaded files off the disk.")
-_group("import", "importing", "Write a configuration from what another program has.")
+_group("import", "importing", "Write a configuration from another program's settings.")

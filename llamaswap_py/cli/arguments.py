@@ -69,8 +69,8 @@ def origin_of(
         said["allow_unauthenticated"] = True
     if context is not None:
         if origin.path is not None:
-            remedy = f"write it there: `defaults: {{args: {{ctx-size: {context}}}}}`"
-            raise ConfigError("the context is the file's matter", where=origin.name, remedy=remedy)
+            remedy = f"write it into the file: `defaults: {{args: {{ctx-size: {context}}}}}`"
+            raise ConfigError("-c does not set the context here", where=origin.name, remedy=remedy)
         said["defaults"] = {"args": {"ctx-size": context}}
     return changed(origin, said=_yaml(said)) if said else origin
 

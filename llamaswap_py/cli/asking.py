@@ -21,7 +21,7 @@ Url = Annotated[
     ),
 ]
 Key = Annotated[
-    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if it wants one.")
+    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if lswap asks for one.")
 ]
 Model = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)]
 MaybeModel = Annotated[

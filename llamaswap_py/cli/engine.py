@@ -30,12 +30,14 @@ def build(
     ref: Annotated[str | None, typer.Option(help="llama.cpp release tag, like b11434.")] = None,
     source: Annotated[str, typer.Option(help="git, pypi or a folder.")] = "git",
     mirror: Annotated[
-        str | None, typer.Option(help="Ask this git address or folder for the source first.")
+        str | None, typer.Option(help="Try this git address or folder first for the source.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel compile jobs.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
-    targets: Annotated[str | None, typer.Option(help="What to build, in quotes.")] = None,
-    portable: Annotated[bool, typer.Option("--portable", help="Not only for this CPU.")] = False,
+    targets: Annotated[str | None, typer.Option(help="CMake targets to build, in quotes.")] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Build for other CPUs, too.")
+    ] = False,
     ui: Annotated[bool, typer.Option("--ui", help="Build the web UI too (needs npm).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:

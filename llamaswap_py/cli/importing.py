@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = command_group("Write a configuration from what another program has.")
+app = command_group("Write a configuration from another program's settings.")
 
 Output = Annotated[
     Path | None,
@@ -52,7 +52,7 @@ def llama_cpp(
     source: Annotated[Path, typer.Argument(help="A preset file (llama-server --models-preset).")],
     models_dir: Annotated[
         list[Path] | None,
-        typer.Option(help="The folder that the router was given with the same option."),
+        typer.Option(help="The router's --models-dir, if it had one."),
     ] = None,
     output: Output = None,
     force: Force = False,
@@ -74,7 +74,7 @@ def ollama(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """From Ollama: its models are used where they lie, nothing is copied."""
+    """From Ollama: its models are used in place, nothing is copied."""
     from llamaswap_py.estimate.files import use_of
     from llamaswap_py.files import read_regular
     from llamaswap_py.importing.ollama import read_ollama
@@ -243,7 +243,7 @@ def _drop_engines(draft: Draft) -> None:
     for name, preset in draft.models.items():
         engine = str(preset.get("engine", ""))
         if engine and not os.path.exists(os.path.expanduser(engine)):
-            text = "left out: it is not here; what `engine` says at the top of the file runs it"
+            text = "left out: it is not on this machine; the file's own `engine` is used"
             draft.note(f"models.{name}.engine", text, engine)
             del preset["engine"]
 
@@ -268,18 +268,18 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
             keep_broken=True,
         )
     except ConfigError as error:
-        print(f"to be mended before it works:\n{error}", file=sys.stderr)
+        print(f"mistakes to fix before the file works:\n{error}", file=sys.stderr)
         return
     for name, mistakes in config.broken.items():
         for where, message, remedy in mistakes if name not in failing else ():
             mistake = ConfigError(message, where=where, remedy=remedy)
-            print(f"to be mended: {mistake}", file=sys.stderr)
+            print(f"mistake to fix: {mistake}", file=sys.stderr)
         failing[name] = None
     _say_missing(config)
     if failing:
         names = ", ".join(list(failing)[:6])
         more = f" and {len(failing) - 6} more" if len(failing) > 6 else ""
-        text = f"{_count(len(failing), 'model')} cannot run as written, the others serve"
+        text = f"{_count(len(failing), 'model')} cannot run as written, the others are served"
         print(f"{text}: {names}{more}", file=sys.stderr)
 
 
@@ -298,7 +298,7 @@ def _say_missing(config: Config) -> None:
     for name, prepared in prepare(config, engines, devices).items():
         for each in prepared.problems if name not in config.broken else ():
             missing = each.remedy == PUT_IT_THERE
-            said = "files are not here" if missing else f"{each.message} - {each.remedy}"
+            said = "these files are missing" if missing else f"{each.message} - {each.remedy}"
             what = each.message.partition(": ")[0] if missing else name
             found.setdefault(said, []).append(what)
     for said, some in found.items():

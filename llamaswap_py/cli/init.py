@@ -222,7 +222,7 @@ def _about(model: FoundModel, machine: Machine) -> str:
         return f"fits {fits}" if fits else "more than a device here has"
     needs = memory_text(judged.estimate.footprint)
     if not judged.problem:
-        return f"fits: it needs {needs}"
+        return f"fits: needs {needs}"
     if judged.mend is None:
         return f"it needs {needs}: more than there is"
     words = ", ".join(f"{name}: {value}" for name, value in judged.mend.args.items())

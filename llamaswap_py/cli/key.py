@@ -27,27 +27,28 @@ _DEFAULT = Path("keys.yaml")
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs and lists.")],
+    name: Annotated[str, typer.Argument(help="Name of the key; shown in logs and lists.")],
     kind: Annotated[str, typer.Option(help="inference, or admin: may load, unload, pin, …")] = (
         "inference"
     ),
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="It may use only this; may be repeated.")
+        list[str] | None,
+        typer.Option("--model", help="Limit the key to this model; may be repeated."),
     ] = None,
-    priority: Annotated[int, typer.Option(min=-100, max=100, help="Of its requests.")] = 0,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
     max_in_flight: Annotated[
-        int | None, typer.Option(min=1, help="How many of its requests may be open at once.")
+        int | None, typer.Option(min=1, help="Most requests it may have open at once.")
     ] = None,
     file: KeyFile = _DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a key, and print its secret: this once, for only a hash is kept."""
+    """Make a key and print its secret once; the file keeps only a hash."""
     from llamaswap_py.config.keyfile import PREFIX, check_name, hash_secret
     from llamaswap_py.errors import ConfigError
 
     check_name(name, str(file))
     if kind not in ("inference", "admin"):
-        raise ConfigError(f"{kind!r} is no kind of key", remedy="inference or admin")
+        raise ConfigError(f"{kind!r} is not a kind of key", remedy="inference or admin")
     if any(key.name == name for key in _read(file)):
         remedy = f"revoke it first: lswap key revoke {name!r}"
         raise ConfigError(f"there is a key named {name!r}", where=str(file), remedy=remedy)
@@ -111,7 +112,7 @@ def list_(
 def revoke(
     name: Annotated[str, typer.Argument(help="The key's name.")], file: KeyFile = _DEFAULT
 ) -> None:
-    """Take a key out of the file; a running lswap forgets it when it reads the file again."""
+    """Remove a key from the file; a running lswap reads the file again by itself."""
     from llamaswap_py.errors import ConfigError
 
     if all(key.name != name for key in _read(file)):

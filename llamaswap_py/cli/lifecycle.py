@@ -14,7 +14,7 @@ _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
 
 
 def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """Say which lswaps run here, where, since when, and what is loaded; exits 3 if none runs."""
+    """List the running lswaps: address, start time, loaded models; exits 3 if none runs."""
     from llamaswap_py.cli.status import run
 
     if model is not None:
@@ -25,15 +25,15 @@ def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: 
 def stop(
     model: _OfModel = None,
     now: Annotated[
-        bool, typer.Option("--now", help="End running requests instead of waiting for them.")
+        bool, typer.Option("--now", help="Cut running requests instead of waiting for them.")
     ] = False,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Stop the lswap that runs here, as Ctrl-C does: running requests may end. Waits for its end.
+    """Stop the lswap that runs here, and wait until it has ended. Running requests may finish.
 
-    With --now as a second Ctrl-C does: at once.
+    With --now it stops at once, like a second Ctrl-C.
     """
     from llamaswap_py.cli.stop import run
 
@@ -47,7 +47,7 @@ def uninstall(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Leave this: engines, cache, state, config, service, runtime or completion; may be"
+            help="Keep this: engines, cache, state, config, service, runtime or completion; may be"
             " repeated.",
         ),
     ] = None,
@@ -59,10 +59,10 @@ def uninstall(
             help="Remove this model of Hugging Face's shared cache, too; may be repeated.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it, not only list it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove the listed parts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what lswap has left on this machine, with sizes; with --yes remove it.
+    """List what lswap has left on this machine, with sizes; --yes removes it.
 
     Models are never removed unless --model names them. Refuses while an lswap runs.
     """

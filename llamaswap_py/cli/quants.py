@@ -95,7 +95,7 @@ def least(quants: Sequence[Quant]) -> str:
 
 
 def short(tokens: int) -> str:
-    """Return `32k` for 32768 tokens, and a number that is no multiple of 1024 as it is."""
+    """Return `32k` for 32768 tokens, and a number that is not a multiple of 1024 as it is."""
     return str(tokens) if tokens % 1024 else f"{tokens // 1024}k"
 
 

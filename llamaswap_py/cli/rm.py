@@ -28,10 +28,11 @@ def rm(
         str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)
     ],
     config: Annotated[
-        Path | None, typer.Option("--config", help="Of this file (default: the running lswap's).")
+        Path | None,
+        typer.Option("--config", help="The file to change (default: the running lswap's)."),
     ] = None,
     files: Annotated[
-        bool, typer.Option("--files", help="Delete what was downloaded of it, too.")
+        bool, typer.Option("--files", help="Delete its downloaded files, too.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,

@@ -28,9 +28,9 @@ __all__ = ["app"]
 app = command_group("Run lswap as a service of systemd.")
 
 OfUser = Annotated[
-    bool, typer.Option("--user", help="A service of your own, not of the machine; needs no root.")
+    bool, typer.Option("--user", help="Use a service of your own user, which needs no root.")
 ]
-Name = Annotated[str, typer.Option("--name", help="Of the unit, where there are several.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the unit, to install several.")]
 _SYSTEM: Final = Path("/etc/systemd/system")
 MARK: Final = "# Written by `lswap service install`"
 """How a unit of ours begins (service/unit.py)."""
@@ -55,7 +55,7 @@ def install(
     name: Name = "lswap",
     run_as: Annotated[
         str | None,
-        typer.Option(help="Whose models and engines (default: who called sudo, or the file's)."),
+        typer.Option(help="User to run as (default: the caller of sudo, or the file's owner)."),
     ] = None,
     socket: Annotated[
         bool, typer.Option("--socket", help="Let systemd listen, and start lswap when needed.")
@@ -99,7 +99,7 @@ def status(
     name: Name = "lswap",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say how the service is; exits 1 when it does not run."""
+    """Show the state of the service; exits 1 when it does not run."""
     keys = ("LoadState", "ActiveState", "SubState", "StatusText", "MainPID", "Result", "NRestarts")
     answer = _systemctl(user, "show", f"{name}.service", f"--property={','.join(keys)}")
     found = dict(line.partition("=")[::2] for line in answer.splitlines() if "=" in line)

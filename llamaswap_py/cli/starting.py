@@ -13,11 +13,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AS_UP: Final = "The configuration file (YAML) or a folder of them; or models, as `up` takes them."
 ConfigDir = Annotated[
     Path | None,
-    typer.Option("--config-dir", help="A folder whose *.yaml files are read as one, by name."),
+    typer.Option(
+        "--config-dir", help="A folder whose *.yaml files together are one configuration."
+    ),
 ]
 Listen = Annotated[
     list[str] | None,
-    typer.Option(help="HOST:PORT or unix:PATH, instead of the file's; may be repeated."),
+    typer.Option(help="Listen on HOST:PORT or unix:PATH instead of the file's; may be repeated."),
 ]
 ModelsDir = Annotated[
     list[Path] | None,
@@ -39,7 +41,7 @@ def up(
     models_dir: ModelsDir = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of this lswap's runtime folder (default: from what it serves)."),
+        typer.Option(help="Name of this lswap, to run a second one beside it."),
     ] = None,
     listen: Listen = None,
     host: Annotated[
@@ -51,16 +53,16 @@ def up(
     ] = None,
     keys: Annotated[
         Path | None,
-        typer.Option(help="The file of API keys (`lswap key new`), like keys.file in the file."),
+        typer.Option(help="The file of API keys (see `lswap key new`)."),
     ] = None,
     allow_unauthenticated: Annotated[
         bool,
         typer.Option(
-            "--allow-unauthenticated", help="Let other machines in without a key: trust them all."
+            "--allow-unauthenticated", help="Serve other machines without a key: trust them all."
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log every request, and debug lines.")
+        bool, typer.Option("--verbose", "-v", help="Log every request and debug messages.")
     ] = False,
     config: Annotated[list[str] | None, typer.Option("--config", "-c", hidden=True)] = None,
     model: Annotated[
@@ -97,7 +99,7 @@ def init(
     models_dir: ModelsDir = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented configuration from what is on this machine."""
+    """Write a commented configuration for the models on this machine."""
     from llamaswap_py.cli.init import run
 
     run(path, tuple(models_dir or ()), force=force)
@@ -112,7 +114,7 @@ def check(
     models_dir: ModelsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Find everything that is wrong with CONFIG; exits 1 if anything is."""
+    """List all mistakes in CONFIG; exits 1 if there is one."""
     from llamaswap_py.cli.arguments import origin_of
     from llamaswap_py.cli.check import run
 

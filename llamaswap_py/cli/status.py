@@ -52,7 +52,7 @@ def run(url: str | None, key: str | None, *, as_json: bool) -> None:
 
 def lines(status: Status) -> list[str]:
     """Return what is said of one."""
-    where = ", ".join(status.urls) or "an address that it does not tell"
+    where = ", ".join(status.urls) or "an unknown address"
     since = ""
     if status.started_at is not None:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.started_at))
@@ -61,7 +61,7 @@ def lines(status: Status) -> list[str]:
     state = "running" if status.state == "unknown" else status.state
     said = [f"lswap{version} is {state} on {where}", f"  pid {status.pid}{since}"]
     if status.state == "unknown":
-        said.append("  it starts just now, or is of another version: name its address with --url")
+        said.append("  it is just starting, or has another version: name its address with --url")
     if status.serves:
         said.append(f"  serves {status.serves}")
     if status.loaded is not None:

@@ -36,7 +36,7 @@ def top(url: Url = None, key: Key = None) -> None:
 
 
 def terminal_problem(term: str, *, tty: bool) -> str | None:
-    """Return why this is no terminal for a dashboard, or None."""
+    """Return why this is not a terminal for a dashboard, or None."""
     if not tty:
         return "top needs a terminal, and this is none"
     if term in ("", "dumb", "unknown"):

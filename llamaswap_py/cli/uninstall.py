@@ -179,7 +179,7 @@ def _stays(items: Sequence[Item]) -> Iterator[str]:
         with suppress(OSError):
             for path in sorted(folder.iterdir()):
                 if str(path) not in taken | made and not (path / LOCK).exists():
-                    yield f"{short_path(path)}: not of lswap's making"
+                    yield f"{short_path(path)}: not made by lswap"
 
 
 def _below(folder: Path, names: Sequence[str]) -> list[str]:
@@ -202,7 +202,7 @@ def _others(models: Sequence[str]) -> Iterator[str]:
             f"{short_path(folder)}, which other programs use too: {', '.join(names)}{more};"
             " --model USER/REPO removes one"
         )
-    yield "your models, and files that a configuration names (keys.file, log.dir)"
+    yield "your models, and the files that a configuration names (keys.file, log.dir)"
     yield f"the program: pip uninstall llamaswap_py, or delete its environment {sys.prefix}"
 
 

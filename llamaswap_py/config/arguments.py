@@ -33,7 +33,7 @@ def _args(node: Node, base: Base) -> dict[str, Argument]:
         name = long_name(key)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII):
             raise Invalid(
-                entry, "this is no option name", "write it as in --help, without --", key=key
+                entry, "this is not an option name", "write it as in --help, without --", key=key
             )
         if name in args:
             message = f"the same option as {spelled[name]}"
@@ -88,7 +88,7 @@ def _extra(node: Node, _: Base) -> tuple[str, ...]:
             or isinstance(item.value, bool)
             or (item.value is None and item.plain)
         ):
-            raise Invalid(item, f"{describe(item)} is no word of a command line", "quote it")
+            raise Invalid(item, f"{describe(item)} is not a word of a command line", "quote it")
         words.append(item.text)
     return tuple(words)
 
@@ -111,7 +111,7 @@ def _env(node: Node, base: Base) -> dict[str, str]:
     env: dict[str, str] = {}
     for name, entry in table.entries.items():
         if not name or "=" in name:
-            raise Invalid(entry, f"{name!r} is no name of a variable", key=name)
+            raise Invalid(entry, f"{name!r} is not a name of a variable", key=name)
         if why := next((why for start, why in _NOT_ENV.items() if name.startswith(start)), None):
             raise Invalid(entry, "this variable cannot be set here", why, key=name)
         env[name] = at_key(name, _VARIABLE, entry.value, base)

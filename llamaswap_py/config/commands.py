@@ -41,7 +41,7 @@ def _command(node: Node, base: Base) -> Command:
 
 def _word(item: Node, base: Base) -> str:
     if not isinstance(item, Scalar) or (item.value is None and item.plain and item.text):
-        raise Invalid(item, f"{describe(item)} is no word of a command line", "quote it")
+        raise Invalid(item, f"{describe(item)} is not a word of a command line", "quote it")
     return base.path(item.text, item) if item.text.startswith("~/") else item.text
 
 
@@ -82,7 +82,7 @@ def _ready(node: Node, _: Base) -> Ready:
     if name == "line":
         return Ready(line=text)
     if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
-        raise Invalid(entry.value, f"{text!r} is no path", "write one like /health", key=name)
+        raise Invalid(entry.value, f"{text!r} is not a path", "write one like /health", key=name)
     return Ready(http=text)
 
 

@@ -65,7 +65,7 @@ _SCALARS: Final[dict[str, tuple[re.Pattern[str], Callable[[str], Plain]]]] = {
         float,
     ),
 }
-_FIRST: Final = "~nNtTfF+-.0123456789"  # what begins a scalar that is no text
+_FIRST: Final = "~nNtTfF+-.0123456789"  # what begins a scalar that is not a text
 _UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 
@@ -107,7 +107,7 @@ def _built(text: str, source: str) -> _Builder:
         except Invalid:
             raise
         except (yaml.YAMLError, ValueError):
-            Reader(text)  # what is no text at all is best said by PyYAML, whatever the size
+            Reader(text)  # what is not a text at all is best said by PyYAML, whatever the size
             if len(text) > _EXPLAINED:
                 raise
     return _Builder(_Slow(text), source)

@@ -189,7 +189,7 @@ UI: Final = or_word("auto", or_word("none", PATH, "none"), "auto")
 def _name(node: Node, what: str) -> str:
     text = read_text(node, what)
     if text != text.strip() or CONTROL.search(text) or len(text) > 255:
-        raise Invalid(node, f"{text!r} is no name", "no line breaks, no blanks around it")
+        raise Invalid(node, f"{text!r} is not a name", "no line breaks, no blanks around it")
     return text
 
 
@@ -215,7 +215,9 @@ def _hosts(node: Node, base: Base) -> tuple[str, ...]:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
             raise Invalid(
-                node, f"{name!r} is no host name", "write the name alone, without http:// or port"
+                node,
+                f"{name!r} is not a host name",
+                "write the name alone, without http:// or port",
             )
     return tuple(name.lower() for name in names)
 

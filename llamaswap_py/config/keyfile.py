@@ -79,7 +79,7 @@ def parse_keys(text: str, source: str) -> KeyRing:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark is not None else source
-        raise ConfigError("this is no YAML", where=where) from None
+        raise ConfigError("this is not YAML", where=where) from None
     try:
         found = msgspec.convert(root if root is not None else {}, _KeyFile).keys
     except msgspec.ValidationError as error:
@@ -101,7 +101,7 @@ def parse_keys(text: str, source: str) -> KeyRing:
 
 
 def check_name(name: str, source: str) -> None:
-    """Raise ConfigError for what is no name of a key."""
+    """Raise ConfigError for what is not a name of a key."""
     if not _NAME.fullmatch(name):
         remedy = "letters, digits, blanks and . _ @ -, at most 64"
-        raise ConfigError(f"{name!r} is no name of a key", where=source, remedy=remedy)
+        raise ConfigError(f"{name!r} is not a name of a key", where=source, remedy=remedy)

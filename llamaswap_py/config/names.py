@@ -154,7 +154,7 @@ class _Names:
 def bad_name(name: str) -> tuple[str, str] | None:
     """Return what is wrong with the name of a preset or a group, and the remedy."""
     if not name or name != name.strip() or len(name) > 255 or CONTROL.search(name):
-        return "this is no name", "no line breaks, no blanks around it, 1 to 255 characters"
+        return "this is not a name", "no line breaks, no blanks around it, 1 to 255 characters"
     if "," in name:
         return "a name cannot contain a comma", "llama-server would take it for two names"
     return None

@@ -48,7 +48,7 @@ def origin_of(text: str) -> str:
         short = low[: len(low) - len(found["rest"])]
         raise ValueError(f"{text!r} goes on after the host", f"write {short}")
     if scheme in ("ws", "wss"):
-        raise ValueError("pages have no such origin", f"write http{low.removeprefix('ws')}")
+        raise ValueError("no page has such an origin", f"write http{low.removeprefix('ws')}")
     if not host and (scheme != "file" or port is not None):
         raise ValueError(f"{text!r} names no host", f"write {scheme}://*, or a host")
     host = _host(text, scheme, host)
@@ -71,7 +71,7 @@ def _host(text: str, scheme: str, host: str) -> str:
         raise ValueError(f"browsers spell {host!r} in ASCII", f"write {_ascii(scheme, host)}")
     if not _HOST.fullmatch(host):
         remedy = _WILD if EVERY in host else "write a host's name or address"
-        raise ValueError(f"{text!r} is no origin that a browser sends", remedy)
+        raise ValueError(f"{text!r} is not an origin that a browser sends", remedy)
     if scheme in _WEB and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         try:
             return str(ipaddress.IPv4Address(host))

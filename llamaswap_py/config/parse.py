@@ -267,7 +267,7 @@ class _Reader:
     def listed(self, kind: type[Record], node: Node, here: str) -> tuple[Record, ...]:
         if not isinstance(node, Listing) or not node.items:
             empty = isinstance(node, Listing)
-            said = "the list is empty" if empty else f"{describe(node)} is no list"
+            said = "the list is empty" if empty else f"{describe(node)} is not a list"
             required = ", ".join(f"{name}: …" for name, k in keys_of(kind).items() if k.required)
             self.problem(node.line, here, said, f"write [{{{required}}}, …]")
             return ()
@@ -341,7 +341,7 @@ class _Reader:
         for name in against_keep(values):
             kept, line = self.lines[f"{here}.keep"], self.lines[f"{here}.{name}"]
             message = f"this contradicts `keep: always` ({self.sources.where(kept)})"
-            self.problem(line, f"{here}.{name}", message, "take one of the two lines out")
+            self.problem(line, f"{here}.{name}", message, "remove one of the two lines")
 
     def check_listen(self, values: dict[str, Any]) -> None:
         allow = values.get("allow_unauthenticated", False)

@@ -74,9 +74,9 @@ _DEVICE_SCHEMA: Final[Schema] = {
 
 def _device(text: str, node: Node) -> str:
     if text != HOST and text.lower() in (HOST, "cpu"):
-        raise Invalid(node, f"{text!r} is no device", f"main memory is called {HOST}")
+        raise Invalid(node, f"{text!r} is not a device", f"main memory is called {HOST}")
     if not re.fullmatch(_DEVICE_NAME, text, re.ASCII):
-        raise Invalid(node, f"{text!r} is no device", f"write a name like CUDA0, or {HOST}")
+        raise Invalid(node, f"{text!r} is not a device", f"write a name like CUDA0, or {HOST}")
     return text
 
 
@@ -150,7 +150,7 @@ def _engine(node: Node, base: Base) -> str | EngineChoice:
         return text
     if "/" not in text and not text.startswith("~"):
         remedy = f"write auto, a path (./{text}), or {{build: b11434, backend: cuda}}"
-        raise Invalid(node, f"{text!r} is no engine", remedy)
+        raise Invalid(node, f"{text!r} is not an engine", remedy)
     return base.path(text, node)
 
 
@@ -162,12 +162,12 @@ def _choice(node: Table, base: Base) -> EngineChoice:
         if key == "build" and re.fullmatch(r"b?[0-9]{1,9}", text, re.ASCII):
             build = int(text.removeprefix("b"))
         elif key == "build":
-            raise Invalid(entry.value, f"{text!r} is no build", "write one like b11434", key=key)
+            raise Invalid(entry.value, f"{text!r} is not a build", "write one like b11434", key=key)
         elif key == "backend" and text in get_args(Backend):
             backend = text
         elif key == "backend":
             known = ", ".join(get_args(Backend))
-            raise Invalid(entry.value, f"{text!r} is no backend", f"one of {known}", key=key)
+            raise Invalid(entry.value, f"{text!r} is not a backend", f"one of {known}", key=key)
         else:
             raise Invalid(entry, UNKNOWN_KEY, "known here: build, backend", key=key)
     if build is None and backend is None:

@@ -48,7 +48,10 @@ class _Variables:
         self.from_env: dict[str, str] = {}
         for name, one in self._vars.items():
             if not _NAME.fullmatch(name):
-                message, remedy = f"{name!r} is no name of a variable", "letters, digits, _ and -"
+                message, remedy = (
+                    f"{name!r} is not a name of a variable",
+                    "letters, digits, _ and -",
+                )
                 problem(one.line, f"vars.{name}", message, remedy)
 
     def text(self, text: str, line: int, place: str) -> str:

@@ -120,7 +120,7 @@ def _write_models(config: Config) -> None:
     for preset in config.models.values():
         path = Path(preset.model)
         if path.exists() and path.stat().st_size > _TINY:
-            raise DemoError(f"{path} is no tiny model: the demo would overwrite it")
+            raise DemoError(f"{path} is not a tiny model: the demo would overwrite it")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tiny_model(path, _sentence(preset), name=preset.id)
         total += path.stat().st_size

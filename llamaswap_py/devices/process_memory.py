@@ -110,7 +110,7 @@ def parse_smaps(lines: Iterable[str], files: Collection[str]) -> HostUse:
 def read_gpu_use(pids: Collection[int], gpus: Iterable[Device]) -> dict[str, int]:
     """Return device id -> bytes that NVML counts for `pids`; GPUs it cannot tell are left out.
 
-    Not listed while others are is no proof of zero: their numbers may be of another namespace.
+    Not listed while others are is not a proof of zero: their numbers may be of another namespace.
     """
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:

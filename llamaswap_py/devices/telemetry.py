@@ -278,6 +278,6 @@ class _Thread:
 def _raiser(future: asyncio.Future[_R], error: Exception) -> Callable[[], None]:
     def settle() -> None:
         future.set_exception(error)
-        future.exception()  # seen: a failure that nobody waits for is no second one
+        future.exception()  # seen: a failure that nobody waits for is not a second one
 
     return settle

@@ -28,7 +28,7 @@ class GpuRow:
     """One GPU, or one MIG instance, as NVML describes it; `total` in bytes, None if unreadable.
 
     `uuid` and `bus_id` are empty if unreadable. A GPU with `instances` is cut into them (MIG): CUDA
-    sees those, and it is no memory pool itself.
+    sees those, and it is not a memory pool itself.
     """
 
     uuid: str
@@ -89,7 +89,7 @@ def visible_agents(agents: Sequence[_N], environment: Mapping[str, str]) -> tupl
 def vulkan_indices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     """Return the driver's numbers of Vulkan0, Vulkan1, …; None where nothing restricts them.
 
-    Read as `ggml_vk_instance_init` (ggml-vulkan.cpp) does: up to the first word that is no number.
+    Read as `ggml_vk_instance_init` (ggml-vulkan.cpp) does: up to the first word without a number.
     """
     value = environment.get("GGML_VK_VISIBLE_DEVICES")
     if value is None:

@@ -134,7 +134,7 @@ def _parse_option(head: str, text: str) -> Option | None:
 
 
 def _split_negated(names: list[str]) -> tuple[list[str], list[str]]:
-    """Cut `-kvo, --kv-offload, -nkvo, --no-kv-offload` in two; `--no-host` alone is no negation."""
+    """Cut `-kvo, --kv-offload, -nkvo, --no-kv-offload` in two; `--no-host` is not a negation."""
     first = next((i for i, name in enumerate(names) if i and name.startswith("--no-")), len(names))
     if first < len(names) and first > 1 and not names[first - 1].startswith("--"):
         first -= 1

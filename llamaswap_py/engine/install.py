@@ -48,7 +48,7 @@ def install_archive(
         raise EngineError("--sha256 needs 64 hexadecimal digits", remedy="see the release page")
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise EngineError(
-            f"{name!r} is no good name for an engine", remedy="letters, digits, - _ ."
+            f"{name!r} is not a good name for an engine", remedy="letters, digits, - _ ."
         )
     with _scratch_folder() as scratch:
         if re.match(r"https?://", location):

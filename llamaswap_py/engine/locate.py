@@ -149,7 +149,9 @@ def _wanted(spec: EngineSpec) -> dict[str, object]:
     if (build := spec.get("build")) is not None:
         digits = re.fullmatch(r"b?(\d+)", str(build))
         if not digits:
-            raise EngineError(f"engine build {build!r} is no build", remedy="write it like b11434")
+            raise EngineError(
+                f"engine build {build!r} is not a build", remedy="write it like b11434"
+            )
         wanted["build"] = int(digits[1])
     if (backend := spec.get("backend")) is not None:
         wanted["backend"] = str(backend)

@@ -198,7 +198,7 @@ def _printed(run: subprocess.Popen[bytes], what: str, end: float) -> str:
     except subprocess.TimeoutExpired as error:
         raise EngineError(
             f"{what} did not end within {PROBE_TIMEOUT:.0f} s",
-            remedy="it is no llama-server, or its GPU driver hangs: run it by hand",
+            remedy="it is not a llama-server, or its GPU driver hangs: run it by hand",
         ) from error
     printed = out.decode(errors="replace")
     if run.returncode != 0:

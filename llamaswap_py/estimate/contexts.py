@@ -51,7 +51,7 @@ def overheads_of(
     """Return what a model of this header takes beside its weights on each device alone.
 
     `asked` in tokens, `projector` the bytes of its file. Of a split model the first shard's header
-    is enough. Raises EstimateError for a file that is no language model.
+    is enough. Raises EstimateError for a file that is not a language model.
     """
     trained = header.integer("context_length")
     asked = min(asked, trained) if trained else asked

@@ -38,7 +38,7 @@ def identify(paths: Iterable[str]) -> tuple[FileIdentity, ...]:
 
 
 def open_header(path: str) -> Header:
-    """Read one file's header; raises EstimateError when it cannot be read or is no GGUF."""
+    """Read one file's header; raises EstimateError when it cannot be read or is not a GGUF."""
     try:
         with open_regular(path) as file:
             descriptor = file.fileno()

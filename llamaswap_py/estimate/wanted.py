@@ -37,7 +37,7 @@ class Wanted:
     """A preset (or a variant of it) on a placement. `args` are the words after llama-server.
 
     `gpus` are the devices a child may use, in the order in which it sees them. `machine` names
-    devices by what does not change with their order: UUIDs. Of a program that is no llama-server
+    devices by what does not change with their order: UUIDs. Of a program that is not a llama-server
     only what was measured is known.
     """
 

@@ -73,14 +73,14 @@ class Header:
 def read_header(read_at: ReadAt, file_size: int) -> Header:
     """Read the header of a file of `file_size` bytes.
 
-    Raises GgufError when it is no GGUF, is cut off (in the header or in the weights), or claims
+    Raises GgufError when it is not a GGUF, is cut off (in the header or in the weights), or claims
     what cannot be.
     """
     cursor = Cursor(read_at, file_size)
     if file_size < 4 or (magic := cursor.take(4, "the magic number")) != MAGIC:
         shown = magic if file_size >= 4 else b""
         raise GgufError(
-            f"is no GGUF file (it begins with {shown!r})", remedy="name a .gguf file of a model"
+            f"is not a GGUF file (it begins with {shown!r})", remedy="name a .gguf file of a model"
         )
     version = _read_version(cursor)
     tensors = cursor.count("the number of tensors")

@@ -1,8 +1,8 @@
 """A llama-server command line -> a preset. Pure.
 
 Where there is an engine to ask, each option has as many values as it takes. Else a word after an
-option is its value unless it begins with a dash and is no number, as llama-server has no positional
-arguments (common/arg.cpp).
+option is its value, unless it begins with a dash and is not a number: llama-server has no
+positional arguments (common/arg.cpp).
 """
 
 from __future__ import annotations

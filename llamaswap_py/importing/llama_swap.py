@@ -34,7 +34,7 @@ _TOP: Final[dict[str, str]] = {
     "store": _WORDS,
     "captureBuffer": "`capture: on` stores prompts and answers, in files",
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
-    "apiKeys": "keys are kept as hashes: make each with `lswap key new`, and name their file in"
+    "apiKeys": "lswap keeps only hashes of keys: make each with `lswap key new`, name the file in"
     " `keys: {file: keys.yaml}`; until then no key is asked for",
     "tailcat": _WORDS,
     "upstream": "/upstream/MODEL/… never loads a model for browser assets",
@@ -49,8 +49,8 @@ _DEFAULTS: Final[dict[str, Any]] = {"logToStdout": "proxy", "captureBuffer": 0}
 """Values of keys that say nothing: what lswap does, too."""
 _MODEL: Final[dict[str, str]] = {
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
-    "timeouts": "children are local: no connection timeouts; one that hangs is found (`liveness`)",
-    "capabilities": "read from the model file; of other programs nothing is said",
+    "timeouts": "not needed: models run on this machine; hung ones are restarted (`liveness`)",
+    "capabilities": "lswap reads this from the model file; for other programs it is not known",
     "compat": "an open WebSocket holds its model",
 }
 _MODEL_READ: Final = frozenset(
@@ -72,7 +72,7 @@ def read_llama_swap(root: Any, environment: Mapping[str, str], draft: Draft | No
     models = root.get("models") if isinstance(root, dict) else None
     if not isinstance(models, dict):
         raise ConfigError(
-            "this is no llama-swap configuration: it has no `models`",
+            "this is not a llama-swap configuration: it has no `models`",
             remedy="name its config.yaml",
         )
     draft = draft or Draft()
@@ -155,7 +155,7 @@ def _take_peers(peers: dict[str, Any], draft: Draft) -> None:
     for name, peer in peers.items():
         models = [str(each) for each in _table(peer).get("models") or []]
         shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
-        text = "lswap serves this machine's models only: clients have to ask that server itself"
+        text = "lswap does not forward to other servers: clients ask that server directly"
         draft.note(f"peers.{name}", text, shown)
 
 
@@ -227,7 +227,7 @@ def _command(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
 def _note_nothing(place: str, model: dict[str, Any], draft: Draft) -> None:
     """Say what to do about an entry that starts nothing."""
     if proxy := model.get("proxy"):
-        text = "it starts nothing, and lswap serves no other server's models: ask that one itself"
+        text = "it starts no program, and lswap forwards to no other server: ask that one directly"
         draft.note(f"{place}.proxy", text, str(proxy))
     else:
         draft.note(f"{place}.cmd", "there is no command: add `model:`, or remove the entry")

@@ -17,7 +17,7 @@ def mend_names(draft: Draft) -> None:
     for name in list(draft.models):
         if bad_name(name):
             renamed[name] = _free_name(name, {*draft.models, *renamed.values()})
-            text = "called so here: a name has no comma, and no blanks around it"
+            text = "renamed: lswap's names have no comma, and no blanks around them"
             draft.note(f"models.{renamed[name]}", text, name)
     draft.notes = [_of_renamed(note, renamed) for note in draft.notes]
     draft.failing = {renamed.get(name, name): None for name in draft.failing}

@@ -45,7 +45,7 @@ class Address(NamedTuple):
 
 
 def read_address(proxy: str) -> Address:
-    """Return what llama-swap's `proxy` says; raises ValueError for what is no address."""
+    """Return what llama-swap's `proxy` says; raises ValueError for what is not an address."""
     marked = proxy.replace(_MACRO, "1")  # a number, as far as the reading of addresses goes
     parts = urlsplit(marked if "://" in marked else f"http://{marked}")
     standard = 443 if parts.scheme == "https" else 80
@@ -67,7 +67,7 @@ def read_program(
     try:
         address = read_address(proxy)
     except ValueError:
-        draft.note(f"{place}.proxy", f"{proxy!r} is no address")
+        draft.note(f"{place}.proxy", f"{proxy!r} is not an address")
         address = Address("localhost", None, "")
     if address.is_local and not any(_MACRO in word for word in words):
         words = with_port(words, address.port)
@@ -80,16 +80,16 @@ def read_program(
         draft.failing[name] = None
     _note_address(place, proxy, address, told, draft)
     if any("${PID}" in word for word in words):
-        draft.note(f"{place}.cmd", "${PID} stands for nothing in lswap")
+        draft.note(f"{place}.cmd", "lswap does not replace ${PID} here")
     if check == "none":
-        text = "say what shows that it is ready: `ready: {line: TEXT}`, or another path"
+        text = "set how lswap sees that it is ready: `ready: {line: TEXT}`, or another path"
         draft.note(f"{place}.checkEndpoint", text)
         check = "/"
     preset["ready"] = {"http": address.path + (check if check.startswith("/") else f"/{check}")}
     if stop := _stop_words(str(model.get("cmdStop") or ""), place, draft):
         preset["stop_cmd"] = stop
     if told:
-        draft.note(place, "its memory is measured in its first load, alone (or say `memory:`)")
+        draft.note(place, "its first load runs alone, to measure its memory (or set `memory:`)")
     if model.get("useModelName"):
         preset["request"] = {"set": {"model": str(model["useModelName"])}}
     if kept:
@@ -117,12 +117,14 @@ def _note_address(place: str, proxy: str, address: Address, told: bool, draft: D
         draft.note(place, text, proxy)
     elif not told:
         text = (
-            "the command is not told where to listen, so it cannot serve: put {port} where it says"
+            "the command does not say where to listen, so it cannot serve: put {port} where it says"
             " the port of this machine"
         )
         draft.note(place, text, proxy)
     elif address.secure:
-        draft.note(place, "lswap speaks no TLS to programs: have it serve HTTP", proxy)
+        draft.note(
+            place, "lswap uses HTTP without TLS to reach programs: have it serve HTTP", proxy
+        )
     if address.path and address.is_local:
         text = (
             "requests reach it without this path in front: start it so that it serves at /, or ask"

@@ -37,7 +37,7 @@ def _free(values: Any, place: str, draft: Draft) -> dict[str, Any]:
     """Return the members that may be changed; `stream` is named, `model` llama-swap keeps, too."""
     found = _table(values)
     if "stream" in found:
-        draft.note(place, "`stream` is the client's own choice, and left as it is")
+        draft.note(place, "lswap leaves `stream` to the client")
     return {str(name): value for name, value in found.items() if name not in _KEPT}
 
 
@@ -48,7 +48,7 @@ def take_metadata(place: str, model: dict[str, Any], preset: dict[str, Any], dra
     }
     for key, value in _table(model.get("metadata")).items():
         if "${PORT}" in str(value):
-            draft.note(f"{place}.metadata", "left out: children have no port that stays the same")
+            draft.note(f"{place}.metadata", "left out: the port of a model changes with every load")
         elif isinstance(value, str | int | float | bool):
             found[str(key)] = value
         else:

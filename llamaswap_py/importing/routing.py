@@ -131,7 +131,7 @@ def _take_selector(name: str, selector: dict[str, Any], draft: Draft) -> None:
     for missing in [each for each in targets if each not in known]:
         draft.note(place, f"there is no model {missing!r} here")
     for key in selector.keys() - {*_SELECTOR}:
-        draft.note(place, f"its {key} is left out: an alias has no more than its presets")
+        draft.note(place, f"its {key} is left out: an alias can only name its presets")
     if not known:
         return
     if strategy == "spillover":

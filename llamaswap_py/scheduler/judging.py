@@ -111,9 +111,9 @@ def _margin(
     written = ", ".join(f"{pool}: {_written(left)}" for pool, left in margins.items())
     if set(margins) == {pool for pool in ledger.pools if not is_counting(pool)}:
         written = _written(min(margins.values()))
-        yield f"`memory.margin: {written}` would do"
+        yield f"`memory.margin: {written}` would be enough"
     else:
-        yield f"`memory.margin: {{{written}}}` would do"
+        yield f"`memory.margin: {{{written}}}` would be enough"
 
 
 def _pins(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
@@ -141,12 +141,12 @@ def _nothing(plan: PresetPlan) -> str:
     if plan.reservation:
         return "reserve less"
     if plan.kind == "program":
-        return "nothing in its settings makes it fit here"
+        return "no change of its settings makes it fit here"
     if not tried:
-        return "nothing in its settings makes it fit here: take a smaller file of this model"
+        return "no change of its settings makes it fit here: take a smaller file of this model"
     least = min(tried, key=lambda one: sum(one.footprint.values()))
     return (
-        f"nothing in its settings makes it fit here: with {least.words} it still needs "
+        f"no change of its settings makes it fit here: with {least.words} it still needs "
         f"{footprint_text(least.footprint)}; take a smaller file of this model"
     )
 

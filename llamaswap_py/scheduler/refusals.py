@@ -89,9 +89,9 @@ class Refusals:
     def not_loaded(self, preset: Preset, waiter: Waiter, *, asleep: bool = False) -> Reject:
         name = preset.plan.preset
         what = (
-            f"model {name!r} sleeps, and this request does not wake models"
+            f"model {name!r} sleeps, and a request that only reads does not wake it"
             if asleep
-            else f"model {name!r} is not loaded, and this request does not load models"
+            else f"model {name!r} is not loaded, and a request that only reads does not load it"
         )
         remedy = "ask with autoload=true, or load it first"
         return Reject(waiter.request, name, "model_not_loaded", what, remedy=remedy)
@@ -102,7 +102,7 @@ class Refusals:
             waiter.request,
             name,
             "model_loading",
-            f"model {name!r} is loading, and this request does not wait for models",
+            f"model {name!r} is loading, and a request that only reads does not wait for it",
             remedy="ask again once it is ready, or with autoload=true",
             retry_after=self.eta(preset, 0, now) or 1.0,
             details=self._where(preset, 0, now),

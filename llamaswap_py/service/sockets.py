@@ -22,7 +22,7 @@ def inherited_sockets(env: MutableMapping[str, str], first: int = _FIRST) -> lis
     """Return the sockets that `env` hands to this process, and remove them there.
 
     An empty list where there are none, or where they are for another process. Raises StateError
-    for a descriptor that is no listening stream socket.
+    for a descriptor that is not a listening stream socket.
     """
     pid, count = env.pop("LISTEN_PID", ""), env.pop("LISTEN_FDS", "")
     for name in ("LISTEN_FDNAMES", "LISTEN_PIDFDID"):
@@ -54,7 +54,7 @@ def _adopt(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise StateError(
-            f"descriptor {fd}, which LISTEN_FDS names, is no socket: {error.strerror}",
+            f"descriptor {fd}, which LISTEN_FDS names, is not a socket: {error.strerror}",
             remedy=_REMEDY,
         ) from None
     sock.setblocking(False)
@@ -70,6 +70,6 @@ def _check(sock: socket.socket, fd: int) -> None:
     )
     if not listens:
         raise StateError(
-            f"descriptor {fd}, which LISTEN_FDS names, is no listening stream socket",
+            f"descriptor {fd}, which LISTEN_FDS names, is not a listening stream socket",
             remedy=f"{_REMEDY}, with Accept=no",
         )

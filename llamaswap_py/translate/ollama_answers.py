@@ -16,7 +16,7 @@ _NS: Final = 1_000_000
 """Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
 _REASONS: Final = {"length": "length", "limit": "length"}
 _MOST_LINE: Final = 64 << 20
-"""Bytes of one event; more is no answer of a model."""
+"""Bytes of one event; more is not an answer of a model."""
 
 
 @dataclass(slots=True)

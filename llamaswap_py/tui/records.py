@@ -53,7 +53,7 @@ class EventLines:
         self._data: list[str] = []
 
     def feed(self, line: str) -> ServerEvent | None:
-        """Take a line; return the event that it ends. What is no JSON object is left out."""
+        """Take a line; return the event that it ends. What is not JSON object is left out."""
         if not line:
             return self._end()
         name, _, value = line.partition(":")

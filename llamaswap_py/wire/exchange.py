@@ -102,7 +102,7 @@ class Exchange:
         """Return the whole body once it is here; `scan` sees a large one piece by piece before.
 
         Raises BodyTooLarge as soon as it is known to be larger than `limit` bytes, and WireError
-        (let it pass) when the client sends something that is no body, or stops sending.
+        (let it pass) when the client sends something that is not a body, or stops sending.
         """
         return await self.intake.read(limit, scan)
 

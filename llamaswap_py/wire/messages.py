@@ -202,8 +202,8 @@ class RelayResult(msgspec.Struct):
     #: the last bytes of a whole answer's body (at most 2 KiB), its framing among them
     tail: bytes = b""
     #: The body of an answer that was collected instead of passed on. Either the client's stream had
-    #: been started locally, and the upstream then said something that is no event stream (at most
-    #: 64 KiB; the stream is still open), or the answer is translated as a whole.
+    #: been started locally, and the upstream then said something that is not an event stream (at
+    #: most 64 KiB; the stream is still open), or the answer is translated as a whole.
     refusal: bytes | None = None
 
 

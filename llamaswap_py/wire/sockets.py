@@ -104,7 +104,7 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise StateError(
-            f"cannot listen on unix:{path}: a file that is no socket is there",
+            f"cannot listen on unix:{path}: a file that is not a socket is there",
             remedy="remove it, or choose another path",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

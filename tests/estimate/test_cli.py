@@ -110,7 +110,7 @@ def test_a_program_that_never_ran_is_no_problem(
 
 
 def test_check_does_not_wait_for_ever(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not known in time is said, with the command that goes on, and is no problem."""
+    """What is not known in time is said, with the command that goes on, and is not a problem."""
     monkeypatch.setattr(check, "BOUND", 0.0)
     report = check_file(config)
     told = {model.id: model.memory_unknown for model in report.models}

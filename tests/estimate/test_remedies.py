@@ -88,7 +88,7 @@ async def test_settings_are_joined_where_none_is_enough_alone() -> None:
     found = await seek(Counted(), {HOST: 12 * GIB}, "--ctx-size", "131072", "-np", "1")
     assert words(found) == ["`load-mode: none` and `memory.cache_ram: 0` and `ctx-size: 32768`"]
     assert found[0].footprint[HOST] == 12 * GIB
-    assert found[0].entry is None  # one of them is no option of the entry
+    assert found[0].entry is None  # one of them is not an option of the entry
 
 
 async def test_the_least_is_told_where_nothing_is_enough() -> None:

@@ -1,4 +1,4 @@
-"""A small HTTP server that is no llama-server, as people put behind `cmd`.
+"""A small HTTP server that is not a llama-server, as people put behind `cmd`.
 
     fake_program.py PORT | PATH OF A SOCKET
 

@@ -132,7 +132,7 @@ async def test_another_program_that_hangs(lab: Lab, how: str, words: tuple[str, 
 
 @pytest.mark.parametrize("how", ["works", "lines", "elsewhere", "never", "owes nothing"])
 async def test_another_program_that_is_silent_and_does_not_hang(lab: Lab, how: str) -> None:
-    """Its child works, it writes lines, or what serves is no process of its own: a container."""
+    """Its child works, it writes lines, or what serves is not a process of its own: a container."""
     keys = {"liveness": "never"} if how == "never" else {}
     preset = _program(lab, how if how in ("works", "lines") else "mute", **keys)
     async with asyncio.TaskGroup() as tasks:

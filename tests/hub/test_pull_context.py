@@ -165,7 +165,7 @@ def broken(head: bytes, **how: Any) -> dict[str, Any]:
     [
         (broken(llama(), serves_ranges=False), "does not serve ranges of a-Q4_K_M.gguf"),
         (broken(llama(), cut_after=1000), "the hub cannot be reached"),
-        (broken(b"<html>" * 100), "a-Q4_K_M.gguf is no GGUF file"),
+        (broken(b"<html>" * 100), "a-Q4_K_M.gguf is not a GGUF file"),
         (
             broken(llama(**{"llama.block_count": 0}) + bytes(3 * MIB)),
             "without layers cannot be estimated",

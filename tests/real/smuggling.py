@@ -36,7 +36,7 @@ def _chunks(body: bytes, headers: bytes = _CHUNKED) -> bytes:
 
 
 REFUSED: Final = {
-    # RFC 9112 section 6.3: two lengths, or one that is no number.
+    # RFC 9112 section 6.3: two lengths, or one that is not a number.
     "CL + TE": _chunks(_CHUNK + _END, _LENGTH + _CHUNKED),
     "TE + CL": _chunks(_CHUNK + _END, _CHUNKED + _LENGTH),
     "TE + short CL": _chunks(_CHUNK + _END, b"Content-Length: 4\r\n" + _CHUNKED),
@@ -130,7 +130,9 @@ LEGAL: Final = {
     "Connection names the chunks": _chunks(
         _CHUNK + _END, b"Connection: transfer-encoding\r\n" + _CHUNKED
     ),
-    "an underscore is no hyphen": _post(b"Content_Length: 0\r\nTransfer_Encoding: a\r\n" + _LENGTH),
+    "an underscore is not a hyphen": _post(
+        b"Content_Length: 0\r\nTransfer_Encoding: a\r\n" + _LENGTH
+    ),
     "a body that looks like a request": _post(_LENGTH, _LIKE_ONE),
     "an upgrade that is not made": _post(b"Connection: upgrade\r\nUpgrade: h2c\r\n" + _LENGTH),
     "absolute form": _post(_LENGTH, line=b"POST http://localhost/tokenize HTTP/1.1\r\n"),

@@ -152,7 +152,7 @@ def test_a_folder_that_is_no_llama_cpp_is_refused(builder: Builder) -> None:
     shutil.rmtree(builder.tree / "tools")
     status, text = builder.run("--source", str(builder.tree))
     assert status == 1
-    assert "is no llama.cpp tree" in text
+    assert "is not a llama.cpp tree" in text
 
 
 def test_a_foreign_folder_is_not_overwritten(builder: Builder) -> None:
@@ -170,7 +170,7 @@ def test_a_foreign_folder_is_not_overwritten(builder: Builder) -> None:
     [
         (["--backend", "quantum"], "one of cpu, cuda, rocm, vulkan, metal, auto"),
         (["--source", "/missing"], "neither git, pypi nor a folder"),
-        (["--ref", "-x; rm"], "is no release tag"),
+        (["--ref", "-x; rm"], "is not a release tag"),
         (["--jobs", "0"], "not a positive number"),
         (["--jobs"], "--jobs needs a value"),
         (["--frob"], "unknown option --frob"),

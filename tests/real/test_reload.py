@@ -139,14 +139,14 @@ async def test_a_model_that_is_estimated_is_estimated_anew(lab: Lab) -> None:
 
 
 async def test_a_model_whose_file_comes_later_is_served(lab: Lab) -> None:
-    """Also after a reload at whose time the file was missing, and where it was no GGUF file."""
+    """Also after a reload at whose time the file was missing, and where it was not a GGUF file."""
     models = {name: lab.preset(name) for name in ("alpha", "beta")}
     files = {name: Path(models[name]["model"]) for name in models}
     away = files["alpha"].rename(files["alpha"].with_suffix(".away"))
     good = files["beta"].read_bytes()
     files["beta"].write_bytes(b"not yet")
     async with lab.lswap(models) as lswap:
-        for name, what in (("alpha", "no such file"), ("beta", "no GGUF file")):
+        for name, what in (("alpha", "no such file"), ("beta", "not a GGUF file")):
             error = error_of(await lswap.post_chat(name), 503)
             assert what in error["message"]
         away.rename(files["alpha"])

@@ -89,7 +89,7 @@ async def test_the_margin_is_named_if_one_is_left(lab: Lab) -> None:
     memory = {"devices": {"host": "240MiB"}, "margin": "150MiB", "cache_ram": "0MiB"}
     async with lab.lswap({"big": big}, memory=memory) as lswap:
         message = error_of(await lswap.post_chat("big"), 400)["message"]
-    margin = re.search(r"`memory\.margin: (\S+)` would do", message)
+    margin = re.search(r"`memory\.margin: (\S+)` would be enough", message)
     assert margin
     memory["margin"] = margin[1]
     async with lab.lswap({"big": big}, memory=memory, name="lower") as lswap:

@@ -364,7 +364,7 @@ def test_sections_without_a_file_are_settings_as_in_the_router(
     fit_to_engines(draft, lambda _: table_of(options))
     source = SourceText("i.yaml", str(tmp_path), render(draft, "a test"))
     config = load_files([source], name="i.yaml", env={}, home="/", scan=scan_folder)
-    # A file that a preset names is no model of its own here: it would be listed twice.
+    # A file that a preset names is not a model of its own here: it would be listed twice.
     assert theirs.keys() - config.models.keys() == {"b"}
     for name, preset in config.models.items():
         want = meaning(theirs[name], options)

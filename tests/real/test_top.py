@@ -190,7 +190,7 @@ async def test_the_log_of_a_model(lab: Lab) -> None:
         await seat.sees("nothing was written yet")
         await seat.press("l")
         await seat.sees("listening on")  # what llama-server says
-        await seat.sees("none is open")  # reading a log is no request for a model
+        await seat.sees("none is open")  # reading a log is not a request for a model
         await seat.resize(80, 15)
         await seat.press("tab", "tab", "up", "up")
         await seat.sees("LOG alpha", "2 lines below")
@@ -259,7 +259,7 @@ async def test_without_colour_the_terminal_gets_none(lab: Lab) -> None:
         await lswap.chat("alpha")
         plain = await _written(lab, lswap.url, b"alpha", NO_COLOR="1", TERM="xterm")
         assert not re.search(rb"\x1b\[[\d;]*(3[0-7]|4[0-7]|9[0-7]|38|48)[;\d]*m", plain)
-        assert re.search(rb"\x1b\[(1;)?7[;m]", plain)  # reversed is no colour
+        assert re.search(rb"\x1b\[(1;)?7[;m]", plain)  # reversed is not a colour
         coloured = await _written(lab, lswap.url, b"alpha", TERM="xterm-256color")
         assert re.search(rb"\x1b\[[\d;]*32[;\d]*m", coloured)
 

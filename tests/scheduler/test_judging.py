@@ -49,16 +49,16 @@ def test_only_settings_that_are_enough_are_named_in_their_order() -> None:
 
 def test_if_nothing_is_enough_that_is_said() -> None:
     said = remedies(ledger(), plan(90 * GIB, ("`ctx-size: 4096`", 60 * GIB)))
-    assert said.startswith("nothing in its settings makes it fit here: with `ctx-size: 4096`")
+    assert said.startswith("no change of its settings makes it fit here: with `ctx-size: 4096`")
     assert "still needs 60 GiB" in said
-    assert remedies(ledger(), plan(90 * GIB)).startswith("nothing in its settings")
+    assert remedies(ledger(), plan(90 * GIB)).startswith("no change of its settings")
 
 
 def test_a_margin_is_named_only_if_something_of_it_is_left() -> None:
     need = 24 * GIB - 600 * MIB
-    assert remedies(ledger(), plan(need)) == "`memory.margin: 600MiB` would do"
+    assert remedies(ledger(), plan(need)) == "`memory.margin: 600MiB` would be enough"
     two = ledger(gpu=8 * GIB)
-    assert remedies(two, plan(need)) == "`memory.margin: {host: 600MiB}` would do"
+    assert remedies(two, plan(need)) == "`memory.margin: {host: 600MiB}` would be enough"
     assert "margin" not in remedies(ledger(), plan(24 * GIB - MIB))
     lower = Ledger({HOST: Pool(24 * GIB, 600 * MIB)}, Policy())
     assert judge(lower, plan(need))[0]

@@ -1004,7 +1004,7 @@ def test_a_reservation_makes_room_holds_it_and_gives_it_back() -> None:
     assert play.actions(Reserve) == [Reserve("reservation:1")]
     waiting = play.ask(B)
     play.pass_time(100)
-    assert play.loads() == ["a"], "a reservation is no instance: nothing evicts it"
+    assert play.loads() == ["a"], "a reservation is not an instance: nothing evicts it"
     play.feed(ev.ReservationReleased("reservation:1"))
     play.pass_time(2)
     assert play.granted(waiting)

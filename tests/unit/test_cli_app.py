@@ -254,7 +254,7 @@ def test_a_missing_key_is_told_in_the_words_of_the_commands(
     with serving(supervisor, short_dir / "k.sock", keys) as url:
         code, out, err = lswap(*command, url=url)
         assert (code, out, err.count("\n")) == (1, "", 1)
-        assert "wants an API key - give it with --key or LSWAP_KEY" in err
+        assert "wants an API key - pass one with --key or LSWAP_KEY" in err
         assert "Authorization" not in err
         assert "does not know this key" in lswap(*command, "--key", "wrong")[2]
         assert lswap(*command, "--key", "lswap-secret")[0] == 0

@@ -142,7 +142,7 @@ def test_what_options_say_goes_over_the_file() -> None:
     assert config.keys.file == str(Path("${k}.yaml").absolute())
     bare = origin_of(["a.gguf"], context=4096).read()
     assert bare.models["a"].args["ctx-size"] == 4096
-    with pytest.raises(ConfigError, match=r"c\.yaml: the context is the file's matter - write it"):
+    with pytest.raises(ConfigError, match=r"c\.yaml: -c does not set the context here - write it"):
         origin_of(["c.yaml"], context=4096)
 
 

@@ -151,7 +151,7 @@ def test_what_check_will_say_of_this_machine_is_said_once(
     source.write_text("[*]\nc = 512\n" + "".join(sections))
     done = lswap("llama-cpp", str(source), "-o", str(tmp_path / "lswap.yaml"))
     (line,) = [each for each in done.stderr.splitlines() if "lswap check` will say" in each]
-    assert "files are not here: /nowhere/m0.gguf" in line
+    assert "these files are missing: /nowhere/m0.gguf" in line
     assert line.endswith("and 44 more")
 
 

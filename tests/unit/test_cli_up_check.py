@@ -182,7 +182,7 @@ models:
         ("c.yaml:16: models.bad.args.jinja", "no list of lists"),
         ("c.yaml:17: models.bad.args.mmproj", "gone.gguf: there is no such file"),
         ("c.yaml:18: models.bad.env.LLAMA_ARG_X", "use `args`"),
-        ("c.yaml:18: models.bad.env", "no name of a variable"),
+        ("c.yaml:18: models.bad.env", "not a name of a variable"),
         *([("c.yaml:2: limits.bodi", "body")] if top else []),
     ):
         assert any(place in each and words in each for each in said), (place, said)

@@ -185,7 +185,7 @@ def test_settings_for_a_model_that_is_nowhere_are_named(tmp_path: Path) -> None:
     put(tmp_path / "models", "Qwen3-8B-Q4_K_M.gguf")
     (tmp_path / "c.yaml").write_text(SETTINGS)
     broken = read_config(tmp_path / "c.yaml").broken
-    assert list(broken) == ["GLM-4.5-Air"], "the others serve"
+    assert list(broken) == ["GLM-4.5-Air"], "the others are served"
     ((where, message, _),) = broken["GLM-4.5-Air"]
     assert where == f"{tmp_path}/c.yaml:5: models.GLM-4.5-Air"
     assert message == "it names no file, and no model of this name is in model_dirs"

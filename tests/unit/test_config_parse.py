@@ -205,18 +205,18 @@ def test_a_file_says_where_things_are() -> None:
         ("a: {model: x, args: {jinja: }}", "models.a.args.jinja: there is no value"),
         ("a: {model: x, args: {chat-template-kwargs: {x: 1}}}", "write JSON between single quotes"),
         ("a: {model: x, args: {lora: [[a]]}}", "an option takes no list of lists"),
-        ("a: {model: x, args: {'a b': 1}}", "this is no option name"),
+        ("a: {model: x, args: {'a b': 1}}", "this is not an option name"),
         ("a: {model: x, args: {mmproj: ~bob/x}}", "only ~/ is known"),
         ("a: {model: x, extra: -c 3}", "models.a.extra: '-c 3' is not a list"),
         (
             "a: {model: x, extra: [true]}",
-            "models.a.extra: true is no word of a command line - quote it",
+            "models.a.extra: true is not a word of a command line - quote it",
         ),
         ("a: {model: x, env: {LLAMA_ARG_CTX_SIZE: 3}}", "models.a.env.LLAMA_ARG_CTX_SIZE: "),
         ("a: {model: x, env: {A: }}", "models.a.env.A: there is no value"),
         ("a: {model: x, metadata: {n: [1]}}", "models.a.metadata.n: a list is not a text"),
-        ("a: {model: x, engine: cuda}", "'cuda' is no engine - write auto, a path (./cuda)"),
-        ("a: {model: x, engine: {build: new}}", "models.a.engine.build: 'new' is no build"),
+        ("a: {model: x, engine: cuda}", "'cuda' is not an engine - write auto, a path (./cuda)"),
+        ("a: {model: x, engine: {build: new}}", "models.a.engine.build: 'new' is not a build"),
         ("a: {model: x, engine: {backend: metall}}", "one of cpu, cuda, rocm, vulkan, metal"),
         ("a: {model: x, engine: {}}", "the choice is empty"),
         ("a: {model: x, engine: {path: y}}", "models.a.engine.path: unknown key"),
@@ -227,7 +227,7 @@ def test_a_file_says_where_things_are() -> None:
         ("a: ", "models.a: the preset names no file"),
         ("a: x.gguf", "models.a: 'x.gguf' is not a mapping of keys - write model: PATH below"),
         ("'a,b': {model: x}", "models.a,b: a name cannot contain a comma"),
-        ("' a': {model: x}", "this is no name"),
+        ("' a': {model: x}", "this is not a name"),
     ],
 )
 def test_mistakes_in_a_preset(text: str, expected: str) -> None:
@@ -468,7 +468,10 @@ def test_groups() -> None:
         ("sleep: 0", "models.a.sleep: must be more than 0"),
         ("sleep: 5", "models.a.sleep: 5 has no unit"),
         ("variants: []", "models.a.variants: the list is empty - write [{name: …}, …]"),
-        ("variants: {name: y}", "models.a.variants: a mapping is no list - write [{name: …}, …]"),
+        (
+            "variants: {name: y}",
+            "models.a.variants: a mapping is not a list - write [{name: …}, …]",
+        ),
         ("variants: [lean]", "models.a.variants[0]: 'lean' is not a mapping of keys"),
         ("variants: [{device: host}]", "models.a.variants[0]: name is missing - add name: …"),
         ("variants: [{name: }]", "models.a.variants[0].name: there is no value"),
@@ -502,7 +505,7 @@ def test_mistakes_in_scheduling_keys(text: str, expected: str) -> None:
         ("groups: {g: {exclusive: [a, x]}}", "'x' is the same preset as another name here"),
         ("groups: {g: {exclusive: [a, d]}}", "groups.g.exclusive: there is no preset 'd'"),
         ("groups: {g: {exclusiv: [a, b]}}", "groups.g.exclusiv: unknown key - did you mean excl"),
-        ("groups: {' g': {exclusive: [a, b]}}", "groups. g: this is no name"),
+        ("groups: {' g': {exclusive: [a, b]}}", "groups. g: this is not a name"),
     ],
 )
 def test_mistakes_in_names_at_the_top(text: str, expected: str) -> None:
@@ -546,7 +549,7 @@ def test_a_typo_in_models_is_said_once() -> None:
     (missing,) = errors("log: {level: debug}")
     assert "there are no models - add at least one: `models: {my-model: {model: " in missing
     (missing,) = errors("model_dirs: []")
-    assert "there are no models" in missing, "a key that is known is no typo of it"
+    assert "there are no models" in missing, "a key that is known is not a typo of it"
 
 
 def test_a_file_in_a_folder_of_a_repository_can_be_named() -> None:

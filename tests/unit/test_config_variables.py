@@ -104,7 +104,7 @@ models:
             "vars:\n  a: ${b}\n  b: x${a}\nmodels: {m: {model: '${a}'}}",
             "c.yaml:2: vars.a: ${b} needs itself: b -> a -> b - write a value out",
         ),
-        ("vars: {a.b: 1}\nmodels: {m: {model: '$${'}}", "c.yaml:1: vars.a.b: 'a.b' is no name"),
+        ("vars: {a.b: 1}\nmodels: {m: {model: '$${'}}", "c.yaml:1: vars.a.b: 'a.b' is not a name"),
         ("vars: {a: [1]}\nmodels: {m: {model: '$${'}}", "c.yaml:1: vars.a: a list is not a text"),
         (
             "vars: {a: x}\nmodels:\n  x: {model: y}\n  '${a}': {model: z}",

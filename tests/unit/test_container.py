@@ -61,7 +61,7 @@ def test_every_stage_stands_on_one_that_is_there(backend: str) -> None:
     for line in all_of("FROM"):
         words = re.sub(r"\$\{(\w+)\}", lambda found: arguments[found[1]], line).split()
         image = words[0]
-        assert image in stages or ":" in image, f"{image} is no stage and names no tag"
+        assert image in stages or ":" in image, f"{image} is not a stage and names no tag"
         assert "latest" not in image
         stages.update(words[2:])
     for line in all_of("COPY"):

@@ -94,7 +94,7 @@ def test_what_was_asked_for_and_what_is_there_are_named() -> None:
         locate_engine({"build": "b7009"})
     with pytest.raises(EngineError, match=r"`lswap engine build --ref b7009 --backend cuda`"):
         locate_engine({"build": 7009, "backend": "cuda"})
-    with pytest.raises(EngineError, match="is no build"):
+    with pytest.raises(EngineError, match="is not a build"):
         locate_engine({"build": "newest"})
 
 

@@ -370,7 +370,7 @@ def test_names_that_lswap_does_not_take_are_mended_and_each_means_one_model() ->
     assert config.groups["one- two"].exclusive == ("a- b-2", "b")
     said = "\n".join(draft.lines())
     for text in (
-        "a- b-2 (a, b), padded ( padded ): called so",
+        "a- b-2 (a, b), padded ( padded ): renamed",
         "a- b-2 (b, c,d), a- b (shared): left out",
         "padded.filters.setParamsByID (b, x:fast): left out",
     ):

@@ -243,7 +243,7 @@ def test_triples_that_pairs_cannot_forbid_are_said() -> None:
 def test_what_is_no_llama_swap_file_is_refused() -> None:
     wrong: list[Any] = [None, [], {"a": 1}, {"models": ["a"]}]
     for root in wrong:
-        with pytest.raises(ConfigError, match="no llama-swap configuration"):
+        with pytest.raises(ConfigError, match="not a llama-swap configuration"):
             read_llama_swap(root, {})
 
 

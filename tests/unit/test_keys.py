@@ -64,8 +64,8 @@ def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("new", "a/b"), "is no name of a key"),
-        (("new", "x", "--kind", "root"), "'root' is no kind of key"),
+        (("new", "a/b"), "is not a name of a key"),
+        (("new", "x", "--kind", "root"), "'root' is not a kind of key"),
         (("revoke", "nobody"), "there is no key named 'nobody'"),
     ],
 )
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, words: tuple[str, ...], says:
         (f"keys: [{{name: a, hash: '{GOOD}', kind: root}}]", "root"),
         (f"keys: [{{name: a, hash: '{GOOD}', colour: red}}]", "colour"),
         (f"keys: [{{name: a, hash: '{GOOD}'}}, {{name: a, hash: '{GOOD}'}}]", "two keys are named"),
-        ("keys: [", "keys.yaml:1: this is no YAML"),
+        ("keys: [", "keys.yaml:1: this is not YAML"),
         ("- a", "keys.yaml"),
     ],
 )

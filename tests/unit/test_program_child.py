@@ -1,4 +1,4 @@
-"""A child that is no llama-server: where it listens, when it is ready, how it ends."""
+"""A child that is not a llama-server: where it listens, when it is ready, how it ends."""
 
 from __future__ import annotations
 

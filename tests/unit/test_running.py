@@ -181,8 +181,8 @@ def test_status_of_one_that_tells_nothing(
     monkeypatch.setattr(status, "find_running", lambda _: [Running("one", 7, None), running(1, 8)])
     status.run(None, None, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["lswap is running on an address that it does not tell", "  pid 7"]
-    assert "of another version: name its address with --url" in lines[2]
+    assert lines[:2] == ["lswap is running on an unknown address", "  pid 7"]
+    assert "has another version: name its address with --url" in lines[2]
     assert lines[3] == "lswap is serving on http://127.0.0.1:1"
     assert lines[5] == "  serves ~/models-1"
     assert lines[6].startswith("  what is loaded is not known: no lswap answers")

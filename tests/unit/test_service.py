@@ -389,11 +389,11 @@ def test_what_does_not_listen_is_refused() -> None:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         sock = socket.socket(socket.AF_INET, kind)
         env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-        with pytest.raises(StateError, match="no listening stream socket"):
+        with pytest.raises(StateError, match="not a listening stream socket"):
             inherited_sockets(env, first=sock.detach())
     reader, writer = os.pipe()
     env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-    with pytest.raises(StateError, match="is no socket"):
+    with pytest.raises(StateError, match="is not a socket"):
         inherited_sockets(env, first=reader)
     os.close(reader)
     os.close(writer)

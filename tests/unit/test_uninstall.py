@@ -72,7 +72,7 @@ def test_it_only_lists_unless_told(home: Path, capsys: pytest.CaptureFixture[str
         "completion  ~/.zfunc/_lswap",
         "org/x-GGUF (8",
         "nothing is removed yet: `lswap uninstall --yes` removes these",
-        "stays: ~/.config/lswap/notes.txt: not of lswap's making",
+        "stays: ~/.config/lswap/notes.txt: not made by lswap",
         "pip uninstall llamaswap_py",
     ):
         assert said in out

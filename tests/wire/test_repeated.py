@@ -186,7 +186,7 @@ def test_answers_of_one_kind_are_found_again() -> None:
 
 
 def test_the_head_of_an_answer_in_pieces_is_not_remembered() -> None:
-    """The end of a head is no head, even if a child sent it as one."""
+    """The end of a head is not a head, even if a child sent it as one."""
     head, cut = JSON_ANSWER[: JSON_ANSWER.index(b"{")], JSON_ANSWER.index(b"\r\nContent-Length")
     watch, answers = ResponseWatch(), KnownAnswers()
     assert watch.feed_head(JSON_ANSWER[:cut]) is None

@@ -165,7 +165,7 @@ class TestBind:
 
     def test_a_file_is_left_alone(self, folder: Path) -> None:
         (folder / "s.sock").write_text("precious")
-        with pytest.raises(StateError, match="no socket"):
+        with pytest.raises(StateError, match="not a socket"):
             bind(Endpoint(path=str(folder / "s.sock")))
         assert (folder / "s.sock").read_text() == "precious"
 
