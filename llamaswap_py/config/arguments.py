@@ -26,7 +26,11 @@ def _table(node: Node, what: str) -> Table:
 
 
 def _args(node: Node, base: Base) -> dict[str, Argument]:
-    table = _table(node, "a mapping like {ctx-size: 8192, jinja: true}")
+    what = "a mapping like {ctx-size: 8192, jinja: true}"
+    if isinstance(node, Listing) or (isinstance(node, Scalar) and isinstance(node.value, str)):
+        remedy = "write each option as NAME: VALUE; words as they are go into `extra`"
+        raise Invalid(node, f"{describe(node)} is not {what}", remedy)
+    table = _table(node, what)
     args: dict[str, Argument] = {}
     spelled: dict[str, str] = {}
     for key, entry in table.entries.items():

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:([^\s/]+|[^\s:]+\.gguf))?", re.ASCII)
 """How a repository of Hugging Face is written."""
+_PAGE: Final = re.compile(r"(?:.*/)?https?:/+(?:hf\.co|huggingface\.co)/([\w.-]+/[\w.-]+)")
+"""An address below a repository's page, as people copy it from their browser."""
 
 
 def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -26,4 +28,9 @@ def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str
     elif "model" in values:
         yield "hf", "the preset names a file, too", "keep one of model and hf"
     elif not HUB.fullmatch(reference):
-        yield "hf", f"{reference!r} names no repository", "write user/repo or user/repo:QUANT"
+        page = _PAGE.match(reference)
+        remedy = f"write {page[1]}" if page else "write user/repo or user/repo:QUANT"
+        yield "hf", f"{reference!r} names no repository", remedy
+    if isinstance(file := values.get("model"), str) and (page := _PAGE.search(file)):
+        message = "this is an address on the web, not a path"
+        yield "model", message, f"write hf: {page[1]} instead: its files are fetched on first use"

@@ -12,7 +12,9 @@ from msgspec import NODEFAULT, Meta, structs
 
 from llamaswap_py.config.fields import Record
 from llamaswap_py.config.forms import Base, Form, expected, read_text
+from llamaswap_py.config.names import nearest
 from llamaswap_py.config.nodes import Invalid, Node, Scalar
+from llamaswap_py.config.options import LONG_NAMES, long_name
 from llamaswap_py.config.records import Config, Preset
 
 # Fields that are not read from the file.
@@ -49,6 +51,41 @@ def keys_of(record: type[Record]) -> dict[str, Key]:
     if record is Preset:  # the file comes first, though the class inherits the rest
         fields.sort(key=lambda field: field.name not in ("model", "aliases"))
     return {field.name: _key(field) for field in fields}
+
+
+def key_hint(record: type[Record], name: str) -> str:
+    """Return what to do about an unknown key: where it belongs, or which one may be meant."""
+    keys = keys_of(record)
+    if record is Config and (place := _place_of(name)):
+        return place
+    meant = _CALLED_OTHERWISE.get(name, "") if "args" in keys else ""
+    if meant in keys:
+        return f"did you mean {meant}?"
+    if near := nearest(name, keys):
+        return near
+    if "args" in keys and name.replace("_", "-") in LONG_NAMES:
+        return f"llama-server's options go under args: args: {{{long_name(name)}: …}}"
+    return f"known here: {', '.join(keys)}"
+
+
+def _place_of(name: str) -> str:
+    """Return where a key of another level belongs that stands at the top; "" of a strange one."""
+    if name in ("host", "port"):
+        return "write listen: HOST:PORT"
+    for key in keys_of(Config).values():
+        if key.record is not None and not key.many and name in keys_of(key.record):
+            return f"write it below `{key.name}`"
+    of_preset = keys_of(Preset).keys() - {"model"}  # which is `models`, mistyped
+    return "write it in a preset below `models`" if name in of_preset else ""
+
+
+_CALLED_OTHERWISE: Final = {
+    **dict.fromkeys(("file", "path", "gguf", "model_path"), "model"),
+    **dict.fromkeys(("repo", "repository", "huggingface"), "hf"),
+    **dict.fromkeys(("options", "flags", "params", "parameters"), "args"),
+    **dict.fromkeys(("timeout", "keep_alive", "idle_timeout"), "ttl"),
+}
+"""What a preset's key is called elsewhere -> its name here."""
 
 
 def _key(field: structs.FieldInfo) -> Key:

@@ -117,7 +117,10 @@ class OptionTable:
         return next((mine for each in names if (mine := owned(plain_name(each)))), None)
 
     def nearest(self, name: str) -> str:
-        """Return a question that names the option with the nearest spelling, or ""."""
+        """Return a question that names the option that may be meant, or ""."""
+        meant = _ELSEWHERE.get(plain_name(name).replace("_", "-").lower(), "")
+        if self.usable(meant) is not None:
+            return f"did you mean {meant}?"
         close = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
         return f"did you mean {long_name(close[0])}?" if close else ""
 
@@ -143,6 +146,17 @@ def switched(value: Argument) -> bool | None:
     return _SWITCH_WORDS.get(str(value).lower())
 
 
+_ELSEWHERE: Final = {
+    **dict.fromkeys(
+        ("context", "context-size", "context-length", "num-ctx", "max-model-len"), "ctx-size"
+    ),
+    **dict.fromkeys(("num-gpu", "gpu-layer-count"), "n-gpu-layers"),
+    "num-thread": "threads",
+    "num-batch": "batch-size",
+    "num-predict": "predict",
+    "num-parallel": "parallel",
+}
+"""What other programs call an option -> its name here."""
 _SWITCH_WORDS: Final = {
     **dict.fromkeys(("on", "enabled", "true", "1", "yes"), True),
     **dict.fromkeys(("off", "disabled", "false", "0", "no"), False),

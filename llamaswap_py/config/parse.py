@@ -13,7 +13,7 @@ from llamaswap_py.config.compat import with_old_defaults
 from llamaswap_py.config.forms import Base, is_null
 from llamaswap_py.config.found import Folder, Scan, add_models
 from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
-from llamaswap_py.config.keys import Key, keys_of
+from llamaswap_py.config.keys import Key, key_hint, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.names import bad_name, nearest, resolve_names
 from llamaswap_py.config.nodes import (
@@ -25,7 +25,7 @@ from llamaswap_py.config.nodes import (
     describe,
     join_errors,
 )
-from llamaswap_py.config.options import LONG_NAMES, long_name, plain_name
+from llamaswap_py.config.options import long_name, plain_name
 from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
 from llamaswap_py.config.variables import expand
@@ -299,9 +299,8 @@ class _Reader:
                 self.problem(entry.line if entry else 0, "models", "there are no models", remedy)
             return {}  # with a typo in its name: that is said already
         if not isinstance(entry.value, Table):
-            self.problem(
-                entry.line, "models", f"{describe(entry.value)} is not a mapping of presets"
-            )
+            message = f"{describe(entry.value)} is not a mapping of presets"
+            self.problem(entry.line, "models", message, f"write it like {_SMALLEST}")
             return {}
         presets: dict[str, dict[str, Any]] = {}
         for id, own in entry.value.entries.items():
@@ -314,7 +313,8 @@ class _Reader:
                 presets[id] = self.record(Preset, own.value, here)
             elif not is_null(own.value):
                 message = f"{describe(own.value)} is not a mapping of keys"
-                self.problem(own.value.line, here, message, "write model: PATH below the name")
+                remedy = "write model: PATH below the name, a space after the colon"
+                self.problem(own.value.line, here, message, remedy)
                 continue
             named = _says(own.value, "model", "hf", "cmd")  # the last two have their own errors
             if not named and scanned:
@@ -354,12 +354,10 @@ class _Reader:
     # Mistakes
 
     def unknown(self, kind: type[Record], name: str, line: int, here: str) -> None:
-        known = list(keys_of(kind))
         if kind is Defaults and name in _FOREIGN:
             message, remedy = f"{name} belongs to one preset", _FOREIGN[name]
         else:
-            message, remedy = UNKNOWN_KEY, nearest(name, known) or _option_hint(kind, name)
-            remedy = remedy or f"known here: {', '.join(known)}"
+            message, remedy = UNKNOWN_KEY, key_hint(kind, name)
         self.problem(line, here, message, remedy, fatal=True)
 
     def invalid(self, error: Invalid, here: str) -> None:
@@ -392,9 +390,3 @@ class _Reader:
 def _says(node: Node, *keys: str) -> bool:
     """Return whether a preset has one of these keys, whatever it says there."""
     return isinstance(node, Table) and not node.entries.keys().isdisjoint(keys)
-
-
-def _option_hint(kind: type[Record], name: str) -> str:
-    if "args" not in keys_of(kind) or name.replace("_", "-") not in LONG_NAMES:
-        return ""
-    return f"llama-server's options go under args: args: {{{long_name(name)}: …}}"

@@ -168,6 +168,8 @@ models: {a: {model: x.gguf, args: {ctx-size: 2, no-kv-unified: true, newer-thing
             "ctx-sise: 1",
             "args.ctx-sise: this llama-server has no such option - did you mean ctx-size?",
         ),
+        ("num_ctx: 1", "this llama-server has no such option - did you mean ctx-size?"),
+        ("context-length: 1", "did you mean ctx-size?"),
         ("qqqq: 1", "this llama-server has no such option - see llama-server --help"),
         ("c: true", "models.a.args.ctx-size: this option takes a value - write ctx-size: N"),
         ("jinja: 3", "this option takes no value - write true or false"),
