@@ -16,6 +16,13 @@ _SCALED_OPTIONS = ("lora-scaled", "control-vector-scaled")
 _FOLDER_OPTIONS = ("media-path", "slot-save-path")
 _MAGIC = b"GGUF"
 PUT_IT_THERE = "check the path, or put the file there"
+_MAKE_IT = "make the folder, or correct the path"
+_REMEDIES = {
+    "this is a folder, not a file": "name a file in it, or serve the folder with model_dirs",
+    "this is no GGUF file (it does not begin with GGUF)": "download it again, or check the path",
+}
+FILE_REMEDIES = frozenset((PUT_IT_THERE, _MAKE_IT, *_REMEDIES.values()))
+"""The remedies of everything that is said of files: it may be mended without lswap."""
 
 
 def model_files(preset: Preset) -> tuple[str, ...]:
@@ -41,14 +48,14 @@ def file_problems(preset: Preset, files: Sequence[str], config: Config) -> list[
     options = {file: f"args.{option}" for file, option in _named(preset)}
     reasons = {file: _unreadable(file, gguf=file in shards) for file in files}
     found = [
-        (options.get(file, "model"), f"{file}: {reason}", PUT_IT_THERE)
+        (options.get(file, "model"), f"{file}: {reason}", _REMEDIES.get(reason, PUT_IT_THERE))
         for file, reason in reasons.items()
         if reason
     ]
     for option in _FOLDER_OPTIONS:
         folder = preset.args.get(option)
         if isinstance(folder, str) and not os.path.isdir(folder):
-            found.append((f"args.{option}", f"{folder}: there is no such folder", "make it"))
+            found.append((f"args.{option}", f"{folder}: there is no such folder", _MAKE_IT))
     return [
         PresetProblem(id, config.where(place_of(config, preset, key)), message, remedy)
         for key, message, remedy in found

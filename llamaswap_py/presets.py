@@ -23,7 +23,7 @@ from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.records import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.library import with_files
-from llamaswap_py.preset_files import PUT_IT_THERE, file_problems, model_files
+from llamaswap_py.preset_files import FILE_REMEDIES, file_problems, model_files
 from llamaswap_py.programs import program_problems
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.judging import judge, remedies
@@ -269,7 +269,7 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
 
 def is_mended(prepared: Prepared, config: Config) -> bool:
     """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
-    then = {one for one in prepared.problems if one.remedy == PUT_IT_THERE}
+    then = {one for one in prepared.problems if one.remedy in FILE_REMEDIES}
     now = set(
         _without_secrets(
             (one for way in prepared.ways.values() for one in _file_problems(way, config)), config
