@@ -64,20 +64,35 @@ def _chosen(url: str | None, key: str | None) -> Running:
     if url:
         return _at(url, key, running)
     if not running:
-        raise UnreachableError(
-            "no lswap of yours runs here",
-            remedy="`lswap service status` tells of a service; one in a container is stopped there",
-        )
+        raise UnreachableError("no lswap of yours runs here", remedy=_elsewhere(key))
     if len(running) > 1:
         raise choose_one(running)
     return running[0]
 
 
+def _elsewhere(key: str | None) -> str:
+    """Return where the lswap is to be stopped that the runtime folders do not tell of."""
+    try:
+        with Remote(DEFAULT, key=key, patience=_PATIENCE) as remote:
+            pid = remote.snapshot().pid
+    except RemoteError:
+        return "`lswap service status` tells of a service; one in a container is stopped there"
+    return (
+        f"the one at {DEFAULT} (pid {pid}) is another user's, runs in a container, or was started "
+        "with another XDG_RUNTIME_DIR: stop it there"
+    )
+
+
+def _place(url: str) -> tuple[str, str | None]:
+    base, socket = base_of(url)
+    return base.replace("://localhost:", "://127.0.0.1:"), socket
+
+
 def _at(url: str, key: str | None, running: list[Running]) -> Running:
     """Return the one at an address: by what the runtime folders say, else by what itself says."""
-    wanted = base_of(url)
+    wanted = _place(url)
     for one in running:
-        if one.served is not None and wanted in map(base_of, one.served.urls):
+        if one.served is not None and wanted in map(_place, one.served.urls):
             return one
     with Remote(url, key=key) as remote:
         snapshot = remote.snapshot()

@@ -164,6 +164,36 @@ def test_stop_needs_one_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
         stop.run(None, None, now=False, as_json=False)
 
 
+def test_stop_says_of_one_that_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class There:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.pid = 77
+
+        def __enter__(self) -> There:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def snapshot(self) -> There:
+            return self
+
+    monkeypatch.setattr(stop, "Remote", There)
+    monkeypatch.setattr(stop, "find_running", lambda _: [])
+    with pytest.raises(UnreachableError, match=r"the one at http://127.0.0.1:8080 \(pid 77\) is"):
+        stop.run(None, None, now=False, as_json=False)
+
+
+def test_localhost_is_the_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is needed for it, and so no key."""
+    monkeypatch.setattr(stop, "find_running", lambda _: [running(9, os.getpid())])
+    monkeypatch.setattr(stop, "_signal", lambda *_, **__: None)
+    monkeypatch.setattr(stop, "start_time", lambda _: None)
+    stop.run("http://localhost:9", None, now=False, as_json=True)
+
+
 def test_another_users_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise PermissionError
