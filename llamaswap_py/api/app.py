@@ -33,14 +33,16 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("lswap")
 _access: Final = logging.getLogger("lswap.access")
 _MAX_ID: Final = 128
+_TWICE: Final = ("/v1/v1/", "/v1/api/")
+"""How paths begin whose client was given a base URL with a /v1 that it adds, or does not want."""
 
 
 async def _nothing(call: Call) -> None:
-    raise ApiError(
-        "not_found",
-        f"there is no {call.exchange.head.path[:200]}",
-        remedy="GET /v1/models lists the models; /upstream/MODEL/PATH reaches any path of a child",
-    )
+    path = call.exchange.head.path
+    remedy = "GET /v1/models lists the models; /upstream/MODEL/PATH reaches any path of a child"
+    if path.startswith(_TWICE):
+        remedy = "the client adds its own path to the base URL: take a /v1 out of that"
+    raise ApiError("not_found", f"there is no {path[:200]}", remedy=remedy)
 
 
 _NO_ROUTE: Final = Route(_nothing)

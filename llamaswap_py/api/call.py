@@ -282,6 +282,6 @@ def model_not_found(name: str, nearest: list[str]) -> ApiError:
     return ApiError(
         "model_not_found",
         f"model {shown!r} not found",
-        remedy=f"{hint}GET /v1/models lists the names",
+        remedy=f"{hint}`lswap models` or GET /v1/models lists the names",
         param="model",
     )

@@ -48,6 +48,13 @@ def test_unknown_paths(path: str) -> None:
     assert look_up(path) == (None, "")
 
 
+@pytest.mark.parametrize("path", ["/v1/v1/messages", "/v1/api/chat"])
+async def test_a_base_url_with_v1_too_many_is_named(path: str) -> None:
+    exchange = await ask("POST", path, b"{}")
+    assert exchange.status == 404
+    assert "take a /v1 out of" in exchange.answer.decode()
+
+
 async def test_every_route_answers_json_and_never_an_internal_error() -> None:
     endless = ("/models/sse", "/lswap/v1/events")
     paths = [(path, methods) for path, methods in ROUTES.items() if path not in endless]
