@@ -92,6 +92,8 @@ def option_advice(path: str, option: str, *, near: bool) -> str | None:
             "an option of llama-server goes into the file: "
             f"`defaults: {{args: {{{name}: …}}}}` (`lswap init` writes one)"
         )
+    if path == "lswap import command":
+        return "put the command in quotes: `lswap import command 'llama-server -m …'`"
     if option in ("--host", "--port"):
         return "name the running lswap by its address: --url http://HOST:PORT"
     if option in ("--config", "-c", "--file", "-f"):

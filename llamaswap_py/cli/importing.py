@@ -123,6 +123,11 @@ def command(
     if not is_llama_server(words):
         given = repr(words[0]) if words else "nothing"
         remedy = "give the whole line in quotes: 'llama-server -m model.gguf …'"
+        if words and os.path.basename(words[0]) in ("docker", "podman"):
+            remedy = (
+                "give what follows the image, with the paths of this machine instead of the "
+                "container's: 'llama-server -m ~/models/model.gguf …'"
+            )
         raise ConfigError(f"the command runs {given}, not llama-server", remedy=remedy)
     preset = read_command(words, env, draft, "command")
     called = name or name_of(preset)
@@ -229,7 +234,7 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
     lines = draft.lines()
     for line in lines:
         print(f"note: {line}", file=sys.stderr)
-    _say_wrong(text, output or Path("config.yaml"), draft)
+    _say_wrong(text, output or Path("standard output"), draft)
     if output is not None:
         print(
             f"wrote {output}: {_count(len(draft.models), 'model')}, {_count(len(lines), 'note')}."

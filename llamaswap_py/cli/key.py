@@ -48,7 +48,7 @@ def new(
 
     check_name(name, str(file))
     if kind not in ("inference", "admin"):
-        raise ConfigError(f"{kind!r} is not a kind of key", remedy="inference or admin")
+        raise ConfigError(f"{kind!r} is not a kind of key", remedy="write inference or admin")
     if any(key.name == name for key in _read(file)):
         remedy = f"revoke it first: lswap key revoke {name!r}"
         raise ConfigError(f"there is a key named {name!r}", where=str(file), remedy=remedy)
@@ -116,7 +116,8 @@ def revoke(
     from llamaswap_py.errors import ConfigError
 
     if all(key.name != name for key in _read(file)):
-        raise ConfigError(f"there is no key named {name!r}", where=str(file))
+        remedy = "`lswap key list` shows those there are; --file names another file"
+        raise ConfigError(f"there is no key named {name!r}", where=str(file), remedy=remedy)
 
     def remove(keys: list[Any]) -> None:
         keys[:] = [one for one in keys if one["name"] != name]

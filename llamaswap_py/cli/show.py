@@ -130,7 +130,9 @@ def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
     if rows:
         print_table(PS_COLUMNS, rows)
     else:
-        print(f"nothing is loaded; {len(snapshot.models)} models are known (lswap models)")
+        count = len(snapshot.models)
+        known = "1 model is known" if count == 1 else f"{count} models are known"
+        print(f"nothing is loaded; {known} (`lswap models`)")
     for device in snapshot.devices:
         print(device_line(device))
     for one in snapshot.reservations:

@@ -324,8 +324,8 @@ async def _stop(
     running = make_snapshot(supervisor, 0).requests_open
     if running:
         _log.info(
-            "stopping: %d requests may take up to %s; a second signal stops at once",
-            running,
+            "stopping: %s may take up to %s; a second signal stops at once",
+            "1 request" if running == 1 else f"{running} requests",
             format_duration(patience),
         )
     app.closing.set()

@@ -150,7 +150,9 @@ class Control:
             return
         instance.revoked_at = self.now
         instance.reason = reason.value
-        self.note("revoked", instance, f"{reason.value}: {len(instance.leases)} open requests end")
+        count = len(instance.leases)
+        ended = "1 open request ends" if count == 1 else f"{count} open requests end"
+        self.note("revoked", instance, f"{reason.value}: {ended}")
         for one in instance.leases:
             self.world.detached.pop(one, None)
             self.out.append(Revoke(one, instance.key, reason))

@@ -52,7 +52,7 @@ def _describe(error: OSError) -> str:
 
 def _remedy(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "stop what listens there, or choose another port: `listen` in the file, or --listen"
+        return "stop what listens there, or choose another port: --port, or `listen` in the file"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "choose a port above 1023, or a folder you may write to"
     return "check the address under `listen`"

@@ -53,6 +53,8 @@ def test_a_command_goes_to_standard_output_named_after_its_file() -> None:
     ("words", "says"),
     [
         (["command", "python serve.py"], "runs 'python', not llama-server"),
+        (["command", "docker run -v a:/m x -m /m/a"], "not llama-server - give what follows the"),
+        (["command", "llama-server", "-m", "x.gguf"], "put the command in quotes: `lswap import"),
         (["command", "llama-server 'a"], "cannot be read"),
         (["llama-swap", "/nowhere.yaml"], "/nowhere.yaml: the file cannot be read"),
         (["ollama", "/nowhere"], "no `manifests`"),

@@ -161,7 +161,7 @@ def test_every_quoted_code_exists() -> None:
 
 def test_every_code_that_people_meet_is_explained() -> None:
     # The others are about a client's own request, and say it all.
-    plain = {"not_found", "method_not_allowed", "model_not_loaded", "reservation_refused"}
+    plain = {"method_not_allowed", "model_not_loaded", "reservation_refused"}
     plain |= {"model_loading", "stopped", "unsupported_encoding"}
     missing = {code for code in API_CODES if f"`{code}`" not in TROUBLE}
     assert missing == plain

@@ -65,8 +65,8 @@ def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Pa
     ("words", "says"),
     [
         (("new", "a/b"), "is not a name of a key"),
-        (("new", "x", "--kind", "root"), "'root' is not a kind of key"),
-        (("revoke", "nobody"), "there is no key named 'nobody'"),
+        (("new", "x", "--kind", "root"), "'root' is not a kind of key - write inference or admin"),
+        (("revoke", "nobody"), "there is no key named 'nobody' - `lswap key list` shows"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
