@@ -18,7 +18,7 @@ _MAGIC = b"GGUF"
 PUT_IT_THERE = "check the path, or put the file there"
 _MAKE_IT = "make the folder, or correct the path"
 _REMEDIES = {
-    "this is a folder, not a file": "name a file in it, or serve the folder with model_dirs",
+    "this is a folder, not a regular file": "name a file in it, or use model_dirs for the folder",
     "this is no GGUF file (it does not begin with GGUF)": "download it again, or check the path",
 }
 FILE_REMEDIES = frozenset((PUT_IT_THERE, _MAKE_IT, *_REMEDIES.values()))
