@@ -16,10 +16,11 @@ _SCALED_OPTIONS = ("lora-scaled", "control-vector-scaled")
 _FOLDER_OPTIONS = ("media-path", "slot-save-path")
 _MAGIC = b"GGUF"
 PUT_IT_THERE = "check the path, or put the file there"
+_NO_GGUF = "this is not a GGUF file (it does not begin with GGUF)"
 _MAKE_IT = "make the folder, or correct the path"
 _REMEDIES = {
     "this is a folder, not a regular file": "name a file in it, or use model_dirs for the folder",
-    "this is no GGUF file (it does not begin with GGUF)": "download it again, or check the path",
+    _NO_GGUF: "download it again, or check the path",
 }
 FILE_REMEDIES = frozenset((PUT_IT_THERE, _MAKE_IT, *_REMEDIES.values()))
 """The remedies of everything that is said of files: it may be mended without lswap."""
@@ -70,5 +71,5 @@ def _unreadable(path: str, *, gguf: bool) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if gguf and head != _MAGIC:
-        return "this is not a GGUF file (it does not begin with GGUF)"
+        return _NO_GGUF
     return ""

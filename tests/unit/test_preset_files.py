@@ -16,7 +16,7 @@ from llamaswap_py.units import GIB
     ("keys", "says", "make"),
     [
         ("model: a.gguf", "there is no such file", "a.gguf"),
-        ("model: page.gguf", "this is no GGUF file", "page.gguf"),
+        ("model: page.gguf", "with GGUF) - download it again", "page.gguf"),
         ("model: folder", "name a file in it, or use model_dirs", None),
         ("model: b.gguf, args: {slot-save-path: kept}", "make the folder", "kept/"),
     ],
