@@ -1,4 +1,4 @@
-"""Which lswaps of this user run here, by their runtime folders: for commands that name none.
+"""Finds the running lswaps of this user by their runtime folders, for commands without `--url`.
 
 Each lswap that serves keeps a small record in its folder. The record is versioned: an older lswap
 does not look at it, and of a newer version's record only the process is known.

@@ -1,6 +1,6 @@
-"""Files that lie beside a model and are not one: projectors, importance matrices, draft heads.
+"""Recognises files beside a model that are not models: projectors, matrices, draft heads.
 
-One rule for repositories and for folders, so that a draft head never answers as the model. The
+Repositories and folders use the same rule, so that a draft head is never served as a model. The
 names are llama.cpp's (common/download.cpp, common/preset.cpp).
 """
 

@@ -1,6 +1,6 @@
-"""What each way to load a preset takes, whether one fits, and what would help.
+"""The memory of each way to load a preset, whether one of them fits, and what would help.
 
-One place for `lswap up`, `check`, `estimate` and `init`: they give the same answer of one file.
+`lswap up`, `check`, `estimate` and `init` all use this module, so they agree about a file.
 """
 
 from __future__ import annotations

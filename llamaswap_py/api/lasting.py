@@ -1,4 +1,4 @@
-"""Requests whose answers may outlive their clients, as they arrive and as their clients leave."""
+"""Requests whose answers continue when their clients disconnect (the web UI's chats)."""
 
 from __future__ import annotations
 

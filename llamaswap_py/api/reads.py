@@ -1,7 +1,7 @@
-"""Requests that only read from a child: they load, wake and evict nothing, and are no use of it.
+"""Requests that only read from a child: they load, wake and evict nothing, and do not count as use.
 
-Whoever asks now and then how a model is must not change how it is. So a read is answered by an
-instance that is there, or refused; `?autoload=true` makes a request like any other of it.
+Polling the state of a model must not change that state. So a read is answered by an instance that
+is loaded already, or refused. With `?autoload=true` it is treated like any other request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a child is sent, and what becomes of it: what every way of asking one has in common."""
+"""Sending a request to a child and its answer to the client: the part that all routes share."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _log_refusal(call: Call) -> None:
 
 
 def may_retry(call: Call, result: RelayResult) -> bool:
-    """A child that was never reached has done nothing; one that died unseen may have."""
+    """A child that was never reached did nothing; one that died while it answered may have."""
     if nothing_sent(result):
         return True
     return call.route.retry and result.outcome is Outcome.DIED_BEFORE_HEAD

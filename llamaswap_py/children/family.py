@@ -1,7 +1,8 @@
-"""What the kernel shows of a program and all that it started: their work, whose socket it is.
+"""What the kernel shows of a program and the processes that it started: their work, their sockets.
 
-Of a program that is only the client of another (`docker run`, `ssh`) neither says anything: what
-works is somewhere else. That shows in the socket it is asked on, which then none of them holds.
+A program that is only the client of another one (`docker run`, `ssh`) does not do the work itself,
+so its processor time says nothing. Such a program is recognised by the socket on which lswap asks
+it: none of its processes holds that socket.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where lswap listens by its command line, and the addresses that people can type for that."""
+"""The addresses that the command line makes lswap listen on, and their URLs for people."""
 
 from __future__ import annotations
 

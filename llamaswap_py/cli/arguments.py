@@ -1,4 +1,4 @@
-"""What the words after `lswap up`, `check` and `estimate` name: files, folders, models."""
+"""The arguments of `lswap up`, `check` and `estimate`: configuration files, folders, models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that ask a running lswap have in common: their options, and how they ask."""
+"""The options and the client that all commands share which talk to a running lswap."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Presets that can never be loaded beside those that are pinned: found before they are asked for.
+"""Presets that can never be loaded beside the pinned ones: `lswap check` finds them here.
 
-Each of them is fine by itself, so nothing else finds it: the scheduler refuses the one that comes
-second, for ever. Memory that could not be estimated does not count.
+Each of these presets fits alone, so no other check finds them. The scheduler would refuse every
+request for the one that is loaded second. Memory that could not be estimated does not count.
 """
 
 from __future__ import annotations

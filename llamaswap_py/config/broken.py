@@ -1,4 +1,4 @@
-"""Presets that the file describes wrongly: whose mistake it is, and what is left of the preset."""
+"""Presets whose entry has a mistake: to which preset a mistake belongs, and what stays usable."""
 
 from __future__ import annotations
 

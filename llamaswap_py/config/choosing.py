@@ -49,8 +49,7 @@ class Group(Record, frozen=True):
     persistent: Annotated[
         bool,
         plain(
-            "Its presets give way to one another alone: none is evicted for a preset outside of "
-            "the group.",
+            "A preset of the group is evicted only for another preset of the group.",
             True,
         ),
     ] = False

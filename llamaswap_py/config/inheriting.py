@@ -1,4 +1,4 @@
-"""What a preset is once `defaults`, the top level, and keys that stand for others are in it."""
+"""Completes a preset: adds `defaults` and top-level keys, and expands `keep: always`."""
 
 from __future__ import annotations
 

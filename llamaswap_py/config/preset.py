@@ -72,8 +72,8 @@ class Defaults(Record, frozen=True):
     keep: Annotated[
         Literal["auto", "always"],
         plain(
-            "always: it is loaded at start and stays, which is preload: true, pin: true and "
-            "ttl: never in one key; auto: those three decide.",
+            "always: load it at start and never unload it, like preload: true, pin: true and "
+            "ttl: never together; auto: those three keys decide.",
             "always",
         ),
     ] = "auto"
@@ -217,8 +217,8 @@ class Defaults(Record, frozen=True):
     unlisted: Annotated[
         bool,
         plain(
-            "Show neither it nor its other names in lists of models (/v1/models, /models, "
-            "/api/tags, the web UI); it answers all the same.",
+            "Leave it and its other names out of lists of models (/v1/models, /models, "
+            "/api/tags, the web UI); requests for it are still answered.",
             True,
         ),
     ] = False

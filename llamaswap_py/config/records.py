@@ -305,8 +305,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         tuple[str, ...],
         key(
             "Folders whose GGUF files become presets, by their names: a folder or shards are one "
-            "model, mmproj* its projector. What `models` says of a file goes first, and a preset "
-            "without a file is settings for the model of its name.",
+            "model, mmproj* its projector. An entry of `models` for a file wins; an entry "
+            "without a file holds settings for the model of its name.",
             PATHS,
             ["~/models"],
         ),
@@ -318,8 +318,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     list_aliases: Annotated[
         bool,
         plain(
-            "Give every name that a client may ask for an entry of its own in lists of models: "
-            "`aliases`, and names of `request.per_name`. false: only the presets.",
+            "List every name that clients can use, also "
+            "`aliases` and names of `request.per_name`. false: list only the presets.",
             False,
         ),
     ] = True

@@ -1,7 +1,7 @@
-"""Options that llama-server renamed or merged, carried over into what one binary knows.
+"""Translates options that llama-server renamed or merged into those that one binary has.
 
-People's files are older than their llama-server, or newer. What was written stays when the binary
-has it; else what means the same there takes its place, in either direction.
+A file may be older or newer than the llama-server that reads it. An option that the binary has
+stays as it is written. Any other is replaced by the option that means the same in this binary.
 """
 
 from __future__ import annotations

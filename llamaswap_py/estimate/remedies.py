@@ -1,7 +1,7 @@
-"""Which settings lower what a preset takes, and to what: sought for one that does not fit.
+"""Finds settings with which a preset that does not fit would take less memory.
 
-Each is worked out as the preset itself is (a dry run, else the formulas), so what a message names
-was computed for this very model, never guessed.
+Each setting is estimated like the preset itself (a dry run, else the formulas). So the figures in a
+message are computed for this model, never guessed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A command that is not llama-server -> a preset with `cmd`. Pure.
 
-lswap reaches a program at 127.0.0.1, on the port that it gives it. What a command says of another
-machine, of a container or of a path is left as it is, and named: only its owner knows what it is.
+lswap reaches a program at 127.0.0.1, on a port that lswap chooses. Parts of a command that name
+another machine, a container or a path stay as they are, and a note names them: only their owner
+knows what they mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether a preset can fit at all, and what would make it fit: one judgement for all who ask.
+"""Whether a preset can fit at all, and which changes would make it fit.
 
-`lswap check`, `estimate`, `init`, `up` and the refusal of a request call these functions, so that
-they never differ. Pure: the settings that may help come as data (`Choice.remedies`).
+`lswap check`, `estimate`, `init`, `up` and the refusal of a request all call these functions, so
+they always agree. Pure: the settings that may help come as data (`Choice.remedies`).
 """
 
 from __future__ import annotations

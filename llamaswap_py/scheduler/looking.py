@@ -1,7 +1,7 @@
 """Reads: which instance answers a request that changes nothing, or why none does. Changes nothing.
 
-A read asks a child what it is or does. It loads, wakes and evicts nothing, waits for nothing, and
-does not count as use: neither for the ttl nor for who leaves first.
+A read asks a child what it is or does. It loads, wakes and evicts nothing, and waits for nothing.
+It does not count as use, neither for the ttl nor for the choice of the model to evict.
 """
 
 from __future__ import annotations
