@@ -166,8 +166,7 @@ class App:
         if not route.public:
             call.key = self.access.check(head, admin=route.admin)
             if not route.free:
-                self.access.enter(call.key, replaces=call.replaces_its_own)
-                call.counted = True
+                call.count()
         if route.starts and self.supervisor.scheduler.closing:
             raise draining()
         if meaning.relayed and not self._cors.on:

@@ -120,6 +120,11 @@ class Call:
         older = self.supervisor.conversations.find(given.decode("latin-1"))
         return older is not None and older.goes_on and older.client == self.client
 
+    def count(self) -> None:
+        """Count it against its key; raises ApiError `too_many_requests`."""
+        self.app.access.enter(self.key, replaces=self.replaces_its_own)
+        self.counted = True
+
     def hand_over_count(self) -> Callable[[], None]:
         """Let it count against its key when its client is gone; return what ends that."""
         counted, self.counted = self.counted, False

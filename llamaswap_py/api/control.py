@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.call import draining
 from llamaswap_py.api.openapi import document
 from llamaswap_py.api.shapes import Decisions, Health, LoadAnswer, LoadRequest, UnloadAnswer
@@ -136,8 +137,7 @@ async def openapi(call: Call) -> None:
 
 async def _read_args(call: Call) -> dict[str, Argument] | None:
     """Return the options of a load, None where it gives none."""
-    body = await call.exchange.read_body(call.supervisor.config.limits.body)
-    text = body.join().strip()
+    text = (await read_control(call)).strip()
     if not text:
         return None
     try:

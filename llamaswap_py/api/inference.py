@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+from llamaswap_py.api.bounds import SKIPPED, check_values
 from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
@@ -59,6 +60,8 @@ async def relay(call: Call) -> None:
     upload = content_type.lower().startswith(b"multipart/form-data")
     body, skim = await read_skimmed(call, content_type, limits.upload if upload else limits.body)
     text = body.join() if skim is None else skim.text
+    if skim is not None and not upload:
+        check_values(text, SKIPPED)
     ask = read_ask(content_type, text, skim)
     name = ask.model or call.query.get("model")
     if not name and call.route.without_model is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.router import refuse
 from llamaswap_py.errors import ApiError, LswapError
@@ -22,11 +23,11 @@ _INVALID = "invalid_request_error"
 
 async def download(call: Call) -> None:
     """POST /models {"model": "user/repo[:QUANT]"}: adds a preset of that name, and fetches it."""
-    body = await call.exchange.read_body(call.supervisor.config.limits.body)
+    text = await read_control(call)
     try:
-        asked = msgspec.json.decode(body.join())
+        asked = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        refuse(call, 400, bad_json(body.join(), error).message, _INVALID)
+        refuse(call, 400, bad_json(text, error).message, _INVALID)
         return
     name = asked.get("model") if isinstance(asked, dict) else None
     if not isinstance(name, str) or not name:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llamaswap_py.api.bounds import TEXTS, check_text, read_control
 from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.filters import filtered
 from llamaswap_py.api.reading import read_skimmed
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 async def read(call: Call) -> dict[str, Any]:
     """Read a request that holds nothing large."""
-    return (await read_large(call))[0]
+    return _object(await read_control(call))
 
 
 async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
@@ -31,13 +32,18 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     limit = call.supervisor.config.limits.body
     # Arguments of tools become texts within texts, so nothing with escapes may be cut.
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
-    return _object(body.join() if skim is None else skim.text, skim), skim
+    text = body.join() if skim is None else skim.text
+    check_text(text)
+    return _object(text, skim), skim
 
 
 async def read_whole(call: Call) -> dict[str, Any]:
     """Read a request all of whose texts are needed, however long they are."""
-    body, _ = await read_skimmed(call, b"application/json", call.supervisor.config.limits.body)
-    return _object(body.join())
+    limit = min(TEXTS, call.supervisor.config.limits.body)
+    body, _ = await read_skimmed(call, b"application/json", limit)
+    text = body.join()
+    check_text(text)
+    return _object(text)
 
 
 def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.shapes import ReservationAnswer, Reservations
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import parse_size
@@ -141,8 +142,7 @@ def _footprint(call: Call, memory: dict[str, int | str]) -> dict[str, int]:
 
 
 async def _read(call: Call, kind: type[_T]) -> _T:
-    body = await call.exchange.read_body(call.supervisor.config.limits.body)
-    text = body.join().strip() or b"{}"
+    text = (await read_control(call)).strip() or b"{}"
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.extract import bad_json
 
 if TYPE_CHECKING:
@@ -47,11 +48,11 @@ async def cors_proxy(call: Call) -> None:
 
 
 async def _preset(call: Call, *, status: int, kind: str) -> str | None:
-    body = await call.exchange.read_body(call.supervisor.config.limits.body)
+    text = await read_control(call)
     try:
-        ask = msgspec.json.decode(body.join() or b"{}")
+        ask = msgspec.json.decode(text or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        refuse(call, 400, bad_json(body.join(), error).message, "invalid_request_error")
+        refuse(call, 400, bad_json(text, error).message, "invalid_request_error")
         return None
     name = ask.get("model") if isinstance(ask, dict) else None
     preset = call.supervisor.names.resolve(name) if isinstance(name, str) else None

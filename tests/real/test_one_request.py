@@ -54,3 +54,13 @@ async def test_uploads_that_are_broken_off_leave_nothing_in_memory(lab: Lab) -> 
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
             await fallen(lswap, before + 40 * MIB)
+
+
+async def test_a_large_body_for_lswap_itself_is_refused(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        before = taken(lswap)
+        body = b'{"conversation_ids":[' + b"[]," * (20 * MIB) + b"[]]}"
+        answer = await lswap.client.post("/v1/streams/lookup", content=body)
+        assert answer.status_code == 413
+        assert str(MIB) in answer.text
+        assert taken(lswap) < before + 40 * MIB

@@ -1,0 +1,109 @@
+"""No request has more decoded of it at once than the event loop can spare the time for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llamaswap_py.api import bounds, table
+from llamaswap_py.config.keyfile import KeyRing
+from llamaswap_py.units import KIB, MIB
+from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
+from tests.unit.test_express import key, request, staged, until
+from tests.wire.harness import connected
+
+pytestmark = pytest.mark.anyio
+CONTROL = (
+    *("/v1/streams/lookup", "/models/load", "/models/unload", "/models", "/api/show", "/api/pull"),
+    *("/lswap/v1/reservations", "/lswap/v1/reservations/x/heartbeat"),
+    "/lswap/v1/models/alpha/load",
+)
+EMPTY = b'{"a":[' + b"[]," * MIB + b"[]]}"
+MEMBERS = b"{" + b'"a":1,' * MIB + b'"b":1}'
+CHAT = {"model": "alpha", "messages": [{"role": "user", "content": "hello, you"}] * 20_000}
+FILTERED = "models: {alpha: {model: /a.gguf, request: {set: {seed: 1}}}}"
+
+
+def values(text: bytes) -> int:
+    return sum(map(text.count, (b",", b"[", b"{")))
+
+
+@pytest.mark.parametrize("path", CONTROL)
+@pytest.mark.parametrize("framed", [True, False])
+async def test_a_request_that_is_no_models_is_small(path: str, framed: bool) -> None:
+    exchange = FakeExchange("POST", path, b'{"pad":"' + b"x" * MIB + b'"}')
+    if not framed:
+        exchange.head.content_length = None
+    await answer(exchange)
+    assert exchange.status == 413
+    assert str(MIB).encode() in exchange.answer
+
+
+def paths() -> list[tuple[str, str]]:
+    """Return a path of each route, with its methods that may have a body."""
+    every = {**table.ROUTES, **{f"{a}alpha{b}": there for a, b, there in table.PATTERNS}}
+    methods = ("POST", "DELETE", table.ANY)
+    found = [(one, path) for path, there in every.items() for one in there if one in methods]
+    return [("POST" if method == table.ANY else method, path) for method, path in found]
+
+
+@pytest.mark.parametrize(("method", "path"), paths())
+@pytest.mark.parametrize("body", [EMPTY, MEMBERS], ids=["values", "members"])
+async def test_no_route_decodes_much_at_once(
+    method: str, path: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = [0]
+    decode = msgspec.json.decode
+
+    def spy(text: Any, **more: Any) -> Any:
+        decoded.append(values(bytes(text)))
+        return decode(text, **more)
+
+    monkeypatch.setattr(msgspec.json, "decode", spy)
+    exchange = FakeExchange(method, path, body)
+    exchange.head.content_length = None
+    supervisor = FakeSupervisor(make_config(FILTERED))
+    await answer(exchange, supervisor)
+    assert max(decoded) <= bounds.VALUES
+
+
+async def test_many_members_are_not_read_for_a_model() -> None:
+    exchange = FakeExchange("POST", "/v1/chat/completions", MEMBERS)
+    exchange.head.content_length = None
+    await answer(exchange)
+    assert exchange.error["code"] == "body_too_large"
+    assert str(bounds.SKIPPED) in exchange.error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+async def test_a_long_talk_is_answered(path: str) -> None:
+    exchange = FakeExchange("POST", path, json.dumps(CHAT).encode())
+    exchange.head.content_length = None
+    await answer(exchange)
+    assert exchange.status == 200
+
+
+async def test_numbers_for_a_model_pass() -> None:
+    ask = {"model": "alpha", "input": list(range(500_000))}
+    exchange = FakeExchange("POST", "/v1/embeddings", json.dumps(ask).encode())
+    exchange.head.content_length = None
+    await answer(exchange)
+    assert exchange.status == 200
+
+
+async def test_a_large_body_counts_where_a_small_one_does_not(short_dir: Path) -> None:
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        stage.app.access.replace(KeyRing([key("few", max_in_flight=1)]))
+        who = "Authorization: Bearer few\r\n"
+        async with connected(stage.endpoint) as other:
+            await other.send(request({"model": "alpha"}, headers=who)[:-1])
+            await until(lambda: any(one.counted for one in stage.app.calls.values()))
+            small = request({"conversation_ids": []}, "/v1/streams/lookup", who)
+            assert (await client.ask(small)).status == 200
+            large = request({"x": "x" * 65 * KIB}, "/v1/streams/lookup", who)
+            assert (await client.ask(large)).status == 429
+        await until(lambda: not stage.app.calls)
