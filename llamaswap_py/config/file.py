@@ -190,7 +190,7 @@ def _check_owner(file: Path, status: os.stat_result) -> None:
         raise ConfigError(
             f"this key file belongs to another user ({status.st_uid}), who could add keys to it",
             where=str(file),
-            remedy=f"chown {own} {quoted}",
+            remedy=f"chown {own} {quoted}, or say keys: {{strict_modes: false}} if you trust them",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(
