@@ -20,6 +20,7 @@ from llamaswap_py.children.process import Process
 from llamaswap_py.children.program import (
     ProgramLines,
     ProgramLoad,
+    accepts,
     choose_endpoint,
     run_stop,
     told,
@@ -338,6 +339,11 @@ class Child:
         # What it started may outlive it: whoever asked for its end gets that of the others, too.
         if program is not None and program.stop and asked:
             await self._run_stop_command(process)
+        if program is not None and asked and self._endpoint and await accepts(self._endpoint):
+            outlived = (
+                f"cmd has ended, but {self._endpoint} still answers: what cmd started runs on"
+            )
+            self._note(f"[{self.spec.name}: {outlived} - write a stop_cmd that ends it]")
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.close())
         if self._file is not None:

@@ -142,7 +142,7 @@ class ProgramLoad(Load):
         """Wait until it accepts a connection; return what it says of its slots, if it does."""
         assert self._endpoint is not None
         pause = _FIRST_PAUSE
-        while self._http is None and not await _accepts(self._endpoint):
+        while self._http is None and not await accepts(self._endpoint):
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
         try:
@@ -151,7 +151,8 @@ class ProgramLoad(Load):
             return _NOTHING
 
 
-async def _accepts(endpoint: Endpoint) -> bool:
+async def accepts(endpoint: Endpoint) -> bool:
+    """Tell whether something takes a connection there."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             if endpoint.path is not None:

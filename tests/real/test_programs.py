@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +164,27 @@ async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab:
         assert "told to end" in log
         message = error_of(await lswap.client.get("/upstream/gone/env?autoload=true"), 503)
         assert "there is no program no-such-program on the PATH" in message["message"]
+
+
+async def test_a_container_that_outlives_its_command_is_said(lab: Lab) -> None:
+    """Nothing that lswap started is left, so only its port tells."""
+    file = lab.folder / "box.pid"
+    keys = {"stop_timeout": "1s"}
+    models = {"box": container(lab, "true", **keys), "talk": program(memory=HOST)}
+    async with lab.lswap(models) as lswap:
+        answer = await lswap.client.get("/upstream/box/?autoload=true")
+        assert answer.status_code == 200, answer.text
+        await env_of(lswap, "talk")
+        pid = fake_container.running(file)
+        assert pid is not None
+        try:
+            for model in models:
+                await lab.cli("unload", model, "--url", lswap.url)
+                await lswap.until_state(model, "unloaded")
+            assert "still answers: what cmd started runs on" in await lswap.logs("box")
+            assert "still answers" not in await lswap.logs("talk")
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
 async def test_what_a_stop_command_leaves_is_killed(lab: Lab) -> None:
