@@ -152,7 +152,9 @@ async def _fitted(
                 f"the input length exceeds the context length: input {number} has {len(tokens)} "
                 f"tokens, and {preset} takes {limit}"
             )
-            remedy = "leave `truncate` out, or raise ctx-size in the configuration"
+            remedy = (
+                "leave `truncate` out, or raise ctx-size (and ubatch-size, where the file has it)"
+            )
             raise ApiError("bad_request", message, remedy=remedy, param="input")
         if end is None:
             end = closing(tokens, await _tokens(call, preset, ""))

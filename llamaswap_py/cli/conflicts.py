@@ -35,7 +35,7 @@ def conflicts(
             pinned = ", ".join(key.preset for key in kept)
             yield (
                 f"{config.where(f'models.{plan.preset}')}: it can never be loaded while {pinned} "
-                f"stays (`pin`) - {shortfall} - "
+                f"stays (`pin` or `keep`) - {shortfall} - "
                 f"{remedies(ledger, plan, kept)}"
             )
 

@@ -40,7 +40,11 @@ _GROUPED: Final = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)+", re.ASCII)
 _HEX: Final = re.compile(r"0[xX][0-9a-fA-F]+", re.ASCII)
 _TIMES: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kKmM])(?:i?[bB]?)", re.ASCII)
 _FACTORS: Final = {"k": 1024, "m": 1024 * 1024}
+_LASTS: Final = re.compile(r"([0-9]+) ?(s|m|min|h)", re.ASCII)
+_SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _INT: Final = range(-(2**31), 2**31)
+_COUNTS: Final = frozenset({"ctx-size", "batch-size", "ubatch-size"})
+"""Tokens, which llama-server keeps without a sign: of -1 it makes 4294967295."""
 
 
 class Fault(NamedTuple):
@@ -88,9 +92,20 @@ def fault_of(name: str, text: str, option: Option) -> Fault | None:
     if (kind := number_kind(option)) is not None:
         if text in _WORD.findall(option.description):
             return None
+        lasts = _LASTS.fullmatch(text) if "seconds" in option.description else None
+        if lasts is not None:
+            meant = str(int(lasts[1]) * _SECONDS[lasts[2]])
+            message = f"{text!r} is not a number of seconds"
+            return Fault(message, f"write {name}: {meant}", meant)
         fault = _number(name, text, kind)
         if fault is None and kind == "int" and option.hint == "N" and int(text) not in _INT:
             return Fault(f"{text} is more than llama-server counts", f"at most {_INT[-1]}")
+        if (
+            fault is None
+            and text.startswith("-")
+            and _COUNTS & {each.lstrip("-") for each in option.names}
+        ):
+            return Fault(f"{text} is below 0", f"write {name}: 0 or more, or take it out")
         return fault
     if _SERIES.fullmatch(option.hint):
         for part in re.split(r"[,/]", text):

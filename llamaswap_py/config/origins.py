@@ -88,7 +88,8 @@ def _ascii(scheme: str, host: str) -> str:
 
 
 def _guess(low: str) -> str:
-    """Return what may be meant by a text without `://`."""
+    """Return what may be meant by a text without a scheme that browsers know."""
+    low = low.rpartition("://")[2]  # a scheme like *
     scheme, colon, rest = low.partition(":")
     host = low.partition("/")[0]
     if colon and not rest.strip("/"):

@@ -31,6 +31,8 @@ HELP = """\
 --control-vector-layer-range START END
                                         layer range to apply the control vector(s) to
 -C,    --cpu-mask M                     CPU affinity mask: arbitrarily long hex (default: "")
+-to, --timeout N                        server read/write timeout in seconds (default: 3600)
+--sse-ping-interval N                   interval in seconds (-1 = disabled, default: 30)
 --alias STRING                          set model name aliases
 """
 OPTIONS: dict[str, Option] = dict(parse_options(HELP))
@@ -48,6 +50,10 @@ def problems(args: str) -> list[str]:
         ("ctx-size: 8k", "llama-server would read 8 - write ctx-size: 8192"),
         ("c: 128K", "llama-server would read 128 - write ctx-size: 131072"),
         ("ctx-size: 1m", "write ctx-size: 1048576"),
+        ("ctx-size: -5", "-5 is below 0 - write ctx-size: 0 or more, or take it out"),
+        ("timeout: 5m", "'5m' is not a number of seconds - write timeout: 300"),
+        ("timeout: 2 h", "write timeout: 7200"),
+        ("sse-ping-interval: 30s", "write sse-ping-interval: 30"),
         ("ctx-size: 16_384", "llama-server would read 16 - write ctx-size: 16384"),
         ('ctx-size: "16,384"', "llama-server would read 16 - write ctx-size: 16384"),
         ("ctx-size: '16 384'", "write ctx-size: 16384"),
@@ -83,7 +89,7 @@ def test_values_that_would_be_misread(args: str, says: str) -> None:
     "args",
     [
         "ctx-size: 8192",
-        "ctx-size: -1",
+        "ctx-size: 0",
         "ctx-size: '8192'",
         "threads-batch: 8",
         "n-gpu-layers: 99",
@@ -108,6 +114,7 @@ def test_values_that_would_be_misread(args: str, says: str) -> None:
         "control-vector-layer-range: 3 9",
         "cpu-mask: ff",
         "alias: 8k",
+        "sse-ping-interval: -1",
     ],
 )
 def test_values_that_are_what_they_say(args: str) -> None:
