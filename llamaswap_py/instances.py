@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Final
 
 from llamaswap_py.children import (
     Child,
+    ChildEnding,
     ChildEvent,
     ChildExited,
     ChildHung,
@@ -65,6 +67,8 @@ class Running:
     inputs: tuple[str, ...] = ()
     stage: str | None = None
     lost: bool = False
+    ending: bool = False
+    """Whether it said that it ends, unasked."""
     asleep: bool = False
     answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
     """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
@@ -198,6 +202,22 @@ class Instances:
         if running := self.running.get(key):
             running.child.wake()
 
+    def refused(self, key: InstanceKey, number: int) -> None:
+        """A child refused a connection with that error number: nobody listens there any more.
+
+        llama-server closes its socket only when it ends, and then nothing comes of what it began.
+        Another program may finish that; so may any whose socket was taken away (ENOENT).
+        """
+        if running := self.running.get(key):
+            self._drop(running)
+            own = running.child.spec.program is None
+            self._feed(ev.InstanceRefused(key, ends=own and number == errno.ECONNREFUSED))
+
+    def _drop(self, running: Running) -> None:
+        """Close what is open to a child: that keeps llama-server from exiting."""
+        if running.endpoint is not None:
+            self._pool.drop(running.endpoint)
+
     async def wait_gone(self) -> None:
         """Wait until the next child is reaped."""
         self.gone.clear()
@@ -213,8 +233,7 @@ class Instances:
         finally:
             running = self.running.pop(key)
             self._runtime_dir.forget(str(key))
-        if running.endpoint is not None:
-            self._pool.drop(running.endpoint)
+        self._drop(running)
         self._keeping.gone(running)
         self._feed(ev.InstanceExited(key, failure))
         self._on_gone(running)
@@ -229,8 +248,7 @@ class Instances:
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
         running.held.end_readers(action.reason.value)
-        if running.endpoint is not None:
-            self._pool.drop(running.endpoint)  # an open connection keeps llama-server from exiting
+        self._drop(running)
         if action.may_keep and running.kv is not None:
             self._tasks.create_task(self._keep_and_stop(key, running), name=f"{key} keeps")
         else:
@@ -278,6 +296,10 @@ class Instances:
                 summary = f"no sign of progress for {stall} while loading"
                 failure = Failure("timeout", summary, None, self._tail(key))
                 self._feed(ev.InstanceStalled(key, failure))
+            case ChildEnding():
+                running.ending = True
+                self._drop(running)
+                self._feed(ev.InstanceRefused(key, ends=True))
             case ChildLost():
                 running.lost = True
                 self._feed(ev.InstanceLost(key))

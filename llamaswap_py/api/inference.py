@@ -25,6 +25,7 @@ from llamaswap_py.api.sending import (
     as_read,
     build_request,
     cut,
+    is_ending,
     may_retry,
     revoked,
     send,
@@ -203,6 +204,8 @@ async def _to_instance(
             call.exchange.cut_event = None  # the next lease is not revoked
         elif result.outcome is Outcome.CUT:
             raise revoked(call, lease.revoked or FORCE)
+        elif is_ending(call, lease, result):
+            continue  # no lease on it is granted any more: the next one is another instance's
         elif died is None and may_retry(call, result):
             died, patience = lease.epoch, time.monotonic() + REAPING
         elif died == lease.epoch and time.monotonic() < patience and may_retry(call, result):

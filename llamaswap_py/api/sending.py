@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,7 @@ _REVOKED: Final = {
 _ESCAPE: Final = re.compile("%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 FORCE: Final = "force"
 _HUNG: Final = "found hung"
+_REFUSED: Final = "serves no more"
 # Nobody knows whether the request itself is what the child hangs on: it is not sent to another.
 FINAL: Final = (FORCE, _HUNG)
 
@@ -60,6 +62,8 @@ def revoked(call: Call, reason: str) -> ApiError:
     if reason == _HUNG:
         what = f"{call.model} hung: it gave no sign of life any more, and was stopped"
         return upstream_failed(what, remedy="the next request starts it again")
+    if reason == _REFUSED:
+        return upstream_failed(f"{call.model} ended in the middle of its answer, unasked")
     why = _REVOKED.get(reason, reason)
     return ApiError("unloaded", f"the answer was cut short: {call.model} had to stop ({why})")
 
@@ -94,6 +98,8 @@ async def send(
             translate=translate,
             collect=collect,
         )
+    if _refused(result):  # before its lease is given back, and granted to somebody else
+        call.supervisor.instances.refused(lease.key, result.errno)
     note_answer(call, result)
     return result
 
@@ -148,3 +154,20 @@ def may_retry(call: Call, result: RelayResult) -> bool:
 def nothing_sent(result: RelayResult) -> bool:
     """Return whether the child was never reached."""
     return result.outcome is Outcome.UNREACHABLE
+
+
+def _refused(result: RelayResult) -> bool:
+    """Return whether the connection was refused: nobody listens there, or the socket is gone."""
+    return nothing_sent(result) and result.errno in (errno.ECONNREFUSED, errno.ENOENT)
+
+
+def is_ending(call: Call, lease: Lease, result: RelayResult) -> bool:
+    """Return whether a child has only not answered because it ends: the next one is waited for.
+
+    It refused the connection, or closed it without a byte after it had said that it ends.
+    """
+    if _refused(result):
+        return True
+    running = call.supervisor.running.get(lease.key)
+    ending = running is not None and running.ending
+    return ending and result.outcome is Outcome.DIED_BEFORE_HEAD

@@ -12,6 +12,7 @@ from llamaswap_py.children.failures import Failure, FailureKind
 from llamaswap_py.children.logs import ChildLog, LogLine
 from llamaswap_py.children.orphans import InstanceRecord, Swept
 from llamaswap_py.children.records import (
+    ChildEnding,
     ChildEvent,
     ChildExited,
     ChildHung,
@@ -29,6 +30,7 @@ from llamaswap_py.children.runtime_dir import RuntimeDir
 
 __all__ = [
     "Child",
+    "ChildEnding",
     "ChildEvent",
     "ChildExited",
     "ChildHung",

@@ -35,6 +35,7 @@ from llamaswap_py.children.readiness import (
     Sleeping,
 )
 from llamaswap_py.children.records import (
+    ChildEnding,
     ChildExited,
     ChildHung,
     ChildLost,
@@ -325,6 +326,7 @@ class Child:
                 self._emit_unless_stopping(ChildSlept())
             case Ending():
                 self._ending = True
+                self._emit_unless_stopping(ChildEnding())
 
     def _note(self, text: str) -> None:
         self._lines += 1

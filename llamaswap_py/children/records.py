@@ -113,6 +113,11 @@ class ChildStalled:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildEnding:
+    """It said that it ends, unasked: it answers nobody any more, but may be there for long."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildLost:
     """Its process ended unasked and can serve nobody; `ChildExited` follows once it is reaped."""
 
@@ -135,6 +140,7 @@ ChildEvent: TypeAlias = (
     | ChildWoke
     | ChildHung
     | ChildStalled
+    | ChildEnding
     | ChildLost
     | ChildExited
 )

@@ -28,6 +28,7 @@ class StopReason(Enum):
     SHUTDOWN = "shutdown"
     LOST = "lost"
     # The closed list of invariant 1: only these may end open leases or a load.
+    REFUSED = "serves no more"
     FORCE = "force"
     DRAIN_DEADLINE = "drain deadline"
     SHUTDOWN_DEADLINE = "shutdown deadline"
@@ -40,6 +41,7 @@ class StopReason(Enum):
 
 MAY_INTERRUPT = frozenset(
     {
+        StopReason.REFUSED,
         StopReason.FORCE,
         StopReason.SHUTDOWN_NOW,
         StopReason.DRAIN_DEADLINE,

@@ -139,6 +139,17 @@ class InstanceLost:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceRefused:
+    """A child takes no more requests, though its process is there: it refused a connection.
+
+    `ends`: what it has begun comes to nothing either, since it has begun to end, unasked.
+    """
+
+    instance: InstanceKey
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceNoted:
     """The runtime did something to a child that belongs among the decisions, and changes none."""
 
@@ -316,6 +327,7 @@ Event: TypeAlias = (
     | InstanceStalled
     | InstanceHung
     | InstanceLost
+    | InstanceRefused
     | InstanceNoted
     | InstanceExited
     | LoadAsked

@@ -6,7 +6,7 @@ It does not count as use, neither for the ttl nor for the choice of the model to
 
 from __future__ import annotations
 
-from llamaswap_py.scheduler.actions import Reject
+from llamaswap_py.scheduler.actions import Reject, StopReason
 from llamaswap_py.scheduler.records import ClientId, InstanceKey, RequestId
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.states import State
@@ -42,5 +42,6 @@ def _answering(world: World, preset: Preset) -> Instance | None:
         if one.key.preset == preset.plan.preset
         and one.state is State.DRAINING
         and one.ready_at is not None
+        and one.drain_reason is not StopReason.REFUSED
     ]
     return max(draining, key=lambda one: one.key.epoch, default=None)

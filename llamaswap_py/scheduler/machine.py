@@ -79,6 +79,7 @@ class Scheduler:
             ev.InstanceStalled: instances.instance_stalled,
             ev.InstanceHung: instances.instance_hung,
             ev.InstanceLost: instances.instance_lost,
+            ev.InstanceRefused: instances.instance_refused,
             ev.InstanceNoted: instances.instance_noted,
             ev.InstanceExited: instances.instance_exited,
             ev.LoadAsked: operators.load_asked,

@@ -83,7 +83,8 @@ class OnInstances:
         instance = self.world.instances.get(event.instance)
         if instance is None or instance.state not in (State.READY, State.SLEEPING, State.DRAINING):
             return False
-        self.control.end_leases(instance, StopReason.FOUND_HUNG)
+        refused = instance.drain_reason is StopReason.REFUSED  # it was about to end, unasked
+        self.control.end_leases(instance, StopReason.REFUSED if refused else StopReason.FOUND_HUNG)
         self.control.fail(instance, event.failure, loading=False)
         self.control.stop(instance, StopReason.FOUND_HUNG, event.failure.summary, kill=True)
         return True
@@ -96,6 +97,21 @@ class OnInstances:
         self.control.drain(instance, StopReason.LOST, "its process has ended")
         if preset := self.world.presets.get(instance.key.preset):
             preset.after |= {instance.key}  # whether to try again, and when, its exit will say
+        return True
+
+    def instance_refused(self, event: ev.InstanceRefused) -> bool:
+        """Grant it to nobody any more; it is stopped, if it does not end before its leases do."""
+        instance = self.world.instances.get(event.instance)
+        if instance is None or instance.state not in (State.READY, State.SLEEPING, State.DRAINING):
+            return False
+        if instance.state is not State.DRAINING:
+            why = "it ends, and was not told to" if event.ends else "it refuses connections"
+            self.control.drain(instance, StopReason.REFUSED, why)
+            instance.drain_from = self.control.now
+            if event.ends and (preset := self.world.presets.get(instance.key.preset)):
+                preset.after |= {instance.key}  # as with one that is lost
+        if event.ends:
+            self.control.end_leases(instance, StopReason.REFUSED)
         return True
 
     def instance_noted(self, event: ev.InstanceNoted) -> bool:
@@ -111,9 +127,13 @@ class OnInstances:
         instance.move(Trigger.EXITED)
         self.world.ledger.release(instance.key, self.control.now)
         self.control.detach(instance)
-        told = before is State.STOPPING and instance.drain_reason is not StopReason.LOST
-        if before is State.LOADING or (event.failure and not told):
-            failure = event.failure or Failure("exited", "it ended while loading", 0)
+        unasked = instance.drain_reason in (StopReason.LOST, StopReason.REFUSED)
+        told = before is State.STOPPING and not unasked
+        failure = event.failure
+        if failure is None and instance.drain_reason is StopReason.REFUSED:
+            failure = Failure("exited", "it refused connections, and ended", 0)
+        if before is State.LOADING or (failure and not told):
+            failure = failure or Failure("exited", "it ended while loading", 0)
             self.control.fail(instance, failure, loading=before is State.LOADING)
         else:
             self.control.note("gone", instance, instance.reason or "it ended by itself")

@@ -131,8 +131,9 @@ class Passing:
             claim = plan.claims.get(instance.key)
             instance.claimed_by = claim.preset if claim else None
             self._set_gate(instance, claim, plan.closed.get(instance.key))
+            awaited = plan.awaited or instance.drain_reason is StopReason.REFUSED
             draining = instance.state is State.DRAINING
-            if instance.gate_for is None and not (plan.awaited and draining):
+            if instance.gate_for is None and not (awaited and draining):
                 instance.drain_from = None
             elif instance.drain_from is None:
                 instance.drain_from = self.control.now

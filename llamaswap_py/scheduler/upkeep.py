@@ -71,10 +71,12 @@ class Upkeep:
     def _enforce_drain_deadline(self, instance: Instance) -> None:
         due = self._drain_due(instance)
         if due is not None and self.control.now >= due:
-            closing = self.closing_at is not None
-            self.control.end_leases(
-                instance, StopReason.SHUTDOWN_DEADLINE if closing else StopReason.DRAIN_DEADLINE
-            )
+            reason = StopReason.DRAIN_DEADLINE
+            if self.closing_at is not None:
+                reason = StopReason.SHUTDOWN_DEADLINE
+            elif instance.drain_reason is StopReason.REFUSED:
+                reason = StopReason.REFUSED
+            self.control.end_leases(instance, reason)
 
     def _drain_due(self, instance: Instance) -> float | None:
         """Return when the open leases of a draining instance are revoked, if ever."""
@@ -109,8 +111,10 @@ class Upkeep:
         if instance.state is State.DRAINING and not instance.leases:
             self.control.stop(instance, instance.drain_reason, instance.reason)
         elif grace is not None and now >= grace:
+            refused = instance.drain_reason is StopReason.REFUSED
+            reason = StopReason.REFUSED if refused else StopReason.DRAIN_DEADLINE
             why = f"{instance.reason}, and its open requests did not end in time"
-            self.control.stop(instance, StopReason.DRAIN_DEADLINE, why)
+            self.control.stop(instance, reason, why)
         elif ttl is not None and now >= ttl:
             idle = f"idle for its ttl of {instance.ttl:g} s"
             self.control.stop(instance, StopReason.TTL, idle)

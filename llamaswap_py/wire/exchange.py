@@ -344,7 +344,8 @@ class Exchange:
             if self._unwanted():
                 return self._was_cut()
             reason = f"cannot connect to {endpoint}: {error}"
-            return RelayResult(Outcome.UNREACHABLE, started=self.response_started, error=reason)
+            started, number = self.response_started, error.errno or 0
+            return RelayResult(Outcome.UNREACHABLE, started, error=reason, errno=number)
         if self._unwanted():
             upstream.abort()
             return self._was_cut()

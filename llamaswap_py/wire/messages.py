@@ -205,6 +205,8 @@ class RelayResult(msgspec.Struct):
     #: been started locally, and the upstream then said something that is not an event stream (at
     #: most 64 KiB; the stream is still open), or the answer is translated as a whole.
     refusal: bytes | None = None
+    #: of an upstream that could not be reached
+    errno: int = 0
 
 
 def tokens(value: bytes) -> list[bytes]:

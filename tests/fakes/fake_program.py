@@ -10,6 +10,7 @@ PROGRAM_SECONDS      take so long to come up, default 0
 PROGRAM_NO_HEALTH    know no /health
 PROGRAM_EXIT         end with this exit code instead
 PROGRAM_IGNORE_TERM  ignore SIGTERM
+PROGRAM_LINGERS      at SIGTERM take no more connections, and stay
 PROGRAM_MEMORY       take so many MiB
 PROGRAM_HANG         answer a POST only once the file PROGRAM_GATE exists, GET /health always:
                      `mute`, `stream` (begin a stream), `works` (a child uses the processor), or
@@ -91,9 +92,17 @@ class OnSocket(ThreadingHTTPServer):
 
 
 def end(number: int, frame: object) -> None:
+    if "PROGRAM_LINGERS" in ENV and servers:
+        servers.pop().socket.close()
     print("told to end", flush=True)
+    if "PROGRAM_LINGERS" in ENV:
+        while True:
+            time.sleep(60)
     if "PROGRAM_IGNORE_TERM" not in ENV:
         os._exit(0)
+
+
+servers: list[ThreadingHTTPServer] = []
 
 
 def main() -> None:
@@ -108,6 +117,7 @@ def main() -> None:
     kind = OnSocket if "/" in where else ThreadingHTTPServer
     address = where if "/" in where else ("127.0.0.1", int(where))
     server = kind(address, Handler)  # type: ignore[arg-type]
+    servers.append(server)
     print(f"up and running on {where} with {len(kept)} bytes", flush=True)
     server.serve_forever()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fakes import fake_program
 from tests.real.answers import error_of, instance_of, model_of
 
 if TYPE_CHECKING:
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def kill(state: Snapshot, name: str) -> int:
-    """SIGKILL the only instance of a model; return its epoch."""
+def kill(state: Snapshot, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+    """Send a signal to the only instance of a model; return its epoch."""
     instance = instance_of(state, name)
     assert instance.pid is not None
-    os.kill(instance.pid, signal.SIGKILL)
+    os.kill(instance.pid, number)
     return instance.epoch
 
 
@@ -80,7 +82,8 @@ async def test_a_request_that_comes_in_the_moment_of_death(lab: Lab) -> None:
             assert await lswap.chat("alpha") == lab.sentence("alpha")
 
 
-async def test_while_streaming(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_while_streaming(lab: Lab, number: signal.Signals) -> None:
     """The stream ends with an error event, not with a cut; the other model goes on."""
     models = {name: lab.endless(name, size="90MiB") for name in ("alpha", "beta")}
     async with (
@@ -90,7 +93,7 @@ async def test_while_streaming(lab: Lab) -> None:
     ):
         await broken.read(5)
         await whole.read(1)
-        kill(await lswap.state(), "alpha")
+        kill(await lswap.state(), "alpha", number)
         await broken.rest()
         assert broken.error is not None
         assert broken.error["code"] == "upstream_failed"
@@ -102,7 +105,8 @@ async def test_while_streaming(lab: Lab) -> None:
         assert (await lswap.chat("alpha", max_tokens=5)).startswith("alpha says hello")
 
 
-async def test_before_the_first_byte(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_before_the_first_byte(lab: Lab, number: signal.Signals) -> None:
     """The request is sent again to a fresh instance, unseen."""
     async with (
         lab.lswap({"alpha": lab.endless("alpha")}) as lswap,
@@ -111,12 +115,83 @@ async def test_before_the_first_byte(lab: Lab) -> None:
         await lswap.chat("alpha", max_tokens=1)
         ask = tasks.create_task(lswap.post_chat("alpha", max_tokens=400))
         state = await lswap.until(lambda now: model_of(now, "alpha").leases == 1)
-        kill(state, "alpha")
+        kill(state, "alpha", number)
         answer = await ask
         text = answer.json()["choices"][0]["message"]["content"]
         assert text.startswith((lab.sentence("alpha") + " ") * 20)
         assert answer.json()["usage"]["completion_tokens"] == 400
         assert (await lswap.state()).loads_total == 2
+
+
+async def test_told_to_end_from_outside_under_load(lab: Lab) -> None:
+    """llama-server refuses connections long before it is gone: nobody meets that."""
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap, asyncio.TaskGroup() as tasks:
+        await lswap.chat("alpha")
+        over = asyncio.Event()
+
+        async def ask() -> None:
+            while not over.is_set():
+                assert await lswap.chat("alpha") == lab.sentence("alpha")
+
+        for _ in range(6):
+            tasks.create_task(ask())
+        for _ in range(4):
+            epoch = kill(await lswap.state(), "alpha", signal.SIGTERM)
+            await lswap.until(
+                lambda now, epoch=epoch: (
+                    [  # type: ignore[misc]
+                        (one.epoch, one.state) for one in now.instances
+                    ]
+                    == [(epoch + 1, "ready")]
+                )
+            )
+            for _ in range(5):
+                assert await lswap.chat("alpha") == lab.sentence("alpha")
+        over.set()
+
+
+async def test_a_program_that_closes_its_door_and_stays(lab: Lab) -> None:
+    """What it has begun it may end; the next request waits for the next one. Then it is killed."""
+    gate = lab.folder / "gate"
+    preset = {
+        "cmd": [sys.executable, fake_program.__file__, "{port}"],
+        "env": {"PROGRAM_LINGERS": "1", "PROGRAM_HANG": "mute", "PROGRAM_GATE": str(gate)},
+        "memory": {"host": "50MiB"},
+        "concurrency": 2,
+        "stop_timeout": "1s",
+    }
+    body = {"model": "talk", "input": "abc"}
+    async with lab.lswap({"talk": preset}) as lswap, asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(lswap.client.post("/v1/audio/speech", json=body))
+        state = await lswap.until(lambda now: model_of(now, "talk").leases == 1)
+        kill(state, "talk", signal.SIGTERM)
+        await lswap.until_logged("talk", "told to end")
+        second = tasks.create_task(lswap.client.post("/v1/audio/speech", json=body))
+        await lswap.until(
+            lambda now: (
+                [(one.state, one.leases) for one in now.instances]
+                == [("draining", 1), ("ready", 1)]
+            )
+        )
+        gate.touch()
+        for one in (first, second):
+            answer = await one
+            assert answer.status_code == 200, answer.text
+        await lswap.until(lambda now: [one.epoch for one in now.instances] == [2])
+
+
+async def test_a_socket_that_is_taken_away(lab: Lab) -> None:
+    """Its child can be reached by nobody: another one answers, and it is stopped."""
+    async with lab.lswap({"alpha": lab.preset("alpha", size="50MiB")}) as lswap:
+        await lswap.chat("alpha")
+        instance = instance_of(await lswap.state(), "alpha")
+        assert instance.pid is not None
+        for path in lab.folder.rglob(f"{instance.epoch}.sock"):
+            path.unlink()
+        asked = [lswap.chat("alpha") for _ in range(4)]
+        assert set(await asyncio.gather(*asked)) == {lab.sentence("alpha")}
+        state = await lswap.until(lambda now: len(now.instances) == 1)
+        assert instance_of(state, "alpha").epoch == instance.epoch + 1
 
 
 async def test_before_the_first_byte_and_again(lab: Lab) -> None:

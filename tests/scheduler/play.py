@@ -50,9 +50,13 @@ class Audit:
     waiting: dict[RequestId, ev.RequestArrived] = field(default_factory=dict)
     since: dict[RequestId, float] = field(default_factory=dict)
     ended: set[RequestId] = field(default_factory=set)
+    refusing: set[InstanceKey] = field(default_factory=set)
+    """Instances that were ready and take no more requests."""
 
     def saw(self, event: ev.Event, now: float, actions: list[Action]) -> None:
         match event:
+            case ev.InstanceRefused(instance=key) if key not in self.loading:
+                self.refusing.add(key)
             case ev.RequestArrived(request=request):
                 self.waiting[request] = event
                 self.since[request] = now if event.since is None else event.since
@@ -78,6 +82,7 @@ class Audit:
                 self.loading.discard(key)
             case Grant(request=request, instance=key):
                 assert key not in self.loading, f"{request} granted on a loading {key}"
+                assert key not in self.refusing, f"{request} granted on {key}, which refuses"
                 self._in_order(self._end_waiting(request))
                 self.holders[request] = key
             case Reject(request=request, code=code, message=message):

@@ -13,6 +13,7 @@ from llamaswap_py.scheduler.actions import (
     Download,
     Kill,
     Refuse,
+    Reject,
     Reserve,
     Revoke,
     Spawn,
@@ -425,6 +426,72 @@ def test_a_lost_instance_is_granted_to_nobody() -> None:
     play.feed(ev.InstanceExited(InstanceKey(A, 1), Failure("killed", "killed by signal 9")))
     play.pass_time(2)
     assert play.granted(again) == (A, 2)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_instance_that_refuses_is_granted_to_nobody(at_once: bool) -> None:
+    """Its requests end there; the others have the next instance at once. Then it is stopped."""
+    play = Play(plan("a", 40, concurrency=4))
+    lease = _ready(play, A)
+    play.at_once = at_once
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1)))
+    again = play.ask(A)
+    assert not play.granted(again)
+    play.pass_time(3)
+    assert play.granted(again) == (A, 2)
+    assert not play.actions(Revoke), "what it has begun may go on"
+    play.finish(lease)
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.REFUSED)]
+
+
+def test_an_instance_that_refuses_does_not_keep_its_requests_for_ever() -> None:
+    play = Play(plan("a", 40, drain_timeout=20.0))
+    lease = _ready(play, A)
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1)))
+    play.pass_time(19)
+    assert not play.actions(Revoke)
+    play.pass_time(2)
+    assert play.actions(Revoke) == [Revoke(lease, InstanceKey(A, 1), StopReason.REFUSED)]
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.REFUSED)]
+
+
+def test_an_instance_that_ends_unasked_gives_its_requests_back() -> None:
+    """A second one in a row is a failure, as with a crash: no loop of loads."""
+    play = Play(plan("a", 60), stop_seconds=0.5)
+    lease = _ready(play, A)
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1), ends=True))
+    assert play.actions(Revoke) == [Revoke(lease, InstanceKey(A, 1), StopReason.REFUSED)]
+    again = play.ask(A, since=0.0)
+    assert play.loads() == ["a"], "its end decides whether to try again"
+    play.pass_time(3)
+    assert play.granted(again) == (A, 2)
+    play.feed(ev.InstanceRefused(InstanceKey(A, 2), ends=True))
+    last = play.ask(A)
+    play.pass_time(0.6)
+    assert play.rejected(last)
+
+
+def test_an_instance_that_sleeps_or_leaves_may_refuse_too() -> None:
+    play = Play(plan("a", 60))
+    play.finish(_ready(play, A))
+    play.feed(ev.InstanceSlept(InstanceKey(A, 1)))
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1)))
+    assert play.actions(Stop) == [Stop(InstanceKey(A, 1), StopReason.REFUSED)]
+    play = Play(plan("a", 60))
+    lease = _ready(play, A)
+    play.feed(ev.UnloadAsked(A))
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1)))
+    assert not play.actions(Revoke)
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1), ends=True))
+    assert play.actions(Revoke) == [Revoke(lease, InstanceKey(A, 1), StopReason.REFUSED)]
+
+
+def test_a_read_is_not_answered_by_an_instance_that_refuses() -> None:
+    play = Play(plan("a", 60))
+    _ready(play, A)
+    assert play.scheduler.look(A, play.now, wakes=False) == (A, 1)
+    play.feed(ev.InstanceRefused(InstanceKey(A, 1)))
+    assert isinstance(play.scheduler.look(A, play.now, wakes=False), Reject)
 
 
 def test_a_load_nobody_waits_for_is_abandoned_unless_half_done() -> None:

@@ -182,6 +182,15 @@ class Machine(RuleBasedStateMachine):
         self.play.later(0.1, ev.InstanceExited(key, Failure("killed", "killed by signal 9")))
 
     @precondition(lambda self: self.play.scheduler.world.instances)
+    @rule(data=st.data(), ends=st.booleans(), exits=st.booleans())
+    def refuse(self, data: st.DataObject, ends: bool, exits: bool) -> None:
+        """It ends by itself, or only when it is told to."""
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        self.play.feed(ev.InstanceRefused(key, ends))
+        if exits:
+            self.play.later(0.1, ev.InstanceExited(key, None))
+
+    @precondition(lambda self: self.play.scheduler.world.instances)
     @rule(data=st.data(), fraction=st.one_of(st.none(), st.floats(0, 1)))
     def progress(self, data: st.DataObject, fraction: float | None) -> None:
         key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))

@@ -24,6 +24,7 @@ from llamaswap_py.naming import Names, names_of
 from llamaswap_py.replaying import Replays
 from llamaswap_py.reservations import Reservations
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.records import InstanceKey, PresetId
 from llamaswap_py.snapshot import (
     AliasView,
     DecisionView,
@@ -143,6 +144,7 @@ class FakeLease:
     arrived: float = 5.0
     outcome: str = "ok"
     preset: str = "alpha"
+    key: InstanceKey = field(default_factory=lambda: InstanceKey(PresetId("alpha"), 1))
     revoked: str | None = None
     revoke: Callable[[str], None] | None = None
     answer: Any = None
@@ -168,6 +170,7 @@ class FakeSupervisor:
     picture: Snapshot | None = None
     pool: Any = None
     endpoint: Endpoint = CHILD
+    running: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def reservations(self) -> Reservations:
