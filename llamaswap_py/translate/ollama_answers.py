@@ -15,8 +15,10 @@ from llamaswap_py.translate.ollama_context import Said, write_context
 _NS: Final = 1_000_000
 """Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
 _REASONS: Final = {"length": "length", "limit": "length"}
-_MOST_LINE: Final = 64 << 20
+_MOST_LINE: Final = 16 << 20
 """Bytes of one event; more is not an answer of a model."""
+_MOST_VALUES: Final = 250_000
+"""In one event: decoding makes an object of each, and others wait meanwhile."""
 
 
 @dataclass(slots=True)
@@ -186,18 +188,24 @@ class LineStream:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._rest = b""
+        self._rest = bytearray()
+        """A line that has begun: each byte is looked at once, however many pieces it comes in."""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the lines that are complete with this piece."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > _MOST_LINE:
-            self._rest = b""
+        """Return the lines that are complete with this piece; raises ValueError for a long one."""
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._rest + lines[0])
+            self._rest = bytearray()
+        self._rest += rest
+        if max(map(len, (*lines, self._rest))) > _MOST_LINE:
+            self._rest = bytearray()
+            raise ValueError(f"the model's answer has a line of more than {_MOST_LINE >> 20} MiB")
         return b"".join(self._line(line.rstrip(b"\r")) for line in lines)
 
     def end(self) -> bytes:
         """Return the last lines, with the figures."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return self._line(rest) + b"".join(map(as_line, self._answer.last()))
 
     def _line(self, line: bytes) -> bytes:
@@ -205,6 +213,8 @@ class LineStream:
             return b""
         text = line[5:].strip()
         if not text or text == b"[DONE]":
+            return b""
+        if len(text) > _MOST_VALUES < sum(map(text.count, (b",", b"[", b"{"))):
             return b""
         try:
             event = msgspec.json.decode(text)

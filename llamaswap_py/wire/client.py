@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Requests are parsed in steps of this size, so that few of them wait at a time.
-_STEP: Final = 16 * KIB
+_STEP: Final = 4 * KIB
 #: Bytes of pipelined requests that may wait unparsed before the client must.
 _HELD_LIMIT: Final = 64 * KIB
 #: After an early refusal: how long a client that goes on sending is heard out, so that it reads
@@ -52,8 +52,7 @@ class ClientConnection(ClientSide):
         self._waits = False
         self._held = b""
         self._repeated = RepeatedRequest()
-        self._broken = False
-        self._upgrading = False
+        self._broken = self._upgrading = False
         #: no request after the one that was received last
         self.last = False
         self._tunnel: Relay | None = None
@@ -292,6 +291,7 @@ class ClientConnection(ClientSide):
                     break
                 if not await self._serve(item):
                     break
+                await self._share()
             await self._leave()
         finally:
             self.closed = True
@@ -335,6 +335,7 @@ class ClientConnection(ClientSide):
             self._arrival = self._loop.create_future()
             self._waits = not self._parser.in_head and self._receiving is None
             await self._arrival
+            self._served = 0
         return self._queue.popleft()
 
     def _wake(self) -> None:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: A client that half-closes does so along with its request; one that leaves does it later.
 _HALF_CLOSE_WINDOW: Final = 0.05
+#: Requests of one connection that are answered in one turn of the loop.
+_IN_ONE_TURN: Final = 16
 
 
 class ClientSide(asyncio.Protocol):
@@ -35,6 +37,8 @@ class ClientSide(asyncio.Protocol):
         self._half_closed = False
         self._closing = False
         self._last_input = 0.0
+        #: requests since this connection gave way to others
+        self._served = 0
         self._limits = limits
         self._deadline = Deadline(self._loop, self._on_deadline)
 
@@ -70,6 +74,15 @@ class ClientSide(asyncio.Protocol):
         """Read again."""
         if not self.closed and not self._half_closed:
             self._input.resume()
+
+    async def _share(self) -> None:
+        """Let the others have their turn, and a client that sends much read its answers."""
+        self._served += 1
+        if self._served >= _IN_ONE_TURN:
+            self._served = 0
+            await asyncio.sleep(0)
+        if not self.outflow.writable:
+            await self.outflow.drained()
 
     def _is_gone(self) -> bool:
         gone = client_is_gone(self.transport)

@@ -97,6 +97,10 @@ class Ending:
         if exchange.cut_event is not None:  # it was about to end: its child has only been quicker
             self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
             return
+        if not exchange.response_started or exchange.padded:  # the client can have another answer
+            self.result.status = 0
+            self._end(Outcome.BAD_UPSTREAM, reason)
+            return
         event = self._error_event(reason) if self._error_event is not None else None
         self._stop(Outcome.DIED_MIDSTREAM, reason, event)
 

@@ -152,7 +152,7 @@ class Translator(Protocol):
         """Of the client's stream."""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return what the client gets for this piece."""
+        """Return what the client gets for this piece; raises ValueError for what means nothing."""
 
     def end(self) -> bytes:
         """Return what ends the client's stream."""

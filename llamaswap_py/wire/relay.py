@@ -39,6 +39,7 @@ class Relay(Ending):
     heard = False
     _translator: Translator | None = None
     _remaining = 0
+    _collected = 0
 
     def __init__(
         self,
@@ -150,7 +151,11 @@ class Relay(Ending):
         for piece in pieces:
             self._before, self._last = self._last, piece
             if self._translator is not None:
-                piece = self._translator.feed(piece)  # noqa: PLW2901
+                try:
+                    piece = self._translator.feed(piece)  # noqa: PLW2901
+                except ValueError as error:
+                    self._fail(str(error))
+                    return
             if piece:
                 self._pass(self.exchange.encode(piece))
         if watch.complete:
@@ -165,11 +170,13 @@ class Relay(Ending):
         except httptools.HttpParserError as error:
             self._fail(f"bad framing from the child: {error}")
             return
-        self._refusal += watch.take()
+        pieces = watch.take()
+        self._refusal += pieces
+        self._collected += sum(map(len, pieces))
         limit = _COLLECTED_LIMIT if self._collect else _REFUSAL_LIMIT
         if watch.complete:
             self._complete()
-        elif sum(map(len, self._refusal)) > limit:
+        elif self._collected > limit:
             self._complete() if not self._collect else self._fail("the answer is too large")
 
     def _on_cutting(self, data: bytes) -> None:
@@ -279,16 +286,17 @@ class Relay(Ending):
 
     def _begin_chunked(self, headers: Headers, rest: bytes) -> None:
         """Send the head together with the first bytes of a body that passes untouched."""
-        watch = self._watch
+        exchange, watch = self.exchange, self._watch
         try:
             if rest:
                 watch.feed(rest)
         except httptools.HttpParserError as error:
-            self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
+            exchange.chunked = exchange.event_stream = False
+            self._fail(f"the answer is not valid HTTP: {error}")
             return
         self.upstream.on_bytes = self._on_stream
         self._last = rest
-        self.exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
+        exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
         if watch.complete:
             self._complete()
 

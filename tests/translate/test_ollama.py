@@ -292,6 +292,33 @@ def test_no_bytes_break_a_stream(noise: bytes) -> None:
     assert "error" in got[-1] or got[-1]["done"] is True
 
 
+class Piece(bytes):
+    """Knows how often it was looked at."""
+
+    looked = 0
+
+    def split(self, *given: Any) -> list[bytes]:
+        Piece.looked += len(self)
+        return super().split(*given)
+
+
+def test_a_line_without_end_is_looked_at_once_and_refused() -> None:
+    translator = LineStream(Answer("m", "chat", clock()))
+    Piece.looked = 0
+    piece = Piece(b"x" * 2**16)
+    for _ in range(256):
+        assert translator.feed(piece) == b""
+    assert Piece.looked == 256 * len(piece)
+    with pytest.raises(ValueError, match="16 MiB"):
+        translator.feed(piece)
+
+
+def test_an_event_of_very_many_values_is_not_decoded() -> None:
+    translator = LineStream(Answer("m", "chat", clock()))
+    event = b'data: {"error": "no", "a": [' + b"[]," * 200_000 + b"[]]}\n"
+    assert translator.feed(event) == b""
+
+
 def test_an_error_in_a_stream_is_its_last_line() -> None:
     translator = LineStream(Answer("m", "chat", clock()))
     made = translator.feed(b'data: {"error": {"message": "out of slots", "code": 500}}\n\n')
