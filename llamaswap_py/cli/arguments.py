@@ -16,7 +16,7 @@ from llamaswap_py.config.found import models_in
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.files import open_regular
-from llamaswap_py.hub.refs import HubRef, parse_ref
+from llamaswap_py.hub.refs import HubRef, instead_of, parse_ref
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,6 +113,8 @@ def _add(named: _Named, word: str) -> None:
         _add_config(named, path)  # reading it says that it is not there
     elif _REFERENCE.fullmatch(word) and not _is_path(word):
         named.repositories.append(_reference(word))
+    elif ":" in word and "/" not in word:
+        raise ConfigError("there is no such file or folder", where=word, remedy=instead_of(word))
     else:
         raise ConfigError(
             "there is no such file or folder",

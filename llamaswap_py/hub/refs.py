@@ -76,11 +76,11 @@ def parse_ref(text: str) -> HubRef:
     repo, _, tag = bare.partition(":")
     repo = repo.rstrip("/").removesuffix("/tree/main")
     if not _REPO.fullmatch(repo) or ("/" in tag and not tag.endswith(".gguf")):
-        raise HubError(f"{text!r} names no repository", remedy=_instead_of(bare))
+        raise HubError(f"{text!r} names no repository", remedy=instead_of(bare))
     return HubRef(repo, tag)
 
 
-def _instead_of(text: str) -> str:
+def instead_of(text: str) -> str:
     """Return the remedy for what names no repository: Ollama's names are known by their form."""
     usual = "write user/repo or user/repo:QUANT"
     name, _, tag = text.partition(":")
