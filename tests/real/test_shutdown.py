@@ -56,7 +56,7 @@ async def test_stop_waits_for_requests_and_now_does_not(lab: Lab) -> None:
         async with lswap.stream("alpha", max_tokens=100_000) as stream:
             await stream.read(3)
             stops = [asyncio.create_task(lab.cli("stop"))]
-            await lswap.says("stopping: 1 requests")
+            await lswap.says("stopping: 1 request ")
             stops.append(asyncio.create_task(lab.cli("stop", "--url", lswap.url)))
             status = (await lab.cli("status", "--json")).json()[0]
             assert (status["state"], status["loaded"]) == ("stopping", ["alpha (draining)"])
@@ -82,7 +82,7 @@ async def test_who_comes_while_it_drains_is_told(lab: Lab, inherited: bool) -> N
     async with server.running() as lswap, lswap.stream("alpha", max_tokens=100_000) as stream:
         await stream.read(3)
         lswap.signal(signal.SIGTERM)
-        await lswap.says("stopping: 1 requests")
+        await lswap.says("stopping: 1 request ")
         chat = {"model": "beta", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
         async with httpx.AsyncClient(base_url=lswap.url, trust_env=False) as stranger:
             assert (await stranger.get("/livez")).status_code == 200
@@ -157,7 +157,7 @@ async def test_a_second_signal_stops_at_once(lab: Lab, number: signal.Signals) -
     ):
         await stream.read(3)
         lswap.signal(number)
-        await lswap.says("stopping: 1 requests")
+        await lswap.says("stopping: 1 request ")
         lswap.signal(number)
         assert await lswap.exited() == 0
         await lswap.until_no_process_is_left()
