@@ -157,6 +157,11 @@ def _params(
         elif key == "numa":
             args["numa"] = "distribute"
         else:
-            draft.note(name, f"its parameter {key} has no counterpart", str(value))
+            draft.note(name, f"its parameter {key} has no counterpart", _said(value))
     if defaults:
         preset["request"] = {"default": defaults}
+
+
+def _said(value: Any) -> str:
+    """Return a parameter's value as Ollama's own files write it."""
+    return value if isinstance(value, str) else json.dumps(value)
