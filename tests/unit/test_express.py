@@ -106,7 +106,9 @@ class Loaded(Supervisor):
         asked = ev.RequestArrived(request=first, preset=name, client=ClientId("c"))
         actions = self.scheduler.handle(asked, time.monotonic())
         key = next(one.instance for one in actions if isinstance(one, Spawn))
-        self.instances.running[key] = cast("Any", SimpleNamespace(endpoint=child, held=Held()))
+        self.instances.running[key] = cast(
+            "Any", SimpleNamespace(endpoint=child, held=Held(), ending=False)
+        )
         self.scheduler.handle(ev.InstanceReady(key, 4), time.monotonic())
         self.scheduler.handle(ev.RequestFinished(first), time.monotonic())
 

@@ -36,10 +36,19 @@ PAD = 4 * MIB
 BIG = json.dumps({"model": "alpha", "stream": True, "pad": "x" * PAD}).encode()
 
 
+EARLIER: list[object] = []
+"""What earlier tests left: pytest keeps the frames of one that failed."""
+
+
+def parts() -> list[object]:
+    """Return what requests are made of."""
+    return [one for one in gc.get_objects() if isinstance(one, KINDS)]
+
+
 def alive() -> Counter[str]:
-    """Count what requests are made of."""
-    found = (one for one in gc.get_objects() if isinstance(one, KINDS))
-    return Counter(type(one).__name__ for one in found)
+    """Count what requests of this test are made of."""
+    earlier = {id(one) for one in EARLIER}
+    return Counter(type(one).__name__ for one in parts() if id(one) not in earlier)
 
 
 async def ended() -> None:
@@ -56,9 +65,11 @@ def uncollected() -> Iterator[None]:
     """Run without the collector, and count what is allocated."""
     gc.collect()
     gc.disable()
+    EARLIER[:] = parts()
     tracemalloc.start()
     yield
     tracemalloc.stop()
+    EARLIER.clear()
     gc.enable()
 
 
