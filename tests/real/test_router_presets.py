@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -109,29 +110,33 @@ def router(llama_server: str, ini: Path, *more: str) -> Iterator[dict[str, list[
     env = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")}
     env |= {"XDG_CONFIG_HOME": str(ini.parent), "HF_HOME": str(ini.parent / "hub")}
     env |= {"LLAMA_CACHE": str(ini.parent / "cache"), "HOME": str(ini.parent)}
-    socket = ini.parent / "r.sock"
-    command = [llama_server, "--models-preset", str(ini), "--host", str(socket), "--offline", *more]
+    path = str(ini.parent / "r.sock")
+    command = [llama_server, "--models-preset", str(ini), "--host", path, "--offline", *more]
     with (ini.parent / "router.log").open("w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
             end = time.monotonic() + 60
             while True:
                 said = (ini.parent / "router.log").read_text()
                 assert run.poll() is None, said[-600:]
                 assert time.monotonic() < end, said[-600:]
-                try:
+                # httpx leaves its socket open where nobody listens: it is asked when somebody does.
+                if listens(path):
                     answer = client.get("http://x/models")
-                except httpx.TransportError:
-                    time.sleep(0.05)
-                    continue
-                if answer.status_code == 200:
-                    break
+                    if answer.status_code == 200:
+                        break
                 time.sleep(0.05)
         yield {each["id"]: each["status"]["args"][1:] for each in answer.json()["data"]}
     finally:
         run.kill()
         run.wait()
+
+
+def listens(path: str) -> bool:
+    """Return whether somebody listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def meaning(words: list[str], options: dict[str, Option]) -> dict[str, Any]:
