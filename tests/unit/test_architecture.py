@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LEAVES = {
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "lean_httpx"),
-    *("running", "sidecars", "files", "workers", "__init__"),
+    *("running", "sidecars", "files", "workers", "principals", "__init__"),
 }
 """Modules that everybody may import, and that import nobody but each other."""
 
@@ -75,6 +75,7 @@ ALLOWED_FOR_TYPES: dict[str, set[str]] = {
 
 PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "sidecars"),
+    "principals",
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     "children.slots",

@@ -1,0 +1,45 @@
+"""Whose a request is: the key that it shows, else the address that it comes from.
+
+Every share and every limit counts by principal: places in a queue, turns, requests in flight,
+connections, bytes of bodies. What a client chooses itself (a connection, a port, a header, an
+address within its own network) makes no other principal of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+UNIX: Final = "unix"
+"""The peer address, and the principal, of every client of a unix socket."""
+_LOOPBACK: Final = "127.0.0.1"
+_HOST_BITS: Final = 64
+"""One client of IPv6 has this many bits to choose its address from (RFC 4291 section 2.5.4)."""
+
+
+def principal_of(key_name: str | None, peer: str) -> str:
+    """Return whose a request is; `key_name` is None where it shows no key."""
+    return of_address(peer) if key_name is None else f"key {key_name}"
+
+
+@lru_cache(maxsize=4096)
+def of_address(peer: str) -> str:
+    """Return the principal of a peer address: IPv4 as it is, IPv6 by its /64.
+
+    One of IPv4 that is written as IPv6 is the same principal as without that. All of this machine
+    are one: a program may connect from any of 127.0.0.0/8.
+    """
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return peer
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return _LOOPBACK
+    if isinstance(address, IPv4Address):
+        return str(address)
+    network = IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS)
+    zone = f"%{address.scope_id}" if address.scope_id else ""
+    return f"{IPv6Network((network, 128 - _HOST_BITS))}{zone}"
