@@ -22,13 +22,12 @@ from llamaswap_py.conversations import Conversations
 from llamaswap_py.desk import Desk
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.downloads import Downloads
+from llamaswap_py.errors import ApiError
 from llamaswap_py.estimating import Estimating, Life, describe, lives_of
 from llamaswap_py.feed import Feed
 from llamaswap_py.instances import Instances, Running
 from llamaswap_py.keeping import Keeping
-from llamaswap_py.leases import (
-    Lease,
-)
+from llamaswap_py.leases import Lease, Ticket
 from llamaswap_py.library import heads_asked
 from llamaswap_py.model_facts import FactsBook
 from llamaswap_py.naming import names_of
@@ -216,6 +215,20 @@ class Supervisor:
         self.estimating.hurry(preset)
         self.feed(ev.LoadAsked(PresetId(preset)))
 
+    async def begin_load(self, ticket: Ticket) -> None:
+        """Let a request for a preset wait without its client; one that waits already is enough.
+
+        Raises ApiError if it is refused at once.
+        """
+        asked = (ticket.event.preset, ticket.event.client)
+        waiting = (one.event for one in self.desk.tickets.values())
+        if asked in ((event.preset, event.client) for event in waiting if not event.slot):
+            return
+        task = self._tasks.create_task(_passed(ticket), name=f"load {ticket.event.preset}")
+        await asyncio.wait({task}, timeout=0)
+        if task.done() and (error := task.result()) is not None:
+            raise error
+
     async def load(self, preset: str) -> None:
         """Load a preset and wait until it is ready; raises ApiError when it cannot be."""
         self.request_load(preset)
@@ -337,3 +350,12 @@ class Supervisor:
             case Note(decision):
                 if decision.kind == "ready" and decision.epoch is not None:
                     self._child_ready(InstanceKey(decision.preset, decision.epoch))
+
+
+async def _passed(ticket: Ticket) -> ApiError | None:
+    """Wait for a lease and give it back at once; return what it was refused with."""
+    try:
+        async with ticket:
+            return None
+    except ApiError as error:
+        return error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.keyfile import ApiKey, KeyRing
+    from llamaswap_py.config.keyfile import ApiKey, KeyRing, Right
     from llamaswap_py.wire.messages import RequestHead
 
+_log: Final = logging.getLogger("lswap")
 _BEARER: Final = b"bearer "
 _REMEMBERED: Final = 1024
 """Header values of known keys that are kept, so that a request costs no hashing."""
@@ -22,16 +24,18 @@ class Access:
         self.keys = keys
         self._known: dict[bytes, ApiKey] = {}
         self._in_flight: dict[str, int] = {}
+        self._told: set[str] = set()
 
     def replace(self, keys: KeyRing | None) -> None:
         """Take another set of keys; requests that are open go on."""
         self.keys = keys
         self._known.clear()
 
-    def check(self, head: RequestHead, *, admin: bool) -> ApiKey | None:
+    def check(self, head: RequestHead, *, admin: bool, right: Right | None = None) -> ApiKey | None:
         """Return the key of a request, None where none is needed.
 
-        Raises ApiError `unauthorized` without a known key, `forbidden` where it takes an admin key.
+        Raises ApiError `unauthorized` without a known key, `forbidden` where it takes an admin key
+        or a `right` that the key has not.
         """
         if self.keys is None:
             return None
@@ -49,7 +53,19 @@ class Access:
                 f"the key {key.name!r} may not do this: it takes an admin key",
                 remedy="`lswap key new NAME --kind admin` makes one",
             )
+        if right is not None and not key.may(right):
+            raise lacks(key, right)
         return key
+
+    def tell_ignored(self, key: ApiKey) -> None:
+        """Say once in the log that the `keep_alive` of a key's requests changes nothing."""
+        if key.name not in self._told:
+            self._told.add(key.name)
+            _log.info(
+                "the key %r sends keep_alive, which changes nothing: models keep their own ttl. "
+                "Its entry in the key file may say rights: [ttl]",
+                key.name,
+            )
 
     def enter(self, key: ApiKey | None, *, replaces: bool = False) -> None:
         """Count a request of a key; raises ApiError `too_many_requests`.
@@ -84,6 +100,15 @@ def _secret(head: RequestHead) -> bytes:
     if given is not None and given[: len(_BEARER)].lower() == _BEARER:
         return given[len(_BEARER) :].strip()
     return (head.get(b"x-api-key") or b"").strip()
+
+
+def lacks(key: ApiKey, right: Right) -> ApiError:
+    """Return the error of a request whose key has not the right to it."""
+    return ApiError(
+        "forbidden",
+        f"the key {key.name!r} may not do this: it takes the right {right!r}, or an admin key",
+        remedy=f"rights: [{right}] in its entry of the key file gives it that right",
+    )
 
 
 def _unauthorized(*, given: bool) -> ApiError:

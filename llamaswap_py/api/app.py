@@ -164,7 +164,7 @@ class App:
         refuse_coded_body(head, route)
         call.route = route
         if not route.public:
-            call.key = self.access.check(head, admin=route.admin)
+            call.key = self.access.check(head, admin=route.admin, right=route.right)
             if not route.free:
                 call.count()
         if route.starts and self.supervisor.scheduler.closing:

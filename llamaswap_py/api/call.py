@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote
 
 import msgspec
 
+from llamaswap_py.api.access import lacks
 from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
 from llamaswap_py.errors import ApiError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.app import App
     from llamaswap_py.api.meaning import Meaning
     from llamaswap_py.api.tap import Tap
-    from llamaswap_py.config.keyfile import ApiKey
+    from llamaswap_py.config.keyfile import ApiKey, Right
     from llamaswap_py.leases import Lease, Ticket
     from llamaswap_py.snapshot import Snapshot
     from llamaswap_py.supervisor import Supervisor
@@ -38,10 +39,10 @@ class Route:
 
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
-    `admin`: it takes an admin key; `public`: it takes none. `free`: it
-    does not count against `max_in_flight`. `replay`: what it changed in a child
-    is done again to those that follow. `starts`: it begins what lswap that stops would not end.
-    is done again to those that follow. `as_it_is`: its body is passed on unread.
+    `admin`: it takes an admin key; `right`: one with that right; `public`: none. `free`: it
+    does not count against `max_in_flight`. `replay`: what it changed in a child is done again to
+    those that follow. `starts`: it begins what lswap that stops would not end. `as_it_is`: its
+    body is passed on unread.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -51,6 +52,7 @@ class Route:
     retry: bool = False
     talk: bool = False
     admin: bool = False
+    right: Right | None = None
     public: bool = False
     free: bool = False
     replay: bool = False
@@ -130,6 +132,15 @@ class Call:
         counted, self.counted = self.counted, False
         access, key = self.app.access, self.key
         return lambda: access.leave(key) if counted else None
+
+    def may(self, right: Right) -> bool:
+        """Return whether this request's key has a right; without keys everybody has all."""
+        return self.key is None or self.key.may(right)
+
+    def need(self, right: Right) -> None:
+        """Raise ApiError `forbidden` unless this request's key has a right."""
+        if self.key is not None and not self.key.may(right):
+            raise lacks(self.key, right)
 
     def may_use(self, preset: str) -> bool:
         """Return whether this request's key may use a preset."""

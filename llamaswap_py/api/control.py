@@ -79,6 +79,8 @@ async def unload(call: Call) -> None:
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
     force, waits = call.flag("force") or False, call.flag("wait") is not False
+    if force:  # which ends the requests of others
+        call.app.access.check(call.exchange.head, admin=True)
     found = call.supervisor.unload(preset, force=force)
     if found and not waits:
         call.respond(202, UnloadAnswer(preset, "draining", unloaded=True))

@@ -100,8 +100,8 @@ async def pass_through(call: Call) -> None:
     head = call.exchange.head
     preset, path = _split_upstream(call)
     inner = call.app.route_of(head.method, as_read(path))
-    if inner is not None and inner.admin:
-        call.app.access.check(head, admin=True)
+    if inner is not None and (inner.admin or inner.right is not None):
+        call.app.access.check(head, admin=inner.admin, right=inner.right)
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
     check_slot_files(call, preset, as_read(path))

@@ -15,6 +15,7 @@ from llamaswap_py.api.ollama_requests import (
     decoded,
     keep_loaded,
     name_of,
+    only_keep,
     preset_of,
     read_whole,
 )
@@ -69,7 +70,7 @@ async def _embed(
     texts = texts_to_embed(ask)
     cuts = read_switch(ask, "truncate", default=True)
     if not texts:
-        await _only_load(call, preset, keep)
+        await only_keep(call, preset, keep)
         call.respond(HTTPStatus.OK, shape({}))
         return
     limit = await _most_tokens(call, preset)
@@ -87,14 +88,6 @@ async def _embed(
         text = error_text(said.get("error", "the model refused"))
         text = f"{text} - {_HINT}" if status == HTTPStatus.NOT_IMPLEMENTED else text
         call.respond(status, {"error": text})
-    keep_loaded(call, preset, keep)
-
-
-async def _only_load(call: Call, preset: str, keep: float | None) -> None:
-    if keep == 0:
-        call.supervisor.unload(preset, force=False)
-        return
-    await call.supervisor.load(preset)
     keep_loaded(call, preset, keep)
 
 

@@ -16,6 +16,7 @@ from llamaswap_py.api.ollama_requests import (
     decoded,
     keep_loaded,
     name_of,
+    only_keep,
     preset_of,
     read_large,
     stamp,
@@ -116,13 +117,7 @@ async def _render_only(
 
 async def _only_keep(call: Call, preset: str, name: str, keep: float | None, empty: str) -> None:
     """An empty prompt loads a model; with keep_alive 0 it unloads it."""
-    reason = "load"
-    if keep == 0:
-        call.supervisor.unload(preset, force=False)
-        reason = "unload"
-    else:
-        await call.supervisor.load(preset)
-        keep_loaded(call, preset, keep)
+    reason = await only_keep(call, preset, keep)
     said: dict[str, Any] = {"response": ""}
     if empty == "messages":
         said = {"message": {"role": "assistant", "content": ""}}

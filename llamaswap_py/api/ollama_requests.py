@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llamaswap_py.api.asking import load_as_asked
 from llamaswap_py.api.bounds import TEXTS, check_text, read_control
 from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.filters import filtered
@@ -108,6 +109,28 @@ def clock_of(call: Call) -> Clock:
 
 
 def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
-    """Keep a model loaded for as long as a request wished (-1: for ever), if it did."""
-    if keep is not None:
+    """Keep a model loaded for as long as a request wished (-1: for ever), if it did.
+
+    Clients send `keep_alive` with every request, so it is no error where the key has not the right.
+    """
+    if keep is None:
+        return
+    if call.may("ttl"):
         call.supervisor.keep_alive(preset, None if keep < 0 else keep)
+    elif call.key is not None:
+        call.app.access.tell_ignored(call.key)
+
+
+async def only_keep(call: Call, preset: str, keep: float | None) -> str:
+    """Load the model of a request that asks nothing of it, or unload it with `keep_alive: 0`.
+
+    Return Ollama's word for what was done.
+    """
+    if keep != 0:
+        await load_as_asked(call, preset)
+        keep_loaded(call, preset, keep)
+        return "load"
+    if not call.may("unload"):
+        call.need("ttl")
+    call.supervisor.unload(preset, force=False)
+    return "unload"

@@ -35,6 +35,7 @@ class Operation:
     parameters: tuple[tuple[str, str, dict[str, Any], str], ...] = ()
     errors: tuple[int, ...] = ()
     admin: bool = False
+    right: str | None = None
     public: bool = False
 
 
@@ -123,9 +124,12 @@ OPERATIONS: Final = (
         f"{_MODELS}/unload",
         "Unload a model once its requests have ended.",
         {200: shapes.UnloadAnswer, 202: shapes.UnloadAnswer},
-        parameters=(_MODEL, _WAIT, ("force", "query", _BOOLEAN, "End its requests.")),
+        parameters=(
+            *(_MODEL, _WAIT),
+            ("force", "query", _BOOLEAN, "End its requests; takes an admin key."),
+        ),
         errors=(400, 403, 404),
-        admin=True,
+        right="unload",
     ),
     *(
         Operation(
@@ -135,7 +139,7 @@ OPERATIONS: Final = (
             {200: shapes.PinAnswer},
             parameters=(_MODEL,),
             errors=(403, 404),
-            admin=True,
+            right="pin",
         )
         for word, summary in (
             ("pin", "Never evict it for another."),
@@ -210,7 +214,11 @@ def _document() -> dict[str, Any]:
         "components": {
             "schemas": components,
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "An inference key."},
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key, with the right that is named.",
+                },
                 "admin": {"type": "http", "scheme": "bearer", "description": "An admin key."},
             },
         },
@@ -242,7 +250,8 @@ def _operation(one: Operation) -> dict[str, Any]:
             "content": {"application/json": {"schema": _schema(one.body)}},
         }
     if not one.public:
-        told["security"] = [{"admin" if one.admin else "key": []}, {}]
+        roles = [one.right] if one.right is not None else []
+        told["security"] = [{"admin" if one.admin else "key": roles}, {}]
     return told
 
 

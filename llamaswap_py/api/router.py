@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llamaswap_py.api.asking import begin_load
 from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.extract import bad_json
 
@@ -21,7 +22,7 @@ async def load(call: Call) -> None:
     if _is_running(call, preset):
         refuse(call, 400, "model is already running", "invalid_request_error")
         return
-    call.supervisor.request_load(preset)
+    await begin_load(call, preset)
     call.respond(200, {"success": True})
 
 

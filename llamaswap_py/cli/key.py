@@ -35,6 +35,14 @@ def new(
         list[str] | None,
         typer.Option("--model", help="Limit the key to this model; may be repeated."),
     ] = None,
+    rights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--right",
+            help="What it may do to others: unload, ttl (Ollama's keep_alive), pin, slots; "
+            "may be repeated.",
+        ),
+    ] = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Most requests it may have open at once.")
@@ -43,17 +51,22 @@ def new(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a key and print its secret once; the file keeps only a hash."""
-    from llamaswap_py.config.keyfile import PREFIX, check_name, hash_secret
+    from llamaswap_py.config.keyfile import PREFIX, RIGHTS, check_name, hash_secret
     from llamaswap_py.errors import ConfigError
 
     check_name(name, str(file))
     if kind not in ("inference", "admin"):
         raise ConfigError(f"{kind!r} is not a kind of key", remedy="write inference or admin")
+    for right in rights or ():
+        if right not in RIGHTS:
+            raise ConfigError(f"{right!r} is not a right", remedy=f"known: {', '.join(RIGHTS)}")
     if any(key.name == name for key in _read(file)):
         remedy = f"revoke it first: lswap key revoke {name!r}"
         raise ConfigError(f"there is a key named {name!r}", where=str(file), remedy=remedy)
     secret = PREFIX + secrets.token_urlsafe(32)
     entry: dict[str, Any] = {"name": name, "hash": hash_secret(secret.encode()), "kind": kind}
+    if rights:
+        entry["rights"] = list(dict.fromkeys(rights))
     if models:
         entry["models"] = list(models)
     if priority:
@@ -87,6 +100,7 @@ def list_(
                 {
                     "name": key.name,
                     "kind": key.kind,
+                    "rights": key.rights,
                     "models": key.models,
                     "priority": key.priority,
                     "max_in_flight": key.max_in_flight,
@@ -99,13 +113,14 @@ def list_(
         (
             key.name,
             key.kind,
+            "all" if key.is_admin else ", ".join(key.rights) or "-",
             "all" if key.models is None else ", ".join(key.models),
             str(key.priority),
             str(key.max_in_flight or "-"),
         )
         for key in keys
     ]
-    print_table(("name", "kind", "models", "priority", "at once"), rows)
+    print_table(("name", "kind", "rights", "models", "priority", "at once"), rows)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.config.document import MAX_TEXT
-from llamaswap_py.config.keyfile import KeyRing, parse_keys
+from llamaswap_py.config.keyfile import KeyRing, parse_keys, with_rights
 from llamaswap_py.config.parse import load_files
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
@@ -145,7 +145,9 @@ def _text(file: Path) -> str:
 def keys_of(config: Config) -> KeyRing | None:
     """Return the keys of a configuration, None without any; blocks. Raises ConfigError."""
     said = config.keys
-    return None if said.file is None else read_keys(said.file, strict=said.strict_modes)
+    if said.file is None:
+        return None
+    return with_rights(read_keys(said.file, strict=said.strict_modes), said.rights)
 
 
 def read_keys(path: str | os.PathLike[str], *, strict: bool = True, empty: bool = False) -> KeyRing:

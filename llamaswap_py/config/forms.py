@@ -235,6 +235,19 @@ NAMES: Final = Form(_names, {**_TEXTS, "uniqueItems": True}, list)
 HOSTS: Final = Form(_hosts, {**_TEXTS, "uniqueItems": True}, list)
 
 
+def words_of(words: tuple[str, ...]) -> Form:
+    """Return the form of a list of some of these words."""
+
+    def read(node: Node, base: Base) -> tuple[str, ...]:
+        names = _names(node, base)
+        for item, name in zip(read_list(node, "names"), names, strict=True):
+            if name not in words:
+                raise Invalid(item, f"{name!r} is not one of {', '.join(words)}")
+        return names
+
+    return Form(read, {"type": "array", "items": {"enum": [*words]}, "uniqueItems": True}, list)
+
+
 # What happens when the memory is full
 
 SUBSTITUTE: Final = "substitute:"

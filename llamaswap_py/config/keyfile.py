@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import yaml
@@ -19,6 +19,14 @@ from llamaswap_py.errors import ConfigError
 PREFIX: Final = "lsk-"
 _HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[\w.@ -]{1,64}")
+
+Right: TypeAlias = Literal["unload", "ttl", "pin", "slots"]
+"""What an inference key may do to others, if its entry says so; an admin key may do all of it.
+
+`unload`: unload a model. `ttl`: change how long a model stays (Ollama's `keep_alive`, 0 included).
+`pin`: pin and unpin a model. `slots`: save, restore and erase slots of a llama-server.
+"""
+RIGHTS: Final[tuple[Right, ...]] = get_args(Right)
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,6 +38,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str
     hash: str
     kind: Literal["inference", "admin"] = "inference"
+    rights: tuple[Right, ...] = ()
     models: tuple[str, ...] | None = None
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
     max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -38,6 +47,10 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def is_admin(self) -> bool:
         """Whether it may do what changes more than its own requests."""
         return self.kind == "admin"
+
+    def may(self, right: Right) -> bool:
+        """Return whether it has a right."""
+        return self.is_admin or right in self.rights
 
     def may_use(self, preset: str) -> bool:
         """Return whether it may use a preset, by its id."""
@@ -98,6 +111,13 @@ def parse_keys(text: str, source: str) -> KeyRing:
             raise ConfigError(f"two keys are named {key.name!r}", where=source)
         names.add(key.name)
     return KeyRing(found)
+
+
+def with_rights(keys: KeyRing, rights: tuple[Right, ...]) -> KeyRing:
+    """Return the keys, each with these rights besides its own."""
+    if not rights:
+        return keys
+    return KeyRing(msgspec.structs.replace(key, rights=(*key.rights, *rights)) for key in keys)
 
 
 def check_name(name: str, source: str) -> None:

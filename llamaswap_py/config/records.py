@@ -14,6 +14,7 @@ from msgspec import field
 
 from llamaswap_py.config.arguments import ENV, METADATA
 from llamaswap_py.config.choosing import Alias, Group, file_found, spelled
+from llamaswap_py.config.clients import Cors, Keys
 from llamaswap_py.config.compat import COMPAT
 from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.forms import (
@@ -30,7 +31,6 @@ from llamaswap_py.config.forms import (
 )
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.memory import Memory
-from llamaswap_py.config.origins import ORIGINS
 from llamaswap_py.config.places import ENGINE, LISTEN
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
@@ -189,36 +189,6 @@ class Limits(Record, frozen=True):
             "1h",
         ),
     ] = 300.0
-
-
-class Keys(Record, frozen=True):
-    """API keys."""
-
-    file: Annotated[
-        str | None,
-        key(
-            "The key file, relative to this file's folder; `lswap key new` writes it.",
-            or_null(PATH),
-            "keys.yaml",
-        ),
-    ] = None
-    strict_modes: Annotated[
-        bool, plain("Refuse a key file that another user may write, as sshd does its files.", False)
-    ] = True
-
-
-class Cors(Record, frozen=True):
-    """Pages of other origins that may use this server from a browser."""
-
-    origins: Annotated[
-        tuple[str, ...],
-        key(
-            "Their origins: https://chat.lan, http://localhost:* (any port), https://*.lan, "
-            "chrome-extension://* (any extension), app://obsidian.md; or * for all of them.",
-            ORIGINS,
-            ["https://chat.lan", "app://obsidian.md"],
-        ),
-    ] = ()
 
 
 class Config(Record, frozen=True, kw_only=True, dict=True):

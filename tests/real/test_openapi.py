@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.api.openapi import OPERATIONS
-from llamaswap_py.api.table import PATTERNS, ROUTES
+from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab
@@ -50,3 +50,13 @@ def test_every_route_of_ours_is_in_it() -> None:
             names = {f"{start}{{{name}}}{end}" for name in ("id", "name")}
             for method in methods:
                 assert {(method, name) for name in names} & described, (method, start)
+
+
+def test_it_says_what_each_route_takes() -> None:
+    for one in OPERATIONS:
+        methods, _ = look_up(one.path)
+        assert methods is not None, one.path
+        route = pick(methods, one.method.upper())
+        assert route is not None, one.path
+        takes = (one.admin, one.right, one.public)
+        assert takes == (route.admin, route.right, route.public), one.path

@@ -31,7 +31,18 @@ def head(**headers: str) -> RequestHead:
 
 def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
-    made = lswap("new", "laptop", "--file", str(file), "--model", "a", "--max-in-flight", "2")
+    made = lswap(
+        "new",
+        "laptop",
+        "--file",
+        str(file),
+        "--model",
+        "a",
+        "--max-in-flight",
+        "2",
+        "--right",
+        "pin",
+    )
     assert made.returncode == 0, made.stderr
     secret = made.stdout.strip()
     assert secret.startswith("lsk-")
@@ -50,6 +61,9 @@ def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Pa
         ("a",),
         2,
     )
+    assert found.rights == ("pin",)
+    assert found.may("pin")
+    assert not found.may("unload")
     admin = keys.find(boss["key"].encode())
     assert admin is not None
     assert admin.is_admin
@@ -66,6 +80,7 @@ def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Pa
     [
         (("new", "a/b"), "is not a name of a key"),
         (("new", "x", "--kind", "root"), "'root' is not a kind of key - write inference or admin"),
+        (("new", "x", "--right", "load"), "'load' is not a right - known: unload, ttl, pin, slots"),
         (("revoke", "nobody"), "there is no key named 'nobody' - `lswap key list` shows"),
     ],
 )

@@ -1,0 +1,43 @@
+"""Loading a model by asking for it: what an inference key may have, and no more.
+
+It is a request like any other that generates nothing: it has its key's priority and its turn, may
+be refused, waits while a model that failed backs off, and ends with its client's queue time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamaswap_py.api.wishes import read_wishes
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.config.keyfile import ApiKey
+    from llamaswap_py.leases import Ticket
+
+
+async def load_as_asked(call: Call, preset: str) -> None:
+    """Load a model and wait until it is ready; raises ApiError."""
+    if call.key is None or call.key.is_admin:
+        await call.supervisor.load(preset)
+        return
+    call.ticket = _ticket(call, call.key, preset)
+    async with call.ticket as lease:
+        call.granted(lease)
+
+
+async def begin_load(call: Call, preset: str) -> None:
+    """Begin to load a model, and return at once; raises ApiError if it is refused at once."""
+    if call.key is None or call.key.is_admin:
+        call.supervisor.request_load(preset)
+    else:
+        await call.supervisor.begin_load(_ticket(call, call.key, preset))
+
+
+def _ticket(call: Call, key: ApiKey, preset: str) -> Ticket:
+    head = call.exchange.head
+    wishes = read_wishes(head, substitutable=False, highest=key.priority, allowed=key.models)
+    ticket: Ticket = call.supervisor.lease(
+        preset, client=call.client, request_id=call.id, slot=False, wishes=wishes
+    )
+    return ticket

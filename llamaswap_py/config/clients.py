@@ -1,0 +1,51 @@
+"""The keys `keys` and `cors`: which clients may use this server, and what they may do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from llamaswap_py.config.fields import Record, key, plain
+from llamaswap_py.config.forms import PATH, or_null, words_of
+from llamaswap_py.config.keyfile import RIGHTS, Right
+from llamaswap_py.config.origins import ORIGINS
+
+
+class Keys(Record, frozen=True):
+    """API keys."""
+
+    file: Annotated[
+        str | None,
+        key(
+            "The key file, relative to this file's folder; `lswap key new` writes it.",
+            or_null(PATH),
+            "keys.yaml",
+        ),
+    ] = None
+    strict_modes: Annotated[
+        bool, plain("Refuse a key file that another user may write, as sshd does its files.", False)
+    ] = True
+    rights: Annotated[
+        tuple[Right, ...],
+        key(
+            "What every inference key may do to others, besides the `rights` of its own entry: "
+            "unload models, change their ttl (Ollama's `keep_alive`), pin them, or save, restore "
+            "and erase slots.",
+            words_of(RIGHTS),
+            ["ttl"],
+            ["unload", "ttl"],
+        ),
+    ] = ()
+
+
+class Cors(Record, frozen=True):
+    """Pages of other origins that may use this server from a browser."""
+
+    origins: Annotated[
+        tuple[str, ...],
+        key(
+            "Their origins: https://chat.lan, http://localhost:* (any port), https://*.lan, "
+            "chrome-extension://* (any extension), app://obsidian.md; or * for all of them.",
+            ORIGINS,
+            ["https://chat.lan", "app://obsidian.md"],
+        ),
+    ] = ()
