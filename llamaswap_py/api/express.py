@@ -13,6 +13,7 @@ from llamaswap_py.api.call import Call, client_of
 from llamaswap_py.api.extract import name_in
 from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.meaning import Meaning
+from llamaswap_py.api.media_urls import may_hold
 from llamaswap_py.api.sending import DROPPED, cut, note_answer
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.wire.messages import Outcome
@@ -50,6 +51,7 @@ class Express:
             or app.captures is not None
             or len(body) > ONE_WRITE
             or len(body) > meaning.config.limits.body
+            or (may_hold(body) and not meaning.config.allow_media_urls)
         ):
             return False
         preset = self._preset(body)

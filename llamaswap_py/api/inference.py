@@ -13,7 +13,7 @@ from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.lasting import begin_conversation, outlast
-from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.api.reading import check_media, check_unread_media, read_skimmed
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.sending import (
     DROPPED,
@@ -64,6 +64,8 @@ async def relay(call: Call) -> None:
     if skim is not None and not upload:
         check_values(text, SKIPPED)
     ask = read_ask(content_type, text, skim)
+    if not call.supervisor.config.allow_media_urls:
+        check_media(body, skim)
     name = ask.model or call.query.get("model")
     if not name and call.route.without_model is not None:
         await call.route.without_model(call)
@@ -106,6 +108,8 @@ async def pass_through(call: Call) -> None:
         call.route, call.family = inner, inner.family
     check_slot_files(call, preset, as_read(path))
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
+    if not call.supervisor.config.allow_media_urls:
+        await check_unread_media(body)
     target = f"{path}?{head.query}" if head.query else path
     request = build_request(call, target, body)
     if is_read(call):

@@ -12,6 +12,7 @@ from llamaswap_py.api.asking import load_as_asked
 from llamaswap_py.api.bounds import TEXTS, check_text, read_control
 from llamaswap_py.api.extract import bad_json
 from llamaswap_py.api.filters import filtered
+from llamaswap_py.api.media_urls import found_in, may_hold, refused
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama_answers import Clock
@@ -35,7 +36,10 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
     text = body.join() if skim is None else skim.text
     check_text(text)
-    return _object(text, skim), skim
+    ask = _object(text, skim)
+    if not call.supervisor.config.allow_media_urls and may_hold(text) and found_in(ask):
+        raise refused()
+    return ask, skim
 
 
 async def read_whole(call: Call) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.extract import FORM, looks_like_json
 from llamaswap_py.api.forms import parameters
+from llamaswap_py.api.media_urls import holds, may_name_url, refused
 from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer
 from llamaswap_py.errors import ApiError
+from llamaswap_py.units import KIB
 from llamaswap_py.wire.messages import tokens
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
 """Stands for what was cut: nobody can send it on purpose."""
+_BEFORE_JSON: Final = b" \t\r\n\xef\xbb\xbf"
+"""Blanks, and the bytes of a byte order mark."""
 
 
 def refuse_coded_body(head: RequestHead, route: Route) -> None:
@@ -64,3 +68,49 @@ async def read_skimmed(
     if kind == FORM and not looks_like_json(skim.text):
         return body, None
     return body, skim
+
+
+def check_media(body: Body, skim: Skim | None) -> None:
+    """Raise ApiError for a body, large ones with their `skim`, that names a medium by a URL.
+
+    What begins as JSON is looked at as such, whatever its Content-Type says.
+    """
+    if skim is not None and not skim.mark:  # a large form
+        if begins_json(body):
+            raise ApiError("bad_request", "the body is said to be a form, and begins as JSON")
+        return
+    text = body.join() if skim is None else skim.text
+    may_name = may_name_url(text) if skim is None else skim.may_name_url
+    if not may_name or not begins_json(body):
+        return
+    # Where objects were cut, nothing tells whether what held them is a medium.
+    cut = skim is not None and any(one.lead for one in skim.cuts)
+    if cut or holds(text):
+        raise refused()
+
+
+async def check_unread_media(body: Body) -> None:
+    """Raise ApiError for a body that is passed on unread and names a medium by a URL.
+
+    Others have their turn between its pieces.
+    """
+    if body.size <= STEP:
+        check_media(body, None)
+        return
+    if not begins_json(body):
+        return
+    skimmer = JsonSkimmer(_MARK, top_level_only=True)
+    for piece in body.pieces:
+        for start in range(0, len(piece), STEP):
+            skimmer.feed(bytes(piece[start : start + STEP]))
+            await asyncio.sleep(0)
+    check_media(body, skimmer.finish(body))
+
+
+def begins_json(body: Body) -> bool:
+    """Tell whether the first that a body has but blanks opens an object or a list."""
+    for piece in body.pieces:
+        for start in range(0, len(piece), KIB):
+            if part := bytes(piece[start : start + KIB]).lstrip(_BEFORE_JSON):
+                return part[:1] in (b"{", b"[")
+    return False

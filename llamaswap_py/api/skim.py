@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.forms import MAX_PART_HEAD, MAX_VALUE
 from llamaswap_py.api.kept import KeptText
+from llamaswap_py.api.media_urls import Scan
 from llamaswap_py.units import KIB
 from llamaswap_py.wire.messages import Body
 
@@ -59,6 +60,8 @@ class Skim:
     text: bytes
     mark: bytes = b""
     cuts: list[Cut] = field(default_factory=list)
+    may_name_url: bool = False
+    """Whether the body, of which all was looked at, may name a medium by a URL."""
 
     def place(self, at: int) -> int:
         """Return where in the body an offset in the text is."""
@@ -147,11 +150,14 @@ class JsonSkimmer:
         self._begin = b""  # of a string that may become long
         self._cut_from = 0
         self._state: _State = JsonSkimmer._outside
+        self._urls = Scan()
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece."""
         for start in range(0, len(piece), STEP):
-            data = self._rest + piece[start : start + STEP]
+            new = piece[start : start + STEP]
+            self._urls.feed(new)
+            data = self._rest + new
             self._rest = b""
             at = 0
             while at < len(data):
@@ -163,7 +169,7 @@ class JsonSkimmer:
         if self._state is JsonSkimmer._cutting:
             self._kept.cut(self._cut_from, self._taken)
         self._keep(self._begin + self._rest)
-        return Skim(body, self._kept.value(), self._mark, self._kept.cuts)
+        return Skim(body, self._kept.value(), self._mark, self._kept.cuts, self._urls.found)
 
     def _outside(self, data: bytes, at: int) -> int:
         """Keep everything up to a string that is long, or may be."""

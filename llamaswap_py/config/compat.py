@@ -24,6 +24,8 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("keys", "strict_modes"): False,
         # Every inference key could change how long a model stays, and what is in slots.
         ("keys", "rights"): ["ttl", "slots"],
+        # llama-server fetched whatever URL a request named.
+        ("allow_media_urls",): True,
         # Of embedding models and rerankers it is now as long as the context (config/batch.py).
         ("defaults", "args", "ubatch-size"): 512,
         # Whether other programs hang was not looked at.

@@ -253,6 +253,12 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
             True,
         ),
     ] = False
+    allow_media_urls: Annotated[
+        bool,
+        plain(
+            "Let llama-server fetch images and sounds that requests name by http(s):// URLs.", True
+        ),
+    ] = False
     engine: Annotated[
         EngineSpec,
         key(

@@ -94,6 +94,42 @@ class Lab:
         writer.close()
         return path
 
+    def write_projector(self) -> Path:
+        """Write a projector for the models of `preset`; a picture of 28 by 28 is four tokens."""
+        import gguf
+        import numpy as np
+
+        path = self.folder / "mmproj-tiny.gguf"
+        writer = gguf.GGUFWriter(str(path), "clip")
+        writer.add_string("general.type", "mmproj")
+        writer.add_bool("clip.has_vision_encoder", True)
+        writer.add_string("clip.projector_type", "mlp")
+        numbers = {"image_size": 28, "patch_size": 14, "embedding_length": 32, "block_count": 1}
+        numbers |= {"feed_forward_length": 64, "projection_dim": 64, "attention.head_count": 1}
+        for name, value in numbers.items():
+            writer.add_uint32(f"clip.vision.{name}", value)
+        writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+        for name in ("image_mean", "image_std"):
+            writer.add_array(f"clip.vision.{name}", [0.5, 0.5, 0.5])
+        shapes: dict[str, tuple[int, ...]] = {
+            "v.patch_embd.weight": (32, 3, 14, 14),
+            "v.position_embd.weight": (4, 32),
+            "v.blk.0.attn_out.weight": (32, 32),
+            "v.blk.0.ffn_up.weight": (64, 32),
+            "v.blk.0.ffn_down.weight": (32, 64),
+            "mm.0.weight": (64, 32),
+            "mm.0.bias": (64,),
+            "mm.2.weight": (64, 64),
+            "mm.2.bias": (64,),
+        }
+        for name, shape in shapes.items():
+            writer.add_tensor(name, np.zeros(shape, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
     def endless(self, name: str, *, size: str = "100MiB", layers: int = 256, **keys: Any) -> Preset:
         """Return a preset that repeats its sentence for ever, about 450 words a second."""
         text = self.sentence(name) + " "

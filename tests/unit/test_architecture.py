@@ -82,7 +82,7 @@ PURE = (
     *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     "api.tap",
-    *("api.skim", "api.kept", "api.nesting"),
+    *("api.skim", "api.kept", "api.nesting", "api.media_urls"),
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture", "tui.records"),
     "tui.screen",
