@@ -252,7 +252,7 @@ class Instances:
         if action.may_keep and running.kv is not None:
             self._tasks.create_task(self._keep_and_stop(key, running), name=f"{key} keeps")
         else:
-            running.child.stop()
+            running.child.stop(unasked=action.reason is StopReason.REFUSED)
 
     async def _keep_and_stop(self, key: InstanceKey, running: Running) -> None:
         in_time = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from llamaswap_py.children.environment import child_env
 from llamaswap_py.children.failures import Failure, FailureKind, classify
 from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
@@ -48,7 +49,7 @@ from llamaswap_py.redaction import Redactor, hide, redact_args
 from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from llamaswap_py.children.liveness import Requests
     from llamaswap_py.children.logs import ChildLog
@@ -68,8 +69,6 @@ _REPEAT_SECONDS: Final = 0.25
 _REPEAT_SECONDS_CHILD_MODE: Final = 0.05
 _CLOSE_SECONDS: Final = 0.75
 _LLAMA_SERVER: Final = "llama-server"
-_SCRUBBED: Final = ("LLAMA_ARG_", "LLAMA_SERVER_")
-_NO_CONFIG: Final = os.path.join(os.devnull, "empty")  # a folder that nobody can ever fill
 
 
 class Child:
@@ -113,6 +112,7 @@ class Child:
         self._stop_command: asyncio.Task[bool] | None = None
         self._stalled = False
         self._ending = False
+        self._unasked = False
 
     def __repr__(self) -> str:
         state = "stopping" if self._stopping.is_set() else "running"
@@ -159,8 +159,10 @@ class Child:
                 await self._clean_up(process)
         return self._finish(None, process.returncode)
 
-    def stop(self) -> None:
+    def stop(self, *, unasked: bool = False) -> None:
         """Begin the stop recipe; a second call changes nothing.
+
+        `unasked`: it ends by itself, and this only hastens it: its exit is told as a failure.
 
         Child mode: the exit command on stdin (while loading nobody reads it: SIGTERM besides),
         again once with SIGTERM, then end of file. Else: SIGTERM, again once, or the program's own
@@ -169,6 +171,7 @@ class Child:
         """
         if self._stopping.is_set():
             return
+        self._unasked = unasked
         self._begin_stop()
         if self._process is not None:
             self._ask_to_stop(self._process)
@@ -360,7 +363,7 @@ class Child:
         code = number = None
         if returncode is not None:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
-            asked = self._stopping.is_set()
+            asked = self._stopping.is_set() and not self._ended_by_itself(number)
             failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
             if failure is not None and self.spec.program is not None:
                 named = failure.summary.replace(_LLAMA_SERVER, os.path.basename(self.spec.binary))
@@ -369,26 +372,9 @@ class Child:
         self._emit(event)
         return event
 
-
-def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
-    """Return the environment of a child.
-
-    Without what would change it behind the preset's back: `LLAMA_ARG_*`, `LLAMA_API_KEY`,
-    `LLAMA_SERVER_*`, and the user's own config.ini. What the preset's own `env` says wins. A
-    program of the user's gets all that we have.
-    """
-    if spec.program is not None:
-        return {**base, **spec.env}
-    env = {
-        name: value
-        for name, value in base.items()
-        if not name.startswith(_SCRUBBED) and name != "LLAMA_API_KEY"
-    }
-    env["XDG_CONFIG_HOME"] = _NO_CONFIG
-    if spec.child_mode:
-        env["LLAMA_SERVER_ROUTER_PORT"] = "1"
-    env.update(spec.env)
-    return env
-
-
-__all__ = ["Child", "child_env"]
+    def _ended_by_itself(self, number: int | None) -> bool:
+        """Tell whether a stop that was begun was not what ended it: `number` is its signal."""
+        if number is None:
+            return self._unasked
+        process, by_command = self._process, self._stop_command is not None
+        return process is not None and number not in process.sent and not by_command

@@ -56,6 +56,8 @@ class Process:
         self._popen = popen
         self._guard = guard
         self.pid = popen.pid
+        self.sent: set[int] = set()
+        """The signals that it got from us while it ran."""
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._outputs: list[_Output] = []
         self._pidfd = -1
@@ -125,14 +127,20 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, unless it is reaped."""
         if self._popen.returncode is None:
+            self._note_sent(number)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill_group(self) -> None:
         """SIGKILL the process and all of its group, unless all is over."""
         if not self._ended:
+            self._note_sent(signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    def _note_sent(self, number: int) -> None:
+        if not self.exited.done():
+            self.sent.add(number)
 
     async def end(self) -> None:
         """Kill what is left of the group, take its last output, reap it, close everything.

@@ -124,7 +124,11 @@ class ChildLost:
 
 @dataclass(frozen=True, slots=True)
 class ChildExited:
-    """It is reaped and its process group is gone. `failure` is None when it was told to stop."""
+    """It is reaped and its process group is gone.
+
+    `failure` is None when it ended because it was told to. A signal that lswap never sent is a
+    failure also where a stop had begun.
+    """
 
     code: int | None
     signal: int | None

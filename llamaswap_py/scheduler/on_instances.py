@@ -131,7 +131,8 @@ class OnInstances:
         told = before is State.STOPPING and not unasked
         failure = event.failure
         if failure is None and instance.drain_reason is StopReason.REFUSED:
-            failure = Failure("exited", "it refused connections, and ended", 0)
+            why = "it refused connections and did not end by itself: lswap ended it"
+            failure = Failure("killed", why, None)
         if before is State.LOADING or (failure and not told):
             failure = failure or Failure("exited", "it ended while loading", 0)
             self.control.fail(instance, failure, loading=before is State.LOADING)

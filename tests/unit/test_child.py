@@ -175,6 +175,35 @@ async def test_an_unasked_end_has_its_class(
     assert exited.tail
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_a_signal_from_elsewhere_is_a_failure_though_a_stop_had_begun(
+    fake: str, short_dir: Path, number: signal.Signals
+) -> None:
+    """Its connections are refused a moment before its end is known, and then it is stopped."""
+    async with running(make_spec(fake, short_dir)) as run:
+        ready = await run.seen(ChildReady)
+        assert ready.endpoint.path is not None
+        assert run.child.pid is not None
+        os.kill(run.child.pid, number)
+        run.child.stop()
+        exited = await run.ended()
+    assert exited.signal == number
+    assert exited.failure is not None
+    assert exited.failure.kind in (FailureKind.KILLED, FailureKind.CRASHED)
+
+
+async def test_an_end_that_a_stop_only_hastens_has_its_exit_code(
+    fake: str, short_dir: Path
+) -> None:
+    async with running(make_spec(fake, short_dir)) as run:
+        await run.seen(ChildReady)
+        run.child.stop(unasked=True)
+        exited = await run.ended()
+    assert (exited.code, exited.signal) == (0, None)
+    assert exited.failure is not None
+    assert exited.failure.kind is FailureKind.EXITED
+
+
 async def test_what_cannot_be_executed_is_a_failure_of_the_engine(short_dir: Path) -> None:
     plain = short_dir / "plain"
     plain.write_text("hello")
