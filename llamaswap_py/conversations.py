@@ -12,17 +12,21 @@ import asyncio
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote
-
-import msgspec
 
 from llamaswap_py.children.probe import ask
+from llamaswap_py.conversation import (
+    ASKING,
+    Conversation,
+    Question,
+    entry_of,
+    id_in_child,
+    look_up,
+)
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Lease, Ticket
@@ -31,82 +35,13 @@ from llamaswap_py.units import MIB
 
 _log: Final = logging.getLogger("lswap")
 _KEPT: Final = 10_000
-"""Conversations that are remembered; the oldest are forgotten first."""
-_ASKING: Final = 2.0
-"""Seconds for one question to a child, which answers in microseconds."""
+"""Conversations that are remembered; of the owner that has most the oldest is forgotten first."""
 # A request that was just written may reach the child a moment after its client has left.
 _KEPT_SECONDS: Final = 300.0
 _KEPT_BYTES: Final = 64 * MIB
 """What is kept of ended answers: as long as llama-server would, and so much in all."""
 _APPEARS: Final = 10
 _APPEARS_STEP: Final = 0.05
-
-
-@dataclass(slots=True, eq=False)
-class Conversation:
-    """The newest answer of one conversation id, and the child that has it."""
-
-    id: str
-    preset: str
-    cancel: Callable[[], None]
-    """Ends its request while it waits."""
-    request_id: str = ""
-    client: str = ""
-    """Whose it is, as for turns."""
-    lease: Lease | None = None
-    ticket: Ticket | None = None
-    """While its lease is kept for it."""
-    waiting: Ticket | None = None
-    """While its request waits for a lease, and its client has left."""
-    begun: bool = True
-    """Whether its child has begun to answer, as far as anybody knows."""
-    began: float = field(default_factory=time.monotonic)
-    readers: dict[str, Callable[[str], None]] = field(default_factory=dict)
-    """Who reads it instead of its client, each with what ends that, given a reason."""
-    whole: bytes = b""
-    """The answer, once it has ended without a reader."""
-    whole_at: float = -math.inf
-    """When that was, in monotonic seconds as `began`: a clock that is set must lose no answer."""
-    unread: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while there are none."""
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it was stopped."""
-
-    def __post_init__(self) -> None:
-        self.unread.set()
-
-    def keep(self, whole: bytes) -> None:
-        """Keep an answer, or the error that stands for it, for who comes back."""
-        self.whole, self.whole_at = whole, time.monotonic()
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether its request has no client any more, and has not ended."""
-        return self.ticket is not None or self.waiting is not None
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether a child has something of it, or it was kept."""
-        return bool(self.whole) or (self.lease is not None and self.begun)
-
-    @property
-    def path(self) -> str:
-        """The child's route for it."""
-        return f"/v1/stream?conv_id={quote(self.id, safe='')}"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What to ask a child in the place of a client that has left.
-
-    `failed` and `refused` render lswap's error, and a child's, as the event of a stream.
-    """
-
-    target: str
-    body: bytes
-    headers: str
-    failed: Callable[[ApiError], bytes]
-    refused: Callable[[bytes], bytes]
 
 
 class Conversations:
@@ -125,19 +60,21 @@ class Conversations:
         self._holding: set[asyncio.Task[None]] = set()
 
     async def begin(
-        self, id: str, preset: str, request_id: str, cancel: Callable[[], None]
+        self, owner: str, name: str, preset: str, request_id: str, cancel: Callable[[], None]
     ) -> Conversation:
         """Note that a request of this conversation arrived; it is the one that counts now.
 
         An answer that goes on without its client is stopped: llama-server has one for each.
         """
-        older = self._known.get(id)
+        conversation = Conversation(owner, name, preset, cancel, request_id)
+        older = self._known.get(conversation.id)
         if older is not None and older.goes_on:
             await self.stop(older)
-        self._known.pop(id, None)
-        self._known[id] = conversation = Conversation(id, preset, cancel, request_id)
+        self._known.pop(conversation.id, None)
+        self._known[conversation.id] = conversation
         while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+            most = Counter(one.owner for one in self._known.values()).most_common(1)[0][0]
+            self.forget(next(one for one in self._known.values() if one.owner == most))
         return conversation
 
     def forget(self, conversation: Conversation) -> None:
@@ -145,21 +82,38 @@ class Conversations:
         if self._known.get(conversation.id) is conversation:
             del self._known[conversation.id]
 
-    def find(self, id: str) -> Conversation | None:
-        """Return the conversation, unless the child that had it is gone, and nothing was kept."""
-        found = self._known.get(id)
-        if found is None or time.monotonic() - found.whole_at < _KEPT_SECONDS:
+    def find(self, owner: str, name: str, *, of_all: bool = False) -> Conversation | None:
+        """Return the conversation, unless the child that had it is gone, and nothing was kept.
+
+        `of_all`: that of another owner will do where the owner has none of this name.
+        """
+        found = self._known.get(id_in_child(owner, name))
+        if found is None and of_all:
+            others = (one for one in reversed(self._known.values()) if one.name == name)
+            found = next(others, None)
+        return None if found is None else self._if_there(found)
+
+    def _if_there(self, found: Conversation) -> Conversation | None:
+        if time.monotonic() - found.whole_at < _KEPT_SECONDS:
             return found
         if not found.whole if found.lease is None else self._alive(found.lease):
             return found
         self.forget(found)
         return None
 
-    def matching(self, ids: Iterable[str]) -> list[Conversation]:
-        """Return those that have a child: by their id, or as `ID::MODEL` (server-stream.cpp)."""
-        wanted = set(ids)
-        named = [id for id in self._known if id in wanted or id.partition("::")[0] in wanted]
-        found = [one for one in map(self.find, named) if one is not None]
+    def matching(self, names: Iterable[str], owner: str | None) -> list[Conversation]:
+        """Return those of an owner (None: of all) that have a child.
+
+        They are named as by `find`, or as `NAME::MODEL` (server-stream.cpp).
+        """
+        wanted = set(names)
+        named = [
+            one
+            for one in self._known.values()
+            if owner in (None, one.owner)
+            and (one.name in wanted or one.name.partition("::")[0] in wanted)
+        ]
+        found = [one for one in map(self._if_there, named) if one is not None]
         return [one for one in found if one.is_readable]
 
     @property
@@ -231,22 +185,24 @@ class Conversations:
         if newest is not conversation and there == lease.endpoint:
             return
         try:
-            await ask(lease.endpoint, "DELETE", conversation.path, timeout=_ASKING)
+            await ask(lease.endpoint, "DELETE", conversation.path, timeout=ASKING)
         except OSError as error:
             _log.debug("%s: its child could not be asked to stop: %s", conversation.id, error)
 
-    async def look_up(self, ids: Iterable[str], may_use: Callable[[str], bool]) -> list[Any]:
+    async def look_up(
+        self, names: Iterable[str], owner: str | None, may_use: Callable[[str], bool]
+    ) -> list[Any]:
         """Return what the children say of those conversations (`POST /v1/streams/lookup`)."""
-        children: dict[Endpoint, list[str]] = {}
+        children: dict[Endpoint, dict[str, str]] = {}
         ours = []
-        for one in self.matching(ids):
+        for one in self.matching(names, owner):
             if not may_use(one.preset):
                 continue
             if one.whole:
-                ours.append(_entry(one))
+                ours.append(entry_of(one))
             elif one.lease is not None:
-                children.setdefault(one.lease.endpoint, []).append(one.id)
-        answers = await asyncio.gather(*(_look_up(*child) for child in children.items()))
+                children.setdefault(one.lease.endpoint, {})[one.id] = one.name
+        answers = await asyncio.gather(*(_named(*child) for child in children.items()))
         return [*ours, *(entry for entries in answers for entry in entries)]
 
     def attach(self, conversation: Conversation, reader: str, cut: Callable[[str], None]) -> bool:
@@ -334,17 +290,25 @@ class Conversations:
         if conversation.readers:
             return
         try:
-            answer = await ask(lease.endpoint, "GET", conversation.path, timeout=_ASKING)
+            answer = await ask(lease.endpoint, "GET", conversation.path, timeout=ASKING)
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
             conversation.keep(answer.body)
         kept = [one for one in self._known.values() if one.whole]
-        size = sum(len(one.whole) for one in kept)
-        for one in sorted(kept, key=lambda one: one.whole_at):
-            if size <= _KEPT_BYTES and time.monotonic() - one.whole_at < _KEPT_SECONDS:
-                break
-            size -= len(one.whole)
+        kept.sort(key=lambda one: one.whole_at)
+        sizes = Counter[str]()
+        for one in kept:
+            sizes[one.owner] += len(one.whole)
+        while kept:
+            most = sizes.most_common(1)[0][0]
+            one = kept[0]
+            if time.monotonic() - one.whole_at < _KEPT_SECONDS:
+                if sizes.total() <= _KEPT_BYTES:
+                    break
+                one = next(one for one in kept if one.owner == most)
+            kept.remove(one)
+            sizes[one.owner] -= len(one.whole)
             one.whole, one.whole_at = b"", -math.inf
 
     async def _end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
@@ -357,7 +321,7 @@ class Conversations:
         """Wait until the child has generated the answer, and nobody reads it any more."""
         missing = 0
         while missing < _APPEARS and self._alive(lease):
-            entries = await _look_up(lease.endpoint, [conversation.id])
+            entries = await look_up(lease.endpoint, [conversation.id])
             mine = [one for one in entries if one.get("conversation_id") == conversation.id]
             if not mine:
                 missing += 1
@@ -377,23 +341,11 @@ class Conversations:
         await conversation.unread.wait()
 
 
-def _entry(conversation: Conversation) -> dict[str, Any]:
-    """Return what llama-server's lookup says of an ended answer (server-stream.cpp)."""
-    unix = time.time() - time.monotonic()
-    return {
-        "conversation_id": conversation.id,
-        "is_done": True,
-        "total_bytes": len(conversation.whole),
-        "started_at": int(conversation.began + unix),
-        "completed_at": int(conversation.whole_at + unix),
-    }
-
-
-async def _look_up(endpoint: Endpoint, ids: list[str]) -> list[dict[str, Any]]:
-    body = msgspec.json.encode({"conversation_ids": ids})
-    try:
-        answer = await ask(endpoint, "POST", "/v1/streams/lookup", timeout=_ASKING, body=body)
-        found = msgspec.json.decode(answer.body)
-    except (OSError, msgspec.DecodeError):
-        return []
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+async def _named(endpoint: Endpoint, names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return what a child says of these conversations, by the names that clients have for them."""
+    found = await look_up(endpoint, list(names))
+    return [
+        {**one, "conversation_id": names[id]}
+        for one in found
+        if (id := one.get("conversation_id")) in names
+    ]

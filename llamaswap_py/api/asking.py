@@ -36,7 +36,13 @@ async def begin_load(call: Call, preset: str) -> None:
 
 def _ticket(call: Call, key: ApiKey, preset: str) -> Ticket:
     head = call.exchange.head
-    wishes = read_wishes(head, substitutable=False, highest=key.priority, allowed=key.models)
+    wishes = read_wishes(
+        head,
+        substitutable=False,
+        highest=key.priority,
+        allowed=key.models,
+        is_own=call.is_own,
+    )
     ticket: Ticket = call.supervisor.lease(
         preset, client=call.client, request_id=call.id, slot=False, wishes=wishes
     )

@@ -114,13 +114,32 @@ class Call:
         return client_of(self.exchange, self.key)
 
     @property
+    def owner(self) -> str:
+        """Whose conversations it begins and finds: without keys everybody is one."""
+        return "" if self.key is None else self.client
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it finds the conversations of others, too."""
+        return self.key is not None and self.key.is_admin
+
+    def is_own(self, request_id: str) -> bool:
+        """Return whether an open request is this client's own, or this client sees all."""
+        if self.key is None or self.sees_all:
+            return True
+        if (one := self.app.calls.get(request_id)) is not None:
+            return one.owner == self.owner
+        detached = self.supervisor.conversations.detached
+        return any((one.request_id, one.owner) == (request_id, self.owner) for one in detached)
+
+    @property
     def replaces_its_own(self) -> bool:
         """Whether an answer that its client left goes on, and ends when this request begins."""
         given = self.exchange.head.get(b"x-conversation-id")
         if given is None or self.key is None:
             return False
-        older = self.supervisor.conversations.find(given.decode("latin-1"))
-        return older is not None and older.goes_on and older.client == self.client
+        older = self.supervisor.conversations.find(self.owner, given.decode("latin-1"))
+        return older is not None and older.goes_on
 
     def count(self) -> None:
         """Count it against its key; raises ApiError `too_many_requests`."""

@@ -6,22 +6,20 @@ import asyncio
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from llamaswap_py.api.bounds import SKIPPED, check_values
 from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.lasting import begin_conversation, outlast
+from llamaswap_py.api.lasting import begin_conversation, check_streams, outlast
 from llamaswap_py.api.reading import check_media, check_unread_media, read_skimmed
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.sending import (
-    DROPPED,
     FINAL,
     FORCE,
     REAPING,
     REAPING_STEP,
-    RESUMED,
     as_read,
     build_request,
     cut,
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.call import Call
-    from llamaswap_py.conversations import Conversation
+    from llamaswap_py.conversation import Conversation
     from llamaswap_py.leases import Lease, Wishes
     from llamaswap_py.wire.messages import RelayResult, Translator
 
@@ -80,7 +78,9 @@ async def relay(call: Call) -> None:
     target = f"{head.path}?{head.query}" if head.query else head.path
     lasts = ask.stream and call.route.slot and not upload
     conversation = await begin_conversation(call, preset) if lasts else None
-    request = build_request(call, target, body, DROPPED if conversation is None else RESUMED)
+    request = build_request(call, target, body)
+    if conversation is not None:
+        request.headers.append((b"x-conversation-id", conversation.id.encode("ascii")))
     if is_read(call):
         await read(call, preset, request)
         return
@@ -107,6 +107,7 @@ async def pass_through(call: Call) -> None:
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
     check_slot_files(call, preset, as_read(path))
+    check_streams(call, preset, as_read(path))
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
     if not call.supervisor.config.allow_media_urls:
         await check_unread_media(body)
@@ -138,7 +139,10 @@ async def resumed(call: Call, conversation: Conversation) -> None:
     """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
     conversations = call.supervisor.conversations
     head, lease = call.exchange.head, conversation.lease
-    request = build_request(call, f"{head.path}?{head.query}", await call.exchange.read_body(0))
+    target = conversation.path  # of which a child knows more than the client
+    if (start := call.query.get("from")) is not None:
+        target += f"&from={quote(start, safe='')}"
+    request = build_request(call, target, await call.exchange.read_body(0))
     if lease is None or not conversations.attach(conversation, call.id, lambda r: cut(call, r)):
         await read(call, conversation.preset, request)
         return
@@ -246,6 +250,7 @@ def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
         substitutable=may_be_another,
         highest=0 if key is None else key.priority,
         allowed=None if key is None else key.models,
+        is_own=call.is_own,
     )
 
 

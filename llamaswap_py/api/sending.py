@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("lswap")
 # Keys and origins are judged here, not by the child.
-RESUMED: Final = frozenset({b"authorization", b"x-api-key", b"origin", b"x-request-id"})
 # With a conversation id it goes on generating for a client that left: see conversations.py.
-DROPPED: Final = RESUMED | {b"x-conversation-id"}
+DROPPED: Final = frozenset(
+    {b"authorization", b"x-api-key", b"origin", b"x-request-id", b"x-conversation-id"}
+)
 # A child's sockets close a moment before its exit is known; until then leases of it are granted.
 REAPING: Final = 2.0
 REAPING_STEP: Final = 0.02
@@ -43,12 +44,10 @@ _REFUSED: Final = "serves no more"
 FINAL: Final = (FORCE, _HUNG)
 
 
-def build_request(
-    call: Call, target: str, body: Body, dropped: frozenset[bytes] = DROPPED
-) -> UpstreamRequest:
-    """Return what a child gets of a request: its method, its headers but for those, a body."""
+def build_request(call: Call, target: str, body: Body) -> UpstreamRequest:
+    """Return what a child gets of a request: its method, its headers but for DROPPED, a body."""
     head = call.exchange.head
-    lines = call.meaning.lines(call.exchange, dropped)
+    lines = call.meaning.lines(call.exchange, DROPPED)
     return UpstreamRequest(head.method, target, [], body, lines)
 
 

@@ -14,7 +14,7 @@ from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
-    from llamaswap_py.conversations import Conversation
+    from llamaswap_py.conversation import Conversation
 
 _MOST_IDS = 10_000
 _STEP = 256 * KIB
@@ -30,7 +30,8 @@ async def look_up(call: Call) -> None:
     ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
     known = [one for one in ids if isinstance(one, str) and one] if isinstance(ids, list) else []
     conversations = call.supervisor.conversations
-    call.respond(200, await conversations.look_up(known[:_MOST_IDS], call.may_use))
+    owner = None if call.sees_all else call.owner
+    call.respond(200, await conversations.look_up(known[:_MOST_IDS], owner, call.may_use))
 
 
 async def resume(call: Call) -> None:
@@ -76,10 +77,12 @@ async def stop(call: Call) -> None:
 
 
 def _find(call: Call) -> Conversation | None:
-    id = call.query.get("conv_id")
-    if not id:
+    """Return the conversation that is named, if it is this client's, or an admin asks."""
+    name = call.query.get("conv_id")
+    if not name:
         raise ApiError("bad_request", "the conversation is missing", param="conv_id")
-    found: Conversation | None = call.supervisor.conversations.find(id)
+    conversations = call.supervisor.conversations
+    found: Conversation | None = conversations.find(call.owner, name, of_all=call.sees_all)
     return found if found is not None and call.may_use(found.preset) else None
 
 

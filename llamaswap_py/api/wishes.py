@@ -9,6 +9,8 @@ from llamaswap_py.leases import Wishes
 from llamaswap_py.units import parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llamaswap_py.wire.messages import RequestHead
 
 WHEN_FULL: Final = b"x-lswap-when-full"
@@ -32,20 +34,23 @@ def read_wishes(
     substitutable: bool,
     highest: int = 0,
     allowed: tuple[str, ...] | None = None,
+    is_own: Callable[[str], bool] = lambda _: True,
 ) -> Wishes:
     """Return what the headers ask for; raises ApiError `bad_request` naming the header.
 
     `highest` is the key's priority: what its requests have, and the most they may ask for;
-    `allowed` are the key's models.
+    `allowed` are the key's models. Only a request that `is_own` is one to be made under: under
+    somebody else's it would pass a gate that is closed for all others.
     """
     if highest == 0 and asks_nothing(head):
         return _ORDINARY if substitutable else PARTICULAR
+    parent = _text(head, _PARENT)
     return Wishes(
         priority=_priority(_text(head, _PRIORITY), highest),
         when_full=_when_full(_text(head, WHEN_FULL)),
         patience=_patience(_text(head, _MAX_WAIT)),
         substitutable=substitutable,
-        parent=_text(head, _PARENT) or None,
+        parent=parent if parent and is_own(parent) else None,
         allowed=None if allowed is None else frozenset(allowed),
     )
 

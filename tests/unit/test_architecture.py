@@ -31,6 +31,7 @@ MEETING_POINT = {
     *("supervisor", "instances", "leases", "opening", "presets", "views"),
     *("watching", "estimating", "estimate", "naming", "remembering"),
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
+    "conversation",
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
     *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
     *("desk", "preset_files", "weighing"),
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
 
 ALLOWED_FOR_TYPES: dict[str, set[str]] = {
     "api": {
-        *("children", "model_facts", "feed", "reloading", "conversations", "webui", "captures"),
+        *("children", "model_facts", "feed", "reloading", "conversation", "webui", "captures"),
         "naming",
     },
     "estimate": {"devices", "presets"},

@@ -1,0 +1,60 @@
+"""Whose conversations are remembered and kept: no owner pushes out another's."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llamaswap_py import conversations
+from llamaswap_py.conversation import Conversation, id_in_child
+from llamaswap_py.conversations import Conversations
+
+pytestmark = pytest.mark.anyio
+
+
+def some() -> Conversations:
+    return Conversations(asyncio.TaskGroup(), lambda _: None, lambda *_: True)
+
+
+async def begin(these: Conversations, owner: str, name: str) -> Conversation:
+    return await these.begin(owner, name, "alpha", f"{owner}-{name}", lambda: None)
+
+
+def test_no_name_of_one_owner_is_the_id_of_another() -> None:
+    assert id_in_child("", "x") == "x"
+    ids = {id_in_child(owner, "x") for owner in ("", "key a", "key b")}
+    assert len(ids) == 3
+    assert id_in_child("key a", id_in_child("key b", "x")) not in ids
+
+
+async def test_of_the_owner_that_has_most_the_oldest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversations, "_KEPT", 4)
+    these = some()
+    await begin(these, "key ann", "x")
+    for number in range(100):
+        await begin(these, "key bob", f"{number}")
+    assert these.find("key ann", "x") is not None
+    assert these.find("key bob", "x") is None
+    found = [number for number in range(100) if these.find("key bob", f"{number}") is not None]
+    assert found == [97, 98, 99]
+    assert these.find("key boss", "x", of_all=True) is these.find("key ann", "x")
+
+
+async def test_of_the_owner_that_keeps_most_the_oldest_answer_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(status=200, body=b"x" * 100)
+
+    monkeypatch.setattr(conversations, "ask", ask)
+    monkeypatch.setattr(conversations, "_KEPT_BYTES", 400)
+    these, lease = some(), cast("Any", SimpleNamespace(endpoint=None))
+    for owner, name in (("key ann", "x"), *(("key bob", f"{number}") for number in range(9))):
+        await these._keep_whole(await begin(these, owner, name), lease)
+    kept = [(one.owner, one.name) for one in these._known.values() if one.whole]
+    assert kept == [("key ann", "x"), *(("key bob", f"{number}") for number in (6, 7, 8))]
