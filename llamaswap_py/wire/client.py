@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
 from ..errors import without_frames
-from ..units import KIB
-from .client_side import ClientSide
 from .deadline import Wait
 from .exchange import NO_HEAD, Exchange, refuse
+from .incoming import Incoming
 from .messages import WireError
-from .repeated import RepeatedRequest
-from .requests import RequestParser
 from .sockets import LARGE, end_output, reset_on_close
 
 if TYPE_CHECKING:
@@ -24,37 +20,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Requests are parsed in steps of this size, so that few of them wait at a time.
-_STEP: Final = 4 * KIB
-#: Bytes of pipelined requests that may wait unparsed before the client must.
-_HELD_LIMIT: Final = 64 * KIB
 #: After an early refusal: how long a client that goes on sending is heard out, so that it reads
 #: the answer and not a reset (RFC 9112 section 9.6).
 _LINGER: Final = 2.0
 
 
-class ClientConnection(ClientSide):
+class ClientConnection(Incoming):
     """Parses requests, runs the server's handler on one at a time, and watches for the client."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(server.limits)
-        self._server = server
+        super().__init__(server)
         self.outbox = server.outbox
         self._lost = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
-        # Requests
-        self._parser = RequestParser(self, server.limits)
-        self._receiving: Exchange | None = None
-        self._current: Exchange | None = None
-        self._queue: deque[Exchange | WireError] = deque()
-        self._arrival: asyncio.Future[None] | None = None
-        #: for the first byte of a request
-        self._waits = False
-        self._held = b""
-        self._repeated = RepeatedRequest()
-        self._broken = self._upgrading = False
-        #: no request after the one that was received last
-        self.last = False
         self._tunnel: Relay | None = None
 
     # --- protocol interface -------------------------------------------------------------------
@@ -159,17 +137,12 @@ class ClientConnection(ClientSide):
         if self._current is None and not self._queue and self._receiving is None:
             self._wake()
 
-    def hand_over(self, exchange: Exchange) -> None:
-        """Let the handler have an exchange."""
-        self._queue.append(exchange)
-        self._wake()
-
     def answered(self, exchange: Exchange) -> None:
         """An exchange that was begun at once is over."""
         self._current = None
         exchange.release()
         self.last = self.last or not exchange.keep_alive
-        if self.last or self._held or self._half_closed:
+        if self.last or self._held.size or self._half_closed:
             self._wake()
         elif not self.closed:
             self._waits = True
@@ -178,72 +151,15 @@ class ClientConnection(ClientSide):
     def start_tunnel(self, relay: Relay) -> None:
         """From here on every byte goes to the relay's upstream."""
         self._tunnel = relay
-        held, self._held = self._held, b""
-        if held:
-            relay.upstream.send(held)
+        if self._held.size:
+            relay.upstream.send(self._held.take_all())
         self.resume_input()
 
     def _detach(self) -> None:
         if self._current is not None and self._current.running is not None:
             self._current.running.client_lost()
 
-    # --- from bytes to requests ---------------------------------------------------------------
-
-    def _may_parse(self) -> bool:
-        if self._receiving is not None:
-            return True
-        return not self.last and self._current is None and not self._queue
-
-    def _parse(self, data: bytes) -> None:
-        self._last_input = self._loop.time()
-        self._waits = False
-        if self._receiving is None and not self._parser.in_head:
-            known = self._repeated.known
-            if known is not None and (request := known.read(data)) is not None:
-                self._take_whole(*request)
-                return
-            self._repeated.expect(data)
-        while data:
-            if not self._may_parse():
-                self._hold(data)
-                return
-            if self._receiving is not None or len(data) <= _STEP:
-                step, data = data, b""
-            else:
-                step, data = data[:_STEP], data[_STEP:]
-            try:
-                rest = self._parser.feed(step)
-            except WireError as error:
-                self._break_off(error)
-                return
-            if rest is not None:
-                self.last = self._upgrading = True
-                self._hold(rest + data)
-                return
-        if self._current is None and not self._queue:
-            self._await_head()
-
-    def _await_head(self) -> None:
-        """Let the time of a head that has begun run from its first byte."""
-        if self._parser.in_head and not self._deadline.awaits(Wait.HEAD):
-            self._deadline.set(Wait.HEAD, self._limits.head_read)
-
-    def _hold(self, data: bytes) -> None:
-        self._held += data
-        if len(self._held) > _HELD_LIMIT:
-            self.pause_input()
-
-    def _break_off(self, error: WireError) -> None:
-        """The client's bytes make no sense from here on: answer what came before, then this."""
-        if self.last and self._receiving is None:
-            return
-        self.last = self._broken = True
-        if self._receiving is not None:
-            receiving, self._receiving = self._receiving, None
-            receiving.intake.fail(error)
-        else:
-            self._queue.append(error)
-        self._wake()
+    # --- requests that have come ---------------------------------------------------------------
 
     def _take(self, head: RequestHead) -> Exchange:
         self._deadline.clear()
@@ -264,22 +180,6 @@ class ClientConnection(ClientSide):
                 return
             self._current = None
         self.hand_over(exchange)
-
-    def on_request(self, head: RequestHead) -> None:
-        self._repeated.note(head)
-        self._receiving = self._take(head)
-
-    def on_piece(self, piece: bytes) -> None:
-        if self._receiving is not None:
-            self._receiving.intake.add(piece)
-            if self._deadline.awaits(Wait.BODY):
-                self._deadline.set(Wait.BODY, self._limits.body_idle)
-
-    def on_request_complete(self) -> None:
-        if self._receiving is not None:
-            receiving, self._receiving = self._receiving, None
-            self.last = self.last or not receiving.head.keep_alive
-            receiving.intake.finish()
 
     # --- one request after another ------------------------------------------------------------
 
@@ -310,7 +210,7 @@ class ClientConnection(ClientSide):
                 item.release()
         self._current = self._receiving = None
         self._queue.clear()
-        self._held = b""
+        self._held.clear()
         # A cancelled task keeps the frames that it was cancelled in, with all that they hold.
         self._task = self._arrival = None
         self._parser.close()
@@ -319,11 +219,11 @@ class ClientConnection(ClientSide):
         while not self._queue:
             if self.closed or (self.last and self._receiving is None):
                 return None
-            held, self._held = self._held, b""
-            self.resume_input()
-            if held:
-                self._parse(held)
+            if self._held.size:
+                self._parse_held()
+                self.resume_input()
                 continue
+            self.resume_input()
             if self._half_closed:
                 return None
             if self._receiving is not None:
@@ -337,11 +237,6 @@ class ClientConnection(ClientSide):
             await self._arrival
             self._served = 0
         return self._queue.popleft()
-
-    def _wake(self) -> None:
-        self._waits = False
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
     async def _serve(self, exchange: Exchange) -> bool:
         """Run the handler; tell whether the connection can take another request."""

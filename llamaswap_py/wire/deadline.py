@@ -19,6 +19,10 @@ class Wait(Enum):
     CLOSING = auto()
 
 
+def _nobody(_: Wait) -> None:
+    """It is closed."""
+
+
 class Deadline:
     """At most one thing is awaited at a time.
 
@@ -50,8 +54,9 @@ class Deadline:
         return self._wait is wait
 
     def close(self) -> None:
-        """Await nothing, ever again."""
+        """Await nothing, ever again, and let go of who would be told."""
         self.clear()
+        self._expired = _nobody
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -20,6 +20,9 @@ _HIGH_WATER: Final = 256 * KIB
 SCANNED_FROM: Final = 256 * KIB
 #: An unread rest of a body up to this size is thrown away to keep the connection.
 _SMALL_REST: Final = 64 * KIB
+#: Pieces that are made one where they come to little: each costs more than its bytes.
+_MANY: Final = 256
+_LITTLE: Final = 64 * KIB
 
 
 class Intake:
@@ -32,6 +35,7 @@ class Intake:
     _error: WireError | BodyTooLarge | None = None
     _scan: Callable[[bytes], None] | None = None
     _shown = 0
+    _joined = 0
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(
@@ -76,9 +80,9 @@ class Intake:
         self._streaming = True
         self._start()
         while True:
-            while self._body.pieces:
-                piece = self._body.pieces.pop(0)
-                self._body.size -= len(piece)
+            pieces, self._body = self._body.pieces, Body()
+            self._joined = 0
+            for piece in pieces:
                 yield bytes(piece)
             if self.complete:
                 return
@@ -118,11 +122,21 @@ class Intake:
             if body.size > self._limit:
                 self.fail(BodyTooLarge(self._limit))
             self._show()
-            return
-        if body.size > _HIGH_WATER:
+        elif body.size > _HIGH_WATER:
             self._connection.pause_input()
+        if len(body.pieces) - self._joined >= _MANY:
+            self._join(body.pieces)
         if self._streaming:
             self._wake()
+
+    def _join(self, pieces: list[bytes | memoryview]) -> None:
+        """Make one piece of the last ones, which were shown all or not at all."""
+        new = pieces[self._joined :]
+        if sum(map(len, new)) <= _LITTLE:
+            if self._shown:
+                self._shown -= len(new) - 1
+            pieces[self._joined :] = [b"".join(new)]
+        self._joined = len(pieces)
 
     def _show(self) -> None:
         if self._scan is not None and self._body.size > SCANNED_FROM:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def _nobody() -> None:
+    """It is closed."""
+
+
 class Outflow:
     """Follows the transport's pauses; calls `stalled` when nothing could be written for `limit`.
 
@@ -45,8 +49,9 @@ class Outflow:
         self._let_go()
 
     def close(self) -> None:
-        """Nothing will be written any more."""
+        """Nothing will be written any more: let go of who would be told."""
         self._closed = True
+        self._stalled = _nobody
         self._let_go()
 
     def _let_go(self) -> None:

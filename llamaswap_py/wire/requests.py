@@ -70,8 +70,8 @@ class RequestParser:
             return None
 
     def close(self) -> None:
-        """Break the reference cycle with the C parser."""
-        del self._parser
+        """Break the reference cycles with the C parser and with who is told."""
+        del self._parser, self._sink
 
     def _explain(self, error: httptools.HttpParserError) -> WireError:
         cause = error.__context__

@@ -64,3 +64,34 @@ async def test_a_large_body_for_lswap_itself_is_refused(lab: Lab) -> None:
         assert answer.status_code == 413
         assert str(MIB) in answer.text
         assert taken(lswap) < before + 40 * MIB
+
+
+async def test_clients_that_pipeline_leave_memory_alone(lab: Lab) -> None:
+    """Each sends requests as fast as it can, and reads its answers."""
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        before = taken(lswap)
+        requests = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000
+
+        async def flood() -> int:
+            reader, writer = await connect(lswap)
+            got = 0
+
+            async def read() -> None:
+                nonlocal got
+                while data := await reader.read(1 << 20):
+                    got += data.count(b"HTTP/1.1 200 OK\r\n")
+                    assert b"HTTP/1.1 4" not in data
+
+            reading = asyncio.create_task(read())
+            while got < 2000:
+                writer.write(requests)
+                await writer.drain()
+                assert not reading.done(), reading.exception()
+            reading.cancel()
+            writer.transport.abort()
+            return got
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(24):
+                tasks.create_task(flood())
+        assert taken(lswap) < before + 64 * MIB

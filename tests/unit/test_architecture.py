@@ -80,7 +80,7 @@ PURE = (
     *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
     *("children.readiness", "children.failures", "children.lines", "children.liveness"),
     "children.slots",
-    *("wire.messages", "wire.repeated", "wire.requests", "wire.responses"),
+    *("wire.messages", "wire.pending", "wire.repeated", "wire.requests", "wire.responses"),
     *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
     "api.tap",
     *("api.skim", "api.kept", "api.nesting", "api.media_urls"),

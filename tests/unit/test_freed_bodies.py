@@ -20,14 +20,22 @@ from llamaswap_py.api.skim import Skim
 from llamaswap_py.leases import Ticket
 from llamaswap_py.units import KIB, MIB
 from llamaswap_py.wire import Exchange
+from llamaswap_py.wire.client import ClientConnection
+from llamaswap_py.wire.deadline import Deadline
 from llamaswap_py.wire.intake import Intake
 from llamaswap_py.wire.messages import Body, UpstreamRequest
+from llamaswap_py.wire.outflow import Outflow
 from llamaswap_py.wire.relay import Relay
+from llamaswap_py.wire.requests import RequestParser
+from llamaswap_py.wire.sockets import Input
 from tests.unit.test_express import CHAT, OK, Stage, request, staged, until
 from tests.wire.harness import Client, Peer, Upstream, connected, eventually
 
 pytestmark = pytest.mark.anyio
-KINDS = (Call, Exchange, Intake, Body, UpstreamRequest, Ticket, Skim, Relay)
+KINDS = (
+    *(Call, Exchange, Intake, Body, UpstreamRequest, Ticket, Skim, Relay),
+    *(ClientConnection, RequestParser, Deadline, Outflow, Input),
+)
 CONFIG = """
 limits: {body: 16MiB}
 models: {alpha: {model: /nowhere/a.gguf}}

@@ -68,3 +68,64 @@ async def test_an_odd_chunk_of_a_child_is_its_fault() -> None:
         answer = await client.ask(REQUEST)
         assert (answer.status, answer.json) == (502, {"error": "bad upstream"})
         assert setup.handler.results[0].status == 0
+
+
+async def test_requests_that_come_too_early_keep_their_order() -> None:
+    """Whatever the loop does between two of them: the bytes go to the parser as they came."""
+    handler = Counting()
+    targets = [f"/{number}" for number in range(MANY)]
+    seen: list[str] = []
+
+    async def answer(exchange: Exchange) -> None:
+        seen.append(exchange.head.path)
+        await handler(exchange)
+
+    async with serving(answer) as served, connected(served.endpoint) as client:
+        reading = asyncio.create_task(client.rest())
+        for at in range(0, MANY, 100):
+            some = targets[at : at + 100]
+            await client.send(b"".join(REQUEST.replace(b"/livez", one.encode()) for one in some))
+            await asyncio.sleep(0)
+        await client.send(LAST)
+        await reading
+    assert seen == [*targets, "/livez"]
+
+
+async def test_a_client_that_sends_more_than_it_is_answered_has_to_wait() -> None:
+    """What is held of its requests is a read more than the limit, however long it goes on."""
+    held = 0
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal held
+        exchange.respond(200, b"{}")
+        await asyncio.sleep(0)  # in which more comes
+        held = max(held, exchange.connection._held.size)
+
+    async with serving(answer) as served, connected(served.endpoint) as client:
+        reading = asyncio.create_task(client.rest())
+        await client.send(REQUEST * MANY * 2 + LAST)
+        assert (await reading).count(b"HTTP/1.1 200 OK") == 2 * MANY + 1
+    assert 0 < held < 2**19
+
+
+async def test_chunks_of_a_byte_are_not_kept_as_such() -> None:
+    pieces = 0
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal pieces
+        body = await exchange.read_body(2**20)
+        pieces = len(body.pieces)
+        exchange.respond(200, b"%d" % body.size)
+
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(answer) as served, connected(served.endpoint) as client:
+        await client.send(head)
+        for _ in range(4):  # in reads of their own
+            await client.send(b"1\r\nx\r\n" * 20_000)
+            await asyncio.sleep(0)
+        for _ in range(3000):
+            await client.send(b"1\r\nx\r\n")
+            await asyncio.sleep(0)
+        await client.send(b"0\r\n\r\n")
+        assert (await client.answer()).body == b"83000"
+    assert pieces < 1000
