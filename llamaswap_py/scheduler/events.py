@@ -36,6 +36,8 @@ class Outcome(Enum):
 class RequestArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A client wants a preset. `slot`: it generates; otherwise it only needs a ready child.
 
+    `client` is the principal whose request it is: clients take turns, and share a full queue, by
+    their `weight`.
     `since` is when it first arrived, if it comes back after its lease was revoked unused.
     `patience` is how many seconds it waits at most, if less than the policy says. `when_full`
     overrules the preset's; `substitutable` says whether another model could answer at all.
@@ -55,6 +57,7 @@ class RequestArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     substitutable: bool = True
     parent: RequestId | None = None
     allowed: frozenset[str] | None = None
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)

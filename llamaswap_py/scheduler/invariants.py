@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from llamaswap_py.scheduler.machine import Scheduler
-from llamaswap_py.scheduler.records import InstanceKey
+from llamaswap_py.scheduler.records import ClientId, InstanceKey
 from llamaswap_py.scheduler.states import State
+from llamaswap_py.scheduler.waiting import Waiter
 from llamaswap_py.scheduler.world import World
 
 
@@ -63,3 +67,38 @@ def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
 
 def _check_ledger(world: World) -> None:
     assert set(world.ledger.charges) == set(world.instances), "charges and instances differ"
+
+
+def unfair_refusal(
+    refused: Waiter, newcomer: Waiter, waiting: Sequence[Waiter], now: float, ageing: float
+) -> str | None:
+    """Return what is wrong with a refusal for want of a place in a queue, or None: invariant 10.
+
+    `waiting` are all that wait once `newcomer` has come and `refused` is out. It counts anew, and
+    knows nothing of how the scheduler chose.
+    """
+    if any(one.came_back for one in waiting):
+        return None  # those keep their places, whatever they are
+    counts = Counter(one.client for one in waiting)
+
+    def level(client: ClientId, more: int, weight: int) -> int:
+        return -(-(counts[client] + more) // weight)
+
+    def aged(one: Waiter) -> int:
+        return one.priority + (int((now - one.since) // ageing) if ageing > 0 else 0)
+
+    would = level(refused.client, 1, refused.weight)
+    if refused is newcomer:
+        for one in waiting:
+            if level(one.client, 0, one.weight) > would:
+                return f"{refused.request} was refused, and {one.client} holds more than its share"
+        if waiting and all(aged(one) < refused.priority for one in waiting):
+            return f"{refused.request} was refused for a queue full of lower ones"
+        return None
+    theirs = level(newcomer.client, 0, newcomer.weight)
+    lower = aged(refused) < newcomer.priority
+    if refused.client == newcomer.client and lower:
+        return None
+    if theirs < would or (lower and theirs <= would):
+        return None
+    return f"{refused.request} was displaced for {newcomer.request}, which has no better right"

@@ -38,6 +38,7 @@ class OnRequests:
             *(event.request, event.client, event.slot, now, event.priority),
             parent=event.parent,
             allowed=event.allowed,
+            weight=event.weight,
         )
         self.control.open_lease(waiter, serving)
         return serving
@@ -54,18 +55,33 @@ class OnRequests:
         ):
             self.control.out.append(refusal)
             return False
-        again = event.since is not None
-        self.world.learning.arrived(event.preset, self.control.now, again=again)
         serving = preset.serving
         its_turn = not event.slot or not preset.queue
-        if serving is not None and its_turn and serving.admits(slot=event.slot):
+        admitted = serving is not None and its_turn and serving.admits(slot=event.slot)
+        leaver = farewell = None
+        if not admitted and not waiter.came_back and self._is_full(preset):
+            leaver = preset.queue.gives_way(waiter, self.control.now)
+            if leaver is None:
+                self.control.out.append(
+                    self.control.refusals.queue_full(preset, waiter, self.control.now)
+                )
+                return False
+            farewell = self.control.refusals.displaced(preset, leaver, self.control.now)
+        self.world.learning.arrived(event.preset, self.control.now, again=waiter.came_back)
+        if serving is not None and admitted:
             was_idle = not serving.leases
             self.control.grant(waiter, serving)
             return was_idle and bool(self.world.demand)  # somebody counted on its idleness
         if self.world.is_nested(waiter, serving) and self._from_within(preset, waiter):
             return False
         self.world.enqueue(preset, waiter)
+        if leaver is not None and farewell is not None:
+            self.control.out.append(farewell)
+            self.control.drop(preset, leaver)
         return True
+
+    def _is_full(self, preset: Preset) -> bool:
+        return len(preset.queue) >= self.world.policy.queue_limit
 
     def _from_within(self, preset: Preset, waiter: Waiter) -> bool:
         """Grant or refuse a request under one of the same instance; False: a slot will come free.
@@ -97,6 +113,8 @@ class OnRequests:
             when_full,
             event.parent,
             event.allowed,
+            event.weight,
+            event.since is not None,
         )
 
     def request_left(self, event: ev.RequestLeft) -> bool:

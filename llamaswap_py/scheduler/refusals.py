@@ -21,6 +21,8 @@ _UNCONFIGURED_RETRY = 60.0
 """Seconds a client is told to wait for a preset that only a changed configuration can mend."""
 _TOLD = 4
 """Models that are named as holding memory; the others are counted."""
+DISPLACED = "displaced"
+"""The `reason` of a refusal whose request had waited already."""
 _MEND = "mend its entry in the configuration: a changed file is read again"
 
 
@@ -74,8 +76,6 @@ class Refusals:
             return refusal
         if preset.serving is None and not event.autoload:
             return self.not_loaded(preset, waiter)
-        if len(preset.queue) >= self._world.policy.queue_limit:
-            return self._queue_full(preset, waiter, now)
         return None
 
     def broken(self, preset: Preset, waiter: Waiter, now: float) -> Reject | None:
@@ -196,18 +196,39 @@ class Refusals:
             details=(("state", "draining"),),
         )
 
-    def _queue_full(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+    def queue_full(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+        """Return the refusal of one that finds a full queue, and nobody who gives way to it."""
         name, size = preset.plan.preset, len(preset.queue)
-        eta = self.eta(preset, size, now)
+        mine = preset.queue.places.held(waiter.client)
+        whose = f", and {waiter.client} holds {mine} of these places" if mine else ""
+        return self._no_place(
+            preset, waiter, f"{size} requests already wait for model {name!r}{whose}", now
+        )
+
+    def displaced(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
+        """Return the refusal of one that waits in a full queue and loses its place to another."""
+        name, size = preset.plan.preset, self._world.policy.queue_limit
+        mine = preset.queue.places.held(waiter.client)
+        what = (
+            f"the queue of model {name!r} is full, and this request gave its place to another: "
+            f"{waiter.client} held {mine} of {size} places"
+        )
+        return self._no_place(preset, waiter, what, now, ("reason", DISPLACED))
+
+    def _no_place(
+        self, preset: Preset, waiter: Waiter, what: str, now: float, *more: tuple[str, str]
+    ) -> Reject:
+        position = self._world.policy.queue_limit
+        eta = self.eta(preset, position, now)
         return Reject(
             waiter.request,
-            name,
+            preset.plan.preset,
             "queue_full",
-            f"{size} requests already wait for model {name!r}",
+            what,
             remedy=f"{_later(eta)}, or raise `policy.queue.limit`, which is "
             f"{self._world.policy.queue_limit}",
             retry_after=eta or 1.0,
-            details=self._where(preset, size, now),
+            details=(*self._where(preset, position, now), *more),
         )
 
     def _failure(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
 from llamaswap_py.scheduler.records import ClientId, RequestId
+from llamaswap_py.scheduler.sharing import Places
 
 
 class Waiter(msgspec.Struct, eq=False):
@@ -26,6 +28,9 @@ class Waiter(msgspec.Struct, eq=False):
     when_full: str = "wait"
     parent: RequestId | None = None
     allowed: frozenset[str] | None = None
+    weight: int = 1
+    came_back: bool = False
+    """It had a lease before, so it keeps its place in a full queue."""
 
     def gives_up_at(self, timeout: float) -> float:
         """Return when it has waited for `timeout` seconds, or as long as it wanted to."""
@@ -34,12 +39,18 @@ class Waiter(msgspec.Struct, eq=False):
 
 
 class _Lane:
-    """Waiters of one priority, by client; the first client is the one whose turn it is."""
+    """Waiters of one priority, by client; the first client is the one whose turn it is.
 
-    __slots__ = ("clients",)
+    A client has as many turns in a row as its weight says.
+    """
+
+    __slots__ = ("_turns", "clients", "places")
 
     def __init__(self) -> None:
         self.clients: OrderedDict[ClientId, deque[Waiter]] = OrderedDict()
+        self.places = Places()
+        self._turns = 0
+        """How many the first client has had."""
 
     def push(self, waiter: Waiter) -> None:
         row = self.clients.setdefault(waiter.client, deque())
@@ -47,26 +58,47 @@ class _Lane:
         while place and waiter.since < row[place - 1].since:
             place -= 1
         row.insert(place, waiter)
+        self.places.add(waiter.client, waiter.weight)
 
     def peek(self) -> Waiter:
         return next(iter(self.clients.values()))[0]
 
     def take(self, waiter: Waiter) -> None:
         row = self.clients.get(waiter.client, deque())
+        is_first = row is next(iter(self.clients.values()), None)
         served = bool(row) and row[0] is waiter
         row.remove(waiter)
+        self.places.remove(waiter.client)
+        if row and is_first and served and self._turns + 1 < waiter.weight:
+            self._turns += 1
+            return
         if not row:
             del self.clients[waiter.client]
         elif served:
             self.clients.move_to_end(waiter.client)
+        if is_first and (served or not row):
+            self._turns = 0
+
+    def newest(self, client: ClientId | None) -> Waiter | None:
+        """Return the newest waiter of a client that may lose its place."""
+        row = self.clients.get(client) if client is not None else None
+        return next((one for one in reversed(row or ()) if not one.came_back), None)
 
     def oldest(self) -> float:
         return min(row[0].since for row in self.clients.values())
 
     def in_order(self) -> Iterator[Waiter]:
-        rows = [list(row) for row in self.clients.values()]
-        for turn in range(max(map(len, rows), default=0)):
-            yield from (row[turn] for row in rows if turn < len(row))
+        rows = [(iter(row), row[0].weight) for row in self.clients.values()]
+        had = self._turns
+        while rows:
+            left = []
+            for row, weight in rows:
+                turns = list(islice(row, weight - had))
+                had = 0
+                yield from turns
+                if turns:
+                    left.append((row, weight))
+            rows = left
 
 
 class WaitQueue:
@@ -75,13 +107,14 @@ class WaitQueue:
     Within a lane the client whose turn it is comes first, with its oldest request.
     """
 
-    __slots__ = ("_ageing", "_hasty", "_lanes", "_size", "nested")
+    __slots__ = ("_ageing", "_hasty", "_lanes", "_size", "nested", "places")
 
     def __init__(self, ageing: float = 60.0) -> None:
         self._lanes: dict[int, _Lane] = {}
         self._ageing = ageing
         self._hasty: dict[RequestId, Waiter] = {}
         self._size = 0
+        self.places = Places()
         self.nested: dict[RequestId, Waiter] = {}
         """Waiters made under another request."""
 
@@ -97,6 +130,7 @@ class WaitQueue:
         """Queue a waiter; one that comes back takes its old place among its client's others."""
         self._lanes.setdefault(waiter.priority, _Lane()).push(waiter)
         self._size += 1
+        self.places.add(waiter.client, waiter.weight)
         if waiter.deadline is not None:
             self._hasty[waiter.request] = waiter
         if waiter.parent is not None:
@@ -123,6 +157,7 @@ class WaitQueue:
         if not lane.clients:
             del self._lanes[waiter.priority]
         self._size -= 1
+        self.places.remove(waiter.client)
         self._hasty.pop(waiter.request, None)
         self.nested.pop(waiter.request, None)
 
@@ -159,6 +194,36 @@ class WaitQueue:
             if other is waiter:
                 return position
         raise ValueError("not queued")
+
+    def gives_way(self, newcomer: Waiter, now: float) -> Waiter | None:
+        """Return who leaves a full queue for `newcomer`; None: it is the one to be refused.
+
+        A lower priority goes first: of the client that holds the most places at it, unless that
+        client holds fewer than the newcomer's would; or of the newcomer's own client. Then,
+        whatever its priority, the client that holds the most, if that is more than the newcomer's
+        would. Of a client its newest request goes, of those at its lowest priority.
+        """
+        level = self.places.level_with_one_more(newcomer.client, newcomer.weight)
+        for priority in sorted(self._lanes):
+            if priority >= newcomer.priority:
+                break
+            lane = self._lanes[priority]
+            for client in (lane.places.most(), newcomer.client):
+                victim = lane.newest(client)
+                if victim is None or self._aged_alone(victim, now) >= newcomer.priority:
+                    continue
+                if victim.client == newcomer.client or self.places.level(victim.client) >= level:
+                    return victim
+        most = self.places.most()
+        if most is None or self.places.level(most) <= level:
+            return None
+        rows = (self._lanes[priority].newest(most) for priority in sorted(self._lanes))
+        return next((one for one in rows if one is not None), None)
+
+    def _aged_alone(self, waiter: Waiter, now: float) -> int:
+        if self._ageing <= 0:
+            return waiter.priority
+        return waiter.priority + int((now - waiter.since) // self._ageing)
 
     def _aged(self, priority: int, now: float) -> int:
         if self._ageing <= 0:

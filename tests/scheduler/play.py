@@ -20,7 +20,7 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     Wake,
 )
-from llamaswap_py.scheduler.invariants import check, check_spawn
+from llamaswap_py.scheduler.invariants import check, check_spawn, unfair_refusal
 from llamaswap_py.scheduler.records import (
     Choice,
     ClientId,
@@ -29,6 +29,7 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     RequestId,
 )
+from llamaswap_py.scheduler.waiting import Waiter
 
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 HOST = PoolId("host")
@@ -43,11 +44,13 @@ def plan(name: str, size: int | None = None, **knobs: object) -> PresetPlan:
 
 @dataclass
 class Audit:
-    """Checks invariants 1, 3 and 6 from outside: it sees only events and actions."""
+    """Checks invariants 1, 3, 6 and 10 from outside: it sees only events and actions."""
 
+    ageing: float = 60.0
     loading: set[InstanceKey] = field(default_factory=set)
     holders: dict[RequestId, InstanceKey] = field(default_factory=dict)
     waiting: dict[RequestId, ev.RequestArrived] = field(default_factory=dict)
+    asked: dict[RequestId, ev.RequestArrived] = field(default_factory=dict)
     since: dict[RequestId, float] = field(default_factory=dict)
     ended: set[RequestId] = field(default_factory=set)
     refusing: set[InstanceKey] = field(default_factory=set)
@@ -58,7 +61,7 @@ class Audit:
             case ev.InstanceRefused(instance=key) if key not in self.loading:
                 self.refusing.add(key)
             case ev.RequestArrived(request=request):
-                self.waiting[request] = event
+                self.waiting[request] = self.asked[request] = event
                 self.since[request] = now if event.since is None else event.since
             case ev.RequestLeft(request=request):
                 self.waiting.pop(request, None)
@@ -71,6 +74,9 @@ class Audit:
                 self.loading.discard(key)
         for action in actions:
             self._acted(action)
+            if isinstance(action, Reject) and action.code == "queue_full":
+                assert isinstance(event, ev.RequestArrived), "10: nobody came, and one has to go"
+                self._shared(action.request, event, now)
 
     def _acted(self, action: Action) -> None:
         match action:
@@ -92,6 +98,22 @@ class Audit:
                 self.ended.add(request)
             case Revoke(reason=reason):
                 assert reason in MAY_INTERRUPT, f"1: revoked for {reason}"
+
+    def _shared(self, refused: RequestId, newcomer: ev.RequestArrived, now: float) -> None:
+        asked = self.asked[refused]
+        left = [self._waiter(one) for one in self.waiting.values() if one.preset == asked.preset]
+        came = self._waiter(newcomer)
+        lost = came if refused == newcomer.request else self._waiter(asked)
+        wrong = unfair_refusal(lost, came, left, now, self.ageing)
+        assert wrong is None, f"10: {wrong}"
+        assert self.since[refused] == now or asked.since is None, f"10: {refused} had come back"
+
+    def _waiter(self, one: ev.RequestArrived) -> Waiter:
+        return Waiter(
+            *(one.request, one.client, one.slot, self.since[one.request], one.priority),
+            weight=one.weight,
+            came_back=one.since is not None,
+        )
 
     def _end_waiting(self, request: RequestId) -> ev.RequestArrived:
         assert request in self.waiting, f"3: {request} was answered twice or never asked"
@@ -136,7 +158,7 @@ class Play:
         self.now = 0.0
         self.log: list[tuple[float, Action]] = []
         self.history: list[tuple[ev.Event, float, list[Action]]] = []
-        self.audit = Audit()
+        self.audit = Audit(ageing=self.scheduler.policy.max_wait)
         self.asked: dict[RequestId, ev.RequestArrived] = {}
         self._service: dict[str, float] = {}
         """Clients that always ask again, and how long they are served."""

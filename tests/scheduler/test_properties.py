@@ -24,7 +24,7 @@ NAMES = "abcdef"
 
 
 class Machine(RuleBasedStateMachine):
-    """Drives a Play: it checks invariants 1, 3 and 6 and the state's consistency at each event."""
+    """Drives a Play: it checks invariants 1, 3, 6, 10 and the state's consistency at each event."""
 
     play: Play
 
@@ -93,10 +93,11 @@ class Machine(RuleBasedStateMachine):
         hot=st.booleans(),
     )
     def ask(self, preset: str, client: str, slot: bool, autoload: bool, hot: bool) -> None:
+        weight = 2 if client == "z" else 1
         if hot:
             self.play.keep_busy(PresetId(preset), service=0.7, client=f"{client}!")
         else:
-            self.play.ask(PresetId(preset), client, slot=slot, autoload=autoload)
+            self.play.ask(PresetId(preset), client, slot=slot, autoload=autoload, weight=weight)
 
     @rule(
         preset=st.sampled_from(NAMES),
