@@ -60,6 +60,7 @@ class Desk:
             substitutable=wishes.substitutable,
             parent=open_under(self._supervisor.scheduler.world.leases, wishes.parent),
             allowed=wishes.allowed,
+            weight=wishes.weight,
         )
         return Ticket(self, event, notice)
 

@@ -45,6 +45,7 @@ class Wishes:
     substitutable: bool = True
     parent: str | None = None
     allowed: frozenset[str] | None = None
+    weight: int = 1
 
 
 NO_WISHES: Final = Wishes()

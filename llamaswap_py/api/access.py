@@ -23,7 +23,8 @@ class Access:
     def __init__(self, keys: KeyRing | None) -> None:
         self.keys = keys
         self._known: dict[bytes, ApiKey] = {}
-        self._in_flight: dict[str, int] = {}
+        self.in_flight: dict[str, int] = {}
+        """Open requests that count, by principal."""
         self._told: set[str] = set()
 
     def replace(self, keys: KeyRing | None) -> None:
@@ -67,31 +68,45 @@ class Access:
                 key.name,
             )
 
-    def enter(self, key: ApiKey | None, *, replaces: bool = False) -> None:
-        """Count a request of a key; raises ApiError `too_many_requests`.
+    def enter(
+        self, principal: str, key: ApiKey | None, default: int, *, replaces: bool = False
+    ) -> None:
+        """Count a request of a principal; raises ApiError `too_many_requests`.
 
-        One that `replaces` another that is counted may be one too many until that has ended.
+        `default` is the limit of those whose key says nothing of it; 0: none. One that `replaces`
+        another that is counted may be one too many until that has ended.
         """
-        if key is None or key.max_in_flight is None:
-            return
-        count = self._in_flight.get(key.name, 0)
-        if count >= key.max_in_flight + replaces:
-            raise ApiError(
-                "too_many_requests",
-                f"the key {key.name!r} has {count} requests open, as many as it may",
-                remedy="wait for one of them, or raise its max_in_flight",
-            )
-        self._in_flight[key.name] = count + 1
+        most = limit_of(key, default)
+        count = self.in_flight.get(principal, 0)
+        if most and count >= most + replaces:
+            raise _too_many(principal, key, count)
+        self.in_flight[principal] = count + 1
 
-    def leave(self, key: ApiKey | None) -> None:
+    def leave(self, principal: str) -> None:
         """A counted request ended."""
-        if key is None or key.max_in_flight is None:
-            return
-        count = self._in_flight.get(key.name, 0) - 1
+        count = self.in_flight.get(principal, 0) - 1
         if count > 0:
-            self._in_flight[key.name] = count
+            self.in_flight[principal] = count
         else:
-            self._in_flight.pop(key.name, None)
+            self.in_flight.pop(principal, None)
+
+
+def limit_of(key: ApiKey | None, default: int) -> int:
+    """Return how many requests may be open at once; 0: as many as there are."""
+    return default if key is None or key.max_in_flight is None else key.max_in_flight
+
+
+def _too_many(principal: str, key: ApiKey | None, count: int) -> ApiError:
+    who = principal if key is None else f"the key {key.name!r}"
+    more = "raise `limits.max_in_flight`"
+    if key is not None:
+        own = key.max_in_flight is not None
+        more = "raise its max_in_flight" if own else f"give it a max_in_flight, or {more}"
+    return ApiError(
+        "too_many_requests",
+        f"{who} has {count} requests open, as many as it may",
+        remedy=f"wait for one of them, or {more}",
+    )
 
 
 def _secret(head: RequestHead) -> bytes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("lswap")
 _access: Final = logging.getLogger("lswap.access")
+_LATER: Final = (429, 503)
 _MAX_ID: Final = 128
 _TWICE: Final = ("/v1/v1/", "/v1/api/")
 """How paths begin whose client was given a base URL with a /v1 that it adds, or does not want."""
@@ -117,7 +118,7 @@ class App:
         """Count a request that has ended."""
         self.calls.pop(call.id, None)
         if call.counted:
-            self.access.leave(call.key)
+            self.access.leave(call.counted)
         self._count(call)
         if self.captures is not None and call.tap is not None:
             self.captures.keep(_captured(call, call.tap))
@@ -200,6 +201,9 @@ class App:
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
+        if error.status in _LATER:
+            reason = str(error.details.get("reason", error.code))
+            self.traffic.note_refusal(reason, "" if call.key is None else call.key.name)
         exchange = call.exchange
         goes_on = exchange.event_stream or exchange.padded
         if exchange.response_started and (exchange.finished or not goes_on):

@@ -13,6 +13,7 @@ import msgspec
 from llamaswap_py.api.access import lacks
 from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
 from llamaswap_py.errors import ApiError
+from llamaswap_py.principals import principal_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -40,9 +41,10 @@ class Route:
     `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
     a child died before its first byte. `talk`: another model could answer, if that is asked for.
     `admin`: it takes an admin key; `right`: one with that right; `public`: none. `free`: it
-    does not count against `max_in_flight`. `replay`: what it changed in a child is done again to
-    those that follow. `starts`: it begins what lswap that stops would not end. `as_it_is`: its
-    body is passed on unread.
+    does not count against `max_in_flight` (nor does a public one): what shows or ends other
+    requests works when there are too many, and holds next to nothing. `replay`: what it changed in
+    a child is done again to those that follow. `starts`: it begins what lswap that stops would not
+    end. `as_it_is`: its body is passed on unread.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
@@ -79,8 +81,8 @@ class Call:
     """What is captured of it."""
     cancelled: ApiError | None = None
     """What it was ended with from outside."""
-    counted = False
-    """Whether it counts against its key's `max_in_flight`."""
+    counted = ""
+    """The principal against whose `max_in_flight` it counts; "": it does not count."""
     # What became of it.
     model = ""
     asked = ""
@@ -110,8 +112,13 @@ class Call:
 
     @property
     def client(self) -> str:
-        """Whose turn it is: the key's name, else the client's address."""
-        return client_of(self.exchange, self.key)
+        """Who asks, for people: the key's name, else the client's address."""
+        return self.exchange.peer if self.key is None else f"key {self.key.name}"
+
+    @property
+    def principal(self) -> str:
+        """Whose turn it is, and whose share it takes."""
+        return principal_for(self.exchange, self.key)
 
     @property
     def owner(self) -> str:
@@ -142,15 +149,16 @@ class Call:
         return older is not None and older.goes_on
 
     def count(self) -> None:
-        """Count it against its key; raises ApiError `too_many_requests`."""
-        self.app.access.enter(self.key, replaces=self.replaces_its_own)
-        self.counted = True
+        """Count it against its principal; raises ApiError `too_many_requests`."""
+        principal, limit = self.principal, self.meaning.config.limits.max_in_flight
+        self.app.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
+        self.counted = principal
 
     def hand_over_count(self) -> Callable[[], None]:
-        """Let it count against its key when its client is gone; return what ends that."""
-        counted, self.counted = self.counted, False
-        access, key = self.app.access, self.key
-        return lambda: access.leave(key) if counted else None
+        """Let it go on counting when its client is gone; return what ends that."""
+        counted, self.counted = self.counted, ""
+        access = self.app.access
+        return lambda: access.leave(counted) if counted else None
 
     def may(self, right: Right) -> bool:
         """Return whether this request's key has a right; without keys everybody has all."""
@@ -278,9 +286,9 @@ class Call:
         self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
 
 
-def client_of(exchange: Exchange, key: ApiKey | None) -> str:
-    """Return whose turn a request is: the key's name, else the client's address."""
-    return exchange.peer if key is None else f"key {key.name}"
+def principal_for(exchange: Exchange, key: ApiKey | None) -> str:
+    """Return whose a request is."""
+    return principal_of(None if key is None else key.name, exchange.peer)
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.call import Call, client_of
+from llamaswap_py.api.access import limit_of
+from llamaswap_py.api.call import Call, principal_for
 from llamaswap_py.api.extract import name_in
 from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.meaning import Meaning
@@ -58,7 +59,12 @@ class Express:
         if preset is None:
             return False
         id = app.new_id()
-        client = client_of(exchange, meaning.key)
+        client = principal_for(exchange, meaning.key)
+        in_flight = app.access.in_flight
+        open_now = in_flight.get(client, 0)
+        most = limit_of(meaning.key, meaning.config.limits.max_in_flight)
+        if most and open_now >= most:
+            return False
         route = meaning.route
         assert route is not None
         slot = route.slot
@@ -69,6 +75,8 @@ class Express:
         call.family, call.key = meaning.family, meaning.key
         call.ticket, lease = found
         call.early = call.ticket
+        in_flight[client] = open_now + 1
+        call.counted = client
         app.calls[id] = exchange.begun = call
         call.granted(lease)
         lease.answer = exchange

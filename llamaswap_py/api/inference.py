@@ -54,6 +54,8 @@ _NOTICE_EVERY: Final = 10.0
 async def relay(call: Call) -> None:
     """Read the body, learn the model, relay to an instance of it."""
     head = call.exchange.head
+    if call.route.free and (head.query or head.content_length != 0):
+        call.count()  # it is a model's, or it sends something
     content_type = head.get(b"content-type") or b""
     limits = call.supervisor.config.limits
     upload = content_type.lower().startswith(b"multipart/form-data")
@@ -182,7 +184,7 @@ async def _to_instance(
             raise call.cancelled
         call.ticket = early or call.supervisor.lease(
             preset,
-            client=call.client,
+            client=call.principal,
             request_id=call.id,
             slot=call.route.slot,
             autoload=may_load(call),
@@ -251,6 +253,7 @@ def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
         highest=0 if key is None else key.priority,
         allowed=None if key is None else key.models,
         is_own=call.is_own,
+        weight=1 if key is None else key.weight,
     )
 
 

@@ -70,9 +70,7 @@ class Meaning:
     def let_in(self, keys: KeyRing | None, key: ApiKey | None) -> None:
         """A request was let in: those like it are while the `keys` are these."""
         self.keys, self.key = keys, key
-        self.express = self.relayed and (
-            key is None or (key.models is None and key.max_in_flight is None and not key.priority)
-        )
+        self.express = self.relayed and (key is None or (key.models is None and not key.priority))
 
 
 def meaning_of(exchange: Exchange, config: Config) -> Meaning:

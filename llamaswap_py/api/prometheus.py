@@ -104,6 +104,14 @@ def _traffic(traffic: Traffic) -> Iterator[Metric]:
     for (model, route, status), count in traffic.requests.items():
         requests.add_metric((model, route, str(status)), count)
     yield requests
+    refusals = CounterMetricFamily(
+        "lswap_refusals",
+        "Requests that were told to come back later (429, 503), by reason and name of the key.",
+        labels=("reason", "key"),
+    )
+    for (reason, key), count in traffic.refusals.items():
+        refusals.add_metric((reason, key), count)
+    yield refusals
     for name, text, counts in (
         ("tokens_in", "Tokens of prompts, as the answers told.", traffic.tokens_in),
         ("tokens_out", "Tokens of answers, as they told.", traffic.tokens_out),

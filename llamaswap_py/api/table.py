@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from llamaswap_py.api import (
@@ -31,6 +32,8 @@ _COMPUTE: Final = Route(inference.relay, retry=True)
 _READ: Final = Route(inference.relay, retry=True)
 _CHANGE: Final = Route(inference.relay)
 _ADMIN: Final = replace(_CHANGE, admin=True, replay=True)
+_FREE: Final = partial(Route, free=True)
+"""Of what an operator needs when there are too many requests: it shows them, or ends some."""
 _UPSTREAM: Final = Route(inference.pass_through, as_it_is=True)
 
 
@@ -68,7 +71,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
     "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _ADMIN},
     "/slots": {"GET": _READ},
-    "/metrics": {"GET": replace(_READ, without_model=prometheus.scrape)},
+    "/metrics": {"GET": replace(_READ, without_model=prometheus.scrape, free=True)},
     "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode
     "/v1/models": {"GET": Route(models.list_models)},
@@ -78,11 +81,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
         "DELETE": Route(library.remove, admin=True),
     },
     **_post(Route(router.load, starts=True), "/models/load"),
-    **_post(Route(router.unload, right="unload"), "/models/unload"),
-    **_post(Route(streams.look_up, free=True), "/v1/streams/lookup"),
+    **_post(_FREE(router.unload, right="unload"), "/models/unload"),
+    **_post(_FREE(streams.look_up), "/v1/streams/lookup"),
     "/v1/stream": {
-        "GET": Route(streams.resume, retry=True, free=True),
-        "DELETE": Route(streams.stop, free=True),
+        "GET": _FREE(streams.resume, retry=True),
+        "DELETE": _FREE(streams.stop),
     },
     **_get(Route(events.router_events), "/models/sse"),
     "/cors-proxy": {"GET": Route(router.cors_proxy), "POST": Route(router.cors_proxy)},
@@ -103,13 +106,13 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(Route(pages.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
     **_get(Route(control.readyz, public=True), "/readyz"),
-    **_get(Route(control.state), "/lswap/v1/state"),
-    **_get(Route(control.decisions), "/lswap/v1/decisions"),
+    **_get(_FREE(control.state), "/lswap/v1/state"),
+    **_get(_FREE(control.decisions), "/lswap/v1/decisions"),
     **_get(Route(control.own_log, admin=True), "/lswap/v1/logs"),
     **_get(Route(events.events), "/lswap/v1/events"),
-    **_get(Route(requests.list_requests), "/lswap/v1/requests"),
+    **_get(_FREE(requests.list_requests), "/lswap/v1/requests"),
     **_get(Route(control.openapi, public=True), "/openapi.json"),
-    **_post(Route(control.reload, admin=True, starts=True), "/lswap/v1/reload"),
+    **_post(_FREE(control.reload, admin=True, starts=True), "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
         "POST": Route(reservations.reserve, admin=True, starts=True),
@@ -124,13 +127,13 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(ollama.unsupported, admin=True))),
     ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(ollama.elsewhere))),
     ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True, starts=True)}),
-    ("/lswap/v1/models/", "/unload", {"POST": Route(control.unload, right="unload")}),
+    ("/lswap/v1/models/", "/unload", {"POST": _FREE(control.unload, right="unload")}),
     ("/lswap/v1/models/", "/pin", {"POST": Route(requests.pin, right="pin")}),
     ("/lswap/v1/models/", "/unpin", {"POST": Route(requests.unpin, right="pin")}),
     ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat, admin=True)}),
     ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release, admin=True)}),
     ("/lswap/v1/logs/", "", {"GET": Route(control.logs, admin=True)}),
-    ("/lswap/v1/requests/", "/cancel", {"POST": Route(requests.cancel, admin=True)}),
+    ("/lswap/v1/requests/", "/cancel", {"POST": _FREE(requests.cancel, admin=True)}),
 )
 
 

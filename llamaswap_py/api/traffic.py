@@ -45,6 +45,8 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
         """By (model, route template, status); status 0: the client left before its end."""
+        self.refusals: dict[tuple[str, str], int] = {}
+        """By (reason, name of the key); "" of a request without a key."""
         self.tokens_in: dict[str, int] = defaultdict(int)
         self.tokens_out: dict[str, int] = defaultdict(int)
         self.first_byte: dict[str, Histogram] = defaultdict(Histogram)
@@ -57,6 +59,10 @@ class Traffic:
         key = (model, route, status)
         self.requests[key] = self.requests.get(key, 0) + 1
         self.total[model].observe(total)
+
+    def note_refusal(self, reason: str, key: str) -> None:
+        """Count one request that was told to come back later."""
+        self.refusals[reason, key] = self.refusals.get((reason, key), 0) + 1
 
     def note_answer(self, model: str, first_byte: float, tail: bytes) -> None:
         """Count one child's answer: seconds to its first byte, and the tokens its end tells."""

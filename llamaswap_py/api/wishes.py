@@ -35,14 +35,15 @@ def read_wishes(
     highest: int = 0,
     allowed: tuple[str, ...] | None = None,
     is_own: Callable[[str], bool] = lambda _: True,
+    weight: int = 1,
 ) -> Wishes:
     """Return what the headers ask for; raises ApiError `bad_request` naming the header.
 
     `highest` is the key's priority: what its requests have, and the most they may ask for;
-    `allowed` are the key's models. Only a request that `is_own` is one to be made under: under
-    somebody else's it would pass a gate that is closed for all others.
+    `allowed` are the key's models, `weight` is its own. Only a request that `is_own` is one
+    to be made under: under somebody else's it would pass a gate that is closed for all others.
     """
-    if highest == 0 and asks_nothing(head):
+    if highest == 0 and weight == 1 and asks_nothing(head):
         return _ORDINARY if substitutable else PARTICULAR
     parent = _text(head, _PARENT)
     return Wishes(
@@ -52,6 +53,7 @@ def read_wishes(
         substitutable=substitutable,
         parent=parent if parent and is_own(parent) else None,
         allowed=None if allowed is None else frozenset(allowed),
+        weight=weight,
     )
 
 

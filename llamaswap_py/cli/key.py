@@ -44,6 +44,9 @@ def new(
         ),
     ] = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
+    weight: Annotated[
+        int, typer.Option(min=1, max=100, help="Shares it has of a full queue, and of the turns.")
+    ] = 1,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Most requests it may have open at once.")
     ] = None,
@@ -71,6 +74,8 @@ def new(
         entry["models"] = list(models)
     if priority:
         entry["priority"] = priority
+    if weight != 1:
+        entry["weight"] = weight
     if max_in_flight is not None:
         entry["max_in_flight"] = max_in_flight
     begun = not file.exists()
@@ -103,6 +108,7 @@ def list_(
                     "rights": key.rights,
                     "models": key.models,
                     "priority": key.priority,
+                    "weight": key.weight,
                     "max_in_flight": key.max_in_flight,
                 }
                 for key in keys
@@ -116,11 +122,12 @@ def list_(
             "all" if key.is_admin else ", ".join(key.rights) or "-",
             "all" if key.models is None else ", ".join(key.models),
             str(key.priority),
+            str(key.weight),
             str(key.max_in_flight or "-"),
         )
         for key in keys
     ]
-    print_table(("name", "kind", "rights", "models", "priority", "at once"), rows)
+    print_table(("name", "kind", "rights", "models", "priority", "weight", "at once"), rows)
 
 
 @app.command()

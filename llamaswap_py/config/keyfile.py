@@ -32,7 +32,9 @@ RIGHTS: Final[tuple[Right, ...]] = get_args(Right)
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One key. `models` None means all; `priority` is the highest it may ask for, and its own.
 
-    `max_in_flight` is how many of its requests may be open at once; None: as many as it likes.
+    `weight` is how many shares it has where keys wait for the same model: of the places of a full
+    queue, and of the turns. `max_in_flight` is how many of its requests may be open at once; None:
+    as many as the configuration says (`limits.max_in_flight`).
     """
 
     name: str
@@ -41,6 +43,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rights: tuple[Right, ...] = ()
     models: tuple[str, ...] | None = None
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
+    weight: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     @property

@@ -189,6 +189,15 @@ class Limits(Record, frozen=True):
             "1h",
         ),
     ] = 300.0
+    max_in_flight: Annotated[
+        int,
+        plain(
+            "Most requests that one key, or one address without a key, may have open at once; more "
+            "get 429. A key's own `max_in_flight` wins; 0: no limit.",
+            256,
+            ge=0,
+        ),
+    ] = 1024
 
 
 class Config(Record, frozen=True, kw_only=True, dict=True):

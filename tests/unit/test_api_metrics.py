@@ -27,6 +27,8 @@ def test_requests_times_and_states_are_rendered() -> None:
     traffic.note("alpha", "/v1/completions", 200, 700.0)
     traffic.note_wait("alpha", 0.0, 2.0)
     traffic.note_answer("alpha", 0.2, b'"prompt_tokens": 3, "completion_tokens": 5')
+    for _ in range(2):
+        traffic.note_refusal("displaced", "agents")
     snapshot = make_snapshot([model_view("alpha", state="ready", leases=2)])
     happened = {"stops": {"evicted": 2}, "failures": {"crashed": 1}}
     body, kind = render(traffic, snapshot, happened)
@@ -34,6 +36,7 @@ def test_requests_times_and_states_are_rendered() -> None:
     assert b'lswap_failures_total{class="crashed"} 1.0' in body
     assert b'lswap_tokens_in_total{model="alpha"} 3.0' in body
     assert b'lswap_tokens_out_total{model="alpha"} 5.0' in body
+    assert b'lswap_refusals_total{key="agents",reason="displaced"} 2.0' in body
     found = samples(body)
     assert kind.startswith("text/plain")
     labels = (("model", "alpha"), ("route", "/v1/completions"), ("status", "200"))

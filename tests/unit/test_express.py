@@ -273,7 +273,7 @@ async def test_keys_are_asked_once_for_each_head(short_dir: Path) -> None:
     async with staged(short_dir) as stage:
         ring = KeyRing([key("free"), key("few", max_in_flight=1), key("some", models=("alpha",))])
         stage.app.access.replace(ring)
-        for name, begun in (("free", True), ("few", False), ("some", False)):
+        for name, begun in (("free", True), ("few", True), ("some", False)):
             async with connected(stage.endpoint) as client:
                 data = request(headers=f"Authorization: Bearer {name}\r\n")
                 for _ in range(2):

@@ -161,21 +161,6 @@ def test_a_replaced_ring_forgets_what_it_knew() -> None:
         access.check(head(x_api_key="secret"), admin=False)
 
 
-def test_requests_of_a_key_are_counted() -> None:
-    access = ring(max_in_flight=2)
-    key = access.check(head(x_api_key="secret"), admin=False)
-    access.enter(key)
-    access.enter(key)
-    with pytest.raises(ApiError) as caught:
-        access.enter(key)
-    assert caught.value.status == 429
-    access.leave(key)
-    access.enter(key)
-    for _ in range(2):
-        access.leave(key)
-    assert access._in_flight == {}
-
-
 def test_the_first_key_after_the_last_was_revoked(tmp_path: Path) -> None:
     file = str(tmp_path / "keys.yaml")
     for words in (("new", "ann"), ("revoke", "ann"), ("new", "bob")):
