@@ -42,8 +42,9 @@ def _ticket(call: Call, key: ApiKey, preset: str) -> Ticket:
         highest=key.priority,
         allowed=key.models,
         is_own=call.is_own,
+        weight=key.weight,
     )
     ticket: Ticket = call.supervisor.lease(
-        preset, client=call.client, request_id=call.id, slot=False, wishes=wishes
+        preset, client=call.principal, request_id=call.id, slot=False, wishes=wishes
     )
     return ticket
