@@ -18,6 +18,7 @@ from llamaswap_py.engine.manifest import Manifest, digest_file, write_manifest
 from llamaswap_py.engine.places import engines_folder
 from llamaswap_py.engine.probe import Engine, probe_engine
 from llamaswap_py.errors import EngineError
+from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["install_archive"]
 
 _CHUNK: Final = 1 << 20
+_SPARE: Final = 256 << 20
+"""Bytes of the disk that are left alone."""
 _TIMEOUT: Final = 20.0  # seconds without a byte, and to connect
 
 
@@ -112,19 +115,30 @@ def _scratch_folder() -> Iterator[Path]:
 
 
 def _download(url: str, target: Path, on_progress: Callable[[int, int | None], None]) -> None:
-    import httpx  # noqa: PLC0415 - a tenth of a second that only a download has to pay
+    # A tenth of a second that only a download has to pay.
+    import httpx  # noqa: PLC0415
 
+    from llamaswap_py.outgoing import Guard, OutgoingError  # noqa: PLC0415
+
+    most = max(shutil.disk_usage(target.parent).free - _SPARE, 0)
     try:
-        with (
-            httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT) as answer,
-            target.open("wb") as file,
-        ):
-            answer.raise_for_status()
-            length = answer.headers.get("content-length", "")
-            total = int(length) if length.isdigit() else None
-            for chunk in answer.iter_raw(_CHUNK):
-                file.write(chunk)
-                on_progress(file.tell(), total)
+        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+            Guard(url).watch(client)
+            with client.stream("GET", url) as answer, target.open("wb") as file:
+                answer.raise_for_status()
+                length = answer.headers.get("content-length", "")
+                total = int(length) if length.isdigit() and len(length) < 20 else None
+                for chunk in answer.iter_raw(_CHUNK):
+                    if max(file.tell() + len(chunk), total or 0) > most:
+                        raise EngineError(
+                            f"{url} does not fit on the disk: {target.parent} has room for "
+                            f"{format_size(most)}",
+                            remedy="make room, or name another address",
+                        )
+                    file.write(chunk)
+                    on_progress(file.tell(), total)
+    except OutgoingError as error:
+        raise EngineError(error.message, remedy=error.remedy) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineError(
             f"{url} cannot be downloaded ({error})",

@@ -13,18 +13,20 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import IO, Any, BinaryIO, Final, cast
 
 import msgspec
 
 from llamaswap_py.hub.cache import PART, cache_folder, keep_listing, repo_folder
 from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, heads_of, projector_of
+from llamaswap_py.hub.session import ANSWERS, prepare_session, within
 from llamaswap_py.units import format_size
 
 _EVERY: Final = 0.2
@@ -32,6 +34,9 @@ _EVERY: Final = 0.2
 _CHUNK: Final = 256 << 10
 """Bytes that a kill may lose; the library's 10 MiB would also make progress jump."""
 _BLOCK: Final = 4 << 20
+_STALLED: Final = 360.0
+"""Seconds without a byte of a file; the hub's own limits of requests last 300."""
+_ETAG: Final = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)
 _SPARE: Final = 256 << 20
 """Bytes of the disk that are left alone."""
 
@@ -136,9 +141,10 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
 
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     url = hf_hub_url(ref.repo, file.path, revision=commit)
+    prepare_session()
     with hub_errors(ref):
-        about = get_hf_file_metadata(url)
-    blob = repo_folder(ref) / "blobs" / (about.etag or file.sha256)
+        about = within(ANSWERS, lambda: get_hf_file_metadata(url))
+    blob = repo_folder(ref) / "blobs" / _blob_name(file, about.etag)
     blob.parent.mkdir(parents=True, exist_ok=True)
     if not blob.is_file():
         part = blob.with_name(f"{blob.name}{PART}")
@@ -148,16 +154,17 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
             if begun > file.size:
                 begun = stream.truncate(0)
             meter.at(begun, "downloading")
+            get = partial(
+                http_get,
+                about.location,
+                cast("BinaryIO", _Sized(stream, file, part)),
+                resume_size=begun,
+                headers=headers_for(about.location, url, build_hf_headers()),
+                expected_size=file.size,
+                tqdm_class=_bar_class(meter),
+            )
             with hub_errors(ref):
-                http_get(
-                    about.location,
-                    stream,
-                    resume_size=begun,
-                    headers=headers_for(about.location, url, build_hf_headers()),
-                    expected_size=file.size,
-                    tqdm_class=_bar_class(meter),
-                )
-            stream.flush()
+                within(_STALLED, get, lambda: meter.moved)
             os.fsync(stream.fileno())
             _verify(part, file, meter)
             part.rename(blob)
@@ -169,9 +176,51 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
     main.write_text(commit, encoding="utf-8")
 
 
+def _blob_name(file: Wanted, etag: str | None) -> str:
+    """Return what a file is called in the cache: by its hash, else by the ETag it was sent with."""
+    name = file.sha256 or etag or ""
+    if not _ETAG.fullmatch(name):
+        raise HubError(
+            f"{file.path} has no ETag that can name a file: {name[:80]!r}",
+            remedy="check HF_ENDPOINT, or ask another server",
+        )
+    return name
+
+
+class _Sized:
+    """A file that takes no more than it was said to hold: who sends more could fill the disk."""
+
+    def __init__(self, stream: IO[bytes], file: Wanted, part: Path) -> None:
+        self._stream = stream
+        self._file = file
+        self._part = part
+        self.tell, self.seek, self.truncate = stream.tell, stream.seek, stream.truncate
+        self.flush = stream.flush
+
+    def write(self, data: bytes) -> int:
+        if self._stream.tell() + len(data) > self._file.size:
+            self._part.unlink(missing_ok=True)
+            raise HubError(
+                f"more comes of {self._file.path} than the {self._file.size:,} bytes that the hub "
+                "lists",
+                remedy="it was deleted; try again, or ask another server",
+            )
+        return _write_all(self._stream, data)
+
+
+def _write_all(stream: IO[bytes], data: bytes) -> int:
+    """Write all of `data` to an unbuffered file, which may take it in parts."""
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) :]
+    return len(data)
+
+
 def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
     """Return the headers for the place a file really is: the token is for the hub's host alone."""
-    if urlsplit(location).netloc == urlsplit(url).netloc:
+    from llamaswap_py.outgoing import same_place
+
+    if same_place(url, location):
         return headers
     return {name: value for name, value in headers.items() if name.lower() != "authorization"}
 
@@ -238,10 +287,12 @@ class _Meter:
         self._file = file
         self._state, self._done = "", -1
         self._next = 0.0
+        self.moved = time.monotonic()
+        """When it last got on."""
 
     def at(self, done: int, state: str) -> None:
         """Note that `done` bytes of this file are there (or verified)."""
-        now = time.monotonic()
+        self.moved = now = time.monotonic()
         begins = state != self._state
         if (begins or now >= self._next) and (state, done) != (self._state, self._done):
             self._state, self._done = state, done
@@ -294,6 +345,9 @@ def main() -> int:
         paths = fetch(order, report)
     except HubError as error:
         report(Step("failed", error=error.message, remedy=error.remedy))
+        return 1
+    except Exception as error:  # whatever the library makes of what the hub says
+        report(Step("failed", error=f"{type(error).__name__}: {error}"[:500]))
         return 1
     report(Step("done", total, total, paths=paths))
     return 0

@@ -8,7 +8,7 @@ from llamaswap_py.gguf import GgufError, Header, read_header
 from llamaswap_py.hub.fetch import headers_for
 from llamaswap_py.hub.listing import hub_errors
 from llamaswap_py.hub.refs import HubError, HubFile, HubRef
-from llamaswap_py.hub.session import prepare_session
+from llamaswap_py.hub.session import ANSWERS, prepare_session, within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,8 @@ FIRST: Final = 4 << 20
 MOST: Final = 64 << 20
 """Bytes in all. Vocabularies of 260,000 words with their merges make headers of 16 MB."""
 _TIMEOUT: Final = 30.0
+_WHOLE: Final = 300.0
+"""Seconds for all of a header."""
 
 
 def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
@@ -32,11 +34,12 @@ def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
     prepare_session()
     url = hf_hub_url(ref.repo, file.path, revision=commit)
     with hub_errors(ref):
-        place = get_hf_file_metadata(url, timeout=_TIMEOUT).location
+        about = within(ANSWERS, lambda: get_hf_file_metadata(url, timeout=_TIMEOUT))
+    place = about.location
     headers = headers_for(place, url, build_hf_headers()) | {"Accept-Encoding": "identity"}
     there = _Beginning(ref, file, place, headers)
     try:
-        return read_header(there.read_at, file.size)
+        return within(_WHOLE, lambda: read_header(there.read_at, file.size))
     except GgufError as error:
         raise HubError(f"{file.path} {error.message}", remedy=error.remedy) from error
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import stat
 import tarfile
 import threading
+import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llamaswap_py import outgoing
+from llamaswap_py.engine import install
 from llamaswap_py.engine.install import install_archive
 from llamaswap_py.engine.locate import locate_engine
 from llamaswap_py.engine.manifest import read_manifest
@@ -25,7 +29,7 @@ from llamaswap_py.errors import EngineError
 from .engine_fakes import server_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SCRIPT = f"#!/bin/sh\n{server_script(7100)}\n".encode()
 
@@ -191,3 +195,57 @@ def serve(folder: Path) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def answering(answer: Callable[[Any], None]) -> Iterator[str]:
+    """Serve one kind of answer on a port of this machine."""
+    handler = type("Handler", (SimpleHTTPRequestHandler,), {"do_GET": answer})
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/archive.tar.gz"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def lead_away(request: Any) -> None:
+    request.send_response(302)
+    request.send_header("Location", "http://169.254.169.254/latest/meta-data")
+    request.end_headers()
+
+
+def send_for_ever(request: Any) -> None:
+    request.send_response(200)
+    request.end_headers()
+    with suppress(OSError):
+        while True:
+            request.wfile.write(bytes(1 << 20))
+
+
+def drip(request: Any) -> None:
+    request.send_response(200)
+    request.end_headers()
+    with suppress(OSError):
+        while True:
+            request.wfile.write(b"x")
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(lead_away, "link-local"), (send_for_ever, "fit on the disk"), (drip, "a minute")],
+)
+def test_a_server_that_means_harm(
+    home: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Any], None], said: str
+) -> None:
+    monkeypatch.setattr(outgoing, "_WINDOW", 0.5)
+    real = shutil.disk_usage(home)
+    few = real._replace(free=install._SPARE + (8 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: few)
+    with answering(answer) as url, pytest.raises(EngineError, match=said):
+        install_archive(url, "0" * 64)
+    assert not [one for one in engines_folder().iterdir() if one.name.startswith(".unfinished")]

@@ -1,0 +1,175 @@
+"""Where the HTTP that lswap sends may be led by redirects, and how much may come back.
+
+Who answers a download chooses where it goes on. Without these checks a hub could have lswap ask
+this machine's own ports, its network, or the address where clouds keep secrets, send without end,
+or a byte a minute.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from llamaswap_py.errors import LswapError
+from llamaswap_py.lean_httpx import httpx
+from llamaswap_py.units import KIB, MIB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MOST_SAID: Final = MIB
+"""Bytes of an answer that only says what went wrong."""
+_WINDOW: Final = 60.0
+_LEAST: Final = 60 * KIB
+"""Bytes that have to come in each window of time, which is slower than any line that is used."""
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+class OutgoingError(LswapError):
+    """Raised for an answer that leads where it must not, or comes too slowly or without end."""
+
+
+def kind_of(address: str) -> str:
+    """Return what an IP address is: `public`, `private`, `loopback`, `link-local`."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return kind_of(str(inner))
+    if ip.is_link_local:
+        return "link-local"
+    if ip.is_loopback or ip.is_unspecified:
+        return "loopback"
+    return "public" if ip.is_global and not ip.is_multicast else "private"
+
+
+def kinds_of(host: str, port: int) -> set[str]:
+    """Return what the addresses of a host are; nothing for a name that has none."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return set()
+    return {kind_of(str(entry[4][0])) for entry in found}
+
+
+class Guard:
+    """Event hooks of an httpx client for what begins at `url`, which somebody has configured.
+
+    It may go on at public addresses, and at such as `url` itself has; a token does not go with it.
+    Where a proxy is set, that decides where names lead.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._origin = _origin(url)
+        self._may: set[str] | None = None
+
+    def watch(self, client: httpx.Client) -> None:
+        """Look at every request of a client, redirected ones too, and at every answer."""
+        client.event_hooks = {
+            "request": [*client.event_hooks["request"], self.request],
+            "response": [*client.event_hooks["response"], self.response],
+        }
+
+    def request(self, request: httpx.Request) -> None:
+        """Raise OutgoingError before a request is sent that must not be."""
+        url = str(request.url)
+        if not same_place(self._origin, url):
+            # huggingface_hub sends it on to other ports of a host, and without TLS.
+            request.headers.pop("authorization", None)
+        if _origin(url) == self._origin:
+            return
+        host, port = _place(url)
+        if is_proxied(url) and not _is_address(host):
+            return
+        self._check(host, kinds_of(host, port))
+
+    def response(self, answer: httpx.Response) -> None:
+        """Raise OutgoingError for an answer from another address than was looked up; bound it."""
+        url = str(answer.request.url)
+        stream = answer.extensions.get("network_stream")
+        if stream is not None and _origin(url) != self._origin and not is_proxied(url):
+            peer = stream.get_extra_info("server_addr")
+            if isinstance(peer, tuple):
+                self._check(_place(url)[0], {kind_of(str(peer[0]))})
+        inner = answer.stream
+        assert isinstance(inner, httpx.SyncByteStream)
+        most = None if answer.is_success else _MOST_SAID
+        answer.stream = _Bounded(inner, _place(url)[0], most)
+
+    def _check(self, host: str, kinds: set[str]) -> None:
+        if self._may is None:
+            self._may = {"public"} | kinds_of(*_place(self._origin))
+        if wrong := sorted(kinds - self._may):
+            raise OutgoingError(
+                f"the answer of {self._origin} leads to {host}, a {wrong[0]} address",
+                remedy="lswap does not follow it there; use a server that sends the files itself",
+            )
+
+
+class _Bounded(httpx.SyncByteStream):
+    """The body of an answer that ends, and comes at some speed."""
+
+    def __init__(self, inner: httpx.SyncByteStream, host: str, most: int | None) -> None:
+        self._inner = inner
+        self._host = host
+        self._most = most
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = begun = 0
+        waited, asked = 0.0, time.monotonic()
+        for chunk in self._inner:
+            waited += time.monotonic() - asked
+            size += len(chunk)
+            if self._most is not None and size > self._most:
+                what = f"{self._host} sends an error of more than {format_size(self._most)}"
+                raise OutgoingError(what, remedy="ask another server")
+            if waited > _WINDOW:
+                if size - begun < _LEAST:
+                    what = f"{self._host} sends less than {format_size(_LEAST)} a minute"
+                    raise OutgoingError(what, remedy="try again; what is there is kept")
+                begun, waited = size, 0.0
+            yield chunk
+            asked = time.monotonic()
+
+    def close(self) -> None:
+        """Close the connection's part."""
+        self._inner.close()
+
+
+def is_proxied(url: str) -> bool:
+    """Tell whether a proxy of the environment asks for a URL."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    if not (proxies.get(parts.scheme) or proxies.get("all")):
+        return False
+    return not proxy_bypass(parts.hostname or "")
+
+
+def same_place(first: str, second: str) -> bool:
+    """Tell whether what is meant for one URL may be sent to another: same server, no less safe."""
+    one, other = _origin(first), _origin(second)
+    return other in (one, one.replace("http:", "https:", 1))
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
