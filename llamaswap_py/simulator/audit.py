@@ -22,6 +22,7 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     StopReason,
 )
+from llamaswap_py.scheduler.invariants import unfair_refusal
 from llamaswap_py.scheduler.ledger import add
 from llamaswap_py.scheduler.records import (
     ClientId,
@@ -31,6 +32,7 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     RequestId,
 )
+from llamaswap_py.scheduler.waiting import Waiter
 from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
 from llamaswap_py.simulator.records import Case
 
@@ -77,7 +79,7 @@ class Audit:
         self._now = now
         self._happened(event)
         for action in actions:
-            self._decided(action)
+            self._decided(action, event)
         if isinstance(event, ev.RequestLeft):
             self._check_abandoned(event.request, actions)
 
@@ -111,7 +113,8 @@ class Audit:
     def _arrived(self, event: ev.RequestArrived) -> None:
         since = self._now if event.since is None else event.since
         self._order += 1
-        waiting = Waiting(event.request, event.preset, event.client, event.slot, since, self._order)
+        about = (event.request, event.preset, event.client, event.slot, since, self._order)
+        waiting = Waiting(*about, event.since is not None)
         waiting.bound = self.bound.of(waiting, self._by_preset, self._incumbents())
         self._waiting[event.request] = waiting
         self._by_preset.setdefault(event.preset, {})[event.request] = waiting
@@ -133,7 +136,7 @@ class Audit:
 
     # Actions
 
-    def _decided(self, action: Action) -> None:
+    def _decided(self, action: Action, event: ev.Event) -> None:
         match action:
             case Spawn(instance=key, choice=choice):
                 model = self.models[key.preset]
@@ -145,8 +148,13 @@ class Audit:
             case Reject(request=request, code=code, message=message):
                 if not code or not message:
                     self._breach(3, f"request {request} was refused without a reason")
-                if self._unqueue(request) is None:
+                newcomer = event.request if isinstance(event, ev.RequestArrived) else None
+                place = self._waiting.get(newcomer) if newcomer is not None else None
+                refused = self._unqueue(request)
+                if refused is None:
                     self._breach(3, f"request {request} was refused, but does not wait")
+                elif code == "queue_full":
+                    self._check_share(refused, place)
                 self._ended.add(request)
             case Revoke(reason=reason) if reason not in MAY_INTERRUPT:
                 self._breach(1, f"a lease was revoked for {reason.value}")
@@ -237,6 +245,19 @@ class Audit:
         self._order += 1
         self._turns[granted.preset, granted.client] = self._order
 
+    def _check_share(self, refused: Waiting, newcomer: Waiting | None) -> None:
+        """Invariant 10: a full queue is shared."""
+        if newcomer is None or newcomer.preset != refused.preset:
+            self._breach(10, f"request {refused.request} lost its place to nobody")
+            return
+        left = [_waiter(one) for one in self._by_preset.get(refused.preset, {}).values()]
+        lost, came = _waiter(refused), _waiter(newcomer)
+        if refused is newcomer:
+            lost = came
+        wrong = unfair_refusal(lost, came, left, self._now, self.policy.max_wait)
+        if wrong is not None:
+            self._breach(10, wrong)
+
     def _check_gate(self, seen: _Seen) -> None:
         """Invariant 4: no gate stays open longer than that against the same waiter.
 
@@ -276,3 +297,7 @@ class Audit:
     def _breach(self, invariant: int, what: str) -> None:
         if len(self.breaches) < _KEPT:
             self.breaches.append(f"{invariant}: at {self._now:.2f} s {what}")
+
+
+def _waiter(one: Waiting) -> Waiter:
+    return Waiter(one.request, one.client, one.slot, one.since, came_back=one.came_back)

@@ -41,6 +41,7 @@ class Waiting:
     slot: bool
     since: float
     order: int
+    came_back: bool = False
     bound: float = 0.0
 
 

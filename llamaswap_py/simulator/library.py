@@ -25,6 +25,7 @@ def library() -> tuple[Case, ...]:
         mixes.big_and_small(),
         mixes.crashes(),
         mixes.leavers(),
+        mixes.one_against_three(),
         mixes.nested(),
         mixes.nested(named=False),
         mixes.day(),

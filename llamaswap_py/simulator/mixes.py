@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
+from typing import Final
 
-from llamaswap_py.scheduler.records import ClientId, Pool, PresetId
+from llamaswap_py.scheduler.records import ClientId, Policy, Pool, PresetId
 from llamaswap_py.simulator.records import Ask, Case, Fault, Model
 from llamaswap_py.simulator.traces import GPU, A, B, C, closed, places, uniform_models
 from llamaswap_py.units import GIB
+
+GREEDY: Final = ClientId("greedy")
+"""The client that asks for everything."""
 
 
 def poisson_mix(rate: float = 0.4, seconds: float = 1200.0, *, seed: int = 1) -> Case:
@@ -150,6 +154,37 @@ def leavers(each: int = 30, *, seed: int = 1) -> Case:
         pools=places(2),
         asks=tuple(asks),
         note="a third model whose clients give up",
+    )
+
+
+def one_against_three(bursts: int = 12, size: int = 60, *, seed: int = 1) -> Case:
+    """One client asks for five models at once, again and again; three others want but one of them.
+
+    Two models fit, and 16 requests may wait for one.
+    """
+    random = Random(seed)
+    asks = [
+        ask
+        for client in ("ann", "bob", "eve")
+        for ask in closed(client, "a" * 10 * bursts, 1.0, random, think=1.0)
+    ]
+    asks += [
+        Ask(
+            client=GREEDY,
+            model=PresetId("abcde"[which % 5 if which < size // 2 else 0]),
+            service=round(random.uniform(0.5, 1.5), 6),
+            at=10.0 * burst,
+        )
+        for burst in range(1, bursts + 1)
+        for which in range(size)
+    ]
+    return Case(
+        name="one against three",
+        models=uniform_models("abcde", 2.0, slots=2),
+        pools=places(2),
+        asks=tuple(asks),
+        policy=Policy(queue_limit=16),
+        note="one client fills the queues of five models, three others use A; two fit",
     )
 
 

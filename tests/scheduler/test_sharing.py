@@ -97,6 +97,23 @@ def test_one_that_has_aged_is_not_displaced_by_a_priority_that_it_has_reached() 
     assert play.rejected(old)
 
 
+def test_a_flood_of_a_higher_priority_starves_nobody() -> None:
+    """It takes no place from who holds no more than a share, and ageing ends its precedence."""
+    ageing, priority = 10.0, 3
+    play = Play(plan("a", 10), load_seconds=1.0, queue_limit=4, queue_timeout=1e6, max_wait=ageing)
+    play.ask(A, "vip", priority=priority)
+    mine = play.ask(A, "ann")
+    for _ in range(int(priority * ageing) + 10):
+        for _ in range(6):
+            play.ask(A, "vip", priority=priority)
+        play.pass_time(1.0)
+        for request in sorted(play.audit.holders):
+            play.finish(request)
+    assert play.rejected(mine) is None
+    assert play.granted(mine) is not None
+    assert len([one for one in play.actions(Reject) if one.code == "queue_full"]) > 100
+
+
 def test_a_weight_gives_as_many_places_and_turns() -> None:
     play = stuck(8)
     play.slots = 1

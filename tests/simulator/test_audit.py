@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from llamaswap_py.scheduler.actions import Stop, StopReason
+from llamaswap_py.scheduler import Scheduler
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Action, Reject, Stop, StopReason
 from llamaswap_py.simulator.audit import Audit
 from llamaswap_py.simulator.library import library
-from llamaswap_py.simulator.mixes import bursts, day, leavers
+from llamaswap_py.simulator.mixes import GREEDY, bursts, day, leavers, one_against_three
 from llamaswap_py.simulator.peers import Collate, Fifo, Peer, Router, fewest_loads, most_runs
-from llamaswap_py.simulator.records import Case
+from llamaswap_py.simulator.records import Ask, Case
 from llamaswap_py.simulator.run import run_case
 from llamaswap_py.simulator.runner import simulate
 from llamaswap_py.simulator.traces import (
@@ -50,6 +52,37 @@ def test_random_cases_break_no_invariant(seed: int, faults: bool) -> None:
     result = run_case(random_case(seed, faults=faults), "lswap")
     assert result.breaches == ()
     assert result.answered + result.refused + result.left + result.cut == result.requests
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_full_queues_of_random_cases_are_shared(seed: int) -> None:
+    """One more client asks for everything at once, and few may wait."""
+    case = random_case(seed)
+    flood = tuple(
+        Ask(client=GREEDY, model=model.name, service=1.0, at=5.0 * burst)
+        for burst in range(6)
+        for model in case.models
+        for _ in range(8)
+    )
+    policy = replace(case.policy, queue_limit=3)
+    result = run_case(replace(case, asks=(*case.asks, *flood), policy=policy), "lswap")
+    assert result.breaches == ()
+    assert result.refused > 0
+
+
+def test_a_greedy_client_takes_nothing_from_the_others() -> None:
+    """All that is refused is its own; what the others wait is within its bound."""
+    case = one_against_three()
+    refused: list[str] = []
+    asked = {str(at): one.client for at, one in enumerate(case.asks)}
+
+    def watch(event: ev.Event, now: float, actions: list[Action]) -> None:
+        refused.extend(asked[one.request] for one in actions if isinstance(one, Reject))
+
+    scheduler = Scheduler([one.plan() for one in case.models], case.pools, case.policy)
+    simulate(case, scheduler, "lswap", watch)
+    assert len(refused) > 200
+    assert set(refused) == {GREEDY}
 
 
 def test_the_same_case_gives_the_same_result() -> None:
