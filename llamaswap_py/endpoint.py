@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeAlias
+
+Confirm: TypeAlias = Callable[[], Awaitable[bool]]
+"""Tells whether a connection that was just made reached whom it should; False: make another one.
+
+Raises ConnectionRefusedError where the port is not its owner's any more.
+"""
 
 
 class Endpoint(NamedTuple):
-    """A unix socket (`path` set) or a TCP address (`path` is None)."""
+    """A unix socket (`path` set) or a TCP address (`path` is None).
+
+    A child's TCP port could be taken by somebody else as soon as the child has let go of it. So
+    its endpoint has a `confirm`, which is asked about each new connection before a byte is sent.
+    """
 
     path: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
+    confirm: Confirm | None = None
 
     def __str__(self) -> str:
         if self.path is not None:

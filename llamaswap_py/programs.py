@@ -57,4 +57,19 @@ def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, s
 def program_of(preset: Preset) -> Program:
     """Return how a preset's program shows that it serves, and where it runs."""
     assert preset.cmd is not None
-    return Program(preset.ready.http, preset.ready.line, preset.cmd.dir, preset.stop_cmd)
+    ready, cmd = preset.ready, preset.cmd
+    return Program(ready.http, ready.line, cmd.dir, preset.stop_cmd, preset.served_by)
+
+
+def port_text(preset: Preset, *, can_tell: bool) -> str:
+    """Say what is looked at before a program gets a request; `can_tell`: this system shows it."""
+    if preset.cmd is None or preset.cmd.takes_socket:
+        return ""
+    if not can_tell:
+        return "who holds its port is not looked at: this system does not show it"
+    if preset.served_by == "anyone":
+        return "who holds its port is not looked at (served_by: anyone)"
+    others = ", root or the user of lswap" if preset.served_by == "container" else ""
+    return (
+        f"its port has to be held by cmd or what it starts{others} (served_by: {preset.served_by})"
+    )

@@ -14,6 +14,7 @@ import anyio
 
 from llamaswap_py.children.environment import child_env
 from llamaswap_py.children.failures import Failure, FailureKind, classify
+from llamaswap_py.children.holders import port_watch
 from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
@@ -109,6 +110,8 @@ class Child:
         self._waking = asyncio.Event()
         self._asleep = False
         self._endpoint: Endpoint | None = None
+        self._watched = port_watch(spec, lambda: self.pid, self._port_taken)
+        self._taken: Failure | None = None
         self._stop_command: asyncio.Task[bool] | None = None
         self._stalled = False
         self._ending = False
@@ -202,16 +205,24 @@ class Child:
             where: tuple[str, ...] = ("--host", spec.socket_path)
         else:
             where = ("--host", "127.0.0.1", "--port", "0")
-        self._load = Load(spec, self._emit_unless_stopping)
+        self._load = Load(spec, self._emit_unless_stopping, self._watched)
         argv = (spec.binary, *spec.args, *where)
         return Process.spawn(argv, child_env(os.environ, spec), control=spec.child_mode)
 
     def _spawn_program(self, spec: ChildSpec, program: Program) -> Process:
         self._endpoint = endpoint = choose_endpoint(spec)
         argv = told((spec.binary, *spec.args), endpoint)
-        self._load = ProgramLoad(spec, endpoint, self._emit_unless_stopping)
+        self._load = ProgramLoad(spec, self._watched(endpoint), self._emit_unless_stopping)
         env = child_env(os.environ, spec)
         return Process.spawn(argv, env, control=False, guarded=True, cwd=program.cwd)
+
+    def _port_taken(self, text: str) -> None:
+        """End the child: nobody may talk to whoever has its port now."""
+        process = self._process
+        if self._taken is None and not self._stopping.is_set() and process is not None:
+            self._taken = Failure(FailureKind.PORT, text)
+            self._note(f"[{self.spec.name}: {text}]")
+            process.kill_group()
 
     def _emit_unless_stopping(self, event: ChildEvent) -> None:
         """Pass on what the load tells; once a stop was asked for, only the exit matters."""
@@ -339,12 +350,13 @@ class Child:
 
     async def _clean_up(self, process: Process) -> None:
         program = self.spec.program
-        asked = self._stopping.is_set() or not process.exited.done()
+        asked = self._stopping.is_set() or not process.exited.done() or self._taken is not None
         await process.end()
         # What it started may outlive it: whoever asked for its end gets that of the others, too.
         if program is not None and program.stop and asked:
             await self._run_stop_command(process)
-        if program is not None and asked and self._endpoint and await accepts(self._endpoint):
+        ours = program is not None and asked and self._taken is None
+        if ours and self._endpoint and await accepts(self._endpoint):
             outlived = (
                 f"cmd has ended, but {self._endpoint} still answers: what cmd started runs on"
             )
@@ -365,7 +377,9 @@ class Child:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
             asked = self._stopping.is_set() and not self._ended_by_itself(number)
             failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
-            if failure is not None and self.spec.program is not None:
+            if failure is not None and self._taken is not None:
+                failure = self._taken
+            elif failure is not None and self.spec.program is not None:
                 named = failure.summary.replace(_LLAMA_SERVER, os.path.basename(self.spec.binary))
                 failure = Failure(failure.kind, named)
         event = ChildExited(code, number, failure, tuple(self._tail)[-_TAIL_TOLD:])

@@ -1,34 +1,36 @@
-"""What the kernel shows of a program and the processes that it started: their work, their sockets.
-
-A program that is only the client of another one (`docker run`, `ssh`) does not do the work itself,
-so its processor time says nothing. Such a program is recognised by the socket on which lswap asks
-it: none of its processes holds that socket.
-"""
+"""What the kernel shows of a program and all that it started: their work, their sockets."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psutil
 
 from llamaswap_py.children.liveness import Work
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llamaswap_py.endpoint import Endpoint
-
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
-_LISTENS: Final = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+_SOCKET: Final = "socket:["
 
 
 def family_of(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return a process, all that descend from it, and all of the session that it leads.
+
+    A process whose parent has ended descends from nobody any more, but is still in its session.
+    """
+    found = {pid: None}
+    with contextlib.suppress(psutil.Error):
+        found |= {one.pid: None for one in psutil.Process(pid).children(recursive=True)}
+    found |= {one: None for one in psutil.pids() if _session(one) == pid}
+    return list(found)
+
+
+def _session(pid: int) -> int:
     try:
-        return [pid, *(one.pid for one in psutil.Process(pid).children(recursive=True))]
-    except psutil.Error:
-        return [pid]
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def work_of(pid: int) -> Work | None:
@@ -60,42 +62,12 @@ def work_of_family(pid: int) -> Work | None:
     return Work(sum(one.cpu for one in found), sum(one.read_bytes for one in found))
 
 
-def serves_itself(pid: int, endpoint: Endpoint) -> bool:
-    """Tell whether a process of the family holds the socket that listens at `endpoint`."""
-    wanted = {f"socket:[{inode}]" for inode in _listening(endpoint)}
-    return any(link in wanted for one in family_of(pid) for link in _sockets(one))
-
-
-def _listening(endpoint: Endpoint) -> Iterator[str]:
-    """Yield the inodes of the sockets that listen there (proc_pid_net(5))."""
-    if endpoint.path is not None:
-        for fields in _table("unix"):
-            if fields[-1] == endpoint.path:
-                yield fields[6]
-        return
-    port = f":{endpoint.port:04X}"
-    for name in ("tcp", "tcp6"):
-        for fields in _table(name):
-            if fields[3] == _LISTENS and fields[1].endswith(port):
-                yield fields[9]
-
-
-def _table(name: str) -> Iterator[list[str]]:
-    try:
-        with open(f"/proc/net/{name}", encoding="utf-8", errors="replace") as file:
-            next(file, None)
-            yield from (fields for line in file if len(fields := line.split()) > 6)
-    except OSError:
-        return
-
-
-def _sockets(pid: int) -> Iterator[str]:
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return
-    for name in names:
-        try:
-            yield os.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:
-            continue
+def sockets_of(pid: int) -> frozenset[int]:
+    """Return the inodes of the sockets that a process has open. Raises OSError: not for us."""
+    folder = f"/proc/{pid}/fd"
+    found = set()
+    for name in os.listdir(folder):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if (link := os.readlink(f"{folder}/{name}")).startswith(_SOCKET):
+                found.add(int(link[len(_SOCKET) : -1]))
+    return frozenset(found)

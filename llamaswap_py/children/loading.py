@@ -31,9 +31,15 @@ _HEALTH_SECONDS: Final = 1.0
 class Load:
     """One load; `run` ends when the child is ready. Told by `Child` what the child says."""
 
-    def __init__(self, spec: ChildSpec, emit: Callable[[ChildEvent], None]) -> None:
+    def __init__(
+        self,
+        spec: ChildSpec,
+        emit: Callable[[ChildEvent], None],
+        watched: Callable[[Endpoint], Endpoint] = lambda endpoint: endpoint,
+    ) -> None:
         self._spec = spec
         self._emit = emit
+        self._watched = watched
         self._loop = asyncio.get_running_loop()
         self._progress = LoadProgress(spec.files, self._loop.time())
         self._told = ChildProgress(None, None)
@@ -67,7 +73,7 @@ class Load:
         if self._spec.socket_path is None:
             if endpoint is None or endpoint.path is not None or endpoint.host != "127.0.0.1":
                 return
-            self._endpoint = self._endpoint or endpoint
+            self._endpoint = self._endpoint or self._watched(endpoint)
         elif endpoint != self._endpoint:
             return
         self._listens = True
@@ -168,9 +174,11 @@ class Load:
         """Find readiness by `GET /health` = 200, for programs that do not say it."""
         while not self._go.is_set():
             await asyncio.sleep(_HEALTH_SECONDS)
-            endpoint = self._endpoint or find_listener(pid)
+            endpoint = self._endpoint
             if endpoint is None:
-                continue
+                if (found := find_listener(pid)) is None:
+                    continue
+                endpoint = self._watched(found)
             try:
                 answer = await get(endpoint, "/health", _HEALTH_SECONDS)
             except OSError:

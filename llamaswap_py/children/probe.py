@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 import msgspec
 
+from llamaswap_py.dialing import open_tcp
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ async def ask(
             if endpoint.path is not None:
                 transport, _ = await loop.create_unix_connection(make, endpoint.path)
             else:
-                transport, _ = await loop.create_connection(make, endpoint.host, endpoint.port)
+                sock = await open_tcp(endpoint)
+                transport, _ = await loop.create_connection(make, sock=sock)
             return await answer
     finally:
         if transport is not None:

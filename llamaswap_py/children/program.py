@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.probe import Answer, get
 from llamaswap_py.children.readiness import Listening, Log
+from llamaswap_py.dialing import open_tcp
 from llamaswap_py.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -123,13 +124,17 @@ class ProgramLoad(Load):
         self._check()
 
     async def _ask_health(self, pid: int) -> None:
-        """Ask for the path that means readiness until it is there."""
+        """Ask for the path that means readiness until it is there.
+
+        The first time tells whether somebody else has the port already.
+        """
         del pid
+        assert self._endpoint is not None
         if self._http is None:
+            await accepts(self._endpoint)
             return
         pause = _FIRST_PAUSE
         while not self._go.is_set():
-            assert self._endpoint is not None
             with contextlib.suppress(OSError):
                 answer = await get(self._endpoint, self._http, _ANSWER_SECONDS)
                 if 200 <= answer.status < 300:
@@ -158,7 +163,7 @@ async def accepts(endpoint: Endpoint) -> bool:
             if endpoint.path is not None:
                 _, writer = await asyncio.open_unix_connection(endpoint.path)
             else:
-                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                _, writer = await asyncio.open_connection(sock=await open_tcp(endpoint))
     except OSError:  # TimeoutError is one
         return False
     writer.close()

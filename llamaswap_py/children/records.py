@@ -18,13 +18,15 @@ class Program:
     """How a child that is not a llama-server shows that it serves, and the folder it runs in.
 
     GET `http` answers 2xx, or a line of its output contains or matches `line`. The command `stop`,
-    if there is one, stops it; it has `{pid}` and `{port}` where those go.
+    if there is one, stops it; it has `{pid}` and `{port}` where those go. `served_by` says who may
+    hold its port: `cmd`, `container` or `anyone`.
     """
 
     http: str | None
     line: str | None
     cwd: str
     stop: tuple[str, ...] = ()
+    served_by: str = "cmd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.beat import BEAT, until_beat
-from llamaswap_py.children.family import serves_itself, work_of, work_of_family
+from llamaswap_py.children.family import work_of, work_of_family
+from llamaswap_py.children.holders import serves_itself
 from llamaswap_py.children.liveness import Liveness
 from llamaswap_py.children.probe import get
 from llamaswap_py.units import format_duration

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llamaswap_py.children.listeners import can_tell
 from llamaswap_py.cli.conflicts import conflicts
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import memory_text
@@ -21,6 +22,7 @@ from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.slots import read_slot_shape
 from llamaswap_py.presets import Engines, further_problems, prepare
+from llamaswap_py.programs import port_text
 from llamaswap_py.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Checked(msgspec.Struct):
     memory_source: str | None = None
     memory_unknown: str = ""
     """Why `memory` is not known."""
+    port: str = ""
+    """Who may hold its port, of a program that `cmd` runs."""
 
 
 class Report(msgspec.Struct):
@@ -159,6 +163,7 @@ def _checked(prepared: Prepared, said: list[str], judged: Judged, config: Config
         problems,
         None if estimate is None else estimate.source.value,
         judged.unknown if estimate is None and preset.memory is None else "",
+        port_text(preset, can_tell=can_tell()),
     )
 
 
@@ -175,6 +180,9 @@ def _print(name: str, report: Report) -> None:
     for model in report.models:
         if model.memory_unknown and not model.problems:
             print(f"note: {model.id}: its memory is not known: {model.memory_unknown}")
+    for model in report.models:
+        if model.port and not model.problems:
+            print(f"note: {model.id}: {model.port}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(f"{name}: " + ("fine" if report.ok else "not fine: see the problems above"))

@@ -9,10 +9,20 @@ from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Node, Scalar, Table,
 from llamaswap_py.config.values import PORT, SOCKET, Command, Ready
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llamaswap_py.config.forms import Base
 
+CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
+"""Programs that start a container, which then holds the port."""
+RUNNERS: Final = frozenset({"sudo", "nohup", "nice", "exec", "env", "time", "doas"})
+"""Programs that run the command behind them."""
+OF_PROGRAMS: Final = {
+    "ready": "remove it: llama-server says so",
+    "stop_cmd": "remove it: lswap stops llama-server itself",
+    "served_by": "remove it: llama-server listens on a socket of its own",
+}
+"""Keys of a preset that mean nothing without `cmd`, each with what to do instead."""
 OF_LLAMA_SERVER: Final = (
     *("model", "hf", "args", "extra", "engine", "variants"),
     *("fit", "sleep", "keep_kv", "prefer", "resume"),
@@ -105,11 +115,9 @@ READY: Final = Form(
 def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the keys that do not go together with `cmd`, or not without: key, message, remedy."""
     if values.get("cmd") is None:
-        if "ready" in values:
-            yield "ready", "ready is for programs that cmd runs", "remove it: llama-server says so"
-        if "stop_cmd" in values:
-            message = "stop_cmd is for programs that cmd runs"
-            yield "stop_cmd", message, "remove it: lswap stops llama-server itself"
+        for key, remedy in OF_PROGRAMS.items():
+            if key in values:
+                yield key, f"{key} is for programs that cmd runs", remedy
         return
     for key in OF_LLAMA_SERVER:
         if key in values and key in ("model", "hf"):
@@ -117,6 +125,17 @@ def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         elif key in values:
             remedy = "remove it; the words of cmd are all that the program is told"
             yield key, f"{key} is for llama-server, and cmd runs another program", remedy
+
+
+def starts_container(words: Sequence[str]) -> str | None:
+    """Return the name of the program in a command that starts a container, if one does."""
+    program = next((word for word in words if not is_runner(word)), "").rpartition("/")[2]
+    return program if program in CONTAINERS else None
+
+
+def is_runner(word: str) -> bool:
+    """Return whether a word of a command stands before its program."""
+    return word.rpartition("/")[2] in RUNNERS or "=" in word or word.startswith("-")
 
 
 def as_program(values: dict[str, Any]) -> dict[str, Any]:

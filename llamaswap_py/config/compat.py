@@ -32,6 +32,8 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("defaults", "args", "ubatch-size"): 512,
         # Whether other programs hang was not looked at.
         (PROGRAMS, "liveness"): "never",
+        # Nor who holds their ports.
+        (PROGRAMS, "served_by"): "anyone",
     },
 }
 

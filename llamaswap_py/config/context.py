@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.config.commands import starts_container
 from llamaswap_py.config.keep_kv import keeps_nothing
 from llamaswap_py.config.options import long_name
 from llamaswap_py.config.preset import variant_presets
@@ -93,6 +94,7 @@ def warnings(config: Config) -> tuple[str, ...]:
     for preset in config.models.values():
         found += _on_waiting(preset, config)
         found += _on_sleep(preset, config)
+        found += _on_port(preset, config)
         for number, way in enumerate(variant_presets(preset)):
             place = f"models.{preset.id}" + (f".variants[{number}]" if way.variant else "")
             said = (*_on_share(way), *_on_fit(way), *_on_keep_kv(way))
@@ -116,6 +118,15 @@ def _on_sleep(preset: Preset, config: Config) -> Iterator[str]:
             f"{config.where(f'models.{preset.id}')}: it never sleeps: ttl unloads it after "
             f"{format_duration(preset.ttl)}, before sleep = {format_duration(preset.sleep)}"
         )
+
+
+def _on_port(preset: Preset, config: Config) -> Iterator[str]:
+    """Say of a program that only starts another one that this one has to be allowed its port."""
+    if preset.cmd is None or preset.cmd.takes_socket or preset.served_by != "cmd":
+        return
+    if (name := starts_container(preset.cmd.words)) is not None:
+        place = config.where(f"models.{preset.id}.cmd")
+        yield f"{place}: {name} has a container serve its port - add `served_by: container`"
 
 
 def _on_share(preset: Preset) -> Iterator[str]:

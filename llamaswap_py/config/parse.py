@@ -47,6 +47,7 @@ _FOREIGN = {
     "cmd": "write the command of each preset under `models`",
     "ready": "write it beside the preset's cmd",
     "stop_cmd": "write it beside the preset's cmd",
+    "served_by": "write it beside the preset's cmd",
 }
 
 

@@ -300,6 +300,16 @@ class Preset(Defaults, frozen=True, kw_only=True):
             ["docker", "stop", "whisper"],
         ),
     ] = ()
+    served_by: Annotated[
+        Literal["cmd", "container", "anyone"],
+        plain(
+            "Who may hold the port of a program that `cmd` runs; while somebody else does, it gets "
+            "no request. cmd: the program or what it started; container: besides, root and the "
+            "user that runs lswap, for a container or a service that cmd only asks; anyone: that "
+            "is not looked at. A unix socket (`{socket}`) needs no such look.",
+            "container",
+        ),
+    ] = "cmd"
     engine: Annotated[
         EngineSpec,
         key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),

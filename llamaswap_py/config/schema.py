@@ -107,7 +107,8 @@ def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
             yield Row(place, key.many, default, key.description)
             yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
         elif key.record is Defaults:
-            keys = "All keys of a preset but model, hf, cmd, ready, stop_cmd, aliases, variants."
+            own = "model, hf, cmd, ready, stop_cmd, served_by, aliases, variants"
+            keys = f"All keys of a preset but {own}."
             yield Row(place, "mapping", "", f"{key.description} {keys}")
         elif key.record is not None:
             yield from _rows(key.record, f"{place}.")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from llamaswap_py.config.commands import CONTAINERS, is_runner
 from llamaswap_py.importing.command import split_command
 from llamaswap_py.importing.draft import Draft
 
@@ -19,12 +20,12 @@ _MACRO: Final = "${PORT}"
 _PORT: Final = "{port}"
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::", ""})
 # Programs that run something elsewhere: the words behind them are not for this machine.
-_CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
-_ELSEWHERE: Final = _CONTAINERS | {
-    *("ssh", "kubectl", "oc", "docker-compose", "podman-compose", "lxc", "incus", "wsl", "srun"),
-    *("autossh", "mosh", "sshpass", "distrobox", "toolbox", "machinectl", "systemctl"),
+_STARTERS: Final = CONTAINERS | {
+    *("docker-compose", "podman-compose", "lxc", "incus", "wsl", "srun"),
+    *("distrobox", "toolbox", "machinectl", "systemctl"),
 }
-_RUNNERS: Final = frozenset({"sudo", "nohup", "nice", "exec", "env", "time", "doas"})
+"""What they start is none of their own processes, and holds its port itself."""
+_ELSEWHERE: Final = _STARTERS | {"ssh", "autossh", "mosh", "sshpass", "kubectl", "oc"}
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ash"})
 _LISTENS: Final = re.compile(r"port|listen|bind|addr|host|serve|url", re.IGNORECASE)
 _PUBLISH: Final = re.compile(r"(-p|--publish)(=?)(.*)", re.DOTALL)
@@ -89,6 +90,8 @@ def read_program(
     preset["ready"] = {"http": address.path + (check if check.startswith("/") else f"/{check}")}
     if stop := _stop_words(str(model.get("cmdStop") or ""), place, draft):
         preset["stop_cmd"] = stop
+    if not _STARTERS.isdisjoint(_programs(words)):
+        preset["served_by"] = "container"
     if told:
         draft.note(place, "its first load runs alone, to measure its memory (or set `memory:`)")
     if model.get("useModelName"):
@@ -154,12 +157,11 @@ def with_port(words: Sequence[str], port: str | None) -> list[str]:
     words = list(words)
     if port is None:
         return words
-    program = next((at for at, word in enumerate(words) if not _is_runner(word)), 0)
+    program = next((at for at, word in enumerate(words) if not is_runner(word)), 0)
     name = words[program].rpartition("/")[2] if words else ""
-    if name in _CONTAINERS:
+    if name in CONTAINERS:
         return _with_published(words, port)
-    inside = re.findall(r"[\w-]+", " ".join(words[program:])) if name in _SHELLS else [name]
-    if not _ELSEWHERE.isdisjoint(inside):
+    if not _ELSEWHERE.isdisjoint(_programs(words)):
         return words
     whole = re.compile(rf"(?<![\w.]){port}(?![\w.])")
     places = [at for at, word in enumerate(words) if whole.search(word)]
@@ -168,8 +170,11 @@ def with_port(words: Sequence[str], port: str | None) -> list[str]:
     return [whole.sub(_MACRO, word) if at in places else word for at, word in enumerate(words)]
 
 
-def _is_runner(word: str) -> bool:
-    return word.rpartition("/")[2] in _RUNNERS or "=" in word or word.startswith("-")
+def _programs(words: Sequence[str]) -> list[str]:
+    """Return the program of a command; of a shell every word that may name one."""
+    program = next((at for at, word in enumerate(words) if not is_runner(word)), 0)
+    name = words[program].rpartition("/")[2] if words else ""
+    return re.findall(r"[\w-]+", " ".join(words[program:])) if name in _SHELLS else [name]
 
 
 def _is_listening(words: Sequence[str], at: int) -> bool:

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from ..dialing import open_tcp
 from .repeated import KnownAnswers
 from .upstream import UpstreamConnection
 
@@ -107,7 +108,8 @@ class UpstreamPool:
         loop = asyncio.get_running_loop()
         if endpoint.path is None:
             async with asyncio.timeout(_CONNECT_LIMIT):
-                _, connection = await loop.create_connection(make, endpoint.host, endpoint.port)
+                sock = await open_tcp(endpoint)
+            _, connection = await loop.create_connection(make, sock=sock)
         else:
             sock = await _connect_unix(endpoint.path, wanted)
             _, connection = await loop.create_unix_connection(make, sock=sock)

@@ -253,6 +253,7 @@ def listen() -> str:
         url = f"unix://{host}"
     else:
         listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as cpp-httplib does
         listener.bind((host, int(option("--port", "8080"))))
         url = f"http://{host}:{listener.getsockname()[1]}"
     listener.listen(64)

@@ -16,6 +16,11 @@ PROGRAM_HANG         answer a POST only once the file PROGRAM_GATE exists, GET /
                      `mute`, `stream` (begin a stream), `works` (a child uses the processor), or
                      `lines` (write some)
 PROGRAM_CHATTER      write a line that looks like llama-server's own first
+PROGRAM_GATE_FIRST   listen only once this file exists
+PROGRAM_REUSE_PORT   let others share the port
+PROGRAM_INSIDE       be served by a process of its own: `child`; `orphan` (its parent ends);
+                     `daemon` (besides, it leads a session); the program itself starts a server that
+                     has ended anew, on the same port, once the file PROGRAM_AGAIN exists
 """
 
 from __future__ import annotations
@@ -105,6 +110,27 @@ def end(number: int, frame: object) -> None:
 servers: list[ThreadingHTTPServer] = []
 
 
+class Sharing(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socketserver.socket.SOL_SOCKET, socketserver.socket.SO_REUSEPORT, 1)  # type: ignore[attr-defined]
+        super().server_bind()
+
+
+def serve_inside(how: str) -> None:
+    """Have another process serve, for ever."""
+    words = [sys.executable, __file__, *sys.argv[1:]]
+    env = {name: value for name, value in ENV.items() if name != "PROGRAM_INSIDE"}
+    while True:
+        if how == "child":
+            subprocess.run(words, env=env, check=False)
+        elif how == "orphan":
+            subprocess.run(["sh", "-c", '"$@" &', "sh", *words], env=env, check=False)
+        else:
+            subprocess.run(["setsid", "-f", *words], env=env, check=False)
+        while how != "child" or not os.path.exists(ENV.get("PROGRAM_AGAIN", "")):
+            time.sleep(0.02)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, end)
     if "PROGRAM_CHATTER" in ENV:
@@ -112,9 +138,15 @@ def main() -> None:
     if "PROGRAM_EXIT" in ENV:
         print("error: there is no such weight", file=sys.stderr, flush=True)
         sys.exit(int(ENV["PROGRAM_EXIT"]))
+    if how := ENV.get("PROGRAM_INSIDE"):
+        serve_inside(how)
     where = sys.argv[1]
+    while (gate := ENV.get("PROGRAM_GATE_FIRST")) and not os.path.exists(gate):
+        time.sleep(0.02)
     kept = b"x" * (int(ENV.get("PROGRAM_MEMORY", "0")) << 20)
     kind = OnSocket if "/" in where else ThreadingHTTPServer
+    if "PROGRAM_REUSE_PORT" in ENV:
+        kind = Sharing
     address = where if "/" in where else ("127.0.0.1", int(where))
     server = kind(address, Handler)  # type: ignore[arg-type]
     servers.append(server)

@@ -9,10 +9,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from tests.fakes import fake_container, fake_program
+from tests.fakes.usurper import usurping
 from tests.real.answers import error_of
+from tests.unit.child_runs import until
 
 if TYPE_CHECKING:
     from tests.real.harness import Lswap
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 HOST = {"host": "100MiB"}
+SERVED = {"memory": HOST, "served_by": "container"}
 
 
 def program(*words: str, **keys: Any) -> Preset:
@@ -130,7 +134,7 @@ def container(lab: Lab, *stop: str, **keys: Any) -> Preset:
     words = [sys.executable, fake_container.__file__]
     how = stop or (*words, "stop", str(lab.folder), "box")
     run = [*words, "run", str(lab.folder), "box", "{port}"]
-    return {"cmd": run, "stop_cmd": list(how), "ready": {"http": "/"}, "memory": HOST, **keys}
+    return {"cmd": run, "stop_cmd": list(how), "ready": {"http": "/"}, **SERVED, **keys}
 
 
 async def test_a_container_is_stopped_by_its_own_command(lab: Lab) -> None:
@@ -197,3 +201,46 @@ async def test_what_a_stop_command_leaves_is_killed(lab: Lab) -> None:
         log = await lswap.logs("talk")
         assert "did not stop within 1 s: killed" in log
         assert "stop_cmd failed: it took longer than 1 s" in log
+
+
+async def test_a_prompt_never_goes_to_somebody_who_took_the_port(lab: Lab) -> None:
+    """Its server has ended inside of it, so lswap has not been told that it is gone."""
+    models = {"talk": program(memory=HOST, env={"PROGRAM_INSIDE": "orphan"})}
+    async with lab.lswap(models) as lswap:
+        told = await env_of(lswap, "talk")
+        body = {"model": "talk", "input": "a secret"}
+        with usurping(int(told["argv"][1]), lab.folder) as usurper:
+            os.kill(told["pid"], signal.SIGKILL)
+            await asyncio.to_thread(usurper.wait)
+            asked = [lswap.client.post("/v1/audio/speech", json=body) for _ in range(4)]
+            *answers, metrics = await asyncio.gather(*asked, lswap.client.get("/metrics"))
+            assert metrics.status_code == 200
+            for answer in answers:
+                assert answer.status_code == 200, answer.text
+                assert json.loads(answer.json()["backwards"][::-1]) == body
+            assert usurper.heard == b""
+            assert (await env_of(lswap, "talk"))["pid"] != told["pid"]
+            said = await lswap.says("is held by process")
+            assert f"process {usurper.pid} (" in said
+            assert usurper.heard == b""
+
+
+async def test_a_port_that_somebody_took_first_is_said(lab: Lab) -> None:
+    gate = lab.folder / "gate"
+    models = {"talk": program(memory=HOST, env={"PROGRAM_GATE_FIRST": str(gate)})}
+    async with lab.lswap(models) as lswap:
+        asked = asyncio.create_task(lswap.client.post("/v1/audio/speech", json={"model": "talk"}))
+        now = await lswap.until(lambda now: bool(now.instances and now.instances[0].pid))
+        words = psutil.Process(now.instances[0].pid).cmdline  # `setpriv …` becomes the program
+        await until(lambda: words()[1:2] == [fake_program.__file__])
+        with usurping(int(words()[2]), lab.folder) as usurper:
+            error = error_of(await asked, 503)
+            assert f"is held by process {usurper.pid} (" in error["message"]
+            assert error["failure"] == "port"
+            assert usurper.heard == b""
+            gate.touch()
+        again = await lswap.client.post("/v1/audio/speech", json={"model": "talk"})
+        while again.status_code == 503:
+            await asyncio.sleep(0.1)
+            again = await lswap.client.post("/v1/audio/speech", json={"model": "talk"})
+        assert again.status_code == 200, again.text

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LEAVES = {
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "lean_httpx"),
-    *("running", "sidecars", "files", "workers", "principals", "outgoing", "__init__"),
+    *("running", "sidecars", "files", "workers", "dialing", "principals", "outgoing"),
+    "__init__",
 }
 """Modules that everybody may import, and that import nobody but each other."""
 

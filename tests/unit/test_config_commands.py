@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.cli.check import check_file
+from llamaswap_py.children.listeners import can_tell
+from llamaswap_py.cli.check import check_file, run
+from llamaswap_py.config.file import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Preset
 from llamaswap_py.config.values import Command, Ready
 from llamaswap_py.errors import ConfigError
+
+NOT_SHOWN = "who holds its port is not looked at: this system does not show it"
 
 
 def one(text: str) -> Preset:
@@ -59,6 +63,8 @@ def test_where_a_program_lies_and_how_it_is_ready() -> None:
         ("cmd: [x, '{port}'], ready: {http: /, line: x}", "models.a.ready: it has one of http"),
         ("cmd: [x, '{port}'], ready: {port: 1}", "models.a.ready.port: unknown key"),
         ("model: x, ready: {http: /}", "models.a.ready: ready is for programs that cmd runs"),
+        ("model: x, served_by: cmd", "models.a.served_by: served_by is for programs that cmd runs"),
+        ("cmd: [x, '{port}'], served_by: me", "models.a.served_by: 'me' is not cmd, container"),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:
@@ -98,3 +104,37 @@ def test_check_looks_for_the_program_and_needs_no_llama_server(
         "e": [f"models.e.cmd: {tmp_path}/lost: there is no such program - check the path"],
     }
     assert os.fspath(path) in report.models[2].problems[0]
+
+
+def test_check_says_who_may_hold_a_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("docker", "found"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "models:\n"
+        "  a: {cmd: [found, '{port}'], memory: {host: 1GiB}}\n"
+        "  b: {cmd: [found, '{socket}'], memory: {host: 1GiB}}\n"
+        "  c: {cmd: [docker, run, -p, '{port}:80', x], memory: {host: 1GiB}}\n"
+        "  d: {cmd: [docker, run, '{port}'], served_by: container, memory: {host: 1GiB}}\n"
+        "  e: {cmd: [found, '{port}'], served_by: anyone, memory: {host: 1GiB}}\n"
+    )
+    report = check_file(path)
+    own = "its port has to be held by cmd or what it starts"
+    can = can_tell()
+    assert [model.port for model in report.models] == [
+        f"{own} (served_by: cmd)" if can else NOT_SHOWN,
+        "",
+        f"{own} (served_by: cmd)" if can else NOT_SHOWN,
+        f"{own}, root or the user of lswap (served_by: container)" if can else NOT_SHOWN,
+        "who holds its port is not looked at (served_by: anyone)" if can else NOT_SHOWN,
+    ]
+    (warning,) = [each for each in report.warnings if "served_by" in each]
+    assert warning.endswith(
+        "models.c.cmd: docker has a container serve its port - add `served_by: container`"
+    )
+    run(Origin(path), as_json=False)
+    assert f"note: a: {report.models[0].port}\n" in capsys.readouterr().out

@@ -36,7 +36,7 @@ def document(place: Place, value: Any) -> dict[str, Any]:
     *parents, last = place
     if last in ("hf", "cmd"):
         root["models"]["a"] = {}
-    elif last in ("ready", "stop_cmd"):
+    elif last in ("ready", "stop_cmd", "served_by"):
         root["models"]["a"] = {"cmd": ["x", "{port}"]}
     elif place[:2] == ("groups", "g"):
         root["groups"] = {"g": {"exclusive": ["a", "b"]}}
@@ -70,7 +70,7 @@ def unchanged(place: Place) -> Config:
     """Return a file without the key at `place`, which has all around it that the key needs."""
     if "variants" in place:
         return load(("models", "a", "variants", "0", "name"), "plain")
-    if place[-1] in ("ready", "stop_cmd"):
+    if place[-1] in ("ready", "stop_cmd", "served_by"):
         return load(("models", "a", "cmd"), ["x", "{port}"])
     if place[0] == "groups":
         return load(("groups", "g", "exclusive"), ["a", "b"])
@@ -125,7 +125,7 @@ def test_every_key_says_what_it_is() -> None:
 def test_preset_and_defaults_share_their_keys() -> None:
     defaults = {place[1:] for place, _ in LEAVES if place[0] == "defaults"}
     presets = {place[2:3] for place, _ in LEAVES if place[0] == "models"}
-    own = ("model", "hf", "cmd", "ready", "stop_cmd", "aliases", "variants")
+    own = ("model", "hf", "cmd", "ready", "stop_cmd", "served_by", "aliases", "variants")
     assert presets - defaults == {(name,) for name in own}
     assert not defaults - presets
 

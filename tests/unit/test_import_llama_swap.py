@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from llamaswap_py.config.context import warnings
 from llamaswap_py.config.parse import load_files
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.sources import SourceText
@@ -242,6 +243,27 @@ def test_a_port_is_put_in_only_where_it_surely_is_this_machine_s(row: str) -> No
         assert f"(http://{proxy})" in line
     else:
         assert not draft.failing
+
+
+@pytest.mark.parametrize(
+    ("cmd", "served_by"),
+    [
+        ("docker run -p ${PORT}:80 image", "container"),
+        ("sudo -n /usr/bin/podman run -p ${PORT}:80 image", "container"),
+        ("A=1 nerdctl run -p ${PORT}:80 image", "container"),
+        ("bash -c 'exec docker run -p ${PORT}:80 image'", "container"),
+        ("docker-compose run -p ${PORT}:80 service", "container"),
+        ("ssh -L ${PORT}:127.0.0.1:80 box serve", None),
+        ("kubectl port-forward svc/x ${PORT}:80", None),
+        ("python tts.py --port ${PORT} --engine docker", None),
+    ],
+)
+def test_what_a_container_serves_may_be_served_by_it(cmd: str, served_by: str | None) -> None:
+    draft = read_llama_swap({"models": {"x": {"cmd": cmd}}}, {})
+    assert draft.models["x"].get("served_by") == served_by
+    preset = config_of(draft).models["x"]
+    assert preset.served_by == (served_by or "cmd")
+    assert not [each for each in warnings(config_of(draft)) if "served_by" in each]
 
 
 def test_variables_that_need_the_port_or_belong_to_lswap_are_set_by_env() -> None:

@@ -1,0 +1,209 @@
+"""Who holds the socket at which a child is asked: the child, or somebody else.
+
+Any local user may listen on a port that a child has not taken yet, or has let go of, and would get
+its prompts. So a child's port counts only while the socket that listens there is its own: held by
+one of its processes. That is found out once for each such socket, by its inode, which no other
+socket has. Afterwards a look at the kernel's table is enough, and each new connection gets one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import pwd
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import psutil
+
+from llamaswap_py.children.family import family_of, sockets_of
+from llamaswap_py.children.listeners import asks_kernel, can_tell, table, takers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.children.listeners import Listener
+    from llamaswap_py.children.records import ChildSpec
+    from llamaswap_py.endpoint import Endpoint
+
+_LOOKS: Final = 3
+_PAUSE: Final = 0.05
+"""A socket that goes from one process to another is looked for again after so long."""
+_UNHELD: Final = 3
+"""Connections in a row that somebody took where nobody listens. One alone may be a server that has
+just closed its socket, or a connection of the kernel to itself."""
+REMEDY: Final = "if cmd only asks a container or a service, add `served_by: container`"
+REMEDY_OF_STRANGER: Final = (
+    "end that process; nobody can take a unix socket: have cmd listen on {socket} instead of {port}"
+)
+REMEDY_OF_ENGINE: Final = "take an engine that listens on a unix socket: `lswap engine install`"
+
+
+class Family(NamedTuple):
+    """What the processes of a child hold: inodes of sockets, and the users whose are not shown."""
+
+    sockets: frozenset[int]
+    hidden: frozenset[int]
+
+
+def serves_itself(pid: int, endpoint: Endpoint) -> bool:
+    """Tell whether a process of the family holds the socket that listens at `endpoint`.
+
+    None of a program that is only the client of another one (`docker run`, `ssh`) does.
+    """
+    try:
+        if endpoint.path is None:
+            inodes = {one.inode for one in takers(endpoint.host, endpoint.port)}
+        else:
+            inodes = {int(each[6]) for each in table("unix") if each[-1] == endpoint.path}
+    except OSError:
+        return False
+    return not inodes.isdisjoint(look_at(pid).sockets)
+
+
+def look_at(pid: int) -> Family:
+    """Return what a child's processes hold."""
+    sockets: set[int] = set()
+    hidden: set[int] = set()
+    for one in family_of(pid):
+        try:
+            sockets |= sockets_of(one)
+        except PermissionError:  # of another user, or with privileges of its own
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(one)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    hidden.add(process.uids().effective)
+        except OSError:  # it has ended
+            continue
+    return Family(frozenset(sockets), frozenset(hidden))
+
+
+class PortWatch:
+    """Watches over the port of one child, whose process is `pid()`.
+
+    Whoever finds it held by somebody else has `on_taken` called, with what is to be said.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        served_by: str,
+        pid: Callable[[], int | None],
+        on_taken: Callable[[str], None],
+        remedy: str = REMEDY,
+    ) -> None:
+        self._endpoint = endpoint
+        self._served_by = served_by
+        self._pid = pid
+        self._on_taken = on_taken
+        self._remedy = remedy
+        self._known: frozenset[int] = frozenset()
+        self._unheld = 0
+
+    async def confirm(self) -> bool:
+        """Tell whether a connection that was just made reached the child (`endpoint.Confirm`).
+
+        It did where all that could have taken it were known before: they have listened since.
+        """
+        found = await self._takers()
+        if found and self._known.issuperset(one.inode for one in found):
+            self._unheld = 0
+            return True
+        if found:
+            await self._learn(found)
+            return False
+        if self._served_by == "container":  # the kernel passes it on, by rules of root's
+            return True
+        self._unheld += 1
+        if self._unheld >= _UNHELD:
+            port = self._endpoint.port
+            self._on_taken(
+                f"something answers on port {port}, which no process of this machine holds"
+                f" - {self._remedy}"
+            )
+        raise self._refused()
+
+    async def _takers(self) -> list[Listener]:
+        host, port = self._endpoint.host, self._endpoint.port
+        if asks_kernel():
+            return takers(host, port)
+        return await asyncio.to_thread(takers, host, port)
+
+    async def _learn(self, found: list[Listener]) -> None:
+        """Know from now on what listens there, if it is the child's."""
+        self._unheld = 0
+        self._known, stranger = await asyncio.to_thread(self._judge, found)
+        if stranger is not None:
+            self._on_taken(await asyncio.to_thread(self._describe, stranger))
+            raise self._refused()
+
+    def _judge(self, found: list[Listener]) -> tuple[frozenset[int], Listener | None]:
+        """Return the inodes of these sockets if all are the child's, else one that is not. Blocks.
+
+        Neither is returned where that one has gone meanwhile. The processes of a child whose
+        sockets are not shown to us (`sudo -u`) may hold what belongs to their own user: that user
+        can read their memory anyway.
+        """
+        pid = self._pid()
+        for number in range(_LOOKS):
+            if number:
+                time.sleep(_PAUSE)
+            family = look_at(pid) if pid is not None else Family(frozenset(), frozenset())
+            users = family.hidden
+            if self._served_by == "container":
+                users |= {0, os.geteuid()}
+            strange = [
+                one for one in found if one.inode not in family.sockets and one.uid not in users
+            ]
+            if not strange:
+                return frozenset(one.inode for one in found), None
+            found = takers(self._endpoint.host, self._endpoint.port)
+            if strange[0] not in found:
+                return frozenset(), None
+        return frozenset(), strange[0]
+
+    def _describe(self, stranger: Listener) -> str:
+        """Say who holds the port, and what to do. Blocks."""
+        remedy = self._remedy
+        if remedy == REMEDY and stranger.uid not in (0, os.geteuid()):  # no container of ours
+            remedy = REMEDY_OF_STRANGER
+        try:
+            user = pwd.getpwuid(stranger.uid).pw_name
+        except KeyError:
+            user = str(stranger.uid)
+        holder = f"a process of user {user}"
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError, psutil.Error):
+                if stranger.inode in sockets_of(pid):
+                    holder = f"process {pid} ({psutil.Process(pid).name()}, user {user})"
+                    break
+        return (
+            f"port {self._endpoint.port} is held by {holder}, not by a process that this preset"
+            f" started - {remedy}"
+        )
+
+    def _refused(self) -> ConnectionRefusedError:
+        text = f"{self._endpoint} is not held by the child"
+        return ConnectionRefusedError(errno.ECONNREFUSED, text)
+
+
+def port_watch(
+    spec: ChildSpec, pid: Callable[[], int | None], on_taken: Callable[[str], None]
+) -> Callable[[Endpoint], Endpoint]:
+    """Return what makes a child's endpoint one of which every connection is confirmed.
+
+    Unix sockets need it not: they are in a folder that nobody else may enter.
+    """
+    program = spec.program
+    served_by = "cmd" if program is None else program.served_by
+    remedy = REMEDY_OF_ENGINE if program is None else REMEDY
+
+    def watched(endpoint: Endpoint) -> Endpoint:
+        if endpoint.path is not None or served_by == "anyone" or not can_tell():
+            return endpoint
+        watch = PortWatch(endpoint, served_by, pid, on_taken, remedy)
+        return endpoint._replace(confirm=watch.confirm)
+
+    return watched
