@@ -377,7 +377,7 @@ class Child:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
             asked = self._stopping.is_set() and not self._ended_by_itself(number)
             failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
-            if failure is not None and self._taken is not None:
+            if self._taken is not None:  # a stop may have begun since
                 failure = self._taken
             elif failure is not None and self.spec.program is not None:
                 named = failure.summary.replace(_LLAMA_SERVER, os.path.basename(self.spec.binary))
