@@ -7,6 +7,7 @@ there are. /proc/net/tcp says the same in milliseconds, where netlink is not all
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LISTEN: Final = 10  # TCP_LISTEN, include/net/tcp_states.h
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, IPv4 in the clothes of IPv6
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
@@ -64,25 +66,47 @@ def listeners(port: int) -> list[Listener]:
     return list(_from_proc(port))
 
 
-@functools.cache
 def asks_kernel() -> bool:
     """Tell whether netlink answers here, so that a look is quick."""
     try:
+        return _has_netlink()
+    except OSError:
+        return False
+
+
+def can_tell() -> bool:
+    """Tell whether this system shows who listens."""
+    try:
+        return _shows_ours()
+    except OSError:  # for want of descriptors: that says nothing of the system
+        return True
+
+
+@functools.cache
+def _has_netlink() -> bool:
+    """Ask once; raises OSError where that could not be found out."""
+    try:
         _from_kernel(1)
-    except (AttributeError, OSError):
+    except AttributeError:  # macOS
+        return False
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
         return False
     return True
 
 
 @functools.cache
-def can_tell() -> bool:
-    """Tell whether this system shows who listens: it has to know of a socket of our own."""
+def _shows_ours() -> bool:
+    """Look once for a socket of our own; raises OSError where that could not be found out."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         probe.listen()
         try:
             found = takers(*probe.getsockname())
-        except OSError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
             return False
         return os.fstat(probe.fileno()).st_ino in {one.inode for one in found}
 

@@ -121,6 +121,30 @@ async def test_a_port_that_is_taken_after_the_child_let_go_of_it(
         assert not alive(told["pid"])
 
 
+async def test_requests_on_their_way_while_the_port_changes_hands(short_dir: Path) -> None:
+    async with running(program(short_dir, PROGRAM_INSIDE="child")) as run:
+        endpoint = (await run.seen(ChildReady)).endpoint
+        told = (await get(endpoint, "/env", 20)).json()
+        answered: list[int] = []
+
+        async def go_on_asking() -> None:
+            while not run.task or not run.task.done():
+                try:
+                    answered.append(await tell(endpoint))
+                except OSError:
+                    await asyncio.sleep(0.001)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(8):
+                tasks.create_task(go_on_asking())
+            with usurping(endpoint.port, short_dir) as usurper:
+                await until(lambda: len(answered) > 50)
+                os.kill(told["pid"], signal.SIGKILL)
+                await asyncio.to_thread(usurper.wait)
+                await run.ended()
+                assert usurper.heard == b""
+
+
 async def test_a_server_that_is_started_anew_inside_of_the_child(short_dir: Path) -> None:
     again = short_dir / "again"
     async with running(program(short_dir, PROGRAM_INSIDE="child", PROGRAM_AGAIN=str(again))) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -110,9 +111,26 @@ def test_both_tables_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_tell()
-    can_tell.cache_clear()
+    listeners._shows_ours.cache_clear()
     monkeypatch.setattr(listeners, "listeners", lambda port: [])
     try:
         assert not can_tell()
     finally:
-        can_tell.cache_clear()
+        listeners._shows_ours.cache_clear()
+
+
+def test_want_of_descriptors_does_not_count_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> list[Listener]:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    before = listeners.asks_kernel()
+    for one in (listeners._shows_ours, listeners._has_netlink):
+        one.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(listeners, "_from_kernel", fails)
+        patch.setattr(listeners, "_from_proc", fails)
+        assert not listeners.asks_kernel()
+        assert can_tell()
+    assert listeners.asks_kernel() == before
+    assert can_tell()
+    assert listeners._shows_ours.cache_info().currsize == 1
