@@ -143,7 +143,7 @@ class Call:
     def replaces_its_own(self) -> bool:
         """Whether an answer that its client left goes on, and ends when this request begins."""
         given = self.exchange.head.get(b"x-conversation-id")
-        if given is None or self.key is None:
+        if given is None:
             return False
         older = self.supervisor.conversations.find(self.owner, given.decode("latin-1"))
         return older is not None and older.goes_on

@@ -366,12 +366,14 @@ async def test_what_is_asked_wrongly(lab: Lab) -> None:
             assert error_of(nameless, 400)["param"] == "conv_id"
 
 
-async def test_it_counts_against_its_keys_requests(lab: Lab) -> None:
-    """A key with one request at a time cannot leave answer after answer behind."""
-    keys = write_keys(lab.folder)
+@pytest.mark.parametrize("whose", ["a key", "an address"])
+async def test_it_counts_against_its_keys_requests(lab: Lab, whose: str) -> None:
+    """A key, or an address, with one request at a time cannot leave answer after answer behind."""
+    keyed = {"keys": write_keys(lab.folder)}
+    settings: Any = keyed if whose == "a key" else {"limits": {"max_in_flight": 1}}
     mine = {**ANN, "X-Conversation-Id": NAME}
     other = {**ANN, "X-Conversation-Id": "another::alpha"}
-    async with lab.lswap({"alpha": _long(lab, concurrency=2)}, keys=keys) as lswap:
+    async with lab.lswap({"alpha": _long(lab, concurrency=2)}, **settings) as lswap:
 
         async def ask(headers: dict[str, str], **body: Any) -> httpx.Response:
             body = chat_body("alpha", max_tokens=5, **body)
