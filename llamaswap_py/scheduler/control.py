@@ -234,6 +234,21 @@ class Control:
         self.note_preset("refused", preset, refusal.message)
         self.out.append(refusal)
 
+    def find_place(self, preset: Preset, waiter: Waiter) -> tuple[bool, Waiter | None]:
+        """Return whether a queue has a place for `waiter`, and who leaves it for that."""
+        if waiter.came_back or len(preset.queue) < self.policy.queue_limit:
+            return True, None
+        leaver = preset.queue.gives_way(waiter, self.now)
+        return leaver is not None, leaver
+
+    def enqueue(self, preset: Preset, waiter: Waiter, leaver: Waiter | None) -> None:
+        """Let a request wait, in the place of `leaver`."""
+        farewell = None if leaver is None else self.refusals.displaced(preset, leaver, self.now)
+        self.world.enqueue(preset, waiter)
+        if leaver is not None and farewell is not None:
+            self.out.append(farewell)
+            self.drop(preset, leaver)
+
     def drop(self, preset: Preset, waiter: Waiter) -> None:
         """Take out a waiter that ends without a lease."""
         self.world.dequeue(preset, waiter)

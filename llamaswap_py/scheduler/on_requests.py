@@ -58,15 +58,11 @@ class OnRequests:
         serving = preset.serving
         its_turn = not event.slot or not preset.queue
         admitted = serving is not None and its_turn and serving.admits(slot=event.slot)
-        leaver = farewell = None
-        if not admitted and not waiter.came_back and self._is_full(preset):
-            leaver = preset.queue.gives_way(waiter, self.control.now)
-            if leaver is None:
-                self.control.out.append(
-                    self.control.refusals.queue_full(preset, waiter, self.control.now)
-                )
-                return False
-            farewell = self.control.refusals.displaced(preset, leaver, self.control.now)
+        has_place, leaver = (True, None) if admitted else self.control.find_place(preset, waiter)
+        if not has_place:
+            refusal = self.control.refusals.queue_full(preset, waiter, self.control.now)
+            self.control.out.append(refusal)
+            return False
         self.world.learning.arrived(event.preset, self.control.now, again=waiter.came_back)
         if serving is not None and admitted:
             was_idle = not serving.leases
@@ -74,14 +70,8 @@ class OnRequests:
             return was_idle and bool(self.world.demand)  # somebody counted on its idleness
         if self.world.is_nested(waiter, serving) and self._from_within(preset, waiter):
             return False
-        self.world.enqueue(preset, waiter)
-        if leaver is not None and farewell is not None:
-            self.control.out.append(farewell)
-            self.control.drop(preset, leaver)
+        self.control.enqueue(preset, waiter, leaver)
         return True
-
-    def _is_full(self, preset: Preset) -> bool:
-        return len(preset.queue) >= self.world.policy.queue_limit
 
     def _from_within(self, preset: Preset, waiter: Waiter) -> bool:
         """Grant or refuse a request under one of the same instance; False: a slot will come free.

@@ -46,7 +46,8 @@ class Passing:
             self.control.refuse_deadlock(preset, waiter)
             self.control.drop(preset, waiter)
         for preset, waiter, why in plan.full:
-            self._turn_one_away(preset, waiter, why)
+            if waiter.request in self.world.waiters:  # its place is not another's by now
+                self._turn_one_away(preset, waiter, why)
         return bool(plan.deadlocked or plan.full)
 
     def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
@@ -58,10 +59,13 @@ class Passing:
             return
         waiter.when_full = "wait"
         other = self._substitute(preset, how.removeprefix("substitute:"), waiter.allowed)
-        if other is not None:
+        if other is None:
+            return
+        has_place, leaver = self.control.find_place(other, waiter)
+        if has_place:
             self.control.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
             self.world.dequeue(preset, waiter)
-            self.world.enqueue(other, waiter)
+            self.control.enqueue(other, waiter, leaver)
 
     def _substitute(
         self, preset: Preset, name: str, allowed: frozenset[str] | None

@@ -75,7 +75,6 @@ class Audit:
         for action in actions:
             self._acted(action)
             if isinstance(action, Reject) and action.code == "queue_full":
-                assert isinstance(event, ev.RequestArrived), "10: nobody came, and one has to go"
                 self._shared(action.request, event, now)
 
     def _acted(self, action: Action) -> None:
@@ -99,8 +98,12 @@ class Audit:
             case Revoke(reason=reason):
                 assert reason in MAY_INTERRUPT, f"1: revoked for {reason}"
 
-    def _shared(self, refused: RequestId, newcomer: ev.RequestArrived, now: float) -> None:
+    def _shared(self, refused: RequestId, newcomer: ev.Event, now: float) -> None:
         asked = self.asked[refused]
+        about = [asked, *self.waiting.values()]
+        if any(one.when_full.startswith("substitute") for one in about):
+            return  # some wait for another model than they asked for
+        assert isinstance(newcomer, ev.RequestArrived), "10: nobody came, and one has to go"
         left = [self._waiter(one) for one in self.waiting.values() if one.preset == asked.preset]
         came = self._waiter(newcomer)
         lost = came if refused == newcomer.request else self._waiter(asked)

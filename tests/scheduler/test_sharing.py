@@ -13,7 +13,7 @@ from llamaswap_py.scheduler.invariants import unfair_refusal
 from llamaswap_py.scheduler.records import ClientId, RequestId
 from llamaswap_py.scheduler.sharing import Places
 from llamaswap_py.scheduler.waiting import Waiter
-from tests.scheduler.play import A, Play, plan
+from tests.scheduler.play import A, B, Play, plan
 
 
 def stuck(limit: int) -> Play:
@@ -153,6 +153,22 @@ def test_one_that_comes_back_keeps_its_place() -> None:
     assert play.rejected(again) is None
     assert play.rejected(play.ask(A, "ann"))  # none of them gives way
     assert play.rejected(returned) is None
+
+
+def test_requests_for_a_substitute_find_its_queue_full_too() -> None:
+    play = Play(plan("a", 60), plan("b", 60), queue_limit=2, queue_timeout=1e6, load_seconds=1.0)
+    held = play.ask(A, "ann")
+    play.pass_time(2.0)
+    assert play.granted(held)
+    mine = play.ask(A, "ann")
+    for _ in range(6):
+        play.ask(B, "hog", when_full="substitute:a")
+    queues = {name: play.scheduler.world.presets[name].queue for name in (A, B)}
+    assert [one.client for one in queues[A]] == ["ann", "hog"]
+    assert [one.client for one in queues[B]] == ["hog", "hog"]
+    assert play.rejected(mine) is None
+    other = play.ask(B, "eve", when_full="substitute:a")  # it displaces where it goes, too
+    assert play.rejected(other) is None
 
 
 @pytest.mark.parametrize("seed", range(20))
