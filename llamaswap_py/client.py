@@ -12,6 +12,7 @@ import msgspec
 
 from llamaswap_py.errors import RemoteError
 from llamaswap_py.lean_httpx import httpx
+from llamaswap_py.redaction import without_user
 from llamaswap_py.snapshot import DecisionView, ReloadReport, Snapshot
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Remote:
     ) -> None:
         self._patience = patience
         base, self._path = base_of(url)
-        self.url = base if self._path is None else f"unix:{self._path}"
+        self.url = without_user(base) if self._path is None else f"unix:{self._path}"
         try:
             # An lswap is spoken to directly: proxies from the environment are for other hosts.
             # Certificates are loaded only where they are needed (30 ms).

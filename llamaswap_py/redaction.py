@@ -15,19 +15,22 @@ _OPTIONS: Final = ("--api-key", "--hf-token", "-hft", "--token", "--password")
 _SHORTEST: Final = 8
 """Values shorter than this are words, and redacting them would make logs unreadable."""
 # What a secret looks like wherever it stands: after its option, its variable, its header; and the
-# tokens of Hugging Face, of lswap (config/keyfile.py) and of OpenAI by their beginnings.
+# tokens of Hugging Face, of lswap (config/keyfile.py) and of OpenAI by their beginnings; and what
+# stands before the host of a URL.
 _PATTERN: Final = re.compile(
     r"(?P<before>(?:--api-key|--hf-token|-hft|--password)[ =]+"
     rf"|\b{_NAME}=" + r"|\b[Bb]earer +(?=\S{8})|\b[Bb]asic +(?=[A-Za-z0-9+/]{12})"
     r"|\b(?i:authorization|x-api-key)[\"']?: *[\"']?(?![Bb]earer|[Bb]asic))"
     r"[^\s\"',;]+"
     r"|\b(?:hf_[A-Za-z0-9]{10,}|lsk-[\w-]{10,}|sk-[\w-]{16,})"
+    r"|(?<=://)[^\s/@]+(?=@)"
 )
+_IN_ADDRESS: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 # What a match cannot do without, in lower case: looking for these costs a thirtieth of the pattern,
 # and a child may write a gigabyte of lines.
 _HINTS: Final = (
     *("api-key", "hf-token", "-hft", "--password", "token=", "key=", "secret=", "password="),
-    *("passwd=", "credential", "bearer ", "basic ", "authorization", "hf_", "sk-"),
+    *("passwd=", "credential", "bearer ", "basic ", "authorization", "hf_", "sk-", "://"),
 )
 
 
@@ -82,6 +85,11 @@ def hide(text: str, written: Mapping[str, str]) -> str:
         if len(value) >= _SHORTEST_WRITTEN:
             text = text.replace(value, written[value]).replace(repr(value)[1:-1], written[value])
     return text
+
+
+def without_user(text: str) -> str:
+    """Return a text whose URLs have no user and password any more."""
+    return _IN_ADDRESS.sub(REDACTED, text) if "://" in text and "@" in text else text
 
 
 def redact_args(args: Iterable[str], written: Mapping[str, str] = _NOTHING) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from llamaswap_py.cli.completion import add_group, model_names
 from llamaswap_py.cli.starting import AS_UP, FAILED, Json
 from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, Commands, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
+from llamaswap_py.redaction import without_user
 from llamaswap_py.units import is_utf8, showable
 
 BAD_CONFIG: Final = 2
@@ -46,7 +47,7 @@ def main() -> None:
         _check_arguments(sys.argv[1:])
         code = app(prog_name="lswap", standalone_mode=False)
     except LswapError as error:
-        print(f"lswap: {error}", file=sys.stderr)
+        print(f"lswap: {without_user(str(error))}", file=sys.stderr)
         sys.exit(exit_code(error))
     except USAGE_ERROR as error:
         sys.exit(tell_usage(error))

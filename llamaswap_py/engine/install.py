@@ -18,6 +18,7 @@ from llamaswap_py.engine.manifest import Manifest, digest_file, write_manifest
 from llamaswap_py.engine.places import engines_folder
 from llamaswap_py.engine.probe import Engine, probe_engine
 from llamaswap_py.errors import EngineError
+from llamaswap_py.redaction import without_user
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def install_archive(
             )
         tree = scratch / "tree"
         _unpack(archive, tree)
-        return _install_tree(tree, location, name)
+        return _install_tree(tree, without_user(location), name)
 
 
 def _install_tree(tree: Path, source: str, name: str | None) -> Engine:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import httpx
 
 from llamaswap_py.client import base_of, decoded, headers_of, path_of, refusal, told_errors
+from llamaswap_py.redaction import without_user
 from llamaswap_py.snapshot import Snapshot
 from llamaswap_py.tui.records import EventLines, Requests
 
@@ -30,7 +31,7 @@ class Link:
     """
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
-        self.url = url
+        self.url = without_user(url)
         base, path = base_of(url)
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=path, verify=base.startswith("https:")),
