@@ -82,6 +82,15 @@ class Conversations:
         if self._known.get(conversation.id) is conversation:
             del self._known[conversation.id]
 
+    def disown(self, owner: str, may_use: Callable[[str], bool]) -> None:
+        """Forget what an owner has of presets that it may not use, and end what goes on of that."""
+        for one in [one for one in self._known.values() if one.owner == owner]:
+            if may_use(one.preset):
+                continue
+            self.forget(one)
+            if one.goes_on:
+                self._tasks.create_task(self.stop(one), name=f"disown {one.request_id}")
+
     def find(self, owner: str, name: str, *, of_all: bool = False) -> Conversation | None:
         """Return the conversation, unless the child that had it is gone, and nothing was kept.
 

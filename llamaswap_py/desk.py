@@ -14,7 +14,7 @@ from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
 from llamaswap_py.views import as_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from llamaswap_py.scheduler import InstanceKey
     from llamaswap_py.supervisor import Supervisor
@@ -115,6 +115,12 @@ class Desk:
             yield lease
         finally:
             lease.held.readers.discard(lease)
+
+    def turn_away(self, client: str, may_use: Callable[[str], bool], error: ApiError) -> None:
+        """Let a client's requests not wait any more for presets that it may not use."""
+        for ticket in list(self.tickets.values()):
+            if ticket.event.client == client and not may_use(ticket.event.preset):
+                ticket.give_up(error)
 
     # For tickets
 

@@ -112,6 +112,10 @@ class Reloader:
     async def _reload(self) -> ReloadReport:
         self._seen = await asyncio.to_thread(self._looks)
         supervisor = self._supervisor
+        if self._also is not None:
+            # Whatever is wrong with the file: a key that was revoked opens nothing from now on.
+            with contextlib.suppress(LswapError):
+                (await self._also(supervisor.config))()
         try:
             config = await asyncio.to_thread(self._origin.read)
             _refuse_newly_broken(config, supervisor.config)

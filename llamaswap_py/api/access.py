@@ -28,7 +28,7 @@ class Access:
         self._told: set[str] = set()
 
     def replace(self, keys: KeyRing | None) -> None:
-        """Take another set of keys; requests that are open go on."""
+        """Take other keys, for requests that come; revoking.py sees to those that are open."""
         self.keys = keys
         self._known.clear()
 

@@ -80,6 +80,7 @@ class App:
         call, exchange.begun = exchange.begun, None
         if not isinstance(call, Call):
             call = self._open(exchange)
+        call.task = asyncio.current_task()
         try:
             if call.early is None:
                 await self._dispatch(call)
@@ -92,8 +93,12 @@ class App:
             call.status, call.outcome = error.status, "bad_request"
             raise
         except asyncio.CancelledError:
-            call.outcome = "client_gone"
-            raise
+            if not _was_ended(call):
+                call.outcome = "client_gone"
+                raise
+            assert call.cancelled is not None
+            if not exchange.response_started or _goes_on(exchange):
+                self._fail(call, call.cancelled)
         except Exception as error:
             _log.exception("request %s failed inside lswap", call.id)
             call.outcome = "internal"
@@ -123,7 +128,7 @@ class App:
         if self.captures is not None and call.tap is not None:
             self.captures.keep(_captured(call, call.tap))
         _write_access(call)
-        call.ticket = None  # it has callbacks that hold the call: no cycle is left
+        call.ticket = call.task = None  # both hold the call: no cycle is left
 
     def route_of(self, method: str, path: str) -> Route | None:
         """Return what a path and method mean, None when nothing."""
@@ -205,8 +210,7 @@ class App:
             reason = str(error.details.get("reason", error.code))
             self.traffic.note_refusal(reason, "" if call.key is None else call.key.name)
         exchange = call.exchange
-        goes_on = exchange.event_stream or exchange.padded
-        if exchange.response_started and (exchange.finished or not goes_on):
+        if exchange.response_started and not _goes_on(exchange):
             raise cause or error
         call.fail(error)
 
@@ -218,6 +222,16 @@ class App:
             if text.isprintable() and " " not in text:
                 return text if text not in self.calls else f"{text}.{secrets.token_hex(4)}"
         return self.new_id()
+
+
+def _goes_on(exchange: Exchange) -> bool:
+    """Return whether an answer that has begun can still end with an error."""
+    return not exchange.finished and (exchange.event_stream or exchange.padded)
+
+
+def _was_ended(call: Call) -> bool:
+    """Return whether a handler was cancelled because its request was ended, and for that alone."""
+    return call.cancelled is not None and call.task is not None and not call.task.uncancel()
 
 
 def _allow(methods: dict[str, Route] | None) -> tuple[bytes, bytes]:

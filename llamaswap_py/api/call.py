@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
 
 _LEASED = b"x-lswap-model: %b\r\nx-lswap-queue-ms: %d\r\nx-lswap-load-ms: %d\r\n"
+_GOING_AWAY, _POLICY = 1001, 1008
 _TRUE = frozenset({"1", "true", "yes", "on", ""})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -81,6 +83,8 @@ class Call:
     """What is captured of it."""
     cancelled: ApiError | None = None
     """What it was ended with from outside."""
+    task: asyncio.Task[None] | None = None
+    """Its handler's, if one runs."""
     counted = ""
     """The principal against whose `max_in_flight` it counts; "": it does not count."""
     # What became of it.
@@ -123,7 +127,7 @@ class Call:
     @property
     def owner(self) -> str:
         """Whose conversations it begins and finds: without keys everybody is one."""
-        return "" if self.key is None else self.client
+        return "" if self.key is None else self.principal
 
     @property
     def sees_all(self) -> bool:
@@ -240,7 +244,17 @@ class Call:
         self.cancelled = error = error or cancelled()
         if self.ticket is not None:
             self.ticket.give_up(error)
-        self.exchange.cut(error_event(error, self.family, self.id), "cancelled")
+        event = error_event(error, self.family, self.id)
+        self.exchange.cut(event, "cancelled", close=_closing_code(error))
+
+    def end(self, error: ApiError) -> None:
+        """End this request with an error, whatever it is doing: also one that no model answers."""
+        if self.exchange.finished:
+            return
+        self.cancel(error)
+        relays = self.ticket is not None or self.exchange.running is not None
+        if not relays and self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
 
     def respond(self, status: int, body: Any) -> None:
         """Answer with `body` as JSON."""
@@ -284,6 +298,11 @@ class Call:
         self.stamp()
         body = error_body(error, self.family, self.id)
         self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
+
+
+def _closing_code(error: ApiError) -> int:
+    """Return what a WebSocket is closed with (RFC 6455 section 7.4.1)."""
+    return _POLICY if error.status in (401, 403) else _GOING_AWAY
 
 
 def principal_for(exchange: Exchange, key: ApiKey | None) -> str:

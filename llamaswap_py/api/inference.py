@@ -156,6 +156,8 @@ async def resumed(call: Call, conversation: Conversation) -> None:
     finally:
         conversations.detach(conversation, call.id, whole=whole)
     if not result.status and not call.exchange.finished:
+        if call.cancelled is not None:
+            raise call.cancelled
         raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
 
 

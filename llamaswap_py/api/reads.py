@@ -58,6 +58,8 @@ async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
             result = await send(call, lease, request)
         if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
             return
+        if call.cancelled is not None:
+            raise call.cancelled
         if result.outcome is Outcome.CUT:
             call.exchange.cut_event = None  # it has left: the next look finds another, or none
         elif not _may_come(result):

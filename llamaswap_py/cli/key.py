@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ KeyFile = Annotated[
     Path, typer.Option("--file", help="The key file, which the configuration names as keys.file.")
 ]
 _DEFAULT = Path("keys.yaml")
+_ELSEWHERE = "a running lswap of another user or in a container forgets it within four seconds"
 
 
 @app.command()
@@ -80,6 +82,8 @@ def new(
         entry["max_in_flight"] = max_in_flight
     begun = not file.exists()
     _change(file, lambda keys: keys.append(entry))
+    if not begun:
+        _tell_running()
     if as_json:
         _print_json({"name": name, "key": secret, "file": str(file)})
         return
@@ -145,7 +149,24 @@ def revoke(
         keys[:] = [one for one in keys if one["name"] != name]
 
     _change(file, remove)
-    print(f"{name} is revoked; a running lswap forgets it within seconds")
+    told = _tell_running()
+    print(f"{name} is revoked; " + (f"{told} has been told" if told else _ELSEWHERE))
+
+
+def _tell_running() -> str:
+    """Have the running lswaps of this user read their files again; return which those are."""
+    import signal
+
+    from llamaswap_py.running import find_running
+
+    told = []
+    for one in find_running(os.environ):
+        # One that starts, or stops, has no handler for the signal, and would end by it.
+        if one.served is not None and not one.served.stopping:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(one.pid, signal.SIGHUP)
+                told.append(str(one))
+    return ", ".join(told)
 
 
 def _read(file: Path) -> KeyRing:

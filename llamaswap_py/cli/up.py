@@ -22,6 +22,7 @@ import msgspec
 from llamaswap_py import __version__
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
+from llamaswap_py.api.revoking import take_keys
 from llamaswap_py.captures import Captures
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
@@ -262,7 +263,7 @@ async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], 
 
     def take_over() -> None:
         own_log.redact.learn(config.secrets)
-        app.access.replace(keys)
+        take_keys(app, keys)
 
     return take_over
 

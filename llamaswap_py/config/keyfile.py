@@ -76,6 +76,11 @@ class KeyRing:
     def __iter__(self) -> Any:
         return iter(self._keys.values())
 
+    def same(self, key: ApiKey) -> ApiKey | None:
+        """Return the entry of a key of another file: the same secret under the same name."""
+        found = self._keys.get(key.hash)
+        return found if found is not None and found.name == key.name else None
+
     def find(self, secret: bytes) -> ApiKey | None:
         """Return the key with this secret, in a time that tells nothing about the others'."""
         digest = hash_secret(secret)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..units import KIB
 from .messages import Outcome, RelayResult
 from .responses import Framing
+from .websocket import close_frame, ends_a_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ class Ending:
 
     #: bytes of the answer passed to the client
     passed = 0
-    tunnelling = False
+    tunnelling = _is_websocket = False
     #: it has let go of both sides
     ended = False
     _verbatim = _translated = False
@@ -50,7 +51,11 @@ class Ending:
     def cut(self) -> None:
         """End now, or at the next boundary where the client's framing allows."""
         exchange = self.exchange
-        if not exchange.response_started or exchange.padded:
+        if self.tunnelling and self._is_websocket and ends_a_frame(self._last):
+            self.client.write(close_frame(exchange.cut_close))
+            exchange.finished = True  # the connection is closed once that is written
+            self._end(Outcome.CUT, exchange.cut_reason)
+        elif not exchange.response_started or exchange.padded:
             self._end(Outcome.CUT, exchange.cut_reason)
         elif self._at_boundary() or not (self._verbatim and exchange.event_stream):
             self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)

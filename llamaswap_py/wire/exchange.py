@@ -55,6 +55,8 @@ class Exchange:
     _first: Relay | None = None
     cut_event: bytes | None = None
     cut_reason = ""
+    #: what a WebSocket is then closed with
+    cut_close = 1001
     chunked = False
     event_stream = False
     #: gets a copy of every byte of the answer
@@ -354,17 +356,17 @@ class Exchange:
             return RelayResult(Outcome.DIED_BEFORE_HEAD, self.response_started, error=reason)
         return await Relay(upstream, self, error_event, translate, collect).run(wire, body)
 
-    def cut(self, event: bytes, reason: str) -> None:
+    def cut(self, event: bytes, reason: str, *, close: int = 1001) -> None:
         """End a relay from outside, as when its lease is revoked.
 
         Before the first byte for the client the relay returns `Outcome.CUT` and the handler may
-        answer otherwise. An event stream ends with `event`, a whole `data: …` event. Anything else
-        is aborted, for half a document must not look whole.
+        answer otherwise. An event stream ends with `event`, a whole `data: …` event, a WebSocket
+        with the code `close`. Anything else is aborted, for half a document must not look whole.
         """
         if self.finished or self.cut_event is not None:
             return
         self.cut_event = event
-        self.cut_reason = reason
+        self.cut_reason, self.cut_close = reason, close
         if self.running is not None:
             self.running.cut()
 

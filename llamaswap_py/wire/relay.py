@@ -32,7 +32,7 @@ class Relay(Ending):
 
     `_on_head`, then one of `_on_stream` and `_on_counted` (the body passes untouched, only its
     framing is watched), `_on_recoded` (for HTTP/1.0 clients, bodies that end by closing, and
-    streams that were begun before), `_on_refusal`, `_pass` (a tunnel).
+    streams that were begun before), `_on_refusal`, `_on_tunnel`.
     """
 
     #: any byte came from the child
@@ -184,6 +184,10 @@ class Relay(Ending):
         if not self.ended and self._at_boundary():
             self._stop(Outcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
 
+    def _on_tunnel(self, data: bytes) -> None:
+        self._last = data
+        self._pass(data)
+
     def _pass(self, data: bytes) -> None:
         if not self.ended:
             self.passed += len(data)
@@ -312,7 +316,9 @@ class Relay(Ending):
         lines += [(b"upgrade", wanted), (b"connection", b"upgrade")]
         exchange.response_started = True
         self.tunnelling = True
-        self.upstream.on_bytes = self._pass
+        self._is_websocket = wanted.lower() == b"websocket"
+        self.upstream.on_bytes = self._on_tunnel
+        self._last = rest
         self._pass(render_response(101, lines, watch.reason, exchange.response_lines) + rest)
         self.client.start_tunnel(self)
 

@@ -408,7 +408,7 @@ class FakeExchange:
         self.tunnelled = True
         return await self.relay(endpoint, request, pool=pool)
 
-    def cut(self, event: bytes, reason: str) -> None:
+    def cut(self, event: bytes, reason: str, *, close: int = 1001) -> None:
         self.cuts.append((event, reason))
 
     def _own(self) -> list[tuple[bytes, bytes]]:

@@ -18,6 +18,7 @@ from llamaswap_py.wire import (
     WireLimits,
     forward_headers,
 )
+from llamaswap_py.wire.websocket import close_frame
 
 from .harness import JSON_ANSWER, Peer, Upstream, connected, eventually, serving, upstream
 
@@ -245,6 +246,47 @@ async def test_a_cut_ends_a_tunnel(folder: Path) -> None:
             await client.head()
             exchanges[0].cut(b"data: x\n\n", "unloaded")
             await client.gone()
+
+
+@pytest.mark.parametrize(
+    ("sent", "whole"),
+    [
+        (b"\x81\x03abc", True),
+        (b"\x81\x03abc\x8a\x00", True),
+        (b"\x82\x7e\x01\x00" + b"x" * 256, True),
+        (b"\x82\x7f" + (70_000).to_bytes(8) + b"x" * 100, False),
+        (b"\x81\x03ab", False),
+        (b"\x81", False),
+        (b"\x82\x7e\x01", False),
+    ],
+)
+async def test_a_websocket_is_closed_between_two_frames(
+    folder: Path, sent: bytes, whole: bool
+) -> None:
+    """In the middle of a frame it is cut off: more bytes would be taken for the frame's rest."""
+    exchanges: list[Exchange] = []
+
+    async def child(upstream: Upstream, peer: Peer) -> None:
+        await upstream.request(peer)
+        await peer.send(SWITCH + sent)
+        await peer.gone()
+
+    async with upstream(folder, child) as one, UpstreamPool() as pool:
+
+        async def handler(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            request = UpstreamRequest("GET", "/", [(b"host", b"a")])
+            await exchange.tunnel(one.endpoint, request, pool=pool)
+
+        async with serving(handler) as served, connected(served.endpoint) as client:
+            await client.send(ASK)
+            await client.head()
+            assert await client.exactly(len(sent)) == sent
+            exchanges[0].cut(b"", "revoked", close=1008)
+            if whole:
+                assert await client.rest() == close_frame(1008)
+            else:
+                await client.gone()
 
 
 async def test_an_upgrade_that_is_answered_locally() -> None:

@@ -1,0 +1,67 @@
+"""A key that was revoked, or may do less, has nothing open any more that it may not have.
+
+Keys are read again while requests go on. Revoking one ends its streams, WebSockets, readers of
+events, requests that wait, and answers that go on without their client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamaswap_py.errors import ApiError
+from llamaswap_py.principals import principal_of
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.app import App
+    from llamaswap_py.api.call import Call
+    from llamaswap_py.config.keyfile import ApiKey, KeyRing
+
+
+def take_keys(app: App, keys: KeyRing | None) -> None:
+    """Take other keys than before, and end what is open of those that lost something."""
+    before = app.access.keys
+    app.access.replace(keys)
+    if before is None or keys is None:
+        return
+    for key in before:
+        _leave_behind(app, key, keys.same(key))
+    for call in list(app.calls.values()):
+        if call.key is None:
+            continue
+        now = keys.same(call.key)
+        if (error := _lost(call, call.key, now)) is not None:
+            call.end(error)
+        elif now is not None:
+            call.key = now
+
+
+def _leave_behind(app: App, key: ApiKey, now: ApiKey | None) -> None:
+    """End what a key has without a request: loads that it began, answers that its clients left."""
+
+    def may_use(preset: str) -> bool:
+        return now is not None and now.may_use(preset)
+
+    if now is not None and (now.models is None or now.models == key.models):
+        return
+    supervisor, client = app.supervisor, principal_of(key.name, "")
+    supervisor.desk.turn_away(client, may_use, _revoked(key) if now is None else _narrowed(key))
+    supervisor.conversations.disown(client, may_use)
+
+
+def _lost(call: Call, key: ApiKey, now: ApiKey | None) -> ApiError | None:
+    """Return what a request ends with whose key is `now` another; None if it may go on."""
+    route = call.route
+    if now is None:
+        return _revoked(key)
+    right = route.right is None or now.may(route.right)
+    if right and (now.is_admin or not route.admin) and (not call.model or now.may_use(call.model)):
+        return None
+    return _narrowed(key)
+
+
+def _revoked(key: ApiKey) -> ApiError:
+    return ApiError("unauthorized", f"the key {key.name!r} was revoked")
+
+
+def _narrowed(key: ApiKey) -> ApiError:
+    return ApiError("forbidden", f"the key {key.name!r} may not do this any more")
