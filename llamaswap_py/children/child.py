@@ -110,7 +110,7 @@ class Child:
         self._waking = asyncio.Event()
         self._asleep = False
         self._endpoint: Endpoint | None = None
-        self._watched = port_watch(spec, lambda: self.pid, self._port_taken)
+        self._watched = port_watch(spec, lambda: self._living, self._port_taken)
         self._taken: Failure | None = None
         self._stop_command: asyncio.Task[bool] | None = None
         self._stalled = False
@@ -216,9 +216,15 @@ class Child:
         env = child_env(os.environ, spec)
         return Process.spawn(argv, env, control=False, guarded=True, cwd=program.cwd)
 
+    @property
+    def _living(self) -> int | None:
+        """The process id until it is reaped: afterwards it may be somebody else's."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
     def _port_taken(self, text: str) -> None:
         """End the child: nobody may talk to whoever has its port now."""
-        process = self._process
+        process = self._process if self._living is not None else None
         if self._taken is None and not self._stopping.is_set() and process is not None:
             self._taken = Failure(FailureKind.PORT, text)
             self._note(f"[{self.spec.name}: {text}]")

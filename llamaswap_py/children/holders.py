@@ -119,10 +119,8 @@ class PortWatch:
         self._unheld += 1
         if self._unheld >= _UNHELD:
             port = self._endpoint.port
-            self._on_taken(
-                f"something answers on port {port}, which no process of this machine holds"
-                f" - {self._remedy}"
-            )
+            said = f"something answers on port {port}, which no process of this machine holds"
+            self._on_taken(f"{said} - {self._remedy}")
         raise self._refused()
 
     async def _takers(self) -> list[Listener]:
@@ -179,10 +177,9 @@ class PortWatch:
                 if stranger.inode in sockets_of(pid):
                     holder = f"process {pid} ({psutil.Process(pid).name()}, user {user})"
                     break
-        return (
-            f"port {self._endpoint.port} is held by {holder}, not by a process that this preset"
-            f" started - {remedy}"
-        )
+        port = self._endpoint.port
+        said = f"port {port} is held by {holder}, not by a process that this preset started"
+        return f"{said} - {remedy}"
 
     def _refused(self) -> ConnectionRefusedError:
         text = f"{self._endpoint} is not held by the child"

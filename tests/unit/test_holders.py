@@ -334,3 +334,14 @@ async def test_a_socket_that_stops_listening_while_it_is_looked_at_is_not_truste
         with pytest.raises(ConnectionRefusedError):
             await one.confirm()
     assert f"is held by process {os.getpid()} (" in said[0]
+
+
+async def test_a_process_id_of_a_child_that_is_reaped_means_nobody(short_dir: Path) -> None:
+    """It may be given to somebody else by then."""
+    async with running(program(short_dir)) as run:
+        endpoint = (await run.seen(ChildReady)).endpoint
+        run.child.stop()
+        await run.ended()
+        run.child._process.pid = os.getpid()  # type: ignore[union-attr]
+        with socket.create_server(("127.0.0.1", endpoint.port)):
+            await refused(endpoint)
