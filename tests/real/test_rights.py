@@ -6,28 +6,25 @@ Clients of Ollama send `keep_alive` with every request, so it is no error withou
 from __future__ import annotations
 
 import asyncio
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from llamaswap_py.api.inference import pass_through, relay
-from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
+from llamaswap_py.api.table import look_up, pick
 from llamaswap_py.config.keyfile import RIGHTS, hash_secret
 from tests.real.answers import chat_body, error_of
 from tests.real.harness import poll
 from tests.real.test_api_keys import ADMIN
+from tests.unit.test_docs_security import rights_of_routes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.real.harness import Lswap
     from tests.real.lab import Lab
 
 pytestmark = pytest.mark.anyio
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
-TAKES = {"nothing": "", "a key": "key", "an admin key": "admin"}
-TAKES |= {f"the right `{right}`": right for right in RIGHTS}
 SAYS: Any = {"model": "alpha", "prompt": "hi", "stream": False}
 
 
@@ -180,38 +177,10 @@ async def test_loading_by_asking_is_a_request_like_any_other(lab: Lab) -> None:
         assert set(await instances(lswap)) == {"alpha"}
 
 
-def table() -> dict[tuple[str, str], str]:
-    """Return what the page says that each route takes: by method and path."""
-    part = PAGE.read_text(encoding="utf-8").partition("### Who may do what to others")[2]
-    found: dict[tuple[str, str], str] = {}
-    for takes, routes in re.findall(r"^\| ([^|]+) \| ([^|]+) \|", part.partition("\n#")[0], re.M):
-        for methods, paths in re.findall(r"([A-Z]+(?:, [A-Z]+)*) ((?:`[^`]+` ?)+)", routes):
-            for method in methods.split(", "):
-                for path in re.findall(r"`([^`]+)`", paths):
-                    assert (method, path) not in found, f"{method} {path} is there twice"
-                    found[method, path] = TAKES[takes]
-    return found
-
-
-def test_the_table_of_rights_is_complete() -> None:
-    patterns = {f"{start}{{id}}{end}": methods for start, end, methods in PATTERNS}
-    routes = {
-        (method, path): route
-        for path, methods in {**ROUTES, **patterns}.items()
-        for method, route in methods.items()
-        if route.handle not in (relay, pass_through)  # those are of a model's own server
-    }
-    takes = {
-        name: "" if route.public else "admin" if route.admin else route.right or "key"
-        for name, route in routes.items()
-    }
-    assert table() == takes
-
-
 async def test_each_route_takes_what_the_table_says(lab: Lab) -> None:
     keys = write_keys(lab.folder, ann={}, **{right: {"rights": [right]} for right in RIGHTS})
     async with lab.lswap({"alpha": lab.preset("alpha")}, keys=keys) as lswap:
-        for (method, path), takes in table().items():
+        for (method, path), takes in rights_of_routes().items():
             asked = path.replace("{id}", "alpha")
             methods, _ = look_up(asked)
             assert methods is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -12,7 +13,15 @@ import pytest
 
 from llamaswap_py.api.access import Access
 from llamaswap_py.config.file import read_keys
-from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret, parse_keys
+from llamaswap_py.config.keyfile import (
+    RIGHTS,
+    ApiKey,
+    KeyRing,
+    hash_secret,
+    parse_keys,
+    with_rights,
+)
+from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.wire.messages import RequestHead
 
@@ -21,7 +30,9 @@ GOOD = hash_secret(b"secret")
 
 def lswap(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llamaswap_py", "key", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    # No lswap that runs here is to be told of these keys.
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(Path(__file__).parent)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=env)
 
 
 def head(**headers: str) -> RequestHead:
@@ -167,3 +178,17 @@ def test_the_first_key_after_the_last_was_revoked(tmp_path: Path) -> None:
         done = lswap(*words, "--file", file)
         assert done.returncode == 0, done.stderr
     assert [key.name for key in read_keys(file)] == ["bob"]
+
+
+@pytest.mark.parametrize(
+    ("line", "rights"),
+    [("", ()), ("compat: 0.1", ("ttl", "slots")), ("keys: {rights: [pin]}", ("pin",))],
+)
+def test_what_every_key_may(line: str, rights: tuple[str, ...]) -> None:
+    text = f"{line}\nmodels: {{a: {{model: a.gguf}}}}\n"
+    config = load_config(text, path=None, base_dir="/etc", env={}, home="/home/me")
+    assert config.keys.rights == rights
+    given = with_rights(KeyRing([ApiKey(name="k", hash=GOOD)]), config.keys.rights)
+    key = given.find(b"secret")
+    assert key is not None
+    assert {right for right in RIGHTS if key.may(right)} == set(rights)
