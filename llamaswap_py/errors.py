@@ -80,6 +80,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "model_failed": (503, "server_error"),
     "model_loading": (503, "server_error"),
     "queue_timeout": (503, "server_error"),
+    "too_many_connections": (503, "server_error"),
     "unloaded": (503, "server_error"),
 }
 

@@ -6,9 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.errors import ApiError
+from llamaswap_py.principals import principal_of
+from llamaswap_py.wire.places import Places
 
 if TYPE_CHECKING:
     from llamaswap_py.config.keyfile import ApiKey, KeyRing, Right
+    from llamaswap_py.wire.exchange import Exchange
     from llamaswap_py.wire.messages import RequestHead
 
 _log: Final = logging.getLogger("lswap")
@@ -20,8 +23,9 @@ _REMEMBERED: Final = 1024
 class Access:
     """Finds the key of each request; without keys everybody may do everything."""
 
-    def __init__(self, keys: KeyRing | None) -> None:
+    def __init__(self, keys: KeyRing | None, places: Places | None = None) -> None:
         self.keys = keys
+        self._places = Places() if places is None else places
         self._known: dict[bytes, ApiKey] = {}
         self.in_flight: dict[str, int] = {}
         """Open requests that count, by principal."""
@@ -30,6 +34,7 @@ class Access:
     def replace(self, keys: KeyRing | None) -> None:
         """Take other keys, for requests that come; revoking.py sees to those that are open."""
         self.keys = keys
+        self._places.keyed = keys is not None
         self._known.clear()
 
     def check(self, head: RequestHead, *, admin: bool, right: Right | None = None) -> ApiKey | None:
@@ -57,6 +62,15 @@ class Access:
         if right is not None and not key.may(right):
             raise lacks(key, right)
         return key
+
+    def claim(self, key: ApiKey | None, exchange: Exchange) -> None:
+        """Say whose a connection is; raises ApiError `too_many_requests`."""
+        if key is not None and not exchange.connection.claim(principal_of(key.name, exchange.peer)):
+            raise ApiError(
+                "too_many_requests",
+                f"the key {key.name!r} has half of all connections open, with an answer on each",
+                remedy="close some of them",
+            )
 
     def tell_ignored(self, key: ApiKey) -> None:
         """Say once in the log that the `keep_alive` of a key's requests changes nothing."""

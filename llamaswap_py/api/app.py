@@ -19,6 +19,7 @@ from llamaswap_py.api.reading import refuse_coded_body
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.wire.messages import WireError
+from llamaswap_py.wire.places import Places
 
 if TYPE_CHECKING:
     from llamaswap_py.api.tap import Tap
@@ -54,7 +55,9 @@ class App:
 
     def __init__(self, supervisor: Supervisor, keys: KeyRing | None = None) -> None:
         self.supervisor = supervisor
-        self.access = Access(keys)
+        self.places = Places(keyed=keys is not None)
+        """Who holds the connections that there can be: wire.serve() is given it."""
+        self.access = Access(keys, self.places)
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
@@ -137,6 +140,7 @@ class App:
 
     async def follow(self, log: ChildLog, after: int | None, exchange: Exchange) -> None:
         """Write the lines of `log` as they come, until it ends or lswap stops."""
+        exchange.stays = True
         async with asyncio.TaskGroup() as group:
             lines = group.create_task(_write_lines(log, after, exchange))
             stopped = group.create_task(self.closing.wait())

@@ -34,7 +34,11 @@ _ANTHROPIC_TYPES: Final[dict[int, str]] = {
     502: "api_error",
     503: "overloaded_error",
 }
-_WIRE_CODES: Final[dict[int, str]] = {413: "body_too_large", 501: "not_implemented"}
+_WIRE_CODES: Final[dict[int, str]] = {
+    413: "body_too_large",
+    501: "not_implemented",
+    503: "too_many_connections",
+}
 
 
 def error_body(error: ApiError, family: Family, request_id: str) -> bytes:
@@ -75,13 +79,14 @@ def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
 def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
     """Render what the wire refuses by itself (bad framing, header too large, timeouts).
 
-    Its statuses (400, 408, 413, 417, 431, 501, 505) are HTTP's own: the code says `bad_request`
-    where there is none for them.
+    Its statuses (400, 408, 413, 417, 431, 501, 503, 505) are HTTP's own: the code says
+    `bad_request` where there is none for them.
     """
     error = ApiError(_WIRE_CODES.get(status, "bad_request"), message)
     error.status = status
     family = family_of(head.path) if head is not None else Family.OPENAI
-    return [(b"content-type", b"application/json")], error_body(error, family, "")
+    kind = (b"content-type", b"application/json")
+    return [kind, *error_headers(error)], error_body(error, family, "")
 
 
 def family_of(path: str) -> Family:

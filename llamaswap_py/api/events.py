@@ -132,6 +132,7 @@ async def _stream(
 ) -> None:
     exchange = call.exchange
     call.status = 200
+    exchange.stays = True
     await exchange.start(200, "text/event-stream")
     for piece in first:
         await exchange.write(piece)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.api.traffic import Histogram, Traffic
     from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.wire.places import Places
 
 STATES: Final = (
     *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
@@ -43,7 +44,12 @@ async def scrape(call: Call) -> None:
     happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
     children = await scrape_children(call.supervisor)
     body, content_type = render(
-        call.app.traffic, call.supervisor.snapshot(), happened, children, call.may_use
+        call.app.traffic,
+        call.supervisor.snapshot(),
+        happened,
+        children,
+        call.may_use,
+        [*_places(call.app.places)],
     )
     call.status = 200
     call.exchange.respond(200, body, content_type)
@@ -55,13 +61,14 @@ def render(
     happened: Mapping[str, Mapping[str, int]],
     children: Mapping[str, str] = MappingProxyType({}),
     shows: Callable[[str], bool] = lambda _: True,
+    more: Iterable[Metric] = (),
 ) -> tuple[bytes, str]:
     """Return the exposition and its content type.
 
     `happened` counts `stops`, `failures` and `kept_slots`; `children` are expositions of children
-    by model; `shows` says which models are shown.
+    by model; `shows` says which models are shown; `more` are families of others.
     """
-    own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened)]
+    own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened), *more]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
     blocks = "Pieces of memory that lswap's objects take: flat in the long run, or something leaks."
     own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
@@ -167,6 +174,16 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         for kind, count in happened.get(name, {}).items():
             family.add_metric((kind,), count)
         yield family
+
+
+def _places(places: Places) -> Iterator[Metric]:
+    yield GaugeMetricFamily("lswap_connections", "Connections of clients.", value=places.count)
+    text = "Connections of clients that there may be."
+    yield GaugeMetricFamily("lswap_connections_limit", text, value=places.most)
+    text = "Connections that were closed, because their client was awaited, for others."
+    yield CounterMetricFamily("lswap_connections_gave_way", text, value=places.gave_way)
+    text = "Connections and keys for which there was no place."
+    yield CounterMetricFamily("lswap_connections_refused", text, value=places.refused)
 
 
 def _merged(children: Mapping[str, str]) -> list[Metric]:

@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -27,6 +26,7 @@ from llamaswap_py.captures import Captures
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
+from llamaswap_py.cli.descriptors import most_connections, raise_file_limit
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
@@ -73,8 +73,6 @@ _COLLECT: Final = (10_000, 10, 10)
 dozen requests."""
 _WORKERS: Final = 32
 """Threads for calls that block: each may wait for a disk that hangs."""
-_FILES: Final = 65_536
-"""Open files to ask for, as the service's unit does: 1,024, a common limit, are 500 streams."""
 
 
 def run(
@@ -103,7 +101,7 @@ def run(
             _log.warning("%s", line)
         keys = keys_of(config)
         engine = Engines(config).default
-        _raise_file_limit()
+        raise_file_limit()
         serves = origin.beside if origin.path else (*origin.beside, *map(str, config.listen))
         runtime = RuntimeDir.choose(config_path=origin.path, name=name, serves=serves)
         stack.enter_context(runtime)
@@ -138,18 +136,6 @@ class _Outside:
     notifier: Notifier
     origin: Origin
     own_log: OwnLog
-
-
-def _raise_file_limit() -> None:
-    """Allow this process and its children as many open files as it may, up to `_FILES`.
-
-    A low soft limit only protects programs that call select(2) with a large descriptor.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # macOS allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _sweep(runtime: RuntimeDir) -> None:
@@ -196,6 +182,7 @@ async def _serve(
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
             served = Served(typeable(bound), serves_text(outside.origin), time.time())
             app = App(supervisor, keys)
+            app.places.most = most_connections(config.limits.connections)
             app.own_log = outside.own_log.lines
             outside.own_log.serve(asyncio.get_running_loop())
             app.reloader = await asyncio.to_thread(
@@ -215,6 +202,7 @@ async def _serve(
                     on_wire_error=render_wire_error,
                     begin=app.begin,
                     inherited=outside.inherited,
+                    places=app.places,
                 ) as server,
                 _notifying(notifier, supervisor),
             ):

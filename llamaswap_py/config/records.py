@@ -16,7 +16,7 @@ from llamaswap_py.config.arguments import ENV, METADATA
 from llamaswap_py.config.choosing import Alias, Group, file_found, spelled
 from llamaswap_py.config.clients import Cors, Keys
 from llamaswap_py.config.compat import COMPAT
-from llamaswap_py.config.fields import Record, key, plain
+from llamaswap_py.config.fields import Record, key, plain, word
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -173,6 +173,16 @@ class Limits(Record, frozen=True):
     upload: Annotated[
         int, key("Largest multipart body (audio, images).", POSITIVE_SIZE, "2GiB")
     ] = 512 * MIB
+    connections: Annotated[
+        int | None,
+        word(
+            "Most connections of clients at once. auto, and at most: half of the files that lswap "
+            "may open, after a reserve for its children. A key gets half of them at most. Where "
+            "none is left, those close on which lswap waits for the client.",
+            "auto",
+            ge=8,
+        ),
+    ] = None
     idle: Annotated[
         float,
         key("How long a connection may stay open without a request.", POSITIVE_DURATION, "30s"),

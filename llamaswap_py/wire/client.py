@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FULL: Final = (
+    "too many connections: this one was closed because nothing was asked on it for longest "
+    "- send a request at once and whole, or allow more (limits.connections, ulimit -n)"
+)
 #: After an early refusal: how long a client that goes on sending is heard out, so that it reads
 #: the answer and not a reset (RFC 9112 section 9.6).
 _LINGER: Final = 2.0
@@ -40,6 +44,9 @@ class ClientConnection(Incoming):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open(cast("asyncio.Transport", transport))
         self._deadline.set(Wait.IDLE, self._limits.idle)
+        if not self._server.places.enter(self):
+            self.give_way()
+            return
         self._task = self._server.adopt(self, self._run())
         if self._task is None:
             self.transport.abort()
@@ -76,6 +83,7 @@ class ClientConnection(Incoming):
     def connection_lost(self, exc: Exception | None) -> None:
         # Synchronously: a cancelled task runs one tick later, and the child's bytes may come first.
         self.closed = True
+        self._server.places.leave(self)
         self._detach()
         self._deadline.close()
         self.outflow.close()
@@ -130,6 +138,30 @@ class ClientConnection(Incoming):
             self.transport.abort()
         if self._task is not None:
             self._task.cancel()
+
+    def claim(self, owner: str) -> bool:
+        """A request has shown whose this connection is; False: that one has too many."""
+        return self.owner == owner or self._server.places.claim(self, owner)
+
+    def give_way(self) -> None:
+        """Close for others: with an answer where one is awaited and none has begun."""
+        waiting = self._receiving or self._current
+        if self._lost.done() or self.transport.is_closing():
+            return
+        if waiting is not None and (waiting.response_started or not self.outflow.writable):
+            self.abandon()
+            return
+        if waiting is not None or self._parser.in_head or self._task is None:
+            self._refuse(WireError(503, _FULL), waiting)
+        self.closed = True
+        self.outflow.close()
+        self._detach()
+        self.last = True
+        self.transport.close()
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._release()
 
     def retire(self) -> None:
         """Accept no further request: close at once when idle, else after the running answer."""

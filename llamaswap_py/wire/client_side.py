@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Final, cast
 
+from ..principals import of_address
 from .deadline import Deadline, Wait
 from .outflow import Outflow
-from .sockets import Input, client_is_gone, end_output
+from .sockets import Input, client_is_gone, end_output, has_input
 
 if TYPE_CHECKING:
     from .messages import WireLimits
@@ -18,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: A client that half-closes does so along with its request; one that leaves does it later.
 _HALF_CLOSE_WINDOW: Final = 0.05
-#: Requests of one connection that are answered in one turn of the loop.
+#: Requests of one connection that are answered in one turn of the loop, and seconds of it.
 _IN_ONE_TURN: Final = 16
+_ONE_TURN: Final = 0.002
 
 
 class ClientSide(asyncio.Protocol):
@@ -31,6 +34,8 @@ class ClientSide(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         #: the client's address, or "unix"
         self.peer = "unix"
+        #: whose connection it is: a key, else the address (principals.py)
+        self.owner = "unix"
         self.closed = False
         self.outflow = Outflow(self._loop, limits.stall, self._give_up)
         self._input = Input(self._loop)
@@ -39,6 +44,7 @@ class ClientSide(asyncio.Protocol):
         self._last_input = 0.0
         #: requests since this connection gave way to others
         self._served = 0
+        self._turn_ends = 0.0
         self._limits = limits
         self._deadline = Deadline(self._loop, self._on_deadline)
 
@@ -59,6 +65,7 @@ class ClientSide(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
             self.peer = str(name[0])
+            self.owner = of_address(self.peer)
 
     def write(self, data: bytes) -> None:
         """Write unless the client is gone."""
@@ -78,11 +85,18 @@ class ClientSide(asyncio.Protocol):
     async def _share(self) -> None:
         """Let the others have their turn, and a client that sends much read its answers."""
         self._served += 1
-        if self._served >= _IN_ONE_TURN:
+        now = time.monotonic()
+        if self._served == 1:
+            self._turn_ends = now + _ONE_TURN
+        elif self._served >= _IN_ONE_TURN or now > self._turn_ends:
             self._served = 0
             await asyncio.sleep(0)
         if not self.outflow.writable:
             await self.outflow.drained()
+
+    def has_input(self) -> bool:
+        """Tell whether the client has sent something that was not read yet."""
+        return has_input(self.transport)
 
     def _is_gone(self) -> bool:
         gone = client_is_gone(self.transport)

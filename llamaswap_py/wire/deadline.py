@@ -53,6 +53,11 @@ class Deadline:
         """Tell whether this is what is awaited."""
         return self._wait is wait
 
+    @property
+    def awaited(self) -> tuple[Wait, float] | None:
+        """What is awaited, and until when on the loop's clock."""
+        return None if self._wait is None else (self._wait, self._when)
+
     def close(self) -> None:
         """Await nothing, ever again, and let go of who would be told."""
         self.clear()

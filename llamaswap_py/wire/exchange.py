@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 class Exchange:
     """One request, and the one answer to it.
 
-    The handler that gets it is cancelled when the client goes away. Writing to a client that is
-    gone does nothing, so `finally` blocks need no care.
+    Its handler is cancelled when the client goes away; writing to that does nothing then.
     """
 
     #: header lines, each with its line end, sent with whatever answer follows
@@ -61,6 +60,8 @@ class Exchange:
     event_stream = False
     #: gets a copy of every byte of the answer
     tap: Callable[[bytes], None] | None = None
+    #: its answer goes on for as long as the client likes, and nobody's work is lost with it
+    stays = False
     #: only blanks were sent so far: any JSON may follow
     padded = False
     ends_by_closing = False
@@ -327,6 +328,7 @@ class Exchange:
         if self._unwanted():
             return self._was_cut()
         self.keep_alive = False
+        self.stays = True
         wire = render_request(request, upgrade=self.head.get(b"upgrade") or b"websocket")
         return await self._relay_fresh(endpoint, wire, request.body, pool, None)
 

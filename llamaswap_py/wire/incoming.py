@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _STEP: Final = 4 * KIB
 #: Bytes of pipelined requests that may wait unparsed before the client must.
 _HELD_LIMIT: Final = 64 * KIB
+#: Bytes of a body in a second that count as if no second had passed.
+_PACE: Final = 64 * KIB
+#: Seconds by which those that stay for whatever happens go after those that owe something.
+_STAYS: Final = 1e9
 #: All of a piece.
 _ALL: Final = 1 << 60
 
@@ -45,6 +49,7 @@ class Incoming(ClientSide):
         self._pieces: list[bytes] = []
         self._repeated = RepeatedRequest()
         self._broken = self._upgrading = False
+        self._body_began = 0.0
         #: no request after the one that was received last
         self.last = False
 
@@ -70,6 +75,26 @@ class Incoming(ClientSide):
         self._waits = False
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def awaited_since(self) -> float | None:
+        """Return since when the client has to do something, None while it is answered.
+
+        A body is awaited from its head on, and for longer the more of it has come.
+        """
+        current, awaited = self._current, self._deadline.awaited
+        if awaited is not None and awaited[0] is not Wait.BODY:
+            wait, until = awaited
+            return until - (self._limits.head_read if wait is Wait.HEAD else self._limits.idle)
+        if self._receiving is not None and (current is None or not current.response_started):
+            return self._body_began + self._receiving.intake.received / _PACE
+        if current is not None and current.stays:
+            return self._body_began + _STAYS
+        if current is not None and current.running is not None:
+            return None
+        if not self.outflow.writable:
+            return self.outflow.paused_at
+        # It asks so much at once that a place would have to wait for all of it.
+        return self._last_input + _STAYS if self._queue or self._held.size else None
 
     def _may_parse(self) -> bool:
         """Tell whether what comes next is parsed now; what was held comes before it."""
@@ -152,6 +177,7 @@ class Incoming(ClientSide):
 
     def on_request(self, head: RequestHead) -> None:
         self._repeated.note(head)
+        self._body_began = self._last_input
         self._receiving = self._take(head)
 
     def on_piece(self, piece: bytes) -> None:

@@ -28,7 +28,8 @@ _LITTLE: Final = 64 * KIB
 class Intake:
     """Collects pieces as they come; a task wakes only when its reader has something to do."""
 
-    _received = 0
+    #: bytes of the body that have come
+    received = 0
     _limit: int | None = None
     _streaming = False
     _discarding = False
@@ -46,7 +47,7 @@ class Intake:
         self._continue_owed = head.expects_continue
         if whole:
             self._body = Body([whole], len(whole))
-            self._received = len(whole)
+            self.received = len(whole)
         else:
             self._body = Body()
         self.complete = whole is not None
@@ -90,7 +91,7 @@ class Intake:
             await self._event()
 
     def _start(self) -> None:
-        if self._continue_owed and not self._received and not self.complete:
+        if self._continue_owed and not self.received and not self.complete:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._continue_owed = False
         self._connection.resume_input()
@@ -112,7 +113,7 @@ class Intake:
 
     def add(self, piece: bytes) -> None:
         """Take a piece."""
-        self._received += len(piece)
+        self.received += len(piece)
         if self._discarding or self._error is not None:
             return
         body = self._body
@@ -163,7 +164,7 @@ class Intake:
             return True
         if self._error is not None or self._continue_owed or self._length is None:
             return False
-        return self._length - self._received <= _SMALL_REST
+        return self._length - self.received <= _SMALL_REST
 
     def discard(self) -> bool:
         """Throw away what is left; False when that is not worth it, or impossible."""

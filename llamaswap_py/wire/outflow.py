@@ -24,6 +24,8 @@ class Outflow:
         self, loop: asyncio.AbstractEventLoop, limit: float, stalled: Callable[[], None]
     ) -> None:
         self.writable = True
+        #: on the loop's clock, where it is not
+        self.paused_at = 0.0
         self._loop = loop
         self._limit = limit
         self._stalled = stalled
@@ -40,6 +42,7 @@ class Outflow:
     def pause(self, transport: asyncio.WriteTransport) -> None:
         """The transport's buffer is full."""
         self.writable = False
+        self.paused_at = self._loop.time()
         if not self._closed:
             self._watch(transport)
 

@@ -71,7 +71,8 @@ class RequestParser:
 
     def close(self) -> None:
         """Break the reference cycles with the C parser and with who is told."""
-        del self._parser, self._sink
+        self.__dict__.pop("_parser", None)
+        self.__dict__.pop("_sink", None)
 
     def _explain(self, error: httptools.HttpParserError) -> WireError:
         cause = error.__context__

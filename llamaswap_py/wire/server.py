@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .client import ClientConnection
 from .messages import WireLimits
 from .outbox import Outbox
+from .places import Places
 from .sockets import BACKLOG, remove_path
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ class Server:
         group: asyncio.TaskGroup,
         inherited: bool = False,
         begin: Callable[[Exchange, bytes], bool] | None = None,
+        places: Places | None = None,
     ) -> None:
         self.handler = handler
+        self.places = places or Places()
         self.begin = begin or (lambda *_: False)
         self.limits = limits
         self.outbox = Outbox(asyncio.get_running_loop())
@@ -129,18 +132,22 @@ async def serve(
     on_wire_error: WireErrorRenderer,
     begin: Callable[[Exchange, bytes], bool] | None = None,
     inherited: bool = False,
+    places: Places | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
 
     `handler` is called once per request, and cancelled when its client goes away. A request that
     came whole, with a head that came before, is shown to `begin` first, with its body: it starts
     the answer with `Exchange.relay_at_once` and returns True, or does nothing and returns False.
+    `places` has a place for each connection, or refuses it.
     The paths of unix sockets are removed, unless the sockets are `inherited` from somebody who
     listens on.
     """
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
-        server = Server(handler, limits or WireLimits(), on_wire_error, group, inherited, begin)
+        server = Server(
+            handler, limits or WireLimits(), on_wire_error, group, inherited, begin, places
+        )
         try:
             for sock in listens:
                 await server.listen(sock)

@@ -165,6 +165,16 @@ def client_is_gone(transport: asyncio.BaseTransport) -> bool | None:
         return True if error.errno == errno.ENOTCONN else None
 
 
+def has_input(transport: asyncio.BaseTransport) -> bool:
+    """Tell whether something can be read from a transport's socket."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.is_closing():
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return any(event & select.POLLIN for _, event in poll.poll(0))
+
+
 _SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
 _NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
 _NLM_F_REQUEST: Final = 1

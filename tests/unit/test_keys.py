@@ -129,7 +129,8 @@ def test_an_empty_or_missing_file_locks_nobody_out_unsaid(tmp_path: Path) -> Non
 
 
 def ring(**changes: object) -> Access:
-    return Access(KeyRing([ApiKey(name="k", hash=GOOD, **changes)]))  # type: ignore[arg-type]
+    ring = KeyRing([ApiKey(name="k", hash=GOOD, **changes)])  # type: ignore[arg-type]
+    return Access(ring)
 
 
 def test_a_key_is_taken_from_either_header() -> None:

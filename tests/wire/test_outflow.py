@@ -18,6 +18,9 @@ class Clock:
         self.now = 0.0
         self.timers: list[Clock.Timer] = []
 
+    def time(self) -> float:
+        return self.now
+
     class Timer:
         def __init__(self, when: float, call: Callable[[], None]) -> None:
             self.when, self.call, self.off = when, call, False

@@ -20,6 +20,7 @@ from llamaswap_py.wire import Exchange, Outcome, RelayResult, UpstreamPool, Upst
 from llamaswap_py.wire.client import ClientConnection
 from llamaswap_py.wire.messages import WireLimits
 from llamaswap_py.wire.outbox import Outbox
+from llamaswap_py.wire.places import Places
 from llamaswap_py.wire.upstream import UpstreamConnection
 
 from .harness import JSON_ANSWER, SSE_HEAD, error_event, sse, wire_error
@@ -93,6 +94,7 @@ class StubServer:
     def __init__(self, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
         self.handler = handler
         self.outbox = Outbox(asyncio.get_running_loop())
+        self.places = Places()
         self.tasks: list[asyncio.Task[None]] = []
 
     def begin(self, exchange: Exchange, body: bytes) -> bool:

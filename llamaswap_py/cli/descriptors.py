@@ -1,0 +1,34 @@
+"""How many files this process may open, and how many of them clients get."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from typing import Final
+
+_FILES: Final = 65_536
+"""Open files to ask for, as the service's unit does: 1,024, a common limit, are 450 streams."""
+_KEPT: Final = 64
+"""Descriptors that are kept at least for children, logs, files and lswap itself."""
+_EACH: Final = 2
+"""Descriptors of a request that is answered: its connection, and that to its child."""
+
+
+def raise_file_limit() -> None:
+    """Allow this process and its children as many open files as it may, up to `_FILES`.
+
+    A low soft limit only protects programs that call select(2) with a large descriptor.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def most_connections(asked: int | None) -> int:
+    """Return how many clients may be connected: as many as were asked for and there is room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _FILES if soft == resource.RLIM_INFINITY else soft
+    room = max((files - max(_KEPT, files // 8)) // _EACH, 8)
+    return room if asked is None else min(asked, room)
