@@ -18,6 +18,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
+from llamaswap_py import guarding
 from llamaswap_py.children.probe import ask
 from llamaswap_py.conversation import (
     ASKING,
@@ -166,7 +167,8 @@ class Conversations:
         over: Callable[[], None] | None = None,
     ) -> None:
         ticket.keep()
-        task = self._tasks.create_task(life, name=f"detached {ticket.event.request}")
+        work = guarding.contained("conversation", life)
+        task = self._tasks.create_task(work, name=f"detached {ticket.event.request}")
         self._holding.add(task)
         task.add_done_callback(self._holding.discard)
         if over is not None:
@@ -262,10 +264,8 @@ class Conversations:
                 headers=question.headers,
                 keep=False,
             )
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # whoever reads it finds what the child had of it, or nothing
+        except (OSError, ValueError) as error:
+            # Whoever reads it finds what the child had of it, or nothing.
             _log.debug("%s: its child did not answer: %s", conversation.id, error)
             return
         if answer.status != HTTPStatus.OK:

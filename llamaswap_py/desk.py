@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from llamaswap_py import guarding
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import NO_WISHES, Lease, Notice, Ticket, Wishes, new_request_id, open_under
 from llamaswap_py.scheduler import events as ev
@@ -81,7 +82,12 @@ class Desk:
             substitutable=False,
         )
         now = time.monotonic()
-        instance = self._supervisor.scheduler.grant_at_once(event, now)
+        try:
+            instance = self._supervisor.scheduler.grant_at_once(event, now)
+        except Exception as error:
+            guarding.report("scheduler", error)
+            self._supervisor.feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            return None
         if instance is None:
             return None
         ticket = self.tickets[event.request] = Ticket(self, event, None)
@@ -162,6 +168,12 @@ class Desk:
         """A request is not served."""
         if ticket := self.tickets.pop(action.request, None):
             ticket.refuse(as_error(action))
+
+    def fail(self, request: RequestId) -> None:
+        """What was decided for a request could not be done."""
+        if ticket := self.tickets.pop(request, None):
+            ticket.refuse(ApiError("internal", "lswap failed to settle this request"))
+        self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
 
     def revoke(self, request: RequestId, reason: str) -> None:
         """A lease is taken back."""

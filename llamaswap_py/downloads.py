@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from llamaswap_py import guarding
 from llamaswap_py.hub.fetch import Order, Step
 from llamaswap_py.hub.refs import HubError, parse_ref
 from llamaswap_py.presets import Prepared
@@ -67,12 +68,14 @@ class Downloads:
     async def _run(self, preset: str, reference: str, heads: tuple[str, ...]) -> None:
         try:
             failure = await self._fetch(preset, reference, heads)
+            if failure is None and (prepared := await self._arrived(preset)) is not None:
+                self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
         except (OSError, HubError, ValueError) as error:  # ValueError: what is not a line of a Step
             failure = Failure("download", f"{reference}: {error}")
-        if failure is None:
-            if (prepared := await self._arrived(preset)) is not None:
-                self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
-        else:
+        except Exception as error:
+            guarding.report("download", error)
+            failure = Failure("download", f"{reference}: lswap failed to download it: {error}")
+        if failure is not None:
             self._feed(ev.DownloadFailed(PresetId(preset), failure))
 
     async def _fetch(self, preset: str, reference: str, heads: tuple[str, ...]) -> Failure | None:

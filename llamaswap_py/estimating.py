@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py import guarding
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
@@ -126,7 +127,7 @@ class Estimating:
                 preset = self._todo.popleft()
                 if preset not in self._done and preset in self._prepared:
                     self._done.add(preset)
-                    await self._estimate(preset)
+                    await self._estimate_or_say_unknown(preset)
             else:
                 self._work.clear()
                 try:
@@ -145,6 +146,15 @@ class Estimating:
                 yield
         except ApiError as error:
             raise EstimateError(f"no room for a dry run: {error.message}") from None
+
+    async def _estimate_or_say_unknown(self, preset: str) -> None:
+        """Estimate; where that fails, whoever waits for it must not wait for ever."""
+        try:
+            await self._estimate(preset)
+        except Exception as error:
+            guarding.report("estimate", error)
+            if (prepared := self._prepared.get(preset)) is not None:
+                self._tell(preset, tuple(prepared.plan.choices), None, False)
 
     async def _estimate(self, preset: str) -> None:
         prepared = self._prepared[preset]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from llamaswap_py import guarding
 from llamaswap_py.children import (
     Child,
     ChildEnding,
@@ -228,15 +229,19 @@ class Instances:
             ended = await child.run()
             failure = _as_failure(ended.failure, ended)
         except Exception as error:
-            _log.exception("%s: lswap failed to run it", key)
+            _log.error("%s: lswap failed to run it", key)
+            guarding.report("child", error)
             failure = Failure("engine", f"lswap failed to run it: {error}")
         finally:
             running = self.running.pop(key)
-            self._runtime_dir.forget(str(key))
-        self._drop(running)
-        self._keeping.gone(running)
-        self._feed(ev.InstanceExited(key, failure))
-        self._on_gone(running)
+            with guarding.reporting("child"):
+                self._runtime_dir.forget(str(key))
+        with guarding.reporting("child"):
+            self._drop(running)
+            self._keeping.gone(running)
+        with guarding.reporting("child"):
+            self._feed(ev.InstanceExited(key, failure))
+            self._on_gone(running)
         self.gone.set()
 
     def stop(self, action: Stop) -> None:
@@ -258,8 +263,9 @@ class Instances:
         in_time = False
         try:
             in_time = await self._keeping.save(key, running)
-        except Exception:  # a bug, which must not end the others
-            _log.exception("%s: lswap failed to keep its conversations", key)
+        except Exception as error:
+            _log.error("%s: lswap failed to keep its conversations", key)
+            guarding.report("keeping", error)
         finally:
             if in_time:
                 running.child.stop()
@@ -308,11 +314,9 @@ class Instances:
 
     async def _bring_back(self, key: InstanceKey, running: Running, ready: ChildReady) -> None:
         """Make a fresh child what those before it were, and only then let requests come."""
-        await self.replays.replay(key.preset, ready.endpoint)
-        try:
+        await guarding.contained("replay", self.replays.replay(key.preset, ready.endpoint))
+        with guarding.reporting("keeping"):
             await self._keeping.restore(key, running, ready.endpoint)
-        except Exception:
-            _log.exception("%s: lswap failed to bring its conversations back", key)
         if key in self.running:
             self._feed(ev.InstanceReady(key, ready.slots))
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py import guarding
 from llamaswap_py.children import ChildSpec
 from llamaswap_py.children.slot_calls import act, count_prompts, look
 from llamaswap_py.children.slots import (
@@ -248,7 +249,8 @@ class Keeping:
         """Give a child that is ready what was kept of its preset; its files are gone afterwards."""
         use, kept = running.kv, self.folder.take(key.preset)
         if use is not None and use.identity not in self._token_bytes:
-            self._tasks.create_task(self._work_out(use.identity, running.way))
+            work = self._work_out(use.identity, running.way)
+            self._tasks.create_task(guarding.contained("keeping", work))
         if kept is None:
             return
         try:
@@ -286,7 +288,8 @@ class Keeping:
         self._feed(ev.InstanceNoted(key, "restored", text))
 
     def _check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
-        self._tasks.create_task(self._note_use(key, endpoint, use))
+        work = self._note_use(key, endpoint, use)
+        self._tasks.create_task(guarding.contained("keeping", work))
 
     async def _note_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
         """Ask, once its first answer is complete, whether that came from what was restored.

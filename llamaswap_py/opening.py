@@ -43,7 +43,7 @@ async def open_supervisor(
         engine=_view(engine),
         listen=tuple(endpoint.url for endpoint in config.listen),
     )
-    prepared = prepare(config, engines, devices)
+    prepared = await asyncio.to_thread(prepare, config, engines, devices)  # it looks at files
     async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
         yield supervisor
 

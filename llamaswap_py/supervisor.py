@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from llamaswap_py import guarding
 from llamaswap_py.alarm import Alarm
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
@@ -34,6 +35,7 @@ from llamaswap_py.naming import names_of
 from llamaswap_py.overriding import Overrides
 from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.reading_ahead import ReadingAhead
+from llamaswap_py.recovering import next_look, recover
 from llamaswap_py.reloading import files_arrived
 from llamaswap_py.remembering import Remembering
 from llamaswap_py.reservations import Reservations
@@ -135,7 +137,9 @@ class Supervisor:
         if recalled := await self.remembering.recall():
             self.feed(recalled)
         for work in (self.estimating, self.remembering, self.ahead):
-            self._background.append(self._tasks.create_task(work.run(), name=type(work).__name__))
+            name = type(work).__name__
+            life = guarding.keep_going(name, work.run)
+            self._background.append(self._tasks.create_task(life, name=name))
         for name, one in self.prepared.items():
             if one.preset.preload:
                 self.feed(ev.LoadAsked(PresetId(name), evict=False))
@@ -290,33 +294,45 @@ class Supervisor:
             # An action caused this event; it is handled after that action's siblings.
             self._pending.append(event)
             return
-        actions = self.scheduler.handle(event, time.monotonic())
+        try:
+            actions = self.scheduler.handle(event, time.monotonic())
+        except Exception as error:
+            actions = recover(self.scheduler, event, error)
         if actions or type(event) is not ev.RequestFinished:
             self._settle(event, actions)
-        self._alarm.set(self.scheduler.deadline())
+        self._alarm.set(next_look(self.scheduler))
 
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Carry out what followed from an event, and from those that this causes."""
         self._feeding = True
         try:
             while True:
-                self.happenings.note(event, actions)
+                with guarding.reporting("feed"):
+                    self.happenings.note(event, actions)
                 for action in actions:
                     try:
                         self._carry_out(action)
-                    except Exception:
-                        self._failed(action)
+                    except Exception as error:
+                        self._failed(action, error)
                 if not self._pending:
                     return
                 event = self._pending.popleft()
-                actions = self.scheduler.handle(event, time.monotonic())
+                try:
+                    actions = self.scheduler.handle(event, time.monotonic())
+                except Exception as error:
+                    actions = recover(self.scheduler, event, error)
         finally:
             self._feeding = False
 
-    def _failed(self, action: Action) -> None:
+    def _failed(self, action: Action, error: Exception) -> None:
         """A bug, or no more files: the others must not suffer from it."""
-        _log.exception("lswap failed to %s", action)
-        if isinstance(action, Spawn):
+        _log.error("lswap failed to %s", action)
+        guarding.report(type(action).__name__, error)
+        if isinstance(action, Grant | Reject):
+            self.desk.fail(action.request)
+        elif isinstance(action, Stop):
+            self.instances.kill(action.instance)
+        elif isinstance(action, Spawn):
             self.instances.running.pop(action.instance, None)
             failure = Failure("engine", "lswap failed to start it")
             self.feed(ev.InstanceExited(action.instance, failure))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from llamaswap_py import guarding
 from llamaswap_py.children import Child, ChildEvent, ChildExited, ChildLog, ChildReady, ChildSpec
 from llamaswap_py.children.probe import ask
 from llamaswap_py.endpoint import Endpoint
@@ -230,7 +231,9 @@ class Embedded:
             load_stall=_PATIENCE,
         )
         self._child = Child(spec, said, ChildLog())
-        self._life = self.tasks.create_task(self._run(self._child), name="the web UI")
+        self._life = self.tasks.create_task(
+            guarding.contained("web UI", self._run(self._child)), name="the web UI"
+        )
         return ready
 
     async def _run(self, child: Child) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.app import App
+    from llamaswap_py.leases import Lease
     from llamaswap_py.naming import Names
     from llamaswap_py.wire.exchange import Exchange
     from llamaswap_py.wire.messages import RelayResult
@@ -77,11 +78,24 @@ class Express:
         call.early = call.ticket
         in_flight[client] = open_now + 1
         call.counted = client
+        try:
+            self._start(call, lease, body)
+        except Exception:
+            if call.early is not None:
+                call.early.end(well=False)
+                call.early = exchange.begun = None
+                self._ended(call)
+            raise
+        return True
+
+    def _start(self, call: Call, lease: Lease, body: bytes) -> None:
+        """Send the request under its lease."""
+        app, exchange, id = self._app, call.exchange, call.id
         app.calls[id] = exchange.begun = call
         call.granted(lease)
         lease.answer = exchange
         lease.on_revoke(partial(cut, call))
-        head = _HEAD % (meaning.start(exchange, DROPPED), id.encode("ascii"), len(body))
+        head = _HEAD % (call.meaning.start(exchange, DROPPED), id.encode("ascii"), len(body))
         exchange.relay_at_once(
             app.supervisor.pool,
             lease.endpoint,
@@ -89,7 +103,6 @@ class Express:
             error_event=call.failure_event,
             done=self._done,
         )
-        return True
 
     def _preset(self, body: bytes) -> str | None:
         """Return the preset that a body names, if requests for it are relayed as they are."""

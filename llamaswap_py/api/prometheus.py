@@ -16,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from llamaswap_py.guarding import failures
 from llamaswap_py.scraping import scrape_children
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ async def scrape(call: Call) -> None:
     feed = call.supervisor.happenings
     kept = call.supervisor.keeping.counts
     happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
+    happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)
     body, content_type = render(
         call.app.traffic,
@@ -168,6 +170,7 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
     for name, label, text in (
         ("stops", "reason", "Children stopped, by reason."),
         ("failures", "class", "Loads, children and downloads that failed, by class."),
+        ("task_failures", "task", "Background work that failed and went on: bugs, by kind."),
         ("kept_slots", "result", "Slots kept over evictions (keep_kv), by what became of them."),
     ):
         family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))

@@ -8,10 +8,12 @@ import os
 import shlex
 import signal
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from llamaswap_py import guarding
 from llamaswap_py.children.environment import child_env
 from llamaswap_py.children.failures import Failure, FailureKind, classify
 from llamaswap_py.children.holders import port_watch
@@ -151,9 +153,10 @@ class Child:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._become_ready_and_serve)
                 tasks.start_soon(self._stop_when_asked)
-                tasks.start_soon(self._wake_when_asked)
+                tasks.start_soon(guarding.keep_going, "wake", self._wake_when_asked)
                 if self._file is not None:
-                    tasks.start_soon(self._file.run, self._logs)
+                    write = partial(self._file.run, self._logs)
+                    tasks.start_soon(guarding.keep_going, "log file", write)
                 await process.exited
                 self._emit_unless_stopping(ChildLost())
                 tasks.cancel_scope.cancel()
@@ -246,7 +249,8 @@ class Child:
         watch, besides = (
             (keep_vigil_over_program, "") if foreign else (keep_vigil, "no change in /slots, ")
         )
-        silence = await watch(process.pid, endpoint, patience, self._requests, lambda: self._lines)
+        look = partial(watch, process.pid, endpoint, patience, self._requests, lambda: self._lines)
+        silence = await guarding.keep_going("liveness", look)
         self._emit_unless_stopping(ChildHung(f"{silence}, {besides}no log line"))
 
     async def _wake_when_asked(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -12,6 +13,7 @@ from llamaswap_py.children.probe import get
 from llamaswap_py.children.progress import LoadProgress, sample
 from llamaswap_py.children.records import ChildProgress, ChildReady, ChildStalled
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.guarding import keep_going
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,8 +97,8 @@ class Load:
         Returns where it serves.
         """
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, pid)
-            tasks.start_soon(self._ask_health, pid)
+            tasks.start_soon(keep_going, "load progress", partial(self._watch, pid))
+            tasks.start_soon(keep_going, "load progress", partial(self._ask_health, pid))
             await self._go.wait()
             answer = await self._confirm()
             if self._spec.child_mode:  # "listening on" may overtake it, by less than the answer

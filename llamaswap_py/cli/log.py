@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.children import ChildLog
+from llamaswap_py.guarding import failures
 from llamaswap_py.redaction import Redactor
 from llamaswap_py.units import showable
 
@@ -182,7 +183,10 @@ class _Aside(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Made into text now: what the arguments say may be otherwise when it is written.
-        record.msg, record.args = record.getMessage(), None
+        try:
+            record.msg, record.args = record.getMessage(), None
+        except Exception as error:  # whoever writes a line must not fail of it
+            record.msg, record.args = f"{record.msg} (a broken line of the log: {error})", None
         try:
             self._records.put_nowait(record)
         except queue.Full:
@@ -206,7 +210,10 @@ class _Aside(logging.Handler):
 
     def _give(self, record: logging.LogRecord) -> None:
         for handler in self._handlers:
-            handler.emit(record)  # not handle(): nobody else writes, and its lock outlives us
+            try:
+                handler.emit(record)  # not handle(): nobody else writes, and its lock outlives us
+            except Exception:  # it cannot be logged
+                failures["log"] += 1
 
 
 _LATE: Final = {"name": "lswap", "levelno": logging.WARNING, "levelname": "WARNING"}

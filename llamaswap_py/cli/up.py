@@ -12,20 +12,20 @@ import logging
 import os
 import signal
 import time
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py import __version__
+from llamaswap_py import __version__, guarding
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.api.revoking import take_keys
-from llamaswap_py.captures import Captures
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
+from llamaswap_py.cli.beside import capturing, notifying, watching
 from llamaswap_py.cli.descriptors import most_connections, raise_file_limit
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
@@ -39,7 +39,6 @@ from llamaswap_py.presets import Engines
 from llamaswap_py.reloading import Reloader
 from llamaswap_py.running import Served, find_running
 from llamaswap_py.scheduler.records import PresetId
-from llamaswap_py.scheduler.states import State
 from llamaswap_py.service import Notifier, inherited_sockets
 from llamaswap_py.service.sockets import endpoint_of
 from llamaswap_py.units import format_duration
@@ -49,14 +48,13 @@ from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from llamaswap_py.config.file import Origin
     from llamaswap_py.config.keyfile import KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.engine.locate import Engine
-    from llamaswap_py.scheduler.world import World
     from llamaswap_py.snapshot import Snapshot
     from llamaswap_py.supervisor import Supervisor
     from llamaswap_py.wire import Server
@@ -170,6 +168,7 @@ async def _serve(
 ) -> None:
     sockets, notifier = outside.sockets, outside.notifier
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
+    guarding.heed(asyncio.get_running_loop())
     limits = WireLimits(
         header=config.limits.header,
         head_read=config.limits.head_read,
@@ -193,8 +192,8 @@ async def _serve(
                 during=notifier.reloading,
             )
             async with (
-                _capturing(app, config, supervisor.about.name),
-                _watching(app.reloader),
+                capturing(app, config, supervisor.about.name),
+                watching(app.reloader),
                 serve(
                     sockets,
                     app.handle,
@@ -204,7 +203,7 @@ async def _serve(
                     inherited=outside.inherited,
                     places=app.places,
                 ) as server,
-                _notifying(notifier, supervisor),
+                notifying(notifier, supervisor),
             ):
                 runtime.tell(served)
                 await _first_estimates(supervisor, stops)
@@ -222,29 +221,6 @@ async def _serve(
                 await _stop(app, server, supervisor, stops)
 
 
-@asynccontextmanager
-async def _notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Tell the service manager that lswap serves, and then how it is."""
-    async with asyncio.TaskGroup() as tasks:
-        notifier.status(status_line(supervisor.scheduler.world))
-        notifier.ready()
-        telling = tasks.create_task(
-            notifier.run(lambda: status_line(supervisor.scheduler.world)), name="notifying"
-        )
-        try:
-            yield
-        finally:
-            telling.cancel()
-
-
-def status_line(world: World) -> str:
-    """Return how it is in one line, for the service manager."""
-    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
-    requests = len(world.leases) + len(world.waiters)
-    plural = "" if requests == 1 else "s"
-    return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
-
-
 async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], None]:
     """Read the keys anew; return what takes over them and the secrets. Raises ConfigError."""
     keys = await asyncio.to_thread(keys_of, config)
@@ -254,39 +230,6 @@ async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], 
         take_keys(app, keys)
 
     return take_over
-
-
-@asynccontextmanager
-async def _capturing(app: App, config: Config, name: str) -> AsyncIterator[None]:
-    """Store prompts and answers, if the file says so."""
-    if config.capture == "off":
-        yield
-        return
-    app.captures = Captures(name, config.log.rotate)
-    async with asyncio.TaskGroup() as tasks:
-        writing = tasks.create_task(app.captures.run(), name="capture")
-        try:
-            yield
-        finally:
-            writing.cancel()
-
-
-@asynccontextmanager
-async def _watching(reloader: Reloader) -> AsyncIterator[None]:
-    """Reload when the file changes, and on SIGHUP."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.TaskGroup() as tasks:
-
-        def reload() -> None:
-            tasks.create_task(reloader.try_reload("SIGHUP"), name="reload")
-
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        watching = tasks.create_task(reloader.watch(), name="watching the file")
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGHUP)
-            watching.cancel()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
+from llamaswap_py import guarding
 from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.reader import MachineReader
@@ -89,7 +90,9 @@ class Telemetry:
 
     async def __aenter__(self) -> Telemetry:
         await self._tasks.__aenter__()
-        self._task = self._tasks.create_task(self._run(), name="telemetry")
+        self._task = self._tasks.create_task(
+            guarding.keep_going("telemetry", self._run), name="telemetry"
+        )
         return self
 
     async def __aexit__(
@@ -147,17 +150,17 @@ class Telemetry:
             try:
                 children = frozenset(self._children())
                 measurement = await self._measure(tuple(children))
+                if measurement is not None and not children <= frozenset(self._children()):
+                    # It counts a child as ours that was reaped meanwhile: not yet as strangers'
+                    # what the device still holds of it, so it would prove the memory free.
+                    self._waiters = waiters + self._waiters
+                    continue
+                if measurement is not None:
+                    self.last = measurement
+                    self._on_measured(measurement)
             except BaseException:
                 self._answer(waiters, None)
                 raise
-            if measurement is not None and not children <= frozenset(self._children()):
-                # It counts a child as ours that was reaped meanwhile: not yet as strangers' what
-                # the device still holds of it, so it would prove the memory free.
-                self._waiters = waiters + self._waiters
-                continue
-            if measurement is not None:
-                self.last = measurement
-                self._on_measured(measurement)
             self._answer(waiters, measurement)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause()):

@@ -135,6 +135,10 @@ class Scheduler:
             self._passing.run()
         return control.out
 
+    def begun(self) -> list[Action]:
+        """Return the actions that the last event had come to, where `handle` raised."""
+        return list(self._control.out)
+
     def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None:
         """Apply an arrival of which nothing follows but a Grant, and return what was granted.
 

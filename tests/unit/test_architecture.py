@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 LEAVES = {
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "lean_httpx"),
     *("running", "sidecars", "files", "workers", "dialing", "principals", "outgoing"),
-    "__init__",
+    *("guarding", "__init__"),
 }
 """Modules that everybody may import, and that import nobody but each other."""
 
@@ -35,7 +35,7 @@ MEETING_POINT = {
     "conversation",
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
     *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
-    *("desk", "preset_files", "weighing"),
+    *("desk", "preset_files", "weighing", "recovering"),
 }
 """The modules that know several parts."""
 

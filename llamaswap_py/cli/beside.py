@@ -1,0 +1,85 @@
+"""What runs beside serving, each with a guard: the service manager is told, captures are written,
+the file is watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llamaswap_py import guarding
+from llamaswap_py.captures import Captures
+from llamaswap_py.scheduler.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from llamaswap_py.api import App
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.reloading import Reloader
+    from llamaswap_py.scheduler.world import World
+    from llamaswap_py.service import Notifier
+    from llamaswap_py.supervisor import Supervisor
+
+
+@asynccontextmanager
+async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
+    """Tell the service manager that lswap serves, and then how it is."""
+    async with asyncio.TaskGroup() as tasks:
+        notifier.status(status_line(supervisor.scheduler.world))
+        notifier.ready()
+        tell = partial(notifier.run, lambda: status_line(supervisor.scheduler.world))
+        telling = tasks.create_task(guarding.keep_going("notifying", tell), name="notifying")
+        try:
+            yield
+        finally:
+            telling.cancel()
+
+
+def status_line(world: World) -> str:
+    """Return how it is in one line, for the service manager."""
+    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
+    requests = len(world.leases) + len(world.waiters)
+    plural = "" if requests == 1 else "s"
+    return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
+
+
+@asynccontextmanager
+async def capturing(app: App, config: Config, name: str) -> AsyncIterator[None]:
+    """Store prompts and answers, if the file says so."""
+    if config.capture == "off":
+        yield
+        return
+    app.captures = Captures(name, config.log.rotate)
+    async with asyncio.TaskGroup() as tasks:
+        writing = tasks.create_task(
+            guarding.keep_going("capture", app.captures.run), name="capture"
+        )
+        try:
+            yield
+        finally:
+            writing.cancel()
+
+
+@asynccontextmanager
+async def watching(reloader: Reloader) -> AsyncIterator[None]:
+    """Reload when the file changes, and on SIGHUP."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+
+        def reload() -> None:
+            work = guarding.contained("reload", reloader.try_reload("SIGHUP"))
+            tasks.create_task(work, name="reload")
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        watching = tasks.create_task(
+            guarding.keep_going("watching the file", reloader.watch), name="watching the file"
+        )
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+            watching.cancel()

@@ -1,0 +1,173 @@
+"""Background work that fails is counted, reported, begun again; so are events of the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llamaswap_py import guarding
+from llamaswap_py.recovering import next_look, recover
+from llamaswap_py.scheduler import InstanceKey, Scheduler
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Grant, Reject, Spawn
+from llamaswap_py.scheduler.invariants import check
+from llamaswap_py.scheduler.records import (
+    ClientId,
+    Pool,
+    PresetId,
+    RequestId,
+)
+from tests.scheduler.play import HOST, plan
+
+if TYPE_CHECKING:
+    from llamaswap_py.scheduler.actions import Action
+
+A = PresetId("a")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarding, "_said", {})
+    monkeypatch.setattr(guarding, "FIRST_PAUSE", 0.0)
+    guarding.failures.clear()
+
+
+@pytest.mark.anyio
+async def test_work_that_fails_is_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+
+    async def work() -> str:
+        seen.append(1)
+        if len(seen) < 4:
+            raise ValueError("a bug")
+        return "done"
+
+    with caplog.at_level(logging.ERROR, "lswap"):
+        assert await guarding.keep_going("work", work) == "done"
+    assert guarding.failures["work"] == 3
+    (line,) = caplog.records
+    assert line.exc_info is not None, "the first time with its traceback"
+
+
+@pytest.mark.anyio
+async def test_work_that_is_cancelled_ends_and_what_it_waits_for_may_not_end_it() -> None:
+    waited: list[asyncio.Future[None]] = []
+
+    async def work() -> None:
+        waited.append(asyncio.get_running_loop().create_future())
+        await waited[-1]
+
+    task = asyncio.create_task(guarding.keep_going("work", work))
+    for count in (1, 2):
+        while len(waited) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        waited[-1].cancel()
+    while len(waited) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert guarding.failures["work"] == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.anyio
+async def test_a_callback_and_a_thread_that_fail_are_counted() -> None:
+    loop, before = asyncio.get_running_loop(), threading.excepthook
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    try:
+        guarding.heed(loop)
+        loop.call_soon(fail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    finally:
+        loop.set_exception_handler(None)
+        threading.excepthook = before
+    assert guarding.failures["callback"] == guarding.failures["thread"] == 1
+
+
+class Broken(Scheduler):
+    """A scheduler of which one step fails once: before, in the middle, or after it is done."""
+
+    broken = ""
+
+    def handle(self, event: ev.Event, now: float) -> list[Action]:
+        how, self.broken = self.broken, ""
+        if how == "before":
+            raise ValueError("a bug")
+        if how == "pass":
+            real = self._passing.run
+
+            def run() -> None:
+                self._passing.run = real  # type: ignore[method-assign]
+                raise ValueError("a bug")
+
+            self._passing.run = run  # type: ignore[method-assign]
+        actions = super().handle(event, now)
+        if how == "after":
+            raise ValueError("a bug")
+        return actions
+
+    def feed(self, event: ev.Event) -> list[Action]:
+        try:
+            return self.handle(event, time.monotonic())
+        except ValueError as error:
+            return recover(self, event, error)
+
+
+def scheduler() -> Broken:
+    return Broken([plan("a", 40)], {HOST: Pool(100, 0)})
+
+
+def arrival(name: str) -> ev.RequestArrived:
+    return ev.RequestArrived(request=RequestId(name), preset=A, client=ClientId("c"))
+
+
+@pytest.mark.parametrize("how", ["before", "pass", "after"])
+def test_a_request_whose_arrival_fails_is_refused_and_leaves_nothing(how: str) -> None:
+    broken = scheduler()
+    broken.broken = how
+    actions = broken.feed(arrival("r"))
+    (refused,) = [one for one in actions if isinstance(one, Reject)]
+    assert (refused.request, refused.code) == ("r", "internal")
+    assert not broken.world.waiters
+    check(broken)
+    again = [*actions, *broken.feed(arrival("s"))]
+    assert any(isinstance(one, Spawn) for one in again), "serving goes on"
+
+
+@pytest.mark.parametrize("how", ["before", "pass", "after"])
+def test_no_other_event_is_lost(how: str) -> None:
+    """Readiness, the end of a request, the end of an instance: each fails once."""
+    broken = scheduler()
+    broken.feed(arrival("r"))
+    key = InstanceKey(A, 1)
+    broken.broken = how
+    assert Grant(RequestId("r"), key) in broken.feed(ev.InstanceReady(key, 1))
+    broken.broken = how
+    broken.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
+    assert not broken.world.leases
+    assert Grant(RequestId("s"), key) in broken.feed(arrival("s"))
+    broken.broken = how
+    broken.feed(ev.InstanceExited(key, None))
+    assert not broken.world.instances
+    assert guarding.failures["scheduler"] == 3
+    check(broken)
+
+
+def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Scheduler) -> float | None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Scheduler, "deadline", fail)
+    assert next_look(scheduler()) is not None
