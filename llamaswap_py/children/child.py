@@ -47,7 +47,7 @@ from llamaswap_py.children.records import (
     ChildSpawned,
     ChildWoke,
 )
-from llamaswap_py.children.vigil import keep_vigil, keep_vigil_over_program
+from llamaswap_py.children.vigil import keep_guarded_vigil
 from llamaswap_py.redaction import Redactor, hide, redact_args
 from llamaswap_py.units import showable
 
@@ -245,13 +245,9 @@ class Child:
         endpoint = await load.run(process.pid)
         if self._requests is None or patience is None:
             return
-        foreign = self.spec.program is not None
-        watch, besides = (
-            (keep_vigil_over_program, "") if foreign else (keep_vigil, "no change in /slots, ")
-        )
-        look = partial(watch, process.pid, endpoint, patience, self._requests, lambda: self._lines)
-        silence = await guarding.keep_going("liveness", look)
-        self._emit_unless_stopping(ChildHung(f"{silence}, {besides}no log line"))
+        lines, foreign = lambda: self._lines, self.spec.program is not None
+        asked = (process.pid, endpoint, patience, self._requests, lines)
+        self._emit_unless_stopping(ChildHung(await keep_guarded_vigil(*asked, program=foreign)))
 
     async def _wake_when_asked(self) -> None:
         """Ask for /slots: of the cheap requests the one that wakes (b11434)."""

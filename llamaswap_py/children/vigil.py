@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.beat import BEAT, until_beat
@@ -11,6 +12,7 @@ from llamaswap_py.children.family import work_of, work_of_family
 from llamaswap_py.children.holders import serves_itself
 from llamaswap_py.children.liveness import Liveness
 from llamaswap_py.children.probe import get
+from llamaswap_py.guarding import keep_going
 from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
@@ -26,6 +28,22 @@ _IDLE_LOOKS: Final = 8
 
 _PROGRAM_BUSY: Final = 0.01
 """The share of its silence that is work of another program, which may wait for a GPU mostly."""
+
+
+async def keep_guarded_vigil(
+    pid: int,
+    endpoint: Endpoint,
+    patience: float,
+    requests: Callable[[], Requests],
+    lines: Callable[[], int],
+    *,
+    program: bool,
+) -> str:
+    """Return what a child, or another `program`, does not show any more; a bug here harms none."""
+    watch = keep_vigil_over_program if program else keep_vigil
+    look = partial(watch, pid, endpoint, patience, requests, lines)
+    silence = await keep_going("liveness", look)
+    return f"{silence}, {'' if program else 'no change in /slots, '}no log line"
 
 
 async def keep_vigil(
