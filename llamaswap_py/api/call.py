@@ -33,6 +33,7 @@ Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
 _LEASED = b"x-lswap-model: %b\r\nx-lswap-queue-ms: %d\r\nx-lswap-load-ms: %d\r\n"
 _GOING_AWAY, _POLICY = 1001, 1008
 _TRUE = frozenset({"1", "true", "yes", "on", ""})
+_MOST_PARAMETERS = 100
 _FALSE = frozenset({"0", "false", "no", "off"})
 
 
@@ -189,11 +190,9 @@ class Call:
 
     @property
     def query(self) -> dict[str, str]:
-        """The decoded query parameters; of duplicates the first."""
+        """The decoded query parameters; of duplicates the first. Raises ApiError `bad_request`."""
         if self._query is None:
-            text = self.exchange.head.query
-            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100) if text else []
-            self._query = dict(reversed(pairs))
+            self._query = _first_of_each(self.exchange.head.query)
         return self._query
 
     def flag(self, name: str) -> bool | None:
@@ -308,6 +307,19 @@ def _closing_code(error: ApiError) -> int:
 def principal_for(exchange: Exchange, key: ApiKey | None) -> str:
     """Return whose a request is."""
     return principal_of(None if key is None else key.name, exchange.peer)
+
+
+def _first_of_each(query: str) -> dict[str, str]:
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        message = f"the query has more than {_MOST_PARAMETERS} parameters"
+        raise ApiError(
+            "bad_request", message, remedy="send fewer, or put them in the body"
+        ) from None
+    return dict(reversed(pairs))
 
 
 @lru_cache(maxsize=256)

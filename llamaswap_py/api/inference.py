@@ -12,7 +12,8 @@ from llamaswap_py.api.bounds import SKIPPED, check_values
 from llamaswap_py.api.errors import refusal_event, upstream_failed
 from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.lasting import begin_conversation, check_streams, outlast
+from llamaswap_py.api.lasting import begin_conversation, outlast
+from llamaswap_py.api.reaching import reach
 from llamaswap_py.api.reading import check_media, check_unread_media, read_skimmed
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.sending import (
@@ -20,7 +21,6 @@ from llamaswap_py.api.sending import (
     FORCE,
     REAPING,
     REAPING_STEP,
-    as_read,
     build_request,
     cut,
     is_ending,
@@ -28,7 +28,6 @@ from llamaswap_py.api.sending import (
     revoked,
     send,
 )
-from llamaswap_py.api.slot_files import check_slot_files
 from llamaswap_py.api.tap import Tap
 from llamaswap_py.api.wishes import PARTICULAR, WHEN_FULL, read_wishes
 from llamaswap_py.config.forms import SUBSTITUTE
@@ -72,12 +71,12 @@ async def relay(call: Call) -> None:
         return
     name = name or _default_model(call)
     preset = call.find_preset(name)
-    check_slot_files(call, preset, head.path)
+    path = reach(call, preset, head.path).sent
     filters = call.supervisor.config.models[preset].request
     if filters is not NO_FILTERS and call.route.slot and not upload:
         filtered = filter_body(text, filters, call.asked)
         body = Body.of(filtered) if skim is None else skim.restore(filtered)
-    target = f"{head.path}?{head.query}" if head.query else head.path
+    target = f"{path}?{head.query}" if head.query else path
     lasts = ask.stream and call.route.slot and not upload
     conversation = await begin_conversation(call, preset) if lasts else None
     request = build_request(call, target, body)
@@ -103,13 +102,10 @@ async def pass_through(call: Call) -> None:
     """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
     head = call.exchange.head
     preset, path = _split_upstream(call)
-    inner = call.app.route_of(head.method, as_read(path))
-    if inner is not None and (inner.admin or inner.right is not None):
-        call.app.access.check(head, admin=inner.admin, right=inner.right)
+    way = reach(call, preset, path)
+    inner, path = call.app.route_of(head.method, way.read), way.sent
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
-    check_slot_files(call, preset, as_read(path))
-    check_streams(call, preset, as_read(path))
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
     if not call.supervisor.config.allow_media_urls:
         await check_unread_media(body)

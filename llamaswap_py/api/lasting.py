@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.call import stopped
 from llamaswap_py.api.errors import error_event, refusal_event
-from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from llamaswap_py.wire.messages import UpstreamRequest
 
 _LONGEST_ID: Final = 512
-_STREAMS: Final = frozenset({"/v1/stream", "/v1/streams/lookup"})
 
 
 async def begin_conversation(call: Call, preset: str) -> Conversation | None:
@@ -28,18 +26,6 @@ async def begin_conversation(call: Call, preset: str) -> Conversation | None:
     name, cancel = given.decode("ascii"), partial(call.cancel, stopped())
     begin = call.supervisor.conversations.begin
     return await begin(call.owner, name, preset, call.id, cancel)
-
-
-def check_streams(call: Call, preset: str, path: str) -> None:
-    """Refuse a child's own routes of conversations, which know no owners; raises ApiError.
-
-    `path` is as the child will read it. An admin's key may see and end what is anybody's.
-    """
-    if call.key is None or call.key.is_admin or path not in _STREAMS:
-        return
-    if call.supervisor.config.models[preset].cmd is None:
-        message = f"{path} of a model's own server takes an admin key"
-        raise ApiError("forbidden", message, remedy=f"ask lswap itself: {path}")
 
 
 def outlast(call: Call, conversation: Conversation, request: UpstreamRequest) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import upstream_failed
-from llamaswap_py.api.sending import REAPING, REAPING_STEP, as_read, cut, send
+from llamaswap_py.api.sending import REAPING, REAPING_STEP, cut, send
 from llamaswap_py.wire.messages import Outcome
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def may_load(call: Call) -> bool:
 
 async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
     """Answer from an instance of a preset as it is. Raises ApiError where none can."""
-    path = as_read(request.target.partition("?")[0])
+    path = request.target.partition("?")[0]
     wakes = path not in _ASLEEP and "." not in path.rpartition("/")[2]  # nor do the UI's files
     patience: float | None = None
     while True:

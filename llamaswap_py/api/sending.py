@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import error_event, upstream_failed
@@ -36,7 +35,6 @@ _REVOKED: Final = {
     "shutdown at once": "lswap is stopping at once, after a second signal",
     "nobody came back for it": "nobody had read it for too long",
 }
-_ESCAPE: Final = re.compile("%(?:u([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 FORCE: Final = "force"
 _HUNG: Final = "found hung"
 _REFUSED: Final = "serves no more"
@@ -49,11 +47,6 @@ def build_request(call: Call, target: str, body: Body) -> UpstreamRequest:
     head = call.exchange.head
     lines = call.meaning.lines(call.exchange, DROPPED)
     return UpstreamRequest(head.method, target, [], body, lines)
-
-
-def as_read(path: str) -> str:
-    """Return a path as a child decodes it (cpp-httplib, decode_path_component)."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), path)
 
 
 def revoked(call: Call, reason: str) -> ApiError:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
 
-_PATH: Final = re.compile("/+slots/")
-
 
 def check_slot_files(call: Call, preset: str, path: str) -> None:
     """Refuse `POST /slots/N?action=…` where lswap does that itself; raises ApiError.
 
-    `path` is as the child will read it. A client could fill the folder with it, or be given
+    `path` is as the child reads it. A client could fill the folder with it, or be given
     somebody else's conversation.
     """
-    asks = call.exchange.head.method == "POST" and _PATH.match(path)
+    asks = call.exchange.head.method == "POST" and path.startswith("/slots/")
     if asks and call.supervisor.keeping.guards(preset):
         message = f"lswap keeps the slots of {preset} itself (keep_kv)"
         raise ApiError("not_implemented", message, remedy="switch keep_kv off for it")

@@ -70,7 +70,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_GENERATE, "/v1/systemone"),
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
     "/props": {"GET": replace(_READ, without_model=models.router_props), "POST": _ADMIN},
-    "/slots": {"GET": _READ},
+    "/slots": {"GET": replace(_READ, right="slots")},
     "/metrics": {"GET": replace(_READ, without_model=prometheus.scrape, free=True)},
     "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode

@@ -28,8 +28,8 @@ class Keys(Record, frozen=True):
         tuple[Right, ...],
         key(
             "What every inference key may do to others, besides the `rights` of its own entry: "
-            "unload models, change their ttl (Ollama's `keep_alive`), pin them, or save, restore "
-            "and erase slots.",
+            "unload models, change their ttl (Ollama's `keep_alive`), pin them, or see, save, "
+            "restore and erase slots.",
             words_of(RIGHTS),
             ["ttl"],
             ["unload", "ttl"],

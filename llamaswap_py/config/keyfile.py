@@ -24,7 +24,7 @@ Right: TypeAlias = Literal["unload", "ttl", "pin", "slots"]
 """What an inference key may do to others, if its entry says so; an admin key may do all of it.
 
 `unload`: unload a model. `ttl`: change how long a model stays (Ollama's `keep_alive`, 0 included).
-`pin`: pin and unpin a model. `slots`: save, restore and erase slots of a llama-server.
+`pin`: pin and unpin a model. `slots`: see, save, restore and erase slots of a llama-server.
 """
 RIGHTS: Final[tuple[Right, ...]] = get_args(Right)
 

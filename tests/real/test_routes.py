@@ -1,4 +1,7 @@
-"""Every route of the engine in use is served, or refused by name: its sources and binary say."""
+"""Every route of the engine in use is served, or refused by name, and has a role.
+
+Its sources and its binary say which routes it has.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from llamaswap_py.api import table
+from llamaswap_py.api.child_routes import ROUTES, role_of
 from llamaswap_py.engine.places import probes_folder
 
 if TYPE_CHECKING:
@@ -18,6 +22,11 @@ pytestmark = pytest.mark.anyio
 _SOURCES: Final = probes_folder().parent / "build" / "src"
 _REGISTERED: Final = re.compile(r'ctx_http\.(get|post|put|patch|del)\s*\(\s*"([^"]+)"')
 _METHODS: Final = {"del": "DELETE"}
+_AHEAD: Final = {
+    *(("POST", "/v1/audio/speech"), ("POST", "/v1/audio/translations")),
+    *(("POST", "/v1/images/generations"), ("POST", "/v1/images/edits")),
+}
+"""Routes of OpenAI that have a role, and that no llama-server has yet."""
 _IN_BINARY: Final = re.compile(rb"\x00(/[a-z0-9][a-z0-9_/:-]{1,60})(?=\x00)|(/v1(?:/[a-z_]+)+)")
 
 
@@ -50,6 +59,7 @@ def test_the_routes_of_the_engines_sources() -> None:
     routes = registered(newest)
     assert len(routes) > 40, "they are registered in another way now"
     assert [one for one in sorted(routes) if not served(*one)] == []
+    assert routes == set(ROUTES) - _AHEAD, "each route needs a role, here and in docs/security.md"
 
 
 async def test_the_routes_that_the_binary_answers(lab: Lab) -> None:
@@ -68,6 +78,7 @@ async def test_the_routes_that_the_binary_answers(lab: Lab) -> None:
                     answered.add((method, path))
     assert {("POST", "/v1/chat/completions"), ("POST", "/v1/systemone")} <= answered
     assert [one for one in sorted(answered) if not served(*one) and not is_file(*one)] == []
+    assert [one for one in sorted(answered) if role_of(*one) is None] == []
 
 
 def is_file(method: str, path: str) -> bool:
