@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import stat
@@ -193,3 +194,36 @@ def test_what_every_key_may(line: str, rights: tuple[str, ...]) -> None:
     key = given.find(b"secret")
     assert key is not None
     assert {right for right in RIGHTS if key.may(right)} == set(rights)
+
+
+def test_the_time_of_a_refusal_tells_nothing_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are found by their hashes. No secret is compared with one that is wrong, so there is
+    nothing whose time could grow with what they share (bench/key_timing.py measures it)."""
+    compared: list[tuple[object, object]] = []
+    digest = hmac.compare_digest
+
+    def spy(first: str, second: str) -> bool:
+        compared.append((first, second))
+        return digest(first, second)
+
+    class Known(bytes):
+        def __eq__(self, other: object) -> bool:
+            compared.append((self, other))
+            return bytes.__eq__(self, other)
+
+        def __hash__(self) -> int:
+            return bytes.__hash__(self)
+
+    monkeypatch.setattr("hmac.compare_digest", spy)
+    right = b"lsk-" + b"a" * 43
+    key = ApiKey(name="right", hash=hash_secret(right))
+    access = Access(KeyRing([key]))
+    assert access.check(head(authorization=f"Bearer {right.decode()}"), admin=False) == key
+    assert compared == [(hash_secret(right), hash_secret(right))]
+    compared.clear()
+    access._known = {Known(right): key}
+    for shared in range(len(right)):
+        wrong = right[:shared] + b"z" * (len(right) - shared)
+        with pytest.raises(ApiError, match="key"):
+            access.check(head(authorization=f"Bearer {wrong.decode()}"), admin=False)
+    assert not compared
