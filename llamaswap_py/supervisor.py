@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -62,6 +62,7 @@ from llamaswap_py.views import About, make_snapshot, newest_decisions, outlook
 from llamaswap_py.watching import WatchedPools
 from llamaswap_py.webui import WebUi
 from llamaswap_py.wire.pool import UpstreamPool
+from llamaswap_py.workers import PatientDisk
 
 _log: Final = logging.getLogger("lswap")
 
@@ -163,7 +164,8 @@ class Supervisor:
         finally:
             self._alarm.cancel()
             self.instances.close()
-            self.remembering.keep()
+            with suppress(OSError):  # a disk that hangs keeps nobody from ending
+                PatientDisk("lswap-traffic")(self.remembering.keep)
 
     @property
     def running(self) -> dict[InstanceKey, Running]:

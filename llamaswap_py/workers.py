@@ -6,6 +6,7 @@ that hangs would keep lswap running after SIGTERM.
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _LAST: Final = 1.0
 """Seconds that shutdown() waits for what has begun."""
+_PATIENCE: Final = 1.0
 
 
 class Workers(ThreadPoolExecutor):
@@ -86,3 +88,25 @@ class Workers(ThreadPoolExecutor):
             with self._guard:
                 self._open -= 1
             del job, future, call  # what they hold may go while this thread waits
+
+
+class PatientDisk:
+    """Short calls on a disk that may hang, in the order in which they were asked for.
+
+    Who asks waits for each, a second at most; while one hangs, nobody waits any more. They are
+    done when the disk goes on.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._threads = Workers(1, name)
+        self._hangs: Future[Any] | None = None
+
+    def __call__(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a call returns; raises what it raises, OSError where the disk hangs."""
+        job = self._threads.submit(call, *args, **kwargs)
+        waits = self._hangs is None or self._hangs.done()
+        try:
+            return job.result(_PATIENCE if waits else 0)
+        except TimeoutError:
+            self._hangs = job
+            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer") from None

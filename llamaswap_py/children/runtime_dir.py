@@ -29,6 +29,7 @@ from llamaswap_py.running import (
     start_time,
     write_served,
 )
+from llamaswap_py.workers import PatientDisk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ class RuntimeDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._disk = PatientDisk("lswap-records")
 
     @classmethod
     def choose(
@@ -91,7 +93,8 @@ class RuntimeDir:
     ) -> None:
         """Release the folder. The lock file stays: removing it could give two owners one name."""
         if self._lock is not None:
-            remove_served(self.path)
+            with contextlib.suppress(OSError):  # a disk that hangs keeps nobody from ending
+                self._disk(remove_served, self.path)
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
@@ -117,12 +120,12 @@ class RuntimeDir:
         """
         record = new_record(name, pid, binary)
         if record is not None:
-            write_record(self.path / _RECORDS, record)
+            self._disk(write_record, self.path / _RECORDS, record)
 
     def forget(self, name: str) -> None:
         """Drop the record of a child that is reaped."""
         with contextlib.suppress(OSError):  # a sweep finds out that its process is gone
-            record_file(self.path / _RECORDS, name).unlink()
+            self._disk(record_file(self.path / _RECORDS, name).unlink)
 
     def sweep_orphans(self) -> list[Swept]:
         """Kill the children of dead supervisors: this folder's, and those of its neighbours.

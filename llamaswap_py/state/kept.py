@@ -15,12 +15,16 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import psutil
+
+from llamaswap_py.workers import PatientDisk
 
 _log: Final = logging.getLogger("lswap")
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -62,6 +66,36 @@ class Kept:
         return sum(one.size for one in self.slots)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _patient(default: Any) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Have a method of KeptFolder return `default` where its disk hangs."""
+
+    def wrap(method: Callable[_P, _T]) -> Callable[_P, _T]:
+        @wraps(method)
+        def patient(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            folder = args[0]
+            assert isinstance(folder, KeptFolder)
+            if threading.get_ident() == folder.thread:  # one of them that another calls
+                return method(*args, **kwargs)
+
+            def call() -> _T:
+                folder.thread = threading.get_ident()
+                return method(*args, **kwargs)
+
+            try:
+                return folder.disk(call)
+            except TimeoutError:
+                instead: _T = default
+                return instead
+
+        return patient
+
+    return wrap
+
+
 class KeptFolder:
     """The files of one supervisor, the oldest preset first; never more than `limit` bytes.
 
@@ -77,6 +111,8 @@ class KeptFolder:
         self._kept: dict[str, Kept] = {}
         self._lock: int | None = None
         self._failed = False
+        self.disk = PatientDisk("lswap-kept")
+        self.thread = 0
 
     @property
     def size(self) -> int:
@@ -96,6 +132,7 @@ class KeptFolder:
     def __contains__(self, preset: str) -> bool:
         return preset in self._kept
 
+    @_patient(None)
     def path(self) -> Path | None:
         """Return the folder, made if need be; None where there is none to be had (said once)."""
         if self.place is not None and _is_ours(self.place.path):
@@ -116,6 +153,7 @@ class KeptFolder:
         _log.warning("keep_kv keeps nothing: there is no room for it in %s", tried)
         return None
 
+    @_patient(0)
     def room(self) -> int:
         """Return how many bytes may be kept in all: of the limit, and of the file system."""
         if self.place is None:
@@ -130,6 +168,7 @@ class KeptFolder:
         """Return a file's name that nobody can guess, for something that is not finished."""
         return f"{secrets.token_hex(16)}.part"
 
+    @_patient(None)
     def finish(self, slot: int, name: str, tokens: int, size: int) -> KeptSlot | None:
         """Take over a file that was written whole; None (and it is gone) if it was not."""
         path = self.path()
@@ -173,6 +212,7 @@ class KeptFolder:
         """Take out what is kept of a preset; its files are then the caller's to remove."""
         return self._kept.pop(preset, None)
 
+    @_patient(False)
     def is_whole(self, slot: KeptSlot) -> bool:
         """Return whether a file is the one that was kept: llama-server dies of a shorter one."""
         if self.place is None:
@@ -188,6 +228,7 @@ class KeptFolder:
         if kept := self._kept.pop(preset, None):
             self.remove(one.name for one in kept.slots)
 
+    @_patient(None)
     def remove(self, names: Iterable[str]) -> None:
         """Remove files."""
         if self.place is None:
@@ -196,6 +237,7 @@ class KeptFolder:
             with contextlib.suppress(OSError):
                 (self.place.path / name).unlink()
 
+    @_patient(None)
     def close(self) -> None:
         """Remove everything."""
         self._kept.clear()
@@ -206,6 +248,7 @@ class KeptFolder:
             os.close(self._lock)
             self._lock = None
 
+    @_patient(0)
     def sweep(self) -> int:
         """Remove what killed supervisors of this user left behind; returns how many folders."""
         return sum(map(sweep_kept, self._places))

@@ -1,9 +1,10 @@
 /* A disk that hangs, for whoever preloads this: while the file FAKE_HANG_WHILE exists, calls that
- * open or look at a path which contains FAKE_HANG do not return. */
+ * open, look at, make, rename or remove a path which contains FAKE_HANG do not return. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -41,3 +42,28 @@ STAT(stat, stat)
 STAT(stat64, stat64)
 STAT(lstat, stat)
 STAT(lstat64, stat64)
+
+int unlink(const char *path) {
+    static int (*real)(const char *);
+    wait_for(path);
+    return REAL("unlink")(path);
+}
+
+int rmdir(const char *path) {
+    static int (*real)(const char *);
+    wait_for(path);
+    return REAL("rmdir")(path);
+}
+
+int mkdir(const char *path, mode_t mode) {
+    static int (*real)(const char *, mode_t);
+    wait_for(path);
+    return REAL("mkdir")(path, mode);
+}
+
+int rename(const char *from, const char *to) {
+    static int (*real)(const char *, const char *);
+    wait_for(from);
+    wait_for(to);
+    return REAL("rename")(from, to);
+}

@@ -423,3 +423,25 @@ async def test_a_disk_of_logs_that_hangs(lab: Lab) -> None:
             assert await lswap.chat("alpha") == lab.sentence("alpha")
             await lswap.client.post("/lswap/v1/models/alpha/unload?force=true")
             await lswap.until_state("alpha", "unloaded")
+
+
+@pytest.mark.parametrize(
+    "what", ["learned", "traffic", "captures", "estimates", "instances", "kept"]
+)
+async def test_a_disk_that_hangs_for_what_is_written(lab: Lab, what: str) -> None:
+    """Records, what was learned, captures, conversations: lswap serves, and SIGTERM ends it."""
+    disk = HangingDisk.build(lab.folder, f"/{what}")
+    memory = {"keep_kv": {"dir": str(lab.folder / "kept")}}
+    models = {name: lab.preset(name, size="110MiB", keep_kv=True) for name in ("alpha", "beta")}
+    async with lab.lswap(models, env=disk.env, capture="on", memory=memory) as lswap:
+        for name in models:
+            assert await lswap.chat(name) == lab.sentence(name)
+        disk.hang()
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                for name in models:  # each loads anew, and evicts the other
+                    assert await lswap.chat(name) == lab.sentence(name)
+                assert (await lswap.client.get("/livez")).status_code == 200
+        async with asyncio.timeout(20):
+            await lswap.stop()
+    disk.go_on()
