@@ -127,8 +127,8 @@ class Instances:
         spec, kv = self._keeping.prepare(key.preset, prepared, way, spec)
         held = Held()
         child = Child(spec, lambda event: self._child_said(key, event), log, held.requests)
-        self.running[key] = Running(child, prepared, way, held, kv=kv)
         self._tasks.create_task(self._run_child(key, child), name=str(key))
+        self.running[key] = Running(child, prepared, way, held, kv=kv)
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
         way = prepared.ways[choice.variant]

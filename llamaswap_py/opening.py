@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from llamaswap_py.children import RuntimeDir
 from llamaswap_py.children.process import prepare_to_spawn
 from llamaswap_py.config.records import Config
-from llamaswap_py.devices import read_devices
+from llamaswap_py.devices import Device, read_devices
 from llamaswap_py.engine.locate import Engine
 from llamaswap_py.presets import Engines, prepare
 from llamaswap_py.snapshot import EngineView
@@ -26,15 +26,9 @@ async def open_supervisor(
 
     Presets that cannot work are listed with their reason; they stop nobody.
     """
-    engines = Engines(config)
+    engines = await asyncio.to_thread(Engines, config)
     devices, _ = await asyncio.gather(
-        asyncio.to_thread(  # a sick driver may take its time
-            read_devices,
-            config.memory.devices,
-            config.memory.margin.of,
-            backends=engines.backends,
-            environment=os.environ,
-        ),
+        asyncio.to_thread(_devices, config, engines),  # a sick driver may take its time
         asyncio.to_thread(prepare_to_spawn),
     )
     about = About(
@@ -46,6 +40,13 @@ async def open_supervisor(
     prepared = await asyncio.to_thread(prepare, config, engines, devices)  # it looks at files
     async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
         yield supervisor
+
+
+def _devices(config: Config, engines: Engines) -> tuple[Device, ...]:
+    memory = config.memory
+    return read_devices(
+        memory.devices, memory.margin.of, backends=engines.backends, environment=os.environ
+    )
 
 
 def _view(engine: Engine | None) -> EngineView:

@@ -335,7 +335,9 @@ class Supervisor:
         elif isinstance(action, Stop):
             self.instances.kill(action.instance)
         elif isinstance(action, Spawn):
-            self.instances.running.pop(action.instance, None)
+            if action.instance in self.instances.running:  # its task runs, and tells its exit
+                self.instances.kill(action.instance)
+                return
             failure = Failure("engine", "lswap failed to start it")
             self.feed(ev.InstanceExited(action.instance, failure))
 

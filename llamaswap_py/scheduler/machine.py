@@ -133,7 +133,8 @@ class Scheduler:
         control.out = []
         if self._handlers[type(event)](event):
             self._passing.run()
-        return control.out
+        out, control.out = control.out, []
+        return out
 
     def begun(self) -> list[Action]:
         """Return the actions that the last event had come to, where `handle` raised."""
