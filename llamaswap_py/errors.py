@@ -75,6 +75,7 @@ API_CODES: Final[dict[str, tuple[int, str]]] = {
     "internal": (500, "server_error"),
     "not_implemented": (501, "server_error"),
     "upstream_failed": (502, "server_error"),
+    "bodies_full": (503, "server_error"),
     "draining": (503, "server_error"),
     "memory_full": (503, "server_error"),
     "model_failed": (503, "server_error"),

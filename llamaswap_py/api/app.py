@@ -18,6 +18,7 @@ from llamaswap_py.api.meaning import meaning_of
 from llamaswap_py.api.reading import refuse_coded_body
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError, without_frames
+from llamaswap_py.wire.bodies import Bodies
 from llamaswap_py.wire.messages import WireError
 from llamaswap_py.wire.places import Places
 
@@ -57,6 +58,8 @@ class App:
         self.supervisor = supervisor
         self.places = Places(keyed=keys is not None)
         """Who holds the connections that there can be: wire.serve() is given it."""
+        self.bodies = Bodies()
+        """Whose bytes of bodies are in memory, likewise."""
         self.access = Access(keys, self.places)
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""

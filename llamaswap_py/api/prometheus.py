@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.api.traffic import Histogram, Traffic
     from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.wire.bodies import Bodies
     from llamaswap_py.wire.places import Places
 
 STATES: Final = (
@@ -51,7 +52,7 @@ async def scrape(call: Call) -> None:
         happened,
         children,
         call.may_use,
-        [*_places(call.app.places)],
+        [*_places(call.app.places), *_bodies(call.app.bodies)],
     )
     call.status = 200
     call.exchange.respond(200, body, content_type)
@@ -187,6 +188,14 @@ def _places(places: Places) -> Iterator[Metric]:
     yield CounterMetricFamily("lswap_connections_gave_way", text, value=places.gave_way)
     text = "Connections and keys for which there was no place."
     yield CounterMetricFamily("lswap_connections_refused", text, value=places.refused)
+
+
+def _bodies(bodies: Bodies) -> Iterator[Metric]:
+    text = "Large request bodies in memory."
+    yield GaugeMetricFamily("lswap_bodies_bytes", text, value=bodies.taken)
+    yield GaugeMetricFamily("lswap_bodies_limit_bytes", "What they may be.", value=bodies.most)
+    text = "Request bodies for which there was no memory."
+    yield CounterMetricFamily("lswap_bodies_refused", text, value=bodies.refused)
 
 
 def _merged(children: Mapping[str, str]) -> list[Metric]:

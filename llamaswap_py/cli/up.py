@@ -26,7 +26,7 @@ from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
 from llamaswap_py.cli.beside import capturing, notifying, watching
-from llamaswap_py.cli.descriptors import most_connections, raise_file_limit
+from llamaswap_py.cli.budgets import most_bodies, most_connections, raise_file_limit
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
@@ -182,6 +182,7 @@ async def _serve(
             served = Served(typeable(bound), serves_text(outside.origin), time.time())
             app = App(supervisor, keys)
             app.places.most = most_connections(config.limits.connections)
+            app.bodies.most = most_bodies(config.limits)
             app.own_log = outside.own_log.lines
             outside.own_log.serve(asyncio.get_running_loop())
             app.reloader = await asyncio.to_thread(
@@ -202,6 +203,7 @@ async def _serve(
                     begin=app.begin,
                     inherited=outside.inherited,
                     places=app.places,
+                    bodies=app.bodies,
                 ) as server,
                 notifying(notifier, supervisor),
             ):

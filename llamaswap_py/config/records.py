@@ -28,6 +28,7 @@ from llamaswap_py.config.forms import (
     UI,
     WHEN_FULL,
     or_null,
+    or_word,
 )
 from llamaswap_py.config.found import Folder
 from llamaswap_py.config.memory import Memory
@@ -173,6 +174,16 @@ class Limits(Record, frozen=True):
     upload: Annotated[
         int, key("Largest multipart body (audio, images).", POSITIVE_SIZE, "2GiB")
     ] = 512 * MIB
+    body_memory: Annotated[
+        int | None,
+        key(
+            "Most bytes of large request bodies in memory at once, until their requests end; one "
+            "that does not fit gets 503. A key gets half of it at most. auto: an eighth of main "
+            "memory, and at least four of the largest.",
+            or_word("auto", POSITIVE_SIZE),
+            "4GiB",
+        ),
+    ] = None
     connections: Annotated[
         int | None,
         word(

@@ -35,6 +35,7 @@ class ClientConnection(Incoming):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.outbox = server.outbox
+        self.bodies = server.bodies
         self._lost = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._tunnel: Relay | None = None

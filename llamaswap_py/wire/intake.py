@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from ..errors import ApiError, without_frames
 from ..units import KIB
+from .bodies import FREE
 from .messages import Body, BodyTooLarge
 
 if TYPE_CHECKING:
@@ -33,10 +35,14 @@ class Intake:
     _limit: int | None = None
     _streaming = False
     _discarding = False
-    _error: WireError | BodyTooLarge | None = None
+    _error: WireError | ApiError | None = None
     _scan: Callable[[bytes], None] | None = None
     _shown = 0
     _joined = 0
+    #: bytes that may come before more are counted, those that are, and for whom
+    _room = FREE
+    _counted = 0
+    _owner = ""
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(
@@ -122,6 +128,8 @@ class Intake:
         if self._limit is not None:
             if body.size > self._limit:
                 self.fail(BodyTooLarge(self._limit))
+            elif body.size > self._room:
+                self._count(body.size)
             self._show()
         elif body.size > _HIGH_WATER:
             self._connection.pause_input()
@@ -129,6 +137,18 @@ class Intake:
             self._join(body.pieces)
         if self._streaming:
             self._wake()
+
+    def _count(self, size: int) -> None:
+        """Count what came against the bytes that there may be of bodies."""
+        if not self._counted:
+            self._owner = self._connection.owner
+        try:
+            while size > self._room:
+                step = self._connection.bodies.take(self._owner)
+                self._counted += step
+                self._room += step
+        except ApiError as error:
+            self.fail(error)
 
     def _join(self, pieces: list[bytes | memoryview]) -> None:
         """Make one piece of the last ones, which were shown all or not at all."""
@@ -150,9 +170,10 @@ class Intake:
         self.complete = True
         self._wake()
 
-    def fail(self, error: WireError | BodyTooLarge) -> None:
+    def fail(self, error: WireError | ApiError) -> None:
         """The body will never be complete: its reader gets `error`."""
         if self._error is None:
+            without_frames(error)
             self._error = error
             self._body = Body()
             self._wake()
@@ -180,6 +201,9 @@ class Intake:
 
         What refers to its own connection would else keep them until the collector comes by.
         """
+        if self._counted:
+            self._connection.bodies.give_back(self._owner, self._counted)
+            self._counted = 0
         self._discarding = True
         self._body = Body()
         self._scan = self._error = self._waiter = None

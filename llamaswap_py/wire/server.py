@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..guarding import report
+from .bodies import Bodies
 from .client import ClientConnection
 from .messages import WireLimits
 from .outbox import Outbox
@@ -36,9 +37,11 @@ class Server:
         inherited: bool = False,
         begin: Callable[[Exchange, bytes], bool] | None = None,
         places: Places | None = None,
+        bodies: Bodies | None = None,
     ) -> None:
         self.handler = handler
         self.places = places or Places()
+        self.bodies = bodies or Bodies()
         self.begin = begin or (lambda *_: False)
         self.limits = limits
         self.outbox = Outbox(asyncio.get_running_loop())
@@ -143,20 +146,21 @@ async def serve(
     begin: Callable[[Exchange, bytes], bool] | None = None,
     inherited: bool = False,
     places: Places | None = None,
+    bodies: Bodies | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
 
     `handler` is called once per request, and cancelled when its client goes away. A request that
     came whole, with a head that came before, is shown to `begin` first, with its body: it starts
     the answer with `Exchange.relay_at_once` and returns True, or does nothing and returns False.
-    `places` has a place for each connection, or refuses it.
+    `places` has a place for each connection, or refuses it; `bodies` counts large bodies.
     The paths of unix sockets are removed, unless the sockets are `inherited` from somebody who
     listens on.
     """
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
         server = Server(
-            handler, limits or WireLimits(), on_wire_error, group, inherited, begin, places
+            handler, limits or WireLimits(), on_wire_error, group, inherited, begin, places, bodies
         )
         try:
             for sock in listens:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.wire import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
+from llamaswap_py.wire.bodies import Bodies
 from llamaswap_py.wire.client import ClientConnection
 from llamaswap_py.wire.messages import WireLimits
 from llamaswap_py.wire.outbox import Outbox
@@ -95,6 +96,7 @@ class StubServer:
         self.handler = handler
         self.outbox = Outbox(asyncio.get_running_loop())
         self.places = Places()
+        self.bodies = Bodies()
         self.tasks: list[asyncio.Task[None]] = []
 
     def begin(self, exchange: Exchange, body: bytes) -> bool:

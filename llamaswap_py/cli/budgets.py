@@ -1,10 +1,15 @@
-"""How many files this process may open, and how many of them clients get."""
+"""What clients get of this process: of the files it may open, and of main memory."""
 
 from __future__ import annotations
 
 import resource
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.devices.host import read_host
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.records import Limits
 
 _FILES: Final = 65_536
 """Open files to ask for, as the service's unit does: 1,024, a common limit, are 450 streams."""
@@ -32,3 +37,14 @@ def most_connections(asked: int | None) -> int:
     files = _FILES if soft == resource.RLIM_INFINITY else soft
     room = max((files - max(_KEPT, files // 8)) // _EACH, 8)
     return room if asked is None else min(asked, room)
+
+
+def most_bodies(limits: Limits) -> int:
+    """Return how many bytes of bodies may be in memory: at least two of the largest."""
+    if limits.body_memory is not None:
+        return limits.body_memory
+    least = 4 * max(limits.body, limits.upload)
+    try:
+        return max(read_host().total // 8, least)
+    except (OSError, ValueError):
+        return least
