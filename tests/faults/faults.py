@@ -335,9 +335,9 @@ async def burst(scene: Scene) -> None:
 
 
 async def clock_jumps(scene: Scene) -> None:
-    """A day ahead, two days back, as when a machine learns the time; children see it too."""
+    """A day and ten years ahead and back: a machine learns the time; children see it too."""
     assert scene.clock is not None
-    for days in (1, -1, 0):
+    for days in (1, -1, 3_650, -3_650, 0):
         scene.clock.move(days * 86_400)
         await scene.post(f"/lswap/v1/models/{scene.victim}/unload?force=true")
         await scene.crowd.until_answered(3)

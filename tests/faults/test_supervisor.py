@@ -157,7 +157,8 @@ async def test_asked_to_end_under_load(lab: Lab) -> None:
         await server.until_no_process_is_left()
 
 
-async def test_held_up_itself(lab: Lab) -> None:
+@pytest.mark.parametrize("who", ["lswap", "all"])
+async def test_held_up_itself(lab: Lab, who: str) -> None:
     """A suspended machine, a debugger: no child is taken for hung that was only not looked at."""
     models = models_of(lab)
     models["long"]["liveness"] = "1s"
@@ -166,11 +167,15 @@ async def test_held_up_itself(lab: Lab) -> None:
         async with lswap.stream("long", max_tokens=2_000) as stream:
             await stream.read(3)
             pid = instance_of(await lswap.state(), "long").pid
-            lswap.signal(signal.SIGSTOP)
+            children = [one.pid for one in (await lswap.state()).instances if one.pid is not None]
+            stopped = [lswap.pid, *(children if who == "all" else ())]
+            for one in stopped:
+                os.kill(one, signal.SIGSTOP)
             try:
                 await asyncio.to_thread(time.sleep, 3)
             finally:
-                lswap.signal(signal.SIGCONT)
+                for one in stopped:
+                    os.kill(one, signal.SIGCONT)
             await stream.read(100)
             assert stream.error is None
         assert instance_of(await lswap.state(), "long").pid == pid
