@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.probe import Answer, get
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
+from llamaswap_py.containing import limits_of
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.held import Held
@@ -150,6 +152,8 @@ class Instances:
             log_rotate=self._config.log.rotate,
             liveness=preset.liveness,
             written=self._config.secrets,
+            group=self._runtime_dir.group(str(key), limits_of(preset)),
+            mark=secrets.token_hex(8),
         )
         if preset.cmd is not None:
             return replace(
@@ -219,6 +223,14 @@ class Instances:
         if running.endpoint is not None:
             self._pool.drop(running.endpoint)
 
+    def leave_stuck(self) -> None:
+        """Leave children that the kernel does not end, though they were killed: lswap stops."""
+        for key, running in self.running.items():
+            process = running.child.process
+            if process is not None and process.leave_if_stuck():
+                text = "%s (pid %d) was killed and does not end: it hangs in the kernel"
+                _log.warning(text, key, process.pid)
+
     async def wait_gone(self) -> None:
         """Wait until the next child is reaped."""
         self.gone.clear()
@@ -235,7 +247,8 @@ class Instances:
         finally:
             running = self.running.pop(key)
             with guarding.reporting("child"):
-                self._runtime_dir.forget(str(key))
+                if child.process is None or not child.process.left:  # else the next start looks
+                    self._runtime_dir.forget(str(key))
         with guarding.reporting("child"):
             self._drop(running)
             self._keeping.gone(running)
@@ -326,7 +339,8 @@ class Instances:
     def _record(self, key: InstanceKey, running: Running) -> None:
         assert running.pid is not None
         try:
-            self._runtime_dir.record(str(key), running.pid, running.child.spec.binary)
+            spec = running.child.spec
+            self._runtime_dir.record(str(key), running.pid, spec.binary, spec.group, spec.mark)
         except OSError as error:  # a full disk must not keep a model from serving
             _log.warning("%s: a restart could not find it as an orphan: %s", key, error)
 

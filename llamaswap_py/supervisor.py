@@ -65,6 +65,8 @@ from llamaswap_py.wire.pool import UpstreamPool
 from llamaswap_py.workers import PatientDisk
 
 _log: Final = logging.getLogger("lswap")
+_LOOK: Final = 1.0
+"""Seconds between looks, while it stops, at children that do not end."""
 
 
 class Supervisor:
@@ -268,7 +270,11 @@ class Supervisor:
         """Refuse new requests, let open ones finish for `grace` seconds, stop every child."""
         self.feed(ev.ShutdownAsked(grace))
         while self.running:
-            await self.instances.wait_gone()
+            try:
+                async with asyncio.timeout(_LOOK):
+                    await self.instances.wait_gone()
+            except TimeoutError:
+                self.instances.leave_stuck()
 
     def stop_now(self) -> None:
         """End every request and kill every child."""

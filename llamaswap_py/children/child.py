@@ -47,6 +47,7 @@ from llamaswap_py.children.records import (
     ChildSpawned,
     ChildWoke,
 )
+from llamaswap_py.children.stopping import ask_to_exit
 from llamaswap_py.children.vigil import keep_guarded_vigil
 from llamaswap_py.redaction import Redactor, hide, redact_args
 from llamaswap_py.units import showable
@@ -64,13 +65,6 @@ _WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
 _TAIL_KEPT: Final = 200  # lines for finding the cause
 _TAIL_TOLD: Final = 40  # lines in ChildExited
 _TAIL_LINE: Final = 2000  # characters of each
-# A SIGTERM that comes between "listening on" and the main loop is lost (b11434: the handler's
-# terminate() is undone by start_loop()), and so is an exit command. In child mode the repeat is
-# the first SIGTERM and does no harm; elsewhere the second SIGTERM ends the process at once, which
-# must not cut off an exit that is under way and says nothing.
-_REPEAT_SECONDS: Final = 0.25
-_REPEAT_SECONDS_CHILD_MODE: Final = 0.05
-_CLOSE_SECONDS: Final = 0.75
 _LLAMA_SERVER: Final = "llama-server"
 
 
@@ -106,7 +100,7 @@ class Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_KEPT)
         self._file = LogFile(spec.log_path, spec.log_rotate) if spec.log_path else None
         self._redact = Redactor({**os.environ, **spec.env}, spec.written)
-        self._process: Process | None = None
+        self.process: Process | None = None
         self._load: Load | None = None
         self._stopping = asyncio.Event()
         self._waking = asyncio.Event()
@@ -126,7 +120,7 @@ class Child:
     @property
     def pid(self) -> int | None:
         """The process id, None before it is spawned."""
-        return self._process.pid if self._process else None
+        return self.process.pid if self.process else None
 
     async def run(self) -> ChildExited:
         """Spawn the child and live with it to its end.
@@ -137,33 +131,43 @@ class Child:
         if self._stopping.is_set():
             return self._finish(None, None)
         try:
-            self._process = process = self._spawn()
+            self.process = process = self._spawn()
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in an argument
-            reason = getattr(error, "strerror", None) or str(error)
-            binary = hide(self.spec.binary, self.spec.written)
-            failure = Failure(FailureKind.ENGINE, f"cannot run {binary}: {reason}")
-            return self._finish(failure, None)
+            return self._finish(self._cannot_run(error), None)
+        failure = None
         try:
-            self._emit(ChildSpawned(process.pid))
-            if self._file is not None:  # it may hold several lives of a model
-                words = (self.spec.binary, *self.spec.args)
-                command = shlex.join(redact_args(words, self.spec.written))
-                self._file.write(f"[{self.spec.name} pid {process.pid}: {command}]\n".encode())
-            process.watch(self._read)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._become_ready_and_serve)
-                tasks.start_soon(self._stop_when_asked)
-                tasks.start_soon(guarding.keep_going, "wake", self._wake_when_asked)
-                if self._file is not None:
-                    write = partial(self._file.run, self._logs)
-                    tasks.start_soon(guarding.keep_going, "log file", write)
-                await process.exited
-                self._emit_unless_stopping(ChildLost())
-                tasks.cancel_scope.cancel()
+            failure = await self._begin(process)
+            if failure is None:
+                await self._live(process)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._clean_up(process)
-        return self._finish(None, process.returncode)
+        return self._finish(failure, None if failure else process.returncode)
+
+    async def _begin(self, process: Process) -> Failure | None:
+        try:
+            await process.begun()
+        except OSError as error:
+            return self._cannot_run(error)
+        self._emit(ChildSpawned(process.pid))
+        if self._file is not None:  # it may hold several lives of a model
+            words = (self.spec.binary, *self.spec.args)
+            command = shlex.join(redact_args(words, self.spec.written))
+            self._file.write(f"[{self.spec.name} pid {process.pid}: {command}]\n".encode())
+        return None
+
+    async def _live(self, process: Process) -> None:
+        process.watch(self._read)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._become_ready_and_serve)
+            tasks.start_soon(self._stop_when_asked)
+            tasks.start_soon(guarding.keep_going, "wake", self._wake_when_asked)
+            if self._file is not None:
+                write = partial(self._file.run, self._logs)
+                tasks.start_soon(guarding.keep_going, "log file", write)
+            await process.exited
+            self._emit_unless_stopping(ChildLost())
+            tasks.cancel_scope.cancel()
 
     def stop(self, *, unasked: bool = False) -> None:
         """Begin the stop recipe; a second call changes nothing.
@@ -179,8 +183,8 @@ class Child:
             return
         self._unasked = unasked
         self._begin_stop()
-        if self._process is not None:
-            self._ask_to_stop(self._process)
+        if self.process is not None:
+            self._ask_to_stop(self.process)
 
     def wake(self) -> None:
         """End a sleep: `ChildWoke` follows once the model is back in memory."""
@@ -189,13 +193,18 @@ class Child:
     def kill(self) -> None:
         """SIGKILL the whole process group now."""
         self._begin_stop()
-        if self._process is not None:
-            self._process.kill_group()
+        if self.process is not None:
+            self.process.kill_group()
 
     def _begin_stop(self) -> None:
         if not self._stopping.is_set():
             self._stalled = self._load is not None and self._load.stalled
             self._stopping.set()
+
+    def _cannot_run(self, error: OSError | ValueError) -> Failure:
+        reason = getattr(error, "strerror", None) or str(error)
+        binary = hide(self.spec.binary, self.spec.written)
+        return Failure(FailureKind.ENGINE, f"cannot run {binary}: {reason}")
 
     def _spawn(self) -> Process:
         spec = self.spec
@@ -210,24 +219,25 @@ class Child:
             where = ("--host", "127.0.0.1", "--port", "0")
         self._load = Load(spec, self._emit_unless_stopping, self._watched)
         argv = (spec.binary, *spec.args, *where)
-        return Process.spawn(argv, child_env(os.environ, spec), control=spec.child_mode)
+        env = child_env(os.environ, spec)
+        return Process.spawn(argv, env, control=spec.child_mode, group=spec.group)
 
     def _spawn_program(self, spec: ChildSpec, program: Program) -> Process:
         self._endpoint = endpoint = choose_endpoint(spec)
         argv = told((spec.binary, *spec.args), endpoint)
         self._load = ProgramLoad(spec, self._watched(endpoint), self._emit_unless_stopping)
         env = child_env(os.environ, spec)
-        return Process.spawn(argv, env, control=False, guarded=True, cwd=program.cwd)
+        return Process.spawn(argv, env, control=False, cwd=program.cwd, group=spec.group)
 
     @property
     def _living(self) -> int | None:
         """The process id until it is reaped: afterwards it may be somebody else's."""
-        process = self._process
+        process = self.process
         return process.pid if process is not None and process.returncode is None else None
 
     def _port_taken(self, text: str) -> None:
         """End the child: nobody may talk to whoever has its port now."""
-        process = self._process if self._living is not None else None
+        process = self.process if self._living is not None else None
         if self._taken is None and not self._stopping.is_set() and process is not None:
             self._taken = Failure(FailureKind.PORT, text)
             self._note(f"[{self.spec.name}: {text}]")
@@ -239,7 +249,7 @@ class Child:
             self._emit(event)
 
     async def _become_ready_and_serve(self) -> None:
-        load, process, patience = self._load, self._process, self.spec.liveness
+        load, process, patience = self._load, self.process, self.spec.liveness
         assert load is not None
         assert process is not None
         endpoint = await load.run(process.pid)
@@ -262,9 +272,8 @@ class Child:
 
     async def _stop_when_asked(self) -> None:
         await self._stopping.wait()
-        process = self._process
+        process, patience = self.process, self.spec.stop_timeout
         assert process is not None
-        patience = self.spec.stop_timeout
         if self.spec.program is not None:  # to some a second SIGTERM means: leave everything
             with anyio.move_on_after(patience):
                 if self.spec.program.stop and not await self._run_stop_command(process):
@@ -272,17 +281,7 @@ class Child:
                 await anyio.sleep_forever()
             self._give_up(process)
             return
-        repeat = _REPEAT_SECONDS_CHILD_MODE if self.spec.child_mode else _REPEAT_SECONDS
-        first, second = min(repeat, patience / 4), min(_CLOSE_SECONDS, patience / 4)
-        await asyncio.sleep(first)
-        if not self._ending:
-            process.command_exit()
-            process.signal(signal.SIGTERM)
-        await asyncio.sleep(second)
-        process.close_stdin()
-        if not self._ending:
-            process.signal(signal.SIGTERM)
-        await asyncio.sleep(patience - first - second)
+        await ask_to_exit(process, patience, self.spec.child_mode, lambda: self._ending)
         self._give_up(process)
 
     async def _run_stop_command(self, process: Process) -> bool:
@@ -295,16 +294,14 @@ class Child:
         program, endpoint = self.spec.program, self._endpoint
         assert program is not None
         assert endpoint is not None
-        env = child_env(os.environ, self.spec)
-        patience = self.spec.stop_timeout
+        env, patience = child_env(os.environ, self.spec), self.spec.stop_timeout
         failure = await asyncio.to_thread(run_stop, program, endpoint, pid, env, patience)
         if failure:
             self._note(f"[{self.spec.name}: stop_cmd failed: {failure}]")
         return not failure
 
     def _give_up(self, process: Process) -> None:
-        patience = self.spec.stop_timeout
-        self._note(f"[{self.spec.name} did not stop within {patience:g} s: killed]")
+        self._note(f"[{self.spec.name} did not stop within {self.spec.stop_timeout:g} s: killed]")
         process.kill_group()
 
     def _ask_to_stop(self, process: Process) -> None:
@@ -382,7 +379,10 @@ class Child:
         if returncode is not None:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
             asked = self._stopping.is_set() and not self._ended_by_itself(number)
-            failure = classify(code, number, self._tail, asked=asked, stalled=self._stalled)
+            wall = self.process is not None and self.process.oom_kills > 0
+            failure = classify(
+                code, number, self._tail, asked=asked, stalled=self._stalled, oom_killed=wall
+            )
             if self._taken is not None:  # a stop may have begun since
                 failure = self._taken
             elif failure is not None and self.spec.program is not None:
@@ -396,5 +396,5 @@ class Child:
         """Tell whether a stop that was begun was not what ended it: `number` is its signal."""
         if number is None:
             return self._unasked
-        process, by_command = self._process, self._stop_command is not None
+        process, by_command = self.process, self._stop_command is not None
         return process is not None and number not in process.sent and not by_command

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from llamaswap_py.children.records import ChildSpec
 
+MARK: Final = "LSWAP_CHILD"
+"""The variable by which the next start finds what a child without a cgroup has left."""
 _SCRUBBED: Final = ("LLAMA_ARG_", "LLAMA_SERVER_")
 _NO_CONFIG: Final = os.path.join(os.devnull, "empty")  # a folder that nobody can ever fill
 
@@ -21,8 +23,9 @@ def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
     `LLAMA_SERVER_*`, and the user's own config.ini. What the preset's own `env` says wins. A
     program of the user's gets all that we have.
     """
+    mark = {MARK: spec.mark} if spec.mark else {}
     if spec.program is not None:
-        return {**base, **spec.env}
+        return {**base, **mark, **spec.env}
     env = {
         name: value
         for name, value in base.items()
@@ -31,5 +34,4 @@ def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
     env["XDG_CONFIG_HOME"] = _NO_CONFIG
     if spec.child_mode:
         env["LLAMA_SERVER_ROUTER_PORT"] = "1"
-    env.update(spec.env)
-    return env
+    return {**env, **mark, **spec.env}

@@ -25,6 +25,7 @@ class FailureKind(Enum):
     TIMEOUT = "timeout"
     CRASHED = "crashed"
     KILLED = "killed"
+    OOM_KILLED = "oom_killed"
     ENGINE = "engine"
     EXITED = "exited"
 
@@ -163,11 +164,13 @@ def classify(
     *,
     asked: bool = False,
     stalled: bool = False,
+    oom_killed: bool = False,
 ) -> Failure | None:
     """Return why a child ended, None when it ended because it was told to.
 
     `asked`: a stop was asked for. `stalled`: it had shown no sign of life for too long, which
-    makes an asked stop a failure of kind `timeout`.
+    makes an asked stop a failure of kind `timeout`. `oom_killed`: the kernel has ended a process
+    of its cgroup for want of memory.
     """
     lines = [_PLAIN_PREFIX.sub("", line) for line in tail]
     if stalled:
@@ -178,6 +181,12 @@ def classify(
     found = _match_rules(lines)
     if found is not None:
         return found
+    if oom_killed and signal == 9:
+        return Failure(
+            FailureKind.OOM_KILLED,
+            "llama-server was killed by the kernel: it took more host memory than memory_max "
+            "allows, or than there was",
+        )
     if signal is not None:
         return _judge_signal(signal, tail)
     if code in (126, 127):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+from contextlib import suppress
 from typing import Final
 
 import psutil
 
+from llamaswap_py.children.cgroups import group_of
 from llamaswap_py.children.liveness import Work
 
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
@@ -15,13 +16,20 @@ _SOCKET: Final = "socket:["
 
 
 def family_of(pid: int) -> list[int]:
-    """Return a process, all that descend from it, and all of the session that it leads.
+    """Return a child's process and all that it started, however far those went from it.
 
-    A process whose parent has ended descends from nobody any more, but is still in its session.
+    They are those of its cgroup, else those below its keeper (`keeper.py`); where it has neither,
+    those that descend from it, and those of the session that it leads.
     """
     found = {pid: None}
-    with contextlib.suppress(psutil.Error):
-        found |= {one.pid: None for one in psutil.Process(pid).children(recursive=True)}
+    if (group := group_of(pid)) is not None:
+        found |= dict.fromkeys(group.pids())
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        parent = root.parent()
+        if parent is not None and parent.ppid() == os.getpid():
+            root = parent
+        found |= {one.pid: None for one in root.children(recursive=True)}
     found |= {one: None for one in psutil.pids() if _session(one) == pid}
     return list(found)
 
@@ -67,7 +75,7 @@ def sockets_of(pid: int) -> frozenset[int]:
     folder = f"/proc/{pid}/fd"
     found = set()
     for name in os.listdir(folder):
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with suppress(OSError):  # closed meanwhile
             if (link := os.readlink(f"{folder}/{name}")).startswith(_SOCKET):
                 found.add(int(link[len(_SOCKET) : -1]))
     return frozenset(found)

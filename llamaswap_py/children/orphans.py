@@ -3,6 +3,9 @@
 A process is identified by (pid, start time, boot, pid namespace): no other process can have all
 four. A record is acted upon only when the supervisor named in it is dead by the same test, and
 the caller holds the lock of the folder that the record lies in.
+
+What a child started is found by its cgroup, whose random name nobody else can have; where it had
+none, by a variable that each child has in its environment (`MARK`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import os
 import select
 import signal
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -21,6 +25,8 @@ from urllib.parse import quote
 import msgspec
 import psutil
 
+from llamaswap_py.children.cgroups import Group, is_ours
+from llamaswap_py.children.environment import MARK
 from llamaswap_py.files import read_regular
 from llamaswap_py.running import start_time
 
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DEATH_SECONDS: Final = 2.0
+_PAUSE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +42,8 @@ class InstanceRecord:
     """What a restart must know to find a child; one JSON file each.
 
     `started` and `supervisor_started` are start times as `start_time` gives them. `boot` and
-    `namespace` say where the pids mean something.
+    `namespace` say where the pids mean something. `cgroup` has the folders of its cgroup, `mark`
+    what it has in its environment.
     """
 
     name: str
@@ -46,6 +54,8 @@ class InstanceRecord:
     supervisor_started: int
     boot: str
     namespace: str
+    cgroup: tuple[str, ...] = ()
+    mark: str = ""
 
 
 class SweptHow(Enum):
@@ -83,9 +93,14 @@ def pid_namespace() -> str:
         return ""
 
 
-def new_record(name: str, pid: int, binary: str) -> InstanceRecord | None:
-    """Return the record of a child of this process; None if it is dead already."""
-    started = start_time(pid)
+def new_record(
+    name: str, pid: int, binary: str, cgroup: tuple[str, ...] = (), mark: str = ""
+) -> InstanceRecord | None:
+    """Return the record of a child of this process; None if it is dead already.
+
+    Pid 0 stands for a cgroup alone.
+    """
+    started = start_time(pid) if pid else 0
     own = start_time(os.getpid())
     if started is None or own is None:
         return None
@@ -98,6 +113,8 @@ def new_record(name: str, pid: int, binary: str) -> InstanceRecord | None:
         supervisor_started=own,
         boot=boot_id(),
         namespace=pid_namespace(),
+        cgroup=cgroup,
+        mark=mark,
     )
 
 
@@ -107,9 +124,8 @@ def record_file(folder: Path, name: str) -> Path:
     return folder / f"{quote(name, safe='')[:60]}-{digest}.json"
 
 
-def write_record(folder: Path, record: InstanceRecord) -> None:
+def write_record(path: Path, record: InstanceRecord) -> None:
     """Write a record so that a reader sees all of it or nothing. Raises OSError."""
-    path = record_file(folder, record.name)
     partial = path.with_suffix(".tmp")
     partial.write_bytes(msgspec.json.encode(record))
     partial.replace(path)
@@ -136,6 +152,19 @@ def sweep(folder: Path) -> list[Swept]:
     return swept
 
 
+def sweep_file(path: Path) -> None:
+    """Settle the record in one file, as `sweep` does; it goes with what it names."""
+    try:
+        record = msgspec.json.decode(read_regular(path), type=InstanceRecord)
+    except FileNotFoundError:
+        return
+    except (OSError, msgspec.DecodeError):
+        path.unlink(missing_ok=True)
+        return
+    if _settle(record) is not SweptHow.KEPT:
+        path.unlink(missing_ok=True)
+
+
 def _settle(record: InstanceRecord) -> SweptHow:
     if record.boot != boot_id():
         return SweptHow.GONE
@@ -143,7 +172,38 @@ def _settle(record: InstanceRecord) -> SweptHow:
         return SweptHow.KEPT  # another container's pids mean nothing here
     if start_time(record.supervisor) == record.supervisor_started:
         return SweptHow.KEPT
-    return _kill(record)
+    how = _kill(record)
+    if record.cgroup and all(map(is_ours, record.cgroup)):
+        group = Group(record.cgroup)
+        found = bool(group.pids())
+        if not group.end(_DEATH_SECONDS):
+            return SweptHow.KEPT
+        how = SweptHow.KILLED if found else how
+    if record.mark:
+        return _kill_marked(f"{MARK}={record.mark}".encode(), how)
+    return how
+
+
+def _kill_marked(mark: bytes, how: SweptHow) -> SweptHow:
+    """SIGKILL what has `mark` in its environment: what it starts has it, too."""
+    deadline = time.monotonic() + _DEATH_SECONDS
+    while found := [pid for pid in psutil.pids() if _is_marked(pid, mark)]:
+        how = SweptHow.KILLED
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return SweptHow.KEPT
+        time.sleep(_PAUSE)
+    return how
+
+
+def _is_marked(pid: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return mark in file.read().split(b"\0")
+    except OSError:  # gone, a zombie, or another user's
+        return False
 
 
 def _kill(record: InstanceRecord) -> SweptHow:

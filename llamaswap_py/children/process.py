@@ -5,43 +5,47 @@ PR_SET_PDEATHSIG follows the spawning *thread*; uvloop and asyncio differ in wha
 (`process_group`) and both reap by themselves, after which a group id may be somebody else's. Here
 the leader stays a zombie until its group is killed, so that a signal can never hit a stranger.
 
-The kernel ends only the leader with us, and what a script or another program started would stay,
-with its memory. So each of those has a guard: a shell that reads a pipe, and at its end - we are
-gone, however - kills the group.
+The kernel ends only the leader with us, and what it started would stay, with its memory. So it
+lives in a cgroup of its own (`cgroups.py`), where it can have one. A shell joins that and becomes
+the program. Elsewhere it has a keeper (`keeper.py`): a parent that inherits what it starts.
 
-macOS has no PR_SET_PDEATHSIG: there, a child in child mode ends when its stdin closes (once it
-has loaded), and the orphan sweep does the rest.
+macOS has neither, nor PR_SET_PDEATHSIG: there, a child in child mode ends when its stdin closes
+(once it has loaded), a guard kills the group of a script or another program, and the orphan sweep
+does the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.children import keeper
+from llamaswap_py.children.cgroups import JOIN
+from llamaswap_py.children.outputs import Output
 from llamaswap_py.children.readiness import EXIT_COMMAND
 from llamaswap_py.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llamaswap_py.children.cgroups import Group
     from llamaswap_py.children.readiness import Stream
 
-_PR_SET_PDEATHSIG: Final = 1
-_PIPE_SIZE: Final = 256 * 1024
-_READ_SIZE: Final = 16 * 1024  # some 0.6 ms of work: a flood takes turns with everything else
 # How long leftover output may keep us after the group was killed: only a process that left the
 # group (its own session) can still hold the pipes then.
 _DRAIN_SECONDS: Final = 0.5
+_STUCK_SECONDS: Final = 5.0
+_GROUP_SECONDS: Final = 2.0
+"""How long the end of one child waits for what it started: that may hang in the kernel."""
 
 
 class Process:
@@ -51,18 +55,29 @@ class Process:
     """
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], guard: subprocess.Popen[bytes] | None = None
+        self,
+        popen: subprocess.Popen[bytes],
+        guard: subprocess.Popen[bytes] | None = None,
+        link: socket.socket | None = None,
+        group: Group | None = None,
     ) -> None:
         self._popen = popen
         self._guard = guard
+        self._link = link
+        self._group = group
         self.pid = popen.pid
         self.sent: set[int] = set()
         """The signals that it got from us while it ran."""
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._outputs: list[_Output] = []
+        self.oom_kills = 0
+        """How many processes of its cgroup the kernel has ended for want of memory."""
+        self.killed_at: float | None = None
+        self._outputs: list[Output] = []
         self._pidfd = -1
         self._watched = False
         self._ended = False
+        self.left = False
+        """Whether it was left behind: see `leave_if_stuck`."""
 
     @classmethod
     def spawn(
@@ -71,31 +86,56 @@ class Process:
         env: Mapping[str, str],
         *,
         control: bool,
-        guarded: bool = False,
         cwd: str | None = None,
+        group: Group | None = None,
     ) -> Process:
         """Start `argv` in a session of its own; `control` keeps its stdin as a pipe.
 
-        It is `guarded`, or a script: what it starts in turn is not left behind when we are killed.
+        What it starts in turn is not left behind when we are killed: it is in `group`, or has a
+        keeper, or (macOS: a script, or a program with a folder of its own) a guard. Call `begun`
+        next.
 
         Raises OSError when it cannot be executed (missing, not executable, of another machine).
         """
-        wrapper = _death_wrapper() if _is_native(argv[0]) else ()
-        direct = not wrapper and sys.platform == "linux"
-        popen = subprocess.Popen(
-            [*wrapper, *argv],
-            stdin=subprocess.PIPE if control else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            close_fds=True,
-            start_new_session=True,
-            env=dict(env),
-            cwd=cwd,
-            preexec_fn=_death_hook() if direct else None,  # noqa: PLW1509 (only without setpriv)
-        )
-        needs_guard = guarded or _begins_with(argv[0], b"#!")
-        return cls(popen, _guard_of(popen.pid) if needs_guard else None)
+        group = group if group is not None and _made(group) else None
+        ours = theirs = None
+        words = list(argv)
+        if sys.platform == "linux" and (group is None or not _joins_by_shell(argv[0], env)):
+            ours, theirs = socket.socketpair()
+            words = keeper.command(theirs.fileno(), group.folders if group else (), env, argv)
+        elif group is not None:
+            words = ["/bin/sh", "-c", JOIN, "sh", *group.folders, "--", *_death_wrapper(), *argv]
+        try:
+            popen = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE if control else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                close_fds=True,
+                pass_fds=() if theirs is None else (theirs.fileno(),),
+                start_new_session=True,
+                env=dict(env),
+                cwd=cwd,
+            )
+        except BaseException:
+            if ours is not None:
+                ours.close()
+            if group is not None:
+                group.remove()
+            raise
+        finally:
+            if theirs is not None:
+                theirs.close()
+        needs_guard = sys.platform != "linux" and (cwd is not None or _begins_with(argv[0], b"#!"))
+        return cls(popen, _guard_of(popen.pid) if needs_guard else None, ours, group)
+
+    async def begun(self) -> None:
+        """Wait until the program runs and `pid` is its own. Raises OSError if it cannot."""
+        if self._link is not None:
+            self._link.setblocking(False)
+            said = await asyncio.get_running_loop().sock_recv(self._link, 64)
+            self.pid = keeper.pid_of(said)
 
     @property
     def returncode(self) -> int | None:
@@ -108,8 +148,8 @@ class Process:
         self._watch_exit(loop)
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
-        self._outputs.append(_Output(loop, "stdout", self._popen.stdout, on_output))
-        self._outputs.append(_Output(loop, "stderr", self._popen.stderr, on_output))
+        self._outputs.append(Output(loop, "stdout", self._popen.stdout, on_output))
+        self._outputs.append(Output(loop, "stderr", self._popen.stderr, on_output))
 
     def command_exit(self) -> None:
         """Write the exit command of child mode; it is read once the model has loaded."""
@@ -126,21 +166,48 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, unless it is reaped."""
-        if self._popen.returncode is None:
-            self._note_sent(number)
+        if self._popen.returncode is not None:
+            return
+        self._note_sent(number)
+        if self._link is not None:
+            self._tell_keeper(number)
+        else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill_group(self) -> None:
         """SIGKILL the process and all of its group, unless all is over."""
-        if not self._ended:
-            self._note_sent(signal.SIGKILL)
+        if self._ended:
+            return
+        self._note_sent(signal.SIGKILL)
+        self.killed_at = self.killed_at or asyncio.get_running_loop().time()
+        if self._link is not None:
+            self._tell_keeper(signal.SIGKILL)
+        else:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def _note_sent(self, number: int) -> None:
         if not self.exited.done():
             self.sent.add(number)
+
+    def _tell_keeper(self, number: int) -> None:
+        assert self._link is not None
+        with contextlib.suppress(OSError):  # it is gone
+            self._link.send(bytes([number]))
+
+    def leave_if_stuck(self) -> bool:
+        """Wait for it no longer if it was killed, and the kernel has not ended it for a while.
+
+        A process in uninterruptible sleep (state D: a disk or a driver that hangs) stays. Returns
+        whether it was left now.
+        """
+        now = asyncio.get_running_loop().time()
+        if self.left or self.killed_at is None or now - self.killed_at < _STUCK_SECONDS:
+            return False
+        self.left = True
+        self._set_exited()
+        return True
 
     async def end(self) -> None:
         """Kill what is left of the group, take its last output, reap it, close everything.
@@ -154,6 +221,7 @@ class Process:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self.exited])
         self.kill_group()
+        await self._end_group()
         closed = [output.closed for output in self._outputs]
         if closed:
             with contextlib.suppress(asyncio.CancelledError):
@@ -163,14 +231,33 @@ class Process:
             self._guard.wait()
             assert self._guard.stdin is not None
             self._guard.stdin.close()
+        if self.left:
+            if self._pidfd >= 0:
+                self._forget_exit()
+            self._popen.returncode = -signal.SIGKILL  # so that Popen does not mind
         self._popen.wait()
         self._ended = True
+        if self._link is not None:
+            self._link.close()
         self.close_stdin()
         for output in self._outputs:
             output.close()
         for pipe in (self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()
+
+    async def _end_group(self) -> None:
+        """End what is left in its cgroup, and remove that."""
+        group = self._group
+        if group is None:
+            return
+        self.oom_kills = group.oom_kills()
+        if not group.pids() and group.remove():
+            return
+        ending = asyncio.ensure_future(asyncio.to_thread(group.end, _GROUP_SECONDS))
+        while not ending.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([ending])
 
     def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Resolve `exited` when the process is a zombie, without reaping it.
@@ -189,9 +276,13 @@ class Process:
             loop.add_reader(self._pidfd, self._on_exit)
 
     def _on_exit(self) -> None:
+        self._forget_exit()
+        self._set_exited()
+
+    def _forget_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._set_exited()
+        self._pidfd = -1
 
     def _wait_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         self._popen.wait()
@@ -201,51 +292,6 @@ class Process:
     def _set_exited(self) -> None:
         if not self.exited.done():
             self.exited.set_result(None)
-
-
-class _Output:
-    """Hand over what one stream carries; `closed` resolves at its end.
-
-    A plain reader callback: it begins and ends at once, where a transport would have to be
-    awaited, and could be cancelled in between.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        stream: Stream,
-        pipe: IO[bytes],
-        on_output: Callable[[Stream, bytes], None],
-    ) -> None:
-        self._loop = loop
-        self._stream = stream
-        self._pipe = pipe
-        self._on_output = on_output
-        self.closed: asyncio.Future[None] = loop.create_future()
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # over the user's limit of pipe memory
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        os.set_blocking(pipe.fileno(), False)
-        loop.add_reader(pipe.fileno(), self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._pipe.fileno(), _READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._on_output(self._stream, data)
-        else:
-            self.close()
-
-    def close(self) -> None:
-        """Read no more."""
-        if not self.closed.done():
-            self._loop.remove_reader(self._pipe.fileno())
-            self._pipe.close()
-            self.closed.set_result(None)
 
 
 def prepare_to_spawn() -> None:
@@ -269,6 +315,21 @@ def _guard_of(group: int) -> subprocess.Popen[bytes] | None:
         )
     except OSError:
         return None
+
+
+def _made(group: Group) -> bool:
+    """Make a cgroup; False where that fails: a keeper does what it can."""
+    try:
+        group.make()
+    except OSError:
+        group.remove()
+        return False
+    return True
+
+
+def _joins_by_shell(binary: str, env: Mapping[str, str]) -> bool:
+    """Tell whether /bin/sh can start it: it drops variables with other names than its own."""
+    return _is_native(binary) and all(name.isidentifier() and name.isascii() for name in env)
 
 
 def _begins_with(path: str, magic: bytes) -> bool:
@@ -296,19 +357,6 @@ def _death_wrapper() -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return words if tried.returncode == 0 else ()
-
-
-def _death_hook() -> Callable[[], None]:
-    """Return the preexec_fn that does the same; everything it needs is loaded before the fork."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it died between fork and prctl
-            os._exit(1)
-
-    return die_with_parent
 
 
 def _is_native(binary: str) -> bool:

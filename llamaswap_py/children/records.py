@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llamaswap_py.children.cgroups import Group
     from llamaswap_py.children.failures import Failure
     from llamaswap_py.endpoint import Endpoint
 
@@ -40,7 +41,8 @@ class ChildSpec:
     have `{port}` or `{socket}` where the endpoint goes, and `env` is added to all of ours. A file
     at `log_path` that has reached `log_rotate` bytes is set aside. `liveness` matters to a child
     whose `requests` are told. `written` has values of the environment that are shown as the
-    configuration names them.
+    configuration names them. It lives in the cgroup `group`, if it can have one;
+    `mark` is in its environment.
     """
 
     name: str
@@ -59,6 +61,8 @@ class ChildSpec:
     liveness: float | None = 120.0
     program: Program | None = None
     written: Mapping[str, str] = field(default_factory=dict)
+    group: Group | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.children.cgroups import Home
 from llamaswap_py.children.orphans import (
     Swept,
     new_record,
     record_file,
     sweep,
+    sweep_file,
     write_record,
 )
 from llamaswap_py.errors import StateError
@@ -35,11 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from llamaswap_py.children.cgroups import Group
+
 # sockaddr_un.sun_path holds 108 bytes with its NUL on Linux, 104 on macOS.
 SOCKET_PATH_LIMIT: Final = 107 if os.uname().sysname == "Linux" else 103
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _RECORDS: Final = "instances"
 _EMPTY: Final = "empty"
+_CGROUPS: Final = "cgroups.json"
 _SWEEP_SECONDS: Final = 5.0
 
 
@@ -52,6 +57,8 @@ class RuntimeDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.home: Home | None = None
+        """Where the cgroups of the children are, once `contain` has found that there can be any."""
         self._lock: int | None = None
         self._disk = PatientDisk("lswap-records")
 
@@ -94,7 +101,12 @@ class RuntimeDir:
         """Release the folder. The lock file stays: removing it could give two owners one name."""
         if self._lock is not None:
             with contextlib.suppress(OSError):  # a disk that hangs keeps nobody from ending
+                if self.home is not None:
+                    self.home.close()
+                    if not any(map(os.path.exists, self.home.folders)):
+                        self._disk(_remove, self.path / _CGROUPS)
                 self._disk(remove_served, self.path)
+            self.home = None
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
@@ -113,14 +125,31 @@ class RuntimeDir:
         path = str(self.path / f"{epoch}.sock")
         return path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
 
-    def record(self, name: str, pid: int, binary: str) -> None:
+    def contain(self) -> None:
+        """Make a place for cgroups of the children, where the system allows; call it once."""
+        home = self.home = Home.open()
+        if home is None:
+            return
+        record = new_record("", 0, "", home.folders)
+        assert record is not None
+        with contextlib.suppress(OSError):  # a full disk: the guard remains
+            write_record(self.path / _CGROUPS, record)
+        home.guard()
+
+    def group(self, name: str, limits: Mapping[str, int]) -> Group | None:
+        """Return the cgroup for a child; None where there can be none."""
+        return self.home.group(name, limits) if self.home is not None else None
+
+    def record(
+        self, name: str, pid: int, binary: str, group: Group | None = None, mark: str = ""
+    ) -> None:
         """Note a child so that a restart finds it; call it on ChildSpawned, before any await.
 
         Raises OSError (a full disk): the child then has only the kernel's parent-death signal.
         """
-        record = new_record(name, pid, binary)
+        record = new_record(name, pid, binary, group.folders if group else (), mark)
         if record is not None:
-            self._disk(write_record, self.path / _RECORDS, record)
+            self._disk(write_record, record_file(self.path / _RECORDS, name), record)
 
     def forget(self, name: str) -> None:
         """Drop the record of a child that is reaped."""
@@ -139,6 +168,10 @@ class RuntimeDir:
                 if folder != self.path and (folder / LOCK).exists():
                     swept.extend(_sweep_neighbour(folder))
         return swept
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def folder_name(config_path: Path | None, name: str | None, serves: Sequence[str] = ()) -> str:
@@ -236,6 +269,7 @@ def _sweep_neighbour(folder: Path) -> list[Swept]:
 def _sweep_folder(folder: Path) -> list[Swept]:
     """Settle the records of a folder whose lock we hold; its sockets go with the last of them."""
     swept = sweep(folder / _RECORDS)
+    sweep_file(folder / _CGROUPS)
     if not any((folder / _RECORDS).glob("*.json")):
         for path in folder.glob("*.sock"):
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
 from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.file import Origin
+from llamaswap_py.containing import unenforced_here
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
@@ -113,7 +114,7 @@ def check(origin: Origin) -> Report:
         ok=not problems and not any(model.problems for model in models),
         engine=engine,
         problems=problems,
-        warnings=[*warnings(config), *useless],
+        warnings=[*warnings(config), *useless, *unenforced_here(config)],
         models=models,
     )
 

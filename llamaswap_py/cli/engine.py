@@ -139,11 +139,13 @@ def doctor(as_json: AsJson = False) -> None:
 
     The exit status is 0 when there is a usable engine.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
+    from llamaswap_py.containing import examine_containment
     from llamaswap_py.engine.doctor import examine
 
     report = examine()
+    report = replace(report, checks=(*report.checks, examine_containment()))
     if as_json:
         _print_json(asdict(report))
     else:

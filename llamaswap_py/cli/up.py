@@ -33,6 +33,7 @@ from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
 from llamaswap_py.config.context import skipped_files
 from llamaswap_py.config.file import keys_of
+from llamaswap_py.containing import unenforced
 from llamaswap_py.errors import StateError
 from llamaswap_py.opening import open_supervisor
 from llamaswap_py.presets import Engines
@@ -106,6 +107,9 @@ def run(
         sockets = handed or [stack.enter_context(_bind(endpoint)) for endpoint in config.listen]
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         _sweep(runtime)
+        runtime.contain()
+        for line in unenforced(config, runtime.home):
+            _log.warning("%s", line)
         outside = _Outside(sockets, bool(handed), notifier, origin, own_log)
         runner.run(_serve(config, engine, runtime, keys, outside))
 

@@ -16,11 +16,13 @@ from llamaswap_py.config.forms import (
     NAMES,
     PATH,
     POSITIVE_DURATION,
+    POSITIVE_SIZE,
     SLEEP,
     TEXT,
     TTL,
     WHEN_FULL,
     or_null,
+    or_word,
 )
 from llamaswap_py.config.places import DEVICES, ENGINE, SIZES
 from llamaswap_py.config.values import Argument, Command, EngineSpec, Filters, Ready
@@ -120,6 +122,25 @@ class Defaults(Record, frozen=True):
         float,
         key("How long a child may take to exit before it is killed.", POSITIVE_DURATION, "30s"),
     ] = 10.0
+    tasks_max: Annotated[
+        int | None,
+        word(
+            "Most processes and threads of the child and what it starts, as systemd's TasksMax: "
+            "the kernel refuses more. Needs cgroups (`lswap engine doctor`).",
+            "infinity",
+            ge=16,
+        ),
+    ] = None
+    memory_max: Annotated[
+        int | None,
+        key(
+            "Most host memory of the child and what it starts, as systemd's MemoryMax: the kernel "
+            "ends it for more. Pages of mapped files count: leave room for the weights. Needs "
+            "cgroups (`lswap engine doctor`).",
+            or_word("infinity", POSITIVE_SIZE),
+            "48GiB",
+        ),
+    ] = None
     load_stall: Annotated[
         float,
         key(

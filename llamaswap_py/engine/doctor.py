@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -249,15 +248,6 @@ def _limits() -> Iterator[Check]:
     detail = "unlimited" if unlimited else f"{locked // 1024} KiB"
     remedy = "" if unlimited else "ulimit -l unlimited, only for presets that lock their memory"
     yield Check("limits", "locked memory", State.OK, detail, remedy)
-    if sys.platform == "linux":
-        missing = shutil.which("setpriv") is None
-        yield Check(
-            "limits",
-            "setpriv",
-            State.ABSENT if missing else State.OK,
-            "not found" if missing else "children die with lswap",
-            "apt-get install util-linux" if missing else "",
-        )
 
 
 def _limit(value: int) -> str:

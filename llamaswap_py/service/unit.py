@@ -111,6 +111,9 @@ def _life(unit: Unit) -> Iterable[str]:
     yield "KillMode=mixed"
     seconds = math.ceil(unit.shutdown_timeout + unit.stop_timeout + _GRACE)
     yield f"TimeoutStopSec={seconds}s"
+    yield "# Each model gets a cgroup of its own below this service's, and limits if its preset has"
+    yield "# some: nothing that it starts outlives it."
+    yield "Delegate=yes"
     yield "# A model that the kernel ends for lack of memory is loaded again; lswap goes on."
     yield "OOMPolicy=continue"
     yield "LimitNOFILE=65536"
@@ -147,7 +150,6 @@ def _rights(unit: Unit) -> Iterable[str]:
         "ProtectKernelTunables=yes",
         "ProtectKernelModules=yes",
         "ProtectKernelLogs=yes",
-        "ProtectControlGroups=yes",
         "ProtectHostname=yes",
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
         "RestrictNamespaces=yes",
@@ -158,6 +160,7 @@ def _rights(unit: Unit) -> Iterable[str]:
         "# Missing, because the GPUs (/dev/nvidia*, /dev/dri, /dev/kfd) would be gone:",
         "# PrivateDevices, DevicePolicy, and ProtectClock, which turns DevicePolicy on.",
         "# Missing, because drivers compile kernels as they run: MemoryDenyWriteExecute.",
+        "# Missing, because lswap makes a cgroup for each model: ProtectControlGroups.",
         "# Missing, because lswap asks whose memory is whose: ProtectProc, PrivateUsers.",
     )
 

@@ -82,7 +82,8 @@ def _break_once(owner: Any, name: str) -> None:
 def _break_callbacks() -> None:
     from llamaswap_py.alarm import Alarm
     from llamaswap_py.api.express import Express
-    from llamaswap_py.children.process import Process, _Output
+    from llamaswap_py.children.outputs import Output
+    from llamaswap_py.children.process import Process
     from llamaswap_py.desk import Desk
     from llamaswap_py.feed import Feed
     from llamaswap_py.scheduler import Scheduler
@@ -103,7 +104,7 @@ def _break_callbacks() -> None:
         (Express, ("begin", "_start")),
         (Outbox, ("_flush",)),
         (Process, ("_on_exit",)),
-        (_Output, ("_read",)),
+        (Output, ("_read",)),
     ):
         for name in names:
             _break_once(owner, name)
@@ -117,7 +118,9 @@ def _audit() -> None:
         if event != "open" or threading.current_thread() is not loops:
             return
         path = args[0]
-        if not isinstance(path, str | bytes) or os.fsdecode(path).startswith(("/proc/", "/dev/")):
+        if not isinstance(path, str | bytes) or os.fsdecode(path).startswith(
+            ("/proc/", "/dev/", "/sys/")
+        ):
             return
         if os.fsdecode(path).endswith((".py", ".pyc", ".so")):  # a module's first import
             return

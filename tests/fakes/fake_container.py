@@ -1,5 +1,6 @@
-"""Stands for a container engine: the client waits, the container is nobody's child.
+"""Stands for a container engine: the client waits, the container is the child of a daemon.
 
+    fake_container.py daemon FOLDER           start what clients want
     fake_container.py run FOLDER NAME PORT    start one that heeds no SIGTERM, wait for its end
     fake_container.py stop FOLDER NAME        SIGTERM, and soon SIGKILL, as `docker stop` does
     fake_container.py serve FOLDER NAME PORT  the container itself
@@ -9,6 +10,7 @@ A name that is in use is refused. FOLDER/NAME.pid has the process of a container
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +18,10 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PAUSE = 0.05
 
@@ -51,9 +57,10 @@ def run(file: Path, port: str) -> None:
     if running(file):
         sys.exit(f"Conflict: the container name {file.stem} is already in use")
     file.unlink(missing_ok=True)
-    words = [sys.executable, __file__, "serve", str(file.parent), file.stem, port]
-    subprocess.Popen(["setsid", "-f", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not file.exists():
+    part = file.with_suffix(".part")
+    part.write_text(port)
+    part.rename(file.with_suffix(".wanted"))
+    while not running(file):
         time.sleep(_PAUSE)
 
     def forward(number: int, frame: object) -> None:
@@ -65,6 +72,27 @@ def run(file: Path, port: str) -> None:
         time.sleep(_PAUSE)
 
 
+def daemon(folder: Path) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for containers
+    while True:
+        for wanted in folder.glob("*.wanted"):
+            words = [sys.executable, __file__, "serve", str(folder), wanted.stem]
+            port = wanted.read_text()
+            wanted.unlink()
+            subprocess.Popen([*words, port])
+        time.sleep(_PAUSE)
+
+
+@contextlib.contextmanager
+def engine(folder: Path) -> Iterator[None]:
+    """Run the daemon beside a test."""
+    with subprocess.Popen([sys.executable, __file__, "daemon", str(folder)]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def stop(file: Path) -> None:
     if pid := running(file):
         os.kill(pid, signal.SIGTERM)
@@ -73,10 +101,13 @@ def stop(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    what, file = sys.argv[1], Path(sys.argv[2]) / f"{sys.argv[3]}.pid"
+    what, folder, *rest = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    if what == "daemon":
+        daemon(folder)
+    file = folder / f"{rest[0]}.pid"
     if what == "stop":
         stop(file)
     elif what == "run":
-        run(file, sys.argv[4])
+        run(file, rest[1])
     else:
-        serve(file, sys.argv[4])
+        serve(file, rest[1])

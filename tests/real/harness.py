@@ -156,13 +156,13 @@ class Lswap:
     # Its processes, as the system sees them
 
     def descendants(self) -> list[psutil.Process]:
-        """Return every living process that it started, or that those started."""
+        """Return every living process that it started, or that those started; but no keepers."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.pid == self.pid or process.environ().get(_MARK) != self.mark:
                     continue
-                if process.status() != psutil.STATUS_ZOMBIE:
+                if process.status() != psutil.STATUS_ZOMBIE and not is_keeper(process):
                     found.append(process)
         return found
 
@@ -302,6 +302,11 @@ async def poll(
     async with asyncio.timeout(seconds):
         while not await holds():  # noqa: ASYNC110 (other processes send no events)
             await asyncio.sleep(pause)
+
+
+def is_keeper(process: psutil.Process) -> bool:
+    """Tell whether it is one of lswap's own, beside the children (children/keeper.py)."""
+    return any(word.endswith("children/keeper.py") for word in process.cmdline())
 
 
 def command_line(*args: str) -> list[str]:

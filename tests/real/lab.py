@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llamaswap_py.children.cgroups import SWITCH
 from tests.fakes import fake_llama_server, recording_child
 from tests.real.answers import PATIENCE
 from tests.real.harness import Lswap, command_line
@@ -244,7 +245,9 @@ class Lab:
             for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
         }
         foreign = ("LSWAP_", "LLAMA_", "FAKE_")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(foreign) or k == SWITCH
+        }
         return {**inherited, **own, "PYTHONUNBUFFERED": "1", **(extra or {})}
 
     @asynccontextmanager

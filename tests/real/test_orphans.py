@@ -98,17 +98,15 @@ async def test_a_restart_finds_nothing_in_its_way(lab: Lab) -> None:
 
 
 async def test_what_a_script_started_ends_with_the_supervisor(lab: Lab) -> None:
-    """The kernel ends the script only; its guard ends the rest, which heeds no other word."""
+    """The kernel ends the script only; the rest, which heeds no other word, ends all the same."""
     line = "trap '' TERM HUP; sleep 600 & sleep 600 & :"
     preset = {**lab.preset("alpha"), "engine": lab.recording_engine(line)}
     async with lab.server(lab.write_config({"alpha": preset})).running() as lswap:
         assert (await lswap.client.post("/tokenize", json={"model": "alpha"})).status_code == 200
         assert sum(one.name() == "sleep" for one in lswap.descendants()) == 2
-        guards = len(psutil.Process(lswap.pid).children()) - 1
-        assert guards == 1
         await lswap.client.post("/lswap/v1/models/alpha/unload")
         await lswap.until_state("alpha", "unloaded")
-        assert psutil.Process(lswap.pid).children() == []
+        assert len(psutil.Process(lswap.pid).children()) <= 1
         assert lswap.descendants() == []
         assert (await lswap.client.post("/tokenize", json={"model": "alpha"})).status_code == 200
         await die(lswap)
@@ -127,8 +125,9 @@ async def test_an_orphan_that_outlived_its_supervisor_is_killed_at_the_next_star
         tasks.create_task(ask_in_vain(first, "alpha"))
         await first.until_logged("alpha", "initializing")
         known = first.child_pids()
-        (guard,) = (one for one in psutil.Process(first.pid).children() if one.pid not in known)
-        guard.kill()
+        for one in psutil.Process(first.pid).children():
+            if one.pid not in known:  # the guard of all, or its keeper
+                one.kill()
         first.signal(signal.SIGKILL)
         assert await first.exited() == -signal.SIGKILL
         (orphan,) = first.descendants()

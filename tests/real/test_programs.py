@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,6 +19,8 @@ from tests.real.answers import error_of
 from tests.unit.child_runs import until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.real.harness import Lswap
     from tests.real.lab import Lab, Preset
 
@@ -129,6 +132,13 @@ async def test_the_real_llama_server_can_be_a_program(lab: Lab) -> None:
         assert lswap.child_pids() == set()
 
 
+@asynccontextmanager
+async def containers(lab: Lab) -> AsyncIterator[None]:
+    """Run what starts containers: nothing below lswap does."""
+    with fake_container.engine(lab.folder):
+        yield
+
+
 def container(lab: Lab, *stop: str, **keys: Any) -> Preset:
     """Return a preset of a container that heeds no SIGTERM, and the command that stops it."""
     words = [sys.executable, fake_container.__file__]
@@ -141,7 +151,7 @@ async def test_a_container_is_stopped_by_its_own_command(lab: Lab) -> None:
     """It is gone when its memory is given to another, and when lswap has stopped."""
     file = lab.folder / "box.pid"
     models = {"box": container(lab), "alpha": lab.preset("alpha")}
-    async with lab.lswap(models) as lswap:
+    async with containers(lab), lab.lswap(models) as lswap:
         for _ in range(2):
             answer = await lswap.client.get("/upstream/box/?autoload=true")
             assert answer.status_code == 200, answer.text
@@ -175,7 +185,7 @@ async def test_a_container_that_outlives_its_command_is_said(lab: Lab) -> None:
     file = lab.folder / "box.pid"
     keys = {"stop_timeout": "1s"}
     models = {"box": container(lab, "true", **keys), "talk": program(memory=HOST)}
-    async with lab.lswap(models) as lswap:
+    async with containers(lab), lab.lswap(models) as lswap:
         answer = await lswap.client.get("/upstream/box/?autoload=true")
         assert answer.status_code == 200, answer.text
         await env_of(lswap, "talk")

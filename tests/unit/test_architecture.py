@@ -34,7 +34,7 @@ MEETING_POINT = {
     *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
     "conversation",
     *("alarm", "webui", "overriding", "editing", "library", "captures"),
-    *("replaying", "scraping", "held", "programs", "reading_ahead", "keeping"),
+    *("replaying", "scraping", "held", "programs", "containing", "reading_ahead", "keeping"),
     *("desk", "preset_files", "weighing", "recovering"),
 }
 """The modules that know several parts."""

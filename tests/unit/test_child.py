@@ -23,7 +23,7 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.endpoint import Endpoint
 from tests.fakes.fake_llama_server import install
-from tests.unit.child_runs import Run, exists, file_text, gone, make_spec, running
+from tests.unit.child_runs import PATIENCE, Run, exists, file_text, gone, make_spec, running
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +104,6 @@ async def test_the_environment_is_scrubbed_and_told(
         assert not exists(env["XDG_CONFIG_HOME"])
         spawned = await run.seen(ChildSpawned)
         assert told["pid"] == spawned.pid == run.child.pid
-        assert told["ppid"] == os.getpid()
         assert os.getpgid(spawned.pid) == os.getsid(spawned.pid) == spawned.pid
 
 
@@ -366,3 +365,25 @@ async def test_without_setpriv_and_without_pidfd(
         run.child.stop()
         exited = await run.ended()
     assert exited.code == 0
+
+
+async def test_what_the_kernel_does_not_end_is_left(
+    fake: str, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in state D stays, SIGKILL or not: lswap stops all the same, but not at once."""
+    async with running(make_spec(fake, short_dir)) as run:
+        await run.seen(ChildReady)
+        stuck = run.child.process
+        assert stuck is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(stuck, "_tell_keeper", lambda number: None)
+            patch.setattr(os, "killpg", lambda group, number: None)
+            assert not stuck.leave_if_stuck()
+            run.child.kill()
+            assert not stuck.leave_if_stuck()
+            patch.setattr(process, "_STUCK_SECONDS", 0.0)
+            assert stuck.leave_if_stuck()
+            assert run.task is not None
+            await asyncio.wait_for(run.task, PATIENCE)
+        await gone(stuck.pid)  # its keeper goes on with it
+    assert stuck.left

@@ -86,7 +86,16 @@ def test_doctor_is_content_with_an_engine_only() -> None:
     report = json.loads(text)
     assert report["usable"] is True
     groups = {check["group"] for check in report["checks"]}
-    assert groups == {"engines", "build tools", "NVIDIA", "AMD", "Vulkan", "limits", "folders"}
+    assert groups == {
+        "engines",
+        "build tools",
+        "NVIDIA",
+        "AMD",
+        "Vulkan",
+        "limits",
+        "folders",
+        "children",
+    }
 
 
 def test_doctor_names_what_an_old_engine_lacks_and_what_is_broken() -> None:

@@ -60,7 +60,7 @@ def test_a_zombie_counts_as_gone() -> None:
 def test_the_orphan_of_a_dead_supervisor_is_killed(tmp_path: Path) -> None:
     with sleeper() as process:
         record = dead_supervisor(new_record("a/b:c#1", process.pid, "/x/llama-server"))
-        orphans.write_record(tmp_path, record)
+        orphans.write_record(orphans.record_file(tmp_path, record.name), record)
         (swept,) = sweep(tmp_path)
         assert (swept.how, swept.record) == (SweptHow.KILLED, record)
         assert process.wait(10) == -9
@@ -87,7 +87,7 @@ def test_anything_in_doubt_is_left_alone(
         if "supervisor_started" in change:
             change = {"supervisor_started": start_time(os.getpid())}
         changed = msgspec.convert({**dataclasses.asdict(record), **change}, InstanceRecord)
-        orphans.write_record(tmp_path, changed)
+        orphans.write_record(orphans.record_file(tmp_path, changed.name), changed)
         assert [swept.how for swept in sweep(tmp_path)] == [how]
         assert len(list(tmp_path.iterdir())) == (how is SweptHow.KEPT)
         assert alive(process.pid)
@@ -106,7 +106,7 @@ def test_only_dead_neighbours_are_swept(short_dir: Path) -> None:
 
     def leave(runtime: RuntimeDir, process: subprocess.Popen[bytes]) -> None:
         record = dead_supervisor(new_record("x#1", process.pid, "/x"))
-        orphans.write_record(runtime.path / "instances", record)
+        orphans.write_record(orphans.record_file(runtime.path / "instances", record.name), record)
         (runtime.path / "1.sock").touch()
 
     with sleeper() as mine, sleeper() as theirs, sleeper() as lost:

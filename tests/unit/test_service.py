@@ -99,6 +99,8 @@ def test_a_stop_may_take_as_long_as_draining_and_stopping_the_children() -> None
     found = settings(service_text(UNIT))
     assert found["TimeoutStopSec"] == ["51s"]
     assert found["KillMode"] == ["mixed"]
+    assert found["Delegate"] == ["yes"]
+    assert "ProtectControlGroups" not in found
     assert found["Type"] == ["notify"]
     assert found["RuntimeDirectory"] == ["lswap"]
 
