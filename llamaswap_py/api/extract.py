@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from llamaswap_py.api.skim import Skim
 
 FORM: Final = b"application/x-www-form-urlencoded"
+decode: Final = msgspec.json.Decoder(float_hook=float).decode
+"""Decodes what a client sent. Without the hook 250,000 numbers like 1.5e300 take four seconds."""
 _BOM: Final = b"\xef\xbb\xbf"
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _MALFORMED: Final = "JSON is malformed: "

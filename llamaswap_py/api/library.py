@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.api.bounds import read_control
-from llamaswap_py.api.extract import bad_json
+from llamaswap_py.api.extract import bad_json, decode
 from llamaswap_py.api.router import refuse
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.library import add_model, forget_files, request_files
@@ -25,7 +25,7 @@ async def download(call: Call) -> None:
     """POST /models {"model": "user/repo[:QUANT]"}: adds a preset of that name, and fetches it."""
     text = await read_control(call)
     try:
-        asked = msgspec.json.decode(text)
+        asked = decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse(call, 400, bad_json(text, error).message, _INVALID)
         return

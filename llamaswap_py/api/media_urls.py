@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llamaswap_py.api.extract import decode
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import KIB
 
@@ -90,7 +91,7 @@ def holds(text: bytes) -> bool:
     if len(text) > _EXACT or values > _EXACT_VALUES:
         return True  # it would take too long for one turn of the loop
     try:
-        return found_in(msgspec.json.decode(text.removeprefix(b"\xef\xbb\xbf")))
+        return found_in(decode(text.removeprefix(b"\xef\xbb\xbf")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return True  # who reads it may read it otherwise
 

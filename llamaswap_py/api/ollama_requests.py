@@ -10,7 +10,7 @@ import msgspec
 
 from llamaswap_py.api.asking import load_as_asked
 from llamaswap_py.api.bounds import TEXTS, check_text, read_control
-from llamaswap_py.api.extract import bad_json
+from llamaswap_py.api.extract import bad_json, decode
 from llamaswap_py.api.filters import filtered
 from llamaswap_py.api.media_urls import found_in, may_hold, refused
 from llamaswap_py.api.reading import read_skimmed
@@ -53,7 +53,7 @@ async def read_whole(call: Call) -> dict[str, Any]:
 
 def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
     try:
-        ask = msgspec.json.decode(text or b"{}")
+        ask = decode(text or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_json(text, error, skim) from None
     if not isinstance(ask, dict):

@@ -8,7 +8,7 @@ import msgspec
 
 from llamaswap_py.api.asking import begin_load
 from llamaswap_py.api.bounds import read_control
-from llamaswap_py.api.extract import bad_json
+from llamaswap_py.api.extract import bad_json, decode
 
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Call, Headers
@@ -51,7 +51,7 @@ async def cors_proxy(call: Call) -> None:
 async def _preset(call: Call, *, status: int, kind: str) -> str | None:
     text = await read_control(call)
     try:
-        ask = msgspec.json.decode(text or b"{}")
+        ask = decode(text or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse(call, 400, bad_json(text, error).message, "invalid_request_error")
         return None

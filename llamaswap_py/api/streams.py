@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llamaswap_py.api.bounds import read_control
+from llamaswap_py.api.extract import decode
 from llamaswap_py.api.inference import resumed
 from llamaswap_py.api.router import refuse
 from llamaswap_py.errors import ApiError
@@ -24,7 +25,7 @@ async def look_up(call: Call) -> None:
     """POST /v1/streams/lookup {"conversation_ids"}: those that a child has, as it tells."""
     text = await read_control(call)
     try:
-        asked = msgspec.json.decode(text)
+        asked = decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         asked = {}
     ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
