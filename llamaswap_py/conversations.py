@@ -28,10 +28,12 @@ from llamaswap_py.conversation import (
     id_in_child,
     look_up,
 )
+from llamaswap_py.dialing import is_refusal
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.leases import Lease, Ticket
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.units import MIB
 
 _log: Final = logging.getLogger("lswap")
@@ -150,8 +152,7 @@ class Conversations:
         **asked: Any,
     ) -> None:
         """Go on with a request (`Question`) whose client has left; then call `over`."""
-        conversation.waiting, conversation.begun = ticket, False
-        conversation.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
+        _wait_under(conversation, ticket)
         if self._known.get(conversation.id) is not conversation:
             conversation.cancel()
         self._keep(ticket, self._outlast(conversation, ticket, Question(**asked)), over)
@@ -236,18 +237,23 @@ class Conversations:
     async def _outlast(
         self, conversation: Conversation, ticket: Ticket, question: Question
     ) -> None:
-        try:
-            lease = await ticket.outlast()
-        except ApiError as error:
-            conversation.waiting = None
-            conversation.keep(question.failed(error))
-            return
-        conversation.lease, conversation.preset = lease, lease.preset
-        conversation.ticket, conversation.waiting = ticket, None
-        async with asyncio.TaskGroup() as group:
-            asking = group.create_task(self._ask(conversation, lease, question))
-            await self._hold(conversation, ticket, lease)
-            asking.cancel()
+        while True:
+            try:
+                lease = await ticket.outlast()
+            except ApiError as error:
+                conversation.waiting = None
+                conversation.keep(question.failed(error))
+                return
+            conversation.lease, conversation.preset = lease, lease.preset
+            conversation.ticket, conversation.waiting = ticket, None
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(self._ask(conversation, lease, question))
+                await self._hold(conversation, ticket, lease)
+                asking.cancel()
+            if not _took_nothing(conversation, lease):
+                return
+            ticket = ticket.again()
+            _wait_under(conversation, ticket)
 
     async def _ask(self, conversation: Conversation, lease: Lease, question: Question) -> None:
         """Have a child begin an answer that it keeps for a reader; what it refuses is kept here."""
@@ -267,6 +273,8 @@ class Conversations:
         except (OSError, ValueError) as error:
             # Whoever reads it finds what the child had of it, or nothing.
             _log.debug("%s: its child did not answer: %s", conversation.id, error)
+            if isinstance(error, OSError) and is_refusal(error.errno):
+                lease.revoke(StopReason.REFUSED.value)  # also where its other answers may go on
             return
         if answer.status != HTTPStatus.OK:
             conversation.keep(question.refused(answer.body))
@@ -284,7 +292,9 @@ class Conversations:
                 await asyncio.wait({ended, taken, over}, return_when=asyncio.FIRST_COMPLETED)
                 for task in (ended, taken, over):
                     task.cancel()
-            if revoked.is_set():
+            if _took_nothing(conversation, lease):
+                pass  # the next instance is asked
+            elif revoked.is_set():
                 for cut in list(conversation.readers.values()):
                     cut(lease.revoked or "")
                 await self.stop(conversation)
@@ -348,6 +358,19 @@ class Conversations:
                 missing += 1
                 await asyncio.sleep(_APPEARS_STEP)
         await conversation.unread.wait()
+
+
+def _wait_under(conversation: Conversation, ticket: Ticket) -> None:
+    """Note that its request waits without a client, and how that is ended."""
+    conversation.waiting, conversation.begun, conversation.lease = ticket, False, None
+    conversation.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
+
+
+def _took_nothing(conversation: Conversation, lease: Lease) -> bool:
+    """Return whether a child that serves no more has begun nothing of an answer still wanted."""
+    refused = lease.revoked == StopReason.REFUSED.value
+    done = conversation.begun or bool(conversation.whole) or conversation.over.is_set()
+    return refused and not done
 
 
 async def _named(endpoint: Endpoint, names: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""A TCP connection to a child, made so that nothing is said to anybody else.
+"""Connections to a child: made so that nothing is said to anybody else, and what a refusal means.
 
-It is made first and judged then, because only a connection that exists cannot be taken away any
-more. Not a byte is sent before.
+A TCP connection is made first and judged then, because only a connection that exists cannot be
+taken away any more. Not a byte is sent before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,25 @@ if TYPE_CHECKING:
 
 _TRIES: Final = 4
 """A server that is started anew inside of its child is known from the second connection on."""
+_REFUSALS: Final = (errno.ECONNREFUSED, errno.ENOENT)
+"""Nobody listens there, or the socket is gone."""
+
+
+def is_refusal(number: int | None) -> bool:
+    """Return whether a connection with that error number failed because nobody serves there."""
+    return number in _REFUSALS
+
+
+def note_refusal(endpoint: Endpoint, number: int | None) -> bool:
+    """Tell the owner of an endpoint that a connection was refused, if it was; return whether.
+
+    Whoever connects to a child calls this, so that no further lease of it is granted.
+    """
+    if number is None or not is_refusal(number):
+        return False
+    if endpoint.on_refused is not None:
+        endpoint.on_refused(number)
+    return True
 
 
 async def open_tcp(endpoint: Endpoint) -> socket.socket:

@@ -10,6 +10,8 @@ Confirm: TypeAlias = Callable[[], Awaitable[bool]]
 
 Raises ConnectionRefusedError where the port is not its owner's any more.
 """
+OnRefused: TypeAlias = Callable[[int], None]
+"""Hears the error number of a connection that was refused."""
 
 
 class Endpoint(NamedTuple):
@@ -17,12 +19,14 @@ class Endpoint(NamedTuple):
 
     A child's TCP port could be taken by somebody else as soon as the child has let go of it. So
     its endpoint has a `confirm`, which is asked about each new connection before a byte is sent.
+    `on_refused` hears that nobody listens there (dialing.py), from whoever meets that.
     """
 
     path: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
     confirm: Confirm | None = None
+    on_refused: OnRefused | None = None
 
     def __str__(self) -> str:
         if self.path is not None:

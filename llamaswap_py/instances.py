@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -72,6 +73,8 @@ class Running:
     lost: bool = False
     ending: bool = False
     """Whether it said that it ends, unasked."""
+    refused: int | None = None
+    """The error number of a connection that it refused."""
     asleep: bool = False
     answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
     """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
@@ -214,9 +217,14 @@ class Instances:
         Another program may finish that; so may any whose socket was taken away (ENOENT).
         """
         if running := self.running.get(key):
+            running.refused = number
             self._drop(running)
-            own = running.child.spec.program is None
-            self._feed(ev.InstanceRefused(key, ends=own and number == errno.ECONNREFUSED))
+            self._feed_refusal(key, running)
+
+    def _feed_refusal(self, key: InstanceKey, running: Running) -> None:
+        own = running.child.spec.program is None
+        ends = running.ending or (own and running.refused == errno.ECONNREFUSED)
+        self._feed(ev.InstanceRefused(key, ends=ends))
 
     def _drop(self, running: Running) -> None:
         """Close what is open to a child: that keeps llama-server from exiting."""
@@ -295,11 +303,13 @@ class Instances:
                 running.stage = stage
                 self._feed(ev.InstanceProgressed(key, fraction))
             case ChildReady():
-                running.endpoint, running.n_ctx = event.endpoint, event.n_ctx
+                heed = partial(self.refused, key)
+                running.endpoint = event.endpoint._replace(on_refused=heed)
+                running.n_ctx = event.n_ctx
                 running.inputs, running.stage = event.inputs, None
                 _say_what_was_shrunk(key, running)
                 if key.preset in self.replays or running.kv is not None:
-                    self._tasks.create_task(self._bring_back(key, running, event))
+                    self._tasks.create_task(self._bring_back(key, running, event.slots))
                 else:
                     self._feed(ev.InstanceReady(key, event.slots))
             case ChildSlept():
@@ -318,20 +328,24 @@ class Instances:
             case ChildEnding():
                 running.ending = True
                 self._drop(running)
-                self._feed(ev.InstanceRefused(key, ends=True))
+                self._feed_refusal(key, running)
             case ChildLost():
                 running.lost = True
                 self._feed(ev.InstanceLost(key))
             case ChildExited():
                 pass  # run() returns it
 
-    async def _bring_back(self, key: InstanceKey, running: Running, ready: ChildReady) -> None:
+    async def _bring_back(self, key: InstanceKey, running: Running, slots: int) -> None:
         """Make a fresh child what those before it were, and only then let requests come."""
-        await guarding.contained("replay", self.replays.replay(key.preset, ready.endpoint))
+        endpoint = running.endpoint
+        assert endpoint is not None
+        await guarding.contained("replay", self.replays.replay(key.preset, endpoint))
         with guarding.reporting("keeping"):
-            await self._keeping.restore(key, running, ready.endpoint)
+            await self._keeping.restore(key, running, endpoint)
         if key in self.running:
-            self._feed(ev.InstanceReady(key, ready.slots))
+            self._feed(ev.InstanceReady(key, slots))
+            if running.ending or running.refused is not None:  # that was not heard while it loaded
+                self._feed_refusal(key, running)
 
     def _tail(self, key: InstanceKey) -> tuple[str, ...]:
         return tuple(str(line) for line in self.logs[key.preset].tail(20))

@@ -10,6 +10,8 @@ from itertools import count
 from types import TracebackType
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.held import Answering, Held
@@ -196,6 +198,19 @@ class Ticket:
         self._lease.began(arrived)
         self._lease.held.begin(self._lease, owing=False)
         return self._lease
+
+    def again(self) -> Ticket:
+        """Return a ticket of the same request, at its old place: its instance took nothing of it.
+
+        This one is released before; `outlast` of the new one waits for the next instance.
+        """
+        assert isinstance(self._lease, Lease)
+        id = new_request_id(self.event.request.rpartition("/")[0])
+        event = structs.replace(self.event, request=id, since=self._lease.arrived)
+        ticket = Ticket(self._desk, event, None)
+        ticket._kept = True
+        self._desk.arrive(ticket)
+        return ticket
 
     async def _notify(self, notice: Notice, waiting: asyncio.Future[None]) -> None:
         pause = notice.first

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.api.refused import is_failure, reason_of
+from llamaswap_py.dialing import is_refusal, note_refusal
 from llamaswap_py.errors import ApiError
 from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
 
@@ -90,8 +90,8 @@ async def send(
             translate=translate,
             collect=collect,
         )
-    if _refused(result):  # before its lease is given back, and granted to somebody else
-        call.supervisor.instances.refused(lease.key, result.errno)
+    if nothing_sent(result):  # before its lease is given back, and granted to somebody else
+        note_refusal(lease.endpoint, result.errno)
     note_answer(call, result)
     return result
 
@@ -148,17 +148,12 @@ def nothing_sent(result: RelayResult) -> bool:
     return result.outcome is Outcome.UNREACHABLE
 
 
-def _refused(result: RelayResult) -> bool:
-    """Return whether the connection was refused: nobody listens there, or the socket is gone."""
-    return nothing_sent(result) and result.errno in (errno.ECONNREFUSED, errno.ENOENT)
-
-
 def is_ending(call: Call, lease: Lease, result: RelayResult) -> bool:
     """Return whether a child has only not answered because it ends: the next one is waited for.
 
     It refused the connection, or closed it without a byte after it had said that it ends.
     """
-    if _refused(result):
+    if nothing_sent(result) and is_refusal(result.errno):
         return True
     running = call.supervisor.running.get(lease.key)
     ending = running is not None and running.ending

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 import msgspec
 
-from llamaswap_py.dialing import open_tcp
+from llamaswap_py.dialing import note_refusal, open_tcp
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
@@ -148,6 +148,9 @@ async def ask(
                 sock = await open_tcp(endpoint)
                 transport, _ = await loop.create_connection(make, sock=sock)
             return await answer
+    except OSError as error:
+        note_refusal(endpoint, error.errno)
+        raise
     finally:
         if transport is not None:
             cast("asyncio.WriteTransport", transport).abort()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fakes import fake_program
-from tests.real.answers import error_of, instance_of, model_of
+from tests.real.answers import chat_body, error_of, instance_of, model_of
 
 if TYPE_CHECKING:
     from llamaswap_py.snapshot import Snapshot
@@ -192,6 +193,67 @@ async def test_a_socket_that_is_taken_away(lab: Lab) -> None:
         assert set(await asyncio.gather(*asked)) == {lab.sentence("alpha")}
         state = await lswap.until(lambda now: len(now.instances) == 1)
         assert instance_of(state, "alpha").epoch == instance.epoch + 1
+
+
+def close_door(lab: Lab, epoch: int, how: str) -> None:
+    """Let nobody connect to a child any more: its socket is `gone`, or has no listener."""
+    for path in lab.folder.rglob(f"{epoch}.sock"):
+        path.unlink()
+        if how == "refuses":
+            with socket.socket(socket.AF_UNIX) as door:
+                door.bind(str(path))
+
+
+@pytest.mark.parametrize("how", ["gone", "refuses"])
+@pytest.mark.parametrize("who", ["metrics", "lookup"])
+async def test_what_lswap_itself_asks_tells_too(lab: Lab, who: str, how: str) -> None:
+    """A child that refuses lswap's own question is replaced before any request meets it."""
+    conversation = "a1::alpha"
+    async with lab.lswap({"alpha": lab.preset("alpha", preload=True)}) as lswap:
+        headers = {"X-Conversation-Id": conversation}
+        async with lswap.stream("alpha", headers=headers) as stream:
+            await stream.rest()
+        epoch = instance_of(await lswap.state(), "alpha").epoch
+        close_door(lab, epoch, how)
+        if who == "metrics":
+            await lswap.client.get("/metrics")
+        else:
+            ids = {"conversation_ids": [conversation]}
+            await lswap.client.post("/v1/streams/lookup", json=ids)
+        await lswap.until(
+            lambda now: all(one.epoch > epoch or one.state != "ready" for one in now.instances)
+        )
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+
+
+@pytest.mark.parametrize("how", ["gone", "refuses"])
+async def test_a_question_without_a_client_meets_a_closed_door(lab: Lab, how: str) -> None:
+    """Its page was reloaded while it waited: the next instance is asked, and keeps the answer."""
+    name = "a1::alpha"
+    preset = lab.endless("alpha", concurrency=1)
+    async with lab.lswap({"alpha": preset}) as lswap, asyncio.TaskGroup() as tasks:
+        async with lswap.stream("alpha", max_tokens=1500) as stream:
+            await stream.read(1)
+            body = chat_body("alpha", stream=True, max_tokens=5)
+            headers = {"X-Conversation-Id": name}
+            ask = lswap.client.post("/v1/chat/completions", json=body, headers=headers)
+            asked = tasks.create_task(ask)
+            await lswap.until(lambda now: model_of(now, "alpha").waiting == 1)
+            asked.cancel()
+            await asyncio.wait([asked])
+            epoch = instance_of(await lswap.state(), "alpha").epoch
+            close_door(lab, epoch, how)
+            await stream.rest()
+            assert stream.finish == "length"
+        found = await lswap.client.get("/v1/stream", params={"conv_id": name})
+        async with asyncio.timeout(30):
+            while found.status_code == 503:
+                await asyncio.sleep(0.05)
+                found = await lswap.client.get("/v1/stream", params={"conv_id": name})
+        assert found.status_code == 200, found.text
+        assert found.text.rstrip().endswith("data: [DONE]")
+        assert instance_of(await lswap.state(), "alpha").epoch == epoch + 1
+        await lswap.until_idle()
 
 
 async def test_before_the_first_byte_and_again(lab: Lab) -> None:
