@@ -24,21 +24,26 @@ _WAYS = {
 
 
 def examine_containment() -> Check:
-    """Return for `doctor` how what children start is kept with them, and which limits hold."""
+    """Return for `doctor` how lswap ends what a child starts, and which limits it can enforce."""
     if sys.platform != "linux":
-        return Check("children", "containment", State.ABSENT, "only their process groups are ended")
+        return Check(
+            "children",
+            "containment",
+            State.ABSENT,
+            "only the process group of a model ends with it",
+        )
     home = Home.open()
     way, can = "", frozenset[str]()
     if home is not None:
         way, can = home.way, home.can
         home.close()
     lacks = [name for name in ("tasks_max", "memory_max") if name not in can]
-    holds = f"; limits: {', '.join(sorted(can))}" if can else ""
-    lacking = f"; not: {', '.join(lacks)}" if lacks else ""
-    detail = f"all they start ends with them: {_WAYS[way]}{holds}{lacking}"
+    holds = f"; enforced: {', '.join(sorted(can))}" if can else ""
+    lacking = f"; not enforced: {', '.join(lacks)}" if lacks else ""
+    detail = f"what a model starts ends with it, by {_WAYS[way]}{holds}{lacking}"
     remedy = "`lswap service install`, or `systemd-run --user --scope -p Delegate=yes lswap up`"
     return Check(
-        "children", "containment", State.OK, detail, f"for those: {remedy}" if lacks else ""
+        "children", "containment", State.OK, detail, f"to enforce them: {remedy}" if lacks else ""
     )
 
 
@@ -55,7 +60,7 @@ def unenforced(config: Config, home: Home | None) -> Iterator[str]:
         for name in limits_of(preset):
             if name not in can:
                 place = config.where(f"models.{preset.id}.{name}")
-                yield f"{place}: the system cannot enforce it here - {_REMEDY}"
+                yield f"{place}: the system cannot enforce this limit here - {_REMEDY}"
 
 
 def unenforced_here(config: Config) -> list[str]:

@@ -62,7 +62,7 @@ def program_of(preset: Preset) -> Program:
 
 
 def port_text(preset: Preset, *, can_tell: bool) -> str:
-    """Say what is looked at before a program gets a request; `can_tell`: this system shows it."""
+    """Say who may hold a program's port; `can_tell`: this system shows who does."""
     if preset.cmd is None or preset.cmd.takes_socket:
         return ""
     if not can_tell:

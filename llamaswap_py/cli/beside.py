@@ -1,5 +1,6 @@
-"""What runs beside serving, each with a guard: the service manager is told, captures are written,
-the file is watched.
+"""Work that runs beside serving: telling the service manager, writing captures, watching the file.
+
+Each is begun again if it fails (guarding.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator
 
 
 def status_line(world: World) -> str:
-    """Return how it is in one line, for the service manager."""
+    """Return the state of lswap in one line, for the service manager."""
     loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
     requests = len(world.leases) + len(world.waiters)
     plural = "" if requests == 1 else "s"

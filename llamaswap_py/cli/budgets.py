@@ -1,4 +1,4 @@
-"""What clients get of this process: of the files it may open, and of main memory."""
+"""How many open files and how much main memory clients may take of this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from llamaswap_py.config.records import Limits
 
 _FILES: Final = 65_536
-"""Open files to ask for, as the service's unit does: 1,024, a common limit, are 450 streams."""
+"""Open files to ask for, as the service's unit does. A common limit is 1,024: about 450 streams."""
 _KEPT: Final = 64
-"""Descriptors that are kept at least for children, logs, files and lswap itself."""
+"""The least number of descriptors that are kept for children, logs, files and lswap itself."""
 _EACH: Final = 2
-"""Descriptors of a request that is answered: its connection, and that to its child."""
+"""Descriptors that a request takes: its own connection, and the one to its child."""
 
 
 def raise_file_limit() -> None:
@@ -32,7 +32,7 @@ def raise_file_limit() -> None:
 
 
 def most_connections(asked: int | None) -> int:
-    """Return how many clients may be connected: as many as were asked for and there is room for."""
+    """Return how many clients may be connected: what was asked for, or less if files are few."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES if soft == resource.RLIM_INFINITY else soft
     room = max((files - max(_KEPT, files // 8)) // _EACH, 8)
@@ -40,7 +40,7 @@ def most_connections(asked: int | None) -> int:
 
 
 def most_bodies(limits: Limits) -> int:
-    """Return how many bytes of bodies may be in memory: at least two of the largest."""
+    """Return how many bytes of bodies may be in memory; of `auto` at least four of the largest."""
     if limits.body_memory is not None:
         return limits.body_memory
     least = 4 * max(limits.body, limits.upload)

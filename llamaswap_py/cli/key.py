@@ -24,7 +24,7 @@ KeyFile = Annotated[
     Path, typer.Option("--file", help="The key file, which the configuration names as keys.file.")
 ]
 _DEFAULT = Path("keys.yaml")
-_ELSEWHERE = "a running lswap of another user or in a container forgets it within four seconds"
+_ELSEWHERE = "an lswap of another user or in a container stops accepting it within four seconds"
 
 
 @app.command()
@@ -41,13 +41,14 @@ def new(
         list[str] | None,
         typer.Option(
             "--right",
-            help="What it may do to others: unload, ttl (Ollama's keep_alive), pin, slots; "
-            "may be repeated.",
+            help="What it may do beyond asking models: unload, ttl (Ollama's keep_alive), pin, "
+            "slots; may be repeated.",
         ),
     ] = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
     weight: Annotated[
-        int, typer.Option(min=1, max=100, help="Shares it has of a full queue, and of the turns.")
+        int,
+        typer.Option(min=1, max=100, help="Shares of a full queue and of the turns that it has."),
     ] = 1,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Most requests it may have open at once.")

@@ -27,9 +27,9 @@ class Keys(Record, frozen=True):
     rights: Annotated[
         tuple[Right, ...],
         key(
-            "What every inference key may do to others, besides the `rights` of its own entry: "
-            "unload models, change their ttl (Ollama's `keep_alive`), pin them, or see, save, "
-            "restore and erase slots.",
+            "What every inference key may do beyond asking models, in addition to the `rights` of "
+            "its own entry in the key file: `unload` models, change their `ttl` by Ollama's "
+            "`keep_alive`, `pin` them, or see, save, restore and erase their `slots`.",
             words_of(RIGHTS),
             ["ttl"],
             ["unload", "ttl"],

@@ -121,12 +121,13 @@ def _on_sleep(preset: Preset, config: Config) -> Iterator[str]:
 
 
 def _on_port(preset: Preset, config: Config) -> Iterator[str]:
-    """Say of a program that only starts another one that this one has to be allowed its port."""
+    """Warn of a `cmd` that starts a container, whose port must be allowed (`served_by`)."""
     if preset.cmd is None or preset.cmd.takes_socket or preset.served_by != "cmd":
         return
     if (name := starts_container(preset.cmd.words)) is not None:
         place = config.where(f"models.{preset.id}.cmd")
-        yield f"{place}: {name} has a container serve its port - add `served_by: container`"
+        what = f"{name} starts a container, which holds the port"
+        yield f"{place}: {what} - add `served_by: container`"
 
 
 def _on_share(preset: Preset) -> Iterator[str]:

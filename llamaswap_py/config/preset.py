@@ -125,8 +125,9 @@ class Defaults(Record, frozen=True):
     tasks_max: Annotated[
         int | None,
         word(
-            "Most processes and threads of the child and what it starts, as systemd's TasksMax: "
-            "the kernel refuses more. Needs cgroups (`lswap engine doctor`).",
+            "Most processes and threads of the model's process and of what it starts, like "
+            "systemd's TasksMax: the kernel refuses to start more. Needs cgroups (`lswap engine "
+            "doctor` says whether there are any).",
             "infinity",
             ge=16,
         ),
@@ -134,9 +135,10 @@ class Defaults(Record, frozen=True):
     memory_max: Annotated[
         int | None,
         key(
-            "Most host memory of the child and what it starts, as systemd's MemoryMax: the kernel "
-            "ends it for more. Pages of mapped files count: leave room for the weights. Needs "
-            "cgroups (`lswap engine doctor`).",
+            "Most host memory of the model's process and of what it starts, like systemd's "
+            "MemoryMax: the kernel ends the process if it takes more. Pages of mapped files count, "
+            "so leave room for the weights. Needs cgroups (`lswap engine doctor` says whether "
+            "there are any).",
             or_word("infinity", POSITIVE_SIZE),
             "48GiB",
         ),
@@ -324,10 +326,11 @@ class Preset(Defaults, frozen=True, kw_only=True):
     served_by: Annotated[
         Literal["cmd", "container", "anyone"],
         plain(
-            "Who may hold the port of a program that `cmd` runs; while somebody else does, it gets "
-            "no request. cmd: the program or what it started; container: besides, root and the "
-            "user that runs lswap, for a container or a service that cmd only asks; anyone: that "
-            "is not looked at. A unix socket (`{socket}`) needs no such look.",
+            "Which process may hold the port of a program that `cmd` runs. While another process "
+            "holds it, the program gets no request. cmd: the program itself or what it started; "
+            "container: also a process of root or of the user that runs lswap, for a container or "
+            "a service that cmd only talks to; anyone: lswap does not look. A program that listens "
+            "on a unix socket (`{socket}`) needs no such look.",
             "container",
         ),
     ] = "cmd"

@@ -177,9 +177,9 @@ class Limits(Record, frozen=True):
     body_memory: Annotated[
         int | None,
         key(
-            "Most bytes of large request bodies in memory at once, until their requests end; one "
-            "that does not fit gets 503. A key gets half of it at most. auto: an eighth of main "
-            "memory, and at least four of the largest.",
+            "Most memory that large bodies of open requests may take together. What does not fit "
+            "gets 503. One key may take half. auto: an eighth of main memory, but at least four "
+            "times the larger of `body` and `upload`.",
             or_word("auto", POSITIVE_SIZE),
             "4GiB",
         ),
@@ -187,9 +187,9 @@ class Limits(Record, frozen=True):
     connections: Annotated[
         int | None,
         word(
-            "Most connections of clients at once. auto, and at most: half of the files that lswap "
-            "may open, after a reserve for its children. A key gets half of them at most. Where "
-            "none is left, those close on which lswap waits for the client.",
+            "Most connections of clients at once. auto: half of the files that lswap may open, "
+            "after a reserve for its children; a higher number is lowered to that. One key may "
+            "have half. If none is left, lswap closes some on which it waits for the client.",
             "auto",
             ge=8,
         ),
@@ -213,8 +213,8 @@ class Limits(Record, frozen=True):
     max_in_flight: Annotated[
         int,
         plain(
-            "Most requests that one key, or one address without a key, may have open at once; more "
-            "get 429. A key's own `max_in_flight` wins; 0: no limit.",
+            "Most requests that one key, or one address without a key, may have open at once; "
+            "further ones get 429. A key's own `max_in_flight` comes before this; 0: no limit.",
             256,
             ge=0,
         ),
@@ -286,7 +286,7 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     allow_media_urls: Annotated[
         bool,
         plain(
-            "Let llama-server fetch images and sounds that requests name by http(s):// URLs.", True
+            "Let llama-server fetch media that requests name by http(s):// URLs, anywhere.", True
         ),
     ] = False
     engine: Annotated[

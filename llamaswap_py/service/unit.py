@@ -111,8 +111,8 @@ def _life(unit: Unit) -> Iterable[str]:
     yield "KillMode=mixed"
     seconds = math.ceil(unit.shutdown_timeout + unit.stop_timeout + _GRACE)
     yield f"TimeoutStopSec={seconds}s"
-    yield "# Each model gets a cgroup of its own below this service's, and limits if its preset has"
-    yield "# some: nothing that it starts outlives it."
+    yield "# lswap makes a cgroup for each model below this service's: so it ends what they start,"
+    yield "# and enforces tasks_max and memory_max."
     yield "Delegate=yes"
     yield "# A model that the kernel ends for lack of memory is loaded again; lswap goes on."
     yield "OOMPolicy=continue"

@@ -278,7 +278,7 @@ async def test_a_limit_that_cannot_be_enforced_is_said(lab: Lab) -> None:
     )
     said = (await check.communicate())[0].decode()
     assert check.returncode == 0
-    assert "models.alpha.memory_max: the system cannot enforce it here" in said
+    assert "models.alpha.memory_max: the system cannot enforce this limit here" in said
 
 
 FREEZER = Path("/sys/fs/cgroup/freezer")

@@ -134,7 +134,7 @@ def test_check_says_who_may_hold_a_port(
     ]
     (warning,) = [each for each in report.warnings if "served_by" in each]
     assert warning.endswith(
-        "models.c.cmd: docker has a container serve its port - add `served_by: container`"
+        "models.c.cmd: docker starts a container, which holds the port - add `served_by: container`"
     )
     run(Origin(path), as_json=False)
     assert f"note: a: {report.models[0].port}\n" in capsys.readouterr().out
