@@ -178,6 +178,7 @@ class App:
         call.route = route
         if not route.public:
             call.key = self.access.check(head, admin=route.admin, right=route.right)
+            self.access.claim(call.key, call.exchange)
             if not route.free:
                 call.count()
         if route.starts and self.supervisor.scheduler.closing:

@@ -61,6 +61,8 @@ class Express:
             return False
         id = app.new_id()
         client = principal_for(exchange, meaning.key)
+        if meaning.key is not None and not exchange.connection.claim(client):
+            return False
         in_flight = app.access.in_flight
         open_now = in_flight.get(client, 0)
         most = limit_of(meaning.key, meaning.config.limits.max_in_flight)

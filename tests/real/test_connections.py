@@ -131,3 +131,23 @@ async def test_the_connection_that_gave_way_is_told_why(lab: Lab) -> None:
         metrics = (await lswap.client.get("/metrics")).text
         assert "lswap_connections_limit 8.0" in metrics
         assert "lswap_connections_gave_way_total 1" in metrics
+
+
+async def test_a_connection_with_a_key_takes_no_place_of_those_without(lab: Lab) -> None:
+    """It counts as its key's from the head of its first request on, also while the body comes."""
+    half = HALF_A_BODY.partition(b"\r\n\r\n")[0]
+    begun = half + b"\r\nAuthorization: Bearer boss\r\nExpect: 100-continue\r\n\r\n"
+    keys, limits = write_keys(lab.folder), {"connections": 32}
+    models = {"alpha": lab.preset("alpha")}
+    async with lab.lswap(models, keys=keys, limits=limits) as lswap:
+        with ExitStack() as stack:
+            stranger = stack.enter_context(open_one(lswap))
+            stranger.sendall(IDLE[:-2])
+            for _ in range(14):  # strangers have 8 places, a key 16
+                one = stack.enter_context(open_one(lswap))
+                one.sendall(begun)
+                said = await asyncio.to_thread(one.recv, 1 << 16)
+                assert said.startswith(b"HTTP/1.1 100 "), said
+            stranger.sendall(IDLE[-2:])
+            said = await asyncio.to_thread(stranger.recv, 1 << 16)
+            assert said.startswith(b"HTTP/1.1 200 "), said
