@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from llamaswap_py.children import (
     RuntimeDir,
 )
 from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.children.log_names import log_name
 from llamaswap_py.children.probe import Answer, get
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
@@ -53,8 +53,6 @@ from llamaswap_py.wire.pool import UpstreamPool
 _log: Final = logging.getLogger("lswap")
 _ASKING: Final = 5.0
 _MOST_ANSWERS: Final = 16
-_LONGEST_FILE_NAME: Final = 240
-"""Bytes; file systems take 255, and `.log.1` follows."""
 
 
 @dataclass(slots=True)
@@ -75,6 +73,8 @@ class Running:
     """Whether it said that it ends, unasked."""
     refused: int | None = None
     """The error number of a connection that it refused."""
+    doubted: bool = False
+    """Whether it is being asked if it answers at all."""
     asleep: bool = False
     answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
     """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
@@ -149,7 +149,7 @@ class Instances:
             socket_path=self._runtime_dir.socket_path(key.epoch),
             child_mode=False,
             files=way.files,
-            log_path=Path(folder) / f"{_file_name(key.preset)}.log" if folder else None,
+            log_path=Path(folder) / f"{log_name(key.preset)}.log" if folder else None,
             stop_timeout=preset.stop_timeout,
             load_stall=preset.load_stall,
             log_rotate=self._config.log.rotate,
@@ -220,6 +220,29 @@ class Instances:
             running.refused = number
             self._drop(running)
             self._feed_refusal(key, running)
+
+    def doubt(self, key: InstanceKey) -> None:
+        """A child closed a connection without an answer: ask whether it answers anybody.
+
+        The request may be the reason, and must not end the child for others. So the question is
+        lswap's own.
+        """
+        running = self.running.get(key)
+        if running is not None and running.endpoint is not None and not running.doubted:
+            running.doubted = True
+            work = self._ask_in_doubt(key, running, running.endpoint)
+            self._tasks.create_task(guarding.contained("doubt", work), name=f"{key} in doubt")
+
+    async def _ask_in_doubt(self, key: InstanceKey, running: Running, endpoint: Endpoint) -> None:
+        try:
+            await get(endpoint, "/health", _ASKING)
+        except TimeoutError:
+            pass  # whether it hangs, its liveness tells
+        except OSError:
+            if key in self.running and running.refused is None:
+                self.refused(key, errno.ECONNRESET)
+        finally:
+            running.doubted = False
 
     def _feed_refusal(self, key: InstanceKey, running: Running) -> None:
         own = running.child.spec.program is None
@@ -357,15 +380,6 @@ class Instances:
             self._runtime_dir.record(str(key), running.pid, spec.binary, spec.group, spec.mark)
         except OSError as error:  # a full disk must not keep a model from serving
             _log.warning("%s: a restart could not find it as an orphan: %s", key, error)
-
-
-def _file_name(preset: str) -> str:
-    """Model ids may hold slashes and colons, and be longer than the name of a file."""
-    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
-    if len(name.encode()) <= _LONGEST_FILE_NAME:
-        return name
-    digest = hashlib.sha256(preset.encode()).hexdigest()[:16]
-    return name.encode()[: _LONGEST_FILE_NAME - 17].decode(errors="ignore") + f"-{digest}"
 
 
 def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | None:

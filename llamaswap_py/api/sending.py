@@ -92,6 +92,8 @@ async def send(
         )
     if nothing_sent(result):  # before its lease is given back, and granted to somebody else
         note_refusal(lease.endpoint, result.errno)
+    elif result.outcome is Outcome.DIED_BEFORE_HEAD:
+        call.supervisor.instances.doubt(lease.key)
     note_answer(call, result)
     return result
 

@@ -11,6 +11,7 @@ PROGRAM_NO_HEALTH    know no /health
 PROGRAM_EXIT         end with this exit code instead
 PROGRAM_IGNORE_TERM  ignore SIGTERM
 PROGRAM_LINGERS      at SIGTERM take no more connections, and stay
+PROGRAM_SLAMS        once the file PROGRAM_GATE exists, `close` or `reset` each connection at once
 PROGRAM_MEMORY       take so many MiB
 PROGRAM_HANG         answer a POST only once the file PROGRAM_GATE exists, GET /health always:
                      `mute`, `stream` (begin a stream), `works` (a child uses the processor), or
@@ -28,7 +29,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import time
@@ -40,6 +43,17 @@ began = time.monotonic()
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def handle_one_request(self) -> None:
+        self.rfile.peek(1)  # type: ignore[attr-defined]
+        how = ENV.get("PROGRAM_SLAMS")
+        if how is None or not os.path.exists(ENV["PROGRAM_GATE"]):
+            super().handle_one_request()
+            return
+        self.close_connection = True
+        if how == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes import fake_program
 from tests.real.answers import chat_body, error_of, instance_of, model_of
+from tests.real.harness import poll
 
 if TYPE_CHECKING:
     from llamaswap_py.snapshot import Snapshot
@@ -254,6 +255,37 @@ async def test_a_question_without_a_client_meets_a_closed_door(lab: Lab, how: st
         assert found.text.rstrip().endswith("data: [DONE]")
         assert instance_of(await lswap.state(), "alpha").epoch == epoch + 1
         await lswap.until_idle()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_child_that_closes_each_connection_at_once(lab: Lab, how: str) -> None:
+    """It is replaced; one whose successors do the same gets a rest. No request hangs."""
+    gate = lab.folder / "gate"
+    preset = {
+        "cmd": [sys.executable, fake_program.__file__, "{port}"],
+        "env": {"PROGRAM_SLAMS": how, "PROGRAM_GATE": str(gate)},
+        "memory": {"host": "50MiB"},
+        "stop_timeout": "1s",
+    }
+    body = {"model": "talk", "input": "abc"}
+    async with lab.lswap({"talk": preset}) as lswap, asyncio.timeout(60):
+        assert (await lswap.client.post("/v1/audio/speech", json=body)).status_code == 200
+        gate.touch()
+        asked = [
+            asyncio.create_task(lswap.client.post("/v1/audio/speech", json=body)) for _ in range(3)
+        ]
+        await lswap.until(lambda now: not any(one.state == "ready" for one in now.instances))
+        gate.unlink()
+        for one in asked:
+            answer = await one
+            assert answer.status_code in (200, 502), answer.text
+
+        async def answered() -> bool:  # a model that failed twice rests for a moment
+            again = await lswap.client.post("/v1/audio/speech", json=body)
+            return again.status_code == 200
+
+        await poll(answered)
+        await lswap.until(lambda now: [one.epoch > 1 for one in now.instances] == [True])
 
 
 async def test_before_the_first_byte_and_again(lab: Lab) -> None:
