@@ -18,6 +18,7 @@ from llamaswap_py.api.meaning import meaning_of
 from llamaswap_py.api.reading import refuse_coded_body
 from llamaswap_py.api.traffic import Traffic
 from llamaswap_py.errors import ApiError, without_frames
+from llamaswap_py.turns import Turns
 from llamaswap_py.wire.bodies import Bodies
 from llamaswap_py.wire.messages import WireError
 from llamaswap_py.wire.places import Places
@@ -64,6 +65,8 @@ class App:
         self.closing = asyncio.Event()
         """Set when lswap stops: endless answers (followed logs) end then."""
         self.traffic = Traffic()
+        self.turns = Turns()
+        """The turns of the event loop that take long, where somebody watches."""
         self.captures: Captures | None = None
         """Set where the file says `capture: on`."""
         self.own_log: ChildLog | None = None
@@ -117,6 +120,10 @@ class App:
     def new_id(self) -> str:
         """Return an id for a request that brings none."""
         return f"{self._prefix}-{next(self._numbers)}"
+
+    def busy(self) -> bool:
+        """Return whether requests are in flight, other than those that wait for news."""
+        return any(one.counted for one in self.calls.values())
 
     def _open(self, exchange: Exchange) -> Call:
         meaning = meaning_of(exchange, self.supervisor.config)

@@ -114,6 +114,8 @@ class Call:
         self.route = route
         self.meaning = meaning
         self.began = time.monotonic()
+        if app.turns.asleep:
+            app.turns.wake()
 
     @property
     def client(self) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.call import Call
     from llamaswap_py.api.traffic import Histogram, Traffic
     from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.turns import Turns
     from llamaswap_py.wire.bodies import Bodies
     from llamaswap_py.wire.places import Places
 
@@ -52,7 +53,7 @@ async def scrape(call: Call) -> None:
         happened,
         children,
         call.may_use,
-        [*_places(call.app.places), *_bodies(call.app.bodies)],
+        [*_places(call.app.places), *_bodies(call.app.bodies), *_turns(call.app.turns)],
     )
     call.status = 200
     call.exchange.respond(200, body, content_type)
@@ -196,6 +197,19 @@ def _bodies(bodies: Bodies) -> Iterator[Metric]:
     yield GaugeMetricFamily("lswap_bodies_limit_bytes", "What they may be.", value=bodies.most)
     text = "Request bodies for which there was no memory."
     yield CounterMetricFamily("lswap_bodies_refused", text, value=bodies.refused)
+
+
+def _turns(turns: Turns) -> Iterator[Metric]:
+    text = "Turns of lswap's event loop above 20 ms, by the function that ran."
+    family = CounterMetricFamily("lswap_slow_turns", text, labels=("what",))
+    for name, count in turns.slow.items():
+        family.add_metric((name,), count)
+    yield family
+    text = "The longest of them."
+    longest = GaugeMetricFamily("lswap_slow_turn_seconds_max", text, labels=("what",))
+    for name, seconds in turns.longest.items():
+        longest.add_metric((name,), seconds)
+    yield longest
 
 
 def _merged(children: Mapping[str, str]) -> list[Metric]:

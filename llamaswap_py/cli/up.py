@@ -199,6 +199,7 @@ async def _serve(
             async with (
                 capturing(app, config, supervisor.about.name),
                 watching(app.reloader),
+                app.turns.watched(app.busy),
                 serve(
                     sockets,
                     app.handle,

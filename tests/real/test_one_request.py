@@ -95,3 +95,15 @@ async def test_clients_that_pipeline_leave_memory_alone(lab: Lab) -> None:
             for _ in range(24):
                 tasks.create_task(flood())
         assert taken(lswap) < before + 64 * MIB
+
+
+async def test_a_request_that_holds_the_others_up_is_named_in_metrics(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        texts = {"model": "none", "messages": [{"role": "user", "content": "\n" * 7 * MIB}]}
+        async with asyncio.timeout(60):
+            metrics = ""
+            while "lswap_slow_turns_total{" not in metrics or "_object" not in metrics:
+                await lswap.client.post("/api/chat", json=texts)
+                metrics = (await lswap.client.get("/metrics")).text
+        assert 'lswap_slow_turns_total{what="api.ollama_requests._object"}' in metrics
+        assert 'lswap_slow_turn_seconds_max{what="api.ollama_requests._object"} 0.' in metrics

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 LEAVES = {
     *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "lean_httpx"),
     *("running", "sidecars", "files", "workers", "dialing", "principals", "outgoing"),
-    *("guarding", "__init__"),
+    *("guarding", "turns", "__init__"),
 }
 """Modules that everybody may import, and that import nobody but each other."""
 
