@@ -32,7 +32,7 @@ class Access:
         self._told: set[str] = set()
 
     def replace(self, keys: KeyRing | None) -> None:
-        """Take other keys, for requests that come; revoking.py sees to those that are open."""
+        """Use other keys for new requests; revoking.py ends open ones that are not allowed now."""
         self.keys = keys
         self._places.keyed = keys is not None
         self._known.clear()
@@ -64,21 +64,21 @@ class Access:
         return key
 
     def claim(self, key: ApiKey | None, exchange: Exchange) -> None:
-        """Say whose a connection is; raises ApiError `too_many_requests`."""
+        """Count a connection as its key's; raises ApiError `too_many_requests`."""
         if key is not None and not exchange.connection.claim(principal_of(key.name, exchange.peer)):
             raise ApiError(
                 "too_many_requests",
-                f"the key {key.name!r} has half of all connections open, with an answer on each",
-                remedy="close some of them",
+                f"the key {key.name!r} has half of all connections open, each with an answer",
+                remedy="wait until one of the answers has ended, or close some connections",
             )
 
     def tell_ignored(self, key: ApiKey) -> None:
-        """Say once in the log that the `keep_alive` of a key's requests changes nothing."""
+        """Say once in the log that the `keep_alive` of a key's requests is ignored."""
         if key.name not in self._told:
             self._told.add(key.name)
             _log.info(
-                "the key %r sends keep_alive, which changes nothing: models keep their own ttl. "
-                "Its entry in the key file may say rights: [ttl]",
+                "the key %r sends keep_alive, which is ignored: it takes the right ttl. Models "
+                "keep their own ttl. rights: [ttl] in its entry of the key file allows it",
                 key.name,
             )
 
@@ -87,8 +87,8 @@ class Access:
     ) -> None:
         """Count a request of a principal; raises ApiError `too_many_requests`.
 
-        `default` is the limit of those whose key says nothing of it; 0: none. One that `replaces`
-        another that is counted may be one too many until that has ended.
+        `default` is the limit if the key has none of its own; 0: no limit. A request that
+        `replaces` a counted one may exceed the limit by one, until the older one has ended.
         """
         most = limit_of(key, default)
         count = self.in_flight.get(principal, 0)
@@ -106,7 +106,7 @@ class Access:
 
 
 def limit_of(key: ApiKey | None, default: int) -> int:
-    """Return how many requests may be open at once; 0: as many as there are."""
+    """Return how many requests may be open at once; 0: no limit."""
     return default if key is None or key.max_in_flight is None else key.max_in_flight
 
 
@@ -132,11 +132,11 @@ def _secret(head: RequestHead) -> bytes:
 
 
 def lacks(key: ApiKey, right: Right) -> ApiError:
-    """Return the error of a request whose key has not the right to it."""
+    """Return the error of a request whose key lacks a right."""
     return ApiError(
         "forbidden",
         f"the key {key.name!r} may not do this: it takes the right {right!r}, or an admin key",
-        remedy=f"rights: [{right}] in its entry of the key file gives it that right",
+        remedy=f"write rights: [{right}] in the key's entry of the key file",
     )
 
 

@@ -1,7 +1,7 @@
-"""Loading a model by asking for it: what an inference key may have, and no more.
+"""Loading a model without a prompt (`/models/load`, Ollama's empty prompt), for an inference key.
 
-It is a request like any other that generates nothing: it has its key's priority and its turn, may
-be refused, waits while a model that failed backs off, and ends with its client's queue time.
+This is a request like any other, but it generates nothing: it has its key's priority and its turn,
+may be refused, waits while a failed model backs off, and ends with its client's queue time.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Call:
     task: asyncio.Task[None] | None = None
     """Its handler's, if one runs."""
     counted = ""
-    """The principal against whose `max_in_flight` it counts; "": it does not count."""
+    """The principal whose `max_in_flight` this request counts against; "": it does not count."""
     # What became of it.
     model = ""
     asked = ""
@@ -129,7 +129,7 @@ class Call:
 
     @property
     def owner(self) -> str:
-        """Whose conversations it begins and finds: without keys everybody is one."""
+        """The owner of the conversations that it begins and finds; without keys all share them."""
         return "" if self.key is None else self.principal
 
     @property
@@ -162,7 +162,7 @@ class Call:
         self.counted = principal
 
     def hand_over_count(self) -> Callable[[], None]:
-        """Let it go on counting when its client is gone; return what ends that."""
+        """Count this request even after its client is gone; return a call which ends that."""
         counted, self.counted = self.counted, ""
         access = self.app.access
         return lambda: access.leave(counted) if counted else None

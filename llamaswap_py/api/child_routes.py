@@ -1,4 +1,4 @@
-"""The routes of llama-server, and whose they are: the inventory that docs/security.md prints.
+"""The routes of llama-server, and which key each takes: docs/security.md prints this list.
 
 What is not in it takes an admin key: a route of a later engine may do anything.
 """
@@ -48,7 +48,7 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
         /v1/chat/completions/control /tokenize /detokenize /apply-template
         """,
     ),
-    # OpenAI's, which a llama-server may have one day.
+    # Routes of OpenAI which a later llama-server may have.
     **_all(
         Role.INFERENCE,
         "POST",
@@ -59,10 +59,10 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
         "GET",
         "/health /v1/health /metrics /props /lora-adapters /models /v1/models",
     ),
-    # GET shows one client what another wrote: how an answer of it began that is to be continued.
+    # GET can show the beginning of an answer that another client sent to be continued.
     **_all(Role.SLOTS, "GET", "/slots"),
     **_all(Role.SLOTS, "POST", "/slots/:id_slot"),
-    # Its own list of conversations, which knows no owners; lswap answers these routes itself.
+    # llama-server's list of conversations has no owners; lswap answers these routes itself.
     **_all(Role.ADMIN, "GET", "/v1/stream"),
     **_all(Role.ADMIN, "POST", "/v1/streams/lookup"),
     **_all(Role.ADMIN, "DELETE", "/v1/stream"),

@@ -1,13 +1,13 @@
-"""Media that a request names by a URL. Pure.
+"""Finds images, sounds and videos that a request names by a URL. Pure.
 
-llama-server fetches such a URL itself, from where it runs: so whoever may ask a model could have
-this machine ask its own ports, its network, or the address where clouds keep secrets
-(169.254.169.254), and look at the picture. A check of the address here would not hold: the name
-may mean another one when llama-server asks, and it follows redirects. So they are refused, unless
-the file allows them.
+llama-server fetches such a URL itself. So every client that may ask a model could have this machine
+fetch from its own ports, its network, or the address where clouds keep secrets (169.254.169.254).
+Checking the address here would not help: the name may lead to another address when llama-server
+asks, and llama-server follows redirects. So such requests are refused, unless the configuration
+allows them.
 
-llama-server takes a text that begins with `http` for a URL. A body whose bytes have no string of
-that beginning is passed on after a search for a few bytes; only others are looked at.
+llama-server takes a text that begins with `http` for a URL. A body without such a string is passed
+on after a quick search; only other bodies are decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llamaswap_py.units import KIB
 
 _BEGIN: Final = b'"http'
 _ESCAPES: Final = (b"\\u0068", b"\\u0074", b"\\u0070")
-"""`h`, `t` and `p`, as no program but an attacker's writes them."""
+"""`h`, `t` and `p` as escapes: only an attacker writes them so."""
 _MEDIA: Final = frozenset(
     (
         *("image_url", "video_url", "audio_url", "file_url", "input_image", "input_audio"),
@@ -89,11 +89,11 @@ def holds(text: bytes) -> bool:
     """Tell whether JSON that may do so names a medium by a URL: where it stands is looked up."""
     values = text.count(b",") + text.count(b"[") + text.count(b"{")
     if len(text) > _EXACT or values > _EXACT_VALUES:
-        return True  # it would take too long for one turn of the loop
+        return True  # to decode it would hold up the event loop
     try:
         return found_in(decode(text.removeprefix(b"\xef\xbb\xbf")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True  # who reads it may read it otherwise
+        return True  # the child may read it in another way
 
 
 def _names(text: bytes, at: int) -> bool:

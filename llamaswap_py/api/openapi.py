@@ -126,7 +126,7 @@ OPERATIONS: Final = (
         {200: shapes.UnloadAnswer, 202: shapes.UnloadAnswer},
         parameters=(
             *(_MODEL, _WAIT),
-            ("force", "query", _BOOLEAN, "End its requests; takes an admin key."),
+            ("force", "query", _BOOLEAN, "End its open requests at once; takes an admin key."),
         ),
         errors=(400, 403, 404),
         right="unload",
@@ -217,7 +217,7 @@ def _document() -> dict[str, Any]:
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A key, with the right that is named.",
+                    "description": "An API key that has the right which is named, or an admin key.",
                 },
                 "admin": {"type": "http", "scheme": "bearer", "description": "An admin key."},
             },

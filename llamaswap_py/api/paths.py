@@ -30,7 +30,7 @@ def canonical(path: str) -> tuple[str, str]:
     if found := _BROKEN.search(path):
         raise _odd(
             path,
-            f"{path[found.start() :][:6]!r} is no escape",
+            f"{path[found.start() :][:6]!r} is not an escape",
             "encode its letters as UTF-8, and % as %25",
         )
     try:
@@ -38,15 +38,15 @@ def canonical(path: str) -> tuple[str, str]:
     except UnicodeDecodeError:
         raise _odd(path, "its escapes are not UTF-8", "encode its letters as UTF-8") from None
     if _CONTROL.search(text):
-        raise _odd(path, "it has a control character", "leave that out")
+        raise _odd(path, "it has a control character", "leave the character out")
     parts = text.replace("\\", "/").split("/")
     if any(part.partition(";")[0] in (".", "..") for part in parts):
-        raise _odd(path, "it has a part `.` or `..`", "write the path that it leads to")
+        raise _odd(path, "it has a part `.` or `..`", "write the path without such parts")
     return _ESCAPE.sub(_normal, quote(path, safe=_KEPT)), text
 
 
 def one_reading(sent: str, text: str) -> None:
-    """Refuse a path that is read as one with more parts than it is written with (`%2F`)."""
+    """Refuse a path that has more parts when it is decoded than as it is written (`%2F`)."""
     if sent.count("/") != text.count("/"):
         raise _odd(sent, "it has an escaped slash", "write %2F as /")
 

@@ -172,7 +172,11 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
     for name, label, text in (
         ("stops", "reason", "Children stopped, by reason."),
         ("failures", "class", "Loads, children and downloads that failed, by class."),
-        ("task_failures", "task", "Background work that failed and went on: bugs, by kind."),
+        (
+            "task_failures",
+            "task",
+            "Failures of lswap's background work, which then went on; each kind is a bug.",
+        ),
         ("kept_slots", "result", "Slots kept over evictions (keep_kv), by what became of them."),
     ):
         family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))
@@ -182,20 +186,20 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
 
 
 def _places(places: Places) -> Iterator[Metric]:
-    yield GaugeMetricFamily("lswap_connections", "Connections of clients.", value=places.count)
-    text = "Connections of clients that there may be."
+    yield GaugeMetricFamily("lswap_connections", "Open connections of clients.", value=places.count)
+    text = "How many connections of clients may be open."
     yield GaugeMetricFamily("lswap_connections_limit", text, value=places.most)
-    text = "Connections that were closed, because their client was awaited, for others."
+    text = "Connections closed to make room for others, while lswap waited for their client."
     yield CounterMetricFamily("lswap_connections_gave_way", text, value=places.gave_way)
-    text = "Connections and keys for which there was no place."
+    text = "Connections and keys for which there was no room."
     yield CounterMetricFamily("lswap_connections_refused", text, value=places.refused)
 
 
 def _bodies(bodies: Bodies) -> Iterator[Metric]:
-    text = "Large request bodies in memory."
+    text = "Bytes of large request bodies in memory."
     yield GaugeMetricFamily("lswap_bodies_bytes", text, value=bodies.taken)
-    yield GaugeMetricFamily("lswap_bodies_limit_bytes", "What they may be.", value=bodies.most)
-    text = "Request bodies for which there was no memory."
+    yield GaugeMetricFamily("lswap_bodies_limit_bytes", "How many there may be.", value=bodies.most)
+    text = "Requests refused because their body did not fit."
     yield CounterMetricFamily("lswap_bodies_refused", text, value=bodies.refused)
 
 

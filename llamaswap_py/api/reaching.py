@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Way(NamedTuple):
-    """A path as it is sent to a child, and as that reads it."""
+    """A path as it is sent to a child, and as the child reads it."""
 
     sent: str
     read: str
@@ -23,8 +23,8 @@ class Way(NamedTuple):
 def reach(call: Call, preset: str, path: str) -> Way:
     """Return how `path` goes to a child of a preset.
 
-    Raises ApiError `bad_request` for a path that could mean several, `forbidden` where the key of
-    the request may not, `not_implemented` where lswap does that itself.
+    Raises ApiError `bad_request` for a path that could be read in several ways, `forbidden` if the
+    key of the request may not use it, `not_implemented` for what lswap does itself.
     """
     sent, read = canonical(path)
     if call.supervisor.config.models[preset].cmd is None:
@@ -43,8 +43,8 @@ def _check_native(call: Call, preset: str, read: str) -> None:
         what = f"{head.method} {read[:200]}"
         raise ApiError(
             "forbidden",
-            f"lswap does not know the route {what} of {preset}: it takes an admin key",
-            remedy="docs/security.md lists the routes that it knows",
+            f"lswap does not know the route {what} of {preset}, so it takes an admin key",
+            remedy="use an admin key; docs/security.md lists the routes that lswap knows",
         )
     _check(call, role or Role.INFERENCE)
 
@@ -52,7 +52,7 @@ def _check_native(call: Call, preset: str, read: str) -> None:
 def _check_program(call: Call, read: str) -> None:
     head = call.exchange.head
     _check(call, role_at_program(head.method, read))
-    # What means lswap itself takes the same key where it is another program's: a second lswap's.
+    # The program may be a second lswap: a route of lswap takes the same key there as here.
     ours = call.app.route_of(head.method, folded(read))
     if ours is not None:
         call.app.access.check(head, admin=ours.admin, right=ours.right)

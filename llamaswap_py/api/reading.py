@@ -77,7 +77,9 @@ def check_media(body: Body, skim: Skim | None) -> None:
     """
     if skim is not None and not skim.mark:  # a large form
         if begins_json(body):
-            raise ApiError("bad_request", "the body is said to be a form, and begins as JSON")
+            raise ApiError(
+                "bad_request", "Content-Type says that the body is a form, but it begins as JSON"
+            )
         return
     text = body.join() if skim is None else skim.text
     may_name = may_name_url(text) if skim is None else skim.may_name_url
@@ -92,7 +94,7 @@ def check_media(body: Body, skim: Skim | None) -> None:
 async def check_unread_media(body: Body) -> None:
     """Raise ApiError for a body that is passed on unread and names a medium by a URL.
 
-    Others have their turn between its pieces.
+    Other requests have their turn between its pieces.
     """
     if body.size <= STEP:
         check_media(body, None)
@@ -108,7 +110,7 @@ async def check_unread_media(body: Body) -> None:
 
 
 def begins_json(body: Body) -> bool:
-    """Tell whether the first that a body has but blanks opens an object or a list."""
+    """Tell whether a body begins with an object or a list, after blanks."""
     for piece in body.pieces:
         for start in range(0, len(piece), KIB):
             if part := bytes(piece[start : start + KIB]).lstrip(_BEFORE_JSON):

@@ -1,7 +1,7 @@
-"""A key that was revoked, or may do less, has nothing open any more that it may not have.
+"""Ends what a key has open and may not have any more: it was revoked, or may do less than before.
 
-Keys are read again while requests go on. Revoking one ends its streams, WebSockets, readers of
-events, requests that wait, and answers that go on without their client.
+Keys are read again while requests go on. Revoking a key ends its streams, WebSockets, readers of
+events, waiting requests, and answers that go on without their client.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def take_keys(app: App, keys: KeyRing | None) -> None:
-    """Take other keys than before, and end what is open of those that lost something."""
+    """Use other keys from now on, and end what is open of keys that lost something."""
     before = app.access.keys
     app.access.replace(keys)
     if before is None or keys is None:
@@ -49,7 +49,7 @@ def _leave_behind(app: App, key: ApiKey, now: ApiKey | None) -> None:
 
 
 def _lost(call: Call, key: ApiKey, now: ApiKey | None) -> ApiError | None:
-    """Return what a request ends with whose key is `now` another; None if it may go on."""
+    """Return the error that ends a request whose key has become `now`; None if it may go on."""
     route = call.route
     if now is None:
         return _revoked(key)

@@ -1,4 +1,4 @@
-"""How many bytes of request bodies are in memory, and whose they are.
+"""How many bytes of request bodies are in memory, and for which clients.
 
 A body that does not fit is refused while it comes, and what came of it is given back: none waits
 for another, so none can wait for ever.
@@ -36,7 +36,7 @@ class Bodies:
             self.refused += 1
             raise ApiError(
                 "bodies_full",
-                f"the bodies of other requests take all of the {format_size(share)} that they may",
+                f"the bodies of open requests take all of the {format_size(share)} allowed",
                 remedy="send it again later, or raise limits.body_memory in the configuration",
                 retry_after=5.0,
             )

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FULL: Final = (
-    "too many connections: this one was closed because nothing was asked on it for longest "
-    "- send a request at once and whole, or allow more (limits.connections, ulimit -n)"
+    "too many connections: this one was closed because lswap had waited longest for its client "
+    "- send requests at once and whole, or raise the limit (limits.connections, ulimit -n)"
 )
 #: After an early refusal: how long a client that goes on sending is heard out, so that it reads
 #: the answer and not a reset (RFC 9112 section 9.6).

@@ -1,9 +1,9 @@
-"""Who holds the connections that there can be, and which of them give way to others.
+"""Which client holds which connections, and which of these are closed to make room for others.
 
-Descriptors are few. Each key, and each address of those that have shown none, has a share of the
-places. Where places run out, connections whose client is awaited are closed, and not those that
-are answered: first of whoever holds most, first the one that has been awaited for longest. So a
-client that has something to ask finds a place, however many others only hold theirs.
+Open files are limited. Each key, and each address of clients without a key, has a share of the
+connections. When none is left, lswap closes some on which it waits for the client, and none that
+is being answered: those of the client that holds most, and of these the one it waited for longest.
+So a client that sends a request finds room, however many others only hold connections open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ UNLIMITED: Final = 1 << 30
 _KEY: Final = "key "
 """How the principal of a key begins (principals.py)."""
 _AT_ONCE: Final = 16
-"""One of so many connections that may give way does so at once: to look at all of them costs."""
+"""Of the connections that may be closed, one in so many is closed at a time: a look costs time."""
 
 
 class Guest(Protocol):
@@ -39,7 +39,7 @@ class Places:
     def __init__(self, most: int = UNLIMITED, *, keyed: bool = False) -> None:
         self.most = most
         self.keyed = keyed
-        """Whether a client may show a key, so that one that has not is a stranger."""
+        """Whether there are API keys: a client that has not shown one is then a stranger."""
         self.count = 0
         self.gave_way = 0
         self.refused = 0
