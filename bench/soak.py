@@ -1,12 +1,14 @@
 """Mixed clients, and a fault every few seconds, for as long as it is asked for.
 
-    python -m bench.soak [--minutes N] [--every SECONDS] [--clients N] [--plot FILE.svg]
+    python -m bench.soak [--minutes N] [--every SECONDS] [--clients N] [--attackers N]
+                         [--plot FILE.svg]
 
 A real `lswap up` with real llama-servers of tiny models, of which not all fit. The clients stream,
 wait, read slowly, leave in the middle and come in bursts; each answer is compared with the known
 sentence of its model. Meanwhile children are killed, stopped, told to end; files go bad; the
 configuration is made invalid; the disk is full; there are no more file descriptors; clients
-misbehave. At the end everything is checked as after each fault of tests/faults, and lswap's memory,
+misbehave. Attackers with an inference key or none do all the time what tests/faults/attackers.py
+lists. At the end everything is checked as after each fault of tests/faults, and lswap's memory,
 files and tasks over time are shown: they have to be flat.
 """
 
@@ -39,6 +41,7 @@ from bench.plots import Series, draw
 from llamaswap_py.demo.tiny_gguf import write_tiny_model
 from llamaswap_py.engine.locate import locate_engine
 from llamaswap_py.errors import LswapError
+from tests.faults.attackers import CROWD, attackers, write_keys
 from tests.faults.checks import check_all
 from tests.faults.crowd import Crowd
 from tests.real.lab import Lab
@@ -46,6 +49,7 @@ from tests.real.lab import Lab
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tests.faults.attackers import Attacker
     from tests.real.harness import Lswap
 
 _SIZE: Final = "60MiB"
@@ -63,6 +67,7 @@ class Soak:
     crowd: Crowd
     dice: random.Random = field(default_factory=lambda: random.Random(1))
     faults: Counter[str] = field(default_factory=Counter)
+    attackers: list[Attacker] = field(default_factory=list)
     samples: list[dict[str, float]] = field(default_factory=list)
     failed: str = ""
     """Which of the checks at the end did not hold."""
@@ -70,8 +75,11 @@ class Soak:
 
     async def run(self, seconds: float, every: float, clients: int) -> None:
         """Do it all, for so long."""
+        over = asyncio.Event()
         async with self.crowd.asking(clients), asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch())
+            for one in self.attackers:
+                tasks.create_task(one.attack_until(over))
             end, told = self.began + seconds, 0
             while (left := end - time.monotonic()) > 0:
                 await asyncio.sleep(min(every, left))
@@ -83,6 +91,7 @@ class Soak:
                     at = time.monotonic() - self.began
                     print(f"{at:.0f} s, {name}: {wrong}", file=sys.stderr, flush=True)
                 told = len(self.crowd.wrongs)
+            over.set()
             watching.cancel()
 
     async def _watch(self) -> None:
@@ -236,7 +245,9 @@ def _models(lab: Lab) -> dict[str, dict[str, Any]]:
     }
 
 
-async def soak(folder: Path, seconds: float, every: float, clients: int) -> Soak:
+async def soak(
+    folder: Path, seconds: float, every: float, clients: int, attacking: int = 2
+) -> Soak:
     """Run one, check everything at the end, and return it."""
 
     def write(name: str, sentence: str, **knobs: Any) -> Path:
@@ -251,10 +262,17 @@ async def soak(folder: Path, seconds: float, every: float, clients: int) -> Soak
         "defaults": {"liveness": _PATIENCE, "load_stall": _PATIENCE},
         "policy": {"queue": {"limit": _LIMIT}},
         "log": {"dir": "logs", "level": "warning"},
+        "keys": write_keys(folder),
     }
-    async with lab.lswap(models, **keys) as lswap:
+    (folder / "odd").mkdir()
+    keys["model_dirs"] = ["odd"]
+    async with (
+        lab.lswap(models, **keys) as lswap,
+        attackers(lswap, tuple(models), attacking) as attack,
+    ):
+        lswap.client.headers["authorization"] = f"Bearer {CROWD}"
         crowd = Crowd(lswap, {name: lab.sentence(name) for name in models}, frozenset({"long"}))
-        run = Soak(lab, lswap, crowd)
+        run = Soak(lab, lswap, crowd, attackers=attack)
         await run.run(seconds, every, clients)
         try:
             await check_all(lswap, crowd, hit=models)
@@ -271,11 +289,14 @@ def report(run: Soak) -> str:
     codes = Counter[str]()
     for (_, code), count in crowd.errors.items():
         codes[code] += count
+    attacks = sum(one.done.total() for one in run.attackers)
+    got = sum(len(one.wrongs) for one in run.attackers)
     over = sum(one["over"] > 0 for one in run.samples)
     lines = [
         f"{seconds / 60:.1f} minutes, {crowd.asked:,} requests, {run.faults.total()} faults",
         f"  right answers        {crowd.right.total():,}",
         f"  wrong or missing     {len(crowd.wrongs)}",
+        f"  attacks              {attacks:,}, of which {got} got what they must not get",
         f"  memory over-promised {over} times in {len(run.samples):,} looks",
         f"  checks at the end    {run.failed or 'all passed'}",
         f"  left by the client   {crowd.left:,}",
@@ -301,11 +322,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="how long (60)")
     parser.add_argument("--every", type=float, default=5, help="seconds between faults (5)")
     parser.add_argument("--clients", type=int, default=6, help="that ask all the time (6)")
+    parser.add_argument("--attackers", type=int, default=2, help="that attack all the time (2)")
     parser.add_argument("--plot", type=Path, help="write the curves there, as SVG")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lswap-soak-", dir="/tmp"))
     try:
-        run = asyncio.run(soak(folder, asked.minutes * 60, asked.every, asked.clients))
+        seconds = asked.minutes * 60
+        run = asyncio.run(soak(folder, seconds, asked.every, asked.clients, asked.attackers))
     except LswapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -328,7 +351,10 @@ def main() -> int:
             ),
             encoding="utf-8",
         )
-    return 1 if run.crowd.wrongs or run.failed else 0
+    for one in run.attackers:
+        print(*one.wrongs[:20], sep="\n", file=sys.stderr)
+    wrong = run.crowd.wrongs or run.failed or any(one.wrongs for one in run.attackers)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

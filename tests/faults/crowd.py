@@ -35,6 +35,11 @@ PROPER: Final = {
 """The errors that a fault may lead to, and their statuses."""
 
 
+def conversation_of(number: int, model: str) -> str:
+    """Return the id of an answer of one client that goes on without it."""
+    return f"crowd-{number}::{model}"
+
+
 @dataclass(slots=True)
 class Crowd:
     """Asks `models` (name -> sentence; those in `endless` repeat it) until it is told to stop."""
@@ -140,10 +145,13 @@ class Crowd:
     async def _abandoned(self, model: str, dice: random.Random) -> None:
         """Hang up in the middle of a stream, or before it begins."""
         body = chat_body(model, stream=True, max_tokens=60)
+        path = "/v1/chat/completions"
+        goes_on = {"x-conversation-id": conversation_of(dice.randrange(4), model)}
+        headers = goes_on if dice.random() < 0.2 else None
         try:
             async with (
                 asyncio.timeout(dice.choice((0.01, 0.1))),
-                self.lswap.client.stream("POST", "/v1/chat/completions", json=body) as response,
+                self.lswap.client.stream("POST", path, json=body, headers=headers) as response,
             ):
                 await response.aread()
         except TimeoutError:

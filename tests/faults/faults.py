@@ -19,13 +19,25 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 
-from tests.real.answers import PATIENCE, instances_of
+from tests.faults.attackers import (
+    ATTACKS,
+    attackers,
+    event_readers,
+    full_queue,
+    half_sent_bodies,
+    half_sent_heads,
+    write_keys,
+)
+from tests.real.answers import PATIENCE, chat_body, instances_of
+from tests.real.harness import poll
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from tests.faults.attackers import Attacker
     from tests.faults.conftest import FakeClock
     from tests.faults.crowd import Crowd
     from tests.real.answers import Stream
@@ -120,6 +132,10 @@ class Fault:
     """What the log may say of any other victim, which may have failed of this instead."""
     clock: bool = False
     """It takes a clock that can be set."""
+    keyed: bool = False
+    """It takes API keys: the crowd's, and an attacker's (attackers.py)."""
+    descriptors: int = 0
+    """lswap may open so many files; 0: as many as the system lets it."""
 
     def __str__(self) -> str:
         return self.name
@@ -345,6 +361,116 @@ async def clock_jumps(scene: Scene) -> None:
         assert abs(now - time.time() - days * 86_400) < 3_600, "it did not see the clock jump"
 
 
+def attacked(attack: Callable[[Attacker], Awaitable[None]]) -> Fault:
+    """Return a fault in which a client attacks again and again; nobody may notice."""
+
+    async def inject(scene: Scene) -> None:
+        async with attackers(scene.lswap, (scene.victim, "alpha"), 1) as (one,):
+            for _ in range(3):
+                await one.attack(attack)
+            await scene.crowd.until_answered(4)
+            await one.attack(attack)
+            assert not one.wrongs, one.wrongs
+
+    few = 256 if attack in (half_sent_heads, half_sent_bodies, event_readers) else 0
+    queue = {"policy": {"queue": {"limit": LIMIT}}} if attack is full_queue else {}
+    name = attack.__name__.replace("_", "-")
+    return Fault(name, inject, keys=queue, hits=(), keyed=True, descriptors=few)
+
+
+async def told_to_end(scene: Scene) -> None:
+    """SIGTERM from another hand, while it streams: it refuses others and is still exiting."""
+    for _ in range(2):
+        async with scene.streaming("long") as stream:
+            await scene.signal("long", signal.SIGTERM, "ready", "draining")
+            await scene.crowd.until_answered(2)
+            await stream.rest()
+
+
+def with_a_helper(lab: Lab, name: str) -> Preset:
+    """Start a process in a session of its own first, until the gate is open."""
+    helper = "[ -e $gate ] || setsid sleep 600 < /dev/null > /dev/null 2>&1 &"
+    return wrapped(lab, name, helper, lab.preset(name, size=SIZE))
+
+
+async def helper_stays(scene: Scene) -> None:
+    """What a child started in a session of its own ends with it."""
+
+    def helpers() -> list[psutil.Process]:
+        return [one for one in scene.lswap.descendants() if one.name() == "sleep"]
+
+    async def there() -> bool:
+        return bool(helpers())
+
+    async def gone() -> bool:
+        return not helpers()
+
+    await scene.pid_of(scene.victim, "ready")
+    await poll(there)
+    scene.gate.touch()
+    assert await scene.post(f"/lswap/v1/models/{scene.victim}/unload?force=true") in (200, 202)
+    await poll(gone)
+    await scene.crowd.until_answered(2, scene.victim)
+
+
+async def suspended(scene: Scene) -> None:
+    """All of it stops for a while, as when a machine sleeps; nobody is blamed for the time."""
+    everything = [scene.lswap.pid, *(one.pid for one in scene.lswap.descendants())]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in everything:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            await asyncio.sleep(4)
+    await scene.crowd.until_answered(4)
+
+
+async def odd_files(scene: Scene) -> None:
+    """Files that no model can have appear in a folder of models, and go again."""
+    folder = scene.folder / "odd"
+    name = os.fsencode(folder) + b"/\xff\xfe.gguf"
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
+    os.mkfifo(folder / "pipe.gguf")
+    (folder / "self.gguf").symlink_to("self.gguf")
+    (folder / "folder.gguf").mkdir()
+    (folder / "not-a-model.gguf").write_bytes(b"x" * 100)
+    assert await scene.post("/lswap/v1/reload") == HTTPStatus.OK
+    await scene.crowd.until_answered(4)
+    os.unlink(name)
+    for one in ("pipe.gguf", "self.gguf", "not-a-model.gguf"):
+        (folder / one).unlink()
+    (folder / "folder.gguf").rmdir()
+    assert await scene.post("/lswap/v1/reload") == HTTPStatus.OK
+
+
+def beside_odd_files(lab: Lab, name: str) -> Preset:
+    (lab.folder / "odd").mkdir(exist_ok=True)
+    return lab.preset(name, size=SIZE)
+
+
+async def key_revoked(scene: Scene) -> None:
+    """A key goes while its answer streams: the answer ends, and the key opens nothing more."""
+    async with attackers(scene.lswap, (scene.victim,), 1) as (one,):
+        body = chat_body("long", stream=True, max_tokens=100_000)
+        async with one.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            if answer.status_code == HTTPStatus.OK:
+                write_keys(scene.folder, mallory=False)
+                scene.lswap.signal(signal.SIGHUP)
+                async with asyncio.timeout(PATIENCE):
+                    with suppress(httpx.TransportError):
+                        await answer.aread()
+        write_keys(scene.folder, mallory=False)
+        scene.lswap.signal(signal.SIGHUP)
+
+        async def revoked() -> bool:
+            return (await one.client.get("/v1/models")).status_code == HTTPStatus.UNAUTHORIZED
+
+        await poll(revoked)
+    write_keys(scene.folder)
+    scene.lswap.signal(signal.SIGHUP)
+    await scene.crowd.until_answered(2)
+
+
 def stubborn(lab: Lab, name: str) -> Preset:
     """Run the real one below a shell that heeds no SIGTERM and no word on its stdin."""
     preset = lab.preset(name, size=SIZE, stop_timeout="1s")
@@ -405,4 +531,10 @@ FAULTS = (
     Fault("bad-clients", bad_clients, hits=()),
     Fault("burst", burst, keys={"policy": {"queue": {"limit": LIMIT}}}),
     Fault("clock-jumps", clock_jumps, clock=True),
+    Fault("told-to-end", told_to_end, hits=("long",)),
+    Fault("helper-stays", helper_stays, with_a_helper, hits=()),
+    Fault("suspended", suspended, hits=()),
+    Fault("odd-files", odd_files, beside_odd_files, keys={"model_dirs": ["odd"]}, hits=()),
+    Fault("key-revoked", key_revoked, hits=(), keyed=True),
+    *map(attacked, ATTACKS),
 )

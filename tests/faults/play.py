@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tests.faults.attackers import CROWD, write_keys
 from tests.faults.checks import check_all
 from tests.faults.crowd import Crowd
 from tests.faults.faults import SIZE, Fault, Scene
@@ -29,8 +30,15 @@ async def play(lab: Lab, *faults: Fault, clock: FakeClock | None = None) -> None
     keys: dict[str, Any] = {}
     for fault in faults:
         keys |= fault.keys
+    keyed = any(fault.keyed for fault in faults)
+    if keyed:
+        keys["keys"] = write_keys(lab.folder)
     sentences = {name: lab.sentence(name) for name in models}
-    async with lab.lswap(models, env=clock.env if clock else None, **keys) as lswap:
+    few = max(fault.descriptors for fault in faults)
+    env = clock.env if clock else None
+    async with lab.lswap(models, env=env, wrapper=_limited(few), **keys) as lswap:
+        if keyed:
+            lswap.client.headers["authorization"] = f"Bearer {CROWD}"
         crowd = Crowd(lswap, sentences, frozenset(endless))
         async with asyncio.timeout(120), crowd.asking():
             await crowd.until_answered(4)
@@ -52,6 +60,11 @@ async def play(lab: Lab, *faults: Fault, clock: FakeClock | None = None) -> None
 
 async def _inject(fault: Fault, scene: Scene) -> None:
     await fault.inject(scene)
+
+
+def _limited(descriptors: int) -> tuple[str, ...]:
+    """Return the command that lets the one behind it open only so many files."""
+    return ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
 
 
 def _hit(victims: dict[str, Fault], models: dict[str, Any]) -> set[str]:

@@ -22,6 +22,8 @@ async def test_mixed_clients_and_a_fault_every_second(short_dir: Path, llama_ser
     assert run.crowd.right.total() > 20
     assert run.faults.total() >= 3
     assert run.samples
+    assert sum(one.done.total() for one in run.attackers) >= 2
+    assert [one.wrongs for one in run.attackers] == [[], []]
     assert "wrong or missing     0" in report(run)
 
 

@@ -257,10 +257,15 @@ class Lab:
         *,
         name: str = "lswap",
         env: dict[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
         **keys: Any,
     ) -> AsyncIterator[Lswap]:
-        """Run a server with `models` and more of an environment; `keys` are the file's others."""
+        """Run a server with `models` and more of an environment; `keys` are the file's others.
+
+        `wrapper` is a command that becomes the one behind it.
+        """
         server = self.server(self.write_config(models, name=name, **keys), **(env or {}))
+        server.wrapper = wrapper
         async with server.running():
             yield server
             await server.stop()
