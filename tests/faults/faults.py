@@ -397,7 +397,11 @@ async def helper_stays(scene: Scene) -> None:
     """What a child started in a session of its own ends with it."""
 
     def helpers() -> list[psutil.Process]:
-        return [one for one in scene.lswap.descendants() if one.name() == "sleep"]
+        found = []
+        for one in scene.lswap.descendants():
+            with suppress(psutil.Error):
+                found += [one] if one.name() == "sleep" else []
+        return found
 
     async def there() -> bool:
         return bool(helpers())
