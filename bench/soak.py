@@ -227,9 +227,46 @@ async def burst(soak: Soak) -> None:
         soak.crowd.wrongs.append(f"alpha: status {status} in a burst")
 
 
+async def everything_suspended(soak: Soak) -> None:
+    """All of it stops for longer than a silent child may live, as when a machine sleeps."""
+    everything = [soak.lswap.pid, *soak.lswap.child_pids()]
+    try:
+        for pid in everything:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(5)
+    finally:
+        for pid in everything:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+async def key_revoked(soak: Soak) -> None:
+    """The attackers' key is gone for a while."""
+    for mallory in (False, True):
+        write_keys(soak.lab.folder, mallory=mallory)
+        soak.lswap.signal(signal.SIGHUP)
+        await asyncio.sleep(1)
+
+
+async def odd_files(soak: Soak) -> None:
+    """A folder of models has files that no model can have."""
+    folder = os.fsencode(soak.lab.folder / "odd")
+    odd = (folder + b"/\xff.gguf", folder + b"/self.gguf", folder + b"/pipe.gguf")
+    os.close(os.open(odd[0], os.O_CREAT | os.O_WRONLY))
+    os.symlink(b"self.gguf", odd[1])
+    os.mkfifo(odd[2])
+    soak.lswap.signal(signal.SIGHUP)
+    await asyncio.sleep(1)
+    for path in odd:
+        os.unlink(path)
+    soak.lswap.signal(signal.SIGHUP)
+
+
 FAULTS: Final[tuple[Callable[[Soak], Awaitable[None]], ...]] = (
     *(child_killed, child_stopped, child_told_to_end, file_spoiled, unloaded_by_force),
     *(configuration_invalid, disk_full, no_file_descriptors, bad_clients, burst),
+    *(everything_suspended, key_revoked, odd_files),
 )
 
 
