@@ -379,12 +379,13 @@ def attacked(attack: Callable[[Attacker], Awaitable[None]]) -> Fault:
 
 
 async def told_to_end(scene: Scene) -> None:
-    """SIGTERM from another hand, while it streams: it refuses others and is still exiting."""
+    """SIGTERM from another hand, while it streams: it refuses others, or hangs, and is ended."""
     for _ in range(2):
-        async with scene.streaming("long") as stream:
-            await scene.signal("long", signal.SIGTERM, "ready", "draining")
-            await scene.crowd.until_answered(2)
+        async with scene.streaming(scene.victim) as stream:
+            await scene.signal(scene.victim, signal.SIGTERM, "ready", "draining")
             await stream.rest()
+            assert stream.error is not None
+    await scene.crowd.until_answered(2)
 
 
 def with_a_helper(lab: Lab, name: str) -> Preset:
@@ -535,7 +536,7 @@ FAULTS = (
     Fault("bad-clients", bad_clients, hits=()),
     Fault("burst", burst, keys={"policy": {"queue": {"limit": LIMIT}}}),
     Fault("clock-jumps", clock_jumps, clock=True),
-    Fault("told-to-end", told_to_end, hits=("long",)),
+    Fault("told-to-end", told_to_end, endless_victim),
     Fault("helper-stays", helper_stays, with_a_helper, hits=()),
     Fault("suspended", suspended, hits=()),
     Fault("odd-files", odd_files, beside_odd_files, keys={"model_dirs": ["odd"]}, hits=()),
