@@ -28,6 +28,8 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("allow_media_urls",): True,
         # A client without a limit of its own had none.
         ("limits", "max_in_flight"): 0,
+        # Nor was there one for all bodies together.
+        ("limits", "body_memory"): "1TiB",
         # Of embedding models and rerankers it is now as long as the context (config/batch.py).
         ("defaults", "args", "ubatch-size"): 512,
         # Whether other programs hang was not looked at.

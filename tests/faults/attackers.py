@@ -124,8 +124,8 @@ async def attackers(
 
 
 async def half_sent_heads(one: Attacker) -> None:
-    """400 connections without a key, each with half a head."""
-    async with one.connections(400, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Pad: "):
+    """500 connections without a key, each with half a head."""
+    async with one.connections(500, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX-Pad: "):
         await asyncio.sleep(1)
 
 

@@ -372,7 +372,7 @@ def attacked(attack: Callable[[Attacker], Awaitable[None]]) -> Fault:
             await one.attack(attack)
             assert not one.wrongs, one.wrongs
 
-    few = 256 if attack in (half_sent_heads, half_sent_bodies, event_readers) else 0
+    few = 512 if attack in (half_sent_heads, half_sent_bodies, event_readers) else 0
     queue = {"policy": {"queue": {"limit": LIMIT}}} if attack is full_queue else {}
     name = attack.__name__.replace("_", "-")
     return Fault(name, inject, keys=queue, hits=(), keyed=True, descriptors=few)
