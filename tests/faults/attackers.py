@@ -244,6 +244,25 @@ async def others_answers(one: Attacker) -> None:
             one.wrongs.append(f"lookup told of {name}: {found.text[:200]}")
 
 
+async def urls_to_fetch(one: Attacker) -> None:
+    """Images at an address of this machine, which nobody may be made to ask."""
+    asked = asyncio.Event()
+
+    def listen(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = {"url": f"http://127.0.0.1:{port}/x.png"}
+        content = [{"type": "image_url", "image_url": url}]
+        body = {"model": one.model, "messages": [{"role": "user", "content": content}]}
+        for path in ("/v1/chat/completions", "/v1/responses", "/api/chat"):
+            await one.must_fail("POST", path, json=body)
+    if asked.is_set():
+        one.wrongs.append("an image was fetched")
+
+
 async def event_readers(one: Attacker) -> None:
     """Twenty readers of events, which read nothing."""
     head = f"GET /lswap/v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {MALLORY}\r\n\r\n"
@@ -253,5 +272,5 @@ async def event_readers(one: Attacker) -> None:
 
 ATTACKS: Final[tuple[Callable[[Attacker], Awaitable[None]], ...]] = (
     *(half_sent_heads, half_sent_bodies, pipelined_flood, broken_uploads, hostile_json),
-    *(full_queue, odd_paths, operator_routes, others_answers, event_readers),
+    *(full_queue, odd_paths, operator_routes, others_answers, event_readers, urls_to_fetch),
 )
