@@ -172,7 +172,9 @@ class Desk:
     def fail(self, request: RequestId) -> None:
         """What was decided for a request could not be done."""
         if ticket := self.tickets.pop(request, None):
-            ticket.refuse(ApiError("internal", "lswap failed to settle this request"))
+            ticket.refuse(
+                ApiError("internal", "lswap failed to carry out what it decided for this request")
+            )
         self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
 
     def revoke(self, request: RequestId, reason: str) -> None:

@@ -57,4 +57,6 @@ async def open_tcp(endpoint: Endpoint) -> socket.socket:
             sock.close()
             raise
         sock.close()
-    raise ConnectionRefusedError(errno.ECONNREFUSED, f"{endpoint} changes hands all the time")
+    raise ConnectionRefusedError(
+        errno.ECONNREFUSED, f"{endpoint} is taken by one process after another"
+    )

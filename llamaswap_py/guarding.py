@@ -1,7 +1,7 @@
-"""What background work does when it fails: it is reported, waits a little, and goes on.
+"""Keeps background work going when it fails: the failure is reported, and the work begun again.
 
-One failure must not end the process, nor silence a part of it for good. So whatever runs beside
-the requests runs through here.
+One failure must not end the process, nor stop a part of it for good. So all work that runs beside
+the requests is run by this module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def report(task: str, error: BaseException) -> None:
     kind, now = (task, type(error)), time.monotonic()
     at, unsaid = _said.get(kind, (None, 0))
     if at is None:
-        _log.error("%s failed, this is a bug; lswap goes on", task, exc_info=error)
+        _log.error("%s failed; this is a bug, and lswap goes on", task, exc_info=error)
     elif now - at >= _SAID_AGAIN:
         text = "%s failed %d times more: %s: %s"
         _log.error(text, task, unsaid + 1, type(error).__name__, error)
@@ -89,7 +89,7 @@ async def keep_going(task: str, work: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def heed(loop: asyncio.AbstractEventLoop) -> None:
-    """Report what callbacks of the loop, tasks that nobody awaits, and threads raise."""
+    """Report exceptions of the loop's callbacks, of tasks that nobody awaits, and of threads."""
 
     def from_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

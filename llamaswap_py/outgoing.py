@@ -1,8 +1,8 @@
-"""Where the HTTP that lswap sends may be led by redirects, and how much may come back.
+"""Where redirects may lead lswap's own requests, and how much may come back.
 
-Who answers a download chooses where it goes on. Without these checks a hub could have lswap ask
-this machine's own ports, its network, or the address where clouds keep secrets, send without end,
-or a byte a minute.
+A server that answers a download may redirect it. Without these checks it could have lswap ask
+this machine's own ports, its network, or the address where clouds keep secrets. It could also
+send without end, or a byte a minute.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def kinds_of(host: str, port: int) -> set[str]:
 
 
 class Guard:
-    """Event hooks of an httpx client for what begins at `url`, which somebody has configured.
+    """Event hooks of an httpx client, for requests that begin at `url`, which is configured.
 
-    It may go on at public addresses, and at such as `url` itself has; a token does not go with it.
-    Where a proxy is set, that decides where names lead.
+    A redirect may lead to public addresses, and to those of the kind that `url` itself has; a token
+    is not sent there. If a proxy is set, the proxy decides where names lead.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,7 +77,7 @@ class Guard:
         }
 
     def request(self, request: httpx.Request) -> None:
-        """Raise OutgoingError before a request is sent that must not be."""
+        """Raise OutgoingError for a request that must not be sent."""
         url = str(request.url)
         if not same_place(self._origin, url):
             # huggingface_hub sends it on to other ports of a host, and without TLS.
@@ -152,7 +152,7 @@ def is_proxied(url: str) -> bool:
 
 
 def same_place(first: str, second: str) -> bool:
-    """Tell whether what is meant for one URL may be sent to another: same server, no less safe."""
+    """Tell whether two URLs are on the same server, the second with TLS if the first has it."""
     one, other = _origin(first), _origin(second)
     return other in (one, one.replace("http:", "https:", 1))
 

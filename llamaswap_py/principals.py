@@ -1,8 +1,8 @@
-"""Whose a request is: the key that it shows, else the address that it comes from.
+"""The principal of a request: the key that it shows, or else the address that it comes from.
 
-Every share and every limit counts by principal: places in a queue, turns, requests in flight,
-connections, bytes of bodies. What a client chooses itself (a connection, a port, a header, an
-address within its own network) makes no other principal of it.
+Shares and limits count by principal: places in a queue, turns, requests in flight, connections,
+bytes of bodies. A client does not become another principal by what it chooses itself: a
+connection, a port, a header, an address within its own network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HOST_BITS: Final = 64
 
 
 def principal_of(key_name: str | None, peer: str) -> str:
-    """Return whose a request is; `key_name` is None where it shows no key."""
+    """Return the principal of a request; `key_name` is None if it shows no key."""
     return of_address(peer) if key_name is None else f"key {key_name}"
 
 
@@ -27,8 +27,8 @@ def principal_of(key_name: str | None, peer: str) -> str:
 def of_address(peer: str) -> str:
     """Return the principal of a peer address: IPv4 as it is, IPv6 by its /64.
 
-    One of IPv4 that is written as IPv6 is the same principal as without that. All of this machine
-    are one: a program may connect from any of 127.0.0.0/8.
+    An IPv4 address written as IPv6 counts as the IPv4 address. All addresses of this machine
+    are one principal, because a program may connect from any of 127.0.0.0/8.
     """
     try:
         address = ip_address(peer)

@@ -1,8 +1,8 @@
-"""What becomes of an event that the scheduler failed to take in, so that serving goes on.
+"""What is done about an event that the scheduler failed to handle, so that serving goes on.
 
-Nothing else can put its state back: it says what it does in actions, and those that it had come to
-are done, so that it and the children agree. Then the event is handed in once more: what it was to
-change and did not is changed now, and what it has changed already is not found a second time.
+The scheduler's state cannot be put back. So the actions that it had decided on are carried out:
+then its state and the children agree. After that the event is handled once more. What the first
+time has changed is not changed again; what it has not changed is changed now.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def recover(scheduler: Scheduler, event: ev.Event, error: Exception) -> list[Act
         if any(isinstance(one, Grant | Reject) and one.request == event.request for one in actions):
             return actions
         again = ev.RequestLeft(event.request)
-        message = "lswap failed to take this request in; this is a bug"
-        remedy = "its log has the details; send the request again"
+        message = "lswap failed to schedule this request; this is a bug"
+        remedy = "lswap's log has the details; send the request again"
         actions.append(Reject(event.request, event.preset, "internal", message, remedy))
-    for one in (again, ev.TimePassed()):  # what is late changes nothing, and then nothing follows
+    for one in (again, ev.TimePassed()):  # an event that comes late changes nothing
         try:
             actions += scheduler.handle(one, time.monotonic())
         except Exception as second:

@@ -1,9 +1,9 @@
-"""Who holds the socket at which a child is asked: the child, or somebody else.
+"""Which process holds the port of a child: one of the child's own, or another.
 
-Any local user may listen on a port that a child has not taken yet, or has let go of, and would get
-its prompts. So a child's port counts only while the socket that listens there is its own: held by
-one of its processes. That is found out once for each such socket, by its inode, which no other
-socket has. Afterwards a look at the kernel's table is enough, and each new connection gets one.
+Any local user can listen on a port that a child has not taken yet, or no longer holds, and would
+get its prompts. So lswap uses a port only while one of the child's processes holds the socket that
+listens there. It finds that out once for each socket, by its inode, which no other socket has.
+Afterwards, on each new connection, it only looks in the kernel's table for the same inode.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAUSE: Final = 0.05
 _UNHELD: Final = 3
 """Connections in a row that somebody took where nobody listens. One alone may be a server that has
 just closed its socket, or a connection of the kernel to itself."""
-REMEDY: Final = "if cmd only asks a container or a service, add `served_by: container`"
+REMEDY: Final = "if cmd only talks to a container or a service, add `served_by: container`"
 REMEDY_OF_STRANGER: Final = (
     "end that process; nobody can take a unix socket: have cmd listen on {socket} instead of {port}"
 )
@@ -165,7 +165,10 @@ class PortWatch:
     def _describe(self, stranger: Listener) -> str:
         """Say who holds the port, and what to do. Blocks."""
         remedy = self._remedy
-        if remedy == REMEDY and stranger.uid not in (0, os.geteuid()):  # no container of ours
+        if remedy == REMEDY and stranger.uid not in (
+            0,
+            os.geteuid(),
+        ):  # a container's port is root's or ours
             remedy = REMEDY_OF_STRANGER
         try:
             user = pwd.getpwuid(stranger.uid).pw_name

@@ -188,7 +188,7 @@ def _blob_name(file: Wanted, etag: str | None) -> str:
 
 
 class _Sized:
-    """A file that takes no more than it was said to hold: who sends more could fill the disk."""
+    """A file that takes no more bytes than the hub lists: more could fill the disk."""
 
     def __init__(self, stream: IO[bytes], file: Wanted, part: Path) -> None:
         self._stream = stream
@@ -201,9 +201,9 @@ class _Sized:
         if self._stream.tell() + len(data) > self._file.size:
             self._part.unlink(missing_ok=True)
             raise HubError(
-                f"more comes of {self._file.path} than the {self._file.size:,} bytes that the hub "
-                "lists",
-                remedy="it was deleted; try again, or ask another server",
+                f"the server sends more of {self._file.path} than the {self._file.size:,} bytes "
+                "that the hub lists",
+                remedy="the download was deleted; try again, or ask another server",
             )
         return _write_all(self._stream, data)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 ANSWERS: Final = 60.0
-"""Seconds for an answer without a file; a byte now and then meets the timeout of each read."""
+"""Seconds for an answer without a file: a byte now and then would satisfy a timeout per read."""
 _T = TypeVar("_T")
 
 
@@ -39,7 +39,7 @@ def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | 
                 if job.done() or (moved is not None and moved() > since):
                     continue
                 raise HubError(
-                    f"the hub has sent nothing of use for {seconds:.0f} s",
+                    f"the hub has sent nothing usable for {seconds:.0f} s",
                     remedy="try again; what is there is kept",
                 ) from None
     finally:
