@@ -43,10 +43,7 @@ def recover(scheduler: Scheduler, event: ev.Event, error: Exception) -> list[Act
     return actions
 
 
-def next_look(scheduler: Scheduler) -> float | None:
-    """Return when the scheduler wants to be asked again."""
-    try:
-        return scheduler.deadline()
-    except Exception as error:
-        guarding.report("scheduler", error)
-        return time.monotonic() + _LOOK_AGAIN
+def look_again(error: Exception) -> float:
+    """Return when to ask a scheduler again that failed to say when it wants to be."""
+    guarding.report("scheduler", error)
+    return time.monotonic() + _LOOK_AGAIN

@@ -35,7 +35,7 @@ from llamaswap_py.naming import names_of
 from llamaswap_py.overriding import Overrides
 from llamaswap_py.presets import Prepared, policy_of, pools_of
 from llamaswap_py.reading_ahead import ReadingAhead
-from llamaswap_py.recovering import next_look, recover
+from llamaswap_py.recovering import look_again, recover
 from llamaswap_py.reloading import files_arrived
 from llamaswap_py.remembering import Remembering
 from llamaswap_py.reservations import Reservations
@@ -308,15 +308,21 @@ class Supervisor:
             actions = recover(self.scheduler, event, error)
         if actions or type(event) is not ev.RequestFinished:
             self._settle(event, actions)
-        self._alarm.set(next_look(self.scheduler))
+        try:
+            at = self.scheduler.deadline()
+        except Exception as error:
+            at = look_again(error)
+        self._alarm.set(at)
 
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Carry out what followed from an event, and from those that this causes."""
         self._feeding = True
         try:
             while True:
-                with guarding.reporting("feed"):
+                try:
                     self.happenings.note(event, actions)
+                except Exception as error:
+                    guarding.report("feed", error)
                 for action in actions:
                     try:
                         self._carry_out(action)

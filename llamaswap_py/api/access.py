@@ -98,11 +98,12 @@ class Access:
 
     def leave(self, principal: str) -> None:
         """A counted request ended."""
-        count = self.in_flight.get(principal, 0) - 1
-        if count > 0:
-            self.in_flight[principal] = count
-        else:
-            self.in_flight.pop(principal, None)
+        in_flight = self.in_flight
+        count = in_flight.get(principal, 0)
+        if count > 1:
+            in_flight[principal] = count - 1
+        elif count:
+            del in_flight[principal]
 
 
 def limit_of(key: ApiKey | None, default: int) -> int:

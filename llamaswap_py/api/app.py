@@ -191,7 +191,7 @@ class App:
         if route.starts and self.supervisor.scheduler.closing:
             raise draining()
         if meaning.relayed and not self._cors.on:
-            meaning.let_in(self.access.keys, call.key)
+            meaning.let_in(self.access.keys, call.key, call.principal)
         await route.handle(call)
 
     def _cross_origin(self, call: Call) -> bool:

@@ -125,7 +125,9 @@ class Call:
     @property
     def principal(self) -> str:
         """Whose turn it is, and whose share it takes."""
-        return principal_for(self.exchange, self.key)
+        if self.counted:
+            return self.counted
+        return principal_of(None if self.key is None else self.key.name, self.exchange.peer)
 
     @property
     def owner(self) -> str:
@@ -304,11 +306,6 @@ class Call:
 def _closing_code(error: ApiError) -> int:
     """Return what a WebSocket is closed with (RFC 6455 section 7.4.1)."""
     return _POLICY if error.status in (401, 403) else _GOING_AWAY
-
-
-def principal_for(exchange: Exchange, key: ApiKey | None) -> str:
-    """Return whose a request is."""
-    return principal_of(None if key is None else key.name, exchange.peer)
 
 
 def _first_of_each(query: str) -> dict[str, str]:

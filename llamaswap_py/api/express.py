@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.access import limit_of
-from llamaswap_py.api.call import Call, principal_for
+from llamaswap_py.api.call import Call
 from llamaswap_py.api.extract import name_in
 from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.meaning import Meaning
@@ -53,20 +52,19 @@ class Express:
             or app.captures is not None
             or len(body) > ONE_WRITE
             or len(body) > meaning.config.limits.body
-            or (may_hold(body) and not meaning.config.allow_media_urls)
+            or (not meaning.config.allow_media_urls and may_hold(body))
         ):
             return False
         preset = self._preset(body)
         if preset is None:
             return False
         id = app.new_id()
-        client = principal_for(exchange, meaning.key)
+        client = meaning.principal
         if meaning.key is not None and not exchange.connection.claim(client):
             return False
         in_flight = app.access.in_flight
         open_now = in_flight.get(client, 0)
-        most = limit_of(meaning.key, meaning.config.limits.max_in_flight)
-        if most and open_now >= most:
+        if meaning.most and open_now >= meaning.most:
             return False
         route = meaning.route
         assert route is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api import table
+from llamaswap_py.api.access import limit_of
 from llamaswap_py.api.errors import family_of
 from llamaswap_py.api.inference import relay
 from llamaswap_py.api.wishes import asks_nothing
@@ -14,6 +15,7 @@ from llamaswap_py.wire.messages import forward_lines
 if TYPE_CHECKING:
     from llamaswap_py.api.call import Route
     from llamaswap_py.api.errors import Family
+    from llamaswap_py.api.reaching import Way
     from llamaswap_py.config.keyfile import ApiKey, KeyRing
     from llamaswap_py.config.records import Config
     from llamaswap_py.wire.exchange import Exchange
@@ -48,6 +50,11 @@ class Meaning:
     keys: KeyRing | None = None
     key: ApiKey | None = None
     """Which keys were asked then, and whose request it was."""
+    principal: str = ""
+    most: int = 0
+    """Whose it counts as then, and how many that one may have open; 0: as many as there are."""
+    way: Way | None = None
+    """How a path goes to a llama-server, where any key may ask for that."""
     _start: bytes = b""
     _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
 
@@ -67,9 +74,10 @@ class Meaning:
             self._start = line + self.lines(exchange, dropped)
         return self._start
 
-    def let_in(self, keys: KeyRing | None, key: ApiKey | None) -> None:
+    def let_in(self, keys: KeyRing | None, key: ApiKey | None, principal: str) -> None:
         """A request was let in: those like it are while the `keys` are these."""
-        self.keys, self.key = keys, key
+        self.keys, self.key, self.principal = keys, key, principal
+        self.most = limit_of(key, self.config.limits.max_in_flight)
         self.express = self.relayed and (key is None or (key.models is None and not key.priority))
 
 

@@ -21,6 +21,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.units import KIB
 
 _BEGIN: Final = b'"http'
+_ESCAPE: Final = b"\\u00"
 _ESCAPES: Final = (b"\\u0068", b"\\u0074", b"\\u0070")
 """`h`, `t` and `p` as escapes: only an attacker writes them so."""
 _MEDIA: Final = frozenset(
@@ -50,14 +51,17 @@ _LONGEST_MARK: Final = 5
 _CARRIED: Final = 2 * _LONGEST_NAME
 
 
-def may_hold(text: bytes | memoryview) -> bool:
+def may_hold(text: bytes) -> bool:
     """Tell whether JSON has a string that begins with `http`, however that is escaped."""
-    data = text if isinstance(text, bytes) else bytes(text)
-    return _BEGIN in data or (b"\\u00" in data and _is_escaped(data))
+    # `rfind` looks for the first byte, which is rare in words, and `in` for the last one: `rfind`
+    # takes half the time. One byte alone is found at once.
+    return text.rfind(_BEGIN) >= 0 or (
+        b"\\" in text and text.rfind(_ESCAPE) >= 0 and _is_escaped(text)
+    )
 
 
 def _is_escaped(text: bytes) -> bool:
-    return any(one in text for one in _ESCAPES)
+    return any(text.rfind(one) >= 0 for one in _ESCAPES)
 
 
 def may_name_url(text: bytes) -> bool:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Way(NamedTuple):
-    """A path as it is sent to a child, and as the child reads it."""
+    """A path as it was asked for, as it is sent to a child, and as the child reads it."""
 
+    asked: str
     sent: str
     read: str
 
@@ -26,19 +27,28 @@ def reach(call: Call, preset: str, path: str) -> Way:
     Raises ApiError `bad_request` for a path that could be read in several ways, `forbidden` if the
     key of the request may not use it, `not_implemented` for what lswap does itself.
     """
-    sent, read = canonical(path)
     if call.supervisor.config.models[preset].cmd is None:
-        one_reading(sent, read)
-        _check_native(call, preset, read)
+        known = call.meaning.way
+        way = known if known is not None and known.asked == path else _to_native(call, preset, path)
     else:
-        _check_program(call, read)
-    check_slot_files(call, preset, read)
-    return Way(sent, read)
+        way = Way(path, *canonical(path))
+        _check_program(call, way.read)
+    check_slot_files(call, preset, way.read)
+    return way
 
 
-def _check_native(call: Call, preset: str, read: str) -> None:
+def _to_native(call: Call, preset: str, path: str) -> Way:
+    way = Way(path, *canonical(path))
+    one_reading(way.sent, way.read)
+    role = role_of(call.exchange.head.method, way.read)
+    _check_native(call, preset, way.read, role)
+    if role is Role.INFERENCE:  # then any key may ask for it, of any llama-server
+        call.meaning.way = way
+    return way
+
+
+def _check_native(call: Call, preset: str, read: str, role: Role | None) -> None:
     head = call.exchange.head
-    role = role_of(head.method, read)
     if role is None and call.key is not None and not call.key.is_admin:
         what = f"{head.method} {read[:200]}"
         raise ApiError(

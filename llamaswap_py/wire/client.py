@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final, cast
 
 from ..errors import without_frames
+from ..guarding import report
 from .deadline import Wait
 from .exchange import NO_HEAD, Exchange, refuse
 from .incoming import Incoming
@@ -217,24 +218,32 @@ class ClientConnection(Incoming):
     # --- one request after another ------------------------------------------------------------
 
     async def _run(self) -> None:
+        """Live with a client; what fails here ends its connection, and no other."""
         try:
-            while (item := await self._next()) is not None:
-                if isinstance(item, WireError):
-                    self._refuse(item, None)
-                    break
-                if not await self._serve(item):
-                    break
-                await self._share()
-            await self._leave()
-        finally:
-            self.closed = True
-            self._detach()
-            for item in self._queue:
-                if isinstance(item, Exchange):
-                    item.forsake()
-            self._deadline.close()
+            try:
+                while (item := await self._next()) is not None:
+                    if isinstance(item, WireError):
+                        self._refuse(item, None)
+                        break
+                    if not await self._serve(item):
+                        break
+                    await self._share()
+                await self._leave()
+            finally:
+                self._end()
+        except Exception as error:
+            report("connection", error)
             self.transport.abort()
-            self._release()
+
+    def _end(self) -> None:
+        self.closed = True
+        self._detach()
+        for item in self._queue:
+            if isinstance(item, Exchange):
+                item.forsake()
+        self._deadline.close()
+        self.transport.abort()
+        self._release()
 
     def _release(self) -> None:
         """Let go of every request, so that none is left to the collector: it comes by seldom."""

@@ -55,8 +55,8 @@ class Incoming(ClientSide):
 
     def resume_input(self) -> None:
         """Read again, unless there is enough to do."""
-        if self._held.size <= _HELD_LIMIT:
-            super().resume_input()
+        if self._held.size <= _HELD_LIMIT and not self.closed and not self._half_closed:
+            self._input.resume()
 
     def hand_over(self, exchange: Exchange) -> None:
         """Let the handler have an exchange."""

@@ -8,7 +8,6 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..guarding import report
 from .bodies import Bodies
 from .client import ClientConnection
 from .messages import WireLimits
@@ -77,7 +76,7 @@ class Server:
         if self._ended:
             life.close()
             return None
-        task = self._group.create_task(_contained(connection, life))
+        task = self._group.create_task(life)
         self._clients[task] = connection
         task.add_done_callback(self._disown)
         if self._stopping:
@@ -125,15 +124,6 @@ class Server:
         while self._clients:
             self._empty.clear()
             await self._empty.wait()
-
-
-async def _contained(connection: ClientConnection, life: Coroutine[Any, Any, None]) -> None:
-    """Live with a client; what fails there ends its connection, and no other."""
-    try:
-        await life
-    except Exception as error:
-        report("connection", error)
-        connection.transport.abort()
 
 
 @asynccontextmanager

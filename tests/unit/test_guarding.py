@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from llamaswap_py import guarding
-from llamaswap_py.recovering import next_look, recover
+from llamaswap_py.recovering import recover
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Grant, Reject, Spawn
@@ -22,6 +23,7 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     RequestId,
 )
+from llamaswap_py.supervisor import Supervisor
 from tests.scheduler.play import HOST, plan
 
 if TYPE_CHECKING:
@@ -166,5 +168,13 @@ def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.M
     def fail(_: Scheduler) -> float | None:
         raise ValueError("a bug")
 
+    told: list[float | None] = []
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor.scheduler = scheduler()
+    supervisor._feeding = False
+    supervisor._alarm = cast("Any", SimpleNamespace(set=told.append))
     monkeypatch.setattr(Scheduler, "deadline", fail)
-    assert next_look(scheduler()) is not None
+    supervisor.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
+    assert len(told) == 1
+    assert told[0] is not None
+    assert guarding.failures["scheduler"] == 1
