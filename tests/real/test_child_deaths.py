@@ -7,8 +7,10 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.fakes import fake_program
@@ -28,6 +30,22 @@ def kill(state: Snapshot, name: str, number: signal.Signals = signal.SIGKILL) ->
     assert instance.pid is not None
     os.kill(instance.pid, number)
     return instance.epoch
+
+
+def end(state: Snapshot, name: str, number: signal.Signals) -> int:
+    """Do so to a llama-server, and let it be gone after some seconds.
+
+    Told to end while it generates, it can lock itself up: its signal handler takes a mutex that
+    the thread it has interrupted may hold (`server_queue::terminate`). `liveness` would find that.
+    """
+    process = psutil.Process(instance_of(state, name).pid)
+
+    def be_gone() -> None:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+    asyncio.get_running_loop().call_later(5, be_gone)
+    return kill(state, name, number)
 
 
 @pytest.mark.parametrize("engine", ["real", "fake"])
@@ -95,7 +113,7 @@ async def test_while_streaming(lab: Lab, number: signal.Signals) -> None:
     ):
         await broken.read(5)
         await whole.read(1)
-        kill(await lswap.state(), "alpha", number)
+        end(await lswap.state(), "alpha", number)
         await broken.rest()
         assert broken.error is not None
         assert broken.error["code"] == "upstream_failed"
@@ -117,7 +135,7 @@ async def test_before_the_first_byte(lab: Lab, number: signal.Signals) -> None:
         await lswap.chat("alpha", max_tokens=1)
         ask = tasks.create_task(lswap.post_chat("alpha", max_tokens=400))
         state = await lswap.until(lambda now: model_of(now, "alpha").leases == 1)
-        kill(state, "alpha", number)
+        end(state, "alpha", number)
         answer = await ask
         text = answer.json()["choices"][0]["message"]["content"]
         assert text.startswith((lab.sentence("alpha") + " ") * 20)
@@ -138,7 +156,7 @@ async def test_told_to_end_from_outside_under_load(lab: Lab) -> None:
         for _ in range(6):
             tasks.create_task(ask())
         for _ in range(4):
-            epoch = kill(await lswap.state(), "alpha", signal.SIGTERM)
+            epoch = end(await lswap.state(), "alpha", signal.SIGTERM)
             await lswap.until(
                 lambda now, epoch=epoch: (
                     [  # type: ignore[misc]
@@ -160,7 +178,7 @@ async def test_a_program_that_closes_its_door_and_stays(lab: Lab) -> None:
         "env": {"PROGRAM_LINGERS": "1", "PROGRAM_HANG": "mute", "PROGRAM_GATE": str(gate)},
         "memory": {"host": "50MiB"},
         "concurrency": 2,
-        "stop_timeout": "1s",
+        "stop_timeout": "10s",
     }
     body = {"model": "talk", "input": "abc"}
     async with lab.lswap({"talk": preset}) as lswap, asyncio.TaskGroup() as tasks:

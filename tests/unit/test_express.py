@@ -175,6 +175,8 @@ async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
         assert stage.begun == [True] * 3
         ids = {one.headers.pop("x-request-id") for one in answers}
         assert len(ids) == 4
+        for name in ("x-lswap-queue-ms", "x-lswap-load-ms"):
+            assert all(one.headers.pop(name).isdigit() for one in answers)
         long, *short = answers
         assert all(
             (one.status, one.headers, one.body) == (200, long.headers, BODY) for one in short
