@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,8 @@ _KEPT: Final = 64
 """The least number of descriptors that are kept for children, logs, files and lswap itself."""
 _EACH: Final = 2
 """Descriptors that a request takes: its own connection, and the one to its child."""
+_M_MMAP_THRESHOLD: Final = -3
+_MAPPED_FROM: Final = 128 * 1024
 
 
 def raise_file_limit() -> None:
@@ -29,6 +32,16 @@ def raise_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # macOS allows less than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def give_memory_back() -> None:
+    """Have pieces of large bodies allocated so that the system gets them back with their request.
+
+    This is the initial limit of glibc, mallopt(3). It grows with what is freed, unless it is set:
+    then gigabytes of freed pieces stay with this process, below any small one that still lives.
+    """
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def most_connections(asked: int | None) -> int:

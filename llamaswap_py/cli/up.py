@@ -26,7 +26,12 @@ from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
 from llamaswap_py.cli.beside import capturing, notifying, watching
-from llamaswap_py.cli.budgets import most_bodies, most_connections, raise_file_limit
+from llamaswap_py.cli.budgets import (
+    give_memory_back,
+    most_bodies,
+    most_connections,
+    raise_file_limit,
+)
 from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
@@ -101,6 +106,7 @@ def run(
         keys = keys_of(config)
         engine = Engines(config).default
         raise_file_limit()
+        give_memory_back()
         serves = origin.beside if origin.path else (*origin.beside, *map(str, config.listen))
         runtime = RuntimeDir.choose(config_path=origin.path, name=name, serves=serves)
         stack.enter_context(runtime)

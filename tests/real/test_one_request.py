@@ -56,6 +56,27 @@ async def test_uploads_that_are_broken_off_leave_nothing_in_memory(lab: Lab) -> 
             await fallen(lswap, before + 40 * MIB)
 
 
+async def test_uploads_that_were_open_together_leave_nothing_in_memory(lab: Lab) -> None:
+    async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
+        before = taken(lswap)
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+            b'Content-Type: application/json\r\n\r\n{"model":"alpha","pad":"' % (50 * MIB)
+        )
+        writers = []
+        for _ in range(10):
+            _, writer = await connect(lswap)
+            writers.append(writer)
+            writer.write(head)
+            for _ in range(40):
+                writer.write(b"x" * MIB)
+                await writer.drain()
+        assert taken(lswap) > before + 300 * MIB
+        for writer in writers:
+            writer.transport.abort()
+        await fallen(lswap, before + 40 * MIB)
+
+
 async def test_a_large_body_for_lswap_itself_is_refused(lab: Lab) -> None:
     async with lab.lswap({"alpha": lab.preset("alpha")}) as lswap:
         before = taken(lswap)
