@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Final
 
+from llamaswap_py.guarding import reporting
+
 _log: Final = logging.getLogger("lswap")
 SLOW: Final = 0.02
 """Seconds of a turn from which it counts."""
@@ -84,7 +86,8 @@ class Turns:
         now = time.monotonic()
         late = now - self._due
         if late >= SLOW:
-            self._note(late)
+            with reporting("slow turns"):
+                self._note(late)
         self._beats += 1
         if self._beats % _ROUND or self._busy():
             self._next(now)

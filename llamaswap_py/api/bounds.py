@@ -6,7 +6,9 @@ that badly: a body of 60 MB may hold one text, or 20 million empty lists.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import KIB, MIB
@@ -21,9 +23,11 @@ _CONTROL_VALUES: Final = 50_000
 TEXTS: Final = 16 * MIB
 """Bytes that are decoded of a request that is translated; its images are not among them."""
 VALUES: Final = 250_000
+DECIMALS: Final = 20_000
+"""Numbers with a point or an exponent: each costs as much as ten other values."""
 SKIPPED: Final = 600_000
 """Of a request that is passed on: no object is made of them but of its members."""
-_FREE: Final = 64 * KIB
+FREE: Final = 64 * KIB
 """Bytes of a body up to which a route that is free stays so."""
 
 
@@ -33,7 +37,7 @@ async def read_control(call: Call) -> bytes:
     A large one counts against its key's `max_in_flight`, also where its route does not.
     """
     length = call.exchange.head.content_length
-    if not call.counted and (length is None or length > _FREE):
+    if not call.counted and (length is None or length > FREE):
         call.count()
     limit = min(CONTROL, call.supervisor.config.limits.body)
     try:
@@ -50,6 +54,20 @@ def check_text(text: bytes) -> None:
     if len(text) > TEXTS:
         raise _too_large(f"{TEXTS} bytes, images aside")
     check_values(text, VALUES)
+
+
+def decode_large(text: bytes) -> Any:
+    """Decode JSON; raises ApiError `body_too_large` for too many decimals, and msgspec's errors."""
+    left = DECIMALS
+
+    def number(digits: str) -> float:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _too_large(f"{DECIMALS} numbers with a point or an exponent")
+        return float(digits)
+
+    return msgspec.json.Decoder(float_hook=number).decode(text)
 
 
 def check_values(text: bytes, most: int) -> None:

@@ -12,6 +12,7 @@ on after a quick search; only other bodies are decoded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +40,8 @@ _NAMES: Final = frozenset(name.encode() for name in (*_MEDIA, *_WITHIN))
 _EXACT: Final = 512 * KIB
 _EXACT_VALUES: Final = 40_000
 """Of a text up to this it is looked up where the URL stands; it takes some milliseconds."""
+_STEP: Final = 20_000
+"""Values that are looked at before others have their turn."""
 _MOST: Final = 50_000
 """Strings that are looked at; no more are looked at in one turn of the loop."""
 _NO_VALUE: Final = (b"\\", b",", b"[", b"{")
@@ -130,16 +133,24 @@ def _is_medium(text: bytes, quote: int) -> bool:
 
 def found_in(value: Any) -> bool:
     """Tell whether decoded JSON names a medium by a URL, at any depth."""
-    left = [value]
+    return any(looking(value))
+
+
+def looking(value: Any) -> Iterator[bool]:
+    """Look for what `found_in` tells; yield now and then whether it was found so far."""
+    left, looked_at = [value], 0
     while left:
+        looked_at += 1
+        if not looked_at % _STEP:
+            yield False
         one = left.pop()
         if isinstance(one, list):
             left += one
         elif isinstance(one, dict):
             if any(_fetched(name, member) for name, member in one.items()):
-                return True
+                yield True
+                return
             left += one.values()
-    return False
 
 
 def _fetched(name: str, value: Any) -> bool:

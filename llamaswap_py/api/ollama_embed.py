@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,8 @@ _SPECIAL: Final = 16
 """Tokens that may come to those of the text: its begin, its end, a blank in front."""
 _USUAL: Final = 2
 """Characters in a token: more than twice as many are usual in most languages."""
+_STEP: Final = 10_000
+"""Texts that are looked at before others have their turn."""
 _TOO_LONG: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
 _HINT: Final = "write args: {embeddings: true} for this model, which then does nothing else"
 
@@ -135,7 +138,9 @@ async def _fitted(
     inputs: list[str | list[int]] = [*texts]
     end: list[int] | None = None
     for number, text in enumerate(texts):
-        if not limit or _at_most(text) <= limit or (guess and len(text) <= _USUAL * limit):
+        if not number % _STEP:
+            await asyncio.sleep(0)
+        if not limit or (guess and len(text) <= _USUAL * limit) or _at_most(text) <= limit:
             continue
         tokens = await _tokens(call, preset, text)
         if len(tokens) <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from functools import partial
@@ -65,6 +66,7 @@ async def _generate(
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, name_of(ask))
     stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
+    await asyncio.sleep(0)  # it may have been long; what is encoded next, too
     request = child_request(call, preset, translated, skim)
     await inference.translated(call, preset, request, translate=stream, answer=answer)
     keep_loaded(call, preset, keep)

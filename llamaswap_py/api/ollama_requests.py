@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llamaswap_py.api.asking import load_as_asked
-from llamaswap_py.api.bounds import TEXTS, check_text, read_control
+from llamaswap_py.api.bounds import FREE, TEXTS, check_text, decode_large, read_control
 from llamaswap_py.api.extract import bad_json, decode
 from llamaswap_py.api.filters import filtered
-from llamaswap_py.api.media_urls import found_in, may_hold, refused
+from llamaswap_py.api.media_urls import looking, may_hold, refused
 from llamaswap_py.api.reading import read_skimmed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.translate.ollama_answers import Clock
@@ -37,8 +38,12 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     text = body.join() if skim is None else skim.text
     check_text(text)
     ask = _object(text, skim)
-    if not call.supervisor.config.allow_media_urls and may_hold(text) and found_in(ask):
-        raise refused()
+    await others_turn(text)
+    if not call.supervisor.config.allow_media_urls and may_hold(text):
+        for found in looking(ask):
+            if found:
+                raise refused()
+            await asyncio.sleep(0)
     return ask, skim
 
 
@@ -48,12 +53,20 @@ async def read_whole(call: Call) -> dict[str, Any]:
     body, _ = await read_skimmed(call, b"application/json", limit)
     text = body.join()
     check_text(text)
-    return _object(text)
+    ask = _object(text)
+    await others_turn(text)
+    return ask
+
+
+async def others_turn(text: bytes) -> None:
+    """Let others have a turn of the loop after a step with a large text."""
+    if len(text) > FREE:
+        await asyncio.sleep(0)
 
 
 def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
     try:
-        ask = decode(text or b"{}")
+        ask = decode(text or b"{}") if len(text) <= FREE else decode_large(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_json(text, error, skim) from None
     if not isinstance(ask, dict):

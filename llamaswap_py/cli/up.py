@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ _ESTIMATES: Final = 1.0
 _COLLECT: Final = (10_000, 10, 10)
 """What requests in flight hold is looked at once in so many new objects; the usual 700 are two
 dozen requests."""
+_DIGITS: Final = 640
+"""Of a whole number in JSON, the least that Python can be told: reading it takes their square."""
 _WORKERS: Final = 32
 """Threads for calls that block: each may wait for a disk that hangs."""
 
@@ -91,6 +94,8 @@ def run(
     """Serve until a signal. Raises LswapError when it cannot start."""
     with ExitStack() as stack:  # first what no child may inherit
         stack.callback(gc.enable)
+        stack.callback(sys.set_int_max_str_digits, sys.get_int_max_str_digits())
+        sys.set_int_max_str_digits(_DIGITS)
         gc.disable()  # until it serves: a start makes much, and nothing worth collecting
         notifier = stack.enter_context(Notifier.take(os.environ))
         handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]

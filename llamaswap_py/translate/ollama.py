@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llamaswap_py.errors import ApiError
+from llamaswap_py.translate.ollama_calls import Calls
 from llamaswap_py.translate.ollama_context import Said, read_context
 from llamaswap_py.translate.ollama_members import OPTIONS, refuse
 from llamaswap_py.units import parse_duration
 
+_write: Final = json.JSONEncoder(ensure_ascii=False).encode
 _KNOWN: Final = {option.name: option for option in OPTIONS}
 _IMAGES: Final = (
     (b"\x89PNG", "png"),
@@ -34,6 +36,10 @@ _GO_PART: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h
 _GO_DURATION: Final = re.compile(f"(?:{_GO_PART.pattern})+")
 _MOST_LOGPROBS: Final = 20
 _EFFORTS: Final = ("low", "medium", "high", "max")
+MOST_MESSAGES: Final = 20_000
+MOST_WITHIN: Final = 5_000
+MOST_OPTIONS: Final = 1_000
+"""Bounds of what is translated in one turn of the event loop: some 40 milliseconds each."""
 _RAW_REFUSES: Final = ("system", "template", "context", "images")
 
 
@@ -198,6 +204,9 @@ def _options(ask: Mapping[str, Any]) -> dict[str, Any]:
     options = {} if options is None else options
     if not isinstance(options, dict):
         raise ApiError("bad_request", "`options` must be an object", param="options")
+    if len(options) > MOST_OPTIONS:
+        message = f"`options` has {len(options)} members, and may have {MOST_OPTIONS}"
+        raise ApiError("bad_request", message, param="options")
     found: dict[str, Any] = {}
     for name, value in options.items():
         known = _KNOWN.get(name)
@@ -242,8 +251,9 @@ def _format(wanted: Any) -> dict[str, Any]:
 
 def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """Turn messages over; calls of tools get the ids that OpenAI's form wants."""
+    _check_work(messages)
     found: list[dict[str, Any]] = []
-    calls: list[tuple[str, str]] = []  # (id, name) of calls that have no answer yet
+    calls = Calls()
     number = 0
     for one in messages:
         if not isinstance(one, dict):
@@ -260,28 +270,37 @@ def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
                 id = str(call.get("id") or f"call_{number}") if isinstance(call, dict) else ""
                 number += 1
                 name = str(function.get("name", ""))
-                calls.append((id, name))
+                calls.add(id, name)
                 arguments = function.get("arguments", {})
                 if not isinstance(arguments, str):
-                    arguments = json.dumps(arguments, ensure_ascii=False)
+                    arguments = _write(arguments)
                 inner = {"name": name, "arguments": arguments}
                 turned.append({"id": id, "type": "function", "function": inner})
             message["tool_calls"] = turned
         if message["role"] == "tool":
-            message["tool_call_id"] = _answered(one, calls)
+            called = one.get("tool_name") or one.get("name")
+            message["tool_call_id"] = calls.answered(one.get("tool_call_id"), called)
         found.append(message)
     return found
 
 
-def _answered(message: Mapping[str, Any], calls: list[tuple[str, str]]) -> str:
-    """Return the id of the call that a tool's message answers: by id, by name, else the oldest."""
-    given = message.get("tool_call_id")
-    name = message.get("tool_name") or message.get("name")
-    for at, (id, called) in enumerate(calls):
-        if id == given or (given is None and name in (None, called)):
-            del calls[at]
-            return id
-    return str(given or "call")
+def _check_work(messages: Sequence[Any]) -> None:
+    """Raise ApiError `body_too_large` for more than one turn of the event loop should translate."""
+    within = sum(
+        len(inner)
+        for one in messages
+        if isinstance(one, dict)
+        for inner in (one.get("tool_calls"), one.get("images"))
+        if isinstance(inner, list)
+    )
+    for count, most, what in (
+        (len(messages), MOST_MESSAGES, "messages"),
+        (within, MOST_WITHIN, "`tool_calls` and `images` of its messages"),
+    ):
+        if count > most:
+            message = f"the request has {count} {what}, and {most} are translated at most"
+            remedy = "send less, or send it to /v1/chat/completions, which passes it on"
+            raise ApiError("body_too_large", message, remedy=remedy, param="messages")
 
 
 def _content(message: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llamaswap_py.translate.ollama_context import Said, write_context
+from llamaswap_py.translate.ollama_context import LONGEST, Said, write_context
 
 _NS: Final = 1_000_000
 """Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
@@ -111,8 +111,9 @@ class Answer:
         """Return the members of the final object."""
         context = {}
         if self.talk is not None:
-            answered = Said("assistant", "".join(self.said))
-            context["context"] = write_context([*self.talk, answered])
+            talk = [*self.talk, Said("assistant", "".join(self.said))]
+            if sum(len(one.content) for one in talk) <= LONGEST:
+                context["context"] = write_context(talk)
         return {
             **context,
             "done": True,

@@ -14,14 +14,20 @@ from typing import Any, Final
 import msgspec
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.units import MIB
+from llamaswap_py.units import KIB, MIB
 
 _MARK: Final = 0x6C737701
 """The first number: larger than any token, so that tokens of another server are told apart."""
 _STEP: Final = 3
 """Bytes in a number."""
-_MOST: Final = 16 * MIB
-"""Of a conversation that is unpacked."""
+_LONG: Final = 64 * KIB
+"""Bytes from which packing well takes too long for one turn of the event loop."""
+LONGEST: Final = 2 * MIB
+"""Characters of a conversation of which a `context` is made."""
+_MOST: Final = 8 * MIB
+"""Bytes of a conversation that is unpacked."""
+_MOST_LISTS: Final = 200_000
+"""Opening brackets in it: those of its messages, and those in their texts."""
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True):
@@ -36,7 +42,8 @@ _DECODER: Final = msgspec.json.Decoder(list[Said])
 
 def write_context(talk: Sequence[Said]) -> list[int]:
     """Return a conversation as numbers."""
-    packed = zlib.compress(msgspec.json.encode(talk))
+    text = msgspec.json.encode(talk)
+    packed = zlib.compress(text, 1 if len(text) > _LONG else -1)
     pieces = (packed[at : at + _STEP] for at in range(0, len(packed), _STEP))
     return [_MARK, len(packed), *(int.from_bytes(piece, "big") for piece in pieces)]
 
@@ -64,6 +71,6 @@ def _unpacked(numbers: Any) -> bytes:
     packed += pieces[-1].to_bytes(length - len(packed), "big")
     unpacker = zlib.decompressobj()
     text = unpacker.decompress(packed, _MOST)
-    if not unpacker.eof:
+    if not unpacker.eof or text.count(b"[") > _MOST_LISTS:
         raise ValueError
     return text

@@ -40,7 +40,7 @@ def by_waiting() -> None:
 @pytest.mark.parametrize(
     ("slow", "name"),
     [
-        (by_decoding, "api.ollama_requests._object"),
+        (by_decoding, "api.bounds.decode_large"),
         (by_waiting, "api.extract._field"),
         (lambda: time.sleep(0.08), ELSEWHERE),
     ],
