@@ -193,7 +193,7 @@ class FakeSupervisor:
 
     @cached_property
     def instances(self) -> SimpleNamespace:
-        return SimpleNamespace(replays=Replays(), refused=lambda *_: None)
+        return SimpleNamespace(replays=Replays(), refused=lambda *_: None, doubt=lambda _: None)
 
     @cached_property
     def keeping(self) -> SimpleNamespace:
