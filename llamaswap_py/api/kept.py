@@ -61,6 +61,11 @@ class KeptText:
         """Where the last of these cuts begins, if it ends at `_done` and may grow."""
         self._due = _MUCH if shorten else _NEVER
 
+    @property
+    def size(self) -> int:
+        """Bytes of the text until now."""
+        return self._text.tell()
+
     def value(self) -> bytes:
         """Return the text."""
         return self._text.getvalue()

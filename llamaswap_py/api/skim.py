@@ -152,8 +152,8 @@ class JsonSkimmer:
         self._state: _State = JsonSkimmer._outside
         self._urls = Scan()
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next piece."""
+    def feed(self, piece: bytes) -> int:
+        """Take the next piece; return the bytes that are kept until now."""
         for start in range(0, len(piece), STEP):
             new = piece[start : start + STEP]
             self._urls.feed(new)
@@ -163,6 +163,7 @@ class JsonSkimmer:
             while at < len(data):
                 at = self._state(self, data, at)
             self._taken += len(data) - len(self._rest)
+        return self._kept.size
 
     def finish(self, body: Body) -> Skim:
         """Return the skim of `body`, which was fed."""
@@ -250,9 +251,10 @@ class FormSkimmer:
         self._text: list[bytes] = []
         self._rest = b""
         self._wanted = _PART
+        self._size = 0
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next piece."""
+    def feed(self, piece: bytes) -> int:
+        """Take the next piece; return the bytes that are kept until now."""
         for start in range(0, len(piece), STEP):
             data = self._rest + piece[start : start + STEP]
             at = 0
@@ -266,6 +268,7 @@ class FormSkimmer:
             last = max(at, len(data) - self._around)
             self._part(data, at, last)
             self._rest = data[last:]
+        return self._size
 
     def finish(self, body: Body) -> Skim:
         """Return the skim of `body`, which was fed; nothing can be restored from it."""
@@ -276,6 +279,7 @@ class FormSkimmer:
         """Keep what is still wanted of a part."""
         kept = min(at + self._wanted, end)
         self._text.append(data[at:kept])
+        self._size += kept - at
         self._wanted -= kept - at
 
 

@@ -101,7 +101,7 @@ class Exchange:
 
     # --- reading the request ------------------------------------------------------------------
 
-    async def read_body(self, limit: int, scan: Callable[[bytes], None] | None = None) -> Body:
+    async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
         """Return the whole body once it is here; `scan` sees a large one piece by piece before.
 
         Raises BodyTooLarge as soon as it is known to be larger than `limit` bytes, and WireError

@@ -36,7 +36,7 @@ class Intake:
     _streaming = False
     _discarding = False
     _error: WireError | ApiError | None = None
-    _scan: Callable[[bytes], None] | None = None
+    _scan: Callable[[bytes], int] | None = None
     _shown = 0
     _joined = 0
     #: bytes that may come before more are counted, those that are, and for whom
@@ -60,10 +60,11 @@ class Intake:
 
     # --- for the reader -----------------------------------------------------------------------
 
-    async def read(self, limit: int, scan: Callable[[bytes], None] | None) -> Body:
+    async def read(self, limit: int, scan: Callable[[bytes], int] | None) -> Body:
         """Return the whole body; raises BodyTooLarge and WireError.
 
         A body that is larger than SCANNED_FROM is shown to `scan`, piece by piece as it comes.
+        `scan` returns how many bytes it keeps of all that it has seen: these count, too.
         """
         if (self._length or 0) > limit or self._body.size > limit:
             raise BodyTooLarge(limit)
@@ -74,6 +75,8 @@ class Intake:
             while not self.complete:
                 await self._event()
         self._show()
+        if self._error is not None:
+            raise self._error
         return self._body
 
     def small(self, limit: int) -> Body | None:
@@ -161,9 +164,12 @@ class Intake:
 
     def _show(self) -> None:
         if self._scan is not None and self._body.size > SCANNED_FROM:
+            beside = 0
             for piece in self._body.pieces[self._shown :]:
-                self._scan(bytes(piece))
+                beside = self._scan(bytes(piece))
             self._shown = len(self._body.pieces)
+            if self._body.size + beside > self._room:
+                self._count(self._body.size + beside)
 
     def finish(self) -> None:
         """The body is here in full."""

@@ -350,7 +350,7 @@ class FakeExchange:
     def small_body(self, limit: int) -> Body | None:
         return None
 
-    async def read_body(self, limit: int, scan: Callable[[bytes], None] | None = None) -> Body:
+    async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
         self.limit = limit
         if len(self.body) > limit:
             raise BodyTooLarge(limit)

@@ -18,7 +18,7 @@ from llamaswap_py.api.forms import multipart_field
 from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer, Skim
 from llamaswap_py.config.values import Filters
 from llamaswap_py.errors import ApiError
-from llamaswap_py.units import MIB
+from llamaswap_py.units import KIB, MIB
 from llamaswap_py.wire.messages import Body
 
 if TYPE_CHECKING:
@@ -80,9 +80,12 @@ def skim_of(body: bytes, cuts: Sequence[float] = (), mode: Mode = USUAL) -> Skim
         patch.setattr(kept, "_MORE", mode.much)
         skimmer = JsonSkimmer(MARK, unescaped=mode.unescaped, top_level_only=mode.top_level_only)
         pieces = pieces_of(body, cuts)
+        size = 0
         for piece in pieces:
-            skimmer.feed(piece)
-        return skimmer.finish(Body([*pieces], len(body)))
+            size = skimmer.feed(piece)
+        skim = skimmer.finish(Body([*pieces], len(body)))
+        assert size <= len(skim.text) <= size + 8 * KIB
+        return skim
 
 
 def said_of(body: bytes, skim: Skim | None = None) -> tuple[object, ...]:

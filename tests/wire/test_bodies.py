@@ -96,3 +96,38 @@ async def test_bodies_of_clients_that_leave_are_given_back() -> None:
         async with asyncio.timeout(10):
             while bodies.taken:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["length", "chunked"])
+async def test_what_a_reader_keeps_beside_a_body_counts_too(known: bool) -> None:
+    """White space, say, which stays in the text that is parsed."""
+    seen = 0
+
+    def keep(piece: bytes) -> int:
+        nonlocal seen
+        seen += len(piece)
+        return seen
+
+    async def answer(exchange: Exchange) -> None:
+        try:
+            await exchange.read_body(64 * MIB, keep)
+        except ApiError as error:
+            exchange.respond(error.status)
+            return
+        exchange.respond(200)
+
+    async with serving(answer) as served:
+        bodies = served.server.bodies
+        bodies.most = 8 * MIB
+        for size, status in ((3 * MIB, 200), (5 * MIB, 503)):
+            seen = 0
+            async with connected(served.endpoint) as client:
+                if known:
+                    await client.send(post(size) + bytes(size))
+                else:
+                    head = (
+                        post(size).partition(b"Content")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+                    )
+                    await client.send(head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n")
+                assert (await client.answer()).status == status
+        assert bodies.refused == 1
