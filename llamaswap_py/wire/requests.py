@@ -190,8 +190,8 @@ def _framing_headers(headers: Headers, version: str) -> dict[bytes, bytes]:
     seen: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _STEERING:
-            if name == b"host" and name in seen:
-                raise WireError(400, "more than one Host header")
+            if name in _ONCE and name in seen:
+                raise WireError(400, f"more than one {_ONCE[name]} header")
             seen[name] = seen[name] + b", " + value if name in seen else value
     if b"host" not in seen and version == "1.1":
         raise WireError(400, "an HTTP/1.1 request needs a Host header")
@@ -199,8 +199,10 @@ def _framing_headers(headers: Headers, version: str) -> dict[bytes, bytes]:
 
 
 _STEERING: Final = frozenset(
-    (b"host", b"connection", b"content-length", b"transfer-encoding", b"expect")
+    (b"host", b"origin", b"connection", b"content-length", b"transfer-encoding", b"expect")
 )
+# Two parsers could each believe another one: these decide who may ask.
+_ONCE: Final = {b"host": "Host", b"origin": "Origin"}
 
 
 def _content_length(seen: dict[bytes, bytes], version: str) -> int | None:
