@@ -140,24 +140,23 @@ class Relay(Ending):
 
     def _on_recoded(self, data: bytes) -> None:
         watch = self._watch
-        pieces = [data]
         if isinstance(watch, DecodingWatch):
             try:
                 watch.feed(data)
             except httptools.HttpParserError as error:
                 self._fail(f"bad framing from the child: {error}")
                 return
-            pieces = watch.take()
-        for piece in pieces:
-            self._before, self._last = self._last, piece
+            data = b"".join(watch.take())
+        if data:
+            self._before, self._last = self._last, data
             if self._translator is not None:
                 try:
-                    piece = self._translator.feed(piece)  # noqa: PLW2901
+                    data = self._translator.feed(data)
                 except ValueError as error:
                     self._fail(str(error))
                     return
-            if piece:
-                self._pass(self.exchange.encode(piece))
+        if data:
+            self._pass(self.exchange.encode(data))
         if watch.complete:
             self._complete()
 
@@ -170,9 +169,9 @@ class Relay(Ending):
         except httptools.HttpParserError as error:
             self._fail(f"bad framing from the child: {error}")
             return
-        pieces = watch.take()
-        self._refusal += pieces
-        self._collected += sum(map(len, pieces))
+        piece = b"".join(watch.take())
+        self._refusal.append(piece)
+        self._collected += len(piece)
         limit = _COLLECTED_LIMIT if self._collect else _REFUSAL_LIMIT
         if watch.complete:
             self._complete()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final, cast
 
 from ..units import KIB
+from .pending import Pending
 from .responses import DecodingWatch, ResponseWatch
 from .sockets import end_output
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 ONE_WRITE: Final = 256 * KIB
 #: llama-server says `Connection: close` on the 100th answer of a connection; stay below.
 _MOST_USES: Final = 99
+#: What is decoded or translated is looked at in steps of so many bytes: a child may send an event
+#: or a chunk in each six of them. A turn of the loop takes one step, and more within `_TURN` s.
+STEP: Final = 4 * KIB
+_TURN: Final = 0.001
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -35,7 +41,15 @@ class UpstreamConnection(asyncio.Protocol):
         self.answers = pool.answers
         self._transport = cast("asyncio.Transport", None)
         self._uses = 0
-        self._reading_paused = False
+        # The client is slow; the transport does not read
+        self._slow = self._paused = False
+        # What was read and is left for the next turns, where the relay decodes what comes
+        self._stepwise = False
+        self._rest = Pending()
+        self._turn: asyncio.Handle | None = None
+        # The connection was lost before the rest was taken, and why
+        self._gone = False
+        self._error: Exception | None = None
         self._may_write = True
         self._drained: asyncio.Future[None] | None = None
         self._uploaded = True
@@ -50,15 +64,27 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        self.on_bytes(data)
+        if not self._stepwise or (len(data) <= STEP and not self._rest.size):
+            self.on_bytes(data)
+            return
+        self._rest.add(data)
+        self._steer()
 
     def eof_received(self) -> bool:
         return self.relay is not None and self.relay.upstream_finished()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
+        aborted, self.closed = self.closed, True
         self._pool.forget(self)
         self._wake_upload()
+        if self._rest.size and not aborted:
+            self._gone, self._error = True, exc
+            self._steer()
+        else:
+            self._lose(exc)
+
+    def _lose(self, exc: Exception | None) -> None:
+        self._rest.clear()
         if self.relay is not None:
             self.relay.upstream_lost(exc)
         self.watch.close()
@@ -94,15 +120,45 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading: the client is slow."""
-        if not self.closed and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        self._slow = True
+        self._steer()
 
     def resume(self) -> None:
         """Read again."""
-        if not self.closed and self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._slow = False
+        self._steer()
+
+    def _steer(self) -> None:
+        """Take what is left in the next turn; read on where nothing is."""
+        if self._rest.size:
+            if not self._slow and self._turn is None:
+                self._turn = self._loop.call_soon(self._take_steps)
+        elif self._gone:
+            self._gone = False
+            self._lose(self._error)
+        paused = self._slow or self._rest.size > 0
+        if self._paused is not paused and not self.closed:
+            self._paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _take_steps(self) -> None:
+        """Hand on a little of what was read, so that others get their turn."""
+        self._turn = None
+        until = time.monotonic() + _TURN
+        try:
+            while self._rest.size and not self._slow:
+                self.on_bytes(self._rest.take(STEP))
+                if time.monotonic() >= until:
+                    break
+        except BaseException:
+            self._rest.clear()
+            self.abort()
+            raise
+        finally:
+            self._steer()
 
     def send(self, data: bytes) -> None:
         """Send a request of at most ONE_WRITE bytes, or bytes of a tunnel."""
@@ -120,6 +176,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Hand what comes in to `relay`, the body without its framing where `decoding`."""
         self._uses += 1
         self.relay = relay
+        self._stepwise = decoding
         if isinstance(self.watch, DecodingWatch) != decoding:
             self.watch.close()
             self.watch = DecodingWatch() if decoding else ResponseWatch()
@@ -132,8 +189,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_bytes = self._on_idle
         if self._drained is not None:
             self._wake_upload()
+        over = over and not self._rest.size
+        self._rest.clear()
+        if self._gone:
+            self._loop.call_soon(self._steer)
         if over and not self.closed and self._uploaded and self._uses < _MOST_USES:
-            if self._reading_paused:
+            if self._slow:
                 self.resume()
             self._pool.keep(self)
         else:
