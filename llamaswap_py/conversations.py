@@ -92,7 +92,8 @@ class Conversations:
                 continue
             self.forget(one)
             if one.goes_on:
-                self._tasks.create_task(self.stop(one), name=f"disown {one.request_id}")
+                work = guarding.contained("conversation", self.stop(one))
+                self._tasks.create_task(work, name=f"disown {one.request_id}")
 
     def find(self, owner: str, name: str, *, of_all: bool = False) -> Conversation | None:
         """Return the conversation, unless the child that had it is gone, and nothing was kept.

@@ -328,11 +328,11 @@ class Instances:
             case ChildReady():
                 heed = partial(self.refused, key)
                 running.endpoint = event.endpoint._replace(on_refused=heed)
-                running.n_ctx = event.n_ctx
-                running.inputs, running.stage = event.inputs, None
+                running.n_ctx, running.inputs, running.stage = event.n_ctx, event.inputs, None
                 _say_what_was_shrunk(key, running)
                 if key.preset in self.replays or running.kv is not None:
-                    self._tasks.create_task(self._bring_back(key, running, event.slots))
+                    life = self._bring_back(key, running, event.slots)
+                    self._tasks.create_task(guarding.contained("replay", life))
                 else:
                     self._feed(ev.InstanceReady(key, event.slots))
             case ChildSlept():

@@ -232,7 +232,8 @@ class Supervisor:
         waiting = (one.event for one in self.desk.tickets.values())
         if asked in ((event.preset, event.client) for event in waiting if not event.slot):
             return
-        task = self._tasks.create_task(_passed(ticket), name=f"load {ticket.event.preset}")
+        work = guarding.contained("load", _passed(ticket))
+        task = self._tasks.create_task(work, name=f"load {ticket.event.preset}")
         await asyncio.wait({task}, timeout=0)
         if task.done() and (error := task.result()) is not None:
             raise error

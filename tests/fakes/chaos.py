@@ -79,7 +79,8 @@ def _break_once(owner: Any, name: str) -> None:
     setattr(owner, name, broken)
 
 
-def _break_callbacks() -> None:
+def callbacks() -> dict[type, tuple[str, ...]]:
+    """Return what the event loop or another part of lswap calls back, by class."""
     from llamaswap_py.alarm import Alarm
     from llamaswap_py.api.express import Express
     from llamaswap_py.children.outputs import Output
@@ -88,26 +89,30 @@ def _break_callbacks() -> None:
     from llamaswap_py.feed import Feed
     from llamaswap_py.scheduler import Scheduler
     from llamaswap_py.supervisor import Supervisor
+    from llamaswap_py.turns import Turns
     from llamaswap_py.wire.client import ClientConnection
+    from llamaswap_py.wire.deadline import Deadline
     from llamaswap_py.wire.outbox import Outbox
+    from llamaswap_py.wire.sockets import Input
     from llamaswap_py.wire.upstream import UpstreamConnection
 
     protocol = ("connection_made", "data_received", "eof_received", "connection_lost")
-    for owner, names in (
-        (ClientConnection, protocol),
-        (UpstreamConnection, protocol),
-        (Scheduler, ("handle", "grant_at_once", "deadline")),
-        (Supervisor, ("_carry_out", "_measured")),
-        (Desk, ("grant", "refuse")),
-        (Feed, ("note",)),
-        (Alarm, ("_due",)),
-        (Express, ("begin", "_start")),
-        (Outbox, ("_flush",)),
-        (Process, ("_on_exit",)),
-        (Output, ("_read",)),
-    ):
-        for name in names:
-            _break_once(owner, name)
+    return {
+        ClientConnection: protocol,
+        UpstreamConnection: protocol,
+        Scheduler: ("handle", "grant_at_once", "deadline"),
+        Supervisor: ("_carry_out", "_measured"),
+        Desk: ("grant", "refuse"),
+        Feed: ("note",),
+        Alarm: ("_due",),
+        Express: ("begin", "_start"),
+        Outbox: ("_flush",),
+        Deadline: ("_look",),
+        Input: ("_rested",),
+        Turns: ("_beat",),
+        Process: ("_on_exit",),
+        Output: ("_read",),
+    }
 
 
 def _audit() -> None:
@@ -137,7 +142,9 @@ def main() -> None:
     """Run what follows the interpreter's name on the command line."""
     if os.environ.get("FAKE_CHAOS"):
         _break_tasks()
-        _break_callbacks()
+        for owner, names in callbacks().items():
+            for name in names:
+                _break_once(owner, name)
     if os.environ.get("FAKE_AUDIT"):
         _audit()
     del sys.argv[:3]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,9 +26,12 @@ from llamaswap_py.scheduler.records import (
     RequestId,
 )
 from llamaswap_py.supervisor import Supervisor
+from tests.fakes.chaos import callbacks
 from tests.scheduler.play import HOST, plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llamaswap_py.scheduler.actions import Action
 
 A = PresetId("a")
@@ -178,3 +183,70 @@ def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.M
     assert len(told) == 1
     assert told[0] is not None
     assert guarding.failures["scheduler"] == 1
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+_BACKGROUND = {"_tasks", "tasks"}
+"""What task groups are called whose tasks are no part of a request: one that fails ends lswap."""
+_GUARD_THEMSELVES = {"_run_child", "_keep_and_stop", "_run"}
+_CALLS_BACK = {"call_soon", "call_soon_threadsafe", "call_later", "call_at", "add_reader"}
+_HARMLESS = {
+    "_stop": "the end of a relay that stalls: the client's own deadline follows",
+    "release": "a reservation without heartbeats: an operator can end it",
+    "cancel": "the child of the web UI stays a while longer",
+    "_set_exited": "sets an event",
+    "settle_once": "sets a future",
+    "end": "sets an event",
+}
+"""Callbacks that chaos.py leaves alone, and why they may fail: the loop reports them."""
+
+
+def _calls() -> Iterator[tuple[str, ast.Call, ast.AST]]:
+    """Yield each call of a method in the parts that serve, with the function it stands in."""
+    foreign = {"cli", "tui", "demo", "simulator", "hub", "importing", "engine", "client.py"}
+    root = Path(guarding.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in foreign:
+            continue
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                        yield f"{path.relative_to(root)}:{node.lineno}", node, function
+
+
+def test_every_task_in_the_background_is_guarded() -> None:
+    found = 0
+    for place, call, function in _calls():
+        assert isinstance(call.func, ast.Attribute)
+        group = call.func.value
+        name = group.attr if isinstance(group, ast.Attribute) else getattr(group, "id", "")
+        if call.func.attr not in ("create_task", "start_soon") or name not in _BACKGROUND:
+            continue
+        found += 1
+        work = ast.unparse(call.args[0])
+        if isinstance(call.args[0], ast.Name):
+            values = [
+                ast.unparse(node.value)
+                for node in ast.walk(function)
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == work
+            ]
+            work = " ".join(values) or work
+        itself = any(f"self.{one}(" in work for one in _GUARD_THEMSELVES)
+        part_of_a_child = place.startswith(("children/child.py", "children/loading.py"))
+        assert "guarding." in work or "keep_going" in work or itself or part_of_a_child, place
+    assert found > 10
+
+
+def test_every_callback_is_broken_once_or_harmless() -> None:
+    broken = {name for names in callbacks().values() for name in names}
+    found = 0
+    for place, call, _ in _calls():
+        assert isinstance(call.func, ast.Attribute)
+        if call.func.attr in _CALLS_BACK:
+            found += 1
+            heard = call.args[0 if call.func.attr.startswith("call_soon") else 1]
+            name = ast.unparse(heard).rpartition(".")[2]
+            assert name in broken or name in _HARMLESS, f"{place}: {name}"
+    assert found > 10
