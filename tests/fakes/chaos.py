@@ -99,7 +99,7 @@ def callbacks() -> dict[type, tuple[str, ...]]:
     protocol = ("connection_made", "data_received", "eof_received", "connection_lost")
     return {
         ClientConnection: protocol,
-        UpstreamConnection: protocol,
+        UpstreamConnection: (*protocol, "_take_steps"),
         Scheduler: ("handle", "grant_at_once", "deadline"),
         Supervisor: ("_carry_out", "_measured"),
         Desk: ("grant", "refuse"),
