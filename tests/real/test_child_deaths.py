@@ -175,7 +175,7 @@ async def test_a_program_that_closes_its_door_and_stays(lab: Lab) -> None:
     gate = lab.folder / "gate"
     preset = {
         "cmd": [sys.executable, fake_program.__file__, "{port}"],
-        "env": {"PROGRAM_LINGERS": "1", "PROGRAM_HANG": "mute", "PROGRAM_GATE": str(gate)},
+        "env": {"PROGRAM_LINGERS": "1", "PROGRAM_HANG": "lines", "PROGRAM_GATE": str(gate)},
         "memory": {"host": "50MiB"},
         "concurrency": 2,
         "stop_timeout": "10s",
@@ -183,6 +183,7 @@ async def test_a_program_that_closes_its_door_and_stays(lab: Lab) -> None:
     body = {"model": "talk", "input": "abc"}
     async with lab.lswap({"talk": preset}) as lswap, asyncio.TaskGroup() as tasks:
         first = tasks.create_task(lswap.client.post("/v1/audio/speech", json=body))
+        await lswap.until_logged("talk", "still at it")  # the program has it
         state = await lswap.until(lambda now: model_of(now, "talk").leases == 1)
         kill(state, "talk", signal.SIGTERM)
         await lswap.until_logged("talk", "told to end")

@@ -101,7 +101,7 @@ async def test_a_revoked_key_has_nothing_open_within_a_second(lab: Lab) -> None:
         router = Reader(lswap, "GET", "/models/sse", headers=ANN, timeout=PATIENCE)
         others = ask("/v1/chat/completions", long, BOB)
         await begun(openai, claude, ollama, events, router, others)
-        url = f"{lswap.url.replace('http', 'ws', 1)}/upstream/sockets/echo?autoload=true"
+        url = f"{lswap.url.replace('http', 'ws', 1)}/upstream/sockets/metrics?autoload=true"
         socket = await websockets.connect(url, proxy=None, additional_headers=ANN)
         await socket.send("abc")
         assert await socket.recv() == "cba"

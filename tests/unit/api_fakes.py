@@ -326,6 +326,7 @@ class FakeExchange:
         self.begun: object = None
         self.head = make_head(method, target, headers)
         self.peer = peer
+        self.connection = SimpleNamespace(claim=lambda owner: True)
         self.response_lines = b""
         self.response_started = False
         self.finished = False

@@ -119,8 +119,8 @@ def test_a_record_of_a_child_cut_off_anywhere_is_removed(tmp_path: Path) -> None
     """Its writer replaces it as a whole; what another hand left is no reason not to start."""
     record = new_record("alpha#1", 1, "llama-server")
     assert record is not None
-    write_record(tmp_path, record)
     path = record_file(tmp_path, "alpha#1")
+    write_record(path, record)
     content = path.read_bytes()
     for cut in range(len(content)):
         path.write_bytes(content[:cut])
