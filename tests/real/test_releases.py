@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.real.harness import Lswap, command_line
+from tests.real.harness import Lswap, command_line, poll
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab
@@ -75,6 +76,10 @@ class Machine:
         state = (await lswap.client.get("/lswap/v1/state")).json()
         return {model["footprint_source"] for model in state["models"]}
 
+    async def measured(self, lswap: Lswap) -> bool:
+        """Return whether each model was measured, which is what a release learns."""
+        return await self.sources(lswap) == {"measured"}
+
 
 def complaints(lswap: Lswap) -> list[str]:
     words = (" WARNING ", " ERROR ", "Traceback", "damaged", ".broken")
@@ -91,6 +96,7 @@ async def test_upgrade_downgrade_upgrade(lab: Lab, released: Path) -> None:
                 assert await machine.sources(lswap) == {"measured"}, "what was learned is kept"
             for name in ("alpha", "beta", "alpha"):
                 assert await lswap.chat(name) == lab.sentence(name)
+            await poll(partial(machine.measured, lswap))
             await lswap.stop()
         assert not complaints(lswap), complaints(lswap)
     assert not list(lab.folder.rglob("*.broken"))
