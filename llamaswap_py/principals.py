@@ -13,6 +13,7 @@ from typing import Final
 
 UNIX: Final = "unix"
 """The peer address, and the principal, of every client of a unix socket."""
+_KEY: Final = "key "
 _LOOPBACK: Final = "127.0.0.1"
 _HOST_BITS: Final = 64
 """One client of IPv6 has this many bits to choose its address from (RFC 4291 section 2.5.4)."""
@@ -20,7 +21,12 @@ _HOST_BITS: Final = 64
 
 def principal_of(key_name: str | None, peer: str) -> str:
     """Return the principal of a request; `key_name` is None if it shows no key."""
-    return of_address(peer) if key_name is None else f"key {key_name}"
+    return of_address(peer) if key_name is None else f"{_KEY}{key_name}"
+
+
+def is_key(principal: str) -> bool:
+    """Tell whether a principal is a key, and not an address."""
+    return principal.startswith(_KEY)
 
 
 @lru_cache(maxsize=4096)

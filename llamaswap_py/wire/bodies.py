@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from ..errors import ApiError
+from ..principals import is_key
 from ..units import KIB, MIB, format_size
 
 UNLIMITED: Final = 1 << 62
 FREE: Final = 256 * KIB
 """Bytes of each body that are not counted: almost all of them have no more."""
 _STEP: Final = MIB
-_KEY: Final = "key "
-"""How the principal of a key begins (principals.py)."""
 
 
 class Bodies:
@@ -31,7 +30,7 @@ class Bodies:
     def take(self, owner: str) -> int:
         """Count a step of an owner's body, and return it; raises ApiError `bodies_full`."""
         held = self._by_owner.get(owner, 0)
-        share = self.most // 2 if owner.startswith(_KEY) else self.most
+        share = self.most // 2 if is_key(owner) else self.most
         if self.taken + _STEP > self.most or held + _STEP > share:
             self.refused += 1
             raise ApiError(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from heapq import nsmallest
 from typing import Final, Protocol
 
+from ..principals import is_key
+
 UNLIMITED: Final = 1 << 30
-_KEY: Final = "key "
-"""How the principal of a key begins (principals.py)."""
 _AT_ONCE: Final = 16
 """Of the connections that may be closed, one in so many is closed at a time: a look costs time."""
 
@@ -85,18 +85,18 @@ class Places:
         self.count -= 1
         if not held:
             del self._held[guest.owner]
-        if not guest.owner.startswith(_KEY):
+        if not is_key(guest.owner):
             self._strangers -= 1
 
     def _add(self, guest: Guest) -> None:
         self._held.setdefault(guest.owner, {})[guest] = None
         self.count += 1
-        if not guest.owner.startswith(_KEY):
+        if not is_key(guest.owner):
             self._strangers += 1
 
     def _share(self, owner: str) -> int:
         """Return how many places one may hold; what is left is for whoever comes."""
-        if owner.startswith(_KEY):
+        if is_key(owner):
             return max(self.most // 2, 1)
         return max(self.most // 4 if self.keyed else self.most - self.most // 8, 1)
 
@@ -105,7 +105,7 @@ class Places:
         owners = [
             (len(held), owner)
             for owner, held in self._held.items()
-            if not (strangers and owner.startswith(_KEY))
+            if not (strangers and is_key(owner))
         ]
         return any(self._make_room(owner) for _, owner in sorted(owners, reverse=True))
 
