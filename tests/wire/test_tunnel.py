@@ -72,6 +72,23 @@ async def tunnelling(
             yield tunnels, served.endpoint
 
 
+@asynccontextmanager
+async def one_tunnel(folder: Path, script: Script) -> AsyncIterator[tuple[Peer, Exchange]]:
+    """Open one tunnel; yield its client, of which the answer's head is read, and its exchange."""
+    exchanges: list[Exchange] = []
+    async with upstream(folder, script) as child, UpstreamPool() as pool:
+
+        async def handler(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            request = UpstreamRequest("GET", "/", [(b"host", b"a")])
+            await exchange.tunnel(child.endpoint, request, pool=pool)
+
+        async with serving(handler) as served, connected(served.endpoint) as client:
+            await client.send(ASK)
+            await client.head()
+            yield client, exchanges[0]
+
+
 async def switching(child: Upstream, peer: Peer) -> None:
     """Switch, then echo until the end of file."""
     await child.request(peer)
@@ -233,19 +250,9 @@ async def test_a_side_that_stops_reading_stops_the_other(folder: Path, direction
 
 
 async def test_a_cut_ends_a_tunnel(folder: Path) -> None:
-    exchanges: list[Exchange] = []
-    async with upstream(folder, switching) as child, UpstreamPool() as pool:
-
-        async def handler(exchange: Exchange) -> None:
-            exchanges.append(exchange)
-            request = UpstreamRequest("GET", "/", [(b"host", b"a")])
-            await exchange.tunnel(child.endpoint, request, pool=pool)
-
-        async with serving(handler) as served, connected(served.endpoint) as client:
-            await client.send(ASK)
-            await client.head()
-            exchanges[0].cut(b"data: x\n\n", "unloaded")
-            await client.gone()
+    async with one_tunnel(folder, switching) as (client, exchange):
+        exchange.cut(b"data: x\n\n", "unloaded")
+        await client.gone()
 
 
 @pytest.mark.parametrize(
@@ -264,29 +271,19 @@ async def test_a_websocket_is_closed_between_two_frames(
     folder: Path, sent: bytes, whole: bool
 ) -> None:
     """In the middle of a frame it is cut off: more bytes would be taken for the frame's rest."""
-    exchanges: list[Exchange] = []
 
     async def child(upstream: Upstream, peer: Peer) -> None:
         await upstream.request(peer)
         await peer.send(SWITCH + sent)
         await peer.gone()
 
-    async with upstream(folder, child) as one, UpstreamPool() as pool:
-
-        async def handler(exchange: Exchange) -> None:
-            exchanges.append(exchange)
-            request = UpstreamRequest("GET", "/", [(b"host", b"a")])
-            await exchange.tunnel(one.endpoint, request, pool=pool)
-
-        async with serving(handler) as served, connected(served.endpoint) as client:
-            await client.send(ASK)
-            await client.head()
-            assert await client.exactly(len(sent)) == sent
-            exchanges[0].cut(b"", "revoked", close=1008)
-            if whole:
-                assert await client.rest() == close_frame(1008)
-            else:
-                await client.gone()
+    async with one_tunnel(folder, child) as (client, exchange):
+        assert await client.exactly(len(sent)) == sent
+        exchange.cut(b"", "revoked", close=1008)
+        if whole:
+            assert await client.rest() == close_frame(1008)
+        else:
+            await client.gone()
 
 
 async def test_an_upgrade_that_is_answered_locally() -> None:
