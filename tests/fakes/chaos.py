@@ -1,7 +1,8 @@
 """Runs `lswap` in this process with faults of its own: `chaos.py PYTHON -m llamaswap_py ARGS`.
 
 With FAKE_CHAOS=SEED every guarded task and every callback that is named here raises once, at a
-random moment. With FAKE_AUDIT=1 it says on stderr which files are opened on the event loop.
+random moment, until SIGUSR2 ends the faults. With FAKE_AUDIT=1 it says on stderr which files are
+opened on the event loop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import os
 import random
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -21,6 +23,8 @@ from llamaswap_py import guarding
 _RANDOM = random.Random(os.environ.get("FAKE_CHAOS", ""))
 _AFTER = {"connection_lost", "connection_made", "_on_exit"}
 """What is done before it raises: nothing tells it a second time."""
+_over = threading.Event()
+"""Set by SIGUSR2: no callback raises any more."""
 
 
 class ChaosError(Exception):
@@ -29,6 +33,11 @@ class ChaosError(Exception):
 
 def _say(what: str) -> None:
     sys.stderr.write(f"chaos: {what}\n")
+
+
+def _end(*_: object) -> None:
+    _over.set()
+    sys.stderr.write("the chaos is over\n")
 
 
 def _break_tasks() -> None:
@@ -69,7 +78,7 @@ def _break_once(owner: Any, name: str) -> None:
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] != at:
+        if calls[0] != at or _over.is_set():
             return real(*args, **kwargs)
         _say(f"{owner.__name__}.{name}")
         if name in _AFTER:
@@ -141,6 +150,7 @@ def _audit() -> None:
 def main() -> None:
     """Run what follows the interpreter's name on the command line."""
     if os.environ.get("FAKE_CHAOS"):
+        signal.signal(signal.SIGUSR2, _end)
         _break_tasks()
         for owner, names in callbacks().items():
             for name in names:
