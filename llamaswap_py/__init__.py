@@ -1,3 +1,3 @@
 """lswap: run many local language models on too little memory."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

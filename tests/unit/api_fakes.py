@@ -115,7 +115,7 @@ def make_snapshot(
     models: Sequence[ModelView], instances: Sequence[InstanceView] = (), **changes: Any
 ) -> Snapshot:
     fields: dict[str, Any] = {
-        "version": "0.1.0",
+        "version": "0.2.0",
         "name": "test",
         "pid": 1,
         "started_at": 1000.0,

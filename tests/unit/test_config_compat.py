@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llamaswap_py.config.compat import OLD_DEFAULTS, PROGRAMS, with_old_defaults
 from llamaswap_py.config.document import read_yaml
@@ -19,6 +22,7 @@ TABLE: dict[str, dict[tuple[str, ...], Any]] = {
     "0.1": {("memory", "margin"): "3GiB", ("defaults", "pin"): True, ("cors", "origins"): ["*"]}
 }
 MODELS = "models: {a: {model: a.gguf}, p: {cmd: [x, '{port}']}}\n"
+CHANGELOG = Path(__file__).resolve().parents[2] / "CHANGELOG.md"
 
 
 def tree(text: str) -> Any:
@@ -83,3 +87,15 @@ def test_every_old_default_is_a_key_and_differs_from_todays(version: str) -> Non
             key = keys_of(record)[name]
             record, old, new = key.record, getattr(old, name), getattr(new, name)
         assert old != new, place
+
+
+@pytest.mark.parametrize("version", OLD_DEFAULTS)
+def test_the_changelog_names_each_old_default_and_the_key_which_restores_it(version: str) -> None:
+    table = CHANGELOG.read_text().partition(f"\n| what | {version} | ")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\|.*\| `([\w.-]+: .+)`(| in its entry) \|$", table, re.MULTILINE)
+    assert len(rows) == len(table.splitlines()) - 2  # all but the table's head
+    named = {}
+    for key, of_program in rows:
+        ((place, value),) = yaml.safe_load(key).items()
+        named[(PROGRAMS, place) if of_program else tuple(place.split("."))] = value
+    assert named == OLD_DEFAULTS[version]
