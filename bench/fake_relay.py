@@ -75,6 +75,9 @@ class AlwaysReady:
     def resolve(self, name: str, seed: str = "") -> str | None:
         return name if name in self._endpoints else None
 
+    def known(self, name: str) -> str | None:
+        return self.resolve(name)
+
     def nearest(self, name: str) -> list[str]:
         return [*self._endpoints]
 

@@ -1,11 +1,15 @@
 // A load generator: one thread, epoll, a closed loop on every connection.
 //
 //   load TARGET --path P --body FILE --connections N --seconds S [--accept TYPE] [--once] [--cpu N]
+//        [--split US] [--fresh] [--vary]
 //
 // TARGET is unix:PATH or 127.0.0.1:PORT. Each connection sends the request again as soon as the
 // answer is complete, and connects anew where the server closes. With --once each connection sends
-// it once, and S is only the limit. Prints one line of JSON; sizes are of decoded bodies, an answer
-// that is not whole or not 200 is an error, latencies are from send to the last byte.
+// it once, and S is only the limit. With --split the body is a write of its own, US microseconds
+// after the head; with --fresh each request has a new connection, which the client closes after
+// the answer; with --vary each head has another value of traceparent. Prints one line of JSON;
+// sizes are of decoded bodies, an answer that is not whole or not 200 is an error, latencies are
+// from send to the last byte.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -36,13 +40,19 @@ struct connection {
     int line;      // characters of the running size line or trailer line
     int close_after, fresh;
     int64_t sent_at;
+    int owes_body;           // its head is sent, its body is not
+    struct connection *next; // of those
 };
 
 static struct sockaddr_storage target;
 static socklen_t target_size;
 static char *request;
-static size_t request_size;
-static int epoll_fd, once, open_count;
+static size_t request_size, head_size;
+static char *varied; // the digits of each head's own, in the request
+static uint64_t variations;
+static int epoll_fd, once, fresh, vary, open_count;
+static int64_t split = -1; // nanoseconds from head to body; -1: both are one write
+static struct connection *first_split, *last_split;
 static int64_t deadline;
 static uint64_t answers, errors, bytes, reconnects;
 static uint32_t *samples;
@@ -81,13 +91,44 @@ static void close_connection(struct connection *c) {
     open_count--;
 }
 
+static void send_part(struct connection *c, size_t from, size_t to) {
+    if (send(c->fd, request + from, to - from, MSG_NOSIGNAL) != (ssize_t)(to - from))
+        fail("the request does not fit into the socket");
+}
+
 static void ask(struct connection *c) {
     c->state = HEAD;
     c->head_size = 0;
     c->line = 0;
     c->sent_at = now_ns();
-    if (send(c->fd, request, request_size, MSG_NOSIGNAL) != (ssize_t)request_size)
-        fail("the request does not fit into the socket");
+    if (varied) {
+        char digits[17];
+        sprintf(digits, "%016llx", (unsigned long long)++variations);
+        memcpy(varied, digits, 16);
+    }
+    if (split < 0) {
+        send_part(c, 0, request_size);
+        return;
+    }
+    send_part(c, 0, head_size);
+    c->next = NULL;
+    c->owes_body = 1;
+    if (first_split)
+        last_split->next = c;
+    else
+        first_split = c;
+    last_split = c;
+}
+
+// Send the bodies whose time has come; return whether others wait for theirs.
+static int send_bodies(void) {
+    while (first_split && now_ns() - first_split->sent_at >= split) {
+        struct connection *c = first_split;
+        first_split = c->next;
+        c->owes_body = 0;
+        send_part(c, head_size, request_size);
+    }
+    return first_split != NULL;
 }
 
 static void ask_again(struct connection *c) {
@@ -95,7 +136,7 @@ static void ask_again(struct connection *c) {
         close_connection(c);
         return;
     }
-    if (c->close_after) {
+    if (c->close_after || fresh) {
         close_connection(c);
         open_connection(c);
         reconnects++;
@@ -106,6 +147,8 @@ static void ask_again(struct connection *c) {
 }
 
 static void on_lost(struct connection *c) {
+    if (c->owes_body)
+        fail("the server closed a connection before it had the body");
     // A server may close an idle connection just as the next request is sent: not an error.
     int stale = c->state == HEAD && c->head_size == 0 && !c->fresh;
     if (!stale)
@@ -207,6 +250,8 @@ static size_t take(struct connection *c, const char *data, size_t size) {
 }
 
 static void complete(struct connection *c) {
+    if (c->owes_body)
+        fail("the server answered before it had the body");
     int64_t now = now_ns();
     if (once || now < deadline) {
         answers++;
@@ -258,12 +303,18 @@ static void make_request(const char *path, const char *file, const char *accept)
                                 "Content-Type: application/json\r\nAccept: %s\r\n"
                                 "User-Agent: bench\r\nAuthorization: Bearer none\r\n",
                        path, accept);
+    if (vary) {
+        head += sprintf(request + head, "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-");
+        varied = request + head;
+        head += sprintf(varied, "%016x-01\r\n", 0);
+    }
     char *text = request + (1 << 19);
     size_t size = fread(text, 1, (1 << 19) - 1024, body);
     fclose(body);
     head += sprintf(request + head, "Content-Length: %zu\r\n\r\n", size);
     memmove(request + head, text, size);
-    request_size = (size_t)head + size;
+    head_size = (size_t)head;
+    request_size = head_size + size;
 }
 
 static int by_size(const void *a, const void *b) {
@@ -295,6 +346,12 @@ int main(int argc, char **argv) {
             seconds = atof(value);
         else if (strcmp(argv[i], "--once") == 0)
             once = 1;
+        else if (strcmp(argv[i], "--fresh") == 0)
+            fresh = 1;
+        else if (strcmp(argv[i], "--vary") == 0)
+            vary = 1;
+        else if (strcmp(argv[i], "--split") == 0)
+            split = atoll(value) * 1000;
         else if (strcmp(argv[i], "--cpu") == 0) {
             cpu_set_t set;
             CPU_ZERO(&set);
@@ -316,7 +373,7 @@ int main(int argc, char **argv) {
     struct epoll_event events[256];
     // The answers still open at the deadline get two seconds more; then they are errors.
     while (open_count && now_ns() < deadline + 2000000000LL) {
-        int count = epoll_wait(epoll_fd, events, 256, 100);
+        int count = epoll_wait(epoll_fd, events, 256, send_bodies() ? 0 : 100);
         for (int i = 0; i < count; i++)
             on_readable(events[i].data.ptr);
     }

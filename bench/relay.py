@@ -40,7 +40,10 @@ _REAL_COLUMNS = _COLUMNS[:2]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How to drive a peer; the seconds are a limit where each connection asks `once`."""
+    """How to drive a peer; the seconds are a limit where each connection asks `once`.
+
+    `options` are further ones of load.c.
+    """
 
     path: str
     body: Path
@@ -48,6 +51,33 @@ class Load:
     seconds: float
     once: bool = False
     accept: str = "*/*"
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How clients send requests: what is said of it, and the options of load.c that do it."""
+
+    figure: str
+    about: str
+    heading: str
+    options: tuple[str, ...]
+
+
+MANNERS = (
+    Manner("split", "head and body in two writes", "two writes", ("--split", "100")),
+    Manner("fresh", "a connection per request", "fresh", ("--fresh",)),
+    Manner("vary", "heads that change", "changing heads", ("--vary",)),
+)
+"""Clients as they are. httpx, and with it every `openai` SDK, writes head and body apart."""
+_FEW = 4
+"""Connections that a proxy keeps up with, so that it reads head and body apart."""
+
+_MANNER_COLUMNS = [
+    *(Column(f"requests_{one.figure}", f"{one.heading}, requests/s", 0) for one in MANNERS),
+    *(Column(f"cpu_{one.figure}", f"{one.heading}, CPU µs/request", 1) for one in MANNERS),
+    Column("two_writes", f"two writes ÷ one, CPU, {_FEW} connections", 2, ratio=False),
+]
 
 
 def measure_relay(run: Run) -> Iterator[Section]:
@@ -68,6 +98,11 @@ def measure_relay(run: Run) -> Iterator[Section]:
         f"errors: {scores.failures()}"
     )
     yield Section(render(title, scores, _COLUMNS, names, base), _relay_rows(scores, lineup))
+    title = (
+        f"Clients as they are, from the same rounds (ratio to {base}): {CONNECTIONS} connections; "
+        + "; ".join(f"{one.heading}: {one.about}" for one in MANNERS)
+    )
+    yield Section(render(title, scores, _MANNER_COLUMNS, names, base))
 
 
 def _relay_rows(scores: Rounds, lineup: Lineup) -> list[Row]:
@@ -103,6 +138,21 @@ def _relay_rows(scores: Rounds, lineup: Lineup) -> list[Row]:
         made("added_p99_many", f"added latency p99, {many}", unit="ms", digits=3),
         made("chunk_cpu", sse, go, unit="s", digits=3),
         made("chunk_cpu", f"{sse}, and nginx", nginx, unit="s", digits=3),
+        *(
+            made(
+                f"requests_{one.figure}",
+                f"requests/s, {one.about}",
+                Target(1.5, GO, least=True),
+                digits=0,
+            )
+            for one in MANNERS
+        ),
+        made(
+            "two_writes",
+            f"CPU of a request in two writes ÷ in one, {_FEW} connections",
+            Target(1.15),
+            digits=2,
+        ),
     ]
 
 
@@ -118,12 +168,35 @@ def _measure_one(run: Run, scores: Rounds, name: str, peer: Peer) -> None:
     scores.add("p99_many", name, said["p99_us"] / 1000)
     if is_proxy and cpu is not None:
         scores.add("request_cpu", name, cpu / max(said["answers"], 1) * 1e6)
+    errors += _measure_manners(place, scores, name, peer, small, short)
     said, _ = drive(place, peer, Load(CHAT, small, 1, short))
     errors += said["errors"]
     scores.add("p50", name, said["p50_us"] / 1000)
     scores.add("p99", name, said["p99_us"] / 1000)
     errors += _measure_streams(place, scores, name, peer, is_proxy=is_proxy)
     scores.add("errors", name, errors)
+
+
+def _measure_manners(
+    place: Workplace, scores: Rounds, name: str, peer: Peer, body: Path, seconds: float
+) -> int:
+    """Measure requests as clients send them; return the errors."""
+    errors = 0
+    for manner in MANNERS:
+        load = Load(CHAT, body, CONNECTIONS, seconds, options=manner.options)
+        said, cpu = drive(place, peer, load)
+        errors += said["errors"]
+        scores.add(f"requests_{manner.figure}", name, said["answers"] / said["seconds"])
+        if name != peers.DIRECT and cpu is not None:
+            scores.add(f"cpu_{manner.figure}", name, cpu / max(said["answers"], 1) * 1e6)
+    costs = []
+    for options in ((), MANNERS[0].options):
+        said, cpu = drive(place, peer, Load(CHAT, body, _FEW, seconds / 2, options=options))
+        errors += said["errors"]
+        costs.append((cpu or 0) / max(said["answers"], 1))
+    if name != peers.DIRECT and costs[0]:
+        scores.add("two_writes", name, costs[1] / costs[0])
+    return errors
 
 
 def _measure_streams(
@@ -176,7 +249,7 @@ def drive(place: Workplace, peer: Peer, load: Load) -> tuple[dict[str, Any], flo
     argv = [str(place.load), f"127.0.0.1:{peer.port}", "--path", load.path]
     argv += ["--body", str(load.body), "--connections", str(load.connections)]
     argv += ["--seconds", str(load.seconds), "--accept", load.accept]
-    argv += [*(["--once"] if load.once else [])]
+    argv += [*(["--once"] if load.once else []), *load.options]
     argv += ["--cpu", str(place.cores[1])] if place.cores else []
     before = 0.0 if peer.pid is None else cpu_seconds(peer.pid)
     limit = load.seconds + 30
