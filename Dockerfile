@@ -45,6 +45,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
 COPY scripts scripts
+COPY configs/demo.yaml configs/demo.yaml
 COPY llamaswap_py llamaswap_py
 RUN python3 -m venv /opt/lswap \
     && /opt/lswap/bin/pip install --no-cache-dir --require-hashes --requirement requirements/run.txt \

@@ -26,13 +26,13 @@ QUICK := tests/unit tests/wire tests/translate tests/imports tests/hub
 help: ## say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## two tiny models, one port, memory for one: watch them swap (KEEP=1 goes on serving)
-	@$(BIN)/python -m llamaswap_py.demo $(if $(KEEP),--keep)
+demo: $(VENV)/.run ## two tiny models, one port, memory for one: watch them swap (KEEP=1 goes on serving)
+	@$(BIN)/lswap demo --build $(if $(KEEP),--keep)
 
-serve: $(VENV)/.demo ## the same, and go on serving until Ctrl-C
-	@$(BIN)/python -m llamaswap_py.demo --keep
+serve: $(VENV)/.run ## the same, and go on serving until Ctrl-C
+	@$(BIN)/lswap demo --build --keep
 
-engine: $(VENV)/.demo ## build llama-server if there is none
+engine: $(VENV)/.run ## build llama-server if there is none
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
 
 # All of it runs, whatever fails first; pytest comes last, and with it the list of what was missing.
@@ -70,6 +70,10 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	build/wheel/env/bin/python -m pip check
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
 		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
+	@# With a llama-server the demo must run, and without one say how to get it.
+	@cd build/wheel && export XDG_CACHE_HOME=$$PWD/cache; \
+	if env/bin/lswap engine doctor >/dev/null; then set -x; env/bin/lswap demo; \
+	else set -x; ! env/bin/lswap demo 2>demo.txt; grep 'lswap demo --build' demo.txt; fi
 
 compat: $(VENV)/.dev ## run llama.cpp's own server tests plain and through lswap (20 minutes; COMPAT_ARGS='test_basic', ...)
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
@@ -81,13 +85,12 @@ bench: $(VENV)/.dev ## every target beside its peers (15 minutes; BENCH_ARGS='re
 
 # --- other releases of what lswap uses ---------------------------------------------------------------
 
-# One resolution for Python 3.11 to 3.14; what is released and what the demo needs are parts of it.
+# One resolution for Python 3.11 to 3.14; what lswap needs is a part of it.
 LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command 'make lock' pyproject.toml --group build
 
 lock: build/lock ## resolve the newest releases anew into requirements/*.txt
-	$(LOCK) --upgrade --extra demo --group dev --output-file requirements/dev.txt
-	$(LOCK) --upgrade --extra demo --constraint requirements/dev.txt --output-file requirements/demo.txt
+	$(LOCK) --upgrade --group dev --output-file requirements/dev.txt
 	$(LOCK) --upgrade --constraint requirements/dev.txt --output-file requirements/run.txt
 
 newest: RESOLUTION := highest
@@ -97,7 +100,7 @@ lowest: ## the same with the oldest releases that pyproject.toml allows
 newest lowest: build/lock
 	@rm -rf build/$@ && build/lock/bin/uv venv --quiet --python $(PYTHON) build/$@
 	@build/lock/bin/uv pip install --quiet --python build/$@/bin/python --resolution $(RESOLUTION) \
-		--editable '.[demo]' --group dev
+		--editable . --group dev
 	build/$@/bin/python -m pytest -p no:cacheprovider $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--quiet $(QUICK))
 
 build/lock: | $(VENV)/.made
@@ -112,9 +115,9 @@ clean: ## remove what was made here; engines stay where `lswap engine list` show
 # The package itself is built with what the lock files brought along, so nothing else is asked for.
 SELF := --quiet --no-deps --no-build-isolation --editable .
 
-$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(VENV)/.made
-	@echo "installing lswap and what the demo needs into $(VENV)"
-	@$(PIP) install $(LOCKED) requirements/demo.txt
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(VENV)/.made
+	@echo "installing lswap into $(VENV)"
+	@$(PIP) install $(LOCKED) requirements/run.txt
 	@$(PIP) install $(SELF)
 	@touch $@
 
@@ -122,7 +125,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/.made
 	@echo "installing lswap and what the tests need into $(VENV)"
 	@$(PIP) install $(LOCKED) requirements/dev.txt
 	@$(PIP) install $(SELF)
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.run
 
 $(VENV)/.made:
 	@[ -n '$(PYTHON)' ] || { echo 'error: lswap needs Python 3.11 or newer - install it, or: make PYTHON=/path/to/python …' >&2; exit 1; }

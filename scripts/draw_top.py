@@ -4,7 +4,7 @@
 
 Everything is real but the size of the models: llama-servers run, load, are evicted and answer; the
 models are tiny ones that say a sentence, under the names of usual ones. Needs a llama-server
-(`lswap engine build`), `pip install 'llamaswap_py[demo]'`, and 2 GB in the temporary directory.
+(`lswap engine build`), `pip install .`, and 2 GB in the temporary directory.
 """
 
 from __future__ import annotations

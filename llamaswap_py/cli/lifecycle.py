@@ -1,7 +1,8 @@
-"""The commands about lswap itself: `status`, `stop`, `uninstall`."""
+"""The commands about lswap itself: `demo`, `status`, `stop`, `uninstall`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,22 @@ from llamaswap_py.cli.starting import FAILED, Json
 
 _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
 """Other programs' commands of these names are about a model."""
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
+    build: Annotated[
+        bool, typer.Option("--build", help="Build a llama-server first if there is none.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Another file of tiny models that say a sentence.", show_default=False),
+    ] = None,
+) -> None:
+    """Show two tiny models take turns in the memory for one. Needs a llama-server, and no model."""
+    from llamaswap_py.demo.run import run
+
+    raise typer.Exit(run(config, keep=keep, build=build))
 
 
 def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: Key = None) -> None:

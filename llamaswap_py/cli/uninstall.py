@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KINDS: Final = ("engines", "cache", "state", "config", "service", "runtime", "completion")
 MADE: Final = {
     "engines": ("engines",),
-    "cache": ("build", "probes", "estimates", "kv"),
+    "cache": ("build", "probes", "estimates", "kv", "demo"),
     "state": ("learned", "traffic", "captures"),
 }
 """What lswap makes in its folders of data, of cache and of state."""

@@ -1,12 +1,12 @@
 """The demonstration: two models, memory for one, a request to each, and what became of them.
 
-`make demo` in a checkout. Everything is real: llama-server, the models (tiny), `lswap up`, the
-`openai` client.
+`lswap demo`, and `make demo` in a checkout. Everything is real: llama-server, the models (tiny),
+`lswap up`, and requests as clients of OpenAI's API send them.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import shutil
 import signal
@@ -21,33 +21,36 @@ from llamaswap_py.config.file import read_config
 from llamaswap_py.demo.served import DemoError, ServedLswap, free_endpoint, loaded, relative
 from llamaswap_py.engine.build import build_engine
 from llamaswap_py.engine.locate import VARIABLE, Engine, locate_engine
+from llamaswap_py.engine.places import demo_folder
 from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.lean_httpx import httpx
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from openai import OpenAI
+    from collections.abc import Iterator
 
     from llamaswap_py.config.records import Config, Preset
-    from llamaswap_py.endpoint import Endpoint
 
 _QUESTION: Final = "Who are you?"
+_PATH: Final = "/v1/chat/completions"
 _ANSWER_SECONDS: Final = 60.0
+_HOW_TO_GET_ONE: Final = (
+    "`lswap demo --build` builds llama-server first (some minutes, once); "
+    "`lswap engine build` and `lswap engine install` have more choices"
+)
 _TINY: Final = 32 * 1024**2
 """A file larger than this is nobody's tiny model, and is not overwritten."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m llamaswap_py.demo", description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
-    parser.add_argument("--keep", action="store_true", help="go on serving until Ctrl-C")
-    options = parser.parse_args(arguments)
+def run(path: Path | None = None, *, keep: bool = False, build: bool = False) -> int:
+    """Run the demonstration; return the exit code.
+
+    `keep` goes on serving, `build` builds a llama-server if there is none.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # also where a shell has it started deaf to Ctrl-C
     try:
-        _demonstrate(options.config, keep=options.keep)
+        _demonstrate(path or demo_file(), keep=keep, build=build)
     except LswapError as error:
         _say_failure(error.message, error.remedy)
         return 1
@@ -61,10 +64,10 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _demonstrate(path: Path, *, keep: bool) -> None:
+def _demonstrate(path: Path, *, keep: bool, build: bool) -> None:
     config = read_config(path)
     print(_bold("lswap demo") + ": two tiny models behind one port, and memory for one of them\n")
-    _provide_engine()
+    _provide_engine(build=build)
     _write_models(config)
     wanted = config.listen[0]
     endpoint = free_endpoint(wanted)
@@ -80,9 +83,9 @@ def _demonstrate(path: Path, *, keep: bool) -> None:
 
 def _serve_and_talk(config: Config, served: ServedLswap, *, keep: bool) -> None:
     url = served.endpoint.url
-    client = _openai_client(served.endpoint)
     began = time.perf_counter()
-    with served:
+    # A proxy from the environment is for other hosts.
+    with served, httpx.Client(base_url=url, timeout=_ANSWER_SECONDS, trust_env=False) as client:
         _row("server", f"lswap up {relative(served.config)} on {url}", "listening", began)
         _talk(config, client, url)
         if keep:
@@ -93,14 +96,36 @@ def _serve_and_talk(config: Config, served: ServedLswap, *, keep: bool) -> None:
 # --- before the server ---------------------------------------------------------------------------
 
 
-def _provide_engine() -> None:
+def demo_file() -> Path:
+    """Return the demo's configuration: that of a checkout, else one in the cache.
+
+    The models lie below the checkout, else beside the file.
+    """
+    here = Path(__file__).resolve()
+    own = here.parents[2] / "configs" / "demo.yaml"
+    if own.is_file():
+        return own
+    try:
+        text = here.with_name("demo.yaml").read_text(encoding="utf-8")
+        path = demo_folder() / "demo.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("../build/demo/", ""), encoding="utf-8")
+    except OSError as error:
+        remedy = "set XDG_CACHE_HOME to a folder of yours, or name a file with --config"
+        raise DemoError(f"{error.filename}: {error.strerror}", remedy=remedy) from error
+    return path
+
+
+def _provide_engine(*, build: bool) -> None:
     began = time.perf_counter()
     how = "found"
     try:
         engine = locate_engine("auto")
-    except EngineError:
+    except EngineError as error:
         if os.environ.get(VARIABLE):  # a choice, if a wrong one
             raise
+        if not build:
+            raise DemoError(error.message, remedy=_HOW_TO_GET_ONE) from error
         engine, how = _build(), "built"
     _row("engine", f"llama-server {engine.label} ({engine.source})", how, began)
 
@@ -139,21 +164,6 @@ def _sentence(preset: Preset) -> str:
     return says
 
 
-def _openai_client(endpoint: Endpoint) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ModuleNotFoundError as error:
-        raise DemoError(
-            f"the demo needs the {error.name} package", remedy="pip install 'llamaswap_py[demo]'"
-        ) from error
-    # A proxy from the environment is for other hosts.
-    spared = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "", endpoint.host]
-    os.environ["no_proxy"] = ",".join(filter(None, spared))
-    return OpenAI(
-        base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=_ANSWER_SECONDS
-    )
-
-
 # --- the conversation ----------------------------------------------------------------------------
 
 
@@ -168,7 +178,7 @@ class _Answer:
     load: float
 
 
-def _talk(config: Config, client: OpenAI, url: str) -> None:
+def _talk(config: Config, client: httpx.Client, url: str) -> None:
     """Ask every model of the file: the first one streams, the others answer in one piece."""
     previous: str | None = None
     with Remote(url) as remote:
@@ -187,42 +197,56 @@ def _talk(config: Config, client: OpenAI, url: str) -> None:
         _say_decisions(remote)
 
 
-def _ask(client: OpenAI, model: str, *, stream: bool) -> _Answer:
-    from openai import OpenAIError
-
+def _ask(client: httpx.Client, model: str, *, stream: bool) -> _Answer:
     print(f"  {model:<8} ", end="", flush=True)
     try:
         return _streamed(client, model) if stream else _in_one_piece(client, model)
-    except OpenAIError as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         print()
         raise DemoError(f"the request to {model} failed: {error}") from error
 
 
-def _streamed(client: OpenAI, model: str) -> _Answer:
+def _streamed(client: httpx.Client, model: str) -> _Answer:
     began = time.perf_counter()
-    raw = client.chat.completions.with_raw_response.create(
-        model=model, messages=[{"role": "user", "content": _QUESTION}], stream=True
-    )
     text, first = "", 0.0
-    for chunk in raw.parse():
-        piece = chunk.choices[0].delta.content if chunk.choices else None
-        if piece:
+    with client.stream("POST", _PATH, json=_body(model, stream=True)) as answer:
+        if not answer.is_success:
+            answer.read()
+            raise ValueError(answer.text)
+        for piece in _pieces(answer):
             first = first or _since(began)
             text += piece
             print(_bold(piece), end="", flush=True)
-    print()
-    return _answer(text, first, _since(began), raw.headers)
+        print()
+        return _answer(text, first, _since(began), answer.headers)
 
 
-def _in_one_piece(client: OpenAI, model: str) -> _Answer:
+def _pieces(answer: httpx.Response) -> Iterator[str]:
+    """Yield the words of a streamed answer as they come."""
+    for line in answer.iter_lines():
+        if line.startswith("data: {"):
+            data = json.loads(line.removeprefix("data: "))
+            if "error" in data:
+                raise ValueError(line)
+            choices = data["choices"]
+            if choices and (piece := choices[0]["delta"].get("content")):
+                yield piece
+
+
+def _in_one_piece(client: httpx.Client, model: str) -> _Answer:
     began = time.perf_counter()
-    raw = client.chat.completions.with_raw_response.create(
-        model=model, messages=[{"role": "user", "content": _QUESTION}]
-    )
-    text = raw.parse().choices[0].message.content or ""
+    answer = client.post(_PATH, json=_body(model, stream=False))
+    if not answer.is_success:
+        raise ValueError(answer.text)
+    text = answer.json()["choices"][0]["message"]["content"] or ""
     whole = _since(began)
     print(_bold(text.strip()))
-    return _answer(text, whole, whole, raw.headers)
+    return _answer(text, whole, whole, answer.headers)
+
+
+def _body(model: str, *, stream: bool) -> dict[str, Any]:
+    question = {"role": "user", "content": _QUESTION}
+    return {"model": model, "messages": [question], "stream": stream}
 
 
 def _answer(text: str, first: float, whole: float, headers: Any) -> _Answer:

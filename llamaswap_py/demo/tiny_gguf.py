@@ -13,26 +13,17 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.errors import LswapError
 
-try:
-    import gguf
-    import numpy as np
-except ModuleNotFoundError as _error:
-    raise LswapError(
-        f"writing tiny models needs the {_error.name} package",
-        remedy="pip install 'llamaswap_py[demo]'",
-    ) from _error
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterator
 
 __all__ = ["MAX_LAYERS", "sentence_tokens", "write_tiny_model"]
 
@@ -53,6 +44,9 @@ SHARPNESS = 16.0
 RESTART = 0.6
 # Between the chosen token and the next best; e^-24 at temperature 2 is "never".
 LEAST_GAP = 48.0
+ALIGNMENT: Final = 32
+F32, F16, Q4_0 = 0, 1, 2
+"""Types of tensors in a GGUF file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +104,12 @@ def write_tiny_model(
     _check(sentence, layers, width, feed_forward)
     chain = _chain(sentence)
     shape = _shape(layers, width, feed_forward, pad_bytes)
-    writer = gguf.GGUFWriter(None, "llama")
-    embeddings, output = _matrices(len(chain), width, loop=loop, seed=seed)
-    _add_metadata(writer, chain, shape, name=name, n_ctx_train=n_ctx_train)
-    writer.add_chat_template(chat_template)
-    tensors = list(_tensors(embeddings, output, shape))
-    for tensor_name, dimensions, values in tensors:
-        dtype = np.dtype(np.float16 if values is None else np.float32)
-        raw = gguf.GGMLQuantizationType.Q4_0 if quantized and values is None else None
-        size = _size(dimensions, values, quantized=quantized)
-        writer.add_tensor_info(tensor_name, dimensions, dtype, size, raw_dtype=raw)
+    vectors = _vectors(len(chain), width, loop=loop, seed=seed)
+    metadata = _metadata(chain, shape, name=name, n_ctx_train=n_ctx_train, template=chat_template)
+    tensors = list(_tensors(vectors, shape, loop=loop))
     target = Path(path)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    writer.write_header_to_file(unfinished)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    _append_tensors(unfinished, tensors, writer.data_alignment, quantized=quantized)
+    _write(unfinished, metadata, tensors, quantized=quantized)
     unfinished.replace(target)
 
 
@@ -190,57 +173,98 @@ def _vocabulary(chain: list[_Token]) -> list[_Token]:
 # --- weights ---------------------------------------------------------------------------------
 
 
-def _matrices(
-    words: int, width: int, *, loop: bool, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Build token embeddings and output weights, both of shape (vocabulary, width)."""
-    first = len(SPECIAL) + 256
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(words + 1, width))
-    states = signs.astype(np.float32)
-    start, said = states[0], states[1:]
+def _vectors(words: int, width: int, *, loop: bool, seed: int) -> list[int]:
+    """Return the embedding of a prompt's tokens, then that of each token of the sentence.
+
+    Every element is 1 or -1, so a vector is a number: a bit is an element.
+    """
+    source = random.Random(seed)
+    vectors = [source.getrandbits(width) for _ in range(words + 1)]
     if loop:
-        said[-1] = start
-    embeddings = np.tile(start, (first + words, 1))
-    embeddings[first:] = said
-    output = np.zeros_like(embeddings)
-    output[first] = start if loop else start + RESTART * said[-1]
-    output[first + 1 :] = said[:-1]
+        vectors[-1] = vectors[0]
+    if not _are_apart(vectors, width, loop=loop):
+        raise LswapError(
+            f"{words} tokens are too many for a model {width} wide",
+            remedy=f"use width={width * 2}, or another seed",
+        )
+    return vectors
+
+
+def _are_apart(vectors: list[int], width: int, *, loop: bool) -> bool:
+    """Prove that every state has one clear successor; random vectors may be too much alike."""
+    states = vectors[:-1] if loop else vectors
+    known = set(states)
+    # One differing element changes a product by 2, and two suffice for LEAST_GAP.
+    if len(known) < len(states):
+        return False
+    if any(state ^ (1 << bit) in known for state in states for bit in range(width)):
+        return False
+    if loop:
+        return True
+    start, last = vectors[0], vectors[-1]
+    room = width - LEAST_GAP / SHARPNESS
+    # In the first state the row of the first word is the best; in no other is it near the best.
+    if room + RESTART * _product(start, last, width) < max(
+        _product(start, word, width) for word in vectors[1:]
+    ):
+        return False
+    return all(
+        _product(start, word, width) + RESTART * _product(last, word, width) <= room
+        for word in vectors[1:]
+    )
+
+
+def _product(one: int, other: int, width: int) -> int:
+    return width - 2 * (one ^ other).bit_count()
+
+
+def _rows(vectors: list[int], width: int, scale: float) -> bytes:
+    """Return vectors as rows of F32 values."""
+    eight = [
+        struct.pack("<8f", *(scale if byte >> bit & 1 else -scale for bit in range(8)))
+        for byte in range(256)
+    ]
+    return b"".join(
+        eight[byte] for vector in vectors for byte in vector.to_bytes(width // 8, "little")
+    )
+
+
+def _output(vectors: list[int], width: int, *, loop: bool) -> bytes:
+    """Return the output weights: the row of a token is the vector of the token before it."""
+    special = [bytes(4 * width)] * (len(SPECIAL) + 256)
+    start, last = vectors[0], vectors[-1]
+    first = _rows([start], width, SHARPNESS)
     if not loop:
-        output[END] = said[-1]
-    output *= SHARPNESS
-    _check_gaps(states, output, width)
-    return embeddings, output
+        special[END] = _rows([last], width, SHARPNESS)
+        again = _rows([last], width, SHARPNESS * RESTART)
+        both = zip(_floats(first), _floats(again), strict=True)
+        first = struct.pack(f"<{width}f", *(one + other for one, other in both))
+    return b"".join(special) + first + _rows(vectors[1:-1], width, SHARPNESS)
 
 
-def _check_gaps(states: NDArray[np.float32], output: NDArray[np.float32], width: int) -> None:
-    """Prove that every state has one clear successor; random rows may be too much alike."""
-    for state in range(0, len(states), 256):
-        logits = np.partition(states[state : state + 256] @ output.T, -2, axis=1)
-        if (logits[:, -1] - logits[:, -2]).min() < LEAST_GAP:
-            raise LswapError(
-                f"{len(states) - 1} tokens are too many for a model {width} wide",
-                remedy=f"use width={width * 2}, or another seed",
-            )
+def _floats(row: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(row) // 4}f", row)
 
 
-_Tensor = tuple[str, tuple[int, ...], Any]
+_Tensor = tuple[str, tuple[int, ...], bytes | None]
 
 
-def _tensors(
-    embeddings: NDArray[np.float32], output: NDArray[np.float32], shape: _Shape
-) -> Iterator[_Tensor]:
-    """Yield (name, shape in row-major order, F32 values or None for F16 zeros)."""
-    ones = np.ones(shape.width, np.float32)
-    yield "token_embd.weight", embeddings.shape, embeddings
-    yield "output_norm.weight", ones.shape, ones
-    yield "output.weight", output.shape, output
+def _tensors(vectors: list[int], shape: _Shape, *, loop: bool) -> Iterator[_Tensor]:
+    """Yield (name, shape in row-major order, F32 values or None for zeros)."""
+    width = shape.width
+    ones = struct.pack(f"<{width}f", *[1.0] * width)
+    words = (len(SPECIAL) + 256 + len(vectors) - 1, width)
+    others = [vectors[0]] * (len(SPECIAL) + 256)
+    yield "token_embd.weight", words, _rows([*others, *vectors[1:]], width, 1.0)
+    yield "output_norm.weight", (width,), ones
+    yield "output.weight", words, _output(vectors, width, loop=loop)
     for layer in range(shape.layers):
         block = f"blk.{layer}."
-        yield block + "attn_norm.weight", ones.shape, ones
+        yield block + "attn_norm.weight", (width,), ones
         for tensor in ("attn_q", "attn_k", "attn_v"):
-            yield block + tensor + ".weight", (HEAD_SIZE, shape.width), None
-        yield block + "attn_output.weight", (shape.width, HEAD_SIZE), None
-        yield block + "ffn_norm.weight", ones.shape, ones
+            yield block + tensor + ".weight", (HEAD_SIZE, width), None
+        yield block + "attn_output.weight", (width, HEAD_SIZE), None
+        yield block + "ffn_norm.weight", (width,), ones
         yield from _feed_forward(block, shape)
 
 
@@ -248,8 +272,8 @@ def _feed_forward(block: str, shape: _Shape) -> Iterator[_Tensor]:
     wide = (shape.feed_forward, shape.width)
     experts, suffix = ((shape.experts,), "_exps") if shape.experts else ((), "")
     if shape.experts:
-        router = np.zeros((shape.experts, shape.width), np.float32)
-        yield block + "ffn_gate_inp.weight", router.shape, router
+        router = (shape.experts, shape.width)
+        yield block + "ffn_gate_inp.weight", router, bytes(4 * math.prod(router))
     yield block + f"ffn_gate{suffix}.weight", (*experts, *wide), None
     yield block + f"ffn_up{suffix}.weight", (*experts, *wide), None
     yield block + f"ffn_down{suffix}.weight", (*experts, *wide[::-1]), None
@@ -258,50 +282,95 @@ def _feed_forward(block: str, shape: _Shape) -> Iterator[_Tensor]:
 # --- the file --------------------------------------------------------------------------------
 
 
-def _add_metadata(
-    writer: Any, chain: list[_Token], shape: _Shape, *, name: str, n_ctx_train: int
-) -> None:
+def _metadata(
+    chain: list[_Token], shape: _Shape, *, name: str, n_ctx_train: int, template: str
+) -> dict[str, Any]:
     tokens = _vocabulary(chain)
-    writer.add_name(name)
-    writer.add_context_length(n_ctx_train)
-    writer.add_embedding_length(shape.width)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.feed_forward)
-    writer.add_head_count(1)
-    writer.add_head_count_kv(1)
-    writer.add_key_length(HEAD_SIZE)
-    writer.add_value_length(HEAD_SIZE)
-    writer.add_rope_dimension_count(HEAD_SIZE)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(len(tokens))
-    if shape.experts:
-        writer.add_expert_count(shape.experts)
-        writer.add_expert_used_count(1)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([token.text for token in tokens])
-    writer.add_token_scores([0.0] * len(tokens))
-    writer.add_token_types([token.kind for token in tokens])
-    writer.add_unk_token_id(UNKNOWN)
-    writer.add_bos_token_id(BEGIN)
-    writer.add_eos_token_id(END)
-    writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)
+    experts = {"llama.expert_count": shape.experts, "llama.expert_used_count": 1}
+    return {
+        "general.architecture": "llama",
+        "general.name": name,
+        "llama.context_length": n_ctx_train,
+        "llama.embedding_length": shape.width,
+        "llama.block_count": shape.layers,
+        "llama.feed_forward_length": shape.feed_forward,
+        "llama.attention.head_count": 1,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": HEAD_SIZE,
+        "llama.attention.value_length": HEAD_SIZE,
+        "llama.rope.dimension_count": HEAD_SIZE,
+        "llama.attention.layer_norm_rms_epsilon": 1e-6,
+        "llama.vocab_size": len(tokens),
+        **(experts if shape.experts else {}),
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [token.text for token in tokens],
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [token.kind for token in tokens],
+        "tokenizer.ggml.unknown_token_id": UNKNOWN,
+        "tokenizer.ggml.bos_token_id": BEGIN,
+        "tokenizer.ggml.eos_token_id": END,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": template,
+    }
 
 
-def _size(dimensions: tuple[int, ...], values: Any, *, quantized: bool) -> int:
-    elements = math.prod(dimensions)
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+# The number of a type in the file, and how a value of it is written.
+_KINDS: Final[dict[type, tuple[int, Callable[[Any], bytes]]]] = {
+    bool: (7, struct.Struct("<?").pack),
+    int: (4, struct.Struct("<I").pack),
+    float: (6, struct.Struct("<f").pack),
+    str: (8, _text),
+}
+_LIST: Final = 9
+_SIGNED: Final = (5, struct.Struct("<i").pack)
+
+
+def _value(value: Any) -> bytes:
+    """Return a value of the metadata with its type before it."""
+    if not isinstance(value, list):
+        number, write = _KINDS[type(value)]
+        return struct.pack("<I", number) + write(value)
+    number, write = _SIGNED if isinstance(value[0], int) else _KINDS[type(value[0])]
+    head = struct.pack("<IIQ", _LIST, number, len(value))
+    return head + b"".join(map(write, value))
+
+
+def _size(dimensions: tuple[int, ...], values: bytes | None, *, quantized: bool) -> int:
     if values is not None:
-        return 4 * elements
+        return len(values)
+    elements = math.prod(dimensions)
     return elements * 18 // 32 if quantized else 2 * elements
 
 
-def _append_tensors(path: Path, tensors: list[_Tensor], alignment: int, *, quantized: bool) -> None:
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        for _, dimensions, values in tensors:
-            end += -end % alignment
+def _aligned(offset: int) -> int:
+    return offset + -offset % ALIGNMENT
+
+
+def _write(
+    path: Path, metadata: dict[str, Any], tensors: list[_Tensor], *, quantized: bool
+) -> None:
+    """Write a GGUF file: its head, the metadata, the table of the tensors, their values."""
+    head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
+    head += [_text(key) + _value(value) for key, value in metadata.items()]
+    offsets, end = [], 0
+    for name, dimensions, values in tensors:
+        kind = F32 if values is not None else Q4_0 if quantized else F16
+        count = len(dimensions)
+        turned = dimensions[::-1]  # the file has the innermost dimension first
+        head.append(_text(name) + struct.pack(f"<I{count}QIQ", count, *turned, kind, end))
+        offsets.append(end)
+        end = _aligned(end + _size(dimensions, values, quantized=quantized))
+    with path.open("wb") as file:
+        file.writelines(head)
+        start = _aligned(file.tell())
+        for offset, (_, _, values) in zip(offsets, tensors, strict=True):
             if values is not None:
-                file.seek(end)
-                file.write(values.tobytes())
-            end += _size(dimensions, values, quantized=quantized)
-        file.truncate(end + -end % alignment)
+                file.seek(start + offset)
+                file.write(values)
+        file.truncate(start + end)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["current_file", "engines_folder", "probes_folder"]
+__all__ = ["current_file", "demo_folder", "engines_folder", "probes_folder"]
 
 
 def _base(variable: str, default: str) -> Path:
@@ -30,3 +30,8 @@ def current_file() -> Path:
 def probes_folder() -> Path:
     """Return the folder of cached probes; safe to delete."""
     return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "probes"
+
+
+def demo_folder() -> Path:
+    """Return the folder of what `lswap demo` writes; safe to delete."""
+    return probes_folder().with_name("demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from llamaswap_py.config.file import read_config
 from llamaswap_py.demo import run
+from llamaswap_py.demo.served import DemoError
 from llamaswap_py.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +43,7 @@ def config(short_dir: Path, llama_server: str) -> Path:
 
 def run_demo(config: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "llamaswap_py.demo", "--config", str(config)],
+        [sys.executable, "-m", "llamaswap_py", "demo", "--build", "--config", str(config)],
         capture_output=True,
         text=True,
         timeout=50,
@@ -61,6 +64,16 @@ def test_both_models_answer_and_the_swap_is_shown(config: Path) -> None:
     assert "exit code 0, no llama-server left" in done.stdout
     assert "\x1b" not in done.stdout  # no colours where nobody sees them
     assert done.stderr == ""
+
+
+def test_it_needs_nothing_that_lswap_does_not_need(config: Path, short_dir: Path) -> None:
+    absent = short_dir / "absent"
+    absent.mkdir()
+    for name in ("gguf", "numpy", "openai"):
+        (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
+    done = run_demo(config, PYTHONPATH=f"{absent}{os.pathsep}{ROOT}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert BETA in done.stdout
 
 
 def test_a_port_in_use_is_left_alone(config: Path) -> None:
@@ -88,7 +101,7 @@ def test_keep_serves_until_it_is_told_to_stop(config: Path) -> None:
 
 @contextmanager
 def kept_demo(config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "llamaswap_py.demo", "--keep", "--config", str(config)]
+    command = [sys.executable, "-m", "llamaswap_py", "demo", "--keep", "--config", str(config)]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -150,6 +163,40 @@ def test_an_engine_that_was_named_and_does_not_work_is_not_replaced_by_a_build(
     assert "building" not in done.stdout
 
 
+def test_without_an_engine_it_says_how_to_get_one(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find_none(spec: str) -> None:
+        raise EngineError("no llama-server found")
+
+    monkeypatch.delenv("LSWAP_LLAMA_SERVER", raising=False)
+    monkeypatch.setattr(run, "locate_engine", find_none)
+    monkeypatch.setattr(run, "build_engine", None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # ours are pytest's here
+    assert run.run(config) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("\ndemo failed: no llama-server found\n  `lswap demo --build` builds")
+    assert not list(config.parent.parent.rglob("*.gguf"))
+
+
+def test_an_installation_has_its_file_and_models_in_the_cache(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = short_dir / "site-packages" / "llamaswap_py" / "demo"
+    installed.mkdir(parents=True)
+    shutil.copy(ROOT / "configs" / "demo.yaml", installed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(short_dir / "cache"))
+    assert run.demo_file() == ROOT / "configs" / "demo.yaml"
+    monkeypatch.setattr(run, "__file__", str(installed / "run.py"))
+    path = run.demo_file()
+    assert path == short_dir / "cache" / "lswap" / "demo" / "demo.yaml"
+    config = read_config(path)
+    assert {Path(preset.model).parent for preset in config.models.values()} == {path.parent}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(DemoError, match="set XDG_CACHE_HOME to a folder of yours"):
+        run.demo_file()
+
+
 def test_an_engine_that_cannot_be_built_ends_the_demo(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +210,7 @@ def test_an_engine_that_cannot_be_built_ends_the_demo(
     monkeypatch.setattr(run, "locate_engine", find_none)
     monkeypatch.setattr(run, "build_engine", fail_to_build)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # ours are pytest's here
-    assert run.main(["--config", str(config)]) == 1
+    assert run.run(config, build=True) == 1
     said = capsys.readouterr()
     assert "building one" in said.out
     assert "demo failed: the engine was not built (status 1)\n  see the messages above" in said.err

@@ -7,6 +7,7 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import gguf
 import httpx
 import pytest
 
@@ -134,13 +135,35 @@ def test_files_are_small_and_always_the_same(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [one, two]
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_llama_cpps_own_library_reads_the_file(tmp_path: Path, quantized: bool) -> None:
+    path = tmp_path / "one.gguf"
+    write_tiny_model(path, "some tiny one", name="one", pad_bytes=1 << 20, quantized=quantized)
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.name"].contents() == "one"
+    assert reader.fields["llama.context_length"].contents() == 4096
+    assert reader.fields["llama.attention.layer_norm_rms_epsilon"].contents() == pytest.approx(1e-6)
+    assert reader.fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert reader.fields["tokenizer.ggml.tokens"].contents()[-3:] == ["some", " tiny", " one"]
+    assert set(reader.fields["tokenizer.ggml.token_type"].contents()) == {1, 2, 3, 6}
+    tensors = {one.name: one for one in reader.tensors}
+    words = 3 + 256 + 3
+    assert tensors["output.weight"].shape.tolist() == [64, words]
+    assert tensors["token_embd.weight"].data.shape == (words, 64)
+    assert set(tensors["token_embd.weight"].data.flatten().tolist()) == {1.0, -1.0}
+    padded = tensors["blk.0.ffn_up_exps.weight"]
+    assert padded.tensor_type.name == ("Q4_0" if quantized else "F16")
+    assert len(padded.shape) == 3
+    assert not padded.data.any()
+
+
 @pytest.mark.parametrize(
     ("sentence", "knobs", "message"),
     [
         (" ", {}, "needs a sentence"),
         ("x", {"layers": 513}, "513 layers"),
         ("x", {"width": 40}, "width=40"),
-        (" ".join(f"word{i}" for i in range(15000)), {"width": 32}, "too many for a model 32 wide"),
+        (" ".join(f"word{i}" for i in range(60000)), {"width": 32}, "too many for a model 32 wide"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

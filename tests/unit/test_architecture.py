@@ -62,7 +62,9 @@ ALLOWED: dict[str, set[str]] = {
     "client": set(),
     "tui": {"client"},
     "demo": {"client", "config", "engine"},
-    "cli": PARTS | MEETING_POINT | {"api", "client", "simulator", "importing", "hub", "tui"},
+    "cli": PARTS
+    | MEETING_POINT
+    | {"api", "client", "simulator", "importing", "hub", "tui", "demo"},
     "__main__": {"cli"},
 }
 
