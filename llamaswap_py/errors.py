@@ -51,7 +51,7 @@ class RemoteError(LswapError):
     """Raised when a running lswap cannot be reached or refuses a command."""
 
 
-# code -> (HTTP status, OpenAI error type). The codes of http.md, and a few that HTTP itself needs.
+# code -> (HTTP status, OpenAI error type). docs/api.md says when each is given.
 API_CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_config": (400, "invalid_request_error"),
     "bad_json": (400, "invalid_request_error"),

@@ -36,7 +36,7 @@ _PEAK_INTERVAL: Final = 30.0
 """Seconds between looks at how much the loaded children have grown."""
 
 DRY_RUN: Final = 512 << 20
-"""Bytes of each card that a dry run may take: it opens a context there (engine.md)."""
+"""Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
 _AHEAD: Final = 32
 """Presets that are estimated before anybody asks: a file may have thousands."""
 

@@ -51,7 +51,7 @@ async def show_model(call: Call) -> None:
 
 
 async def router_props(call: Call) -> None:
-    """GET /props without a model: what llama.cpp's router says of itself (engine.md)."""
+    """GET /props without a model: what llama.cpp's router says of itself."""
     snapshot = call.supervisor.snapshot()
     config = call.supervisor.config
     build = snapshot.engine.build

@@ -1,7 +1,7 @@
 """A preset -> the words after llama-server's path, checked against what that binary knows.
 
-The child adds `--host` and `--port` itself. Everything else lswap always passes is here (the list
-is engine.md's "Spawning"); of those, what an older binary does not know is left out.
+The child adds `--host` and `--port` itself. Everything else lswap always passes is here
+(docs/design/engine.md, "Spawning"); of those, what an older binary does not know is left out.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ PROCESS: Final = 8 * MIB
 WORD: Final = 210
 """Bytes per word of the vocabulary: 128,000 words instead of 1,000 measured 27 MiB more."""
 DRIVER_ON_DEVICE: Final[dict[str, int]] = {"CUDA": 450 * MIB, "ROCm": 400 * MIB}
-"""What a process takes of a GPU before any tensor (engine.md: 320 to 460 MiB with CUDA)."""
+"""What a process takes of a GPU before any tensor (docs/design/engine.md, "Memory")."""
 PROJECTOR_FACTOR: Final = 1.3
-"""A projector's file, and its compute buffer beside it (engine.md)."""
+"""A projector's file, and its compute buffer beside it (docs/design/engine.md, "Memory")."""
 CHECKPOINTS_PER_REQUEST: Final = 2
 """Places near the end of each prompt where one is made (server-context.cpp, checkpoint_offsets)."""
 

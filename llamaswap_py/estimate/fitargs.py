@@ -1,7 +1,7 @@
 """What llama-fit-params is asked, and what it answers. Pure.
 
 It knows fewer options than llama-server, has other defaults (one slot, no unified cache) and no
-draft model or projector: engine.md, "Memory".
+draft model or projector: docs/design/engine.md, "Memory".
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class Learning:
         self.circulation.closed(now)
 
     def demand_rate(self, preset: PresetId, now: float) -> float:
-        """Return the expected requests per second (scheduler.md, "Victims")."""
+        """Return the expected requests per second (docs/design/scheduler.md, "Victims")."""
         habits = self.habits(preset)
         first, second = self.successors.chances(preset)
         return habits.short.read(now) + habits.long.read(now) + (first + second / 2) / _SUCCESSION

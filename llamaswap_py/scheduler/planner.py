@@ -239,7 +239,10 @@ class _Pass:
     def _claim(
         self, preset: Preset, since: float, options: list[Option], spared: set[InstanceKey]
     ) -> None:
-        """Claim busy instances once the waiter's patience is over (contract: "Claim and gate")."""
+        """Claim busy instances once the waiter's patience is over.
+
+        docs/design/scheduler.md, "Claim and gate", has the rule.
+        """
         patient_until = since + self.world.patience(preset)
         if self.now < patient_until:
             self.plan.wake_at(patient_until)

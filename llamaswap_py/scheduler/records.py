@@ -144,7 +144,7 @@ class Policy:
     settle: float = 5.0
     """How long a stopped child's bytes may take to show up as free on a watched device."""
 
-    # The rules below come from the contract's simulations; keep the numbers in this one place.
+    # Found by simulation (docs/scheduling.md, "How the constants were chosen"): only here.
     residency: float = 4.0
     """α: an incumbent with demand keeps its gate open for α x (load time + service time)."""
     residency_cut: float = 2.0

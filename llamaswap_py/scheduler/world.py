@@ -208,7 +208,7 @@ class World:
     def residency_end(self, incumbent: Instance, since: float) -> float:
         """Return until when an incumbent with demand keeps its gate open against a waiter.
 
-        `since` is when that waiter arrived. Contract: "Residency" in scheduler.md.
+        `since` is when that waiter arrived (docs/design/scheduler.md, "Residency").
         """
         if incumbent.ready_at is None:
             return math.inf  # it has to serve first; its readiness is an event
@@ -223,8 +223,8 @@ class World:
     def linger_end(self, idle: Instance, now: float) -> float:
         """Return until when an idle instance whose memory is wanted waits for its own clients.
 
-        Contract: "Linger" in scheduler.md. At once if nobody who circulates can mean it, or if its
-        gate is closed, so that nobody could be served.
+        At once if nobody who circulates can mean it, or if its gate is closed, so that nobody could
+        be served (docs/design/scheduler.md, "Linger").
         """
         if idle.gate_for is not None or idle.state is State.SLEEPING:
             return now

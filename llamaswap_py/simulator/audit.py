@@ -1,7 +1,7 @@
 """The scheduler's invariants, checked from outside: from events and actions alone.
 
 `Audit.saw` is a `Watch` of the runner. What it finds is kept in `breaches`, each with the number of
-the invariant it breaks (scheduler.md, "Invariants").
+the invariant it breaks (docs/design/scheduler.md, "Invariants").
 """
 
 from __future__ import annotations

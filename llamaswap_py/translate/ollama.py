@@ -1,4 +1,4 @@
-"""Ollama's requests -> llama-server's (Ollama's docs/api.md, and its api/types.go). Pure."""
+"""Ollama's requests -> llama-server's (by Ollama's api/types.go and its API page). Pure."""
 
 from __future__ import annotations
 

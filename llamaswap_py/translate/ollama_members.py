@@ -1,6 +1,6 @@
 """Every route and member of Ollama's API, and what becomes of it here: data, and the table of it.
 
-From Ollama's docs/api.md, api/types.go and server/routes.go (0.33), and its Python client (0.6.3).
+From Ollama's API page, api/types.go and server/routes.go (0.33), and its Python client (0.6.3).
 The code reads what it refuses and how options are named from here; docs/ollama.md is made of it.
 """
 

@@ -24,7 +24,7 @@ _SETTLED: Final = frozenset({"ready", "sleeping"})
 async def check_all(
     lswap: Lswap, crowd: Crowd, *, hit: Iterable[str] = (), says: Iterable[str] = ()
 ) -> None:
-    """Check the list of targets.md, "Reliability"; `hit` are the models that may have failed."""
+    """Check the list of docs/design/targets.md, "Reliability"; `hit` are models that may fail."""
     # Every request was answered or errored properly, with no other model's words.
     assert not crowd.wrongs, crowd.wrongs
     failed = {model for model, _ in crowd.errors}

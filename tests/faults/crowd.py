@@ -1,9 +1,9 @@
 """Clients that ask all the time while something breaks, and judge every answer they get.
 
-An answer is right when it is the model's own known sentence; it is a proper error when its status,
-shape and code are of those that http.md allows, with a Retry-After where one is due, or when it is
-the last event of its stream. Everything else - another model's words, half a document, a silence -
-is a wrong.
+An answer is right when it is the model's own known sentence. It is a proper error when its status,
+shape and code are of those that docs/design/http.md, "Errors", allows, with a Retry-After where one
+is due, or when it is the last event of its stream. Everything else - another model's words, half a
+document, a silence - is a wrong.
 """
 
 from __future__ import annotations

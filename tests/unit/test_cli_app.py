@@ -297,7 +297,9 @@ def test_engine_has_its_own_commands(lswap: Lswap) -> None:
 
 
 def test_help_is_quick() -> None:
-    """What makes a start slow must stay out of it: --help has 150 ms of CPU (targets.md)."""
+    """What makes a start slow must stay out of it: --help has 150 ms of CPU
+    (docs/design/targets.md).
+    """
     code = "import sys, llamaswap_py.cli.app; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"httpx", "rich", "msgspec", "yaml", "asyncio", "uvloop", "psutil", "pydantic"}
