@@ -360,8 +360,7 @@ def sleeping_footprint(
 ) -> dict[PoolId, int] | None:
     """Return what is left of a child that sleeps; None for a preset that never does.
 
-    The process stays, with its driver context on each GPU: 370 to 600 MiB were reported
-    (docs/design/engine.md, "Answers").
+    The process stays, with its driver context on each GPU (docs/design/engine.md, "Answers").
     """
     if preset.sleep is None or footprint is None:
         return None

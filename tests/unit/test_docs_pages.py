@@ -17,8 +17,10 @@ from llamaswap_py.cli.app import app
 from llamaswap_py.config.parse import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS]
+DOCS = sorted((ROOT / "docs").glob("**/*.md"))
+ABOVE = [ROOT / name for name in ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")]
+PAGES = [ROOT / "README.md", *ABOVE, *DOCS]
+INDEX = ROOT / "docs" / "README.md"
 GROUPS = {"engine": engine.app, "import": importing.app, "key": key.app, "service": service.app}
 YAML_PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "clients.md"]
 
@@ -48,9 +50,20 @@ def options_of(words: list[str]) -> set[str]:
     return {word for each in command.params for word in (*each.opts, *each.secondary_opts)}
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    readme = PAGES[0].read_text(encoding="utf-8")
-    assert [page.name for page in DOCS if f"](docs/{page.name}" not in readme] == []
+def test_every_page_is_linked_from_the_index_and_that_from_the_readme() -> None:
+    assert "](docs/README.md)" in PAGES[0].read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(([^)#]+)\)", INDEX.read_text(encoding="utf-8"))
+    there = {(INDEX.parent / target).resolve() for target in linked}
+    assert {page for page in PAGES if page not in there} == {INDEX, ROOT / "AGENTS.md"}
+    assert len(linked) == len(set(linked))
+
+
+@pytest.mark.parametrize("page", [*ABOVE, *DOCS], ids=lambda page: page.name)
+def test_each_page_says_first_for_whom_it_is(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    title, _, rest = text.partition("\n\n")
+    assert title.startswith("# ")
+    assert page == INDEX or re.match("For (?:those|agents) ", rest), rest[:60]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

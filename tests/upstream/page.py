@@ -114,6 +114,8 @@ def page(plain: Outcomes, through: Outcomes, engine: str) -> str:
     lines = [
         "# Compatibility with llama-server",
         "",
+        "For those who ask what of llama-server works through lswap.",
+        "",
         "`make compat` writes this page. It runs llama.cpp's own server tests, from the source",
         "tree of the engine, against plain llama-server and through lswap. Tiny models replace",
         "those that the tests fetch from Hugging Face. Tests of a model's words, of images, of",
