@@ -15,7 +15,6 @@ from typing import Annotated, Final
 
 import typer
 
-from llamaswap_py import __version__
 from llamaswap_py.cli import library, lifecycle, starting
 from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
 from llamaswap_py.cli.completion import add_group, model_names
@@ -77,7 +76,7 @@ def exit_code(error: LswapError) -> int:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"lswap {__version__}")
+        version()
         raise typer.Exit
 
 
@@ -86,7 +85,10 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, the commit and the llama-server, and exit.",
         ),
     ] = False,
 ) -> None:
@@ -360,11 +362,10 @@ app.command()(lifecycle.demo)
 
 @app.command()
 def version(as_json: Json = False) -> None:
-    """Print the version."""
-    if as_json:
-        print_json({"version": __version__})
-    else:
-        print(f"lswap {__version__}")
+    """Print the version, the commit, and the llama-server that `engine: auto` means."""
+    from llamaswap_py.cli.version import print_version
+
+    print_version(as_json=as_json)
 
 
 _group = partial(add_group, app)

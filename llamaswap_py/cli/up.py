@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py import __version__, guarding
+from llamaswap_py import guarding
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.api.revoking import take_keys
@@ -37,6 +37,7 @@ from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.cli.origins import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
+from llamaswap_py.cli.version import lswap_text
 from llamaswap_py.config.context import skipped_files
 from llamaswap_py.config.file import keys_of
 from llamaswap_py.containing import unenforced
@@ -324,7 +325,7 @@ def banner(
     engine = snapshot.engine
     build = f"b{engine.build}-{engine.backend}" if engine.build else engine.backend
     using = f"with llama-server {build} ({engine.path})" if engine.path else "without llama-server"
-    lines = [f"lswap {__version__} {using}"]
+    lines = [f"{lswap_text()} {using}"]
     lines += [f"  {device_line(device)}" for device in snapshot.devices]
     rows = [
         (

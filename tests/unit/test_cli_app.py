@@ -270,8 +270,12 @@ def test_a_bad_url(lswap: Lswap) -> None:
 
 
 def test_version(lswap: Lswap) -> None:
-    assert lswap("version")[1] == lswap("--version")[1] == f"lswap {__version__}\n"
-    assert json.loads(lswap("version", "--json")[1]) == {"version": __version__}
+    said = lswap("version")[1]
+    assert lswap("--version")[1] == said
+    assert re.fullmatch(rf"lswap {__version__} \(commit \w+, (no )?llama-server.*\)\n", said)
+    record = json.loads(lswap("version", "--json")[1])
+    assert record["version"] == __version__
+    assert set(record) == {"version", "commit", "engine"}
 
 
 def test_schema(lswap: Lswap) -> None:

@@ -16,6 +16,7 @@ from llamaswap_py.cli.check import check_file, run
 from llamaswap_py.cli.loading import progress_line
 from llamaswap_py.cli.show import ps_rows, state_text
 from llamaswap_py.cli.tables import plain_table
+from llamaswap_py.cli.version import lswap_text
 from llamaswap_py.config.file import Origin
 from llamaswap_py.config.records import Log
 from llamaswap_py.errors import ConfigError, EngineError, StateError
@@ -253,7 +254,7 @@ def test_up_refuses_an_open_listener_with_both_remedies(tmp_path: Path) -> None:
 def test_banner() -> None:
     models = [model_view("alpha"), model_view("beta", failure=failure_view())]
     text = up.banner(make_snapshot([*models, *(model_view(f"m{n}") for n in range(30))]))
-    assert "llama-server b11434-cpu" in text
+    assert text.startswith(f"{lswap_text()} with llama-server b11434-cpu (")
     assert "there is no such file" in text
     assert "and 12 more" in text
     assert text.endswith("ready on http://127.0.0.1:8080 (Ctrl-C drains and stops)")

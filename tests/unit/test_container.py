@@ -93,6 +93,8 @@ def test_the_wheel_needs_nothing_else() -> None:
     for name in named:
         assert name in copied
     assert '"scripts/build_llama_cpp.sh"' in text
+    assert "[tool.hatch.build.hooks.custom]" in text
+    assert "hatch_build.py" in copied
     assert '"configs/demo.yaml"' in text
     assert "configs/demo.yaml configs/demo.yaml" in copied
     assert "COPY scripts scripts" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
