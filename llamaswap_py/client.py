@@ -24,6 +24,7 @@ _PORT: Final = re.compile(r":\d*\Z", re.ASCII)
 _VERSION_PATH: Final = re.compile(r"(?:/+lswap)?/+v1(?:/.*)?\Z", re.DOTALL)
 _HERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "[::]": "[::1]"}
 """What is typed for every address of this machine, and the address to ask."""
+_EVENT: Final = re.compile(r"(?:id: \d+\n)?event: (\w+)\ndata: (.*)", re.DOTALL)
 _UNAUTHORIZED: Final = 401
 _T = TypeVar("_T")
 
@@ -118,6 +119,12 @@ class Remote:
         """Return the newest decisions, newest last."""
         params = {"limit": str(limit)} | ({"model": model} if model else {})
         return self._decode(self._ask("GET", "/lswap/v1/decisions", params), _Decisions).decisions
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events that are kept, oldest first: the kind of each, and its members."""
+        text = self._ask("GET", "/lswap/v1/events", {"follow": "false"}).decode()
+        found = [_EVENT.fullmatch(one) for one in text.split("\n\n")]
+        return [(one[1], self._decode(one[2].encode(), dict[str, Any])) for one in found if one]
 
     def load(self, model: str, *, wait: bool = True) -> LoadReport:
         """Load a model; returns when it is ready, or at once when `wait` is False."""

@@ -79,6 +79,10 @@ class Feed:
         """The id of the newest record, 0 before the first."""
         return self._next - 1
 
+    def since(self, after: int) -> list[FeedRecord]:
+        """Return the records that are kept after id `after`."""
+        return [record for record in self._records if record.id > after]
+
     def publish(self, event: str, data: Any) -> None:
         """Add a record."""
         record = FeedRecord(self._next, time.time(), event, data)
@@ -136,9 +140,8 @@ class Feed:
         """
         reader = _Reader()
         if after is not None:
-            for record in self._records:
-                if record.id > after:
-                    reader.take(record)
+            for record in self.since(after):
+                reader.take(record)
         self._readers.add(reader)
         try:
             while True:

@@ -31,7 +31,10 @@ _STATUS: Final = {
 
 
 async def events(call: Call) -> None:
-    """GET /lswap/v1/events: replays what comes after `Last-Event-ID` (or ?after=), then goes on."""
+    """GET /lswap/v1/events: replays what comes after `Last-Event-ID` (or ?after=), then goes on.
+
+    `?follow=false` ends after the replay, of everything that is kept if nothing says after what.
+    """
     after = _after(call)
     feed = call.supervisor.happenings
     first: list[bytes] = []
@@ -49,6 +52,11 @@ async def events(call: Call) -> None:
         head = f"id: {record.id}\nevent: {record.event}\ndata: ".encode()
         return head + msgspec.json.encode({"at": record.at, **data}) + b"\n\n"
 
+    if call.flag("follow") is False:
+        call.status = 200
+        replayed = [*first, *map(render, feed.since(after or 0))]
+        call.exchange.respond(200, b"".join(replayed), "text/event-stream")
+        return
     await _stream(call, after, render, first)
 
 

@@ -78,6 +78,7 @@ OPERATIONS: Final = (
         parameters=(
             ("after", "query", {"type": "integer", "minimum": 0}, "Replay what came after this."),
             ("Last-Event-ID", "header", {"type": "integer", "minimum": 0}, "The same."),
+            ("follow", "query", _BOOLEAN, "Go on with live ones, which is the default."),
         ),
         errors=(400,),
     ),
