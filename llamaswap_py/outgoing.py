@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from llamaswap_py.client.lean_httpx import httpx
 from llamaswap_py.errors import LswapError
-from llamaswap_py.lean_httpx import httpx
 from llamaswap_py.units import KIB, MIB, format_size
 
 if TYPE_CHECKING:

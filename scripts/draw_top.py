@@ -21,10 +21,10 @@ from pathlib import Path
 import httpx
 import yaml
 
+from llamaswap_py.client.remote import AsyncRemote
 from llamaswap_py.demo.tiny_gguf import write_tiny_model
 from llamaswap_py.tui.app import Top
 from llamaswap_py.tui.history import History
-from llamaswap_py.tui.link import Link
 
 SIZE = (110, 32)
 QWEN, CODER, GEMMA = "Qwen3-32B-Q4_K_M", "Qwen3-Coder-30B-Q4_K_M", "gemma-3-27b-it-Q5_K_M"
@@ -81,8 +81,8 @@ async def draw(socket: str) -> str:
     async with AsyncExitStack() as stack:
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
         await stack.enter_async_context(client)
-        link = await stack.enter_async_context(Link(f"unix:{socket}"))
-        app = Top(link)
+        remote = await stack.enter_async_context(AsyncRemote(f"unix:{socket}"))
+        app = Top(remote)
         pilot = await stack.enter_async_context(app.run_test(size=SIZE))
         await until(lambda: app.history.snapshot is not None)
         for model in (MISTRAL, EMBED):

@@ -162,9 +162,10 @@ def ps(
 ) -> None:
     """Show what is loaded, what waits, and the memory of the devices; or only MODEL."""
     from llamaswap_py.cli.show import only_model, print_ps
+    from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
-        snapshot = lswap.snapshot()
+        snapshot = lswap.ask(calls.state())
     if model is not None:
         snapshot, every = only_model(snapshot, model), True
     if as_json:
@@ -179,9 +180,10 @@ def models(
 ) -> None:
     """List the models of a running lswap, or only MODEL."""
     from llamaswap_py.cli.show import only_model, print_models
+    from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
-        snapshot = lswap.snapshot()
+        snapshot = lswap.ask(calls.state())
     found = snapshot if model is None else only_model(snapshot, model)
     if as_json:
         print_json(found.models)
@@ -245,8 +247,10 @@ def unload(
 @app.command()
 def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Have a running lswap read its configuration again; a wrong one changes nothing."""
+    from llamaswap_py.client import calls
+
     with remote(url, key) as lswap:
-        report = lswap.reload()
+        report = lswap.ask(calls.reload())
     if as_json:
         print_json(report)
         return
@@ -270,8 +274,10 @@ def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
 @app.command()
 def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Never evict MODEL for another, until `unpin` or a restart."""
+    from llamaswap_py.client import calls
+
     with remote(url, key) as lswap:
-        lswap.pin(model, pinned=True)
+        lswap.ask(calls.pin(model, pinned=True))
     if as_json:
         print_json({"model": model, "pinned": True})
     else:
@@ -281,8 +287,10 @@ def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -
 @app.command()
 def unpin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Let MODEL be evicted again."""
+    from llamaswap_py.client import calls
+
     with remote(url, key) as lswap:
-        lswap.pin(model, pinned=False)
+        lswap.ask(calls.pin(model, pinned=False))
     if as_json:
         print_json({"model": model, "pinned": False})
     else:
@@ -301,10 +309,13 @@ def logs(
     key: Key = None,
 ) -> None:
     """Print the output of MODEL's llama-server; without MODEL, lswap's own log."""
+    from llamaswap_py.client import calls
+
     silent = tail > 0
     about = {} if model is None else {"model": model}
-    with remote(url, key) as lswap, suppress(KeyboardInterrupt):
-        for line in lswap.logs(model, tail=tail, follow=follow):
+    asked = calls.logs(model, tail=tail, follow=follow)
+    with remote(url, key) as lswap, suppress(KeyboardInterrupt), lswap.stream(asked) as lines:
+        for line in lines:
             silent = False
             if as_json:
                 print_json({**about, "line": line})
@@ -325,11 +336,13 @@ def why(
 ) -> None:
     """Say why MODEL is loaded or not: the last decisions about it."""
     from llamaswap_py.cli.show import find_model, print_why
+    from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
-        snapshot = lswap.snapshot()
+        snapshot = lswap.ask(calls.state())
         found = find_model(snapshot, model)
-        decisions = lswap.decisions(found.id if found else model, limit)  # says what is unknown
+        asked = calls.decisions(found.id if found else model, limit)
+        decisions = lswap.ask(asked).decisions  # an error where the model is unknown
     if as_json or found is None:
         print_json(decisions)
     else:

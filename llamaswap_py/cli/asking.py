@@ -9,7 +9,7 @@ import typer
 from llamaswap_py.cli.completion import model_names
 
 if TYPE_CHECKING:
-    from llamaswap_py.client import Remote
+    from llamaswap_py.client.remote import Remote
 
 Url = Annotated[
     str | None,
@@ -33,7 +33,7 @@ MaybeModel = Annotated[
 def remote(url: str | None, key: str | None) -> Remote:
     """Return a client of the lswap that is meant."""
     from llamaswap_py.cli.servers import find_url
-    from llamaswap_py.client import Remote
+    from llamaswap_py.client.remote import Remote
 
     return Remote(find_url(url), key=key)
 

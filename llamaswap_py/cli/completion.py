@@ -50,10 +50,11 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
     key = ctx.params.get("key") or os.environ.get("LSWAP_KEY")
     with suppress(Exception):
         from llamaswap_py.cli.servers import find_url
-        from llamaswap_py.client import Remote
+        from llamaswap_py.client import calls
+        from llamaswap_py.client.remote import Remote
 
         with Remote(find_url(url), key=key, patience=_PATIENCE) as remote:
-            snapshot = remote.snapshot()
+            snapshot = remote.ask(calls.state())
             names = [name for one in snapshot.models for name in (one.id, *one.other_names)]
             names += [one.name for one in snapshot.aliases]
         return [name for name in names if name.startswith(incomplete)]

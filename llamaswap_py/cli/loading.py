@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.cli.show import find_model
+from llamaswap_py.client import calls
 from llamaswap_py.errors import RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llamaswap_py.client import LoadReport, Remote
+    from llamaswap_py.client.answers import LoadReport
+    from llamaswap_py.client.remote import Remote
     from llamaswap_py.snapshot import Snapshot
 
 _INTERVAL: Final = 0.25
@@ -26,7 +28,7 @@ def load_with_progress(remote: Remote, model: str, *, wait: bool, quiet: bool) -
     """Load `model`. Raises RemoteError with the reason when it fails."""
     shown = wait and not quiet and sys.stderr.isatty()
     with _progress(remote, model) if shown else nullcontext():
-        return remote.load(model, wait=wait)
+        return remote.ask(calls.load(model, wait=wait))
 
 
 def unload_each(
@@ -34,11 +36,11 @@ def unload_each(
 ) -> None:
     """Unload models, all that are loaded where `models` is None, and print what became of each."""
     if models is None:
-        models = list(dict.fromkeys(one.preset for one in remote.snapshot().instances))
+        models = list(dict.fromkeys(one.preset for one in remote.ask(calls.state()).instances))
         if not models and not as_json:
             print("nothing is loaded")
     for model in models:
-        report = remote.unload(model, force=force, wait=wait)
+        report = remote.ask(calls.unload(model, force=force, wait=wait))
         if as_json:
             print(msgspec.json.encode(report).decode(), flush=True)
         elif not report.unloaded:
@@ -78,7 +80,7 @@ def _progress(remote: Remote, model: str) -> Iterator[None]:
 def _draw(remote: Remote, model: str, done: threading.Event) -> None:
     while not done.wait(_INTERVAL):
         try:
-            line = progress_line(remote.snapshot(), model)
+            line = progress_line(remote.ask(calls.state()), model)
         except RemoteError:
             return  # the load itself reports what is wrong
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

@@ -9,13 +9,15 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from llamaswap_py.client import calls
 from llamaswap_py.errors import ConfigError, LswapError, RemoteError
 from llamaswap_py.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llamaswap_py.client import Remote, ReservationLine
+    from llamaswap_py.client.answers import ReservationLine
+    from llamaswap_py.client.remote import Remote
 
 _NOT_RUN = 127
 """Exit code where a command cannot be started, as shells have it."""
@@ -33,7 +35,7 @@ def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -
     except ValueError as error:
         raise ConfigError(f"SIZE: {error}") from None
     chosen = device or _only_device(remote)
-    with remote.reserve({chosen: size}) as lines:
+    with remote.stream(calls.reserve({chosen: size})) as lines:
         name = _wait_until_held(lines, f"{size} of {chosen}")
         print(f"lswap: {size} of {chosen} are reserved", file=sys.stderr)
         return _run(remote, name, lines, command)
@@ -41,7 +43,7 @@ def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -
 
 def _only_device(remote: Remote) -> str:
     """Return the one card there is, else the host."""
-    devices = [one.id for one in remote.snapshot().devices]
+    devices = [one.id for one in remote.ask(calls.state()).devices]
     cards = [one for one in devices if one != "host"]
     if len(cards) > 1:
         raise LswapError(f"there are several devices: {', '.join(devices)}", remedy="say --device")
@@ -70,7 +72,7 @@ def _run(
         print(f"lswap: {command[0]}: {error.strerror}", file=sys.stderr)
         return _NOT_RUN
     try:
-        remote.tell_pid(name, process.pid)
+        remote.ask(calls.tell_pid(name, process.pid))
     except RemoteError as error:
         print(f"lswap: {error}", file=sys.stderr)
     watch = threading.Thread(target=_watch, args=(lines, process), daemon=True)
@@ -83,7 +85,7 @@ def _run(
             continue  # it was for the command, too: we go on until that has ended
     # lswap ends the answer then: nobody reads from a connection that is being closed.
     with suppress(LswapError):
-        remote.release(name)
+        remote.ask(calls.release(name))
     watch.join(_FAREWELL)
     return 128 - code if code < 0 else code
 

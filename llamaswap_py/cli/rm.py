@@ -79,10 +79,11 @@ def _others(preset: Preset, config: Config) -> list[Preset]:
 
 def _running_file(url: str | None, key: str | None) -> Path:
     from llamaswap_py.cli.asking import remote
+    from llamaswap_py.client import calls
     from llamaswap_py.errors import ConfigError
 
     with remote(url, key) as lswap:
-        url, path = lswap.url, lswap.snapshot().config_path
+        url, path = lswap.url, lswap.ask(calls.state()).config_path
     if path is None or not Path(path).is_file():
         raise ConfigError(f"the lswap at {url} has no file here", remedy="pass --config FILE")
     return Path(path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from llamaswap_py.client.address import DEFAULT_URL
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.running import find_running
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamaswap_py.running import Running
-
-DEFAULT: Final = "http://127.0.0.1:8080"
 
 
 def find_url(url: str | None) -> str:
@@ -30,13 +29,13 @@ def find_url(url: str | None) -> str:
     if len(running) == 1 and running[0].url is not None:
         return running[0].url
     if len(running) < 2:
-        return DEFAULT
-    others = [one for one in running if one.served is None or DEFAULT not in one.served.urls]
+        return DEFAULT_URL
+    others = [one for one in running if one.served is None or DEFAULT_URL not in one.served.urls]
     if len(others) == len(running):
         raise choose_one(running)
     listed = ", ".join(map(str, others))
-    print(f"lswap: asking the one at {DEFAULT}; --url names another: {listed}", file=sys.stderr)
-    return DEFAULT
+    print(f"lswap: asking the one at {DEFAULT_URL}; --url names another: {listed}", file=sys.stderr)
+    return DEFAULT_URL
 
 
 def choose_one(running: Sequence[Running]) -> ConfigError:

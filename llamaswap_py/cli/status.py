@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.cli.servers import DEFAULT
 from llamaswap_py.cli.show import age_text, state_text
-from llamaswap_py.client import Remote
+from llamaswap_py.client import calls
+from llamaswap_py.client.address import DEFAULT_URL
+from llamaswap_py.client.remote import Remote
 from llamaswap_py.errors import RemoteError
 from llamaswap_py.running import find_running
 
@@ -43,7 +44,7 @@ def run(url: str | None, key: str | None, *, as_json: bool) -> None:
     running = [] if url else find_running(os.environ)
     found = [_local(one, key) for one in running]
     if not found:
-        found = [_remote(url or DEFAULT, key)]
+        found = [_remote(url or DEFAULT_URL, key)]
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
@@ -82,7 +83,7 @@ def _local(one: Running, key: str | None) -> Status:
     status = Status(served.urls, one.pid, state, served.what, served.started_at)
     try:
         with Remote(one.url, key=key, patience=_PATIENCE) as remote:
-            return _with_snapshot(status, remote.snapshot())
+            return _with_snapshot(status, remote.ask(calls.state()))
     except RemoteError as error:
         status.problem = "" if served.stopping else str(error)
         return status
@@ -91,7 +92,7 @@ def _local(one: Running, key: str | None) -> Status:
 def _remote(url: str, key: str | None) -> Status:
     """Return the status of one that this machine's runtime folders do not tell of."""
     with Remote(url, key=key) as remote:
-        snapshot = remote.snapshot()
+        snapshot = remote.ask(calls.state())
     state = "serving" if snapshot.state == "serving" else "stopping"
     what = snapshot.config_path or ""
     status = Status((remote.url,), snapshot.pid, state, what, snapshot.started_at)

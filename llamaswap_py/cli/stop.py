@@ -12,8 +12,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.cli.servers import DEFAULT, choose_one
-from llamaswap_py.client import Remote, UnreachableError, base_of
+from llamaswap_py.cli.servers import choose_one
+from llamaswap_py.client import calls
+from llamaswap_py.client.address import DEFAULT_URL, base_of
+from llamaswap_py.client.remote import Remote, UnreachableError
 from llamaswap_py.errors import RemoteError, StateError
 from llamaswap_py.running import find_running, start_time
 
@@ -73,13 +75,13 @@ def _chosen(url: str | None, key: str | None) -> Running:
 def _elsewhere(key: str | None) -> str:
     """Return where the lswap is to be stopped that the runtime folders do not tell of."""
     try:
-        with Remote(DEFAULT, key=key, patience=_PATIENCE) as remote:
-            pid = remote.snapshot().pid
+        with Remote(DEFAULT_URL, key=key, patience=_PATIENCE) as remote:
+            pid = remote.ask(calls.state()).pid
     except RemoteError:
         return "`lswap service status` tells of a service; one in a container is stopped there"
     return (
-        f"the one at {DEFAULT} (pid {pid}) is another user's, runs in a container, or was started "
-        "with another XDG_RUNTIME_DIR: stop it there"
+        f"the one at {DEFAULT_URL} (pid {pid}) is another user's, runs in a container, or was "
+        "started with another XDG_RUNTIME_DIR: stop it there"
     )
 
 
@@ -95,7 +97,7 @@ def _at(url: str, key: str | None, running: list[Running]) -> Running:
         if one.served is not None and wanted in map(_place, one.served.urls):
             return one
     with Remote(url, key=key) as remote:
-        snapshot = remote.snapshot()
+        snapshot = remote.ask(calls.state())
     for one in running:
         if (one.pid, one.name) == (snapshot.pid, snapshot.name):
             return one
@@ -107,8 +109,11 @@ def _at(url: str, key: str | None, running: list[Running]) -> Running:
 
 def _what_comes(one: Running, key: str | None, *, now: bool) -> str:
     requests = 0
-    with suppress(RemoteError), Remote(one.url or DEFAULT, key=key, patience=_PATIENCE) as remote:
-        snapshot = remote.snapshot()
+    with (
+        suppress(RemoteError),
+        Remote(one.url or DEFAULT_URL, key=key, patience=_PATIENCE) as remote,
+    ):
+        snapshot = remote.ask(calls.state())
         requests = snapshot.requests_open if snapshot.pid == one.pid else 0
     said = f"stopping {one}"
     if requests and not now:

@@ -25,11 +25,12 @@ def top(url: Url = None, key: Key = None) -> None:
     if problem is not None:
         raise LswapError(problem, remedy=_REMEDY)
     from llamaswap_py.cli.servers import find_url
-    from llamaswap_py.client import Remote
+    from llamaswap_py.client import calls
+    from llamaswap_py.client.remote import Remote
 
     url = find_url(url)
     with Remote(url, key=key) as remote:
-        remote.snapshot()  # a wrong address or key is better told on a line of its own
+        remote.ask(calls.state())  # a wrong address or key is better told on a line of its own
     import asyncio
 
     asyncio.run(_show(url, key))
@@ -45,8 +46,8 @@ def terminal_problem(term: str, *, tty: bool) -> str | None:
 
 
 async def _show(url: str, key: str | None) -> None:
+    from llamaswap_py.client.remote import AsyncRemote
     from llamaswap_py.tui.app import Top
-    from llamaswap_py.tui.link import Link
 
-    async with Link(url, key=key) as link:
-        await Top(link).run_async()
+    async with AsyncRemote(url, key=key) as remote:
+        await Top(remote).run_async()

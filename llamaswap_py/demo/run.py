@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.client import Remote
+from llamaswap_py.client import calls
+from llamaswap_py.client.lean_httpx import httpx
+from llamaswap_py.client.remote import Remote
 from llamaswap_py.config.file import read_config
 from llamaswap_py.demo.served import DemoError, ServedLswap, free_endpoint, loaded, relative
 from llamaswap_py.engine.build import build_engine
 from llamaswap_py.engine.locate import VARIABLE, Engine, locate_engine
 from llamaswap_py.engine.places import demo_folder
 from llamaswap_py.errors import EngineError, LswapError
-from llamaswap_py.lean_httpx import httpx
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _talk(config: Config, client: httpx.Client, url: str) -> None:
             if answer.text.strip() != _sentence(preset).strip():
                 raise DemoError(f"{preset.id} answered {answer.text!r}, not its own sentence")
             _say_times(answer, preset.id, previous, stream=stream)
-            state = remote.snapshot()
+            state = remote.ask(calls.state())
             host = state.devices[-1]
             memory = f"{format_size(host.used)} of {format_size(host.total)}"
             print(f"  {'':<8} " + _dim(f"in memory now: {loaded(state)} ({memory})"))
@@ -275,11 +276,11 @@ def _say_times(answer: _Answer, model: str, previous: str | None, *, stream: boo
 
 def _say_decisions(remote: Remote) -> None:
     print("\n  what lswap decided")
-    decisions = remote.decisions(limit=100)
+    decisions = remote.ask(calls.decisions(limit=100)).decisions
     for one in decisions:
         at = f"{(one.at - decisions[0].at) * 1000:.0f} ms"
         print(f"  {at:>8} {one.preset:<6} {one.kind:<6} " + _dim(_fitting(one.reason, 26)))
-    state = remote.snapshot()
+    state = remote.ask(calls.state())
     print(f"\n  {'total':<8} loads {state.loads_total}, evictions {state.evictions_total}")
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from llamaswap_py.client import Remote, UnreachableError
+from llamaswap_py.client import calls
+from llamaswap_py.client.remote import Remote, UnreachableError
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import LswapError
 
@@ -120,7 +121,7 @@ class ServedLswap:
     def _is_ours(self, remote: Remote, pid: int) -> bool:
         """Somebody else may have taken the port in this very moment."""
         try:
-            return remote.snapshot().pid == pid
+            return remote.ask(calls.state()).pid == pid
         except UnreachableError:
             return False
 

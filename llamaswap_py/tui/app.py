@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from textual.app import App
@@ -12,6 +11,8 @@ from textual.binding import Binding
 from textual.events import Key
 from textual.widgets import Input
 
+from llamaswap_py.client import calls
+from llamaswap_py.client.answers import UnloadReport
 from llamaswap_py.errors import RemoteError
 from llamaswap_py.tui.canvas import Canvas, make_look, trouble_of
 from llamaswap_py.tui.cells import clean
@@ -21,13 +22,12 @@ from llamaswap_py.tui.picture import make_picture
 from llamaswap_py.tui.screen import PANES, Reader, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from textual import events
     from textual.app import ComposeResult
 
+    from llamaswap_py.client.calls import ApiCall
+    from llamaswap_py.client.remote import AsyncRemote
     from llamaswap_py.tui.drawing import Look
-    from llamaswap_py.tui.link import Link
     from llamaswap_py.tui.picture import Picture
 
 INTERVAL: Final = 1.0
@@ -72,9 +72,9 @@ class Top(App[None]):
         Binding("q,ctrl+c", "quit", priority=False),
     ]
 
-    def __init__(self, link: Link, *, look: Look | None = None) -> None:
+    def __init__(self, remote: AsyncRemote, *, look: Look | None = None) -> None:
         super().__init__(ansi_color=True)
-        self.link = link
+        self.remote = remote
         self.look = look or make_look()
         self.history = History()
         self.reader = Reader()
@@ -120,7 +120,8 @@ class Top(App[None]):
         """Look at the server every second, and soon after something happened there."""
         while True:
             try:
-                self.history.saw(await self.link.state(), await self.link.requests())
+                state = await self.remote.ask(calls.state())
+                self.history.saw(state, await self.remote.ask(calls.requests()))
             except RemoteError as error:
                 self.history.failed(trouble_of(error))
             self.redraw()
@@ -135,8 +136,8 @@ class Top(App[None]):
         """Follow what happens; after a break go on where it broke off."""
         while True:
             try:
-                after = self.history.resume_after(await self.link.state())
-                async with aclosing(self.link.events(after)) as events:
+                after = self.history.resume_after(await self.remote.ask(calls.state()))
+                async with self.remote.stream(calls.events(after)) as events:
                     async for event in events:
                         self.history.heard(event)
                         self._poke.set()
@@ -150,7 +151,8 @@ class Top(App[None]):
         while True:
             fresh = True
             try:
-                async with aclosing(self.link.logs(model, _LOG_TAIL)) as lines:
+                asked = calls.logs(model, tail=_LOG_TAIL, follow=True)
+                async with self.remote.stream(asked) as lines:
                     async for line in lines:
                         if fresh:
                             self.log_lines.clear()
@@ -206,18 +208,18 @@ class Top(App[None]):
     def action_load(self) -> None:
         """Load the model that is pointed at."""
         if model := self.reader.model(self.picture):
-            self._do(self.link.load(model), f"{model} is asked for")
+            self._do(calls.load(model, wait=False), f"{model} is asked for")
 
     def action_unload(self) -> None:
         """Unload it, once its requests have ended."""
         if model := self.reader.model(self.picture):
-            self._do(self.link.unload(model), f"{model} goes once its requests have ended")
+            self._do(calls.unload(model, wait=False), f"{model} goes once its requests have ended")
 
     def action_force_unload(self) -> None:
         """Unload it now; asks first."""
         model = self.reader.model(self.picture)
         if model and self._sure("U", model, f"end every request of {model} and unload it"):
-            self._do(self.link.unload(model, force=True), f"{model} is unloaded")
+            self._do(calls.unload(model, force=True, wait=False), f"{model} is unloaded")
 
     def action_pin(self) -> None:
         """Pin it, or let it go."""
@@ -225,7 +227,7 @@ class Top(App[None]):
         row = next((row for row in self.picture.models if row.id == model), None)
         if row is not None:
             done = f"{row.id} is {'not pinned any more' if row.pinned else 'pinned'}"
-            self._do(self.link.pin(row.id, pinned=not row.pinned), done)
+            self._do(calls.pin(row.id, pinned=not row.pinned), done)
 
     def action_cancel(self) -> None:
         """End the request that is pointed at; asks first."""
@@ -237,7 +239,7 @@ class Top(App[None]):
         if one is None:
             self._say("no request is open")
         elif self._sure("c", one.id, f"end this request to {one.model}"):
-            self._do(self.link.cancel(one.id), f"request {one.id} is ended")
+            self._do(calls.cancel(one.id), f"request {one.id} is ended")
 
     def action_log(self) -> None:
         """Show the log of the model that is pointed at; once more: decisions again."""
@@ -323,16 +325,17 @@ class Top(App[None]):
 
     # Asking the server to do something
 
-    def _do(self, doing: Awaitable[Any], done: str) -> None:
-        self.run_worker(self._try(doing, done), group="actions")
+    def _do(self, call: ApiCall[Any], done: str) -> None:
+        self.run_worker(self._try(call, done), group="actions")
 
-    async def _try(self, doing: Awaitable[Any], done: str) -> None:
+    async def _try(self, call: ApiCall[Any], done: str) -> None:
         try:
-            answer = await doing
+            answer = await self.remote.ask(call)
         except RemoteError as error:
             self._say(f"no: {error.message}")
         else:
-            self._say("it is not loaded" if answer is False else done)
+            absent = isinstance(answer, UnloadReport) and not answer.unloaded
+            self._say("it is not loaded" if absent else done)
         self._poke.set()
 
     def _sure(self, key: str, what: str, question: str) -> bool:

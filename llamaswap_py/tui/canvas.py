@@ -12,7 +12,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from llamaswap_py.client import UnreachableError
+from llamaswap_py.client.remote import UnreachableError
 from llamaswap_py.tui.cells import ASCII, UNICODE
 from llamaswap_py.tui.drawing import Look
 

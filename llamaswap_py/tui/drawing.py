@@ -28,9 +28,9 @@ from llamaswap_py.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from llamaswap_py.client.answers import OpenRequest
     from llamaswap_py.tui.history import Happening
     from llamaswap_py.tui.picture import DeviceRow, ModelRow, Part, Picture
-    from llamaswap_py.tui.records import OpenRequest
 
 _COLOURS: Final = {
     "ready": "green",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from llamaswap_py.client.answers import OpenRequests, ServerEvent
     from llamaswap_py.snapshot import Snapshot
-    from llamaswap_py.tui.records import Requests, ServerEvent
 
 KEPT: Final = 1_000
 """Decisions that are kept."""
@@ -38,7 +38,7 @@ class Rates:
         self._sums: dict[str, int] = {}
         self._gains: deque[tuple[float, dict[str, int]]] = deque()
 
-    def sample(self, now: float, seen: Requests) -> None:
+    def sample(self, now: float, seen: OpenRequests) -> None:
         """Take counts; `now` is the server's Unix time."""
         sums = {model: tokens.answer for model, tokens in seen.tokens.items()}
         for one in seen.requests:
@@ -70,7 +70,7 @@ class History:
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
-        self.requests: Requests | None = None
+        self.requests: OpenRequests | None = None
         self.happenings: deque[Happening] = deque(maxlen=KEPT)
         self.rates = Rates()
         self.trouble: str | None = None
@@ -78,7 +78,7 @@ class History:
         self._life: tuple[int, float] | None = None
         self._last_id = 0
 
-    def saw(self, snapshot: Snapshot, requests: Requests) -> None:
+    def saw(self, snapshot: Snapshot, requests: OpenRequests) -> None:
         """Take the state of a server that answered."""
         self.trouble = None
         self.snapshot, self.requests = snapshot, requests

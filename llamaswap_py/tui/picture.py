@@ -10,9 +10,9 @@ from llamaswap_py.tui.history import Rates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llamaswap_py.client.answers import OpenRequest
     from llamaswap_py.snapshot import DeviceView, InstanceView, ModelView, Snapshot
     from llamaswap_py.tui.history import Happening, History
-    from llamaswap_py.tui.records import OpenRequest
 
 _EARLY = 0.05
 """A fraction from which the rest of a load is told from what it took so far."""

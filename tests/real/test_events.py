@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from httpx_sse import aconnect_sse
 
-from llamaswap_py.client import Remote
+from llamaswap_py.client import calls
+from llamaswap_py.client.remote import Remote
 from tests.real.answers import error_of
 from tests.real.harness import poll
 
 if TYPE_CHECKING:
+    from llamaswap_py.client.answers import ServerEvent
     from tests.real.lab import Lab
 
 pytestmark = pytest.mark.anyio
@@ -42,14 +44,18 @@ async def test_the_feed_tells_of_a_load_and_is_replayed(lab: Lab) -> None:
                 again = await anext(source.aiter_sse())
         assert int(again.id) == ids[-1]
         assert again.data == seen[-1].data
-        with Remote(lswap.url) as remote:
-            kept = await asyncio.to_thread(remote.events)
-        assert [kind for kind, _ in kept[: len(seen)]] == [one.event for one in seen]
-        assert [data for _, data in kept[: len(seen)]] == [one.json() for one in seen]
+        kept = await asyncio.to_thread(_kept, lswap.url)
+        assert [one.event for one in kept[: len(seen)]] == [one.event for one in seen]
+        assert [one.data for one in kept[: len(seen)]] == [one.json() for one in seen]
         rest = {"after": str(ids[-2]), "follow": "false"}
         answer = await lswap.client.get(path, params=rest)
         assert answer.headers["content-type"] == "text/event-stream"
         assert answer.text.startswith(f"id: {ids[-1]}\nevent: {again.event}\ndata: ")
+
+
+def _kept(url: str) -> list[ServerEvent]:
+    with Remote(url) as remote, remote.stream(calls.kept_events()) as events:
+        return list(events)
 
 
 async def test_the_router_s_own_events_and_routes(lab: Lab) -> None:

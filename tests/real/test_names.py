@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.client import Remote, path_of
+from llamaswap_py.client import calls
+from llamaswap_py.client.address import path_of
+from llamaswap_py.client.remote import Remote
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab
@@ -43,12 +45,14 @@ async def test_any_name_loads_answers_and_is_reached_by_every_command(lab: Lab) 
 def _use(url: str, name: str) -> None:
     """Do what commands do with a name."""
     with Remote(url) as remote:
-        remote.pin(name, pinned=True)
-        remote.pin(name, pinned=False)
-        assert remote.decisions(name)
-        assert list(remote.logs(name))
-        assert remote.load(f"{name}:latest" if "both" not in name else name).model == name
-        assert remote.unload(name).unloaded
+        remote.ask(calls.pin(name, pinned=True))
+        remote.ask(calls.pin(name, pinned=False))
+        assert remote.ask(calls.decisions(name)).decisions
+        with remote.stream(calls.logs(name)) as lines:
+            assert list(lines)
+        called = f"{name}:latest" if "both" not in name else name
+        assert remote.ask(calls.load(called)).model == name
+        assert remote.ask(calls.unload(name)).unloaded
 
 
 async def test_other_names_are_in_lists_and_follow_what_becomes_of_their_model(lab: Lab) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from textual.widgets import Input
 
+from llamaswap_py.client.remote import AsyncRemote
 from llamaswap_py.tui.app import Top
 from llamaswap_py.tui.canvas import Canvas
-from llamaswap_py.tui.link import Link
 from tests.real.answers import PATIENCE
 from tests.real.harness import command_line, poll
 
@@ -63,8 +63,8 @@ class Seat:
 
 @asynccontextmanager
 async def watching(url: str, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Seat]:
-    async with Link(url) as link:
-        app = Top(link)
+    async with AsyncRemote(url) as remote:
+        app = Top(remote)
         async with app.run_test(size=size) as pilot:
             yield Seat(app, pilot)
 
@@ -242,8 +242,8 @@ def _size(seat: Seat) -> tuple[int, int]:
 
 async def test_a_click_chooses_a_row(lab: Lab) -> None:
     models = {name: lab.preset(name, size="50MiB") for name in ("alpha", "beta")}
-    async with lab.lswap(models) as lswap, Link(lswap.url) as link:
-        app = Top(link)
+    async with lab.lswap(models) as lswap, AsyncRemote(lswap.url) as remote:
+        app = Top(remote)
         async with app.run_test(size=(80, 24)) as pilot:
             seat = Seat(app, pilot)
             await seat.sees("beta", "unloaded")

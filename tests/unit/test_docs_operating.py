@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from llamaswap_py.cli.app import app
 from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.origins import choose_origin
-from llamaswap_py.client import Remote
+from llamaswap_py.client import calls
+from llamaswap_py.client.remote import Remote
 from llamaswap_py.config.records import Config, Log, Policy
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.engine import locate
@@ -141,7 +142,7 @@ def test_what_a_first_command_says_is_quoted_as_it_is_printed(
             _error(lambda: choose_origin(None, None, ())),
             _error(locate.locate_engine),
             _error(lambda: bind(port_taken)),
-            _error(lambda: Remote(f"http://127.0.0.1:{port}").snapshot()),
+            _error(lambda: Remote(f"http://127.0.0.1:{port}").ask(calls.state())),
         ]
     assert [one for one in raised if not is_quoted(one)] == []
 

@@ -7,7 +7,7 @@ import sys
 
 _ASK = """
 import sys
-import llamaswap_py.client
+import llamaswap_py.client.remote
 print(*({"click", "rich", "pygments", "httpx._main"} & sys.modules.keys()))
 import httpx
 print(httpx.Client.__name__, "httpx._main" in sys.modules)

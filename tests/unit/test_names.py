@@ -15,7 +15,7 @@ from llamaswap_py.api.models import list_models
 from llamaswap_py.api.table import PATTERNS, ROUTES
 from llamaswap_py.cli.show import find_model, print_models
 from llamaswap_py.cli.tables import plain_table
-from llamaswap_py.client import path_of
+from llamaswap_py.client.address import path_of
 from llamaswap_py.config.choosing import spelled
 from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, ask, make_config

@@ -12,7 +12,7 @@ import pytest
 
 from llamaswap_py.children.runtime_dir import RuntimeDir, folder_name
 from llamaswap_py.cli import servers, status, stop
-from llamaswap_py.client import UnreachableError
+from llamaswap_py.client.remote import UnreachableError
 from llamaswap_py.config.file import Origin
 from llamaswap_py.errors import ConfigError, StateError
 from llamaswap_py.running import Running, Served, find_running, start_time
@@ -177,7 +177,7 @@ def test_stop_says_of_one_that_is_not_ours(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def snapshot(self) -> There:
+        def ask(self, _: object) -> There:
             return self
 
     monkeypatch.setattr(stop, "Remote", There)

@@ -9,6 +9,13 @@ from msgspec import structs
 from rich.cells import cell_len
 
 from llamaswap_py.cli.top import terminal_problem
+from llamaswap_py.client.answers import (
+    EventLines,
+    OpenRequest,
+    OpenRequests,
+    ServerEvent,
+    Tokens,
+)
 from llamaswap_py.errors import LswapError
 from llamaswap_py.snapshot import DeviceView, Snapshot
 from llamaswap_py.tui.cells import (
@@ -30,7 +37,6 @@ from llamaswap_py.tui.drawing import Look, device_line, state_text
 from llamaswap_py.tui.history import KEPT, History, Rates
 from llamaswap_py.tui.layout import divide
 from llamaswap_py.tui.picture import DeviceRow, Part, device_row, make_picture
-from llamaswap_py.tui.records import EventLines, OpenRequest, Requests, ServerEvent, Tokens
 from llamaswap_py.tui.screen import Cursor, Reader, draw
 from tests.unit.api_fakes import GIB, failure_view, instance_view, make_snapshot, model_view
 
@@ -64,7 +70,7 @@ def full_history() -> History:
     ]
     history = History()
     state = make_snapshot(models, instances, requests_open=2)
-    history.saw(state, Requests((request(), request("r2", state="waiting", client="10.0.0.7"))))
+    history.saw(state, OpenRequests((request(), request("r2", state="waiting", client="10.0.0.7"))))
     history.resume_after(state)
     for at in range(30):
         history.heard(decision(at + 1, at=float(at), reason=f"number {at} · " + "because " * 20))
@@ -77,7 +83,7 @@ def full_history() -> History:
 def test_lines_become_events() -> None:
     lines = EventLines()
     text = ': lswap\n\nid: 7\nevent: state\ndata: {"model": "a"}\n\ndata: 1\n\n'
-    events = [event for line in text.split("\n") if (event := lines.feed(line)) is not None]
+    events = [event for line in text.split("\n") if (event := lines.take(line)) is not None]
     assert events == [ServerEvent(7, "state", {"model": "a"})]
 
 
@@ -122,24 +128,24 @@ def test_the_memory_of_decisions_is_bounded() -> None:
 def test_tokens_per_second_join_streams_and_finished_answers() -> None:
     rates = Rates(window=5.0)
     assert rates.of("alpha") == 0.0
-    rates.sample(100.0, Requests((request(tokens=50),), {"alpha": Tokens(10, 1000)}))
+    rates.sample(100.0, OpenRequests((request(tokens=50),), {"alpha": Tokens(10, 1000)}))
     assert rates.of("alpha") == 0.0  # what was there before counts nothing
-    rates.sample(101.0, Requests((request(tokens=70),), {"alpha": Tokens(10, 1000)}))
+    rates.sample(101.0, OpenRequests((request(tokens=70),), {"alpha": Tokens(10, 1000)}))
     assert rates.of("alpha") == 20.0
-    rates.sample(102.0, Requests((), {"alpha": Tokens(10, 1080)}))  # it ended, with 80 in all
+    rates.sample(102.0, OpenRequests((), {"alpha": Tokens(10, 1080)}))  # it ended, with 80 in all
     assert rates.of("alpha") == 15.0
-    rates.sample(103.0, Requests((), {"alpha": Tokens(10, 0)}))  # another server
+    rates.sample(103.0, OpenRequests((), {"alpha": Tokens(10, 0)}))  # another server
     assert rates.of("alpha") == 10.0
     for at in range(104, 112):
-        rates.sample(float(at), Requests(()))
+        rates.sample(float(at), OpenRequests(()))
     assert rates.of("alpha") == 0.0
 
 
 def test_a_clock_that_is_set_back_makes_no_negative_rate() -> None:
     rates = Rates()
-    rates.sample(100.0, Requests((request(tokens=50),)))
-    rates.sample(40.0, Requests((request(tokens=70),)))
-    rates.sample(41.0, Requests((request(tokens=80),)))
+    rates.sample(100.0, OpenRequests((request(tokens=50),)))
+    rates.sample(40.0, OpenRequests((request(tokens=70),)))
+    rates.sample(41.0, OpenRequests((request(tokens=80),)))
     assert rates.of("alpha") == 10.0
 
 
@@ -190,7 +196,7 @@ def test_a_first_load_is_told_from_how_far_it_came() -> None:
         model = model_view("alpha", state="loading", eta_seconds=learned)
         one = instance_view("alpha", state="loading", progress=progress, spawned_at=1060.0)
         history = History()
-        history.saw(make_snapshot([model], [one]), Requests(()))
+        history.saw(make_snapshot([model], [one]), OpenRequests(()))
         return make_picture(history).models[0].eta
 
     assert eta(0.25) == pytest.approx(30.0)
@@ -207,7 +213,7 @@ def test_a_download_and_a_wait_have_what_is_known_of_them() -> None:
         model_view("beta", waiting=3, eta_seconds=5.0),
     ]
     history = History()
-    history.saw(make_snapshot(models), Requests(()))
+    history.saw(make_snapshot(models), OpenRequests(()))
     down, waiting = make_picture(history).models
     assert state_text(down, LOOK) == "down ███░░░  50% 90s"
     assert state_text(waiting, LOOK) == "waiting ~5s"
@@ -234,15 +240,15 @@ def test_the_filter(text: str, models: int, requests: int) -> None:
 def test_without_an_answer_nothing_is_as_fast_as_it_was() -> None:
     history = History()
     state = make_snapshot([model_view("alpha", state="ready")])
-    history.saw(state, Requests((request(tokens=1),)))
+    history.saw(state, OpenRequests((request(tokens=1),)))
     later = make_snapshot([model_view("alpha", state="ready")], now=state.now + 1)
-    history.saw(later, Requests((request(tokens=41),)))
+    history.saw(later, OpenRequests((request(tokens=41),)))
     assert make_picture(history).models[0].rate == 40.0
     history.failed("not reachable, trying again: nobody there")
     picture = make_picture(history)
     assert picture.models[0].rate == 0.0
     assert "trying again" in draw(picture, Reader(), [], 80, 24, LOOK).lines[0].plain
-    history.saw(later, Requests(()))
+    history.saw(later, OpenRequests(()))
     assert make_picture(history).trouble is None
 
 
@@ -368,7 +374,7 @@ def test_the_title_names_the_file_else_the_address() -> None:
     def title(**changes: object) -> str:
         history = History()
         shown = structs.replace(make_snapshot([]), name="default-3f9c", **changes)
-        history.saw(shown, Requests(()))
+        history.saw(shown, OpenRequests(()))
         return make_picture(history).title
 
     assert title(config_path="/home/me/lab/lswap.yaml").startswith("lswap lab/lswap.yaml · ")
@@ -462,7 +468,7 @@ def test_a_log_that_is_read_further_up_stands_still() -> None:
 
 def test_keys_mean_the_model_of_the_request_that_is_pointed_at() -> None:
     history = full_history()
-    history.saw(_state(history), Requests((request("x", model="beta"),)))
+    history.saw(_state(history), OpenRequests((request("x", model="beta"),)))
     picture = make_picture(history)
     assert Reader(focus="requests").model(picture) == "beta"
     assert Reader(focus="models").model(picture) == "alpha"

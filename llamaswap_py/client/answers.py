@@ -1,10 +1,43 @@
-"""What the server answers besides its snapshot, as JSON comes in. Pure."""
+"""What a running lswap answers besides its snapshot: records of its JSON, and its events. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+
+from llamaswap_py.snapshot import DecisionView
+
+
+class LoadReport(msgspec.Struct):
+    """What `load` answers."""
+
+    model: str
+    state: str
+    seconds: float = 0.0
+
+
+class UnloadReport(msgspec.Struct):
+    """What `unload` answers; `unloaded` is False when there was nothing to unload."""
+
+    model: str
+    state: str
+    unloaded: bool
+    seconds: float = 0.0
+
+
+class ReservationLine(msgspec.Struct):
+    """One line about a reservation; `state` is `waiting`, `held`, `refused` or `released`."""
+
+    state: str
+    name: str = ""
+    message: str = ""
+
+
+class DecisionList(msgspec.Struct):
+    """What GET /lswap/v1/decisions answers, newest last."""
+
+    decisions: tuple[DecisionView, ...]
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
@@ -29,7 +62,7 @@ class Tokens(msgspec.Struct, frozen=True):
     answer: int = 0
 
 
-class Requests(msgspec.Struct, frozen=True):
+class OpenRequests(msgspec.Struct, frozen=True):
     """What GET /lswap/v1/requests answers."""
 
     requests: tuple[OpenRequest, ...]
@@ -52,8 +85,8 @@ class EventLines:
         self._event = ""
         self._data: list[str] = []
 
-    def feed(self, line: str) -> ServerEvent | None:
-        """Take a line; return the event that it ends. What is not JSON object is left out."""
+    def take(self, line: str) -> ServerEvent | None:
+        """Take a line; return the event that it ends. What is not a JSON object is left out."""
         if not line:
             return self._end()
         name, _, value = line.partition(":")
