@@ -21,8 +21,8 @@ from bench.registry import PARTS, Part
 from bench.rows import Row, summarise
 from bench.run import Run
 from bench.workplace import Workplace, free_port, open_workplace
-from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 
 
 def main(argv: Sequence[str] | None = None) -> int:

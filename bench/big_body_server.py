@@ -22,12 +22,12 @@ from bench.fake_relay import AlwaysReady
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import bind, serve
-from llamaswap_py.wire.pool import UpstreamPool
+from llamaswap_py.proxy import bind, serve
+from llamaswap_py.proxy.upstream import UpstreamPool
 
 if TYPE_CHECKING:
-    from llamaswap_py.supervisor import Supervisor
-    from llamaswap_py.wire.exchange import Exchange
+    from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.supervisor.supervisor import Supervisor
 
 CONFIG = """models:
   stub: {model: /nowhere/stub.gguf}

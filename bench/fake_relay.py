@@ -19,18 +19,17 @@ from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.feed import Feed
-from llamaswap_py.held import Held
-from llamaswap_py.leases import Lease
-from llamaswap_py.scheduler.records import InstanceKey, PresetId
-from llamaswap_py.wire import bind, serve
-from llamaswap_py.wire.pool import UpstreamPool
+from llamaswap_py.proxy import bind, serve
+from llamaswap_py.proxy.upstream import UpstreamPool
+from llamaswap_py.scheduler.types import InstanceKey, PresetId
+from llamaswap_py.supervisor.event_log import Feed
+from llamaswap_py.supervisor.leases import Held, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from llamaswap_py.supervisor import Supervisor
+    from llamaswap_py.supervisor.supervisor import Supervisor
 
 CONFIG = "models: {stub: {model: /nowhere/stub.gguf}}"
 

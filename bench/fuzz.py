@@ -23,16 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import h11
 
-from llamaswap_py.api.extract import read_ask
-from llamaswap_py.children.failures import classify
-from llamaswap_py.children.lines import LineSplitter
-from llamaswap_py.children.readiness import STATE_PREFIX, Readiness
+from llamaswap_py.api.body import read_ask
+from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream
+from llamaswap_py.api.ollama.requests import texts_to_embed, translate_chat, translate_generate
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.gguf import GgufError, read_header
-from llamaswap_py.translate.ollama import texts_to_embed, translate_chat, translate_generate
-from llamaswap_py.translate.ollama_answers import Answer, Clock, LineStream
-from llamaswap_py.wire.messages import (
+from llamaswap_py.llamacpp.failures import classify
+from llamaswap_py.llamacpp.output import STATE_PREFIX, LineSplitter, Readiness
+from llamaswap_py.proxy.messages import (
     Body,
     RequestHead,
     UpstreamRequest,
@@ -41,7 +40,7 @@ from llamaswap_py.wire.messages import (
     forward_headers,
     render_request,
 )
-from llamaswap_py.wire.requests import RequestParser
+from llamaswap_py.proxy.parsers import RequestParser
 from tests.estimate.gguf_bytes import header, reader, tensor
 
 if TYPE_CHECKING:

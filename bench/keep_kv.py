@@ -23,8 +23,8 @@ import httpx
 from bench.estimate_models import ModelShape, write_model
 from bench.measure import Column, Rounds, in_turns, render
 from bench.workplace import BenchError, Workplace, free_port, running
-from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import LswapError
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 
 TOKENS = 1500
 """Of the conversation. Its KV cache takes 8 KiB a token, the model's weights 70 MB."""

@@ -11,10 +11,10 @@ import random
 import statistics
 import time
 
-from llamaswap_py.api.access import Access
-from llamaswap_py.config.keyfile import PREFIX, ApiKey, KeyRing, hash_secret
+from llamaswap_py.api.auth import Access
+from llamaswap_py.config.api_keys import PREFIX, ApiKey, KeyRing, hash_secret
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire.messages import RequestHead
+from llamaswap_py.proxy.messages import RequestHead
 
 ROUNDS = 40_000
 

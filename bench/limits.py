@@ -29,8 +29,8 @@ from bench.client import get_json
 from bench.limits_client import Asker, Connection, Stream
 from bench.workplace import Workplace, free_port, open_workplace, running
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine.locate import locate_engine
 from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.llamacpp.binaries import locate_engine
 from tests.fakes import fake_llama_server
 
 CONNECTIONS: Final = 5_000

@@ -10,7 +10,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llamaswap_py.engine.locate import Engine
+from llamaswap_py.llamacpp.binaries import Engine
 
 
 def describe_machine(engine: Engine | str) -> str:

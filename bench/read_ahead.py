@@ -32,10 +32,10 @@ from bench.client import Answer, chat, get_json
 from bench.measure import Column, Rounds, in_turns, render
 from bench.peers import Peer
 from bench.workplace import BenchError, Workplace, free_port, open_workplace, running
+from llamaswap_py.devices.page_cache import cached_bytes
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine.locate import Engine, locate_engine
 from llamaswap_py.errors import LswapError
-from llamaswap_py.pagecache import cached_bytes
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.units import GIB, MIB, format_size
 
 OFF, ON, KEPT = "without read-ahead", "with read-ahead", "keep_in_ram"

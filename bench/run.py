@@ -10,7 +10,7 @@ from bench.guests import Guest
 from bench.measure import Rounds
 from bench.rows import LSWAP, Row, Target
 from bench.workplace import BenchError, Workplace
-from llamaswap_py.engine.locate import Engine
+from llamaswap_py.llamacpp.binaries import Engine
 
 
 @dataclass(frozen=True, slots=True)

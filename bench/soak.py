@@ -39,8 +39,8 @@ import psutil
 
 from bench.plots import Series, draw
 from llamaswap_py.demo.tiny_gguf import write_tiny_model
-from llamaswap_py.engine.locate import locate_engine
 from llamaswap_py.errors import LswapError
+from llamaswap_py.llamacpp.binaries import locate_engine
 from tests.faults.attackers import CROWD, attackers, write_keys
 from tests.faults.checks import check_all
 from tests.faults.crowd import Crowd

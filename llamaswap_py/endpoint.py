@@ -19,7 +19,7 @@ class Endpoint(NamedTuple):
 
     A child's TCP port could be taken by somebody else as soon as the child has let go of it. So
     its endpoint has a `confirm`, which is asked about each new connection before a byte is sent.
-    `on_refused` hears that nobody listens there (dialing.py), from whoever meets that.
+    `on_refused` hears that nobody listens there (proxy/dial.py), from whoever meets that.
     """
 
     path: str | None = None

@@ -15,7 +15,7 @@ _OPTIONS: Final = ("--api-key", "--hf-token", "-hft", "--token", "--password")
 _SHORTEST: Final = 8
 """Values shorter than this are words, and redacting them would make logs unreadable."""
 # What a secret looks like wherever it stands: after its option, its variable, its header; and the
-# tokens of Hugging Face, of lswap (config/keyfile.py) and of OpenAI by their beginnings; and what
+# tokens of Hugging Face, of lswap (config/api_keys.py) and of OpenAI by their beginnings; and what
 # stands before the host of a URL.
 _PATTERN: Final = re.compile(
     r"(?P<before>(?:--api-key|--hf-token|-hft|--password)[ =]+"

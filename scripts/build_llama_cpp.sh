@@ -423,7 +423,7 @@ show_progress() {
 
 json() { printf %s "$1" | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/[[:cntrl:]]/ /g'; }
 
-# The same marks as llamaswap_py/engine/features.py looks for; a test compares the two.
+# The same marks as llamaswap_py/llamacpp/features.py looks for; a test compares the two.
 detect_features() {
     local help found=()
     help=$("$1" --help 2>&1 || true)

@@ -34,8 +34,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def llama_server() -> str:
     """The path of a real llama-server, as `engine: auto` finds it."""
-    from llamaswap_py.engine.locate import locate_engine
     from llamaswap_py.errors import EngineError
+    from llamaswap_py.llamacpp.binaries import locate_engine
 
     try:
         return str(locate_engine("auto").path)

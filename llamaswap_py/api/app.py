@@ -9,29 +9,28 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.api import pages, table
-from llamaswap_py.api.access import Access
-from llamaswap_py.api.call import Call, Route, draining
-from llamaswap_py.api.express import Express
-from llamaswap_py.api.guard import Cors, HostRule, own_names
-from llamaswap_py.api.meaning import meaning_of
+from llamaswap_py.api import routes, web_ui
+from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
+from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.fast_path import Express
 from llamaswap_py.api.reading import refuse_coded_body
-from llamaswap_py.api.traffic import Traffic
+from llamaswap_py.api.request import Call, Route, draining
+from llamaswap_py.api.route_match import meaning_of
 from llamaswap_py.errors import ApiError, without_frames
-from llamaswap_py.turns import Turns
-from llamaswap_py.wire.bodies import Bodies
-from llamaswap_py.wire.messages import WireError
-from llamaswap_py.wire.places import Places
+from llamaswap_py.proxy.bodies import Bodies
+from llamaswap_py.proxy.messages import WireError
+from llamaswap_py.proxy.places import Places
+from llamaswap_py.tasks.loop_lag import Turns
 
 if TYPE_CHECKING:
+    from llamaswap_py.api.capture import Captures
     from llamaswap_py.api.tap import Tap
-    from llamaswap_py.captures import Captures
     from llamaswap_py.children.logs import ChildLog
-    from llamaswap_py.config.keyfile import KeyRing
-    from llamaswap_py.reloading import Reloader
-    from llamaswap_py.supervisor import Supervisor
-    from llamaswap_py.wire.exchange import Exchange
-    from llamaswap_py.wire.messages import RequestHead
+    from llamaswap_py.config.api_keys import KeyRing
+    from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.proxy.messages import RequestHead
+    from llamaswap_py.supervisor.reload import Reloader
+    from llamaswap_py.supervisor.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
 _access: Final = logging.getLogger("lswap.access")
@@ -145,8 +144,8 @@ class App:
 
     def route_of(self, method: str, path: str) -> Route | None:
         """Return what a path and method mean, None when nothing."""
-        methods, _ = table.look_up(path)
-        return None if methods is None else table.pick(methods, method)
+        methods, _ = routes.look_up(path)
+        return None if methods is None else routes.pick(methods, method)
 
     async def follow(self, log: ChildLog, after: int | None, exchange: Exchange) -> None:
         """Write the lines of `log` as they come, until it ends or lswap stops."""
@@ -172,7 +171,7 @@ class App:
             call.exchange.respond(204, headers=[_allow(None)])
             return
         if meaning.methods is None:
-            if not await pages.serve_file(call):
+            if not await web_ui.serve_file(call):
                 await _nothing(call)
             return
         route = meaning.route
@@ -250,7 +249,7 @@ def _was_ended(call: Call) -> bool:
 
 
 def _allow(methods: dict[str, Route] | None) -> tuple[bytes, bytes]:
-    return b"allow", ", ".join(table.allowed(methods)).encode()
+    return b"allow", ", ".join(routes.allowed(methods)).encode()
 
 
 async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamaswap_py.api.wishes import read_wishes
+from llamaswap_py.api.scheduling_headers import read_wishes
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.config.keyfile import ApiKey
-    from llamaswap_py.leases import Ticket
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.config.api_keys import ApiKey
+    from llamaswap_py.supervisor.leases import Ticket
 
 
 async def load_as_asked(call: Call, preset: str) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import BodyTooLarge
 from llamaswap_py.units import KIB, MIB
-from llamaswap_py.wire.messages import BodyTooLarge
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.request import Call
 
 CONTROL: Final = MIB
 """Bytes of a body that only names models and such."""

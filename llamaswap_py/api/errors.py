@@ -11,7 +11,7 @@ import msgspec
 from llamaswap_py.errors import API_CODES, ApiError
 
 if TYPE_CHECKING:
-    from llamaswap_py.wire.messages import RequestHead
+    from llamaswap_py.proxy.messages import RequestHead
 
 Headers = list[tuple[bytes, bytes]]
 

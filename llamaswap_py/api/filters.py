@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.values import Filters
+    from llamaswap_py.config.forms import Filters
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

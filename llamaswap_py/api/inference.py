@@ -8,14 +8,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
+from llamaswap_py.api.body import NOTHING, Ask, read_ask
 from llamaswap_py.api.bounds import SKIPPED, check_values
 from llamaswap_py.api.errors import refusal_event, upstream_failed
-from llamaswap_py.api.extract import NOTHING, Ask, read_ask
 from llamaswap_py.api.filters import filter_body
 from llamaswap_py.api.lasting import begin_conversation, outlast
 from llamaswap_py.api.reaching import reach
 from llamaswap_py.api.reading import check_media, check_unread_media, read_skimmed
 from llamaswap_py.api.reads import is_read, may_load, read
+from llamaswap_py.api.scheduling_headers import PARTICULAR, WHEN_FULL, read_wishes
 from llamaswap_py.api.sending import (
     FINAL,
     FORCE,
@@ -29,20 +30,19 @@ from llamaswap_py.api.sending import (
     send,
 )
 from llamaswap_py.api.tap import Tap
-from llamaswap_py.api.wishes import PARTICULAR, WHEN_FULL, read_wishes
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
-from llamaswap_py.leases import Notice
-from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
+from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest
+from llamaswap_py.supervisor.leases import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.conversation import Conversation
-    from llamaswap_py.leases import Lease, Wishes
-    from llamaswap_py.wire.messages import RelayResult, Translator
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.proxy.messages import RelayResult, Translator
+    from llamaswap_py.supervisor.leases import Lease, Wishes
+    from llamaswap_py.supervisor.resumable_streams import Conversation
 
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 64

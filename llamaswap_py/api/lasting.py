@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.call import stopped
 from llamaswap_py.api.errors import error_event, refusal_event
+from llamaswap_py.api.request import stopped
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.conversation import Conversation
-    from llamaswap_py.wire.messages import UpstreamRequest
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.proxy.messages import UpstreamRequest
+    from llamaswap_py.supervisor.resumable_streams import Conversation
 
 _LONGEST_ID: Final = 512
 

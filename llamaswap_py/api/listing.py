@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.request import Call
     from llamaswap_py.snapshot import AliasView, ModelView, Snapshot
 
 

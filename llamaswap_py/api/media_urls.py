@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llamaswap_py.api.extract import decode
+from llamaswap_py.api.body import decode
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import KIB
 

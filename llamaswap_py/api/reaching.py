@@ -10,7 +10,7 @@ from llamaswap_py.api.slot_files import check_slot_files
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.request import Call
 
 
 class Way(NamedTuple):

@@ -6,18 +6,18 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.extract import FORM, looks_like_json
-from llamaswap_py.api.forms import parameters
+from llamaswap_py.api.body import FORM, looks_like_json
+from llamaswap_py.api.large_body import STEP, FormSkimmer, JsonSkimmer
 from llamaswap_py.api.media_urls import holds, may_name_url, refused
-from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer
+from llamaswap_py.api.multipart import parameters
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import tokens
 from llamaswap_py.units import KIB
-from llamaswap_py.wire.messages import tokens
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call, Route
-    from llamaswap_py.api.skim import Skim
-    from llamaswap_py.wire.messages import Body, RequestHead
+    from llamaswap_py.api.large_body import Skim
+    from llamaswap_py.api.request import Call, Route
+    from llamaswap_py.proxy.messages import Body, RequestHead
 
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
 """Stands for what was cut: nobody can send it on purpose."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import upstream_failed
 from llamaswap_py.api.sending import REAPING, REAPING_STEP, cut, send
-from llamaswap_py.wire.messages import Outcome
+from llamaswap_py.proxy.messages import Outcome
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.leases import Lease
-    from llamaswap_py.wire.messages import RelayResult, UpstreamRequest
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.proxy.messages import RelayResult, UpstreamRequest
+    from llamaswap_py.supervisor.leases import Lease
 
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ASLEEP: Final = frozenset(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.principals import principal_of
+from llamaswap_py.proxy.principals import principal_of
 
 if TYPE_CHECKING:
     from llamaswap_py.api.app import App
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.config.keyfile import ApiKey, KeyRing
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.config.api_keys import ApiKey, KeyRing
 
 
 def take_keys(app: App, keys: KeyRing | None) -> None:

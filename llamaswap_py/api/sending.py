@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.api.refused import is_failure, reason_of
-from llamaswap_py.dialing import is_refusal, note_refusal
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire.messages import Body, Outcome, UpstreamRequest
+from llamaswap_py.proxy.dial import is_refusal, note_refusal
+from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.api.call import Call
-    from llamaswap_py.leases import Lease
-    from llamaswap_py.wire.messages import RelayResult, Translator
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.proxy.messages import RelayResult, Translator
+    from llamaswap_py.supervisor.leases import Lease
 
 _log: Final = logging.getLogger("lswap")
 # Keys and origins are judged here, not by the child.
-# With a conversation id it goes on generating for a client that left: see conversations.py.
+# With a conversation id it goes on generating for a client that left:
+# see supervisor/resumable_streams.py.
 DROPPED: Final = frozenset(
     {b"authorization", b"x-api-key", b"origin", b"x-request-id", b"x-conversation-id"}
 )

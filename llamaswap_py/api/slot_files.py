@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.call import Call
+    from llamaswap_py.api.request import Call
 
 
 def check_slot_files(call: Call, preset: str, path: str) -> None:

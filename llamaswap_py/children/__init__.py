@@ -8,10 +8,7 @@ the pure modules `readiness` and `failures`; `child` and `process` do the work; 
 from __future__ import annotations
 
 from llamaswap_py.children.child import Child
-from llamaswap_py.children.failures import Failure, FailureKind
-from llamaswap_py.children.logs import ChildLog, LogLine
-from llamaswap_py.children.orphans import InstanceRecord, Swept
-from llamaswap_py.children.records import (
+from llamaswap_py.children.events import (
     ChildEnding,
     ChildEvent,
     ChildExited,
@@ -26,7 +23,10 @@ from llamaswap_py.children.records import (
     ChildWoke,
     Program,
 )
+from llamaswap_py.children.logs import ChildLog, LogLine
+from llamaswap_py.children.orphans import InstanceRecord, Swept
 from llamaswap_py.children.runtime_dir import RuntimeDir
+from llamaswap_py.llamacpp.failures import Failure, FailureKind
 
 __all__ = [
     "Child",

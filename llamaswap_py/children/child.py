@@ -1,4 +1,7 @@
-"""The life of one child: spawn, loading, ready, stop, exit - told as events."""
+"""The life of one child: spawn, loading, ready, stop, exit - told as events.
+
+How a llama-server is asked to exit: words and signals, in their order, and how often.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,17 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from llamaswap_py import guarding
 from llamaswap_py.children.environment import child_env
-from llamaswap_py.children.failures import Failure, FailureKind, classify
+from llamaswap_py.children.events import (
+    ChildEnding,
+    ChildExited,
+    ChildHung,
+    ChildLost,
+    ChildSlept,
+    ChildSpawned,
+    ChildWoke,
+)
 from llamaswap_py.children.holders import port_watch
-from llamaswap_py.children.lines import LineSplitter
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
 from llamaswap_py.children.process import Process
@@ -29,8 +38,11 @@ from llamaswap_py.children.program import (
     run_stop,
     told,
 )
-from llamaswap_py.children.readiness import (
+from llamaswap_py.children.watchdog import keep_guarded_vigil
+from llamaswap_py.llamacpp.failures import Failure, FailureKind, classify
+from llamaswap_py.llamacpp.output import (
     Ending,
+    LineSplitter,
     Listening,
     Loading,
     Log,
@@ -38,28 +50,45 @@ from llamaswap_py.children.readiness import (
     Ready,
     Sleeping,
 )
-from llamaswap_py.children.records import (
-    ChildEnding,
-    ChildExited,
-    ChildHung,
-    ChildLost,
-    ChildSlept,
-    ChildSpawned,
-    ChildWoke,
-)
-from llamaswap_py.children.stopping import ask_to_exit
-from llamaswap_py.children.vigil import keep_guarded_vigil
 from llamaswap_py.redaction import Redactor, hide, redact_args
+from llamaswap_py.tasks import guard
 from llamaswap_py.units import showable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llamaswap_py.children.events import ChildEvent, ChildSpec, Program
     from llamaswap_py.children.liveness import Requests
     from llamaswap_py.children.logs import ChildLog
-    from llamaswap_py.children.readiness import Sign, Stream
-    from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
     from llamaswap_py.endpoint import Endpoint
+    from llamaswap_py.llamacpp.output import Sign, Stream
+
+
+# A SIGTERM that comes between "listening on" and the main loop is lost (b11434: the handler's
+# terminate() is undone by start_loop()), and so is an exit command. In child mode the repeat is
+# the first SIGTERM and does no harm; elsewhere the second SIGTERM ends the process at once, which
+# must not cut off an exit that is under way and says nothing.
+_REPEAT_SECONDS: Final = 0.25
+_REPEAT_SECONDS_CHILD_MODE: Final = 0.05
+_CLOSE_SECONDS: Final = 0.75
+
+
+async def ask_to_exit(
+    process: Process, patience: float, child_mode: bool, ends: Callable[[], bool]
+) -> None:
+    """Repeat, for as long as `patience`, what its stop has begun with; `ends`: it says it exits."""
+    repeat = _REPEAT_SECONDS_CHILD_MODE if child_mode else _REPEAT_SECONDS
+    first, second = min(repeat, patience / 4), min(_CLOSE_SECONDS, patience / 4)
+    await asyncio.sleep(first)
+    if not ends():
+        process.command_exit()
+        process.signal(signal.SIGTERM)
+    await asyncio.sleep(second)
+    process.close_stdin()
+    if not ends():
+        process.signal(signal.SIGTERM)
+    await asyncio.sleep(patience - first - second)
+
 
 _WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
 _TAIL_KEPT: Final = 200  # lines for finding the cause
@@ -161,10 +190,10 @@ class Child:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._become_ready_and_serve)
             tasks.start_soon(self._stop_when_asked)
-            tasks.start_soon(guarding.keep_going, "wake", self._wake_when_asked)
+            tasks.start_soon(guard.keep_going, "wake", self._wake_when_asked)
             if self._file is not None:
                 write = partial(self._file.run, self._logs)
-                tasks.start_soon(guarding.keep_going, "log file", write)
+                tasks.start_soon(guard.keep_going, "log file", write)
             await process.exited
             self._emit_unless_stopping(ChildLost())
             tasks.cancel_scope.cancel()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.children.records import ChildSpec
+    from llamaswap_py.children.events import ChildSpec
 
 MARK: Final = "LSWAP_CHILD"
 """The variable by which the next start finds what a child without a cgroup has left."""

@@ -24,8 +24,8 @@ from llamaswap_py.children.listeners import asks_kernel, can_tell, table, takers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llamaswap_py.children.events import ChildSpec
     from llamaswap_py.children.listeners import Listener
-    from llamaswap_py.children.records import ChildSpec
     from llamaswap_py.endpoint import Endpoint
 
 _LOOKS: Final = 3

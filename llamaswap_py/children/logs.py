@@ -1,8 +1,12 @@
-"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up."""
+"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up.
+
+The name of the file that holds what the children of a preset log.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import stat
 from collections import deque
@@ -11,12 +15,26 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.units import MIB
-from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
+
+
+_LONGEST_FILE_NAME: Final = 240
+"""Bytes; file systems take 255, and `.log.1` follows."""
+
+
+def log_name(preset: str) -> str:
+    """Model ids may hold slashes and colons, and be longer than the name of a file."""
+    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in preset)
+    if len(name.encode()) <= _LONGEST_FILE_NAME:
+        return name
+    digest = hashlib.sha256(preset.encode()).hexdigest()[:16]
+    return name.encode()[: _LONGEST_FILE_NAME - 17].decode(errors="ignore") + f"-{digest}"
+
 
 _FLUSH_BYTES: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 0.25

@@ -27,8 +27,8 @@ import psutil
 
 from llamaswap_py.children.cgroups import Group, is_ours
 from llamaswap_py.children.environment import MARK
-from llamaswap_py.files import read_regular
-from llamaswap_py.running import start_time
+from llamaswap_py.children.running import start_time
+from llamaswap_py.storage.files import read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.children.readiness import Stream
+    from llamaswap_py.llamacpp.output import Stream
 
 _PIPE_SIZE: Final = 256 * 1024
 _READ_SIZE: Final = 16 * 1024  # some 0.6 ms of work: a flood takes turns with everything else

@@ -31,14 +31,14 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.children import keeper
 from llamaswap_py.children.cgroups import JOIN
 from llamaswap_py.children.outputs import Output
-from llamaswap_py.children.readiness import EXIT_COMMAND
-from llamaswap_py.files import open_regular
+from llamaswap_py.llamacpp.output import EXIT_COMMAND
+from llamaswap_py.storage.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llamaswap_py.children.cgroups import Group
-    from llamaswap_py.children.readiness import Stream
+    from llamaswap_py.llamacpp.output import Stream
 
 # How long leftover output may keep us after the group was killed: only a process that left the
 # group (its own session) can still hold the pipes then.

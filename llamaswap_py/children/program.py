@@ -9,17 +9,17 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.children.ask import Answer, get
 from llamaswap_py.children.loading import Load
-from llamaswap_py.children.probe import Answer, get
-from llamaswap_py.children.readiness import Listening, Log
-from llamaswap_py.dialing import open_tcp
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.output import Listening, Log
+from llamaswap_py.proxy.dial import open_tcp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from llamaswap_py.children.readiness import Sign, Stream
-    from llamaswap_py.children.records import ChildEvent, ChildSpec, Program
+    from llamaswap_py.children.events import ChildEvent, ChildSpec, Program
+    from llamaswap_py.llamacpp.output import Sign, Stream
 
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0

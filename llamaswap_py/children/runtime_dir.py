@@ -21,8 +21,7 @@ from llamaswap_py.children.orphans import (
     sweep_file,
     write_record,
 )
-from llamaswap_py.errors import StateError
-from llamaswap_py.running import (
+from llamaswap_py.children.running import (
     LOCK,
     Served,
     base_dir,
@@ -31,7 +30,8 @@ from llamaswap_py.running import (
     start_time,
     write_served,
 )
-from llamaswap_py.workers import PatientDisk
+from llamaswap_py.errors import StateError
+from llamaswap_py.tasks.threads import PatientDisk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,11 +15,10 @@ from typing import Annotated, Final
 
 import typer
 
-from llamaswap_py.cli import library, lifecycle, starting
+from llamaswap_py.cli import common, library, lifecycle
 from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
+from llamaswap_py.cli.common import AS_UP, FAILED, LOOKS, USAGE_ERROR, Commands, Json, tell_usage
 from llamaswap_py.cli.completion import add_group, model_names
-from llamaswap_py.cli.starting import AS_UP, FAILED, Json
-from llamaswap_py.cli.usage import LOOKS, USAGE_ERROR, Commands, tell_usage
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.redaction import without_user
 from llamaswap_py.units import is_utf8, showable
@@ -95,7 +94,7 @@ def options(
     """Run many local language models on too little memory: one port, llama-server children."""
 
 
-for _command in (starting.up, starting.init, starting.check, lifecycle.status, lifecycle.stop):
+for _command in (common.up, common.init, common.check, lifecycle.status, lifecycle.stop):
     app.command()(_command)
 
 

@@ -11,27 +11,26 @@ import msgspec
 
 from llamaswap_py.children.listeners import can_tell
 from llamaswap_py.cli.conflicts import conflicts
-from llamaswap_py.cli.origins import serves_text
+from llamaswap_py.cli.init import serves_text
 from llamaswap_py.cli.show import memory_text
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
 from llamaswap_py.config.context import context_per_request, warnings
-from llamaswap_py.config.file import Origin
-from llamaswap_py.containing import unenforced_here
+from llamaswap_py.config.load import Origin
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
-from llamaswap_py.estimate.slots import read_slot_shape
-from llamaswap_py.presets import Engines, further_problems, prepare
-from llamaswap_py.programs import port_text
-from llamaswap_py.weighing import BOUND, Judging
+from llamaswap_py.estimate.estimator import read_slot_shape
+from llamaswap_py.supervisor.containment import unenforced_here
+from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
+from llamaswap_py.supervisor.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llamaswap_py.config.records import Config
-    from llamaswap_py.presets import Prepared, Way
-    from llamaswap_py.weighing import Judged
+    from llamaswap_py.supervisor.prepare import Prepared, Way
+    from llamaswap_py.supervisor.weighing import Judged
 
 
 class Checked(msgspec.Struct):

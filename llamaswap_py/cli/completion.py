@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from llamaswap_py.cli.usage import command_group
+from llamaswap_py.cli.common import command_group
 
 __all__ = ["add_group", "app", "model_names"]
 

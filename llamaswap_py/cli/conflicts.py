@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device
-from llamaswap_py.presets import policy_of, pools_of
 from llamaswap_py.scheduler.judging import remedies
 from llamaswap_py.scheduler.ledger import Ledger
-from llamaswap_py.scheduler.records import Choice, InstanceKey, PresetPlan
+from llamaswap_py.scheduler.types import Choice, InstanceKey, PresetPlan
+from llamaswap_py.supervisor.prepare import policy_of, pools_of
 
 
 def conflicts(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamaswap_py.cli.usage import command_group
+from llamaswap_py.cli.common import command_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llamaswap_py.engine.doctor import Check
-    from llamaswap_py.engine.locate import Broken
-    from llamaswap_py.engine.probe import Engine
+    from llamaswap_py.llamacpp.binaries import Broken
+    from llamaswap_py.llamacpp.doctor import Check
+    from llamaswap_py.llamacpp.probe import Engine
 
 __all__ = ["app"]
 
@@ -42,7 +42,7 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Build llama-server from source and install it."""
-    from llamaswap_py.engine.build import build_engine
+    from llamaswap_py.llamacpp.install import build_engine
 
     values: dict[str, object] = {"backend": backend, "ref": ref, "source": source, "mirror": mirror}
     values |= {"jobs": jobs, "prefix": prefix}
@@ -55,7 +55,7 @@ def build(
 @app.command("list")
 def list_engines(as_json: AsJson = False) -> None:
     """List the engines on this machine; the first that works is what `auto` takes."""
-    from llamaswap_py.engine.locate import find_engines
+    from llamaswap_py.llamacpp.binaries import find_engines
 
     found = find_engines()
     if as_json:
@@ -75,7 +75,7 @@ def list_engines(as_json: AsJson = False) -> None:
 def _record(entry: Engine | Broken) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from llamaswap_py.engine.locate import Broken
+    from llamaswap_py.llamacpp.binaries import Broken
 
     record: dict[str, Any] = {"path": str(entry.path), "source": entry.source}
     if isinstance(entry, Broken):
@@ -95,7 +95,7 @@ def use(
     as_json: AsJson = False,
 ) -> None:
     """Make `engine: auto` prefer an engine."""
-    from llamaswap_py.engine.locate import choose_engine
+    from llamaswap_py.llamacpp.binaries import choose_engine
 
     chosen = choose_engine(engine)
     if as_json:
@@ -112,7 +112,7 @@ def install(
     as_json: AsJson = False,
 ) -> None:
     """Install a release archive (.tar.gz or .zip) after checking its SHA-256."""
-    from llamaswap_py.engine.install import install_archive
+    from llamaswap_py.llamacpp.install import install_archive
 
     with _progress() as on_progress:
         engine = install_archive(location, sha256, name=name, on_progress=on_progress)
@@ -141,8 +141,8 @@ def doctor(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict, replace
 
-    from llamaswap_py.containing import examine_containment
-    from llamaswap_py.engine.doctor import examine
+    from llamaswap_py.llamacpp.doctor import examine
+    from llamaswap_py.supervisor.containment import examine_containment
 
     report = examine()
     report = replace(report, checks=(*report.checks, examine_containment()))

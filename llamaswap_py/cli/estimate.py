@@ -13,17 +13,17 @@ from llamaswap_py.cli.tables import print_table
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
-from llamaswap_py.estimate.together import evicted_for, fits, largest_sets
-from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
+from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.weighing import Judging
 from llamaswap_py.units import format_size
-from llamaswap_py.weighing import Judging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.config.file import Origin
+    from llamaswap_py.config.load import Origin
     from llamaswap_py.config.records import Config
-    from llamaswap_py.weighing import Judged
+    from llamaswap_py.supervisor.weighing import Judged
 
 COLUMNS = ("model", "device", "memory", "source", "made of")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamaswap_py.cli.usage import command_group
+from llamaswap_py.cli.common import command_group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +38,7 @@ def llama_swap(
     force: Force = False,
 ) -> None:
     """From llama-swap: macros, groups, matrix, filters, ttl, hooks."""
-    from llamaswap_py.config.document import read_yaml
-    from llamaswap_py.config.nodes import plain_value
+    from llamaswap_py.config.yaml_tree import plain_value, read_yaml
     from llamaswap_py.importing.llama_swap import read_llama_swap
 
     root = read_yaml(_read(source), str(source))
@@ -76,8 +75,8 @@ def ollama(
 ) -> None:
     """From Ollama: its models are used in place, nothing is copied."""
     from llamaswap_py.estimate.files import use_of
-    from llamaswap_py.files import read_regular
     from llamaswap_py.importing.ollama import read_ollama
+    from llamaswap_py.storage.files import read_regular
 
     folder = Path(os.path.abspath(source or _ollama_folder()))  # the new file may be anywhere
     blobs = folder / "blobs"
@@ -143,8 +142,8 @@ def command(
 @cache
 def _options_of(engine: str) -> Mapping[str, Option] | None:
     """Return the options of a llama-server, "" for the one that is used; None without it."""
-    from llamaswap_py.engine.locate import locate_engine
     from llamaswap_py.errors import EngineError
+    from llamaswap_py.llamacpp.binaries import locate_engine
 
     try:
         return locate_engine(
@@ -291,8 +290,8 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
 def _say_missing(config: Config) -> None:
     """Say what `lswap check` will say of this machine: of a kind of mistake one line."""
     from llamaswap_py.devices import read_devices
-    from llamaswap_py.preset_files import PUT_IT_THERE
-    from llamaswap_py.presets import Engines, prepare
+    from llamaswap_py.supervisor.prepare import Engines, prepare
+    from llamaswap_py.supervisor.preset_files import PUT_IT_THERE
 
     engines = Engines(config)
     memory = config.memory
@@ -318,7 +317,7 @@ def _count(number: int, what: str) -> str:
 
 def _write(path: Path, text: str, force: bool) -> None:
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.files import write_whole
+    from llamaswap_py.storage.files import write_whole
 
     if os.path.lexists(path) and not force:
         remedy = "choose another name, or pass --force"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamaswap_py.cli.usage import command_group
+from llamaswap_py.cli.common import command_group
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.keyfile import KeyRing
+    from llamaswap_py.config.api_keys import KeyRing
 
 __all__ = ["app"]
 
@@ -57,7 +57,7 @@ def new(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a key and print its secret once; the file keeps only a hash."""
-    from llamaswap_py.config.keyfile import PREFIX, RIGHTS, check_name, hash_secret
+    from llamaswap_py.config.api_keys import PREFIX, RIGHTS, check_name, hash_secret
     from llamaswap_py.errors import ConfigError
 
     check_name(name, str(file))
@@ -158,7 +158,7 @@ def _tell_running() -> str:
     """Have the running lswaps of this user read their files again; return which those are."""
     import signal
 
-    from llamaswap_py.running import find_running
+    from llamaswap_py.children.running import find_running
 
     told = []
     for one in find_running(os.environ):
@@ -172,8 +172,8 @@ def _tell_running() -> str:
 
 def _read(file: Path) -> KeyRing:
     """Return the keys of a file; none if there is no file yet."""
-    from llamaswap_py.config.file import read_keys
-    from llamaswap_py.config.keyfile import KeyRing
+    from llamaswap_py.config.api_keys import KeyRing
+    from llamaswap_py.config.load import read_keys
 
     return read_keys(file, empty=True) if os.path.lexists(file) else KeyRing(())
 
@@ -183,7 +183,7 @@ def _change(file: Path, change: Any) -> None:
     from ruamel.yaml import YAML
 
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.files import read_regular, write_whole
+    from llamaswap_py.storage.files import read_regular, write_whole
 
     yaml = YAML()
     try:

@@ -7,10 +7,10 @@ from typing import Annotated, Final
 
 import typer
 
-from llamaswap_py.cli.starting import Json
+from llamaswap_py.cli.common import Json
 
 CTX: Final = 16384
-"""The context that models have when lswap runs without a file (config/file.py, BARE)."""
+"""The context that models have when lswap runs without a file (config/load.py, BARE)."""
 
 
 def pull(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llamaswap_py.cli.asking import Key, Url
-from llamaswap_py.cli.starting import FAILED, Json
+from llamaswap_py.cli.common import FAILED, Json
 
 _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
 """Other programs' commands of these names are about a model."""

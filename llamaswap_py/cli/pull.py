@@ -11,15 +11,15 @@ import msgspec
 
 from llamaswap_py.cli.quants import best, described, judge, least, verdict
 from llamaswap_py.cli.tables import print_table
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.edit import add_preset, check_free
+from llamaswap_py.config.load import read_config
 from llamaswap_py.devices import read_devices
-from llamaswap_py.editing import add_preset, check_free
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.estimate.contexts import overheads_of
-from llamaswap_py.estimate.records import EstimateError
+from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.hub.api import list_repo, read_remote_header
 from llamaswap_py.hub.cache import keep_listing
 from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
-from llamaswap_py.hub.listing import list_repo
 from llamaswap_py.hub.refs import (
     HubError,
     HubRef,
@@ -29,7 +29,6 @@ from llamaswap_py.hub.refs import (
     parse_ref,
     projector_of,
 )
-from llamaswap_py.hub.remote import read_remote_header
 from llamaswap_py.units import GIB, format_size
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from llamaswap_py.cli.quants import Quant
     from llamaswap_py.devices import Device
     from llamaswap_py.estimate.contexts import Overheads
-    from llamaswap_py.hub.listing import Listing
+    from llamaswap_py.hub.api import Listing
     from llamaswap_py.hub.refs import Build
 
 _MARGIN: Final = GIB

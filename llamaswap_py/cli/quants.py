@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from llamaswap_py.estimate.contexts import Overheads
-from llamaswap_py.estimate.records import HOST
+from llamaswap_py.estimate.types import HOST
 from llamaswap_py.hub.refs import Build
 from llamaswap_py.units import format_size
 

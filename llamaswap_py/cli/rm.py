@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamaswap_py.cli.asking import Key, Url
+from llamaswap_py.cli.common import LOOKS, Json
 from llamaswap_py.cli.completion import model_names
-from llamaswap_py.cli.starting import Json
-from llamaswap_py.cli.usage import LOOKS
 
 if TYPE_CHECKING:
     from llamaswap_py.config.records import Config, Preset
@@ -40,8 +39,8 @@ def rm(
     key: Key = None,
 ) -> None:
     """Take a model out of the file; the rest stays as it is written, comments and all."""
-    from llamaswap_py.config.file import read_config
-    from llamaswap_py.editing import remove_preset
+    from llamaswap_py.config.edit import remove_preset
+    from llamaswap_py.config.load import read_config
     from llamaswap_py.errors import ConfigError
 
     path = config if config is not None else _running_file(url, key)
@@ -68,7 +67,7 @@ def rm(
 
 
 def _remove_files(preset: Preset, config: Config) -> int:
-    from llamaswap_py.library import forget_files
+    from llamaswap_py.supervisor.library import forget_files
 
     return forget_files(preset.hf or "", _others(preset, config))
 
@@ -94,7 +93,7 @@ def _downloaded(preset: Preset, config: Config) -> tuple[str, ...]:
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.hub.cache import find_cached, own_files
     from llamaswap_py.hub.refs import parse_ref
-    from llamaswap_py.library import needed_files
+    from llamaswap_py.supervisor.library import needed_files
 
     if preset.hf is None:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from llamaswap_py.config.schema import json_schema
+from llamaswap_py.config.json_schema import json_schema
 
 
 def run() -> None:

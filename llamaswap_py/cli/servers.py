@@ -6,14 +6,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from llamaswap_py.children.running import find_running
 from llamaswap_py.client.address import DEFAULT_URL
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.running import find_running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.running import Running
+    from llamaswap_py.children.running import Running
 
 
 def find_url(url: str | None) -> str:

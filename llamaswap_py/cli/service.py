@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from llamaswap_py.cli.usage import command_group
-from llamaswap_py.files import write_whole
+from llamaswap_py.cli.common import command_group
+from llamaswap_py.storage.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.records import Config
     from llamaswap_py.errors import LswapError
-    from llamaswap_py.service import Unit
+    from llamaswap_py.server import Unit
 
 __all__ = ["app"]
 
@@ -33,7 +33,7 @@ OfUser = Annotated[
 Name = Annotated[str, typer.Option("--name", help="Name of the unit, to install several.")]
 _SYSTEM: Final = Path("/etc/systemd/system")
 MARK: Final = "# Written by `lswap service install`"
-"""How a unit of ours begins (service/unit.py)."""
+"""How a unit of ours begins (server/systemd_unit.py)."""
 _GPU_GROUPS: Final = ("video", "render")
 _CARRIED: Final = (
     *("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
@@ -66,8 +66,8 @@ def install(
     ] = False,
 ) -> None:
     """Write the unit that serves CONFIG, and make systemd read it."""
-    from llamaswap_py.config.file import read_config
-    from llamaswap_py.service import service_text, socket_text
+    from llamaswap_py.config.load import read_config
+    from llamaswap_py.server import service_text, socket_text
 
     path = (config or _usual_file()).resolve()
     unit = _unit(path, read_config(path), name, _account(run_as, path, user=user), socket=socket)
@@ -174,7 +174,7 @@ def _unit(
     path: Path, config: Config, name: str, account: struct_passwd | None, *, socket: bool
 ) -> Unit:
     """Gather what the unit says from the file and from this machine."""
-    from llamaswap_py.service import Unit
+    from llamaswap_py.server import Unit
 
     stops = [preset.stop_timeout for preset in config.models.values()]
     command = (*_lswap(), "up", str(path), *(() if name == "lswap" else ("--name", name)))
@@ -277,7 +277,7 @@ def _write(file: Path, text: str) -> None:
 
 def _usual_file() -> Path:
     """Return the file that `lswap up` takes when none is named. Raises ConfigError."""
-    from llamaswap_py.cli.origins import usual_file, usual_files
+    from llamaswap_py.cli.init import usual_file, usual_files
     from llamaswap_py.errors import ConfigError
 
     if (file := usual_file()) is None:

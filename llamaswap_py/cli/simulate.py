@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.cli.tables import print_table
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.load import read_config
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.presets import Engines, policy_of, pools_of, prepare
 from llamaswap_py.simulator.report import COLUMNS, row_of
 from llamaswap_py.simulator.run import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.scenario import Loading, make_case
 from llamaswap_py.simulator.trace import parse_trace
+from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
 from llamaswap_py.units import format_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.presets import Prepared
     from llamaswap_py.simulator.records import Case, Result
+    from llamaswap_py.supervisor.prepare import Prepared
 
 READ_RATE: Final = "2GiB"
 """Bytes per second at which models are taken to load, unless the option says otherwise."""

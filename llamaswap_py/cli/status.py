@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.children.running import find_running
 from llamaswap_py.cli.show import age_text, state_text
 from llamaswap_py.client import calls
 from llamaswap_py.client.address import DEFAULT_URL
 from llamaswap_py.client.remote import Remote
 from llamaswap_py.errors import RemoteError
-from llamaswap_py.running import find_running
 
 if TYPE_CHECKING:
-    from llamaswap_py.running import Running
+    from llamaswap_py.children.running import Running
     from llamaswap_py.snapshot import Snapshot
 
 _PATIENCE: Final = 5.0

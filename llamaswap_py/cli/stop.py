@@ -12,15 +12,15 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.children.running import find_running, start_time
 from llamaswap_py.cli.servers import choose_one
 from llamaswap_py.client import calls
 from llamaswap_py.client.address import DEFAULT_URL, base_of
 from llamaswap_py.client.remote import Remote, UnreachableError
 from llamaswap_py.errors import RemoteError, StateError
-from llamaswap_py.running import find_running, start_time
 
 if TYPE_CHECKING:
-    from llamaswap_py.running import Running
+    from llamaswap_py.children.running import Running
 
 _PATIENCE: Final = 2.0
 """Seconds that it may take to say how many requests run: that is only told."""

@@ -9,7 +9,7 @@ from typing import Final
 import typer
 
 from llamaswap_py.cli.asking import Key, Url
-from llamaswap_py.cli.usage import LOOKS
+from llamaswap_py.cli.common import LOOKS
 from llamaswap_py.errors import LswapError
 
 app = typer.Typer(add_completion=False, **LOOKS)

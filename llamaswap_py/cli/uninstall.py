@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from llamaswap_py.children.running import LOCK, bases, find_running
 from llamaswap_py.cli import service
-from llamaswap_py.cli.origins import short_path, usual_files
+from llamaswap_py.cli.init import short_path, usual_files
 from llamaswap_py.cli.tables import print_table
-from llamaswap_py.engine.places import engines_folder, probes_folder
 from llamaswap_py.errors import ConfigError, LswapError, StateError
-from llamaswap_py.files import read_regular
 from llamaswap_py.hub.cache import cache_folder, find_cached, remove_cached, repo_folder
 from llamaswap_py.hub.refs import parse_ref
-from llamaswap_py.running import LOCK, bases, find_running
-from llamaswap_py.state.kept import sweep_kept
-from llamaswap_py.state.places import learned_folder
+from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
+from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.kv_files import sweep_kept
+from llamaswap_py.storage.records import learned_folder
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:

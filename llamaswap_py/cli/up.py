@@ -19,53 +19,53 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py import guarding
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.api.revoking import take_keys
 from llamaswap_py.children.orphans import SweptHow
+from llamaswap_py.children.running import Served, find_running
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli.addresses import asked_listeners, listen_elsewhere, typeable
-from llamaswap_py.cli.beside import capturing, notifying, watching
 from llamaswap_py.cli.budgets import (
     give_memory_back,
     most_bodies,
     most_connections,
     raise_file_limit,
 )
-from llamaswap_py.cli.log import OwnLog, logging_aside, set_up_logging
-from llamaswap_py.cli.origins import serves_text
+from llamaswap_py.cli.init import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
 from llamaswap_py.cli.version import lswap_text
 from llamaswap_py.config.context import skipped_files
-from llamaswap_py.config.file import keys_of
-from llamaswap_py.containing import unenforced
+from llamaswap_py.config.load import keys_of
 from llamaswap_py.errors import StateError
-from llamaswap_py.opening import open_supervisor
-from llamaswap_py.presets import Engines
-from llamaswap_py.reloading import Reloader
-from llamaswap_py.running import Served, find_running
-from llamaswap_py.scheduler.records import PresetId
-from llamaswap_py.service import Notifier, inherited_sockets
-from llamaswap_py.service.sockets import endpoint_of
+from llamaswap_py.proxy import WireLimits, bind, serve
+from llamaswap_py.scheduler.types import PresetId
+from llamaswap_py.server import Notifier, inherited_sockets
+from llamaswap_py.server.beside import capturing, notifying, watching
+from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
+from llamaswap_py.server.opening import open_supervisor
+from llamaswap_py.server.systemd import endpoint_of
+from llamaswap_py.supervisor.containment import unenforced
+from llamaswap_py.supervisor.prepare import Engines
+from llamaswap_py.supervisor.reload import Reloader
+from llamaswap_py.supervisor.snapshots import make_snapshot
+from llamaswap_py.tasks import guard
+from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.units import format_duration
-from llamaswap_py.views import make_snapshot
-from llamaswap_py.wire import WireLimits, bind, serve
-from llamaswap_py.workers import Workers
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
 
-    from llamaswap_py.config.file import Origin
-    from llamaswap_py.config.keyfile import KeyRing
+    from llamaswap_py.config.api_keys import KeyRing
+    from llamaswap_py.config.load import Origin
     from llamaswap_py.config.records import Config
     from llamaswap_py.endpoint import Endpoint
-    from llamaswap_py.engine.locate import Engine
+    from llamaswap_py.llamacpp.binaries import Engine
+    from llamaswap_py.proxy import Server
     from llamaswap_py.snapshot import Snapshot
-    from llamaswap_py.supervisor import Supervisor
-    from llamaswap_py.wire import Server
+    from llamaswap_py.supervisor.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
 _LAST_WRITES: Final = 1.0
@@ -184,7 +184,7 @@ async def _serve(
 ) -> None:
     sockets, notifier = outside.sockets, outside.notifier
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
-    guarding.heed(asyncio.get_running_loop())
+    guard.heed(asyncio.get_running_loop())
     limits = WireLimits(
         header=config.limits.header,
         head_read=config.limits.head_read,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py import __version__
 
 if TYPE_CHECKING:
-    from llamaswap_py.engine.locate import Engine
+    from llamaswap_py.llamacpp.binaries import Engine
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _PATIENCE: Final = 5.0
@@ -72,8 +72,8 @@ def _record(engine: Engine | None) -> dict[str, object]:
 
 
 def _engine() -> Engine | None:
-    from llamaswap_py.engine.locate import locate_engine
     from llamaswap_py.errors import EngineError
+    from llamaswap_py.llamacpp.binaries import locate_engine
 
     try:
         return locate_engine()

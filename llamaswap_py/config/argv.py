@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.config.context import slots
-from llamaswap_py.config.options import Owned, long_name
+from llamaswap_py.config.forms import HOST
+from llamaswap_py.config.llama_options import Owned, long_name
 from llamaswap_py.config.optiontable import (
     Option,
     OptionTable,
@@ -24,14 +25,13 @@ from llamaswap_py.config.optionvalues import fault_of, words
 from llamaswap_py.config.optionvalues import word as as_word
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.replaced import Said, carry_over
-from llamaswap_py.config.values import HOST
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from llamaswap_py.config.forms import Argument, PerDevice
     from llamaswap_py.config.records import Config, Preset
-    from llamaswap_py.config.values import Argument, PerDevice
 
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 SPARE_HTTP_THREADS: Final = 16

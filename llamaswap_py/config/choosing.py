@@ -6,9 +6,8 @@ import posixpath
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Annotated, Final
 
-from llamaswap_py.config.fields import Record, key, plain
 from llamaswap_py.config.filters import SHARES
-from llamaswap_py.config.forms import NAMES, or_null
+from llamaswap_py.config.forms import NAMES, Record, key, or_null, plain
 
 if TYPE_CHECKING:
     from llamaswap_py.config.preset import Preset

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from llamaswap_py.config.fields import Record, key, plain
-from llamaswap_py.config.forms import PATH, or_null, words_of
-from llamaswap_py.config.keyfile import RIGHTS, Right
+from llamaswap_py.config.api_keys import RIGHTS, Right
+from llamaswap_py.config.forms import PATH, Record, key, or_null, plain, words_of
 from llamaswap_py.config.origins import ORIGINS
 
 

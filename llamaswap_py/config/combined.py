@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.config.commands import misplaced
+from llamaswap_py.config.model_forms import misplaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

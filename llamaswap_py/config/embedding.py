@@ -18,8 +18,8 @@ from llamaswap_py.config.optiontable import switched
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llamaswap_py.config.forms import Argument
     from llamaswap_py.config.records import Preset
-    from llamaswap_py.config.values import Argument
 
 DEFAULT_BATCH: Final = 512
 """llama-server's own `ubatch-size`."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.config.forms import Form, expected, read_list, read_text
-from llamaswap_py.config.nodes import UNKNOWN_KEY, Invalid, Node, Scalar, Table, plain_value
-from llamaswap_py.config.values import Filters
+from llamaswap_py.config.forms import Filters, Form, expected, read_list, read_text
+from llamaswap_py.config.yaml_tree import UNKNOWN_KEY, Invalid, Node, Scalar, Table, plain_value
 
 if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base, Schema

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from llamaswap_py.config.commands import as_program
 from llamaswap_py.config.forms import SUBSTITUTE
-from llamaswap_py.config.keys import keys_of
+from llamaswap_py.config.json_schema import keys_of
+from llamaswap_py.config.model_forms import as_program
 from llamaswap_py.config.records import Defaults, Policy, Preset, Record
 
 ALWAYS: Final[dict[str, Any]] = {"preload": True, "pin": True, "ttl": None}

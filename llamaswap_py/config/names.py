@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final
 
 from msgspec import structs
 
 from llamaswap_py.config.choosing import spelled
 from llamaswap_py.config.forms import CONTROL, SUBSTITUTE
 from llamaswap_py.config.records import Alias, Group
+from llamaswap_py.config.yaml_tree import Problem, Spot, nearest
 
-Problem: TypeAlias = Callable[[int, str, str, str], None]
-"""Called with line, place, message and remedy."""
-Spot: TypeAlias = Callable[[int], str]
-"""Says where a line is: `line 3`, or of which file."""
-
-_LOADED: Final = "loaded"  # any preset that is loaded may be the substitute
 # Of more names than this none is looked for: one suggestion for ten thousand takes 0.1 s.
 _MOST_SUGGESTIONS: Final = 20
+_LOADED: Final = "loaded"  # any preset that is loaded may be the substitute
 
 
 def resolve_names(
@@ -158,11 +153,3 @@ def bad_name(name: str) -> tuple[str, str] | None:
     if "," in name:
         return "a name cannot contain a comma", "llama-server would take it for two names"
     return None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question after the name that may be meant; empty if none is similar."""
-    simple = {each.replace("_", "").replace("-", "").lower(): each for each in known}
-    wanted = name.replace("_", "").replace("-", "").lower()
-    close = difflib.get_close_matches(wanted, simple, n=1, cutoff=0.6)
-    return f"did you mean {simple[close[0]]}?" if close else ""

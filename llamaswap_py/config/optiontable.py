@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Final, Protocol
 
-from llamaswap_py.config.options import Owned, long_name, owned, plain_name, spellings
+from llamaswap_py.config.llama_options import Owned, long_name, owned, plain_name, spellings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from llamaswap_py.config.values import Argument
+    from llamaswap_py.config.forms import Argument
 
 
 class Option(Protocol):

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.config.forms import Form, read_list, read_text
-from llamaswap_py.config.nodes import Invalid, Node
+from llamaswap_py.config.yaml_tree import Invalid, Node
 
 if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base

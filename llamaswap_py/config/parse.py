@@ -10,13 +10,16 @@ from msgspec import structs
 from llamaswap_py.config.broken import owner_of, reduce_broken
 from llamaswap_py.config.combined import combined_mistakes
 from llamaswap_py.config.compat import with_old_defaults
+from llamaswap_py.config.discover import Folder, Scan, add_models
 from llamaswap_py.config.forms import Base, is_null
-from llamaswap_py.config.found import Folder, Scan, add_models
 from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
-from llamaswap_py.config.keys import Key, key_hint, keys_of
+from llamaswap_py.config.json_schema import Key, key_hint, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
-from llamaswap_py.config.names import bad_name, nearest, resolve_names
-from llamaswap_py.config.nodes import (
+from llamaswap_py.config.llama_options import long_name, plain_name
+from llamaswap_py.config.names import bad_name, resolve_names
+from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
+from llamaswap_py.config.sources import Sources, SourceText, expand, read_together, sources_of
+from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,
     Invalid,
     Listing,
@@ -24,11 +27,8 @@ from llamaswap_py.config.nodes import (
     Table,
     describe,
     join_errors,
+    nearest,
 )
-from llamaswap_py.config.options import long_name, plain_name
-from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
-from llamaswap_py.config.sources import Sources, SourceText, read_together, sources_of
-from llamaswap_py.config.variables import expand
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.redaction import hide
 

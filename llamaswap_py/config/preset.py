@@ -6,9 +6,6 @@ from typing import Annotated, Final, Literal
 
 from msgspec import field, structs
 
-from llamaswap_py.config.arguments import ARGS, ENV, EXTRA, METADATA
-from llamaswap_py.config.commands import COMMAND, READY, STOP
-from llamaswap_py.config.fields import Record, key, plain, word
 from llamaswap_py.config.filters import FILTERS
 from llamaswap_py.config.forms import (
     DURATION,
@@ -21,11 +18,30 @@ from llamaswap_py.config.forms import (
     TEXT,
     TTL,
     WHEN_FULL,
+    Argument,
+    Command,
+    EngineSpec,
+    Filters,
+    Ready,
+    Record,
+    key,
     or_null,
     or_word,
+    plain,
+    word,
 )
-from llamaswap_py.config.places import DEVICES, ENGINE, SIZES
-from llamaswap_py.config.values import Argument, Command, EngineSpec, Filters, Ready
+from llamaswap_py.config.model_forms import (
+    ARGS,
+    COMMAND,
+    DEVICES,
+    ENGINE,
+    ENV,
+    EXTRA,
+    METADATA,
+    READY,
+    SIZES,
+    STOP,
+)
 
 _WHEN_FULL: Final = (
     "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "

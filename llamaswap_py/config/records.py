@@ -2,21 +2,24 @@
 
 Durations are seconds, sizes bytes. The reader (parse.py), the JSON Schema and the reference page
 (schema.py) are derived from these classes; nothing about a key is written anywhere else.
+
+Where conversations are kept over an eviction (`memory.keep_kv`), and what cannot be kept.
+
+The key `memory`: what may be used of each device, and what host memory holds of files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import field
 
-from llamaswap_py.config.arguments import ENV, METADATA
 from llamaswap_py.config.choosing import Alias, Group, file_found, spelled
 from llamaswap_py.config.clients import Cors, Keys
 from llamaswap_py.config.compat import COMPAT
-from llamaswap_py.config.fields import Record, key, plain, word
+from llamaswap_py.config.discover import Folder
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -24,20 +27,132 @@ from llamaswap_py.config.forms import (
     PATHS,
     POSITIVE_DURATION,
     POSITIVE_SIZE,
+    SIZE,
     TEXT,
     UI,
     WHEN_FULL,
+    EngineSpec,
+    PerDevice,
+    Record,
+    key,
     or_null,
     or_word,
+    plain,
+    word,
 )
-from llamaswap_py.config.found import Folder
-from llamaswap_py.config.memory import Memory
-from llamaswap_py.config.places import ENGINE, LISTEN
+from llamaswap_py.config.llama_options import long_name
+from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, LISTEN, MARGIN, METADATA
+from llamaswap_py.config.optiontable import switched
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
-from llamaswap_py.config.values import EngineSpec
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.units import KIB, MIB
+from llamaswap_py.units import GIB, KIB, MIB
+
+
+class KeepKv(Record, frozen=True):
+    """What `keep_kv` of the presets may take."""
+
+    limit: Annotated[
+        int,
+        key(
+            "Most bytes of conversations kept at once; of more the oldest go.",
+            POSITIVE_SIZE,
+            "16GiB",
+        ),
+    ] = 4 * GIB
+    dir: Annotated[
+        str | None,
+        key(
+            "Folder for them. auto: main memory ($XDG_RUNTIME_DIR or /dev/shm, whichever has room "
+            "for `limit`; given back as soon as a model needs it), else $XDG_CACHE_HOME.",
+            or_word("auto", PATH),
+            "/mnt/nvme/lswap",
+        ),
+    ] = None
+    timeout: Annotated[
+        float,
+        key(
+            "Longest that keeping them may hold up an eviction, and bringing them back a load.",
+            DURATION,
+            "10s",
+        ),
+    ] = 2.0
+
+
+_ADAPTERS: Final = frozenset({"lora", "lora-scaled"})
+_DRAFTS: Final = frozenset({"model-draft", "spec-draft-model"})
+
+
+def keeps_nothing(preset: Preset) -> str:
+    """Return why `keep_kv` can do nothing for a preset (or a variant of one); empty if it can."""
+    words = (word.partition("=")[0] for word in preset.extra if word.startswith("-"))
+    said = {*preset.args, *map(long_name, words)}
+    said -= {name for name in said if switched(preset.args.get(name, True)) is False}
+    if said & _ADAPTERS:
+        return "with which LoRA adapters a conversation was computed is not kept"
+    kinds = str(preset.args.get("spec-type", "")).split(",")
+    if said & _DRAFTS or any(kind.strip().startswith("draft") for kind in kinds):
+        return "llama-server does not save the draft model's half of a conversation"
+    if said & {"embeddings", "reranking"}:
+        return "embedding and reranking models have no conversations"
+    if "no-cache-prompt" in said or switched(preset.args.get("cache-prompt", True)) is False:
+        return "cache-prompt is off: llama-server would not use them"
+    return ""
+
+
+class Memory(Record, frozen=True):
+    """What may be used of each device."""
+
+    margin: Annotated[
+        PerDevice,
+        key(
+            "Left free on every device, always; or per device (1GiB on those not named).",
+            MARGIN,
+            "2GiB",
+            {"CUDA0": "2GiB", "host": "4GiB"},
+        ),
+    ] = PerDevice(GIB)
+    devices: Annotated[
+        dict[str, int] | None,
+        key(
+            "How much memory each device has: auto asks the machine; a mapping declares it "
+            "(containers, WSL, tests).",
+            BUDGETS,
+            {"CUDA0": "24GiB", "host": "64GiB"},
+        ),
+    ] = None
+    settle: Annotated[
+        float,
+        key("How long a stopped child's memory may take to show up as free.", DURATION, "10s"),
+    ] = 5.0
+    cache_ram: Annotated[
+        int,
+        key(
+            "llama-server's prompt cache, per child, charged to host; 0 turns it off "
+            "(llama-server's own default is 8 GiB).",
+            SIZE,
+            "4GiB",
+        ),
+    ] = GIB
+    read_ahead: Annotated[
+        Literal["auto", "off"],
+        plain(
+            "auto: read the files of a model that waits for memory into the page cache, as far as "
+            "free host memory goes, until its load begins.",
+            "off",
+        ),
+    ] = "auto"
+    host_cache: Annotated[
+        int | None,
+        key(
+            "Most bytes of model files that `keep_in_ram` keeps in the page cache; null: as much "
+            "as host memory has free.",
+            or_null(SIZE),
+            "32GiB",
+        ),
+    ] = None
+    keep_kv: Annotated[KeepKv, plain("What `keep_kv` of the presets may take.")] = KeepKv()
+
 
 Mistake: TypeAlias = tuple[str, str, str]
 """Where it is, what is wrong, and what to do."""

@@ -6,7 +6,7 @@ import json
 from itertools import groupby
 from typing import Any, Final
 
-from llamaswap_py.config.schema import Row, reference_rows
+from llamaswap_py.config.json_schema import Row, reference_rows
 
 BEGIN: Final = "<!-- The tables from here on are made by scripts/configuration_reference.py -->"
 _TOP: Final = "The file"

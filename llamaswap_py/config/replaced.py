@@ -14,7 +14,7 @@ from llamaswap_py.config.optiontable import OptionTable, switched
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from llamaswap_py.config.values import Argument
+    from llamaswap_py.config.forms import Argument
 
 
 @dataclass(frozen=True, slots=True)

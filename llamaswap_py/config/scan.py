@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from llamaswap_py.config.found import Folder, GgufFile
+from llamaswap_py.config.discover import Folder, GgufFile
 from llamaswap_py.units import is_utf8
 
 _DEEPEST: Final = 6

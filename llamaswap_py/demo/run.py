@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from llamaswap_py.client import calls
 from llamaswap_py.client.lean_httpx import httpx
 from llamaswap_py.client.remote import Remote
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.load import read_config
 from llamaswap_py.demo.served import DemoError, ServedLswap, free_endpoint, loaded, relative
-from llamaswap_py.engine.build import build_engine
-from llamaswap_py.engine.locate import VARIABLE, Engine, locate_engine
-from llamaswap_py.engine.places import demo_folder
 from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.llamacpp.binaries import VARIABLE, Engine, locate_engine
+from llamaswap_py.llamacpp.install import build_engine
+from llamaswap_py.llamacpp.paths import demo_folder
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llamaswap_py.devices.host import read_cache_room
 from llamaswap_py.devices.inventory import HOST, Device, read_devices
 from llamaswap_py.devices.placement import placement_env, translate
-from llamaswap_py.devices.readings import Measurement, PoolReading, strangers_by_charge
+from llamaswap_py.devices.reader import Measurement, PoolReading, strangers_by_charge
 from llamaswap_py.devices.telemetry import Telemetry
 
 __all__ = [

@@ -13,10 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.devices.host import ROOT, read_host_total
-from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
-from llamaswap_py.devices.placement import PREFIXES
-from llamaswap_py.devices.sysfs import (
+from llamaswap_py.devices.amd import (
     AMD,
     INTEL,
     NVIDIA,
@@ -26,6 +23,9 @@ from llamaswap_py.devices.sysfs import (
     rocm_pools,
     vulkan_pools,
 )
+from llamaswap_py.devices.host import ROOT, read_host_total
+from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
+from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.devices.visible import (
     GpuRow,
     needs_cuda_order,

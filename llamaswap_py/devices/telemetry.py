@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
-from llamaswap_py import guarding
-from llamaswap_py.beat import BEAT, until_beat
 from llamaswap_py.devices.inventory import Device
-from llamaswap_py.devices.reader import MachineReader
-from llamaswap_py.devices.readings import Measurement, Sample
+from llamaswap_py.devices.reader import MachineReader, Measurement, Sample
+from llamaswap_py.tasks import guard
+from llamaswap_py.tasks.tick import BEAT, until_beat
 
 SETTLING_INTERVAL: Final = 0.05
 """Drivers give memory back some 10 to 500 ms after a process ends, and a swap may wait for it."""
@@ -91,7 +90,7 @@ class Telemetry:
     async def __aenter__(self) -> Telemetry:
         await self._tasks.__aenter__()
         self._task = self._tasks.create_task(
-            guarding.keep_going("telemetry", self._run), name="telemetry"
+            guard.keep_going("telemetry", self._run), name="telemetry"
         )
         return self
 

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from llamaswap_py.estimate.attention import context_of
 from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
-from llamaswap_py.estimate.records import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
+from llamaswap_py.estimate.formula import context_of
 from llamaswap_py.estimate.settings import names_of, read_settings
+from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
 
 if TYPE_CHECKING:
-    from llamaswap_py.estimate.ladder import Estimator
+    from llamaswap_py.estimate.estimator import Estimator
     from llamaswap_py.estimate.wanted import Wanted
     from llamaswap_py.gguf.header import Header
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.estimate.records import HOST
+from llamaswap_py.estimate.types import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.devices import Device
     from llamaswap_py.estimate.files import FileIdentity
-    from llamaswap_py.presets import Prepared
+    from llamaswap_py.supervisor.prepare import Prepared
 
 SCHEMA: Final = 1
 """Of the keys; raise it when the formulas change, and old cached estimates are forgotten."""

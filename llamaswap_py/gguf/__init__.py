@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from llamaswap_py.gguf.errors import GgufError
-from llamaswap_py.gguf.header import Header, Tensor, read_header
-from llamaswap_py.gguf.metadata import ArrayInfo, Value
+from llamaswap_py.gguf.header import ArrayInfo, GgufError, Header, Tensor, Value, read_header
 from llamaswap_py.gguf.shards import is_first_shard, shard_paths
 
 __all__ = [

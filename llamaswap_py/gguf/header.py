@@ -2,24 +2,258 @@
 
 Source: ggml/include/gguf.h and ggml/src/gguf.cpp of llama.cpp; the checks are those of
 gguf_init_from_file, and that every tensor lies within the file (llama-model-loader.cpp).
+
+The one error of this package.
+
+Walk through bytes that a callback reads, never past their end and never far ahead.
+
+Tensor types of ggml: how many elements a block has, and how many bytes (ggml.c, type_traits).
+
+The key-value part of a GGUF header (ggml/include/gguf.h, "GGUF file format").
+
+Vocabularies hold hundreds of thousands of strings that nobody here needs: of a long array only the
+length is kept. Counts and lengths are checked against the bytes that are left before anything is
+allocated for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
-from llamaswap_py.gguf.cursor import Cursor, ReadAt
-from llamaswap_py.gguf.errors import GgufError
-from llamaswap_py.gguf.kinds import KINDS
-from llamaswap_py.gguf.metadata import ArrayInfo, Value, read_metadata, read_string
+from llamaswap_py.errors import LswapError
+
+
+class GgufError(LswapError):
+    """Raised when a file is not a GGUF, is cut off, or says impossible things of itself."""
+
+    def __init__(self, message: str, *, remedy: str = "download the file again") -> None:
+        super().__init__(message, remedy=remedy)
+
+
+ReadAt = Callable[[int, int], bytes]
+"""(offset, size) -> at most `size` bytes from there; fewer only at the end of the file."""
+
+_WINDOW: Final = 256 * 1024
+
+
+class Cursor:
+    """A position in a file of `size` bytes, with a window of read-ahead."""
+
+    def __init__(self, read_at: ReadAt, size: int) -> None:
+        self.position = 0
+        self.size = size
+        self._read_at = read_at
+        self._window = b""
+        self._start = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes between here and the end of the file."""
+        return self.size - self.position
+
+    def take(self, count: int, what: str) -> bytes:
+        """Return the next `count` bytes; `what` names them in the error when they are not there."""
+        if count > self.left:
+            raise GgufError(
+                f"cut off at byte {self.size:,}: {what} would need {count - self.left:,} more"
+            )
+        inside = self.position - self._start
+        if inside < 0 or inside + count > len(self._window):
+            self._window = self._read_at(self.position, max(count, min(_WINDOW, self.left)))
+            self._start, inside = self.position, 0
+            if len(self._window) < count:
+                raise GgufError(f"became shorter while it was read ({what})")
+        self.position += count
+        return self._window[inside : inside + count]
+
+    def skip(self, count: int, what: str) -> None:
+        """Go `count` bytes on without reading them."""
+        if count > self.left:
+            raise GgufError(
+                f"cut off at byte {self.size:,}: {what} would need {count - self.left:,} more"
+            )
+        self.position += count
+
+    def number(self, form: str, what: str) -> int | float:
+        """Return one little-endian number of a struct format character."""
+        value: int | float = struct.unpack("<" + form, self.take(struct.calcsize(form), what))[0]
+        return value
+
+    def count(self, what: str) -> int:
+        """Return an unsigned 64-bit number."""
+        return int(self.number("Q", what))
+
+
+class Kind(NamedTuple):
+    """A tensor type; `size` bytes hold `block` elements."""
+
+    name: str
+    block: int
+    size: int
+
+
+KINDS: Final[dict[int, Kind]] = {
+    0: Kind("F32", 1, 4),
+    1: Kind("F16", 1, 2),
+    2: Kind("Q4_0", 32, 18),
+    3: Kind("Q4_1", 32, 20),
+    6: Kind("Q5_0", 32, 22),
+    7: Kind("Q5_1", 32, 24),
+    8: Kind("Q8_0", 32, 34),
+    9: Kind("Q8_1", 32, 36),
+    10: Kind("Q2_K", 256, 84),
+    11: Kind("Q3_K", 256, 110),
+    12: Kind("Q4_K", 256, 144),
+    13: Kind("Q5_K", 256, 176),
+    14: Kind("Q6_K", 256, 210),
+    15: Kind("Q8_K", 256, 292),
+    16: Kind("IQ2_XXS", 256, 66),
+    17: Kind("IQ2_XS", 256, 74),
+    18: Kind("IQ3_XXS", 256, 98),
+    19: Kind("IQ1_S", 256, 50),
+    20: Kind("IQ4_NL", 32, 18),
+    21: Kind("IQ3_S", 256, 110),
+    22: Kind("IQ2_S", 256, 82),
+    23: Kind("IQ4_XS", 256, 136),
+    24: Kind("I8", 1, 1),
+    25: Kind("I16", 1, 2),
+    26: Kind("I32", 1, 4),
+    27: Kind("I64", 1, 8),
+    28: Kind("F64", 1, 8),
+    29: Kind("IQ1_M", 256, 56),
+    30: Kind("BF16", 1, 2),
+    34: Kind("TQ1_0", 256, 54),
+    35: Kind("TQ2_0", 256, 66),
+    39: Kind("MXFP4", 32, 17),
+    40: Kind("NVFP4", 64, 36),
+    41: Kind("Q1_0", 128, 18),
+}
+
+BY_NAME: Final[dict[str, Kind]] = {kind.name.lower(): kind for kind in KINDS.values()}
+"""The same by the names that --cache-type-k takes: `f16`, `q8_0`."""
+
+
+def row_bytes(name: str, elements: int) -> int:
+    """Return the bytes of `elements` in the type of this name; F16 where the name is unknown."""
+    kind = BY_NAME.get(name.lower(), KINDS[1])
+    return -(-elements // kind.block) * kind.size
+
+
+MAX_KEYS: Final = 65536
+MAX_KEY_LENGTH: Final = 65535
+MAX_STRING: Final = 16 * 1024**2
+MAX_ELEMENTS: Final = 2**24
+KEPT_ELEMENTS: Final = 4096
+"""Longer arrays than any list of layers are vocabularies."""
+MAX_DEPTH: Final = 4
+
+_STRING: Final = 8
+_ARRAY: Final = 9
+_BOOL: Final = 7
+_NUMBERS: Final[dict[int, str]] = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "B",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """An array; `values` is None where only its length was kept."""
+
+    length: int
+    values: tuple[int | float | bool, ...] | None = None
+
+
+Value = int | float | bool | str | ArrayInfo
+
+
+def read_metadata(cursor: Cursor, keys: int) -> dict[str, Value]:
+    """Read `keys` pairs; raises GgufError."""
+    if keys > MAX_KEYS:
+        raise GgufError(f"claims {keys:,} keys of metadata, more than any model has")
+    found: dict[str, Value] = {}
+    for number in range(keys):
+        key = read_string(cursor, f"metadata key {number}", MAX_KEY_LENGTH)
+        if key in found:
+            raise GgufError(f"has the key {key} twice")
+        kind = int(cursor.number("I", f"the type of {key}"))
+        found[key] = _read_value(cursor, kind, key)
+    return found
+
+
+def read_string(cursor: Cursor, what: str, limit: int = MAX_STRING) -> str:
+    """Read a length and that many bytes of UTF-8; odd bytes are replaced."""
+    length = cursor.count(f"the length of {what}")
+    if length > limit:
+        raise GgufError(f"{what} claims to be {length:,} bytes long")
+    return cursor.take(length, what).decode(errors="replace")
+
+
+def _read_value(cursor: Cursor, kind: int, key: str) -> Value:
+    if kind == _STRING:
+        return read_string(cursor, f"the value of {key}")
+    if kind == _ARRAY:
+        return _read_array(cursor, key, 1)
+    form = _NUMBERS.get(kind)
+    if form is None:
+        raise GgufError(f"{key} has the unknown type {kind}")
+    value = cursor.number(form, f"the value of {key}")
+    return bool(value) if kind == _BOOL else value
+
+
+def _read_array(cursor: Cursor, key: str, depth: int) -> ArrayInfo:
+    kind = int(cursor.number("I", f"the element type of {key}"))
+    length = cursor.count(f"the length of {key}")
+    if length > MAX_ELEMENTS:
+        raise GgufError(f"{key} claims {length:,} elements")
+    if kind == _STRING:
+        _skip_strings(cursor, length, key)
+        return ArrayInfo(length)
+    if kind == _ARRAY:
+        if depth == MAX_DEPTH:
+            raise GgufError(f"{key} nests arrays {depth} deep")
+        # Each of them is at least its type and its length: that many must still be in the file.
+        if length * 12 > cursor.left:
+            raise GgufError(f"{key} claims {length:,} arrays, more than the file can hold")
+        for _ in range(length):
+            _read_array(cursor, key, depth + 1)
+        return ArrayInfo(length)
+    form = _NUMBERS.get(kind)
+    if form is None:
+        raise GgufError(f"{key} has elements of the unknown type {kind}")
+    size = length * struct.calcsize(form)
+    if length > KEPT_ELEMENTS:
+        cursor.skip(size, f"the elements of {key}")
+        return ArrayInfo(length)
+    values = struct.unpack(f"<{length}{form}", cursor.take(size, f"the elements of {key}"))
+    return ArrayInfo(length, tuple(map(bool, values)) if kind == _BOOL else values)
+
+
+def _skip_strings(cursor: Cursor, length: int, key: str) -> None:
+    if length * 8 > cursor.left:
+        raise GgufError(f"{key} claims {length:,} strings, more than the file can hold")
+    what = f"the elements of {key}"
+    for _ in range(length):
+        cursor.skip(cursor.count(what), what)
+
 
 MAGIC: Final = b"GGUF"
 MAX_TENSORS: Final = 2**18
 MAX_NAME: Final = 1024
-MAX_ELEMENTS: Final = 2**50
+MAX_TENSOR_ELEMENTS: Final = 2**50
 _VERSIONS: Final = (2, 3)
 
 
@@ -122,7 +356,7 @@ def _read_tensor(cursor: Cursor, number: int) -> Tensor:
             remedy="this lswap does not know it; declare the preset's memory",
         )
     elements = prod(shape)
-    if not 0 < elements <= MAX_ELEMENTS:
+    if not 0 < elements <= MAX_TENSOR_ELEMENTS:
         raise GgufError(f"the tensor {name} has an impossible shape: {shape}")
     if shape[0] % kind.block:
         raise GgufError(f"rows of {name} are no whole blocks of {kind.name}: {shape[0]}")

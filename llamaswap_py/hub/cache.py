@@ -18,7 +18,6 @@ from typing import Final
 
 import msgspec
 
-from llamaswap_py.files import open_regular, read_regular
 from llamaswap_py.hub.refs import (
     Build,
     HubError,
@@ -29,6 +28,7 @@ from llamaswap_py.hub.refs import (
     heads_of,
     projector_of,
 )
+from llamaswap_py.storage.files import open_regular, read_regular
 from llamaswap_py.units import is_utf8
 
 PART: Final = ".lswap-part"

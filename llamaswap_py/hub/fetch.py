@@ -24,9 +24,9 @@ from typing import IO, Any, BinaryIO, Final, cast
 
 import msgspec
 
+from llamaswap_py.hub.api import ANSWERS, headers_for, prepare_session, within
 from llamaswap_py.hub.cache import PART, cache_folder, keep_listing, repo_folder
 from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, heads_of, projector_of
-from llamaswap_py.hub.session import ANSWERS, prepare_session, within
 from llamaswap_py.units import format_size
 
 _EVERY: Final = 0.2
@@ -95,7 +95,7 @@ def fetch(order: Order, report: Report) -> tuple[str, ...]:
 
 def complete(order: Order) -> Order:
     """Ask the hub which files an order means: all shards, the projector, the heads it asks for."""
-    from llamaswap_py.hub.listing import list_repo
+    from llamaswap_py.hub.api import list_repo
 
     ref = HubRef(order.repo, order.tag)
     listing = list_repo(ref)
@@ -137,7 +137,7 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
-    from llamaswap_py.hub.listing import hub_errors
+    from llamaswap_py.hub.api import hub_errors
 
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     url = hf_hub_url(ref.repo, file.path, revision=commit)
@@ -214,15 +214,6 @@ def _write_all(stream: IO[bytes], data: bytes) -> int:
     while left:
         left = left[stream.write(left) :]
     return len(data)
-
-
-def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers for the place a file really is: the token is for the hub's host alone."""
-    from llamaswap_py.outgoing import same_place
-
-    if same_place(url, location):
-        return headers
-    return {name: value for name, value in headers.items() if name.lower() != "authorization"}
 
 
 def _check_room(order: Order, total: int) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from llamaswap_py.errors import LswapError
 from llamaswap_py.gguf.shards import is_first_shard, shard_paths
-from llamaswap_py.sidecars import HEADS, PROJECTOR, bits_of, home_of, is_home, sidecar_kind
+from llamaswap_py.gguf.sidecars import HEADS, PROJECTOR, bits_of, home_of, is_home, sidecar_kind
 
 _REPO: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _QUANT: Final = re.compile(

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
+from llamaswap_py.config.llama_options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
 from llamaswap_py.config.optiontable import OptionTable
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.variables import option_of

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from llamaswap_py.config.options import PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.config.llama_options import PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.config.optiontable import OptionTable, table_of
 from llamaswap_py.importing.notes import merged
 

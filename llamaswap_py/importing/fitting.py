@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-from llamaswap_py.config.options import plain_name
+from llamaswap_py.config.llama_options import plain_name
 from llamaswap_py.config.optiontable import Option, OptionTable, switched, word_for
 from llamaswap_py.config.optionvalues import fault_of, word
 from llamaswap_py.config.replaced import LOADING, Said, carry_over

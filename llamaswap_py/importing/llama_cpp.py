@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from llamaswap_py.config.options import long_name, plain_name
+from llamaswap_py.config.llama_options import long_name, plain_name
 from llamaswap_py.config.optiontable import Option, OptionTable, is_negation, table_of
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command

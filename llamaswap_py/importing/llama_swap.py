@@ -2,12 +2,21 @@
 
 Keys and meanings as its documentation describes them (config.example.yaml and config-schema.json of
 that project). Each key is carried over, translated, or named.
+
+llama-swap's macros: `${name}`, `${env.NAME}`, and those it fills in itself. Pure.
+
+llama-swap's matrix of models that may run together -> exclusive groups. Pure.
+
+Who may run beside whom in llama-swap: groups, matrix, selectors, priorities. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Final, TypeAlias
 
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import (
@@ -18,12 +27,313 @@ from llamaswap_py.importing.command import (
     take_environment,
 )
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.macros import Macros
 from llamaswap_py.importing.programs import read_program
 from llamaswap_py.importing.requests import take_filters, take_metadata
-from llamaswap_py.importing.routing import take_routing
 
+_MACRO: Final = re.compile(r"\$\{([A-Za-z0-9_.-]+)\}")
+_LEFT: Final = frozenset({"PORT", "PID"})
+_DEPTH: Final = 20
+
+
+@dataclass(slots=True)
+class Macros:
+    """The macros that are in force at one place, and the environment."""
+
+    values: Mapping[str, Any]
+    environment: Mapping[str, str]
+    draft: Draft
+    place: str
+    _unknown: set[str] = field(default_factory=set)
+
+    def inside(self, place: str, values: Mapping[str, Any]) -> Macros:
+        """Return the macros of a model: its own win."""
+        return Macros({**self.values, **values}, self.environment, self.draft, place)
+
+    def expand(self, value: Any, depth: int = 0) -> Any:
+        """Return `value` with all macros in its texts replaced; a lone macro keeps its type.
+
+        `${PORT}` and `${PID}` stay; an unknown one stays too, and is noted.
+        """
+        if isinstance(value, dict):
+            return {str(self.expand(k)): self.expand(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.expand(each) for each in value]
+        if not isinstance(value, str) or depth > _DEPTH:
+            return value
+        if (whole := _MACRO.fullmatch(value)) and whole[1] in self.values:
+            return self.expand(self.values[whole[1]], depth + 1)
+        return _MACRO.sub(lambda match: self._text(match, depth), value)
+
+    def _text(self, match: re.Match[str], depth: int) -> str:
+        name = match[1]
+        if name in self.values:
+            return _as_text(self.expand(self.values[name], depth + 1))
+        if name.startswith("env.") and name[4:] in self.environment:
+            return self.environment[name[4:]]
+        if name not in _LEFT and name not in self._unknown:
+            self._unknown.add(name)
+            self.draft.note(self.place, f"{match[0]} is not known here and was left as it is")
+        return match[0]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value).strip("\n")
+
+
+Sets: TypeAlias = "frozenset[frozenset[str]]"
+
+_TOKEN: Final = re.compile(r"\s*([()&|]|\+?[^\s()&|+]+)")
+_MOST: Final = 4_096
+"""Combinations one expression may expand to."""
+
+
+def allowed_sets(sets: Mapping[str, str], names: Mapping[str, str]) -> list[frozenset[str]]:
+    """Return every combination that the expressions allow; `names` maps short names to models.
+
+    Raises ValueError for an expression that cannot be read.
+    """
+    found: list[frozenset[str]] = []
+    for name in sets:
+        found += [each for each in _Reader(sets, names).set(name, ()) if each not in found]
+    return found
+
+
+def exclusive_groups(models: Sequence[str], allowed: Sequence[frozenset[str]]) -> list[list[str]]:
+    """Return groups that keep apart every two models which no combination holds together."""
+    together = {pair for each in allowed for pair in combinations(sorted(each), 2)}
+    apart = [pair for pair in combinations(sorted(models), 2) if pair not in together]
+    never: dict[str, set[str]] = {model: set() for model in models}
+    for one, other in apart:
+        never[one].add(other)
+        never[other].add(one)
+    covered: set[tuple[str, str]] = set()
+    groups: list[list[str]] = []
+    for pair in apart:
+        if pair in covered:
+            continue
+        group = list(pair)
+        others = never[pair[0]] & never[pair[1]]
+        for model in sorted(others):
+            if model in others:  # still apart from all that came in before it
+                group.append(model)
+                others &= never[model]
+        covered |= set(combinations(sorted(group), 2))
+        groups.append(sorted(group))
+    return groups
+
+
+def loosened(allowed: Sequence[frozenset[str]], models: Sequence[str]) -> list[frozenset[str]]:
+    """Return triples of which every two may run together but no combination holds all three."""
+    beside: dict[str, set[str]] = {model: set() for model in models}
+    for each in allowed:
+        for model in each & beside.keys():
+            beside[model] |= each - {model}
+    return [
+        frozenset((first, second, third))
+        for first in sorted(models)
+        for second in sorted(one for one in beside[first] & beside.keys() if one > first)
+        for third in sorted(one for one in beside[first] & beside[second] if one > second)
+        if third in beside and not any({first, second, third} <= each for each in allowed)
+    ]
+
+
+class _Reader:
+    """Reads `a & (b | c)`, `+other & d`: AND binds closer than OR."""
+
+    def __init__(self, sets: Mapping[str, str], names: Mapping[str, str]) -> None:
+        self._sets = sets
+        self._names = names
+        self._tokens: list[str] = []
+
+    def set(self, name: str, above: tuple[str, ...]) -> list[frozenset[str]]:
+        """Return the combinations of a named set; `above` are those being read."""
+        if name in above or name not in self._sets:
+            raise ValueError(f"+{name} means itself" if name in above else f"no set named {name}")
+        reader = _Reader(self._sets, self._names)
+        reader._tokens = list(_tokens(self._sets[name]))
+        found = reader._either((*above, name))
+        if reader._tokens:
+            raise ValueError(f"{self._sets[name]!r}: unexpected {reader._tokens[0]!r}")
+        return found
+
+    def _either(self, above: tuple[str, ...]) -> list[frozenset[str]]:
+        found = self._both(above)
+        while self._tokens[:1] == ["|"]:
+            del self._tokens[0]
+            found = found + self._both(above)
+        return list(dict.fromkeys(found))
+
+    def _both(self, above: tuple[str, ...]) -> list[frozenset[str]]:
+        found = self._one(above)
+        while self._tokens[:1] == ["&"]:
+            del self._tokens[0]
+            right = self._one(above)
+            if len(found) * len(right) > _MOST:
+                raise ValueError(f"more than {_MOST} combinations")
+            found = [one | other for one in found for other in right]
+        return found
+
+    def _one(self, above: tuple[str, ...]) -> list[frozenset[str]]:
+        token = self._tokens.pop(0) if self._tokens else ""
+        if token == "(":
+            found = self._either(above)
+            if self._tokens[:1] != [")"]:
+                raise ValueError("a ) is missing")
+            del self._tokens[0]
+            return found
+        if token in ("", ")", "&", "|"):
+            raise ValueError(f"a model is missing before {token or 'the end'!r}")
+        if token.startswith("+"):
+            return self.set(token[1:], above)
+        return [frozenset({self._names.get(token, token)})]
+
+
+def _tokens(text: str) -> Iterator[str]:
+    at = 0
+    text = text.rstrip()
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise ValueError(f"{text!r}: unexpected {text[at:].strip()[:10]!r}")
+        yield match[1]
+        at = match.end()
+
+
+_PRIORITIES: Final = 100
 _WORDS: Final = "no counterpart in lswap"
+_DEFAULT: Final = "default"
+"""What the group of those models is called that are in none."""
+_SELECTOR: Final = ("strategy", "targets")
+
+
+def take_routing(root: dict[str, Any], draft: Draft) -> None:
+    """Carry over `groups`, `matrix`, `routing` and `selectors`."""
+    routing = _table(root.get("routing"))
+    router = _table(routing.get("router"))
+    settings = _table(router.get("settings"))
+    groups = _table(settings.get("groups") or root.get("groups"))
+    matrix = _table(settings.get("matrix") or root.get("matrix"))
+    if matrix and (router.get("use") == "matrix" or not groups):
+        _take_matrix(matrix, draft)
+    else:
+        _take_groups(groups, draft)
+    scheduler = _table(_table(_table(routing.get("scheduler")).get("settings")).get("fifo"))
+    for name, priority in _table(scheduler.get("priority")).items():
+        model = draft.model_named(str(name))
+        if model is not None and isinstance(priority, int) and priority:
+            draft.models[model]["priority"] = max(-_PRIORITIES, min(priority, _PRIORITIES))
+    for name, selector in _table(root.get("selectors")).items():
+        _take_selector(str(name), _table(selector), draft)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _take_groups(groups: dict[str, Any], draft: Draft) -> None:
+    if not groups:
+        if len(draft.models) > 1:
+            draft.note(
+                "groups",
+                "llama-swap ran one model at a time; lswap loads as many as fit the memory"
+                " (`policy: {max_loaded: 1}` keeps to one)",
+            )
+        return
+    grouped: set[str] = set()
+    for name, group in groups.items():
+        grouped |= _take_group(str(name), _table(group), draft)
+    alone = [name for name in draft.models if name not in grouped]
+    exclusive = [bool(_table(group).get("exclusive", True)) for group in groups.values()]
+    exclusive += [True] if alone else []
+    if len(exclusive) > 1 and any(exclusive):
+        draft.note(
+            "groups",
+            "a model of an exclusive group unloaded those of other groups; here memory decides who"
+            " runs beside whom (two that must not: put them into one `exclusive` group)",
+        )
+    if len(alone) > 1:
+        _exclude(_DEFAULT, alone, draft)
+        draft.note(
+            "groups",
+            f"of the {len(alone)} models in no group llama-swap ran one at a time, which is kept:"
+            f" remove the group `{_DEFAULT}` to load as many as fit",
+        )
+
+
+def _take_group(name: str, group: dict[str, Any], draft: Draft) -> set[str]:
+    """Carry over one group, and return its members."""
+    place = f"groups.{name}"
+    members = _members(place, group, draft)
+    turns = bool(group.get("swap", True)) and len(members) > 1
+    if turns:
+        _exclude(name, members, draft, persistent=bool(group.get("persistent")))
+    elif group.get("persistent"):
+        for member in members:
+            draft.models[member]["pin"] = True
+            if draft.models[member].get("ttl", "never") != "never":
+                draft.note(f"models.{member}.ttl", "does nothing: the model is pinned (`pin`)")
+    for key in group.keys() - {"swap", "exclusive", "persistent", "members"}:
+        draft.note(f"{place}.{key}", _WORDS)
+    return set(members)
+
+
+def _exclude(name: str, members: list[str], draft: Draft, *, persistent: bool = False) -> None:
+    group: dict[str, Any] = {"exclusive": members}
+    if persistent:
+        group["persistent"] = True
+    groups = draft.settings.setdefault("groups", {})
+    while name in groups:
+        name += "-"
+    groups[name] = group
+
+
+def _members(place: str, group: dict[str, Any], draft: Draft) -> list[str]:
+    members = list(dict.fromkeys(str(each) for each in group.get("members") or []))
+    for missing in [each for each in members if each not in draft.models]:
+        draft.note(place, f"there is no model {missing!r}")
+        members.remove(missing)
+    return members
+
+
+def _take_matrix(matrix: dict[str, Any], draft: Draft) -> None:
+    names = {str(short): str(model) for short, model in _table(matrix.get("vars")).items()}
+    sets = {str(name): str(text) for name, text in _table(matrix.get("sets")).items()}
+    try:
+        allowed = allowed_sets(sets, names)
+    except ValueError as error:
+        draft.note("matrix.sets", f"cannot be read: {error}")
+        return
+    if missing := sorted({one for each in allowed for one in each} - set(draft.models)):
+        draft.note("matrix.sets", f"there is no model {', '.join(map(repr, missing))}")
+    models = list(draft.models)
+    for number, group in enumerate(exclusive_groups(models, allowed), 1):
+        draft.settings.setdefault("groups", {})[f"apart-{number}"] = {"exclusive": group}
+    if threes := loosened(allowed, models):
+        more = f" (and {len(threes) - 1} other sets)" if len(threes) > 1 else ""
+        text = "each two of them may run together, all three may too, if they fit"
+        draft.note("matrix.sets", f"{', '.join(sorted(threes[0]))}{more}: {text}")
+    if matrix.get("evict_costs"):
+        draft.note("matrix.evict_costs", "not needed: lswap learns what a reload costs")
+
+
+def _take_selector(name: str, selector: dict[str, Any], draft: Draft) -> None:
+    targets = [str(each) for each in selector.get("targets") or []]
+    known = [each for each in targets if draft.model_named(each) is not None]
+    place, strategy = f"selectors.{name}", str(selector.get("strategy", "warm"))
+    for missing in [each for each in targets if each not in known]:
+        draft.note(place, f"there is no model {missing!r} here")
+    for key in selector.keys() - {*_SELECTOR}:
+        draft.note(place, f"its {key} is left out: an alias can only name its presets")
+    if not known:
+        return
+    if strategy == "spillover":
+        draft.note(place, "the first that is ready answers; load is not spread by counts")
+    first = known[:1] if strategy == "pin" else known
+    draft.settings.setdefault("aliases", {})[name] = {"first": first}
+
+
 _LEFT_OUT: Final = "left out: lswap does without"
 # Keys of the file that are not carried over -> what to say of them.
 _TOP: Final[dict[str, str]] = {
@@ -93,10 +403,6 @@ def _without_comments(model: Any) -> dict[str, Any]:
         if isinstance(found[key], str):
             found[key] = strip_comments(found[key])
     return found
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _settings(root: dict[str, Any], draft: Draft) -> None:

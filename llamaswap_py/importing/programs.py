@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from llamaswap_py.config.commands import CONTAINERS, is_runner
+from llamaswap_py.config.model_forms import CONTAINERS, is_runner
 from llamaswap_py.importing.command import split_command
 from llamaswap_py.importing.draft import Draft
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.options import long_name, plain_name
+from llamaswap_py.config.llama_options import long_name, plain_name
 from llamaswap_py.config.optiontable import OptionTable
 
 _PREFIX: Final = "LLAMA_ARG_"

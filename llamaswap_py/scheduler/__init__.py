@@ -6,7 +6,7 @@ process, so the same object runs in production, in property tests and in a simul
 
 from __future__ import annotations
 
-from llamaswap_py.scheduler.machine import Scheduler
-from llamaswap_py.scheduler.records import InstanceKey, Policy, Pool, PresetPlan
+from llamaswap_py.scheduler.scheduler import Scheduler
+from llamaswap_py.scheduler.types import InstanceKey, Policy, Pool, PresetPlan
 
 __all__ = ["InstanceKey", "Policy", "Pool", "PresetPlan", "Scheduler"]

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.types import (
     ANY_CHOICE,
     Choice,
     Decision,

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from llamaswap_py.scheduler.learning import Traffic
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.demand import Traffic
+from llamaswap_py.scheduler.types import (
     Choice,
     ClientId,
     Failure,

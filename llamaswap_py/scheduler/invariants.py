@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from llamaswap_py.scheduler.machine import Scheduler
-from llamaswap_py.scheduler.records import ClientId, InstanceKey
-from llamaswap_py.scheduler.states import State
-from llamaswap_py.scheduler.waiting import Waiter
-from llamaswap_py.scheduler.world import World
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.queues import Waiter
+from llamaswap_py.scheduler.scheduler import Scheduler
+from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.types import ClientId, InstanceKey
 
 
 def check(scheduler: Scheduler) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting
-from llamaswap_py.scheduler.records import Choice, Footprint, InstanceKey, PresetPlan
+from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PresetPlan
 from llamaswap_py.units import MIB, format_size
 
 LEAST_MARGIN: Final = 8

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.types import (
     Choice,
     Footprint,
     InstanceKey,

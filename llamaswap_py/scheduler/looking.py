@@ -7,11 +7,11 @@ It does not count as use, neither for the ttl nor for the choice of the model to
 from __future__ import annotations
 
 from llamaswap_py.scheduler.actions import Reject, StopReason
-from llamaswap_py.scheduler.records import ClientId, InstanceKey, RequestId
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.refusals import Refusals
-from llamaswap_py.scheduler.states import State
-from llamaswap_py.scheduler.waiting import Waiter
-from llamaswap_py.scheduler.world import Instance, Preset, World
+from llamaswap_py.scheduler.state import Instance, Preset, World
+from llamaswap_py.scheduler.types import ClientId, InstanceKey, RequestId
 
 
 def look(

@@ -8,10 +8,10 @@ from typing import TypeAlias
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.events import RequestArrived
 from llamaswap_py.scheduler.judging import footprint_text
-from llamaswap_py.scheduler.records import TOO_LARGE, Failure
-from llamaswap_py.scheduler.states import State
-from llamaswap_py.scheduler.waiting import Waiter
-from llamaswap_py.scheduler.world import Instance, Preset, World
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.queues import Waiter
+from llamaswap_py.scheduler.state import Instance, Preset, World
+from llamaswap_py.scheduler.types import TOO_LARGE, Failure
 from llamaswap_py.units import format_duration
 
 _Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.records import Footprint, InstanceKey
-from llamaswap_py.scheduler.world import Instance
+from llamaswap_py.scheduler.state import Instance
+from llamaswap_py.scheduler.types import Footprint, InstanceKey
 
 EXACT = 10
 """Up to so many candidates every set is tried; beyond, the cheapest per instance come first."""

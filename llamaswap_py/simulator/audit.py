@@ -24,7 +24,8 @@ from llamaswap_py.scheduler.actions import (
 )
 from llamaswap_py.scheduler.invariants import unfair_refusal
 from llamaswap_py.scheduler.ledger import add
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.queues import Waiter
+from llamaswap_py.scheduler.types import (
     ClientId,
     Footprint,
     InstanceKey,
@@ -32,7 +33,6 @@ from llamaswap_py.scheduler.records import (
     PresetId,
     RequestId,
 )
-from llamaswap_py.scheduler.waiting import Waiter
 from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
 from llamaswap_py.simulator.records import Case
 

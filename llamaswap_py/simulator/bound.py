@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llamaswap_py.scheduler.records import ClientId, PresetId, RequestId
+from llamaswap_py.scheduler.types import ClientId, PresetId, RequestId
 from llamaswap_py.simulator.records import Case, Model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llamaswap_py.scheduler.records import PresetId
+from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.simulator.records import Case, Result
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Spawn, Stop, StopReason
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
-from llamaswap_py.scheduler.records import InstanceKey, PresetId, RequestId
+from llamaswap_py.scheduler.types import InstanceKey, PresetId, RequestId
 from llamaswap_py.simulator.records import Case, Model
 
 KEEP_ALIVE: Final = 300.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.types import (
     Choice,
     ClientId,
     Footprint,

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Kill, Reject, Revoke, Spawn, Stop
-from llamaswap_py.scheduler.records import Failure, InstanceKey, RequestId
+from llamaswap_py.scheduler.types import Failure, InstanceKey, RequestId
 from llamaswap_py.simulator.measure import Meter
 from llamaswap_py.simulator.records import Ask, Case, Model, Result
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, is_counting
-from llamaswap_py.scheduler.records import Policy, Pool, PoolId, PresetPlan
+from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetPlan
 from llamaswap_py.simulator.records import Ask, Case, Model
 
 

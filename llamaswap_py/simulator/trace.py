@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.scheduler.records import ClientId, PresetId
+from llamaswap_py.scheduler.types import ClientId, PresetId
 from llamaswap_py.simulator.records import Ask
 
 _TEXTS: Final = ("client", "model", "id", "parent")

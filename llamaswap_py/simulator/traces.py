@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from random import Random
 from typing import Final
 
-from llamaswap_py.scheduler.records import ClientId, Pool, PoolId, PresetId
+from llamaswap_py.scheduler.types import ClientId, Pool, PoolId, PresetId
 from llamaswap_py.simulator.records import Ask, Case, Model
 
 GPU: Final = PoolId("gpu")

@@ -12,10 +12,9 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from llamaswap_py import guarding
 from llamaswap_py.devices import Device, Measurement, Telemetry, read_devices
-from llamaswap_py.devices.reader import MachineReader
-from llamaswap_py.devices.readings import Sample, read_pool
+from llamaswap_py.devices.reader import MachineReader, Sample, read_pool
+from llamaswap_py.tasks import guard
 from tests.devices.roots import GIB, MIB, Root
 
 pytestmark = pytest.mark.anyio
@@ -295,14 +294,14 @@ async def test_an_error_of_the_listener_is_counted_and_measuring_goes_on(
         if len(said) == 1:
             raise ValueError("a bug of the listener")
 
-    before = guarding.failures["telemetry"]
+    before = guard.failures["telemetry"]
     async with asyncio.timeout(20):
         async with Telemetry(
             [], children=lambda: (), on_measured=fail_once, reader=reader
         ) as telemetry:
             while len(said) < 2:
                 await telemetry.measure_now()
-    assert guarding.failures["telemetry"] == before + 1
+    assert guard.failures["telemetry"] == before + 1
 
 
 async def test_nobody_waits_beyond_the_end(reader: ScriptedReader) -> None:

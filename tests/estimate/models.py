@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamaswap_py.gguf.header import Header, Tensor
-from llamaswap_py.gguf.kinds import BY_NAME
-from llamaswap_py.gguf.metadata import ArrayInfo, Value
+from llamaswap_py.gguf.header import BY_NAME, ArrayInfo, Header, Tensor, Value
 
 
 def model(

@@ -6,12 +6,23 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.estimate.analytic import analytic_parts, caveats, draft_settings, process_parts
-from llamaswap_py.estimate.attention import context_of, is_recurrent, window_layers
-from llamaswap_py.estimate.compute import compute_of, widest_row, without_spare_logits
-from llamaswap_py.estimate.layout import lay_out, layer_devices, repackable_kinds
-from llamaswap_py.estimate.records import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.formula import (
+    analytic_parts,
+    caveats,
+    compute_of,
+    context_of,
+    draft_settings,
+    is_recurrent,
+    lay_out,
+    layer_devices,
+    process_parts,
+    repackable_kinds,
+    widest_row,
+    window_layers,
+    without_spare_logits,
+)
 from llamaswap_py.estimate.settings import Settings, read_settings
+from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.units import GIB, MIB
 from tests.estimate.models import model

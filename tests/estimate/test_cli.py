@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.cli import check
 from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.estimate import run
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.load import Origin
 from llamaswap_py.errors import LswapError
 
 if TYPE_CHECKING:

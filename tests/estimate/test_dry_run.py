@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from llamaswap_py.estimate.attention import context_of
-from llamaswap_py.estimate.dry_parts import dry_parts
-from llamaswap_py.estimate.dryrun import DryRuns
-from llamaswap_py.estimate.fitargs import (
+from llamaswap_py.estimate.dry_run import (
     MOVED,
+    DryRuns,
     draft_args,
+    dry_parts,
     fit_args,
     parse_answer,
     window_correction,
 )
-from llamaswap_py.estimate.layout import lay_out
-from llamaswap_py.estimate.records import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.formula import context_of, lay_out
 from llamaswap_py.estimate.settings import Settings, read_settings
+from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
 from llamaswap_py.units import MIB
 from tests.estimate.models import model
 

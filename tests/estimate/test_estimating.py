@@ -11,9 +11,9 @@ import pytest
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.estimate import Estimate
-from llamaswap_py.estimate.records import Source
-from llamaswap_py.estimating import Estimating, Life
-from llamaswap_py.presets import Engines, prepare
+from llamaswap_py.estimate.types import Source
+from llamaswap_py.supervisor.estimation import Estimating, Life
+from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import GIB
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.estimate import Estimate, Estimator, Part, Source, Wanted, surprise
-from llamaswap_py.estimate.records import HOST, EstimateError
-from llamaswap_py.state import LearnedFacts, RecordFolder
+from llamaswap_py.estimate.types import HOST, EstimateError
+from llamaswap_py.storage import LearnedFacts, RecordFolder
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from llamaswap_py.devices.process_memory import read_host_use
-from llamaswap_py.engine.probe import probe_engine
 from llamaswap_py.estimate import Estimate, Estimator, Source, Wanted
-from llamaswap_py.estimate.records import HOST, EstimateError
-from llamaswap_py.state import LearnedFacts, RecordFolder
+from llamaswap_py.estimate.types import HOST, EstimateError
+from llamaswap_py.llamacpp.probe import probe_engine
+from llamaswap_py.storage import LearnedFacts, RecordFolder
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:

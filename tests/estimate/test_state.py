@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.state import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
+from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

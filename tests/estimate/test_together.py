@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamaswap_py.estimate.together import evicted_for, fits, largest_sets
+from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
 
 NEEDS = {"a": {"host": 4}, "b": {"host": 5}, "c": {"host": 7}, "d": {"gpu": 3, "host": 1}}
 ROOM = {"host": 10, "gpu": 3}

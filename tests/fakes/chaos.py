@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from llamaswap_py import guarding
+from llamaswap_py.tasks import guard
 
 _RANDOM = random.Random(os.environ.get("FAKE_CHAOS", ""))
 _AFTER = {"connection_lost", "connection_made", "_on_exit"}
@@ -41,7 +41,7 @@ def _end(*_: object) -> None:
 
 
 def _break_tasks() -> None:
-    keep_going, contained = guarding.keep_going, guarding.contained
+    keep_going, contained = guard.keep_going, guard.contained
     broken: set[str] = set()
 
     async def keep_going_once_broken(task: str, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -69,8 +69,8 @@ def _break_tasks() -> None:
 
         return await contained(task, first())
 
-    guarding.keep_going = keep_going_once_broken
-    guarding.contained = contained_once_broken
+    guard.keep_going = keep_going_once_broken
+    guard.contained = contained_once_broken
 
 
 def _break_once(owner: Any, name: str) -> None:
@@ -90,20 +90,19 @@ def _break_once(owner: Any, name: str) -> None:
 
 def callbacks() -> dict[type, tuple[str, ...]]:
     """Return what the event loop or another part of lswap calls back, by class."""
-    from llamaswap_py.alarm import Alarm
-    from llamaswap_py.api.express import Express
+    from llamaswap_py.api.fast_path import Express
     from llamaswap_py.children.outputs import Output
     from llamaswap_py.children.process import Process
-    from llamaswap_py.desk import Desk
-    from llamaswap_py.feed import Feed
+    from llamaswap_py.proxy.client import ClientConnection
+    from llamaswap_py.proxy.deadline import Deadline
+    from llamaswap_py.proxy.server import Outbox
+    from llamaswap_py.proxy.sockets import Input
+    from llamaswap_py.proxy.upstream import UpstreamConnection
     from llamaswap_py.scheduler import Scheduler
-    from llamaswap_py.supervisor import Supervisor
-    from llamaswap_py.turns import Turns
-    from llamaswap_py.wire.client import ClientConnection
-    from llamaswap_py.wire.deadline import Deadline
-    from llamaswap_py.wire.outbox import Outbox
-    from llamaswap_py.wire.sockets import Input
-    from llamaswap_py.wire.upstream import UpstreamConnection
+    from llamaswap_py.supervisor.event_log import Feed
+    from llamaswap_py.supervisor.leases import Desk
+    from llamaswap_py.supervisor.supervisor import Alarm, Supervisor
+    from llamaswap_py.tasks.loop_lag import Turns
 
     protocol = ("connection_made", "data_received", "eof_received", "connection_lost")
     return {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import yaml
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from tests.faults.crowd import conversation_of
 from tests.real.answers import PATIENCE, chat_body
 

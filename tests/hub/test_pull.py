@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.load import read_config
 from tests.fakes.fake_hub import FakeHub, serve_hub
 
 REPO = "someone/Tiny-3B-GGUF"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.hub.remote import FIRST, MOST
+from llamaswap_py.hub.api import FIRST, MOST
 from llamaswap_py.units import GIB, MIB
 from tests.conftest import TinyModel
 from tests.estimate.gguf_bytes import header, tensor

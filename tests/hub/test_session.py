@@ -8,7 +8,7 @@ import sys
 FORK = """
 import os, sys, threading
 from huggingface_hub import get_session
-from llamaswap_py.hub.session import prepare_session
+from llamaswap_py.hub.api import prepare_session
 
 if sys.argv[1] == "prepared":
     prepare_session()

@@ -10,7 +10,7 @@ import openai
 import pytest
 import yaml
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from tests.real.answers import PATIENCE, error_of
 from tests.real.harness import poll
 

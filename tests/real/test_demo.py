@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.load import read_config
 from llamaswap_py.demo import run
 from llamaswap_py.demo.served import DemoError
 from llamaswap_py.errors import EngineError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.webui import Embedded
+from llamaswap_py.api.web_ui import Embedded
 from tests.real.answers import PATIENCE
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.engine.build import build_engine, find_script
-from llamaswap_py.engine.locate import locate_engine
-from llamaswap_py.engine.manifest import digest_file, read_manifest
 from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.binaries import locate_engine
+from llamaswap_py.llamacpp.install import build_engine, find_script
+from llamaswap_py.llamacpp.paths import digest_file, read_manifest
 from tests import needs
 
 CMAKE = """\

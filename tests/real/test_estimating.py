@@ -11,9 +11,9 @@ import pytest
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimator
-from llamaswap_py.estimating import Estimating, Life
-from llamaswap_py.presets import Engines, Prepared, prepare
-from llamaswap_py.scheduler.records import ANY_CHOICE
+from llamaswap_py.scheduler.types import ANY_CHOICE
+from llamaswap_py.supervisor.estimation import Estimating, Life
+from llamaswap_py.supervisor.prepare import Engines, Prepared, prepare
 from tests.real.answers import PATIENCE, model_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from tests.real.answers import chat_body, error_of, model_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.state.kept import is_in_memory
+from llamaswap_py.storage.kv_files import is_in_memory
 from tests.real.answers import chat_body, error_of
 from tests.real.harness import Lswap, poll
 

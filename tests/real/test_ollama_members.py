@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ollama
 import pytest
 
-from llamaswap_py.translate.ollama_members import OPTIONS
+from llamaswap_py.api.ollama.members import OPTIONS
 from tests.real.test_ollama import HELLO, connect
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.api.openapi import OPERATIONS
-from llamaswap_py.api.table import PATTERNS, ROUTES, look_up, pick
+from llamaswap_py.api.admin.openapi import OPERATIONS
+from llamaswap_py.api.routes import PATTERNS, ROUTES, look_up, pick
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.pagecache import cached_bytes
+from llamaswap_py.devices.page_cache import cached_bytes
 from tests.real.answers import PATIENCE
 from tests.real.harness import poll
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.api import inference, table
+from llamaswap_py.api import inference, routes
 from tests.real.answers import error_of, instance_of, model_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 ROUTES = [
     path
-    for path, methods in table.ROUTES.items()
+    for path, methods in routes.ROUTES.items()
     if (route := methods.get("GET")) is not None and route.handle is inference.relay
 ]
 BELOW = ("/props", "/slots", "/metrics", "/lora-adapters", "/health", "/v1/models", "/%73lots", "/")

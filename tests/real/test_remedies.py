@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.cli import init
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.estimate.files import cpu_flags
-from llamaswap_py.estimate.layout import repackable_kinds
+from llamaswap_py.estimate.formula import repackable_kinds
 from llamaswap_py.units import GIB, MIB
 from tests.real.answers import error_of
 

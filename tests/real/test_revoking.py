@@ -12,7 +12,7 @@ import pytest
 import websockets
 import yaml
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from tests.real.answers import PATIENCE, chat_body, error_of
 from tests.real.harness import poll
 from tests.real.test_api_keys import ADMIN

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from llamaswap_py.api.table import look_up, pick
-from llamaswap_py.config.keyfile import RIGHTS, hash_secret
+from llamaswap_py.api.routes import look_up, pick
+from llamaswap_py.config.api_keys import RIGHTS, hash_secret
 from tests.real.answers import chat_body, error_of
 from tests.real.harness import poll
 from tests.real.test_api_keys import ADMIN

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from llamaswap_py.api import table
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.api import routes
+from llamaswap_py.config.api_keys import hash_secret
 from tests.fakes import fake_program
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def keys_file(folder: Path) -> dict[str, str]:
 
 def paths() -> list[str]:
     """Return the path of every route that has a GET, and some of children."""
-    every = {**table.ROUTES, **{f"{a}alpha{b}": there for a, b, there in table.PATTERNS}}
+    every = {**routes.ROUTES, **{f"{a}alpha{b}": there for a, b, there in routes.PATTERNS}}
     endless = ("/lswap/v1/events", "/models/sse")
     found = [path for path, there in every.items() if "GET" in there and path not in endless]
     return [*found, "/upstream/alpha/props", "/upstream/alpha/slots", "/nowhere", "/ui/nothing"]

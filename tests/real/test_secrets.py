@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from tests.fakes import fake_program
 from tests.real.harness import poll
 

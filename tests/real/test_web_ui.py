@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from llamaswap_py.webui import read_file
+from llamaswap_py.api.web_ui import read_file
 from tests import needs
 from tests.real.answers import PATIENCE, instance_of
 

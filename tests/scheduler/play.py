@@ -21,15 +21,8 @@ from llamaswap_py.scheduler.actions import (
     Wake,
 )
 from llamaswap_py.scheduler.invariants import check, check_spawn, unfair_refusal
-from llamaswap_py.scheduler.records import (
-    Choice,
-    ClientId,
-    InstanceKey,
-    PoolId,
-    PresetId,
-    RequestId,
-)
-from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.queues import Waiter
+from llamaswap_py.scheduler.types import Choice, ClientId, InstanceKey, PoolId, PresetId, RequestId
 
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 HOST = PoolId("host")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Revoke, StopReason
-from llamaswap_py.scheduler.records import RequestId
+from llamaswap_py.scheduler.types import RequestId
 from tests.scheduler.play import A, B, Play, plan
 
 

@@ -22,7 +22,8 @@ from llamaswap_py.scheduler.actions import (
     Wake,
 )
 from llamaswap_py.scheduler.invariants import check
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.lifecycle import TRANSITIONS, IllegalTransition, State, Trigger, advance
+from llamaswap_py.scheduler.types import (
     Choice,
     ClientId,
     Failure,
@@ -33,7 +34,6 @@ from llamaswap_py.scheduler.records import (
     PresetPlan,
     RequestId,
 )
-from llamaswap_py.scheduler.states import TRANSITIONS, IllegalTransition, State, Trigger, advance
 from tests.scheduler.play import HOST, A, B, C, Play, plan
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from llamaswap_py.scheduler import Policy, Pool, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Spawn, Stop
-from llamaswap_py.scheduler.records import Failure, InstanceKey, PresetId, RequestId
+from llamaswap_py.scheduler.types import Failure, InstanceKey, PresetId, RequestId
 from tests.scheduler.play import HOST, Play, plan
 
 NAMES = "abcdef"

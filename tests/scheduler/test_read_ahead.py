@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import ReadAhead, Spawn
-from llamaswap_py.scheduler.records import Choice, PresetId, PresetPlan
+from llamaswap_py.scheduler.types import Choice, PresetId, PresetPlan
 from tests.scheduler.play import HOST, A, B, C, Play, plan
 
 

@@ -10,9 +10,8 @@ import pytest
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.invariants import unfair_refusal
-from llamaswap_py.scheduler.records import ClientId, RequestId
-from llamaswap_py.scheduler.sharing import Places
-from llamaswap_py.scheduler.waiting import Waiter
+from llamaswap_py.scheduler.queues import Places, Waiter
+from llamaswap_py.scheduler.types import ClientId, RequestId
 from tests.scheduler.play import A, B, Play, plan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from llamaswap_py.scheduler.records import ClientId, Policy, Pool, PoolId, PresetId
+from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PoolId, PresetId
 from llamaswap_py.simulator.records import Ask, Case, Fault, Model
 
 

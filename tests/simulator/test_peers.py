@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from llamaswap_py.scheduler.records import ClientId
+from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.mixes import sessions
 from llamaswap_py.simulator.peers import fewest_loads, most_runs, safe_count
 from llamaswap_py.simulator.records import Ask, Case

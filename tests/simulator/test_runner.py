@@ -8,7 +8,7 @@ import pytest
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action
-from llamaswap_py.scheduler.records import ClientId
+from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.measure import quantile
 from llamaswap_py.simulator.mixes import nested
 from llamaswap_py.simulator.records import Ask, Case, Fault

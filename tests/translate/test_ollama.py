@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.errors import ApiError
-from llamaswap_py.translate.ollama import (
+from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream, embed_answer
+from llamaswap_py.api.ollama.context import Said, read_context, write_context
+from llamaswap_py.api.ollama.requests import (
     read_keep_alive,
     texts_to_embed,
     translate_chat,
     translate_generate,
 )
-from llamaswap_py.translate.ollama_answers import Answer, Clock, LineStream, embed_answer
-from llamaswap_py.translate.ollama_context import Said, read_context, write_context
+from llamaswap_py.errors import ApiError
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(60)).decode()

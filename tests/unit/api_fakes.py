@@ -13,18 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from llamaswap_py.api import App
+from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.conversations import Conversations
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
-from llamaswap_py.feed import Feed
-from llamaswap_py.model_facts import FactsBook
-from llamaswap_py.naming import Names, names_of
-from llamaswap_py.replaying import Replays
-from llamaswap_py.reservations import Reservations
+from llamaswap_py.proxy.messages import Body, BodyTooLarge, Outcome, RelayResult, RequestHead
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.records import InstanceKey, PresetId
+from llamaswap_py.scheduler.types import InstanceKey, PresetId
 from llamaswap_py.snapshot import (
     AliasView,
     DecisionView,
@@ -35,15 +31,19 @@ from llamaswap_py.snapshot import (
     ModelView,
     Snapshot,
 )
-from llamaswap_py.webui import WebUi
-from llamaswap_py.wire.messages import Body, BodyTooLarge, Outcome, RelayResult, RequestHead
+from llamaswap_py.supervisor.event_log import Feed
+from llamaswap_py.supervisor.instances import Replays
+from llamaswap_py.supervisor.model_facts import FactsBook
+from llamaswap_py.supervisor.names import Names, names_of
+from llamaswap_py.supervisor.reservations import Reservations
+from llamaswap_py.supervisor.resumable_streams import Conversations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.records import Config
-    from llamaswap_py.wire.messages import UpstreamRequest
+    from llamaswap_py.proxy.messages import UpstreamRequest
 
 GIB = 1024**3
 CHILD = Endpoint(path="/run/child.sock")

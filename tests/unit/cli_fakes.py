@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import bind, serve
+from llamaswap_py.proxy import bind, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from llamaswap_py.children import ChildLog
-    from llamaswap_py.config.keyfile import KeyRing
+    from llamaswap_py.config.api_keys import KeyRing
     from tests.unit.api_fakes import FakeSupervisor
 
 

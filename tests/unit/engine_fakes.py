@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamaswap_py.engine.manifest import Manifest, write_manifest
-from llamaswap_py.engine.places import engines_folder
+from llamaswap_py.llamacpp.paths import Manifest, engines_folder, write_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

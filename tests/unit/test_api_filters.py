@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamaswap_py.api.auth import Cors
 from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.guard import Cors
+from llamaswap_py.config.forms import Filters
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
-from llamaswap_py.config.values import Filters
 from llamaswap_py.errors import ApiError, ConfigError
-from llamaswap_py.naming import Names
-from llamaswap_py.scheduler.records import InstanceKey
-from llamaswap_py.wire.messages import RequestHead
+from llamaswap_py.proxy.messages import RequestHead
+from llamaswap_py.scheduler.types import InstanceKey
+from llamaswap_py.supervisor.names import Names
 from tests.scheduler.play import A, B, C, Play, plan
 
 MODELS = "models:\n  a: {model: a.gguf}\n  b: {model: b.gguf}\n"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire.messages import Outcome, RelayResult, render_request
+from llamaswap_py.proxy.messages import Outcome, RelayResult, render_request
 from tests.unit.api_fakes import (
     DONE,
     FakeExchange,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llamaswap_py.api.prometheus import render
-from llamaswap_py.api.table import template
-from llamaswap_py.api.traffic import Traffic
+from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.metrics import render
+from llamaswap_py.api.routes import template
 from tests.unit.api_fakes import ask, make_snapshot, model_view
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import UpstreamPool, bind, serve
+from llamaswap_py.proxy import UpstreamPool, bind, serve
 from tests.unit.api_fakes import FakeLease, FakeSupervisor
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.api.wishes import read_wishes
+from llamaswap_py.api.scheduling_headers import read_wishes
 from llamaswap_py.errors import ApiError
-from llamaswap_py.leases import NO_WISHES, Wishes
+from llamaswap_py.supervisor.leases import NO_WISHES, Wishes
 from tests.unit.api_fakes import make_head
 
 

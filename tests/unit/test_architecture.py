@@ -17,87 +17,57 @@ import pytest
 PACKAGE = "llamaswap_py"
 ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
-LEAVES = {
-    *("errors", "units", "endpoint", "snapshot", "redaction", "beat"),
-    *("running", "sidecars", "files", "workers", "dialing", "principals", "outgoing"),
-    *("guarding", "turns", "__init__"),
-}
-"""Modules that everybody may import, and that import nobody but each other."""
+FLOORS = (
+    "__main__",
+    "cli",
+    "server demo tui",
+    "api",
+    "supervisor",
+    "estimate children importing simulator",
+    "config scheduler proxy devices",
+    "llamacpp",
+    "hub",
+    "storage",
+    "gguf client",
+    "tasks",
+    "endpoint snapshot redaction",
+    "units",
+    "errors",
+    "__init__",
+)
+"""The parts of the package from the top to the bottom: each may import what stands below its floor.
 
-PARTS = {
-    *("scheduler", "config", "engine", "devices", "children", "wire", "gguf", "state"),
-    *("estimate", "hub", "service", "pagecache"),
-}
-MEETING_POINT = {
-    *("supervisor", "instances", "leases", "opening", "presets", "views"),
-    *("watching", "estimating", "estimate", "naming", "remembering"),
-    *("reservations", "model_facts", "feed", "reloading", "downloads", "conversations"),
-    "conversation",
-    *("alarm", "webui", "overriding", "editing", "library", "captures"),
-    *("replaying", "scraping", "held", "programs", "containing", "reading_ahead", "keeping"),
-    *("desk", "preset_files", "weighing", "recovering"),
-}
-"""The modules that know several parts."""
+Imports under `TYPE_CHECKING` count as any other. Parts on one floor know nothing of each other.
+"""
 
-ALLOWED: dict[str, set[str]] = {
-    # The parts know nothing of each other, unless one stands on another.
-    **{part: set() for part in PARTS},
-    "estimate": {"config", "engine", "gguf", "state"},
-    **dict.fromkeys(MEETING_POINT, PARTS | MEETING_POINT),
-    "simulator": {"scheduler"},
-    "importing": {"config"},
-    "hub": {"gguf"},
-    # What faces outward.
-    "translate": set(),
-    "api": {
-        "supervisor",
-        "leases",
-        "overriding",
-        "library",
-        "scraping",
-        "wire",
-        "config",
-        "translate",
-    },
-    "client": set(),
-    "outgoing": {"client"},  # httpx as the client imports it
-    "tui": {"client"},
-    "demo": {"client", "config", "engine"},
-    "cli": PARTS
-    | MEETING_POINT
-    | {"api", "client", "simulator", "importing", "hub", "tui", "demo"},
-    "__main__": {"cli"},
-}
+FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor.split()}
+LOOSE = {"__main__", "__init__", "endpoint", "snapshot", "redaction", "units", "errors"}
+"""The only modules beside the folders."""
 
-ALLOWED_FOR_TYPES: dict[str, set[str]] = {
-    "api": {
-        *("children", "model_facts", "feed", "reloading", "conversation", "webui", "captures"),
-        "naming",
-    },
-    "estimate": {"devices", "presets"},
-}
-"""Besides, under `if TYPE_CHECKING`."""
+WITH_CIRCLES = {"config", "proxy", "api", "supervisor", "cli", "importing"}
+"""Parts whose modules still import each other in circles. None may be added."""
+UPWARD = {("estimate.wanted", "supervisor"), ("supervisor.supervisor", "api")}
+"""Imports that still run upwards. None may be added."""
 
 PURE = (
-    *("errors", "units", "endpoint", "snapshot", "redaction", "beat", "sidecars"),
-    "principals",
-    *("scheduler", "config", "gguf", "simulator", "importing", "translate"),
-    *("children.readiness", "children.failures", "children.lines", "children.liveness"),
-    "children.slots",
-    *("wire.messages", "wire.pending", "wire.repeated", "wire.requests", "wire.responses"),
-    *("api.extract", "api.forms", "api.errors", "api.filters", "api.usage", "api.traffic"),
-    "api.tap",
-    *("api.skim", "api.kept", "api.nesting", "api.media_urls"),
+    *("errors", "units", "endpoint", "snapshot", "redaction", "tasks.tick"),
+    *("scheduler", "config", "gguf", "simulator", "importing"),
+    *("llamacpp.output", "llamacpp.failures", "llamacpp.features", "llamacpp.slots"),
+    "children.liveness",
+    *("proxy.messages", "proxy.pending", "proxy.head_cache", "proxy.parsers", "proxy.principals"),
+    *("api.body", "api.multipart", "api.errors", "api.filters", "api.counters", "api.tap"),
+    *("api.large_body", "api.media_urls"),
+    *("api.ollama.requests", "api.ollama.answers", "api.ollama.tool_calls"),
+    *("api.ollama.context", "api.ollama.members"),
     *("devices.visible", "devices.placement"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture"),
     *("tui.screen", "client.address", "client.answers", "client.calls"),
-    *("engine.features", "hub.refs", "service.unit", "cli.quants", "estimate.contexts"),
-    *("estimate.analytic", "estimate.attention", "estimate.compute", "estimate.layout"),
-    *("estimate.records", "estimate.settings"),
+    *("hub.refs", "server.systemd_unit", "cli.quants", "estimate.contexts"),
+    *("estimate.formula", "estimate.types", "estimate.settings"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 
-RIM = {"config.file", "config.scan"}
+RIM = {"config.load", "config.scan", "config.edit"}
 """The exceptions inside pure folders."""
 
 PURE_IMPORTS = {
@@ -109,14 +79,13 @@ PURE_IMPORTS = {
 PURE_EXTRAS = {
     "simulator": {"random"},
     "importing": {"shlex"},
-    "api": {"io"},  # a buffer in memory
-    "translate": {"base64", "binascii", "zlib"},
+    "api": {"io", "base64", "binascii", "zlib"},  # buffers and codes in memory
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools", "rich"}
 
-POOL = f"{PACKAGE}.wire.pool"
-MODULE_LINES = 400
+UPSTREAM = f"{PACKAGE}.proxy.upstream"
+MODULE_LINES = 600
 FUNCTION_LINES = 65
 
 
@@ -178,26 +147,50 @@ def is_pure(module: str) -> bool:
     )
 
 
-def test_every_part_is_in_the_table() -> None:
-    parts = {part_of(name) for name in modules()}
-    assert parts <= LEAVES | set(ALLOWED)
+def inside(module: str) -> Iterator[Import]:
+    """Yield the imports of `module` from this package, named as in `modules()`."""
+    for one in imports_of(modules()[module]):
+        name = one.module.removeprefix(PACKAGE).removeprefix(".") or "__init__"
+        if one.module.partition(".")[0] == PACKAGE and name in modules():
+            yield Import(name, one.line, one.for_types)
+
+
+def circles(parts: set[str]) -> list[list[str]]:
+    """Return the groups of modules of `parts` that import each other, directly or by others."""
+    arrows = {
+        module: {one.module for one in inside(module) if part_of(one.module) in parts} - {module}
+        for module in modules()
+        if part_of(module) in parts
+    }
+    while ends := {module for module, targets in arrows.items() if not targets & set(arrows)}:
+        arrows = {module: targets for module, targets in arrows.items() if module not in ends}
+    return [sorted(arrows)] if arrows else []
+
+
+def test_every_part_stands_on_a_floor() -> None:
+    assert {part_of(name) for name in modules()} == set(FLOOR_OF)
+
+
+def test_only_the_named_modules_stand_beside_the_folders() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == LOOSE
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_go_the_allowed_way(module: str) -> None:
+def test_imports_run_downwards(module: str) -> None:
     part = part_of(module)
-    allowed = LEAVES | {part} | ALLOWED.get(part, set())
-    wrong = []
-    for one in imports_of(modules()[module]):
-        if one.module != PACKAGE and not one.module.startswith(f"{PACKAGE}."):
-            continue
-        target = part_of(one.module.removeprefix(PACKAGE).removeprefix("."))
-        if target not in LEAVES | set(ALLOWED):
-            continue  # a name of the package itself, like __version__
-        extra = ALLOWED_FOR_TYPES.get(part, set()) if one.for_types else set()
-        if target not in allowed | extra:
-            wrong.append(f"line {one.line}: {part} must not import {one.module}")
+    wrong = [
+        f"line {one.line}: {module} must not import {one.module}"
+        for one in inside(module)
+        if (other := part_of(one.module)) != part
+        and FLOOR_OF[other] <= FLOOR_OF[part]
+        and (module, other) not in UPWARD
+    ]
     assert not wrong
+
+
+@pytest.mark.parametrize("part", sorted(FLOOR_OF))
+def test_no_modules_import_each_other_in_a_circle(part: str) -> None:
+    assert part in WITH_CIRCLES or not circles({part})
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if is_pure(name)])
@@ -248,10 +241,14 @@ def test_modules_and_functions_stay_short(module: str) -> None:
 @pytest.mark.parametrize(
     ("source", "module", "expected"),
     [
-        ("from llamaswap_py.wire import pool, X", "scheduler", [POOL, "llamaswap_py.wire"]),
-        ("from ..wire.pool import X", "scheduler", [POOL]),
-        ("from . import pool", "wire", [POOL]),
-        ("from llamaswap_py import units", "wire", ["llamaswap_py.units"]),
+        (
+            "from llamaswap_py.proxy import upstream, X",
+            "scheduler",
+            [UPSTREAM, "llamaswap_py.proxy"],
+        ),
+        ("from ..proxy.upstream import X", "scheduler", [UPSTREAM]),
+        ("from . import upstream", "proxy", [UPSTREAM]),
+        ("from llamaswap_py import units", "proxy", ["llamaswap_py.units"]),
         ("def f():\n    import os", "scheduler", ["os"]),
     ],
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from llamaswap_py.config.argv import Option, build_args, check_args, check_preset
-from llamaswap_py.config.options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.config.llama_options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config
@@ -322,7 +322,7 @@ def test_the_built_in_names_are_long_names() -> None:
 
 
 def test_the_built_in_names_agree_with_a_real_binary(llama_server: str) -> None:
-    from llamaswap_py.engine.features import parse_options
+    from llamaswap_py.llamacpp.features import parse_options
 
     done = subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True)
     table = parse_options(done.stdout)

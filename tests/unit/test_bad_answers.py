@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.translate.ollama_answers import LineStream
+from llamaswap_py.api.ollama.answers import LineStream
+from llamaswap_py.proxy import upstream as upstream_module
+from llamaswap_py.proxy.parsers import DecodingWatch
 from llamaswap_py.units import MIB
-from llamaswap_py.wire import upstream as upstream_module
-from llamaswap_py.wire.responses import DecodingWatch
 from tests.unit.test_express import CHAT, request, staged, until
 from tests.wire.harness import SSE_HEAD, Peer, Upstream, answering, connected
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.beat import BEAT, until_beat
+from llamaswap_py.tasks.tick import BEAT, until_beat
 
 NOW = [0.0, 0.001, 0.9, 1.0, 1.999, 2.0, 34_403.014, 1e6 + 1.75]
 

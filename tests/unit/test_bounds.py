@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamaswap_py.api import bounds, table
-from llamaswap_py.api.extract import decode
-from llamaswap_py.config.keyfile import KeyRing
+from llamaswap_py.api import bounds, routes
+from llamaswap_py.api.body import decode
+from llamaswap_py.config.api_keys import KeyRing
 from llamaswap_py.units import KIB, MIB
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 from tests.unit.test_express import key, request, staged, until
@@ -47,10 +47,10 @@ async def test_a_request_that_is_no_models_is_small(path: str, framed: bool) -> 
 
 def paths() -> list[tuple[str, str]]:
     """Return a path of each route, with its methods that may have a body."""
-    every = {**table.ROUTES, **{f"{a}alpha{b}": there for a, b, there in table.PATTERNS}}
-    methods = ("POST", "DELETE", table.ANY)
+    every = {**routes.ROUTES, **{f"{a}alpha{b}": there for a, b, there in routes.PATTERNS}}
+    methods = ("POST", "DELETE", routes.ANY)
     found = [(one, path) for path, there in every.items() for one in there if one in methods]
-    return [("POST" if method == table.ANY else method, path) for method, path in found]
+    return [("POST" if method == routes.ANY else method, path) for method, path in found]
 
 
 @pytest.mark.parametrize(("method", "path"), paths())

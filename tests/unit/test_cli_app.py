@@ -17,10 +17,10 @@ import pytest
 from llamaswap_py import __version__
 from llamaswap_py.children.logs import ChildLog
 from llamaswap_py.cli.app import main
-from llamaswap_py.cli.log import OwnLog
 from llamaswap_py.client.address import base_of
-from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
+from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
 from llamaswap_py.errors import ApiError
+from llamaswap_py.server.logging import OwnLog
 from llamaswap_py.snapshot import Snapshot
 from tests.unit.api_fakes import (
     FakeSupervisor,

@@ -10,10 +10,10 @@ import pytest
 
 from llamaswap_py.cli.addresses import asked_listeners, typeable
 from llamaswap_py.cli.arguments import options_said, origin_of
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.load import Origin
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.reloading import Reloader
+from llamaswap_py.supervisor.reload import Reloader
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.cli import log as cli_log
 from llamaswap_py.cli import up
 from llamaswap_py.cli.app import exit_code
 from llamaswap_py.cli.check import check_file, run
@@ -17,9 +16,10 @@ from llamaswap_py.cli.loading import progress_line
 from llamaswap_py.cli.show import ps_rows, state_text
 from llamaswap_py.cli.tables import plain_table
 from llamaswap_py.cli.version import lswap_text
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.load import Origin
 from llamaswap_py.config.records import Log
 from llamaswap_py.errors import ConfigError, EngineError, StateError
+from llamaswap_py.server import logging as cli_log
 from llamaswap_py.snapshot import ReadAheadView
 from tests.unit.api_fakes import (
     failure_view,
@@ -325,7 +325,7 @@ def test_logging(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise ValueError("boom")
     except ValueError:
-        logging.getLogger("llamaswap_py.wire").exception("failed")
+        logging.getLogger("llamaswap_py.proxy").exception("failed")
     first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
     assert (first["level"], first["logger"], first["message"]) == ("info", "lswap", "über 1")
     assert second["message"] == "a 502"

@@ -9,10 +9,10 @@ import pytest
 
 from llamaswap_py.children.listeners import can_tell
 from llamaswap_py.cli.check import check_file, run
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.forms import Command, Ready
+from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Preset
-from llamaswap_py.config.values import Command, Ready
 from llamaswap_py.errors import ConfigError
 
 NOT_SHOWN = "who holds its port is not looked at: this system does not show it"

@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from llamaswap_py.config.compat import OLD_DEFAULTS, PROGRAMS, with_old_defaults
-from llamaswap_py.config.document import read_yaml
-from llamaswap_py.config.keys import keys_of
-from llamaswap_py.config.nodes import plain_value
+from llamaswap_py.config.json_schema import keys_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.yaml_tree import plain_value, read_yaml
 from llamaswap_py.errors import ConfigError
 
 TABLE: dict[str, dict[tuple[str, ...], Any]] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.config.file import read_config
+from llamaswap_py.config.load import read_config
 from llamaswap_py.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamaswap_py.config import document
+from llamaswap_py.config import yaml_tree
 from llamaswap_py.config.argv import build_args, check_preset
 from llamaswap_py.config.context import context_per_request, warnings
-from llamaswap_py.config.keys import keys_of
+from llamaswap_py.config.json_schema import keys_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import Variant, variant_presets
 from llamaswap_py.config.records import Config, Group, Preset, Record, groups_of
@@ -105,13 +105,13 @@ def test_both_parsers_give_the_same_tree(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True)
     with pytest.MonkeyPatch.context() as patch:
         found = [outcome(text)]
-        patch.setattr(document, "_libyaml", None)
+        patch.setattr(yaml_tree, "_libyaml", None)
         found.append(outcome(text))
     assert found[0] == found[1]
 
 
 def outcome(text: str) -> object:
     try:
-        return document.read_yaml(text, "c.yaml")
+        return yaml_tree.read_yaml(text, "c.yaml")
     except ConfigError as error:
         return str(error)

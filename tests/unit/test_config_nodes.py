@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.config import document
-from llamaswap_py.config.document import MAX_TEXT, read_yaml
-from llamaswap_py.config.nodes import Listing, Node, Scalar, Table
+from llamaswap_py.config import yaml_tree
+from llamaswap_py.config.yaml_tree import MAX_TEXT, Listing, Node, Scalar, Table, read_yaml
 from llamaswap_py.errors import ConfigError
 
 
@@ -128,9 +127,9 @@ def test_what_is_wrong_is_said_with_its_place(text: str, place: str, words: str)
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Read with each of the two parsers."""
     if request.param == "libyaml":
-        assert document._libyaml is not None  # in every wheel of PyYAML
+        assert yaml_tree._libyaml is not None  # in every wheel of PyYAML
     else:
-        monkeypatch.setattr(document, "_libyaml", None)
+        monkeypatch.setattr(yaml_tree, "_libyaml", None)
     return str(request.param)
 
 
@@ -170,7 +169,7 @@ def test_both_parsers_explain_mistakes_alike(
     parser: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = error(text)
-    monkeypatch.setattr(document, "_libyaml", None)
+    monkeypatch.setattr(yaml_tree, "_libyaml", None)
     assert message == error(text)
 
 

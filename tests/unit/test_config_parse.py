@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from llamaswap_py.config.forms import EngineChoice, PerDevice
 from llamaswap_py.config.parse import load_config, parse_listen
 from llamaswap_py.config.preset import variant_preset, variant_presets
 from llamaswap_py.config.records import (
@@ -15,7 +16,6 @@ from llamaswap_py.config.records import (
     Preset,
     groups_of,
 )
-from llamaswap_py.config.values import EngineChoice, PerDevice
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llamaswap_py.api import table
+from llamaswap_py.api import routes
 from llamaswap_py.cli.app import app
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
@@ -138,9 +138,9 @@ def test_health_is_asked_of_a_path_that_needs_no_key(config: Config) -> None:
     assert command[:2] == ["python3", "-c"]
     compile(command[2], "healthcheck", "exec")
     method, path = re.search(r"request\('(\w+)', '([^']+)'\)", command[2]).groups()  # type: ignore[union-attr]
-    methods, _ = table.look_up(path)
+    methods, _ = routes.look_up(path)
     assert methods is not None
-    route = table.pick(methods, method)
+    route = routes.pick(methods, method)
     assert route is not None
     assert route.public
     assert f"'127.0.0.1', {config.listen[0].port}" in command[2]

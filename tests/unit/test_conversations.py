@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from llamaswap_py import conversations
-from llamaswap_py.conversation import Conversation, id_in_child
-from llamaswap_py.conversations import Conversations
+from llamaswap_py.supervisor import resumable_streams
+from llamaswap_py.supervisor.resumable_streams import Conversation, Conversations, id_in_child
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +32,7 @@ def test_no_name_of_one_owner_is_the_id_of_another() -> None:
 async def test_of_the_owner_that_has_most_the_oldest_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conversations, "_KEPT", 4)
+    monkeypatch.setattr(resumable_streams, "_KEPT", 4)
     these = some()
     await begin(these, "key ann", "x")
     for number in range(100):
@@ -51,8 +50,8 @@ async def test_of_the_owner_that_keeps_most_the_oldest_answer_goes(
     async def ask(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(status=200, body=b"x" * 100)
 
-    monkeypatch.setattr(conversations, "ask", ask)
-    monkeypatch.setattr(conversations, "_KEPT_BYTES", 400)
+    monkeypatch.setattr(resumable_streams, "ask", ask)
+    monkeypatch.setattr(resumable_streams, "_KEPT_BYTES", 400)
     these, lease = some(), cast("Any", SimpleNamespace(endpoint=None))
     for owner, name in (("key ann", "x"), *(("key bob", f"{number}") for number in range(9))):
         await these._keep_whole(await begin(these, owner, name), lease)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.api.prometheus import render
-from llamaswap_py.api.table import PATTERNS, ROUTES
-from llamaswap_py.api.traffic import Traffic
+from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.metrics import render
+from llamaswap_py.api.routes import PATTERNS, ROUTES
 from llamaswap_py.errors import API_CODES
 from tests.unit.api_fakes import make_snapshot, model_view
 

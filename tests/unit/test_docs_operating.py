@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 from llamaswap_py.cli.app import app
 from llamaswap_py.cli.check import check_file
-from llamaswap_py.cli.origins import choose_origin
+from llamaswap_py.cli.init import choose_origin
 from llamaswap_py.client import calls
 from llamaswap_py.client.remote import Remote
 from llamaswap_py.config.records import Config, Log, Policy
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.engine import locate
 from llamaswap_py.errors import API_CODES, LswapError
-from llamaswap_py.reloading import _FIXED
-from llamaswap_py.wire.sockets import bind
+from llamaswap_py.llamacpp import binaries
+from llamaswap_py.proxy.sockets import bind
+from llamaswap_py.supervisor.reload import _FIXED
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
@@ -133,14 +133,14 @@ def test_what_a_first_command_says_is_quoted_as_it_is_printed(
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("LSWAP_LLAMA_SERVER", raising=False)
-    monkeypatch.setattr(locate, "COMMON_PLACES", ())
+    monkeypatch.setattr(binaries, "COMMON_PLACES", ())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         port_taken = Endpoint(host="127.0.0.1", port=port)
         raised = [
             _error(lambda: choose_origin(None, None, ())),
-            _error(locate.locate_engine),
+            _error(binaries.locate_engine),
             _error(lambda: bind(port_taken)),
             _error(lambda: Remote(f"http://127.0.0.1:{port}").ask(calls.state())),
         ]

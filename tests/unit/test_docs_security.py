@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from llamaswap_py.api.inference import pass_through, relay
-from llamaswap_py.api.table import PATTERNS, ROUTES
-from llamaswap_py.config.keyfile import RIGHTS
+from llamaswap_py.api.routes import PATTERNS, ROUTES
+from llamaswap_py.config.api_keys import RIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

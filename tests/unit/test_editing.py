@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llamaswap_py.editing import add_preset, remove_preset
+from llamaswap_py.config.edit import add_preset, remove_preset
 from llamaswap_py.errors import ConfigError
 
 TEXT = "# mine\nmodels:\n  alpha: {model: a.gguf}  # größer\n"
@@ -90,7 +90,7 @@ def test_a_file_that_is_not_utf_8_is_said_to_be_none(file: Path) -> None:
 
 def test_it_is_written_as_utf_8_whatever_the_locale(file: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from llamaswap_py.editing import add_preset\n"
+        "import sys; from pathlib import Path; from llamaswap_py.config.edit import add_preset\n"
         "add_preset(Path(sys.argv[1]), 'beta', {'hf': 'user/beta'})"
     )
     locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}

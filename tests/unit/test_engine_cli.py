@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from llamaswap_py.cli.app import exit_code
 from llamaswap_py.cli.engine import app
-from llamaswap_py.engine import locate
-from llamaswap_py.engine.doctor import State, examine
-from llamaswap_py.engine.locate import VARIABLE
 from llamaswap_py.errors import LswapError
+from llamaswap_py.llamacpp import binaries
+from llamaswap_py.llamacpp.binaries import VARIABLE
+from llamaswap_py.llamacpp.doctor import State, examine
 
 from .engine_fakes import install_server, write_script
 
@@ -26,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr(locate, "COMMON_PLACES", ())
+    monkeypatch.setattr(binaries, "COMMON_PLACES", ())
     monkeypatch.delenv(VARIABLE, raising=False)
     return tmp_path
 
@@ -141,5 +141,5 @@ def test_the_module_loads_nothing_heavy() -> None:
         "llamaswap_py",
         "llamaswap_py.cli",
         "llamaswap_py.cli.engine",
-        "llamaswap_py.cli.usage",
+        "llamaswap_py.cli.common",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.engine.features import (
+from llamaswap_py.llamacpp.features import (
     EngineFeatures,
     Option,
     detect_features,

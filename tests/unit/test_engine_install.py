@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py import outgoing
-from llamaswap_py.engine import install
-from llamaswap_py.engine.install import install_archive
-from llamaswap_py.engine.locate import locate_engine
-from llamaswap_py.engine.manifest import read_manifest
-from llamaswap_py.engine.places import engines_folder
 from llamaswap_py.errors import EngineError
+from llamaswap_py.hub import redirects
+from llamaswap_py.llamacpp import install
+from llamaswap_py.llamacpp.binaries import locate_engine
+from llamaswap_py.llamacpp.install import install_archive
+from llamaswap_py.llamacpp.paths import engines_folder, read_manifest
 
 from .engine_fakes import server_script
 
@@ -242,7 +241,7 @@ def drip(request: Any) -> None:
 def test_a_server_that_means_harm(
     home: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Any], None], said: str
 ) -> None:
-    monkeypatch.setattr(outgoing, "_WINDOW", 0.5)
+    monkeypatch.setattr(redirects, "_WINDOW", 0.5)
     real = shutil.disk_usage(home)
     few = real._replace(free=install._SPARE + (8 << 20))
     monkeypatch.setattr("shutil.disk_usage", lambda _: few)

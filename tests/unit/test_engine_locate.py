@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llamaswap_py.engine import locate, probe
-from llamaswap_py.engine.locate import (
+from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp import binaries, probe
+from llamaswap_py.llamacpp.binaries import (
     VARIABLE,
     Broken,
     choose_engine,
     find_engines,
     locate_engine,
 )
-from llamaswap_py.engine.probe import Engine
-from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.probe import Engine
 
 from .engine_fakes import count_runs, install_server, write_script, write_server
 
@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr(locate, "COMMON_PLACES", ("~/llama.cpp/build/bin/llama-server",))
+    monkeypatch.setattr(binaries, "COMMON_PLACES", ("~/llama.cpp/build/bin/llama-server",))
     for name in (VARIABLE, "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     return folder

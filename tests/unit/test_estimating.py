@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from llamaswap_py.estimating import Estimating, Life
-from llamaswap_py.scheduler.records import Choice, PresetId
+from llamaswap_py.scheduler.types import Choice, PresetId
+from llamaswap_py.supervisor.estimation import Estimating, Life
 
 
 @pytest.mark.anyio

@@ -17,18 +17,14 @@ import pytest
 
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
-from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
+from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.conversations import Conversations
-from llamaswap_py.desk import Desk
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.feed import Feed
-from llamaswap_py.held import Held
-from llamaswap_py.naming import names_of
+from llamaswap_py.proxy import UpstreamPool, bind, serve
 from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Spawn
-from llamaswap_py.scheduler.records import (
+from llamaswap_py.scheduler.types import (
     Choice,
     ClientId,
     Pool,
@@ -37,8 +33,11 @@ from llamaswap_py.scheduler.records import (
     PresetPlan,
     RequestId,
 )
-from llamaswap_py.supervisor import Supervisor
-from llamaswap_py.wire import UpstreamPool, bind, serve
+from llamaswap_py.supervisor.event_log import Feed
+from llamaswap_py.supervisor.leases import Desk, Held
+from llamaswap_py.supervisor.names import names_of
+from llamaswap_py.supervisor.resumable_streams import Conversations
+from llamaswap_py.supervisor.supervisor import Supervisor
 from tests.wire.harness import (
     SSE_HEAD,
     Answer,
@@ -54,7 +53,7 @@ from tests.wire.harness import (
 )
 
 if TYPE_CHECKING:
-    from llamaswap_py.wire import Exchange
+    from llamaswap_py.proxy import Exchange
     from tests.wire.harness import Script
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llamaswap_py.api.extract import Ask, read_ask
-from llamaswap_py.api.forms import MAX_VALUE, multipart_field, parameters
+from llamaswap_py.api.body import Ask, read_ask
+from llamaswap_py.api.multipart import MAX_VALUE, multipart_field, parameters
 from llamaswap_py.errors import ApiError
 
 JSON = b"application/json"

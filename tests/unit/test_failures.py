@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.children.failures import FailureKind, classify
+from llamaswap_py.llamacpp.failures import FailureKind, classify
 
 MISSING = (
     "common_fit_params: encountered an error while trying to fit params: failed to load model",

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from llamaswap_py.feed import KEPT, Feed, FeedRecord
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Note
-from llamaswap_py.scheduler.records import Decision, InstanceKey, PresetId
+from llamaswap_py.scheduler.types import Decision, InstanceKey, PresetId
+from llamaswap_py.supervisor.event_log import KEPT, Feed, FeedRecord
 
 pytestmark = pytest.mark.anyio
 A = PresetId("a")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.files import NotRegularError, open_regular, read_regular, write_whole
-from llamaswap_py.workers import Workers
+from llamaswap_py.storage.files import NotRegularError, open_regular, read_regular, write_whole
+from llamaswap_py.tasks.threads import Workers
 
 
 def test_the_beginning_of_a_file(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_threads_that_hang_keep_nobody_from_ending() -> None:
     """The interpreter does not wait for them, as it does for those of a ThreadPoolExecutor."""
     code = """
 import threading
-from llamaswap_py.workers import Workers
+from llamaswap_py.tasks.threads import Workers
 Workers(2, "some").submit(threading.Event().wait)
 print("end")
 """

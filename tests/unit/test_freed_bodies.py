@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.api.call import Call
-from llamaswap_py.api.skim import Skim
-from llamaswap_py.leases import Ticket
+from llamaswap_py.api.large_body import Skim
+from llamaswap_py.api.request import Call
+from llamaswap_py.proxy import Exchange
+from llamaswap_py.proxy.backpressure import Outflow
+from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.deadline import Deadline
+from llamaswap_py.proxy.intake import Intake
+from llamaswap_py.proxy.messages import Body, UpstreamRequest
+from llamaswap_py.proxy.parsers import RequestParser
+from llamaswap_py.proxy.relay import Relay
+from llamaswap_py.proxy.sockets import Input
+from llamaswap_py.supervisor.leases import Ticket
 from llamaswap_py.units import KIB, MIB
-from llamaswap_py.wire import Exchange
-from llamaswap_py.wire.client import ClientConnection
-from llamaswap_py.wire.deadline import Deadline
-from llamaswap_py.wire.intake import Intake
-from llamaswap_py.wire.messages import Body, UpstreamRequest
-from llamaswap_py.wire.outflow import Outflow
-from llamaswap_py.wire.relay import Relay
-from llamaswap_py.wire.requests import RequestParser
-from llamaswap_py.wire.sockets import Input
 from tests.unit.test_express import CHAT, OK, Stage, request, staged, until
 from tests.wire.harness import Client, Peer, Upstream, connected, eventually
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llamaswap_py.estimate.files import open_header
 from llamaswap_py.gguf import ArrayInfo, GgufError, Header, read_header
-from llamaswap_py.gguf.kinds import KINDS
+from llamaswap_py.gguf.header import KINDS
 from tests.estimate.gguf_bytes import header, pair, reader, tensor, text
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def test_block_sizes_agree_with_the_writer() -> None:
 
 @pytest.mark.parametrize("name", ["absent.gguf", "folder"])
 def test_what_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
-    from llamaswap_py.estimate.records import EstimateError
+    from llamaswap_py.estimate.types import EstimateError
 
     (tmp_path / "folder").mkdir()
     with pytest.raises(EstimateError, match=name):

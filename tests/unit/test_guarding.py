@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from llamaswap_py import guarding
-from llamaswap_py.recovering import recover
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Grant, Reject, Spawn
 from llamaswap_py.scheduler.invariants import check
-from llamaswap_py.scheduler.records import (
-    ClientId,
-    Pool,
-    PresetId,
-    RequestId,
-)
-from llamaswap_py.supervisor import Supervisor
+from llamaswap_py.scheduler.types import ClientId, Pool, PresetId, RequestId
+from llamaswap_py.supervisor.recovery import recover
+from llamaswap_py.supervisor.supervisor import Supervisor
+from llamaswap_py.tasks import guard
 from tests.fakes.chaos import callbacks
 from tests.scheduler.play import HOST, plan
 
@@ -39,9 +34,9 @@ A = PresetId("a")
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarding, "_said", {})
-    monkeypatch.setattr(guarding, "FIRST_PAUSE", 0.0)
-    guarding.failures.clear()
+    monkeypatch.setattr(guard, "_said", {})
+    monkeypatch.setattr(guard, "FIRST_PAUSE", 0.0)
+    guard.failures.clear()
 
 
 @pytest.mark.anyio
@@ -55,8 +50,8 @@ async def test_work_that_fails_is_begun_again(caplog: pytest.LogCaptureFixture) 
         return "done"
 
     with caplog.at_level(logging.ERROR, "lswap"):
-        assert await guarding.keep_going("work", work) == "done"
-    assert guarding.failures["work"] == 3
+        assert await guard.keep_going("work", work) == "done"
+    assert guard.failures["work"] == 3
     (line,) = caplog.records
     assert line.exc_info is not None, "the first time with its traceback"
 
@@ -69,14 +64,14 @@ async def test_work_that_is_cancelled_ends_and_what_it_waits_for_may_not_end_it(
         waited.append(asyncio.get_running_loop().create_future())
         await waited[-1]
 
-    task = asyncio.create_task(guarding.keep_going("work", work))
+    task = asyncio.create_task(guard.keep_going("work", work))
     for count in (1, 2):
         while len(waited) < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
         waited[-1].cancel()
     while len(waited) < 3:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    assert guarding.failures["work"] == 2
+    assert guard.failures["work"] == 2
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -90,7 +85,7 @@ async def test_a_callback_and_a_thread_that_fail_are_counted() -> None:
         raise ValueError("a bug")
 
     try:
-        guarding.heed(loop)
+        guard.heed(loop)
         loop.call_soon(fail)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -100,7 +95,7 @@ async def test_a_callback_and_a_thread_that_fail_are_counted() -> None:
     finally:
         loop.set_exception_handler(None)
         threading.excepthook = before
-    assert guarding.failures["callback"] == guarding.failures["thread"] == 1
+    assert guard.failures["callback"] == guard.failures["thread"] == 1
 
 
 class Broken(Scheduler):
@@ -165,7 +160,7 @@ def test_no_other_event_is_lost(how: str) -> None:
     broken.broken = how
     broken.feed(ev.InstanceExited(key, None))
     assert not broken.world.instances
-    assert guarding.failures["scheduler"] == 3
+    assert guard.failures["scheduler"] == 3
     check(broken)
 
 
@@ -182,7 +177,7 @@ def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.M
     supervisor.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
     assert len(told) == 1
     assert told[0] is not None
-    assert guarding.failures["scheduler"] == 1
+    assert guard.failures["scheduler"] == 1
 
 
 # --- all of them ------------------------------------------------------------------------------
@@ -197,6 +192,7 @@ _HARMLESS = {
     "cancel": "the child of the web UI stays a while longer",
     "_set_exited": "sets an event",
     "settle_once": "sets a future",
+    "extend": "lines of the log for those who follow it",
     "end": "sets an event",
     "_steer": "lets go of a connection that is lost, of which nobody waits for anything",
 }
@@ -205,8 +201,8 @@ _HARMLESS = {
 
 def _calls() -> Iterator[tuple[str, ast.Call, ast.AST]]:
     """Yield each call of a method in the parts that serve, with the function it stands in."""
-    foreign = {"cli", "tui", "demo", "simulator", "hub", "importing", "engine", "client.py"}
-    root = Path(guarding.__file__).parent
+    foreign = {"cli", "tui", "demo", "simulator", "hub", "importing", "llamacpp", "client.py"}
+    root = Path(guard.__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         if path.relative_to(root).parts[0] in foreign:
             continue
@@ -236,7 +232,7 @@ def test_every_task_in_the_background_is_guarded() -> None:
             work = " ".join(values) or work
         itself = any(f"self.{one}(" in work for one in _GUARD_THEMSELVES)
         part_of_a_child = place.startswith(("children/child.py", "children/loading.py"))
-        assert "guarding." in work or "keep_going" in work or itself or part_of_a_child, place
+        assert "guard." in work or "keep_going" in work or itself or part_of_a_child, place
     assert found > 10
 
 

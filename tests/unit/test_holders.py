@@ -19,11 +19,11 @@ import pytest
 
 from llamaswap_py.children import ChildReady, ChildSpawned, ChildSpec, FailureKind
 from llamaswap_py.children import holders as holders_module
+from llamaswap_py.children.ask import ask, get
 from llamaswap_py.children.holders import PortWatch, look_at
 from llamaswap_py.children.listeners import takers
-from llamaswap_py.children.probe import ask, get
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire.pool import UpstreamPool
+from llamaswap_py.proxy.upstream import UpstreamPool
 from tests.fakes import fake_llama_server, fake_program
 from tests.fakes.usurper import Usurper, user, usurping
 from tests.unit.child_runs import alive, make_spec, running, until

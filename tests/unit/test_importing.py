@@ -23,8 +23,12 @@ from llamaswap_py.importing.command import (
 )
 from llamaswap_py.importing.draft import Draft, render
 from llamaswap_py.importing.llama_cpp import read_ini
-from llamaswap_py.importing.llama_swap import read_llama_swap
-from llamaswap_py.importing.matrix import allowed_sets, exclusive_groups, loosened
+from llamaswap_py.importing.llama_swap import (
+    allowed_sets,
+    exclusive_groups,
+    loosened,
+    read_llama_swap,
+)
 from llamaswap_py.importing.ollama import Manifest, read_ollama
 
 INPUTS = Path(__file__).parents[1] / "imports"

@@ -7,10 +7,10 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from llamaswap_py.api import table
-from llamaswap_py.api.access import Access
+from llamaswap_py.api import routes
 from llamaswap_py.api.app import App
-from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
+from llamaswap_py.api.auth import Access
+from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
 from llamaswap_py.errors import ApiError
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, make_config
 
@@ -44,10 +44,10 @@ UNCOUNTED = {
 
 
 def all_routes() -> list[tuple[str, str]]:
-    patterns = [(f"{start}{{id}}{end}", methods) for start, end, methods in table.PATTERNS]
+    patterns = [(f"{start}{{id}}{end}", methods) for start, end, methods in routes.PATTERNS]
     return [
-        ("POST" if method == table.ANY else method, path)
-        for path, methods in [*table.ROUTES.items(), *patterns]
+        ("POST" if method == routes.ANY else method, path)
+        for path, methods in [*routes.ROUTES.items(), *patterns]
         for method in methods
     ]
 

@@ -11,7 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from llamaswap_py.children.slots import (
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.records import keeps_nothing
+from llamaswap_py.devices import Device
+from llamaswap_py.devices.reader import Measurement, PoolReading
+from llamaswap_py.llamacpp.slots import (
     Costs,
     SlotUse,
     choose_slots,
@@ -21,15 +25,11 @@ from llamaswap_py.children.slots import (
     read_saved,
     read_slots,
 )
-from llamaswap_py.config.keep_kv import keeps_nothing
-from llamaswap_py.config.parse import load_config
-from llamaswap_py.devices import Device
-from llamaswap_py.devices.readings import Measurement, PoolReading
-from llamaswap_py.keeping import Keeping
-from llamaswap_py.scheduler.records import PoolId
-from llamaswap_py.state import kept as kept_module
-from llamaswap_py.state.kept import Kept, KeptFolder, is_in_memory, make_private
-from llamaswap_py.watching import WatchedPools
+from llamaswap_py.scheduler.types import PoolId
+from llamaswap_py.storage import kv_files as kept_module
+from llamaswap_py.storage.kv_files import Kept, KeptFolder, is_in_memory, make_private
+from llamaswap_py.supervisor.kv_cache import Keeping
+from llamaswap_py.supervisor.memory_pools import WatchedPools
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.api.access import Access
-from llamaswap_py.config.file import read_keys
-from llamaswap_py.config.keyfile import (
+from llamaswap_py.api.auth import Access
+from llamaswap_py.config.api_keys import (
     RIGHTS,
     ApiKey,
     KeyRing,
@@ -22,9 +21,10 @@ from llamaswap_py.config.keyfile import (
     parse_keys,
     with_rights,
 )
+from llamaswap_py.config.load import read_keys
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
-from llamaswap_py.wire.messages import RequestHead
+from llamaswap_py.proxy.messages import RequestHead
 
 GOOD = hash_secret(b"secret")
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.children.logs import ChildLog, LogFile
-from llamaswap_py.cli import log as cli_log
-from llamaswap_py.feed import Feed
 from llamaswap_py.redaction import REDACTED, Redactor, redact_args, secret_values
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Note
-from llamaswap_py.scheduler.records import ClientId, Decision, PresetId, RequestId
+from llamaswap_py.scheduler.types import ClientId, Decision, PresetId, RequestId
+from llamaswap_py.server import logging as cli_log
+from llamaswap_py.supervisor.event_log import Feed
 
 if TYPE_CHECKING:
     from pathlib import Path

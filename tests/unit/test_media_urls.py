@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from llamaswap_py.api.large_body import JsonSkimmer
 from llamaswap_py.api.media_urls import holds, may_name_url
 from llamaswap_py.api.reading import check_media
-from llamaswap_py.api.skim import JsonSkimmer
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire.messages import Body
+from llamaswap_py.proxy.messages import Body
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 
 pytestmark = pytest.mark.anyio

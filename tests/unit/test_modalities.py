@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import pytest
 
-from llamaswap_py.model_facts import FactsBook
+from llamaswap_py.supervisor.model_facts import FactsBook
 from tests.unit.api_fakes import (
     FakeSupervisor,
     ask,

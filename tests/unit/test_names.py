@@ -9,15 +9,15 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from llamaswap_py.api import App
-from llamaswap_py.api.call import Call, Route
 from llamaswap_py.api.listing import names_of_model
-from llamaswap_py.api.models import list_models
-from llamaswap_py.api.table import PATTERNS, ROUTES
+from llamaswap_py.api.openai import list_models
+from llamaswap_py.api.request import Call, Route
+from llamaswap_py.api.routes import PATTERNS, ROUTES
 from llamaswap_py.cli.show import find_model, print_models
 from llamaswap_py.cli.tables import plain_table
 from llamaswap_py.client.address import path_of
+from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
 from llamaswap_py.config.choosing import spelled
-from llamaswap_py.config.keyfile import ApiKey, KeyRing, hash_secret
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, ask, make_config
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llamaswap_py.api.nesting import Place, last_place, leads, place_after, stand_in
+from llamaswap_py.api.large_body import Place, last_place, leads, place_after, stand_in
 
 IN_LIST = Place(b"{[", b",")
 IN_MESSAGE = Place(b"{[{", b":")

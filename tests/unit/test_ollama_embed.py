@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.api.ollama_embed import closing
+from llamaswap_py.api.ollama.embed import closing
 
 BOS, EOS, CLS, SEP = 1, 2, 101, 102
 

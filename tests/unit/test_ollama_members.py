@@ -10,10 +10,7 @@ import ollama
 import pytest
 from ollama import _types as types
 
-from llamaswap_py.api.table import look_up
-from llamaswap_py.errors import ApiError
-from llamaswap_py.translate.ollama import translate_chat, translate_generate
-from llamaswap_py.translate.ollama_members import (
+from llamaswap_py.api.ollama.members import (
     ANSWERS,
     CLIENTS,
     OPTIONS,
@@ -22,6 +19,9 @@ from llamaswap_py.translate.ollama_members import (
     VERSION,
     as_markdown,
 )
+from llamaswap_py.api.ollama.requests import translate_chat, translate_generate
+from llamaswap_py.api.routes import look_up
+from llamaswap_py.errors import ApiError
 
 PAGE = Path(__file__).parents[2] / "docs" / "ollama.md"
 

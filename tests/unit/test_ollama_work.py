@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from llamaswap_py.api import bounds, media_urls
-from llamaswap_py.errors import ApiError
-from llamaswap_py.translate import ollama_context
-from llamaswap_py.translate.ollama import (
+from llamaswap_py.api.ollama import context
+from llamaswap_py.api.ollama.answers import Answer, Clock
+from llamaswap_py.api.ollama.context import Said, read_context, write_context
+from llamaswap_py.api.ollama.requests import (
     MOST_MESSAGES,
     MOST_OPTIONS,
     MOST_WITHIN,
     translate_chat,
     translate_generate,
 )
-from llamaswap_py.translate.ollama_answers import Answer, Clock
-from llamaswap_py.translate.ollama_calls import Calls
-from llamaswap_py.translate.ollama_context import Said, read_context, write_context
+from llamaswap_py.api.ollama.tool_calls import Calls
+from llamaswap_py.errors import ApiError
 from tests.unit.api_fakes import FakeExchange, answer
 
 pytestmark = pytest.mark.anyio
@@ -107,7 +107,7 @@ def test_answers_of_tools_find_their_calls() -> None:
 
 
 def test_a_small_context_does_not_unpack_to_a_million_messages() -> None:
-    bomb = write_context([Said("", "")] * (ollama_context._MOST_LISTS + 1))
+    bomb = write_context([Said("", "")] * (context._MOST_LISTS + 1))
     assert len(bomb) < 10_000
     with pytest.raises(ApiError, match="context"):
         read_context(bomb)
@@ -118,7 +118,7 @@ def test_a_small_context_does_not_unpack_to_a_million_messages() -> None:
 
 def test_a_conversation_that_is_very_long_gets_no_context() -> None:
     clock = Clock(now=lambda: "", elapsed=lambda: 0, load_ns=0)
-    for length, there in ((100, True), (ollama_context.LONGEST + 1, False)):
+    for length, there in ((100, True), (context.LONGEST + 1, False)):
         talk = [Said("user", "x" * length)]
         assert ("context" in Answer("m", "generate", clock, 0, talk).figures()) is there
 

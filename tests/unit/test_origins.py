@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from llamaswap_py.api.guard import Cors, Origins
+from llamaswap_py.api.auth import Cors, Origins
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
 from tests.unit.api_fakes import FakeSupervisor, ask, make_config

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import pytest
 
-from llamaswap_py import overriding
 from llamaswap_py.errors import ApiError
-from llamaswap_py.overriding import Overrides
+from llamaswap_py.supervisor import overrides as overriding
+from llamaswap_py.supervisor.overrides import Overrides
 from tests.unit.api_fakes import make_config
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import HOST, Device
-from llamaswap_py.presets import Engines, is_mended, prepare
+from llamaswap_py.supervisor.prepare import Engines, is_mended, prepare
 from llamaswap_py.units import GIB
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.principals import UNIX, of_address, principal_of
+from llamaswap_py.proxy.principals import UNIX, of_address, principal_of
 
 
 @pytest.mark.parametrize(

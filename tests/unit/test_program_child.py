@@ -19,9 +19,9 @@ from llamaswap_py.children import (
     FailureKind,
     Program,
 )
-from llamaswap_py.children.probe import get
+from llamaswap_py.children.ask import get
 from llamaswap_py.children.program import ProgramLines
-from llamaswap_py.children.readiness import Listening
+from llamaswap_py.llamacpp.output import Listening
 from tests.fakes import fake_program
 from tests.unit.child_runs import make_spec, running
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.children.lines import LINE_LIMIT, LineSplitter
-from llamaswap_py.children.readiness import (
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.output import (
+    LINE_LIMIT,
     Ending,
+    LineSplitter,
     Listening,
     Loading,
     Log,
@@ -21,7 +23,6 @@ from llamaswap_py.children.readiness import (
     Sleeping,
     Stream,
 )
-from llamaswap_py.endpoint import Endpoint
 
 TCP = Endpoint(host="127.0.0.1", port=46813)
 UNIX = Endpoint(path="/run/lswap/3.sock")

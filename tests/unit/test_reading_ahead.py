@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.config.memory import Memory
-from llamaswap_py.config.values import PerDevice
-from llamaswap_py.pagecache import Reading, cached_bytes
-from llamaswap_py.pagecache.reading import WINDOW
-from llamaswap_py.pagecache.residency import read_when_idle
-from llamaswap_py.reading_ahead import ReadingAhead
+from llamaswap_py.config.forms import PerDevice
+from llamaswap_py.config.records import Memory
+from llamaswap_py.devices.page_cache import WINDOW, Reading, cached_bytes, read_when_idle
 from llamaswap_py.scheduler import Policy, Pool, PresetPlan
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.ledger import Ledger
-from llamaswap_py.scheduler.records import PoolId, PresetId
-from llamaswap_py.scheduler.world import World
+from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.types import PoolId, PresetId
+from llamaswap_py.supervisor.prefetch import ReadingAhead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -105,7 +103,7 @@ def test_without_a_kernel_that_tells_everything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = cold_file(tmp_path / "one")
-    monkeypatch.setattr("llamaswap_py.pagecache.reading.cached_bytes", lambda *_: None)
+    monkeypatch.setattr("llamaswap_py.devices.page_cache.cached_bytes", lambda *_: None)
     reading = read_all([path])
     assert reading.blind
     assert reading.read == SIZE
@@ -238,7 +236,7 @@ async def test_it_moves_on_when_another_comes_first(
             super().cancel()
             cancelled.set()
 
-    monkeypatch.setattr("llamaswap_py.reading_ahead.Reading", Watched)
+    monkeypatch.setattr("llamaswap_py.supervisor.prefetch.Reading", Watched)
     async with bench.running():
         bench.aim(A)
         while bench.ahead.view(A) is None:  # noqa: ASYNC110 (its thread tells nobody)

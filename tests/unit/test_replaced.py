@@ -7,11 +7,11 @@ import subprocess
 import pytest
 
 from llamaswap_py.config.argv import build_args, check_args
-from llamaswap_py.config.options import LONG_NAMES
+from llamaswap_py.config.llama_options import LONG_NAMES
 from llamaswap_py.config.optiontable import Option, table_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
-from llamaswap_py.engine.features import parse_options
+from llamaswap_py.llamacpp.features import parse_options
 
 TODAY = """\
 -m,    --model FNAME                    model path to load

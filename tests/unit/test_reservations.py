@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from llamaswap_py.devices import Device, Measurement
-from llamaswap_py.devices.readings import PoolReading
+from llamaswap_py.devices.reader import PoolReading
 from llamaswap_py.errors import ApiError
-from llamaswap_py.reservations import Reservation, Reservations
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.records import PoolId
-from llamaswap_py.watching import WatchedPools
+from llamaswap_py.scheduler.types import PoolId
+from llamaswap_py.supervisor.memory_pools import WatchedPools
+from llamaswap_py.supervisor.reservations import Reservation, Reservations
 
 pytestmark = pytest.mark.anyio
 CARD = PoolId("CUDA0")
@@ -78,7 +78,7 @@ async def test_a_refusal_says_why() -> None:
 
 
 async def test_without_a_sign_of_life_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamaswap_py.reservations.HEARTBEAT", 0.01)
+    monkeypatch.setattr("llamaswap_py.supervisor.reservations.HEARTBEAT", 0.01)
     reservations, seen = made()
     reservation = reservations.ask({"CUDA0": 5})
     reservations.note_held(reservation.preset)

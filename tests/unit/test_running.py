@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llamaswap_py.children.running import Running, Served, find_running, start_time
 from llamaswap_py.children.runtime_dir import RuntimeDir, folder_name
 from llamaswap_py.cli import servers, status, stop
 from llamaswap_py.client.remote import UnreachableError
-from llamaswap_py.config.file import Origin
+from llamaswap_py.config.load import Origin
 from llamaswap_py.errors import ConfigError, StateError
-from llamaswap_py.running import Running, Served, find_running, start_time
 
 if TYPE_CHECKING:
     from pathlib import Path

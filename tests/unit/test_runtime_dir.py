@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.children import runtime_dir
+from llamaswap_py.children.running import base_dir
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.errors import StateError
-from llamaswap_py.running import base_dir
 
 
 def choose(short_dir: Path, name: str = "one") -> RuntimeDir:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py import reloading
-from llamaswap_py.config.found import Folder
+from llamaswap_py.config.discover import Folder
 from llamaswap_py.config.scan import scan_folder
-from llamaswap_py.reloading import Scout, scan_folders
+from llamaswap_py.supervisor import reload
+from llamaswap_py.supervisor.reload import Scout, scan_folders
 
 
 def soon(found: Callable[[], tuple[Folder, ...] | None]) -> tuple[Folder, ...]:
@@ -42,7 +42,7 @@ def test_a_folder_that_hangs_is_looked_into_once(monkeypatch: pytest.MonkeyPatch
         may_end.wait(20)
         return Folder(path)
 
-    monkeypatch.setattr(reloading, "scan_folder", hang)
+    monkeypatch.setattr(reload, "scan_folder", hang)
     with Scout[tuple[Folder, ...]]() as scout:
         for _ in range(3):
             scout.send(partial(scan_folders, (Folder("/far/away"),)))

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from llamaswap_py.cli import service as commands
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError, StateError
-from llamaswap_py.service import Notifier, Unit, inherited_sockets, service_text, socket_text
-from llamaswap_py.service.sockets import endpoint_of
+from llamaswap_py.server import Notifier, Unit, inherited_sockets, service_text, socket_text
+from llamaswap_py.server.systemd import endpoint_of
 from tests import needs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,8 +356,8 @@ def test_sockets_for_this_process_are_taken(short_dir: Path) -> None:
     # In a process of its own: descriptors 3 and 4 here belong to somebody.
     code = """
 import os, socket
-from llamaswap_py.service import inherited_sockets
-from llamaswap_py.service.sockets import endpoint_of
+from llamaswap_py.server import inherited_sockets
+from llamaswap_py.server.systemd import endpoint_of
 env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "X": "1"}
 sockets = inherited_sockets(env)
 print(*map(endpoint_of, sockets), env, *(os.get_inheritable(s.fileno()) for s in sockets))

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.api import kept, nesting
-from llamaswap_py.api import skim as skimming
-from llamaswap_py.api.extract import read_ask
+from llamaswap_py.api import large_body
+from llamaswap_py.api import large_body as skimming
+from llamaswap_py.api.body import read_ask
 from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.forms import multipart_field
-from llamaswap_py.api.skim import STEP, FormSkimmer, JsonSkimmer, Skim
-from llamaswap_py.config.values import Filters
+from llamaswap_py.api.large_body import STEP, FormSkimmer, JsonSkimmer, Skim
+from llamaswap_py.api.multipart import multipart_field
+from llamaswap_py.config.forms import Filters
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import Body
 from llamaswap_py.units import KIB, MIB
-from llamaswap_py.wire.messages import Body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +76,8 @@ MODES = st.sampled_from([USUAL, TRANSLATED, *EAGER])
 def skim_of(body: bytes, cuts: Sequence[float] = (), mode: Mode = USUAL) -> Skim:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skimming, "STEP", mode.step)
-        patch.setattr(kept, "_MUCH", mode.much)
-        patch.setattr(kept, "_MORE", mode.much)
+        patch.setattr(large_body, "_MUCH", mode.much)
+        patch.setattr(large_body, "_MORE", mode.much)
         skimmer = JsonSkimmer(MARK, unescaped=mode.unescaped, top_level_only=mode.top_level_only)
         pieces = pieces_of(body, cuts)
         size = 0
@@ -246,12 +246,12 @@ def test_a_long_string_in_what_is_not_settled_yet_keeps_its_mark() -> None:
 def test_brackets_are_not_followed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[bytes] = []
 
-    def spy(text: bytes, before: nesting.Place) -> nesting.Place | None:
+    def spy(text: bytes, before: large_body.Place) -> large_body.Place | None:
         looked.append(text)
         return place_after(text, before)
 
-    place_after = nesting.place_after
-    monkeypatch.setattr(nesting, "place_after", spy)
+    place_after = large_body.place_after
+    monkeypatch.setattr(large_body, "place_after", spy)
     body = b"[" * 100 + b'"a", ' * 500_000 + b"]" * 100
     skim = skim_of(body, [number / 30 for number in range(30)], USUAL._replace(much=MIB // 2))
     assert len(looked) == 1

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from llamaswap_py import turns as turns_module
-from llamaswap_py.api import extract, ollama_requests, prometheus
+from llamaswap_py.api import body as body_module
+from llamaswap_py.api import metrics
 from llamaswap_py.api.app import App
-from llamaswap_py.api.call import Call
-from llamaswap_py.api.prometheus import render
-from llamaswap_py.api.traffic import Traffic
-from llamaswap_py.turns import ELSEWHERE, SLOW, Turns
+from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.metrics import render
+from llamaswap_py.api.ollama import inference
+from llamaswap_py.api.request import Call
+from llamaswap_py.tasks import loop_lag as turns_module
+from llamaswap_py.tasks.loop_lag import ELSEWHERE, SLOW, Turns
 from tests.unit.api_fakes import FakeSupervisor, make_config, make_snapshot
 
 if TYPE_CHECKING:
@@ -29,19 +31,19 @@ JSON = b'{"a":[' + b",".join([b'{"a":"b"}'] * 400_000) + b"]}"
 
 def by_decoding() -> None:
     """Be busy inside of a function of lswap's that calls C code."""
-    ollama_requests._object(JSON)
+    inference._object(JSON)
 
 
 def by_waiting() -> None:
     """Be busy inside of a function of lswap's that calls what is not lswap's."""
-    extract._field(lambda *_: time.sleep(0.08), b"", b"")
+    body_module._field(lambda *_: time.sleep(0.08), b"", b"")
 
 
 @pytest.mark.parametrize(
     ("slow", "name"),
     [
         (by_decoding, "api.bounds.decode_large"),
-        (by_waiting, "api.extract._field"),
+        (by_waiting, "api.body._field"),
         (lambda: time.sleep(0.08), ELSEWHERE),
     ],
     ids=["decoding", "waiting", "elsewhere"],
@@ -105,9 +107,9 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 def test_what_is_counted_is_shown() -> None:
     turns = Turns()
-    turns.slow["api.extract.read_ask"] = 2
-    turns.longest["api.extract.read_ask"] = 0.25
-    body, _ = render(Traffic(), make_snapshot([]), {}, {}, more=prometheus._turns(turns))
+    turns.slow["api.body.read_ask"] = 2
+    turns.longest["api.body.read_ask"] = 0.25
+    body, _ = render(Traffic(), make_snapshot([]), {}, {}, more=metrics._turns(turns))
     text = body.decode()
-    assert 'lswap_slow_turns_total{what="api.extract.read_ask"} 2.0' in text
-    assert 'lswap_slow_turn_seconds_max{what="api.extract.read_ask"} 0.25' in text
+    assert 'lswap_slow_turns_total{what="api.body.read_ask"} 2.0' in text
+    assert 'lswap_slow_turn_seconds_max{what="api.body.read_ask"} 0.25' in text

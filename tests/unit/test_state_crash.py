@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from llamaswap_py.children.orphans import new_record, record_file, sweep, write_record
-from llamaswap_py.state import Facts, RecordFolder
+from llamaswap_py.storage import Facts, RecordFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ KILLED = """
 import os, resource, signal, sys
 from pathlib import Path
 import msgspec
-from llamaswap_py.state import Facts, RecordFolder
+from llamaswap_py.storage import Facts, RecordFolder
 folder, size = Path(sys.argv[1]), int(sys.argv[3])
 new = msgspec.json.decode(sys.argv[2], type=Facts)
 

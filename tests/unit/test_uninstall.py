@@ -10,9 +10,9 @@ import pytest
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.cli import service, uninstall
 from llamaswap_py.cli.uninstall import found, run
-from llamaswap_py.engine import places as engine_places
 from llamaswap_py.errors import ConfigError, StateError
-from llamaswap_py.state import places as state_places
+from llamaswap_py.llamacpp import paths as engine_places
+from llamaswap_py.storage import records as state_places
 from tests.unit.test_service import stand_in
 
 ROOT = Path(__file__).resolve().parents[2]

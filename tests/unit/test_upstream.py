@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.engine.manifest import Manifest, write_manifest
 from llamaswap_py.errors import EngineError
 from llamaswap_py.hub.cache import find_cached
 from llamaswap_py.hub.refs import HubRef
+from llamaswap_py.llamacpp.paths import Manifest, write_manifest
 from tests.upstream.__main__ import outcomes_of, source_of
 from tests.upstream.models import FILES, write_cache
 from tests.upstream.page import REASONS, Reason, only_plain, page, sorted_by_reason

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.engine.locate import Engine, locate_engine
-from llamaswap_py.engine.manifest import MANIFEST, read_manifest
 from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
+from llamaswap_py.llamacpp.paths import MANIFEST, read_manifest
 from tests.upstream.models import write_cache
 from tests.upstream.page import Outcomes, page
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from llamaswap_py.config.keyfile import hash_secret
+from llamaswap_py.config.api_keys import hash_secret
 from llamaswap_py.importing.command import pair_options, read_command
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.llama_cpp import read_ini

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import (
+from llamaswap_py.proxy import (
     Exchange,
     RelayResult,
     RequestHead,

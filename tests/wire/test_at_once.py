@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import Outcome, UpstreamPool, WireLimits, bind, serve
+from llamaswap_py.proxy import Outcome, UpstreamPool, WireLimits, bind, serve
 
 from .harness import (
     JSON_ANSWER,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from llamaswap_py.wire import Exchange, RelayResult, Server
+    from llamaswap_py.proxy import Exchange, RelayResult, Server
 
     from .harness import Client, Script
 

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy import Exchange
+from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.units import MIB
-from llamaswap_py.wire import Exchange
-from llamaswap_py.wire.bodies import Bodies
 from tests.wire.harness import connected, eventually, serving
 
 pytestmark = pytest.mark.anyio

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from llamaswap_py.wire import Exchange, WireLimits
-from llamaswap_py.wire.dating import date_line
-from llamaswap_py.wire.sockets import Input
+from llamaswap_py.proxy import Exchange, WireLimits
+from llamaswap_py.proxy.dating import date_line
+from llamaswap_py.proxy.sockets import Input
 
 from .harness import (
     JSON_ANSWER,
@@ -256,8 +256,8 @@ async def test_where_nobody_can_know_the_moment_decides(
     monkeypatch: pytest.MonkeyPatch, window: float
 ) -> None:
     """Over a network a half-close comes with the request; a departure comes later."""
-    monkeypatch.setattr("llamaswap_py.wire.client_side.client_is_gone", lambda _: None)
-    monkeypatch.setattr("llamaswap_py.wire.client_side._HALF_CLOSE_WINDOW", window)
+    monkeypatch.setattr("llamaswap_py.proxy.client_side.client_is_gone", lambda _: None)
+    monkeypatch.setattr("llamaswap_py.proxy.client_side._HALF_CLOSE_WINDOW", window)
     started, released, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def handler(exchange: Exchange) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.wire import BodyTooLarge, Exchange
-from llamaswap_py.wire.dating import date_line
+from llamaswap_py.proxy import BodyTooLarge, Exchange
+from llamaswap_py.proxy.dating import date_line
 
 from .harness import connected, eventually, serving
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamaswap_py.wire.messages import (
+from llamaswap_py.proxy.messages import (
     Body,
     RequestHead,
     UpstreamRequest,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llamaswap_py.wire.outbox import Outbox
+from llamaswap_py.proxy.server import Outbox
 
 pytestmark = pytest.mark.anyio
 

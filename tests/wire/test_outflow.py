@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from llamaswap_py.wire.outflow import Outflow
+from llamaswap_py.proxy.backpressure import Outflow
 
 if TYPE_CHECKING:
     import asyncio

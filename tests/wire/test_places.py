@@ -7,9 +7,9 @@ import gc
 
 import pytest
 
-from llamaswap_py.wire import WireLimits
-from llamaswap_py.wire.client import ClientConnection
-from llamaswap_py.wire.places import Places
+from llamaswap_py.proxy import WireLimits
+from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.places import Places
 from tests.wire.harness import connected, serving
 
 

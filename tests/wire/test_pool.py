@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import Outcome, UpstreamPool
+from llamaswap_py.proxy import Outcome, UpstreamPool
 
 from .harness import (
     JSON_ANSWER,
@@ -61,7 +61,7 @@ async def test_what_is_never_used_again(folder: Path, response: bytes) -> None:
 
 
 async def test_an_old_connection_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamaswap_py.wire.pool._IDLE_LIMIT", 0.0)
+    monkeypatch.setattr("llamaswap_py.proxy.upstream._IDLE_LIMIT", 0.0)
     async with (
         relaying(folder, answering(JSON_ANSWER)) as setup,
         connected(setup.endpoint) as client,

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.wire import Outcome, WireLimits
-from llamaswap_py.wire.messages import RequestHead, WireError
-from llamaswap_py.wire.repeated import KnownAnswers, RepeatedRequest
-from llamaswap_py.wire.requests import RequestParser
-from llamaswap_py.wire.responses import ResponseWatch
+from llamaswap_py.proxy import Outcome, WireLimits
+from llamaswap_py.proxy.head_cache import KnownAnswers, RepeatedRequest
+from llamaswap_py.proxy.messages import RequestHead, WireError
+from llamaswap_py.proxy.parsers import RequestParser, ResponseWatch
 
 from .harness import JSON_ANSWER, Peer, Upstream, answering, connected, relaying
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.wire.messages import RequestHead, WireError, WireLimits
-from llamaswap_py.wire.requests import RequestParser
+from llamaswap_py.proxy.messages import RequestHead, WireError, WireLimits
+from llamaswap_py.proxy.parsers import RequestParser
 
 HOST = b"Host: a\r\n"
 POST = b"POST /x HTTP/1.1\r\n" + HOST

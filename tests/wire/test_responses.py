@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.wire.responses import BadResponse, DecodingWatch, Framing, ResponseWatch
+from llamaswap_py.proxy.parsers import BadResponse, DecodingWatch, Framing, ResponseWatch
 
 from .harness import JSON_ANSWER, SSE_HEAD, sse
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py import guarding
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import StateError
-from llamaswap_py.wire import Exchange, bind, serve
-from llamaswap_py.wire.client import ClientConnection
+from llamaswap_py.proxy import Exchange, bind, serve
+from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.tasks import guard
 
 from .harness import connected, eventually, serving, wire_error
 
@@ -183,7 +183,7 @@ async def test_what_fails_in_one_connection_ends_no_other(monkeypatch: pytest.Mo
     async def fail(_: ClientConnection) -> None:
         raise ValueError("a bug")
 
-    before = guarding.failures["connection"]
+    before = guard.failures["connection"]
     async with (
         serving(hello) as served,
         connected(served.endpoint) as one,
@@ -193,6 +193,6 @@ async def test_what_fails_in_one_connection_ends_no_other(monkeypatch: pytest.Mo
             patched.setattr(ClientConnection, "_share", fail)
             await one.send(GET)
             assert b"hello" in await one.rest()
-        assert guarding.failures["connection"] == before + 1
+        assert guard.failures["connection"] == before + 1
         assert (await other.ask(GET)).body == b"hello"
         assert served.server.connections == 1

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.wire import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
-from llamaswap_py.wire.bodies import Bodies
-from llamaswap_py.wire.client import ClientConnection
-from llamaswap_py.wire.messages import WireLimits
-from llamaswap_py.wire.outbox import Outbox
-from llamaswap_py.wire.places import Places
-from llamaswap_py.wire.upstream import UpstreamConnection
+from llamaswap_py.proxy import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
+from llamaswap_py.proxy.bodies import Bodies
+from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.messages import WireLimits
+from llamaswap_py.proxy.places import Places
+from llamaswap_py.proxy.server import Outbox
+from llamaswap_py.proxy.upstream import UpstreamConnection
 
 from .harness import JSON_ANSWER, SSE_HEAD, error_event, sse, wire_error
 
@@ -40,7 +40,7 @@ def _one_second() -> Iterator[None]:
     """Answers that are compared have one date."""
     date = b"date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamaswap_py.wire.exchange.date_line", lambda: date)
+        patch.setattr("llamaswap_py.proxy.exchange.date_line", lambda: date)
         yield
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.wire import (
+from llamaswap_py.proxy import (
     Exchange,
     Outcome,
     RelayResult,
@@ -18,7 +18,7 @@ from llamaswap_py.wire import (
     WireLimits,
     forward_headers,
 )
-from llamaswap_py.wire.websocket import close_frame
+from llamaswap_py.proxy.websocket import close_frame
 
 from .harness import JSON_ANSWER, Peer, Upstream, connected, eventually, serving, upstream
 

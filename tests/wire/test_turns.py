@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llamaswap_py.wire import Exchange
+from llamaswap_py.proxy import Exchange
 from tests.wire.harness import JSON_ANSWER, answering, connected, relaying, serving
 
 pytestmark = pytest.mark.anyio

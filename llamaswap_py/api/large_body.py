@@ -1,0 +1,552 @@
+"""Large bodies, read piece by piece as they come: what is long is left out of what is parsed. Pure.
+
+One call of a parser over 50 MB would hold every stream up. A skimmer takes steps of some 256 KiB
+and keeps a short text that means the same: of JSON the long strings (images, audio) are cut after
+their first characters and a mark stands for the rest, and where only the top level is looked at, a
+mark stands for very many short values too; of a form only the heads of its parts stay.
+
+Where one is in a JSON text, and what a piece of it does to that. Pure.
+
+Pieces are checked by the parser that reads the whole later (msgspec), so both agree on what JSON
+is; brackets are counted only where that does not already tell where a piece ends.
+
+What is kept of a large body while it comes, and what stands there for the rest. Pure.
+
+A long string is left out when it ends. What is short stays at first; of that, once it is much, all
+that lies below the top level's members is left out too, piece by piece.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from llamaswap_py.api.media_urls import Scan
+from llamaswap_py.api.multipart import MAX_PART_HEAD, MAX_VALUE
+from llamaswap_py.proxy.messages import Body
+from llamaswap_py.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
+
+    _State: TypeAlias = Callable[["JsonSkimmer", bytes, int], int]
+
+
+BELOW_MEMBERS: Final = 2
+"""Brackets that are open below the members of the top level."""
+_DEEPEST: Final = 64
+_MOST_PASSES: Final = 16
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_CLOSING: Final = bytes.maketrans(b"[{", b"]}")
+_CHECK: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Place(NamedTuple):
+    """Between two tokens: `last` is the one before, of `[{,:`.
+
+    `open` are the brackets that are open, the outermost first.
+    """
+
+    open: bytes
+    last: bytes
+
+
+START: Final = Place(b"", b"")
+"""Before the first token."""
+
+
+def last_place(text: bytes) -> int:
+    """Return the offset of the last place in a text that ends outside of any string, or 0.
+
+    It is not before more than one string: such a text is not JSON.
+    """
+    end = len(text)
+    for _ in range(2):
+        quote = text.rfind(b'"', 0, end)
+        found = 1 + max(text.rfind(token, quote + 1, end) for token in (b",", b":", b"[", b"{"))
+        if found or quote < 0:
+            return found
+        end = _begin_of_string(text, quote)
+    return 0
+
+
+def _begin_of_string(text: bytes, end: int) -> int:
+    """Return where a string begins, by its last quotation mark: no other but escaped ones."""
+    at = end
+    while (at := text.rfind(b'"', 0, at)) > 0:
+        slash = at
+        while text[slash - 1 : slash] == b"\\":
+            slash -= 1
+        if (at - slash) % 2 == 0:
+            break
+    return max(at, 0)
+
+
+def place_after(text: bytes, before: Place) -> Place | None:
+    """Return the place at the end of `text`, which stands at `before`, by its brackets alone.
+
+    None: brackets that do not belong together, or nest too deeply to follow them.
+    """
+    parts = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    if len(parts) % 2 == 0:
+        return None  # it ends within a string
+    left = b"".join(parts[::2]).translate(None, _NO_BRACKETS)
+    for _ in range(_MOST_PASSES):
+        fewer = left.replace(b"{}", b"").replace(b"[]", b"")
+        if len(fewer) == len(left):
+            break
+        left = fewer
+    opened = left.lstrip(b"]}")
+    closed = len(left) - len(opened)
+    kept = len(before.open) - closed
+    if kept < 0 or left[:closed] != _closers(before.open[kept:]) or opened.strip(b"[{"):
+        return None
+    found = before.open[:kept] + opened
+    return Place(found, text[-1:]) if len(found) <= _DEEPEST else None
+
+
+def leads(text: bytes, before: Place, after: Place) -> bool:
+    """Tell whether `text` is what may stand between two places, all of it below one member's value.
+
+    It is read within that value and nothing around it, so it cannot end it unseen.
+    """
+    if len(before.open) < BELOW_MEMBERS:
+        return False
+    whole = (_from_outside(before, 1), text, _to_outside(after, 1))
+    try:
+        _CHECK.decode(b"".join(whole))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def stand_in(before: Place, after: Place, string: bytes) -> bytes:
+    """Return a short text that leads from one place to another, and begins with a string.
+
+    Both places must be below the value of the same member.
+    """
+    key = before.last == b"{" or (before.last == b"," and before.open[-1:] == b"{")
+    text = string + (b":0" if key else b"") + _closers(before.open[BELOW_MEMBERS:]) + b","
+    if len(after.open) > BELOW_MEMBERS:
+        text += b'"":' if after.open[BELOW_MEMBERS - 1 :].startswith(b"{") else b""
+        return text + _from_outside(after, BELOW_MEMBERS)
+    return text + (b'"":' if after.last == b":" else b"")
+
+
+def _from_outside(place: Place, depth: int) -> bytes:
+    """Return a shortest text that opens the brackets of a place from a depth on, and is there."""
+    inner = place.open[depth:]
+    opened = inner[:-1].replace(b"{", b'{"":') + inner[-1:]
+    if place.last == b":":
+        return opened + b'"":'
+    return opened + (_member(place) + b"," if place.last == b"," else b"")
+
+
+def _to_outside(place: Place, depth: int) -> bytes:
+    """Return a shortest text that goes on at a place, and closes its brackets down to a depth."""
+    ends = {b",": _member(place), b":": b"0"}
+    return ends.get(place.last, b"") + _closers(place.open[depth:])
+
+
+def _member(place: Place) -> bytes:
+    return b'"":0' if place.open.endswith(b"{") else b"0"
+
+
+def _closers(opened: bytes) -> bytes:
+    return opened[::-1].translate(_CLOSING)
+
+
+_MUCH: Final = 512 * KIB
+"""Bytes that are kept before any of them is looked at once more."""
+_MORE: Final = 64 * KIB
+"""Bytes after which that is done again."""
+_TOO_MUCH: Final = MIB
+"""Bytes that are not looked at once more: it would take too long for one turn of the loop."""
+_NEVER: Final = 1 << 60
+
+
+class Cut(NamedTuple):
+    """What was left out: the body's bytes from `start` to `end`, with so many ends of `lines`.
+
+    In the text `size` bytes at `where` stand for them, of which the first `lead` come before the
+    mark.
+    """
+
+    where: int
+    size: int
+    start: int
+    end: int
+    lead: int = 0
+    lines: int = 0
+
+
+def mark_of(mark: bytes, number: int) -> bytes:
+    """Return what stands for a cut, by its number."""
+    return b"%b%d;" % (mark, number)
+
+
+class KeptText:
+    """Grows with what is kept of a body, and shrinks where `shorten` says that it may.
+
+    A buffer that grows: no turn of the event loop has to join it.
+    """
+
+    def __init__(self, mark: bytes, *, shorten: bool) -> None:
+        self.cuts: list[Cut] = []
+        self._mark = mark
+        self._text = io.BytesIO()
+        self._place = START
+        """At `_done`: all before it was looked at, with so many cuts."""
+        self._done = 0
+        self._done_in_body = 0
+        self._cuts_done = 0
+        self._run: Place | None = None
+        """Where the last of these cuts begins, if it ends at `_done` and may grow."""
+        self._due = _MUCH if shorten else _NEVER
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text until now."""
+        return self._text.tell()
+
+    def value(self) -> bytes:
+        """Return the text."""
+        return self._text.getvalue()
+
+    def keep(self, data: bytes) -> None:
+        """Add what stays."""
+        self._text.write(data)
+
+    def cut(self, start: int, end: int) -> None:
+        """Add a mark for bytes of the body, within a string."""
+        mark = mark_of(self._mark, len(self.cuts))
+        self.cuts.append(Cut(self._text.tell(), len(mark), start, end))
+        self._text.write(mark)
+
+    def shorten(self) -> None:
+        """Leave out what nobody looks at, if much was kept. The text ends outside of any string."""
+        if self._text.tell() - self._done < self._due:
+            return
+        with self._text.getbuffer() as text:
+            new = bytes(text[self._done :])
+        size = last_place(new)
+        if not size or (self.cuts and self.cuts[-1].where >= self._done + size):
+            self._due = len(new) + _MORE if len(new) < _TOO_MUCH else _NEVER
+            return
+        piece = new[:size]
+        after, unseen = self._look_at(piece)
+        if after is None:
+            self._due = _NEVER
+            return
+        self._due = _MORE
+        self._settle(piece, after, unseen=unseen)
+        if unseen:
+            self._text.write(new[size:])
+
+    def _look_at(self, piece: bytes) -> tuple[Place | None, bool]:
+        """Return the place after a piece, if it can be told, and whether nobody looks at it."""
+        before = self._place
+        likely = Place(before.open, piece[-1:])  # most often what is open is what was
+        if leads(piece, before, likely):
+            return likely, True
+        after = place_after(piece, before)
+        return after, after is not None and leads(piece, before, after)
+
+    def _settle(self, piece: bytes, after: Place, *, unseen: bool) -> None:
+        """Keep a piece, or leave it out, and go on behind it."""
+        within = self.cuts[self._cuts_done :]
+        end = self._done_in_body + len(piece)
+        end += sum(cut.end - cut.start - cut.size for cut in within)
+        if unseen:
+            self._leave_out(piece, after, end)
+        else:
+            self._run = None
+            self._done += len(piece)
+        self._place, self._done_in_body = after, end
+        self._cuts_done = len(self.cuts)
+
+    def _leave_out(self, piece: bytes, after: Place, end: int) -> None:
+        """Put a stand-in where a piece was, or was left out up to here."""
+        where, start, lines = self._done, self._done_in_body, 0
+        if self._run is None:
+            self._run = self._place
+        else:
+            self._cuts_done -= 1
+            where, start, lines = (last := self.cuts[self._cuts_done]).where, last.start, last.lines
+        lines += piece.count(b"\n") if b"\n" in piece else 0
+        string = b'"%b"' % mark_of(self._mark, self._cuts_done)
+        text = stand_in(self._run, after, string)
+        # What was cut within it goes with it.
+        self.cuts[self._cuts_done :] = [Cut(where, len(text), start, end, 1, lines)]
+        self._text.seek(where)
+        self._text.truncate()
+        self._text.write(text)
+        self._done = self._text.tell()
+
+
+STEP: Final = 256 * KIB
+"""Bytes that may be looked at without a pause; bodies up to this size are read in one go."""
+_LONG: Final = 4 * KIB
+"""Strings from this size on are cut."""
+_PART: Final = MAX_PART_HEAD + MAX_VALUE + 4 * KIB
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+_FAR: Final = 1 << 60
+
+# Up to a string that is long, or does not end here: runs without an escape and escapes are few.
+_OUTSIDE: Final = re.compile(
+    rb'(?:[^"]++|"[^"\\]{0,4095}+(?:\\.[^"\\]{0,4095}+){0,64}+")*+', re.DOTALL
+)
+_INSIDE: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_UNESCAPED: Final = re.compile(rb'[^"\\]*+')
+# Whole characters, no half of an escape or of a surrogate pair (RFC 8259 section 7): what comes
+# first in a string says what it is (`data:image/png;base64,iVBOR…`), so it stays.
+_FIRST: Final = re.compile(
+    rb"(?>[\x20-\x5b\x5d-\x7f]|[\xc2-\xf4][\x80-\xbf]++"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|\\u[0-9a-fA-F]{4}|\\[^u]){96}+"
+)
+
+
+@dataclass(slots=True)
+class Skim:
+    """A body, and the short `text` to read in its place: the body itself where nothing was cut.
+
+    `cuts` are what is missing, in order.
+    """
+
+    body: Body
+    text: bytes
+    mark: bytes = b""
+    cuts: list[Cut] = field(default_factory=list)
+    may_name_url: bool = False
+    """Whether the body, of which all was looked at, may name a medium by a URL."""
+
+    def place(self, at: int) -> int:
+        """Return where in the body an offset in the text is."""
+        ahead = 0
+        for cut in self.cuts:
+            if at < cut.where + cut.size:
+                return cut.start if at > cut.where else at + ahead
+            ahead += cut.end - cut.start - cut.size
+        return at + ahead
+
+    def lines(self, at: int) -> tuple[int, int]:
+        """Return how many line ends come before an offset in the text, and where in the body the
+        last of them is; -1 where none is."""
+        kept = self.text.count(b"\n", 0, at)
+        last = self.place(self.text.rfind(b"\n", 0, at))
+        cuts = [cut for cut in self.cuts if cut.lines and cut.where < at]
+        if cuts:
+            last = max(last, self._last_line_end(cuts[-1]))
+        return kept + sum(cut.lines for cut in cuts), last
+
+    def _last_line_end(self, cut: Cut) -> int:
+        end = cut.end
+        for piece in reversed([*self._slices(cut.start, cut.end)]):
+            if (at := bytes(piece).rfind(b"\n")) >= 0:
+                return end - len(piece) + at
+            end -= len(piece)
+        return -1
+
+    def restore(self, text: bytes) -> Body:
+        """Return a text made of parts of this one as a body, with what its marks stand for."""
+        if not self.cuts:
+            return Body.of(text)
+        pieces: list[bytes | memoryview] = []
+        at = 0
+        for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
+            cut = self.cuts[int(found[1])]
+            begin = found.start() - cut.lead
+            pieces.append(text[at:begin])
+            pieces += self._slices(cut.start, cut.end)
+            at = begin + cut.size
+        pieces.append(text[at:])
+        return Body(_gathered(pieces), sum(map(len, pieces)))
+
+    def _slices(self, start: int, end: int) -> Iterator[memoryview]:
+        offset = 0
+        for piece in self.body.pieces:
+            if offset + len(piece) > start:
+                yield memoryview(piece)[max(start - offset, 0) : end - offset]
+            offset += len(piece)
+            if offset >= end:
+                return
+
+
+def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Join small neighbours: each piece of a body is sent by itself."""
+    found: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    size = 0
+    for piece in pieces:
+        if size + len(piece) > STEP and small:
+            found.append(small[0] if len(small) == 1 else b"".join(small))
+            small, size = [], 0
+        small.append(piece)
+        size += len(piece)
+    if size:
+        found.append(b"".join(small))
+    return found
+
+
+class JsonSkimmer:
+    """Takes JSON in pieces. `mark` is text that no client can know; it stands in the cut strings.
+
+    The skim of a text is JSON if and only if the text is, but for what stands in the cut parts of
+    strings. `unescaped`: cut only what has no escapes, so that it may stand in a string within a
+    string. `top_level_only`: who reads the text looks at the top level, and takes its values as
+    they are; once much was kept, what lies deeper is cut, be it short.
+    """
+
+    def __init__(self, mark: str, *, unescaped: bool = False, top_level_only: bool = False) -> None:
+        self._mark = mark.encode()
+        self._unescaped = unescaped
+        self._kept = KeptText(self._mark, shorten=top_level_only)
+        self._keep = self._kept.keep
+        self._taken = 0  # bytes of the body before `_rest`
+        self._rest = b""  # an escape of which only the backslash is here
+        self._begin = b""  # of a string that may become long
+        self._cut_from = 0
+        self._state: _State = JsonSkimmer._outside
+        self._urls = Scan()
+
+    def feed(self, piece: bytes) -> int:
+        """Take the next piece; return the bytes that are kept until now."""
+        for start in range(0, len(piece), STEP):
+            new = piece[start : start + STEP]
+            self._urls.feed(new)
+            data = self._rest + new
+            self._rest = b""
+            at = 0
+            while at < len(data):
+                at = self._state(self, data, at)
+            self._taken += len(data) - len(self._rest)
+        return self._kept.size
+
+    def finish(self, body: Body) -> Skim:
+        """Return the skim of `body`, which was fed."""
+        if self._state is JsonSkimmer._cutting:
+            self._kept.cut(self._cut_from, self._taken)
+        self._keep(self._begin + self._rest)
+        return Skim(body, self._kept.value(), self._mark, self._kept.cuts, self._urls.found)
+
+    def _outside(self, data: bytes, at: int) -> int:
+        """Keep everything up to a string that is long, or may be."""
+        end = _end_of(_OUTSIDE, data, at)
+        self._keep(data[at:end])
+        self._kept.shorten()
+        if end == len(data):
+            return end
+        self._keep(b'"')
+        self._state = JsonSkimmer._beginning
+        return end + 1
+
+    def _beginning(self, data: bytes, at: int) -> int:
+        """Collect a string until it is long."""
+        stop = min(len(data), at + _LONG - len(self._begin))
+        end = _end_of(_INSIDE, data, at, stop)
+        if end < stop and data[end] == _BACKSLASH and stop < len(data):
+            end += 2
+        self._begin += data[at:end]
+        if end < stop and data[end] == _QUOTE:
+            self._keep(self._begin)
+            self._begin = b""
+            return self._close(end)
+        if len(self._begin) < _LONG:
+            return end if end == len(data) else self._hold(data, end)
+        begin, self._begin = self._begin, b""
+        first = _FIRST.match(begin)
+        if first is None or (self._unescaped and b"\\" in begin[first.end() :]):
+            self._keep(begin)
+            self._state = JsonSkimmer._keeping
+        else:
+            self._keep(begin[: first.end()])
+            self._cut_from = self._taken + end - len(begin) + first.end()
+            self._state = JsonSkimmer._cutting
+        return end
+
+    def _cutting(self, data: bytes, at: int) -> int:
+        """Leave out what comes of a long string."""
+        end = _end_of(_UNESCAPED if self._unescaped else _INSIDE, data, at)
+        if end == len(data):
+            return end
+        if data[end] == _BACKSLASH and not self._unescaped:
+            return self._hold(data, end)
+        self._kept.cut(self._cut_from, self._taken + end)
+        if data[end] == _QUOTE:
+            return self._close(end)
+        self._state = JsonSkimmer._keeping
+        return end
+
+    def _keeping(self, data: bytes, at: int) -> int:
+        """Keep the rest of a long string of which nothing can be cut."""
+        end = _end_of(_INSIDE, data, at)
+        self._keep(data[at:end])
+        if end == len(data):
+            return end
+        return self._close(end) if data[end] == _QUOTE else self._hold(data, end)
+
+    def _close(self, at: int) -> int:
+        self._keep(b'"')
+        self._state = JsonSkimmer._outside
+        return at + 1
+
+    def _hold(self, data: bytes, at: int) -> int:
+        """Leave a backslash to the next piece, which has what it escapes."""
+        self._rest = data[at:]
+        return len(data)
+
+
+class FormSkimmer:
+    """Takes a multipart body in pieces, and keeps of each part as much as a field may have.
+
+    What `forms.multipart_field` finds in the skim's text is what it finds in the body.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"--" + boundary
+        self._around = len(self._delimiter) + 4  # with the line end before, and what follows it
+        self._text: list[bytes] = []
+        self._rest = b""
+        self._wanted = _PART
+        self._size = 0
+
+    def feed(self, piece: bytes) -> int:
+        """Take the next piece; return the bytes that are kept until now."""
+        for start in range(0, len(piece), STEP):
+            data = self._rest + piece[start : start + STEP]
+            at = 0
+            while (found := data.find(self._delimiter, at)) >= 0:
+                self._part(data, at, max(at, found - 2))
+                # What stands before a delimiter is the end of its line, and no part of a value.
+                self._text.append(data[max(at, found - 2) : found])
+                at = found + len(self._delimiter)
+                self._text.append(self._delimiter)
+                self._wanted = _PART
+            last = max(at, len(data) - self._around)
+            self._part(data, at, last)
+            self._rest = data[last:]
+        return self._size
+
+    def finish(self, body: Body) -> Skim:
+        """Return the skim of `body`, which was fed; nothing can be restored from it."""
+        self._text.append(self._rest)
+        return Skim(body, b"".join(self._text))
+
+    def _part(self, data: bytes, at: int, end: int) -> None:
+        """Keep what is still wanted of a part."""
+        kept = min(at + self._wanted, end)
+        self._text.append(data[at:kept])
+        self._size += kept - at
+        self._wanted -= kept - at
+
+
+def _end_of(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int = _FAR) -> int:
+    """Return where a pattern that also matches nothing stops to match."""
+    found = pattern.match(data, at, stop)
+    return at if found is None else found.end()

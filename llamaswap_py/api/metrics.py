@@ -1,0 +1,278 @@
+"""The metrics of the children that are ready; none is woken or loaded for them.
+
+GET /metrics: the counts and the snapshot in Prometheus' text format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llamaswap_py.children.ask import ask
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.tasks.guard import failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from llamaswap_py.api.counters import Histogram, Traffic
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.endpoint import Endpoint
+    from llamaswap_py.proxy.bodies import Bodies
+    from llamaswap_py.proxy.places import Places
+    from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.supervisor.supervisor import Supervisor
+    from llamaswap_py.tasks.loop_lag import Turns
+
+
+_PATIENCE: Final = 1.0
+"""Seconds; a busy child answers between two batches."""
+
+
+async def scrape_children(supervisor: Supervisor) -> dict[str, str]:
+    """Return each ready child's `GET /metrics` by preset; one that does not answer is left out."""
+    children = {}
+    for key, one in supervisor.scheduler.world.instances.items():
+        running = supervisor.running.get(key)
+        if one.state is State.READY and running is not None and running.endpoint is not None:
+            children[str(key.preset)] = running.endpoint
+    texts = await asyncio.gather(*map(_scrape, children.values()))
+    return {name: text for name, text in zip(children, texts, strict=True) if text}
+
+
+async def _scrape(endpoint: Endpoint) -> str:
+    try:
+        answer = await ask(endpoint, "GET", "/metrics", timeout=_PATIENCE)
+    except OSError:
+        return ""
+    return answer.body.decode("utf-8", "replace") if answer.status == HTTPStatus.OK else ""
+
+
+STATES: Final = (
+    *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
+    "failed",
+)
+
+
+_THEIRS: Final = "llamacpp:"
+
+
+async def scrape(call: Call) -> None:
+    """GET /metrics without a model: lswap's own figures, and those of its ready children."""
+    feed = call.supervisor.happenings
+    kept = call.supervisor.keeping.counts
+    happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
+    happened["task_failures"] = failures
+    children = await scrape_children(call.supervisor)
+    body, content_type = render(
+        call.app.traffic,
+        call.supervisor.snapshot(),
+        happened,
+        children,
+        call.may_use,
+        [*_places(call.app.places), *_bodies(call.app.bodies), *_turns(call.app.turns)],
+    )
+    call.status = 200
+    call.exchange.respond(200, body, content_type)
+
+
+def render(
+    traffic: Traffic,
+    snapshot: Snapshot,
+    happened: Mapping[str, Mapping[str, int]],
+    children: Mapping[str, str] = MappingProxyType({}),
+    shows: Callable[[str], bool] = lambda _: True,
+    more: Iterable[Metric] = (),
+) -> tuple[bytes, str]:
+    """Return the exposition and its content type.
+
+    `happened` counts `stops`, `failures` and `kept_slots`; `children` are expositions of children
+    by model; `shows` says which models are shown; `more` are families of others.
+    """
+    own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened), *more]
+    own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
+    blocks = "Pieces of memory that lswap's objects take: flat in the long run, or something leaks."
+    own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
+    families = [*own, *_merged(children)]
+    for family in families:
+        family.samples = [
+            one for one in family.samples if "model" not in one.labels or shows(one.labels["model"])
+        ]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(families))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _tasks() -> int:
+    """Return how many tasks run: one for each connection and child, and a handful."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # nothing runs here
+        return 0
+
+
+class _Once:
+    """A collector of families that are already made."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _traffic(traffic: Traffic) -> Iterator[Metric]:
+
+    requests = CounterMetricFamily(
+        "lswap_requests",
+        "Requests that have ended; status 0: the client left before the end of its answer.",
+        labels=("model", "route", "status"),
+    )
+    for (model, route, status), count in traffic.requests.items():
+        requests.add_metric((model, route, str(status)), count)
+    yield requests
+    refusals = CounterMetricFamily(
+        "lswap_refusals",
+        "Requests that were told to come back later (429, 503), by reason and name of the key.",
+        labels=("reason", "key"),
+    )
+    for (reason, key), count in traffic.refusals.items():
+        refusals.add_metric((reason, key), count)
+    yield refusals
+    for name, text, counts in (
+        ("tokens_in", "Tokens of prompts, as the answers told.", traffic.tokens_in),
+        ("tokens_out", "Tokens of answers, as they told.", traffic.tokens_out),
+    ):
+        tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
+        for model, total in counts.items():
+            tokens.add_metric((model,), total)
+        yield tokens
+    times: tuple[tuple[str, str, dict[str, Histogram]], ...] = (
+        ("queue", "Time a request waited for its turn.", traffic.queue),
+        ("load", "Time a request waited for its model to load.", traffic.load),
+        ("first_byte", "Time from a request's head to its answer's.", traffic.first_byte),
+        ("request", "Time from a request's head to the end of its answer.", traffic.total),
+    )
+    for name, text, by_model in times:
+        family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
+        for model, one in by_model.items():
+            family.add_metric((model,), one.buckets(), one.total)
+        yield family
+
+
+def _models(snapshot: Snapshot) -> Iterator[Metric]:
+
+    yield CounterMetricFamily("lswap_loads", "Loads begun.", value=snapshot.loads_total)
+    yield CounterMetricFamily("lswap_evictions", "Evictions.", value=snapshot.evictions_total)
+    yield CounterMetricFamily(
+        "lswap_read_ahead_bytes",
+        "Bytes of model files brought into the page cache ahead of their load.",
+        value=snapshot.read_ahead_bytes_total,
+    )
+    text = "Conversations kept for models that are not loaded (keep_kv)."
+    yield GaugeMetricFamily("lswap_kept_kv_bytes", text, value=snapshot.kept_kv)
+    state = GaugeMetricFamily(
+        "lswap_model_state", "1 for the state a model is in.", labels=("model", "state")
+    )
+    leases = GaugeMetricFamily("lswap_model_leases", "Requests on a model.", labels=("model",))
+    waiting = GaugeMetricFamily("lswap_model_waiting", "Requests that wait.", labels=("model",))
+    for one in snapshot.models:
+        for name in STATES:
+            state.add_metric((one.id, name), float(one.state == name))
+        leases.add_metric((one.id,), one.leases)
+        waiting.add_metric((one.id,), one.waiting)
+    yield from (state, leases, waiting)
+
+
+def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    for name, label, text in (
+        ("stops", "reason", "Children stopped, by reason."),
+        ("failures", "class", "Loads, children and downloads that failed, by class."),
+        (
+            "task_failures",
+            "task",
+            "Failures of lswap's background work, which then went on; each kind is a bug.",
+        ),
+        ("kept_slots", "result", "Slots kept over evictions (keep_kv), by what became of them."),
+    ):
+        family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))
+        for kind, count in happened.get(name, {}).items():
+            family.add_metric((kind,), count)
+        yield family
+
+
+def _places(places: Places) -> Iterator[Metric]:
+    yield GaugeMetricFamily("lswap_connections", "Open connections of clients.", value=places.count)
+    text = "How many connections of clients may be open."
+    yield GaugeMetricFamily("lswap_connections_limit", text, value=places.most)
+    text = "Connections closed to make room for others, while lswap waited for their client."
+    yield CounterMetricFamily("lswap_connections_gave_way", text, value=places.gave_way)
+    text = "Connections and keys for which there was no room."
+    yield CounterMetricFamily("lswap_connections_refused", text, value=places.refused)
+
+
+def _bodies(bodies: Bodies) -> Iterator[Metric]:
+    text = "Bytes of large request bodies in memory."
+    yield GaugeMetricFamily("lswap_bodies_bytes", text, value=bodies.taken)
+    yield GaugeMetricFamily("lswap_bodies_limit_bytes", "How many there may be.", value=bodies.most)
+    text = "Requests refused because their body did not fit."
+    yield CounterMetricFamily("lswap_bodies_refused", text, value=bodies.refused)
+
+
+def _turns(turns: Turns) -> Iterator[Metric]:
+    text = "Turns of lswap's event loop above 20 ms, by the function that ran."
+    family = CounterMetricFamily("lswap_slow_turns", text, labels=("what",))
+    for name, count in turns.slow.items():
+        family.add_metric((name,), count)
+    yield family
+    text = "The longest of them."
+    longest = GaugeMetricFamily("lswap_slow_turn_seconds_max", text, labels=("what",))
+    for name, seconds in turns.longest.items():
+        longest.add_metric((name,), seconds)
+    yield longest
+
+
+def _merged(children: Mapping[str, str]) -> list[Metric]:
+    """Return the families of all children as one, each sample with its model; no garbage."""
+    merged: dict[str, Metric] = {}
+    for model, text in children.items():
+        try:
+            families = list(text_string_to_metric_families(text))
+        except ValueError:
+            continue
+        for family in families:
+            if not family.name.startswith(_THEIRS):
+                continue  # lswap's own names are not theirs to use
+            known = merged.setdefault(family.name, family)
+            samples = [
+                one._replace(labels={**one.labels, "model": model}) for one in family.samples
+            ]
+            known.samples = [*(known.samples if known is not family else []), *samples]
+    return list(merged.values())
+
+
+def _devices(snapshot: Snapshot) -> Iterator[Metric]:
+
+    for name, text in (
+        ("total", "Memory of a device."),
+        ("used", "Memory that lswap's instances are charged."),
+        ("margin", "Memory that is kept free."),
+        ("strangers", "Memory that other programs hold, as last measured."),
+        ("reserved", "Memory that is reserved for other programs."),
+        ("free", "Memory that may still be promised; below 0 where others took the margin."),
+    ):
+        family = GaugeMetricFamily(f"lswap_device_{name}_bytes", text, labels=("device",))
+        for device in snapshot.devices:
+            family.add_metric((device.id,), getattr(device, name))
+        yield family

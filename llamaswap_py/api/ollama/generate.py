@@ -1,0 +1,127 @@
+"""Ollama's /api/chat and /api/generate: translated for a child, and its answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llamaswap_py.api import inference
+from llamaswap_py.api.ollama.answers import Answer, LineStream, error_text
+from llamaswap_py.api.ollama.inference import (
+    child_request,
+    clock_of,
+    decoded,
+    keep_loaded,
+    name_of,
+    only_keep,
+    preset_of,
+    read_large,
+    stamp,
+)
+from llamaswap_py.api.ollama.requests import (
+    Translated,
+    read_keep_alive,
+    read_switch,
+    translate_chat,
+    translate_generate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.api.large_body import Skim
+    from llamaswap_py.api.request import Call
+
+
+async def chat(call: Call) -> None:
+    """POST /api/chat."""
+    await _generate(call, translate_chat, empty="messages")
+
+
+async def generate(call: Call) -> None:
+    """POST /api/generate."""
+    await _generate(call, translate_generate, empty="prompt")
+
+
+async def _generate(
+    call: Call, translate: Callable[[dict[str, Any]], Translated], *, empty: str
+) -> None:
+    ask, skim = await read_large(call)
+    preset = preset_of(call, ask)
+    keep = read_keep_alive(ask.get("keep_alive"))
+    if not ask.get(empty) and not ask.get("suffix"):
+        await _only_keep(call, preset, name_of(ask), keep, empty)
+        return
+    translated = translate(ask)
+    if read_switch(ask, "_debug_render_only", default=False):
+        await _render_only(call, preset, translated, name_of(ask), skim)
+        return
+    if skim is not None and any(skim.mark.decode() in one.content for one in translated.talk or ()):
+        translated = replace(translated, talk=None)  # the text itself is not here
+    call.route = replace(call.route, slot=True, retry=True, talk=True)
+    answer = partial(_whole, call, translated, name_of(ask))
+    stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
+    await asyncio.sleep(0)  # it may have been long; what is encoded next, too
+    request = child_request(call, preset, translated, skim)
+    await inference.translated(call, preset, request, translate=stream, answer=answer)
+    keep_loaded(call, preset, keep)
+
+
+def _answer(call: Call, translated: Translated, name: str) -> Answer:
+    others, talk = translated.top_logprobs, translated.talk
+    return Answer(name, translated.shape, clock_of(call), others, talk)
+
+
+def _stream(call: Call, translated: Translated, name: str) -> LineStream:
+    return LineStream(_answer(call, translated, name))
+
+
+def _whole(call: Call, translated: Translated, name: str, status: int, body: bytes) -> None:
+    """Answer with the translation of a whole answer, or of a child's refusal."""
+    said = decoded(body)
+    if status != 200:
+        text = error_text(said.get("error", body[:500].decode("utf-8", "replace")))
+        call.respond(status, {"error": text})
+        return
+    call.respond(200, _answer(call, translated, name).whole(said))
+
+
+async def _render_only(
+    call: Call, preset: str, translated: Translated, name: str, skim: Skim | None
+) -> None:
+    """Answer with the prompt that a model would get."""
+    head = {"model": name, "created_at": stamp(time.time())}
+    contents = [message["content"] for message in translated.body.get("messages", ())]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = sum(part["type"] == "image_url" for part in parts)
+
+    def answer(status: int, body: bytes) -> None:
+        said = decoded(body)
+        if status != 200:
+            call.respond(status, {"error": error_text(said.get("error", "the model refused"))})
+            return
+        shown = {"rendered_template": said.get("prompt", ""), "image_count": images}
+        call.respond(200, {**head, "done": False, "_debug_info": shown})
+
+    if translated.shape == "native":
+        answer(200, msgspec.json.encode({"prompt": translated.body.get("prompt", "")}))
+        return
+    call.route = replace(call.route, retry=True)
+    asked = replace(translated, path="/apply-template")
+    request = child_request(call, preset, asked, skim)
+    await inference.translated(call, preset, request, translate=None, answer=answer)
+
+
+async def _only_keep(call: Call, preset: str, name: str, keep: float | None, empty: str) -> None:
+    """An empty prompt loads a model; with keep_alive 0 it unloads it."""
+    reason = await only_keep(call, preset, keep)
+    said: dict[str, Any] = {"response": ""}
+    if empty == "messages":
+        said = {"message": {"role": "assistant", "content": ""}}
+    head = {"model": name, "created_at": stamp(time.time())}
+    call.respond(200, {**head, **said, "done": True, "done_reason": reason})

@@ -1,0 +1,153 @@
+"""What every request of Ollama's API needs: its body, its model, and a request for a child."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llamaswap_py.api.asking import load_as_asked
+from llamaswap_py.api.body import bad_json, decode
+from llamaswap_py.api.bounds import FREE, TEXTS, check_text, decode_large, read_control
+from llamaswap_py.api.filters import filtered
+from llamaswap_py.api.media_urls import looking, may_hold, refused
+from llamaswap_py.api.ollama.answers import Clock
+from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import Body, UpstreamRequest
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.large_body import Skim
+    from llamaswap_py.api.ollama.requests import Translated
+    from llamaswap_py.api.request import Call
+
+
+async def read(call: Call) -> dict[str, Any]:
+    """Read a request that holds nothing large."""
+    return _object(await read_control(call))
+
+
+async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
+    """Read a request that may hold images: what its skim has cut is not in what is returned."""
+    limit = call.supervisor.config.limits.body
+    # Arguments of tools become texts within texts, so nothing with escapes may be cut.
+    body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
+    text = body.join() if skim is None else skim.text
+    check_text(text)
+    ask = _object(text, skim)
+    await others_turn(text)
+    if not call.supervisor.config.allow_media_urls and may_hold(text):
+        for found in looking(ask):
+            if found:
+                raise refused()
+            await asyncio.sleep(0)
+    return ask, skim
+
+
+async def read_whole(call: Call) -> dict[str, Any]:
+    """Read a request all of whose texts are needed, however long they are."""
+    limit = min(TEXTS, call.supervisor.config.limits.body)
+    body, _ = await read_skimmed(call, b"application/json", limit)
+    text = body.join()
+    check_text(text)
+    ask = _object(text)
+    await others_turn(text)
+    return ask
+
+
+async def others_turn(text: bytes) -> None:
+    """Let others have a turn of the loop after a step with a large text."""
+    if len(text) > FREE:
+        await asyncio.sleep(0)
+
+
+def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
+    try:
+        ask = decode(text or b"{}") if len(text) <= FREE else decode_large(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_json(text, error, skim) from None
+    if not isinstance(ask, dict):
+        raise ApiError("bad_json", "the body must be a JSON object")
+    return ask
+
+
+def name_of(ask: dict[str, Any]) -> str:
+    """Return the model that a request names; raises ApiError `model_missing`."""
+    name = ask.get("model") or ask.get("name")
+    if not isinstance(name, str) or not name:
+        raise ApiError("model_missing", "the request names no model", param="model")
+    return name
+
+
+def preset_of(call: Call, ask: dict[str, Any]) -> str:
+    """Return the preset of a request."""
+    return call.find_preset(name_of(ask))
+
+
+def child_request(
+    call: Call, preset: str, translated: Translated, skim: Skim | None
+) -> UpstreamRequest:
+    """Return the request for a child, with what the preset's `request` makes of it."""
+    filters = call.supervisor.config.models[preset].request
+    asked = filtered(translated.body, filters, call.asked)
+    body = msgspec.json.encode({"model": preset, **asked})
+    headers = [(b"content-type", b"application/json")]
+    if forwarded := call.exchange.head.get(b"user-agent"):
+        headers.append((b"user-agent", forwarded))
+    whole = Body.of(body) if skim is None else skim.restore(body)
+    return UpstreamRequest("POST", translated.path, headers, whole)
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """Return the object that a child answered, an empty one if it is none."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def stamp(seconds: float) -> str:
+    """Return an RFC 3339 stamp, as Go writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def clock_of(call: Call) -> Clock:
+    """Return what the answer of a call says of time."""
+    began = call.began
+    return Clock(
+        now=lambda: stamp(time.time()),
+        elapsed=lambda: round((time.monotonic() - began) * 1e9),
+        load_ns=round(call.load_ms * 1e6),
+    )
+
+
+def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
+    """Keep a model loaded for as long as a request wished (-1: for ever), if it did.
+
+    Clients send `keep_alive` with every request, so it is no error where the key has not the right.
+    """
+    if keep is None:
+        return
+    if call.may("ttl"):
+        call.supervisor.keep_alive(preset, None if keep < 0 else keep)
+    elif call.key is not None:
+        call.app.access.tell_ignored(call.key)
+
+
+async def only_keep(call: Call, preset: str, keep: float | None) -> str:
+    """Load the model of a request that asks nothing of it, or unload it with `keep_alive: 0`.
+
+    Return Ollama's word for what was done.
+    """
+    if keep != 0:
+        await load_as_asked(call, preset)
+        keep_loaded(call, preset, keep)
+        return "load"
+    if not call.may("unload"):
+        call.need("ttl")
+    call.supervisor.unload(preset, force=False)
+    return "unload"

@@ -1,0 +1,356 @@
+"""Ollama's requests -> llama-server's (by Ollama's api/types.go and its API page). Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from llamaswap_py.api.ollama.context import Said, read_context
+from llamaswap_py.api.ollama.members import OPTIONS, refuse
+from llamaswap_py.api.ollama.tool_calls import Calls
+from llamaswap_py.errors import ApiError
+from llamaswap_py.units import parse_duration
+
+_write: Final = json.JSONEncoder(ensure_ascii=False).encode
+_KNOWN: Final = {option.name: option for option in OPTIONS}
+_IMAGES: Final = (
+    (b"\x89PNG", "png"),
+    (b"\xff\xd8", "jpeg"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+)
+_FOREVER: Final = -1.0
+_LIFETIME: Final = 100 * 365 * 86400.0
+"""Seconds; what is longer is for ever."""
+_GO_UNITS: Final = {
+    **{"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3},
+    **{"s": 1.0, "m": 60.0, "h": 3600.0},
+}
+_GO_PART: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_GO_DURATION: Final = re.compile(f"(?:{_GO_PART.pattern})+")
+_MOST_LOGPROBS: Final = 20
+_EFFORTS: Final = ("low", "medium", "high", "max")
+MOST_MESSAGES: Final = 20_000
+MOST_WITHIN: Final = 5_000
+MOST_OPTIONS: Final = 1_000
+"""Bounds of what is translated in one turn of the event loop: some 40 milliseconds each."""
+_RAW_REFUSES: Final = ("system", "template", "context", "images")
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A request for a child: its path and body, and how its answer is to be read.
+
+    `shape` is `chat`, `generate` (an answer of chat completions as `response`) or `native` (of
+    llama.cpp's /completion and /infill). `top_logprobs` is how many others are wanted beside each
+    token. `talk`: the conversation that a `context` carries on, None where an answer has none.
+    """
+
+    path: str
+    body: dict[str, Any]
+    shape: str
+    stream: bool
+    top_logprobs: int = 0
+    talk: tuple[Said, ...] | None = None
+
+
+def translate_chat(ask: Mapping[str, Any]) -> Translated:
+    """Return the chat completion for /api/chat; raises ApiError `bad_request`."""
+    messages = _list(ask, "messages")
+    body: dict[str, Any] = {"messages": _messages(messages)}
+    if tools := _list(ask, "tools"):
+        body["tools"] = list(tools)
+    refuse("/api/chat", ask)
+    return _completion(ask, body, "chat")
+
+
+def translate_generate(ask: Mapping[str, Any]) -> Translated:
+    """Return the completion for /api/generate; raises ApiError `bad_request`."""
+    prompt = _text(ask, "prompt")
+    raw = read_switch(ask, "raw", default=False)
+    for key in _RAW_REFUSES if raw else ():
+        if ask.get(key):
+            what = f"`{key}` does not go with `raw`, which takes the prompt as it is"
+            raise ApiError("bad_request", what, param=key)
+    refuse("/api/generate", ask)
+    if raw:
+        return _native(ask, "/completion", {"prompt": prompt})
+    if suffix := _text(ask, "suffix"):
+        return _native(ask, "/infill", {"input_prefix": prompt, "input_suffix": suffix})
+    talk = read_context(ask.get("context"))
+    if system := _text(ask, "system"):
+        talk = [Said("system", system), *(one for one in talk if one.role != "system")]
+    messages: list[dict[str, Any]] = [{"role": one.role, "content": one.content} for one in talk]
+    message: dict[str, Any] = {"role": "user", "content": prompt}
+    if images := _list(ask, "images"):
+        message["images"] = images
+    translated = _completion(ask, {"messages": _messages([*messages, message])}, "generate")
+    return replace(translated, talk=(*talk, Said("user", prompt)))
+
+
+def texts_to_embed(ask: Mapping[str, Any]) -> list[str]:
+    """Return the texts of /api/embed (`input`) or /api/embeddings (`prompt`).
+
+    A single empty text is none, as in Ollama; an empty text of a list is one.
+    Raises ApiError `bad_request`.
+    """
+    key = "input" if "input" in ask else "prompt"
+    texts = ask.get(key)
+    if isinstance(texts, str) or texts is None:
+        return [texts] if texts else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ApiError("bad_request", f"`{key}` must be a text or a list of texts", param=key)
+    return texts
+
+
+def read_dimensions(ask: Mapping[str, Any]) -> int | None:
+    """Return how long vectors shall be, None for as long as they are; raises ApiError."""
+    size = ask.get("dimensions")
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int):
+        message = "`dimensions` must be a whole number"
+        raise ApiError("bad_request", message, param="dimensions")
+    return size if size > 0 else None
+
+
+def read_switch(ask: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """Return a member that is true or false; raises ApiError `bad_request`."""
+    value = ask.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ApiError("bad_request", f"`{key}` must be true or false", param=key)
+    return value
+
+
+def read_keep_alive(value: Any) -> float | None:
+    """Return seconds from `5m`, `300`, `"1h30m"`; -1 for ever; None when it is not given.
+
+    Raises ApiError `bad_request`.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        seconds = _seconds(value)
+    except (ValueError, OverflowError):
+        message = f"keep_alive: {value!r} is not a duration"
+        raise ApiError(
+            "bad_request", message, param="keep_alive", remedy="like 5m, 0, -1"
+        ) from None
+    return _FOREVER if seconds < 0 or seconds > _LIFETIME else seconds
+
+
+def _seconds(value: Any) -> float:
+    """Return a number of seconds, or a duration as Go writes them; raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if not isinstance(value, str):
+        if math.isnan(value):
+            raise ValueError
+        return float(value)
+    text = value.strip()
+    bare = text.lstrip("+-") if text[:2] not in ("+-", "-+", "--", "++") else text
+    if bare.replace(".", "", 1).isascii() and bare.replace(".", "", 1).isdigit():
+        seconds = float(bare)
+    elif _GO_DURATION.fullmatch(bare):
+        parts = _GO_PART.findall(bare)
+        seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+    else:
+        seconds = parse_duration(bare)
+    return -seconds if text.startswith("-") else seconds
+
+
+def _completion(ask: Mapping[str, Any], body: dict[str, Any], shape: str) -> Translated:
+    stream = ask.get("stream", True) is not False
+    body = {**_options(ask), **body}
+    if (wanted := ask.get("format")) not in (None, ""):
+        body["response_format"] = _format(wanted)
+    if (think := _think(ask)) is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": think is not False}
+        if isinstance(think, str):
+            body["reasoning_effort"] = think
+    logprobs, others = _logprobs(ask)
+    if logprobs:
+        body |= {"logprobs": True, "top_logprobs": max(others, 1)}
+    body["stream"] = stream
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    return Translated("/v1/chat/completions", body, shape, stream, others)
+
+
+def _native(ask: Mapping[str, Any], path: str, body: dict[str, Any]) -> Translated:
+    stream = ask.get("stream", True) is not False
+    options = _options(ask)
+    if "max_tokens" in options:
+        options["n_predict"] = options.pop("max_tokens")
+    if (wanted := ask.get("format")) not in (None, ""):
+        form = _format(wanted)
+        options["json_schema"] = form["json_schema"]["schema"] if "json_schema" in form else {}
+    logprobs, others = _logprobs(ask)
+    if logprobs:
+        options["n_probs"] = max(others, 1)
+    return Translated(path, {**options, **body, "stream": stream}, "native", stream, others)
+
+
+def _options(ask: Mapping[str, Any]) -> dict[str, Any]:
+    options = ask.get("options")
+    options = {} if options is None else options
+    if not isinstance(options, dict):
+        raise ApiError("bad_request", "`options` must be an object", param="options")
+    if len(options) > MOST_OPTIONS:
+        message = f"`options` has {len(options)} members, and may have {MOST_OPTIONS}"
+        raise ApiError("bad_request", message, param="options")
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        known = _KNOWN.get(name)
+        becomes = name if known is None else known.becomes
+        if not becomes or value is None:
+            continue
+        whole = known is not None and known.whole and isinstance(value, float)
+        # Ollama takes 40.0 for 40.
+        found[becomes] = int(value) if whole and math.isfinite(value) else value
+    if isinstance(limit := found.get("max_tokens"), int) and limit <= 0:
+        del found["max_tokens"]  # 0, -1 and -2: until the end
+    return found
+
+
+def _think(ask: Mapping[str, Any]) -> bool | str | None:
+    think = ask.get("think")
+    if think is None or isinstance(think, bool) or think in _EFFORTS:
+        return think
+    message = f"`think` must be true, false, or one of {', '.join(_EFFORTS)}"
+    raise ApiError("bad_request", message, param="think")
+
+
+def _logprobs(ask: Mapping[str, Any]) -> tuple[bool, int]:
+    """Return whether log probabilities are wanted, and of how many others beside each token."""
+    others = ask.get("top_logprobs")
+    others = 0 if others is None else others
+    if isinstance(others, bool) or not isinstance(others, int) or not 0 <= others <= _MOST_LOGPROBS:
+        message = f"`top_logprobs` must be a whole number from 0 to {_MOST_LOGPROBS}"
+        raise ApiError("bad_request", message, param="top_logprobs")
+    wanted = read_switch(ask, "logprobs", default=False)
+    return wanted, others if wanted else 0
+
+
+def _format(wanted: Any) -> dict[str, Any]:
+    if wanted == "json":
+        return {"type": "json_object"}
+    if isinstance(wanted, dict):
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+    message = '`format` must be "json" or a JSON schema'
+    raise ApiError("bad_request", message, param="format")
+
+
+def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Turn messages over; calls of tools get the ids that OpenAI's form wants."""
+    _check_work(messages)
+    found: list[dict[str, Any]] = []
+    calls = Calls()
+    number = 0
+    for one in messages:
+        if not isinstance(one, dict):
+            raise ApiError("bad_request", "each message must be an object", param="messages")
+        message: dict[str, Any] = {"role": str(one.get("role", "user")).lower()}
+        message["content"] = _content(one)
+        if thinking := one.get("thinking"):
+            message["reasoning_content"] = thinking
+        if asked := _list(one, "tool_calls"):
+            turned = []
+            for call in asked:
+                function = call.get("function") if isinstance(call, dict) else None
+                function = function if isinstance(function, dict) else {}
+                id = str(call.get("id") or f"call_{number}") if isinstance(call, dict) else ""
+                number += 1
+                name = str(function.get("name", ""))
+                calls.add(id, name)
+                arguments = function.get("arguments", {})
+                if not isinstance(arguments, str):
+                    arguments = _write(arguments)
+                inner = {"name": name, "arguments": arguments}
+                turned.append({"id": id, "type": "function", "function": inner})
+            message["tool_calls"] = turned
+        if message["role"] == "tool":
+            called = one.get("tool_name") or one.get("name")
+            message["tool_call_id"] = calls.answered(one.get("tool_call_id"), called)
+        found.append(message)
+    return found
+
+
+def _check_work(messages: Sequence[Any]) -> None:
+    """Raise ApiError `body_too_large` for more than one turn of the event loop should translate."""
+    within = sum(
+        len(inner)
+        for one in messages
+        if isinstance(one, dict)
+        for inner in (one.get("tool_calls"), one.get("images"))
+        if isinstance(inner, list)
+    )
+    for count, most, what in (
+        (len(messages), MOST_MESSAGES, "messages"),
+        (within, MOST_WITHIN, "`tool_calls` and `images` of its messages"),
+    ):
+        if count > most:
+            message = f"the request has {count} {what}, and {most} are translated at most"
+            remedy = "send less, or send it to /v1/chat/completions, which passes it on"
+            raise ApiError("body_too_large", message, remedy=remedy, param="messages")
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    text = message.get("content") or ""
+    images = _list(message, "images")
+    if not images:
+        return text
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
+    return parts + [_medium(one) for one in images]
+
+
+def _medium(image: Any) -> dict[str, Any]:
+    """Return an image, or a sound, which Ollama takes in the same list."""
+    if not isinstance(image, str):
+        raise ApiError("bad_request", "`images` must be base64 texts", param="images")
+    if image.startswith("data:"):
+        return {"type": "image_url", "image_url": {"url": image}}
+    try:
+        start = base64.b64decode(image[:64], validate=False)
+    except (binascii.Error, ValueError):
+        raise ApiError("bad_request", "`images` must be base64 texts", param="images") from None
+    if sound := _sound(start):
+        return {"type": "input_audio", "input_audio": {"data": image, "format": sound}}
+    kind = next((kind for mark, kind in _IMAGES if start.startswith(mark)), None)
+    if kind is None:
+        kind = "webp" if start[8:12] == b"WEBP" else "png"
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{image}"}}
+
+
+def _sound(start: bytes) -> str:
+    """Return the format of a sound by its first bytes, "" for anything else."""
+    if start.startswith(b"RIFF") and start[8:12] == b"WAVE":
+        return "wav"
+    frame = start[:1] == b"\xff" and start[1:2] >= b"\xe0"  # eleven bits of a frame of MPEG audio
+    return "mp3" if frame or start.startswith(b"ID3") else ""
+
+
+def _list(ask: Mapping[str, Any], key: str) -> list[Any]:
+    value = ask.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ApiError("bad_request", f"`{key}` must be a list", param=key)
+    return value
+
+
+def _text(ask: Mapping[str, Any], key: str) -> str:
+    value = ask.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ApiError("bad_request", f"`{key}` must be a text", param=key)
+    return value

@@ -1,0 +1,138 @@
+"""The lists of models: OpenAI's fields and those of llama.cpp's router mode, in one object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from llamaswap_py import __version__
+from llamaswap_py.api.listing import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamaswap_py.api.request import Call
+    from llamaswap_py.snapshot import InstanceView, ModelView
+    from llamaswap_py.supervisor.model_facts import ModelFacts
+
+# lswap's words -> llama.cpp's (server-models.cpp, server_model_status_to_string).
+_STATUS: Final[dict[str, str]] = {
+    "downloading": "downloading",
+    "loading": "loading",
+    "ready": "loaded",
+    "draining": "loaded",
+    "sleeping": "sleeping",
+}
+
+
+async def list_models(call: Call) -> None:
+    """GET /v1/models, /models; with ?reload=1 the file is read again first, if it has changed."""
+    if call.flag("reload") and call.app.reloader is not None:
+        await call.app.reloader.catch_up()
+    snapshot = call.supervisor.snapshot()
+    running = {instance.preset: instance for instance in snapshot.instances}
+    found = list(listed(call, snapshot))
+    facts = await call.supervisor.facts.of_each({model.id for _, model in found})
+    entries = [
+        model_object(model, running.get(model.id), name, facts[model.id]) for name, model in found
+    ]
+    call.respond(200, {"object": "list", "data": entries})
+
+
+async def show_model(call: Call) -> None:
+    """GET /v1/models/{id}, by any of its names; also of a model that is not listed."""
+    preset = call.find_preset(unquote(call.captured))
+    snapshot = call.supervisor.snapshot()
+    running = {instance.preset: instance for instance in snapshot.instances}
+    for model in snapshot.models:
+        if model.id == preset:
+            facts = await call.supervisor.facts.of(preset)
+            call.respond(200, model_object(model, running.get(preset), call.asked, facts))
+
+
+async def router_props(call: Call) -> None:
+    """GET /props without a model: what llama.cpp's router says of itself."""
+    snapshot = call.supervisor.snapshot()
+    config = call.supervisor.config
+    build = snapshot.engine.build
+    call.respond(
+        200,
+        {
+            "role": "router",
+            "max_instances": config.policy.max_loaded,
+            "models_autoload": config.autoload,
+            "model_alias": "llama-server",
+            "model_path": "none",
+            "default_generation_settings": {"params": None, "n_ctx": 0},
+            "ui_settings": {},
+            "build_info": f"b{build}-lswap-{__version__}" if build else f"lswap-{__version__}",
+            "cors_proxy_enabled": False,
+        },
+    )
+
+
+def model_object(
+    model: ModelView, instance: InstanceView | None, name: str, facts: ModelFacts
+) -> dict[str, Any]:
+    """Return the entry of `data` for one name of a model; `meta` only while an instance runs.
+
+    The entry of another name than its id says in `root` which model it means.
+    """
+    status: dict[str, Any] = {
+        "value": _STATUS.get(model.state, "unloaded"),
+        "args": list(model.args),
+        "preset": preset_ini(model),
+    }
+    if model.failure is not None:
+        status["failed"] = True
+        status["exit_code"] = model.failure.exit_code if model.failure.exit_code is not None else 1
+    if instance is not None and instance.progress is not None and model.state == "loading":
+        status["progress"] = {
+            "stages": [instance.stage] if instance.stage else [],
+            "current": instance.stage,
+            "value": instance.progress,
+        }
+    inputs = instance.inputs if instance is not None and instance.inputs else facts.inputs
+    entry: dict[str, Any] = {
+        "id": name,
+        "aliases": list(model.aliases) if name == model.id else [],
+        "tags": [],
+        "object": "model",
+        "owned_by": "llamacpp",
+        "created": model.created,
+        "status": status,
+        "architecture": {"input_modalities": inputs, "output_modalities": facts.outputs},
+        "source": "cache" if model.repository else "preset",
+        "can_remove": model.repository is not None and name == model.id,
+    }
+    if name != model.id:
+        entry["root"] = model.id
+    if instance is not None and instance.n_ctx is not None:
+        entry["meta"] = {"n_ctx": instance.n_ctx}
+    if model.metadata:
+        entry["metadata"] = dict(model.metadata)
+    return entry
+
+
+def preset_ini(model: ModelView) -> str:
+    """Return the preset as a section of llama.cpp's INI (common/preset.cpp)."""
+    lines = [f"{name.lstrip('-')} = {value}" for name, value in _options(model.args)]
+    return "\n".join([f"[{model.id}]", *lines, ""])
+
+
+def _options(args: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Pair `--name value`; an option without a value is a flag that is on."""
+    at = 0
+    while at < len(args):
+        name = args[at]
+        value = args[at + 1] if at + 1 < len(args) else "--"
+        if value.startswith("-") and not _is_number(value):
+            yield name, "true"
+            at += 1
+        else:
+            yield name, value
+            at += 2
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("-").replace(".", "", 1).isdigit()

@@ -1,0 +1,360 @@
+"""One request as the handlers see it, and the record the access log is written from."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+
+from llamaswap_py.api.auth import lacks
+from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
+from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.principals import principal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from llamaswap_py.api.app import App
+    from llamaswap_py.api.route_match import Meaning
+    from llamaswap_py.api.tap import Tap
+    from llamaswap_py.config.api_keys import ApiKey, Right
+    from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.snapshot import Snapshot
+    from llamaswap_py.supervisor.leases import Lease, Ticket
+    from llamaswap_py.supervisor.supervisor import Supervisor
+
+Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
+
+_LEASED = b"x-lswap-model: %b\r\nx-lswap-queue-ms: %d\r\nx-lswap-load-ms: %d\r\n"
+_GOING_AWAY, _POLICY = 1001, 1008
+_TRUE = frozenset({"1", "true", "yes", "on", ""})
+_MOST_PARAMETERS = 100
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path and method mean. The flags matter to relayed routes only.
+
+    `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
+    a child died before its first byte. `talk`: another model could answer, if that is asked for.
+    `admin`: it takes an admin key; `right`: one with that right; `public`: none. `free`: it
+    does not count against `max_in_flight` (nor does a public one): what shows or ends other
+    requests works when there are too many, and holds next to nothing. `replay`: what it changed in
+    a child is done again to those that follow. `starts`: it begins what lswap that stops would not
+    end. `as_it_is`: its body is passed on unread.
+    `without_model` answers a request that names none, where the path then means lswap itself.
+    """
+
+    handle: Callable[[Call], Awaitable[None]]
+    family: Family = Family.OPENAI
+    slot: bool = False
+    retry: bool = False
+    talk: bool = False
+    admin: bool = False
+    right: Right | None = None
+    public: bool = False
+    free: bool = False
+    replay: bool = False
+    starts: bool = False
+    as_it_is: bool = False
+    without_model: Callable[[Call], Awaitable[None]] | None = None
+
+
+class Call:
+    """One request: what was asked, and how it went. Every request makes one: what few of them
+    change has its first value in the class.
+    """
+
+    captured = ""
+    """The {id} of its path."""
+    family = Family.OPENAI
+    key: ApiKey | None = None
+    extra: Headers = ()
+    """Headers of whatever answer follows, besides its own."""
+    ticket: Ticket | None = None
+    early: Ticket | None = None
+    """One that was taken at once, until somebody has entered or released it."""
+    tap: Tap | None = None
+    """What is captured of it."""
+    cancelled: ApiError | None = None
+    """What it was ended with from outside."""
+    task: asyncio.Task[None] | None = None
+    """Its handler's, if one runs."""
+    counted = ""
+    """The principal whose `max_in_flight` this request counts against; "": it does not count."""
+    # What became of it.
+    model = ""
+    asked = ""
+    """The name that its model was asked for by, as the file spells it."""
+    epoch = 0
+    """Of the instance that answers; 0 before it has one."""
+    status = 0
+    leased = False
+    queue_ms = 0.0
+    load_ms = 0.0
+    first_byte_at = 0.0
+    """Of the child's answer, on `time.monotonic()`; 0.0 before it."""
+    tail = b""
+    outcome = "ok"
+    _query: dict[str, str] | None = None
+
+    def __init__(
+        self, app: App, exchange: Exchange, id: str, route: Route, meaning: Meaning
+    ) -> None:
+        self.app = app
+        self.supervisor: Supervisor = app.supervisor
+        self.exchange = exchange
+        self.id = id
+        self.route = route
+        self.meaning = meaning
+        self.began = time.monotonic()
+        if app.turns.asleep:
+            app.turns.wake()
+
+    @property
+    def client(self) -> str:
+        """Who asks, for people: the key's name, else the client's address."""
+        return self.exchange.peer if self.key is None else f"key {self.key.name}"
+
+    @property
+    def principal(self) -> str:
+        """Whose turn it is, and whose share it takes."""
+        if self.counted:
+            return self.counted
+        return principal_of(None if self.key is None else self.key.name, self.exchange.peer)
+
+    @property
+    def owner(self) -> str:
+        """The owner of the conversations that it begins and finds; without keys all share them."""
+        return "" if self.key is None else self.principal
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it finds the conversations of others, too."""
+        return self.key is not None and self.key.is_admin
+
+    def is_own(self, request_id: str) -> bool:
+        """Return whether an open request is this client's own, or this client sees all."""
+        if self.key is None or self.sees_all:
+            return True
+        if (one := self.app.calls.get(request_id)) is not None:
+            return one.owner == self.owner
+        detached = self.supervisor.conversations.detached
+        return any((one.request_id, one.owner) == (request_id, self.owner) for one in detached)
+
+    @property
+    def replaces_its_own(self) -> bool:
+        """Whether an answer that its client left goes on, and ends when this request begins."""
+        given = self.exchange.head.get(b"x-conversation-id")
+        if given is None:
+            return False
+        older = self.supervisor.conversations.find(self.owner, given.decode("latin-1"))
+        return older is not None and older.goes_on
+
+    def count(self) -> None:
+        """Count it against its principal; raises ApiError `too_many_requests`."""
+        principal, limit = self.principal, self.meaning.config.limits.max_in_flight
+        self.app.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
+        self.counted = principal
+
+    def hand_over_count(self) -> Callable[[], None]:
+        """Count this request even after its client is gone; return a call which ends that."""
+        counted, self.counted = self.counted, ""
+        access = self.app.access
+        return lambda: access.leave(counted) if counted else None
+
+    def may(self, right: Right) -> bool:
+        """Return whether this request's key has a right; without keys everybody has all."""
+        return self.key is None or self.key.may(right)
+
+    def need(self, right: Right) -> None:
+        """Raise ApiError `forbidden` unless this request's key has a right."""
+        if self.key is not None and not self.key.may(right):
+            raise lacks(self.key, right)
+
+    def may_use(self, preset: str) -> bool:
+        """Return whether this request's key may use a preset."""
+        return self.key is None or self.key.may_use(preset)
+
+    def snapshot(self) -> Snapshot:
+        """Return everything at this moment, but for models that this request's key may not use."""
+        whole = self.supervisor.snapshot()
+        if self.key is None or self.key.models is None:
+            return whole
+        models = tuple(one for one in whole.models if self.may_use(one.id))
+        instances = tuple(one for one in whole.instances if self.may_use(one.preset))
+        aliases = tuple(one for one in whole.aliases if all(map(self.may_use, one.presets)))
+        return msgspec.structs.replace(whole, models=models, instances=instances, aliases=aliases)
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The decoded query parameters; of duplicates the first. Raises ApiError `bad_request`."""
+        if self._query is None:
+            self._query = _first_of_each(self.exchange.head.query)
+        return self._query
+
+    def flag(self, name: str) -> bool | None:
+        """Return a boolean query parameter (`?wait=false`), None when it is not given.
+
+        Raises ApiError `bad_request`.
+        """
+        value = self.query.get(name)
+        if value is None:
+            return None
+        if value.lower() in _TRUE:
+            return True
+        if value.lower() in _FALSE:
+            return False
+        raise ApiError("bad_request", f"?{name}= must be true or false", param=name)
+
+    def number(self, name: str, default: int, *, most: int) -> int:
+        """Return a whole-number query parameter; raises ApiError `bad_request`."""
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit()):
+            raise ApiError("bad_request", f"?{name}= must be a whole number", param=name)
+        return min(int(text[:9]), most)
+
+    def find_preset(self, name: str) -> str:
+        """Return the preset that `name` (a model or an alias) means; raises `model_not_found`."""
+        preset: str | None = self.supervisor.names.resolve(name, self.id)
+        if preset is None:
+            raise model_not_found(name, self.supervisor.names.nearest(name))
+        if not self.may_use(preset):
+            assert self.key is not None
+            raise ApiError(
+                "forbidden",
+                f"the key {self.key.name!r} may not use model {preset!r}",
+                remedy="GET /v1/models lists what it may use",
+            )
+        self.model = preset
+        self.asked = self.supervisor.names.known(name) or preset
+        return preset
+
+    def failure_event(self, reason: str) -> bytes:
+        """Return what ends a stream whose child has failed."""
+        return error_event(upstream_failed(reason), self.family, self.id)
+
+    def cancel(self, error: ApiError | None = None) -> None:
+        """End this request from outside: with an error, or with an event of its stream."""
+        self.cancelled = error = error or cancelled()
+        if self.ticket is not None:
+            self.ticket.give_up(error)
+        event = error_event(error, self.family, self.id)
+        self.exchange.cut(event, "cancelled", close=_closing_code(error))
+
+    def end(self, error: ApiError) -> None:
+        """End this request with an error, whatever it is doing: also one that no model answers."""
+        if self.exchange.finished:
+            return
+        self.cancel(error)
+        relays = self.ticket is not None or self.exchange.running is not None
+        if not relays and self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+
+    def respond(self, status: int, body: Any) -> None:
+        """Answer with `body` as JSON."""
+        self.status = status
+        self.exchange.respond(status, msgspec.json.encode(body))
+
+    def respond_text(self, status: int, text: str) -> None:
+        """Answer with plain text."""
+        self.status = status
+        self.exchange.respond(status, text.encode(), "text/plain; charset=utf-8")
+
+    def granted(self, lease: Lease) -> None:
+        """Note a lease, and say so in the headers of whatever answer follows."""
+        self.leased = True
+        self.model, self.epoch = lease.preset, lease.epoch
+        self.queue_ms, self.load_ms = lease.queue_ms, lease.load_ms
+        self.stamp()
+
+    def stamp(self) -> None:
+        """Write the headers that every answer carries; later calls replace them."""
+        lines = b"x-request-id: %b\r\n" % self.id.encode("ascii")
+        if self.model:
+            lines += _leased_lines(self.model, int(self.queue_ms), int(self.load_ms))
+        for pair in self.extra:
+            lines += b"%b: %b\r\n" % pair
+        self.exchange.response_lines = lines
+
+    def fail(self, error: ApiError, headers: Headers = ()) -> None:
+        """Answer with `error` in the shape of the route's family."""
+        self.status = error.status
+        if self.outcome == "ok":
+            self.outcome = error.code
+        if not self.leased:
+            self.queue_ms = (time.monotonic() - self.began) * 1000
+        if self.exchange.padded:
+            self.exchange.end_stream(error_body(error, self.family, self.id))
+            return
+        if self.exchange.response_started:  # a stream that was kept alive while it waited
+            self.exchange.end_stream(error_event(error, self.family, self.id))
+            return
+        self.stamp()
+        body = error_body(error, self.family, self.id)
+        self.exchange.respond(error.status, body, headers=[*error_headers(error), *headers])
+
+
+def _closing_code(error: ApiError) -> int:
+    """Return what a WebSocket is closed with (RFC 6455 section 7.4.1)."""
+    return _POLICY if error.status in (401, 403) else _GOING_AWAY
+
+
+def _first_of_each(query: str) -> dict[str, str]:
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        message = f"the query has more than {_MOST_PARAMETERS} parameters"
+        raise ApiError(
+            "bad_request", message, remedy="send fewer, or put them in the body"
+        ) from None
+    return dict(reversed(pairs))
+
+
+@lru_cache(maxsize=256)
+def _leased_lines(model: str, queue_ms: int, load_ms: int) -> bytes:
+    return _LEASED % (_header_text(model), queue_ms, load_ms)
+
+
+def _header_text(preset: str) -> bytes:
+    """A model id that is not plain ASCII travels percent-encoded."""
+    plain = preset.isascii() and preset.isprintable()
+    return (preset if plain else quote(preset, safe="/:")).encode("ascii")
+
+
+def draining() -> ApiError:
+    """Return the error of a request that comes while lswap stops."""
+    return ApiError("draining", "lswap is stopping and takes no new requests")
+
+
+def cancelled() -> ApiError:
+    """Return the error of a request that somebody else ended; clients do not try it again."""
+    return ApiError("cancelled", "the request was cancelled by command")
+
+
+def stopped() -> ApiError:
+    """Return the error of a request whose conversation was stopped before a model answered it."""
+    what = "the request was cancelled by DELETE /v1/stream before its model was ready"
+    return ApiError("stopped", what)
+
+
+def model_not_found(name: str, nearest: list[str]) -> ApiError:
+    """Return the error for an unknown name, with the nearest known ones."""
+    shown = name if len(name) <= 80 else name[:80] + "…"
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    return ApiError(
+        "model_not_found",
+        f"model {shown!r} not found",
+        remedy=f"{hint}`lswap models` or GET /v1/models lists the names",
+        param="model",
+    )

@@ -1,0 +1,97 @@
+"""What a client may ask of the scheduler with request headers. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import ApiError
+from llamaswap_py.supervisor.leases import Wishes
+from llamaswap_py.units import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.proxy.messages import RequestHead
+
+WHEN_FULL: Final = b"x-lswap-when-full"
+_PRIORITY: Final = b"x-lswap-priority"
+_MAX_WAIT: Final = b"x-lswap-max-wait"
+_PARENT: Final = b"x-lswap-parent"
+_ALL: Final = (WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
+_ORDINARY: Final = Wishes(substitutable=True)
+PARTICULAR: Final = Wishes(substitutable=False)
+_LOWEST: Final = -100
+
+
+def asks_nothing(head: RequestHead) -> bool:
+    """Return whether none of the headers is there."""
+    return head.first.keys().isdisjoint(_ALL)
+
+
+def read_wishes(
+    head: RequestHead,
+    *,
+    substitutable: bool,
+    highest: int = 0,
+    allowed: tuple[str, ...] | None = None,
+    is_own: Callable[[str], bool] = lambda _: True,
+    weight: int = 1,
+) -> Wishes:
+    """Return what the headers ask for; raises ApiError `bad_request` naming the header.
+
+    `highest` is the key's priority: what its requests have, and the most they may ask for;
+    `allowed` are the key's models, `weight` is its own. Only a request that `is_own` is one
+    to be made under: under somebody else's it would pass a gate that is closed for all others.
+    """
+    if highest == 0 and weight == 1 and asks_nothing(head):
+        return _ORDINARY if substitutable else PARTICULAR
+    parent = _text(head, _PARENT)
+    return Wishes(
+        priority=_priority(_text(head, _PRIORITY), highest),
+        when_full=_when_full(_text(head, WHEN_FULL)),
+        patience=_patience(_text(head, _MAX_WAIT)),
+        substitutable=substitutable,
+        parent=parent if parent and is_own(parent) else None,
+        allowed=None if allowed is None else frozenset(allowed),
+        weight=weight,
+    )
+
+
+def _text(head: RequestHead, name: bytes) -> str:
+    given = head.get(name) or b""
+    try:
+        return given.decode().strip()
+    except UnicodeDecodeError:
+        return given.decode("latin-1").strip()
+
+
+def _priority(text: str, highest: int) -> int:
+    if not text:
+        return highest
+    try:
+        return max(_LOWEST, min(int(text[:9]), highest))
+    except ValueError:
+        raise _bad(_PRIORITY, text, "a whole number, like -1") from None
+
+
+def _when_full(text: str) -> str:
+    kind, _, name = (part.strip() for part in text.partition(":"))
+    if kind in ("", "wait", "refuse") and not name:
+        return kind
+    if kind == "substitute" and name:
+        return f"substitute:{name}"
+    raise _bad(WHEN_FULL, text, "wait, refuse, substitute: NAME or substitute: loaded")
+
+
+def _patience(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text)
+    except ValueError:
+        raise _bad(_MAX_WAIT, text, "a duration, like 30s") from None
+
+
+def _bad(name: bytes, text: str, want: str) -> ApiError:
+    header = name.decode()
+    return ApiError("bad_request", f"{header}: {text[:80]!r} is not {want}", param=header)

@@ -1,0 +1,115 @@
+"""Watch over a child that serves: look at it now and then, and ask it when it is silent."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.children.ask import get
+from llamaswap_py.children.family import work_of, work_of_family
+from llamaswap_py.children.holders import serves_itself
+from llamaswap_py.children.liveness import Liveness
+from llamaswap_py.tasks.guard import keep_going
+from llamaswap_py.tasks.tick import BEAT, until_beat
+from llamaswap_py.units import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.children.liveness import Requests
+    from llamaswap_py.endpoint import Endpoint
+
+_LOOKS: Final = 32
+"""Looks in the time that a child may be silent."""
+_IDLE_LOOKS: Final = 8
+"""The same while no request is open: of that time only a short pause can count as silence."""
+
+_PROGRAM_BUSY: Final = 0.01
+"""The share of its silence that is work of another program, which may wait for a GPU mostly."""
+
+
+async def keep_guarded_vigil(
+    pid: int,
+    endpoint: Endpoint,
+    patience: float,
+    requests: Callable[[], Requests],
+    lines: Callable[[], int],
+    *,
+    program: bool,
+) -> str:
+    """Return what a child, or another `program`, does not show any more; a bug here harms none."""
+    watch = keep_vigil_over_program if program else keep_vigil
+    look = partial(watch, pid, endpoint, patience, requests, lines)
+    silence = await keep_going("liveness", look)
+    return f"{silence}, {'' if program else 'no change in /slots, '}no log line"
+
+
+async def keep_vigil(
+    pid: int,
+    endpoint: Endpoint,
+    patience: float,
+    requests: Callable[[], Requests],
+    lines: Callable[[], int],
+) -> str:
+    """Return what a child does not show any more, once it counts as hung.
+
+    An idle child costs a comparison every other second; one that answers, a look into /proc.
+    """
+    loop = asyncio.get_running_loop()
+    pause, idle_pause = min(BEAT, patience / _LOOKS), min(BEAT, patience / _IDLE_LOOKS)
+    liveness = Liveness(patience, loop.time())
+    idle = False
+    while True:
+        await asyncio.sleep(until_beat(loop.time(), idle_pause if idle else pause))
+        longest = pause if idle else 4 * pause + patience / 4
+        now = requests()
+        idle = now.owing == now.others == 0
+        work = None if idle else work_of(pid)
+        liveness.look(loop.time(), now, lines(), work, longest=longest)
+        if liveness.asks:
+            liveness.answered(await _slots(endpoint, patience / 4))
+        if liveness.spins:
+            busy = format_duration(round(liveness.spinning))
+            return f"for {busy} processor time, but no byte of an answer, no line"
+        if liveness.hung:
+            return f"for {format_duration(patience)} no byte of an answer, no processor time"
+
+
+async def _slots(endpoint: Endpoint, patience: float) -> bytes | None:
+    """Return what the child says of its slots, None when it does not."""
+    try:
+        answer = await get(endpoint, "/slots", patience)
+    except OSError:
+        return None
+    return answer.body if answer.status == 200 else None
+
+
+async def keep_vigil_over_program(
+    pid: int,
+    endpoint: Endpoint,
+    patience: float,
+    requests: Callable[[], Requests],
+    lines: Callable[[], int],
+) -> str:
+    """Return what another program does not show any more, once it counts as hung.
+
+    It is judged only while it owes an answer, by the work of all its processes, and not at all
+    where none of them holds the socket: what serves is then somewhere else (a container).
+    """
+    loop = asyncio.get_running_loop()
+    pause = min(BEAT, patience / _LOOKS)
+    liveness = Liveness(patience, loop.time(), busy_share=_PROGRAM_BUSY)
+    received = 0
+    while True:
+        await asyncio.sleep(until_beat(loop.time(), pause))
+        now = replace(requests(), others=0)
+        silent = now.owing and now.received == received
+        received = now.received
+        work = await asyncio.to_thread(work_of_family, pid) if silent else None
+        liveness.look(loop.time(), now, lines(), work, longest=4 * pause + patience / 4)
+        if liveness.silence >= patience:
+            if await asyncio.to_thread(serves_itself, pid, endpoint):
+                return f"for {format_duration(patience)} no byte of an answer, no processor time"
+            liveness = Liveness(patience, loop.time(), busy_share=_PROGRAM_BUSY)

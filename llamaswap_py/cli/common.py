@@ -1,0 +1,183 @@
+"""What all commands have in common: their help, and how a wrong command line is answered.
+
+The commands a first hour begins with: `up`, `init`, `check`. Their work is in other modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+FAILED: Final = 1
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AS_UP: Final = "The configuration file (YAML) or a folder of them; or models, as `up` takes them."
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-dir", help="A folder whose *.yaml files together are one configuration."
+    ),
+]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(help="Listen on HOST:PORT or unix:PATH instead of the file's; may be repeated."),
+]
+ModelsDir = Annotated[
+    list[Path] | None,
+    typer.Option("--models-dir", help="Serve every GGUF file below it; may be repeated."),
+]
+
+
+def up(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|MODEL]...",
+            help="The configuration file (YAML) or a folder of them; GGUF files, folders of GGUF "
+            "files, repositories of Hugging Face (user/repo:QUANT).",
+            show_default=False,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+    models_dir: ModelsDir = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of this lswap, to run a second one beside it."),
+    ] = None,
+    listen: Listen = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Listen on this address: 127.0.0.1, or 0.0.0.0 for other machines too."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Listen on this port (default: 8080).")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The file of API keys (see `lswap key new`)."),
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unauthenticated", help="Serve other machines without a key: trust them all."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every request and debug messages.")
+    ] = False,
+    config: Annotated[list[str] | None, typer.Option("--config", "-c", hidden=True)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", "--hf-repo", "-hf", "-hfr", "--models-preset", hidden=True),
+    ] = None,
+    ctx_size: Annotated[int | None, typer.Option("--ctx-size", min=0, hidden=True)] = None,
+) -> None:
+    """Serve the models of CONFIG until Ctrl-C: the first one drains, a second stops at once.
+
+    Without CONFIG or MODEL: those of ./lswap.yaml or ~/.config/lswap/config.yaml, else every GGUF
+    file in the usual places.
+    """
+    from llamaswap_py.cli.arguments import options_said, origin_of
+    from llamaswap_py.cli.up import run
+
+    files, context = options_said(config or (), ctx_size)
+    named = [*(what or ()), *files, *(model or ())]
+    origin = origin_of(
+        named,
+        config_dir,
+        models_dir or (),
+        keys=keys,
+        allow_unauthenticated=allow_unauthenticated,
+        context=context,
+    )
+    run(origin, name=name, listen=tuple(listen or ()), host=host, port=port, verbose=verbose)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write; - for standard output.")] = Path(
+        "lswap.yaml"
+    ),
+    models_dir: ModelsDir = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented configuration for the models on this machine."""
+    from llamaswap_py.cli.init import run
+
+    run(path, tuple(models_dir or ()), force=force)
+
+
+def check(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG|MODEL]...", help=AS_UP, show_default=False),
+    ] = None,
+    config_dir: ConfigDir = None,
+    models_dir: ModelsDir = None,
+    as_json: Json = False,
+) -> None:
+    """List all mistakes in CONFIG; exits 1 if there is one."""
+    from llamaswap_py.cli.arguments import origin_of
+    from llamaswap_py.cli.check import run
+
+    if not run(origin_of(what or (), config_dir, models_dir or ()), as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+USAGE_ERROR: Final[type[Exception]] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+)
+"""What typer raises for a command line it cannot read: click's own, which it may bring along."""
+
+LOOKS: Final[dict[str, Any]] = {
+    "rich_markup_mode": None,  # plain help: drawing it with rich costs 80 ms of CPU
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""The options of every typer.Typer here: all help looks the same."""
+
+
+class Commands(TyperGroup):
+    """A group of commands that knows other words for them, and answers a wrong one with advice."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        from llamaswap_py.cli.advice import advice, same_word
+        from llamaswap_py.errors import ConfigError
+
+        path = ctx.command_path
+        word = same_word(path, args[0])
+        try:
+            return super().resolve_command(ctx, [word, *args[1:]])
+        except USAGE_ERROR:
+            known = [name for name, one in self.commands.items() if not one.hidden]
+            remedy = advice(path, word, known)
+            if remedy is None:
+                raise
+            raise ConfigError(f"there is no command `{path} {word}`", remedy=remedy) from None
+
+
+def command_group(text: str) -> typer.Typer:
+    """Return what the commands of a group, like `lswap key …`, are added to."""
+    return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help=text, **LOOKS)
+
+
+def tell_usage(error: Any) -> int:
+    """Say on stderr what is wrong with a command line; return the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    from llamaswap_py.cli.advice import option_advice
+
+    command = error.ctx.command_path if error.ctx is not None else "lswap"
+    said = error.format_message().rstrip(".").replace("\n", " ")
+    option = getattr(error, "option_name", None)  # of an option that does not exist
+    near = bool(getattr(error, "possibilities", None))
+    told = option_advice(command, option, near=near) if isinstance(option, str) else None
+    remedy = told or f"see `{command} --help`"
+    print(f"lswap: {said[:1].lower()}{said[1:]} - {remedy}", file=sys.stderr)
+    return int(error.exit_code)

@@ -1,0 +1,134 @@
+"""Change a file of people's own: what is in it stays as it is written, comments and all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final
+
+from llamaswap_py.errors import ConfigError
+from llamaswap_py.storage.files import read_regular, write_whole
+
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""Requests change the file in threads of their own: each must see what the others did."""
+
+
+def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
+    """Add a preset with these keys; makes the file if there is none. Raises ConfigError."""
+
+    def add(models: Any) -> None:
+        _refuse_second(path, models, name)
+        models[name] = values
+
+    _change(path, add)
+
+
+def check_free(path: Path, name: str) -> None:
+    """Raise the ConfigError of add_preset(), before somebody waits for a download."""
+    _refuse_second(path, _models_of(path, _read(_yaml(), path, _status(path))), name)
+
+
+def _refuse_second(path: Path, models: Any, name: str) -> None:
+    if name in models:
+        remedy = "pass --name"
+        raise ConfigError(f"there is a model {name!r} already", where=str(path), remedy=remedy)
+
+
+def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: None) -> None:
+    """Take a preset out, and put it back if `check` raises ConfigError then. Raises ConfigError."""
+
+    def remove(models: Any) -> None:
+        if name not in models:
+            raise ConfigError(f"there is no model {name!r} in it", where=str(path))
+        del models[name]
+
+    before = read_regular(path) if path.is_file() else b""
+    _change(path, remove)
+    try:
+        check()
+    except ConfigError as error:
+        write_whole(path, before)
+        raise ConfigError(
+            f"without {name!r} the file would be wrong, and is left as it was: {error.message}",
+            remedy="take it out there first",
+        ) from None
+
+
+def _change(path: Path, change: Callable[[Any], None]) -> None:
+    """Change `models` of a file, and put the file in place in one step."""
+    yaml = _yaml()
+    with _ONE_AT_A_TIME:
+        path = path.resolve()  # a link stays one
+        before = _status(path)
+        root = _read(yaml, path, before)
+        change(_models_of(path, root))
+        try:
+            _replace(path, before, lambda out: yaml.dump(root, out))
+        except OSError as error:
+            raise _unchangeable(path, error) from None
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
+
+
+def _read(yaml: Any, path: Path, before: os.stat_result | None) -> Any:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        root = yaml.load(read_regular(path).decode()) if before else {}
+    except (OSError, UnicodeError, YAMLError) as error:
+        raise _unchangeable(path, error) from None
+    return {} if root is None else root
+
+
+def _models_of(path: Path, root: Any) -> Any:
+    models = root.setdefault("models", {}) if isinstance(root, dict) else None
+    if models is None and isinstance(root, dict):  # `models:` with nothing below
+        models = root["models"] = {}
+    if not isinstance(models, dict):
+        raise ConfigError("`models` is not a mapping", where=str(path))
+    return models
+
+
+def _unchangeable(path: Path, error: Exception) -> ConfigError:
+    said = " ".join(str(error).split())
+    remedy = f"see `lswap check {path}`"
+    return ConfigError(f"the file cannot be changed: {said}", where=str(path), remedy=remedy)
+
+
+def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], None]) -> None:
+    """Put a new file in the place of the one that was read, unless somebody else has meanwhile."""
+    out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (it is renamed, or deleted by its name)
+        "w", encoding="utf-8", dir=path.parent, prefix=".lswap-", delete=False
+    )
+    try:
+        with out:
+            write(out)
+        os.chmod(out.name, before.st_mode if before else 0o644)
+        if _state(_status(path)) != _state(before):
+            remedy = "try again"
+            raise ConfigError("the file changed at the same time", where=str(path), remedy=remedy)
+        os.replace(out.name, path)
+    except BaseException:
+        os.unlink(out.name)
+        raise
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _state(status: os.stat_result | None) -> tuple[int, int, int] | None:
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)

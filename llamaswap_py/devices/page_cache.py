@@ -1,0 +1,177 @@
+"""Read files into the page cache: in order, in a thread of its own, at the lowest disk priority.
+
+Nothing is copied: sendfile(2) to /dev/null has the kernel bring the pages in and hands them to
+nobody (a thirtieth of a second of CPU per GiB, a fifth of what reading into a buffer takes).
+
+What the kernel says of a file's pages, and the priority of a thread's reads. Plain system calls.
+
+Python has no names for these calls. What a kernel or an owner refuses is None or False, no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from llamaswap_py.storage.files import open_regular
+
+_CACHESTAT: Final = 451
+"""On every architecture, since Linux 6.5. Newer ones tell it only to who may write the file."""
+_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "loongarch64": 30}
+_IOPRIO_WHO_PROCESS: Final = 1
+_IDLE: Final = 3 << 13
+"""IOPRIO_CLASS_IDLE in include/uapi/linux/ioprio.h."""
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _Stat(ctypes.Structure):
+    """`struct cachestat` of include/uapi/linux/mman.h, in pages."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+@functools.cache
+def _system() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def cached_bytes(descriptor: int, start: int, length: int) -> int | None:
+    """Return how many bytes of this range of a file are in the page cache; None if unknown."""
+    if sys.platform != "linux":
+        return None
+    found = _Stat()
+    where = _Range(start, length)
+    failed = _system().syscall(
+        _CACHESTAT, descriptor, ctypes.byref(where), ctypes.byref(found), ctypes.c_uint(0)
+    )
+    return None if failed else min(int(found.cache) * mmap.PAGESIZE, length)
+
+
+def read_when_idle() -> bool:
+    """Let this thread's reads from disks wait for everybody else's; False where that cannot be."""
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is None or sys.platform != "linux":
+        return False
+    return bool(_system().syscall(number, _IOPRIO_WHO_PROCESS, 0, _IDLE) == 0)
+
+
+WINDOW: Final = 1 << 20
+"""Bytes between two looks at whether to go on: a hundredth of a second of a slow disk."""
+_STRETCH: Final = 32 * WINDOW
+"""Bytes between two questions of how much room there is; those that are there are passed over."""
+
+
+class Reading:
+    """Reads `paths` one after the other, until `cancel()` or the first `room()` bytes are there.
+
+    `room` is asked in the thread, `ended` called in it at the end, whatever it was. The thread is
+    a daemon: a disk that hangs keeps nobody from leaving. What cannot be opened or read is
+    skipped: whoever needs it will say so.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], room: Callable[[], int], ended: Callable[[], None]
+    ) -> None:
+        self.size = 0
+        """Of all files; known soon after the start."""
+        self.there = 0
+        """How far it has come: the first so many bytes of the files are in the page cache."""
+        self.read = 0
+        """How many of them were not there before, as far as the kernel tells."""
+        self.seconds = 0.0
+        self.short = False
+        """Whether it ended for want of room."""
+        self.blind = False
+        """Whether the kernel does not tell what is in the page cache: `read` is then too high."""
+        self._paths = tuple(paths)
+        self._room, self._ended = room, ended
+        self._cancelled = False
+        self._scratch: memoryview | None = None
+        self._thread = threading.Thread(target=self._run, name="lswap-read-ahead", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Stop after the window that is being read; `ended` is called then."""
+        self._cancelled = True
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            read_when_idle()
+            self.size = sum(map(_size, self._paths))
+            # Without descriptors even /dev/null cannot be opened: nothing is read then.
+            with contextlib.suppress(OSError), open(os.devnull, "wb", buffering=0) as nowhere:
+                for path in self._paths:
+                    with contextlib.suppress(OSError), open_regular(path) as file:
+                        self._read_file(file.fileno(), nowhere.fileno())
+                    if self._cancelled or self.short:
+                        break
+        finally:
+            self.seconds = time.monotonic() - began
+            self._ended()
+
+    def _read_file(self, file: int, nowhere: int) -> None:
+        size = os.fstat(file).st_size
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        starts = range(0, size, _STRETCH)
+        # Asked before anything is read: what is on its way counts as there.
+        cached = [cached_bytes(file, at, min(_STRETCH, size - at)) for at in starts]
+        self.blind |= None in cached
+        for start, there in zip(starts, cached, strict=True):
+            length = min(_STRETCH, size - start)
+            self._read_stretch(file, nowhere, start, length, length - (there or 0))
+
+    def _read_stretch(self, file: int, nowhere: int, start: int, length: int, missing: int) -> None:
+        allowed = self._room() - self.there
+        for at in range(start, start + length, WINDOW):
+            step = min(WINDOW, start + length - at)
+            if self._cancelled or self.short:
+                return
+            if at + step - start > allowed:
+                self.short = True
+                return
+            if missing:
+                self._bring_in(file, nowhere, at, step)
+            self.there += step
+            self.read += missing * step // length
+
+    def _bring_in(self, file: int, nowhere: int, at: int, length: int) -> None:
+        end = at + length
+        while at < end:
+            try:
+                done = os.sendfile(nowhere, file, at, end - at)
+            except OSError:  # a file system that cannot splice
+                done = self._copy(file, at, end - at)
+            if done == 0:  # the file has become shorter
+                return
+            at += done
+
+    def _copy(self, file: int, at: int, length: int) -> int:
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(WINDOW))
+        return os.preadv(file, [self._scratch[:length]], at)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

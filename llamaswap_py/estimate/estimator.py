@@ -1,0 +1,358 @@
+"""Choose how to know what a preset takes: declared, else measured, else dry run, else formula.
+
+What a saved slot of a model takes, and whether it is of any use; from the header of its file.
+
+Which presets fit together, and which would have to give way. Pure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import combinations
+from typing import Final, NamedTuple, TypeAlias
+
+from llamaswap_py.estimate.dry_run import DryRuns, draft_args, dry_parts, fit_args, has_table
+from llamaswap_py.estimate.files import (
+    FileIdentity,
+    cpu_flags,
+    file_sizes,
+    identify,
+    open_header,
+    open_headers,
+)
+from llamaswap_py.estimate.formula import (
+    analytic_parts,
+    caveats,
+    context_of,
+    draft_settings,
+    has_windows,
+    process_parts,
+    repackable_kinds,
+    token_bytes,
+)
+from llamaswap_py.estimate.settings import Settings, read_settings
+from llamaswap_py.estimate.types import (
+    HOST,
+    PROMPT_CACHE,
+    Estimate,
+    EstimateError,
+    Part,
+    Source,
+    surprise,
+)
+from llamaswap_py.estimate.wanted import SCHEMA, Wanted
+from llamaswap_py.gguf.header import Header
+from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
+
+Headers = tuple[Header, ...]
+Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
+"""Keeps memory for a dry run on these devices while it runs; raises EstimateError without any."""
+
+ATTEMPTS: Final = 4
+"""Runs of llama-fit-params until its table is out (see fitargs.has_table); then its plain lines."""
+
+
+class Estimator:
+    """Estimates presets and learns from their lives. One per process; awaits never block the loop.
+
+    Reading headers, the disk and smaps happens in threads; dry runs are processes, one at a time.
+    """
+
+    def __init__(
+        self,
+        learned: LearnedFacts | None = None,
+        cache: RecordFolder[Estimate] | None = None,
+        dry_runs: DryRuns | None = None,
+        repackable: Collection[str] | None = None,
+        room: Room | None = None,
+    ) -> None:
+        self._learned = learned or LearnedFacts(learned_folder())
+        self._cache = cache or RecordFolder(estimates_folder(), Estimate, version=SCHEMA)
+        self._dry_runs = dry_runs or DryRuns()
+        self._room = room
+        self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
+
+    async def estimate(self, wanted: Wanted) -> Estimate:
+        """Return what `wanted` takes, by the best way there is.
+
+        Raises EstimateError when there is none: a file is missing or damaged, or of a kind that
+        neither the engine nor the formulas know.
+        """
+        if wanted.declared is not None:
+            return _declared(wanted)
+        files = await asyncio.to_thread(identify, wanted.files)
+        facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
+        if facts is not None and {HOST, *wanted.gpus} <= facts.at_ready.keys():
+            return _measured(facts)
+        worked_out = await self.work_out(wanted, files)
+        return worked_out if facts is None or not facts.at_ready else _merged(facts, worked_out)
+
+    async def work_out(
+        self, wanted: Wanted, files: Sequence[FileIdentity] | None = None
+    ) -> Estimate:
+        """Return what `wanted` takes without any experience: a dry run, else the formulas."""
+        if wanted.is_program:
+            raise EstimateError(
+                "what this program takes is known once it has run",
+                remedy="declare its `memory`, or load it once",
+            )
+        if files is None:
+            files = await asyncio.to_thread(identify, wanted.files)
+        key = wanted.key(files, exact=True)
+        if (known := await asyncio.to_thread(self._cache.read, key)) is not None:
+            return known
+        found = await self._fresh(wanted)
+        # A dry run that failed may work next time; what is certain is kept.
+        if found.source is Source.DRY_RUN or wanted.fit_params is None:
+            await asyncio.to_thread(self._cache.write, key, found)
+        return found
+
+    async def dry_run(self, wanted: Wanted) -> Estimate:
+        """Return a dry run's figures; raises EstimateError when it does not work."""
+        if wanted.fit_params is None:
+            raise EstimateError("this engine has no llama-fit-params beside it")
+        settings = read_settings(wanted.args)
+        headers, notes = await _headers(wanted.model)
+        parts = await self._dry_model(wanted, wanted.model, wanted.args, settings, headers)
+        if settings.draft is not None:
+            words, aside = draft_args(settings, wanted.args), draft_settings(settings)
+            draft, more = await _headers(settings.draft.path)
+            notes += more
+            parts += await self._dry_model(wanted, settings.draft.path, words, aside, draft)
+        return await _finished(Source.DRY_RUN, parts, wanted, settings, headers, notes)
+
+    async def analytic(self, wanted: Wanted) -> Estimate:
+        """Return what the formulas say; raises EstimateError for files they do not know."""
+        settings = read_settings(wanted.args)
+        headers = await asyncio.to_thread(open_headers, wanted.model)
+        parts = analytic_parts(headers, settings, wanted.gpus, self._repackable)
+        if settings.draft is not None:
+            draft = await asyncio.to_thread(open_headers, settings.draft.path)
+            aside = draft_settings(settings)
+            parts += analytic_parts(draft, aside, wanted.gpus, self._repackable)
+        return await _finished(Source.ANALYTIC, parts, wanted, settings, headers, [])
+
+    async def learned_load(self, wanted: Wanted) -> float | None:
+        """Return the seconds that loads took in earlier lives, None if there were none."""
+        files = await asyncio.to_thread(identify, wanted.files)
+        facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
+        return None if facts is None else facts.load_seconds
+
+    async def learn_ready(
+        self,
+        wanted: Wanted,
+        estimate: Estimate | None,
+        use: Mapping[str, int],
+        load_seconds: float | None,
+    ) -> str:
+        """Keep what a child took when it became ready; `estimate` None: there was none.
+
+        `use` are bytes per device; a device that could not be read is left out of it, never zero.
+        Returns a line when the estimate was wrong by more than 5 %, once per preset and placement.
+        """
+        key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
+        growth = None if estimate is None else _growth(wanted, estimate)
+        facts = await asyncio.to_thread(
+            self._learned.note_ready, key, wanted.preset, use, growth, load_seconds
+        )
+        if estimate is None or facts.reported or not (said := surprise(estimate, facts.footprint)):
+            return ""
+        await asyncio.to_thread(self._learned.note_reported, key)
+        return said
+
+    async def learn_peak(self, wanted: Wanted, use: Mapping[str, int]) -> None:
+        """Keep the most a child took, sampled while it served or before it was stopped."""
+        key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
+        await asyncio.to_thread(self._learned.note_peak, key, use)
+
+    async def _fresh(self, wanted: Wanted) -> Estimate:
+        try:
+            if self._room is None or wanted.fit_params is None:
+                return await self.dry_run(wanted)
+            async with self._room(wanted.gpus):
+                return await self.dry_run(wanted)
+        except EstimateError as error:
+            found = await self.analytic(wanted)
+            note = f"no dry run: {error}"
+            return Estimate(found.source, found.parts, (*found.notes, note))
+
+    async def _dry_model(
+        self,
+        wanted: Wanted,
+        model: str,
+        args: Sequence[str],
+        settings: Settings,
+        headers: Headers,
+    ) -> list[Part]:
+        assert wanted.fit_params is not None
+        known = await self._dry_runs.options(wanted.fit_params)
+        words = fit_args(model, args, settings, headers[0] if headers else None, known)
+        output = ""
+        for _ in range(ATTEMPTS):
+            output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
+            if has_table(output):
+                break
+        return dry_parts(output, headers, settings, wanted.gpus, self._repackable)
+
+
+async def _headers(model: str) -> tuple[Headers, list[str]]:
+    """Read a model's headers if they can be; the engine may know what we do not."""
+    try:
+        return await asyncio.to_thread(open_headers, model), []
+    except EstimateError as error:
+        return (), [f"the dry run is taken as it is: {error.message}"]
+
+
+async def _finished(
+    source: Source,
+    parts: Sequence[Part],
+    wanted: Wanted,
+    settings: Settings,
+    headers: Headers,
+    notes: Sequence[str],
+) -> Estimate:
+    """Add what belongs to the process, join parts of one kind, say what may differ."""
+    projector = adapters = 0
+    if settings.projector:
+        projector = await asyncio.to_thread(file_sizes, [settings.projector])
+    if settings.adapters:
+        adapters = await asyncio.to_thread(file_sizes, settings.adapters)
+    of_process = process_parts(settings, wanted.gpus, projector=projector, adapters=adapters)
+    said = list(notes)
+    if headers:
+        said += caveats(headers[0], settings, context_of(headers[0], settings))
+    return Estimate(source, _joined([*parts, *of_process]), tuple(said))
+
+
+def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    sizes: dict[tuple[str, str, bool], int] = {}
+    for part in parts:
+        kind = (part.device, part.what, part.grows)
+        sizes[kind] = sizes.get(kind, 0) + part.size
+    return tuple(
+        Part(device, what, size, grows) for (device, what, grows), size in sizes.items() if size
+    )
+
+
+def _declared(wanted: Wanted) -> Estimate:
+    """What the file declares, and the prompt cache where it says nothing of the host."""
+    assert wanted.declared is not None
+    parts = [Part(device, "declared", size) for device, size in wanted.declared.items()]
+    if HOST not in wanted.declared and wanted.cache_ram:
+        parts.append(Part(HOST, PROMPT_CACHE, wanted.cache_ram, grows=True))
+    return Estimate(Source.DECLARED, tuple(parts))
+
+
+def _measured(facts: Facts) -> Estimate:
+    parts: list[Part] = []
+    for device, size in facts.footprint.items():
+        ready = facts.at_ready[device]
+        parts.append(Part(device, "at readiness", ready))
+        if size > ready:
+            parts.append(Part(device, "with use", size - ready, grows=True))
+    return Estimate(Source.MEASURED, tuple(parts))
+
+
+def _merged(facts: Facts, worked_out: Estimate) -> Estimate:
+    """Take the devices that were measured as measured, the others as worked out."""
+    measured = _measured(facts)
+    others = tuple(part for part in worked_out.parts if part.device not in facts.at_ready)
+    unread = ", ".join(sorted({part.device for part in others}))
+    note = f"{unread} could not be measured: {worked_out.source} for it"
+    return Estimate(Source.MEASURED, measured.parts + others, (*worked_out.notes, note))
+
+
+def _growth(wanted: Wanted, estimate: Estimate) -> dict[str, int] | None:
+    """Return what will be taken with use; None: what was learned before still holds."""
+    if estimate.source is Source.MEASURED:
+        return None
+    if estimate.source is Source.DECLARED:
+        return {HOST: wanted.cache_ram}
+    return estimate.growth
+
+
+class SlotShape(NamedTuple):
+    """`token_bytes` are what a token takes, at most.
+
+    With `windows` a slot cannot be gone on with: llama-server saves one token too few of a sliding
+    window, and no checkpoint (b11434, server-context.cpp: pos_min >= pos_min_thold), and reads the
+    whole prompt again.
+    """
+
+    token_bytes: int
+    windows: bool
+
+
+def read_slot_shape(model: str, args: Sequence[str]) -> SlotShape:
+    """Read the header of a model; `args` are llama-server's words. Blocks; raises EstimateError."""
+    header, settings = open_header(model), read_settings(args)
+    return SlotShape(token_bytes(header, settings), has_windows(header, settings))
+
+
+Needs = Mapping[str, Mapping[str, int]]
+"""Preset -> bytes per device."""
+
+EXACT: Final = 12
+"""Up to so many presets every set is looked at; with more, sets are grown in the file's order."""
+
+
+def fits(names: Sequence[str], needs: Needs, room: Mapping[str, int]) -> bool:
+    """Return whether all of `names` fit at once; a device that is not there has no room."""
+    used: dict[str, int] = {}
+    for name in names:
+        for device, size in needs[name].items():
+            used[device] = used.get(device, 0) + size
+    return all(size <= room.get(device, 0) for device, size in used.items() if size)
+
+
+def largest_sets(needs: Needs, room: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Return the sets that fit and to which nothing can be added, the largest first."""
+    names = [name for name in needs if fits([name], needs, room)]
+    if len(names) > EXACT:
+        grown = {_grown([name], names, needs, room) for name in names}
+        return sorted(grown, key=lambda one: (-len(one), [names.index(each) for each in one]))
+    found: list[tuple[str, ...]] = []
+    for size in range(len(names), 0, -1):
+        for chosen in combinations(names, size):
+            inside = any(set(chosen) <= set(larger) for larger in found)
+            if not inside and fits(chosen, needs, room):
+                found.append(chosen)
+    return found
+
+
+def evicted_for(
+    name: str, loaded: Sequence[str], needs: Needs, room: Mapping[str, int]
+) -> tuple[str, ...] | None:
+    """Return the smallest set of `loaded` whose going makes room for `name`.
+
+    Of sets of one size it is the one with the fewest bytes. () if nothing has to go, None if it
+    does not fit even alone. The scheduler also weighs how soon each would be wanted again.
+    """
+    others = [one for one in loaded if one != name]
+    if not fits([name], needs, room):
+        return None
+    if len(others) > EXACT:
+        kept = _grown([name], others, needs, room)
+        return tuple(one for one in others if one not in kept)
+    for size in range(len(others) + 1):
+        sets = [
+            gone
+            for gone in combinations(others, size)
+            if fits([name, *(one for one in others if one not in gone)], needs, room)
+        ]
+        if sets:
+            return min(sets, key=lambda gone: sum(sum(needs[one].values()) for one in gone))
+    return None
+
+
+def _grown(
+    start: Sequence[str], names: Sequence[str], needs: Needs, room: Mapping[str, int]
+) -> tuple[str, ...]:
+    chosen = list(start)
+    for name in names:
+        if name not in chosen and fits([*chosen, name], needs, room):
+            chosen.append(name)
+    order = {name: at for at, name in enumerate(names)}
+    return tuple(sorted(chosen, key=lambda one: order.get(one, -1)))

@@ -1,0 +1,339 @@
+"""Ask the hub what a repository holds, and put its refusals into words.
+
+The HTTP session of huggingface_hub, made safe for a process that forks, and against the hub.
+
+Read the header of a model file that is still on the hub: a few MB of many GB.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from llamaswap_py.gguf import GgufError, Header, read_header
+from llamaswap_py.hub.refs import HubError, HubFile, HubRef
+from llamaswap_py.tasks.threads import Workers
+from llamaswap_py.units import MIB, format_size, is_utf8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import httpx
+
+
+ANSWERS: Final = 60.0
+"""Seconds for an answer without a file: a byte now and then would satisfy a timeout per read."""
+_T = TypeVar("_T")
+
+
+def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | None = None) -> _T:
+    """Return what a call returns; raises HubError when it takes longer.
+
+    `moved` says when it last got on, on `time.monotonic()`: so long after that it has failed. The
+    call goes on in its thread, which keeps no process from ending.
+    """
+    threads = Workers(1, "hub")
+    job = threads.submit(call)
+    begun = time.monotonic()
+    try:
+        while True:
+            since = max(begun, moved() if moved is not None else 0.0)
+            try:
+                return job.result(max(since + seconds - time.monotonic(), 0.0))
+            except TimeoutError:
+                if job.done() or (moved is not None and moved() > since):
+                    continue
+                raise HubError(
+                    f"the hub has sent nothing usable for {seconds:.0f} s",
+                    remedy="try again; what is there is kept",
+                ) from None
+    finally:
+        threads.shutdown(wait=False)
+
+
+@cache
+def prepare_session() -> None:
+    """Call this before huggingface_hub asks anything, where processes are started meanwhile.
+
+    It closes its session in every forked child (utils/_http.py, os.register_at_fork). A lock of the
+    session that another thread holds at that moment is held in the child for ever: it would never
+    come to its program, nor whoever waits for that. uvloop starts processes by such a fork.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    from llamaswap_py.hub.redirects import Guard
+
+    def session() -> httpx.Client:
+        client = default_client_factory()
+        Guard(constants.ENDPOINT).watch(client)
+        client.close = partial(_close, client.close, os.getpid())  # type: ignore[method-assign]
+        return client
+
+    set_client_factory(session)
+
+
+def _close(close: Callable[[], None], owner: int) -> None:
+    if os.getpid() == owner:
+        close()
+
+
+_MOST: Final = 32 * MIB
+"""Bytes of a list, which are some hundred thousand files."""
+_LARGEST: Final = 1 << 50
+_LONGEST_PATH: Final = 1000
+_LONGEST_NAME: Final = 200
+_COMMIT: Final = re.compile(r"[A-Za-z0-9][\w-]{0,99}", re.ASCII)
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a repository at one commit."""
+
+    commit: str
+    files: tuple[HubFile, ...]
+
+
+class _Lfs(msgspec.Struct):
+    sha256: str = ""
+
+
+class _Sibling(msgspec.Struct):
+    rfilename: str
+    size: int | None = None
+    lfs: _Lfs | None = None
+
+
+class _Info(msgspec.Struct):
+    """What of `GET /api/models/REPO` is used; the rest is skipped."""
+
+    sha: str | None = None
+    siblings: list[_Sibling] = []
+
+
+_READ: Final = msgspec.json.Decoder(_Info)
+
+
+def list_repo(ref: HubRef) -> Listing:
+    """Return what a repository holds; HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError.
+
+    Files with names that no repository has (`..`, control characters) are left out.
+    """
+    prepare_session()
+    with hub_errors(ref):
+        info = within(ANSWERS, lambda: _ask(ref))
+    files = [
+        HubFile(one.rfilename, one.size or 0, _sha256(one.lfs.sha256) if one.lfs else "")
+        for one in info.siblings
+        if _is_path(one.rfilename) and 0 <= (one.size or 0) <= _LARGEST
+    ]
+    commit = info.sha or "main"
+    if not _COMMIT.fullmatch(commit):
+        raise _odd(ref, f"its commit is {commit[:80]!r}")
+    return Listing(commit, tuple(files))
+
+
+def _ask(ref: HubRef) -> _Info:
+    from huggingface_hub import constants
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    url = f"{constants.ENDPOINT}/api/models/{ref.repo}"
+    headers = {**build_hf_headers(), "Accept-Encoding": "gzip"}
+    with get_session().stream(
+        "GET", url, params={"blobs": True}, headers=headers, timeout=30, follow_redirects=True
+    ) as answer:
+        hf_raise_for_status(answer)
+        text = b"".join(_bounded(ref, answer))
+    try:
+        return _READ.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _odd(ref, str(error)) from None
+
+
+def _bounded(ref: HubRef, answer: httpx.Response) -> Iterator[bytes]:
+    """Yield the body of an answer, unpacked; raises HubError when it is too much."""
+    coding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip"):
+        raise _odd(ref, f"it is packed as {coding[:80]!r}")
+    unpack = zlib.decompressobj(16 + zlib.MAX_WBITS) if coding == "gzip" else None
+    left = _MOST
+    for chunk in answer.iter_raw():
+        try:
+            piece = chunk if unpack is None else unpack.decompress(chunk, left + 1)
+        except zlib.error as error:
+            raise _odd(ref, str(error)) from None
+        left -= len(piece)
+        if left < 0:
+            raise _odd(ref, f"it is longer than {format_size(_MOST)}")
+        yield piece
+
+
+def _sha256(text: str) -> str:
+    return text.lower() if _HASH.fullmatch(text.lower()) else ""
+
+
+def _is_path(path: str) -> bool:
+    """Tell whether a path stays in its folder, and can be a file's there."""
+    if not path.isprintable() or not is_utf8(path) or len(path.encode()) > _LONGEST_PATH:
+        return False
+    parts = path.split("/")
+    return all(
+        part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_NAME for part in parts
+    )
+
+
+def _odd(ref: HubRef, what: str) -> HubError:
+    return HubError(
+        f"the hub's list of {ref.repo} cannot be used: {what}",
+        remedy="check HF_ENDPOINT, or ask another server",
+    )
+
+
+@contextmanager
+def hub_errors(ref: HubRef) -> Iterator[None]:
+    """Turn what huggingface_hub raises into HubError with a remedy."""
+    import httpx
+    from huggingface_hub import errors
+
+    from llamaswap_py.hub.redirects import OutgoingError
+
+    try:
+        yield
+    except OutgoingError as error:
+        raise HubError(error.message, remedy=error.remedy) from error
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"{ref.repo} is gated: its authors must let you in",
+            remedy=f"ask at {_page(ref)}, then set HF_TOKEN",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"there is no repository {ref.repo}, or it is private",
+            remedy="check the name; for a private one set HF_TOKEN",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status == 404:
+            message = f"{ref.repo} has no such file (any more)"
+            raise HubError(message, remedy="list it anew: lswap pull") from error
+        if status in (401, 403):
+            message = f"the hub refused access to {ref.repo} (HTTP {status})"
+            raise HubError(message, remedy="set HF_TOKEN to a valid token") from error
+        raise HubError(f"the hub failed for {ref.repo} (HTTP {status})", remedy="try again") from (
+            error
+        )
+    except (httpx.RequestError, errors.OfflineModeIsEnabled) as error:
+        said = str(error) or type(error).__name__
+        raise HubError(
+            f"the hub cannot be reached: {said}",
+            remedy="check the network and HF_ENDPOINT; downloads go on where they stopped",
+        ) from error
+
+
+def _page(ref: HubRef) -> str:
+    from huggingface_hub import constants
+
+    scheme, _, place = constants.ENDPOINT.partition("://")
+    return f"{scheme}://{place.rpartition('@')[2]}/{ref.repo}"
+
+
+FIRST: Final = 4 << 20
+"""Bytes of the first range; each one after it doubles what is there."""
+MOST: Final = 64 << 20
+"""Bytes in all. Vocabularies of 260,000 words with their merges make headers of 16 MB."""
+_TIMEOUT: Final = 30.0
+_WHOLE: Final = 300.0
+"""Seconds for all of a header."""
+
+
+def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
+    """Return the header of one file of a repository, read with Range requests (RFC 9110, 14).
+
+    HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError: refused, no GGUF file, a header longer
+    than MOST, or a server that does not serve ranges.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    prepare_session()
+    url = hf_hub_url(ref.repo, file.path, revision=commit)
+    with hub_errors(ref):
+        about = within(ANSWERS, lambda: get_hf_file_metadata(url, timeout=_TIMEOUT))
+    place = about.location
+    headers = headers_for(place, url, build_hf_headers()) | {"Accept-Encoding": "identity"}
+    there = _Beginning(ref, file, place, headers)
+    try:
+        return within(_WHOLE, lambda: read_header(there.read_at, file.size))
+    except GgufError as error:
+        raise HubError(f"{file.path} {error.message}", remedy=error.remedy) from error
+
+
+class _Beginning:
+    """As much of the beginning of a file as was asked for."""
+
+    def __init__(self, ref: HubRef, file: HubFile, place: str, headers: Mapping[str, str]) -> None:
+        self._ref = ref
+        self._file = file
+        self._place = place
+        self._headers = headers
+        self._bytes = bytearray()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes, fewer at the end of the file; raises HubError."""
+        end = min(offset + size, self._file.size)
+        if end > MOST:
+            raise HubError(f"the header of {self._file.path} is longer than {MOST >> 20} MiB")
+        while len(self._bytes) < end:
+            self._grow(max(FIRST, 2 * len(self._bytes)))
+        return bytes(self._bytes[offset:end])
+
+    def _grow(self, length: int) -> None:
+        """Fetch on until `length` bytes are there, or the file ends."""
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+        begin, end = len(self._bytes), min(length, MOST, self._file.size)
+        headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}
+        client = get_session()
+        with (
+            hub_errors(self._ref),
+            client.stream(
+                "GET", self._place, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+            ) as answer,
+        ):
+            hf_raise_for_status(answer)
+            given = answer.headers.get("Content-Range", "")
+            # A server that ignores the range would send the whole file: not a byte of it is read.
+            if answer.status_code != 206 or not given.startswith(f"bytes {begin}-"):
+                raise HubError(f"{_host(self._place)} does not serve ranges of {self._file.path}")
+            for chunk in answer.iter_raw():
+                self._bytes += chunk
+                if len(self._bytes) >= end:
+                    break
+        if len(self._bytes) < end:
+            raise HubError(f"{self._file.path} was cut off at byte {len(self._bytes):,}")
+        del self._bytes[end:]
+
+
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc
+
+
+def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers for the place a file really is: the token is for the hub's host alone."""
+    from llamaswap_py.hub.redirects import same_place
+
+    if same_place(url, location):
+        return headers
+    return {name: value for name, value in headers.items() if name.lower() != "authorization"}

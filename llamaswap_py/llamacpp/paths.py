@@ -1,0 +1,105 @@
+"""Where engines, their sources and what was learned about them are kept.
+
+The same folders as scripts/build_llama_cpp.sh uses, on every system.
+
+The record an installed engine carries: `manifest.json` in its folder.
+
+scripts/build_llama_cpp.sh writes it for what it built, install.py for what it unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from llamaswap_py.errors import EngineError
+from llamaswap_py.storage.files import read_regular
+
+__all__ = [
+    "MANIFEST",
+    "Manifest",
+    "current_file",
+    "demo_folder",
+    "digest_file",
+    "engines_folder",
+    "probes_folder",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is and where it came from. Unknown members are ignored.
+
+    `server` is the path of llama-server inside the folder, `build` 0 when unknown, `date` ISO 8601
+    in UTC, `version` a line of `--version`, `sha256` that of the binary.
+    """
+
+    schema: int = 1
+    build: int = 0
+    ref: str = ""
+    backend: str = "unknown"
+    source: str = ""
+    date: str = ""
+    version: str = ""
+    sha256: str = ""
+    features: tuple[str, ...] = ()
+    flags: str = ""
+    server: str = "bin/llama-server"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the engine in `folder`.
+
+    Raises EngineError when there is none or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        return msgspec.json.decode(read_regular(path), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise EngineError(
+            f"{path} cannot be read ({error})", remedy=f"remove {folder} and build it again"
+        ) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into `folder`."""
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / MANIFEST).write_bytes(encoded + b"\n")
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _base(variable: str, default: str) -> Path:
+    # The XDG specification: a relative path is to be ignored.
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / default
+
+
+def engines_folder() -> Path:
+    """Return the folder of our installations, one folder each (`<build>-<backend>`)."""
+    return _base("XDG_DATA_HOME", ".local/share") / "lswap" / "engines"
+
+
+def current_file() -> Path:
+    """Return the file that holds the choice of `lswap engine use`."""
+    return engines_folder() / "current"
+
+
+def probes_folder() -> Path:
+    """Return the folder of cached probes; safe to delete."""
+    return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "probes"
+
+
+def demo_folder() -> Path:
+    """Return the folder of what `lswap demo` writes; safe to delete."""
+    return probes_folder().with_name("demo")

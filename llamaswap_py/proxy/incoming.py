@@ -1,0 +1,200 @@
+"""From a client's bytes to its requests, in their order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.proxy.client_side import ClientSide
+from llamaswap_py.proxy.deadline import Wait
+from llamaswap_py.proxy.exchange import Exchange
+from llamaswap_py.proxy.head_cache import RepeatedRequest
+from llamaswap_py.proxy.messages import WireError
+from llamaswap_py.proxy.parsers import RequestParser
+from llamaswap_py.proxy.pending import Pending
+from llamaswap_py.units import KIB
+
+if TYPE_CHECKING:
+    from llamaswap_py.proxy.messages import RequestHead
+    from llamaswap_py.proxy.server import Server
+
+#: Requests are parsed in steps of this size, so that few of them wait at a time.
+_STEP: Final = 4 * KIB
+#: Bytes of pipelined requests that may wait unparsed before the client must.
+_HELD_LIMIT: Final = 64 * KIB
+#: Bytes of a body in a second that count as if no second had passed.
+_PACE: Final = 64 * KIB
+#: Seconds by which those that stay for whatever happens go after those that owe something.
+_STAYS: Final = 1e9
+#: All of a piece.
+_ALL: Final = 1 << 60
+
+
+class Incoming(ClientSide):
+    """Parses what comes while a request may be taken, and holds back what comes too early."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.limits)
+        self._server = server
+        self._parser = RequestParser(self, server.limits)
+        self._receiving: Exchange | None = None
+        self._current: Exchange | None = None
+        self._queue: deque[Exchange | WireError] = deque()
+        self._arrival: asyncio.Future[None] | None = None
+        #: for the first byte of a request
+        self._waits = False
+        self._held = Pending()
+        #: of a body, found in this step
+        self._pieces: list[bytes] = []
+        self._repeated = RepeatedRequest()
+        self._broken = self._upgrading = False
+        self._body_began = 0.0
+        #: no request after the one that was received last
+        self.last = False
+
+    def resume_input(self) -> None:
+        """Read again, unless there is enough to do."""
+        if self._held.size <= _HELD_LIMIT and not self.closed and not self._half_closed:
+            self._input.resume()
+
+    def hand_over(self, exchange: Exchange) -> None:
+        """Let the handler have an exchange."""
+        self._queue.append(exchange)
+        self._wake()
+
+    def _take(self, head: RequestHead) -> Exchange:
+        """Begin a request whose body may follow."""
+        raise NotImplementedError
+
+    def _take_whole(self, head: RequestHead, body: bytes) -> None:
+        """Take a request that is here in full."""
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        self._waits = False
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    def awaited_since(self) -> float | None:
+        """Return since when the client has to do something, None while it is answered.
+
+        A body is awaited from its head on, and for longer the more of it has come.
+        """
+        current, awaited = self._current, self._deadline.awaited
+        if awaited is not None and awaited[0] is not Wait.BODY:
+            wait, until = awaited
+            return until - (self._limits.head_read if wait is Wait.HEAD else self._limits.idle)
+        if self._receiving is not None and (current is None or not current.response_started):
+            return self._body_began + self._receiving.intake.received / _PACE
+        if current is not None and current.stays:
+            return self._body_began + _STAYS
+        if current is not None and current.running is not None:
+            return None
+        if not self.outflow.writable:
+            return self.outflow.paused_at
+        # It asks so much at once that a place would have to wait for all of it.
+        return self._last_input + _STAYS if self._queue or self._held.size else None
+
+    def _may_parse(self) -> bool:
+        """Tell whether what comes next is parsed now; what was held comes before it."""
+        return not self._held.size and self._is_free()
+
+    def _is_free(self) -> bool:
+        if self._receiving is not None:
+            return True
+        return not self.last and self._current is None and not self._queue
+
+    def _parse(self, data: bytes) -> None:
+        self._last_input = self._loop.time()
+        self._waits = False
+        if self._receiving is None and not self._parser.in_head:
+            known = self._repeated.known
+            if known is not None and (request := known.read(data)) is not None:
+                self._take_whole(*request)
+                return
+            self._repeated.expect(data)
+        if self._receiving is not None or len(data) <= _STEP:
+            self._feed(data)
+            self._await_head()
+        else:
+            self._held.add(data)
+            self._parse_held(data)
+
+    def _parse_held(self, begins: bytes = b"") -> None:
+        """Parse what was held, until a request has to be answered first; `begins`: all of it."""
+        while self._held.size and self._is_free():
+            step = self._held.take(_STEP if self._receiving is None else _ALL)
+            if self._receiving is None and not self._parser.in_head:
+                self._repeated.expect(begins or step)
+                begins = b""
+            if not self._feed(step):
+                break
+        if self._held.size > _HELD_LIMIT:
+            self.pause_input()
+        self._await_head()
+
+    def _feed(self, data: bytes) -> bool:
+        """Parse a step; False: there is nothing to parse after it."""
+        try:
+            rest = self._parser.feed(data)
+        except WireError as error:
+            self._pieces.clear()
+            self._break_off(error)
+            return False
+        if self._pieces:
+            self._hand_on()
+        if rest is None:
+            return True
+        self.last = self._upgrading = True
+        self._held.put_back(rest)
+        return False
+
+    def _await_head(self) -> None:
+        """Let the time of a head that has begun run from its first byte."""
+        if self._current is not None or self._queue:
+            return
+        if self._parser.in_head and not self._deadline.awaits(Wait.HEAD):
+            self._deadline.set(Wait.HEAD, self._limits.head_read)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.add(data)
+        if self._held.size > _HELD_LIMIT:
+            self.pause_input()
+
+    def _break_off(self, error: WireError) -> None:
+        """The client's bytes make no sense from here on: answer what came before, then this."""
+        if self.last and self._receiving is None:
+            return
+        self.last = self._broken = True
+        self._held.clear()
+        if self._receiving is not None:
+            receiving, self._receiving = self._receiving, None
+            receiving.intake.fail(error)
+        else:
+            self._queue.append(error)
+        self._wake()
+
+    def on_request(self, head: RequestHead) -> None:
+        self._repeated.note(head)
+        self._body_began = self._last_input
+        self._receiving = self._take(head)
+
+    def on_piece(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+
+    def _hand_on(self) -> None:
+        """Give the body what this step had of it, in one: its chunks may be of a byte each."""
+        pieces, self._pieces = self._pieces, []
+        if self._receiving is not None:
+            self._receiving.intake.add(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if self._deadline.awaits(Wait.BODY):
+                self._deadline.set(Wait.BODY, self._limits.body_idle)
+
+    def on_request_complete(self) -> None:
+        if self._pieces:
+            self._hand_on()
+        if self._receiving is not None:
+            receiving, self._receiving = self._receiving, None
+            self.last = self.last or not receiving.head.keep_alive
+            receiving.intake.finish()

@@ -1,0 +1,219 @@
+"""The body of one request, from the client's connection to whoever reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.errors import ApiError, without_frames
+from llamaswap_py.proxy.bodies import FREE
+from llamaswap_py.proxy.messages import Body, BodyTooLarge
+from llamaswap_py.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from llamaswap_py.proxy.client import ClientConnection
+    from llamaswap_py.proxy.messages import RequestHead, WireError
+
+#: Body bytes that wait for a reader before the client is made to wait.
+_HIGH_WATER: Final = 256 * KIB
+#: From here on a body is looked at while it comes: all at once would hold every stream up.
+SCANNED_FROM: Final = 256 * KIB
+#: An unread rest of a body up to this size is thrown away to keep the connection.
+_SMALL_REST: Final = 64 * KIB
+#: Pieces that are made one where they come to little: each costs more than its bytes.
+_MANY: Final = 256
+_LITTLE: Final = 64 * KIB
+
+
+class Intake:
+    """Collects pieces as they come; a task wakes only when its reader has something to do."""
+
+    #: bytes of the body that have come
+    received = 0
+    _limit: int | None = None
+    _streaming = False
+    _discarding = False
+    _error: WireError | ApiError | None = None
+    _scan: Callable[[bytes], int] | None = None
+    _shown = 0
+    _joined = 0
+    #: bytes that may come before more are counted, those that are, and for whom
+    _room = FREE
+    _counted = 0
+    _owner = ""
+    _waiter: asyncio.Future[None] | None = None
+
+    def __init__(
+        self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
+    ) -> None:
+        self._connection = connection
+        self._length = head.content_length
+        self._continue_owed = head.expects_continue
+        if whole:
+            self._body = Body([whole], len(whole))
+            self.received = len(whole)
+        else:
+            self._body = Body()
+        self.complete = whole is not None
+
+    # --- for the reader -----------------------------------------------------------------------
+
+    async def read(self, limit: int, scan: Callable[[bytes], int] | None) -> Body:
+        """Return the whole body; raises BodyTooLarge and WireError.
+
+        A body that is larger than SCANNED_FROM is shown to `scan`, piece by piece as it comes.
+        `scan` returns how many bytes it keeps of all that it has seen: these count, too.
+        """
+        if (self._length or 0) > limit or self._body.size > limit:
+            raise BodyTooLarge(limit)
+        self._limit = limit
+        self._scan = scan
+        if not self.complete:
+            self._start()
+            while not self.complete:
+                await self._event()
+        self._show()
+        if self._error is not None:
+            raise self._error
+        return self._body
+
+    def small(self, limit: int) -> Body | None:
+        """Return a body that is complete and needs no scan, None for any other."""
+        if not self.complete or self._error is not None:
+            return None
+        return self._body if self._body.size <= min(limit, SCANNED_FROM) else None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield what comes; raises WireError."""
+        self._streaming = True
+        self._start()
+        while True:
+            pieces, self._body = self._body.pieces, Body()
+            self._joined = 0
+            for piece in pieces:
+                yield bytes(piece)
+            if self.complete:
+                return
+            self._connection.resume_input()
+            await self._event()
+
+    def _start(self) -> None:
+        if self._continue_owed and not self.received and not self.complete:
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._continue_owed = False
+        self._connection.resume_input()
+
+    async def _event(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._connection.await_body(True)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._connection.await_body(False)
+        if self._error is not None:
+            raise self._error
+
+    # --- for the client's connection ----------------------------------------------------------
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece."""
+        self.received += len(piece)
+        if self._discarding or self._error is not None:
+            return
+        body = self._body
+        body.pieces.append(piece)
+        body.size += len(piece)
+        if self._limit is not None:
+            if body.size > self._limit:
+                self.fail(BodyTooLarge(self._limit))
+            elif body.size > self._room:
+                self._count(body.size)
+            self._show()
+        elif body.size > _HIGH_WATER:
+            self._connection.pause_input()
+        if len(body.pieces) - self._joined >= _MANY:
+            self._join(body.pieces)
+        if self._streaming:
+            self._wake()
+
+    def _count(self, size: int) -> None:
+        """Count what came against the bytes that there may be of bodies."""
+        if not self._counted:
+            self._owner = self._connection.owner
+        try:
+            while size > self._room:
+                step = self._connection.bodies.take(self._owner)
+                self._counted += step
+                self._room += step
+        except ApiError as error:
+            self.fail(error)
+
+    def _join(self, pieces: list[bytes | memoryview]) -> None:
+        """Make one piece of the last ones, which were shown all or not at all."""
+        new = pieces[self._joined :]
+        if sum(map(len, new)) <= _LITTLE:
+            if self._shown:
+                self._shown -= len(new) - 1
+            pieces[self._joined :] = [b"".join(new)]
+        self._joined = len(pieces)
+
+    def _show(self) -> None:
+        if self._scan is not None and self._body.size > SCANNED_FROM:
+            beside = 0
+            for piece in self._body.pieces[self._shown :]:
+                beside = self._scan(bytes(piece))
+            self._shown = len(self._body.pieces)
+            if self._body.size + beside > self._room:
+                self._count(self._body.size + beside)
+
+    def finish(self) -> None:
+        """The body is here in full."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: WireError | ApiError) -> None:
+        """The body will never be complete: its reader gets `error`."""
+        if self._error is None:
+            without_frames(error)
+            self._error = error
+            self._body = Body()
+            self._wake()
+
+    @property
+    def ends_soon(self) -> bool:
+        """What is left is so little that reading it costs less than a new connection."""
+        if self.complete:
+            return True
+        if self._error is not None or self._continue_owed or self._length is None:
+            return False
+        return self._length - self.received <= _SMALL_REST
+
+    def discard(self) -> bool:
+        """Throw away what is left; False when that is not worth it, or impossible."""
+        if not self.ends_soon:
+            return False
+        self._discarding = True
+        self._body = Body()
+        self._connection.resume_input()
+        return True
+
+    def release(self) -> None:
+        """Let go of the body, its reader and its error: their request has ended.
+
+        What refers to its own connection would else keep them until the collector comes by.
+        """
+        if self._counted:
+            self._connection.bodies.give_back(self._owner, self._counted)
+            self._counted = 0
+        self._discarding = True
+        self._body = Body()
+        self._scan = self._error = self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

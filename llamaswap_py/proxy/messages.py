@@ -1,0 +1,284 @@
+"""What passes over the wire, as records, and the rules for rewriting heads (RFC 9110, 9112)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+import msgspec
+
+from llamaswap_py.errors import ApiError, LswapError
+from llamaswap_py.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+#: Renders the body of an answer that only the wire layer knows is needed: status, message, and the
+#: head where one was understood, to headers and body.
+WireErrorRenderer: TypeAlias = "Callable[[int, str, RequestHead | None], tuple[Headers, bytes]]"
+
+#: RFC 9110 section 7.6.1, and the proxy headers; a connection's business, never passed on.
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+_REQUEST_ONLY: Final = frozenset((b"host", b"expect", b"content-length", b"http2-settings"))
+_FORWARDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+_NOT_FORWARDED: Final = HOP_BY_HOP | _REQUEST_ONLY | _FORWARDED
+_LENGTH_EXPECTED: Final = frozenset(("POST", "PUT", "PATCH"))
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class WireError(LswapError):
+    """Raised when a request breaks HTTP itself, so that its connection can't go on.
+
+    A handler lets it pass: the connection answers with `status` (400, 408, 413, 431, 501, 505) in
+    the shape that the server's `on_wire_error` gives, and closes.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BodyTooLarge(ApiError):
+    """Raised when a request body is larger than the limit that its reader set."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            "body_too_large",
+            f"the request body is larger than the limit of {limit} bytes",
+            remedy="send less, or raise the limit in the configuration",
+        )
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What a client may take: sizes in bytes, times in seconds."""
+
+    header: int = 64 * KIB
+    header_count: int = 200
+    #: from the first byte of a head to its last
+    head_read: float = 30.0
+    #: a connection without a request
+    idle: float = 75.0
+    #: no byte of a request body for that long
+    body_idle: float = 60.0
+    #: a client that takes nothing of its answer
+    stall: float = 300.0
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """The head of a request, checked; header names are lower-cased, their order kept."""
+
+    method: str
+    #: raw, as received
+    target: str
+    #: raw path: no query, not percent-decoded, absolute-form reduced to origin-form
+    path: str
+    #: raw, without `?`
+    query: str
+    #: "1.0" or "1.1"
+    version: str
+    headers: Headers
+    keep_alive: bool
+    #: a switch to WebSocket is asked; other upgrades are ignored, as RFC 9110 section 7.8 allows
+    upgrade: bool = False
+    #: None when chunked; 0 when there is no body
+    content_length: int | None = 0
+    expects_continue: bool = False
+    #: the first value of each header, by its lower-case name
+    first: dict[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
+    #: whatever the handler wants to find again when the same head comes again
+    memo: object = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.first:
+            self.first = dict(reversed(self.headers))
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return the first value of a header, by its lower-case name."""
+        return self.first.get(name)
+
+    def with_length(self, digits: bytes) -> RequestHead:
+        """Return the same head with another Content-Length."""
+        new = (b"content-length", digits)
+        headers = [new if pair[0] == b"content-length" else pair for pair in self.headers]
+        return replace(self, headers=headers, content_length=int(digits), first={})
+
+
+class Body(msgspec.Struct):
+    """A request body in the pieces in which it came; `size` is their sum in bytes."""
+
+    pieces: list[bytes | memoryview] = []
+    size: int = 0
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """Make a body of one piece."""
+        return cls([data], len(data)) if data else cls()
+
+    def join(self) -> bytes:
+        """Return the whole body; joined once, then kept as one piece."""
+        if len(self.pieces) == 1 and isinstance(whole := self.pieces[0], bytes):
+            return whole
+        whole = b"".join(self.pieces)
+        self.pieces = [whole]
+        return whole
+
+
+class Translator(Protocol):
+    """Turns the body of a child's event stream into another one, piece by piece."""
+
+    @property
+    def content_type(self) -> bytes:
+        """Of the client's stream."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return what the client gets for this piece; raises ValueError for what means nothing."""
+
+    def end(self) -> bytes:
+        """Return what ends the client's stream."""
+
+
+@dataclass(slots=True)
+class UpstreamRequest:
+    """What to send to a child: `lines` are header lines as they go over the wire (`forward_lines`),
+    `headers` more of them."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: Body = field(default_factory=Body)
+    lines: bytes = b""
+    #: its X-Request-Id
+    id: str = ""
+
+
+class Outcome(Enum):
+    """How one relay ended."""
+
+    COMPLETE = "complete"
+    #: the connection could not be made
+    UNREACHABLE = "unreachable"
+    #: connected, but it went away before a complete head: nothing reached the client
+    DIED_BEFORE_HEAD = "died before head"
+    #: the client saw a part; its stream ended with an error event, or was aborted
+    DIED_MIDSTREAM = "died midstream"
+    #: `Exchange.cut` ended it
+    CUT = "cut"
+    #: what came instead of a head is not HTTP; nothing reached the client
+    BAD_UPSTREAM = "bad upstream"
+
+
+class RelayResult(msgspec.Struct):
+    """What a relay did; times are of `time.monotonic()`, 0.0 where it never came to that."""
+
+    outcome: Outcome
+    #: the client has received bytes of an answer to this request (also from `Exchange.start`)
+    started: bool = False
+    #: of the upstream's answer, 0 without one
+    status: int = 0
+    error: str = ""
+    first_byte_at: float = 0.0
+    finished_at: float = 0.0
+    #: the last bytes of a whole answer's body (at most 2 KiB), its framing among them
+    tail: bytes = b""
+    #: The body of an answer that was collected instead of passed on. Either the client's stream had
+    #: been started locally, and the upstream then said something that is not an event stream (at
+    #: most 64 KiB; the stream is still open), or the answer is translated as a whole.
+    refusal: bytes | None = None
+    #: of an upstream that could not be reached
+    errno: int = 0
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """Return the members of a comma-separated header value, lower-cased."""
+    return [token for part in value.lower().split(b",") if (token := part.strip())]
+
+
+def forward_headers(
+    head: RequestHead,
+    *,
+    drop: frozenset[bytes] = frozenset(),
+    peer: str,
+    scheme: str = "http",
+) -> Headers:
+    """Return the headers a child may see of a client's request.
+
+    Leaves out hop-by-hop headers and those named in Connection, framing (recomputed by
+    `render_request`), Expect, and the lower-case names in `drop`; Host becomes `localhost`.
+    """
+    unwanted = _NOT_FORWARDED | drop if drop else _NOT_FORWARDED
+    if head.get(b"connection") is not None:
+        several = [value for name, value in head.headers if name == b"connection"]
+        unwanted = unwanted.union(*map(tokens, several))
+    headers: Headers = [(b"host", b"localhost")]
+    headers += [pair for pair in head.headers if pair[0] not in unwanted]
+    earlier = head.get(b"x-forwarded-for")
+    client = peer.encode()
+    headers.append((b"x-forwarded-for", b"%b, %b" % (earlier, client) if earlier else client))
+    headers.append((b"x-forwarded-proto", scheme.encode()))
+    host = head.get(b"host")
+    if host is not None:
+        headers.append((b"x-forwarded-host", host))
+    return headers
+
+
+def forward_lines(head: RequestHead, *, drop: frozenset[bytes], peer: str) -> bytes:
+    """Return the lines of `forward_headers`."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in forward_headers(head, drop=drop, peer=peer)])
+
+
+def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
+    """Return the head of a request for a child; the body follows as it is, never chunked."""
+    lines = [f"{request.method} {request.target} HTTP/1.1\r\n".encode(), request.lines]
+    lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+    if request.id:
+        lines.append(b"x-request-id: %b\r\n" % request.id.encode("ascii"))
+    if upgrade is not None:
+        lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
+    elif request.body.size or request.method in _LENGTH_EXPECTED:
+        lines.append(b"content-length: %d\r\n" % request.body.size)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def render_response(
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    reason: bytes = b"",
+    more: bytes = b"",
+) -> bytes:
+    """Return the head of a response; `more` are lines that follow the headers."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(more + b"\r\n")
+    return b"".join(lines)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return `data` (not empty) as one chunk of the chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def is_bodiless(method: str, status: int) -> bool:
+    """Tell whether such an answer has no body, whatever its headers say (RFC 9112 section 6.3)."""
+    return method == "HEAD" or status in (204, 304) or status < 200

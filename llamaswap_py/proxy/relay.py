@@ -1,0 +1,333 @@
+"""One answer on its way from a child to a client: how it begins, passes, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import httptools
+
+from llamaswap_py.proxy.messages import Outcome, is_bodiless, render_response
+from llamaswap_py.proxy.parsers import BadResponse, DecodingWatch, Framing
+from llamaswap_py.proxy.teardown import TAIL, Ending
+from llamaswap_py.proxy.upstream import ONE_WRITE
+from llamaswap_py.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.proxy.head_cache import KnownAnswer
+    from llamaswap_py.proxy.messages import Body, Headers, RelayResult, Translator
+    from llamaswap_py.proxy.upstream import UpstreamConnection
+
+_REFUSAL_LIMIT: Final = 64 * KIB
+_COLLECTED_LIMIT: Final = 256 * KIB * KIB
+
+
+class Relay(Ending):
+    """Takes a child's bytes; the method that gets them is the state.
+
+    `_on_head`, then one of `_on_stream` and `_on_counted` (the body passes untouched, only its
+    framing is watched), `_on_recoded` (for HTTP/1.0 clients, bodies that end by closing, and
+    streams that were begun before), `_on_refusal`, `_on_tunnel`.
+    """
+
+    #: any byte came from the child
+    heard = False
+    _translator: Translator | None = None
+    _remaining = 0
+    _collected = 0
+
+    def __init__(
+        self,
+        upstream: UpstreamConnection,
+        exchange: Exchange,
+        error_event: Callable[[str], bytes] | None,
+        translate: Callable[[], Translator] | None = None,
+        collect: bool = False,
+    ) -> None:
+        self._translate = translate
+        self._collect = collect or translate is not None
+        recoded = exchange.head.version == "1.0" or exchange.response_started
+        self._recoded = recoded or self._collect
+        upstream.begin(self, decoding=self._recoded)
+        super().__init__(upstream, exchange, error_event)
+        self._write = self.client.transport.write
+        if exchange.tap is not None:
+            self._write = exchange.write_tapped
+        self._refusal: list[bytes] = []
+
+    async def run(self, head: bytes, body: Body) -> RelayResult:
+        """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
+        ended = asyncio.Event()
+        self.start(ended.set)
+        try:
+            if body.size > ONE_WRITE:
+                await self.upstream.upload(head, body)
+            else:
+                self.upstream.send(head + body.join())
+            await ended.wait()
+        finally:
+            self._end(Outcome.CUT, "cancelled")
+        return self.result
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Take what comes from now on, and call `on_end` when all is over."""
+        self._on_end = on_end
+        self.upstream.on_bytes = self._on_head
+        self.exchange.running = self
+        if not self.client.outflow.writable:
+            self.upstream.pause()
+
+    @property
+    def events(self) -> int:
+        """How many events of a stream have come from the child."""
+        return self._watch.chunks if self._watch.event_stream else 0
+
+    # --- states: what to do with bytes --------------------------------------------------------
+
+    def _on_head(self, data: bytes) -> None:
+        watch = self._watch
+        if not self.heard and not self._recoded and self.exchange.head.method != "HEAD":
+            known = self.upstream.answers.find(data)
+            if known is not None:
+                self._answer_known(*known)
+                return
+        self.heard = True
+        try:
+            rest = watch.feed_head(data)
+        except BadResponse as error:
+            self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
+            return
+        if rest is None:
+            return
+        if watch.status == 101:
+            self._switch_protocols(rest)
+        elif watch.status < 200:
+            watch.begin()
+            if rest:
+                self._on_head(rest)
+        else:
+            self._answer(rest)
+
+    def _on_stream(self, data: bytes) -> None:
+        """Pass a piece of a chunked body: one callback, one parser call, one write."""
+        watch = self._watch
+        try:
+            watch.feed(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"bad framing from the child: {error}")
+            return
+        if watch.surplus:
+            self._fail("the child sent more than its answer")
+            return
+        self.passed += len(data)
+        self._before, self._last = self._last, data
+        self._write(data)
+        if watch.complete:
+            self._complete()
+
+    def _on_counted(self, data: bytes) -> None:
+        """Pass a piece of a body with a Content-Length, and nothing beyond it."""
+        data = self._clip(data)
+        self.passed += len(data)
+        self._before, self._last = self._last, data
+        self._write(data)
+        self._end_if_counted()
+
+    def _on_recoded(self, data: bytes) -> None:
+        watch = self._watch
+        if isinstance(watch, DecodingWatch):
+            try:
+                watch.feed(data)
+            except httptools.HttpParserError as error:
+                self._fail(f"bad framing from the child: {error}")
+                return
+            data = b"".join(watch.take())
+        if data:
+            self._before, self._last = self._last, data
+            if self._translator is not None:
+                try:
+                    data = self._translator.feed(data)
+                except ValueError as error:
+                    self._fail(str(error))
+                    return
+        if data:
+            self._pass(self.exchange.encode(data))
+        if watch.complete:
+            self._complete()
+
+    def _on_refusal(self, data: bytes) -> None:
+        """Collect an answer that can't become part of the stream that was begun."""
+        watch = self._watch
+        assert isinstance(watch, DecodingWatch)
+        try:
+            watch.feed(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"bad framing from the child: {error}")
+            return
+        piece = b"".join(watch.take())
+        self._refusal.append(piece)
+        self._collected += len(piece)
+        limit = _COLLECTED_LIMIT if self._collect else _REFUSAL_LIMIT
+        if watch.complete:
+            self._complete()
+        elif self._collected > limit:
+            self._complete() if not self._collect else self._fail("the answer is too large")
+
+    def _on_cutting(self, data: bytes) -> None:
+        self._on_stream(data)
+        if not self.ended and self._at_boundary():
+            self._stop(Outcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
+
+    def _on_tunnel(self, data: bytes) -> None:
+        self._last = data
+        self._pass(data)
+
+    def _pass(self, data: bytes) -> None:
+        if not self.ended:
+            self.passed += len(data)
+            if self.exchange.tap is not None:
+                self.exchange.tap(data)
+            self.client.write(data)
+
+    def _clip(self, data: bytes) -> bytes:
+        if len(data) > self._remaining:
+            self._watch.surplus = True
+            data = data[: self._remaining]
+        self._remaining -= len(data)
+        return data
+
+    # --- from head to body --------------------------------------------------------------------
+
+    def _answer(self, rest: bytes) -> None:
+        """The head is complete: choose how the body travels, and send the client's head."""
+        exchange, watch = self.exchange, self._watch
+        self.result.status = watch.status
+        self.result.first_byte_at = time.monotonic()
+        if self._collect:
+            self._answer_translated(rest)
+            return
+        if exchange.response_started:
+            joins = watch.event_stream and watch.status == 200
+            self.upstream.on_bytes = self._on_recoded if joins else self._on_refusal
+            self.upstream.on_bytes(rest)
+            return
+        headers = watch.end_to_end_headers()
+        headers.append((b"x-accel-buffering", b"no"))
+        exchange.event_stream = watch.event_stream
+        if is_bodiless(exchange.head.method, watch.status):
+            if watch.framing is Framing.CHUNKED and watch.status != HTTPStatus.NO_CONTENT:
+                headers.append((b"transfer-encoding", b"chunked"))
+            watch.surplus = watch.surplus or bool(rest) or not watch.complete
+            exchange.send_head(watch.status, headers, reason=watch.reason)
+            self._complete()
+        elif watch.framing is Framing.LENGTH:
+            if watch.is_plain:
+                self.upstream.answers.note(watch.raw_head, watch.status, watch.reason, headers)
+            rest = self._count(rest)
+            exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
+            self._end_if_counted()
+        elif watch.framing is Framing.CHUNKED and exchange.head.version == "1.1":
+            headers.append((b"transfer-encoding", b"chunked"))
+            exchange.chunked = self._verbatim = True
+            self._begin_chunked(headers, rest)
+        else:
+            exchange.begin_stream(watch.status, headers, reason=watch.reason)
+            self.upstream.on_bytes = self._on_recoded
+            if rest:
+                self._on_recoded(rest)
+
+    def _answer_known(self, known: KnownAnswer, length: int, rest: bytes) -> None:
+        """The head is one that was seen before."""
+        self.heard = True
+        self.result.status = known.status
+        self.result.first_byte_at = time.monotonic()
+        if len(rest) == length:
+            self._last = rest
+            self.exchange.send_known(known, length, rest, whole=True)
+            self.exchange.finished = True
+            self._end(Outcome.COMPLETE, over=True)
+        else:
+            self._watch.recall(known, length)
+            self.exchange.send_known(known, length, self._count(rest), whole=False)
+            self._end_if_counted()
+
+    def _count(self, rest: bytes) -> bytes:
+        """Begin a body that has a length; return what of `rest` belongs to it."""
+        self._remaining = self._watch.content_length or 0
+        self.upstream.on_bytes = self._on_counted
+        self._last = rest = self._clip(rest)
+        return rest
+
+    def _end_if_counted(self) -> None:
+        if not self._remaining:
+            self._watch.count_out()
+            self._complete()
+
+    def _answer_translated(self, rest: bytes) -> None:
+        """Begin the client's own stream where the child streams; else collect what it says."""
+        exchange, watch = self.exchange, self._watch
+        self.upstream.on_bytes = self._on_refusal
+        if self._translate is not None and watch.event_stream and watch.status == 200:
+            self._translator = self._translate()
+            self._translated = True
+            exchange.event_stream = True
+            lines = [
+                (b"content-type", self._translator.content_type),
+                (b"x-accel-buffering", b"no"),
+            ]
+            exchange.begin_stream(200, lines)
+            self.upstream.on_bytes = self._on_recoded
+        if rest:
+            self.upstream.on_bytes(rest)
+        elif watch.complete:
+            self._complete()
+
+    def _begin_chunked(self, headers: Headers, rest: bytes) -> None:
+        """Send the head together with the first bytes of a body that passes untouched."""
+        exchange, watch = self.exchange, self._watch
+        try:
+            if rest:
+                watch.feed(rest)
+        except httptools.HttpParserError as error:
+            exchange.chunked = exchange.event_stream = False
+            self._fail(f"the answer is not valid HTTP: {error}")
+            return
+        self.upstream.on_bytes = self._on_stream
+        self._last = rest
+        exchange.send_head(watch.status, headers, reason=watch.reason, rest=rest)
+        if watch.complete:
+            self._complete()
+
+    def _switch_protocols(self, rest: bytes) -> None:
+        exchange, watch = self.exchange, self._watch
+        if not exchange.head.upgrade or exchange.response_started:
+            self._end(Outcome.BAD_UPSTREAM, "the child switched protocols unasked")
+            return
+        self.result.status = 101
+        self.result.first_byte_at = time.monotonic()
+        lines = watch.end_to_end_headers()
+        wanted = next((v for n, v in watch.headers if n.lower() == b"upgrade"), b"websocket")
+        lines += [(b"upgrade", wanted), (b"connection", b"upgrade")]
+        exchange.response_started = True
+        self.tunnelling = True
+        self._is_websocket = wanted.lower() == b"websocket"
+        self.upstream.on_bytes = self._on_tunnel
+        self._last = rest
+        self._pass(render_response(101, lines, watch.reason, exchange.response_lines) + rest)
+        self.client.start_tunnel(self)
+
+    def _complete(self) -> None:
+        if (state := self.upstream.on_bytes) == self._on_refusal:
+            body = b"".join(self._refusal)
+            self._last = body[-TAIL:]
+            self.result.refusal = body if self._collect else body[:_REFUSAL_LIMIT]
+        elif state == self._on_recoded:
+            self.exchange.end_stream(self._translator.end() if self._translator else b"")
+        else:
+            self.exchange.finished = True
+        self._end(Outcome.COMPLETE)

@@ -1,0 +1,200 @@
+"""Small writes of one turn of the event loop, done together when all that came was read.
+
+Listens, and owns one task per client connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from llamaswap_py.proxy.bodies import Bodies
+from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.messages import WireLimits
+from llamaswap_py.proxy.places import Places
+from llamaswap_py.proxy.sockets import BACKLOG, remove_path
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+
+    from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.proxy.messages import WireErrorRenderer
+
+
+class Outbox:
+    """Writes a moment later what is ready now.
+
+    Each write to a socket wakes the process that waits at its other end. Where a turn of the loop
+    has many requests or answers, one wake for all of them costs less, and so does the code that
+    runs without the kernel's in between. Who is alone is not put off.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        #: requests that were begun at once and are not over
+        self.open = 0
+        self._waiting: list[tuple[Callable[[bytes], None], bytes]] = []
+
+    def put(self, write: Callable[[bytes], None], data: bytes) -> None:
+        """Call `write(data)` before anything else that is asked for from now on.
+
+        It has to look itself whether its connection is open still.
+        """
+        if not self._waiting:
+            if self.open <= 1:
+                write(data)
+                return
+            self._loop.call_soon(self._flush)
+        self._waiting.append((write, data))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for write, data in waiting:
+            write(data)
+
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """Accepts clients until told not to; made by `serve`."""
+
+    def __init__(
+        self,
+        handler: Callable[[Exchange], Awaitable[None]],
+        limits: WireLimits,
+        on_wire_error: WireErrorRenderer,
+        group: asyncio.TaskGroup,
+        inherited: bool = False,
+        begin: Callable[[Exchange, bytes], bool] | None = None,
+        places: Places | None = None,
+        bodies: Bodies | None = None,
+    ) -> None:
+        self.handler = handler
+        self.places = places or Places()
+        self.bodies = bodies or Bodies()
+        self.begin = begin or (lambda *_: False)
+        self.limits = limits
+        self.outbox = Outbox(asyncio.get_running_loop())
+        self.on_wire_error = on_wire_error
+        self._group = group
+        self._inherited = inherited
+        self._clients: dict[asyncio.Task[None], ClientConnection] = {}
+        self._listeners: list[tuple[asyncio.Server, socket.socket]] = []
+        self._stopping = False
+        self._ended = False
+        self._empty = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "stopping" if self._stopping else "listening"
+        return f"<Server {state}, {self.connections} connections>"
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Accept clients on a socket that is bound and listens."""
+        loop = asyncio.get_running_loop()
+        start = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        listener = await start(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
+        self._listeners.append((listener, sock))
+
+    def adopt(
+        self, connection: ClientConnection, life: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None] | None:
+        """Own a client's task until it ends; None for a client that comes too late."""
+        if self._ended:
+            life.close()
+            return None
+        task = self._group.create_task(life)
+        self._clients[task] = connection
+        task.add_done_callback(self._disown)
+        if self._stopping:
+            connection.retire()
+        return task
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        del self._clients[task]
+        if not self._clients:
+            self._empty.set()
+
+    async def stop_accepting(self) -> None:
+        """Close the listening sockets; clients that are connected stay."""
+        self._stopping = True
+        for listener, sock in self._listeners:
+            if not self._inherited:
+                remove_path(sock)
+            listener.close()
+        self._listeners.clear()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the grace is the server's
+        """Close idle connections at once, the others after their exchange or after `timeout`."""
+        self._stopping = True
+        for connection in list(self._clients.values()):
+            connection.retire()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._all_gone()
+        except TimeoutError:
+            logger.warning("aborting %d connections that did not finish", self.connections)
+            self.abort()
+            await self._all_gone()
+
+    def close(self) -> None:
+        """Take no client any more, also none that was accepted a moment ago."""
+        self._ended = True
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut every connection and cancel its handler."""
+        for connection in list(self._clients.values()):
+            connection.abandon()
+
+    async def _all_gone(self) -> None:
+        while self._clients:
+            self._empty.clear()
+            await self._empty.wait()
+
+
+@asynccontextmanager
+async def serve(
+    listens: Sequence[socket.socket],
+    handler: Callable[[Exchange], Awaitable[None]],
+    limits: WireLimits | None = None,
+    *,
+    on_wire_error: WireErrorRenderer,
+    begin: Callable[[Exchange, bytes], bool] | None = None,
+    inherited: bool = False,
+    places: Places | None = None,
+    bodies: Bodies | None = None,
+) -> AsyncIterator[Server]:
+    """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
+
+    `handler` is called once per request, and cancelled when its client goes away. A request that
+    came whole, with a head that came before, is shown to `begin` first, with its body: it starts
+    the answer with `Exchange.relay_at_once` and returns True, or does nothing and returns False.
+    `places` has a place for each connection, or refuses it; `bodies` counts large bodies.
+    The paths of unix sockets are removed, unless the sockets are `inherited` from somebody who
+    listens on.
+    """
+    failure: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        server = Server(
+            handler, limits or WireLimits(), on_wire_error, group, inherited, begin, places, bodies
+        )
+        try:
+            for sock in listens:
+                await server.listen(sock)
+            yield server
+        except Exception as error:
+            failure = error  # what the block raises leaves it as it is, in no group
+        finally:
+            await server.stop_accepting()
+            server.close()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,358 @@
+"""Connections to children: made, kept for another use where that is safe, and dropped.
+
+One connection to a child: its flow control, its uses, and who gets what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, Final, cast
+
+from llamaswap_py.proxy.dial import open_tcp
+from llamaswap_py.proxy.head_cache import KnownAnswers
+from llamaswap_py.proxy.parsers import DecodingWatch, ResponseWatch
+from llamaswap_py.proxy.pending import Pending
+from llamaswap_py.proxy.sockets import end_output
+from llamaswap_py.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from llamaswap_py.endpoint import Endpoint
+    from llamaswap_py.proxy.messages import Body
+    from llamaswap_py.proxy.relay import Relay
+
+
+#: llama-server closes idle connections after 5 s: stay below, or a request meets its FIN.
+_IDLE_LIMIT: Final = 4.0
+_MOST_IDLE: Final = 32
+_CONNECT_LIMIT: Final = 10.0
+#: First and longest pause before a full listen queue of a unix socket is tried again.
+_BACKLOG_PAUSE: Final = (0.002, 0.05)
+
+
+class UpstreamPool:
+    """Owns every connection to a child; as a context manager it closes them all at its end."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Endpoint, list[UpstreamConnection]] = {}
+        self._connections: set[UpstreamConnection] = set()
+        self._closed = False
+        #: heads that children have answered with
+        self.answers = KnownAnswers()
+
+    async def __aenter__(self) -> UpstreamPool:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closed = True
+        for connection in list(self._connections):
+            connection.abort()
+
+    def __repr__(self) -> str:
+        idle = sum(map(len, self._idle.values()))
+        return f"<UpstreamPool {len(self._connections)} connections, {idle} idle>"
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for another use."""
+        return sum(map(len, self._idle.values()))
+
+    def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
+        """Return the connection that was idle for the shortest time, if it is still good."""
+        idle = self._idle.get(endpoint)
+        while idle:
+            connection = idle.pop()
+            if connection.closed:
+                continue
+            if time.monotonic() - connection.idle_since < _IDLE_LIMIT:
+                return connection
+            connection.abort()
+        return None
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Take back a connection after a complete answer."""
+        idle = self._idle.get(connection.endpoint)
+        if idle is None:
+            idle = self._idle[connection.endpoint] = []
+        if self._closed or len(idle) >= _MOST_IDLE:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        idle.append(connection)
+
+    def drop(self, endpoint: Endpoint) -> None:
+        """Close what is idle, and keep nothing that is busy: the child is about to stop."""
+        for connection in self._idle.pop(endpoint, []):
+            connection.abort()
+        for connection in self._connections:
+            if connection.endpoint == endpoint:
+                connection.retire()
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """The connection is lost."""
+        self._connections.discard(connection)
+        idle = self._idle.get(connection.endpoint)
+        if idle and connection in idle:
+            idle.remove(connection)
+        if not idle:
+            self._idle.pop(connection.endpoint, None)
+
+    async def connect(
+        self, endpoint: Endpoint, *, wanted: Callable[[], bool] = lambda: True
+    ) -> UpstreamConnection:
+        """Return a fresh connection. Raises OSError; also when it is no longer wanted."""
+
+        def make() -> UpstreamConnection:
+            return UpstreamConnection(endpoint, self)
+
+        loop = asyncio.get_running_loop()
+        if endpoint.path is None:
+            async with asyncio.timeout(_CONNECT_LIMIT):
+                sock = await open_tcp(endpoint)
+            _, connection = await loop.create_connection(make, sock=sock)
+        else:
+            sock = await _connect_unix(endpoint.path, wanted)
+            _, connection = await loop.create_unix_connection(make, sock=sock)
+        self._connections.add(connection)
+        if connection.closed:
+            self._connections.discard(connection)
+        return connection
+
+
+async def _connect_unix(path: str, wanted: Callable[[], bool]) -> socket.socket:
+    """Connect to a unix socket; where its listen queue is full the kernel offers no wait."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _CONNECT_LIMIT
+    pause, longest = _BACKLOG_PAUSE
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                if loop.time() > deadline or not wanted():
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+#: A body goes out in slices of this size, so that a large one never holds the loop.
+ONE_WRITE: Final = 256 * KIB
+#: llama-server says `Connection: close` on the 100th answer of a connection; stay below.
+_MOST_USES: Final = 99
+#: What is decoded or translated is looked at in steps of so many bytes: a child may send an event
+#: or a chunk in each six of them. A turn of the loop takes one step, and more within `_TURN` s.
+STEP: Final = 4 * KIB
+_TURN: Final = 0.001
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Serves one relay at a time; what comes in goes to `on_bytes`, the relay's current state."""
+
+    def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
+        self.endpoint = endpoint
+        self.closed = False
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._pool = pool
+        self.answers = pool.answers
+        self._transport = cast("asyncio.Transport", None)
+        self._uses = 0
+        # The client is slow; the transport does not read
+        self._slow = self._paused = False
+        # What was read and is left for the next turns, where the relay decodes what comes
+        self._stepwise = False
+        self._rest = Pending()
+        self._turn: asyncio.Handle | None = None
+        # The connection was lost before the rest was taken, and why
+        self._gone = False
+        self._error: Exception | None = None
+        self._may_write = True
+        self._drained: asyncio.Future[None] | None = None
+        self._uploaded = True
+        # The relay that runs
+        self.relay: Relay | None = None
+        self.watch = ResponseWatch()
+        self.on_bytes: Callable[[bytes], None] = self._on_idle
+
+    # --- protocol interface -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._stepwise or (len(data) <= STEP and not self._rest.size):
+            self.on_bytes(data)
+            return
+        self._rest.add(data)
+        self._steer()
+
+    def eof_received(self) -> bool:
+        return self.relay is not None and self.relay.upstream_finished()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        aborted, self.closed = self.closed, True
+        self._pool.forget(self)
+        self._wake_upload()
+        if self._rest.size and not aborted:
+            self._gone, self._error = True, exc
+            self._steer()
+        else:
+            self._lose(exc)
+
+    def _lose(self, exc: Exception | None) -> None:
+        self._rest.clear()
+        if self.relay is not None:
+            self.relay.upstream_lost(exc)
+        self.watch.close()
+        del self.on_bytes
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+        if self.relay is not None and self.relay.tunnelling:
+            self.relay.client.pause_input()
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._wake_upload()
+        if self.relay is not None and self.relay.tunnelling:
+            self.relay.client.resume_input()
+
+    def _on_idle(self, data: bytes) -> None:
+        """Nobody asked: the connection is of no use any more."""
+        self.abort()
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Close at once; the child stops generating within a millisecond."""
+        if not self.closed:
+            # From here on the transport must not be touched: uvloop raises where asyncio shrugs.
+            self.closed = True
+            self._transport.abort()
+
+    def retire(self) -> None:
+        """Close after the answer that is running."""
+        self._uses = _MOST_USES
+
+    def pause(self) -> None:
+        """Stop reading: the client is slow."""
+        self._slow = True
+        self._steer()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._slow = False
+        self._steer()
+
+    def _steer(self) -> None:
+        """Take what is left in the next turn; read on where nothing is."""
+        if self._rest.size:
+            if not self._slow and self._turn is None:
+                self._turn = self._loop.call_soon(self._take_steps)
+        elif self._gone:
+            self._gone = False
+            self._lose(self._error)
+        paused = self._slow or self._rest.size > 0
+        if self._paused is not paused and not self.closed:
+            self._paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _take_steps(self) -> None:
+        """Hand on a little of what was read, so that others get their turn."""
+        self._turn = None
+        until = time.monotonic() + _TURN
+        try:
+            while self._rest.size and not self._slow:
+                self.on_bytes(self._rest.take(STEP))
+                if time.monotonic() >= until:
+                    break
+        except BaseException:
+            self._rest.clear()
+            self.abort()
+            raise
+        finally:
+            self._steer()
+
+    def send(self, data: bytes) -> None:
+        """Send a request of at most ONE_WRITE bytes, or bytes of a tunnel."""
+        if not self.closed:
+            self._transport.write(data)
+
+    def finish_sending(self) -> None:
+        """Pass the end of a tunnel's bytes on. Nothing else ever half-closes towards a child."""
+        if not self.closed:
+            end_output(self._transport)
+
+    # --- one use ------------------------------------------------------------------------------
+
+    def begin(self, relay: Relay, *, decoding: bool) -> None:
+        """Hand what comes in to `relay`, the body without its framing where `decoding`."""
+        self._uses += 1
+        self.relay = relay
+        self._stepwise = decoding
+        if isinstance(self.watch, DecodingWatch) != decoding:
+            self.watch.close()
+            self.watch = DecodingWatch() if decoding else ResponseWatch()
+        if self.watch.used:
+            self.watch.begin()
+
+    def end(self, *, over: bool) -> None:
+        """Let go of the relay; keep the connection where the answer is `over`, and no stream's."""
+        self.relay = None
+        self.on_bytes = self._on_idle
+        if self._drained is not None:
+            self._wake_upload()
+        over = over and not self._rest.size
+        self._rest.clear()
+        if self._gone:
+            self._loop.call_soon(self._steer)
+        if over and not self.closed and self._uploaded and self._uses < _MOST_USES:
+            if self._slow:
+                self.resume()
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    async def upload(self, head: bytes, body: Body) -> None:
+        """Send a request; returns early when the connection or the relay ends meanwhile."""
+        self._uploaded = False
+        self._transport.write(head)
+        for piece in body.pieces:
+            view = memoryview(piece)
+            for start in range(0, len(piece), ONE_WRITE):
+                await self._writable()
+                if self.closed or self.relay is None:
+                    return
+                self._transport.write(view[start : start + ONE_WRITE])
+        self._uploaded = True
+
+    async def _writable(self) -> None:
+        if self._may_write:
+            # A fast child never fills the buffer: let the other streams run between the slices.
+            await asyncio.sleep(0)
+            return
+        self._drained = self._loop.create_future()
+        await self._drained
+
+    def _wake_upload(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)

@@ -1,0 +1,284 @@
+"""What instances and waiters are told, and why: every state change and every action starts here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from llamaswap_py.scheduler.actions import (
+    Action,
+    Download,
+    Grant,
+    Kill,
+    Note,
+    Reject,
+    Reserve,
+    Revoke,
+    Spawn,
+    Stop,
+    StopReason,
+    Wake,
+)
+from llamaswap_py.scheduler.lifecycle import State, Trigger
+from llamaswap_py.scheduler.queues import Waiter
+from llamaswap_py.scheduler.refusals import Refusals
+from llamaswap_py.scheduler.state import Instance, Lease, Preset, World
+from llamaswap_py.scheduler.types import (
+    Choice,
+    Decision,
+    Failure,
+    Footprint,
+    InstanceKey,
+    PresetId,
+    RequestId,
+)
+
+
+class Control:
+    """Moves instances along the table and collects the actions of one event in `out`."""
+
+    def __init__(self, world: World, *, first_epoch: int) -> None:
+        self.world = world
+        self.policy = world.policy
+        self.refusals = Refusals(world)
+        self.decisions: deque[Decision] = deque(maxlen=self.policy.decisions_kept)
+        self.out: list[Action] = []
+        self.now = 0.0
+        self.loads = 0
+        self.evictions = 0
+        self._epoch = first_epoch
+        self._sequence = 0
+
+    def begin(self, preset: Preset, choice: Choice, why: str) -> None:
+        """Do what was waited for: wake, reserve, or start an instance."""
+        preset.evicted_at = None
+        if preset.serving is not None:
+            self._wake(preset.serving, why)
+        elif preset.plan.reservation:
+            self._reserve(preset, why)
+        else:
+            self._spawn(preset, choice, why)
+
+    def download(self, preset: Preset) -> None:
+        """Have the files of a preset fetched."""
+        preset.downloading_since, preset.downloaded = self.now, 0.0
+        self.note_preset("download", preset, "its files are not here yet")
+        self.out.append(Download(preset.plan.preset))
+
+    def _wake(self, instance: Instance, why: str) -> None:
+        self.recharge(instance, self.world.ledger.charge_of(instance.plan, instance.choice))
+        instance.waking = True
+        self.note("wake", instance, why)
+        self.out.append(Wake(instance.key))
+
+    def _reserve(self, preset: Preset, why: str) -> None:
+        name = preset.plan.preset
+        self.world.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
+        self.forget_wish(preset)
+        self.note_preset("reserved", preset, why)
+        self.out.append(Reserve(name))
+
+    def recharge(self, instance: Instance, charge: Footprint) -> None:
+        """Charge an instance with something else from now on."""
+        instance.charge = self.world.ledger.charges[instance.key] = charge
+
+    def _spawn(self, preset: Preset, choice: Choice, why: str) -> None:
+        """Start an instance; its memory is charged from now until it is proven gone."""
+        key = InstanceKey(preset.plan.preset, self._epoch)
+        self._epoch += 1
+        charge = self.world.ledger.charge_of(preset.plan, choice)
+        instance = Instance(key, preset.plan, choice, charge, self.now, ttl=preset.plan.ttl)
+        self.world.instances[key] = instance
+        self.world.ledger.charges[key] = charge
+        preset.serving = instance
+        self.loads += 1
+        self.note("load", instance, why or "nothing limits it")
+        self.out.append(Spawn(key, choice))
+
+    def grant(self, waiter: Waiter, instance: Instance) -> None:
+        """Open a lease, and say so."""
+        self.open_lease(waiter, instance)
+        self.out.append(Grant(waiter.request, instance.key))
+
+    def open_lease(self, waiter: Waiter, instance: Instance) -> None:
+        """Open a lease."""
+        lease = Lease(waiter, instance, self.now)
+        instance.leases[waiter.request] = lease
+        instance.generating += waiter.slot
+        instance.last_used = self.now
+        self.world.leases[waiter.request] = lease
+
+    def drain(self, instance: Instance, reason: StopReason, why: str) -> None:
+        """Grant no more leases; it stops, for `reason`, once the last one ends."""
+        instance.move(Trigger.DRAIN)
+        instance.drain_reason = reason
+        instance.reason = why
+        self.detach(instance)
+        self.note("drain", instance, why)
+
+    def stop(
+        self,
+        instance: Instance,
+        reason: StopReason,
+        why: str,
+        *,
+        kill: bool = False,
+        hurried: bool = False,
+    ) -> None:
+        """Bring an instance to STOPPING along the table, and say so once."""
+        if instance.state is State.STOPPING:
+            return
+        if instance.state in (State.READY, State.SLEEPING):
+            instance.move(Trigger.DRAIN)
+        instance.move(Trigger.STOP)
+        instance.reason = why
+        self.detach(instance)
+        self.note("stop", instance, f"{reason.value}: {why}")
+        key = instance.key
+        self.out.append(Kill(key, reason) if kill else Stop(key, reason, hurried))
+
+    def kill(self, instance: Instance, reason: StopReason) -> None:
+        """End an instance at once, also one that is stopping slowly."""
+        if instance.state is State.STOPPING:
+            self.out.append(Kill(instance.key, reason))
+        else:
+            self.stop(instance, reason, reason.value, kill=True)
+
+    def end_leases(self, instance: Instance, reason: StopReason) -> None:
+        """Revoke every open lease of an instance."""
+        if not instance.leases or instance.revoked_at is not None:
+            return
+        instance.revoked_at = self.now
+        instance.reason = reason.value
+        count = len(instance.leases)
+        ended = "1 open request ends" if count == 1 else f"{count} open requests end"
+        self.note("revoked", instance, f"{reason.value}: {ended}")
+        for one in instance.leases:
+            self.world.detached.pop(one, None)
+            self.out.append(Revoke(one, instance.key, reason))
+
+    def end_detached(self, request: RequestId, lease: Lease) -> None:
+        """Revoke a lease whose answer nobody reads."""
+        del self.world.detached[request]
+        reason = StopReason.DETACHED
+        self.note("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
+        self.out.append(Revoke(request, lease.instance.key, reason))
+
+    def detach(self, instance: Instance) -> None:
+        """Make room for a new instance of the same preset."""
+        preset = self.world.presets.get(instance.key.preset)
+        if preset is not None and preset.serving is instance:
+            preset.serving = None
+
+    def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
+        """Count a failure. A first crash after readiness is forgiven; a failed load backs off."""
+        preset = self.world.presets.get(instance.key.preset)
+        self.note("failed", instance, failure.summary)
+        if preset is None:
+            return
+        preset.failures += 1
+        preset.failure = failure
+        if loading and failure.kind == "out_of_memory" and self._retry_memory(preset, instance):
+            return
+        steps = preset.failures - (1 if loading else 2)
+        if steps >= 0:
+            self.back_off(preset, steps)
+
+    def back_off(self, preset: Preset, steps: int) -> None:
+        """Refuse everyone who waits, and all that come in the next while."""
+        pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
+        preset.retry_at = self.now + pause
+        preset.wanted_since = None
+        self.reject_all(preset, self.refusals.failed(preset, self.now))
+
+    def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
+        """Evict what is idle beside a load that ran out of memory, and try once more."""
+        beside = [
+            one for one in self.world.idle(preset.plan) if set(one.charge) & set(failed.charge)
+        ]
+        wanted = preset.queue or preset.wanted_since is not None
+        if preset.retried_memory or not beside or not wanted:
+            return False
+        preset.retried_memory = True
+        preset.failures -= 1
+        preset.after = frozenset(one.key for one in beside)
+        for one in beside:
+            self.evictions += 1
+            why = f"{preset.plan.preset} ran out of memory beside it and is tried once more"
+            self.stop(one, StopReason.EVICTED, why, hurried=True)
+        return True
+
+    def abandon_unwanted(self, preset: Preset) -> None:
+        """Stop a load that nobody wants any more, unless it is far enough to be worth keeping."""
+        loading = preset.serving
+        if loading is None or loading.state is not State.LOADING:
+            return
+        if preset.queue or preset.wanted_since is not None:
+            return
+        by_time = 0.0
+        if preset.load_seconds:
+            by_time = (self.now - loading.spawned_at) / preset.load_seconds
+        if max(loading.fraction or 0.0, by_time) < self.policy.keep_load_from:
+            self.stop(loading, StopReason.ABANDONED, "nobody waits for it any more")
+
+    def reject_all(self, preset: Preset, refuse: Callable[[Waiter], Reject]) -> None:
+        """Refuse everyone who waits for a preset."""
+        for waiter in list(preset.queue):
+            self.out.append(refuse(waiter))
+            self.drop(preset, waiter)
+        self.world.settle_demand(preset)
+
+    def refuse_deadlock(self, preset: Preset, waiter: Waiter) -> None:
+        """Refuse a request that could only be served by ending one under which it was made."""
+        refusal = self.refusals.would_deadlock(preset, waiter)
+        self.note_preset("refused", preset, refusal.message)
+        self.out.append(refusal)
+
+    def find_place(self, preset: Preset, waiter: Waiter) -> tuple[bool, Waiter | None]:
+        """Return whether a queue has a place for `waiter`, and who leaves it for that."""
+        if waiter.came_back or len(preset.queue) < self.policy.queue_limit:
+            return True, None
+        leaver = preset.queue.gives_way(waiter, self.now)
+        return leaver is not None, leaver
+
+    def enqueue(self, preset: Preset, waiter: Waiter, leaver: Waiter | None) -> None:
+        """Let a request wait, in the place of `leaver`."""
+        farewell = None if leaver is None else self.refusals.displaced(preset, leaver, self.now)
+        self.world.enqueue(preset, waiter)
+        if leaver is not None and farewell is not None:
+            self.out.append(farewell)
+            self.drop(preset, leaver)
+
+    def drop(self, preset: Preset, waiter: Waiter) -> None:
+        """Take out a waiter that ends without a lease."""
+        self.world.dequeue(preset, waiter)
+        self.world.learning.ended(self.now)
+
+    def forget_wish(self, preset: Preset) -> None:
+        """Drop the wish of a command to have a preset loaded."""
+        preset.wanted_since = None
+        self.world.settle_demand(preset)
+
+    def settled_late(self, key: InstanceKey) -> None:
+        """Record that a device did not show a reaped child's bytes back in time."""
+        self._decide("settled", key.preset, key.epoch, "its memory did not show up as free in time")
+
+    def blend(self, old: float | None, new: float) -> float:
+        """Return the running mean of a learned time after a new measurement."""
+        return new if old is None else old + self.policy.learning * (new - old)
+
+    def note(self, kind: str, instance: Instance, reason: str) -> None:
+        """Record a decision about an instance."""
+        self._decide(kind, instance.key.preset, instance.key.epoch, reason)
+
+    def note_preset(self, kind: str, preset: Preset, reason: str) -> None:
+        """Record a decision about a preset that has no instance."""
+        self._decide(kind, preset.plan.preset, None, reason)
+
+    def _decide(self, kind: str, name: PresetId, epoch: int | None, reason: str) -> None:
+        self._sequence += 1
+        decision = Decision(self._sequence, self.now, kind, name, epoch, reason)
+        self.decisions.append(decision)
+        if preset := self.world.presets.get(name):
+            preset.reason = f"{kind}: {reason}"
+        self.out.append(Note(decision))

@@ -1,0 +1,167 @@
+"""`Scheduler.handle(event, now) -> actions`: applies an event, then settles what follows from it.
+
+Theory of operation. An event changes the world (world.py) a little. Then one pass runs, always in
+the same order: what time alone brings about (upkeep.py); the planner decides for everyone who
+waits (planner.py); free slots are granted. A request for a ready instance with a free slot takes
+none of this: it is granted, and given back, in constant time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Action, Reject
+from llamaswap_py.scheduler.demand import Traffic
+from llamaswap_py.scheduler.effects import Control
+from llamaswap_py.scheduler.handlers import OnFiles, OnInstances, OnOperators, OnRequests
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.looking import look
+from llamaswap_py.scheduler.settle import Passing
+from llamaswap_py.scheduler.state import Instance, World
+from llamaswap_py.scheduler.timers import Upkeep
+from llamaswap_py.scheduler.types import (
+    Decision,
+    InstanceKey,
+    Policy,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
+
+
+class Scheduler:
+    """The core. Feed it events in order of time; carry out the actions it returns, in order.
+
+    `deadline()` is the time at which it wants a `TimePassed`. Same events, same actions.
+    """
+
+    def __init__(
+        self,
+        plans: Iterable[PresetPlan],
+        pools: Mapping[PoolId, Pool],
+        policy: Policy | None = None,
+        *,
+        first_epoch: int = 1,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.world = World(Ledger(pools, self.policy), self.policy)
+        for plan in plans:
+            self.world.add_preset(plan)
+        self._control = Control(self.world, first_epoch=first_epoch)
+        self._upkeep = Upkeep(self.world, self._control)
+        self._passing = Passing(self.world, self._control, self._upkeep)
+        self._requests = OnRequests(self.world, self._control, self._upkeep)
+        self._handlers = self._table()
+
+    def _table(self) -> dict[type, Callable[[Any], bool]]:
+        """Return the handler of each event; it says whether a pass has to follow."""
+        requests = self._requests
+        instances = OnInstances(self.world, self._control)
+        operators = OnOperators(self.world, self._control, self._upkeep)
+        files = OnFiles(self.world, self._control)
+        return {
+            ev.RequestArrived: requests.request_arrived,
+            ev.RequestLeft: requests.request_left,
+            ev.RequestFinished: requests.request_finished,
+            ev.LeaseDetached: requests.lease_detached,
+            ev.LeaseAttached: requests.lease_attached,
+            ev.InstanceProgressed: instances.instance_progressed,
+            ev.InstanceReady: instances.instance_ready,
+            ev.InstanceSlept: instances.instance_slept,
+            ev.InstanceWoke: instances.instance_woke,
+            ev.InstanceStalled: instances.instance_stalled,
+            ev.InstanceHung: instances.instance_hung,
+            ev.InstanceLost: instances.instance_lost,
+            ev.InstanceRefused: instances.instance_refused,
+            ev.InstanceNoted: instances.instance_noted,
+            ev.InstanceExited: instances.instance_exited,
+            ev.LoadAsked: operators.load_asked,
+            ev.UnloadAsked: operators.unload_asked,
+            ev.TtlChanged: operators.ttl_changed,
+            ev.PinChanged: operators.pin_changed,
+            ev.ReservationAsked: operators.reservation_asked,
+            ev.ReservationReleased: operators.reservation_released,
+            ev.DownloadAsked: files.download_asked,
+            ev.DownloadProgressed: files.download_progressed,
+            ev.DownloadFinished: files.download_finished,
+            ev.DownloadFailed: files.download_failed,
+            ev.FilesRead: files.files_read,
+            ev.PoolsMeasured: operators.pools_measured,
+            ev.ChoicesEstimated: operators.choices_estimated,
+            ev.TrafficRecalled: operators.traffic_recalled,
+            ev.PresetsChanged: operators.presets_changed,
+            ev.ShutdownAsked: operators.shutdown_asked,
+            ev.TimePassed: lambda _: True,
+        }
+
+    @property
+    def decisions(self) -> deque[Decision]:
+        """The newest decisions, oldest first."""
+        return self._control.decisions
+
+    @property
+    def loads(self) -> int:
+        """How many instances were ever spawned."""
+        return self._control.loads
+
+    @property
+    def evictions(self) -> int:
+        """How many instances were stopped to make room."""
+        return self._control.evictions
+
+    @property
+    def now(self) -> float:
+        """The time of the last event."""
+        return self._control.now
+
+    @property
+    def closing(self) -> bool:
+        """Whether a shutdown was asked for."""
+        return self._upkeep.closing_at is not None
+
+    def handle(self, event: ev.Event, now: float) -> list[Action]:
+        """Apply one event at time `now` (seconds, any origin; going back counts as standing)."""
+        control = self._control
+        control.now = now if now > control.now else control.now
+        control.out = []
+        if self._handlers[type(event)](event):
+            self._passing.run()
+        out, control.out = control.out, []
+        return out
+
+    def begun(self) -> list[Action]:
+        """Return the actions that the last event had come to, where `handle` raised."""
+        return list(self._control.out)
+
+    def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None:
+        """Apply an arrival of which nothing follows but a Grant, and return what was granted.
+
+        None where `handle` would do anything else: then nothing has happened.
+        """
+        control = self._control
+        control.now = now if now > control.now else control.now
+        return self._requests.grant_at_once(event)
+
+    def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
+        """Return which instance answers a read, or why none does; nothing happens.
+
+        `wakes`: a child that sleeps would wake to answer it.
+        """
+        preset = self.world.presets[name]
+        return look(self.world, preset, now, wakes=wakes, closing=self.closing)
+
+    def traffic(self) -> Traffic:
+        """Return what was learned of the requests, to be recalled by a later run."""
+        return self.world.learning.traffic(self._control.now)
+
+    def deadline(self) -> float | None:
+        """Return when to send `TimePassed`, or None."""
+        return self._upkeep.deadline
+
+    def eta(self, preset: PresetId, position: int = 0) -> float | None:
+        """Return the expected seconds until a waiter at `position` gets its lease."""
+        return self._control.refusals.eta(self.world.presets[preset], position, self._control.now)

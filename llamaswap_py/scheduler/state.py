@@ -1,0 +1,327 @@
+"""The scheduler's state: instances, presets and what is learned of them. No decisions here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from llamaswap_py.scheduler.actions import StopReason
+from llamaswap_py.scheduler.demand import Learning
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.lifecycle import State, Trigger, advance
+from llamaswap_py.scheduler.queues import Waiter, WaitQueue
+from llamaswap_py.scheduler.types import (
+    Choice,
+    Failure,
+    Footprint,
+    InstanceKey,
+    Policy,
+    PresetId,
+    PresetPlan,
+    RequestId,
+)
+
+# A member of an Enum is looked up by a function of its class, which is slow in Python 3.11.
+_READY: Final = State.READY
+
+
+class Lease(msgspec.Struct, eq=False):
+    """The right of one request to use one ready instance."""
+
+    waiter: Waiter
+    instance: Instance
+    granted_at: float
+    detached_at: float | None = None
+    """Since when nobody reads its answer, which goes on for one who may come back."""
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One child of a preset. `gate_for` names the waiting preset that closed its gate."""
+
+    key: InstanceKey
+    plan: PresetPlan
+    choice: Choice
+    charge: Footprint
+    spawned_at: float
+    state: State = State.LOADING
+    ready_at: float | None = None
+    slots: int = 1
+    fraction: float | None = None
+    leases: dict[RequestId, Lease] = field(default_factory=dict)
+    generating: int = 0
+    last_used: float = 0.0
+    ttl: float | None = None
+    """Its plan's, unless a client asked for another."""
+    served: int = 0
+    claimed_by: PresetId | None = None
+    gate_for: PresetId | None = None
+    waking: bool = False
+    drain_from: float | None = None
+    """When somebody began to wait for this drain; `drain_timeout` counts from here."""
+    drain_reason: StopReason = StopReason.UNLOADED
+    revoked_at: float | None = None
+    reason: str = ""
+
+    def __repr__(self) -> str:
+        gate = f" gate closed for {self.gate_for}" if self.gate_for else ""
+        return f"<{self.key} {self.state.value} leases={len(self.leases)}{gate}>"
+
+    def move(self, trigger: Trigger) -> None:
+        """Take a transition of the table; raises IllegalTransition and changes nothing."""
+        self.state = advance(self.state, trigger)
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to become ready."""
+        return 0.0 if self.ready_at is None else self.ready_at - self.spawned_at
+
+    @property
+    def concurrency(self) -> int:
+        """How many open generations it is granted at once."""
+        return self.plan.concurrency or self.slots
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it sleeps and nothing wakes it."""
+        return self.state is State.SLEEPING and not self.waking
+
+    def admits(self, *, slot: bool, nested: bool = False) -> bool:
+        """Return whether a lease can be granted right now.
+
+        A closed gate lets those in that are `nested` under a request of this instance: it could
+        not drain without them.
+        """
+        if self.state is not _READY or (self.gate_for is not None and not nested):
+            return False
+        return not slot or self.generating < self.concurrency
+
+
+@dataclass(slots=True, eq=False)
+class Preset:
+    """A preset's queue, its serving instance, its back-off and what is learned of it."""
+
+    plan: PresetPlan
+    pin: bool
+    queue: WaitQueue = field(default_factory=WaitQueue)
+    serving: Instance | None = None
+    wanted_since: float | None = None
+    """When a command asked for it, until it is ready or failed."""
+    wanted_by_eviction: bool = True
+    evicted_at: float | None = None
+    """Since when memory is being freed in its name: nobody, however old, takes it meanwhile."""
+    after: frozenset[InstanceKey] = frozenset()
+    """Instances that must be gone before it is tried again: it ran out of memory beside them."""
+    retried_memory: bool = False
+    failures: int = 0
+    failure: Failure | None = None
+    retry_at: float = 0.0
+    downloading_since: float | None = None
+    downloaded: float = 0.0
+    """The fraction of its files that is there, while they are downloaded."""
+    load_seconds: float | None = None
+    load_seeded: bool = False
+    """`load_seconds` is only worked out from the size of its files."""
+    service_seconds: float | None = None
+    loads: int = 0
+    reason: str = ""
+
+    @property
+    def since(self) -> float | None:
+        """Since when somebody has wanted it."""
+        ages = [age for age in (self.queue.oldest(), self.wanted_since) if age is not None]
+        return min(ages, default=None)
+
+
+class World:
+    """All of it, with the few mutations that keep its parts consistent."""
+
+    def __init__(self, ledger: Ledger, policy: Policy) -> None:
+        self.ledger = ledger
+        self.policy = policy
+        self.presets: dict[PresetId, Preset] = {}
+        self.instances: dict[InstanceKey, Instance] = {}
+        self.demand: dict[PresetId, None] = {}
+        """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
+        self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
+        self.leases: dict[RequestId, Lease] = {}
+        self.detached: dict[RequestId, Lease] = {}
+        """Those leases that have no client, and are not revoked yet."""
+        self.learning = Learning()
+
+    def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
+        """Return the leases of the requests under which this one was made, the nearest first."""
+        found: dict[RequestId, Lease] = {}
+        parent = waiter.parent
+        while parent is not None and (lease := self.leases.get(parent)) is not None:
+            if parent in found:
+                break
+            found[parent] = lease
+            parent = lease.waiter.parent
+        return found
+
+    def ancestors(self, waiter: Waiter) -> set[InstanceKey]:
+        """Return the instances that answer the requests under which this one was made."""
+        return {lease.instance.key for lease in self.above(waiter).values()}
+
+    def is_nested(self, waiter: Waiter, serving: Instance | None) -> bool:
+        """Return whether `serving` answers a request under which this one was made."""
+        return (
+            waiter.parent is not None
+            and serving is not None
+            and serving.key in self.ancestors(waiter)
+        )
+
+    def would_wait_for_itself(self, preset: Preset, waiter: Waiter) -> bool:
+        """Return whether no slot of the serving instance can come free before `waiter` is served.
+
+        That is so when each is held by a request under which `waiter`, or one that waits already,
+        was made.
+        """
+        if preset.serving is None or not waiter.slot:
+            return False
+        holders = {one for one, lease in preset.serving.leases.items() if lease.waiter.slot}
+        stuck: set[RequestId] = set(self.above(waiter))
+        for other in preset.queue.nested.values():
+            if other.slot:
+                stuck |= set(self.above(other))
+        return holders <= stuck
+
+    def add_preset(self, plan: PresetPlan) -> None:
+        """Add a preset, or replace its plan."""
+        self.ledger.open_pools(plan)
+        if preset := self.presets.get(plan.preset):
+            preset.plan, preset.pin = plan, plan.pin
+        else:
+            queue = WaitQueue(self.policy.max_wait)
+            self.presets[plan.preset] = Preset(plan, pin=plan.pin, queue=queue)
+
+    def patience(self, preset: Preset) -> float:
+        """Return how long a waiter lets incumbents be before it claims their memory."""
+        patience = max(preset.load_seconds or 0.0, self.policy.patience_floor)
+        return min(patience, self.policy.max_wait)
+
+    def residency_end(self, incumbent: Instance, since: float) -> float:
+        """Return until when an incumbent with demand keeps its gate open against a waiter.
+
+        `since` is when that waiter arrived (docs/design/scheduler.md, "Residency").
+        """
+        if incumbent.ready_at is None:
+            return math.inf  # it has to serve first; its readiness is an event
+        load = incumbent.load_seconds
+        service = self.presets[incumbent.key.preset].service_seconds or 0.0
+        end = incumbent.ready_at + self.policy.residency * (load + service)
+        cut = max(
+            since + self.policy.max_wait, incumbent.ready_at + self.policy.residency_cut * load
+        )
+        return min(end, cut)
+
+    def linger_end(self, idle: Instance, now: float) -> float:
+        """Return until when an idle instance whose memory is wanted waits for its own clients.
+
+        At once if nobody who circulates can mean it, or if its gate is closed, so that nobody could
+        be served (docs/design/scheduler.md, "Linger").
+        """
+        if idle.gate_for is not None or idle.state is State.SLEEPING:
+            return now
+        policy, name = self.policy, idle.key.preset
+        load = idle.load_seconds
+        window = max(policy.circulation_floor, policy.circulation_loads * load)
+        away = self.learning.circulation.away(now, window)
+        if not away:
+            return now
+        waiters = len(self.waiters)
+        service = self.presets[name].service_seconds or 0.0
+        gain = policy.linger_gain * load - policy.linger_service * waiters * service
+        linger = self.learning.habits(name).worth_waiting(gain, waiters, policy.linger_most * load)
+        return idle.last_used + linger if linger else now
+
+    def reload_cost(self, instance: Instance, now: float) -> float:
+        """Return the expected seconds of loading per second that its eviction would cost."""
+        preset = self.presets.get(instance.key.preset)
+        load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
+        return load * self.learning.demand_rate(instance.key.preset, now)
+
+    def has_demand(self, instance: Instance) -> bool:
+        """Return whether anybody uses it or waits for it."""
+        preset = self.presets.get(instance.key.preset)
+        waiting = preset is not None and preset.serving is instance and len(preset.queue) > 0
+        return bool(instance.leases) or waiting
+
+    def wanted_since(self, instance: Instance) -> float | None:
+        """Return since when somebody has waited for its memory or one of its slots."""
+        names = {instance.claimed_by, instance.gate_for, instance.key.preset} - {None}
+        presets = [self.presets[name] for name in names if name in self.demand]
+        ages = [one.since for one in presets if one.since is not None]
+        if instance.drain_from is not None:
+            ages.append(instance.drain_from)
+        return min(ages, default=None)
+
+    def is_pinned(self, instance: Instance) -> bool:
+        """Return whether nothing but an operator unloads it."""
+        preset = self.presets.get(instance.key.preset)
+        return preset is not None and preset.pin and preset.serving is instance
+
+    def is_kept(self, instance: Instance, newcomer: PresetPlan | None) -> bool:
+        """Return whether eviction for `newcomer` must leave it alone; None: for nobody's load.
+
+        One of a persistent group gives way to the presets of that group alone.
+        """
+        preset = self.presets.get(instance.key.preset)
+        if preset is None or preset.serving is not instance:
+            return False
+        fellows = newcomer.persistent if newcomer is not None else ()
+        kept = preset.plan.persistent
+        return preset.pin or (bool(kept) and not set(kept) & set(fellows))
+
+    def idle(self, newcomer: PresetPlan | None) -> Iterator[Instance]:
+        """Iterate over instances that may be evicted at once: nobody uses, nobody is about to.
+
+        Those that are kept from `newcomer` are left out.
+        """
+        for instance in self.instances.values():
+            if instance.state not in (State.READY, State.SLEEPING) or instance.waking:
+                continue
+            if instance.leases or self.is_kept(instance, newcomer):
+                continue
+            if self.has_demand(instance) and instance.gate_for is None:
+                continue
+            yield instance
+
+    def leaving(self, preset: str) -> list[InstanceKey]:
+        """Return the instances of a preset that will be gone, however long it takes."""
+        return [
+            key
+            for key, one in self.instances.items()
+            if key.preset == preset and one.state in (State.DRAINING, State.STOPPING)
+        ]
+
+    def changing(self) -> frozenset[InstanceKey]:
+        """Return the instances of which anything from nothing to all may be in memory."""
+        return frozenset(
+            key
+            for key, one in self.instances.items()
+            if one.waking or one.state in (State.LOADING, State.STOPPING)
+        )
+
+    def enqueue(self, preset: Preset, waiter: Waiter) -> None:
+        """Add a waiter."""
+        preset.queue.push(waiter)
+        self.waiters[waiter.request] = preset, waiter
+        self.demand[preset.plan.preset] = None
+
+    def dequeue(self, preset: Preset, waiter: Waiter) -> None:
+        """Take a waiter out, wherever it stands."""
+        preset.queue.remove(waiter)
+        del self.waiters[waiter.request]
+        self.settle_demand(preset)
+
+    def settle_demand(self, preset: Preset) -> None:
+        """Forget a preset's demand once nobody wants it."""
+        if not preset.queue and preset.wanted_since is None:
+            self.demand.pop(preset.plan.preset, None)
+            preset.evicted_at = None

@@ -1,0 +1,84 @@
+"""Work that runs beside serving: telling the service manager, writing captures, watching the file.
+
+Each is begun again if it fails (tasks/guard.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llamaswap_py.api.capture import Captures
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.tasks import guard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from llamaswap_py.api import App
+    from llamaswap_py.config.records import Config
+    from llamaswap_py.scheduler.state import World
+    from llamaswap_py.server import Notifier
+    from llamaswap_py.supervisor.reload import Reloader
+    from llamaswap_py.supervisor.supervisor import Supervisor
+
+
+@asynccontextmanager
+async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
+    """Tell the service manager that lswap serves, and then how it is."""
+    async with asyncio.TaskGroup() as tasks:
+        notifier.status(status_line(supervisor.scheduler.world))
+        notifier.ready()
+        tell = partial(notifier.run, lambda: status_line(supervisor.scheduler.world))
+        telling = tasks.create_task(guard.keep_going("notifying", tell), name="notifying")
+        try:
+            yield
+        finally:
+            telling.cancel()
+
+
+def status_line(world: World) -> str:
+    """Return the state of lswap in one line, for the service manager."""
+    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
+    requests = len(world.leases) + len(world.waiters)
+    plural = "" if requests == 1 else "s"
+    return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
+
+
+@asynccontextmanager
+async def capturing(app: App, config: Config, name: str) -> AsyncIterator[None]:
+    """Store prompts and answers, if the file says so."""
+    if config.capture == "off":
+        yield
+        return
+    app.captures = Captures(name, config.log.rotate)
+    async with asyncio.TaskGroup() as tasks:
+        writing = tasks.create_task(guard.keep_going("capture", app.captures.run), name="capture")
+        try:
+            yield
+        finally:
+            writing.cancel()
+
+
+@asynccontextmanager
+async def watching(reloader: Reloader) -> AsyncIterator[None]:
+    """Reload when the file changes, and on SIGHUP."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+
+        def reload() -> None:
+            work = guard.contained("reload", reloader.try_reload("SIGHUP"))
+            tasks.create_task(work, name="reload")
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        watching = tasks.create_task(
+            guard.keep_going("watching the file", reloader.watch), name="watching the file"
+        )
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+            watching.cancel()

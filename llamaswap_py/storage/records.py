@@ -1,0 +1,164 @@
+"""A folder of small JSON records, one file each: atomic, versioned, never required.
+
+One file per record, because several supervisors share the folder: none can undo what another
+learned, and a crash harms one record at most.
+
+Where learned facts and cached estimates are kept (XDG Base Directory Specification).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from llamaswap_py.storage.files import read_regular
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_log: Final = logging.getLogger("lswap.state")
+_NAME: Final = re.compile(r"[0-9A-Za-z_-]{1,100}")
+_MAX_BYTES: Final = 1024**2
+_KEPT: Final = 2000
+
+
+class _Envelope(msgspec.Struct):
+    version: int
+    record: msgspec.Raw
+
+
+class RecordFolder(Generic[T]):
+    """Records of the type `kind` in `folder`, by name; `version` of their form.
+
+    Records of another version are as good as absent. Nothing here raises for what the disk does: a
+    record that cannot be read is absent, one that cannot be written is said once and lost.
+    """
+
+    def __init__(self, folder: Path, kind: type[T], *, version: int, kept: int = _KEPT) -> None:
+        self.folder = folder
+        self._kind = kind
+        self._version = version
+        self._kept = kept
+        self._complained = False
+
+    def read(self, name: str) -> T | None:
+        """Return a record, None if there is none.
+
+        A broken file is set aside as `NAME.json.broken`, with a line in the log.
+        """
+        path = self._path(name)
+        try:
+            content = read_regular(path, _MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._complain("read", path, error)
+            return None
+        try:
+            envelope = msgspec.json.decode(content, type=_Envelope)
+            if envelope.version != self._version:
+                return None
+            return msgspec.json.decode(envelope.record, type=self._kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._set_aside(path, error)
+            return None
+
+    def write(self, name: str, record: T) -> bool:
+        """Replace a record as a whole; returns False when the disk refused."""
+        path = self._path(name)
+        content = msgspec.json.encode(
+            _Envelope(self._version, msgspec.Raw(msgspec.json.encode(record)))
+        )
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                # Without this, some file systems keep the new name and lose the content.
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            self._complain("write", path, error)
+            return False
+        return True
+
+    def forget(self, name: str) -> None:
+        """Remove a record, if it is there."""
+        try:
+            self._path(name).unlink(missing_ok=True)
+        except OSError as error:
+            self._complain("remove", self._path(name), error)
+
+    def prune(self) -> int:
+        """Remove the oldest records beyond the limit, and left-overs; returns how many."""
+        try:
+            entries = [entry for entry in os.scandir(self.folder) if entry.is_file()]
+            aged = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+        except OSError:
+            return 0
+        removed = 0
+        for entry in aged[self._kept :]:
+            try:
+                os.unlink(entry.path)
+                removed += 1
+            except OSError:  # another supervisor was first
+                continue
+        return removed
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a record")
+        return self.folder / f"{name}.json"
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_name(f"{path.name}.broken")
+        try:
+            path.replace(aside)
+        except OSError as failure:
+            self._complain("set aside", path, failure)
+            return
+        _log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
+
+    def _complain(self, what: str, path: Path, error: OSError) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.warning("cannot %s %s (%s): going on without", what, path, error.strerror or error)
+
+
+def learned_folder() -> Path:
+    """Return the folder of what was measured: `$XDG_STATE_HOME/lswap/learned`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "learned"
+
+
+def traffic_folder() -> Path:
+    """Return the folder of what was learned of requests: `$XDG_STATE_HOME/lswap/traffic`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "traffic"
+
+
+def captures_folder() -> Path:
+    """Return the folder of what `capture: on` stores: `$XDG_STATE_HOME/lswap/captures`."""
+    return _base("XDG_STATE_HOME", ".local/state") / "lswap" / "captures"
+
+
+def estimates_folder() -> Path:
+    """Return the folder of estimates worked out before: `$XDG_CACHE_HOME/lswap/estimates`."""
+    return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "estimates"
+
+
+def kept_folder() -> Path:
+    """Return the folder of conversations, where memory has no room: `$XDG_CACHE_HOME/lswap/kv`."""
+    return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "kv"
+
+
+def _base(variable: str, default: str) -> Path:
+    # A relative path is to be ignored, the specification says.
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / default

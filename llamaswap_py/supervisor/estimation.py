@@ -1,0 +1,307 @@
+"""Work out what presets take, ahead of need, and learn from what their children really took."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.devices import HOST, Device
+from llamaswap_py.devices.process_memory import read_process_use
+from llamaswap_py.errors import ApiError, LswapError
+from llamaswap_py.estimate import Estimate, Estimator, Wanted
+from llamaswap_py.estimate.files import file_sizes
+from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.scheduler.types import Choice, PoolId
+from llamaswap_py.storage.counters import LoadRates
+from llamaswap_py.storage.records import traffic_folder
+from llamaswap_py.supervisor.prepare import Prepared
+from llamaswap_py.supervisor.reservations import Reservations
+from llamaswap_py.supervisor.weighing import (
+    as_remedies,
+    leaner_for,
+    wanted_for,
+    ways_to_load,
+    weighed,
+)
+from llamaswap_py.tasks import guard
+from llamaswap_py.units import format_size
+
+if TYPE_CHECKING:
+    from llamaswap_py.scheduler import InstanceKey
+    from llamaswap_py.scheduler.state import Instance
+    from llamaswap_py.supervisor.instances import Running
+
+_log: Final = logging.getLogger("lswap")
+_PEAK_INTERVAL: Final = 30.0
+"""Seconds between looks at how much the loaded children have grown."""
+
+DRY_RUN: Final = 512 << 20
+"""Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
+_AHEAD: Final = 32
+"""Presets that are estimated before anybody asks: a file may have thousands."""
+
+Tell = Callable[[str, tuple[Choice, ...], float | None, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What has to be known of a child to learn from it."""
+
+    preset: str
+    choice: Choice
+    pid: int
+    load_seconds: float
+
+
+def lives_of(
+    running: Mapping[InstanceKey, Running], instances: Mapping[InstanceKey, Instance]
+) -> list[Life]:
+    """Return the children that are ready."""
+    return [
+        Life(key.preset, instances[key].choice, one.pid, instances[key].load_seconds)
+        for key, one in running.items()
+        if one.pid is not None and key in instances and instances[key].ready_at is not None
+    ]
+
+
+class Estimating:
+    """Owns one task that estimates presets one after another, those that somebody waits for first.
+
+    `tell(preset, choices, load_seconds, seeded)` hands over what was found, and what its loads
+    took in earlier lives; `seeded`: what a load should take, by the size of its files. `lives`
+    names the children that are ready.
+    """
+
+    def __init__(
+        self,
+        prepared: Mapping[str, Prepared],
+        devices: tuple[Device, ...],
+        cache_ram: int,
+        tell: Tell,
+        lives: Callable[[], list[Life]],
+        estimator: Estimator | None = None,
+        reservations: Reservations | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._devices = devices
+        self._cache_ram = cache_ram
+        self._tell = tell
+        self._lives = lives
+        self._reservations = reservations
+        self._estimator = estimator or Estimator(room=self._room)
+        self._load_rates = LoadRates(traffic_folder())
+        self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
+        self._todo = deque(_ahead_of_need(prepared))
+        self._seen: set[str] = set()
+        self._done: set[str] = set()
+        self._ready: deque[Life] = deque()
+        self._work = asyncio.Event()
+
+    def hurry(self, preset: str) -> None:
+        """Somebody waits for this preset: take it next."""
+        if preset not in self._seen:
+            self._seen.add(preset)
+            self._todo.appendleft(preset)
+            self._work.set()
+
+    def forget(self, presets: Iterable[str]) -> None:
+        """Work these out anew: what was known is of an older configuration."""
+        gone = set(presets)
+        self._seen -= gone
+        self._done -= gone
+        self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
+        self._todo.extend(name for name in gone if name in self._prepared)
+        self._work.set()
+
+    def note_ready(self, life: Life) -> None:
+        """A child is ready: measure it soon."""
+        self._ready.append(life)
+        self._work.set()
+
+    async def run(self) -> None:
+        """Estimate everything, then learn, until cancelled."""
+        while True:
+            if self._ready:
+                await self._learn_ready(self._ready.popleft())
+            elif self._todo:
+                preset = self._todo.popleft()
+                if preset not in self._done and preset in self._prepared:
+                    self._done.add(preset)
+                    await self._estimate_or_say_unknown(preset)
+            else:
+                self._work.clear()
+                try:
+                    await asyncio.wait_for(self._work.wait(), _PEAK_INTERVAL)
+                except TimeoutError:
+                    await self._learn_peaks()
+
+    @asynccontextmanager
+    async def _room(self, gpus: Sequence[str]) -> AsyncIterator[None]:
+        """Charge the cards with what a dry run opens there; nobody leaves for it."""
+        if self._reservations is None or not gpus:
+            yield
+            return
+        try:
+            async with self._reservations.hold(dict.fromkeys(gpus, DRY_RUN), evict=False):
+                yield
+        except ApiError as error:
+            raise EstimateError(f"no room for a dry run: {error.message}") from None
+
+    async def _estimate_or_say_unknown(self, preset: str) -> None:
+        """Estimate; where that fails, whoever waits for it must not wait for ever."""
+        try:
+            await self._estimate(preset)
+        except Exception as error:
+            guard.report("estimate", error)
+            if (prepared := self._prepared.get(preset)) is not None:
+                self._tell(preset, tuple(prepared.plan.choices), None, False)
+
+    async def _estimate(self, preset: str) -> None:
+        prepared = self._prepared[preset]
+        choices = list(prepared.plan.choices)
+        if prepared.plan.estimating:
+            ways = ways_to_load(prepared, self._devices)
+            choices = [await self._estimated(preset, one) for one in ways]
+            choices = await self._with_remedies(preset, choices)
+        seconds, seeded = await self._learned_load(preset, choices), False
+        if seconds is None:
+            seconds, seeded = await self._seeded_load(prepared), True
+        self._tell(preset, tuple(choices), seconds, seeded)
+
+    async def _seeded_load(self, prepared: Prepared) -> float | None:
+        """Return what a first load should take, by the bytes to read; None: nobody knows."""
+        if prepared.engine is None:
+            return None
+        try:
+            size = await asyncio.to_thread(file_sizes, prepared.files)
+        except LswapError:
+            return None
+        return await asyncio.to_thread(self._load_rates.expect, prepared.engine.backend, size)
+
+    async def _learned_load(self, preset: str, choices: list[Choice]) -> float | None:
+        known: list[float] = []
+        for choice in choices:
+            if (wanted := self._wanted(preset, choice)) is None:
+                continue
+            with contextlib.suppress(LswapError):
+                if (seconds := await self._estimator.learned_load(wanted)) is not None:
+                    known.append(seconds)
+        return min(known, default=None)
+
+    async def _estimated(self, preset: str, choice: Choice) -> Choice:
+        """Return a choice with its footprint, if that can be known."""
+        wanted = self._wanted(preset, choice)
+        if wanted is None:
+            return choice
+        known = self._prepared[preset]  # it may be gone from the file at any await
+        try:
+            estimate = await self._estimator.estimate(wanted)
+        except LswapError as error:
+            _log.warning("%s: no estimate of its memory: %s", preset, error)
+            return choice
+        self._found[preset, choice.variant, choice.devices] = estimate
+        return weighed(known, choice, estimate)
+
+    async def _with_remedies(self, preset: str, choices: list[Choice]) -> list[Choice]:
+        """Say what would help a preset that cannot fit beside those that the file pins."""
+        prepared = self._prepared.get(preset)
+        if prepared is None:
+            return choices
+        last = choices[-1]
+        estimate = self._found.get((preset, last.variant, last.devices))
+        wanted = None if estimate is None else self._wanted(preset, last)
+        if estimate is None or wanted is None or wanted.declared is not None:
+            return choices
+        leaner = await leaner_for(
+            prepared,
+            choices,
+            wanted,
+            estimate,
+            self._devices,
+            self._estimator,
+            self._pinned(preset),
+        )
+        return [*choices[:-1], replace(last, remedies=as_remedies(leaner))]
+
+    def _pinned(self, newcomer: str) -> dict[str, int]:
+        """Return the bytes per device that presets pinned by the file take."""
+        kept: dict[str, dict[str, int]] = {
+            name: {str(pool): size for pool, size in one.plan.choices[0].footprint.items()}
+            for name, one in self._prepared.items()
+            if one.preset.pin and one.plan.choices[0].footprint is not None
+        }
+        for (name, *_), estimate in self._found.items():
+            if name in self._prepared and self._prepared[name].preset.pin:
+                kept[name] = estimate.footprint
+        pinned: Counter[str] = Counter()
+        for name, footprint in kept.items():
+            if name != newcomer:
+                pinned.update(footprint)
+        return dict(pinned)
+
+    def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
+        known = self._prepared.get(preset)
+        if known is None or choice.variant not in known.ways:
+            return None  # it runs on, but the file does not have it any more
+        return wanted_for(known, choice, self._devices, self._cache_ram)
+
+    async def _learn_ready(self, life: Life) -> None:
+        wanted = self._wanted(life.preset, life.choice)
+        if wanted is None:
+            return
+        engine = self._prepared[life.preset].engine  # it may be gone from the file at any await
+        use = await self._use(life)
+        known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
+        try:
+            estimate = known
+            if estimate is None and (engine is not None or wanted.declared is not None):
+                estimate = await self._estimator.estimate(wanted)
+            said = await self._estimator.learn_ready(wanted, estimate, use, life.load_seconds)
+        except LswapError as error:
+            _log.debug("%s: nothing learned: %s", life.preset, error)
+            return
+        if said:
+            _log.info("%s: %s; the next estimate is the measurement", life.preset, said)
+        with contextlib.suppress(LswapError):
+            size = await asyncio.to_thread(file_sizes, wanted.files)
+            if engine is not None:
+                backend = engine.backend
+                await asyncio.to_thread(self._load_rates.note, backend, size, life.load_seconds)
+        if wanted.declared is None and life.preset in self._prepared:
+            await self._estimate(life.preset)
+
+    async def _learn_peaks(self) -> None:
+        for life in self._lives():
+            wanted = self._wanted(life.preset, life.choice)
+            if wanted is None:
+                continue
+            with contextlib.suppress(LswapError):  # its file is gone: it serves on all the same
+                await self._estimator.learn_peak(wanted, await self._use(life))
+
+    async def _use(self, life: Life) -> dict[str, int]:
+        files = self._prepared[life.preset].ways[life.choice.variant].files
+        gpus = [one for one in self._devices if one.id != HOST]
+        devices = [one for one in gpus if not life.choice.devices or one.id in life.choice.devices]
+        used = await asyncio.to_thread(read_process_use, [life.pid], files, devices)
+        return dict(used.devices)
+
+
+def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:
+    """Return the presets to estimate at the start: those that will be loaded first come first."""
+    names = [name for name, one in prepared.items() if one.plan.estimating]
+    first = [name for name in names if prepared[name].preset.preload]
+    return list(dict.fromkeys([*first, *names[:_AHEAD]]))
+
+
+def describe(choice: Choice) -> str:
+    """Return `host 4.1 GiB (dry-run)` for people."""
+    if choice.footprint is None:
+        return "unknown"
+    sizes = ", ".join(f"{pool} {format_size(size)}" for pool, size in choice.footprint.items())
+    return f"{sizes} ({choice.source})"

@@ -1,0 +1,176 @@
+"""What happens, as it happens: a numbered feed that any number of readers follow.
+
+A record costs one append. A reader that falls behind is dropped, with a last record that says so:
+it never holds up anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Action, Download, Grant, Kill, Note, Stop
+from llamaswap_py.scheduler.types import Decision
+from llamaswap_py.supervisor.snapshots import decision_view, log_decision
+
+_OF_REQUESTS: Final = frozenset((ev.RequestArrived, ev.RequestFinished))
+KEPT: Final = 2_000
+_BEHIND: Final = 1_000
+"""Records that a reader may lag behind."""
+# Kinds of decisions -> the state they bring a model to, in the words of snapshot.ModelView.
+_STATES: Final = {
+    "download": "downloading",
+    "load": "loading",
+    "ready": "ready",
+    "sleep": "sleeping",
+    "wake": "loading",
+    "drain": "draining",
+    "reopened": "ready",
+    "stop": "stopping",
+    "gone": "unloaded",
+    "failed": "failed",
+}
+
+
+class FeedRecord(msgspec.Struct, frozen=True):
+    """One thing that happened. `id` grows by one each time; `at` is Unix time.
+
+    `event` is `decision` (a DecisionView), `state` (model, epoch, state, reason), `progress`
+    (model, epoch, fraction), `request` (one that has ended: id, model, client, route, status,
+    seconds), `reload`, or `dropped` (the reader was too slow: this is the last it gets).
+    """
+
+    id: int
+    at: float
+    event: str
+    data: Any
+
+
+class Feed:
+    """The newest records, and who follows them."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._records: deque[FeedRecord] = deque(maxlen=kept)
+        self._readers: set[_Reader] = set()
+        self._next = 1
+        self.stops: Counter[str] = Counter()
+        """How many children were stopped, by reason."""
+        self.failures: Counter[str] = Counter()
+        """How many loads, children and downloads failed, by class."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether anybody follows."""
+        return bool(self._readers)
+
+    @property
+    def first(self) -> int:
+        """The id of the oldest record that is kept."""
+        return self._records[0].id if self._records else self._next
+
+    @property
+    def last(self) -> int:
+        """The id of the newest record, 0 before the first."""
+        return self._next - 1
+
+    def since(self, after: int) -> list[FeedRecord]:
+        """Return the records that are kept after id `after`."""
+        return [record for record in self._records if record.id > after]
+
+    def publish(self, event: str, data: Any) -> None:
+        """Add a record."""
+        record = FeedRecord(self._next, time.time(), event, data)
+        self._next += 1
+        self._records.append(record)
+        for reader in self._readers:
+            reader.take(record)
+
+    def note(self, event: ev.Event, actions: Sequence[Action]) -> None:
+        """Add what an event of the scheduler and its actions came to."""
+        if type(event) in _OF_REQUESTS and (
+            not actions or (len(actions) == 1 and type(actions[0]) is Grant)
+        ):
+            return  # the path of every request
+        if isinstance(event, ev.InstanceProgressed):
+            if event.fraction is not None:
+                key = event.instance
+                data = {"model": key.preset, "epoch": key.epoch, "fraction": event.fraction}
+                self.publish("progress", data)
+        elif isinstance(event, ev.DownloadProgressed):
+            told = {"model": event.preset, "fraction": event.fraction, "total": event.total}
+            self.publish("progress", told)
+        elif isinstance(event, ev.DownloadFinished | ev.DownloadFailed):
+            failed = isinstance(event, ev.DownloadFailed)
+            self.publish("download", {"model": event.preset, "ok": not failed})
+        elif isinstance(event, ev.InstanceWoke):
+            self._state(event.instance.preset, event.instance.epoch, "ready", "it woke")
+        if isinstance(event, ev.InstanceExited | ev.DownloadFailed) and event.failure is not None:
+            self.failures[event.failure.kind] += 1
+        request = None
+        if isinstance(event, ev.RequestArrived):
+            request = event.request.rpartition("/")[0]  # as its client knows it
+        for action in actions:
+            if isinstance(action, Stop | Kill):
+                self.stops[action.reason.value] += 1
+            elif isinstance(action, Note):
+                self._decided(action.decision, request)
+            elif isinstance(action, Download):
+                self._state(action.preset, None, "downloading", "its files are fetched")
+
+    def _decided(self, decision: Decision, request: str | None) -> None:
+        log_decision(decision, request)
+        self.publish("decision", decision_view(decision))
+        if (state := _STATES.get(decision.kind)) is not None:
+            self._state(decision.preset, decision.epoch, state, decision.reason)
+
+    def _state(self, model: str, epoch: int | None, state: str, reason: str) -> None:
+        data = {"model": model, "epoch": epoch, "state": state, "reason": reason}
+        self.publish("state", data)
+
+    async def follow(self, after: int | None = None) -> AsyncGenerator[FeedRecord, None]:
+        """Yield the records after id `after` (None: only new ones), then each as it comes.
+
+        Ends after a record `dropped`, when the reader was too slow.
+        """
+        reader = _Reader()
+        if after is not None:
+            for record in self.since(after):
+                reader.take(record)
+        self._readers.add(reader)
+        try:
+            while True:
+                record = await reader.next()
+                yield record
+                if record.event == "dropped":
+                    return
+        finally:
+            self._readers.discard(reader)
+
+
+class _Reader:
+    """What one reader has still to read."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[FeedRecord] = deque()
+        self._come = asyncio.Event()
+
+    def take(self, record: FeedRecord) -> None:
+        if self._waiting and self._waiting[-1].event == "dropped":
+            return
+        if len(self._waiting) >= KEPT + _BEHIND:
+            record = FeedRecord(record.id, record.at, "dropped", {"reason": "read too slowly"})
+            self._waiting.clear()
+        self._waiting.append(record)
+        self._come.set()
+
+    async def next(self) -> FeedRecord:
+        while not self._waiting:
+            self._come.clear()
+            await self._come.wait()
+        return self._waiting.popleft()

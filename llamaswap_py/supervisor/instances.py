@@ -1,0 +1,435 @@
+"""The children of a supervisor: what it told them to be, what they say, and that they are gone.
+
+What an administrator changed inside a child, done again to the children that follow it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from llamaswap_py.children import (
+    Child,
+    ChildEnding,
+    ChildEvent,
+    ChildExited,
+    ChildHung,
+    ChildLog,
+    ChildLost,
+    ChildProgress,
+    ChildReady,
+    ChildSlept,
+    ChildSpawned,
+    ChildSpec,
+    ChildStalled,
+    ChildWoke,
+    RuntimeDir,
+)
+from llamaswap_py.children import Failure as ChildFailure
+from llamaswap_py.children.ask import Answer, ask, get
+from llamaswap_py.children.logs import log_name
+from llamaswap_py.config.context import context_per_request
+from llamaswap_py.config.records import Config
+from llamaswap_py.devices import Device, placement_env
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.proxy.upstream import UpstreamPool
+from llamaswap_py.scheduler import InstanceKey
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Stop, StopReason
+from llamaswap_py.scheduler.types import Choice, Failure
+from llamaswap_py.supervisor.containment import limits_of
+from llamaswap_py.supervisor.kv_cache import Keeping, KvUse
+from llamaswap_py.supervisor.leases import Held
+from llamaswap_py.supervisor.prepare import Prepared, Way, find_program, program_env, program_of
+from llamaswap_py.tasks import guard
+from llamaswap_py.units import format_duration
+
+_log: Final = logging.getLogger("lswap")
+_PATIENCE: Final = 5.0
+
+
+class Replays:
+    """The last accepted body of each such request (`POST /lora-adapters`, `/props`), by preset."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, dict[str, bytes]] = {}
+
+    def __contains__(self, preset: str) -> bool:
+        return preset in self._bodies
+
+    def note(self, preset: str, path: str, body: bytes) -> None:
+        """Keep what a child of the preset accepted."""
+        self._bodies.setdefault(preset, {})[path] = body
+
+    def forget(self, presets: Iterable[str]) -> None:
+        """These have changed: what was set in their children may mean nothing any more."""
+        for preset in presets:
+            self._bodies.pop(preset, None)
+
+    async def replay(self, preset: str, endpoint: Endpoint) -> None:
+        """Send it to a fresh child; one that refuses is used as it is, and the log says so."""
+        for path, body in self._bodies.get(preset, {}).items():
+            try:
+                answer = await ask(endpoint, "POST", path, timeout=_PATIENCE, body=body)
+            except OSError as error:
+                _log.warning("%s: POST %s could not be done again: %s", preset, path, error)
+                continue
+            if answer.status != HTTPStatus.OK:
+                _log.warning("%s: POST %s was refused this time: %s", preset, path, answer.status)
+
+
+_ASKING: Final = 5.0
+_MOST_ANSWERS: Final = 16
+
+
+@dataclass(slots=True)
+class Running:
+    """A child process and what is known of it from outside."""
+
+    child: Child
+    prepared: Prepared
+    way: Way
+    held: Held
+    pid: int | None = None
+    endpoint: Endpoint | None = None
+    n_ctx: int | None = None
+    inputs: tuple[str, ...] = ()
+    stage: str | None = None
+    lost: bool = False
+    ending: bool = False
+    """Whether it said that it ends, unasked."""
+    refused: int | None = None
+    """The error number of a connection that it refused."""
+    doubted: bool = False
+    """Whether it is being asked if it answers at all."""
+    asleep: bool = False
+    answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
+    """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
+    kv: KvUse | None = None
+    """Set where its conversations can be kept."""
+
+
+class Instances:
+    """Runs one child per instance in the supervisor's task group, and turns its words into events.
+
+    `running` holds every instance that is not reaped; `gone` is set whenever one was.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        devices: tuple[Device, ...],
+        runtime_dir: RuntimeDir,
+        pool: UpstreamPool,
+        tasks: asyncio.TaskGroup,
+        feed: Callable[[ev.Event], None],
+        on_gone: Callable[[Running], None],
+        keeping: Keeping,
+    ) -> None:
+        self.running: dict[InstanceKey, Running] = {}
+        self.logs: dict[str, ChildLog] = {}
+        self.gone = asyncio.Event()
+        self.replays = Replays()
+        self._config = config
+        self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
+        self._runtime_dir = runtime_dir
+        self._pool = pool
+        self._tasks = tasks
+        self._feed = feed
+        self._on_gone = on_gone
+        self._keeping = keeping
+
+    def use(self, config: Config) -> None:
+        """Take another configuration for the children to come."""
+        self._config = config
+        self._keeping.use(config)
+
+    def close(self) -> None:
+        """Give back what outlives the children: their log files, their kept conversations."""
+        for log in self.logs.values():
+            log.close()
+        self._keeping.close()
+
+    def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
+        """Start the child of an instance; its events follow."""
+        log = self.logs.setdefault(key.preset, ChildLog())
+        self._keeping.give_way(key.preset)
+        way = prepared.ways[choice.variant]
+        spec = self._spec(key, prepared, choice)
+        spec, kv = self._keeping.prepare(key.preset, prepared, way, spec)
+        held = Held()
+        child = Child(spec, lambda event: self._child_said(key, event), log, held.requests)
+        self._tasks.create_task(self._run_child(key, child), name=str(key))
+        self.running[key] = Running(child, prepared, way, held, kv=kv)
+
+    def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
+        way = prepared.ways[choice.variant]
+        preset = way.preset
+        folder = self._config.log.dir
+        spec = ChildSpec(
+            name=str(key),
+            preset=key.preset,
+            epoch=key.epoch,
+            binary="",
+            args=way.args,
+            env=preset.env,
+            socket_path=self._runtime_dir.socket_path(key.epoch),
+            child_mode=False,
+            files=way.files,
+            log_path=Path(folder) / f"{log_name(key.preset)}.log" if folder else None,
+            stop_timeout=preset.stop_timeout,
+            load_stall=preset.load_stall,
+            log_rotate=self._config.log.rotate,
+            liveness=preset.liveness,
+            written=self._config.secrets,
+            group=self._runtime_dir.group(str(key), limits_of(preset)),
+            mark=secrets.token_hex(8),
+        )
+        if preset.cmd is not None:
+            return replace(
+                spec,
+                binary=find_program(preset) or preset.cmd.words[0],
+                args=preset.cmd.words[1:],
+                env={**preset.env, **program_env(choice.devices, self._uuids)},
+                socket_path=spec.socket_path if preset.cmd.takes_socket else None,
+                program=program_of(preset),
+            )
+        engine = prepared.engine
+        assert engine is not None, "a preset without an engine is never loaded"
+        return replace(
+            spec,
+            binary=str(engine.path),
+            env={
+                "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
+                **preset.env,
+                **placement_env(choice.devices, engine.backend, self._uuids),
+            },
+            socket_path=spec.socket_path if engine.features.unix_socket else None,
+            child_mode=engine.features.child_mode,
+        )
+
+    def kill(self, key: InstanceKey) -> None:
+        """Kill a child's process group."""
+        if running := self.running.get(key):
+            running.child.kill()
+
+    async def ask_once(self, key: InstanceKey, target: str) -> Answer | None:
+        """GET `target` of a child, once in each time that it has nothing to do.
+
+        Every question of this kind would begin its time to fall asleep anew. None where it was busy
+        meanwhile, or cannot answer. Raises OSError.
+        """
+        running = self.running.get(key)
+        if running is None or running.endpoint is None or running.held.idle_since is None:
+            return None
+        since = running.held.idle_since
+        at, answer = running.answers.get(target, (None, None))
+        if at != since:
+            answer = await get(running.endpoint, target, _ASKING)
+            if len(running.answers) >= _MOST_ANSWERS:
+                running.answers.clear()
+            running.answers[target] = since, answer
+        return answer if running.held.idle_since == since else None
+
+    def wake(self, key: InstanceKey) -> None:
+        """Wake a sleeping child."""
+        self._keeping.give_way()
+        if running := self.running.get(key):
+            running.child.wake()
+
+    def refused(self, key: InstanceKey, number: int) -> None:
+        """A child refused a connection with that error number: nobody listens there any more.
+
+        llama-server closes its socket only when it ends, and then nothing comes of what it began.
+        Another program may finish that; so may any whose socket was taken away (ENOENT).
+        """
+        if running := self.running.get(key):
+            running.refused = number
+            self._drop(running)
+            self._feed_refusal(key, running)
+
+    def doubt(self, key: InstanceKey) -> None:
+        """A child closed a connection without an answer: ask whether it answers anybody.
+
+        The request may be the reason, and must not end the child for others. So the question is
+        lswap's own.
+        """
+        running = self.running.get(key)
+        if running is not None and running.endpoint is not None and not running.doubted:
+            running.doubted = True
+            work = self._ask_in_doubt(key, running, running.endpoint)
+            self._tasks.create_task(guard.contained("doubt", work), name=f"{key} in doubt")
+
+    async def _ask_in_doubt(self, key: InstanceKey, running: Running, endpoint: Endpoint) -> None:
+        try:
+            await get(endpoint, "/health", _ASKING)
+        except TimeoutError:
+            pass  # whether it hangs, its liveness tells
+        except OSError:
+            if key in self.running and running.refused is None:
+                self.refused(key, errno.ECONNRESET)
+        finally:
+            running.doubted = False
+
+    def _feed_refusal(self, key: InstanceKey, running: Running) -> None:
+        own = running.child.spec.program is None
+        ends = running.ending or (own and running.refused == errno.ECONNREFUSED)
+        self._feed(ev.InstanceRefused(key, ends=ends))
+
+    def _drop(self, running: Running) -> None:
+        """Close what is open to a child: that keeps llama-server from exiting."""
+        if running.endpoint is not None:
+            self._pool.drop(running.endpoint)
+
+    def leave_stuck(self) -> None:
+        """Leave children that the kernel does not end, though they were killed: lswap stops."""
+        for key, running in self.running.items():
+            process = running.child.process
+            if process is not None and process.leave_if_stuck():
+                text = "%s (pid %d) was killed and does not end: it hangs in the kernel"
+                _log.warning(text, key, process.pid)
+
+    async def wait_gone(self) -> None:
+        """Wait until the next child is reaped."""
+        self.gone.clear()
+        await self.gone.wait()
+
+    async def _run_child(self, key: InstanceKey, child: Child) -> None:
+        try:
+            ended = await child.run()
+            failure = _as_failure(ended.failure, ended)
+        except Exception as error:
+            _log.error("%s: lswap failed to run it", key)
+            guard.report("child", error)
+            failure = Failure("engine", f"lswap failed to run it: {error}")
+        finally:
+            running = self.running.pop(key)
+            with guard.reporting("child"):
+                if child.process is None or not child.process.left:  # else the next start looks
+                    self._runtime_dir.forget(str(key))
+        with guard.reporting("child"):
+            self._drop(running)
+            self._keeping.gone(running)
+        with guard.reporting("child"):
+            self._feed(ev.InstanceExited(key, failure))
+            self._on_gone(running)
+        self.gone.set()
+
+    def stop(self, action: Stop) -> None:
+        """Begin the stop recipe of a child, after what it holds was kept, if that is wanted."""
+        key = action.instance
+        running = self.running.get(key)
+        if action.reason is StopReason.UNLOADED:
+            self._keeping.forget((key.preset,))
+        if running is None or running.lost:  # a stop would make its exit look asked for
+            return
+        running.held.end_readers(action.reason.value)
+        self._drop(running)
+        if action.may_keep and running.kv is not None:
+            self._tasks.create_task(self._keep_and_stop(key, running), name=f"{key} keeps")
+        else:
+            running.child.stop(unasked=action.reason is StopReason.REFUSED)
+
+    async def _keep_and_stop(self, key: InstanceKey, running: Running) -> None:
+        in_time = False
+        try:
+            in_time = await self._keeping.save(key, running)
+        except Exception as error:
+            _log.error("%s: lswap failed to keep its conversations", key)
+            guard.report("keeping", error)
+        finally:
+            if in_time:
+                running.child.stop()
+            else:
+                running.child.kill()
+
+    def _child_said(self, key: InstanceKey, event: ChildEvent) -> None:
+        running = self.running[key]
+        match event:
+            case ChildSpawned(pid):
+                running.pid = pid
+                self._record(key, running)
+            case ChildProgress(fraction, stage):
+                running.stage = stage
+                self._feed(ev.InstanceProgressed(key, fraction))
+            case ChildReady():
+                heed = partial(self.refused, key)
+                running.endpoint = event.endpoint._replace(on_refused=heed)
+                running.n_ctx, running.inputs, running.stage = event.n_ctx, event.inputs, None
+                _say_what_was_shrunk(key, running)
+                if key.preset in self.replays or running.kv is not None:
+                    life = self._bring_back(key, running, event.slots)
+                    self._tasks.create_task(guard.contained("replay", life))
+                else:
+                    self._feed(ev.InstanceReady(key, event.slots))
+            case ChildSlept():
+                running.asleep = True
+                self._feed(ev.InstanceSlept(key))
+            case ChildWoke():
+                running.asleep = False
+                self._feed(ev.InstanceWoke(key))
+            case ChildHung(summary):
+                self._feed(ev.InstanceHung(key, Failure("timeout", summary, None, self._tail(key))))
+            case ChildStalled():
+                stall = format_duration(running.prepared.preset.load_stall)
+                summary = f"no sign of progress for {stall} while loading"
+                failure = Failure("timeout", summary, None, self._tail(key))
+                self._feed(ev.InstanceStalled(key, failure))
+            case ChildEnding():
+                running.ending = True
+                self._drop(running)
+                self._feed_refusal(key, running)
+            case ChildLost():
+                running.lost = True
+                self._feed(ev.InstanceLost(key))
+            case ChildExited():
+                pass  # run() returns it
+
+    async def _bring_back(self, key: InstanceKey, running: Running, slots: int) -> None:
+        """Make a fresh child what those before it were, and only then let requests come."""
+        endpoint = running.endpoint
+        assert endpoint is not None
+        await guard.contained("replay", self.replays.replay(key.preset, endpoint))
+        with guard.reporting("keeping"):
+            await self._keeping.restore(key, running, endpoint)
+        if key in self.running:
+            self._feed(ev.InstanceReady(key, slots))
+            if running.ending or running.refused is not None:  # that was not heard while it loaded
+                self._feed_refusal(key, running)
+
+    def _tail(self, key: InstanceKey) -> tuple[str, ...]:
+        return tuple(str(line) for line in self.logs[key.preset].tail(20))
+
+    def _record(self, key: InstanceKey, running: Running) -> None:
+        assert running.pid is not None
+        try:
+            spec = running.child.spec
+            self._runtime_dir.record(str(key), running.pid, spec.binary, spec.group, spec.mark)
+        except OSError as error:  # a full disk must not keep a model from serving
+            _log.warning("%s: a restart could not find it as an orphan: %s", key, error)
+
+
+def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | None:
+    if failure is None:
+        return None
+    code = ended.code if ended.code is not None else -(ended.signal or 0)
+    return Failure(failure.kind.value, failure.summary, code, ended.tail[-20:])
+
+
+def _say_what_was_shrunk(key: InstanceKey, running: Running) -> None:
+    """Say what the engine made of the context that was asked for, where it is less."""
+    preset, got = running.way.preset, running.n_ctx
+    asked = context_per_request(preset)
+    if got is None or asked is None or got >= asked:
+        return
+    who = "fit: shrink left" if preset.fit == "shrink" else "llama-server gives"
+    text = "%s: %s %d tokens of context per request, of %d asked for"
+    _log.warning(text, key, who, got, asked)

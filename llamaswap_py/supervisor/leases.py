@@ -1,0 +1,532 @@
+"""A request's way to a ready instance: a ticket that waits, and the lease it becomes.
+
+The open leases of one instance, counted for those who watch whether it is alive; its readers.
+
+Requests come in, leases go out: who waits for an instance, and who holds one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec import structs
+
+from llamaswap_py.children.liveness import Requests
+from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Reject
+from llamaswap_py.scheduler.types import ClientId, InstanceKey, PresetId, RequestId
+from llamaswap_py.supervisor.snapshots import as_error
+from llamaswap_py.tasks import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llamaswap_py.scheduler import InstanceKey
+    from llamaswap_py.supervisor.supervisor import Supervisor
+
+
+class Answering(Protocol):
+    """An answer on its way: `held_up` means that its client has to read first."""
+
+    @property
+    def bytes_sent(self) -> int: ...
+    @property
+    def held_up(self) -> bool: ...
+
+
+class Held:
+    """Leases come and go here; adding them up is left to those who ask."""
+
+    __slots__ = ("_changes", "_open", "_received", "on_first_answer", "readers")
+
+    def __init__(self) -> None:
+        self.on_first_answer: Callable[[], None] | None = None
+        """Called once, after the first generation that ended well."""
+        self.readers: set[Lease] = set()
+        """Of requests that only read, which the scheduler knows nothing of."""
+        self._open: dict[Lease, bool] = {}
+        self._changes = 0
+        self._received = 0
+
+    @property
+    def idle_since(self) -> int | None:
+        """A number that stays while the instance has nothing to do; None while it has."""
+        return None if self._open else self._changes
+
+    def end_readers(self, reason: str) -> None:
+        """Cut those who read: the instance leaves."""
+        for lease in list(self.readers):
+            lease.revoke(reason)
+
+    def begin(self, lease: Lease, *, owing: bool) -> None:
+        """A lease begins, or becomes another one; `owing`: it generates for a client."""
+        self._open[lease] = owing
+        self._changes += 1
+
+    def end(self, lease: Lease, *, well: bool) -> None:
+        """A lease ends."""
+        owing = self._open.pop(lease)
+        self._changes += 1
+        self._received += well
+        if lease.answer is not None:
+            self._received += lease.answer.bytes_sent - lease.began_at_byte
+        if self.on_first_answer is not None and owing and well:
+            call, self.on_first_answer = self.on_first_answer, None
+            call()
+
+    def requests(self) -> Requests:
+        """Return what the instance has to do now."""
+        owing = others = 0
+        received = self._received
+        for lease, generates in self._open.items():
+            answer = lease.answer
+            if answer is None:
+                continue
+            received += answer.bytes_sent - lease.began_at_byte
+            if generates and not answer.held_up:
+                owing += 1
+            else:
+                others += 1
+        return Requests(owing, others, received, self._changes)
+
+
+_numbers: Final = count(1)
+
+
+def new_request_id(request_id: str) -> RequestId:
+    """Return an id of our own: clients may send any, twice even."""
+    return RequestId(f"{request_id}/{next(_numbers)}")
+
+
+def open_under(leases: Iterable[RequestId], request_id: str | None) -> RequestId | None:
+    """Return the open request that a client knows by `request_id`."""
+    if request_id is None:
+        return None
+    return next((one for one in leases if one.rpartition("/")[0] == request_id), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request asks of the scheduler besides its model; as in `events.RequestArrived`.
+
+    `parent` is the id of the request under which this one was made; `allowed` are the presets that
+    may answer it, None: any.
+    """
+
+    priority: int = 0
+    when_full: str = ""
+    patience: float | None = None
+    substitutable: bool = True
+    parent: str | None = None
+    allowed: frozenset[str] | None = None
+    weight: int = 1
+
+
+NO_WISHES: Final = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Call `send` while a request waits: after `first` seconds, then every `every` seconds."""
+
+    first: float
+    every: float
+    send: Callable[[], Awaitable[None]]
+
+
+class _Desk(Protocol):
+    """What a ticket needs of the supervisor."""
+
+    def arrive(self, ticket: Ticket) -> None: ...
+    def leave(self, ticket: Ticket) -> None: ...
+    def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None: ...
+
+
+class Lease:
+    """The right to use one instance until the ticket's context ends.
+
+    `preset` is whose instance it is: another than was asked for, where one substitutes. `queue_ms`
+    and `load_ms` divide the time it waited. A lease that does not `watch` an answer may be silent
+    for ever (a WebSocket). Set `outcome` to `upstream_error` when the child failed, or `cut` when
+    the lease was revoked, before the context ends.
+    """
+
+    answer: Answering | None = None
+    began_at_byte = 0
+    outcome = "ok"
+    revoked: str | None = None
+    arrived = queue_ms = load_ms = 0.0
+    _callbacks: tuple[Callable[[str], None], ...] = ()
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        key: InstanceKey,
+        spawned_at: float,
+        ready_at: float,
+        held: Held,
+    ) -> None:
+        self.endpoint = endpoint
+        self.key = key
+        self.preset = str(key.preset)
+        self.epoch = key.epoch
+        self.held = held
+        self.ready_at = ready_at
+        self._spawned_at = spawned_at
+
+    def on_revoke(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` when the scheduler takes the lease back, at once if it has."""
+        if self.revoked is not None:
+            callback(self.revoked)
+        else:
+            self._callbacks = (*self._callbacks, callback)
+
+    def watch(self, answer: Answering) -> None:
+        """Take an answer that begins for this lease's sign of life."""
+        self.answer, self.began_at_byte = answer, answer.bytes_sent
+
+    def began(self, arrived: float) -> None:
+        """Divide the wait of a request that arrived at `arrived` (monotonic seconds)."""
+        self.arrived = arrived
+        waited = time.monotonic() - arrived
+        load = max(self.ready_at - max(self._spawned_at, arrived), 0.0)
+        self.load_ms = min(load, waited) * 1000
+        self.queue_ms = waited * 1000 - self.load_ms
+
+    def revoke(self, reason: str) -> None:
+        """Tell whoever uses it that it is over."""
+        self.revoked = reason
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback in callbacks:
+            callback(reason)
+
+
+class Ticket:
+    """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
+
+    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_taken", "_waiting", "event", "stays")
+
+    def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
+        self._desk = desk
+        self._notice = notice
+        self._kept = self._taken = False
+        self._lease: Lease | ApiError | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self.event = event
+        self.stays = False
+        """Whether it keeps its place when its client leaves while it waits; then see `outlast`."""
+
+    def hold(self, lease: Lease) -> None:
+        """Take a lease that was granted at once; it may then be entered, or else is released."""
+        self._lease = lease
+        self._taken = True
+        lease.held.begin(lease, owing=self.event.slot)
+
+    async def __aenter__(self) -> Lease:
+        if self._taken and isinstance(self._lease, Lease):
+            return self._lease
+        since = self.event.since
+        arrived = time.monotonic() if since is None else since
+        self._desk.arrive(self)
+        if self._lease is None:
+            await self._wait()
+        if isinstance(self._lease, ApiError):
+            raise self._lease
+        assert self._lease is not None
+        self._lease.began(arrived)
+        self._lease.held.begin(self._lease, owing=self.event.slot)
+        return self._lease
+
+    async def _wait(self) -> None:
+        self._waiting = waiting = asyncio.get_running_loop().create_future()
+        await self._wait_for(waiting)
+
+    async def _wait_for(self, waiting: asyncio.Future[None]) -> None:
+        try:
+            if self._notice is not None:
+                await self._notify(self._notice, waiting)
+            await waiting
+        except BaseException as error:
+            if not (self.stays and isinstance(error, asyncio.CancelledError)):
+                self._desk.leave(self)  # also gives back a lease that was granted meanwhile
+            raise
+
+    @property
+    def waits(self) -> bool:
+        """Whether its client has left, and it keeps its place."""
+        return self.stays and self._waiting is not None and not isinstance(self._lease, ApiError)
+
+    async def outlast(self) -> Lease:
+        """Wait on where a client has left that `stays`; who gets the lease calls `release`."""
+        self._kept = True
+        arrived, self._notice = time.monotonic(), None
+        if self._lease is None:
+            self._waiting = asyncio.get_running_loop().create_future()
+            self.stays = False
+            await self._wait_for(self._waiting)
+        if isinstance(self._lease, ApiError):
+            raise self._lease
+        assert self._lease is not None
+        self._lease.began(arrived)
+        self._lease.held.begin(self._lease, owing=False)
+        return self._lease
+
+    def again(self) -> Ticket:
+        """Return a ticket of the same request, at its old place: its instance took nothing of it.
+
+        This one is released before; `outlast` of the new one waits for the next instance.
+        """
+        assert isinstance(self._lease, Lease)
+        id = new_request_id(self.event.request.rpartition("/")[0])
+        event = structs.replace(self.event, request=id, since=self._lease.arrived)
+        ticket = Ticket(self._desk, event, None)
+        ticket._kept = True
+        self._desk.arrive(ticket)
+        return ticket
+
+    async def _notify(self, notice: Notice, waiting: asyncio.Future[None]) -> None:
+        pause = notice.first
+        while not (await asyncio.wait([waiting], timeout=pause))[0]:
+            await notice.send()
+            pause = notice.every
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert isinstance(self._lease, Lease)
+        if self._kept:
+            return
+        if error is not None:
+            outcome = ev.Outcome.CANCELLED
+        elif self._lease.outcome == "ok":
+            outcome = ev.Outcome.OK
+        elif self._lease.outcome == "cut":
+            outcome = ev.Outcome.CANCELLED
+        else:
+            outcome = ev.Outcome.UPSTREAM_ERROR
+        self.release(outcome)
+
+    def keep(self) -> None:
+        """Let the lease outlive its context; whoever keeps it calls `release`."""
+        self._kept = True
+        if isinstance(self._lease, Lease):  # its answer may be complete, and only wait for a reader
+            self._lease.held.begin(self._lease, owing=False)
+
+    def release(self, outcome: ev.Outcome) -> None:
+        """Give back the lease."""
+        lease = self._lease
+        if isinstance(lease, Lease):
+            lease.held.end(lease, well=outcome is ev.Outcome.OK)
+            lease._callbacks = ()
+        self._desk.finish(self, outcome)
+
+    def end(self, *, well: bool) -> None:
+        """Give back a lease that nobody entered; `well`: after a whole answer."""
+        self.release(ev.Outcome.OK if well else ev.Outcome.CANCELLED)
+
+    def grant(self, lease: Lease) -> None:
+        """The scheduler granted it."""
+        self._settle(lease)
+
+    def refuse(self, error: ApiError) -> None:
+        """The scheduler refused it."""
+        self._settle(error)
+
+    def give_up(self, error: ApiError) -> None:
+        """End the waiting with an error from outside; a lease that is held is left alone."""
+        if self._lease is None:
+            self._desk.leave(self)
+            self._settle(error)
+
+    def revoke(self, reason: str) -> None:
+        """The scheduler takes the lease back."""
+        if isinstance(self._lease, Lease):
+            self._lease.revoke(reason)
+
+    def _settle(self, result: Lease | ApiError) -> None:
+        self._lease = result
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
+class Desk:
+    """Makes tickets and settles them as the scheduler says."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.tickets: dict[RequestId, Ticket] = {}
+        """Of every request that waits or holds a lease."""
+        self.granted = 0
+        """How many leases there ever were."""
+
+    def lease(
+        self,
+        preset: str,
+        *,
+        client: str,
+        request_id: str,
+        slot: bool = True,
+        autoload: bool = True,
+        since: float | None = None,
+        wishes: Wishes = NO_WISHES,
+        notice: Notice | None = None,
+    ) -> Ticket:
+        """Return a context manager that waits for a lease and gives it back at its end.
+
+        Entering raises ApiError when the scheduler refuses. `since` (monotonic seconds) keeps the
+        place of a request that comes back; `slot` False is for what generates nothing.
+        """
+        event = ev.RequestArrived(
+            request=new_request_id(request_id),
+            preset=PresetId(preset),
+            client=ClientId(client),
+            slot=slot,
+            autoload=autoload,
+            since=since,
+            priority=wishes.priority,
+            patience=wishes.patience,
+            when_full=self._supervisor.names.resolve_substitute(wishes.when_full),
+            substitutable=wishes.substitutable,
+            parent=open_under(self._supervisor.scheduler.world.leases, wishes.parent),
+            allowed=wishes.allowed,
+            weight=wishes.weight,
+        )
+        return Ticket(self, event, notice)
+
+    def lease_at_once(
+        self, preset: str, *, client: str, request_id: str, slot: bool
+    ) -> tuple[Ticket, Lease] | None:
+        """Return a lease that nobody has to wait for, and its ticket, to be entered or released.
+
+        None where a request without wishes would have to wait, or be refused: nothing has happened
+        then. No other request may have the id now.
+        """
+        event = ev.RequestArrived(
+            # Ids of requests that may wait have a number behind the slash (`new_request_id`).
+            request=RequestId(f"{request_id}/"),
+            preset=PresetId(preset),
+            client=ClientId(client),
+            slot=slot,
+            substitutable=False,
+        )
+        now = time.monotonic()
+        try:
+            instance = self._supervisor.scheduler.grant_at_once(event, now)
+        except Exception as error:
+            guard.report("scheduler", error)
+            self._supervisor.feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            return None
+        if instance is None:
+            return None
+        ticket = self.tickets[event.request] = Ticket(self, event, None)
+        lease = self._lease(instance.key)
+        if lease is None:
+            self.finish(ticket, ev.Outcome.UPSTREAM_ERROR)
+            return None
+        self.granted += 1
+        lease.arrived = now
+        ticket.hold(lease)
+        return ticket, lease
+
+    @contextmanager
+    def reading(self, preset: str, *, wakes: bool) -> Iterator[Lease]:
+        """Give a lease of an instance that is there, for a request that only reads.
+
+        The scheduler knows nothing of it: the instance stays as idle as it is, and whoever reads is
+        cut off when it leaves. `wakes`: a child that sleeps would wake to answer. Raises ApiError
+        where no instance answers.
+        """
+        now = time.monotonic()
+        found = self._supervisor.scheduler.look(PresetId(preset), now, wakes=wakes)
+        if isinstance(found, Reject):
+            raise as_error(found)
+        lease = self._lease(found)
+        if lease is None:
+            raise ApiError("upstream_failed", f"{found} ended before it could answer")
+        lease.began(now)
+        lease.held.readers.add(lease)
+        try:
+            yield lease
+        finally:
+            lease.held.readers.discard(lease)
+
+    def turn_away(self, client: str, may_use: Callable[[str], bool], error: ApiError) -> None:
+        """Let a client's requests not wait any more for presets that it may not use."""
+        for ticket in list(self.tickets.values()):
+            if ticket.event.client == client and not may_use(ticket.event.preset):
+                ticket.give_up(error)
+
+    # For tickets
+
+    def arrive(self, ticket: Ticket) -> None:
+        """Hand a request to the scheduler; the ticket is settled when it decides."""
+        self.tickets[ticket.event.request] = ticket
+        supervisor = self._supervisor
+        supervisor.estimating.hurry(ticket.event.preset)
+        if (other := ticket.event.when_full.removeprefix("substitute:")) in supervisor.prepared:
+            supervisor.estimating.hurry(other)
+        supervisor.feed(ticket.event)
+
+    def leave(self, ticket: Ticket) -> None:
+        """The client of a waiting request is gone."""
+        self.tickets.pop(ticket.event.request, None)
+        self._supervisor.feed(ev.RequestLeft(ticket.event.request))
+
+    def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None:
+        """A lease ended."""
+        self.tickets.pop(ticket.event.request, None)
+        self._supervisor.feed(ev.RequestFinished(ticket.event.request, outcome))
+
+    # What the scheduler decided
+
+    def grant(self, request: RequestId, key: InstanceKey) -> None:
+        """A request has its instance."""
+        ticket, lease = self.tickets.get(request), self._lease(key)
+        if ticket is None:
+            return
+        if lease is None:
+            self.tickets.pop(request)
+            ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
+            self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+            return
+        self.granted += 1
+        ticket.grant(lease)
+
+    def refuse(self, action: Reject) -> None:
+        """A request is not served."""
+        if ticket := self.tickets.pop(action.request, None):
+            ticket.refuse(as_error(action))
+
+    def fail(self, request: RequestId) -> None:
+        """What was decided for a request could not be done."""
+        if ticket := self.tickets.pop(request, None):
+            ticket.refuse(
+                ApiError("internal", "lswap failed to carry out what it decided for this request")
+            )
+        self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+
+    def revoke(self, request: RequestId, reason: str) -> None:
+        """A lease is taken back."""
+        if ticket := self.tickets.get(request):
+            ticket.revoke(reason)
+
+    def _lease(self, key: InstanceKey) -> Lease | None:
+        """Return a lease of an instance, None where it died in this very moment."""
+        running = self._supervisor.running.get(key)
+        if running is None or running.endpoint is None:
+            return None
+        instance = self._supervisor.scheduler.world.instances[key]
+        ready_at = instance.ready_at or instance.spawned_at
+        return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held)

@@ -1,0 +1,77 @@
+"""Turn measurements of the devices into the scheduler's pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from llamaswap_py.devices import Device, Measurement, strangers_by_charge
+from llamaswap_py.scheduler import InstanceKey
+from llamaswap_py.scheduler.ledger import HOST
+from llamaswap_py.scheduler.types import Footprint, Pool, PoolId
+from llamaswap_py.supervisor.reservations import Reservation
+
+
+class WatchedPools:
+    """The pools as last measured. What was not read stays as it was."""
+
+    def __init__(self, devices: tuple[Device, ...]) -> None:
+        self.pools = {
+            PoolId(one.id): Pool(one.total, one.margin, watched=one.watched) for one in devices
+        }
+
+    def update(
+        self,
+        measurement: Measurement,
+        charges: Mapping[InstanceKey, Footprint],
+        loading: frozenset[InstanceKey],
+        reserved: Sequence[Reservation] = (),
+        held: Mapping[int, Mapping[str, int]] = MappingProxyType({}),
+        kept: int = 0,
+    ) -> dict[PoolId, Pool]:
+        """Return all pools; `charges` are those of children that are not reaped.
+
+        `held` are the bytes of each process tree that was read. What a reservation's program takes
+        is no stranger's: only what it takes beyond. Nor are the `kept` bytes of the host, which are
+        given up as soon as they are needed, like page cache.
+        """
+        for name, reading in measurement.pools.items():
+            pool = PoolId(name)
+            strangers, given_up = reading.strangers, kept if name == HOST else 0
+            if strangers is None:
+                promised = {key: charge.get(pool, 0) for key, charge in charges.items()}
+                strangers = strangers_by_charge(
+                    max(reading.used - given_up, 0),
+                    settled=sum(size for key, size in promised.items() if key not in loading),
+                    loading=sum(size for key, size in promised.items() if key in loading)
+                    + sum(one.footprint.get(pool, 0) for one in reserved),
+                    previous=self.pools[pool].strangers,
+                )
+            else:
+                strangers = max(strangers - given_up, 0)
+                strangers = _without_reserved(pool, strangers, reserved, held)
+            self.pools[pool] = replace(self.pools[pool], total=reading.total, strangers=strangers)
+        return dict(self.pools)
+
+
+def _without_reserved(
+    pool: PoolId,
+    strangers: int,
+    reserved: Sequence[Reservation],
+    held: Mapping[int, Mapping[str, int]],
+) -> int:
+    """Return what strangers hold, less what they hold within a reservation.
+
+    Where a reservation's processes are not known, what strangers took since it began to be held is
+    taken for its program's.
+    """
+    for one in reserved:
+        size = one.footprint.get(pool, 0)
+        used = held.get(one.pid, {}).get(str(pool)) if one.pid is not None else None
+        if used is not None:  # its tree was read as ours: only what is beyond counts
+            strangers += max(used - size, 0)
+        elif one.pid is None and size:
+            grown = strangers - one.baseline.setdefault(pool, strangers)
+            strangers -= min(max(grown, 0), size)
+    return strangers

@@ -1,0 +1,210 @@
+"""What a model's file says of it, read before it was ever loaded: for lists and for `show`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Final, TypeVar
+
+from llamaswap_py.config.embedding import kind_of
+from llamaswap_py.errors import LswapError
+from llamaswap_py.estimate.files import FileIdentity, identify, open_header
+from llamaswap_py.estimate.settings import names_of, read_settings
+from llamaswap_py.gguf import Header
+from llamaswap_py.gguf.header import ArrayInfo
+from llamaswap_py.supervisor.prepare import Prepared
+from llamaswap_py.tasks.threads import Workers
+
+# enum llama_ftype (include/llama.h, b11434).
+_FILE_TYPES: Final = dict(
+    enumerate(
+        [
+            *("F32", "F16", "Q4_0", "Q4_1", "", "", "", "Q8_0", "Q5_0", "Q5_1", "Q2_K"),
+            *("Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+            *("IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S"),
+            *("IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16", "", "", "", "TQ1_0"),
+            *("TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"),
+        ]
+    )
+)
+_GUESSED: Final = 1024
+_EMBEDS: Final = (
+    "bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "t5encoder",
+)
+_FILL_IN: Final = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+_TEXT: Final = ("text",)
+_SENSES: Final = {"image": "vision", "audio": "audio"}
+_AFTER_SENSES: Final = ("thinking",)
+_ENCODERS: Final = {"clip.has_vision_encoder": "image", "clip.has_audio_encoder": "audio"}
+# Decision models answer on /v1/systemone (tools/server/server-common.cpp, b11434).
+_DECISIONS: Final = frozenset({"openjev", "lev", "kev", "nimble", "laya", "clef"})
+_THINKS: Final = ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Of the files: bytes, when they changed (Unix seconds), a name for this version of them.
+
+    Of the header, where it can be read: the rest. `capabilities` are Ollama's words, `inputs` and
+    `outputs` llama.cpp's (the projector's header says what a model takes besides text).
+    """
+
+    size: int = 0
+    modified: float = 0.0
+    digest: str = ""
+    family: str = ""
+    parameters: str = ""
+    quantization: str = ""
+    context_length: int = 0
+    template: str = ""
+    capabilities: tuple[str, ...] = ("completion",)
+    metadata: dict[str, int | float | bool | str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = _TEXT
+    outputs: tuple[str, ...] = _TEXT
+
+    def capable_of(self, inputs: tuple[str, ...]) -> list[str]:
+        """Return the capabilities, where a running child says what it takes in its own words."""
+        if "completion" not in self.capabilities:
+            return list(self.capabilities)
+        senses = [word for kind, word in _SENSES.items() if kind in (inputs or self.inputs)]
+        last = [word for word in self.capabilities if word in _AFTER_SENSES]
+        return [*(word for word in self.capabilities if word not in last), *senses, *last]
+
+
+_READERS: Final = Workers(4, "lswap-facts")
+"""Threads of their own: models on a disk that hangs hold up lists, and no loads."""
+_T = TypeVar("_T")
+
+
+async def _aside(read: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(_READERS, read)
+
+
+class FactsBook:
+    """The facts of every preset, read once for each version of its files."""
+
+    def __init__(self, prepared: Mapping[str, Prepared]) -> None:
+        self._prepared = prepared
+        self._known: dict[tuple[tuple[FileIdentity, ...], str], ModelFacts] = {}
+
+    async def of(self, preset: str) -> ModelFacts:
+        """Return the facts of a preset; nothing of a header that cannot be read."""
+        prepared = self._prepared.get(preset)
+        return ModelFacts() if prepared is None else await _aside(partial(self._read, prepared))
+
+    async def of_each(self, presets: Iterable[str]) -> dict[str, ModelFacts]:
+        """Return the facts of several presets, by their ids."""
+        wanted = {name: self._prepared.get(name) for name in presets}
+
+        def read() -> dict[str, ModelFacts]:
+            return {
+                name: ModelFacts() if one is None else self._read(one)
+                for name, one in wanted.items()
+            }
+
+        return await _aside(read)
+
+    def _read(self, prepared: Prepared) -> ModelFacts:
+        try:
+            files = identify(prepared.files)
+        except LswapError:
+            return ModelFacts()
+        key = files, _projector(prepared)
+        if key not in self._known:
+            self._known[key] = _facts(prepared, *key)
+        return self._known[key]
+
+
+def _facts(prepared: Prepared, files: Sequence[FileIdentity], projector: str) -> ModelFacts:
+    size = sum(one.size for one in files)
+    modified = max((one.mtime_ns for one in files), default=0) / 1e9
+    digest = hashlib.sha256(repr([tuple(one) for one in files]).encode()).hexdigest()
+    inputs = _inputs(projector)
+    try:
+        header = open_header(prepared.preset.model)
+    except LswapError:
+        return ModelFacts(size, modified, digest, inputs=inputs)
+    template = header.metadata.get("tokenizer.chat_template", "")
+    template = template if isinstance(template, str) else ""
+    return ModelFacts(
+        size,
+        modified,
+        digest,
+        header.architecture,
+        _parameters(header),
+        _quantization(header),
+        header.integer("context_length"),
+        template,
+        _capabilities(prepared, header, template),
+        {
+            key: value
+            for key, value in header.metadata.items()
+            if not isinstance(value, ArrayInfo) and key != "tokenizer.chat_template"
+        },
+        inputs,
+        _outputs(header),
+    )
+
+
+def _projector(prepared: Prepared) -> str:
+    """Return the projector's file that a child is told of; empty where there is none."""
+    if prepared.preset.cmd is not None or "no-mmproj" in names_of(prepared.args):
+        return ""
+    return read_settings(prepared.args).projector or ""
+
+
+def _inputs(projector: str) -> tuple[str, ...]:
+    """Return what a model takes, as llama.cpp reads it from its projector (clip.cpp)."""
+    if not projector:
+        return _TEXT
+    try:
+        header = open_header(projector)
+    except LswapError:
+        return _TEXT
+    return (*_TEXT, *(kind for key, kind in _ENCODERS.items() if header.metadata.get(key) is True))
+
+
+def _outputs(header: Header) -> tuple[str, ...]:
+    kind = header.metadata.get(f"{header.architecture}.decision.type")
+    return ("decisions",) if kind in _DECISIONS else _TEXT
+
+
+def _parameters(header: Header) -> str:
+    """Return how many parameters a model has, as people say it: `8.2B`, `137M`."""
+    count = float(sum(prod(tensor.shape) for tensor in header.tensors))
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.1f}".removesuffix(".0") + name
+    return f"{count:.0f}"
+
+
+def _quantization(header: Header) -> str:
+    value = header.metadata.get("general.file_type")
+    if not isinstance(value, int):
+        return "unknown"
+    return _FILE_TYPES.get(value & ~_GUESSED) or "unknown"
+
+
+def _capabilities(prepared: Prepared, header: Header, template: str) -> tuple[str, ...]:
+    kind = kind_of(prepared.preset)
+    if kind == "embedding" or header.architecture in _EMBEDS:
+        return ("embedding",)
+    if kind == "rerank":
+        return ()
+    found = ["completion"]
+    if "tools" in template:
+        found.append("tools")
+    if any(key in header.metadata for key in _FILL_IN):
+        found.append("insert")
+    if any(mark in template for mark in _THINKS):
+        found.append("thinking")
+    return tuple(found)

@@ -1,0 +1,118 @@
+"""What a model name means: a preset, by its id or an alias; and which names look like it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from urllib.parse import unquote
+
+from llamaswap_py.config.choosing import spelled
+from llamaswap_py.config.records import Alias, Config
+from llamaswap_py.errors import ApiError
+from llamaswap_py.scheduler.ledger import fits
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.types import PresetId
+
+
+class Names:
+    """Every name that a client may use, and the preset behind it."""
+
+    def __init__(
+        self,
+        names: Mapping[str, Iterable[str]],
+        choosing: Mapping[str, Alias],
+        world: World,
+        unlisted: Collection[str] = (),
+    ) -> None:
+        """Take the names of each preset, its id among them, and the aliases that choose.
+
+        Names of the presets that are `unlisted` are never suggested.
+        """
+        self._presets = {name: preset for preset, own in names.items() for name in own}
+        self._choosing = choosing
+        self._world = world
+        self._unlisted = frozenset(unlisted)
+
+    def known(self, name: str) -> str | None:
+        """Return how the file spells a name that a client gave, None if it has no such name."""
+        if name in self._presets or name in self._choosing:
+            return name
+        return spelled(name, self._presets) or spelled(name, self._choosing)
+
+    def resolve(self, name: str, seed: str = "") -> str | None:
+        """Return the preset that a model name or alias means.
+
+        `seed` decides an alias with shares: one request always gets the same answer.
+        """
+        if (preset := self._presets.get(name)) is not None:
+            return preset
+        known = self.known(name)
+        if known is None:
+            return None
+        if (preset := self._presets.get(known)) is not None:
+            return preset
+        alias = self._choosing[known]
+        return self._first(alias.first) if alias.first else _drawn(alias.split or {}, seed)
+
+    def fixed(self, name: str) -> str | None:
+        """Return the preset that always has this name, None where there is none."""
+        return self._presets.get(self.known(name) or "")
+
+    def resolve_substitute(self, when_full: str) -> str:
+        """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""
+        if not when_full:
+            return when_full
+        kind, _, name = when_full.partition(":")
+        if kind != "substitute" or name == "loaded":
+            return when_full
+        preset = self.resolve(name) or self.resolve(unquote(name))
+        if preset is None:
+            raise ApiError("bad_request", f"x-lswap-when-full: there is no model {name!r}")
+        return f"substitute:{preset}"
+
+    def nearest(self, name: str) -> list[str]:
+        """Return up to three known names that look like `name`."""
+        shown = [one for one, preset in self._presets.items() if preset not in self._unlisted]
+        folded = {known.lower(): known for known in (*shown, *self._choosing)}
+        close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
+        return [folded[one] for one in close]
+
+    def _first(self, presets: tuple[str, ...]) -> str:
+        """Return the first that is ready, else the first that fits, else the first."""
+        known = [one for one in presets if PresetId(one) in self._world.presets]
+        for one in known:
+            serving = self._world.presets[PresetId(one)].serving
+            if serving is not None and serving.state is State.READY and serving.gate_for is None:
+                return one
+        ledger = self._world.ledger
+        free = ledger.free()
+        for one in known:
+            preset = self._world.presets[PresetId(one)]
+            if preset.serving is not None:
+                return one
+            plan = preset.plan
+            if plan.problem is None and any(
+                fits(ledger.charge_of(plan, choice), free) for choice in plan.choices
+            ):
+                return one
+        return presets[0]
+
+
+def names_of(config: Config, world: World) -> Names:
+    """Return all names of a configuration."""
+    names = {name: (name, *one.other_names) for name, one in config.models.items()}
+    unlisted = [name for name, one in config.models.items() if one.unlisted]
+    return Names(names, config.aliases, world, unlisted)
+
+
+def _drawn(shares: Mapping[str, int], seed: str) -> str:
+    """Return one of the names, by chance: as often as its share says."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    at = int.from_bytes(digest[:8], "big") % sum(shares.values())
+    for name, share in shares.items():
+        at -= share
+        if at < 0:
+            return name
+    raise AssertionError("the shares are above 0")

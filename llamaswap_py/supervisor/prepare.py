@@ -1,0 +1,468 @@
+"""Make presets ready to run: engine, command line, environment, files, and what is wrong with them.
+
+`lswap up` and `lswap check` see the same: a preset that cannot work is listed with its reason.
+
+Presets with `cmd`: programs other than llama-server, made ready to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from llamaswap_py.children import Program
+from llamaswap_py.config.argv import Option, PresetProblem, build_args, check_preset
+from llamaswap_py.config.embedding import kind_of
+from llamaswap_py.config.forms import EngineChoice, EngineSpec
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.config.records import Config, Preset, groups_of
+from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices.placement import PREFIXES
+from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.estimate.files import with_whole_batch
+from llamaswap_py.estimate.types import PROMPT_CACHE, named
+from llamaswap_py.hub.cache import cache_folder
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
+from llamaswap_py.redaction import hide
+from llamaswap_py.scheduler.judging import judge, remedies
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.types import (
+    TOO_LARGE,
+    Choice,
+    Failure,
+    Policy,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
+from llamaswap_py.supervisor.library import with_files
+from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
+from llamaswap_py.units import MIB, format_size
+
+
+def find_program(preset: Preset) -> str | None:
+    """Return the path of a preset's program; None when there is none that can be run."""
+    assert preset.cmd is not None
+    return _found(preset, preset.cmd.words[0])
+
+
+def _found(preset: Preset, name: str) -> str | None:
+    return shutil.which(name, path=preset.env.get("PATH", os.environ.get("PATH")))
+
+
+def program_problems(preset: Preset, config: Config) -> list[PresetProblem]:
+    """Return why a preset's program, or what stops it, cannot be run."""
+    assert preset.cmd is not None
+    programs = {"cmd": preset.cmd.words[0], "stop_cmd": next(iter(preset.stop_cmd), "")}
+    return [
+        PresetProblem(preset.id, config.where(f"models.{preset.id}.{key}"), *_fault(name))
+        for key, name in programs.items()
+        if name and _found(preset, name) is None
+    ]
+
+
+def _fault(name: str) -> tuple[str, str]:
+    """Return why there is no program to run, and what to do."""
+    if "/" not in name:
+        return f"there is no program {name} on the PATH", "install it, or write its path"
+    if os.path.isfile(name):
+        return f"{name} cannot be executed", f"chmod +x {name}"
+    return f"{name}: there is no such program", "check the path"
+
+
+def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep a program to `devices`, whichever backend it has.
+
+    Without devices it sees what lswap sees.
+    """
+    env: dict[str, str] = {}
+    for backend in PREFIXES if devices else ():
+        env |= placement_env(devices, backend, uuids)
+    return env
+
+
+def program_of(preset: Preset) -> Program:
+    """Return how a preset's program shows that it serves, and where it runs."""
+    assert preset.cmd is not None
+    ready, cmd = preset.ready, preset.cmd
+    return Program(ready.http, ready.line, cmd.dir, preset.stop_cmd, preset.served_by)
+
+
+def port_text(preset: Preset, *, can_tell: bool) -> str:
+    """Say who may hold a program's port; `can_tell`: this system shows who does."""
+    if preset.cmd is None or preset.cmd.takes_socket:
+        return ""
+    if not can_tell:
+        return "who holds its port is not looked at: this system does not show it"
+    if preset.served_by == "anyone":
+        return "who holds its port is not looked at (served_by: anyone)"
+    others = ", root or the user of lswap" if preset.served_by == "container" else ""
+    return (
+        f"its port has to be held by cmd or what it starts{others} (served_by: {preset.served_by})"
+    )
+
+
+_ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One variant of a preset: the preset as it says, its command line, the files it reads."""
+
+    preset: Preset
+    args: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A preset with all that a child needs; `problems` say why it cannot run, if it cannot.
+
+    `ways` are its variants by name; a preset without variants has one, named "".
+    """
+
+    preset: Preset
+    plan: PresetPlan
+    engine: Engine | None
+    ways: Mapping[str, Way]
+    problems: tuple[PresetProblem, ...]
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The command line of the first variant."""
+        return next(iter(self.ways.values())).args
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the first variant."""
+        return next(iter(self.ways.values())).files
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment of every child, besides its placement."""
+        return self.preset.env
+
+    def as_variant(self, name: str) -> Prepared:
+        """Return the preset as if that variant were all there is."""
+        way = self.ways[name]
+        return replace(self, preset=way.preset, ways={name: way})
+
+
+class Engines:
+    """Locates each engine that a configuration names, once."""
+
+    def __init__(self, config: Config) -> None:
+        self._found: dict[EngineSpec, Engine | EngineError] = {}
+        presets = [one for one in config.models.values() if one.id not in config.broken]
+        needed = [preset for preset in presets if preset.cmd is None]
+        for preset in needed:
+            self._locate(preset.engine)
+        self._default = self._locate(config.engine)
+        self._needed = bool(needed)
+
+    @property
+    def default(self) -> Engine | None:
+        """The engine of the file's top level; raises EngineError when there is none at all.
+
+        Where only the presets' own engines work, the first of those stands for it. None where no
+        preset needs one.
+        """
+        found = [one for one in (self._default, *self._found.values()) if isinstance(one, Engine)]
+        if found:
+            return found[0]
+        if not self._needed:
+            return None
+        assert isinstance(self._default, EngineError)
+        raise self._default
+
+    @property
+    def backends(self) -> frozenset[str]:
+        """The backends of all engines that were found."""
+        return frozenset(one.backend for one in self._found.values() if isinstance(one, Engine))
+
+    def found(self, preset: Preset) -> Engine | None:
+        """Return a preset's engine if it has been located."""
+        found = self._found.get(preset.engine)
+        return found if isinstance(found, Engine) else None
+
+    def of(self, preset: Preset) -> Engine | EngineError:
+        """Return a preset's engine, or why there is none."""
+        return self._found[preset.engine]
+
+    def _locate(self, spec: EngineSpec) -> Engine | EngineError:
+        if spec not in self._found:
+            try:
+                self._found[spec] = locate_engine(_as_wanted(spec))
+            except EngineError as error:
+                self._found[spec] = error
+        return self._found[spec]
+
+
+def _as_wanted(spec: EngineSpec) -> str | dict[str, object]:
+    if not isinstance(spec, EngineChoice):
+        return spec
+    wanted: dict[str, object] = {"build": spec.build, "backend": spec.backend}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def policy_of(config: Config) -> Policy:
+    """Return the scheduler's knobs."""
+    return Policy(
+        max_loaded=config.policy.max_loaded,
+        max_wait=config.policy.max_wait,
+        detached_timeout=config.policy.detached_timeout,
+        queue_limit=config.policy.queue.limit,
+        queue_timeout=config.policy.queue.timeout,
+        settle=config.memory.settle,
+    )
+
+
+def pools_of(devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
+    """Return the devices as the scheduler's pools."""
+    return {PoolId(one.id): Pool(one.total, one.margin, watched=one.watched) for one in devices}
+
+
+def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> dict[str, Prepared]:
+    """Prepare every preset of the file, in its order."""
+    ledger = Ledger(pools_of(devices), policy_of(config))
+    return {
+        name: _prepare_one(preset, config, engines, devices, ledger)
+        for name, preset in config.models.items()
+    }
+
+
+def _prepare_one(
+    preset: Preset,
+    config: Config,
+    engines: Engines,
+    devices: tuple[Device, ...],
+    ledger: Ledger,
+) -> Prepared:
+    if preset.id in config.broken:
+        return _broken(preset, config, engines, devices)
+    named = [with_files(one) for one in variant_presets(preset)]
+    absent = any(missing for _, missing in named)
+    preset, _ = with_files(preset)
+    engine = engines.of(preset) if preset.cmd is None else None
+    options = engine.options if isinstance(engine, Engine) else None
+    ways = {one.variant: _way(one, config, options) for one, _ in named}
+    problems: list[PresetProblem] = []
+    for way in ways.values():
+        problems += _file_problems(way, config)
+        problems += _device_problems(way.preset, config, devices)
+    if isinstance(engine, EngineError):
+        where = config.where(f"models.{preset.id}.engine")
+        problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
+    elif engine is None:
+        problems += program_problems(preset, config)
+    else:
+        problems += check_preset(preset, config, options)
+    problems = _without_secrets(problems, config)
+    plan = _plan(preset, config, ways, problems, absent=absent)
+    ledger.open_pools(plan)
+    options_that_fit, shortfall = judge(ledger, plan)
+    if not problems and not options_that_fit:
+        where = config.where(f"models.{preset.id}.memory")
+        message, remedy = f"it can never fit: {shortfall}", remedies(ledger, plan)
+        problems.append(PresetProblem(preset.id, where, message, remedy))
+        plan = _plan(preset, config, ways, problems, absent=absent, kind=TOO_LARGE)
+    found = engine if isinstance(engine, Engine) else None
+    return Prepared(preset, plan, found, ways, tuple(problems))
+
+
+def _broken(
+    preset: Preset, config: Config, engines: Engines, devices: tuple[Device, ...]
+) -> Prepared:
+    """Return a preset that the file describes wrongly: it is listed, and cannot run."""
+    problems = [PresetProblem(preset.id, *one) for one in config.broken[preset.id]]
+    if (described := config.described.get(preset.id)) is not None:
+        problems += further_problems(described, config, engines, devices)
+    ways = {"": Way(preset, (), ())}
+    return Prepared(
+        preset, _plan(preset, config, ways, problems, absent=False), None, ways, tuple(problems)
+    )
+
+
+def further_problems(
+    preset: Preset, config: Config, engines: Engines, devices: tuple[Device, ...]
+) -> list[PresetProblem]:
+    """Return what is wrong with options, files and devices of a preset that has other mistakes."""
+    if preset.cmd is not None:
+        return []
+    engine = engines.found(preset)
+    options = engine.options if engine is not None else None
+    problems: list[PresetProblem] = []
+    try:
+        ways = [with_files(one)[0] for one in variant_presets(preset)]
+    except LswapError:  # its repository has no name that can be: said already
+        return []
+    for one in ways:
+        problems += _file_problems(_way(one, config, options), config)
+        problems += _device_problems(one, config, devices)
+    problems += check_preset(preset, config, options)
+    return _without_secrets(problems, config)
+
+
+def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[PresetProblem]:
+    """Return each problem once, with values of the environment as the file names them."""
+    told = (
+        replace(
+            one,
+            message=hide(one.message, config.secrets),
+            remedy=hide(one.remedy, config.secrets),
+        )
+        for one in problems
+    )
+    return list(dict.fromkeys(told))
+
+
+def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
+    if preset.cmd is not None:
+        return Way(preset, preset.cmd.words, ())
+    preset = with_whole_batch(preset)
+    args = build_args(preset, config, options, devices=_named(preset))
+    return Way(preset, args, model_files(preset))
+
+
+def _named(preset: Preset) -> tuple[str, ...] | None:
+    """Return the devices a preset names, None where it leaves them open."""
+    return None if preset.device == "auto" else preset.device
+
+
+def is_mended(prepared: Prepared, config: Config) -> bool:
+    """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
+    then = {one for one in prepared.problems if one.remedy in FILE_REMEDIES}
+    now = set(
+        _without_secrets(
+            (one for way in prepared.ways.values() for one in _file_problems(way, config)), config
+        )
+    )
+    return then != now
+
+
+def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
+    return file_problems(way.preset, way.files, config)
+
+
+def _device_problems(
+    preset: Preset, config: Config, devices: tuple[Device, ...]
+) -> list[PresetProblem]:
+    known = [one.id for one in devices]
+    named = {"device": () if preset.device == "auto" else preset.device}
+    named["memory"] = tuple(preset.memory or ())
+    return [
+        PresetProblem(
+            preset.id,
+            config.where(f"models.{preset.id}.{key}"),
+            f"there is no device {name} here",
+            f"known: {', '.join(known)}; others can be declared under memory.devices",
+        )
+        for key, names in named.items()
+        for name in names
+        if name not in known
+    ]
+
+
+def _plan(
+    preset: Preset,
+    config: Config,
+    ways: Mapping[str, Way],
+    problems: list[PresetProblem],
+    *,
+    absent: bool,
+    kind: str = "config",
+) -> PresetPlan:
+    problem = None
+    if problems:
+        problem = Failure(kind, "; ".join(str(one) for one in problems))
+    undeclared = any(way.preset.memory is None for way in ways.values())
+    return PresetPlan(
+        preset=PresetId(preset.id),
+        choices=tuple(_choice(way.preset, config) for way in ways.values()),
+        prefer_fit=preset.prefer == "fit",
+        groups=(groups := groups_of(config, preset.id)),
+        persistent=tuple(one for one in groups if config.groups[one].persistent),
+        priority=preset.priority,
+        when_full=preset.when_full,
+        fingerprint=_fingerprint(preset, ways),
+        estimating=undeclared and problem is None and not absent,
+        absent=absent,
+        kind=kind_of(preset),
+        pin=preset.pin,
+        ttl=preset.ttl,
+        concurrency=preset.concurrency,
+        drain_timeout=preset.drain_timeout,
+        cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
+        problem=problem,
+    )
+
+
+def _choice(preset: Preset, config: Config) -> Choice:
+    placement = tuple(PoolId(one) for one in _named(preset) or ())
+    footprint = _footprint(preset, config)
+    return Choice(
+        footprint,
+        placement,
+        preset.variant,
+        "unknown" if footprint is None else "declared",
+        sleeping_footprint(preset, footprint),
+        made_of=_made_of(preset, config),
+    )
+
+
+def _made_of(preset: Preset, config: Config) -> tuple[tuple[str, str], ...]:
+    """Say what is charged besides what a preset declares."""
+    if preset.memory is None or preset.cmd is not None or HOST in preset.memory:
+        return ()
+    return ((HOST, f"{format_size(config.memory.cache_ram)} {named(PROMPT_CACHE)}"),)
+
+
+def sleeping_footprint(
+    preset: Preset, footprint: Mapping[PoolId, int] | None
+) -> dict[PoolId, int] | None:
+    """Return what is left of a child that sleeps; None for a preset that never does.
+
+    The process stays, with its driver context on each GPU (docs/design/engine.md, "Answers").
+    """
+    if preset.sleep is None or footprint is None:
+        return None
+    return {
+        pool: min(size, _ASLEEP_HOST if pool == HOST else _ASLEEP_GPU)
+        for pool, size in footprint.items()
+    }
+
+
+def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
+    """Return what the file declares, and the prompt cache where nothing is said of the host."""
+    if preset.memory is None:
+        return None
+    footprint = {PoolId(device): size for device, size in preset.memory.items()}
+    if preset.cmd is None:
+        footprint.setdefault(PoolId(HOST), config.memory.cache_ram)
+    return footprint
+
+
+def _fingerprint(preset: Preset, ways: Mapping[str, Way]) -> str:
+    """Return what tells its child apart from that of another version of the file."""
+    lines = [(name, way.args, way.preset.device) for name, way in ways.items()]
+    if preset.cmd is not None:
+        return _hashed((lines, preset.env, preset.cmd, preset.ready))
+    if preset.hf is not None:  # where its files lie does not matter, nor whether they are here
+        cache = str(cache_folder())
+        said = [
+            (name, [one for one in way.preset.args.items() if cache not in str(one[1])])
+            for name, way in ways.items()
+        ]
+        more = (preset.hf, preset.extra, preset.device)
+        return _hashed((said, more, preset.env, preset.engine))
+    return _hashed((lines, preset.env, preset.engine))
+
+
+def _hashed(told: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""The memory of each way to load a preset, whether one of them fits, and what would help.
+
+`lswap up`, `check`, `estimate` and `init` all use this module, so they agree about a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Final
+
+from llamaswap_py.config.records import Config
+from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.errors import LswapError
+from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.estimate.remedies import Leaner, Remedies
+from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.scheduler.judging import Option, judge, remedies
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.planner import best_fit
+from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
+from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of, sleeping_footprint
+
+BOUND: Final = 30.0
+"""Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""
+_LATE: Final = f"not estimated within {BOUND:.0f} s: `lswap estimate` goes on until it is"
+
+
+@dataclass(slots=True)
+class Judged:
+    """One preset: what it takes as it would be loaded first, and what keeps it from fitting.
+
+    `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
+    "" if it fits. `unknown` says why there is no estimate. `mend` is what its `args` may say so
+    that it fits, if that is enough.
+    """
+
+    id: str
+    estimate: Estimate | None = None
+    unknown: str = ""
+    problem: str = ""
+    remedy: str = ""
+    mend: Leaner | None = None
+    choices: tuple[Choice, ...] = ()
+
+
+class Judging:
+    """Judges the presets of one configuration; loads nothing."""
+
+    def __init__(
+        self, config: Config, devices: tuple[Device, ...], estimator: Estimator, *, fresh: bool
+    ) -> None:
+        self._devices = devices
+        self._cache_ram = config.memory.cache_ram
+        self._estimator = estimator
+        self._fresh = fresh
+        self._ledger = Ledger(pools_of(devices), policy_of(config))
+
+    async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, Judged]:
+        """Return a judgement of each; with `bound`, as many as can be had in so many seconds."""
+        found = {one.preset.id: Judged(one.preset.id, unknown=_LATE) for one in prepared}
+        try:
+            async with asyncio.timeout(bound):
+                for one in prepared:
+                    found[one.preset.id] = await self.one(one)
+        except TimeoutError:
+            pass
+        return found
+
+    async def one(self, prepared: Prepared) -> Judged:
+        """Return the judgement of one preset, as if nothing else were loaded."""
+        judged = Judged(prepared.preset.id)
+        if prepared.plan.absent:
+            judged.unknown = "known once its files are here (`lswap pull`)"
+            return judged
+        estimates: dict[int, Estimate] = {}
+        choices = list(prepared.plan.choices)
+        if self._fresh or any(one.footprint is None for one in choices):
+            choices = ways_to_load(prepared, self._devices)
+        for at, choice in enumerate(choices):
+            wanted = wanted_for(prepared, choice, self._devices, self._cache_ram)
+            if wanted is None:
+                judged.unknown = prepared.problems[0].message if prepared.problems else "no engine"
+                judged.problem = judged.unknown
+                return judged
+            try:
+                estimates[at] = await self._estimate(wanted)
+            except EstimateError as error:
+                judged.unknown = str(error)
+                if not wanted.is_program:
+                    judged.problem, judged.remedy = error.message, error.remedy
+                continue
+            choices[at] = weighed(prepared, choice, estimates[at])
+        if not estimates:
+            return judged
+        last = len(choices) - 1
+        wanted = wanted_for(prepared, choices[last], self._devices, self._cache_ram)
+        if wanted is not None and last in estimates and wanted.declared is None:
+            leaner = await leaner_for(
+                prepared, choices, wanted, estimates[last], self._devices, self._estimator
+            )
+            choices[last] = replace(choices[last], remedies=as_remedies(leaner))
+            room = {one.id: one.total - one.margin for one in self._devices}
+            enough = (one for one in leaner if one.entry and fits_in(one.footprint, room))
+            judged.mend = next(enough, None)
+        judged.choices = tuple(choices)
+        return self._verdict(prepared, judged, estimates)
+
+    def _verdict(
+        self, prepared: Prepared, judged: Judged, estimates: Mapping[int, Estimate]
+    ) -> Judged:
+        plan = replace(prepared.plan, choices=judged.choices)
+        judged.problem = judged.remedy = judged.unknown = ""
+        self._ledger.open_pools(plan)
+        options, shortfall = judge(self._ledger, plan)
+        first = self._first(options)
+        at = next((at for at, one in enumerate(judged.choices) if one is first), max(estimates))
+        judged.estimate = estimates.get(at)
+        if not options:
+            judged.problem = f"it can never fit: {shortfall}"
+            judged.remedy = remedies(self._ledger, plan)
+        return judged
+
+    def _first(self, options: list[Option]) -> Choice | None:
+        """Return the choice that an empty machine would load."""
+        free = {pool: size.total - size.margin for pool, size in self._ledger.pools.items()}
+        best = best_fit(options, free, free)
+        return None if best is None else best.choice
+
+    async def _estimate(self, wanted: Wanted) -> Estimate:
+        if self._fresh:
+            return await self._estimator.work_out(wanted)
+        return await self._estimator.estimate(wanted)
+
+
+def wanted_for(
+    prepared: Prepared, choice: Choice, devices: tuple[Device, ...], cache_ram: int
+) -> Wanted | None:
+    """Return what to estimate for one way to load a preset; None without its engine."""
+    variant = prepared.as_variant(choice.variant)
+    wanted = wanted_of(
+        variant,
+        devices,
+        cache_ram=cache_ram,
+        placement=choice.devices or None,
+        variant=choice.variant,
+    )
+    if wanted is None or variant.engine is None:
+        return wanted
+    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
+    kept = placement_env(choice.devices, variant.engine.backend, uuids)
+    return replace(wanted, env={**wanted.env, **kept})
+
+
+def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
+    """Return a choice with what it takes."""
+    footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
+    asleep = sleeping_footprint(prepared.preset, footprint)
+    return replace(
+        choice,
+        footprint=footprint,
+        source=estimate.source.value,
+        sleeping=asleep,
+        made_of=tuple((device, estimate.explain(device)) for device in estimate.footprint),
+    )
+
+
+async def leaner_for(
+    prepared: Prepared,
+    choices: Sequence[Choice],
+    wanted: Wanted,
+    estimate: Estimate,
+    devices: tuple[Device, ...],
+    estimator: Estimator,
+    pinned: Mapping[str, int] | None = None,
+) -> tuple[Leaner, ...]:
+    """Return settings that lower what the last choice takes; none if one of them all fits.
+
+    `pinned` are bytes per device that no eviction frees.
+    """
+    alone = {one.id: one.total - one.margin for one in devices}
+    beside = {device: room - (pinned or {}).get(device, 0) for device, room in alone.items()}
+    if any(_fits(one, beside) for one in choices):
+        return ()
+    room = beside if any(_fits(one, alone) for one in choices) else alone
+    known = None if prepared.engine is None else prepared.engine.options
+    extra = prepared.as_variant(choices[-1].variant).preset.extra
+    try:
+        seeking = Remedies(estimator, wanted, estimate, room, known=known, extra=extra)
+        return tuple(await seeking.seek())
+    except LswapError:  # a way to help that is not found hinders nobody
+        return ()
+
+
+def as_remedies(leaner: Sequence[Leaner]) -> tuple[Remedy, ...]:
+    """Return them as the scheduler's data."""
+    return tuple(
+        Remedy(one.words, {PoolId(device): size for device, size in one.footprint.items()})
+        for one in leaner
+    )
+
+
+def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
+    """Return whether every device has room for its part."""
+    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
+
+
+def _fits(choice: Choice, room: Mapping[str, int]) -> bool:
+    if choice.footprint is None:
+        return True
+    return fits_in({str(pool): size for pool, size in choice.footprint.items()}, room)
+
+
+def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice]:
+    """Return every variant on every placement, footprints unknown."""
+    return [
+        Choice(None, placement, variant, "unknown")
+        for variant in prepared.ways
+        for placement in placements(prepared.as_variant(variant), devices)
+    ]
+
+
+def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[PoolId, ...]]:
+    """Return where a preset may be loaded: its own devices, else each GPU, then all together."""
+    if prepared.preset.device != "auto":
+        return [tuple(PoolId(one) for one in prepared.preset.device)]
+    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
+    if prepared.engine is None or prepared.engine.backend == "cpu" or not gpus:
+        return [()]
+    singles = [(gpu,) for gpu in gpus]
+    return list(chain(singles, [gpus] if len(gpus) > 1 else []))

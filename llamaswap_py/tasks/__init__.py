@@ -1,0 +1,1 @@
+"""Background work: guarded tasks, threads that do not hold up the exit, one common tick."""
