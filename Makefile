@@ -20,8 +20,13 @@ COMPAT_ARGS ?=
 LOCKED := --quiet --require-hashes --requirement
 # What `make newest` and `make lowest` run: the tests that need no llama-server.
 QUICK := tests/unit tests/wire tests/translate tests/imports tests/hub
+# What touches no machine, and so runs where there is no /proc: the scheduler, the file, the parsers.
+PORTABLE := tests/scheduler tests/simulator tests/translate tests/unit/test_config_*.py \
+	tests/unit/test_gguf_*.py tests/unit/test_import*.py tests/unit/test_units.py \
+	tests/unit/test_readiness.py tests/unit/test_failures.py tests/unit/test_docs_*.py
 
-.PHONY: help demo serve engine test needs lint format wheel bench lock newest lowest clean
+.PHONY: help demo serve engine test quick portable needs lint format wheel compat bench
+.PHONY: lock newest lowest dist release-check clean
 
 help: ## say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +51,13 @@ test: $(VENV)/.dev needs ## everything: style, types, the wheel, all tests with 
 		echo 'no web UI: the tests that need it are skipped, and named last'; \
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) || failed+=' pytest'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+quick: $(VENV)/.dev ## the tests that need no llama-server (some are skipped without one)
+	$(BIN)/python -m pytest $(PARALLEL) $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(QUICK))
+
+portable: $(VENV)/.dev ## the tests of what touches no machine: they run on macOS, too
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest $(PARALLEL) $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(PORTABLE))
 
 # Said first, because the tests take a quarter of an hour.
 needs: $(VENV)/.dev
@@ -105,6 +117,15 @@ newest lowest: build/lock
 
 build/lock: | $(VENV)/.made
 	@$(PYTHON) -m venv --clear $@ && $@/bin/python -m pip install --quiet 'uv>=0.5' || { rm -rf $@; exit 1; }
+
+# --- a release ---------------------------------------------------------------------------------------
+
+dist: $(VENV)/.dev ## build the wheel and the source archive into dist/
+	@rm -rf dist
+	$(BIN)/python -m hatchling build
+
+release-check: $(VENV)/.dev # TAG=vX.Y.Z: whether the version and the change log say so, too
+	$(BIN)/python scripts/check_release.py '$(TAG)'
 
 clean: ## remove what was made here; engines stay where `lswap engine list` shows them
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
