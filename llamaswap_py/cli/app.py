@@ -122,10 +122,12 @@ def estimate(
 
 @app.command()
 def simulate(
-    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The configuration file (YAML).")
+    ] = None,
     trace: Annotated[
-        Path, typer.Option("--trace", help="Requests as JSON lines (docs/scheduling.md).")
-    ],
+        Path | None, typer.Option("--trace", help="Requests as JSON lines (docs/scheduling.md).")
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -134,12 +136,27 @@ def simulate(
         ),
     ] = None,
     read_rate: Annotated[str, typer.Option(help="Bytes per second at which models load.")] = "2GiB",
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="FILE", help="What `lswap up --record FILE` has written."),
+    ] = None,
+    first: Annotated[
+        int, typer.Option("--from", metavar="LINE", help="Show the replay from this line on.")
+    ] = 1,
+    last: Annotated[
+        int | None, typer.Option("--until", metavar="LINE", help="Replay up to this line.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try a configuration on a trace, under lswap's policy and its peers'."""
-    from llamaswap_py.cli.simulate import run
+    """Try a configuration on a trace, under lswap's policy and its peers'.
 
-    if not run(config, trace, policies=tuple(policy or ()), read_rate=read_rate, as_json=as_json):
+    With --replay instead: show the decisions of a recorded run again, and check that they are the
+    same.
+    """
+    from llamaswap_py.cli.simulate import run_either
+
+    policies = tuple(policy or ())
+    if not run_either(config, trace, policies, read_rate, replay, (first, last), as_json=as_json):
         raise typer.Exit(FAILED)
 
 

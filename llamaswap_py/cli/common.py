@@ -30,6 +30,24 @@ ModelsDir = Annotated[
     list[Path] | None,
     typer.Option("--models-dir", help="Serve every GGUF file below it; may be repeated."),
 ]
+Host = Annotated[
+    str | None,
+    typer.Option(help="Listen on this address: 127.0.0.1, or 0.0.0.0 for other machines too."),
+]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Listen on this port (default: 8080).")
+]
+KeysFile = Annotated[
+    Path | None, typer.Option("--keys", help="The file of API keys (see `lswap key new`).")
+]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        metavar="FILE",
+        help="Write every event and decision to FILE, for `lswap simulate --replay`.",
+    ),
+]
 
 
 def up(
@@ -49,23 +67,16 @@ def up(
         typer.Option(help="Name of this lswap, to run a second one beside it."),
     ] = None,
     listen: Listen = None,
-    host: Annotated[
-        str | None,
-        typer.Option(help="Listen on this address: 127.0.0.1, or 0.0.0.0 for other machines too."),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Listen on this port (default: 8080).")
-    ] = None,
-    keys: Annotated[
-        Path | None,
-        typer.Option(help="The file of API keys (see `lswap key new`)."),
-    ] = None,
+    host: Host = None,
+    port: Port = None,
+    keys: KeysFile = None,
     allow_unauthenticated: Annotated[
         bool,
         typer.Option(
             "--allow-unauthenticated", help="Serve other machines without a key: trust them all."
         ),
     ] = False,
+    record: RecordFile = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log every request and debug messages.")
     ] = False,
@@ -94,7 +105,15 @@ def up(
         allow_unauthenticated=allow_unauthenticated,
         context=context,
     )
-    run(origin, name=name, listen=tuple(listen or ()), host=host, port=port, verbose=verbose)
+    run(
+        origin,
+        name=name,
+        listen=tuple(listen or ()),
+        host=host,
+        port=port,
+        record=record,
+        verbose=verbose,
+    )
 
 
 def init(

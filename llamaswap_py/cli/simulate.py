@@ -32,6 +32,32 @@ _SLOTS: Final = 4
 _SHORTEST_LOAD: Final = 0.1
 
 
+def run_either(
+    config: Path | None,
+    trace: Path | None,
+    policies: Sequence[str],
+    read_rate: str,
+    replay: Path | None,
+    lines: tuple[int, int | None],
+    *,
+    as_json: bool,
+) -> bool:
+    """Simulate a trace, or replay a record of which `lines` are shown; False if anything is wrong.
+
+    Raises ConfigError for wrong input, and where neither or both are given.
+    """
+    remedy = "give --config and --trace, or --replay FILE alone"
+    if replay is not None:
+        from llamaswap_py.cli.replay import run as run_replay
+
+        if config is not None or trace is not None or policies:
+            raise ConfigError("a record holds all that a replay needs", remedy=remedy)
+        return run_replay(replay, first=lines[0], last=lines[1], as_json=as_json)
+    if config is None or trace is None:
+        raise ConfigError("there is nothing to simulate", remedy=remedy)
+    return run(config, trace, policies=policies, read_rate=read_rate, as_json=as_json)
+
+
 def run(
     config: Path,
     trace: Path,

@@ -35,7 +35,7 @@ from llamaswap_py.cli.budgets import (
 from llamaswap_py.cli.init import serves_text
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
-from llamaswap_py.cli.version import lswap_text
+from llamaswap_py.cli.version import commit, lswap_text
 from llamaswap_py.config.context import skipped_files
 from llamaswap_py.config.load import keys_of
 from llamaswap_py.errors import StateError
@@ -48,6 +48,7 @@ from llamaswap_py.server.opening import open_supervisor
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.supervisor.containment import unenforced
 from llamaswap_py.supervisor.prepare import Engines
+from llamaswap_py.supervisor.recorder import Record
 from llamaswap_py.supervisor.reload import Reloader
 from llamaswap_py.supervisor.snapshots import make_snapshot
 from llamaswap_py.tasks import guard
@@ -57,6 +58,7 @@ from llamaswap_py.units import format_duration
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from llamaswap_py.config.api_keys import KeyRing
     from llamaswap_py.config.load import Origin
@@ -90,6 +92,7 @@ def run(
     listen: tuple[str, ...] = (),
     host: str | None = None,
     port: int | None = None,
+    record: Path | None = None,
     verbose: bool,
 ) -> None:
     """Serve until a signal. Raises LswapError when it cannot start."""
@@ -122,7 +125,10 @@ def run(
         runtime.contain()
         for line in unenforced(config, runtime.home):
             _log.warning("%s", line)
-        outside = _Outside(sockets, bool(handed), notifier, origin, own_log)
+        recorded = None
+        if record is not None:
+            recorded = stack.enter_context(Record(record, own_log.redact, commit=commit()))
+        outside = _Outside(sockets, bool(handed), notifier, origin, own_log, recorded)
         runner.run(_serve(config, engine, runtime, keys, outside))
 
 
@@ -150,6 +156,7 @@ class _Outside:
     notifier: Notifier
     origin: Origin
     own_log: OwnLog
+    record: Record | None
 
 
 def _sweep(runtime: RuntimeDir) -> None:
@@ -191,7 +198,7 @@ async def _serve(
         idle=config.limits.idle,
         stall=config.limits.stall,
     )
-    async with open_supervisor(config, engine, runtime) as supervisor:
+    async with open_supervisor(config, engine, runtime, outside.record) as supervisor:
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             bound = tuple(map(_bound, sockets, config.listen))
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)

@@ -14,17 +14,22 @@ from llamaswap_py.devices import Device, read_devices
 from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.snapshot import EngineView
 from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.recorder import Record
 from llamaswap_py.supervisor.snapshots import About
 from llamaswap_py.supervisor.supervisor import Supervisor
 
 
 @asynccontextmanager
 async def open_supervisor(
-    config: Config, engine: Engine | None, runtime_dir: RuntimeDir
+    config: Config,
+    engine: Engine | None,
+    runtime_dir: RuntimeDir,
+    record: Record | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a supervisor for `config`; `engine` is the one of the file's top level, if it needs any.
 
-    Presets that cannot work are listed with their reason; they stop nobody.
+    `record` takes what its scheduler is told and decides. Presets that cannot work are listed with
+    their reason; they stop nobody.
     """
     engines = await asyncio.to_thread(Engines, config)
     devices, _ = await asyncio.gather(
@@ -38,7 +43,8 @@ async def open_supervisor(
         listen=tuple(endpoint.url for endpoint in config.listen),
     )
     prepared = await asyncio.to_thread(prepare, config, engines, devices)  # it looks at files
-    async with Supervisor(config, prepared, devices, runtime_dir, about) as supervisor:
+    supervisor = Supervisor(config, prepared, devices, runtime_dir, about, record)
+    async with supervisor:
         yield supervisor
 
 

@@ -423,7 +423,7 @@ class Desk:
         )
         now = time.monotonic()
         try:
-            instance = self._supervisor.scheduler.grant_at_once(event, now)
+            instance = self._supervisor.decider.grant_at_once(event, now)
         except Exception as error:
             guard.report("scheduler", error)
             self._supervisor.feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))

@@ -15,17 +15,17 @@ from llamaswap_py.scheduler.actions import Grant, Reject
 from llamaswap_py.tasks import guard
 
 if TYPE_CHECKING:
-    from llamaswap_py.scheduler import Scheduler
     from llamaswap_py.scheduler.actions import Action
+    from llamaswap_py.supervisor.recorder import Decider
 
 _LOOK_AGAIN: Final = 1.0
 """Seconds until the scheduler is asked again after it failed to say when it wants to be."""
 
 
-def recover(scheduler: Scheduler, event: ev.Event, error: Exception) -> list[Action]:
+def recover(decider: Decider, event: ev.Event, error: Exception) -> list[Action]:
     """Return what is to be done after an event failed; a request that arrived gets an error."""
     guard.report("scheduler", error)
-    actions = scheduler.begun()
+    actions = decider.begun()
     again: ev.Event = event
     if isinstance(event, ev.RequestArrived):
         if any(isinstance(one, Grant | Reject) and one.request == event.request for one in actions):
@@ -36,10 +36,10 @@ def recover(scheduler: Scheduler, event: ev.Event, error: Exception) -> list[Act
         actions.append(Reject(event.request, event.preset, "internal", message, remedy))
     for one in (again, ev.TimePassed()):  # an event that comes late changes nothing
         try:
-            actions += scheduler.handle(one, time.monotonic())
+            actions += decider.handle(one, time.monotonic())
         except Exception as second:
             guard.report("scheduler", second)
-            actions += scheduler.begun()
+            actions += decider.begun()
     return actions
 
 

@@ -55,6 +55,7 @@ from llamaswap_py.supervisor.names import names_of
 from llamaswap_py.supervisor.overrides import Overrides
 from llamaswap_py.supervisor.prefetch import ReadingAhead
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
+from llamaswap_py.supervisor.recorder import Decider, Record, Recorder
 from llamaswap_py.supervisor.recovery import look_again, recover
 from llamaswap_py.supervisor.reload import files_arrived
 from llamaswap_py.supervisor.request_history import Remembering
@@ -112,15 +113,18 @@ class Supervisor:
         devices: tuple[Device, ...],
         runtime_dir: RuntimeDir,
         about: About,
+        record: Record | None = None,
     ) -> None:
         self.config = config
         self.prepared = dict(prepared)
         self.devices = devices
         self.about = about
         self.pool = UpstreamPool()
-        self.scheduler = Scheduler(
-            [one.plan for one in prepared.values()], pools_of(devices), policy_of(config)
-        )
+        plans, pools = [one.plan for one in prepared.values()], pools_of(devices)
+        self.scheduler = Scheduler(plans, pools, policy_of(config))
+        self.decider: Decider = self.scheduler
+        if record is not None:
+            self.decider = Recorder(record, self.scheduler, plans, pools)
         self.happenings = Feed()
         self.facts = FactsBook(self.prepared)
         self.names = names_of(config, self.scheduler.world)
@@ -334,9 +338,9 @@ class Supervisor:
             self._pending.append(event)
             return
         try:
-            actions = self.scheduler.handle(event, time.monotonic())
+            actions = self.decider.handle(event, time.monotonic())
         except Exception as error:
-            actions = recover(self.scheduler, event, error)
+            actions = recover(self.decider, event, error)
         if actions or type(event) is not ev.RequestFinished:
             self._settle(event, actions)
         try:
@@ -363,9 +367,9 @@ class Supervisor:
                     return
                 event = self._pending.popleft()
                 try:
-                    actions = self.scheduler.handle(event, time.monotonic())
+                    actions = self.decider.handle(event, time.monotonic())
                 except Exception as error:
-                    actions = recover(self.scheduler, event, error)
+                    actions = recover(self.decider, event, error)
         finally:
             self._feeding = False
 

@@ -189,7 +189,7 @@ class Play:
         return None if instance is None else [Grant(event.request, instance.key)]
 
     def ask(self, preset: PresetId, client: str = "one", **knobs: object) -> RequestId:
-        request = RequestId(f"r{next(self._ids)}")
+        request = RequestId(f"request-{next(self._ids)}")
         self.asked[request] = ev.RequestArrived(
             request=request,
             preset=preset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from zlib import crc32
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -17,10 +18,20 @@ from hypothesis.stateful import (
 from llamaswap_py.scheduler import Policy, Pool, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Spawn, Stop
+from llamaswap_py.scheduler.recording import (
+    Head,
+    Hiding,
+    encode_end,
+    encode_head,
+    encode_step,
+    read_steps,
+)
 from llamaswap_py.scheduler.types import Failure, InstanceKey, PresetId, RequestId
+from llamaswap_py.simulator.replay import replay
 from tests.scheduler.play import HOST, Play, plan
 
 NAMES = "abcdef"
+CLIENTS = ("client-x", "client-y", "client-z")
 
 
 class Machine(RuleBasedStateMachine):
@@ -87,13 +98,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         preset=st.sampled_from(NAMES),
-        client=st.sampled_from("xyz"),
+        client=st.sampled_from(CLIENTS),
         slot=st.sampled_from([True, True, True, False]),
         autoload=st.sampled_from([True, True, True, False]),
         hot=st.booleans(),
     )
     def ask(self, preset: str, client: str, slot: bool, autoload: bool, hot: bool) -> None:
-        weight = 2 if client == "z" else 1
+        weight = 2 if client == CLIENTS[-1] else 1
         if hot:
             self.play.keep_busy(PresetId(preset), service=0.7, client=f"{client}!")
         else:
@@ -101,7 +112,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         preset=st.sampled_from(NAMES),
-        client=st.sampled_from("xyz"),
+        client=st.sampled_from(CLIENTS),
         priority=st.integers(-1, 2),
         patience=st.sampled_from([None, 1.0, 30.0]),
         when_full=st.sampled_from(["", "refuse", "substitute:a", "substitute:loaded"]),
@@ -283,6 +294,7 @@ class Machine(RuleBasedStateMachine):
             return
         self._everyone_is_answered_in_the_end()
         self._replays_alike()
+        self._its_record_replays_alike()
 
     def _everyone_is_answered_in_the_end(self) -> None:
         """Invariant 3: when leases end and time passes, nobody waits for ever."""
@@ -307,6 +319,28 @@ class Machine(RuleBasedStateMachine):
         again = Scheduler(self.plans, {HOST: Pool(100, play.margin)}, play.scheduler.policy)
         for event, now, actions in play.history:
             assert again.handle(event, now) == actions, f"9: {event} at {now} went another way"
+
+    def _its_record_replays_alike(self) -> None:
+        """Written down and read back, too, with other names of clients and requests."""
+        play, hiding = self.play, Hiding(lambda kind, name: f"{kind[0]}{crc32(name.encode())}")
+        head = Head(
+            lswap="",
+            at=0.0,
+            began=0.0,
+            plans=tuple(self.plans),
+            pools={HOST: Pool(100, play.margin)},
+            policy=play.scheduler.policy,
+        )
+        lines = [encode_head(head, hiding)]
+        for event, now, actions in play.history:
+            lines.append(encode_step(len(lines) + 1, event, now, actions, hiding))
+        lines.append(encode_end(len(lines) + 1, "the test ended"))
+        text = b"".join(lines).decode()
+        assert "client-" not in text
+        assert "request-" not in text
+        for one in replay(head, read_steps(lines[1:], "record"), "record"):
+            assert one.difference is None, f"line {one.line}: {one.difference}"
+            assert not one.broken
 
 
 TestScheduler = Machine.TestCase

@@ -85,7 +85,7 @@ class Loaded(Supervisor):
             PresetPlan(preset=name, choices=(Choice({PoolId("host"): 1}),), concurrency=4)
             for name in names
         ]
-        self.scheduler = Scheduler(plans, {PoolId("host"): Pool(100)})
+        self.scheduler = self.decider = Scheduler(plans, {PoolId("host"): Pool(100)})
         self.desk = Desk(self)
         self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
         self.happenings = Feed()

@@ -170,7 +170,7 @@ def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.M
 
     told: list[float | None] = []
     supervisor = Supervisor.__new__(Supervisor)
-    supervisor.scheduler = scheduler()
+    supervisor.scheduler = supervisor.decider = scheduler()
     supervisor._feeding = False
     supervisor._alarm = cast("Any", SimpleNamespace(set=told.append))
     monkeypatch.setattr(Scheduler, "deadline", fail)

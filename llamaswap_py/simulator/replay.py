@@ -1,0 +1,107 @@
+"""Replays a recorded run: the same events at the same times, to a fresh scheduler.
+
+Its actions are compared with the recorded ones, and the invariants are checked after every event.
+It stops at the first difference: the events that follow belong to another course of things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import msgspec
+
+from llamaswap_py.scheduler import Scheduler
+from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.actions import Action, Grant, Spawn
+from llamaswap_py.scheduler.invariants import check, check_spawn
+from llamaswap_py.scheduler.recording import Head, Step, Told, as_read, event_of
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first action that differs, of those of one step; empty: there is none."""
+
+    recorded: str
+    replayed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of one step. `raised` is the error that ended it; `broken` an invariant."""
+
+    line: int
+    seconds: float
+    event: ev.Event
+    actions: Sequence[Action]
+    raised: str = ""
+    broken: str = ""
+    difference: Difference | None = None
+
+
+def replay(head: Head, steps: Iterable[Step], name: str) -> Iterator[Replayed]:
+    """Yield what comes of each step, up to the first difference; raises ConfigError as read."""
+    scheduler = Scheduler(head.plans, head.pools, head.policy)
+    for step in steps:
+        event = event_of(step, f"{name}:{step.line}")
+        actions, error = _take(scheduler, event, step)
+        one = Replayed(
+            step.line,
+            step.at - head.began,
+            event,
+            actions,
+            raised="" if error is None else f"{type(error).__name__}: {error}",
+            broken="" if error is not None else _broken(scheduler, actions),
+            difference=_difference(step, actions, error),
+        )
+        yield one
+        if one.difference is not None:
+            return
+
+
+def _take(
+    scheduler: Scheduler, event: ev.Event, step: Step
+) -> tuple[Sequence[Action], Exception | None]:
+    """Return what the scheduler answers to one event, and the error that it raised."""
+    try:
+        if not step.at_once:
+            return scheduler.handle(event, step.at), None
+        assert isinstance(event, ev.RequestArrived)
+        instance = scheduler.grant_at_once(event, step.at)
+    except Exception as error:
+        return () if step.at_once else scheduler.begun(), error
+    return () if instance is None else (Grant(event.request, instance.key),), None
+
+
+def _broken(scheduler: Scheduler, actions: Sequence[Action]) -> str:
+    try:
+        check(scheduler)
+        for action in actions:
+            if isinstance(action, Spawn):
+                check_spawn(scheduler, action.instance)
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def _difference(
+    step: Step, actions: Sequence[Action], error: Exception | None
+) -> Difference | None:
+    raised = "" if error is None else type(error).__name__
+    if raised != step.raised:
+        return Difference(step.raised and f"raised {step.raised}", raised and f"raised {error!r}")
+    found = as_read(actions)
+    if found == step.actions:
+        return None
+    pairs = zip_longest(step.actions, found)
+    recorded, replayed = next(pair for pair in pairs if pair[0] != pair[1])
+    return Difference(_told(recorded), _told(replayed))
+
+
+def _told(action: Told | None) -> str:
+    """Return an action as a line for people."""
+    if action is None:
+        return ""
+    name, fields = action
+    return f"{name} {msgspec.json.encode(fields).decode()}"
