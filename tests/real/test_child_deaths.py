@@ -334,7 +334,8 @@ async def test_a_child_that_crashes_as_soon_as_it_is_ready(lab: Lab) -> None:
             (502, "upstream_failed"),
             (503, "model_failed"),
         )
-        failure = (await lswap.model("alpha")).failure
+        state = await lswap.until(lambda now: model_of(now, "alpha").failure is not None)
+        failure = model_of(state, "alpha").failure
         assert failure is not None
         assert failure.kind == "crashed"
         assert "SIGSEGV" in failure.summary
