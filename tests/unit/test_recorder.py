@@ -168,7 +168,8 @@ def test_a_disk_that_hangs_holds_up_nothing(
         for number in range(1_000):
             before.handle(ev.TimePassed(), float(number))
         assert "ends here, and lswap goes on: the disk is too slow" in caplog.text
-        hangs.set()
+    hangs.set()  # not before lswap has ended
+    record._thread.join()
     assert steps(path)[-1]["end"] == "the disk is too slow"
     assert run(path)
 
