@@ -15,10 +15,10 @@ from llamaswap_py.cli.common import command_group
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.config.optiontable import Option, OptionTable
     from llamaswap_py.config.records import Config
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import Manifest
+    from llamaswap_py.llamacpp.options import Option, OptionTable
 
 __all__ = ["app"]
 
@@ -154,7 +154,7 @@ def _options_of(engine: str) -> Mapping[str, Option] | None:
 
 
 def _table_for(engine: str) -> OptionTable:
-    from llamaswap_py.config.optiontable import table_of
+    from llamaswap_py.llamacpp.options import table_of
 
     here = engine and os.path.exists(os.path.expanduser(engine))
     return table_of(_options_of(engine if here else ""))

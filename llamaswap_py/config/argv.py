@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.config.context import slots
 from llamaswap_py.config.forms import HOST
-from llamaswap_py.config.llama_options import Owned, long_name
-from llamaswap_py.config.optiontable import (
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.llamacpp.option_values import fault_of, words
+from llamaswap_py.llamacpp.option_values import word as as_word
+from llamaswap_py.llamacpp.options import (
     Option,
     OptionTable,
+    Owned,
     is_negation,
+    long_name,
     switched,
     table_of,
     word_for,
 )
-from llamaswap_py.config.optionvalues import fault_of, words
-from llamaswap_py.config.optionvalues import word as as_word
-from llamaswap_py.config.preset import variant_presets
-from llamaswap_py.config.replaced import Said, carry_over
+from llamaswap_py.llamacpp.renamed_options import Said, carry_over
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llamaswap_py.config.forms import Argument, PerDevice
+    from llamaswap_py.config.forms import PerDevice
     from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.llamacpp.options import Argument
 
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 SPARE_HTTP_THREADS: Final = 16

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from llamaswap_py.config.forms import Form
-from llamaswap_py.config.llama_options import long_name
 from llamaswap_py.config.yaml_tree import Entry, Invalid, Listing, Node, Scalar, Table
+from llamaswap_py.llamacpp.options import long_name
 
 PROGRAMS: Final = "presets with cmd"
 """The first part of the place of a key that is set in each preset of another program."""

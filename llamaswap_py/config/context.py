@@ -5,17 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.config.llama_options import long_name
 from llamaswap_py.config.model_forms import starts_container
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import keeps_nothing
+from llamaswap_py.llamacpp.options import long_name
 from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.config.forms import Argument
     from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.llamacpp.options import Argument
 
 # `--parallel` left open means four slots that share one context (tools/server/server.cpp).
 AUTO_SLOTS: Final = 4

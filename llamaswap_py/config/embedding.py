@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.config.context import context_per_request, effective, number
-from llamaswap_py.config.optiontable import switched
+from llamaswap_py.llamacpp.options import switched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.config.forms import Argument
     from llamaswap_py.config.records import Preset
+    from llamaswap_py.llamacpp.options import Argument
 
 DEFAULT_BATCH: Final = 512
 """llama-server's own `ubatch-size`."""

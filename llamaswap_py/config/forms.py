@@ -324,9 +324,6 @@ WHEN_FULL: Final = Form(
 )
 
 
-Argument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...]
-"""The value of one llama-server option; a tuple repeats the option."""
-
 Backend: TypeAlias = Literal["cpu", "cuda", "rocm", "vulkan", "metal"]
 
 HOST = "host"

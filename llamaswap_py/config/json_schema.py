@@ -16,9 +16,9 @@ import msgspec
 from msgspec import NODEFAULT, Meta, structs
 
 from llamaswap_py.config.forms import Base, Form, Record, expected, read_text
-from llamaswap_py.config.llama_options import LONG_NAMES, long_name
 from llamaswap_py.config.records import Config, Defaults, Preset
 from llamaswap_py.config.yaml_tree import Invalid, Node, Scalar, nearest
+from llamaswap_py.llamacpp.options import LONG_NAMES, long_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,7 +32,6 @@ from llamaswap_py.config.forms import (
     spell_size,
 )
 from llamaswap_py.config.listen import parse_endpoint
-from llamaswap_py.config.llama_options import PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,
     Invalid,
@@ -44,11 +43,16 @@ from llamaswap_py.config.yaml_tree import (
 )
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, long_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llamaswap_py.config.forms import Argument, Base, Schema
+    from llamaswap_py.config.forms import (
+        Base,
+        Schema,
+    )
+    from llamaswap_py.llamacpp.options import Argument
 
 
 _SCALAR: Final[Schema] = {"type": ["string", "number", "boolean"]}

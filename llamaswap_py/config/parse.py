@@ -15,7 +15,6 @@ from llamaswap_py.config.forms import Base, is_null
 from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
 from llamaswap_py.config.json_schema import Key, key_hint, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
-from llamaswap_py.config.llama_options import long_name, plain_name
 from llamaswap_py.config.names import bad_name, resolve_names
 from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, expand, read_together, sources_of
@@ -30,6 +29,7 @@ from llamaswap_py.config.yaml_tree import (
     nearest,
 )
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.llamacpp.options import long_name, plain_name
 from llamaswap_py.redaction import hide
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from llamaswap_py.config.forms import (
     TEXT,
     TTL,
     WHEN_FULL,
-    Argument,
     Command,
     EngineSpec,
     Filters,
@@ -42,6 +41,7 @@ from llamaswap_py.config.model_forms import (
     SIZES,
     STOP,
 )
+from llamaswap_py.llamacpp.options import Argument
 
 _WHEN_FULL: Final = (
     "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "

@@ -40,12 +40,11 @@ from llamaswap_py.config.forms import (
     plain,
     word,
 )
-from llamaswap_py.config.llama_options import long_name
 from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, LISTEN, MARGIN, METADATA
-from llamaswap_py.config.optiontable import switched
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.options import long_name, switched
 from llamaswap_py.units import GIB, KIB, MIB
 
 

@@ -31,10 +31,10 @@ from llamaswap_py.estimate.formula import (
     lay_out,
     without_spare_logits,
 )
-from llamaswap_py.estimate.settings import Settings
 from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.features import parse_options
+from llamaswap_py.llamacpp.memory_settings import Settings
 from llamaswap_py.units import MIB
 
 TIMEOUT: Final = 60.0

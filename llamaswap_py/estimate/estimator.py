@@ -32,7 +32,6 @@ from llamaswap_py.estimate.formula import (
     repackable_kinds,
     token_bytes,
 )
-from llamaswap_py.estimate.settings import Settings, read_settings
 from llamaswap_py.estimate.types import (
     HOST,
     PROMPT_CACHE,
@@ -44,6 +43,7 @@ from llamaswap_py.estimate.types import (
 )
 from llamaswap_py.estimate.wanted import SCHEMA, Wanted
 from llamaswap_py.gguf.header import Header
+from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
 
 Headers = tuple[Header, ...]

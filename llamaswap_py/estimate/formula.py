@@ -28,9 +28,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llamaswap_py.estimate.settings import Settings
 from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
+from llamaswap_py.llamacpp.memory_settings import Settings
 from llamaswap_py.units import MIB
 
 PAD: Final = 256

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
 from llamaswap_py.estimate.formula import context_of
-from llamaswap_py.estimate.settings import names_of, read_settings
 from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
+from llamaswap_py.llamacpp.memory_settings import names_of, read_settings
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate.estimator import Estimator

@@ -12,10 +12,16 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from llamaswap_py.config.llama_options import PATH_LISTS, PATH_OPTIONS, long_name, owned, plain_name
-from llamaswap_py.config.optiontable import OptionTable
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.variables import option_of
+from llamaswap_py.llamacpp.options import (
+    PATH_LISTS,
+    PATH_OPTIONS,
+    OptionTable,
+    long_name,
+    owned,
+    plain_name,
+)
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)

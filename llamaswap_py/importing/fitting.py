@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-from llamaswap_py.config.llama_options import plain_name
-from llamaswap_py.config.optiontable import Option, OptionTable, switched, word_for
-from llamaswap_py.config.optionvalues import fault_of, word
-from llamaswap_py.config.replaced import LOADING, Said, carry_over
 from llamaswap_py.importing.draft import Draft
+from llamaswap_py.llamacpp.option_values import fault_of, word
+from llamaswap_py.llamacpp.options import Option, OptionTable, plain_name, switched, word_for
+from llamaswap_py.llamacpp.renamed_options import LOADING, Said, carry_over
 
 _NO_SUCH: Final = "this llama-server has no such option"
 _USUAL_MARGIN: Final = 1024

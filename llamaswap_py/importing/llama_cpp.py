@@ -10,12 +10,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from llamaswap_py.config.llama_options import long_name, plain_name
-from llamaswap_py.config.optiontable import Option, OptionTable, is_negation, table_of
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.variables import option_of
+from llamaswap_py.llamacpp.options import (
+    Option,
+    OptionTable,
+    is_negation,
+    long_name,
+    plain_name,
+    table_of,
+)
 
 _HEADER: Final = re.compile(r"\[[ \t]*([^\]]+?)[ \t]*\][ \t]*(?:[;#].*)?")
 _ENTRY: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(.*?)[ \t]*")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llamaswap_py.config.llama_options import long_name, plain_name
-from llamaswap_py.config.optiontable import OptionTable
+from llamaswap_py.llamacpp.options import OptionTable, long_name, plain_name
 
 _PREFIX: Final = "LLAMA_ARG_"
 # Without an engine to ask: the variables that are not called as their options are.

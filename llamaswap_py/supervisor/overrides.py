@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from llamaswap_py.config.forms import Argument
-from llamaswap_py.config.llama_options import PATH_LISTS, PATH_OPTIONS, long_name
 from llamaswap_py.config.preset import Preset
 from llamaswap_py.config.records import Config
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, Argument, long_name
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.supervisor.prepare import Engines, Prepared, prepare
 

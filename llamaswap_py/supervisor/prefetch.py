@@ -16,7 +16,7 @@ from typing import Final
 from llamaswap_py.config.records import Memory
 from llamaswap_py.devices import HOST, read_cache_room
 from llamaswap_py.devices.page_cache import Reading
-from llamaswap_py.estimate.settings import read_settings
+from llamaswap_py.llamacpp.memory_settings import read_settings
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.state import World

@@ -21,9 +21,9 @@ from llamaswap_py.estimate.formula import (
     window_layers,
     without_spare_logits,
 )
-from llamaswap_py.estimate.settings import Settings, read_settings
 from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
+from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.units import GIB, MIB
 from tests.estimate.models import model
 

@@ -12,8 +12,8 @@ from llamaswap_py.config.load import BARE
 from llamaswap_py.config.records import Memory
 from llamaswap_py.estimate.contexts import Overheads, overheads_of
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
-from llamaswap_py.estimate.settings import read_settings
 from llamaswap_py.estimate.types import EstimateError, total
+from llamaswap_py.llamacpp.memory_settings import read_settings
 from llamaswap_py.units import GIB, MIB
 from tests.estimate.models import model
 

@@ -19,8 +19,8 @@ from llamaswap_py.estimate.dry_run import (
     window_correction,
 )
 from llamaswap_py.estimate.formula import context_of, lay_out
-from llamaswap_py.estimate.settings import Settings, read_settings
 from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
+from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.units import MIB
 from tests.estimate.models import model
 

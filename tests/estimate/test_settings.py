@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.estimate.settings import ALL, Draft, Settings, read_settings
+from llamaswap_py.llamacpp.memory_settings import ALL, Draft, Settings, read_settings
 from llamaswap_py.units import MIB
 
 

@@ -20,9 +20,6 @@ import pytest
 import yaml
 
 from llamaswap_py.config.argv import build_args, check_preset
-from llamaswap_py.config.llama_options import OWNED, PATH_LISTS, PATH_OPTIONS, long_name, plain_name
-from llamaswap_py.config.optiontable import Option, is_negation, table_of
-from llamaswap_py.config.optionvalues import choices, number_kind
 from llamaswap_py.config.parse import load_config, load_files
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.sources import SourceText
@@ -32,6 +29,17 @@ from llamaswap_py.importing.fitting import fit_to_engines
 from llamaswap_py.importing.llama_cpp import read_ini
 from llamaswap_py.importing.llama_swap import read_llama_swap
 from llamaswap_py.llamacpp.features import parse_options
+from llamaswap_py.llamacpp.option_values import choices, number_kind
+from llamaswap_py.llamacpp.options import (
+    OWNED,
+    PATH_LISTS,
+    PATH_OPTIONS,
+    Option,
+    is_negation,
+    long_name,
+    plain_name,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

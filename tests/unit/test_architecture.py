@@ -53,6 +53,8 @@ PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction", "tasks.tick"),
     *("scheduler", "config", "gguf", "simulator", "importing"),
     *("llamacpp.output", "llamacpp.failures", "llamacpp.features", "llamacpp.slots"),
+    *("llamacpp.options", "llamacpp.option_values", "llamacpp.renamed_options"),
+    "llamacpp.memory_settings",
     "children.liveness",
     *("proxy.messages", "proxy.pending", "proxy.head_cache", "proxy.parsers", "proxy.principals"),
     *("api.body", "api.multipart", "api.errors", "api.filters", "api.counters", "api.tap"),
@@ -63,7 +65,7 @@ PURE = (
     *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture"),
     *("tui.screen", "client.address", "client.answers", "client.calls"),
     *("hub.refs", "server.systemd_unit", "cli.quants", "estimate.contexts"),
-    *("estimate.formula", "estimate.types", "estimate.settings"),
+    *("estimate.formula", "estimate.types"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 

@@ -4,62 +4,51 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import ValuesView
-from dataclasses import dataclass
 
 import pytest
 
-from llamaswap_py.config.argv import Option, build_args, check_args, check_preset
-from llamaswap_py.config.llama_options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.config.argv import build_args, check_args, check_preset
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config
+from llamaswap_py.llamacpp.features import Option
+from llamaswap_py.llamacpp.options import LONG_NAMES, OWNED, PATH_LISTS, PATH_OPTIONS, long_name
 
-
-@dataclass(frozen=True)
-class Known:
-    """An option as a binary's help tells it."""
-
-    names: tuple[str, ...]
-    negated: tuple[str, ...] = ()
-    hint: str = ""
-    values: int = 0
-    description: str = ""
-    removed: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.names[-1]
-
-
+REMOVED = "the argument has been removed"
 HELP = [
-    Known(("-m", "--model"), hint="FNAME", values=1),
-    Known(("-a", "--alias"), hint="STRING", values=1),
-    Known(("--host",), hint="HOST", values=1),
-    Known(("--port",), hint="PORT", values=1),
-    Known(("--metrics",)),
-    Known(("--slots",), ("--no-slots",)),
-    Known(("--offline",)),
-    Known(("--log-jsonl",), ("--no-log-jsonl",)),
-    Known(("--log-colors",), hint="[on|off|auto]", values=1),
-    Known(("--cors-origins",), hint="ORIGINS", values=1),
-    Known(("-cram", "--cache-ram"), hint="N", values=1),
-    Known(("--threads-http",), hint="N", values=1),
-    Known(("-fit", "--fit"), hint="[on|off]", values=1),
-    Known(("-fitt", "--fit-target"), hint="MiB0,MiB1,MiB2,...", values=1),
-    Known(("--sleep-idle-seconds",), hint="SECONDS", values=1),
-    Known(("-c", "--ctx-size"), hint="N", values=1),
-    Known(("-np", "--parallel"), hint="N", values=1),
-    Known(("-fa", "--flash-attn"), hint="[on|off|auto]", values=1),
-    Known(("--jinja",), ("--no-jinja",)),
-    Known(("--warmup",), ("--no-warmup",)),
-    Known(("-kvu", "--kv-unified"), ("-no-kvu", "--no-kv-unified")),
-    Known(("--embedding", "--embeddings")),
-    Known(("--no-host",)),
-    Known(("--lora",), hint="FNAME", values=1),
-    Known(("--temp", "--temperature"), hint="N", values=1),
-    Known(("--control-vector-layer-range",), hint="START END", values=2),
-    Known(("--draft-max",), hint="N", values=1, description="is gone. use --n-max", removed=True),
-    Known(("-x", "--new-name", "--api-key"), hint="KEY", values=1),
+    Option(("-m", "--model"), hint="FNAME", values=1),
+    Option(("-a", "--alias"), hint="STRING", values=1),
+    Option(("--host",), hint="HOST", values=1),
+    Option(("--port",), hint="PORT", values=1),
+    Option(("--metrics",)),
+    Option(("--slots",), ("--no-slots",)),
+    Option(("--offline",)),
+    Option(("--log-jsonl",), ("--no-log-jsonl",)),
+    Option(("--log-colors",), hint="[on|off|auto]", values=1),
+    Option(("--cors-origins",), hint="ORIGINS", values=1),
+    Option(("-cram", "--cache-ram"), hint="N", values=1),
+    Option(("--threads-http",), hint="N", values=1),
+    Option(("-fit", "--fit"), hint="[on|off]", values=1),
+    Option(("-fitt", "--fit-target"), hint="MiB0,MiB1,MiB2,...", values=1),
+    Option(("--sleep-idle-seconds",), hint="SECONDS", values=1),
+    Option(("-c", "--ctx-size"), hint="N", values=1),
+    Option(("-np", "--parallel"), hint="N", values=1),
+    Option(("-fa", "--flash-attn"), hint="[on|off|auto]", values=1),
+    Option(("--jinja",), ("--no-jinja",)),
+    Option(("--warmup",), ("--no-warmup",)),
+    Option(("-kvu", "--kv-unified"), ("-no-kvu", "--no-kv-unified")),
+    Option(("--embedding", "--embeddings")),
+    Option(("--no-host",)),
+    Option(("--lora",), hint="FNAME", values=1),
+    Option(("--temp", "--temperature"), hint="N", values=1),
+    Option(("--control-vector-layer-range",), hint="START END", values=2),
+    Option(
+        ("--draft-max",),
+        hint="N",
+        values=1,
+        description="the argument has been removed. use --n-max",
+    ),
+    Option(("-x", "--new-name", "--api-key"), hint="KEY", values=1),
 ]
 TABLE: dict[str, Option] = {name: each for each in HELP for name in (*each.names, *each.negated)}
 
@@ -154,7 +143,7 @@ def test_the_preset_wins_over_the_defaults_in_any_spelling() -> None:
 defaults: {args: {c: 1, kv-unified: true, new-thing: 1, temp: 1}}
 models: {a: {model: x.gguf, args: {ctx-size: 2, no-kv-unified: true, newer-thing: 2}}}
 """)
-    renamed = Known(("--new-thing", "--newer-thing"), hint="N", values=1)
+    renamed = Option(("--new-thing", "--newer-thing"), hint="N", values=1)
     table = TABLE | dict.fromkeys(renamed.names, renamed)
     found = words(config, table)
     tail = ("--temp", "1", "--ctx-size", "2", "--no-kv-unified", "--newer-thing", "2")
@@ -178,7 +167,7 @@ models: {a: {model: x.gguf, args: {ctx-size: 2, no-kv-unified: true, newer-thing
             "control-vector-layer-range: 3",
             "takes 2 values - write control-vector-layer-range: START END",
         ),
-        ("draft-max: 3", "is gone. use --n-max - see llama-server --help"),
+        ("draft-max: 3", f"{REMOVED}. use --n-max - see llama-server --help"),
         ("port: 8081", "lswap sets --port itself: "),
         ("m: y.gguf", "set the preset's key `model`"),
         ("no-slots: true", "lswap sets --no-slots itself"),
@@ -359,10 +348,10 @@ def test_a_real_binary_takes_what_the_keys_become(llama_server: str, keys: str) 
 def test_a_binary_is_looked_through_once_for_all_presets() -> None:
     """Not for each of ten thousand: that was five of the six seconds of such a start."""
 
-    class Table(dict[str, Known]):
+    class Table(dict[str, Option]):
         looks = 0
 
-        def values(self) -> ValuesView[Known]:  # type: ignore[override]
+        def values(self) -> ValuesView[Option]:  # type: ignore[override]
             Table.looks += 1
             return super().values()
 

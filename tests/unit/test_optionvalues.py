@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from llamaswap_py.config.argv import check_args
-from llamaswap_py.config.optiontable import Option
-from llamaswap_py.config.optionvalues import choices, fault_of, number_kind
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.llamacpp.features import parse_options
+from llamaswap_py.llamacpp.option_values import choices, fault_of, number_kind
+from llamaswap_py.llamacpp.options import Option
 
 HELP = """\
 -c,    --ctx-size N                     size of the prompt context (default: 0, 0 = loaded)

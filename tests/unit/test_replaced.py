@@ -7,11 +7,10 @@ import subprocess
 import pytest
 
 from llamaswap_py.config.argv import build_args, check_args
-from llamaswap_py.config.llama_options import LONG_NAMES
-from llamaswap_py.config.optiontable import Option, table_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
 from llamaswap_py.llamacpp.features import parse_options
+from llamaswap_py.llamacpp.options import LONG_NAMES, Option, table_of
 
 TODAY = """\
 -m,    --model FNAME                    model path to load
@@ -158,18 +157,7 @@ def test_each_spelling_of_an_option_finds_the_one_that_an_engine_has(llama_serve
         if option is None or option.removed or name == long:
             continue
         for only, asked in ((name, long), (long, name)):
-            table = table_of({f"--{only}": _Only(f"--{only}")})
+            table = table_of({f"--{only}": Option((f"--{only}",), hint="N", values=1)})
             found = table.usable(asked)
             assert found is not None, (only, asked)
             assert found[0].name == f"--{only}"
-
-
-class _Only:
-    """An option with one spelling."""
-
-    negated: tuple[str, ...] = ()
-    values, hint, description, removed = 1, "N", "", False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.names = (name,)

@@ -18,7 +18,7 @@ from llamaswap_py.supervisor.overrides import read_args
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
     from llamaswap_py.children import ChildLog
-    from llamaswap_py.config.forms import Argument
+    from llamaswap_py.llamacpp.options import Argument
 
 _MOST_LINES = 100_000
 _MOST_DECISIONS = 10_000

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.config.optiontable import OptionTable, switched
+from llamaswap_py.llamacpp.options import OptionTable, switched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from llamaswap_py.config.forms import Argument
+    from llamaswap_py.llamacpp.options import Argument
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llamaswap_py.config.llama_options import long_name, plain_name
+from llamaswap_py.llamacpp.options import long_name, plain_name
 from llamaswap_py.units import MIB
 
 ALL: Final = 10**9

@@ -10,8 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.forms import Argument
-    from llamaswap_py.config.optiontable import Option
+    from llamaswap_py.llamacpp.options import Argument, Option
 
 Kind: TypeAlias = Literal["int", "float", "number"]
 """`number`: the help does not say which of the two."""

@@ -1,12 +1,40 @@
-"""What lswap knows of llama-server's options without asking a binary.
+"""llama-server's options: all their spellings, which of them lswap sets itself, one binary's table.
 
 Spellings and meanings are those of `llama-server --help`, build 11434 (llama.cpp common/arg.cpp).
-The table of the located binary is the truth; this one lets the file be read without it.
+The table of the located binary is the truth; the spellings here let the file be read without it.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import difflib
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from llamaswap_py.llamacpp.features import Option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = [
+    "LONG_NAMES",
+    "OWNED",
+    "PATH_LISTS",
+    "PATH_OPTIONS",
+    "Argument",
+    "Option",
+    "OptionTable",
+    "Owned",
+    "is_negation",
+    "long_name",
+    "owned",
+    "plain_name",
+    "spellings",
+    "switched",
+    "table_of",
+    "word_for",
+]
+
+Argument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...]
+"""The value of one llama-server option; a tuple repeats the option."""
 
 
 class Owned(NamedTuple):
@@ -250,3 +278,123 @@ def spellings(name: str) -> tuple[str, ...]:
     group = (long, *_GROUPS.get(long, ())[::-1])
     found = [f"no-{each}" for each in group] if negated else group
     return tuple(dict.fromkeys(each for each in found if each != name))
+
+
+# The options of one binary
+
+_TABLES: Final[dict[int, tuple[Mapping[str, Option] | None, OptionTable]]] = {}
+_MOST_TABLES: Final = 8
+
+
+def table_of(options: Mapping[str, Option] | None) -> OptionTable:
+    """Return the table of a binary, made once: it has 400 spellings, a file 10,000 presets."""
+    made = _TABLES.get(id(options))
+    if made is None or made[0] is not options:
+        if len(_TABLES) >= _MOST_TABLES:
+            _TABLES.clear()
+        made = _TABLES[id(options)] = (options, OptionTable(options))
+    return made[1]
+
+
+class OptionTable:
+    """The binary's options by any spelling without dashes; None: everything is let through."""
+
+    def __init__(self, options: Mapping[str, Option] | None) -> None:
+        self.is_known = options is not None
+        self._by_name: dict[str, Option] = {}
+        self._by_env: dict[str, tuple[Option, bool]] = {}
+        for option in (options or {}).values():
+            for spelling in (*option.names, *option.negated):
+                self._by_name[plain_name(spelling)] = option
+            if option.env:
+                self._by_env[option.env] = option, True
+                if option.negated:  # common_arg::get_env in common/arg.cpp
+                    negated = option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_")
+                    self._by_env[negated] = option, False
+
+    def find(self, name: str) -> Option | None:
+        """Return the option that has exactly this spelling."""
+        return self._by_name.get(name)
+
+    def find_env(self, name: str) -> tuple[Option, bool] | None:
+        """Return the option that a variable sets, and whether it sets rather than unsets it."""
+        return self._by_env.get(name)
+
+    def knows(self, name: str) -> bool:
+        """Return whether the binary has the option and uses it; True where nobody can tell."""
+        option = self._by_name.get(name)
+        return not self.is_known or (option is not None and not option.removed)
+
+    def usable(self, *names: str) -> tuple[Option, str] | None:
+        """Return the first option of these that the binary uses, and the spelling that it has.
+
+        What was written comes first; another spelling of the same option is next.
+        """
+        for name in (*names, *(other for each in names for other in spellings(each))):
+            option = self._by_name.get(name)
+            if option is not None and not option.removed:
+                return option, name
+        return None
+
+    def owned_words(self, words: tuple[str, ...]) -> Iterator[tuple[str, Owned]]:
+        """Yield the words of a command line that are lswap's, with the reason."""
+        for word in words:
+            if mine := self.owned_word(word):
+                yield word, mine
+
+    def owned_word(self, word: str) -> Owned | None:
+        """Return why a word is lswap's, if it is: `--host`, `--host=x`, `-a`, `--no-slots`."""
+        if not word.startswith("-"):
+            return None
+        name = plain_name(word.partition("=")[0])
+        if mine := owned(name):
+            return mine
+        option = self.find(name)
+        names = (*option.names, *option.negated) if option is not None else ()
+        return next((mine for each in names if (mine := owned(plain_name(each)))), None)
+
+    def nearest(self, name: str) -> str:
+        """Return a question that names the option that may be meant, or ""."""
+        meant = _ELSEWHERE.get(plain_name(name).replace("_", "-").lower(), "")
+        if self.usable(meant) is not None:
+            return f"did you mean {meant}?"
+        close = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
+        return f"did you mean {long_name(close[0])}?" if close else ""
+
+
+def word_for(option: Option, name: str) -> str:
+    """Return the binary's own word for a spelling without dashes: `--temp` stays `--temp`.
+
+    A short one becomes the long name that llama.cpp's preset files use.
+    """
+    long = f"--{name}"
+    return long if long in option.names else option.name
+
+
+def is_negation(option: Option, name: str) -> bool:
+    """Return whether a spelling without dashes is one that switches the option off."""
+    return any(plain_name(each) == name for each in option.negated)
+
+
+def switched(value: Argument) -> bool | None:
+    """Return what a word means for a switch (is_truthy in common/arg.cpp), None if nothing."""
+    if isinstance(value, bool):
+        return value
+    return _SWITCH_WORDS.get(str(value).lower())
+
+
+_ELSEWHERE: Final = {
+    **dict.fromkeys(
+        ("context", "context-size", "context-length", "num-ctx", "max-model-len"), "ctx-size"
+    ),
+    **dict.fromkeys(("num-gpu", "gpu-layer-count"), "n-gpu-layers"),
+    "num-thread": "threads",
+    "num-batch": "batch-size",
+    "num-predict": "predict",
+    "num-parallel": "parallel",
+}
+"""What other programs call an option -> its name here."""
+_SWITCH_WORDS: Final = {
+    **dict.fromkeys(("on", "enabled", "true", "1", "yes"), True),
+    **dict.fromkeys(("off", "disabled", "false", "0", "no"), False),
+}
