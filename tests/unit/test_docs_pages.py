@@ -93,3 +93,14 @@ def test_what_is_to_be_pasted_into_the_file_is_right(page: Path) -> None:
         said = yaml.safe_load(block)
         text = block if "models" in said else f"{block}models: {{a: {{model: a.gguf}}}}\n"
         load_config(text, path=None, base_dir="/", env={}, home="/home/me")
+
+
+def test_decisions_are_numbered_and_say_what_was_considered() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").iterdir())
+    numbers = [int(page.name.partition("-")[0]) for page in pages]
+    assert numbers == list(range(1, len(pages) + 1))
+    parts = ["Context", "Decision", "Consequences", "What was considered"]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == parts, page.name
+        assert len(text.splitlines()) <= 60, f"{page.name}: a decision is one page"
