@@ -14,7 +14,7 @@ from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
 from llamaswap_py.api.counters import Traffic
 from llamaswap_py.api.fast_path import Express
 from llamaswap_py.api.reading import refuse_coded_body
-from llamaswap_py.api.request import Call, Route, draining
+from llamaswap_py.api.request import Call, Route, Services, draining
 from llamaswap_py.api.route_match import meaning_of
 from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.proxy.bodies import Bodies
@@ -23,13 +23,10 @@ from llamaswap_py.proxy.places import Places
 from llamaswap_py.tasks.loop_lag import Turns
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.capture import Captures
     from llamaswap_py.api.tap import Tap
-    from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.api_keys import KeyRing
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RequestHead
-    from llamaswap_py.supervisor.reload import Reloader
     from llamaswap_py.supervisor.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
@@ -52,31 +49,22 @@ _NO_ROUTE: Final = Route(_nothing)
 
 
 class App:
-    """Answers requests: `handle` is what wire.serve() is given."""
+    """Answers requests: `handle` is what `serve()` is given."""
 
     def __init__(self, supervisor: Supervisor, keys: KeyRing | None = None) -> None:
-        self.supervisor = supervisor
-        self.places = Places(keyed=keys is not None)
-        """Who holds the connections that there can be: wire.serve() is given it."""
-        self.bodies = Bodies()
-        """Whose bytes of bodies are in memory, likewise."""
-        self.access = Access(keys, self.places)
-        self.closing = asyncio.Event()
-        """Set when lswap stops: endless answers (followed logs) end then."""
-        self.traffic = Traffic()
-        self.turns = Turns()
-        """The turns of the event loop that take long, where somebody watches."""
-        self.captures: Captures | None = None
-        """Set where the file says `capture: on`."""
-        self.own_log: ChildLog | None = None
-        """lswap's own last lines, where something keeps them."""
-        self.reloader: Reloader | None = None
-        """Set where the configuration comes from a file."""
+        places = Places(keyed=keys is not None)
+        self.services = Services(
+            supervisor,
+            Access(keys, places),
+            places,
+            Bodies(),
+            Traffic(),
+            Turns(),
+            routes.route_of,
+        )
         config = supervisor.config
         self._hosts = HostRule(own_names(config), config.cors.origins)
         self._cors = Cors(config.cors.origins)
-        self.calls: dict[str, Call] = {}
-        """Every request that is open, by its id."""
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
         self._numbers = count(1)
         self._express = Express(self, self._close)
@@ -122,40 +110,25 @@ class App:
 
     def busy(self) -> bool:
         """Return whether requests are in flight, other than those that wait for news."""
-        return any(one.counted for one in self.calls.values())
+        return any(one.counted for one in self.services.calls.values())
 
     def _open(self, exchange: Exchange) -> Call:
-        meaning = meaning_of(exchange, self.supervisor.config)
-        call = Call(self, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
-        self.calls[call.id] = call
+        meaning = meaning_of(exchange, self.services.supervisor.config)
+        call = Call(self.services, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
+        self.services.calls[call.id] = call
         call.stamp()
         return call
 
     def _close(self, call: Call) -> None:
         """Count a request that has ended."""
-        self.calls.pop(call.id, None)
+        self.services.calls.pop(call.id, None)
         if call.counted:
-            self.access.leave(call.counted)
+            self.services.access.leave(call.counted)
         self._count(call)
-        if self.captures is not None and call.tap is not None:
-            self.captures.keep(_captured(call, call.tap))
+        if self.services.captures is not None and call.tap is not None:
+            self.services.captures.keep(_captured(call, call.tap))
         _write_access(call)
         call.ticket = call.task = None  # both hold the call: no cycle is left
-
-    def route_of(self, method: str, path: str) -> Route | None:
-        """Return what a path and method mean, None when nothing."""
-        methods, _ = routes.look_up(path)
-        return None if methods is None else routes.pick(methods, method)
-
-    async def follow(self, log: ChildLog, after: int | None, exchange: Exchange) -> None:
-        """Write the lines of `log` as they come, until it ends or lswap stops."""
-        exchange.stays = True
-        async with asyncio.TaskGroup() as group:
-            lines = group.create_task(_write_lines(log, after, exchange))
-            stopped = group.create_task(self.closing.wait())
-            await asyncio.wait({lines, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            lines.cancel()
-            stopped.cancel()
 
     async def _dispatch(self, call: Call) -> None:
         head = call.exchange.head
@@ -163,7 +136,11 @@ class App:
             return
         meaning = call.meaning
         call.captured, call.family = meaning.captured, meaning.family
-        if not meaning.trusted and call.exchange.peer != "unix" and self.access.keys is None:
+        if (
+            not meaning.trusted
+            and call.exchange.peer != "unix"
+            and self.services.access.keys is None
+        ):
             self._hosts.check(head)
             meaning.trusted = True
         if head.path == "*":  # OPTIONS, of the server as a whole (RFC 9110 section 9.3.7)
@@ -183,14 +160,14 @@ class App:
         refuse_coded_body(head, route)
         call.route = route
         if not route.public:
-            call.key = self.access.check(head, admin=route.admin, right=route.right)
-            self.access.claim(call.key, call.exchange)
+            call.key = self.services.access.check(head, admin=route.admin, right=route.right)
+            self.services.access.claim(call.key, call.exchange)
             if not route.free:
                 call.count()
-        if route.starts and self.supervisor.scheduler.closing:
+        if route.starts and self.services.supervisor.scheduler.closing:
             raise draining()
         if meaning.relayed and not self._cors.on:
-            meaning.let_in(self.access.keys, call.key, call.principal)
+            meaning.let_in(self.services.access.keys, call.key, call.principal)
         await route.handle(call)
 
     def _cross_origin(self, call: Call) -> bool:
@@ -208,21 +185,23 @@ class App:
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began
         route = call.meaning.template
-        self.traffic.note(call.model, route, call.status, total)
+        self.services.traffic.note(call.model, route, call.status, total)
         if call.first_byte_at:
-            self.traffic.note_answer(call.model, call.first_byte_at - call.began, call.tail)
-        feed = self.supervisor.happenings
+            self.services.traffic.note_answer(
+                call.model, call.first_byte_at - call.began, call.tail
+            )
+        feed = self.services.supervisor.happenings
         if call.model and feed.followed:
             told = {"id": call.id, "model": call.model, "client": call.client, "route": route}
             feed.publish("request", {**told, "status": call.status, "seconds": round(total, 3)})
         if call.leased:
-            self.traffic.note_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
+            self.services.traffic.note_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
         if error.status in _LATER:
             reason = str(error.details.get("reason", error.code))
-            self.traffic.note_refusal(reason, "" if call.key is None else call.key.name)
+            self.services.traffic.note_refusal(reason, "" if call.key is None else call.key.name)
         exchange = call.exchange
         if exchange.response_started and not _goes_on(exchange):
             raise cause or error
@@ -234,7 +213,7 @@ class App:
         if given is not None and 0 < len(given) <= _MAX_ID and given.isascii():
             text = given.decode("ascii")
             if text.isprintable() and " " not in text:
-                return text if text not in self.calls else f"{text}.{secrets.token_hex(4)}"
+                return text if text not in self.services.calls else f"{text}.{secrets.token_hex(4)}"
         return self.new_id()
 
 
@@ -250,11 +229,6 @@ def _was_ended(call: Call) -> bool:
 
 def _allow(methods: dict[str, Route] | None) -> tuple[bytes, bytes]:
     return b"allow", ", ".join(routes.allowed(methods)).encode()
-
-
-async def _write_lines(log: ChildLog, after: int | None, exchange: Exchange) -> None:
-    async for line in log.follow(after):
-        await exchange.write(f"{line}\n".encode())
 
 
 def _captured(call: Call, tap: Tap) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class Express:
         if (
             not isinstance(meaning, Meaning)
             or not meaning.express
-            or meaning.config is not app.supervisor.config
-            or meaning.keys is not app.access.keys
-            or app.captures is not None
+            or meaning.config is not app.services.supervisor.config
+            or meaning.keys is not app.services.access.keys
+            or app.services.captures is not None
             or len(body) > ONE_WRITE
             or len(body) > meaning.config.limits.body
             or (not meaning.config.allow_media_urls and may_hold(body))
@@ -62,17 +62,19 @@ class Express:
         client = meaning.principal
         if meaning.key is not None and not exchange.connection.claim(client):
             return False
-        in_flight = app.access.in_flight
+        in_flight = app.services.access.in_flight
         open_now = in_flight.get(client, 0)
         if meaning.most and open_now >= meaning.most:
             return False
         route = meaning.route
         assert route is not None
         slot = route.slot
-        found = app.supervisor.lease_at_once(preset, client=client, request_id=id, slot=slot)
+        found = app.services.supervisor.lease_at_once(
+            preset, client=client, request_id=id, slot=slot
+        )
         if found is None:
             return False
-        call = Call(app, exchange, id, route, meaning)
+        call = Call(app.services, exchange, id, route, meaning)
         call.family, call.key = meaning.family, meaning.key
         call.ticket, lease = found
         call.early = call.ticket
@@ -91,13 +93,13 @@ class Express:
     def _start(self, call: Call, lease: Lease, body: bytes) -> None:
         """Send the request under its lease."""
         app, exchange, id = self._app, call.exchange, call.id
-        app.calls[id] = exchange.begun = call
+        app.services.calls[id] = exchange.begun = call
         call.granted(lease)
         lease.answer = exchange
         lease.on_revoke(partial(cut, call))
         head = _HEAD % (call.meaning.start(exchange, DROPPED), id.encode("ascii"), len(body))
         exchange.relay_at_once(
-            app.supervisor.pool,
+            app.services.supervisor.pool,
             lease.endpoint,
             head + body,
             error_event=call.failure_event,
@@ -107,7 +109,7 @@ class Express:
     def _preset(self, body: bytes) -> str | None:
         """Return the preset that a body names, if requests for it are relayed as they are."""
         name = name_in(body)
-        supervisor = self._app.supervisor
+        supervisor = self._app.services.supervisor
         if supervisor.names is not self._names:
             self._names, self._presets = supervisor.names, {}
         preset = self._presets.get(name) if name is not None else None

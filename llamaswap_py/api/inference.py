@@ -103,7 +103,7 @@ async def pass_through(call: Call) -> None:
     head = call.exchange.head
     preset, path = _split_upstream(call)
     way = reach(call, preset, path)
-    inner, path = call.app.route_of(head.method, way.read), way.sent
+    inner, path = call.services.route_of(head.method, way.read), way.sent
     if inner is not None and inner.handle is relay:
         call.route, call.family = inner, inner.family
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
@@ -174,7 +174,7 @@ async def _to_instance(
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
     wishes = _wishes(call, ask, preset)
-    if call.app.captures is not None and call.route.slot:
+    if call.services.captures is not None and call.route.slot:
         _capture(call, request.body)
     while True:
         early, call.early = call.early, None

@@ -168,13 +168,13 @@ async def remove_model(call: Call, preset: str) -> None:
 
 
 def _reloader(call: Call) -> Reloader:
-    if call.app.reloader is None:
+    if call.services.reloader is None:
         raise ApiError(
             "not_implemented",
             "models can be added and removed where they come from a file only",
             remedy="start lswap with a configuration file",
         )
-    return call.app.reloader
+    return call.services.reloader
 
 
 _MOST_IDS = 10_000

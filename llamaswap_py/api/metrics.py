@@ -75,12 +75,16 @@ async def scrape(call: Call) -> None:
     happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)
     body, content_type = render(
-        call.app.traffic,
+        call.services.traffic,
         call.supervisor.snapshot(),
         happened,
         children,
         call.may_use,
-        [*_places(call.app.places), *_bodies(call.app.bodies), *_turns(call.app.turns)],
+        [
+            *_places(call.services.places),
+            *_bodies(call.services.bodies),
+            *_turns(call.services.turns),
+        ],
     )
     call.status = 200
     call.exchange.respond(200, body, content_type)

@@ -27,8 +27,8 @@ _STATUS: Final[dict[str, str]] = {
 
 async def list_models(call: Call) -> None:
     """GET /v1/models, /models; with ?reload=1 the file is read again first, if it has changed."""
-    if call.flag("reload") and call.app.reloader is not None:
-        await call.app.reloader.catch_up()
+    if call.flag("reload") and call.services.reloader is not None:
+        await call.services.reloader.catch_up()
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
     found = list(listed(call, snapshot))

@@ -63,13 +63,13 @@ def _check_program(call: Call, read: str) -> None:
     head = call.exchange.head
     _check(call, role_at_program(head.method, read))
     # The program may be a second lswap: a route of lswap takes the same key there as here.
-    ours = call.app.route_of(head.method, folded(read))
+    ours = call.services.route_of(head.method, folded(read))
     if ours is not None:
-        call.app.access.check(head, admin=ours.admin, right=ours.right)
+        call.services.access.check(head, admin=ours.admin, right=ours.right)
 
 
 def _check(call: Call, role: Role) -> None:
     if role is Role.SLOTS:
         call.need("slots")
     elif role is Role.ADMIN:
-        call.app.access.check(call.exchange.head, admin=True)
+        call.services.access.check(call.exchange.head, admin=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl, quote
@@ -17,16 +17,23 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.principals import principal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
-    from llamaswap_py.api.app import App
+    from llamaswap_py.api.auth import Access
+    from llamaswap_py.api.capture import Captures
+    from llamaswap_py.api.counters import Traffic
     from llamaswap_py.api.route_match import Meaning
     from llamaswap_py.api.tap import Tap
+    from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.api_keys import ApiKey, Right
+    from llamaswap_py.proxy.bodies import Bodies
     from llamaswap_py.proxy.exchange import Exchange
+    from llamaswap_py.proxy.places import Places
     from llamaswap_py.snapshot import Snapshot
     from llamaswap_py.supervisor.leases import Lease, Ticket
+    from llamaswap_py.supervisor.reload import Reloader
     from llamaswap_py.supervisor.supervisor import Supervisor
+    from llamaswap_py.tasks.loop_lag import Turns
 
 Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
 
@@ -64,6 +71,36 @@ class Route:
     starts: bool = False
     as_it_is: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Services:
+    """What handlers may use besides their own request: the supervisor, and what counts and limits.
+
+    `server/` fills in what a start of lswap may lack: the log, the file, the captures.
+    """
+
+    supervisor: Supervisor
+    access: Access
+    places: Places
+    """Who holds the connections that there can be: `serve()` is given it."""
+    bodies: Bodies
+    """Whose bytes of bodies are in memory, likewise."""
+    traffic: Traffic
+    turns: Turns
+    """The turns of the event loop that take long, where somebody watches."""
+    route_of: Callable[[str, str], Route | None]
+    """What a method and a path mean to lswap, None: nothing."""
+    calls: dict[str, Call] = field(default_factory=dict)
+    """Every request that is open, by its id."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when lswap stops: endless answers (followed logs) end then."""
+    captures: Captures | None = None
+    """Set where the file says `capture: on`."""
+    own_log: ChildLog | None = None
+    """lswap's own last lines, where something keeps them."""
+    reloader: Reloader | None = None
+    """Set where the configuration comes from a file."""
 
 
 class Call:
@@ -105,17 +142,17 @@ class Call:
     _query: dict[str, str] | None = None
 
     def __init__(
-        self, app: App, exchange: Exchange, id: str, route: Route, meaning: Meaning
+        self, services: Services, exchange: Exchange, id: str, route: Route, meaning: Meaning
     ) -> None:
-        self.app = app
-        self.supervisor: Supervisor = app.supervisor
+        self.services = services
+        self.supervisor = services.supervisor
         self.exchange = exchange
         self.id = id
         self.route = route
         self.meaning = meaning
         self.began = time.monotonic()
-        if app.turns.asleep:
-            app.turns.wake()
+        if services.turns.asleep:
+            services.turns.wake()
 
     @property
     def client(self) -> str:
@@ -143,7 +180,7 @@ class Call:
         """Return whether an open request is this client's own, or this client sees all."""
         if self.key is None or self.sees_all:
             return True
-        if (one := self.app.calls.get(request_id)) is not None:
+        if (one := self.services.calls.get(request_id)) is not None:
             return one.owner == self.owner
         detached = self.supervisor.conversations.detached
         return any((one.request_id, one.owner) == (request_id, self.owner) for one in detached)
@@ -160,13 +197,13 @@ class Call:
     def count(self) -> None:
         """Count it against its principal; raises ApiError `too_many_requests`."""
         principal, limit = self.principal, self.meaning.config.limits.max_in_flight
-        self.app.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
+        self.services.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
         self.counted = principal
 
     def hand_over_count(self) -> Callable[[], None]:
         """Count this request even after its client is gone; return a call which ends that."""
         counted, self.counted = self.counted, ""
-        access = self.app.access
+        access = self.services.access
         return lambda: access.leave(counted) if counted else None
 
     def may(self, right: Right) -> bool:
@@ -268,6 +305,15 @@ class Call:
         """Answer with plain text."""
         self.status = status
         self.exchange.respond(status, text.encode(), "text/plain; charset=utf-8")
+
+    async def follow(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Do what writes an endless answer, until it ends or lswap stops."""
+        self.exchange.stays = True
+        async with asyncio.TaskGroup() as group:
+            tasks = {group.create_task(writing), group.create_task(self.services.closing.wait())}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
 
     def granted(self, lease: Lease) -> None:
         """Note a lease, and say so in the headers of whatever answer follows."""

@@ -12,20 +12,19 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.principals import principal_of
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.app import App
-    from llamaswap_py.api.request import Call
+    from llamaswap_py.api.request import Call, Services
     from llamaswap_py.config.api_keys import ApiKey, KeyRing
 
 
-def take_keys(app: App, keys: KeyRing | None) -> None:
+def take_keys(services: Services, keys: KeyRing | None) -> None:
     """Use other keys from now on, and end what is open of keys that lost something."""
-    before = app.access.keys
-    app.access.replace(keys)
+    before = services.access.keys
+    services.access.replace(keys)
     if before is None or keys is None:
         return
     for key in before:
-        _leave_behind(app, key, keys.same(key))
-    for call in list(app.calls.values()):
+        _leave_behind(services, key, keys.same(key))
+    for call in list(services.calls.values()):
         if call.key is None:
             continue
         now = keys.same(call.key)
@@ -35,7 +34,7 @@ def take_keys(app: App, keys: KeyRing | None) -> None:
             call.key = now
 
 
-def _leave_behind(app: App, key: ApiKey, now: ApiKey | None) -> None:
+def _leave_behind(services: Services, key: ApiKey, now: ApiKey | None) -> None:
     """End what a key has without a request: loads that it began, answers that its clients left."""
 
     def may_use(preset: str) -> bool:
@@ -43,7 +42,7 @@ def _leave_behind(app: App, key: ApiKey, now: ApiKey | None) -> None:
 
     if now is not None and (now.models is None or now.models == key.models):
         return
-    supervisor, client = app.supervisor, principal_of(key.name, "")
+    supervisor, client = services.supervisor, principal_of(key.name, "")
     supervisor.desk.turn_away(client, may_use, _revoked(key) if now is None else _narrowed(key))
     supervisor.conversations.disown(client, may_use)
 

@@ -136,6 +136,12 @@ def look_up(path: str) -> tuple[dict[str, Route] | None, str]:
     return None, ""
 
 
+def route_of(method: str, path: str) -> Route | None:
+    """Return what a method and a path mean, None when nothing."""
+    methods, _ = look_up(path)
+    return None if methods is None else pick(methods, method)
+
+
 def template(path: str) -> str:
     """Return the route of `path` with what it captures as `{id}`, "other" for no route."""
     if path in ROUTES:

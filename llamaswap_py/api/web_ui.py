@@ -115,7 +115,7 @@ def _page(call: Call, ui: str) -> str:
     snapshot = call.supervisor.snapshot()
     rows = "".join(map(_row, snapshot.models))
     models = f"<table><tr><th>model<th>state<th>context</tr>{rows}</table>"
-    if call.app.access.keys is not None:
+    if call.services.access.keys is not None:
         models = "<p>This server asks for an API key; <code>GET /v1/models</code> lists the models."
     host = (call.exchange.head.get(b"host") or b"").decode("latin-1") or "127.0.0.1:8080"
     return (

@@ -204,11 +204,11 @@ async def _serve(
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
             served = Served(typeable(bound), serves_text(outside.origin), time.time())
             app = App(supervisor, keys)
-            app.places.most = most_connections(config.limits.connections)
-            app.bodies.most = most_bodies(config.limits)
-            app.own_log = outside.own_log.lines
+            app.services.places.most = most_connections(config.limits.connections)
+            app.services.bodies.most = most_bodies(config.limits)
+            app.services.own_log = outside.own_log.lines
             outside.own_log.serve(asyncio.get_running_loop())
-            app.reloader = await asyncio.to_thread(
+            app.services.reloader = await asyncio.to_thread(
                 Reloader,
                 supervisor,
                 outside.origin,
@@ -216,9 +216,9 @@ async def _serve(
                 during=notifier.reloading,
             )
             async with (
-                capturing(app, config, supervisor.about.name),
-                watching(app.reloader),
-                app.turns.watched(app.busy),
+                capturing(app.services, config, supervisor.about.name),
+                watching(app.services.reloader),
+                app.services.turns.watched(app.busy),
                 serve(
                     sockets,
                     app.handle,
@@ -226,8 +226,8 @@ async def _serve(
                     on_wire_error=render_wire_error,
                     begin=app.begin,
                     inherited=outside.inherited,
-                    places=app.places,
-                    bodies=app.bodies,
+                    places=app.services.places,
+                    bodies=app.services.bodies,
                 ) as server,
                 notifying(notifier, supervisor),
             ):
@@ -235,7 +235,7 @@ async def _serve(
                 await _first_estimates(supervisor, stops)
                 shown, models = make_snapshot(supervisor, _SHOWN), len(supervisor.prepared)
                 shown_first = banner(shown, models, served.urls, _estimated_now(supervisor))
-                app.own_log.extend(shown_first.splitlines())
+                app.services.own_log.extend(shown_first.splitlines())
                 with suppress(OSError):  # a full disk, or nobody who reads
                     print(shown_first, flush=True)
                 gc.freeze()  # or the collector looks at all modules anew: 15 ms for every stream
@@ -253,7 +253,7 @@ async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], 
 
     def take_over() -> None:
         own_log.redact.learn(config.secrets)
-        take_keys(app, keys)
+        take_keys(app.services, keys)
 
     return take_over
 
@@ -286,7 +286,7 @@ async def _stop(
             "1 request" if running == 1 else f"{running} requests",
             format_duration(patience),
         )
-    app.closing.set()
+    app.services.closing.set()
     async with asyncio.TaskGroup() as group:
         hurry = group.create_task(_hurry(supervisor, stops))
         await supervisor.shut_down(patience)  # who connects meanwhile is told so

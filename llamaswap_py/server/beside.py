@@ -18,7 +18,7 @@ from llamaswap_py.tasks import guard
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from llamaswap_py.api import App
+    from llamaswap_py.api.request import Services
     from llamaswap_py.config.records import Config
     from llamaswap_py.scheduler.state import World
     from llamaswap_py.server import Notifier
@@ -49,14 +49,16 @@ def status_line(world: World) -> str:
 
 
 @asynccontextmanager
-async def capturing(app: App, config: Config, name: str) -> AsyncIterator[None]:
+async def capturing(services: Services, config: Config, name: str) -> AsyncIterator[None]:
     """Store prompts and answers, if the file says so."""
     if config.capture == "off":
         yield
         return
-    app.captures = Captures(name, config.log.rotate)
+    services.captures = Captures(name, config.log.rotate)
     async with asyncio.TaskGroup() as tasks:
-        writing = tasks.create_task(guard.keep_going("capture", app.captures.run), name="capture")
+        writing = tasks.create_task(
+            guard.keep_going("capture", services.captures.run), name="capture"
+        )
         try:
             yield
         finally:

@@ -35,7 +35,7 @@ def serving(
     async def life() -> None:
         stop = asyncio.Event()
         app = App(cast("Any", supervisor), keys)
-        app.own_log = own_log
+        app.services.own_log = own_log
         async with serve(
             [bind(Endpoint(path=str(path)))], app.handle, on_wire_error=render_wire_error
         ):

@@ -184,7 +184,7 @@ async def test_followed_logs(ended_by: str) -> None:
         if ended_by == "the log":
             log.close()
         else:
-            app.closing.set()
+            app.services.closing.set()
     assert exchange.answer == b"recent\nnew\nnewer\n"
 
 

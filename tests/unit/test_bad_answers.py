@@ -155,7 +155,7 @@ async def test_a_client_that_reads_nothing_stops_the_translation(short_dir: Path
 
     async with staged(short_dir, child) as stage, connected(stage.endpoint) as client:
         await client.send(request({**ASK, "stream": True}, "/api/chat"))
-        await until(lambda: any(one.exchange.held_up for one in stage.app.calls.values()))
+        await until(lambda: any(one.exchange.held_up for one in stage.app.services.calls.values()))
         assert (await client.answer()).body.count(b"\n") == 3000 * many + 1
 
 

@@ -99,16 +99,16 @@ async def test_numbers_for_a_model_pass() -> None:
 
 async def test_a_large_body_counts_where_a_small_one_does_not(short_dir: Path) -> None:
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
-        stage.app.access.replace(KeyRing([key("few", max_in_flight=1)]))
+        stage.app.services.access.replace(KeyRing([key("few", max_in_flight=1)]))
         who = "Authorization: Bearer few\r\n"
         async with connected(stage.endpoint) as other:
             await other.send(request({"model": "alpha"}, headers=who)[:-1])
-            await until(lambda: any(one.counted for one in stage.app.calls.values()))
+            await until(lambda: any(one.counted for one in stage.app.services.calls.values()))
             small = request({"conversation_ids": []}, "/v1/streams/lookup", who)
             assert (await client.ask(small)).status == 200
             large = request({"x": "x" * 65 * KIB}, "/v1/streams/lookup", who)
             assert (await client.ask(large)).status == 429
-        await until(lambda: not stage.app.calls)
+        await until(lambda: not stage.app.services.calls)
 
 
 def test_numbers_with_exponents_cost_what_others_do() -> None:

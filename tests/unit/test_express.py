@@ -128,7 +128,7 @@ class Stage:
     def nothing_is_left(self) -> bool:
         held = [one.held.requests() for one in self.supervisor.instances.running.values()]
         return not (
-            self.app.calls
+            self.app.services.calls
             or self.supervisor.desk.tickets
             or self.supervisor.scheduler.world.leases
             or any(one.owing or one.others for one in held)
@@ -186,7 +186,7 @@ async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
                 set(one.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")) for one in (first, sent)
             ]
             assert {one.partition(b":")[0] for one in lines[0] ^ lines[1]} == {b"x-request-id"}
-        counts = stage.app.traffic
+        counts = stage.app.services.traffic
         assert counts.requests == {("alpha", CHAT, 200): 4}
         assert (counts.tokens_in, counts.tokens_out) == ({"alpha": 20}, {"alpha": 12})
         for kind in (counts.total, counts.first_byte, counts.queue, counts.load):
@@ -245,7 +245,7 @@ async def test_capturing_sees_every_request(short_dir: Path) -> None:
     kept: list[Any] = []
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
         await ask(client, request())
-        stage.app.captures = cast("Any", SimpleNamespace(keep=kept.append))
+        stage.app.services.captures = cast("Any", SimpleNamespace(keep=kept.append))
         for _ in range(2):
             await ask(client, request())
         assert stage.begun == [False, False]
@@ -273,7 +273,7 @@ def key(name: str, **more: Any) -> ApiKey:
 async def test_keys_are_asked_once_for_each_head(short_dir: Path) -> None:
     async with staged(short_dir) as stage:
         ring = KeyRing([key("free"), key("few", max_in_flight=1), key("some", models=("alpha",))])
-        stage.app.access.replace(ring)
+        stage.app.services.access.replace(ring)
         for name, begun in (("free", True), ("few", True), ("some", False)):
             async with connected(stage.endpoint) as client:
                 data = request(headers=f"Authorization: Bearer {name}\r\n")
@@ -285,7 +285,7 @@ async def test_keys_are_asked_once_for_each_head(short_dir: Path) -> None:
             for _ in range(2):
                 assert (await ask(client, data)).status == 200
             assert stage.begun[-1] is True
-            stage.app.access.replace(KeyRing([key("other")]))
+            stage.app.services.access.replace(KeyRing([key("other")]))
             assert (await ask(client, data)).status == 401
             assert stage.begun[-1] is False
 
@@ -331,7 +331,7 @@ async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -
         stage.supervisor.desk.revoke(lease, "drain deadline")
         assert (await client.answer()).status == 200
         assert len(stage.child.requests) == 3
-        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 2}
+        assert stage.app.services.traffic.requests == {("alpha", CHAT, 200): 2}
 
 
 async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
@@ -375,7 +375,7 @@ async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> N
         await ask(client, request())
         assert (await ask(client, request())).status == 200
         assert stage.begun == [True]
-        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 2}
+        assert stage.app.services.traffic.requests == {("alpha", CHAT, 200): 2}
 
 
 async def test_a_child_that_dies_halfway(short_dir: Path) -> None:
@@ -406,5 +406,8 @@ async def test_a_client_that_leaves_is_counted_as_gone(short_dir: Path) -> None:
             await until(lambda: len(stage.child.requests) == 2)
             assert stage.begun == [True]
         await eventually(left)
-        assert stage.app.traffic.requests == {("alpha", CHAT, 200): 1, ("alpha", CHAT, 0): 1}
+        assert stage.app.services.traffic.requests == {
+            ("alpha", CHAT, 200): 1,
+            ("alpha", CHAT, 0): 1,
+        }
         assert stage.nothing_is_left()

@@ -94,20 +94,20 @@ async def at_once(stage: Stage, client: Client) -> None:
 
 async def aborted(stage: Stage, client: Client) -> None:
     await client.send(request(BIG)[:-100])
-    await until(lambda: stage.app.calls)
+    await until(lambda: stage.app.services.calls)
     client.reset()
 
 
 async def aborted_form(stage: Stage, client: Client) -> None:
     head = "Content-Type: multipart/form-data; boundary=x\r\n"
     await client.send(request(BIG, "/v1/audio/transcriptions", head)[:-100])
-    await until(lambda: stage.app.calls)
+    await until(lambda: stage.app.services.calls)
     client.reset()
 
 
 async def half_closed(stage: Stage, client: Client) -> None:
     await client.send(request(BIG)[:-100])
-    await until(lambda: stage.app.calls)
+    await until(lambda: stage.app.services.calls)
     await asyncio.sleep(0.1)  # or it counts as a client that sent all it had to say
     client.half_close()
     await client.gone()
@@ -153,7 +153,7 @@ async def left_while_answered(stage: Stage, client: Client) -> None:
 async def cancelled_while_answered(stage: Stage, client: Client) -> None:
     await client.send(request(BIG.replace(b'"pad"', b'"hold"')))
     await until(lambda: stage.child.requests)
-    for call in stage.app.calls.values():
+    for call in stage.app.services.calls.values():
         call.cancel()
     del call
     assert (await client.answer()).status == 410
@@ -169,7 +169,7 @@ async def cancelled_while_it_waits(stage: Stage, client: Client) -> None:
         await until(lambda: len(world.leases) == 4)
         await client.send(request(BIG))
         await until(lambda: world.waiters)
-        for call in stage.app.calls.values():
+        for call in stage.app.services.calls.values():
             if not call.leased:
                 call.cancel()
         del call

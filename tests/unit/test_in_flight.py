@@ -68,10 +68,10 @@ async def ask(app: App, method: str, target: str, peer: str = "127.0.0.1") -> in
 @pytest.mark.parametrize(("method", "path"), all_routes())
 async def test_every_route_counts_or_is_listed(method: str, path: str) -> None:
     app = limited(1)
-    app.access.in_flight["127.0.0.1"] = 1
+    app.services.access.in_flight["127.0.0.1"] = 1
     status = await ask(app, method, path.replace("{id}", "alpha"))
     assert (status != 429) == ((method, path) in UNCOUNTED)
-    assert app.access.in_flight == {"127.0.0.1": 1}
+    assert app.services.access.in_flight == {"127.0.0.1": 1}
 
 
 def test_the_list_is_of_routes() -> None:
@@ -81,21 +81,21 @@ def test_the_list_is_of_routes() -> None:
 @pytest.mark.parametrize("target", ["/metrics?model=alpha", "/metrics?x"])
 async def test_the_metrics_of_a_model_count(target: str) -> None:
     app = limited(1)
-    app.access.in_flight["127.0.0.1"] = 1
+    app.services.access.in_flight["127.0.0.1"] = 1
     assert await ask(app, "GET", target) == 429
 
 
 async def test_an_address_counts_by_its_principal() -> None:
     app = limited(2)
-    app.access.in_flight["2001:db8::/64"] = 2
+    app.services.access.in_flight["2001:db8::/64"] = 2
     assert await ask(app, "GET", "/v1/models", peer="2001:db8::9") == 429
     assert await ask(app, "GET", "/v1/models", peer="2001:db8:0:1::9") == 200
-    assert app.access.in_flight == {"2001:db8::/64": 2}
+    assert app.services.access.in_flight == {"2001:db8::/64": 2}
 
 
 async def test_no_limit_is_said_with_0() -> None:
     app = limited(0)
-    app.access.in_flight["127.0.0.1"] = 10**6
+    app.services.access.in_flight["127.0.0.1"] = 10**6
     assert await ask(app, "GET", "/v1/models") == 200
 
 

@@ -127,7 +127,7 @@ async def meant(exchange: FakeExchange) -> str:
     """Return the preset that a request turned out to be for."""
     app = App(cast("Any", FakeSupervisor(config=CONFIG)))
     await app.handle(cast("Any", exchange))
-    return next(iter(app.traffic.requests))[0]
+    return next(iter(app.services.traffic.requests))[0]
 
 
 def test_the_table_knows_every_route() -> None:
@@ -317,6 +317,6 @@ async def test_the_entries_of_other_names_follow_the_feed_of_the_web_ui() -> Non
     supervisor = FakeSupervisor(config=config)
     app = App(cast("Any", supervisor))
     exchange = FakeExchange("GET", "/models/sse")
-    call = Call(app, cast("Any", exchange), "r", Route(list_models), cast("Any", None))
+    call = Call(app.services, cast("Any", exchange), "r", Route(list_models), cast("Any", None))
     assert names_of_model(call, "qwen") == ["qwen", "coder", "gpt-4o", "qwen:think", "any"]
     assert names_of_model(call, "hidden") == ["hidden", "best"]

@@ -93,10 +93,10 @@ async def test_the_loop_is_watched_only_while_requests_are_in_flight(
 
 async def test_a_request_wakes_it() -> None:
     app = App(cast("Any", FakeSupervisor(make_config("models: {}"))))
-    async with app.turns.watched(app.busy):
-        assert app.turns.asleep
-        Call(app, cast("Any", None), "r", cast("Any", None), cast("Any", None))
-        assert not app.turns.asleep
+    async with app.services.turns.watched(app.busy):
+        assert app.services.turns.asleep
+        Call(app.services, cast("Any", None), "r", cast("Any", None), cast("Any", None))
+        assert not app.services.turns.asleep
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -80,7 +80,7 @@ async def unload(call: Call) -> None:
     began = time.monotonic()
     force, waits = call.flag("force") or False, call.flag("wait") is not False
     if force:  # which ends the requests of others
-        call.app.access.check(call.exchange.head, admin=True)
+        call.services.access.check(call.exchange.head, admin=True)
     found = call.supervisor.unload(preset, force=force)
     if found and not waits:
         call.respond(202, UnloadAnswer(preset, "draining", unloaded=True))
@@ -101,7 +101,7 @@ async def logs(call: Call) -> None:
 
 async def own_log(call: Call) -> None:
     """GET /lswap/v1/logs?tail=&follow=: the same of lswap's own log."""
-    await _answer_log(call, call.app.own_log)
+    await _answer_log(call, call.services.own_log)
 
 
 async def _answer_log(call: Call, log: ChildLog | None) -> None:
@@ -115,13 +115,18 @@ async def _answer_log(call: Call, log: ChildLog | None) -> None:
     call.status = 200
     await exchange.start(200, "text/plain; charset=utf-8")
     await exchange.write(text.encode())
-    await call.app.follow(log, lines[-1].number if lines else None, exchange)
+    await call.follow(_write_lines(call, log, lines[-1].number if lines else None))
     await exchange.finish()
+
+
+async def _write_lines(call: Call, log: ChildLog, after: int | None) -> None:
+    async for line in log.follow(after):
+        await call.exchange.write(f"{line}\n".encode())
 
 
 async def reload(call: Call) -> None:
     """POST /lswap/v1/reload: reads the file again; a wrong one changes nothing."""
-    reloader = call.app.reloader
+    reloader = call.services.reloader
     if reloader is None:
         raise ApiError("not_implemented", "this lswap was not started from a file")
     try:

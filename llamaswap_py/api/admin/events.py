@@ -140,17 +140,11 @@ async def _stream(
 ) -> None:
     exchange = call.exchange
     call.status = 200
-    exchange.stays = True
     await exchange.start(200, "text/event-stream")
     for piece in first:
         await exchange.write(piece)
     await exchange.write(b": lswap\n\n")
-    async with asyncio.TaskGroup() as group:
-        writing = group.create_task(_write(call, after, render))
-        closing = group.create_task(call.app.closing.wait())
-        await asyncio.wait({writing, closing}, return_when=asyncio.FIRST_COMPLETED)
-        writing.cancel()
-        closing.cancel()
+    await call.follow(_write(call, after, render))
     await exchange.finish()
 
 

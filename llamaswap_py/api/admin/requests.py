@@ -70,10 +70,10 @@ async def list_requests(call: Call) -> None:
             load_ms=one.load_ms,
             tokens=one.exchange.events_relayed,
         )
-        for one in call.app.calls.values()
+        for one in call.services.calls.values()
         if one.model and call.may_use(one.model) and not one.exchange.head.path.startswith(_OWN)
     ]
-    counts = call.app.traffic
+    counts = call.services.traffic
     tokens = {
         model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
         for model in counts.tokens_in.keys() | counts.tokens_out.keys()
@@ -113,7 +113,7 @@ async def cancel(call: Call) -> None:
             await conversations.stop(left)
             call.respond(200, CancelAnswer(id, "cancelled"))
             return
-    one = call.app.calls.get(id)
+    one = call.services.calls.get(id)
     if one is None or not one.model or one is call:
         raise ApiError(
             "not_found",

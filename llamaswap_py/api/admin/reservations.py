@@ -111,7 +111,7 @@ async def _hold_open(call: Call, asked: ReservationRequest, footprint: dict[str,
 
 async def _say_held(call: Call, ended: asyncio.Event) -> None:
     """Write a line now and then, until it is released by hand or lswap stops."""
-    closing = call.app.closing
+    closing = call.services.closing
     async with asyncio.TaskGroup() as group:
         ends = {group.create_task(ended.wait()), group.create_task(closing.wait())}
         while not (await asyncio.wait(ends, timeout=_SIGN, return_when="FIRST_COMPLETED"))[0]:

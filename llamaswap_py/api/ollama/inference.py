@@ -135,7 +135,7 @@ def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
     if call.may("ttl"):
         call.supervisor.keep_alive(preset, None if keep < 0 else keep)
     elif call.key is not None:
-        call.app.access.tell_ignored(call.key)
+        call.services.access.tell_ignored(call.key)
 
 
 async def only_keep(call: Call, preset: str, keep: float | None) -> str:
