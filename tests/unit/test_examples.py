@@ -1,4 +1,4 @@
-"""What people copy and follow: the example configurations, the README, the documentation."""
+"""What people copy and follow: the example configurations and the README."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from llamaswap_py.cli.app import app
 from llamaswap_py.config.argv import check_args
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
-from tests.unit.test_architecture import FLOOR_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,27 +77,3 @@ def test_the_readmes_commands_exist() -> None:
 def test_the_readmes_files_exist() -> None:
     for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
         assert (ROOT / target).exists(), target
-
-
-@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
-def test_the_files_that_the_documentation_names_exist(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"`([\w./]+\.(?:py|sh))(?!\w)", text))
-    assert len(named) > 20
-    wrong = [
-        name
-        for name in sorted(named)
-        if not (ROOT / name).is_file() and not (ROOT / "llamaswap_py" / name).is_file()
-    ]
-    assert wrong == []
-
-
-def test_the_picture_of_the_code_has_every_part_from_the_top_to_the_bottom() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    parts = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
-    folders = {path.parent.name for path in (ROOT / "llamaswap_py").glob("*/__init__.py")}
-    assert set(parts) == folders
-    assert len(parts) == len(folders)
-    floors = [FLOOR_OF[part] for part in parts]
-    assert floors == sorted(floors)
-    assert len(text.splitlines()) < 150
