@@ -68,6 +68,15 @@ class Redactor:
         return _PATTERN.sub(_hide, text) if _may_match(text) else text
 
 
+def is_secret(name: str) -> bool:
+    """Return whether the name of a variable, an option or a key says that its value is secret."""
+    return (
+        _SECRET_NAME.fullmatch(name.replace("-", "_")) is not None
+        or f"--{name}" in _OPTIONS
+        or f"-{name}" in _OPTIONS
+    )
+
+
 def secret_values(env: Mapping[str, str]) -> set[str]:
     """Return the values of those variables whose names say that they are secret."""
     return {
@@ -106,6 +115,11 @@ def redact_args(args: Iterable[str], written: Mapping[str, str] = _NOTHING) -> t
             shown.append(_PATTERN.sub(_hide, word))
         secret = not secret and word in _OPTIONS
     return tuple(shown)
+
+
+def left_out(count: int, what: str) -> str:
+    """Return what stands for so many lines or characters."""
+    return f"[{count} {what}{'' if count == 1 else 's'} left out]"
 
 
 def _may_match(text: str) -> bool:

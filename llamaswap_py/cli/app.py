@@ -387,6 +387,7 @@ def reserve(
 app.command()(library.pull)
 app.command()(lifecycle.uninstall)
 app.command()(lifecycle.demo)
+app.command()(lifecycle.report)
 
 
 @app.command()

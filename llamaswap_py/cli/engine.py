@@ -149,14 +149,15 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(asdict(report))
     else:
-        _print_checks(report.checks)
+        print_checks(report.checks)
         typer.echo(
             f"\n{'ready' if report.usable else 'no usable engine: run `lswap engine build`'}"
         )
     raise typer.Exit(0 if report.usable else 1)
 
 
-def _print_checks(checks: tuple[Check, ...]) -> None:
+def print_checks(checks: tuple[Check, ...]) -> None:
+    """Print what was looked at, group by group."""
     marks = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "problem": ("!!", "red")}
     group = ""
     for check in checks:

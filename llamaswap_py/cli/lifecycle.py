@@ -1,4 +1,4 @@
-"""The commands about lswap itself: `demo`, `status`, `stop`, `uninstall`."""
+"""The commands about lswap itself: `demo`, `report`, `status`, `stop`, `uninstall`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,30 @@ def demo(
     from llamaswap_py.demo.run import run
 
     raise typer.Exit(run(config, keep=keep, build=build))
+
+
+def report(
+    file: Annotated[Path, typer.Argument(help="The file to write; - for standard output.")] = Path(
+        "lswap-report.md"
+    ),
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The configuration file (default: that of the running lswap, else as `up`).",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Gather what a bug report needs into a file, without secrets and prompts. Read it first.
+
+    Versions, devices, the configuration; of a running lswap its state, decisions and logs.
+    """
+    from llamaswap_py.cli.report import run
+
+    run(file, config=config, force=force, url=url, key=key)
 
 
 def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: Key = None) -> None:

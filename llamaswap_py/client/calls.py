@@ -31,6 +31,8 @@ _NOTHING = type(None)
 _EVENTS = "/lswap/v1/events"
 _FEED_SILENCE = 30.0
 """Seconds: the feed sends a comment every 10 s, so one that is silent for longer is dead."""
+_KEPT_SILENCE = 5.0
+"""Seconds: less than between two comments, so that no feed is followed for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,9 @@ def logs(model: str | None, *, tail: int = 100, follow: bool = False) -> ApiStre
 
 
 def kept_events() -> ApiStream[ServerEvent]:
-    """Ask for the events that are kept, oldest first."""
-    return ApiStream("GET", _EVENTS, lambda: EventLines().take, {"follow": "false"})
+    """Ask for the events that are kept, oldest first; an lswap before 0.2 goes on, and is left."""
+    params, silence = {"after": "0", "follow": "false"}, _KEPT_SILENCE
+    return ApiStream("GET", _EVENTS, lambda: EventLines().take, params, dead_after=silence)
 
 
 def events(after: int) -> ApiStream[ServerEvent]:

@@ -234,8 +234,13 @@ def _judge_signal(signal: int, tail: Sequence[str]) -> Failure:
 def _first_error(tail: Sequence[str]) -> str | None:
     for line in tail:
         if _ERROR_LINE.search(line):
-            return _LOG_PREFIX.sub("", _PLAIN_PREFIX.sub("", line))[:300]
+            return as_quoted(line)
     return None
+
+
+def as_quoted(line: str) -> str:
+    """Return a line as the reason of a failure quotes it."""
+    return _LOG_PREFIX.sub("", _PLAIN_PREFIX.sub("", line))[:300]
 
 
 def _plain_reason(why: str) -> str:

@@ -123,6 +123,12 @@ class Log:
 Sign: TypeAlias = Loading | Listening | Ready | Sleeping | Ending | Log
 
 
+def says_listening(line: str) -> bool:
+    """Return whether a line of a log says that requests are taken from now on."""
+    signs = Readiness(child_mode=False).feed("stderr", line)
+    return any(isinstance(sign, Listening) for sign in signs)
+
+
 class _State(msgspec.Struct):
     state: str
     payload: dict[str, Any] | None = None

@@ -88,6 +88,7 @@ async def commands(lab: Lab, lswap: Lswap) -> list[Cli]:
             *(("ps",), ("ps", "--json"), ("show", "alpha"), ("show", "beta", "--json")),
             *(("why", "alpha"), ("why", "beta"), ("why", "gamma", "--json"), ("logs",)),
             *(("logs", "alpha"), ("logs", "beta"), ("logs", "prog"), ("usage",), ("load", "gamma")),
+            *(("report", "-"), ("report", str(lab.folder / "report.md"))),
         )
     ]
     done.append(await lab.cli("ps", "--key", WRONG, *running, **ENV))

@@ -383,7 +383,7 @@ def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
         options = {word for parameter in command.params for word in parameter.opts}
         if "--url" in options:
             assert "--key" in options, name
-            assert name == "reserve" or "--json" in options, name
+            assert name in ("reserve", "report") or "--json" in options, name
 
 
 # --- what people type who come from elsewhere
