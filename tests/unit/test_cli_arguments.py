@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from llamaswap_py.cli.addresses import asked_listeners, typeable
 from llamaswap_py.cli.arguments import options_said, origin_of
 from llamaswap_py.config.load import Origin
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.server.addresses import asked_listeners, typeable
 from llamaswap_py.supervisor.reload import Reloader
 
 
