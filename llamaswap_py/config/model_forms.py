@@ -43,6 +43,7 @@ from llamaswap_py.config.yaml_tree import (
 )
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.llamacpp.env_variables import RESERVED
 from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, long_name
 
 if TYPE_CHECKING:
@@ -144,13 +145,6 @@ EXTRA: Final = Form(_extra, {"type": "array", "items": {"type": ["string", "numb
 
 # env
 
-_NOT_ENV: Final = {
-    "LLAMA_ARG_": "use `args`: options from the environment would bypass the checks",
-    "LLAMA_API_KEY": "children are private and need no key",
-    "LLAMA_SERVER_": "lswap sets it",
-    "XDG_CONFIG_HOME": "lswap sets it, so that no other configuration is read",
-}
-
 
 def _env(node: Node, base: Base) -> dict[str, str]:
     table = _table(node, "a mapping like {NAME: value}")
@@ -158,7 +152,7 @@ def _env(node: Node, base: Base) -> dict[str, str]:
     for name, entry in table.entries.items():
         if not name or "=" in name:
             raise Invalid(entry, f"{name!r} is not a name of a variable", key=name)
-        if why := next((why for start, why in _NOT_ENV.items() if name.startswith(start)), None):
+        if why := next((why for start, why in RESERVED.items() if name.startswith(start)), None):
             raise Invalid(entry, "this variable cannot be set here", why, key=name)
         env[name] = at_key(name, _VARIABLE, entry.value, base)
     return env
@@ -171,7 +165,7 @@ def _variable(node: Node, _: Base) -> str:
 
 
 _VARIABLE: Final = Form(_variable, {})
-_NOT_ENV_PATTERN: Final = "|".join(_NOT_ENV)
+_NOT_ENV_PATTERN: Final = "|".join(RESERVED)
 ENV: Final = Form(
     _env,
     {

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
-from llamaswap_py.estimate.dry_run import DryRuns, draft_args, dry_parts, fit_args, has_table
+from llamaswap_py.estimate.dry_run import dry_parts
 from llamaswap_py.estimate.files import (
     FileIdentity,
     cpu_flags,
@@ -28,6 +28,7 @@ from llamaswap_py.estimate.formula import (
     context_of,
     draft_settings,
     has_windows,
+    is_recurrent,
     process_parts,
     repackable_kinds,
     token_bytes,
@@ -43,6 +44,13 @@ from llamaswap_py.estimate.types import (
 )
 from llamaswap_py.estimate.wanted import SCHEMA, Wanted
 from llamaswap_py.gguf.header import Header
+from llamaswap_py.llamacpp.fit_params import (
+    DryRuns,
+    FitParamsError,
+    draft_args,
+    fit_args,
+    has_table,
+)
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
 
@@ -51,7 +59,7 @@ Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
 """Keeps memory for a dry run on these devices while it runs; raises EstimateError without any."""
 
 ATTEMPTS: Final = 4
-"""Runs of llama-fit-params until its table is out (see fitargs.has_table); then its plain lines."""
+"""Runs of llama-fit-params until its table is out (see has_table); then its plain lines."""
 
 
 class Estimator:
@@ -187,14 +195,18 @@ class Estimator:
         headers: Headers,
     ) -> list[Part]:
         assert wanted.fit_params is not None
-        known = await self._dry_runs.options(wanted.fit_params)
-        words = fit_args(model, args, settings, headers[0] if headers else None, known)
+        per_slot = bool(headers) and is_recurrent(headers[0])
         output = ""
-        for _ in range(ATTEMPTS):
-            output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
-            if has_table(output):
-                break
-        return dry_parts(output, headers, settings, wanted.gpus, self._repackable)
+        try:
+            known = await self._dry_runs.options(wanted.fit_params)
+            words = fit_args(model, args, settings, known, per_slot=per_slot)
+            for _ in range(ATTEMPTS):
+                output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
+                if has_table(output):
+                    break
+            return dry_parts(output, headers, settings, wanted.gpus, self._repackable)
+        except FitParamsError as error:
+            raise EstimateError(error.message) from error
 
 
 async def _headers(model: str) -> tuple[Headers, list[str]]:

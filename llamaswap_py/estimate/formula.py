@@ -30,11 +30,8 @@ from typing import Final
 
 from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
-from llamaswap_py.llamacpp.memory_settings import Settings
+from llamaswap_py.llamacpp.memory_settings import PAD, Settings
 from llamaswap_py.units import MIB
-
-PAD: Final = 256
-"""Contexts are rounded up to a multiple of this (GGML_PAD in llama-context.cpp)."""
 
 # architecture -> (period, whether the first layer of each period is the one without a window).
 _WINDOW_PERIODS: Final[dict[str, tuple[int, bool]]] = {

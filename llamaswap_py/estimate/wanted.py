@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.estimate.types import HOST
+from llamaswap_py.llamacpp.memory_settings import deciding_words
 
 if TYPE_CHECKING:
     from llamaswap_py.devices import Device
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 1
 """Of the keys; raise it when the formulas change, and old cached estimates are forgotten."""
-# Options of every command line that take no memory worth telling presets apart by.
-_IRRELEVANT: Final[dict[str, int]] = {
-    "--alias": 1,
-    "--threads-http": 1,
-    "--log-colors": 1,
-    "--cors-origins": 1,
-    "--metrics": 0,
-    "--slots": 0,
-    "--offline": 0,
-    "--log-jsonl": 0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class Wanted:
         told = [tuple(one) if exact else (one.path, one.size) for one in files]
         content = {
             "schema": SCHEMA,
-            "args": _relevant(self.args),
+            "args": deciding_words(self.args),
             "env": sorted(self.env.items()),
             "files": told,
             "variant": self.variant,
@@ -122,15 +112,3 @@ def _binary_identity(path: Path) -> str:
     except OSError:
         return "missing"
     return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def _relevant(args: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    place = 0
-    while place < len(args):
-        if (count := _IRRELEVANT.get(args[place])) is not None:
-            place += 1 + count
-            continue
-        kept.append(args[place])
-        place += 1
-    return kept

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.variables import option_of
+from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX
 from llamaswap_py.llamacpp.options import (
     PATH_LISTS,
     PATH_OPTIONS,
@@ -198,7 +199,7 @@ def _take_variables(
     """
     rest: dict[str, str] = {}
     for variable, value in env.items():
-        if not variable.startswith("LLAMA_ARG_"):
+        if not variable.startswith(OPTION_PREFIX):
             rest[variable] = value
             continue
         name, positive = option_of(variable)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from llamaswap_py.config.model_forms import CONTAINERS, is_runner
 from llamaswap_py.importing.command import split_command
 from llamaswap_py.importing.draft import Draft
+from llamaswap_py.llamacpp.env_variables import RESERVED
 
 _MACRO: Final = "${PORT}"
 _PORT: Final = "{port}"
@@ -30,7 +31,7 @@ _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ash"})
 _LISTENS: Final = re.compile(r"port|listen|bind|addr|host|serve|url", re.IGNORECASE)
 _PUBLISH: Final = re.compile(r"(-p|--publish)(=?)(.*)", re.DOTALL)
 # Variables of a preset that lswap keeps to itself: of another program they mean something else.
-_NOT_ENV: Final = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "XDG_CONFIG_HOME")
+_NOT_ENV: Final = tuple(RESERVED)
 
 
 class Address(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX
 from llamaswap_py.llamacpp.options import OptionTable, long_name, plain_name
 
-_PREFIX: Final = "LLAMA_ARG_"
 # Without an engine to ask: the variables that are not called as their options are.
 _NAMES: Final = {
     "batch": "batch-size",
@@ -30,7 +30,7 @@ def option_of(variable: str, table: OptionTable | None = None) -> tuple[str, boo
     """Return the option that a variable sets, without dashes; False if it switches it off."""
     if table is not None and (found := table.find_env(variable)) is not None:
         return plain_name(found[0].name), found[1]
-    name = variable.removeprefix(_PREFIX).lower().replace("_", "-")
+    name = variable.removeprefix(OPTION_PREFIX).lower().replace("_", "-")
     positive = not name.startswith("no-") or name == "no-host"
     name = name if positive else name[3:]
     return long_name(_NAMES.get(name, name)), positive

@@ -12,9 +12,22 @@ from typing import Final
 from llamaswap_py.llamacpp.options import long_name, plain_name
 from llamaswap_py.units import MIB
 
+PAD: Final = 256
+"""Contexts are rounded up to a multiple of this (GGML_PAD in llama-context.cpp)."""
 ALL: Final = 10**9
 """As a number of layers: every one."""
 
+# Options of every command line that take no memory worth telling presets apart by.
+_IRRELEVANT: Final[dict[str, int]] = {
+    "--alias": 1,
+    "--threads-http": 1,
+    "--log-colors": 1,
+    "--cors-origins": 1,
+    "--metrics": 0,
+    "--slots": 0,
+    "--offline": 0,
+    "--log-jsonl": 0,
+}
 _NUMBER: Final = frozenset("0123456789.")
 _FALSE: Final = frozenset({"off", "0", "false", "no", "disabled"})
 
@@ -119,6 +132,19 @@ def read_settings(args: Sequence[str]) -> Settings:
             {"override-tensor", "n-cpu-ffn", "spec-draft-override-tensor"} & words.names
         ),
     )
+
+
+def deciding_words(args: Sequence[str]) -> list[str]:
+    """Return the words of a command line without options that take no memory worth telling."""
+    kept: list[str] = []
+    place = 0
+    while place < len(args):
+        if (count := _IRRELEVANT.get(args[place])) is not None:
+            place += 1 + count
+            continue
+        kept.append(args[place])
+        place += 1
+    return kept
 
 
 def names_of(args: Sequence[str]) -> set[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import (
     CHILD_MODE_MARK,
     EngineFeatures,
@@ -166,9 +167,7 @@ def _run(path: Path, *arguments: str) -> list[str]:
 @contextmanager
 def _started(path: Path, argument: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run it in a group of its own, of which nothing is left in the end."""
-    # llama-server reads options from the environment and from ~/.config/llama.cpp.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")} | _HIDE_GPUS
-    env["XDG_CONFIG_HOME"] = "/nonexistent"
+    env = clean_environment(os.environ) | _HIDE_GPUS
     try:
         run = subprocess.Popen(
             [str(path), argument],

@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from llamaswap_py.estimate.dry_run import (
-    MOVED,
-    DryRuns,
-    draft_args,
-    dry_parts,
-    fit_args,
-    parse_answer,
-    window_correction,
-)
-from llamaswap_py.estimate.formula import context_of, lay_out
+from llamaswap_py.estimate.dry_run import MOVED, dry_parts, parse_answer, window_correction
+from llamaswap_py.estimate.formula import context_of, is_recurrent, lay_out
 from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
+from llamaswap_py.llamacpp.fit_params import DryRuns, FitParamsError, draft_args, fit_args
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.units import MIB
 from tests.estimate.models import model
@@ -52,7 +45,8 @@ HOST_ROW = row("host", "Host", 3, 2, 5)
 
 def asked(words: str, header: Any = None) -> str:
     args = words.split()
-    found = fit_args("m.gguf", args, read_settings(args), header or model(), KNOWN)
+    per_slot = is_recurrent(header or model())
+    found = fit_args("m.gguf", args, read_settings(args), KNOWN, per_slot=per_slot)
     rest = " ".join(found).removeprefix("--model m.gguf --fit off --fit-print on --log-jsonl ")
     return rest.removeprefix("--log-verbosity 1 ")
 
@@ -79,7 +73,7 @@ def test_the_draft_model_has_its_own_command_line() -> None:
     line = "-md d.gguf -ctkd q4_0 -ngld 5 -ctk q8_0 -ngl 99 --n-cpu-moe 3 --cpu-moe -c 4096"
     args = line.split()
     words = draft_args(read_settings(args), args)
-    found = fit_args("d.gguf", words, read_settings(args), None, KNOWN)
+    found = fit_args("d.gguf", words, read_settings(args), KNOWN, per_slot=False)
     assert " ".join(found).endswith(
         "--cache-type-k q4_0 --cache-type-v f16 --n-gpu-layers 5 --parallel 1 --ctx-size 4096"
     )
@@ -134,7 +128,7 @@ def test_the_plain_lines_where_the_table_was_lost() -> None:
     ],
 )
 def test_nonsense_is_refused(output: str, message: str) -> None:
-    with pytest.raises(EstimateError, match=message):
+    with pytest.raises(FitParamsError, match=message):
         parse_answer(output)
 
 
@@ -231,16 +225,16 @@ async def test_its_options_are_asked_once(script: Script, tmp_path: Path) -> Non
 @pytest.mark.anyio
 async def test_failures_carry_what_it_said(script: Script) -> None:
     path = script("echo 'failed to load model'; kill -ABRT $$")
-    with pytest.raises(EstimateError, match=r"status -6: .*failed to load model"):
+    with pytest.raises(FitParamsError, match=r"status -6: .*failed to load model"):
         await DryRuns().answer(path, [], {})
-    with pytest.raises(EstimateError, match="cannot be run"):
+    with pytest.raises(FitParamsError, match="cannot be run"):
         await DryRuns().answer(path.with_name("absent"), [], {})
 
 
 @pytest.mark.anyio
 async def test_one_that_hangs_is_ended(script: Script, tmp_path: Path) -> None:
     path = script(f"echo $$ > {tmp_path}/pid; exec sleep 600")
-    with pytest.raises(EstimateError, match="did not end within"):
+    with pytest.raises(FitParamsError, match="did not end within"):
         await DryRuns(timeout=0.5).answer(path, [], {})
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):

@@ -54,7 +54,7 @@ PURE = (
     *("scheduler", "config", "gguf", "simulator", "importing"),
     *("llamacpp.output", "llamacpp.failures", "llamacpp.features", "llamacpp.slots"),
     *("llamacpp.options", "llamacpp.option_values", "llamacpp.renamed_options"),
-    *("llamacpp.memory_settings", "llamacpp.quoting"),
+    *("llamacpp.memory_settings", "llamacpp.quoting", "llamacpp.env_variables"),
     "children.liveness",
     *("proxy.messages", "proxy.pending", "proxy.head_cache", "proxy.parsers", "proxy.principals"),
     *("api.body", "api.multipart", "api.errors", "api.filters", "api.counters", "api.tap"),

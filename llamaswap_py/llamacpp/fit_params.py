@@ -1,0 +1,294 @@
+"""llama-fit-params, which tells what a model would take without loading it: asked, run and read.
+
+It knows fewer options than llama-server, has other defaults (one slot, no unified cache) and no
+draft model or projector: docs/design/engine.md, "Memory".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import anyio
+import msgspec
+
+from llamaswap_py.errors import LswapError
+from llamaswap_py.llamacpp.env_variables import clean_environment
+from llamaswap_py.llamacpp.features import parse_options
+from llamaswap_py.llamacpp.memory_settings import PAD, Settings
+from llamaswap_py.units import MIB
+
+TIMEOUT: Final = 60.0
+"""Seconds for one run; it takes 0.3 s, and a few seconds where a GPU driver wakes up."""
+_SHOWN: Final = 3
+
+Purpose: TypeAlias = Literal["model", "context", "compute"]
+
+
+class FitParamsError(LswapError):
+    """Raised when llama-fit-params cannot be run, or gives no figures that can be used."""
+
+
+class Figure(NamedTuple):
+    """Bytes of one device for one purpose; `device` is the engine's name, None for main memory.
+
+    `moved`: the weights are rearranged for the CPU and lie in a buffer of their own.
+    """
+
+    device: str | None
+    purpose: Purpose
+    size: int
+    moved: bool = False
+
+
+# Running it
+
+
+class DryRuns:
+    """Runs llama-fit-params, one at a time: each opens a context on every GPU it sees."""
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
+        self._turn = anyio.Lock()
+        self._options: dict[Path, dict[str, int]] = {}
+        self._stuck: dict[Path, FitParamsError] = {}
+
+    async def options(self, binary: Path) -> Mapping[str, int]:
+        """Return the option names of this llama-fit-params, and how many words follow each."""
+        if binary not in self._options:
+            text = await self._run(binary, ["--help"], {})
+            table = parse_options(text)
+            self._options[binary] = {
+                name: 0 if name in option.negated else option.values
+                for name, option in table.items()
+            }
+        return self._options[binary]
+
+    async def answer(self, binary: Path, args: Sequence[str], env: Mapping[str, str]) -> str:
+        """Return all that a run prints.
+
+        Raises FitParamsError when it cannot be run, fails, or takes longer than the time limit.
+        """
+        return await self._run(binary, args, env)
+
+    async def _run(self, binary: Path, args: Sequence[str], env: Mapping[str, str]) -> str:
+        async with self._turn:
+            if (known := self._stuck.get(binary)) is not None:
+                raise known  # once is enough: everybody behind it would wait as long again
+            try:
+                with anyio.fail_after(self._timeout):
+                    status, output = await _run_to_end(
+                        [str(binary), *args], {**clean_environment(os.environ), **env}
+                    )
+            except TimeoutError as error:
+                self._stuck[binary] = stuck = FitParamsError(
+                    f"{binary.name} did not end within {self._timeout:.0f} s"
+                )
+                raise stuck from error
+            except OSError as error:
+                raise FitParamsError(f"{binary} cannot be run ({error.strerror})") from error
+        printed = output.decode(errors="replace")
+        if status != 0:
+            lines = [line.strip() for line in printed.splitlines() if line.strip()]
+            tail = " / ".join(line[:200] for line in lines[-_SHOWN:]) or "it said nothing"
+            raise FitParamsError(f"{binary.name} failed with status {status}: {tail}")
+        return printed
+
+
+async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes]:
+    """Return exit status and output. However it is left, nothing of the process is.
+
+    `anyio.run_process` would wait for the end of a process when its task is cancelled just once.
+    """
+    process = await anyio.open_process(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
+    async with process:
+        try:
+            assert process.stdout is not None
+            output = b"".join([chunk async for chunk in process.stdout])
+            return await process.wait(), output
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+# What it is asked
+
+_ALWAYS: Final = ("--fit", "off", "--fit-print", "on", "--log-jsonl", "--log-verbosity", "1")
+_OURS: Final = frozenset(
+    {
+        *(
+            "--model",
+            "-m",
+            "--fit",
+            "-fit",
+            "--fit-print",
+            "-fitp",
+            "--log-jsonl",
+            "--no-log-jsonl",
+        ),
+        *("--parallel", "-np", "--log-verbosity", "--verbosity", "-lv", "-v", "--verbose"),
+        *("--log-file", "--log-disable", "--ctx-size", "-c", "--fit-target", "-fitt", "-fitc"),
+        *("--threads", "-t", "--lora", "--lora-scaled", "--control-vector", "--offline"),
+    }
+)
+_DRAFT_OPTIONS: Final = ("draft", "spec-", "-md", "-ngld", "-devd", "-ctkd", "-ctvd", "-otd")
+
+
+def fit_args(
+    model: str,
+    args: Sequence[str],
+    settings: Settings,
+    known: Mapping[str, int],
+    *,
+    per_slot: bool,
+) -> tuple[str, ...]:
+    """Return the words after llama-fit-params that ask for what llama-server does with `args`.
+
+    `known` maps the option names of this llama-fit-params to how many words follow them.
+    `per_slot`: each slot has a state of its own, so that many slots are asked for; a cache that
+    slots share is asked for as one slot's.
+    """
+    words = ["--model", model, *_ALWAYS]
+    place = 0
+    while place < len(args):
+        word = args[place]
+        place += 1
+        count = known.get(word)
+        if count is None or word in _OURS or any(part in word for part in _DRAFT_OPTIONS):
+            continue
+        words += [word, *args[place : place + count]]
+        place += count
+    slots = settings.slots if per_slot or not settings.unified else 1
+    words += ["--parallel", str(slots)]
+    if settings.context:
+        words += ["--ctx-size", str(_rounded_up(settings.context, slots))]
+    return tuple(words)
+
+
+def draft_args(settings: Settings, args: Sequence[str]) -> tuple[str, ...]:
+    """Return the command line of the main model rewritten for its draft model."""
+    draft = settings.draft
+    assert draft is not None
+    words = _without(args, {"-ctk", "--cache-type-k", "-ctv", "--cache-type-v"})
+    words = _without(words, {"-ngl", "--gpu-layers", "--n-gpu-layers", "-ncmoe", "--n-cpu-moe"})
+    words = _without(words, {"-cmoe", "--cpu-moe"}, values=0)
+    words = [*words, "--cache-type-k", draft.type_k, "--cache-type-v", draft.type_v]
+    if draft.gpu_layers < 10**6:
+        words += ["--n-gpu-layers", str(draft.gpu_layers)]
+    if draft.device:
+        words = [*_without(words, {"-dev", "--device"}), "--device", draft.device]
+    return tuple(words)
+
+
+def _without(args: Sequence[str], names: Collection[str], *, values: int = 1) -> list[str]:
+    kept: list[str] = []
+    place = 0
+    while place < len(args):
+        if args[place] in names:
+            place += 1 + values
+            continue
+        kept.append(args[place])
+        place += 1
+    return kept
+
+
+def _rounded_up(context: int, slots: int) -> int:
+    """Each stream is rounded up to a multiple of 256, of which the whole must be made."""
+    share = -(-context // slots)
+    return -(-share // PAD) * PAD * slots
+
+
+# What it answers
+
+_MAX_MIB: Final = 2**30
+_TABLE: Final = '{"type":"fit_memory_breakdown"'
+_PLAIN: Final = re.compile(r"(\w+) (\d{1,12}) (\d{1,12}) (\d{1,12})", re.ASCII)
+
+
+class _Row(msgspec.Struct):
+    kind: str
+    name: str
+    model: int
+    context: int
+    compute: int
+
+
+class _Data(msgspec.Struct):
+    unit: str
+    rows: list[_Row]
+
+
+class _Line(msgspec.Struct):
+    type: str
+    data: _Data
+
+
+def has_table(output: str) -> bool:
+    """Return whether the JSON line is there.
+
+    Its log is written by a thread that nobody waits for at exit (common/log.cpp), so a quick run on
+    a busy machine may end before the line is out: ask again.
+    """
+    return _TABLE in output
+
+
+def read_figures(output: str) -> Iterator[Figure]:
+    """Yield the figures that llama-fit-params printed.
+
+    They are MiB cut down to whole ones: half of one is added to each. The plain lines, taken where
+    the table is missing, do not tell which weights are rearranged.
+    Raises FitParamsError when there are no figures or they are nonsense.
+    """
+    rows = _table(output) if has_table(output) else _plain_lines(output)
+    if not rows:
+        raise FitParamsError("llama-fit-params counted nothing at all")
+    for row in rows:
+        sizes: dict[Purpose, int] = {
+            "model": row.model,
+            "context": row.context,
+            "compute": row.compute,
+        }
+        for purpose, size in sizes.items():
+            if not 0 <= size <= _MAX_MIB:
+                raise FitParamsError(
+                    f"llama-fit-params said {size} MiB of {purpose} for {row.name}"
+                )
+            if size:
+                moved = row.kind == "buffer_type" and purpose == "model"
+                device = row.name if row.kind == "device" else None
+                yield Figure(device, purpose, size * MIB + MIB // 2, moved)
+
+
+def _table(output: str) -> list[_Row]:
+    line = output[output.index(_TABLE) :].partition("\n")[0]
+    try:
+        data = msgspec.json.decode(line, type=_Line).data
+    except msgspec.MsgspecError as error:
+        raise FitParamsError(f"llama-fit-params answered in another form: {error}") from error
+    if data.unit != "MiB":
+        raise FitParamsError(f"llama-fit-params counts in {data.unit}, not in MiB")
+    return data.rows
+
+
+def _plain_lines(output: str) -> list[_Row]:
+    rows = []
+    for line in output.splitlines():
+        if match := _PLAIN.fullmatch(line.strip()):
+            kind = "host" if match[1] == "Host" else "device"
+            rows.append(_Row(kind, match[1], *(int(each) for each in match.groups()[1:])))
+    if not rows:
+        raise FitParamsError("llama-fit-params printed no figures")
+    return rows
