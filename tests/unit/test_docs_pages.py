@@ -50,6 +50,13 @@ def options_of(words: list[str]) -> set[str]:
     return {word for each in command.params for word in (*each.opts, *each.secondary_opts)}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_heading_stands_twice_on_a_page(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#{1,3} .*$", text, re.MULTILINE)
+    assert sorted(headings) == sorted(set(headings))
+
+
 def test_every_page_is_linked_from_the_index_and_that_from_the_readme() -> None:
     assert "](docs/README.md)" in PAGES[0].read_text(encoding="utf-8")
     linked = re.findall(r"\]\(([^)#]+)\)", INDEX.read_text(encoding="utf-8"))
