@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.registry import PARTS
 from tests.unit.test_architecture import FLOOR_OF
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +49,11 @@ def test_there_is_a_place_for_each_usual_change(change: str) -> None:
     row = re.search(rf"^\| {re.escape(change)}[^|]*\| ([^|]+) \|$", text, re.MULTILINE)
     assert row is not None
     assert re.search(r"`[\w./]+(?:\.py|/)`", row[1])
+
+
+def test_the_targets_name_parts_of_the_benchmark() -> None:
+    text = (ROOT / "docs" / "design" / "targets.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|.*\| ((?:`\w+`(?:, )?)+) \|$", text, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 8
+    assert named <= {part.name for part in PARTS}
