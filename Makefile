@@ -81,7 +81,8 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	build/wheel/env/bin/python -m pip install --quiet --no-deps build/wheel/*.whl
 	build/wheel/env/bin/python -m pip check
 	@cd build/wheel && set -x && env/bin/lswap --help >/dev/null && env/bin/lswap --version && \
-		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null
+		env/bin/lswap engine list && env/bin/lswap engine build --dry-run >/dev/null && \
+		env/bin/lswap report - >/dev/null
 	@# With a llama-server the demo must run, and without one say how to get it.
 	@cd build/wheel && export XDG_CACHE_HOME=$$PWD/cache; \
 	if env/bin/lswap engine doctor >/dev/null; then set -x; env/bin/lswap demo; \

@@ -36,6 +36,7 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
         **dict.fromkeys(("remove", "delete", "del"), "`lswap rm MODEL`"),
         **dict.fromkeys(("ui", "web", "open"), "its page is at the address `lswap status` says"),
         **dict.fromkeys(("build", "doctor", "use"), "`lswap engine build`, `use` and `doctor`"),
+        **dict.fromkeys(("bug", "issue", "diagnose", "debug"), "`lswap report` writes a report"),
         "install": "`lswap engine build` for llama-server, `lswap service install` for systemd",
         "restart": "`lswap stop`, then `lswap up`; `lswap reload` only reads the file again",
         "show": "`lswap models` lists them, `lswap why MODEL` says how one is",

@@ -16,12 +16,13 @@ from llamaswap_py.llamacpp.output import says_listening
 from llamaswap_py.redaction import left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _TIME: Final = r"(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:[IWED] )?"
 _HEAD: Final = re.compile(
     _TIME + r"(?:(?:srv|slot|que|res|cmn)\s+[\w()]*: (?:id\s+-?\d+ \| task -?\d+ \|)?|ggml_\w+: )"
 )
+_DEVICE: Final = re.compile(_TIME + r"  Device \d+: .{1,120}, VMM: (?:yes|no), .*VRAM: \d+ MiB")
 _FIRST: Final = re.compile(_TIME + r"srv\s+llama_server: initializing \.\.\.")
 _REASON: Final = re.compile(r"((?:crashed with [^:]+|ended with exit code \d+|it last said): )(.*)")
 _LETTERS: Final = re.compile(r"[A-Za-z]+")
@@ -33,27 +34,29 @@ _VOCABULARY: Final = """
     compute context created creating ctx cuda cudamalloc current decode decoding detected device
     devices done draft drafts empty enabled entering eof eos erased erasing error eval exceeds
     exit exiting f failed flash for forced forcing found free freeing from full gen generated
-    get gpu graphs has host id idle in init initialized initializing is items keep kib kv last
-    launch lcp length limit llama load loaded loading lru making max mem memory mib min mmap
-    model monitoring ms n need new no not of oldest on only or out over params parent past per
-    pool pos processing progress prompt prompts queue reached reducing release released removing
-    reserve restored restoring reused room s save saved saving second selected seq server shared
-    shift shutdown shutting sim similarity size skip skipping sleeping slot slots space started
-    starting state states stdin stop stopped stopping swa t task tasks tg the thold thread
-    threads time timings to token tokens total truncated try unload unloaded up update updating
-    usage use used using via waiting waking warming warmup was while with without
+    get gpu graphs has hip host id idle in init initialized initializing is items keep kib kv
+    last launch lcp length limit llama load loaded loading lru making max mem memory metal mib
+    min mmap model monitoring ms n need new no not of oldest on only or out over params parent
+    past per pool pos processing progress prompt prompts queue reached reducing release released
+    removing reserve restored restoring reused rocm room s save saved saving second selected seq
+    server shared shift shutdown shutting sim similarity size skip skipping sleeping slot slots
+    space started starting state states stdin stop stopped stopping swa t task tasks tg the
+    thold thread threads time timings to token tokens total truncated try unload unloaded up
+    update updating usage use used using via vram vulkan waiting waking warming warmup was while
+    with without
 """
 _WORDS: Final = frozenset(_VOCABULARY.split())
 
 
-def without_quotes(lines: Iterable[str], *, first: bool) -> tuple[list[str], list[str]]:
+def without_quotes(lines: Sequence[str], *, first: bool) -> tuple[list[str], list[str]]:
     """Return a log without what may quote a client, and the lines of it that cannot.
 
-    `first`: the log begins with a llama-server that has had no request yet.
+    `first`: the log begins with the start of a llama-server. That counts only where none of them
+    came to listen: one that is told to write little does not say so.
     """
     told: list[str | None] = []
     loaded = []
-    loading = first
+    loading = first and not any(map(says_listening, lines))
     for line in lines:
         loading = loading or _FIRST.fullmatch(line) is not None
         told.append(line if loading else _shown(line))
@@ -71,7 +74,7 @@ def _shown(line: str) -> str | None:
     """Return a line that quotes nobody, of others where they come from; None where that is open."""
     head = _HEAD.match(line)
     if head is None:
-        return None
+        return line if _DEVICE.fullmatch(line) else None
     said = line[head.end() :]
     if says_figures(said):
         return line

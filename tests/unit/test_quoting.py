@@ -22,6 +22,8 @@ FIGURES = [
     "slot      release: id  1 | task 0 | stop processing: n_tokens = 52, truncated = 0",
     "0.13.002.114 I slot      release: id  1 | task 0 | stop processing: n_tokens = 52",
     "srv          stop: cancel task, id_task = 14",
+    "ggml_cuda_init: found 1 CUDA devices (Total VRAM: 24217 MiB):",
+    "  Device 0: NVIDIA RTX 4090, compute capability 8.9, VMM: yes, VRAM: 24217 MiB",
     "ggml_cuda: cudaMalloc failed: out of memory",
 ]
 QUOTES = [
@@ -65,6 +67,12 @@ def test_a_log_whose_beginning_is_not_there_is_not_trusted() -> None:
     assert without_quotes(words, first=False)[0] == ["[1 line left out]"]
 
 
+def test_a_beginning_is_not_trusted_where_one_of_them_listened() -> None:
+    """The first may have been told to write little: then its requests follow at once."""
+    shown, _ = without_quotes([*QUOTES[:1], *LOADING], first=True)
+    assert shown == ["[1 line left out]", *LOADING]
+
+
 def test_the_next_one_that_starts_is_shown_again() -> None:
     shown, _ = without_quotes([*QUOTES[:1], *LOADING, *QUOTES[:1], *LOADING[:2]], first=False)
     assert shown == ["[1 line left out]", *LOADING, "[1 line left out]", *LOADING[:2]]
@@ -79,8 +87,8 @@ def test_the_next_one_that_starts_is_shown_again() -> None:
     ],
 )
 def test_older_builds_end_their_load_in_other_words(end: str) -> None:
-    shown, _ = without_quotes(["load_tensors: x", end, "Sentinel"], first=True)
-    assert shown == ["load_tensors: x", end, "[1 line left out]"]
+    shown, _ = without_quotes([LOADING[0], "load_tensors: x", end, "Sentinel"], first=False)
+    assert shown == [LOADING[0], "load_tensors: x", end, "[1 line left out]"]
 
 
 def test_only_plain_words_of_llama_server_are_figures() -> None:
