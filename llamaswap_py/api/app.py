@@ -9,7 +9,7 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.api import routes, web_ui
+from llamaswap_py.api import pages, routes
 from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
 from llamaswap_py.api.counters import Traffic
 from llamaswap_py.api.fast_path import Express
@@ -148,7 +148,7 @@ class App:
             call.exchange.respond(204, headers=[_allow(None)])
             return
         if meaning.methods is None:
-            if not await web_ui.serve_file(call):
+            if not await pages.serve_file(call):
                 await _nothing(call)
             return
         route = meaning.route

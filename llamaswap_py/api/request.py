@@ -13,6 +13,7 @@ import msgspec
 
 from llamaswap_py.api.auth import lacks
 from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
+from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.principals import principal_of
 
@@ -91,6 +92,8 @@ class Services:
     """The turns of the event loop that take long, where somebody watches."""
     route_of: Callable[[str, str], Route | None]
     """What a method and a path mean to lswap, None: nothing."""
+    web_ui: WebUi = field(default_factory=WebUi)
+    """The files of the web UI; until `server/` knows a llama-server, only those of a folder."""
     calls: dict[str, Call] = field(default_factory=dict)
     """Every request that is open, by its id."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)

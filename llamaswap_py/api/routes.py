@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from llamaswap_py.api import inference, llama_cpp, metrics, openai, web_ui
+from llamaswap_py.api import inference, llama_cpp, metrics, openai, pages
 from llamaswap_py.api.admin import control, events, requests, reservations
 from llamaswap_py.api.counters import OTHER
 from llamaswap_py.api.errors import Family
@@ -90,7 +90,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(Route(routes.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
     "/api/delete": {"DELETE": Route(routes.delete, admin=True)},
     # lswap
-    **_get(Route(web_ui.index, public=True), "/"),
+    **_get(Route(pages.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
     **_get(Route(control.readyz, public=True), "/readyz"),
     **_get(_FREE(control.state), "/lswap/v1/state"),

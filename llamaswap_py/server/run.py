@@ -22,6 +22,7 @@ import msgspec
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.api.revoking import take_keys
+from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.process import prepare_to_spawn
 from llamaswap_py.children.running import Served, find_running
@@ -254,6 +255,8 @@ async def _serve(
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
             served = Served(typeable(bound), outside.served_as, time.time())
             app = App(supervisor, keys)
+            ui_socket = runtime.socket_path(0)  # no instance has that number
+            app.services.web_ui = WebUi(engine.path if engine is not None else None, ui_socket)
             app.services.places.most = most_connections(config.limits.connections)
             app.services.bodies.most = most_bodies(config.limits)
             app.services.own_log = outside.own_log.lines
@@ -266,6 +269,7 @@ async def _serve(
                 during=notifier.reloading,
             )
             async with (
+                app.services.web_ui,
                 capturing(app.services, config, supervisor.about.name),
                 watching(app.services.reloader),
                 app.services.turns.watched(app.busy),

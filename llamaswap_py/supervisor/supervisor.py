@@ -13,11 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.children import ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
@@ -160,8 +158,6 @@ class Supervisor:
         self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
         self.overrides = Overrides(self)
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
-        ui_socket = runtime_dir.socket_path(0)  # no instance has that number
-        self.webui = WebUi(Path(about.engine.path), ui_socket, self._tasks)
         self.keeping = Keeping(config, runtime_dir.path, self.scheduler, self._tasks, self.feed)
         owners = (self.pool, self._tasks, self.feed, self._child_gone, self.keeping)
         self.instances = Instances(config, devices, runtime_dir, *owners)
@@ -191,7 +187,6 @@ class Supervisor:
         try:
             self.downloads.cancel()
             self.conversations.cancel()
-            self.webui.cancel()
             for task in self._background:
                 task.cancel()
             if self.running and error is None:

@@ -6,14 +6,12 @@ import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from llamaswap_py.api import App
-from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
@@ -198,10 +196,6 @@ class FakeSupervisor:
     @cached_property
     def keeping(self) -> SimpleNamespace:
         return SimpleNamespace(counts={}, guards=lambda preset: False)
-
-    @cached_property
-    def webui(self) -> WebUi:
-        return WebUi(Path("/nowhere/bin/llama-server"), None, asyncio.TaskGroup())
 
     @cached_property
     def conversations(self) -> Conversations:
