@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from llamaswap_py.estimate.estimator import Estimator
 from llamaswap_py.estimate.types import Estimate, Part, Source, surprise
-from llamaswap_py.estimate.wanted import Wanted, wanted_of
+from llamaswap_py.estimate.wanted import Wanted
 
-__all__ = ["Estimate", "Estimator", "Part", "Source", "Wanted", "surprise", "wanted_of"]
+__all__ = ["Estimate", "Estimator", "Part", "Source", "Wanted", "surprise"]

@@ -14,9 +14,7 @@ from llamaswap_py.estimate.types import HOST
 from llamaswap_py.llamacpp.memory_settings import deciding_words
 
 if TYPE_CHECKING:
-    from llamaswap_py.devices import Device
     from llamaswap_py.estimate.files import FileIdentity
-    from llamaswap_py.supervisor.prepare import Prepared
 
 SCHEMA: Final = 1
 """Of the keys; raise it when the formulas change, and old cached estimates are forgotten."""
@@ -63,52 +61,3 @@ class Wanted:
             "machine": list(self.machine),
         }
         return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:32]
-
-
-def wanted_of(
-    prepared: Prepared,
-    devices: Sequence[Device],
-    *,
-    cache_ram: int,
-    placement: Sequence[str] | None = None,
-    variant: str = "",
-) -> Wanted | None:
-    """Return what to estimate for a preset; None for one that needs an engine and has none.
-
-    `placement` are device names and overrules what the preset says; both may leave it open.
-    """
-    engine, command = prepared.engine, prepared.preset.cmd
-    if engine is None and command is None:
-        return None
-    on_cpu = engine is not None and engine.backend == "cpu"
-    gpus = tuple(one for one in devices if one.id != HOST and not on_cpu)
-    named = placement
-    if named is None and prepared.preset.device != "auto":
-        named = prepared.preset.device
-    if named is not None:
-        by_name = {one.id: one for one in gpus}
-        gpus = tuple(by_name[name] for name in named if name in by_name)
-    return Wanted(
-        preset=prepared.preset.id,
-        model=prepared.preset.model,
-        args=prepared.args,
-        files=prepared.files,
-        gpus=tuple(one.id for one in gpus),
-        env=dict(prepared.env),
-        variant=variant,
-        engine="program" if engine is None else f"{engine.label}:{_binary_identity(engine.path)}",
-        fit_params=None if engine is None else engine.fit_params,
-        machine=tuple(f"{one.id}={one.uuid or one.source}:{one.total}" for one in gpus),
-        declared=prepared.preset.memory,
-        cache_ram=cache_ram if command is None else 0,
-        is_program=command is not None,
-    )
-
-
-def _binary_identity(path: Path) -> str:
-    """A rebuilt engine of the same number is another engine."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import HOST, Device, placement_env
 from llamaswap_py.errors import LswapError
-from llamaswap_py.estimate import Estimate, Estimator, Wanted, wanted_of
+from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.remedies import Leaner, Remedies
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.scheduler.judging import Option, judge, remedies
@@ -140,7 +141,7 @@ def wanted_for(
 ) -> Wanted | None:
     """Return what to estimate for one way to load a preset; None without its engine."""
     variant = prepared.as_variant(choice.variant)
-    wanted = wanted_of(
+    wanted = _wanted_of(
         variant,
         devices,
         cache_ram=cache_ram,
@@ -152,6 +153,55 @@ def wanted_for(
     uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
     kept = placement_env(choice.devices, variant.engine.backend, uuids)
     return replace(wanted, env={**wanted.env, **kept})
+
+
+def _wanted_of(
+    prepared: Prepared,
+    devices: Sequence[Device],
+    *,
+    cache_ram: int,
+    placement: Sequence[str] | None = None,
+    variant: str = "",
+) -> Wanted | None:
+    """Return what to estimate for a preset; None for one that needs an engine and has none.
+
+    `placement` are device names and overrules what the preset says; both may leave it open.
+    """
+    engine, command = prepared.engine, prepared.preset.cmd
+    if engine is None and command is None:
+        return None
+    on_cpu = engine is not None and engine.backend == "cpu"
+    gpus = tuple(one for one in devices if one.id != HOST and not on_cpu)
+    named = placement
+    if named is None and prepared.preset.device != "auto":
+        named = prepared.preset.device
+    if named is not None:
+        by_name = {one.id: one for one in gpus}
+        gpus = tuple(by_name[name] for name in named if name in by_name)
+    return Wanted(
+        preset=prepared.preset.id,
+        model=prepared.preset.model,
+        args=prepared.args,
+        files=prepared.files,
+        gpus=tuple(one.id for one in gpus),
+        env=dict(prepared.env),
+        variant=variant,
+        engine="program" if engine is None else f"{engine.label}:{_binary_identity(engine.path)}",
+        fit_params=None if engine is None else engine.fit_params,
+        machine=tuple(f"{one.id}={one.uuid or one.source}:{one.total}" for one in gpus),
+        declared=prepared.preset.memory,
+        cache_ram=cache_ram if command is None else 0,
+        is_program=command is not None,
+    )
+
+
+def _binary_identity(path: Path) -> str:
+    """A rebuilt engine of the same number is another engine."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
