@@ -18,7 +18,7 @@ from llamaswap_py.api.body import bad_json, decode
 from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.inference import resumed
 from llamaswap_py.errors import ApiError, LswapError
-from llamaswap_py.supervisor.library import add_model, forget_files, request_files
+from llamaswap_py.supervisor.library import add_model, forget_files
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ async def download(call: Call) -> None:
     except LswapError as error:
         refuse(call, 400, str(error), _INVALID)
         return
-    request_files(call.supervisor, name)
+    call.supervisor.request_files(name)
     call.respond(200, {"success": True})
 
 

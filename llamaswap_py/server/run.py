@@ -51,7 +51,7 @@ from llamaswap_py.supervisor.containment import unenforced
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.supervisor.recorder import Record
 from llamaswap_py.supervisor.reload import Reloader
-from llamaswap_py.supervisor.snapshots import About, make_snapshot
+from llamaswap_py.supervisor.snapshots import About
 from llamaswap_py.supervisor.supervisor import Supervisor
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import Workers
@@ -243,12 +243,6 @@ async def _serve(
     sockets, notifier = outside.sockets, outside.notifier
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
     guard.heed(asyncio.get_running_loop())
-    limits = WireLimits(
-        header=config.limits.header,
-        head_read=config.limits.head_read,
-        idle=config.limits.idle,
-        stall=config.limits.stall,
-    )
     async with open_supervisor(config, engine, runtime, outside.record) as supervisor:
         with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
             bound = tuple(map(_bound, sockets, config.listen))
@@ -276,7 +270,7 @@ async def _serve(
                 serve(
                     sockets,
                     app.handle,
-                    limits,
+                    _wire_limits(config),
                     on_wire_error=render_wire_error,
                     begin=app.begin,
                     inherited=outside.inherited,
@@ -287,7 +281,7 @@ async def _serve(
             ):
                 runtime.tell(served)
                 await _first_estimates(supervisor, stops)
-                shown, models = make_snapshot(supervisor, SHOWN), len(supervisor.prepared)
+                shown, models = supervisor.snapshot(SHOWN), len(supervisor.prepared)
                 lines = outside.greeting(shown, models, served.urls, _estimated_now(supervisor))
                 app.services.own_log.extend(lines.splitlines())
                 with suppress(OSError):  # a full disk, or a closed pipe
@@ -300,6 +294,13 @@ async def _serve(
                 notifier.stopping()
                 runtime.tell(msgspec.structs.replace(served, stopping=True))
                 await _stop(app, server, supervisor, stops)
+
+
+def _wire_limits(config: Config) -> WireLimits:
+    limits = config.limits
+    return WireLimits(
+        header=limits.header, head_read=limits.head_read, idle=limits.idle, stall=limits.stall
+    )
 
 
 async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], None]:
@@ -334,7 +335,7 @@ async def _stop(
 ) -> None:
     """Take no new requests, let the running ones end within the deadline or until a signal."""
     patience = supervisor.config.policy.shutdown_timeout
-    running = make_snapshot(supervisor, 0).requests_open
+    running = supervisor.snapshot(0).requests_open
     if running:
         _log.info(
             "stopping: %s may take up to %s; a second signal stops at once",

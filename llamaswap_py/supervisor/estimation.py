@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.devices.process_memory import read_process_use
@@ -32,11 +32,6 @@ from llamaswap_py.supervisor.weighing import (
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import format_size
 
-if TYPE_CHECKING:
-    from llamaswap_py.scheduler import InstanceKey
-    from llamaswap_py.scheduler.state import Instance
-    from llamaswap_py.supervisor.instances import Running
-
 _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0
 """Seconds between looks at how much the loaded children have grown."""
@@ -57,17 +52,6 @@ class Life:
     choice: Choice
     pid: int
     load_seconds: float
-
-
-def lives_of(
-    running: Mapping[InstanceKey, Running], instances: Mapping[InstanceKey, Instance]
-) -> list[Life]:
-    """Return the children that are ready."""
-    return [
-        Life(key.preset, instances[key].choice, one.pid, instances[key].load_seconds)
-        for key, one in running.items()
-        if one.pid is not None and key in instances and instances[key].ready_at is not None
-    ]
 
 
 class Estimating:
@@ -104,8 +88,8 @@ class Estimating:
         self._work = asyncio.Event()
 
     def hurry(self, preset: str) -> None:
-        """Somebody waits for this preset: take it next."""
-        if preset not in self._seen:
+        """Somebody waits for this preset: take it next. A name that is no preset's is ignored."""
+        if preset not in self._seen and preset in self._prepared:
             self._seen.add(preset)
             self._todo.appendleft(preset)
             self._work.set()

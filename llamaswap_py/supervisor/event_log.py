@@ -7,6 +7,7 @@ it never holds up anybody else.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Sequence
@@ -14,11 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
+from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Download, Grant, Kill, Note, Stop
 from llamaswap_py.scheduler.types import Decision
-from llamaswap_py.supervisor.snapshots import decision_view, log_decision
+from llamaswap_py.snapshot import DecisionView
 
+_log: Final = logging.getLogger("lswap")
 _OF_REQUESTS: Final = frozenset((ev.RequestArrived, ev.RequestFinished))
 KEPT: Final = 2_000
 _BEHIND: Final = 1_000
@@ -174,3 +177,47 @@ class _Reader:
             self._come.clear()
             await self._come.wait()
         return self._waiting.popleft()
+
+
+class UnixClock:
+    """Turns the scheduler's monotonic seconds into Unix seconds."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def unix(self, monotonic: float) -> float:
+        return monotonic + self._offset
+
+    def maybe(self, monotonic: float | None) -> float | None:
+        return None if monotonic is None else monotonic + self._offset
+
+
+def decision_view(decision: Decision) -> DecisionView:
+    """Return a decision in Unix time."""
+    return DecisionView(
+        seq=decision.seq,
+        at=UnixClock().unix(decision.at),
+        kind=decision.kind,
+        preset=decision.preset,
+        epoch=decision.epoch,
+        reason=decision.reason,
+    )
+
+
+def newest_decisions(scheduler: Scheduler, model: str | None, limit: int) -> list[DecisionView]:
+    """Return the newest decisions (of one model), oldest first."""
+    found = [one for one in scheduler.decisions if model in (None, one.preset)]
+    return [decision_view(one) for one in found[-limit:]] if limit else []
+
+
+def log_decision(decision: Decision, request: str | None = None) -> None:
+    """Write a decision to the log; `request` is the one that brought it about as it came."""
+    level = logging.WARNING if decision.kind in ("failed", "revoked") else logging.INFO
+    name = decision.preset if decision.epoch is None else f"{decision.preset}#{decision.epoch}"
+    about = {"decision": decision.kind, "model": decision.preset, "instance": name}
+    tail = ""
+    if request is not None:
+        about["request"], tail = request, f" (request {request})"
+    _log.log(
+        level, "%s %s: %s%s", decision.kind, name, decision.reason, tail, extra={"about": about}
+    )

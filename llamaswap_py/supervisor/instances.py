@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from llamaswap_py.children import (
     Child,
@@ -35,6 +35,7 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.ask import Answer, ask, get
+from llamaswap_py.children.liveness import Requests
 from llamaswap_py.children.logs import log_name
 from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
@@ -117,6 +118,11 @@ class Running:
     """Set where its conversations can be kept."""
 
 
+MakeChild: TypeAlias = Callable[
+    [ChildSpec, Callable[[ChildEvent], None], ChildLog, Callable[[], Requests]], Child
+]
+
+
 class Instances:
     """Runs one child per instance in the supervisor's task group, and turns its words into events.
 
@@ -133,6 +139,7 @@ class Instances:
         feed: Callable[[ev.Event], None],
         on_gone: Callable[[Running], None],
         keeping: Keeping,
+        child: MakeChild = Child,
     ) -> None:
         self.running: dict[InstanceKey, Running] = {}
         self.logs: dict[str, ChildLog] = {}
@@ -146,6 +153,7 @@ class Instances:
         self._feed = feed
         self._on_gone = on_gone
         self._keeping = keeping
+        self._child = child
 
     def use(self, config: Config) -> None:
         """Take another configuration for the children to come."""
@@ -166,7 +174,7 @@ class Instances:
         spec = self._spec(key, prepared, choice)
         spec, kv = self._keeping.prepare(key.preset, prepared, way, spec)
         held = Held()
-        child = Child(spec, lambda event: self._child_said(key, event), log, held.requests)
+        child = self._child(spec, lambda event: self._child_said(key, event), log, held.requests)
         self._tasks.create_task(self._run_child(key, child), name=str(key))
         self.running[key] = Running(child, prepared, way, held, kv=kv)
 
@@ -317,7 +325,8 @@ class Instances:
                     self._runtime_dir.forget(str(key))
         with guard.reporting("child"):
             self._drop(running)
-            self._keeping.gone(running)
+            if running.kv is not None:
+                self._keeping.gone(running.kv)
         with guard.reporting("child"):
             self._feed(ev.InstanceExited(key, failure))
             self._on_gone(running)
@@ -333,15 +342,18 @@ class Instances:
             return
         running.held.end_readers(action.reason.value)
         self._drop(running)
-        if action.may_keep and running.kv is not None:
-            self._tasks.create_task(self._keep_and_stop(key, running), name=f"{key} keeps")
+        if action.may_keep and running.kv is not None and running.endpoint is not None:
+            work = self._keep_and_stop(key, running, running.kv, running.endpoint)
+            self._tasks.create_task(work, name=f"{key} keeps")
         else:
             running.child.stop(unasked=action.reason is StopReason.REFUSED)
 
-    async def _keep_and_stop(self, key: InstanceKey, running: Running) -> None:
+    async def _keep_and_stop(
+        self, key: InstanceKey, running: Running, use: KvUse, endpoint: Endpoint
+    ) -> None:
         in_time = False
         try:
-            in_time = await self._keeping.save(key, running)
+            in_time = running.asleep or await self._keeping.save(key, use, endpoint)
         except Exception as error:
             _log.error("%s: lswap failed to keep its conversations", key)
             guard.report("keeping", error)
@@ -399,7 +411,11 @@ class Instances:
         assert endpoint is not None
         await guard.contained("replay", self.replays.replay(key.preset, endpoint))
         with guard.reporting("keeping"):
-            await self._keeping.restore(key, running, endpoint)
+            use = running.kv
+            await self._keeping.restore(key, use, running.way, endpoint)
+            if use is not None and use.restored:
+                check = partial(self._keeping.check_use, key, endpoint, use)
+                running.held.on_first_answer = check
         if key in self.running:
             self._feed(ev.InstanceReady(key, slots))
             if running.ending or running.refused is not None:  # that was not heard while it loaded

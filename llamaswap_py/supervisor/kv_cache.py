@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llamaswap_py.children.ask import Answer
-    from llamaswap_py.supervisor.instances import Running
 
 
 async def look(
@@ -202,13 +201,13 @@ class Keeping:
 
     # Before a stop
 
-    async def save(self, key: InstanceKey, running: Running) -> bool:
+    async def save(self, key: InstanceKey, use: KvUse, endpoint: Endpoint) -> bool:
         """Keep what a child's slots hold; False if it is still writing when its time is over.
 
-        llama-server cannot be stopped in the middle of that: such a child has to be killed.
+        llama-server cannot be stopped in the middle of that: such a child has to be killed. One
+        that sleeps must not be asked: it would wake.
         """
-        use, endpoint = running.kv, running.endpoint
-        if use is None or endpoint is None or running.asleep or not self._wants(key, use):
+        if not self._wants(key, use):
             return True
         began = time.monotonic()
         deadline = began + self._timeout
@@ -278,18 +277,22 @@ class Keeping:
         tokens = sum(one.tokens for one in slots)
         self._feed(ev.InstanceNoted(key, "kept", _said(len(slots), tokens, kept.size, seconds)))
 
-    def gone(self, running: Running) -> None:
+    def gone(self, use: KvUse) -> None:
         """A child is reaped: what it did not finish can be removed."""
-        if running.kv is not None:
-            self.folder.remove(running.kv.unfinished)
+        self.folder.remove(use.unfinished)
 
     # After a load
 
-    async def restore(self, key: InstanceKey, running: Running, endpoint: Endpoint) -> None:
-        """Give a child that is ready what was kept of its preset; its files are gone afterwards."""
-        use, kept = running.kv, self.folder.take(key.preset)
+    async def restore(
+        self, key: InstanceKey, use: KvUse | None, way: Way, endpoint: Endpoint
+    ) -> None:
+        """Give a child that is ready what was kept of its preset; its files are gone afterwards.
+
+        Where something came back, `check_use` is to be called after its first answer.
+        """
+        kept = self.folder.take(key.preset)
         if use is not None and use.identity not in self._token_bytes:
-            work = self._work_out(use.identity, running.way)
+            work = self._work_out(use.identity, way)
             self._tasks.create_task(guard.contained("keeping", work))
         if kept is None:
             return
@@ -300,8 +303,6 @@ class Keeping:
                 await self._restore(key, endpoint, use, kept)
         finally:
             self.folder.remove(one.name for one in kept.slots)
-        if use is not None and use.restored:
-            running.held.on_first_answer = lambda: self._check_use(key, endpoint, use)
 
     async def _restore(self, key: InstanceKey, endpoint: Endpoint, use: KvUse, kept: Kept) -> None:
         began = time.monotonic()
@@ -327,7 +328,8 @@ class Keeping:
             text += f"; {len(kept.slots) - count} could not be"
         self._feed(ev.InstanceNoted(key, "restored", text))
 
-    def _check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
+    def check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
+        """Look whether the first answer of a child made use of what came back."""
         work = self._note_use(key, endpoint, use)
         self._tasks.create_task(guard.contained("keeping", work))
 

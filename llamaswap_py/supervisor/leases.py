@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec import structs
 
 from llamaswap_py.children.liveness import Requests
+from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.types import ClientId, InstanceKey, PresetId, RequestId
-from llamaswap_py.supervisor.snapshots import as_error
 from llamaswap_py.tasks import guard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.scheduler import InstanceKey
-    from llamaswap_py.supervisor.supervisor import Supervisor
+    from llamaswap_py.scheduler import Scheduler
+    from llamaswap_py.supervisor.recorder import Decider
 
 
 class Answering(Protocol):
@@ -361,11 +361,37 @@ class Ticket:
             self._waiting.set_result(None)
 
 
-class Desk:
-    """Makes tickets and settles them as the scheduler says."""
+class Serving(Protocol):
+    """A child as its leases see it: where it answers, once it does, and who uses it."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    @property
+    def endpoint(self) -> Endpoint | None: ...
+    @property
+    def held(self) -> Held: ...
+
+
+class Desk:
+    """Makes tickets and settles them as the scheduler says.
+
+    `running` are the children that are not reaped. `hurry` is called with each preset that is
+    asked for: nobody may know yet what it takes. `resolve_substitute` reads `when_full`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        decider: Decider,
+        running: Mapping[InstanceKey, Serving],
+        feed: Callable[[ev.Event], None],
+        hurry: Callable[[str], None],
+        resolve_substitute: Callable[[str], str],
+    ) -> None:
+        self._scheduler = scheduler
+        self._decider = decider
+        self._running = running
+        self._feed = feed
+        self._hurry = hurry
+        self._resolve_substitute = resolve_substitute
         self.tickets: dict[RequestId, Ticket] = {}
         """Of every request that waits or holds a lease."""
         self.granted = 0
@@ -397,9 +423,9 @@ class Desk:
             since=since,
             priority=wishes.priority,
             patience=wishes.patience,
-            when_full=self._supervisor.names.resolve_substitute(wishes.when_full),
+            when_full=self._resolve_substitute(wishes.when_full),
             substitutable=wishes.substitutable,
-            parent=open_under(self._supervisor.scheduler.world.leases, wishes.parent),
+            parent=open_under(self._scheduler.world.leases, wishes.parent),
             allowed=wishes.allowed,
             weight=wishes.weight,
         )
@@ -423,10 +449,10 @@ class Desk:
         )
         now = time.monotonic()
         try:
-            instance = self._supervisor.decider.grant_at_once(event, now)
+            instance = self._decider.grant_at_once(event, now)
         except Exception as error:
             guard.report("scheduler", error)
-            self._supervisor.feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            self._feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
             return None
         if instance is None:
             return None
@@ -449,7 +475,7 @@ class Desk:
         where no instance answers.
         """
         now = time.monotonic()
-        found = self._supervisor.scheduler.look(PresetId(preset), now, wakes=wakes)
+        found = self._scheduler.look(PresetId(preset), now, wakes=wakes)
         if isinstance(found, Reject):
             raise as_error(found)
         lease = self._lease(found)
@@ -473,21 +499,20 @@ class Desk:
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self.tickets[ticket.event.request] = ticket
-        supervisor = self._supervisor
-        supervisor.estimating.hurry(ticket.event.preset)
-        if (other := ticket.event.when_full.removeprefix("substitute:")) in supervisor.prepared:
-            supervisor.estimating.hurry(other)
-        supervisor.feed(ticket.event)
+        self._hurry(ticket.event.preset)
+        if ticket.event.when_full.startswith(SUBSTITUTE):
+            self._hurry(ticket.event.when_full.removeprefix(SUBSTITUTE))
+        self._feed(ticket.event)
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request is gone."""
         self.tickets.pop(ticket.event.request, None)
-        self._supervisor.feed(ev.RequestLeft(ticket.event.request))
+        self._feed(ev.RequestLeft(ticket.event.request))
 
     def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None:
         """A lease ended."""
         self.tickets.pop(ticket.event.request, None)
-        self._supervisor.feed(ev.RequestFinished(ticket.event.request, outcome))
+        self._feed(ev.RequestFinished(ticket.event.request, outcome))
 
     # What the scheduler decided
 
@@ -499,7 +524,7 @@ class Desk:
         if lease is None:
             self.tickets.pop(request)
             ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
-            self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+            self._feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
             return
         self.granted += 1
         ticket.grant(lease)
@@ -515,7 +540,7 @@ class Desk:
             ticket.refuse(
                 ApiError("internal", "lswap failed to carry out what it decided for this request")
             )
-        self._supervisor.feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+        self._feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
 
     def revoke(self, request: RequestId, reason: str) -> None:
         """A lease is taken back."""
@@ -524,9 +549,20 @@ class Desk:
 
     def _lease(self, key: InstanceKey) -> Lease | None:
         """Return a lease of an instance, None where it died in this very moment."""
-        running = self._supervisor.running.get(key)
+        running = self._running.get(key)
         if running is None or running.endpoint is None:
             return None
-        instance = self._supervisor.scheduler.world.instances[key]
+        instance = self._scheduler.world.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
         return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held)
+
+
+def as_error(reject: Reject) -> ApiError:
+    """Return a refusal as the error a client sees."""
+    return ApiError(
+        reject.code,
+        reject.message,
+        remedy=reject.remedy,
+        retry_after=reject.retry_after,
+        details=dict(reject.details),
+    )

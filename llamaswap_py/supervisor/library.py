@@ -16,12 +16,9 @@ from llamaswap_py.gguf.sidecars import heads_in
 from llamaswap_py.hub.api import list_repo
 from llamaswap_py.hub.cache import find_cached, remove_cached
 from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, parse_ref
-from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.types import PresetId
 
 if TYPE_CHECKING:
     from llamaswap_py.config.preset import Preset
-    from llamaswap_py.supervisor.supervisor import Supervisor
 
 
 def add_model(file: Path, reference: str) -> None:
@@ -38,11 +35,6 @@ def pull_hint(name: str) -> str:
     except HubError as error:
         return error.remedy
     return f"`lswap pull {ref} --config FILE` adds it, and so does POST /models with an admin key"
-
-
-def request_files(supervisor: Supervisor, preset: str) -> None:
-    """Have the files of a preset fetched, without loading it; returns at once."""
-    supervisor.feed(ev.DownloadAsked(PresetId(preset)))
 
 
 def forget_files(reference: str, others: Iterable[Preset]) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -12,11 +11,7 @@ from llamaswap_py.config.preset import Preset
 from llamaswap_py.config.records import Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, Argument, long_name
-from llamaswap_py.scheduler import events as ev
-from llamaswap_py.supervisor.prepare import Engines, Prepared, prepare
-
-if TYPE_CHECKING:
-    from llamaswap_py.supervisor.supervisor import Supervisor
+from llamaswap_py.supervisor.prepare import Prepared, Presets
 
 # What --help shows for the value of an option that names a file or a folder.
 _PATH_HINTS: Final = ("FNAME", "FILE", "PATH", "DIR")
@@ -26,10 +21,21 @@ _Scalar: TypeAlias = bool | int | float | str
 
 
 class Overrides:
-    """The presets that run with other arguments than the file's."""
+    """The presets that run with other arguments than the file's.
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    `load` loads a preset and waits until it is ready; `changed` is called with a preset whose
+    arguments are others from now on.
+    """
+
+    def __init__(
+        self,
+        presets: Presets,
+        load: Callable[[str], Awaitable[None]],
+        changed: Callable[[str], None],
+    ) -> None:
+        self._presets = presets
+        self._load = load
+        self._changed = changed
         self._originals: dict[str, Prepared] = {}
 
     async def load(self, preset: str, args: Mapping[str, Argument]) -> None:
@@ -37,60 +43,52 @@ class Overrides:
 
         What runs of it drains meanwhile. A failed load leaves the file's arguments in place.
         """
-        supervisor = self._supervisor
+        prepared = self._presets.prepared
         one = await self._prepare(preset, args)
         if one.problems:
             what = "; ".join(f"{each.message} - {each.remedy}" for each in one.problems)
             raise ApiError("bad_request", f"these args do not work: {what}", param="args")
-        self._originals.setdefault(preset, supervisor.prepared[preset])
+        self._originals.setdefault(preset, prepared[preset])
         self._use(preset, one)
         try:
-            await supervisor.load(preset)
+            await self._load(preset)
         except BaseException:
-            if supervisor.prepared.get(preset) is one:  # else somebody else's args count by now
+            if prepared.get(preset) is one:  # else somebody else's args count by now
                 self.forget(preset)
             raise
 
     async def _prepare(self, preset: str, args: Mapping[str, Argument]) -> Prepared:
         """Prepare the preset as the file has it at the end, not at the beginning."""
-        supervisor = self._supervisor
-        while (own := supervisor.config.models.get(preset)) is not None:
+        presets = self._presets
+        while (own := presets.config.models.get(preset)) is not None:
             if own.cmd is not None:
                 message = f"{preset} is not a llama-server: its cmd is all that it is told"
                 raise ApiError("bad_request", message, param="args")
-            _refuse_paths(supervisor.prepared[preset], args)
-            models = {preset: _with_args(own, args)}
-            config = msgspec.structs.replace(supervisor.config, models=models)
-            prepared = await asyncio.to_thread(_prepare, config, supervisor)
-            if supervisor.config.models.get(preset) == own:
-                return prepared[preset]
+            _refuse_paths(presets.prepared[preset], args)
+            prepared = await presets.prepare(_with_args(own, args))
+            if presets.config.models.get(preset) == own:
+                return prepared
         raise ApiError("model_not_found", f"model {preset!r} was taken out of the file meanwhile")
 
     def forget(self, preset: str) -> None:
         """Go back to what the file says."""
         original = self._originals.pop(preset, None)
-        if original is not None and preset in self._supervisor.prepared:
+        if original is not None and preset in self._presets.prepared:
             self._use(preset, original)
 
-    def keep(self, prepared: dict[str, Prepared], old: Config, new: Config) -> None:
-        """Carry overrides over a reload that left their presets alone."""
+    def keep(self, prepared: dict[str, Prepared], new: Config) -> None:
+        """Carry overrides over a reload that leaves their presets alone."""
+        old = self._presets.config
         for name in list(self._originals):
             if name in prepared and old.models.get(name) == new.models[name]:
                 self._originals[name] = prepared[name]
-                prepared[name] = self._supervisor.prepared[name]
+                prepared[name] = self._presets.prepared[name]
             else:
                 del self._originals[name]
 
     def _use(self, preset: str, prepared: Prepared) -> None:
-        supervisor = self._supervisor
-        supervisor.prepared[preset] = prepared
-        supervisor.estimating.forget((preset,))
-        plans = tuple(one.plan for one in supervisor.prepared.values())
-        supervisor.feed(ev.PresetsChanged(plans))
-
-
-def _prepare(config: Config, supervisor: Supervisor) -> dict[str, Prepared]:
-    return prepare(config, Engines(config), supervisor.devices)
+        self._presets.prepared[preset] = prepared
+        self._changed(preset)
 
 
 def _with_args(preset: Preset, args: Mapping[str, Argument]) -> Preset:

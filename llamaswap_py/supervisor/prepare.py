@@ -7,6 +7,7 @@ Presets with `cmd`: programs other than llama-server, made ready to run.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -235,6 +236,31 @@ def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> di
         name: _prepare_one(preset, config, engines, devices, ledger)
         for name, preset in config.models.items()
     }
+
+
+@dataclass(slots=True)
+class Presets:
+    """The configuration that counts now, and its presets made ready to run.
+
+    A reload changes `config` and what is in `prepared`; the mapping itself stays.
+    """
+
+    config: Config
+    prepared: dict[str, Prepared]
+    devices: tuple[Device, ...]
+
+    async def prepare(self, preset: Preset) -> Prepared:
+        """Make one preset ready to run, as if the file had no other."""
+        alone = msgspec.structs.replace(self.config, models={preset.id: preset})
+        return (await self.prepare_all(alone))[preset.id]
+
+    async def prepare_all(self, config: Config) -> dict[str, Prepared]:
+        """Make the presets of another configuration ready to run; changes nothing."""
+        return await asyncio.to_thread(lambda: prepare(config, Engines(config), self.devices))
+
+    def plans(self) -> tuple[PresetPlan, ...]:
+        """Return what the scheduler has to know of each."""
+        return tuple(one.plan for one in self.prepared.values())
 
 
 def _prepare_one(

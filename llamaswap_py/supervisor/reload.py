@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,11 +23,8 @@ from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.yaml_tree import join_errors
 from llamaswap_py.errors import ConfigError, LswapError
-from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.snapshot import ReloadReport
-from llamaswap_py.supervisor.names import names_of
-from llamaswap_py.supervisor.prepare import Engines, Prepared, is_mended, prepare
+from llamaswap_py.supervisor.prepare import Prepared, is_mended
 from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.tasks.tick import BEAT, until_beat
 
@@ -121,7 +118,7 @@ class Reloader:
             _refuse_newly_broken(config, supervisor.config)
             self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
-            prepared = await asyncio.to_thread(_prepared, config, supervisor)
+            prepared = await supervisor.presets.prepare_all(config)
             also = await self._also(config) if self._also is not None else None
         except LswapError as error:
             _log.error("the file is not taken over, what was loaded serves on: %s", error)
@@ -131,7 +128,8 @@ class Reloader:
         for line in skipped_files(config):
             if line not in skipped_files(supervisor.config):
                 _log.warning("%s", line)
-        report = _adopt(supervisor, config, prepared, waits)
+        changes = supervisor.adopt(config, prepared)
+        report = ReloadReport(changes.added, changes.removed, changes.changed, waits)
         _say(report)
         for name in (*report.added, *report.changed):
             for problem in prepared[name].problems:
@@ -258,61 +256,6 @@ def _with_fixed(new: Config, old: Config) -> tuple[Config, tuple[str, ...]]:
         )
     kept = {key: getattr(old, key) for key in _FIXED}
     return msgspec.structs.replace(new, **kept), tuple(differ)
-
-
-def _prepared(config: Config, supervisor: Supervisor) -> dict[str, Prepared]:
-    return prepare(config, Engines(config), supervisor.devices)
-
-
-async def files_arrived(supervisor: Supervisor, preset: str) -> Prepared | None:
-    """Make a preset ready to run whose files have come; None if it is not there any more."""
-    config = supervisor.config
-    if (said := config.models.get(preset)) is None:
-        return None
-    alone = msgspec.structs.replace(config, models={preset: said})
-    prepared = (await asyncio.to_thread(_prepared, alone, supervisor))[preset]
-    if supervisor.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
-        supervisor.prepared[preset] = prepared
-        supervisor.estimating.forget((preset,))
-        supervisor.ahead.presets_changed()
-    return supervisor.prepared.get(preset)
-
-
-def _adopt(
-    supervisor: Supervisor,
-    config: Config,
-    prepared: Mapping[str, Prepared],
-    waits: tuple[str, ...],
-) -> ReloadReport:
-    """Put the new configuration in place, all in one step of the loop."""
-    old, prepared = dict(supervisor.prepared), dict(prepared)
-    supervisor.overrides.keep(prepared, supervisor.config, config)
-    added = tuple(name for name in prepared if name not in old)
-    removed = tuple(name for name in old if name not in prepared)
-    changed = tuple(
-        name
-        for name, one in prepared.items()
-        if name in old and not one.plan.same_as(old[name].plan)
-    )
-    supervisor.config = config
-    supervisor.prepared.clear()
-    supervisor.prepared.update(prepared)
-    supervisor.names = names_of(config, supervisor.scheduler.world)
-    supervisor.instances.use(config)
-    supervisor.estimating.forget((*added, *changed, *removed))
-    supervisor.downloads.forget(removed)
-    supervisor.ahead.presets_changed()
-    supervisor.instances.replays.forget((*changed, *removed))
-    supervisor.keeping.forget((*changed, *removed))
-    supervisor.feed(ev.PresetsChanged(tuple(one.plan for one in prepared.values())))
-    _preload(supervisor, (*added, *changed))
-    return ReloadReport(added, removed, changed, waits)
-
-
-def _preload(supervisor: Supervisor, names: Iterable[str]) -> None:
-    for name in names:
-        if supervisor.prepared[name].preset.preload:
-            supervisor.feed(ev.LoadAsked(PresetId(name), evict=False))
 
 
 def _say(report: ReloadReport) -> None:

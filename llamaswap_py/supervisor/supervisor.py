@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from llamaswap_py.children import ChildLog, RuntimeDir
+from llamaswap_py.children import Child, ChildLog, RuntimeDir
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.errors import ApiError
@@ -41,9 +42,9 @@ from llamaswap_py.scheduler.actions import (
 from llamaswap_py.scheduler.types import Choice, Failure, PresetId
 from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.supervisor.downloads import Downloads
-from llamaswap_py.supervisor.estimation import Estimating, Life, describe, lives_of
-from llamaswap_py.supervisor.event_log import Feed
-from llamaswap_py.supervisor.instances import Instances, Running
+from llamaswap_py.supervisor.estimation import Estimating, Life, describe
+from llamaswap_py.supervisor.event_log import Feed, newest_decisions
+from llamaswap_py.supervisor.instances import Instances, MakeChild, Running
 from llamaswap_py.supervisor.kv_cache import Keeping
 from llamaswap_py.supervisor.leases import Desk, Lease, Ticket
 from llamaswap_py.supervisor.library import heads_asked
@@ -52,14 +53,12 @@ from llamaswap_py.supervisor.model_facts import FactsBook
 from llamaswap_py.supervisor.names import names_of
 from llamaswap_py.supervisor.overrides import Overrides
 from llamaswap_py.supervisor.prefetch import ReadingAhead
-from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
+from llamaswap_py.supervisor.prepare import Prepared, Presets, policy_of, pools_of
 from llamaswap_py.supervisor.recorder import Decider, Record, Recorder
-from llamaswap_py.supervisor.recovery import look_again, recover
-from llamaswap_py.supervisor.reload import files_arrived
 from llamaswap_py.supervisor.request_history import Remembering
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import Conversations
-from llamaswap_py.supervisor.snapshots import About, make_snapshot, newest_decisions, outlook
+from llamaswap_py.supervisor.snapshots import About, Snapshots
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import PatientDisk
 
@@ -95,13 +94,15 @@ class Alarm:
 
 _log: Final = logging.getLogger("lswap")
 _LOOK: Final = 1.0
-"""Seconds between looks, while it stops, at children that do not end."""
+"""Seconds between looks at children that do not end while it stops, and until a scheduler that
+failed to say when it wants to be asked again is asked."""
 
 
 class Supervisor:
     """Owns the children of one configuration. Use as an async context manager.
 
     Leaving the context kills every child that is left; await `shut_down()` before to be polite.
+    `child` makes what runs an instance.
     """
 
     def __init__(
@@ -112,10 +113,9 @@ class Supervisor:
         runtime_dir: RuntimeDir,
         about: About,
         record: Record | None = None,
+        child: MakeChild = Child,
     ) -> None:
-        self.config = config
-        self.prepared = dict(prepared)
-        self.devices = devices
+        self.presets = Presets(config, dict(prepared), devices)
         self.about = about
         self.pool = UpstreamPool()
         plans, pools = [one.plan for one in prepared.values()], pools_of(devices)
@@ -124,12 +124,9 @@ class Supervisor:
         if record is not None:
             self.decider = Recorder(record, self.scheduler, plans, pools)
         self.happenings = Feed()
-        self.facts = FactsBook(self.prepared)
+        self.facts = FactsBook(self.presets.prepared)
         self.names = names_of(config, self.scheduler.world)
         self.remembering = Remembering(about.name, self.scheduler.traffic)
-        self.desk = Desk(self)
-        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
-        self.reading = self.desk.reading
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
         self._alarm = Alarm(lambda: self.feed(ev.TimePassed()))
@@ -139,7 +136,7 @@ class Supervisor:
         self._watched = WatchedPools(devices)
         self.reservations = Reservations(self.feed)
         self.estimating = Estimating(
-            self.prepared,
+            self.presets.prepared,
             devices,
             config.memory.cache_ram,
             self._estimated,
@@ -155,12 +152,24 @@ class Supervisor:
             settling=lambda: bool(self.scheduler.world.ledger.settling),
         )
         self.ahead = ReadingAhead(self.prepared, self.scheduler.world, config.memory, self.feed)
-        self.downloads = Downloads(self._tasks, self.feed, lambda name: files_arrived(self, name))
-        self.overrides = Overrides(self)
+        self.downloads = Downloads(self._tasks, self.feed, self._files_arrived)
+        self.overrides = Overrides(self.presets, self.load, self._arguments_changed)
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
         self.keeping = Keeping(config, runtime_dir.path, self.scheduler, self._tasks, self.feed)
         owners = (self.pool, self._tasks, self.feed, self._child_gone, self.keeping)
-        self.instances = Instances(config, devices, runtime_dir, *owners)
+        self.instances = Instances(config, devices, runtime_dir, *owners, child)
+        self.desk = Desk(
+            self.scheduler,
+            self.decider,
+            self.instances.running,
+            self.feed,
+            self.estimating.hurry,
+            lambda when_full: self.names.resolve_substitute(when_full),  # noqa: PLW0108 (replaced)
+        )
+        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
+        self.reading = self.desk.reading
+        counted = (self.desk, self.reservations, self.ahead, self.keeping)
+        self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *counted)
 
     async def __aenter__(self) -> Supervisor:
         await self._stack.enter_async_context(self.pool)
@@ -173,9 +182,7 @@ class Supervisor:
             name = type(work).__name__
             life = guard.keep_going(name, work.run)
             self._background.append(self._tasks.create_task(life, name=name))
-        for name, one in self.prepared.items():
-            if one.preset.preload:
-                self.feed(ev.LoadAsked(PresetId(name), evict=False))
+        self._preload(self.prepared)
         return self
 
     async def __aexit__(
@@ -199,6 +206,21 @@ class Supervisor:
                 PatientDisk("lswap-traffic")(self.remembering.keep)
 
     @property
+    def config(self) -> Config:
+        """The configuration that counts now."""
+        return self.presets.config
+
+    @property
+    def prepared(self) -> dict[str, Prepared]:
+        """Its presets, made ready to run."""
+        return self.presets.prepared
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices whose memory is shared out."""
+        return self.presets.devices
+
+    @property
     def running(self) -> dict[InstanceKey, Running]:
         """The children that are not reaped."""
         return self.instances.running
@@ -211,7 +233,12 @@ class Supervisor:
 
     def _lives(self) -> list[Life]:
         """Return the children that are ready, for those who measure them."""
-        return lives_of(self.running, self.scheduler.world.instances)
+        known = self.scheduler.world.instances
+        return [
+            Life(key.preset, known[key].choice, one.pid, known[key].load_seconds)
+            for key, one in self.running.items()
+            if one.pid is not None and key in known and known[key].ready_at is not None
+        ]
 
     def _child_ready(self, key: InstanceKey) -> None:
         for life in self._lives():
@@ -243,7 +270,16 @@ class Supervisor:
 
     def outlook(self, preset: str) -> str:
         """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
-        return outlook(self.scheduler, PresetId(preset))
+        known = self.scheduler.world.presets[PresetId(preset)]
+        doing = known.serving.state.value if known.serving else "waiting for memory for"
+        if known.downloading_since is not None:
+            doing = f"downloading {known.downloaded:.0%} of"
+        words = [doing, preset]
+        if known.serving is not None and known.serving.fraction is not None:
+            words.append(f"{known.serving.fraction:.0%}")
+        if (eta := self.scheduler.eta(PresetId(preset), len(known.queue))) is not None:
+            words.append(f"eta {eta:.1f}s")
+        return " ".join(words)
 
     # Operators
 
@@ -251,6 +287,10 @@ class Supervisor:
         """Ask for a preset to be loaded; returns at once."""
         self.estimating.hurry(preset)
         self.feed(ev.LoadAsked(PresetId(preset)))
+
+    def request_files(self, preset: str) -> None:
+        """Have the files of a preset fetched, without loading it; returns at once."""
+        self.feed(ev.DownloadAsked(PresetId(preset)))
 
     async def begin_load(self, ticket: Ticket) -> None:
         """Let a request for a preset wait without its client; one that waits already is enough.
@@ -310,11 +350,54 @@ class Supervisor:
         """End every request and kill every child."""
         self.feed(ev.ShutdownAsked(0.0, force=True))
 
+    # A changed file
+
+    def adopt(self, config: Config, prepared: Mapping[str, Prepared]) -> Changes:
+        """Put another configuration in place, all in one step of the loop."""
+        presets, new = self.presets, dict(prepared)
+        old = dict(presets.prepared)
+        self.overrides.keep(new, config)
+        changes = _changes(old, new)
+        presets.config = config
+        presets.prepared.clear()
+        presets.prepared.update(new)
+        self.names = names_of(config, self.scheduler.world)
+        self.instances.use(config)
+        gone = (*changes.changed, *changes.removed)
+        self.estimating.forget((*changes.added, *gone))
+        self.downloads.forget(changes.removed)
+        self.ahead.presets_changed()
+        self.instances.replays.forget(gone)
+        self.keeping.forget(gone)
+        self.feed(ev.PresetsChanged(presets.plans()))
+        self._preload((*changes.added, *changes.changed))
+        return changes
+
+    def _preload(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.prepared[name].preset.preload:
+                self.feed(ev.LoadAsked(PresetId(name), evict=False))
+
+    async def _files_arrived(self, preset: str) -> Prepared | None:
+        """Make a preset ready to run whose files have come; None if it is not there any more."""
+        if (said := self.config.models.get(preset)) is None:
+            return None
+        prepared = await self.presets.prepare(said)
+        if self.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
+            self.prepared[preset] = prepared
+            self.estimating.forget((preset,))
+            self.ahead.presets_changed()
+        return self.prepared.get(preset)
+
+    def _arguments_changed(self, preset: str) -> None:
+        self.estimating.forget((preset,))
+        self.feed(ev.PresetsChanged(self.presets.plans()))
+
     # What is seen
 
-    def snapshot(self) -> Snapshot:
-        """Return everything at this moment."""
-        return make_snapshot(self)
+    def snapshot(self, most: int | None = None) -> Snapshot:
+        """Return everything at this moment; with `most`, only so many of the models."""
+        return self._snapshots.take(most)
 
     def decisions(self, *, model: str | None = None, limit: int = 100) -> list[DecisionView]:
         """Return the newest decisions, oldest first."""
@@ -341,7 +424,8 @@ class Supervisor:
         try:
             at = self.scheduler.deadline()
         except Exception as error:
-            at = look_again(error)
+            guard.report("scheduler", error)
+            at = time.monotonic() + _LOOK
         self._alarm.set(at)
 
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
@@ -421,3 +505,50 @@ async def _passed(ticket: Ticket) -> ApiError | None:
             return None
     except ApiError as error:
         return error
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The names of the presets that a changed configuration has added, removed and changed."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def _changes(old: Mapping[str, Prepared], new: Mapping[str, Prepared]) -> Changes:
+    return Changes(
+        tuple(name for name in new if name not in old),
+        tuple(name for name in old if name not in new),
+        tuple(
+            name
+            for name, one in new.items()
+            if name in old and not one.plan.same_as(old[name].plan)
+        ),
+    )
+
+
+def recover(decider: Decider, event: ev.Event, error: Exception) -> list[Action]:
+    """Return what is to be done after an event failed; a request that arrived gets an error.
+
+    The scheduler's state cannot be put back. So the actions that it had decided on are carried out:
+    then its state and the children agree. After that the event is handled once more. What the first
+    time has changed is not changed again; what it has not changed is changed now.
+    """
+    guard.report("scheduler", error)
+    actions = decider.begun()
+    again: ev.Event = event
+    if isinstance(event, ev.RequestArrived):
+        if any(isinstance(one, Grant | Reject) and one.request == event.request for one in actions):
+            return actions
+        again = ev.RequestLeft(event.request)
+        message = "lswap failed to schedule this request; this is a bug"
+        remedy = "lswap's log has the details; send the request again"
+        actions.append(Reject(event.request, event.preset, "internal", message, remedy))
+    for one in (again, ev.TimePassed()):  # an event that comes late changes nothing
+        try:
+            actions += decider.handle(one, time.monotonic())
+        except Exception as second:
+            guard.report("scheduler", second)
+            actions += decider.begun()
+    return actions

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,26 +16,10 @@ import pytest
 from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
-from llamaswap_py.config.parse import load_config
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.proxy import UpstreamPool, bind, serve
-from llamaswap_py.scheduler import Scheduler
-from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Spawn
-from llamaswap_py.scheduler.types import (
-    Choice,
-    ClientId,
-    Pool,
-    PoolId,
-    PresetId,
-    PresetPlan,
-    RequestId,
-)
-from llamaswap_py.supervisor.event_log import Feed
-from llamaswap_py.supervisor.leases import Desk, Held
-from llamaswap_py.supervisor.names import names_of
-from llamaswap_py.supervisor.resumable_streams import Conversations
+from llamaswap_py.proxy import bind, serve
 from llamaswap_py.supervisor.supervisor import Supervisor
+from tests.unit.supervisors import configured, loaded_supervisor, prepared
 from tests.wire.harness import (
     SSE_HEAD,
     Answer,
@@ -74,48 +56,10 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r
 CHAT = "/v1/chat/completions"
 
 
-class Loaded(Supervisor):
-    """A supervisor whose models are all loaded, by one scripted child."""
-
-    def __init__(self, pool: UpstreamPool, child: Endpoint, config: str) -> None:
-        self.config = load_config(config, path=None, base_dir="/", env={}, home="/")
-        self.pool, self.prepared = pool, {}
-        names = [PresetId(name) for name in self.config.models]
-        plans = [
-            PresetPlan(preset=name, choices=(Choice({PoolId("host"): 1}),), concurrency=4)
-            for name in names
-        ]
-        self.scheduler = self.decider = Scheduler(plans, {PoolId("host"): Pool(100)})
-        self.desk = Desk(self)
-        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
-        self.happenings = Feed()
-        self.names = names_of(self.config, self.scheduler.world)
-        self.keeping = cast("Any", SimpleNamespace(guards=lambda _: False))
-        self.estimating = cast("Any", SimpleNamespace(hurry=lambda _: None))
-        self._alarm = cast("Any", SimpleNamespace(at=None, set=lambda _: None))
-        self._pending = deque()
-        self._feeding = False
-        self.instances = cast("Any", SimpleNamespace(running={}))
-        self.conversations = Conversations(asyncio.TaskGroup(), self.feed, lambda _: True)
-        for name in names:
-            self._load(name, child)
-
-    def _load(self, name: PresetId, child: Endpoint) -> None:
-        first = RequestId(f"load {name}")
-        asked = ev.RequestArrived(request=first, preset=name, client=ClientId("c"))
-        actions = self.scheduler.handle(asked, time.monotonic())
-        key = next(one.instance for one in actions if isinstance(one, Spawn))
-        self.instances.running[key] = cast(
-            "Any", SimpleNamespace(endpoint=child, held=Held(), ending=False)
-        )
-        self.scheduler.handle(ev.InstanceReady(key, 4), time.monotonic())
-        self.scheduler.handle(ev.RequestFinished(first), time.monotonic())
-
-
 @dataclass
 class Stage:
     app: App
-    supervisor: Loaded
+    supervisor: Supervisor
     child: Upstream
     endpoint: Endpoint
     #: what `begin` said to each request it was shown
@@ -137,8 +81,10 @@ class Stage:
 
 @asynccontextmanager
 async def staged(folder: Path, *scripts: Script, config: str = CONFIG) -> AsyncIterator[Stage]:
-    async with upstream(folder, *scripts or (answering(OK),)) as child, UpstreamPool() as pool:
-        supervisor = Loaded(pool, child.endpoint, config)
+    async with (
+        upstream(folder, *scripts or (answering(OK),)) as child,
+        loaded_supervisor(folder / "run", configured(config), child.endpoint) as supervisor,
+    ):
         app = App(supervisor)
         sock = bind(Endpoint(port=0))
         stage = Stage(app, supervisor, child, Endpoint(port=sock.getsockname()[1]))
@@ -258,8 +204,8 @@ async def test_a_changed_configuration_is_looked_at_anew(short_dir: Path) -> Non
             await ask(client, request())
         supervisor = stage.supervisor
         text = CONFIG.replace("aliases: [one]", "request: {set: {seed: 2}}")
-        supervisor.config = load_config(text, path=None, base_dir="/", env={}, home="/")
-        supervisor.names = names_of(supervisor.config, supervisor.scheduler.world)
+        config = configured(text)
+        supervisor.adopt(config, {name: prepared(one) for name, one in config.models.items()})
         for _ in range(3):
             await ask(client, request())
         assert stage.begun == [True, False, False, False]

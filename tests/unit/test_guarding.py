@@ -8,21 +8,22 @@ import logging
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
+from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.scheduler import InstanceKey, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Grant, Reject, Spawn
 from llamaswap_py.scheduler.invariants import check
 from llamaswap_py.scheduler.types import ClientId, Pool, PresetId, RequestId
-from llamaswap_py.supervisor.recovery import recover
-from llamaswap_py.supervisor.supervisor import Supervisor
+from llamaswap_py.supervisor import supervisor as supervisor_module
+from llamaswap_py.supervisor.supervisor import recover
 from llamaswap_py.tasks import guard
 from tests.fakes.chaos import callbacks
 from tests.scheduler.play import HOST, plan
+from tests.unit.supervisors import configured, loaded_supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,20 +165,26 @@ def test_no_other_event_is_lost(how: str) -> None:
     check(broken)
 
 
-def test_a_deadline_that_cannot_be_told_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Scheduler) -> float | None:
-        raise ValueError("a bug")
+@pytest.mark.anyio
+async def test_a_deadline_that_cannot_be_told_is_looked_at_again(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_LOOK", 0.01)
+    config = configured("models: {a: {model: /nowhere/a.gguf}}")
+    async with loaded_supervisor(short_dir / "run", config, Endpoint(port=1)) as supervisor:
+        asked: list[float] = []
 
-    told: list[float | None] = []
-    supervisor = Supervisor.__new__(Supervisor)
-    supervisor.scheduler = supervisor.decider = scheduler()
-    supervisor._feeding = False
-    supervisor._alarm = cast("Any", SimpleNamespace(set=told.append))
-    monkeypatch.setattr(Scheduler, "deadline", fail)
-    supervisor.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
-    assert len(told) == 1
-    assert told[0] is not None
-    assert guard.failures["scheduler"] == 1
+        def fail(_: Scheduler) -> float | None:
+            asked.append(time.monotonic())
+            raise ValueError("a bug")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(Scheduler, "deadline", fail)
+            supervisor.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
+            async with asyncio.timeout(30):
+                while len(asked) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+    assert guard.failures["scheduler"] >= 2
 
 
 # --- all of them ------------------------------------------------------------------------------

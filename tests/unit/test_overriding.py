@@ -3,81 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.supervisor import overrides as overriding
 from llamaswap_py.supervisor.overrides import Overrides
+from llamaswap_py.supervisor.prepare import Prepared, Presets
 from tests.unit.api_fakes import make_config
+from tests.unit.supervisors import prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llamaswap_py.config.records import Preset
+
 pytestmark = pytest.mark.anyio
 
 
-def _prepared() -> Any:
-    return SimpleNamespace(problems=(), plan=None, engine=None)
+def _prepared() -> Prepared:
+    return prepared(make_config().models["alpha"])
 
 
-class _Supervisor:
-    """Keeps presets; its loads end when `loaded` is set."""
+class _Presets(Presets):
+    """One preset; `made` is called to prepare it anew."""
 
-    def __init__(self) -> None:
-        self.config = make_config()
-        self.file = _prepared()
-        self.prepared = {"alpha": self.file}
-        self.devices = ()
-        self.estimating = SimpleNamespace(forget=lambda _: None)
-        self.loaded = asyncio.Event()
-        self.feed: Callable[[Any], None] = lambda _: None
+    def __init__(self, made: Callable[[], Prepared]) -> None:
+        super().__init__(make_config(), {"alpha": _prepared()}, ())
+        self.made = made
 
-    async def load(self, preset: str) -> None:
-        await self.loaded.wait()
+    async def prepare(self, preset: Preset) -> Prepared:
+        return self.made()
 
 
-def _overrides(supervisor: _Supervisor) -> Overrides:
-    return Overrides(cast("Any", supervisor))
+def _overrides(presets: Presets) -> Overrides:
+    """Return overrides whose loads never end."""
+
+    async def load(preset: str) -> None:
+        await asyncio.Event().wait()
+
+    return Overrides(presets, load, lambda _: None)
 
 
-async def test_a_model_that_is_removed_meanwhile_does_not_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    supervisor = _Supervisor()
+async def test_a_model_that_is_removed_meanwhile_does_not_come_back() -> None:
+    def removed() -> Prepared:
+        presets.config = msgspec.structs.replace(presets.config, models={})
+        del presets.prepared["alpha"]
+        return _prepared()
 
-    def removed(*_: Any) -> dict[str, Any]:
-        supervisor.config = msgspec.structs.replace(supervisor.config, models={})
-        del supervisor.prepared["alpha"]
-        return {"alpha": _prepared()}
-
-    monkeypatch.setattr(overriding, "_prepare", removed)
+    presets = _Presets(removed)
     with pytest.raises(ApiError) as error:
-        await _overrides(supervisor).load("alpha", {"ctx-size": 512})
+        await _overrides(presets).load("alpha", {"ctx-size": 512})
     assert error.value.code == "model_not_found"
-    assert not supervisor.prepared
+    assert not presets.prepared
 
 
-async def test_a_load_that_is_given_up_leaves_another_one_s_arguments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    supervisor = _Supervisor()
+async def test_a_load_that_is_given_up_leaves_another_one_s_arguments() -> None:
     made = [_prepared(), _prepared()]
     first, second = made
-    monkeypatch.setattr(overriding, "_prepare", lambda *_: {"alpha": made.pop(0)})
-    overrides = _overrides(supervisor)
+    presets = _Presets(lambda: made.pop(0))
+    of_the_file = presets.prepared["alpha"]
+    overrides = _overrides(presets)
     loads = []
     for one in (first, second):
         loads.append(asyncio.create_task(overrides.load("alpha", {"ctx-size": 512})))
         async with asyncio.timeout(30):
-            while supervisor.prepared["alpha"] is not one:  # noqa: ASYNC110 (a thread says nothing)
-                await asyncio.sleep(0.001)
+            while presets.prepared["alpha"] is not one:  # noqa: ASYNC110 (nobody says so)
+                await asyncio.sleep(0)
     loads[0].cancel()
     await asyncio.wait({loads[0]})
-    assert supervisor.prepared["alpha"] is second
+    assert presets.prepared["alpha"] is second
     loads[1].cancel()
     await asyncio.wait({loads[1]})
-    assert supervisor.prepared["alpha"] is supervisor.file
+    assert presets.prepared["alpha"] is of_the_file
