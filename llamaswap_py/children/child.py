@@ -39,6 +39,7 @@ from llamaswap_py.children.program import (
     told,
 )
 from llamaswap_py.children.watchdog import keep_guarded_vigil
+from llamaswap_py.llamacpp.command_line import listen_words
 from llamaswap_py.llamacpp.failures import Failure, FailureKind, classify
 from llamaswap_py.llamacpp.output import (
     Ending,
@@ -242,12 +243,8 @@ class Child:
                 os.unlink(spec.socket_path)
         if spec.program is not None:
             return self._spawn_program(spec, spec.program)
-        if spec.socket_path is not None:
-            where: tuple[str, ...] = ("--host", spec.socket_path)
-        else:
-            where = ("--host", "127.0.0.1", "--port", "0")
         self._load = Load(spec, self._emit_unless_stopping, self._watched)
-        argv = (spec.binary, *spec.args, *where)
+        argv = (spec.binary, *spec.args, *listen_words(spec.socket_path))
         env = child_env(os.environ, spec)
         return Process.spawn(argv, env, control=spec.child_mode, group=spec.group)
 

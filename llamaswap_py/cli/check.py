@@ -15,12 +15,13 @@ from llamaswap_py.cli.init import serves_text
 from llamaswap_py.cli.show import memory_text
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
-from llamaswap_py.config.context import context_per_request, warnings
 from llamaswap_py.config.load import Origin
+from llamaswap_py.config.warnings import warnings
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import read_slot_shape
+from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.supervisor.containment import unenforced_here
 from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
 from llamaswap_py.supervisor.weighing import BOUND, Judging

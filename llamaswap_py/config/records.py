@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import field
 
@@ -44,7 +44,6 @@ from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, LISTEN, MARGIN
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.sources import Sources
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.llamacpp.options import long_name, switched
 from llamaswap_py.units import GIB, KIB, MIB
 
 
@@ -76,27 +75,6 @@ class KeepKv(Record, frozen=True):
             "10s",
         ),
     ] = 2.0
-
-
-_ADAPTERS: Final = frozenset({"lora", "lora-scaled"})
-_DRAFTS: Final = frozenset({"model-draft", "spec-draft-model"})
-
-
-def keeps_nothing(preset: Preset) -> str:
-    """Return why `keep_kv` can do nothing for a preset (or a variant of one); empty if it can."""
-    words = (word.partition("=")[0] for word in preset.extra if word.startswith("-"))
-    said = {*preset.args, *map(long_name, words)}
-    said -= {name for name in said if switched(preset.args.get(name, True)) is False}
-    if said & _ADAPTERS:
-        return "with which LoRA adapters a conversation was computed is not kept"
-    kinds = str(preset.args.get("spec-type", "")).split(",")
-    if said & _DRAFTS or any(kind.strip().startswith("draft") for kind in kinds):
-        return "llama-server does not save the draft model's half of a conversation"
-    if said & {"embeddings", "reranking"}:
-        return "embedding and reranking models have no conversations"
-    if "no-cache-prompt" in said or switched(preset.args.get("cache-prompt", True)) is False:
-        return "cache-prompt is off: llama-server would not use them"
-    return ""
 
 
 class Memory(Record, frozen=True):

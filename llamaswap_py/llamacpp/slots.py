@@ -10,8 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.llamacpp.options import long_name, switched
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from llamaswap_py.llamacpp.command_line import Given
 
 LEAST_TOKENS: Final = 128
 """A shorter conversation is read again sooner than it is kept."""
@@ -123,3 +127,24 @@ def read_restored(answer: Mapping[str, Any]) -> int:
 def _number(answer: Mapping[str, Any], name: str) -> int:
     value = answer.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+_ADAPTERS: Final = frozenset({"lora", "lora-scaled"})
+_DRAFTS: Final = frozenset({"model-draft", "spec-draft-model"})
+
+
+def keeps_nothing(given: Given) -> str:
+    """Return why `keep_kv` can do nothing with these options; empty if it can."""
+    words = (word.partition("=")[0] for word in given.extra if word.startswith("-"))
+    said = {*given.args, *map(long_name, words)}
+    said -= {name for name in said if switched(given.args.get(name, True)) is False}
+    if said & _ADAPTERS:
+        return "with which LoRA adapters a conversation was computed is not kept"
+    kinds = str(given.args.get("spec-type", "")).split(",")
+    if said & _DRAFTS or any(kind.strip().startswith("draft") for kind in kinds):
+        return "llama-server does not save the draft model's half of a conversation"
+    if said & {"embeddings", "reranking"}:
+        return "embedding and reranking models have no conversations"
+    if "no-cache-prompt" in said or switched(given.args.get("cache-prompt", True)) is False:
+        return "cache-prompt is off: llama-server would not use them"
+    return ""

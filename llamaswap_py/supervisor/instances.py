@@ -37,10 +37,10 @@ from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.ask import Answer, ask, get
 from llamaswap_py.children.liveness import Requests
 from llamaswap_py.children.logs import log_name
-from llamaswap_py.config.context import context_per_request
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.proxy.upstream import UpstreamPool
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev

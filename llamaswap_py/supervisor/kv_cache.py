@@ -24,16 +24,21 @@ import msgspec
 
 from llamaswap_py.children import ChildSpec
 from llamaswap_py.children.ask import ask
-from llamaswap_py.config.records import Config, KeepKv, keeps_nothing
+from llamaswap_py.config.records import (
+    Config,
+    KeepKv,
+)
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.estimate.files import identify
+from llamaswap_py.llamacpp.command_line import SLOT_FOLDER
 from llamaswap_py.llamacpp.slots import (
     LEAST_TOKENS,
     Costs,
     SlotUse,
     choose_slots,
+    keeps_nothing,
     prompt_speed,
     read_counts,
     read_restored,
@@ -88,7 +93,7 @@ async def act(endpoint: Endpoint, slot: int, action: str, name: str, patience: f
 
 
 _log: Final = logging.getLogger("lswap")
-_OPTION: Final = "--slot-save-path"
+_OPTION: Final = f"--{SLOT_FOLDER}"
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _USUAL_TOKEN: Final = 128 * KIB
 """Bytes a token where the header does not say: an 8B model's with 8 heads of keys and values."""

@@ -10,11 +10,11 @@ from functools import partial
 from math import prod
 from typing import Final, TypeVar
 
-from llamaswap_py.config.embedding import kind_of
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.files import FileIdentity, identify, open_header
 from llamaswap_py.gguf import Header
 from llamaswap_py.gguf.header import ArrayInfo
+from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.memory_settings import names_of, read_settings
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.tasks.threads import Workers

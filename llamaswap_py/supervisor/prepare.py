@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from llamaswap_py.children import Program
-from llamaswap_py.config.argv import Option, PresetProblem, build_args, check_preset
-from llamaswap_py.config.embedding import kind_of
+from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
 from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config, Preset, groups_of
@@ -29,6 +28,8 @@ from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.types import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
+from llamaswap_py.llamacpp.embedding_models import kind_of
+from llamaswap_py.llamacpp.features import Option
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.judging import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
@@ -419,7 +420,7 @@ def _plan(
         fingerprint=_fingerprint(preset, ways),
         estimating=undeclared and problem is None and not absent,
         absent=absent,
-        kind=kind_of(preset),
+        kind="program" if preset.cmd is not None else kind_of(preset),
         pin=preset.pin,
         ttl=preset.ttl,
         concurrency=preset.concurrency,

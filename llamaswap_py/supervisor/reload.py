@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from llamaswap_py.config.context import skipped_files
 from llamaswap_py.config.discover import Folder
 from llamaswap_py.config.edit import remove_preset
 from llamaswap_py.config.load import COMMAND_LINE, Origin
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
+from llamaswap_py.config.warnings import skipped_files
 from llamaswap_py.config.yaml_tree import join_errors
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.snapshot import ReloadReport

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llamaswap_py import __version__
-from llamaswap_py.config.context import context_per_request
+from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.redaction import redact_args
 from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler.lifecycle import State

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.config.context import context_per_request, slots, warnings
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config
+from llamaswap_py.config.warnings import warnings
+from llamaswap_py.llamacpp.context_size import (
+    context_per_request,
+    slots,
+)
 
 
 def load(args: str, *, extra: str = "", top: str = "") -> Config:

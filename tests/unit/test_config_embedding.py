@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamaswap_py.config.embedding import (
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.estimate.files import with_whole_batch
+from llamaswap_py.llamacpp.embedding_models import (
     Trained,
     embeds,
     kind_of,
@@ -15,8 +17,6 @@ from llamaswap_py.config.embedding import (
     splits,
     whole_batch,
 )
-from llamaswap_py.config.parse import load_config
-from llamaswap_py.estimate.files import with_whole_batch
 from tests.estimate.gguf_bytes import header
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from llamaswap_py.config.context import warnings
 from llamaswap_py.config.parse import load_files
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.sources import SourceText
+from llamaswap_py.config.warnings import warnings
 from llamaswap_py.importing.draft import Draft, Note, render
 from llamaswap_py.importing.llama_swap import read_llama_swap
 from llamaswap_py.importing.names import mend_names

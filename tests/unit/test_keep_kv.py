@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import keeps_nothing
 from llamaswap_py.devices import Device
 from llamaswap_py.devices.reader import Measurement, PoolReading
 from llamaswap_py.llamacpp.slots import (
     Costs,
     SlotUse,
     choose_slots,
+    keeps_nothing,
     prompt_speed,
     read_counts,
     read_restored,

@@ -28,8 +28,8 @@ from llamaswap_py.api.ollama.requests import (
     read_switch,
     texts_to_embed,
 )
-from llamaswap_py.config.embedding import most_tokens, read_trained
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.embedding_models import most_tokens, read_trained
 from llamaswap_py.proxy.messages import Body, UpstreamRequest
 
 if TYPE_CHECKING:

@@ -1,78 +1,25 @@
-"""How much context one request gets, and what in a valid file deserves a warning."""
+"""What in a valid file deserves a warning: it works, but probably not as it is meant."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from llamaswap_py.config.model_forms import starts_container
 from llamaswap_py.config.preset import variant_presets
-from llamaswap_py.config.records import keeps_nothing
-from llamaswap_py.llamacpp.options import long_name
+from llamaswap_py.llamacpp.context_size import (
+    context_asked,
+    context_per_request,
+    leaves_nothing_to_fit,
+    sets_least_context,
+    slots,
+)
+from llamaswap_py.llamacpp.slots import keeps_nothing
 from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llamaswap_py.config.records import Config, Preset
-    from llamaswap_py.llamacpp.options import Argument
-
-# `--parallel` left open means four slots that share one context (tools/server/server.cpp).
-AUTO_SLOTS: Final = 4
-# llama.cpp rounds a context up to a multiple of this (src/llama-context.cpp, GGML_PAD).
-_PAD: Final = 256
-
-
-def slots(preset: Preset) -> int:
-    """Return how many requests the child generates at once."""
-    parallel = number(preset, "parallel")
-    return AUTO_SLOTS if parallel is None or parallel < 1 else parallel
-
-
-def context_per_request(preset: Preset) -> int | None:
-    """Return the tokens one request may use, None when the model file decides.
-
-    Without `kv-unified` the slots divide `ctx-size`: -c 2048 -np 2 gives 1024 each.
-    """
-    size = number(preset, "ctx-size") or 0
-    per_slot = number(preset, "kv-unified-per-slot") or 0
-    if size <= 0:
-        return per_slot if per_slot > 0 else None
-    share = size if _is_unified(preset) else size // slots(preset)
-    padded = -(-share // _PAD) * _PAD
-    return min(padded, per_slot) if per_slot > 0 else padded
-
-
-def _is_unified(preset: Preset) -> bool:
-    parallel = number(preset, "parallel")
-    if parallel is None or parallel < 1:
-        return True
-    return effective(preset, "kv-unified") in (True, "on", "yes") or parallel == 1
-
-
-def number(preset: Preset, name: str) -> int | None:
-    """Return the whole number that an option ends up with, None where it has none."""
-    value = effective(preset, name)
-    if isinstance(value, tuple):
-        value = value[-1] if value else None
-    try:
-        return None if value is None or isinstance(value, bool) else int(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def effective(preset: Preset, name: str) -> Argument | None:
-    """Return the value llama-server ends up with: `extra` comes last and wins."""
-    value: Argument | None = preset.args.get(name)
-    if f"no-{name}" in preset.args:
-        value = not preset.args[f"no-{name}"]
-    words = (*preset.extra, "-")
-    for word, following in pairwise(words):
-        if word.startswith("-") and long_name(word) == name:
-            value = True if following.startswith("--") or following == "-" else following
-        elif word.startswith("-") and long_name(word) in (f"no-{name}", "no-kvu") and "kv" in name:
-            value = False
-    return value
 
 
 def skipped_files(config: Config) -> tuple[str, ...]:
@@ -131,7 +78,7 @@ def _on_port(preset: Preset, config: Config) -> Iterator[str]:
 
 
 def _on_share(preset: Preset) -> Iterator[str]:
-    size = number(preset, "ctx-size") or 0
+    size = context_asked(preset)
     share = context_per_request(preset)
     if share is not None and share * 2 < size:
         yield (
@@ -141,16 +88,12 @@ def _on_share(preset: Preset) -> Iterator[str]:
 
 
 def _on_fit(preset: Preset) -> Iterator[str]:
-    # What is set is never changed (common/fit.cpp): the context only when it is left to the model,
-    # the offload only when it is left to llama-server.
-    is_set = (number(preset, "ctx-size") or 0) > 0
-    layers = effective(preset, "n-gpu-layers")
-    if preset.fit == "shrink" and is_set and layers not in (None, "auto", -1, "-1"):
+    if preset.fit == "shrink" and leaves_nothing_to_fit(preset):
         yield (
             "fit: shrink changes nothing, because args set both ctx-size and n-gpu-layers - "
             "leave one of them out"
         )
-    if preset.fit == "exact" and effective(preset, "fit-ctx") is not None:
+    if preset.fit == "exact" and sets_least_context(preset):
         yield "fit-ctx does nothing without fit: shrink"
 
 

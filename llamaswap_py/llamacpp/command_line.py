@@ -1,0 +1,226 @@
+"""llama-server's command line: which options are given, how each is written, what lswap sets. Pure.
+
+The words that are always passed are here (docs/design/engine.md, "Spawning"). `--help` of the
+binary says what an option is called and whether it takes a value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from llamaswap_py.llamacpp.option_values import fault_of, words
+from llamaswap_py.llamacpp.option_values import word as as_word
+from llamaswap_py.llamacpp.options import (
+    Option,
+    OptionTable,
+    Owned,
+    is_negation,
+    long_name,
+    switched,
+    word_for,
+)
+from llamaswap_py.llamacpp.renamed_options import Said, carry_over
+from llamaswap_py.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from llamaswap_py.llamacpp.options import Argument
+
+FIT_TARGET: Final = "fit-target"
+SLEEP: Final = "sleep-idle-seconds"
+SLOT_FOLDER: Final = "slot-save-path"
+"""The option that names the folder where slots are saved."""
+# The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
+_SPARE_HTTP_THREADS: Final = 16
+
+
+class Given(Protocol):
+    """Options that somebody gives: `args` by name, and `extra`, words that come behind them."""
+
+    @property
+    def args(self) -> Mapping[str, Argument]: ...
+
+    @property
+    def extra(self) -> tuple[str, ...]: ...
+
+
+class Options(NamedTuple):
+    """Given options that are no preset's."""
+
+    args: Mapping[str, Argument]
+    extra: tuple[str, ...] = ()
+
+
+def number(given: Given, name: str) -> int | None:
+    """Return the whole number that an option ends up with, None where it has none."""
+    value = effective(given, name)
+    if isinstance(value, tuple):
+        value = value[-1] if value else None
+    try:
+        return None if value is None or isinstance(value, bool) else int(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def effective(given: Given, name: str) -> Argument | None:
+    """Return the value llama-server ends up with: `extra` comes last and wins."""
+    value: Argument | None = given.args.get(name)
+    if f"no-{name}" in given.args:
+        value = not given.args[f"no-{name}"]
+    words = (*given.extra, "-")
+    for word, following in pairwise(words):
+        if word.startswith("-") and long_name(word) == name:
+            value = True if following.startswith("--") or following == "-" else following
+        elif word.startswith("-") and long_name(word) in (f"no-{name}", "no-kvu") and "kv" in name:
+            value = False
+    return value
+
+
+def place_of_slot_folder(given: Given) -> str:
+    """Return where `slot-save-path` is given: `args.slot-save-path`, `extra`, or "" for nowhere."""
+    if SLOT_FOLDER in given.args:
+        return f"args.{SLOT_FOLDER}"
+    said = (word.partition("=")[0] for word in given.extra if word.startswith("-"))
+    return "extra" if any(long_name(word) == SLOT_FOLDER for word in said) else ""
+
+
+# What lswap sets itself
+
+
+def own_words(
+    table: OptionTable,
+    *,
+    model: str,
+    alias: str,
+    cache_ram: int,
+    requests: int,
+    fit_target: str | None,
+    sleep: float | None,
+) -> list[str]:
+    """Return the words that lswap adds for itself; what an older binary does not know is left out.
+
+    `cache_ram` in bytes, `requests` at once, `fit_target` MiB that stay free (None: nothing is
+    shrunk), `sleep` in seconds.
+    """
+    found = ["--model", model]
+    for name, value in _own_options(alias, cache_ram, requests, fit_target, sleep):
+        if table.knows(name):
+            found += [f"--{name}"] if value is None else [f"--{name}", value]
+    return found
+
+
+def _own_options(
+    alias: str, cache_ram: int, requests: int, fit_target: str | None, sleep: float | None
+) -> Iterator[tuple[str, str | None]]:
+    yield "alias", alias
+    yield "metrics", None
+    yield "slots", None
+    yield "offline", None
+    yield "log-jsonl", None
+    yield "log-colors", "off"
+    yield "cors-origins", "localhost"  # it warns of pages of any origin, which never reach it
+    yield "cache-ram", str(cache_ram // MIB)
+    yield "threads-http", str(requests + _SPARE_HTTP_THREADS)
+    if fit_target is None:
+        yield "fit", "off"
+    else:
+        yield "fit", "on"
+        yield FIT_TARGET, fit_target
+    if sleep is not None:  # it takes whole seconds, from 1 on
+        yield SLEEP, str(math.ceil(sleep))
+
+
+def listen_words(socket_path: str | None) -> tuple[str, ...]:
+    """Return the words that say where to listen: a unix socket, or any free port of 127.0.0.1."""
+    if socket_path is not None:
+        return ("--host", socket_path)
+    return ("--host", "127.0.0.1", "--port", "0")
+
+
+# How options are written
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one given option comes to: words, or a message why not."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    message: str = ""
+    remedy: str = ""
+
+
+def settings_of(given: Iterable[Said], table: OptionTable) -> list[Setting]:
+    """Return a setting for each option, the last one where two names mean the same option."""
+    settings: dict[str, Setting] = {}
+    for one in carry_over(given, table):
+        found = table.usable(*one.names)
+        identity = one.name if found is None else found[0].name
+        settings.pop(identity, None)
+        settings[identity] = _setting(one, found, table)
+    return list(settings.values())
+
+
+def refusal(spelling: str, mine: Owned) -> tuple[str, str]:
+    """Return what to say of an option that lswap sets itself, and the remedy."""
+    return f"lswap sets {spelling.partition('=')[0]} itself: {mine.reason}", mine.instead
+
+
+def _setting(one: Said, found: tuple[Option, str] | None, table: OptionTable) -> Setting:
+    place = one.place
+    if mine := table.owned_word(f"--{place}"):
+        message, remedy = refusal(f"--{place}", mine)
+        return Setting(place, message=message, remedy=remedy)
+    if not table.is_known:
+        return _unchecked(place, one.value)
+    if found is None:
+        gone = table.find(one.written) or table.find(one.name)
+        if gone is not None:
+            return Setting(place, message=gone.description, remedy="see llama-server --help")
+        remedy = table.nearest(one.written or one.name) or "see llama-server --help"
+        return Setting(place, message="this llama-server has no such option", remedy=remedy)
+    option, spelling = found
+    if option.values:
+        return _valued(place, spelling, one.value, option)
+    return _switch(place, spelling, one.value, option)
+
+
+def _unchecked(name: str, value: Argument) -> Setting:
+    """Return the setting of an option nobody can look up, as llama.cpp usually spells it."""
+    if isinstance(value, bool):
+        return Setting(name, (f"--{name}" if value else f"--no-{name}",))
+    return Setting(name, tuple(word for each in words(value) for word in (f"--{name}", each)))
+
+
+def _switch(place: str, spelling: str, value: Argument, option: Option) -> Setting:
+    on = None if isinstance(value, tuple) else switched(value)
+    if on is None:
+        return Setting(place, message="this option takes no value", remedy="write true or false")
+    if is_negation(option, spelling):
+        on = not on
+    if on:
+        return Setting(place, (word_for(option, spelling),))
+    # Without a negative form an option can only be switched on: leaving it out is `false`.
+    return Setting(place, option.negated[-1:])
+
+
+def _valued(place: str, spelling: str, value: Argument, option: Option) -> Setting:
+    said: list[str] = []
+    name = word_for(option, spelling)
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, bool) and "on|off" not in option.hint:
+            remedy = f"write {place}: {option.hint}"
+            return Setting(place, message="this option takes a value", remedy=remedy)
+        text = as_word(each)
+        following = text.split() if option.values > 1 else [text]
+        if len(following) != option.values:
+            remedy = f"write {place}: {option.hint}"
+            return Setting(place, message=f"takes {option.values} values", remedy=remedy)
+        if (fault := fault_of(place, text, option)) is not None:
+            return Setting(place, message=fault.message, remedy=fault.remedy)
+        said += [name, *following]
+    return Setting(place, tuple(said))

@@ -1,0 +1,61 @@
+"""How much context one request gets, by the options that are given. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.llamacpp.command_line import effective, number
+from llamaswap_py.llamacpp.memory_settings import PAD
+
+if TYPE_CHECKING:
+    from llamaswap_py.llamacpp.command_line import Given
+
+# `--parallel` left open means four slots that share one context (tools/server/server.cpp).
+AUTO_SLOTS: Final = 4
+
+
+def slots(given: Given) -> int:
+    """Return how many requests the child generates at once."""
+    parallel = number(given, "parallel")
+    return AUTO_SLOTS if parallel is None or parallel < 1 else parallel
+
+
+def context_asked(given: Given) -> int:
+    """Return the tokens of context that are asked for; 0 means those the model was trained for."""
+    return max(number(given, "ctx-size") or 0, 0)
+
+
+def context_per_request(given: Given) -> int | None:
+    """Return the tokens one request may use, None when the model file decides.
+
+    Without `kv-unified` the slots divide `ctx-size`: -c 2048 -np 2 gives 1024 each.
+    """
+    size = context_asked(given)
+    per_slot = number(given, "kv-unified-per-slot") or 0
+    if size <= 0:
+        return per_slot if per_slot > 0 else None
+    share = size if _is_unified(given) else size // slots(given)
+    padded = -(-share // PAD) * PAD
+    return min(padded, per_slot) if per_slot > 0 else padded
+
+
+def _is_unified(given: Given) -> bool:
+    parallel = number(given, "parallel")
+    if parallel is None or parallel < 1:
+        return True
+    return effective(given, "kv-unified") in (True, "on", "yes") or parallel == 1
+
+
+def leaves_nothing_to_fit(given: Given) -> bool:
+    """Return whether `fit` can change nothing.
+
+    What is set is never changed (common/fit.cpp): the context only when it is left to the model,
+    the offload only when it is left to llama-server.
+    """
+    layers = effective(given, "n-gpu-layers")
+    return context_asked(given) > 0 and layers not in (None, "auto", -1, "-1")
+
+
+def sets_least_context(given: Given) -> bool:
+    """Return whether they say below which context `fit` must not go."""
+    return effective(given, "fit-ctx") is not None
