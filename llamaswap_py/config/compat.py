@@ -30,7 +30,7 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("limits", "max_in_flight"): 0,
         # Nor was there one for all bodies together.
         ("limits", "body_memory"): "1TiB",
-        # Of embedding models and rerankers it is now as long as the context (llamacpp/embedding_models.py).
+        # Of embedding models and rerankers it is now as long as the context.
         ("defaults", "args", "ubatch-size"): 512,
         # Whether other programs hang was not looked at.
         (PROGRAMS, "liveness"): "never",
