@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from llamaswap_py.scheduler.recording import Head
+    from llamaswap_py.scheduler.recording import RecordHead
     from llamaswap_py.simulator.replay import Difference, Replayed
 
 _COLUMNS = ("line", "seconds", "event", "decision", "model", "reason")
 
 
-class Row(msgspec.Struct, kw_only=True):
+class DecisionRow(msgspec.Struct, kw_only=True):
     """One decision of a replay. `seconds` count from the beginning of the record."""
 
     line: int
@@ -40,7 +40,7 @@ class Row(msgspec.Struct, kw_only=True):
     reason: str
 
 
-class Report(msgspec.Struct, kw_only=True):
+class ReplayReport(msgspec.Struct, kw_only=True):
     """What came of a replay; `trouble` are events that failed, and invariants that broke."""
 
     lswap: str
@@ -49,7 +49,7 @@ class Report(msgspec.Struct, kw_only=True):
     models: tuple[str, ...]
     events: int = 0
     granted: int = 0
-    decisions: list[Row] = msgspec.field(default_factory=list)
+    decisions: list[DecisionRow] = msgspec.field(default_factory=list)
     trouble: list[str] = msgspec.field(default_factory=list)
     differs_at: int | None = None
     difference: Difference | None = None
@@ -68,9 +68,9 @@ def run(path: Path, *, first: int = 1, last: int | None = None, as_json: bool = 
     return report.difference is None and not report.trouble
 
 
-def _replay(path: Path, first: int, last: int | None) -> Report:
+def _replay(path: Path, first: int, last: int | None) -> ReplayReport:
     with _record(path) as (head, lines):
-        report = Report(
+        report = ReplayReport(
             lswap=head.lswap,
             commit=head.commit,
             at=head.at,
@@ -93,7 +93,7 @@ def _replay(path: Path, first: int, last: int | None) -> Report:
 
 
 @contextmanager
-def _record(path: Path) -> Iterator[tuple[Head, Iterable[bytes]]]:
+def _record(path: Path) -> Iterator[tuple[RecordHead, Iterable[bytes]]]:
     """Open a record, and give its head and the lines after it; raises ConfigError."""
     try:
         with open_regular(path) as file:
@@ -104,12 +104,12 @@ def _record(path: Path) -> Iterator[tuple[Head, Iterable[bytes]]]:
         raise ConfigError(message, where=str(path)) from None
 
 
-def _rows(one: Replayed) -> Iterator[Row]:
+def _rows(one: Replayed) -> Iterator[DecisionRow]:
     """Yield the decisions of one step: those with a reason, and the refusals of requests."""
     event = type(one.event).__name__
 
-    def row(decision: str, model: str, reason: str) -> Row:
-        return Row(
+    def row(decision: str, model: str, reason: str) -> DecisionRow:
+        return DecisionRow(
             line=one.line,
             seconds=round(one.seconds, 3),
             event=event,
@@ -127,7 +127,7 @@ def _rows(one: Replayed) -> Iterator[Row]:
             yield row(action.code, action.preset, action.message)
 
 
-def _print(report: Report) -> None:
+def _print(report: ReplayReport) -> None:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.at))
     models = ", ".join(report.models)
     print(showable(f"recorded {when} by {_lswap(report)}; models: {models}\n"))
@@ -145,11 +145,11 @@ def _print(report: Report) -> None:
         print(f"it was recorded by {_lswap(report)}, and this is {lswap_text()}")
 
 
-def _lswap(report: Report) -> str:
+def _lswap(report: ReplayReport) -> str:
     known = report.commit
     return f"lswap {report.lswap}" + (f" (commit {known})" if known else "")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: DecisionRow) -> tuple[str, ...]:
     words: list[Any] = [row.line, f"{row.seconds:.3f}", row.event, row.decision, row.model]
     return *map(str, words), showable(row.reason).replace("\n", " ")

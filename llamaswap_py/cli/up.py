@@ -14,7 +14,7 @@ from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
 from llamaswap_py.cli.version import commit, lswap_text
 from llamaswap_py.server import run as server
-from llamaswap_py.supervisor.recorder import Record
+from llamaswap_py.supervisor.recorder import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,8 @@ def run(
     )
 
 
-def _record(path: Path, own_log: OwnLog) -> Record:
-    return Record(path, own_log.redact, commit=commit())
+def _record(path: Path, own_log: OwnLog) -> RunRecord:
+    return RunRecord(path, own_log.redact, commit=commit())
 
 
 def banner(

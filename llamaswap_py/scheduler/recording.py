@@ -42,7 +42,7 @@ Told: TypeAlias = tuple[str, dict[str, Any]]
 """An event or an action as it is written: the name of its type, and its fields."""
 
 
-class Head(msgspec.Struct, kw_only=True):
+class RecordHead(msgspec.Struct, kw_only=True):
     """The first line. `at` is Unix time; `began` is the same moment in the time of the steps."""
 
     format: str = FORMAT
@@ -56,7 +56,7 @@ class Head(msgspec.Struct, kw_only=True):
     policy: Policy
 
 
-class Step(msgspec.Struct, kw_only=True, omit_defaults=True):
+class RecordedStep(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One call. `at_once`: of `grant_at_once`; `raised`: the error that ended it, if one did."""
 
     line: int
@@ -67,7 +67,7 @@ class Step(msgspec.Struct, kw_only=True, omit_defaults=True):
     raised: str = ""
 
 
-class End(msgspec.Struct, kw_only=True):
+class RecordEnd(msgspec.Struct, kw_only=True):
     """The last line: why the record goes no further."""
 
     line: int
@@ -119,7 +119,7 @@ class Hiding:
         return value
 
 
-def encode_head(head: Head, hiding: Hiding) -> bytes:
+def encode_head(head: RecordHead, hiding: Hiding) -> bytes:
     """Return the first line."""
     return _line(hiding("", msgspec.to_builtins(head)))
 
@@ -137,13 +137,15 @@ def encode_step(
     """Return the line of one call."""
     event_told = type(event).__name__, hiding("", msgspec.to_builtins(event))
     told = tuple(told_actions(actions, hiding)) if actions else ()
-    step = Step(line=line, at=now, event=event_told, actions=told, at_once=at_once, raised=raised)
+    step = RecordedStep(
+        line=line, at=now, event=event_told, actions=told, at_once=at_once, raised=raised
+    )
     return _line(step)
 
 
 def encode_end(line: int, why: str) -> bytes:
     """Return the last line."""
-    return _line(End(line=line, end=why))
+    return _line(RecordEnd(line=line, end=why))
 
 
 def _line(value: Any) -> bytes:
@@ -174,7 +176,7 @@ def _naming_text(action: Action) -> str:
     return ""
 
 
-def read_head(line: bytes, name: str, *, reader: str) -> Head:
+def read_head(line: bytes, name: str, *, reader: str) -> RecordHead:
     """Return the head of a record; `reader` is the version of this lswap. Raises ConfigError."""
     known = _AnyLine()
     with suppress(msgspec.MsgspecError):
@@ -186,13 +188,15 @@ def read_head(line: bytes, name: str, *, reader: str) -> Head:
         message = f"the record has version {known.version}, and lswap {reader} reads {VERSION}"
         raise ConfigError(message, where=name, remedy=f"replay it with lswap {known.lswap}")
     try:
-        return msgspec.json.decode(line, type=Head)
+        return msgspec.json.decode(line, type=RecordHead)
     except msgspec.MsgspecError as error:
         message = f"the head of the record is damaged: {error}"
         raise ConfigError(message, where=f"{name}:1", remedy="record again") from None
 
 
-def read_steps(lines: Iterable[bytes], name: str, *, until: int | None = None) -> Iterator[Step]:
+def read_steps(
+    lines: Iterable[bytes], name: str, *, until: int | None = None
+) -> Iterator[RecordedStep]:
     """Yield the steps of a record from its second line on, up to line `until`.
 
     Raises ConfigError for a line that is damaged or missing, and for a record without its end;
@@ -213,7 +217,7 @@ def read_steps(lines: Iterable[bytes], name: str, *, until: int | None = None) -
                 raise ConfigError(message, where=where, remedy=rest)
             if known.end is not None:
                 return
-            yield msgspec.json.decode(line, type=Step)
+            yield msgspec.json.decode(line, type=RecordedStep)
         except msgspec.MsgspecError as error:
             message = f"this line is damaged: {error}"
             raise ConfigError(message, where=where, remedy=rest) from None
@@ -228,7 +232,7 @@ def _what_is_left(number: int) -> str:
     return f"`--until {number - 1}` replays what comes before" if number > 2 else "record again"
 
 
-def event_of(step: Step, where: str) -> ev.Event:
+def event_of(step: RecordedStep, where: str) -> ev.Event:
     """Return the event of a step; raises ConfigError where this lswap knows none like it."""
     name, fields = step.event
     kind = _EVENTS.get(name)

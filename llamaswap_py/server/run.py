@@ -49,7 +49,7 @@ from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
 from llamaswap_py.supervisor.containment import unenforced
 from llamaswap_py.supervisor.prepare import Engines, prepare
-from llamaswap_py.supervisor.recorder import Record
+from llamaswap_py.supervisor.recorder import RunRecord
 from llamaswap_py.supervisor.reload import Reloader
 from llamaswap_py.supervisor.snapshots import About
 from llamaswap_py.supervisor.supervisor import Supervisor
@@ -72,7 +72,7 @@ async def open_supervisor(
     config: Config,
     engine: Engine | None,
     runtime_dir: RuntimeDir,
-    record: Record | None = None,
+    record: RunRecord | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a supervisor for `config`; `engine` is the one of the file's top level, if it needs any.
 
@@ -137,7 +137,7 @@ def run(
     listen: tuple[str, ...] = (),
     host: str | None = None,
     port: int | None = None,
-    record: Callable[[OwnLog], Record] | None = None,
+    record: Callable[[OwnLog], RunRecord] | None = None,
     verbose: bool,
 ) -> None:
     """Serve until a signal. Raises LswapError when it cannot start.
@@ -207,7 +207,7 @@ class _Outside:
     own_log: OwnLog
     greeting: Greeting
     served_as: str
-    record: Record | None
+    record: RunRecord | None
 
 
 def _sweep(runtime: RuntimeDir) -> None:

@@ -16,7 +16,7 @@ from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Spawn
 from llamaswap_py.scheduler.invariants import check, check_spawn
-from llamaswap_py.scheduler.recording import Head, Step, Told, as_read, event_of
+from llamaswap_py.scheduler.recording import RecordedStep, RecordHead, Told, as_read, event_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Replayed:
     difference: Difference | None = None
 
 
-def replay(head: Head, steps: Iterable[Step], name: str) -> Iterator[Replayed]:
+def replay(head: RecordHead, steps: Iterable[RecordedStep], name: str) -> Iterator[Replayed]:
     """Yield what comes of each step, up to the first difference; raises ConfigError as read."""
     scheduler = Scheduler(head.plans, head.pools, head.policy)
     for step in steps:
@@ -61,7 +61,7 @@ def replay(head: Head, steps: Iterable[Step], name: str) -> Iterator[Replayed]:
 
 
 def _take(
-    scheduler: Scheduler, event: ev.Event, step: Step
+    scheduler: Scheduler, event: ev.Event, step: RecordedStep
 ) -> tuple[Sequence[Action], Exception | None]:
     """Return what the scheduler answers to one event, and the error that it raised."""
     try:
@@ -86,7 +86,7 @@ def _broken(scheduler: Scheduler, actions: Sequence[Action]) -> str:
 
 
 def _difference(
-    step: Step, actions: Sequence[Action], error: Exception | None
+    step: RecordedStep, actions: Sequence[Action], error: Exception | None
 ) -> Difference | None:
     raised = "" if error is None else type(error).__name__
     if raised != step.raised:

@@ -27,8 +27,8 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant
 from llamaswap_py.scheduler.recording import (
     BEGINNING,
-    Head,
     Hiding,
+    RecordHead,
     encode_end,
     encode_head,
     encode_step,
@@ -56,7 +56,7 @@ class Decider(Protocol):
     def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None: ...
 
 
-class Record:
+class RunRecord:
     """A new file of mode 0600 for one record; a thread writes it. Use as a context manager.
 
     Raises StateError if the file cannot be made. A record that is there becomes FILE.1; any other
@@ -84,7 +84,7 @@ class Record:
         self._thread = threading.Thread(target=self._work, name="lswap-record", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> RunRecord:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,14 +152,14 @@ class Recorder:
 
     def __init__(
         self,
-        record: Record,
+        record: RunRecord,
         scheduler: Scheduler,
         plans: Iterable[PresetPlan],
         pools: Mapping[PoolId, Pool],
     ) -> None:
         self._record = record
         self._scheduler = scheduler
-        head = Head(
+        head = RecordHead(
             lswap=__version__,
             commit=record.commit,
             at=time.time(),

@@ -54,7 +54,7 @@ from llamaswap_py.supervisor.names import names_of
 from llamaswap_py.supervisor.overrides import Overrides
 from llamaswap_py.supervisor.prefetch import ReadingAhead
 from llamaswap_py.supervisor.prepare import Prepared, Presets, policy_of, pools_of
-from llamaswap_py.supervisor.recorder import Decider, Record, Recorder
+from llamaswap_py.supervisor.recorder import Decider, Recorder, RunRecord
 from llamaswap_py.supervisor.request_history import Remembering
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import Conversations
@@ -112,7 +112,7 @@ class Supervisor:
         devices: tuple[Device, ...],
         runtime_dir: RuntimeDir,
         about: About,
-        record: Record | None = None,
+        record: RunRecord | None = None,
         child: MakeChild = Child,
     ) -> None:
         self.presets = Presets(config, dict(prepared), devices)

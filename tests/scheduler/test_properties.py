@@ -19,8 +19,8 @@ from llamaswap_py.scheduler import Policy, Pool, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Spawn, Stop
 from llamaswap_py.scheduler.recording import (
-    Head,
     Hiding,
+    RecordHead,
     encode_end,
     encode_head,
     encode_step,
@@ -323,7 +323,7 @@ class Machine(RuleBasedStateMachine):
     def _its_record_replays_alike(self) -> None:
         """Written down and read back, too, with other names of clients and requests."""
         play, hiding = self.play, Hiding(lambda kind, name: f"{kind[0]}{crc32(name.encode())}")
-        head = Head(
+        head = RecordHead(
             lswap="",
             at=0.0,
             began=0.0,

@@ -23,8 +23,8 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Note
 from llamaswap_py.scheduler.demand import Traffic
 from llamaswap_py.scheduler.recording import (
-    Head,
     Hiding,
+    RecordHead,
     encode_end,
     encode_head,
     encode_step,
@@ -52,7 +52,7 @@ def recorded(case: Case) -> tuple[list[bytes], list[str]]:
     """Return the lines of a record of a simulated run, and the reasons of its decisions."""
     plans = tuple(model.plan() for model in case.models)
     scheduler = Scheduler(plans, case.pools, case.policy)
-    head = Head(
+    head = RecordHead(
         lswap=__version__,
         at=1.8e9,
         began=0.0,

@@ -20,7 +20,7 @@ from llamaswap_py.redaction import Redactor
 from llamaswap_py.scheduler import Pool, PresetPlan, Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.types import ClientId, Failure, InstanceKey, PresetId, RequestId
-from llamaswap_py.supervisor.recorder import Record, Recorder
+from llamaswap_py.supervisor.recorder import Recorder, RunRecord
 from llamaswap_py.units import KIB
 from tests.scheduler.play import HOST, A, plan
 
@@ -36,7 +36,7 @@ def arrival(name: str, client: str = "192.0.2.7") -> ev.RequestArrived:
     return ev.RequestArrived(request=RequestId(name), preset=A, client=ClientId(client))
 
 
-def recorder(record: Record, kind: type[Scheduler] = Scheduler) -> Recorder:
+def recorder(record: RunRecord, kind: type[Scheduler] = Scheduler) -> Recorder:
     return Recorder(record, kind(PLANS, POOLS), PLANS, POOLS)
 
 
@@ -55,7 +55,7 @@ def serve_one(before: Recorder) -> list[Action]:
 
 def test_it_writes_all_that_passes_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         actions = serve_one(recorder(record))
         again = Scheduler(PLANS, POOLS)
         assert actions[:2] == again.handle(arrival("mine/1"), 1.0)
@@ -72,7 +72,7 @@ def test_it_writes_all_that_passes_and_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_request_that_is_not_granted_at_once_leaves_no_line(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         before = recorder(record)
         assert before.grant_at_once(arrival("r"), 1.0) is None
     assert len(steps(path)) == 2
@@ -82,7 +82,7 @@ def test_names_and_secrets_are_replaced(tmp_path: Path) -> None:
     """The same name gets the same replacement, or clients would not take turns as they did."""
     path = tmp_path / "run.record"
     failure = Failure("crashed", "it says --api-key lsk-abcdefghijkl", 1, ("what it wrote",))
-    with Record(path, Redactor({})) as record:
+    with RunRecord(path, Redactor({})) as record:
         before = recorder(record)
         for name, client in (("mine/1", "192.0.2.7"), ("mine/2", "192.0.2.7"), ("x/3", "key ann")):
             before.handle(arrival(name, client), 1.0)
@@ -101,7 +101,7 @@ def test_names_and_secrets_are_replaced(tmp_path: Path) -> None:
 def test_a_record_that_is_there_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
     for _ in range(2):
-        with Record(path) as record:
+        with RunRecord(path) as record:
             serve_one(recorder(record))
     assert len(steps(path)) == len(steps(tmp_path / "run.record.1")) == 6
     assert sorted(os.listdir(tmp_path)) == ["run.record", "run.record.1"]
@@ -111,7 +111,7 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "lswap.yaml"
     path.write_text("models: {}\n")
     with pytest.raises(StateError, match=r"lswap.yaml is there, and is not a record .* another"):
-        Record(path)
+        RunRecord(path)
     assert path.read_text() == "models: {}\n"
     assert os.listdir(tmp_path) == ["lswap.yaml"]
 
@@ -122,12 +122,12 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
 )
 def test_where_no_record_can_be_it_is_said(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(StateError, match=f"cannot be written: .*{words}.* - name another file"):
-        Record(tmp_path / name)
+        RunRecord(tmp_path / name)
 
 
 def test_a_long_record_ends_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "run.record"
-    with Record(path, most=64 * KIB) as record:
+    with RunRecord(path, most=64 * KIB) as record:
         before = recorder(record)
         for number in range(2_000):
             before.handle(ev.TimePassed(), float(number))
@@ -144,7 +144,7 @@ def test_a_full_disk_ends_the_record_alone(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("llamaswap_py.supervisor.recorder.os.write", full)
-    with Record(tmp_path / "run.record") as record:
+    with RunRecord(tmp_path / "run.record") as record:
         before = recorder(record)
         record._thread.join()
         assert serve_one(before)
@@ -163,7 +163,7 @@ def test_a_disk_that_hangs_holds_up_nothing(
     monkeypatch.setattr("llamaswap_py.supervisor.recorder.os.write", slow)
     monkeypatch.setattr("llamaswap_py.supervisor.recorder._WAITING", 10_000)
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         before = recorder(record)
         for number in range(1_000):
             before.handle(ev.TimePassed(), float(number))
@@ -192,7 +192,7 @@ def test_an_error_of_the_scheduler_is_written_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         before = recorder(record, Broken)
         before.handle(arrival("mine/1"), 1.0)
         with pytest.raises(KeyError):
@@ -211,7 +211,7 @@ def test_an_error_of_the_scheduler_is_written_and_goes_on(
 
 def test_what_cannot_be_written_down_ends_the_record_alone(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         before = recorder(record)
         before.handle(ev.LoadAsked(PresetId("\udcff")), 1.0)
         assert serve_one(before)
@@ -221,7 +221,7 @@ def test_what_cannot_be_written_down_ends_the_record_alone(tmp_path: Path) -> No
 
 def test_a_text_that_is_not_utf_8_is_written_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         before = recorder(record)
         before.handle(arrival("r"), 1.0)
         before.handle(ev.InstanceExited(KEY, Failure("crashed", "a\udcff.gguf is damaged")), 2.0)
@@ -245,7 +245,7 @@ def test_every_event_goes_by_the_way_of_the_recorder() -> None:
 
 def test_plans_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "run.record"
-    with Record(path) as record:
+    with RunRecord(path) as record:
         recorder(record)
     (first, *_), size = steps(path)[0]["plans"], len(PresetPlan.__dataclass_fields__)
     assert len(first) == size
