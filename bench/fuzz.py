@@ -25,7 +25,7 @@ import h11
 
 from llamaswap_py.api.body import read_ask
 from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream
-from llamaswap_py.api.ollama.requests import texts_to_embed, translate_chat, translate_generate
+from llamaswap_py.api.ollama.translate import texts_to_embed, translate_chat, translate_generate
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.gguf import GgufError, read_header

@@ -13,7 +13,7 @@ from llamaswap_py.api import pages, routes
 from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
 from llamaswap_py.api.counters import Traffic
 from llamaswap_py.api.fast_path import Express
-from llamaswap_py.api.reading import refuse_coded_body
+from llamaswap_py.api.read_body import refuse_coded_body
 from llamaswap_py.api.request import Call, Route, Services, draining
 from llamaswap_py.api.route_match import meaning_of
 from llamaswap_py.errors import ApiError, without_frames
@@ -23,7 +23,7 @@ from llamaswap_py.proxy.places import Places
 from llamaswap_py.tasks.loop_lag import Turns
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.tap import Tap
+    from llamaswap_py.api.capture import Tap
     from llamaswap_py.config.api_keys import KeyRing
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RequestHead

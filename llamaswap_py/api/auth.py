@@ -1,10 +1,9 @@
-"""Who asks: the key of a request, what it may do, and how many of its requests are open.
+"""Who asks, and whether they may: keys, open requests of each, and the rule for hosts and origins.
 
-Who may talk to an lswap without keys: the Host/Origin rule.
-
-A web page that points its own name at 127.0.0.1 (DNS rebinding) sends that name as Host, and
-its own Origin: both must name this machine. An IP address cannot be rebound, so any will do as
-Host; as Origin it means a page of whoever has that address, and must be this machine's own.
+Without keys the Host/Origin rule says who may talk to lswap. A web page that points its own name at
+127.0.0.1 (DNS rebinding) sends that name as Host, and its own Origin: both must name this machine.
+An IP address cannot be rebound, so any will do as Host. As Origin it means a page of whoever has
+that address, and must be this machine's own.
 """
 
 from __future__ import annotations
@@ -29,11 +28,19 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RequestHead
 
-
 _log: Final = logging.getLogger("lswap")
 _BEARER: Final = b"bearer "
 _REMEMBERED: Final = 1024
 """Header values of known keys that are kept, so that a request costs no hashing."""
+_LABEL: Final = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_HOST: Final = re.compile(
+    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>" + _LABEL + rb"(?:\." + _LABEL + rb")*)\.?)"
+    rb"(?::(?P<port>[0-9]{1,5}))?"
+)
+_SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
+_LAST_PORT: Final = 65535
+_REMEMBERED_ORIGINS: Final = 256
+"""Accepted header values kept, so that the rule costs a set lookup per request."""
 
 
 class Access:
@@ -163,17 +170,6 @@ def _unauthorized(*, given: bool) -> ApiError:
         "this key is not known here" if given else "this server wants an API key",
         remedy="send it as `Authorization: Bearer KEY`; `lswap key new NAME` makes one",
     )
-
-
-_LABEL: Final = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
-_HOST: Final = re.compile(
-    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>" + _LABEL + rb"(?:\." + _LABEL + rb")*)\.?)"
-    rb"(?::(?P<port>[0-9]{1,5}))?"
-)
-_SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
-_LAST_PORT: Final = 65535
-_REMEMBERED_ORIGINS: Final = 256
-"""Accepted header values kept, so that the rule costs a set lookup per request."""
 
 
 class Origins:

@@ -1,25 +1,26 @@
-"""Which model a request is for. Pure.
+"""What a request's body asks for, and how the file changes it. Pure.
 
-The name is taken from: the JSON body (whatever Content-Type says: curl -d claims to send a form),
-the form field, `?model=`; the caller adds the path and the configured default.
+The model's name is taken from the JSON body (whatever Content-Type says: curl -d claims to send a
+form), the form field, or `?model=`; the caller adds the path and the configured default.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from llamaswap_py.api import multipart
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import Body
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from llamaswap_py.api.large_body import Skim
+    from llamaswap_py.config.forms import Filters
 
 FORM: Final = b"application/x-www-form-urlencoded"
 decode: Final = msgspec.json.Decoder(float_hook=float).decode
@@ -30,6 +31,8 @@ _MALFORMED: Final = "JSON is malformed: "
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|.)", re.DOTALL)
 _BROKEN_OFF: Final = re.compile(rb"(\\(u[0-9A-Fa-f]{0,3})?)?")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
+_PIECE: Final = 256 * KIB
+"""Bytes of small pieces that are joined before they are sent."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,87 @@ class Ask:
 NOTHING: Final = Ask()
 
 
+class Cut(NamedTuple):
+    """What was left out: the body's bytes from `start` to `end`, with so many ends of `lines`.
+
+    In the text `size` bytes at `where` stand for them, of which the first `lead` come before the
+    mark.
+    """
+
+    where: int
+    size: int
+    start: int
+    end: int
+    lead: int = 0
+    lines: int = 0
+
+
+@dataclass(slots=True)
+class Skim:
+    """A body, and the short `text` to read in its place: the body itself where nothing was cut.
+
+    `cuts` are what is missing, in order.
+    """
+
+    body: Body
+    text: bytes
+    mark: bytes = b""
+    cuts: list[Cut] = field(default_factory=list)
+    may_name_url: bool = False
+    """Whether the body, of which all was looked at, may name a medium by a URL."""
+
+    def place(self, at: int) -> int:
+        """Return where in the body an offset in the text is."""
+        ahead = 0
+        for cut in self.cuts:
+            if at < cut.where + cut.size:
+                return cut.start if at > cut.where else at + ahead
+            ahead += cut.end - cut.start - cut.size
+        return at + ahead
+
+    def lines(self, at: int) -> tuple[int, int]:
+        """Return how many line ends come before an offset in the text, and where in the body the
+        last of them is; -1 where none is."""
+        kept = self.text.count(b"\n", 0, at)
+        last = self.place(self.text.rfind(b"\n", 0, at))
+        cuts = [cut for cut in self.cuts if cut.lines and cut.where < at]
+        if cuts:
+            last = max(last, self._last_line_end(cuts[-1]))
+        return kept + sum(cut.lines for cut in cuts), last
+
+    def _last_line_end(self, cut: Cut) -> int:
+        end = cut.end
+        for piece in reversed([*self._slices(cut.start, cut.end)]):
+            if (at := bytes(piece).rfind(b"\n")) >= 0:
+                return end - len(piece) + at
+            end -= len(piece)
+        return -1
+
+    def restore(self, text: bytes) -> Body:
+        """Return a text made of parts of this one as a body, with what its marks stand for."""
+        if not self.cuts:
+            return Body.of(text)
+        pieces: list[bytes | memoryview] = []
+        at = 0
+        for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
+            cut = self.cuts[int(found[1])]
+            begin = found.start() - cut.lead
+            pieces.append(text[at:begin])
+            pieces += self._slices(cut.start, cut.end)
+            at = begin + cut.size
+        pieces.append(text[at:])
+        return Body(_gathered(pieces), sum(map(len, pieces)))
+
+    def _slices(self, start: int, end: int) -> Iterator[memoryview]:
+        offset = 0
+        for piece in self.body.pieces:
+            if offset + len(piece) > start:
+                yield memoryview(piece)[max(start - offset, 0) : end - offset]
+            offset += len(piece)
+            if offset >= end:
+                return
+
+
 class _Peek(msgspec.Struct, gc=False):
     """The members that matter; everything else is skipped, not built. The last duplicate
     wins, as in llama-server (nlohmann::json)."""
@@ -73,7 +157,6 @@ class _Usual(msgspec.Struct, gc=False):
 _PLAIN_LIMIT: Final = 256 * KIB
 # Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
-
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 _USUAL: Final = msgspec.json.Decoder(_Usual)
 
@@ -213,3 +296,47 @@ def _text(value: bytes | None) -> str | None:
         return value.decode()
     except UnicodeDecodeError:
         raise ApiError("bad_request", "`model` is not valid UTF-8 text", param="model") from None
+
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Join small neighbours: each piece of a body is sent by itself."""
+    found: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    size = 0
+    for piece in pieces:
+        if size + len(piece) > _PIECE and small:
+            found.append(small[0] if len(small) == 1 else b"".join(small))
+            small, size = [], 0
+        small.append(piece)
+        size += len(piece)
+    if size:
+        found.append(b"".join(small))
+    return found
+
+
+def filter_body(body: bytes, filters: Filters, name: str) -> bytes:
+    """Return a JSON body with the changes that `filters` make for a request that asked for `name`.
+
+    The values of members that stay are copied as they came, byte for byte. What is not JSON object
+    stays as it is.
+    """
+    try:
+        members: dict[str, Any] = _MEMBERS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    return msgspec.json.encode(filtered(members, filters, name))
+
+
+def filtered(members: dict[str, Any], filters: Filters, name: str) -> dict[str, Any]:
+    """Return the members of a request after all changes: the preset's, then the name's own."""
+    found = _applied(members, filters)
+    inner = filters.per_name.get(name)
+    return found if inner is None else _applied(found, inner)
+
+
+def _applied(members: dict[str, Any], filters: Filters) -> dict[str, Any]:
+    kept = {key: value for key, value in members.items() if key not in filters.strip}
+    return {**filters.default, **kept, **filters.set}

@@ -1,14 +1,23 @@
-"""The routes of llama-server, and which key each takes: docs/security.md prints this list.
+"""Which path of a child a request may use, and in which spelling it is sent.
 
-What is not in it takes an admin key: a route of a later engine may do anything.
+Three things are decided here, in this order: the one spelling of the path, the key that its route
+takes, and whether lswap does itself what is asked for.
+
+`ROUTES` has the routes of llama-server; docs/security.md prints the list. A route that is not in it
+takes an admin key, because a route of a later engine may do anything.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Final
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote, unquote, unquote_to_bytes
+
+from llamaswap_py.errors import ApiError
+
+if TYPE_CHECKING:
+    from llamaswap_py.api.request import Call
 
 _READS: Final = frozenset({"GET", "HEAD"})
 _FILE: Final = re.compile(
@@ -19,6 +28,12 @@ _SLOT: Final = re.compile("/slots/[^/]*/?")
 _NESTED: Final = re.compile("%(?:25)+")
 _DECODED: Final = 4
 """How often a path is decoded, besides escapes of escapes (%252570), at most."""
+_PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+")
+_ESCAPE: Final = re.compile("%([0-9A-Fa-f]{2})")
+_BROKEN: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_UNRESERVED: Final = re.compile("[A-Za-z0-9_.~-]")
+_KEPT: Final = "/%!$&'()*+,;=:@"
 
 
 class Role(Enum):
@@ -77,9 +92,122 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
     **_all(Role.ADMIN, "DELETE", "/models"),
 }
 """(method, path) -> role, for every route that llama-server registers (b11434)."""
-
 _PATHS: Final = frozenset(path for _, path in ROUTES)
 _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is not Role.INFERENCE}
+
+
+class Way(NamedTuple):
+    """A path as it was asked for, as it is sent to a child, and as the child reads it."""
+
+    asked: str
+    sent: str
+    read: str
+
+
+def reach(call: Call, preset: str, path: str) -> Way:
+    """Return how `path` goes to a child of a preset.
+
+    Raises ApiError `bad_request` for a path that could be read in several ways, `forbidden` if the
+    key of the request may not use it, `not_implemented` for what lswap does itself.
+    """
+    if call.supervisor.config.models[preset].cmd is None:
+        known = call.meaning.way
+        way = known if known is not None and known.asked == path else _to_native(call, preset, path)
+    else:
+        way = Way(path, *canonical(path))
+        _check_program(call, way.read)
+    check_slot_files(call, preset, way.read)
+    return way
+
+
+def _to_native(call: Call, preset: str, path: str) -> Way:
+    way = Way(path, *canonical(path))
+    one_reading(way.sent, way.read)
+    role = role_of(call.exchange.head.method, way.read)
+    _check_native(call, preset, way.read, role)
+    if role is Role.INFERENCE:  # then any key may ask for it, of any llama-server
+        call.meaning.way = way
+    return way
+
+
+def _check_native(call: Call, preset: str, read: str, role: Role | None) -> None:
+    head = call.exchange.head
+    if role is None and call.key is not None and not call.key.is_admin:
+        what = f"{head.method} {read[:200]}"
+        raise ApiError(
+            "forbidden",
+            f"lswap does not know the route {what} of {preset}, so it takes an admin key",
+            remedy="use an admin key; docs/security.md lists the routes that lswap knows",
+        )
+    _check(call, role or Role.INFERENCE)
+
+
+def _check_program(call: Call, read: str) -> None:
+    head = call.exchange.head
+    _check(call, role_at_program(head.method, read))
+    # The program may be a second lswap: a route of lswap takes the same key there as here.
+    ours = call.services.route_of(head.method, folded(read))
+    if ours is not None:
+        call.services.access.check(head, admin=ours.admin, right=ours.right)
+
+
+def _check(call: Call, role: Role) -> None:
+    if role is Role.SLOTS:
+        call.need("slots")
+    elif role is Role.ADMIN:
+        call.services.access.check(call.exchange.head, admin=True)
+
+
+def check_slot_files(call: Call, preset: str, path: str) -> None:
+    """Refuse `POST /slots/N?action=…` where lswap does that itself; raises ApiError.
+
+    `path` is as the child reads it. A client could fill the folder with it, or be given
+    somebody else's conversation.
+    """
+    asks = call.exchange.head.method == "POST" and path.startswith("/slots/")
+    if asks and call.supervisor.keeping.guards(preset):
+        message = f"lswap keeps the slots of {preset} itself (keep_kv)"
+        raise ApiError("not_implemented", message, remedy=f"switch keep_kv off for {preset}")
+
+
+def canonical(path: str) -> tuple[str, str]:
+    """Return a path as it is sent and as it is read: encoded, and decoded.
+
+    Raises ApiError `bad_request` for a path that is read differently by different programs.
+    """
+    if _PLAIN.fullmatch(path):
+        return path, path
+    if found := _BROKEN.search(path):
+        raise _odd(
+            path,
+            f"{path[found.start() :][:6]!r} is not an escape",
+            "encode its letters as UTF-8, and % as %25",
+        )
+    try:
+        text = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _odd(path, "its escapes are not UTF-8", "encode its letters as UTF-8") from None
+    if _CONTROL.search(text):
+        raise _odd(path, "it has a control character", "leave the character out")
+    parts = text.replace("\\", "/").split("/")
+    if any(part.partition(";")[0] in (".", "..") for part in parts):
+        raise _odd(path, "it has a part `.` or `..`", "write the path without such parts")
+    return _ESCAPE.sub(_normal, quote(path, safe=_KEPT)), text
+
+
+def one_reading(sent: str, text: str) -> None:
+    """Refuse a path that has more parts when it is decoded than as it is written (`%2F`)."""
+    if sent.count("/") != text.count("/"):
+        raise _odd(sent, "it has an escaped slash", "write %2F as /")
+
+
+def _normal(found: re.Match[str]) -> str:
+    char = chr(int(found[1], 16))
+    return char if _UNRESERVED.fullmatch(char) else found[0].upper()
+
+
+def _odd(path: str, why: str, remedy: str) -> ApiError:
+    return ApiError("bad_request", f"the path {path[:200]} is refused: {why}", remedy=remedy)
 
 
 def role_of(method: str, path: str) -> Role | None:

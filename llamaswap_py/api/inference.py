@@ -8,14 +8,19 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
-from llamaswap_py.api.body import NOTHING, Ask, read_ask
-from llamaswap_py.api.bounds import SKIPPED, check_values
+from llamaswap_py.api.body import NOTHING, Ask, filter_body, read_ask
+from llamaswap_py.api.capture import Tap
+from llamaswap_py.api.child_routes import reach
 from llamaswap_py.api.errors import refusal_event, upstream_failed
-from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.lasting import begin_conversation, outlast
-from llamaswap_py.api.reaching import reach
-from llamaswap_py.api.reading import check_media, check_unread_media, read_skimmed
+from llamaswap_py.api.read_body import (
+    SKIPPED,
+    check_media,
+    check_unread_media,
+    check_values,
+    read_skimmed,
+)
 from llamaswap_py.api.reads import is_read, may_load, read
+from llamaswap_py.api.resumable import begin_conversation, outlast
 from llamaswap_py.api.scheduling_headers import PARTICULAR, WHEN_FULL, read_wishes
 from llamaswap_py.api.sending import (
     FINAL,
@@ -29,7 +34,6 @@ from llamaswap_py.api.sending import (
     revoked,
     send,
 )
-from llamaswap_py.api.tap import Tap
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError

@@ -1,42 +1,37 @@
 """Large bodies, read piece by piece as they come: what is long is left out of what is parsed. Pure.
 
 One call of a parser over 50 MB would hold every stream up. A skimmer takes steps of some 256 KiB
-and keeps a short text that means the same: of JSON the long strings (images, audio) are cut after
-their first characters and a mark stands for the rest, and where only the top level is looked at, a
-mark stands for very many short values too; of a form only the heads of its parts stay.
-
-Where one is in a JSON text, and what a piece of it does to that. Pure.
+and keeps a short text that means the same. Of a form only the heads of its parts stay. Of JSON the
+long strings (images, audio) are cut after their first characters, and a mark stands for the rest.
+Where only the top level is looked at, a mark stands for very many short values too: once much was
+kept, all that lies below the top level's members is left out, piece by piece.
 
 Pieces are checked by the parser that reads the whole later (msgspec), so both agree on what JSON
-is; brackets are counted only where that does not already tell where a piece ends.
-
-What is kept of a large body while it comes, and what stands there for the rest. Pure.
-
-A long string is left out when it ends. What is short stays at first; of that, once it is much, all
-that lies below the top level's members is left out too, piece by piece.
+is. Brackets are counted only where that does not already tell where a piece ends.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from llamaswap_py.api.body import Cut, Skim
 from llamaswap_py.api.media_urls import Scan
 from llamaswap_py.api.multipart import MAX_PART_HEAD, MAX_VALUE
 from llamaswap_py.proxy.messages import Body
 from llamaswap_py.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import TypeAlias
 
     _State: TypeAlias = Callable[["JsonSkimmer", bytes, int], int]
 
-
+STEP: Final = 256 * KIB
+"""Bytes that may be looked at without a pause; bodies up to this size are read in one go."""
 BELOW_MEMBERS: Final = 2
 """Brackets that are open below the members of the top level."""
 _DEEPEST: Final = 64
@@ -44,6 +39,31 @@ _MOST_PASSES: Final = 16
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _CLOSING: Final = bytes.maketrans(b"[{", b"]}")
 _CHECK: Final = msgspec.json.Decoder(msgspec.Raw)
+_MUCH: Final = 512 * KIB
+"""Bytes that are kept before any of them is looked at once more."""
+_MORE: Final = 64 * KIB
+"""Bytes after which that is done again."""
+_TOO_MUCH: Final = MIB
+"""Bytes that are not looked at once more: it would take too long for one turn of the loop."""
+_NEVER: Final = 1 << 60
+_LONG: Final = 4 * KIB
+"""Strings from this size on are cut."""
+_PART: Final = MAX_PART_HEAD + MAX_VALUE + 4 * KIB
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+_FAR: Final = 1 << 60
+# Up to a string that is long, or does not end here: runs without an escape and escapes are few.
+_OUTSIDE: Final = re.compile(
+    rb'(?:[^"]++|"[^"\\]{0,4095}+(?:\\.[^"\\]{0,4095}+){0,64}+")*+', re.DOTALL
+)
+_INSIDE: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_UNESCAPED: Final = re.compile(rb'[^"\\]*+')
+# Whole characters, no half of an escape or of a surrogate pair (RFC 8259 section 7): what comes
+# first in a string says what it is (`data:image/png;base64,iVBOR…`), so it stays.
+_FIRST: Final = re.compile(
+    rb"(?>[\x20-\x5b\x5d-\x7f]|[\xc2-\xf4][\x80-\xbf]++"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|\\u[0-9a-fA-F]{4}|\\[^u]){96}+"
+)
 
 
 class Place(NamedTuple):
@@ -161,30 +181,6 @@ def _closers(opened: bytes) -> bytes:
     return opened[::-1].translate(_CLOSING)
 
 
-_MUCH: Final = 512 * KIB
-"""Bytes that are kept before any of them is looked at once more."""
-_MORE: Final = 64 * KIB
-"""Bytes after which that is done again."""
-_TOO_MUCH: Final = MIB
-"""Bytes that are not looked at once more: it would take too long for one turn of the loop."""
-_NEVER: Final = 1 << 60
-
-
-class Cut(NamedTuple):
-    """What was left out: the body's bytes from `start` to `end`, with so many ends of `lines`.
-
-    In the text `size` bytes at `where` stand for them, of which the first `lead` come before the
-    mark.
-    """
-
-    where: int
-    size: int
-    start: int
-    end: int
-    lead: int = 0
-    lines: int = 0
-
-
 def mark_of(mark: bytes, number: int) -> bytes:
     """Return what stands for a cut, by its number."""
     return b"%b%d;" % (mark, number)
@@ -287,111 +283,6 @@ class KeptText:
         self._text.truncate()
         self._text.write(text)
         self._done = self._text.tell()
-
-
-STEP: Final = 256 * KIB
-"""Bytes that may be looked at without a pause; bodies up to this size are read in one go."""
-_LONG: Final = 4 * KIB
-"""Strings from this size on are cut."""
-_PART: Final = MAX_PART_HEAD + MAX_VALUE + 4 * KIB
-_QUOTE, _BACKSLASH = 0x22, 0x5C
-_FAR: Final = 1 << 60
-
-# Up to a string that is long, or does not end here: runs without an escape and escapes are few.
-_OUTSIDE: Final = re.compile(
-    rb'(?:[^"]++|"[^"\\]{0,4095}+(?:\\.[^"\\]{0,4095}+){0,64}+")*+', re.DOTALL
-)
-_INSIDE: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_UNESCAPED: Final = re.compile(rb'[^"\\]*+')
-# Whole characters, no half of an escape or of a surrogate pair (RFC 8259 section 7): what comes
-# first in a string says what it is (`data:image/png;base64,iVBOR…`), so it stays.
-_FIRST: Final = re.compile(
-    rb"(?>[\x20-\x5b\x5d-\x7f]|[\xc2-\xf4][\x80-\xbf]++"
-    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|\\u[0-9a-fA-F]{4}|\\[^u]){96}+"
-)
-
-
-@dataclass(slots=True)
-class Skim:
-    """A body, and the short `text` to read in its place: the body itself where nothing was cut.
-
-    `cuts` are what is missing, in order.
-    """
-
-    body: Body
-    text: bytes
-    mark: bytes = b""
-    cuts: list[Cut] = field(default_factory=list)
-    may_name_url: bool = False
-    """Whether the body, of which all was looked at, may name a medium by a URL."""
-
-    def place(self, at: int) -> int:
-        """Return where in the body an offset in the text is."""
-        ahead = 0
-        for cut in self.cuts:
-            if at < cut.where + cut.size:
-                return cut.start if at > cut.where else at + ahead
-            ahead += cut.end - cut.start - cut.size
-        return at + ahead
-
-    def lines(self, at: int) -> tuple[int, int]:
-        """Return how many line ends come before an offset in the text, and where in the body the
-        last of them is; -1 where none is."""
-        kept = self.text.count(b"\n", 0, at)
-        last = self.place(self.text.rfind(b"\n", 0, at))
-        cuts = [cut for cut in self.cuts if cut.lines and cut.where < at]
-        if cuts:
-            last = max(last, self._last_line_end(cuts[-1]))
-        return kept + sum(cut.lines for cut in cuts), last
-
-    def _last_line_end(self, cut: Cut) -> int:
-        end = cut.end
-        for piece in reversed([*self._slices(cut.start, cut.end)]):
-            if (at := bytes(piece).rfind(b"\n")) >= 0:
-                return end - len(piece) + at
-            end -= len(piece)
-        return -1
-
-    def restore(self, text: bytes) -> Body:
-        """Return a text made of parts of this one as a body, with what its marks stand for."""
-        if not self.cuts:
-            return Body.of(text)
-        pieces: list[bytes | memoryview] = []
-        at = 0
-        for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
-            cut = self.cuts[int(found[1])]
-            begin = found.start() - cut.lead
-            pieces.append(text[at:begin])
-            pieces += self._slices(cut.start, cut.end)
-            at = begin + cut.size
-        pieces.append(text[at:])
-        return Body(_gathered(pieces), sum(map(len, pieces)))
-
-    def _slices(self, start: int, end: int) -> Iterator[memoryview]:
-        offset = 0
-        for piece in self.body.pieces:
-            if offset + len(piece) > start:
-                yield memoryview(piece)[max(start - offset, 0) : end - offset]
-            offset += len(piece)
-            if offset >= end:
-                return
-
-
-def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Join small neighbours: each piece of a body is sent by itself."""
-    found: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
-    size = 0
-    for piece in pieces:
-        if size + len(piece) > STEP and small:
-            found.append(small[0] if len(small) == 1 else b"".join(small))
-            small, size = [], 0
-        small.append(piece)
-        size += len(piece)
-    if size:
-        found.append(b"".join(small))
-    return found
 
 
 class JsonSkimmer:

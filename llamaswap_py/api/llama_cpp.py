@@ -1,9 +1,7 @@
-"""Add models of Hugging Face to the file while serving, and take them out again (server-models.cpp,
-post_router_models and del_router_models).
+"""llama.cpp's router mode (server-models.cpp) and its resumable streams (server-stream.cpp).
 
-llama.cpp's router mode: load and unload by hand, in its own shapes (server-models.cpp).
-
-Answers that can be read again: llama.cpp's routes for conversations (server-stream.cpp).
+The router's routes load and unload models in its own shapes, and add models of Hugging Face to the
+file while lswap serves, or take them out again. The streams are answers that can be read again.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llamaswap_py.api.asking import begin_load
 from llamaswap_py.api.body import bad_json, decode
-from llamaswap_py.api.bounds import read_control
 from llamaswap_py.api.inference import resumed
+from llamaswap_py.api.load_only import begin_load
+from llamaswap_py.api.read_body import read_control
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.supervisor.library import add_model, forget_files
 from llamaswap_py.units import KIB
@@ -25,6 +23,10 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call, Headers
     from llamaswap_py.supervisor.reload import Reloader
     from llamaswap_py.supervisor.resumable_streams import Conversation
+
+_INVALID = "invalid_request_error"
+_MOST_IDS = 10_000
+_STEP = 256 * KIB
 
 
 async def load(call: Call) -> None:
@@ -93,9 +95,6 @@ def refuse(call: Call, status: int, message: str, kind: str, headers: Headers = 
     call.stamp()
     call.status = status
     call.exchange.respond(status, msgspec.json.encode({"error": error}), headers=[*headers])
-
-
-_INVALID = "invalid_request_error"
 
 
 async def download(call: Call) -> None:
@@ -175,10 +174,6 @@ def _reloader(call: Call) -> Reloader:
             remedy="start lswap with a configuration file",
         )
     return call.services.reloader
-
-
-_MOST_IDS = 10_000
-_STEP = 256 * KIB
 
 
 async def look_up(call: Call) -> None:

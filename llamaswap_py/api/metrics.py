@@ -1,6 +1,6 @@
-"""The metrics of the children that are ready; none is woken or loaded for them.
+"""GET /metrics: lswap's counts and its snapshot in Prometheus' text format.
 
-GET /metrics: the counts and the snapshot in Prometheus' text format.
+The metrics of the children that are ready stand beside them; none is woken or loaded for it.
 """
 
 from __future__ import annotations
@@ -34,36 +34,12 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.supervisor import Supervisor
     from llamaswap_py.tasks.loop_lag import Turns
 
-
 _PATIENCE: Final = 1.0
 """Seconds; a busy child answers between two batches."""
-
-
-async def scrape_children(supervisor: Supervisor) -> dict[str, str]:
-    """Return each ready child's `GET /metrics` by preset; one that does not answer is left out."""
-    children = {}
-    for key, one in supervisor.scheduler.world.instances.items():
-        running = supervisor.running.get(key)
-        if one.state is State.READY and running is not None and running.endpoint is not None:
-            children[str(key.preset)] = running.endpoint
-    texts = await asyncio.gather(*map(_scrape, children.values()))
-    return {name: text for name, text in zip(children, texts, strict=True) if text}
-
-
-async def _scrape(endpoint: Endpoint) -> str:
-    try:
-        answer = await ask(endpoint, "GET", "/metrics", timeout=_PATIENCE)
-    except OSError:
-        return ""
-    return answer.body.decode("utf-8", "replace") if answer.status == HTTPStatus.OK else ""
-
-
 STATES: Final = (
     *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
     "failed",
 )
-
-
 _THEIRS: Final = "llamacpp:"
 
 
@@ -280,3 +256,22 @@ def _devices(snapshot: Snapshot) -> Iterator[Metric]:
         for device in snapshot.devices:
             family.add_metric((device.id,), getattr(device, name))
         yield family
+
+
+async def scrape_children(supervisor: Supervisor) -> dict[str, str]:
+    """Return each ready child's `GET /metrics` by preset; one that does not answer is left out."""
+    children = {}
+    for key, one in supervisor.scheduler.world.instances.items():
+        running = supervisor.running.get(key)
+        if one.state is State.READY and running is not None and running.endpoint is not None:
+            children[str(key.preset)] = running.endpoint
+    texts = await asyncio.gather(*map(_scrape, children.values()))
+    return {name: text for name, text in zip(children, texts, strict=True) if text}
+
+
+async def _scrape(endpoint: Endpoint) -> str:
+    try:
+        answer = await ask(endpoint, "GET", "/metrics", timeout=_PATIENCE)
+    except OSError:
+        return ""
+    return answer.body.decode("utf-8", "replace") if answer.status == HTTPStatus.OK else ""

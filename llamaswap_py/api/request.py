@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from llamaswap_py.api.auth import Access
-    from llamaswap_py.api.capture import Captures
+    from llamaswap_py.api.capture import Captures, Tap
     from llamaswap_py.api.counters import Traffic
     from llamaswap_py.api.route_match import Meaning
-    from llamaswap_py.api.tap import Tap
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.api_keys import ApiKey, Right
     from llamaswap_py.proxy.bodies import Bodies

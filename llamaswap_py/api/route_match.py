@@ -13,8 +13,8 @@ from llamaswap_py.api.scheduling_headers import asks_nothing
 from llamaswap_py.proxy.messages import forward_lines
 
 if TYPE_CHECKING:
+    from llamaswap_py.api.child_routes import Way
     from llamaswap_py.api.errors import Family
-    from llamaswap_py.api.reaching import Way
     from llamaswap_py.api.request import Route
     from llamaswap_py.config.api_keys import ApiKey, KeyRing
     from llamaswap_py.config.records import Config

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api import inference, llama_cpp, metrics, openai, pages
-from llamaswap_py.api.admin import control, events, requests, reservations
+from llamaswap_py.api.admin import control, events, openapi, reservations
 from llamaswap_py.api.counters import OTHER
 from llamaswap_py.api.errors import Family
-from llamaswap_py.api.ollama import embed, generate, routes
+from llamaswap_py.api.ollama import embed, generate, models
 from llamaswap_py.api.request import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _GENERATE: Final = Route(inference.relay, slot=True, retry=True)
 _TALK: Final = replace(_GENERATE, talk=True)
@@ -34,6 +37,14 @@ def _post(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
 
 def _get(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
     return {path: {"GET": route} for path in paths}
+
+
+def every_route() -> Iterator[tuple[str, str, Route]]:
+    """Yield each method, path (with `{}` for what it captures) and route."""
+    patterns = ((f"{start}{{}}{end}", methods) for start, end, methods in PATTERNS)
+    for path, methods in (*ROUTES.items(), *patterns):
+        for method, route in methods.items():
+            yield method, path, route
 
 
 ROUTES: Final[dict[str, dict[str, Route]]] = {
@@ -78,17 +89,17 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     "/cors-proxy": {"GET": Route(llama_cpp.cors_proxy), "POST": Route(llama_cpp.cors_proxy)},
     "/tools": {"GET": Route(llama_cpp.tools), "POST": Route(llama_cpp.tools)},
     # Ollama
-    **_get(Route(routes.version, public=True), "/api/version"),
-    **_get(Route(routes.tags), "/api/tags"),
-    **_get(Route(routes.ps), "/api/ps"),
-    **_post(Route(routes.show), "/api/show"),
+    **_get(Route(models.version, public=True), "/api/version"),
+    **_get(Route(models.tags), "/api/tags"),
+    **_get(Route(models.ps), "/api/ps"),
+    **_post(Route(models.show), "/api/show"),
     **_post(Route(generate.chat), "/api/chat"),
     **_post(Route(generate.generate), "/api/generate"),
     **_post(Route(embed.embed), "/api/embed"),
     **_post(Route(embed.embeddings), "/api/embeddings"),
-    **_post(Route(routes.pull, starts=True), "/api/pull"),
-    **_post(Route(routes.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
-    "/api/delete": {"DELETE": Route(routes.delete, admin=True)},
+    **_post(Route(models.pull, starts=True), "/api/pull"),
+    **_post(Route(models.unsupported, admin=True), "/api/create", "/api/copy", "/api/push"),
+    "/api/delete": {"DELETE": Route(models.delete, admin=True)},
     # lswap
     **_get(Route(pages.index, public=True), "/"),
     **_get(Route(control.health, public=True), "/health", "/v1/health", "/livez"),
@@ -97,8 +108,8 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(_FREE(control.decisions), "/lswap/v1/decisions"),
     **_get(Route(control.own_log, admin=True), "/lswap/v1/logs"),
     **_get(Route(events.events), "/lswap/v1/events"),
-    **_get(_FREE(requests.list_requests), "/lswap/v1/requests"),
-    **_get(Route(control.openapi, public=True), "/openapi.json"),
+    **_get(_FREE(control.list_requests), "/lswap/v1/requests"),
+    **_get(Route(partial(openapi.serve, every_route), public=True), "/openapi.json"),
     **_post(_FREE(control.reload, admin=True, starts=True), "/lswap/v1/reload"),
     "/lswap/v1/reservations": {
         "GET": Route(reservations.list_reservations),
@@ -111,16 +122,16 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/upstream/", "", {ANY: _UPSTREAM}),
     ("/v1/models/", "", {"GET": Route(openai.show_model)}),
     ("/slots/", "", {"POST": replace(_CHANGE, right="slots")}),
-    ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(routes.unsupported, admin=True))),
-    ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(routes.elsewhere))),
+    ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(models.unsupported, admin=True))),
+    ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(models.elsewhere))),
     ("/lswap/v1/models/", "/load", {"POST": Route(control.load, admin=True, starts=True)}),
     ("/lswap/v1/models/", "/unload", {"POST": _FREE(control.unload, right="unload")}),
-    ("/lswap/v1/models/", "/pin", {"POST": Route(requests.pin, right="pin")}),
-    ("/lswap/v1/models/", "/unpin", {"POST": Route(requests.unpin, right="pin")}),
+    ("/lswap/v1/models/", "/pin", {"POST": Route(control.pin, right="pin")}),
+    ("/lswap/v1/models/", "/unpin", {"POST": Route(control.unpin, right="pin")}),
     ("/lswap/v1/reservations/", "/heartbeat", {"POST": Route(reservations.heartbeat, admin=True)}),
     ("/lswap/v1/reservations/", "", {"DELETE": Route(reservations.release, admin=True)}),
     ("/lswap/v1/logs/", "", {"GET": Route(control.logs, admin=True)}),
-    ("/lswap/v1/requests/", "/cancel", {"POST": _FREE(requests.cancel, admin=True)}),
+    ("/lswap/v1/requests/", "/cancel", {"POST": _FREE(control.cancel, admin=True)}),
 )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream, embed_answer
 from llamaswap_py.api.ollama.context import Said, read_context, write_context
-from llamaswap_py.api.ollama.requests import (
+from llamaswap_py.api.ollama.translate import (
     read_keep_alive,
     texts_to_embed,
     translate_chat,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaswap_py.api.auth import Cors
-from llamaswap_py.api.filters import filter_body
+from llamaswap_py.api.body import filter_body
 from llamaswap_py.config.forms import Filters
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Config

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from llamaswap_py.api import inference
-from llamaswap_py.api.body import Ask, read_ask
-from llamaswap_py.api.large_body import Skim
+from llamaswap_py.api.body import Ask, Skim, read_ask
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llamaswap_py.api.tap import Tap
+from llamaswap_py.api.capture import Tap
 
 
 def _record(tap: Tap) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamaswap_py.api import bounds, routes
+from llamaswap_py.api import read_body, routes
 from llamaswap_py.api.body import decode
 from llamaswap_py.config.api_keys import KeyRing
 from llamaswap_py.units import KIB, MIB
@@ -70,7 +70,7 @@ async def test_no_route_decodes_much_at_once(
     exchange.head.content_length = None
     supervisor = FakeSupervisor(make_config(FILTERED))
     await answer(exchange, supervisor)
-    assert max(decoded) <= bounds.VALUES
+    assert max(decoded) <= read_body.VALUES
 
 
 async def test_many_members_are_not_read_for_a_model() -> None:
@@ -78,7 +78,7 @@ async def test_many_members_are_not_read_for_a_model() -> None:
     exchange.head.content_length = None
     await answer(exchange)
     assert exchange.error["code"] == "body_too_large"
-    assert str(bounds.SKIPPED) in exchange.error["message"]
+    assert str(read_body.SKIPPED) in exchange.error["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])

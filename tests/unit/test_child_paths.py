@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.api import routes as table
-from llamaswap_py.api.child_routes import ROUTES, Role, folded, role_at_program, role_of
+from llamaswap_py.api.child_routes import (
+    ROUTES,
+    Role,
+    canonical,
+    folded,
+    one_reading,
+    role_at_program,
+    role_of,
+)
 from llamaswap_py.api.inference import relay
-from llamaswap_py.api.paths import canonical, one_reading
 from llamaswap_py.api.request import Route
 from llamaswap_py.errors import ApiError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.api.large_body import Skim
+from llamaswap_py.api.body import Skim
 from llamaswap_py.api.request import Call
 from llamaswap_py.proxy import Exchange
 from llamaswap_py.proxy.backpressure import Outflow

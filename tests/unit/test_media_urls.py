@@ -10,7 +10,7 @@ import pytest
 
 from llamaswap_py.api.large_body import JsonSkimmer
 from llamaswap_py.api.media_urls import holds, may_name_url
-from llamaswap_py.api.reading import check_media
+from llamaswap_py.api.read_body import check_media
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.messages import Body

@@ -19,7 +19,7 @@ from llamaswap_py.api.ollama.members import (
     VERSION,
     as_markdown,
 )
-from llamaswap_py.api.ollama.requests import translate_chat, translate_generate
+from llamaswap_py.api.ollama.translate import translate_chat, translate_generate
 from llamaswap_py.api.routes import look_up
 from llamaswap_py.errors import ApiError
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.api import bounds, media_urls
+from llamaswap_py.api import media_urls, read_body
 from llamaswap_py.api.ollama import context
 from llamaswap_py.api.ollama.answers import Answer, Clock
 from llamaswap_py.api.ollama.context import Said, read_context, write_context
-from llamaswap_py.api.ollama.requests import (
+from llamaswap_py.api.ollama.translate import (
     MOST_MESSAGES,
     MOST_OPTIONS,
     MOST_WITHIN,
+    Calls,
     translate_chat,
     translate_generate,
 )
-from llamaswap_py.api.ollama.tool_calls import Calls
 from llamaswap_py.errors import ApiError
 from tests.unit.api_fakes import FakeExchange, answer
 
@@ -71,13 +71,13 @@ async def test_options_are_few() -> None:
 @pytest.mark.parametrize("path", ["/api/chat", "/api/embed"])
 @pytest.mark.parametrize("one", [b"0.5", b"1e300"])
 async def test_decimals_are_few(path: str, one: bytes) -> None:
-    many = b",".join([one] * (bounds.DECIMALS + 1))
+    many = b",".join([one] * (read_body.DECIMALS + 1))
     body = b'{"model":"alpha","messages":[{}],"input":"x","options":{"x":[' + many + b"]}}"
     exchange = FakeExchange("POST", path, body)
     exchange.head.content_length = None
     await answer(exchange)
     assert exchange.status == 413
-    assert str(bounds.DECIMALS) in exchange.error
+    assert str(read_body.DECIMALS) in exchange.error
 
 
 def test_an_answer_of_a_tool_is_not_searched_for() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.api.refused import is_failure, reason_of
+from llamaswap_py.api.sending import is_failure, reason_of
 
 TOO_LONG = (
     "request (2012 tokens) exceeds the available context size (256 tokens), try increasing it"

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from llamaswap_py.api import large_body
 from llamaswap_py.api import large_body as skimming
-from llamaswap_py.api.body import read_ask
-from llamaswap_py.api.filters import filter_body
-from llamaswap_py.api.large_body import STEP, FormSkimmer, JsonSkimmer, Skim
+from llamaswap_py.api.body import Skim, filter_body, read_ask
+from llamaswap_py.api.large_body import STEP, FormSkimmer, JsonSkimmer
 from llamaswap_py.api.multipart import multipart_field
 from llamaswap_py.config.forms import Filters
 from llamaswap_py.errors import ApiError

@@ -15,7 +15,7 @@ from llamaswap_py.api import metrics
 from llamaswap_py.api.app import App
 from llamaswap_py.api.counters import Traffic
 from llamaswap_py.api.metrics import render
-from llamaswap_py.api.ollama import inference
+from llamaswap_py.api.ollama import shared
 from llamaswap_py.api.request import Call
 from llamaswap_py.tasks import loop_lag as turns_module
 from llamaswap_py.tasks.loop_lag import ELSEWHERE, SLOW, Turns
@@ -31,7 +31,7 @@ JSON = b'{"a":[' + b",".join([b'{"a":"b"}'] * 400_000) + b"]}"
 
 def by_decoding() -> None:
     """Be busy inside of a function of lswap's that calls C code."""
-    inference._object(JSON)
+    shared._object(JSON)
 
 
 def by_waiting() -> None:
@@ -42,7 +42,7 @@ def by_waiting() -> None:
 @pytest.mark.parametrize(
     ("slow", "name"),
     [
-        (by_decoding, "api.bounds.decode_large"),
+        (by_decoding, "api.read_body.decode_large"),
         (by_waiting, "api.body._field"),
         (lambda: time.sleep(0.08), ELSEWHERE),
     ],

@@ -1,18 +1,30 @@
-"""lswap's own routes: health, state, decisions, load, unload, logs."""
+"""lswap's own routes: health, state, decisions, load, unload, pin, logs, and open requests."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import msgspec
 
-from llamaswap_py.api.admin.openapi import document
-from llamaswap_py.api.admin.types import Decisions, Health, LoadAnswer, LoadRequest, UnloadAnswer
-from llamaswap_py.api.bounds import read_control
+from llamaswap_py.api.admin.openapi import BOOLEAN, COUNT, TEXT, Parameter, described
+from llamaswap_py.api.admin.types import (
+    CancelAnswer,
+    Decisions,
+    Health,
+    LoadAnswer,
+    LoadRequest,
+    PinAnswer,
+    Requests,
+    RequestView,
+    TokensView,
+    UnloadAnswer,
+)
+from llamaswap_py.api.read_body import read_control
 from llamaswap_py.api.request import draining
 from llamaswap_py.errors import ApiError, LswapError
+from llamaswap_py.snapshot import ReloadReport, Snapshot
 from llamaswap_py.supervisor.overrides import read_args
 
 if TYPE_CHECKING:
@@ -22,27 +34,45 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 100_000
 _MOST_DECISIONS = 10_000
+_PLAIN: Final = "text/plain"
+_MODEL: Final = Parameter("id", "path", TEXT, "A model or an alias of it; `/` written as `%2F`.")
+_WAIT: Final = Parameter("wait", "query", BOOLEAN, "false: answer at once.")
+_LINES: Final = (
+    Parameter("tail", "query", COUNT, "The last so many lines."),
+    Parameter("follow", "query", BOOLEAN, "Go on with live ones."),
+)
+_OWN: Final = "/lswap/"
+"""Operators' own requests are for lswap, also where they name a model: its log, a load."""
 
 
+@described({200: Health})
 async def health(call: Call) -> None:
-    """GET /health, /livez: the process answers."""
+    """GET /livez, /health, /v1/health: The process answers."""
     call.respond(200, Health("ok"))
 
 
+@described({200: Health}, errors=(503,))
 async def readyz(call: Call) -> None:
-    """GET /readyz: whether new requests are taken."""
+    """GET /readyz: Whether new requests are taken."""
     if call.supervisor.snapshot().state != "serving":
         raise draining()
     call.respond(200, Health("ok"))
 
 
+@described({200: Snapshot})
 async def state(call: Call) -> None:
-    """GET /lswap/v1/state: the snapshot."""
+    """GET /lswap/v1/state: Everything at one moment."""
     call.respond(200, call.snapshot())
 
 
+@described(
+    {200: Decisions},
+    Parameter("model", "query", TEXT, "Of this model only."),
+    Parameter("limit", "query", COUNT, "So many at most; 100 if left."),
+    errors=(404,),
+)
 async def decisions(call: Call) -> None:
-    """GET /lswap/v1/decisions?model=&limit=: newest last."""
+    """GET /lswap/v1/decisions: What was decided and why, the newest last."""
     name = call.query.get("model")
     preset = call.find_preset(name) if name else None
     limit = call.number("limit", 100, most=_MOST_DECISIONS)
@@ -55,8 +85,85 @@ async def decisions(call: Call) -> None:
     call.respond(200, Decisions(tuple(found)))
 
 
+@described({200: Requests})
+async def list_requests(call: Call) -> None:
+    """GET /lswap/v1/requests: The open requests.
+
+    Those for models, the oldest first, and the tokens of each model.
+    """
+    now = time.monotonic()
+    found = [
+        RequestView(
+            id=one.id,
+            method=one.exchange.head.method,
+            path=one.exchange.head.path[:200],
+            model=one.model,
+            client=one.client,
+            state="running" if one.leased else "waiting",
+            age=now - one.began,
+            bytes=one.exchange.bytes_sent,
+            queue_ms=one.queue_ms,
+            load_ms=one.load_ms,
+            tokens=one.exchange.events_relayed,
+        )
+        for one in call.services.calls.values()
+        if one.model and call.may_use(one.model) and not one.exchange.head.path.startswith(_OWN)
+    ]
+    counts = call.services.traffic
+    tokens = {
+        model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
+        for model in counts.tokens_in.keys() | counts.tokens_out.keys()
+        if call.may_use(model)
+    }
+    found += _detached(call, now)
+    found.sort(key=lambda one: -one.age)
+    call.respond(200, Requests(tuple(found), tokens))
+
+
+def _detached(call: Call, now: float) -> list[RequestView]:
+    """Return the answers that go on without their clients."""
+    return [
+        RequestView(
+            id=one.request_id,
+            method="POST",
+            path="",
+            model=one.preset,
+            client="",
+            state="waiting" if one.waiting is not None else "detached",
+            age=now - one.began,
+            bytes=0,
+            queue_ms=0.0,
+            load_ms=0.0,
+        )
+        for one in call.supervisor.conversations.detached
+        if call.may_use(one.preset)
+    ]
+
+
+@described({200: CancelAnswer}, Parameter("id", "path", TEXT, "Its x-request-id."))
+async def cancel(call: Call) -> None:
+    """POST /lswap/v1/requests/{id}/cancel: End a request with an error, waiting or running."""
+    id = unquote(call.captured)
+    conversations = call.supervisor.conversations
+    for left in conversations.detached:
+        if left.request_id == id:
+            await conversations.stop(left)
+            call.respond(200, CancelAnswer(id, "cancelled"))
+            return
+    one = call.services.calls.get(id)
+    if one is None or not one.model or one is call:
+        raise ApiError(
+            "not_found",
+            f"there is no open request {id[:100]!r}",
+            remedy="GET /lswap/v1/requests lists them",
+        )
+    one.cancel()
+    call.respond(200, CancelAnswer(id, "cancelled"))
+
+
+@described({200: LoadAnswer, 202: LoadAnswer}, _MODEL, _WAIT, body=LoadRequest, errors=(409, 503))
 async def load(call: Call) -> None:
-    """POST /lswap/v1/models/{id}/load?wait=: answers when it is ready, 202 at once without."""
+    """POST /lswap/v1/models/{id}/load: Load a model; answers when it is ready."""
     args = await _read_args(call)
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
@@ -74,8 +181,34 @@ async def load(call: Call) -> None:
     call.respond(200, LoadAnswer(preset, "ready", time.monotonic() - began))
 
 
+async def _read_args(call: Call) -> dict[str, Argument] | None:
+    """Return the options of a load, None where it gives none."""
+    text = (await read_control(call)).strip()
+    if not text:
+        return None
+    try:
+        asked = msgspec.json.decode(text, type=LoadRequest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError("bad_json", f"the body is not a load request: {error}") from None
+    if asked.args is None:
+        return None
+    if not call.supervisor.config.allow_args:
+        raise ApiError(
+            "forbidden",
+            "models are loaded with the arguments of the file only",
+            remedy="the line `allow_args: true` in the file allows others",
+        )
+    return read_args(asked.args)
+
+
+@described(
+    {200: UnloadAnswer, 202: UnloadAnswer},
+    _MODEL,
+    _WAIT,
+    Parameter("force", "query", BOOLEAN, "End its open requests at once; takes an admin key."),
+)
 async def unload(call: Call) -> None:
-    """POST /lswap/v1/models/{id}/unload?force=&wait=: drains first, `force` does not."""
+    """POST /lswap/v1/models/{id}/unload: Unload a model once its requests have ended."""
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
     force, waits = call.flag("force") or False, call.flag("wait") is not False
@@ -94,13 +227,33 @@ async def unload(call: Call) -> None:
     call.respond(200, UnloadAnswer(preset, state, found, seconds))
 
 
+@described({200: PinAnswer}, _MODEL)
+async def pin(call: Call) -> None:
+    """POST /lswap/v1/models/{id}/pin: Never evict it for another."""
+    _set_pin(call, pinned=True)
+
+
+@described({200: PinAnswer}, _MODEL)
+async def unpin(call: Call) -> None:
+    """POST /lswap/v1/models/{id}/unpin: Evict it again where its memory is needed."""
+    _set_pin(call, pinned=False)
+
+
+def _set_pin(call: Call, *, pinned: bool) -> None:
+    preset = call.find_preset(unquote(call.captured))
+    call.supervisor.pin(preset, pinned)
+    call.respond(200, PinAnswer(preset, pinned))
+
+
+@described({200: _PLAIN}, _MODEL, *_LINES)
 async def logs(call: Call) -> None:
-    """GET /lswap/v1/logs/{model}?tail=&follow=: lines of text, then live ones."""
+    """GET /lswap/v1/logs/{id}: What its llama-server wrote."""
     await _answer_log(call, call.supervisor.logs(call.find_preset(unquote(call.captured))))
 
 
+@described({200: _PLAIN}, *_LINES)
 async def own_log(call: Call) -> None:
-    """GET /lswap/v1/logs?tail=&follow=: the same of lswap's own log."""
+    """GET /lswap/v1/logs: What lswap itself wrote."""
     await _answer_log(call, call.services.own_log)
 
 
@@ -124,8 +277,9 @@ async def _write_lines(call: Call, log: ChildLog, after: int | None) -> None:
         await call.exchange.write(f"{line}\n".encode())
 
 
+@described({200: ReloadReport}, errors=(400, 501))
 async def reload(call: Call) -> None:
-    """POST /lswap/v1/reload: reads the file again; a wrong one changes nothing."""
+    """POST /lswap/v1/reload: Read the file again; a wrong one changes nothing."""
     reloader = call.services.reloader
     if reloader is None:
         raise ApiError("not_implemented", "this lswap was not started from a file")
@@ -134,29 +288,3 @@ async def reload(call: Call) -> None:
     except LswapError as error:
         raise ApiError("bad_config", error.message, remedy=error.remedy) from None
     call.respond(200, report)
-
-
-async def openapi(call: Call) -> None:
-    """GET /openapi.json: this API, for tools."""
-    call.status = 200
-    call.exchange.respond(200, document(), "application/json")
-
-
-async def _read_args(call: Call) -> dict[str, Argument] | None:
-    """Return the options of a load, None where it gives none."""
-    text = (await read_control(call)).strip()
-    if not text:
-        return None
-    try:
-        asked = msgspec.json.decode(text, type=LoadRequest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("bad_json", f"the body is not a load request: {error}") from None
-    if asked.args is None:
-        return None
-    if not call.supervisor.config.allow_args:
-        raise ApiError(
-            "forbidden",
-            "models are loaded with the arguments of the file only",
-            remedy="the line `allow_args: true` in the file allows others",
-        )
-    return read_args(asked.args)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from llamaswap_py.api.admin.openapi import BOOLEAN, COUNT, Parameter, described
 from llamaswap_py.api.listing import names_of_model
 from llamaswap_py.errors import ApiError
 
@@ -30,10 +31,18 @@ _STATUS: Final = {
 }
 
 
+@described(
+    {200: "text/event-stream"},
+    Parameter("after", "query", COUNT, "Replay what came after this."),
+    Parameter("Last-Event-ID", "header", COUNT, "The same."),
+    Parameter("follow", "query", BOOLEAN, "Go on with live ones, which is the default."),
+)
 async def events(call: Call) -> None:
-    """GET /lswap/v1/events: replays what comes after `Last-Event-ID` (or ?after=), then goes on.
+    """GET /lswap/v1/events: What happens, as it happens: decision, state, progress, request,
+    reload.
 
-    `?follow=false` ends after the replay, of everything that is kept if nothing says after what.
+    It replays what comes after `Last-Event-ID` (or `?after=`), then goes on. `?follow=false` ends
+    after the replay, of everything that is kept if nothing says after what.
     """
     after = _after(call)
     feed = call.supervisor.happenings

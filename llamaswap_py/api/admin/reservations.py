@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
-from llamaswap_py.api.admin.types import ReservationAnswer, Reservations
-from llamaswap_py.api.bounds import read_control
+from llamaswap_py.api.admin.openapi import TEXT, Parameter, described
+from llamaswap_py.api.admin.types import (
+    HeartbeatRequest,
+    ReservationAnswer,
+    ReservationRequest,
+    Reservations,
+)
+from llamaswap_py.api.read_body import read_control
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import parse_size
 
@@ -18,37 +24,29 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
 
 HEARTBEAT: Final = 30.0
+_NAME: Final = Parameter("name", "path", TEXT, "Its name.")
 _T = TypeVar("_T", bound=msgspec.Struct)
 _SIGN: Final = 10.0
 """Seconds between two lines of a held connection, so that a dead one is noticed."""
 
 
-class ReservationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What a program asks for: bytes per device, as a number or with a unit (`14GiB`).
-
-    `pid` is its process: what its tree takes counts against the reservation. `stream`: hold it as
-    long as this connection is open, and say so in lines of JSON; else heartbeats keep it (30 s).
-    """
-
-    memory: Annotated[dict[str, int | str], msgspec.Meta(min_length=1)]
-    name: str | None = None
-    pid: int | None = None
-    stream: bool = False
-
-
-class HeartbeatRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A sign of life; `pid` may be told late."""
-
-    pid: int | None = None
-
-
+@described({200: Reservations})
 async def list_reservations(call: Call) -> None:
-    """GET /lswap/v1/reservations."""
+    """GET /lswap/v1/reservations: Memory held for other programs."""
     call.respond(200, Reservations(call.supervisor.reservations.views()))
 
 
+@described(
+    {200: "application/x-ndjson", 201: ReservationAnswer},
+    body=ReservationRequest,
+    body_is_required=True,
+    errors=(409, 413, 503),
+)
 async def reserve(call: Call) -> None:
-    """POST /lswap/v1/reservations: answers when the memory is held; evicts and drains for it."""
+    """POST /lswap/v1/reservations: Make room for another program; answers when the memory is held.
+
+    Models are evicted and drained for it.
+    """
     asked = await _read(call, ReservationRequest)
     footprint = _footprint(call, asked.memory)
     if asked.name is not None and not (0 < len(asked.name) <= 100 and asked.name.isprintable()):
@@ -67,8 +65,9 @@ async def reserve(call: Call) -> None:
     call.respond(201, ReservationAnswer(reservation.name, "held", footprint, HEARTBEAT))
 
 
+@described({200: ReservationAnswer}, _NAME, body=HeartbeatRequest, errors=(413,))
 async def heartbeat(call: Call) -> None:
-    """POST /lswap/v1/reservations/{name}/heartbeat."""
+    """POST /lswap/v1/reservations/{name}/heartbeat: It is still needed; due every 30 s."""
     asked = await _read(call, HeartbeatRequest)
     reservation = call.supervisor.reservations.find(unquote(call.captured))
     if asked.pid is not None:
@@ -78,8 +77,9 @@ async def heartbeat(call: Call) -> None:
     call.respond(200, ReservationAnswer(reservation.name, "held"))
 
 
+@described({200: ReservationAnswer}, _NAME)
 async def release(call: Call) -> None:
-    """DELETE /lswap/v1/reservations/{name}."""
+    """DELETE /lswap/v1/reservations/{name}: Give the memory back."""
     reservation = call.supervisor.reservations.find(unquote(call.captured))
     call.supervisor.reservations.release(reservation)
     call.respond(200, ReservationAnswer(reservation.name, "released"))

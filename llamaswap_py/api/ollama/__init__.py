@@ -1,1 +1,1 @@
-"""Other protocols' requests and answers, turned into llama-server's and back. Pure."""
+"""Ollama's API: its requests and answers, turned into llama-server's and back."""

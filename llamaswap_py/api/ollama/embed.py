@@ -11,7 +11,7 @@ import msgspec
 
 from llamaswap_py.api import inference
 from llamaswap_py.api.ollama.answers import embed_answer, error_text
-from llamaswap_py.api.ollama.inference import (
+from llamaswap_py.api.ollama.shared import (
     child_request,
     clock_of,
     decoded,
@@ -21,7 +21,7 @@ from llamaswap_py.api.ollama.inference import (
     preset_of,
     read_whole,
 )
-from llamaswap_py.api.ollama.requests import (
+from llamaswap_py.api.ollama.translate import (
     Translated,
     read_dimensions,
     read_keep_alive,

@@ -12,7 +12,7 @@ import msgspec
 
 from llamaswap_py.api import inference
 from llamaswap_py.api.ollama.answers import Answer, LineStream, error_text
-from llamaswap_py.api.ollama.inference import (
+from llamaswap_py.api.ollama.shared import (
     child_request,
     clock_of,
     decoded,
@@ -23,7 +23,7 @@ from llamaswap_py.api.ollama.inference import (
     read_large,
     stamp,
 )
-from llamaswap_py.api.ollama.requests import (
+from llamaswap_py.api.ollama.translate import (
     Translated,
     read_keep_alive,
     read_switch,
@@ -34,7 +34,7 @@ from llamaswap_py.api.ollama.requests import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.api.large_body import Skim
+    from llamaswap_py.api.body import Skim
     from llamaswap_py.api.request import Call
 
 

@@ -7,13 +7,13 @@ import binascii
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llamaswap_py.api.ollama.context import Said, read_context
 from llamaswap_py.api.ollama.members import OPTIONS, refuse
-from llamaswap_py.api.ollama.tool_calls import Calls
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import parse_duration
 
@@ -336,6 +336,45 @@ def _sound(start: bytes) -> str:
         return "wav"
     frame = start[:1] == b"\xff" and start[1:2] >= b"\xe0"  # eleven bits of a frame of MPEG audio
     return "mp3" if frame or start.startswith(b"ID3") else ""
+
+
+class Calls:
+    """Calls without an answer, the oldest first."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, str] = {}
+        """Ids by number, in the order in which they were asked."""
+        self._by_id: dict[str, deque[int]] = {}
+        self._by_name: dict[str, deque[int]] = {}
+        self._next = 0
+
+    def add(self, id: str, name: str) -> None:
+        """Add a call."""
+        self._open[self._next] = id
+        self._by_id.setdefault(id, deque()).append(self._next)
+        self._by_name.setdefault(name, deque()).append(self._next)
+        self._next += 1
+
+    def answered(self, id: Any, name: Any) -> str:
+        """Return the id of the call that is answered: by id, else by name, else the oldest.
+
+        What a message says may be of any type. An id that no call has stays as it is.
+        """
+        number = None
+        if id is not None:
+            number = self._oldest(self._by_id.get(id)) if isinstance(id, str) else None
+        elif name is None:
+            number = next(iter(self._open), None)
+        elif isinstance(name, str):
+            number = self._oldest(self._by_name.get(name))
+        return str(id or "call") if number is None else self._open.pop(number)
+
+    def _oldest(self, numbers: deque[int] | None) -> int | None:
+        while numbers:
+            number = numbers.popleft()
+            if number in self._open:
+                return number
+        return None
 
 
 def _list(ask: Mapping[str, Any], key: str) -> list[Any]:

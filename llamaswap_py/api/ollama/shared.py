@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llamaswap_py.api.asking import load_as_asked
-from llamaswap_py.api.body import bad_json, decode
-from llamaswap_py.api.bounds import FREE, TEXTS, check_text, decode_large, read_control
-from llamaswap_py.api.filters import filtered
+from llamaswap_py.api.body import bad_json, decode, filtered
+from llamaswap_py.api.load_only import load_as_asked
 from llamaswap_py.api.media_urls import looking, may_hold, refused
 from llamaswap_py.api.ollama.answers import Clock
-from llamaswap_py.api.reading import read_skimmed
+from llamaswap_py.api.read_body import (
+    FREE,
+    TEXTS,
+    check_text,
+    decode_large,
+    read_control,
+    read_skimmed,
+)
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.messages import Body, UpstreamRequest
 
 if TYPE_CHECKING:
-    from llamaswap_py.api.large_body import Skim
-    from llamaswap_py.api.ollama.requests import Translated
+    from llamaswap_py.api.body import Skim
+    from llamaswap_py.api.ollama.translate import Translated
     from llamaswap_py.api.request import Call
 
 
