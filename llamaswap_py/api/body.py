@@ -7,7 +7,9 @@ form), the form field, or `?model=`; the caller adds the path and the configured
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -107,7 +109,8 @@ class Skim:
 
     def _last_line_end(self, cut: Cut) -> int:
         end = cut.end
-        for piece in reversed([*self._slices(cut.start, cut.end)]):
+        ends = [*accumulate(map(len, self.body.pieces))]
+        for piece in reversed([*self._slices(cut, ends)]):
             if (at := bytes(piece).rfind(b"\n")) >= 0:
                 return end - len(piece) + at
             end -= len(piece)
@@ -118,23 +121,24 @@ class Skim:
         if not self.cuts:
             return Body.of(text)
         pieces: list[bytes | memoryview] = []
+        ends = [*accumulate(map(len, self.body.pieces))]
         at = 0
         for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
             cut = self.cuts[int(found[1])]
             begin = found.start() - cut.lead
             pieces.append(text[at:begin])
-            pieces += self._slices(cut.start, cut.end)
+            pieces += self._slices(cut, ends)
             at = begin + cut.size
         pieces.append(text[at:])
         return Body(_gathered(pieces), sum(map(len, pieces)))
 
-    def _slices(self, start: int, end: int) -> Iterator[memoryview]:
-        offset = 0
-        for piece in self.body.pieces:
-            if offset + len(piece) > start:
-                yield memoryview(piece)[max(start - offset, 0) : end - offset]
-            offset += len(piece)
-            if offset >= end:
+    def _slices(self, cut: Cut, ends: list[int]) -> Iterator[memoryview]:
+        """Yield what was cut; `ends` are where the body's pieces end in it."""
+        for number in range(bisect(ends, cut.start), len(ends)):
+            piece = self.body.pieces[number]
+            offset = ends[number] - len(piece)
+            yield memoryview(piece)[max(cut.start - offset, 0) : cut.end - offset]
+            if ends[number] >= cut.end:
                 return
 
 

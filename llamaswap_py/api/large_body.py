@@ -317,6 +317,11 @@ class JsonSkimmer:
             while at < len(data):
                 at = self._state(self, data, at)
             self._taken += len(data) - len(self._rest)
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """The bytes that are kept until now."""
         return self._kept.size
 
     def finish(self, body: Body) -> Skim:
@@ -405,7 +410,8 @@ class FormSkimmer:
         self._text: list[bytes] = []
         self._rest = b""
         self._wanted = _PART
-        self._size = 0
+        self.size = 0
+        """The bytes that are kept until now."""
 
     def feed(self, piece: bytes) -> int:
         """Take the next piece; return the bytes that are kept until now."""
@@ -422,7 +428,7 @@ class FormSkimmer:
             last = max(at, len(data) - self._around)
             self._part(data, at, last)
             self._rest = data[last:]
-        return self._size
+        return self.size
 
     def finish(self, body: Body) -> Skim:
         """Return the skim of `body`, which was fed; nothing can be restored from it."""
@@ -433,7 +439,7 @@ class FormSkimmer:
         """Keep what is still wanted of a part."""
         kept = min(at + self._wanted, end)
         self._text.append(data[at:kept])
-        self._size += kept - at
+        self.size += kept - at
         self._wanted -= kept - at
 
 

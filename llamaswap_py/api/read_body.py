@@ -98,9 +98,16 @@ async def read_skimmed(
         skimmer = FormSkimmer(parameters(content_type).get(b"boundary", b""))
     else:
         skimmer = JsonSkimmer(_MARK, unescaped=translated, top_level_only=not translated)
-    body = await call.exchange.read_body(limit, skimmer.feed)
+
+    def scan(piece: bytes) -> int:
+        # What is too much is refused once it is here; until then no more of it is kept.
+        return skimmer.size if translated and skimmer.size > TEXTS else skimmer.feed(piece)
+
+    body = await call.exchange.read_body(limit, scan)
     if body.size <= STEP:
         return body, None
+    if translated:
+        _check_size(skimmer.size)
     skim = skimmer.finish(body)
     await asyncio.sleep(0)  # what is parsed next may be long still: many short strings
     if kind == FORM and not looks_like_json(skim.text):
@@ -110,9 +117,13 @@ async def read_skimmed(
 
 def check_text(text: bytes) -> None:
     """Raise ApiError `body_too_large` for a text that is too much for one turn of the loop."""
-    if len(text) > TEXTS:
-        raise _too_large(f"{TEXTS} bytes, images aside")
+    _check_size(len(text))
     check_values(text, VALUES)
+
+
+def _check_size(size: int) -> None:
+    if size > TEXTS:
+        raise _too_large(f"{TEXTS} bytes, images aside")
 
 
 def decode_large(text: bytes) -> Any:

@@ -131,8 +131,8 @@ async def test_a_request_that_holds_the_others_up_is_named_in_metrics(lab: Lab) 
             while "lswap_slow_turns_total{" not in metrics or "decode_large" not in metrics:
                 await lswap.client.post("/api/chat", json=many)
                 metrics = (await lswap.client.get("/metrics")).text
-        assert 'lswap_slow_turns_total{what="api.bounds.decode_large"}' in metrics
-        assert 'lswap_slow_turn_seconds_max{what="api.bounds.decode_large"} 0.' in metrics
+        assert 'lswap_slow_turns_total{what="api.read_body.decode_large"}' in metrics
+        assert 'lswap_slow_turn_seconds_max{what="api.read_body.decode_large"} 0.' in metrics
 
 
 async def test_numbers_of_very_many_digits_are_refused(lab: Lab) -> None:
