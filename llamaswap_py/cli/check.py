@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llamaswap_py.children.containment import unenforced_here
 from llamaswap_py.children.listeners import can_tell
 from llamaswap_py.cli.conflicts import conflicts
 from llamaswap_py.cli.init import serves_text
@@ -22,16 +23,15 @@ from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.llamacpp.context_size import context_per_request
-from llamaswap_py.supervisor.containment import unenforced_here
+from llamaswap_py.supervisor.fit import BOUND, Judging
 from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
-from llamaswap_py.supervisor.weighing import BOUND, Judging
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llamaswap_py.config.records import Config
+    from llamaswap_py.supervisor.fit import Judged
     from llamaswap_py.supervisor.prepare import Prepared, Way
-    from llamaswap_py.supervisor.weighing import Judged
 
 
 class Checked(msgspec.Struct):

@@ -141,8 +141,8 @@ def doctor(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict, replace
 
+    from llamaswap_py.children.containment import examine_containment
     from llamaswap_py.llamacpp.doctor import examine
-    from llamaswap_py.supervisor.containment import examine_containment
 
     report = examine()
     report = replace(report, checks=(*report.checks, examine_containment()))

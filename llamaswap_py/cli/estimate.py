@@ -14,8 +14,8 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
+from llamaswap_py.supervisor.fit import Judging
 from llamaswap_py.supervisor.prepare import Engines, prepare
-from llamaswap_py.supervisor.weighing import Judging
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.load import Origin
     from llamaswap_py.config.records import Config
-    from llamaswap_py.supervisor.weighing import Judged
+    from llamaswap_py.supervisor.fit import Judged
 
 COLUMNS = ("model", "device", "memory", "source", "made of")
 

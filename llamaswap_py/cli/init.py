@@ -28,8 +28,8 @@ from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
 from llamaswap_py.storage.files import write_whole
+from llamaswap_py.supervisor.fit import BOUND, Judging
 from llamaswap_py.supervisor.prepare import Engines, prepare
-from llamaswap_py.supervisor.weighing import BOUND, Judging
 from llamaswap_py.units import GIB, format_size, showable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.discover import FoundModel
     from llamaswap_py.devices import Device
-    from llamaswap_py.supervisor.weighing import Judged
+    from llamaswap_py.supervisor.fit import Judged
 
 
 def choose_origin(

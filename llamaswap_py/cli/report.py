@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from msgspec.structs import replace
 
+from llamaswap_py.children.containment import examine_containment
 from llamaswap_py.children.running import find_running
 from llamaswap_py.cli import check, engine, show
 from llamaswap_py.cli.arguments import origin_of
@@ -43,7 +44,6 @@ from llamaswap_py.llamacpp.doctor import examine
 from llamaswap_py.llamacpp.quoting import without_quotation, without_quotes
 from llamaswap_py.redaction import Redactor
 from llamaswap_py.storage.files import read_regular, write_whole
-from llamaswap_py.supervisor.containment import examine_containment
 from llamaswap_py.supervisor.prepare import Engines
 from llamaswap_py.units import MIB, format_size, showable
 

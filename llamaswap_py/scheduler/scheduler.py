@@ -1,7 +1,7 @@
 """`Scheduler.handle(event, now) -> actions`: applies an event, then settles what follows from it.
 
-Theory of operation. An event changes the world (world.py) a little. Then one pass runs, always in
-the same order: what time alone brings about (upkeep.py); the planner decides for everyone who
+Theory of operation. An event changes the state (state.py) a little. Then one pass runs, always in
+the same order: what time alone brings about (timers.py); the planner decides for everyone who
 waits (planner.py); free slots are granted. A request for a ready instance with a free slot takes
 none of this: it is granted, and given back, in constant time.
 """
@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.actions import Action, Reject
+from llamaswap_py.scheduler.actions import Action, Reject, StopReason
 from llamaswap_py.scheduler.demand import Traffic
 from llamaswap_py.scheduler.effects import Control
 from llamaswap_py.scheduler.handlers import OnFiles, OnInstances, OnOperators, OnRequests
 from llamaswap_py.scheduler.ledger import Ledger
-from llamaswap_py.scheduler.looking import look
+from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.settle import Passing
-from llamaswap_py.scheduler.state import Instance, World
+from llamaswap_py.scheduler.state import Instance, Preset, World
 from llamaswap_py.scheduler.timers import Upkeep
 from llamaswap_py.scheduler.types import (
+    ClientId,
     Decision,
     InstanceKey,
     Policy,
@@ -30,6 +32,7 @@ from llamaswap_py.scheduler.types import (
     PoolId,
     PresetId,
     PresetPlan,
+    RequestId,
 )
 
 
@@ -147,12 +150,23 @@ class Scheduler:
         return self._requests.grant_at_once(event)
 
     def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
-        """Return which instance answers a read, or why none does; nothing happens.
+        """Return which instance answers a request that only reads, or why none does.
 
-        `wakes`: a child that sleeps would wake to answer it.
+        A read asks a child what it is or does. It loads, wakes and evicts nothing, and waits for
+        nothing. It does not count as use, neither for the ttl nor for the choice of the model to
+        evict. `wakes`: a child that sleeps would wake to answer it. Nothing changes.
         """
-        preset = self.world.presets[name]
-        return look(self.world, preset, now, wakes=wakes, closing=self.closing)
+        preset, refusals = self.world.presets[name], self._control.refusals
+        waiter = Waiter(RequestId(""), ClientId(""), False, now)
+        found = _answering(self.world, preset)
+        if found is not None and not (wakes and found.state is State.SLEEPING):
+            return found.key
+        if self.closing:
+            return refusals.closing(preset)(waiter)
+        if found is None and preset.plan.problem is None and preset.serving is not None:
+            return refusals.still_loading(preset, waiter, now)
+        refusal = refusals.broken(preset, waiter, now)
+        return refusal or refusals.not_loaded(preset, waiter, asleep=found is not None)
 
     def traffic(self) -> Traffic:
         """Return what was learned of the requests, to be recalled by a later run."""
@@ -165,3 +179,19 @@ class Scheduler:
     def eta(self, preset: PresetId, position: int = 0) -> float | None:
         """Return the expected seconds until a waiter at `position` gets its lease."""
         return self._control.refusals.eta(self.world.presets[preset], position, self._control.now)
+
+
+def _answering(world: World, preset: Preset) -> Instance | None:
+    """Return the instance that serves, else the newest of those that still finish their answers."""
+    serving = preset.serving
+    if serving is not None and serving.state in (State.READY, State.SLEEPING):
+        return serving
+    draining = [
+        one
+        for one in world.instances.values()
+        if one.key.preset == preset.plan.preset
+        and one.state is State.DRAINING
+        and one.ready_at is not None
+        and one.drain_reason is not StopReason.REFUSED
+    ]
+    return max(draining, key=lambda one: one.key.epoch, default=None)

@@ -23,6 +23,7 @@ from llamaswap_py.api import App
 from llamaswap_py.api.errors import render_wire_error
 from llamaswap_py.api.revoking import take_keys
 from llamaswap_py.api.web_ui import WebUi
+from llamaswap_py.children.containment import unenforced
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.process import prepare_to_spawn
 from llamaswap_py.children.running import Served, find_running
@@ -37,7 +38,7 @@ from llamaswap_py.proxy import WireLimits, bind, serve
 from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.server import Notifier, inherited_sockets
 from llamaswap_py.server.addresses import asked_listeners, listen_elsewhere, typeable
-from llamaswap_py.server.beside import capturing, notifying, watching
+from llamaswap_py.server.background import capturing, notifying, watching
 from llamaswap_py.server.budgets import (
     give_memory_back,
     most_bodies,
@@ -47,7 +48,6 @@ from llamaswap_py.server.budgets import (
 from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
-from llamaswap_py.supervisor.containment import unenforced
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.supervisor.recorder import RunRecord
 from llamaswap_py.supervisor.reload import Reloader

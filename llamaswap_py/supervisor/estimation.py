@@ -20,15 +20,9 @@ from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.records import traffic_folder
+from llamaswap_py.supervisor.fit import as_remedies, leaner_for, wanted_for, ways_to_load, weighed
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
-from llamaswap_py.supervisor.weighing import (
-    as_remedies,
-    leaner_for,
-    wanted_for,
-    ways_to_load,
-    weighed,
-)
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import format_size
 

@@ -35,6 +35,7 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.ask import Answer, ask, get
+from llamaswap_py.children.containment import limits_of
 from llamaswap_py.children.liveness import Requests
 from llamaswap_py.children.logs import log_name
 from llamaswap_py.config.records import Config
@@ -46,7 +47,6 @@ from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Stop, StopReason
 from llamaswap_py.scheduler.types import Choice, Failure
-from llamaswap_py.supervisor.containment import limits_of
 from llamaswap_py.supervisor.kv_cache import Keeping, KvUse
 from llamaswap_py.supervisor.leases import Held
 from llamaswap_py.supervisor.prepare import Prepared, Way, find_program, program_env, program_of

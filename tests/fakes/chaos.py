@@ -91,8 +91,7 @@ def _break_once(owner: Any, name: str) -> None:
 def callbacks() -> dict[type, tuple[str, ...]]:
     """Return what the event loop or another part of lswap calls back, by class."""
     from llamaswap_py.api.fast_path import Express
-    from llamaswap_py.children.outputs import Output
-    from llamaswap_py.children.process import Process
+    from llamaswap_py.children.process import Output, Process
     from llamaswap_py.proxy.client import ClientConnection
     from llamaswap_py.proxy.deadline import Deadline
     from llamaswap_py.proxy.server import Outbox
