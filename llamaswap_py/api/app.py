@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from llamaswap_py.api import pages, routes
 from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
 from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.errors import draining
 from llamaswap_py.api.fast_path import Express
 from llamaswap_py.api.read_body import refuse_coded_body
-from llamaswap_py.api.request import Call, Route, Services, draining
+from llamaswap_py.api.request import Call, Route, Services
 from llamaswap_py.api.route_match import meaning_of
 from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.proxy.bodies import Bodies
@@ -67,7 +68,7 @@ class App:
         self._cors = Cors(config.cors.origins)
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
         self._numbers = count(1)
-        self._express = Express(self, self._close)
+        self._express = Express(self.services, self.new_id, self._close)
         self.begin = self._express.begin
         """What wire.serve() asks first."""
 

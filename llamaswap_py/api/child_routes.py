@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, unquote_to_bytes
 
+from llamaswap_py.api.request import Way
 from llamaswap_py.errors import ApiError
 
 if TYPE_CHECKING:
@@ -94,14 +95,6 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
 """(method, path) -> role, for every route that llama-server registers (b11434)."""
 _PATHS: Final = frozenset(path for _, path in ROUTES)
 _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is not Role.INFERENCE}
-
-
-class Way(NamedTuple):
-    """A path as it was asked for, as it is sent to a child, and as the child reads it."""
-
-    asked: str
-    sent: str
-    read: str
 
 
 def reach(call: Call, preset: str, path: str) -> Way:

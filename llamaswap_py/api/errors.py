@@ -107,6 +107,34 @@ def upstream_failed(message: str, *, remedy: str = "") -> ApiError:
     )
 
 
+def draining() -> ApiError:
+    """Return the error of a request that comes while lswap stops."""
+    return ApiError("draining", "lswap is stopping and takes no new requests")
+
+
+def cancelled() -> ApiError:
+    """Return the error of a request that somebody else ended; clients do not try it again."""
+    return ApiError("cancelled", "the request was cancelled by command")
+
+
+def stopped() -> ApiError:
+    """Return the error of a request whose conversation was stopped before a model answered it."""
+    what = "the request was cancelled by DELETE /v1/stream before its model was ready"
+    return ApiError("stopped", what)
+
+
+def model_not_found(name: str, nearest: list[str]) -> ApiError:
+    """Return the error for an unknown name, with the nearest known ones."""
+    shown = name if len(name) <= 80 else name[:80] + "…"
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    return ApiError(
+        "model_not_found",
+        f"model {shown!r} not found",
+        remedy=f"{hint}`lswap models` or GET /v1/models lists the names",
+        param="model",
+    )
+
+
 def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str, Any]:
     if family is Family.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(error.status, API_CODES[error.code][1])

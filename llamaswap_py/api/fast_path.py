@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.api.body import name_in
 from llamaswap_py.api.inference import NO_FILTERS
 from llamaswap_py.api.media_urls import may_hold
-from llamaswap_py.api.request import Call
-from llamaswap_py.api.route_match import Meaning
+from llamaswap_py.api.request import Call, Meaning
 from llamaswap_py.api.sending import DROPPED, cut, note_answer
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.proxy.messages import Outcome
@@ -22,7 +21,7 @@ from llamaswap_py.proxy.upstream import ONE_WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.api.app import App
+    from llamaswap_py.api.request import Services
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RelayResult
     from llamaswap_py.supervisor.leases import Lease
@@ -34,22 +33,25 @@ _HEAD: Final = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
 class Express:
     """Begins requests; `ended` is told of each that has come to its end here."""
 
-    def __init__(self, app: App, ended: Callable[[Call], None]) -> None:
-        self._app = app
+    def __init__(
+        self, services: Services, new_id: Callable[[], str], ended: Callable[[Call], None]
+    ) -> None:
+        self._services = services
+        self._new_id = new_id
         self._ended = ended
         self._names: Names | None = None
         self._presets: dict[str, str] = {}
 
     def begin(self, exchange: Exchange, body: bytes) -> bool:
         """Start to answer; False: nothing has happened, and `App.handle` has to."""
-        app = self._app
+        services = self._services
         meaning = exchange.head.memo
         if (
             not isinstance(meaning, Meaning)
             or not meaning.express
-            or meaning.config is not app.services.supervisor.config
-            or meaning.keys is not app.services.access.keys
-            or app.services.captures is not None
+            or meaning.config is not services.supervisor.config
+            or meaning.keys is not services.access.keys
+            or services.captures is not None
             or len(body) > ONE_WRITE
             or len(body) > meaning.config.limits.body
             or (not meaning.config.allow_media_urls and may_hold(body))
@@ -58,23 +60,21 @@ class Express:
         preset = self._preset(body)
         if preset is None:
             return False
-        id = app.new_id()
+        id = self._new_id()
         client = meaning.principal
         if meaning.key is not None and not exchange.connection.claim(client):
             return False
-        in_flight = app.services.access.in_flight
+        in_flight = services.access.in_flight
         open_now = in_flight.get(client, 0)
         if meaning.most and open_now >= meaning.most:
             return False
         route = meaning.route
         assert route is not None
         slot = route.slot
-        found = app.services.supervisor.lease_at_once(
-            preset, client=client, request_id=id, slot=slot
-        )
+        found = services.supervisor.lease_at_once(preset, client=client, request_id=id, slot=slot)
         if found is None:
             return False
-        call = Call(app.services, exchange, id, route, meaning)
+        call = Call(services, exchange, id, route, meaning)
         call.family, call.key = meaning.family, meaning.key
         call.ticket, lease = found
         call.early = call.ticket
@@ -92,14 +92,14 @@ class Express:
 
     def _start(self, call: Call, lease: Lease, body: bytes) -> None:
         """Send the request under its lease."""
-        app, exchange, id = self._app, call.exchange, call.id
-        app.services.calls[id] = exchange.begun = call
+        services, exchange, id = self._services, call.exchange, call.id
+        services.calls[id] = exchange.begun = call
         call.granted(lease)
         lease.answer = exchange
         lease.on_revoke(partial(cut, call))
         head = _HEAD % (call.meaning.start(exchange, DROPPED), id.encode("ascii"), len(body))
         exchange.relay_at_once(
-            app.services.supervisor.pool,
+            services.supervisor.pool,
             lease.endpoint,
             head + body,
             error_event=call.failure_event,
@@ -109,7 +109,7 @@ class Express:
     def _preset(self, body: bytes) -> str | None:
         """Return the preset that a body names, if requests for it are relayed as they are."""
         name = name_in(body)
-        supervisor = self._app.services.supervisor
+        supervisor = self._services.supervisor
         if supervisor.names is not self._names:
             self._names, self._presets = supervisor.names, {}
         preset = self._presets.get(name) if name is not None else None

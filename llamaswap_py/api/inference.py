@@ -108,7 +108,7 @@ async def pass_through(call: Call) -> None:
     preset, path = _split_upstream(call)
     way = reach(call, preset, path)
     inner, path = call.services.route_of(head.method, way.read), way.sent
-    if inner is not None and inner.handle is relay:
+    if inner is not None and inner.relayed:
         call.route, call.family = inner, inner.family
     body = await call.exchange.read_body(call.supervisor.config.limits.upload)
     if not call.supervisor.config.allow_media_urls:

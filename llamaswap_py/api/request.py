@@ -6,15 +6,24 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from llamaswap_py.api.auth import lacks
-from llamaswap_py.api.errors import Family, error_body, error_event, error_headers, upstream_failed
+from llamaswap_py.api.auth import lacks, limit_of
+from llamaswap_py.api.errors import (
+    Family,
+    cancelled,
+    error_body,
+    error_event,
+    error_headers,
+    model_not_found,
+    upstream_failed,
+)
 from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.errors import ApiError
+from llamaswap_py.proxy.messages import forward_lines
 from llamaswap_py.proxy.principals import principal_of
 
 if TYPE_CHECKING:
@@ -23,9 +32,9 @@ if TYPE_CHECKING:
     from llamaswap_py.api.auth import Access
     from llamaswap_py.api.capture import Captures, Tap
     from llamaswap_py.api.counters import Traffic
-    from llamaswap_py.api.route_match import Meaning
     from llamaswap_py.children.logs import ChildLog
-    from llamaswap_py.config.api_keys import ApiKey, Right
+    from llamaswap_py.config.api_keys import ApiKey, KeyRing, Right
+    from llamaswap_py.config.records import Config
     from llamaswap_py.proxy.bodies import Bodies
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.places import Places
@@ -36,7 +45,6 @@ if TYPE_CHECKING:
     from llamaswap_py.tasks.loop_lag import Turns
 
 Headers: TypeAlias = "Iterable[tuple[bytes, bytes]]"
-
 _LEASED = b"x-lswap-model: %b\r\nx-lswap-queue-ms: %d\r\nx-lswap-load-ms: %d\r\n"
 _GOING_AWAY, _POLICY = 1001, 1008
 _TRUE = frozenset({"1", "true", "yes", "on", ""})
@@ -55,11 +63,13 @@ class Route:
     requests works when there are too many, and holds next to nothing. `replay`: what it changed in
     a child is done again to those that follow. `starts`: it begins what lswap that stops would not
     end. `as_it_is`: its body is passed on unread.
+    `relayed`: the request goes to the child of the model that its body names.
     `without_model` answers a request that names none, where the path then means lswap itself.
     """
 
     handle: Callable[[Call], Awaitable[None]]
     family: Family = Family.OPENAI
+    relayed: bool = False
     slot: bool = False
     retry: bool = False
     talk: bool = False
@@ -71,6 +81,69 @@ class Route:
     starts: bool = False
     as_it_is: bool = False
     without_model: Callable[[Call], Awaitable[None]] | None = None
+
+
+class Way(NamedTuple):
+    """A path as it was asked for, as it is sent to a child, and as the child reads it."""
+
+    asked: str
+    sent: str
+    read: str
+
+
+@dataclass(slots=True)
+class Meaning:
+    """Facts of one head on one connection, under one configuration.
+
+    `methods` is None where there is no such path, `route` where it does not take this method.
+    """
+
+    config: Config
+    methods: dict[str, Route] | None
+    route: Route | None
+    captured: str
+    family: Family
+    template: str
+    wishless: bool
+    """No header asks anything of the scheduler."""
+    relayed: bool
+    """A body of JSON is sent to a child as it is, once more where a child died unseen."""
+    trusted: bool = False
+    """The Host/Origin rule has been asked."""
+    express: bool = False
+    """A request was let in that nothing is asked of but whether its model is ready."""
+    keys: KeyRing | None = None
+    key: ApiKey | None = None
+    """Which keys were asked then, and whose request it was."""
+    principal: str = ""
+    most: int = 0
+    """Whose it counts as then, and how many that one may have open; 0: as many as there are."""
+    way: Way | None = None
+    """How a path goes to a llama-server, where any key may ask for that."""
+    _start: bytes = b""
+    _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
+
+    def lines(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
+        """Return the header lines that a child gets to see, without those in `dropped`."""
+        lines = self._lines.get(dropped)
+        if lines is None:
+            lines = forward_lines(exchange.head, drop=dropped, peer=exchange.peer)
+            self._lines[dropped] = lines
+        return lines
+
+    def start(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
+        """Return what the head for a child begins with: the request line and those lines."""
+        if not self._start:
+            head = exchange.head
+            line = f"{head.method} {head.path} HTTP/1.1\r\n".encode()
+            self._start = line + self.lines(exchange, dropped)
+        return self._start
+
+    def let_in(self, keys: KeyRing | None, key: ApiKey | None, principal: str) -> None:
+        """A request was let in: those like it are while the `keys` are these."""
+        self.keys, self.key, self.principal = keys, key, principal
+        self.most = limit_of(key, self.config.limits.max_in_flight)
+        self.express = self.relayed and (key is None or (key.models is None and not key.priority))
 
 
 @dataclass(slots=True, eq=False)
@@ -378,31 +451,3 @@ def _header_text(preset: str) -> bytes:
     """A model id that is not plain ASCII travels percent-encoded."""
     plain = preset.isascii() and preset.isprintable()
     return (preset if plain else quote(preset, safe="/:")).encode("ascii")
-
-
-def draining() -> ApiError:
-    """Return the error of a request that comes while lswap stops."""
-    return ApiError("draining", "lswap is stopping and takes no new requests")
-
-
-def cancelled() -> ApiError:
-    """Return the error of a request that somebody else ended; clients do not try it again."""
-    return ApiError("cancelled", "the request was cancelled by command")
-
-
-def stopped() -> ApiError:
-    """Return the error of a request whose conversation was stopped before a model answered it."""
-    what = "the request was cancelled by DELETE /v1/stream before its model was ready"
-    return ApiError("stopped", what)
-
-
-def model_not_found(name: str, nearest: list[str]) -> ApiError:
-    """Return the error for an unknown name, with the nearest known ones."""
-    shown = name if len(name) <= 80 else name[:80] + "…"
-    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    return ApiError(
-        "model_not_found",
-        f"model {shown!r} not found",
-        remedy=f"{hint}`lswap models` or GET /v1/models lists the names",
-        param="model",
-    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api.errors import error_event, refusal_event
-from llamaswap_py.api.request import stopped
+from llamaswap_py.api.errors import error_event, refusal_event, stopped
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call

@@ -16,11 +16,11 @@ from llamaswap_py.api.request import Route
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_GENERATE: Final = Route(inference.relay, slot=True, retry=True)
+_CHANGE: Final = Route(inference.relay, relayed=True)
+_READ: Final = replace(_CHANGE, retry=True)
+_COMPUTE: Final = _READ
+_GENERATE: Final = replace(_COMPUTE, slot=True)
 _TALK: Final = replace(_GENERATE, talk=True)
-_COMPUTE: Final = Route(inference.relay, retry=True)
-_READ: Final = Route(inference.relay, retry=True)
-_CHANGE: Final = Route(inference.relay)
 _ADMIN: Final = replace(_CHANGE, admin=True, replay=True)
 _FREE: Final = partial(Route, free=True)
 """Of what an operator needs when there are too many requests: it shows them, or ends some."""

@@ -21,8 +21,8 @@ from llamaswap_py.api.admin.types import (
     TokensView,
     UnloadAnswer,
 )
+from llamaswap_py.api.errors import draining
 from llamaswap_py.api.read_body import read_control
-from llamaswap_py.api.request import draining
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.snapshot import ReloadReport, Snapshot
 from llamaswap_py.supervisor.overrides import read_args
