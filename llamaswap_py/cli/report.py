@@ -1,8 +1,8 @@
 """`lswap report`: what a bug report needs, in one file that a person reads before sending it.
 
 Each part is gathered by itself: one that fails says why, and the others are there all the same.
-What may be secret is taken out where it is known what it is (`config/redacted.py`,
-`engine/quoting.py`); a last pass over all lines takes out what looks like a secret or an address.
+Secrets and quotations are taken out where their place is known (`config/redacted.py`,
+`llamacpp/quoting.py`). A last pass over all lines takes out what looks like a secret or an address.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 10.0
 """Seconds that a running lswap may take for one answer."""
 _LINES: Final = {"Configuration": 400, "State": 150, "Decisions": 100, "Events": 150}
-"""Lines of a part, if there are fewer than `_MOST` allowed."""
 _MOST: Final = 250
+"""Lines of each other part."""
 _MODELS: Final = 20
 """Models of which there is more than a line."""
 _OF_EACH: Final = 6
@@ -329,7 +329,7 @@ class _Lswap:
 
 
 _UNTOLD: Final = ("at", "client")
-"""Members of events: the time is said already, and who asked is nobody's business."""
+"""Members of events: the time is said already, and which client asked is private."""
 
 
 def _place(found: Snapshot) -> str:
@@ -342,7 +342,7 @@ def _without_log(model: ModelView) -> ModelView:
 
 
 def _is_llama_server(model: ModelView) -> bool:
-    """Return whether it is no other program: those begin with a name."""
+    """Return whether it is a llama-server: the words of another program begin with its name."""
     return bool(model.args) and model.args[0].startswith("-")
 
 
@@ -451,7 +451,7 @@ def _fewer_models(tree: Any) -> Any:
 
 
 class _Cleaner:
-    """Takes out of a line what looks like a secret, an address or a quotation of a client."""
+    """Takes out of a line what looks like a secret, an address or the quotation of a client."""
 
     def __init__(self, key: str | None, secrets: Mapping[str, str], loaded: Iterable[str]) -> None:
         self._redact = Redactor({**os.environ, "LSWAP_KEY": key or ""}, secrets)
@@ -469,7 +469,7 @@ class _Cleaner:
         return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
 
 
-# The last line of a traceback, unless its kind never quotes what somebody else has said.
+# The last line of a traceback, unless errors of its kind never quote what a client sent.
 _EXCEPTION: Final = re.compile(
     r"^([\s|+]*)((?!OSError|AttributeError|NameError|TypeError|ImportError|AssertionError"
     r"|ModuleNotFoundError|FileNotFoundError|PermissionError|ConnectionError|TimeoutError)"

@@ -1,7 +1,7 @@
-"""A configuration as it may be shown to others: its keys and numbers, and no secret or text.
+"""A configuration as it may be shown to others: its keys, numbers and names, without secrets.
 
-Values that nobody can judge are left out: those of `env` and `vars`, whose names their owner chose,
-and of keys that lswap does not know. So are the texts of `request`, and long ones.
+Values whose meaning lswap does not know are left out: those of `env` and `vars`, whose names the
+owner of the file chose, and those of unknown keys. So are the texts of `request`, and long texts.
 """
 
 from __future__ import annotations
