@@ -19,7 +19,7 @@ class Alias(Record, frozen=True):
     split: Annotated[
         dict[str, int] | None,
         key(
-            "Each request goes to one of them by chance, with these shares.",
+            "Each request goes to one of these models by chance, with these shares.",
             or_null(SHARES),
             {"qwen3-8b": 90, "gemma": 10},
         ),
@@ -27,7 +27,8 @@ class Alias(Record, frozen=True):
     first: Annotated[
         tuple[str, ...] | None,
         key(
-            "The first that is ready, else the first that fits without evicting, else the first.",
+            "Each request goes to the first of these that is loaded. If none is, it goes to the "
+            "first that fits without unloading another model; if none does, to the first.",
             or_null(NAMES),
             ["gpt-oss-120b", "qwen3-8b"],
         ),
@@ -40,7 +41,7 @@ class Group(Record, frozen=True):
     exclusive: Annotated[
         tuple[str, ...],
         key(
-            "Presets of which only one may be loaded, whatever the memory says.",
+            "Models of which only one may be loaded at a time, even if more would fit.",
             NAMES,
             ["gpt-oss-120b", "glm-4.7"],
         ),
@@ -48,7 +49,7 @@ class Group(Record, frozen=True):
     persistent: Annotated[
         bool,
         plain(
-            "A preset of the group is evicted only for another preset of the group.",
+            "Unload a model of the group only for another model of the group.",
             True,
         ),
     ] = False

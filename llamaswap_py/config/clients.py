@@ -21,14 +21,14 @@ class Keys(Record, frozen=True):
         ),
     ] = None
     strict_modes: Annotated[
-        bool, plain("Refuse a key file that another user may write, as sshd does its files.", False)
+        bool, plain("Refuse a key file that another user may write.", False)
     ] = True
     rights: Annotated[
         tuple[Right, ...],
         key(
-            "What every inference key may do beyond asking models, in addition to the `rights` of "
-            "its own entry in the key file: `unload` models, change their `ttl` by Ollama's "
-            "`keep_alive`, `pin` them, or see, save, restore and erase their `slots`.",
+            "What every inference key may do beyond sending requests: `unload` models, change "
+            "their `ttl` by Ollama's `keep_alive`, `pin` them, or see, save, restore and erase "
+            "their `slots`. A key's own `rights` in the key file are added.",
             words_of(RIGHTS),
             ["ttl"],
             ["unload", "ttl"],
@@ -42,8 +42,9 @@ class Cors(Record, frozen=True):
     origins: Annotated[
         tuple[str, ...],
         key(
-            "Their origins: https://chat.lan, http://localhost:* (any port), https://*.lan, "
-            "chrome-extension://* (any extension), app://obsidian.md; or * for all of them.",
+            "Origins of the pages: https://chat.lan, http://localhost:* (any port), "
+            "https://*.lan, chrome-extension://* (any extension), app://obsidian.md; or * for "
+            "all.",
             ORIGINS,
             ["https://chat.lan", "app://obsidian.md"],
         ),

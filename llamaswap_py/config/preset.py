@@ -44,9 +44,9 @@ from llamaswap_py.config.model_forms import (
 from llamaswap_py.llamacpp.options import Argument
 
 _WHEN_FULL: Final = (
-    "What a request gets when something has to leave for it: wait, refuse (503 at once), or a "
-    "substitute that answers instead, by name or any that is loaded; if not given, what "
-    "`policy.when_full` says."
+    "What a request gets if another model has to be unloaded for it: wait for its turn, "
+    "refuse (503 at once), or a substitute: the named model, or any that is loaded, "
+    "answers instead. Default: `policy.when_full`."
 )
 
 
@@ -56,24 +56,32 @@ class Defaults(Record, frozen=True):
     args: Annotated[
         dict[str, Argument],
         key(
-            "llama-server's options, by their names in --help: true or false for switches, a list "
-            "repeats the option, paths start at this file's folder.",
+            "llama-server's options, by their names in --help. Switches take true or false. A "
+            "list repeats the option. Paths start at this file's folder.",
             ARGS,
             {"ctx-size": 16384, "parallel": 2, "kv-unified": True},
         ),
     ] = field(default_factory=dict)
     extra: Annotated[
         tuple[str, ...],
-        key("Words added to the command line as they are, after args.", EXTRA, ["--top-k", "20"]),
+        key(
+            "More words for llama-server's command line. They are added as they are, after args.",
+            EXTRA,
+            ["--top-k", "20"],
+        ),
     ] = ()
     env: Annotated[
         dict[str, str],
-        key("Environment variables of the child.", ENV, {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"}),
+        key(
+            "Environment variables for the model's process.",
+            ENV,
+            {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"},
+        ),
     ] = field(default_factory=dict)
     engine: Annotated[
         EngineSpec | None,
         key(
-            "Which llama-server, if another than the top-level `engine`.",
+            "Which llama-server to use, if not the top-level `engine`.",
             ENGINE,
             {"backend": "cpu"},
         ),
@@ -81,7 +89,7 @@ class Defaults(Record, frozen=True):
     ttl: Annotated[
         float | None,
         key(
-            "Unload after this long without a request; 0: with the end of the last one.",
+            "Unload the model after this long without a request; 0: when its last request ends.",
             TTL,
             "30m",
             "0",
@@ -90,23 +98,28 @@ class Defaults(Record, frozen=True):
     keep: Annotated[
         Literal["auto", "always"],
         plain(
-            "always: load it at start and never unload it, like preload: true, pin: true and "
-            "ttl: never together; auto: those three keys decide.",
+            "always: load the model at start and never unload it, like preload: true, pin: true "
+            "and ttl: never together; auto: those three keys decide.",
             "always",
         ),
     ] = "auto"
-    pin: Annotated[bool, plain("Never evict it for another model.", True)] = False
+    pin: Annotated[bool, plain("Never unload the model for another one.", True)] = False
     preload: Annotated[
-        bool, plain("Load it at start, as far as it fits without evicting.", True)
+        bool, plain("Load the model at start, if it fits beside those already loaded.", True)
     ] = False
     device: Annotated[
         Literal["auto"] | tuple[str, ...],
-        key("Where it may run: auto, one device, a list to split over, or host.", DEVICES, "CUDA1"),
+        key(
+            "Where the model may run: auto, one device, a list of devices to split it over, or "
+            "host.",
+            DEVICES,
+            "CUDA1",
+        ),
     ] = "auto"
     memory: Annotated[
         dict[str, int] | None,
         key(
-            "What it needs per device, overruling the estimate.",
+            "How much memory the model needs on each device; replaces the estimate.",
             or_null(SIZES),
             {"CUDA0": "9.5GiB"},
         ),
@@ -114,8 +127,8 @@ class Defaults(Record, frozen=True):
     concurrency: Annotated[
         int | None,
         word(
-            "Requests that generate at once; auto: the child's slots (1 for `cmd`, unless it is a "
-            "llama-server).",
+            "How many requests the model answers at the same time. auto: as many as its "
+            "llama-server has slots (`parallel`); 1 for another program (`cmd`).",
             "auto",
             ge=1,
         ),
@@ -123,7 +136,7 @@ class Defaults(Record, frozen=True):
     drain_timeout: Annotated[
         float,
         key(
-            "How long running requests may take once somebody else waits for the memory.",
+            "How long running requests may go on when another model waits for the memory.",
             DURATION,
             "10m",
         ),
@@ -131,19 +144,24 @@ class Defaults(Record, frozen=True):
     on_drain_deadline: Annotated[
         Literal["cancel", "wait"],
         plain(
-            "What happens then. cancel: they end, unanswered ones are retried; wait: they go on."
+            "What happens to running requests at `drain_timeout`. cancel: they end; those without "
+            "any answer yet are tried again. wait: they go on."
         ),
     ] = "cancel"
     stop_timeout: Annotated[
         float,
-        key("How long a child may take to exit before it is killed.", POSITIVE_DURATION, "30s"),
+        key(
+            "How long the model's process may take to exit before it is killed.",
+            POSITIVE_DURATION,
+            "30s",
+        ),
     ] = 10.0
     tasks_max: Annotated[
         int | None,
         word(
-            "Most processes and threads of the model's process and of what it starts, like "
-            "systemd's TasksMax: the kernel refuses to start more. Needs cgroups (`lswap engine "
-            "doctor` says whether there are any).",
+            "How many processes and threads the model's process and what it starts may have "
+            "together, like systemd's TasksMax: the kernel refuses to start more. Needs cgroups "
+            "(`lswap engine doctor` says whether there are any).",
             "infinity",
             ge=16,
         ),
@@ -151,10 +169,10 @@ class Defaults(Record, frozen=True):
     memory_max: Annotated[
         int | None,
         key(
-            "Most host memory of the model's process and of what it starts, like systemd's "
-            "MemoryMax: the kernel ends the process if it takes more. Pages of mapped files count, "
-            "so leave room for the weights. Needs cgroups (`lswap engine doctor` says whether "
-            "there are any).",
+            "How much host memory the model's process and what it starts may take together, like "
+            "systemd's MemoryMax: the kernel ends the process if it takes more. Pages of mapped "
+            "files count, so leave room for the weights. Needs cgroups (`lswap engine doctor` "
+            "says whether there are any).",
             or_word("infinity", POSITIVE_SIZE),
             "48GiB",
         ),
@@ -162,7 +180,7 @@ class Defaults(Record, frozen=True):
     load_stall: Annotated[
         float,
         key(
-            "How long a load may show no sign of progress before it is given up.",
+            "How long a load may show no progress before it fails.",
             POSITIVE_DURATION,
             "15m",
         ),
@@ -170,10 +188,10 @@ class Defaults(Record, frozen=True):
     liveness: Annotated[
         float | None,
         key(
-            "How long a loaded model with open requests may give no sign of life (no byte, no "
-            "token, no processor time, no log line) before it is restarted. A `cmd` program is "
-            "judged while it owes an answer, and not at all where it is only the client of what "
-            "serves (a container).",
+            "How long a loaded model with open requests may give no sign of life (no byte, token, "
+            "processor time or log line) before it is restarted. A `cmd` program is checked only "
+            "while it owes an answer; one that only talks to a container or a service is not "
+            "checked.",
             SLEEP,
             "10m",
         ),
@@ -181,7 +199,13 @@ class Defaults(Record, frozen=True):
     priority: Annotated[
         int,
         # Waiting gains one a minute: with larger steps it would not help in time.
-        plain("Whose requests go first when several wait: the higher number.", 10, ge=-100, le=100),
+        plain(
+            "When requests for several models wait, those for the model with the higher number go "
+            "first.",
+            10,
+            ge=-100,
+            le=100,
+        ),
     ] = 0
     when_full: Annotated[
         str | None,
@@ -195,15 +219,16 @@ class Defaults(Record, frozen=True):
     fit: Annotated[
         Literal["exact", "shrink"],
         plain(
-            "shrink lets llama-server lower the offload and the context that args leave open, "
-            "until it fits within the margin."
+            "shrink: if the model is too large for the card, llama-server puts layers on the CPU "
+            "and shortens the context until the model fits. It changes only what `args` do not "
+            "set, and needs a card. exact: change nothing."
         ),
     ] = "exact"
     sleep: Annotated[
         float | None,
         key(
-            "Let llama-server give its weights back after this long without a request, and stay "
-            "(whole seconds, rounded up).",
+            "After this long without a request llama-server frees the model's memory, but its "
+            "process stays (whole seconds, rounded up).",
             SLEEP,
             "5m",
         ),
@@ -211,23 +236,25 @@ class Defaults(Record, frozen=True):
     keep_kv: Annotated[
         bool,
         plain(
-            "Keep the conversations of its slots when it leaves the memory for another model or by "
-            "ttl, and bring them back with its next load (see `memory.keep_kv`).",
+            "Save the model's conversations (the KV cache of its slots) when it is unloaded for "
+            "another model or by `ttl`, and restore them with its next load (see "
+            "`memory.keep_kv`).",
             True,
         ),
     ] = False
     prefer: Annotated[
         Literal["fit", "first"],
         plain(
-            "Which variant is loaded: the first that fits without evicting, or the first that can "
-            "fit at all."
+            "Which of the `variants` is loaded. fit: the first that fits without unloading "
+            "another model; first: the first that can fit at all."
         ),
     ] = "fit"
     request: Annotated[
         Filters,
         key(
-            "What is changed in a request's JSON: set overrides, default fills in, strip takes "
-            "out; per_name does so for names of its own, which mean this preset.",
+            "What lswap changes in a request's JSON: `set` overrides members, `default` adds "
+            "missing ones, `strip` removes them. `per_name` gives the model more names, each with "
+            "changes of its own.",
             FILTERS,
             {"set": {"temperature": 0.7}, "default": {"top_p": 0.9}, "strip": ["seed"]},
         ),
@@ -235,29 +262,30 @@ class Defaults(Record, frozen=True):
     keep_in_ram: Annotated[
         bool,
         plain(
-            "Keep its files in the page cache while it is not loaded, so that its next load reads "
-            "no disk: read at start, after it is unloaded, and again when the kernel has dropped "
-            "them.",
+            "Keep the model's files in the page cache while it is not loaded, so that its next "
+            "load does not read the disk. lswap reads them at start, after an unload, and again "
+            "when the kernel has dropped them.",
             True,
         ),
     ] = False
     resume: Annotated[
         bool,
         plain(
-            "Go on with an answer whose client has left, if it carries X-Conversation-Id, as those "
-            "of llama.cpp's web UI do: they can be read again.",
+            "Continue an answer after its client has disconnected, if the request has "
+            "X-Conversation-Id (llama.cpp's web UI sends it). The client can then read the answer "
+            "again.",
             False,
         ),
     ] = True
     metadata: Annotated[
         dict[str, str | int | float | bool],
-        key("Anything to show in /v1/models.", METADATA, {"note": "for the team"}),
+        key("Any values to show in /v1/models.", METADATA, {"note": "for the team"}),
     ] = field(default_factory=dict)
     unlisted: Annotated[
         bool,
         plain(
-            "Leave it and its other names out of lists of models (/v1/models, /models, "
-            "/api/tags, the web UI); requests for it are still answered.",
+            "Leave the model and its other names out of lists (/v1/models, /models, /api/tags, "
+            "the web UI). Requests for it are still answered.",
             True,
         ),
     ] = False
@@ -266,26 +294,28 @@ class Defaults(Record, frozen=True):
 class Variant(Record, frozen=True):
     """Another way to run a preset: what it says wins, args are merged option by option."""
 
-    name: Annotated[str, key("How it is called in logs and answers.", NAME, "lean")]
+    name: Annotated[str, key("The variant's name in logs and answers.", NAME, "lean")]
     args: Annotated[
         dict[str, Argument],
-        key("llama-server's options that differ.", ARGS, {"n-cpu-moe": 20}),
+        key("llama-server's options that differ from the model's.", ARGS, {"n-cpu-moe": 20}),
     ] = field(default_factory=dict)
     extra: Annotated[
         tuple[str, ...] | None,
-        key("The raw words, instead of the preset's.", or_null(EXTRA), ["--top-k", "20"]),
+        key("The `extra` words, instead of the model's.", or_null(EXTRA), ["--top-k", "20"]),
     ] = None
     memory: Annotated[
         dict[str, int] | None,
         key(
-            "What it needs per device, instead of what the preset declares.",
+            "How much memory the variant needs on each device, instead of the model's `memory`.",
             or_null(SIZES),
             {"CUDA0": "6GiB", "host": "8GiB"},
         ),
     ] = None
     device: Annotated[
         Literal["auto"] | tuple[str, ...] | None,
-        key("Where it may run, instead of where the preset may.", or_null(DEVICES), "CUDA1"),
+        key(
+            "Where the variant may run, instead of the model's `device`.", or_null(DEVICES), "CUDA1"
+        ),
     ] = None
 
 
@@ -304,8 +334,8 @@ class Preset(Defaults, frozen=True, kw_only=True):
     hf: Annotated[
         str | None,
         key(
-            "Instead of `model`: a repository of Hugging Face, user/repo or user/repo:QUANT, whose "
-            "files are fetched when it is first asked for.",
+            "Instead of `model`: a repository of Hugging Face, user/repo or user/repo:QUANT. Its "
+            "files are downloaded at the first request.",
             or_null(TEXT),
             "Qwen/Qwen3-8B-GGUF:Q4_K_M",
         ),
@@ -313,9 +343,9 @@ class Preset(Defaults, frozen=True, kw_only=True):
     cmd: Annotated[
         Command | None,
         key(
-            "Instead of `model`: any program that speaks HTTP, as a list of words. {port} is where "
-            "it has to listen at 127.0.0.1, {socket} a unix socket instead; it runs in this file's "
-            "folder.",
+            "Instead of `model`: any program that speaks HTTP, as a list of words. It has to "
+            "listen on port {port} of 127.0.0.1, or on the unix socket {socket}. It runs in this "
+            "file's folder.",
             COMMAND,
             ["whisper-server", "--port", "{port}", "-m", "models/ggml-large.bin"],
         ),
@@ -323,8 +353,8 @@ class Preset(Defaults, frozen=True, kw_only=True):
     ready: Annotated[
         Ready,
         key(
-            "When a program that `cmd` runs is ready: once GET of a path succeeds (http), or once "
-            "a line of its output contains a text or matches it as a regular expression (line).",
+            "When the program of `cmd` is ready. http: a GET of this path succeeds; line: a line "
+            "of its output contains this text, or matches it as a regular expression.",
             READY,
             {"http": "/v1/models"},
             {"line": "listening on"},
@@ -333,8 +363,9 @@ class Preset(Defaults, frozen=True, kw_only=True):
     stop_cmd: Annotated[
         tuple[str, ...],
         key(
-            "Stops a program that `cmd` runs, instead of SIGTERM: a list of words, with {pid} and "
-            "{port} where those go. Its process is killed if it is still there after stop_timeout.",
+            "A command that stops the program of `cmd`, instead of SIGTERM: a list of words, in "
+            "which {pid} and {port} stand for its process and port. A process that is still there "
+            "after stop_timeout is killed.",
             STOP,
             ["docker", "stop", "whisper"],
         ),
@@ -342,17 +373,17 @@ class Preset(Defaults, frozen=True, kw_only=True):
     served_by: Annotated[
         Literal["cmd", "container", "anyone"],
         plain(
-            "Which process may hold the port of a program that `cmd` runs. While another process "
-            "holds it, the program gets no request. cmd: the program itself or what it started; "
+            "Which process may hold the port of the program of `cmd`. While another process holds "
+            "it, the program gets no request. cmd: the program itself or what it started; "
             "container: also a process of root or of the user that runs lswap, for a container or "
-            "a service that cmd only talks to; anyone: lswap does not look. A program that listens "
-            "on a unix socket (`{socket}`) needs no such look.",
+            "a service that cmd only talks to; anyone: lswap does not check. With a unix socket "
+            "(`{socket}`) lswap does not need to check.",
             "container",
         ),
     ] = "cmd"
     engine: Annotated[
         EngineSpec,
-        key("Which llama-server, if not the top-level one.", ENGINE, {"backend": "cpu"}),
+        key("Which llama-server to use, if not the top-level one.", ENGINE, {"backend": "cpu"}),
     ] = "auto"
     when_full: Annotated[
         str,
@@ -364,11 +395,11 @@ class Preset(Defaults, frozen=True, kw_only=True):
         ),
     ] = "wait"
     aliases: Annotated[
-        tuple[str, ...], key("Other names it answers to.", NAMES, ["gpt-4o-mini"])
+        tuple[str, ...], key("Other names of the model.", NAMES, ["gpt-4o-mini"])
     ] = ()
     variants: Annotated[
         tuple[Variant, ...],
-        plain("Several ways to run it, the best first, each with the keys that differ."),
+        plain("Several ways to run the model, the best first, each with the keys that differ."),
     ] = ()
     variant: str = ""  # of which of them this is the merged preset; no key either
 

@@ -48,12 +48,12 @@ from llamaswap_py.units import GIB, KIB, MIB
 
 
 class KeepKv(Record, frozen=True):
-    """What `keep_kv` of the presets may take."""
+    "What the `keep_kv` of all models may take together."
 
     limit: Annotated[
         int,
         key(
-            "Most bytes of conversations kept at once; of more the oldest go.",
+            "How many bytes of conversations are kept at once. Above that, the oldest are deleted.",
             POSITIVE_SIZE,
             "16GiB",
         ),
@@ -61,8 +61,9 @@ class KeepKv(Record, frozen=True):
     dir: Annotated[
         str | None,
         key(
-            "Folder for them. auto: main memory ($XDG_RUNTIME_DIR or /dev/shm, whichever has room "
-            "for `limit`; given back as soon as a model needs it), else $XDG_CACHE_HOME.",
+            "Folder for the conversations. auto: main memory ($XDG_RUNTIME_DIR or /dev/shm, "
+            "whichever has room for `limit`), else $XDG_CACHE_HOME. A model that needs the main "
+            "memory gets it back at once.",
             or_word("auto", PATH),
             "/mnt/nvme/lswap",
         ),
@@ -70,7 +71,7 @@ class KeepKv(Record, frozen=True):
     timeout: Annotated[
         float,
         key(
-            "Longest that keeping them may hold up an eviction, and bringing them back a load.",
+            "How long saving conversations may delay an unload, and restoring them a load.",
             DURATION,
             "10s",
         ),
@@ -83,7 +84,8 @@ class Memory(Record, frozen=True):
     margin: Annotated[
         PerDevice,
         key(
-            "Left free on every device, always; or per device (1GiB on those not named).",
+            "How much memory is always left free: one size for every device, or one per device "
+            "(1GiB on those not named).",
             MARGIN,
             "2GiB",
             {"CUDA0": "2GiB", "host": "4GiB"},
@@ -92,7 +94,7 @@ class Memory(Record, frozen=True):
     devices: Annotated[
         dict[str, int] | None,
         key(
-            "How much memory each device has: auto asks the machine; a mapping declares it "
+            "How much memory each device has. auto: ask the machine; a mapping declares it "
             "(containers, WSL, tests).",
             BUDGETS,
             {"CUDA0": "24GiB", "host": "64GiB"},
@@ -100,13 +102,17 @@ class Memory(Record, frozen=True):
     ] = None
     settle: Annotated[
         float,
-        key("How long a stopped child's memory may take to show up as free.", DURATION, "10s"),
+        key(
+            "How long to wait until the memory of a stopped model shows up as free.",
+            DURATION,
+            "10s",
+        ),
     ] = 5.0
     cache_ram: Annotated[
         int,
         key(
-            "llama-server's prompt cache, per child, charged to host; 0 turns it off "
-            "(llama-server's own default is 8 GiB).",
+            "Size of llama-server's prompt cache, for each loaded model. It counts as host "
+            "memory. 0 turns it off (llama-server's own default is 8 GiB).",
             SIZE,
             "4GiB",
         ),
@@ -114,21 +120,23 @@ class Memory(Record, frozen=True):
     read_ahead: Annotated[
         Literal["auto", "off"],
         plain(
-            "auto: read the files of a model that waits for memory into the page cache, as far as "
-            "free host memory goes, until its load begins.",
+            "auto: while a model waits for memory, read its files into the page cache, as far as "
+            "host memory is free. off: do not.",
             "off",
         ),
     ] = "auto"
     host_cache: Annotated[
         int | None,
         key(
-            "Most bytes of model files that `keep_in_ram` keeps in the page cache; null: as much "
+            "How many bytes of model files `keep_in_ram` keeps in the page cache; null: as many "
             "as host memory has free.",
             or_null(SIZE),
             "32GiB",
         ),
     ] = None
-    keep_kv: Annotated[KeepKv, plain("What `keep_kv` of the presets may take.")] = KeepKv()
+    keep_kv: Annotated[KeepKv, plain("What the `keep_kv` of all models may take together.")] = (
+        KeepKv()
+    )
 
 
 Mistake: TypeAlias = tuple[str, str, str]
@@ -157,7 +165,7 @@ class Queue(Record, frozen=True):
     """Requests that wait for a model."""
 
     limit: Annotated[
-        int, plain("Most requests that may wait for one preset; more get 429.", 64, ge=1)
+        int, plain("How many requests may wait for one model; more get 429.", 64, ge=1)
     ] = 512
     timeout: Annotated[
         float, key("How long a request may wait before it gets 503.", POSITIVE_DURATION, "5m")
@@ -165,22 +173,26 @@ class Queue(Record, frozen=True):
 
 
 class Policy(Record, frozen=True):
-    """Who is loaded, and who waits how long."""
+    "Which models are loaded, and how long requests wait."
 
     max_loaded: Annotated[
-        int, plain("Most models loaded at once; 0: memory alone decides.", 2, ge=0)
+        int, plain("How many models may be loaded at once; 0: only memory decides.", 2, ge=0)
     ] = 0
     max_wait: Annotated[
         float,
         key(
-            "After this wait the models in a request's way take no more requests.", DURATION, "20s"
+            "When a request has waited this long, the busy models whose memory it needs accept no "
+            "new requests, so that its turn comes.",
+            DURATION,
+            "20s",
         ),
     ] = 60.0
     when_full: Annotated[
         str,
         key(
-            "What a request gets when something has to leave for it, where its preset says "
-            "nothing: wait for a turn; refuse: 503 at once; or another model answers.",
+            "What a request gets if another model has to be unloaded for it: wait for its turn, "
+            "refuse (503 at once), or a substitute: another model answers. A model's own "
+            "`when_full` comes before this.",
             WHEN_FULL,
             "refuse",
             {"substitute": "loaded"},
@@ -190,8 +202,8 @@ class Policy(Record, frozen=True):
     detached_timeout: Annotated[
         float,
         key(
-            "How long an answer goes on for a client that left and may come back (`resume`); 10s, "
-            "if less, once somebody waits for the memory.",
+            "How long an answer continues after its client has disconnected, if the client may "
+            "come back (`resume`). At most 10s once another request waits for the memory.",
             DURATION,
             "30s",
         ),
@@ -213,36 +225,40 @@ class Waiting(Record, frozen=True):
     notice: Annotated[
         float,
         key(
-            "Silence before a waiting stream gets its first comment line.", POSITIVE_DURATION, "5s"
+            "How long a stream waits in silence before it gets its first comment line.",
+            POSITIVE_DURATION,
+            "5s",
         ),
     ] = 10.0
     json: Annotated[
         Literal["none", "whitespace"],
         plain(
-            "What clients get that wait for an answer in one piece. whitespace: blanks before it, "
-            "which are legal JSON and keep proxies from giving up; failures then come with "
-            "status 200."
+            "whitespace: send spaces while a client waits for an answer that is not a stream, so "
+            "that proxies do not time out. The spaces are legal JSON, but errors then arrive with "
+            "status 200. none: send nothing."
         ),
     ] = "none"
 
 
 class Log(Record, frozen=True):
-    """lswap's own log, and its children's."""
+    "lswap's own log, and the output of the models' processes."
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], plain("The least important lines shown.")
+        Literal["debug", "info", "warning", "error"], plain("The lowest level that is logged.")
     ] = "info"
     format: Annotated[
         Literal["auto", "pretty", "json"],
         plain(
-            "pretty is for people, with colours on a terminal; auto is that, or what systemd's "
-            "journal reads (levels, and no time)."
+            "pretty: for people, with colours on a terminal; json: one object for each line; "
+            "auto: pretty, but under systemd with levels and without times, as its journal reads "
+            "them."
         ),
     ] = "auto"
     dir: Annotated[
         str | None,
         key(
-            "Folder for the children's output; null keeps the last lines in memory only.",
+            "Folder for the output of the models' processes; null: keep the last lines in memory "
+            "only.",
             or_null(PATH),
             "/var/log/lswap",
         ),
@@ -250,8 +266,8 @@ class Log(Record, frozen=True):
     rotate: Annotated[
         int | None,
         key(
-            "A model's file in `dir` that has grown to this becomes FILE.1; three old ones are "
-            "kept. null: it grows for ever.",
+            "When a model's file in `dir` has grown to this size, it is renamed to FILE.1. Three "
+            "old files are kept. null: the file grows for ever.",
             or_null(POSITIVE_SIZE),
             "10MiB",
         ),
@@ -269,9 +285,9 @@ class Limits(Record, frozen=True):
     body_memory: Annotated[
         int | None,
         key(
-            "Most memory that large bodies of open requests may take together. What does not fit "
-            "gets 503. One key may take half. auto: an eighth of main memory, but at least four "
-            "times the larger of `body` and `upload`.",
+            "How much memory the large bodies of open requests may take together. A request "
+            "beyond it gets 503. One key may take half. auto: an eighth of main memory, but at "
+            "least four times the larger of `body` and `upload`.",
             or_word("auto", POSITIVE_SIZE),
             "4GiB",
         ),
@@ -279,9 +295,10 @@ class Limits(Record, frozen=True):
     connections: Annotated[
         int | None,
         word(
-            "Most connections of clients at once. auto: half of the files that lswap may open, "
-            "after a reserve for its children; a higher number is lowered to that. One key may "
-            "have half. If none is left, lswap closes some on which it waits for the client.",
+            "How many connections clients may have at once. auto: half of the files that lswap "
+            "may open, after a reserve for the models; a higher number is lowered to that. One "
+            "key may have half. If none is left, lswap closes some on which it waits for the "
+            "client.",
             "auto",
             ge=8,
         ),
@@ -296,8 +313,8 @@ class Limits(Record, frozen=True):
     stall: Annotated[
         float,
         key(
-            "How long a client may take nothing at all of an answer that waits for it; a slow one "
-            "is let be.",
+            "How long a client may read nothing of its answer before the connection is closed. A "
+            "client that reads slowly is not cut off.",
             POSITIVE_DURATION,
             "1h",
         ),
@@ -305,8 +322,8 @@ class Limits(Record, frozen=True):
     max_in_flight: Annotated[
         int,
         plain(
-            "Most requests that one key, or one address without a key, may have open at once; "
-            "further ones get 429. A key's own `max_in_flight` comes before this; 0: no limit.",
+            "How many requests one key, or one address without a key, may have open at once; more "
+            "get 429. A key's own `max_in_flight` comes before this; 0: no limit.",
             256,
             ge=0,
         ),
@@ -327,50 +344,58 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = (Endpoint(host="127.0.0.1", port=8080),)
     allow_unauthenticated: Annotated[
-        bool, plain("Needed to listen where other machines can connect.", True)
+        bool,
+        plain(
+            "Let other machines connect without a key. Without keys, lswap does not start on an "
+            "address that they can reach unless this is true.",
+            True,
+        ),
     ] = False
     allowed_hosts: Annotated[
         tuple[str, ...],
         key(
-            "Names this server may be addressed by, besides IP addresses, localhost and the "
-            "machine's own names.",
+            "Host names by which clients may address lswap, besides IP addresses, localhost and "
+            "the machine's own names.",
             HOSTS,
             ["gpubox.lan"],
         ),
     ] = ()
     keys: Annotated[
-        Keys, plain("Who may use this server; without a file everybody who reaches it.")
+        Keys, plain("Who may use lswap; without a key file, everybody who reaches it.")
     ] = Keys()
-    cors: Annotated[Cors, plain("Pages of other origins that may use this server.")] = Cors()
+    cors: Annotated[Cors, plain("Web pages of other origins that may use lswap.")] = Cors()
     limits: Annotated[Limits, plain("What a client may send.")] = Limits()
     default_model: Annotated[
-        str | None, key("The model of requests that name none.", or_null(TEXT), "qwen3-8b")
+        str | None, key("The model for requests that do not name one.", or_null(TEXT), "qwen3-8b")
     ] = None
     ui: Annotated[
         str,
         key(
-            "What browsers get at /: auto, the web UI that llama-server brings along; none; or the "
-            "folder of another one.",
+            "What browsers get at /. auto: llama-server's web UI; none: no UI; or the folder of "
+            "another UI.",
             UI,
             "none",
             "~/my-ui",
         ),
     ] = "auto"
     autoload: Annotated[
-        bool, plain("Load a model when a request needs it; false: only on command.", False)
+        bool,
+        plain(
+            "Load a model when a request needs it; false: only by `lswap load` and the like.", False
+        ),
     ] = True
     capture: Annotated[
         Literal["off", "on"],
         plain(
-            "on: store prompts and answers, a line of JSON each, in "
-            "`$XDG_STATE_HOME/lswap/captures` for their owner's eyes only.",
+            "on: store prompts and answers, one line of JSON for each request, in "
+            "`$XDG_STATE_HOME/lswap/captures`. Only the user that runs lswap can read them.",
             "on",
         ),
     ] = "off"
     allow_args: Annotated[
         bool,
         plain(
-            "Let an administrator load a model with other arguments than the file's "
+            "Let clients with an admin key load a model with other arguments than the file's "
             "(`POST /lswap/v1/models/{id}/load`).",
             True,
         ),
@@ -378,58 +403,66 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     allow_media_urls: Annotated[
         bool,
         plain(
-            "Let llama-server fetch media that requests name by http(s):// URLs, anywhere.", True
+            "Let llama-server fetch images, sounds and videos that requests name by http(s):// "
+            "URLs, from any address.",
+            True,
         ),
     ] = False
     engine: Annotated[
         EngineSpec,
         key(
-            "Which llama-server: auto, a path, or {build, backend} of an installed one.",
+            "Which llama-server to use: auto, a path, or {build, backend} of an installed one.",
             ENGINE,
             "~/llama.cpp/build/bin/llama-server",
             {"build": "b11434", "backend": "cuda"},
         ),
     ] = "auto"
     env: Annotated[
-        dict[str, str], key("Environment variables of every child.", ENV, {"OMP_NUM_THREADS": "8"})
+        dict[str, str], key("Environment variables for all models.", ENV, {"OMP_NUM_THREADS": "8"})
     ] = field(default_factory=dict)
     memory: Annotated[Memory, plain("What may be used of each device.")] = Memory()
-    policy: Annotated[Policy, plain("Who is loaded, and who waits how long.")] = Policy()
+    policy: Annotated[Policy, plain("Which models are loaded, and how long requests wait.")] = (
+        Policy()
+    )
     waiting: Annotated[Waiting, plain("What a client sees while its request waits.")] = Waiting()
-    log: Annotated[Log, plain("lswap's own log, and its children's.")] = Log()
-    defaults: Annotated[Defaults, plain("What every preset starts from.")] = Defaults()
-    models: Annotated[dict[str, Preset], plain("The presets, by the name clients ask for.")]
+    log: Annotated[Log, plain("lswap's own log, and the output of the models' processes.")] = Log()
+    defaults: Annotated[
+        Defaults, plain("Settings for all models; a model's own keys override them.")
+    ] = Defaults()
+    models: Annotated[dict[str, Preset], plain("The models, by the name that clients ask for.")]
     model_dirs: Annotated[
         tuple[str, ...],
         key(
-            "Folders whose GGUF files become presets, by their names: a folder or shards are one "
-            "model, mmproj* its projector. An entry of `models` for a file wins; an entry "
-            "without a file holds settings for the model of its name.",
+            "Folders whose GGUF files become models. `x.gguf` is named `x`; a folder that holds "
+            "one model, or its shards, gives the folder's name; mmproj* is the projector. An "
+            "entry of `models` for the same file wins; an entry without a file has settings for "
+            "the model of its name.",
             PATHS,
             ["~/models"],
         ),
     ] = ()
 
     aliases: Annotated[
-        dict[str, Alias], plain("Names that are no preset's own, and choose among several.")
+        dict[str, Alias],
+        plain("Names that stand for several models; lswap chooses one for each request."),
     ] = field(default_factory=dict)
     list_aliases: Annotated[
         bool,
         plain(
-            "List every name that clients can use, also "
-            "`aliases` and names of `request.per_name`. false: list only the presets.",
+            "List every name that clients can use, also `aliases` and names of "
+            "`request.per_name`. false: list only the names of `models`.",
             False,
         ),
     ] = True
     groups: Annotated[
-        dict[str, Group], plain("Presets that have to do with each other, by a name of yours.")
+        dict[str, Group], plain("Models that must not be loaded together, by a name of yours.")
     ] = field(default_factory=dict)
 
     vars: Annotated[
         dict[str, str | int | float | bool],
         key(
-            "Names for what the file says more than once: ${root} stands for it in any value, "
-            "${env.HOME} for the environment's, $${ for ${ itself.",
+            "Values that the file uses more than once: ${root} stands for `root` in any value, "
+            "${env.HOME} for an environment variable, $${ for ${ itself.",
             METADATA,
             {"root": "~/models"},
         ),

@@ -12,9 +12,9 @@ BEGIN: Final = "<!-- The tables from here on are made by scripts/configuration_r
 _TOP: Final = "The file"
 _PRESET: Final = "models.NAME"
 _SECTIONS: Final = {
-    _TOP: "Keys of the top level that are no mappings of their own.",
-    _PRESET: "One preset. Those that `defaults` has too are inherited from there.",
-    "models.NAME.variants[]": "Several ways to run one preset; each says what differs.",
+    _TOP: "Top-level settings.",
+    _PRESET: "One model. Keys that `defaults` has, too, are inherited from there.",
+    "models.NAME.variants[]": "Several ways to run one model; each has only the keys that differ.",
 }
 _ONE_OF: Final = {"models": "this or `model_dirs`", "models.NAME.model": "this, `hf` or `cmd`"}
 """Keys of which one has to be there."""
