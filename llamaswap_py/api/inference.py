@@ -6,7 +6,7 @@ import asyncio
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from llamaswap_py.api.body import NOTHING, Ask, filter_body, read_ask
 from llamaswap_py.api.capture import Tap
@@ -135,30 +135,6 @@ async def translated(
     what is not a stream.
     """
     await _to_instance(call, preset, request, translate=translate, answer=answer)
-
-
-async def resumed(call: Call, conversation: Conversation) -> None:
-    """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
-    conversations = call.supervisor.conversations
-    head, lease = call.exchange.head, conversation.lease
-    target = conversation.path  # of which a child knows more than the client
-    if (start := call.query.get("from")) is not None:
-        target += f"&from={quote(start, safe='')}"
-    request = build_request(call, target, await call.exchange.read_body(0))
-    if lease is None or not conversations.attach(conversation, call.id, lambda r: cut(call, r)):
-        await read(call, conversation.preset, request)
-        return
-    call.granted(lease)
-    whole = False
-    try:
-        result = await send(call, lease, request)
-        whole = result.outcome is Outcome.COMPLETE and result.status == 200 and head.method == "GET"
-    finally:
-        conversations.detach(conversation, call.id, whole=whole)
-    if not result.status and not call.exchange.finished:
-        if call.cancelled is not None:
-            raise call.cancelled
-        raise upstream_failed(f"{conversation.preset} did not answer: {result.error}")
 
 
 async def _to_instance(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api import inference, llama_cpp, metrics, openai, pages
+from llamaswap_py.api import inference, llama_cpp, metrics, openai, pages, resumable
 from llamaswap_py.api.admin import control, events, openapi, reservations
 from llamaswap_py.api.counters import OTHER
 from llamaswap_py.api.errors import Family
@@ -80,10 +80,10 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     },
     **_post(Route(llama_cpp.load, starts=True), "/models/load"),
     **_post(_FREE(llama_cpp.unload, right="unload"), "/models/unload"),
-    **_post(_FREE(llama_cpp.look_up), "/v1/streams/lookup"),
+    **_post(_FREE(resumable.look_up), "/v1/streams/lookup"),
     "/v1/stream": {
-        "GET": _FREE(llama_cpp.resume, retry=True),
-        "DELETE": _FREE(llama_cpp.stop),
+        "GET": _FREE(resumable.resume, retry=True),
+        "DELETE": _FREE(resumable.stop),
     },
     **_get(Route(events.router_events), "/models/sse"),
     "/cors-proxy": {"GET": Route(llama_cpp.cors_proxy), "POST": Route(llama_cpp.cors_proxy)},
