@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.api import pages, routes
 from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
-from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.counters import Counters
 from llamaswap_py.api.errors import draining
 from llamaswap_py.api.fast_path import Express
 from llamaswap_py.api.read_body import refuse_coded_body
@@ -59,7 +59,7 @@ class App:
             Access(keys, places),
             places,
             Bodies(),
-            Traffic(),
+            Counters(),
             Turns(),
             routes.route_of,
         )
@@ -186,9 +186,9 @@ class App:
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began
         route = call.meaning.template
-        self.services.traffic.note(call.model, route, call.status, total)
+        self.services.counters.count_request(call.model, route, call.status, total)
         if call.first_byte_at:
-            self.services.traffic.note_answer(
+            self.services.counters.count_answer(
                 call.model, call.first_byte_at - call.began, call.tail
             )
         feed = self.services.supervisor.happenings
@@ -196,13 +196,13 @@ class App:
             told = {"id": call.id, "model": call.model, "client": call.client, "route": route}
             feed.publish("request", {**told, "status": call.status, "seconds": round(total, 3)})
         if call.leased:
-            self.services.traffic.note_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
+            self.services.counters.count_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
         if error.status in _LATER:
             reason = str(error.details.get("reason", error.code))
-            self.services.traffic.note_refusal(reason, "" if call.key is None else call.key.name)
+            self.services.counters.count_refusal(reason, "" if call.key is None else call.key.name)
         exchange = call.exchange
         if exchange.response_started and not _goes_on(exchange):
             raise cause or error

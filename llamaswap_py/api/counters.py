@@ -55,7 +55,7 @@ class Histogram:
         return found
 
 
-class Traffic:
+class Counters:
     """What happened since the start, by model; `""` is a request that reached no known model."""
 
     def __init__(self) -> None:
@@ -70,17 +70,17 @@ class Traffic:
         self.load: dict[str, Histogram] = defaultdict(Histogram)
         self.total: dict[str, Histogram] = defaultdict(Histogram)
 
-    def note(self, model: str, route: str, status: int, total: float) -> None:
+    def count_request(self, model: str, route: str, status: int, total: float) -> None:
         """Count one request that has ended, after `total` seconds."""
         key = (model, route, status)
         self.requests[key] = self.requests.get(key, 0) + 1
         self.total[model].observe(total)
 
-    def note_refusal(self, reason: str, key: str) -> None:
+    def count_refusal(self, reason: str, key: str) -> None:
         """Count one request that was told to come back later."""
         self.refusals[reason, key] = self.refusals.get((reason, key), 0) + 1
 
-    def note_answer(self, model: str, first_byte: float, tail: bytes) -> None:
+    def count_answer(self, model: str, first_byte: float, tail: bytes) -> None:
         """Count one child's answer: seconds to its first byte, and the tokens its end tells."""
         self.first_byte[model].observe(first_byte)
         if tail:
@@ -90,7 +90,7 @@ class Traffic:
             if answer:
                 self.tokens_out[model] += answer
 
-    def note_wait(self, model: str, queue: float, load: float) -> None:
+    def count_wait(self, model: str, queue: float, load: float) -> None:
         """Count what one leased request waited, in seconds."""
         self.queue[model].observe(queue)
         self.load[model].observe(load)

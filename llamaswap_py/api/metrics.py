@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from llamaswap_py.api.counters import Histogram, Traffic
+    from llamaswap_py.api.counters import Counters, Histogram
     from llamaswap_py.api.request import Call
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.bodies import Bodies
@@ -51,7 +51,7 @@ async def scrape(call: Call) -> None:
     happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)
     body, content_type = render(
-        call.services.traffic,
+        call.services.counters,
         call.supervisor.snapshot(),
         happened,
         children,
@@ -67,7 +67,7 @@ async def scrape(call: Call) -> None:
 
 
 def render(
-    traffic: Traffic,
+    counters: Counters,
     snapshot: Snapshot,
     happened: Mapping[str, Mapping[str, int]],
     children: Mapping[str, str] = MappingProxyType({}),
@@ -79,7 +79,13 @@ def render(
     `happened` counts `stops`, `failures` and `kept_slots`; `children` are expositions of children
     by model; `shows` says which models are shown; `more` are families of others.
     """
-    own = [*_traffic(traffic), *_models(snapshot), *_devices(snapshot), *_happened(happened), *more]
+    own = [
+        *_counters(counters),
+        *_models(snapshot),
+        *_devices(snapshot),
+        *_happened(happened),
+        *more,
+    ]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
     blocks = "Pieces of memory that lswap's objects take: flat in the long run, or something leaks."
     own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
@@ -112,14 +118,14 @@ class _Once:
         return self._families
 
 
-def _traffic(traffic: Traffic) -> Iterator[Metric]:
+def _counters(counters: Counters) -> Iterator[Metric]:
 
     requests = CounterMetricFamily(
         "lswap_requests",
         "Requests that have ended; status 0: the client left before the end of its answer.",
         labels=("model", "route", "status"),
     )
-    for (model, route, status), count in traffic.requests.items():
+    for (model, route, status), count in counters.requests.items():
         requests.add_metric((model, route, str(status)), count)
     yield requests
     refusals = CounterMetricFamily(
@@ -127,22 +133,22 @@ def _traffic(traffic: Traffic) -> Iterator[Metric]:
         "Requests that were told to come back later (429, 503), by reason and name of the key.",
         labels=("reason", "key"),
     )
-    for (reason, key), count in traffic.refusals.items():
+    for (reason, key), count in counters.refusals.items():
         refusals.add_metric((reason, key), count)
     yield refusals
     for name, text, counts in (
-        ("tokens_in", "Tokens of prompts, as the answers told.", traffic.tokens_in),
-        ("tokens_out", "Tokens of answers, as they told.", traffic.tokens_out),
+        ("tokens_in", "Tokens of prompts, as the answers told.", counters.tokens_in),
+        ("tokens_out", "Tokens of answers, as they told.", counters.tokens_out),
     ):
         tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
         for model, total in counts.items():
             tokens.add_metric((model,), total)
         yield tokens
     times: tuple[tuple[str, str, dict[str, Histogram]], ...] = (
-        ("queue", "Time a request waited for its turn.", traffic.queue),
-        ("load", "Time a request waited for its model to load.", traffic.load),
-        ("first_byte", "Time from a request's head to its answer's.", traffic.first_byte),
-        ("request", "Time from a request's head to the end of its answer.", traffic.total),
+        ("queue", "Time a request waited for its turn.", counters.queue),
+        ("load", "Time a request waited for its model to load.", counters.load),
+        ("first_byte", "Time from a request's head to its answer's.", counters.first_byte),
+        ("request", "Time from a request's head to the end of its answer.", counters.total),
     )
     for name, text, by_model in times:
         family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))

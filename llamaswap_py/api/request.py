@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.auth import Access
     from llamaswap_py.api.capture import Captures, Tap
-    from llamaswap_py.api.counters import Traffic
+    from llamaswap_py.api.counters import Counters
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.api_keys import ApiKey, KeyRing, Right
     from llamaswap_py.config.records import Config
@@ -159,7 +159,7 @@ class Services:
     """Who holds the connections that there can be: `serve()` is given it."""
     bodies: Bodies
     """Whose bytes of bodies are in memory, likewise."""
-    traffic: Traffic
+    counters: Counters
     turns: Turns
     """The turns of the event loop that take long, where somebody watches."""
     route_of: Callable[[str, str], Route | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.counters import Counters
 from llamaswap_py.api.metrics import render
 from llamaswap_py.api.routes import template
 from tests.unit.api_fakes import ask, make_snapshot, model_view
@@ -22,16 +22,16 @@ def samples(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def test_requests_times_and_states_are_rendered() -> None:
-    traffic = Traffic()
-    traffic.note("alpha", "/v1/completions", 200, 0.3)
-    traffic.note("alpha", "/v1/completions", 200, 700.0)
-    traffic.note_wait("alpha", 0.0, 2.0)
-    traffic.note_answer("alpha", 0.2, b'"prompt_tokens": 3, "completion_tokens": 5')
+    counters = Counters()
+    counters.count_request("alpha", "/v1/completions", 200, 0.3)
+    counters.count_request("alpha", "/v1/completions", 200, 700.0)
+    counters.count_wait("alpha", 0.0, 2.0)
+    counters.count_answer("alpha", 0.2, b'"prompt_tokens": 3, "completion_tokens": 5')
     for _ in range(2):
-        traffic.note_refusal("displaced", "agents")
+        counters.count_refusal("displaced", "agents")
     snapshot = make_snapshot([model_view("alpha", state="ready", leases=2)])
     happened = {"stops": {"evicted": 2}, "failures": {"crashed": 1}}
-    body, kind = render(traffic, snapshot, happened)
+    body, kind = render(counters, snapshot, happened)
     assert b'lswap_stops_total{reason="evicted"} 2.0' in body
     assert b'lswap_failures_total{class="crashed"} 1.0' in body
     assert b'lswap_tokens_in_total{model="alpha"} 3.0' in body
@@ -80,7 +80,7 @@ def test_the_children_s_figures_are_merged_under_their_models() -> None:
         "# TYPE lswap_loads counter\nlswap_loads_total 99\n"
     )
     children = {"alpha": text, "b": text.replace("3", "4"), "broken": "{{{ no metrics"}
-    body, _ = render(Traffic(), make_snapshot([]), {}, children)
+    body, _ = render(Counters(), make_snapshot([]), {}, children)
     lines = body.decode().splitlines()
     assert 'llamacpp:n_total{model="alpha"} 3.0' in lines
     assert 'llamacpp:n_total{model="b"} 4.0' in lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.api.counters import Traffic
+from llamaswap_py.api.counters import Counters
 from llamaswap_py.api.metrics import render
 from llamaswap_py.api.routes import PATTERNS, ROUTES
 from llamaswap_py.errors import API_CODES
@@ -34,7 +34,7 @@ def test_every_code_is_there_with_its_status(code: str) -> None:
 
 def test_every_metric_is_there() -> None:
     snapshot = make_snapshot([model_view("alpha")])
-    body, _ = render(Traffic(), snapshot, {"stops": {"x": 1}, "failures": {"x": 1}})
+    body, _ = render(Counters(), snapshot, {"stops": {"x": 1}, "failures": {"x": 1}})
     names = re.findall(r"^# TYPE (lswap_\w+) (\w+)", body.decode(), re.MULTILINE)
     assert len(names) > 15
     for name, _ in names:

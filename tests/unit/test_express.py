@@ -132,7 +132,7 @@ async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
                 set(one.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")) for one in (first, sent)
             ]
             assert {one.partition(b":")[0] for one in lines[0] ^ lines[1]} == {b"x-request-id"}
-        counts = stage.app.services.traffic
+        counts = stage.app.services.counters
         assert counts.requests == {("alpha", CHAT, 200): 4}
         assert (counts.tokens_in, counts.tokens_out) == ({"alpha": 20}, {"alpha": 12})
         for kind in (counts.total, counts.first_byte, counts.queue, counts.load):
@@ -277,7 +277,7 @@ async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -
         stage.supervisor.desk.revoke(lease, "drain deadline")
         assert (await client.answer()).status == 200
         assert len(stage.child.requests) == 3
-        assert stage.app.services.traffic.requests == {("alpha", CHAT, 200): 2}
+        assert stage.app.services.counters.requests == {("alpha", CHAT, 200): 2}
 
 
 async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
@@ -321,7 +321,7 @@ async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> N
         await ask(client, request())
         assert (await ask(client, request())).status == 200
         assert stage.begun == [True]
-        assert stage.app.services.traffic.requests == {("alpha", CHAT, 200): 2}
+        assert stage.app.services.counters.requests == {("alpha", CHAT, 200): 2}
 
 
 async def test_a_child_that_dies_halfway(short_dir: Path) -> None:
@@ -352,7 +352,7 @@ async def test_a_client_that_leaves_is_counted_as_gone(short_dir: Path) -> None:
             await until(lambda: len(stage.child.requests) == 2)
             assert stage.begun == [True]
         await eventually(left)
-        assert stage.app.services.traffic.requests == {
+        assert stage.app.services.counters.requests == {
             ("alpha", CHAT, 200): 1,
             ("alpha", CHAT, 0): 1,
         }

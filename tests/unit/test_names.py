@@ -126,7 +126,7 @@ async def meant(exchange: FakeExchange) -> str:
     """Return the preset that a request turned out to be for."""
     app = App(cast("Any", FakeSupervisor(config=CONFIG)))
     await app.handle(cast("Any", exchange))
-    return next(iter(app.services.traffic.requests))[0]
+    return next(iter(app.services.counters.requests))[0]
 
 
 def test_the_table_knows_every_route() -> None:

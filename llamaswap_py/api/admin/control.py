@@ -109,7 +109,7 @@ async def list_requests(call: Call) -> None:
         for one in call.services.calls.values()
         if one.model and call.may_use(one.model) and not one.exchange.head.path.startswith(_OWN)
     ]
-    counts = call.services.traffic
+    counts = call.services.counters
     tokens = {
         model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
         for model in counts.tokens_in.keys() | counts.tokens_out.keys()
