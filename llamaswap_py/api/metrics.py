@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llamaswap_py.children.ask import ask
+from llamaswap_py.llamacpp.slots import METRICS_PREFIX
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.tasks.guard import failures
 
@@ -40,7 +41,6 @@ STATES: Final = (
     *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
     "failed",
 )
-_THEIRS: Final = "llamacpp:"
 
 
 async def scrape(call: Call) -> None:
@@ -238,7 +238,7 @@ def _merged(children: Mapping[str, str]) -> list[Metric]:
         except ValueError:
             continue
         for family in families:
-            if not family.name.startswith(_THEIRS):
+            if not family.name.startswith(METRICS_PREFIX):
                 continue  # lswap's own names are not theirs to use
             known = merged.setdefault(family.name, family)
             samples = [

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from llamaswap_py import __version__
+from llamaswap_py.llamacpp.router_mode import router_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
     from llamaswap_py.snapshot import AliasView, InstanceView, ModelView, Snapshot
     from llamaswap_py.supervisor.model_facts import ModelFacts
-
-# lswap's words -> llama.cpp's (server-models.cpp, server_model_status_to_string).
-_STATUS: Final[dict[str, str]] = {
-    "downloading": "downloading",
-    "loading": "loading",
-    "ready": "loaded",
-    "draining": "loaded",
-    "sleeping": "sleeping",
-}
 
 
 async def list_models(call: Call) -> None:
@@ -116,7 +108,7 @@ def model_object(
     The entry of another name than its id says in `root` which model it means.
     """
     status: dict[str, Any] = {
-        "value": _STATUS.get(model.state, "unloaded"),
+        "value": router_status(model.state),
         "args": list(model.args),
         "preset": preset_ini(model),
     }

@@ -19,6 +19,7 @@ from typing import Final
 from llamaswap_py.children import Child, ChildEvent, ChildExited, ChildLog, ChildReady, ChildSpec
 from llamaswap_py.children.ask import ask
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.router_mode import FILES_ONLY
 from llamaswap_py.storage.files import read_regular
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import MIB
@@ -235,7 +236,7 @@ class Embedded:
             preset="",
             epoch=0,
             binary=str(self.engine),
-            args=("--offline", "--no-models-autoload"),
+            args=FILES_ONLY,
             env={},
             socket_path=self.socket,
             child_mode=False,

@@ -17,6 +17,7 @@ import psutil
 from llamaswap_py.children.ask import get
 from llamaswap_py.children.events import ChildProgress, ChildReady, ChildStalled
 from llamaswap_py.endpoint import Endpoint
+from llamaswap_py.llamacpp.props import read_props
 from llamaswap_py.tasks.guard import keep_going
 
 if TYPE_CHECKING:
@@ -195,20 +196,14 @@ class Load:
                 with anyio.move_on_after(_OVERTAKEN_SECONDS):
                     await self._said_ready.wait()
             tasks.cancel_scope.cancel()
-        props = answer.json() if answer.status == 200 else {}
-        slots = props.get("total_slots")
-        settings = props.get("default_generation_settings")
-        context = settings.get("n_ctx") if isinstance(settings, dict) else None
-        if not isinstance(context, int):
-            meta = self._info.get("meta")
-            context = meta.get("n_ctx") if isinstance(meta, dict) else None
+        props = read_props(answer.json() if answer.status == 200 else {}, self._info)
         assert self._endpoint is not None
         self._emit(
             ChildReady(
                 self._endpoint,
-                slots if isinstance(slots, int) and slots > 0 else 1,
-                context if isinstance(context, int) else None,
-                _inputs(props.get("modalities")),
+                props.slots,
+                props.n_ctx,
+                props.inputs,
                 self._info,
             )
         )
@@ -289,11 +284,3 @@ def find_listener(pid: int) -> Endpoint | None:
         return None
     ports = {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN}
     return Endpoint(port=ports.pop()) if len(ports) == 1 else None
-
-
-def _inputs(modalities: object) -> tuple[str, ...]:
-    """Return what a child takes, in the words of llama.cpp's lists (server-common.cpp)."""
-    if not isinstance(modalities, dict):
-        return ()
-    named = (("vision", "image"), ("audio", "audio"), ("video", "video"))
-    return ("text", *(word for key, word in named if modalities.get(key) is True))

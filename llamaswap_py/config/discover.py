@@ -21,12 +21,15 @@ from msgspec.structs import replace
 
 from llamaswap_py.gguf.sidecars import (
     INFERRED,
-    PROJECTOR,
     bits_of,
     folder_kind,
     home_of,
     sidecar_kind,
 )
+from llamaswap_py.gguf.sidecars import (
+    PROJECTOR as PROJECTOR_KIND,
+)
+from llamaswap_py.llamacpp.path_options import DRAFT_MODEL, PROJECTOR
 from llamaswap_py.units import showable
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-\d{5}", re.DOTALL)
@@ -128,7 +131,7 @@ def add_models(
 
 def preset_of(model: FoundModel) -> dict[str, Any]:
     """Return the keys of a preset that runs a model."""
-    args = {"mmproj": model.projector, "model-draft": model.draft}
+    args = {PROJECTOR: model.projector, DRAFT_MODEL: model.draft}
     given = {name: path for name, path in args.items() if path is not None}
     return {"model": model.file.path, **({"args": given} if given else {})}
 
@@ -164,7 +167,7 @@ def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]
     sets: dict[str, list[GgufFile]] = {}
     projectors, drafts = [], []
     for file, kind in kinds.items():
-        if kind == PROJECTOR:
+        if kind == PROJECTOR_KIND:
             projectors.append(file.path)
         elif kind in INFERRED:
             drafts.append(file.path)

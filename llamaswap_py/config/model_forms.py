@@ -44,7 +44,8 @@ from llamaswap_py.config.yaml_tree import (
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.llamacpp.env_variables import RESERVED
-from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, long_name
+from llamaswap_py.llamacpp.options import long_name
+from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

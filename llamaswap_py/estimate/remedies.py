@@ -15,7 +15,16 @@ from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
 from llamaswap_py.estimate.formula import context_of
 from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
-from llamaswap_py.llamacpp.memory_settings import names_of, read_settings
+from llamaswap_py.llamacpp.memory_settings import (
+    CACHE_RAM,
+    names_of,
+    option_words,
+    read_settings,
+    unmapped,
+    with_context,
+    with_experts_on_host,
+    with_layers_on_card,
+)
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate.estimator import Estimator
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
 BOUND: Final = 15.0
 """Seconds for all remedies of one preset; those found by then are named."""
 _MAPPED: Final = "mapped pages of moved weights"
-_KEYS: Final = {"cache-ram": "memory.cache_ram"}
+_KEYS: Final = {CACHE_RAM: "memory.cache_ram"}
 """Options that the file says elsewhere than in `args`."""
 Args: TypeAlias = Mapping[str, str]
 
@@ -119,9 +128,9 @@ class Remedies:
         settings = read_settings(self._wanted.args)
         found: list[Args] = []
         if settings.mapped and (unknown or _MAPPED in held):
-            found.append({"load-mode": "none"} if self._has("load-mode") else {"no-mmap": "true"})
+            found.append(unmapped(self._has))
         if settings.prompt_cache and (unknown or PROMPT_CACHE in held):
-            found.append({"cache-ram": "0"})
+            found.append({CACHE_RAM: "0"})
         return [one for one in found if self._may(one)]
 
     def _contexts(self, header: Header) -> list[Args]:
@@ -131,7 +140,7 @@ class Remedies:
         unified = context_of(header, settings).streams == 1
         least = USUAL[0] * (1 if unified else settings.slots)
         steps = [one for one in reversed(USUAL) if least <= one < now]
-        return [one for step in steps if self._may(one := {"ctx-size": str(step)})]
+        return [one for step in steps if self._may(one := with_context(step))]
 
     def _layers(self, header: Header) -> list[Args]:
         """Return what may leave the cards: experts first, then layers, a quarter at a time."""
@@ -140,9 +149,9 @@ class Remedies:
         layers = header.integer("block_count")
         steps: list[Args] = []
         if header.integer("expert_count"):
-            steps += [{"n-cpu-moe": str(layers * part // 4)} for part in (1, 2, 3, 4)]
+            steps += [with_experts_on_host(layers * part // 4) for part in (1, 2, 3, 4)]
         else:
-            steps += [{"n-gpu-layers": str(layers * part // 4)} for part in (3, 2, 1)]
+            steps += [with_layers_on_card(layers * part // 4) for part in (3, 2, 1)]
         return [one for one in steps if self._may(one)]
 
     async def _largest(self, args: Args, steps: Sequence[Args]) -> list[Leaner]:
@@ -159,7 +168,7 @@ class Remedies:
     async def _need(self, args: Args) -> Leaner:
         key = tuple(sorted(args.items()))
         if key not in self._tried:
-            words = [word for name, value in args.items() for word in _option(name, value)]
+            words = [word for name, value in args.items() for word in option_words(name, value)]
             wanted = replace(self._wanted, args=(*self._wanted.args, *words), declared=None)
             takes = dict((await self._estimator.work_out(wanted)).footprint)
             for device, more in self._beyond.items():
@@ -175,7 +184,3 @@ class Remedies:
 
     def _may(self, args: Args) -> bool:
         return all(self._has(name) and name not in self._fixed for name in args)
-
-
-def _option(name: str, value: str) -> tuple[str, ...]:
-    return (f"--{name}",) if value == "true" else (f"--{name}", value)

@@ -13,32 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.variables import option_of
-from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX
+from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX, RESERVED, option_of
 from llamaswap_py.llamacpp.options import (
-    PATH_LISTS,
-    PATH_OPTIONS,
+    REPEATED,
+    WITHOUT_LOSS,
     OptionTable,
     long_name,
     owned,
     plain_name,
 )
+from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _COMMENT: Final = re.compile(r"^[^\S\n]*#.*$", re.MULTILINE)
 _CONTINUED: Final = re.compile(r"\\[^\S\n]*(?:\n|\Z)")
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
-# Options that may stand several times, each adding to the ones before.
-_REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
 _CARDS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
 
 _NO_OPTION: Final = "left out: a word that belongs to no option"
-# What lswap sets by itself, so that losing it loses nothing.
-_SILENT: Final = frozenset(
-    {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
-    | {"log-timestamps", "log-disable", "log-jsonl", "reuse-port", "webui"}
-)
 
 
 def split_command(text: str) -> list[str]:
@@ -167,7 +160,7 @@ def _take_key(
     elif long_name(plain_name(option).removeprefix("no-")) == "webui":
         pass  # lswap has the one UI for all
     elif (mine := owned(option)) is not None:
-        if plain_name(option).removeprefix("no-") not in _SILENT and name not in _SILENT:
+        if plain_name(option).removeprefix("no-") not in WITHOUT_LOSS and name not in WITHOUT_LOSS:
             instead = "" if mine.instead.startswith("remove it") else f"; {mine.instead}"
             draft.note(f"{place}.{option}", f"left out: {mine.reason}{instead}", value)
     else:
@@ -220,7 +213,7 @@ def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, plac
             preset["device"] = "host"
         elif name == "CUDA_DEVICE_ORDER":
             continue  # lswap numbers cards by bus id, always
-        elif name.startswith(("LLAMA_API_KEY", "LLAMA_SERVER_", "XDG_CONFIG_HOME")):
+        elif name.startswith(tuple(RESERVED)):
             draft.note(place, f"the variable {name} is lswap's own")
         else:
             kept[name] = value
@@ -244,7 +237,7 @@ def _add(args: dict[str, Any], name: str, text: str | None) -> None:
         args[name] = value
     elif isinstance(args[name], list):
         args[name].append(value)
-    elif long_name(name) in _REPEATED:
+    elif long_name(name) in REPEATED:
         args[name] = [args[name], value]
     else:
         args[name] = value  # llama-server takes the last one

@@ -9,7 +9,8 @@ from typing import Any, Final
 import yaml
 
 from llamaswap_py.importing.notes import merged
-from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, OptionTable, long_name, table_of
+from llamaswap_py.llamacpp.options import OptionTable, long_name, table_of
+from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
 _WIDTH: Final = 1_000
 _TOP: Final = ("policy", "log", "memory", "defaults", "aliases", "groups")

@@ -13,8 +13,10 @@ from typing import Any, Final
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.variables import option_of
+from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX, option_of
 from llamaswap_py.llamacpp.options import (
+    ONLY_NEGATED,
+    SWITCHES,
     Option,
     OptionTable,
     is_negation,
@@ -22,6 +24,7 @@ from llamaswap_py.llamacpp.options import (
     plain_name,
     table_of,
 )
+from llamaswap_py.llamacpp.router_mode import OF_ROUTER, PRESET_ONLY
 
 _HEADER: Final = re.compile(r"\[[ \t]*([^\]]+?)[ \t]*\][ \t]*(?:[;#].*)?")
 _ENTRY: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(.*?)[ \t]*")
@@ -30,25 +33,6 @@ _HUB: Final = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 _TAG: Final = re.compile(r"[-.]([A-Za-z0-9_]+)$")
 _TRUE: Final = frozenset({"on", "enabled", "true", "1"})
 _FALSE: Final = frozenset({"off", "disabled", "false", "0"})
-# Without an engine to ask: its switches; of other options `true` or `1` is a value.
-_SWITCHES: Final = frozenset(
-    {"jinja", "mmap", "mlock", "kv-offload", "kv-unified", "embeddings", "reranking", "warmup"}
-    | {"cont-batching", "repack", "op-offload", "swa-full", "cache-prompt", "context-shift"}
-    | {"webui", "offline", "check-tensors", "cpu-moe", "props", "direct-io", "mmproj-auto"}
-    | {"mmproj-offload", "prefill-assistant", "special", "perf", "escape", "metrics", "slots"}
-    | {"mmproj", "cache-idle-slots", "skip-chat-parsing", "spec-default", "reasoning-preserve"}
-    | {"backend-sampling", "spec-draft-backend-sampling", "spm-infill", "ignore-eos", "host"}
-    | {"agent", "cpu-moe-draft", "lora-init-without-apply", "log-prefix", "log-timestamps"}
-)
-_ONLY_NEGATED: Final = frozenset({"mmproj", "host"})
-"""Of those, the ones that are switches in their negative form alone: `mmproj` names a file."""
-_OF_ROUTER: Final = {"version", "dedup-cache-models"}
-"""Lines that say nothing of a model. `version` begins a file: it stands above every section."""
-_PRESET_ONLY: Final = {
-    "__PRESET_LOAD_ON_STARTUP": "load-on-startup",
-    "__PRESET_STOP_TIMEOUT": "stop-timeout",
-    "__PRESET_DEDUP_CACHE_MODELS": "dedup-cache-models",
-}
 _SECONDS: Final = re.compile(r"[ \t]*\+?([0-9]+)")
 
 
@@ -73,8 +57,8 @@ def read_ini(
     for section, entries in sections.items():
         if section not in ("", "default") or reader.names_file(entries):
             reader.take_preset(section or "default", entries)
-        elif entries.keys() - _OF_ROUTER:
-            given = ", ".join(entries.keys() - _OF_ROUTER)
+        elif entries.keys() - OF_ROUTER:
+            given = ", ".join(entries.keys() - OF_ROUTER)
             draft.note("[default]", f"names no model file, and is left out: {given}")
     if reader.unnamed and not folders:
         names = ", ".join(reader.unnamed)
@@ -131,7 +115,7 @@ class _Reader:
         off: list[str] = []
         for key, value in sorted(entries.items()):  # of two names of one option the last counts
             name = self._name(key)
-            if name in _OF_ROUTER:
+            if name in OF_ROUTER:
                 continue
             if name == "load-on-startup":
                 keys["preload"] = value in _TRUE
@@ -157,9 +141,9 @@ class _Reader:
 
     def _name(self, key: str) -> str:
         """Return the option that a key means, without dashes; keys may be variables."""
-        if key in _PRESET_ONLY:
-            return _PRESET_ONLY[key]
-        if key.startswith("LLAMA_ARG_") or self.table.find_env(key) is not None:
+        if key in PRESET_ONLY:
+            return PRESET_ONLY[key]
+        if key.startswith(OPTION_PREFIX) or self.table.find_env(key) is not None:
             name, _ = option_of(key, self.table)
             return name
         name = plain_name(key)
@@ -184,9 +168,9 @@ class _Reader:
                 return None
             return value in _TRUE if is_negation(option, name) else value not in _FALSE
         bare = name.removeprefix("no-")
-        if value.lower() not in _TRUE | _FALSE or bare not in _SWITCHES:
+        if value.lower() not in _TRUE | _FALSE or bare not in SWITCHES:
             return None
-        if bare in _ONLY_NEGATED and bare == name:
+        if bare in ONLY_NEGATED and bare == name:
             return None
         return value.lower() in _TRUE
 

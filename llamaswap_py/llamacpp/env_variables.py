@@ -1,11 +1,15 @@
-"""Environment variables that llama.cpp reads: which a child must not inherit. Pure."""
+"""Environment variables of llama-server: the options they set, those a child must not get. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.llamacpp.options import long_name, plain_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from llamaswap_py.llamacpp.options import OptionTable
 
 OPTION_PREFIX: Final = "LLAMA_ARG_"
 """`LLAMA_ARG_CTX_SIZE` sets the option `--ctx-size`."""
@@ -29,3 +33,32 @@ def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {name: value for name, value in base.items() if not name.startswith(tuple(RESERVED))}
     return {**kept, "XDG_CONFIG_HOME": _NO_CONFIG}
+
+
+# Without an engine to ask: the variables that are not called as their options are.
+_NAMES: Final = {
+    "batch": "batch-size",
+    "ubatch": "ubatch-size",
+    "n-parallel": "parallel",
+    "rope-scaling-type": "rope-scaling",
+    "spec-draft-cache-type-k": "cache-type-k-draft",
+    "spec-draft-cache-type-v": "cache-type-v-draft",
+    "checkpoint-min-spacing-nt": "checkpoint-min-step",
+    "static-path": "path",
+    "endpoint-metrics": "metrics",
+    "endpoint-props": "props",
+    "endpoint-slots": "slots",
+    "think": "reasoning-format",
+    "think-budget": "reasoning-budget",
+    "think-budget-message": "reasoning-budget-message",
+}
+
+
+def option_of(variable: str, table: OptionTable | None = None) -> tuple[str, bool]:
+    """Return the option that a variable sets, without dashes; False if it switches it off."""
+    if table is not None and (found := table.find_env(variable)) is not None:
+        return plain_name(found[0].name), found[1]
+    name = variable.removeprefix(OPTION_PREFIX).lower().replace("_", "-")
+    positive = not name.startswith("no-") or name == "no-host"
+    name = name if positive else name[3:]
+    return long_name(_NAMES.get(name, name)), positive

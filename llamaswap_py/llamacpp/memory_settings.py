@@ -5,15 +5,16 @@ Defaults are those of llama-server build 11434 (common/common.h, tools/server/se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llamaswap_py.llamacpp.options import long_name, plain_name
+from llamaswap_py.llamacpp.options import SPECULATION, long_name, plain_name
 from llamaswap_py.units import MIB
 
 PAD: Final = 256
 """Contexts are rounded up to a multiple of this (GGML_PAD in llama-context.cpp)."""
+CACHE_RAM: Final = "cache-ram"
 ALL: Final = 10**9
 """As a number of layers: every one."""
 
@@ -96,7 +97,7 @@ def read_settings(args: Sequence[str]) -> Settings:
     if context <= 0 and per_slot > 0 and "ctx-size" not in words.found:
         context = slots * per_slot
     draft = _draft(words)
-    speculation = ",".join(words.every("spec-type")) or "none"
+    speculation = ",".join(words.every(SPECULATION)) or "none"
     return Settings(
         context=max(context, 0),
         slots=slots,
@@ -111,7 +112,7 @@ def read_settings(args: Sequence[str]) -> Settings:
         repack=words.switch("repack", default=True),
         whole_window=words.switch("swa-full", default=False),
         checkpoints=words.integer("swa-checkpoints", 32),
-        prompt_cache=max(words.integer("cache-ram", 8192), 0) * MIB,
+        prompt_cache=max(words.integer(CACHE_RAM, 8192), 0) * MIB,
         gpu_layers=_layers(words.text("n-gpu-layers", "auto")),
         cpu_expert_layers=ALL
         if words.switch("cpu-moe", default=False)
@@ -150,6 +151,12 @@ def deciding_words(args: Sequence[str]) -> list[str]:
 def names_of(args: Sequence[str]) -> set[str]:
     """Return the options that these words give, by their long names."""
     return _Words(args).names
+
+
+def projector_of(args: Sequence[str]) -> str:
+    """Return the projector's file that these words tell of; empty where there is none."""
+    words = _Words(args)
+    return "" if "no-mmproj" in words.found else words.text("mmproj", "")
 
 
 def _draft(words: _Words) -> Draft | None:
@@ -241,3 +248,31 @@ _SHORT_NEGATIONS: Final = {"kv-unified": "no-kvu", "kv-offload": "nkvo", "repack
 
 def _is_option(word: str) -> bool:
     return word.startswith("-") and len(word) > 1 and word[1] not in _NUMBER
+
+
+# Options that take less memory, over those of a preset
+
+
+def unmapped(has: Callable[[str], bool]) -> dict[str, str]:
+    """Return what loads the weights without mapping the file; `has` knows the engine's options."""
+    return {"load-mode": "none"} if has("load-mode") else {"no-mmap": "true"}
+
+
+def with_context(tokens: int) -> dict[str, str]:
+    """Return what asks for a context."""
+    return {"ctx-size": str(tokens)}
+
+
+def with_experts_on_host(layers: int) -> dict[str, str]:
+    """Return what keeps the experts of the first layers in main memory."""
+    return {"n-cpu-moe": str(layers)}
+
+
+def with_layers_on_card(layers: int) -> dict[str, str]:
+    """Return what puts so many layers on cards, and the rest in main memory."""
+    return {"n-gpu-layers": str(layers)}
+
+
+def option_words(name: str, value: str) -> tuple[str, ...]:
+    """Return an option as words; `true` switches it on."""
+    return (f"--{name}",) if value == "true" else (f"--{name}", value)

@@ -10,15 +10,19 @@ import difflib
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from llamaswap_py.llamacpp.features import Option
+from llamaswap_py.llamacpp.path_options import PATH_LISTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
     "LONG_NAMES",
+    "ONLY_NEGATED",
     "OWNED",
-    "PATH_LISTS",
-    "PATH_OPTIONS",
+    "REPEATED",
+    "SPECULATION",
+    "SWITCHES",
+    "WITHOUT_LOSS",
     "Argument",
     "Option",
     "OptionTable",
@@ -228,28 +232,27 @@ OWNED: Final[dict[str, Owned]] = {
 }
 """Long name -> why a preset may not set it."""
 
-PATH_OPTIONS: Final = frozenset(
-    {
-        "mmproj",
-        "model-draft",
-        "grammar-file",
-        "json-schema-file",
-        "chat-template-file",
-        "slot-save-path",
-        "media-path",
-        "lookup-cache-static",
-        "lookup-cache-dynamic",
-        "webui-config-file",
-        "mcp-servers-config",
-        "video-ffmpeg-dir",
-        "log-prompts-dir",
-        "path",
-    }
+SPECULATION: Final = "spec-type"
+"""The option that says which kinds of speculative decoding there are, commas between them."""
+REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
+"""Options that may stand several times, each adding to the ones before."""
+WITHOUT_LOSS: Final = frozenset(
+    {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
+    | {"log-timestamps", "log-disable", "log-jsonl", "reuse-port", "webui"}
 )
-"""Options whose value is one path."""
-
-PATH_LISTS: Final = frozenset({"lora", "lora-scaled", "control-vector", "control-vector-scaled"})
-"""Options whose value is paths with commas between them, some followed by `:SCALE`."""
+"""Options that lswap sets by itself, so that leaving them out loses nothing."""
+SWITCHES: Final = frozenset(
+    {"jinja", "mmap", "mlock", "kv-offload", "kv-unified", "embeddings", "reranking", "warmup"}
+    | {"cont-batching", "repack", "op-offload", "swa-full", "cache-prompt", "context-shift"}
+    | {"webui", "offline", "check-tensors", "cpu-moe", "props", "direct-io", "mmproj-auto"}
+    | {"mmproj-offload", "prefill-assistant", "special", "perf", "escape", "metrics", "slots"}
+    | {"mmproj", "cache-idle-slots", "skip-chat-parsing", "spec-default", "reasoning-preserve"}
+    | {"backend-sampling", "spec-draft-backend-sampling", "spm-infill", "ignore-eos", "host"}
+    | {"agent", "cpu-moe-draft", "lora-init-without-apply", "log-prefix", "log-timestamps"}
+)
+"""Switches, for where there is no engine to ask: of other options `true` or `1` is a value."""
+ONLY_NEGATED: Final = frozenset({"mmproj", "host"})
+"""Of those, the ones that are switches in their negative form alone: `mmproj` names a file."""
 
 
 def plain_name(spelling: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.llamacpp.options import OptionTable, switched
+from llamaswap_py.llamacpp.options import SPECULATION, OptionTable, switched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +80,7 @@ _MATCH: Final = {"spec-ngram-mod-size-n": "spec-ngram-mod-n-match"}
 
 def _kinds(given: Iterable[Said]) -> list[str]:
     for one in given:
-        if one.name == "spec-type":
+        if one.name == SPECULATION:
             values = one.value if isinstance(one.value, tuple) else (one.value,)
             return [kind.strip() for value in values for kind in str(value).split(",")]
     return []

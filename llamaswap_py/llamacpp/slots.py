@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from llamaswap_py.llamacpp.options import long_name, switched
+from llamaswap_py.llamacpp.options import SPECULATION, long_name, switched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,8 +21,10 @@ LEAST_TOKENS: Final = 128
 """A shorter conversation is read again sooner than it is kept."""
 # To come back it is written and read; that has to be clearly less than computing it again.
 _GAIN: Final = 2.0
+METRICS_PREFIX: Final = "llamacpp:"
+"""How llama-server's metrics are called."""
 _COUNT: Final = re.compile(
-    r"^llamacpp:(prompt_tokens_total|prompt_tokens_cached_total|prompt_seconds_total) (\S+)$",
+    rf"^{METRICS_PREFIX}(prompt_(?:tokens|tokens_cached|seconds)_total) (\S+)$",
     re.MULTILINE,
 )
 
@@ -140,7 +142,7 @@ def keeps_nothing(given: Given) -> str:
     said -= {name for name in said if switched(given.args.get(name, True)) is False}
     if said & _ADAPTERS:
         return "with which LoRA adapters a conversation was computed is not kept"
-    kinds = str(given.args.get("spec-type", "")).split(",")
+    kinds = str(given.args.get(SPECULATION, "")).split(",")
     if said & _DRAFTS or any(kind.strip().startswith("draft") for kind in kinds):
         return "llama-server does not save the draft model's half of a conversation"
     if said & {"embeddings", "reranking"}:

@@ -16,6 +16,8 @@ from llamaswap_py.gguf.sidecars import heads_in
 from llamaswap_py.hub.api import list_repo
 from llamaswap_py.hub.cache import find_cached, remove_cached
 from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, parse_ref
+from llamaswap_py.llamacpp.options import SPECULATION
+from llamaswap_py.llamacpp.path_options import DRAFT_MODEL, PROJECTOR, decides_projector
 
 if TYPE_CHECKING:
     from llamaswap_py.config.preset import Preset
@@ -93,11 +95,11 @@ def with_files(preset: Preset) -> tuple[Preset, bool]:
     if cached is None:
         return preset, True
     args = dict(preset.args)
-    if cached.projector is not None and not {"mmproj", "no-mmproj"} & args.keys():
-        args["mmproj"] = cached.projector
-    wanted = () if "model-draft" in args else heads_in(args.get("spec-type"))
+    if cached.projector is not None and not decides_projector(args):
+        args[PROJECTOR] = cached.projector
+    wanted = () if DRAFT_MODEL in args else heads_in(args.get(SPECULATION))
     if head := next((cached.heads[kind] for kind in wanted if kind in cached.heads), None):
-        args["model-draft"] = head
+        args[DRAFT_MODEL] = head
     missing = head is None and any(kind in cached.others for kind in wanted)
     return msgspec.structs.replace(preset, model=cached.model, args=args), missing
 
@@ -105,5 +107,5 @@ def with_files(preset: Preset) -> tuple[Preset, bool]:
 def heads_asked(preset: Preset) -> tuple[str, ...]:
     """Return the kinds of draft heads that a preset's files need, in any of its variants."""
     ways = [preset, *variant_presets(preset)]
-    asked = [kind for one in ways for kind in heads_in(one.args.get("spec-type"))]
+    asked = [kind for one in ways for kind in heads_in(one.args.get(SPECULATION))]
     return tuple(dict.fromkeys(asked))

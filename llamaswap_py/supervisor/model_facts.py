@@ -15,7 +15,7 @@ from llamaswap_py.estimate.files import FileIdentity, identify, open_header
 from llamaswap_py.gguf import Header
 from llamaswap_py.gguf.header import ArrayInfo
 from llamaswap_py.llamacpp.embedding_models import kind_of
-from llamaswap_py.llamacpp.memory_settings import names_of, read_settings
+from llamaswap_py.llamacpp.memory_settings import projector_of
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.tasks.threads import Workers
 
@@ -157,9 +157,7 @@ def _facts(prepared: Prepared, files: Sequence[FileIdentity], projector: str) ->
 
 def _projector(prepared: Prepared) -> str:
     """Return the projector's file that a child is told of; empty where there is none."""
-    if prepared.preset.cmd is not None or "no-mmproj" in names_of(prepared.args):
-        return ""
-    return read_settings(prepared.args).projector or ""
+    return "" if prepared.preset.cmd is not None else projector_of(prepared.args)
 
 
 def _inputs(projector: str) -> tuple[str, ...]:

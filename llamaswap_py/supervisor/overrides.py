@@ -10,7 +10,8 @@ import msgspec
 from llamaswap_py.config.preset import Preset
 from llamaswap_py.config.records import Config
 from llamaswap_py.errors import ApiError
-from llamaswap_py.llamacpp.options import PATH_LISTS, PATH_OPTIONS, Argument, long_name
+from llamaswap_py.llamacpp.options import Argument, long_name
+from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 from llamaswap_py.supervisor.prepare import Prepared, Presets
 
 # What --help shows for the value of an option that names a file or a folder.

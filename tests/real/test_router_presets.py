@@ -32,14 +32,13 @@ from llamaswap_py.llamacpp.features import parse_options
 from llamaswap_py.llamacpp.option_values import choices, number_kind
 from llamaswap_py.llamacpp.options import (
     OWNED,
-    PATH_LISTS,
-    PATH_OPTIONS,
     Option,
     is_negation,
     long_name,
     plain_name,
     table_of,
 )
+from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,6 +10,7 @@ import msgspec
 from llamaswap_py.api.admin.openapi import BOOLEAN, COUNT, Parameter, described
 from llamaswap_py.api.openai import names_of_model
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.router_mode import router_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,15 +21,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT: Final = 10.0
 """Seconds of silence after which a comment line shows that the connection lives."""
-# lswap's states -> llama.cpp's (server-models.h, server_model_status_to_string).
-_STATUS: Final = {
-    "downloading": "downloading",
-    "loading": "loading",
-    "ready": "loaded",
-    "sleeping": "sleeping",
-    "unloaded": "unloaded",
-    "failed": "unloaded",
-}
+_OF_ROUTER: Final = frozenset({"downloading", "loading", "ready", "sleeping", "unloaded", "failed"})
+"""States that llama.cpp's router has a word for."""
 
 
 @described(
@@ -110,9 +104,9 @@ def _router_event(call: Call, record: FeedRecord) -> dict[str, Any] | None:
             "event": "status_change",
             "data": {"status": "loading", "progress": told},
         }
-    status = _STATUS.get(data["state"])
-    if status is None:
+    if data["state"] not in _OF_ROUTER:
         return None
+    status = router_status(data["state"])
     said: dict[str, Any] = {"status": status}
     if status == "unloaded":
         said["exit_code"] = 1 if data["state"] == "failed" else 0

@@ -30,6 +30,7 @@ from llamaswap_py.api.ollama.translate import (
 )
 from llamaswap_py.errors import ApiError
 from llamaswap_py.llamacpp.embedding_models import most_tokens, read_trained
+from llamaswap_py.llamacpp.props import context_in
 from llamaswap_py.proxy.messages import Body, UpstreamRequest
 
 if TYPE_CHECKING:
@@ -189,6 +190,4 @@ async def _context_of_child(call: Call, preset: str) -> int:
     """Return the context that the running child gives a request, 0 where it does not say."""
     call.route = replace(call.route, slot=False, retry=True)
     _, said = await _answer(call, preset, UpstreamRequest("GET", "/props", [], Body.of(b"")))
-    settings = said.get("default_generation_settings")
-    size = settings.get("n_ctx") if isinstance(settings, dict) else None
-    return size if isinstance(size, int) else 0
+    return context_in(said) or 0
