@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX, RESERVED, option_of
+from llamaswap_py.llamacpp.option_values import REPEATED
 from llamaswap_py.llamacpp.options import (
-    REPEATED,
     WITHOUT_LOSS,
     OptionTable,
     long_name,

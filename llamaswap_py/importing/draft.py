@@ -8,28 +8,12 @@ from typing import Any, Final
 
 import yaml
 
-from llamaswap_py.importing.notes import merged
+from llamaswap_py.importing.notes import Note, merged
 from llamaswap_py.llamacpp.options import OptionTable, long_name, table_of
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
 _WIDTH: Final = 1_000
 _TOP: Final = ("policy", "log", "memory", "defaults", "aliases", "groups")
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something of the source (`place`) that the new file does not say, and what to do instead.
-
-    `detail` is what the source says there; notes that differ in it alone are put together.
-    """
-
-    place: str
-    text: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.place}{detail}: {self.text}"
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llamaswap_py.config.names import bad_name
-from llamaswap_py.importing.draft import Draft, Note
+from llamaswap_py.importing.draft import Draft
+from llamaswap_py.importing.notes import Note
 
 _LONGEST: Final = 200
 

@@ -7,15 +7,28 @@ would hide what is said once.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from llamaswap_py.importing.draft import Note
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 _MODELS: Final = "models."
 _SHOWN: Final = 6
 """Most names that one line has; of more it has the first few and their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something of the source (`place`) that the new file does not say, and what to do instead.
+
+    `detail` is what the source says there; notes that differ in it alone are put together.
+    """
+
+    place: str
+    text: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.place}{detail}: {self.text}"
 
 
 class _Kind(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llamaswap_py.llamacpp.option_values import fault_of, words
 from llamaswap_py.llamacpp.option_values import word as as_word
@@ -28,7 +28,7 @@ from llamaswap_py.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from llamaswap_py.llamacpp.options import Argument
+    from llamaswap_py.llamacpp.options import Argument, Given
 
 FIT_TARGET: Final = "fit-target"
 SLEEP: Final = "sleep-idle-seconds"
@@ -36,16 +36,6 @@ SLOT_FOLDER: Final = "slot-save-path"
 """The option that names the folder where slots are saved."""
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 _SPARE_HTTP_THREADS: Final = 16
-
-
-class Given(Protocol):
-    """Options that somebody gives: `args` by name, and `extra`, words that come behind them."""
-
-    @property
-    def args(self) -> Mapping[str, Argument]: ...
-
-    @property
-    def extra(self) -> tuple[str, ...]: ...
 
 
 class Options(NamedTuple):

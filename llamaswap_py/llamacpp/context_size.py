@@ -8,7 +8,7 @@ from llamaswap_py.llamacpp.command_line import effective, number
 from llamaswap_py.llamacpp.memory_settings import PAD
 
 if TYPE_CHECKING:
-    from llamaswap_py.llamacpp.command_line import Given
+    from llamaswap_py.llamacpp.options import Given
 
 # `--parallel` left open means four slots that share one context (tools/server/server.cpp).
 AUTO_SLOTS: Final = 4

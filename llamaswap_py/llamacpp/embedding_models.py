@@ -17,8 +17,7 @@ from llamaswap_py.llamacpp.options import switched
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.llamacpp.command_line import Given
-    from llamaswap_py.llamacpp.options import Argument
+    from llamaswap_py.llamacpp.options import Argument, Given
 
 DEFAULT_BATCH: Final = 512
 """llama-server's own `ubatch-size`."""

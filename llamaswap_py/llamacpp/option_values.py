@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from llamaswap_py.llamacpp.path_options import PATH_LISTS
+
 if TYPE_CHECKING:
     from llamaswap_py.llamacpp.options import Argument, Option
 
@@ -44,6 +46,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _INT: Final = range(-(2**31), 2**31)
 _COUNTS: Final = frozenset({"ctx-size", "batch-size", "ubatch-size"})
 """Tokens, which llama-server keeps without a sign: of -1 it makes 4294967295."""
+
+
+REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
+"""Options that may stand several times, each adding to the ones before."""
 
 
 class Fault(NamedTuple):

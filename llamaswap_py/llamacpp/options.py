@@ -7,10 +7,9 @@ The table of the located binary is the truth; the spellings here let the file be
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from llamaswap_py.llamacpp.features import Option
-from llamaswap_py.llamacpp.path_options import PATH_LISTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,11 +18,11 @@ __all__ = [
     "LONG_NAMES",
     "ONLY_NEGATED",
     "OWNED",
-    "REPEATED",
     "SPECULATION",
     "SWITCHES",
     "WITHOUT_LOSS",
     "Argument",
+    "Given",
     "Option",
     "OptionTable",
     "Owned",
@@ -39,6 +38,16 @@ __all__ = [
 
 Argument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...]
 """The value of one llama-server option; a tuple repeats the option."""
+
+
+class Given(Protocol):
+    """Options that somebody gives: `args` by name, and `extra`, words that come behind them."""
+
+    @property
+    def args(self) -> Mapping[str, Argument]: ...
+
+    @property
+    def extra(self) -> tuple[str, ...]: ...
 
 
 class Owned(NamedTuple):
@@ -234,8 +243,6 @@ OWNED: Final[dict[str, Owned]] = {
 
 SPECULATION: Final = "spec-type"
 """The option that says which kinds of speculative decoding there are, commas between them."""
-REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
-"""Options that may stand several times, each adding to the ones before."""
 WITHOUT_LOSS: Final = frozenset(
     {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
     | {"log-timestamps", "log-disable", "log-jsonl", "reuse-port", "webui"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from llamaswap_py.llamacpp.command_line import Given
+    from llamaswap_py.llamacpp.options import Given
 
 PROJECTOR: Final = "mmproj"
 DRAFT_MODEL: Final = "model-draft"

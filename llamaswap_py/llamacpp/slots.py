@@ -15,7 +15,7 @@ from llamaswap_py.llamacpp.options import SPECULATION, long_name, switched
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llamaswap_py.llamacpp.command_line import Given
+    from llamaswap_py.llamacpp.options import Given
 
 LEAST_TOKENS: Final = 128
 """A shorter conversation is read again sooner than it is kept."""

@@ -13,10 +13,10 @@ from llamaswap_py.config.parse import load_files
 from llamaswap_py.config.records import Config
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.warnings import warnings
-from llamaswap_py.importing.draft import Draft, Note, render
+from llamaswap_py.importing.draft import Draft, render
 from llamaswap_py.importing.llama_swap import read_llama_swap
 from llamaswap_py.importing.names import mend_names
-from llamaswap_py.importing.notes import merged
+from llamaswap_py.importing.notes import Note, merged
 
 FIELD = (Path(__file__).parents[1] / "imports" / "field").glob("*.yaml")
 CARRIED, NAMED, NOTHING = "carried", "named", "nothing to say"
