@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from llamaswap_py.api import read_body, routes
 from llamaswap_py.api.body import decode
+from llamaswap_py.api.large_body import STEP
 from llamaswap_py.config.api_keys import KeyRing
+from llamaswap_py.proxy.messages import Body
 from llamaswap_py.units import KIB, MIB
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 from tests.unit.test_express import key, request, staged, until
 from tests.wire.harness import connected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
 CONTROL = (
@@ -87,6 +92,26 @@ async def test_a_long_talk_is_answered(path: str) -> None:
     exchange.head.content_length = None
     await answer(exchange)
     assert exchange.status == 200
+
+
+async def test_no_more_is_kept_of_a_request_that_is_translated_than_is_decoded() -> None:
+    text = json.dumps({"model": "alpha", "messages": [{"content": "x" * 150}] * 120_000}).encode()
+    kept = []
+
+    class InPieces(FakeExchange):
+        async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
+            assert scan is not None
+            for start in range(0, len(self.body), STEP):
+                kept.append(scan(self.body[start : start + STEP]))
+            return Body.of(self.body)
+
+    exchange = InPieces("POST", "/api/chat", text)
+    exchange.head.content_length = None
+    await answer(exchange)
+    assert exchange.status == 413
+    assert f"{read_body.TEXTS} bytes, images aside" in exchange.json["error"]
+    assert len(text) > read_body.TEXTS + 2 * STEP
+    assert kept[-1] == max(kept) <= read_body.TEXTS + STEP
 
 
 async def test_numbers_for_a_model_pass() -> None:
