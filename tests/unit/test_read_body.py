@@ -96,13 +96,13 @@ async def test_a_long_talk_is_answered(path: str) -> None:
 
 async def test_no_more_is_kept_of_a_request_that_is_translated_than_is_decoded() -> None:
     text = json.dumps({"model": "alpha", "messages": [{"content": "x" * 150}] * 120_000}).encode()
-    kept = []
+    kept: list[int] = []
 
     class InPieces(FakeExchange):
         async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
             assert scan is not None
-            for start in range(0, len(self.body), STEP):
-                kept.append(scan(self.body[start : start + STEP]))
+            starts = range(0, len(self.body), STEP)
+            kept.extend(scan(self.body[start : start + STEP]) for start in starts)
             return Body.of(self.body)
 
     exchange = InPieces("POST", "/api/chat", text)
