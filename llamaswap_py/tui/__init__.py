@@ -1,5 +1,5 @@
 """`lswap top`: a dashboard in the terminal.
 
-`history` keeps what a server said, `picture` makes rows of it, `screen` and `drawing` make lines of
-those: pure, all of them. `link` asks the server, `app` puts the lines on the screen (textual).
+`history` keeps what a server said, `picture` makes rows of it, `drawing` makes styled texts of the
+rows: pure, all of them. `widgets` and `app` put the texts on the screen, `top.tcss` says where.
 """

@@ -1,34 +1,44 @@
-"""The dashboard on the screen: keys, tasks that ask the server, and lines drawn with textual."""
+"""`lswap top` on the screen: keys, tasks that ask the server, and textual's widgets."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from textual.app import App
+from rich.cells import cell_len
+from rich.text import Text
+from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.events import Key
-from textual.widgets import Input
+from textual.widgets import ContentSwitcher, Input
 
 from llamaswap_py.client import calls
 from llamaswap_py.client.answers import UnloadReport
+from llamaswap_py.client.remote import UnreachableError
 from llamaswap_py.errors import RemoteError
-from llamaswap_py.tui.canvas import Canvas, make_look, trouble_of
-from llamaswap_py.tui.cells import clean
-from llamaswap_py.tui.help import Help
+from llamaswap_py.tui import drawing
+from llamaswap_py.tui.cells import clean, fit
 from llamaswap_py.tui.history import History
-from llamaswap_py.tui.picture import make_picture
-from llamaswap_py.tui.screen import PANES, Reader, draw
+from llamaswap_py.tui.picture import any_has, make_picture
+from llamaswap_py.tui.widgets import Ascii, Help, Keys, Line, Lines, Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from textual import events
     from textual.app import ComposeResult
+    from textual.filter import LineFilter
+    from textual.screen import Screen
 
+    from llamaswap_py.client.answers import OpenRequest
     from llamaswap_py.client.calls import ApiCall
     from llamaswap_py.client.remote import AsyncRemote
-    from llamaswap_py.tui.drawing import Look
-    from llamaswap_py.tui.picture import Picture
+    from llamaswap_py.tui.history import Happening
+    from llamaswap_py.tui.picture import ModelRow, Picture
 
 INTERVAL: Final = 1.0
 """Seconds between looks at the server; what happens there is looked at sooner."""
@@ -36,83 +46,154 @@ _SOON: Final = 0.2
 RETRY: Final = 1.0
 _LOG_LINES: Final = 2_000
 _LOG_TAIL: Final = 500
-_PAGE: Final = 10
+PANES: Final = ("models", "requests", "lower")
+_MOST_WRAPPED: Final = 12
+_ONE_PANE: Final = 8
+"""Lines below which there is room for one pane only."""
+
+
+def _key(keys: str, shown: str, action: str, word: str, text: str) -> Binding:
+    """Return a key; `word` is what the last line says of it (nothing: it is not there)."""
+    return Binding(keys, action, word, bool(word), shown, priority=keys == "tab", tooltip=text)
+
+
+KEYS: Final = (
+    _key("l", "l", "load", "load", "load the model"),
+    _key("u", "u", "unload", "unload", "unload it, once its requests have ended"),
+    _key("U", "U", "force_unload", "", "unload it now: its requests get an error"),
+    _key("p", "p", "pin", "pin", "pin it against eviction, or let it go"),
+    _key("c", "c", "cancel", "", "end the chosen request (in REQUESTS)"),
+    _key("enter,o", "enter", "log", "log", "the model's log, or decisions again"),
+    _key("d", "d", "decisions", "", "decisions"),
+    _key("slash", "/", "filter", "filter", "show only what has this text in it"),
+    _key("tab", "tab", "turn(1)", "next", "the next pane; a click works too"),
+    _key("z", "z", "zoom", "zoom", "the pane alone, or all of them"),
+    _key("escape", "esc", "undo", "", "one step back"),
+    _key("question_mark,f1", "?", "help", "help", "the keys"),
+    _key("q,ctrl+c", "q", "quit", "quit", "quit; nothing of the server changes"),
+)
+_BACK: Final = Binding("shift+tab", "turn(-1)", show=False, priority=True)
 
 
 class Top(App[None]):
     """`lswap top`."""
 
-    CSS = """
-    Screen { background: ansi_default; color: ansi_default; }
-    Input { dock: bottom; height: 1; border: none; padding: 0 1; display: none; }
-    Input:focus { border: none; }
-    """
+    CSS_PATH = "top.tcss"
     AUTO_FOCUS = None
-    ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar = [
-        Binding("tab", "turn(1)", priority=True),
-        Binding("shift+tab", "turn(-1)", priority=True),
-        Binding("up,k", "move(-1)"),
-        Binding("down,j", "move(1)"),
-        Binding("pageup", f"move(-{_PAGE})"),
-        Binding("pagedown", f"move({_PAGE})"),
-        Binding("home,g", "move(-1000000)"),
-        Binding("end,G", "move(1000000)"),
-        Binding("l", "load"),
-        Binding("u", "unload"),
-        Binding("U", "force_unload"),
-        Binding("p", "pin"),
-        Binding("c", "cancel"),
-        Binding("enter,o", "log"),
-        Binding("d", "decisions"),
-        Binding("z", "zoom"),
-        Binding("slash", "filter"),
-        Binding("escape", "undo"),
-        Binding("question_mark,f1", "help"),
-        Binding("q,ctrl+c", "quit", priority=False),
-    ]
+    BINDINGS: ClassVar = [*KEYS, _BACK]
 
-    def __init__(self, remote: AsyncRemote, *, look: Look | None = None) -> None:
+    def __init__(self, remote: AsyncRemote, *, encoding: str = "") -> None:
+        encoding = encoding or sys.stdout.encoding or ""
+        self._ascii = () if "utf" in encoding.lower() else (Ascii(),)
         super().__init__(ansi_color=True)
+        self.animation_level = "none"
         self.remote = remote
-        self.look = look or make_look()
         self.history = History()
-        self.reader = Reader()
         self.picture: Picture = make_picture(self.history)
+        self.pane = "models"
+        self.log_of: str | None = None
+        """Whose log the lower pane shows; None: decisions."""
+        self.zoomed = False
+        self.filter = ""
         self.log_lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._poke = asyncio.Event()
         self._asked: tuple[str, str] | None = None
         """An action that waits for its key to be pressed a second time."""
         self._answered: tuple[str, str] | None = None
         """The one that waited when the last key was pressed."""
-        self._key: Key | None = None
+        self._last_key: Key | None = None
+
+        self.lines = {name: Line(id=name) for name in ("title", "devices", "detail", "head")}
+        self.models, self.requests = Rows(id="models"), Rows(id="requests")
+        self.lower = Lines(id="lower", max_lines=_LOG_LINES, min_width=0)
+        self.message, self.keys = Line(id="message"), Keys(id="keys")
+        self.field = Input(placeholder="part of a model, client, state or decision", id="filter")
+        self.last = ContentSwitcher(id="last", initial="keys")
 
     def compose(self) -> ComposeResult:
-        """Make the widgets."""
-        yield Canvas()
-        field = Input(placeholder="part of a model, client, state or decision", id="filter")
-        field.can_focus = False
-        yield field
+        """Put the widgets in their order."""
+        yield from (self.lines["title"], self.lines["devices"], self.models, self.lines["detail"])
+        yield from (self.requests, self.lines["head"], self.lower)
+        with self.last:
+            yield from (self.keys, self.message, self.field)
 
     def on_mount(self) -> None:
         """Start what asks the server; textual ends it with the app."""
+        self.watch(self.lower, "scroll_y", self._show_head, init=False)
+        self._go_to(self.pane)
         self.run_worker(self._look(), name="look")
         self.run_worker(self._listen(), name="listen")
-        self.redraw()
 
     def on_resize(self) -> None:
         """Draw for the new size."""
-        self.call_after_refresh(self.redraw)
+        self.redraw()
+        self.call_after_refresh(self.write_lower)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Return what is done to each line: ASCII where the encoding has nothing else."""
+        return [*super().get_line_filters(), *self._ascii]
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Return what the command palette (ctrl+p) offers: what has a key."""
+        for one in KEYS:
+            run = partial(self.run_action, one.action)
+            yield SystemCommand(one.tooltip, f"key: {one.key_display}", run)
+
+    # Drawing
 
     def redraw(self) -> None:
         """Draw what is known now."""
-        found = self.query(Canvas)
-        if not found:
-            return
-        self.picture = make_picture(self.history, self.reader.filter)
+        picture = self.picture = make_picture(self.history, self.filter)
         width, height = self.size
-        screen = draw(self.picture, self.reader, self.log_lines, width, height, self.look)
-        found.first().show(screen)
+        screen = self.screen_stack[0]
+        screen.set_class(picture.trouble is not None, "-stale")
+        screen.set_class(height < 11, "-tiny")
+        screen.set_class(11 <= height < 22, "-low")
+        screen.set_class(self.zoomed or height < _ONE_PANE, "-zoomed")
+        self.lines["devices"].display = height > 4
+        self.lines["title"].say(drawing.title_text(picture, width))
+        devices = drawing.device_lines(picture.devices, width, colour=not self.no_color)
+        self.lines["devices"].say(devices)
+        missing = "no model matches the filter (esc clears it)"
+        self.models.nothing = missing if picture.models_total else "no models"
+        self.models.show(drawing.model_table(picture, width))
+        missing = "none matches the filter"
+        self.requests.nothing = missing if picture.requests_total else "none is open"
+        self.requests.show(drawing.request_table(picture, width))
+        room = self.lines["detail"].size.height
+        self.lines["detail"].say(drawing.detail_lines(self._row(), width, room))
+        self._show_head()
+
+    def _show_head(self) -> None:
+        """Say what the lower pane shows, and how far it is scrolled up."""
+        title = " DECISIONS" if self.log_of is None else f" LOG {clean(self.log_of)}"
+        note = f"{self.lower.below} lines below " if self.lower.below else ""
+        room = self.size.width - cell_len(title)
+        self.lines["head"].say(title + fit(note, room, right=True))
+
+    def write_lower(self) -> None:
+        """Write the lower pane anew: for another width, another filter, other lines."""
+        self.lower.clear()
+        self._write(*(self.history.happenings if self.log_of is None else self.log_lines))
+        if not self.lower.lines and self.lower.size.width:
+            log = "nothing was written yet: it was not loaded"
+            said = "nothing was decided yet" if self.log_of is None else log
+            self.lower.write(Text(f" {said}", drawing.DIM))
+            self.lower.empty = True
+
+    def _write(self, *items: Happening | str) -> None:
+        """Add lines to the lower pane, each folded into as many as there is room for."""
+        if not self.lower.size.width:
+            return  # it is written when it is seen
+        few = 3 if self.log_of is None and self.lower.size.height > 7 else 1
+        most = _MOST_WRAPPED if self.zoomed else few
+        width, wanted = self.lower.size.width, self.filter.strip().lower()
+        for one in items:
+            if isinstance(one, str):
+                self.lower.add(drawing.log_line(one, width, most))
+            elif any_has(wanted, one.model, one.kind):
+                self.lower.add(drawing.happening_lines(one, width, clock, most))
+        self._show_head()
 
     # What asks the server
 
@@ -137,9 +218,11 @@ class Top(App[None]):
         while True:
             try:
                 after = self.history.resume_after(await self.remote.ask(calls.state()))
+                self.write_lower()
                 async with self.remote.stream(calls.events(after)) as events:
                     async for event in events:
-                        self.history.heard(event)
+                        if (happening := self.history.heard(event)) and self.log_of is None:
+                            self._write(happening)
                         self._poke.set()
             except RemoteError:
                 pass  # the look says so
@@ -156,174 +239,160 @@ class Top(App[None]):
                     async for line in lines:
                         if fresh:
                             self.log_lines.clear()
+                            self.lower.clear()
                             fresh = False
                         self.log_lines.append(line)
-                        self._draw_soon()
+                        self._write(line)
             except RemoteError:
                 pass
             await asyncio.sleep(RETRY)
 
-    def _draw_soon(self) -> None:
-        """Draw once for many lines that come at once."""
-        if not self._drawing:
-            self._drawing = True
-            self.set_timer(_SOON, self._draw_now)
-
-    _drawing = False
-
-    def _draw_now(self) -> None:
-        self._drawing = False
-        self.redraw()
-
     # Keys
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While the filter is written, keys belong to it."""
-        writing = self.query_one(Input).has_focus
-        return not writing or action in ("quit", "undo", "turn")
 
     async def on_event(self, event: events.Event) -> None:
         """A key ends a message, and a question that it does not answer."""
-        if isinstance(event, Key) and event is not self._key:
-            self._key = event
+        if isinstance(event, Key) and event is not self._last_key:
+            self._last_key = event
             self._answered, self._asked = self._asked, None
-            if self.reader.message:
-                self.reader.message = ""
-                self.call_after_refresh(self.redraw)
+            if self.last.current == "message":
+                self.last.current = "keys"
         await super().on_event(event)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """A click chose a pane."""
+        if event.widget.id in PANES and event.widget.id != self.pane:
+            self._go_to(event.widget.id)
+
+    def on_data_table_row_highlighted(self) -> None:
+        """Say why the model under the cursor is as it is."""
+        self.redraw()
+
+    def _go_to(self, pane: str) -> None:
+        self.pane = pane
+        for one in PANES:
+            self.screen_stack[0].set_class(one == pane, f"-{one}")
+        self.redraw()
+        {"models": self.models, "requests": self.requests, "lower": self.lower}[pane].focus()
+        for rows in (self.models, self.requests):
+            rows.mark(rows.cursor_row)
+        if not self.lower.lines:
+            self.call_after_refresh(self.write_lower)
 
     def action_turn(self, step: int) -> None:
         """Go to the next pane."""
-        if self.query_one(Input).has_focus:
-            self._end_filter()
-        at = PANES.index(self.reader.focus)
-        self.reader.focus = PANES[(at + step) % len(PANES)]
-        self.redraw()
-
-    def action_move(self, step: int) -> None:
-        """Go up or down."""
-        self.reader.move(self.picture, step)
-        self.redraw()
+        self._end_filter()
+        self._go_to(PANES[(PANES.index(self.pane) + step) % len(PANES)])
 
     def action_load(self) -> None:
         """Load the model that is pointed at."""
-        if model := self.reader.model(self.picture):
+        if model := self._model():
             self._do(calls.load(model, wait=False), f"{model} is asked for")
 
     def action_unload(self) -> None:
         """Unload it, once its requests have ended."""
-        if model := self.reader.model(self.picture):
+        if model := self._model():
             self._do(calls.unload(model, wait=False), f"{model} goes once its requests have ended")
 
     def action_force_unload(self) -> None:
         """Unload it now; asks first."""
-        model = self.reader.model(self.picture)
+        model = self._model()
         if model and self._sure("U", model, f"end every request of {model} and unload it"):
             self._do(calls.unload(model, force=True, wait=False), f"{model} is unloaded")
 
     def action_pin(self) -> None:
         """Pin it, or let it go."""
-        model = self.reader.model(self.picture)
-        row = next((row for row in self.picture.models if row.id == model), None)
-        if row is not None:
+        if row := self._row():
             done = f"{row.id} is {'not pinned any more' if row.pinned else 'pinned'}"
             self._do(calls.pin(row.id, pinned=not row.pinned), done)
 
     def action_cancel(self) -> None:
         """End the request that is pointed at; asks first."""
-        if self.reader.focus != "requests":
+        one = self._request()
+        if self.pane != "requests":
             self._say("c ends a request: choose one with tab and the arrows")
-            return
-        id = self.reader.request(self.picture)
-        one = next((one for one in self.picture.requests if one.id == id), None)
-        if one is None:
+        elif one is None:
             self._say("no request is open")
         elif self._sure("c", one.id, f"end this request to {one.model}"):
             self._do(calls.cancel(one.id), f"request {one.id} is ended")
 
     def action_log(self) -> None:
         """Show the log of the model that is pointed at; once more: decisions again."""
-        model = self.reader.model(self.picture)
-        if model is None or model == self.reader.log_of:
+        model = self._model()
+        if model is None or model == self.log_of:
             self.action_decisions()
             return
-        self.reader.show_log(model)
-        if self.reader.zoomed:
-            self.reader.focus = "lower"
+        self.log_of = model
         self.log_lines.clear()
         self.run_worker(self._follow(model), name="log", group="log", exclusive=True)
-        self.redraw()
+        if self.zoomed:
+            self._go_to("lower")
+        self.write_lower()
 
     def action_decisions(self) -> None:
         """Show decisions below."""
         self.workers.cancel_group(self, "log")
-        self.reader.show_log(None)
-        self.redraw()
+        self.log_of = None
+        self.write_lower()
 
     def action_zoom(self) -> None:
         """Give the pane with the focus the whole screen, or not any more."""
-        self.reader.zoomed = not self.reader.zoomed
+        self.zoomed = not self.zoomed
         self.redraw()
+        self.call_after_refresh(self.write_lower)
 
     def action_help(self) -> None:
         """Show the keys."""
-        self.push_screen(Help())
+        keys = [("↑ ↓ k j", "choose a row; in the lower pane: scroll")]
+        keys += [(one.key_display or one.key, one.tooltip) for one in KEYS]
+        self.push_screen(Help("\n".join(f" {key:<8} {text}" for key, text in keys)))
 
     def action_filter(self) -> None:
         """Write a filter; the rows follow while it is written."""
-        field = self.query_one(Input)
-        field.display = field.can_focus = True
-        field.focus()
+        self.last.current = "filter"
+        self.set_focus(self.field)  # at once: the next key may be here already
 
     def action_undo(self) -> None:
         """Undo one thing: the filter, the zoom, the log."""
-        if self.query_one(Input).has_focus or self.reader.filter:
-            self.query_one(Input).value = self.reader.filter = ""
+        if self.field.has_focus or self.filter:
+            self.field.value = ""
             self._end_filter()
-        elif self.reader.zoomed:
-            self.reader.zoomed = False
-        elif self.reader.log_of is not None:
+        elif self.zoomed:
+            self.action_zoom()
+        elif self.log_of is not None:
             self.action_decisions()
-        self.redraw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter by what is written so far."""
-        self.reader.filter = event.value
+        self.filter = self.keys.filter = event.value
         self.redraw()
+        self.write_lower()
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
+    def on_input_submitted(self) -> None:
         """Keep the filter, go back to the rows."""
         self._end_filter()
-        self.redraw()
 
     def _end_filter(self) -> None:
-        field = self.query_one(Input)
-        self.set_focus(None)
-        field.display = field.can_focus = False
-
-    def on_click(self, event: events.Click) -> None:
-        """Point at the row that is clicked."""
-        shown = self.query_one(Canvas).shown
-        if shown is None or not event.screen_y < len(shown.targets):
-            return
-        target = shown.targets[event.screen_y]
-        if target is not None:
-            self.reader.focus, row = target
-            if row >= 0 and self.reader.focus == "models":
-                self.reader.models.go([one.id for one in self.picture.models], row)
-            elif row >= 0 and self.reader.focus == "requests":
-                self.reader.requests.go([one.id for one in self.picture.requests], row)
-            self.redraw()
-
-    def on_mouse_scroll_up(self) -> None:
-        """The wheel."""
-        self.action_move(-1)
-
-    def on_mouse_scroll_down(self) -> None:
-        """The wheel."""
-        self.action_move(1)
+        if self.field.has_focus:
+            self.last.current = "keys"
+            self._go_to(self.pane)
+        self.refresh_bindings()
 
     # Asking the server to do something
+
+    def _model(self) -> str | None:
+        """Return the model that a key means."""
+        if self.pane == "requests":
+            one = self._request()
+            return None if one is None else one.model
+        return self.models.pointed
+
+    def _row(self) -> ModelRow | None:
+        name = self._model()
+        return next((row for row in self.picture.models if row.id == name), None)
+
+    def _request(self) -> OpenRequest | None:
+        key = self.requests.pointed
+        return next((one for one in self.picture.requests if one.id == key), None)
 
     def _do(self, call: ApiCall[Any], done: str) -> None:
         self.run_worker(self._try(call, done), group="actions")
@@ -347,5 +416,18 @@ class Top(App[None]):
         return False
 
     def _say(self, text: str) -> None:
-        self.reader.message = clean(text)
-        self.redraw()
+        """Show a message instead of the keys until the next one."""
+        self.message.say(f" {clean(text)}")
+        self.last.current = "message"
+
+
+def trouble_of(error: RemoteError) -> str:
+    """Return the first line while a server gives no answer, or one that says no."""
+    if isinstance(error, UnreachableError):
+        return f"not reachable, trying again: {error.message.partition(' (')[0]}"
+    return f"no answer, trying again: {error.message}"
+
+
+def clock(at: float) -> str:
+    """Return the local time as HH:MM:SS."""
+    return time.strftime("%H:%M:%S", time.localtime(at))

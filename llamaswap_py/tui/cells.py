@@ -1,43 +1,20 @@
-"""Texts, bars and columns that fit a width in terminal cells. Pure."""
+"""Texts and bars that fit a width in terminal cells. Pure."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len, set_cell_size
+
+from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-_IN_ASCII: Final = str.maketrans("·…–—×→↑↓“”‘’", "-~--x>^v\"\"''")
-
-
-@dataclass(frozen=True, slots=True)
-class Glyphs:
-    """What bars, rules and marks are made of."""
-
-    full: str
-    empty: str
-    models: str
-    """One for each model of a bar, in turn: without colour they tell neighbours apart."""
-    reserved: str
-    strangers: str
-    margin: str
-    free: str
-    rule: str
-    cursor: str
-    pin: str
-    more: str
-    dot: str
-
-
-UNICODE: Final = Glyphs("█", "░", "█▓", "▚", "▒", "╱", "·", "─", "›", "*", "…", "·")
-ASCII: Final = Glyphs("#", "-", "#@", "R", "o", "/", ".", "-", ">", "*", "~", "-")
+_IN_ASCII: Final = str.maketrans("·…–—×→↑↓“”‘’█░▓▚▒╱›", "-~--x>^v\"\"''#-@Ro/>")
 
 
 def clean(text: str) -> str:
@@ -50,29 +27,29 @@ def in_ascii(text: str) -> str:
     return text.translate(_IN_ASCII).encode("ascii", "replace").decode()
 
 
-def fit(text: str, width: int, more: str = "…", *, right: bool = False) -> str:
+def fit(text: str, width: int, *, right: bool = False) -> str:
     """Return `text` in exactly `width` cells, cut where it is too long."""
     if width <= 0:
         return ""
     length = cell_len(text)
     if length > width:
-        return set_cell_size(text, width - 1) + more
+        return set_cell_size(text, width - 1) + "…"
     space = " " * (width - length)
     return space + text if right else text + space
 
 
-def fit_middle(text: str, width: int, more: str = "…") -> str:
+def fit_middle(text: str, width: int) -> str:
     """Return `text` in exactly `width` cells; of one too long both ends are kept, if there is room.
 
     Names of models differ anywhere: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K, Qwen3-Coder-30B-Q4_K_M.
     """
     if width < 12 or cell_len(text) <= width:
-        return fit(text, width, more)
+        return fit(text, width)
     tail = (width - 1) // 3
     end = text
     while cell_len(end) > tail:
         end = end[1:]
-    return fit(text, width - cell_len(end), more) + end
+    return fit(text, width - cell_len(end)) + end
 
 
 def wrap(text: str, width: int, limit: int) -> list[str]:
@@ -113,20 +90,14 @@ def short_count(number: float) -> str:
 
 
 def short_size(size: int) -> str:
-    """Return `512M`, `9.5G` or `1.2T`: what `format_size` says, in at most five cells."""
-    for unit, name in ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")):
-        if size >= unit:
-            number = size / unit
-            return (
-                f"{number:.1f}".removesuffix(".0") + name if number < 100 else f"{number:.0f}{name}"
-            )
-    return f"{size}B"
+    """Return `512M`, `9.5G` or `1.2T`: what `format_size` says, in fewer cells."""
+    return format_size(size).replace(" ", "").replace("iB", "")
 
 
-def progress_bar(fraction: float, width: int, glyphs: Glyphs) -> str:
+def progress_bar(fraction: float, width: int) -> str:
     """Return a bar that is full at 1.0."""
     full = int(min(1.0, max(0.0, fraction)) * width)
-    return glyphs.full * full + glyphs.empty * (width - full)
+    return "█" * full + "░" * (width - full)
 
 
 def shares(sizes: Sequence[int], total: int, width: int) -> list[int]:
@@ -145,32 +116,3 @@ def shares(sizes: Sequence[int], total: int, width: int) -> list[int]:
     while sum(cells) > width:
         cells[cells.index(max(cells))] -= 1
     return cells
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column: `rank` 0 always stays, those with the highest go first where space is short."""
-
-    name: str
-    title: str
-    width: int
-    rank: int = 0
-    right: bool = False
-
-
-def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
-    """Return the columns that fit `width`, one cell between them."""
-    kept = list(columns)
-    while kept and sum(column.width + 1 for column in kept) - 1 > width:
-        last = max(kept, key=lambda column: column.rank)
-        if last.rank == 0:
-            break
-        kept.remove(last)
-    return kept
-
-
-def spread(wanted: int, rows: int, top: int) -> int:
-    """Return the first row to show so that row `wanted` is among `rows`, moving as little."""
-    if rows <= 0:
-        return 0
-    return min(max(top, wanted - rows + 1), max(0, wanted))

@@ -1,18 +1,13 @@
-"""Rows made into lines that fit a width, with styles. Pure: rich's texts are plain data."""
+"""A picture made into styled texts that fit a width. Pure: rich's texts are plain data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from llamaswap_py.tui.cells import (
-    UNICODE,
-    Column,
-    Glyphs,
-    choose_columns,
     clean,
     fit,
     fit_middle,
@@ -32,41 +27,63 @@ if TYPE_CHECKING:
     from llamaswap_py.tui.history import Happening
     from llamaswap_py.tui.picture import DeviceRow, ModelRow, Part, Picture
 
+DIM: Final = "bright_black"
 _COLOURS: Final = {
+    **dict.fromkeys(
+        ("loading", "downloading", "waiting", "draining", "stopping", "load"), "yellow"
+    ),
+    **dict.fromkeys(("failed", "revoked", "restart", "lost", "strangers"), "red"),
     "ready": "green",
-    "loading": "yellow",
-    "downloading": "yellow",
-    "waiting": "yellow",
-    "draining": "yellow",
-    "stopping": "yellow",
     "sleeping": "blue",
-    "failed": "red",
-    "load": "yellow",
-    "unloaded": "bright_black",
+    "unloaded": DIM,
     "stop": "magenta",
-    "revoked": "red",
-    "restart": "red",
-    "lost": "red",
     "reserved": "cyan",
-    "strangers": "red",
-    "key": "bold cyan",
+    "margin": DIM,
 }
+"""Of states, of kinds of decisions, and of parts of a device."""
 _MODEL_COLOURS: Final = ("green", "bright_blue", "yellow", "magenta", "cyan", "bright_green")
+_PART_MARKS: Final = {"reserved": "▚", "strangers": "▒", "margin": "╱"}
 _BAR: Final = 6
-_STATE_WIDTH: Final = 21
-_WHY_WIDTH: Final = 28
+_KIND_WIDTH: Final = 8
+
+
+class Column(NamedTuple):
+    """A column: `rank` 0 always stays, those with the highest go first where space is short."""
+
+    name: str
+    title: str
+    width: int
+    rank: int = 0
+    right: bool = False
+
+
+class Cell(NamedTuple):
+    """A text of a table, as wide as its column, and its style."""
+
+    text: str
+    style: str = ""
+
+
+class Table(NamedTuple):
+    """Titles of columns, and the cells of each row by the row's key."""
+
+    titles: tuple[str, ...]
+    rows: dict[str, tuple[Cell, ...]]
+
+
 _MODEL_COLUMNS: Final = (
-    Column("id", "", 22),
-    Column("state", "STATE", _STATE_WIDTH),
+    Column("id", "MODELS", 22),
+    Column("state", "STATE", 21),
     Column("use", "REQUESTS", 8, 1, right=True),
     Column("waiting", "QUEUE", 5, 2, right=True),
     Column("rate", "TOK/S", 5, 3, right=True),
     Column("ttl", "TTL", 4, 4, right=True),
     Column("age", "AGE", 4, 6, right=True),
     Column("memory", "MEMORY", 8, 5, right=True),
+    Column("why", "WHY", 28, 7),
 )
 _REQUEST_COLUMNS: Final = (
-    Column("model", "", 16),
+    Column("model", "REQUESTS", 16),
     Column("state", "STATE", 8),
     Column("age", "AGE", 5, 1, right=True),
     Column("tokens", "TOKENS", 6, 2, right=True),
@@ -74,48 +91,38 @@ _REQUEST_COLUMNS: Final = (
     Column("path", "PATH", 20, 4),
     Column("id", "ID", 18, 5),
 )
-_KIND_WIDTH: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How it is drawn on this terminal; `clock` turns Unix time into HH:MM:SS."""
-
-    clock: Callable[[float], str]
-    glyphs: Glyphs = UNICODE
-    colour: bool = True
-
-    def style(self, name: str) -> str:
-        """Return the style of a state, a kind or a colour; without colour there is none."""
-        return _COLOURS.get(name, name) if self.colour else ""
-
-    @property
-    def dim(self) -> str:
-        """What is less important; without colour nothing is faint, which some terminals hide."""
-        return "bright_black" if self.colour else ""
-
-
-def title_line(picture: Picture, width: int, look: Look) -> Text:
+def title_text(picture: Picture, width: int) -> str:
     """Return the first line: what this server is, or that it does not answer."""
     if picture.trouble is not None:
-        text = fit(f" {clean(picture.trouble)}", width, look.glyphs.more)
-        return Text(text, "bold white on red" if look.colour else "bold reverse")
-    words = clean(picture.title).replace("·", look.glyphs.dot)
-    while cell_len(words) > width - 2 and f" {look.glyphs.dot} " in words:
-        words = words.rpartition(f" {look.glyphs.dot} ")[0]
-    return Text(fit(f" {words}", width), "bold white on blue" if look.colour else "reverse")
+        return fit(f" {clean(picture.trouble)}", width)
+    words = clean(picture.title)
+    while cell_len(words) > width - 2 and " · " in words:
+        words = words.rpartition(" · ")[0]
+    return fit(f" {words}", width)
 
 
-def device_line(device: DeviceRow, width: int, look: Look, *, name_width: int = 6) -> Text:
+# Devices
+
+
+def device_lines(devices: Sequence[DeviceRow], width: int, *, colour: bool = True) -> Text:
+    """Return a line for each device, names of the same width."""
+    name_width = min(12, max((len(each.id) for each in devices), default=6))
+    lines = (device_line(each, width, colour=colour, name_width=name_width) for each in devices)
+    return Text("\n").join(lines)
+
+
+def device_line(device: DeviceRow, width: int, *, colour: bool = True, name_width: int = 6) -> Text:
     """Return `CUDA0 ████▓▓··╱ 13.5G/24G  █ alpha 9.5G  █ beta 4G  ▒ others 1G`."""
     bar = min(40, max(8, width * 3 // 10))
     line = Text(" ")
-    line.append(fit(device.id, name_width, look.glyphs.more) + " ", "bold")
+    line.append(fit(device.id, name_width) + " ", "bold")
     cells = shares([part.size for part in device.parts], device.total, bar)
-    marks = _marks(device.parts, look)
+    marks = _marks(device.parts, colour)
     for (mark, style), count in zip(marks, cells, strict=True):
         line.append(mark * count, style)
-    line.append(look.glyphs.free * (bar - sum(cells)), look.dim)
+    line.append("·" * (bar - sum(cells)), DIM)
     line.append(f" {short_size(device.used)}/{short_size(device.total)}")
     names = _legend(device.parts, width - line.cell_len)
     for (mark, style), said in zip(marks, names, strict=False):
@@ -124,7 +131,8 @@ def device_line(device: DeviceRow, width: int, look: Look, *, name_width: int = 
         line.append(f" {said}")
     if len(names) < len(marks):
         line.append(f" +{len(marks) - len(names)}")
-    return _exactly(line, width)
+    line.truncate(width, pad=True)
+    return line
 
 
 def _legend(parts: Sequence[Part], width: int) -> list[str]:
@@ -147,201 +155,156 @@ def _shortened(text: str, longest: int) -> str:
     return text if cell_len(text) <= longest else fit_middle(text, longest)
 
 
-def _marks(parts: Sequence[Part], look: Look) -> list[tuple[str, str]]:
-    """Return a glyph and a style for each part; models take turns."""
+def _marks(parts: Sequence[Part], colour: bool) -> list[tuple[str, str]]:
+    """Return a character and a style for each part; models take turns."""
     found = []
     turn = 0
     for part in parts:
         if part.kind == "model":
-            colour = _MODEL_COLOURS[turn % len(_MODEL_COLOURS)]
-            mark = look.glyphs.full if look.colour else look.glyphs.models[turn % 2]
-            found.append((mark, look.style(colour)))
+            mark = "█" if colour else "█▓"[turn % 2]
+            found.append((mark, _MODEL_COLOURS[turn % len(_MODEL_COLOURS)]))
             turn += 1
         else:
-            glyphs = {"reserved": look.glyphs.reserved, "strangers": look.glyphs.strangers}
-            style = look.dim if part.kind == "margin" else look.style(part.kind)
-            found.append((glyphs.get(part.kind, look.glyphs.margin), style))
+            found.append((_PART_MARKS[part.kind], _COLOURS[part.kind]))
     return found
 
 
-def model_header(shown: int, total: int, width: int, look: Look, *, focused: bool) -> Text:
-    """Return the head of the pane of models."""
-    columns, rest = _model_columns(width)
-    titles = [fit(_title("MODELS", shown, total), columns[0].width)]
-    titles += [fit(one.title, one.width, right=one.right) for one in columns[1:]]
-    if rest:
-        titles.append("WHY")
-    return _header(" " + " ".join(titles), width, look, focused=focused)
+# Tables
 
 
-def model_line(row: ModelRow, width: int, look: Look, *, cursor: bool) -> Text:
-    """Return a model's line."""
-    columns, rest = _model_columns(width)
-    values = {
-        "id": (look.glyphs.pin if row.pinned else "") + clean(row.id),
+def model_table(picture: Picture, width: int) -> Table:
+    """Return the models; where there is room the last column has their reasons."""
+    columns = fit_columns(_MODEL_COLUMNS, width - 1)
+    rows = {row.id: _cells(columns, *_of_model(row)) for row in picture.models}
+    return Table(_titles(columns, len(rows), picture.models_total), rows)
+
+
+def _of_model(row: ModelRow) -> tuple[dict[str, str], dict[str, str], str]:
+    """Return the texts of its columns, the styles of some, and that of the others."""
+    texts = {
+        "id": ("*" if row.pinned else "") + row.id,
+        "state": state_text(row),
         "use": f"{row.leases}/{row.slots}" if row.slots else str(row.leases or ""),
         "waiting": str(row.waiting or ""),
         "rate": short_count(row.rate) if row.rate else "",
         "ttl": "" if row.ttl_left is None else short_time(row.ttl_left),
         "age": "" if row.age is None else short_time(row.age),
         "memory": "?" if row.memory is None else format_size(row.memory),
+        "why": row.reason,
     }
-    plain = "" if row.active else look.dim
-    line = Text(_cursor(cursor, look))
-    for at, column in enumerate(columns):
-        line.append(" " if at else "")
-        if column.name == "id":
-            line.append(fit_middle(values["id"], column.width, look.glyphs.more), plain or "bold")
-        elif column.name == "state":
-            line.append(fit(state_text(row, look), column.width), look.style(row.state))
-        else:
-            line.append(fit(values[column.name], column.width, right=column.right), plain)
-    if rest:
-        line.append(" " + fit(clean(row.reason), rest, look.glyphs.more), look.dim)
-    return _row(line, width, cursor=cursor)
+    plain = "" if row.active else DIM
+    styles = {"id": plain or "bold", "state": _COLOURS.get(row.state, ""), "why": DIM}
+    return texts, styles, plain
 
 
-def state_text(row: ModelRow, look: Look) -> str:
+def state_text(row: ModelRow) -> str:
     """Return `ready`, or `load ███░░░  43% 12s`: a bar, how far it is, and how long still."""
     if row.progress is None:
         ready_in = "" if row.eta is None else f" ~{short_time(row.eta)}"
         return f"{row.state}{ready_in}"
     word = {"loading": "load", "downloading": "down"}.get(row.state, row.state)
     eta = "" if row.eta is None else f" {short_time(row.eta)}"
-    return f"{word} {progress_bar(row.progress, _BAR, look.glyphs)} {row.progress:4.0%}{eta}"
+    return f"{word} {progress_bar(row.progress, _BAR)} {row.progress:4.0%}{eta}"
 
 
-def detail_lines(row: ModelRow | None, width: int, count: int, look: Look) -> list[Text]:
-    """Return the reason of the model under the cursor, in full as far as `count` lines reach."""
-    if row is None or not row.reason:
-        return [Text("")] * count
-    lines = wrap(f"{row.id}: {clean(row.reason)}", width - 2, count)
-    return [Text(f" {line}", look.dim or "") for line in lines] + [Text("")] * (count - len(lines))
+def request_table(picture: Picture, width: int) -> Table:
+    """Return the open requests."""
+    columns = fit_columns(_REQUEST_COLUMNS, width - 1)
+    rows = {one.id: _cells(columns, *_of_request(one)) for one in picture.requests}
+    return Table(_titles(columns, len(rows), picture.requests_total), rows)
 
 
-def request_header(shown: int, total: int, width: int, look: Look, *, focused: bool) -> Text:
-    """Return the head of the pane of open requests."""
-    columns = _widen(choose_columns(_REQUEST_COLUMNS, width - 1), width - 1)
-    titles = [fit(_title("REQUESTS", shown, total), columns[0].width)]
-    titles += [fit(one.title, one.width, right=one.right) for one in columns[1:]]
-    return _header(" " + " ".join(titles), width, look, focused=focused)
-
-
-def request_line(one: OpenRequest, width: int, look: Look, *, cursor: bool) -> Text:
-    """Return an open request's line."""
-    columns = _widen(choose_columns(_REQUEST_COLUMNS, width - 1), width - 1)
-    values = {
-        "model": clean(one.model),
+def _of_request(one: OpenRequest) -> tuple[dict[str, str], dict[str, str], str]:
+    texts = {
+        "model": one.model,
         "state": one.state,
         "age": short_time(one.age),
         "tokens": str(one.tokens or ""),
-        "client": clean(one.client),
-        "path": clean(one.path),
-        "id": clean(one.id),
+        "client": one.client,
+        "path": one.path,
+        "id": one.id,
     }
-    line = Text(_cursor(cursor, look))
-    for at, column in enumerate(columns):
-        style = look.style("waiting" if one.state == "waiting" else "ready")
-        line.append(" " if at else "")
-        text = fit(values[column.name], column.width, look.glyphs.more, right=column.right)
-        if column.name == "model":
-            text = fit_middle(values["model"], column.width, look.glyphs.more)
-        line.append(text, style if column.name == "state" else "")
-    return _row(line, width, cursor=cursor)
+    return texts, {"state": "yellow" if one.state == "waiting" else "green"}, ""
 
 
-def plain_header(title: str, note: str, width: int, look: Look, *, focused: bool) -> Text:
-    """Return the head of a pane without columns, with a note at its right."""
-    note = fit(f"{note} ", width - cell_len(title) - 2, right=True) if note else ""
-    return _header(f" {title} {note}", width, look, focused=focused)
+def _cells(
+    columns: Sequence[Column], texts: dict[str, str], styles: dict[str, str], plain: str
+) -> tuple[Cell, ...]:
+    found = []
+    for at, one in enumerate(columns):
+        text = clean(texts[one.name])
+        text = " " + fit(text, one.width, right=one.right) if at else fit_middle(text, one.width)
+        found.append(Cell(text, styles.get(one.name, plain)))
+    return tuple(found)
 
 
-def happening_lines(one: Happening, width: int, look: Look, *, most: int) -> list[Text]:
-    """Return a decision in at most `most` lines."""
-    names = 16 if width >= 100 else 12
-    at = look.clock(one.at) if one.at else "--:--:--"
-    room = width - 1 - len(at) - 1 - _KIND_WIDTH - 1 - names - 1
-    lines = wrap(clean(one.reason), max(10, room), most)
-    first = Text()
-    first.append(f" {at} ", look.dim)
-    first.append(fit(one.kind, _KIND_WIDTH) + " ", look.style(one.kind) if _told(one) else "")
-    first.append(fit_middle(clean(one.model), names, look.glyphs.more) + " ", "bold")
-    first.append(lines[0])
-    indent = " " * (width - max(10, room))
-    return [_exactly(first, width), *(_exactly(Text(indent + line), width) for line in lines[1:])]
+def _titles(columns: Sequence[Column], shown: int, total: int) -> tuple[str, ...]:
+    first, *others = columns
+    count = f"{total}" if shown == total else f"{shown}/{total}"
+    named = fit(f"{first.title} {count}", first.width)
+    return (named, *(" " + fit(one.title, one.width, right=one.right) for one in others))
 
 
-def _told(one: Happening) -> bool:
-    return one.kind in _COLOURS
-
-
-def log_lines(text: str, width: int, look: Look, *, most: int) -> list[Text]:
-    """Return a line of a model's log, folded into at most `most` lines."""
-    said = clean(text)
-    found: list[Text] = []
-    while len(found) < most - 1 and cell_len(said) >= width:
-        piece = set_cell_size(said, width - 1)
-        found.append(Text(f" {piece}"))
-        said = said[len(piece) :]
-    return [*found, Text(fit(f" {said}", width, look.glyphs.more))]
-
-
-def keys_line(hints: Sequence[tuple[str, str]], width: int, look: Look) -> Text:
-    """Return as many of the keys as fit, the first ones first."""
-    line = Text()
-    for key, word in hints:
-        if line.cell_len + cell_len(key) + cell_len(word) + 3 > width:
+def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns that fit `width`, one cell between them."""
+    kept = list(columns)
+    while kept and _left(kept, width) < 0:
+        last = max(kept, key=lambda column: column.rank)
+        if last.rank == 0:
             break
-        line.append(f" {key}", look.style("key") or "bold")
-        line.append(f" {word}")
-    return _exactly(line, width)
+        kept.remove(last)
+    return kept
 
 
-def _model_columns(width: int) -> tuple[list[Column], int]:
-    """Return the columns and what is left for the reason (0: nothing)."""
-    columns = choose_columns(_MODEL_COLUMNS, width - 1)
-    left = width - 1 - sum(column.width + 1 for column in columns) + 1
-    longer = min(max(0, left - 1 - _WHY_WIDTH), 14) if left > _WHY_WIDTH else max(0, left)
-    first = columns[0]
-    columns[0] = Column(first.name, first.title, first.width + longer)
-    rest = left - longer - 1
-    return columns, rest if rest >= _WHY_WIDTH else 0
+def fit_columns(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return those that fit; the first and, if it begins at its left, the last get what is left."""
+    kept = choose_columns(columns, width)
+    for at, most in ((0, width if kept[-1].right else 14), (-1, width)):
+        more = min(max(0, _left(kept, width)), most)
+        kept[at] = kept[at]._replace(width=kept[at].width + more)
+    return kept
 
 
-def _widen(columns: list[Column], width: int) -> list[Column]:
-    """Give what is left to the first column and the path."""
-    left = width - sum(column.width + 1 for column in columns) + 1
-    grown = []
-    for column in columns:
-        more = {"model": min(left // 2, 14), "path": 0}.get(column.name, 0)
-        grown.append(Column(column.name, column.title, column.width + more, 0, column.right))
-    left = width - sum(column.width + 1 for column in grown) + 1
-    last = grown[-1]
-    if not last.right:
-        grown[-1] = Column(last.name, last.title, last.width + left, 0)
-    return grown
+def _left(columns: Sequence[Column], width: int) -> int:
+    return width - sum(column.width + 1 for column in columns) + 1
 
 
-def _title(word: str, shown: int, total: int) -> str:
-    return f"{word} {total}" if shown == total else f"{word} {shown}/{total}"
+# What is said below
 
 
-def _header(text: str, width: int, look: Look, *, focused: bool) -> Text:
-    style = "bold reverse" if focused else "bold underline"
-    return Text(fit(text, width), style)
+def detail_lines(row: ModelRow | None, width: int, count: int) -> str:
+    """Return the reason of the model under the cursor, in full as far as `count` lines reach."""
+    if row is None or not row.reason:
+        return ""
+    lines = wrap(f"{row.id}: {clean(row.reason)}", width - 2, count)
+    return "\n".join(f" {line}" for line in lines)
 
 
-def _cursor(cursor: bool, look: Look) -> str:
-    return look.glyphs.cursor if cursor else " "
+def happening_lines(one: Happening, width: int, clock: Callable[[float], str], most: int) -> Text:
+    """Return a decision in at most `most` lines; `clock` turns Unix time into HH:MM:SS."""
+    names = 16 if width >= 100 else 12
+    at = clock(one.at) if one.at else "--:--:--"
+    room = max(10, width - len(at) - _KIND_WIDTH - names - 4)
+    first, *more = wrap(clean(one.reason), room, most)
+    lines = Text.assemble(
+        (f" {at} ", DIM),
+        (fit(one.kind, _KIND_WIDTH) + " ", _COLOURS.get(one.kind, "")),
+        (fit_middle(clean(one.model), names) + " ", "bold"),
+        first,
+    )
+    indent = " " * (width - room)
+    for line in more:
+        lines.append(f"\n{indent}{line}")
+    return lines
 
 
-def _row(line: Text, width: int, *, cursor: bool) -> Text:
-    if cursor:  # of one colour: a bar of many is hard to read
-        line = Text(line.plain, "bold reverse")
-    return _exactly(line, width)
-
-
-def _exactly(line: Text, width: int) -> Text:
-    line.truncate(width, pad=True)
-    line.no_wrap = True
-    return line
+def log_line(text: str, width: int, most: int) -> Text:
+    """Return a line of a model's log, folded into at most `most` lines."""
+    said = f" {clean(text)}"
+    lines = [said]
+    while len(lines) < most and cell_len(lines[-1]) > width:
+        here = Text(lines[-1])
+        here.truncate(width)
+        lines[-1:] = [here.plain, " " + lines[-1][len(here.plain) :]]
+    lines[-1] = fit(lines[-1], width).rstrip()
+    return Text("\n".join(lines))

@@ -99,13 +99,14 @@ class History:
             self._life, self._last_id = life, 0
         return self._last_id
 
-    def heard(self, event: ServerEvent) -> None:
-        """Take an event."""
+    def heard(self, event: ServerEvent) -> Happening | None:
+        """Take an event; return the line that it makes, if it makes one."""
         if event.id is not None:
             self._last_id = event.id
         line = _happening(event)
         if line is not None:
             self.happenings.append(line)
+        return line
 
 
 def _happening(event: ServerEvent) -> Happening | None:

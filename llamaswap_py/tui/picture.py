@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamaswap_py.tui.history import Rates
+from llamaswap_py.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamaswap_py.client.answers import OpenRequest
     from llamaswap_py.snapshot import DeviceView, InstanceView, ModelView, Snapshot
-    from llamaswap_py.tui.history import Happening, History
+    from llamaswap_py.tui.history import History
 
 _EARLY = 0.05
 """A fraction from which the rest of a load is told from what it took so far."""
@@ -72,7 +73,6 @@ class Picture:
     models_total: int = 0
     requests: tuple[OpenRequest, ...] = ()
     requests_total: int = 0
-    happenings: tuple[Happening, ...] = field(default=())
 
 
 def make_picture(history: History, filter_text: str = "") -> Picture:
@@ -89,12 +89,9 @@ def make_picture(history: History, filter_text: str = "") -> Picture:
         models=tuple(row for row in models if _model_has(row, snapshot, wanted)),
         models_total=len(models),
         requests=tuple(
-            one for one in requests if _any_has(wanted, one.model, one.client, one.id, one.state)
+            one for one in requests if any_has(wanted, one.model, one.client, one.id, one.state)
         ),
         requests_total=len(requests),
-        happenings=tuple(
-            one for one in history.happenings if _any_has(wanted, one.model, one.kind)
-        ),
     )
 
 
@@ -187,7 +184,7 @@ def _title(snapshot: Snapshot) -> str:
     words = [
         f"lswap {_place(snapshot)}",
         snapshot.state,
-        f"up {_span(snapshot.now - snapshot.started_at)}",
+        f"up {format_duration(int(max(0.0, snapshot.now - snapshot.started_at)))}",
         f"{loaded} of {len(snapshot.models)} loaded",
         f"{snapshot.requests_open} open",
         f"{snapshot.requests_total} answered",
@@ -205,20 +202,11 @@ def _place(snapshot: Snapshot) -> str:
     return snapshot.listen[0].removeprefix("http://") if snapshot.listen else snapshot.name
 
 
-def _span(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    if minutes < 1:
-        return f"{max(0, int(seconds))} s"
-    if minutes < 60:
-        return f"{minutes} m"
-    hours = minutes // 60
-    return f"{hours} h" if hours < 48 else f"{hours // 24} d"
-
-
 def _model_has(row: ModelRow, snapshot: Snapshot, wanted: str) -> bool:
     model = next(each for each in snapshot.models if each.id == row.id)
-    return _any_has(wanted, row.id, row.state, *model.other_names)
+    return any_has(wanted, row.id, row.state, *model.other_names)
 
 
-def _any_has(wanted: str, *texts: str) -> bool:
+def any_has(wanted: str, *texts: str) -> bool:
+    """Return whether a filter leaves in what has these texts; it is in lower case."""
     return not wanted or any(wanted in text.lower() for text in texts)

@@ -62,8 +62,8 @@ PURE = (
     *("api.ollama.translate", "api.ollama.answers"),
     *("api.ollama.context", "api.ollama.members"),
     *("devices.visible", "devices.placement"),
-    *("tui.cells", "tui.drawing", "tui.history", "tui.layout", "tui.picture"),
-    *("tui.screen", "client.address", "client.answers", "client.calls"),
+    *("tui.cells", "tui.drawing", "tui.history", "tui.picture"),
+    *("client.address", "client.answers", "client.calls"),
     *("hub.refs", "server.systemd_unit", "cli.quants", "estimate.contexts"),
     *("estimate.formula", "estimate.types"),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import structs
 from rich.cells import cell_len
+from textual.app import App
 
 from llamaswap_py.cli.top import terminal_problem
 from llamaswap_py.client.answers import (
@@ -17,15 +18,12 @@ from llamaswap_py.client.answers import (
     Tokens,
 )
 from llamaswap_py.errors import LswapError
-from llamaswap_py.snapshot import DeviceView, Snapshot
+from llamaswap_py.snapshot import DeviceView
 from llamaswap_py.tui.cells import (
-    ASCII,
-    UNICODE,
-    Column,
-    choose_columns,
     clean,
     fit,
     fit_middle,
+    in_ascii,
     progress_bar,
     shares,
     short_count,
@@ -33,15 +31,26 @@ from llamaswap_py.tui.cells import (
     short_time,
     wrap,
 )
-from llamaswap_py.tui.drawing import Look, device_line, state_text
+from llamaswap_py.tui.drawing import (
+    Cell,
+    Column,
+    Table,
+    choose_columns,
+    device_line,
+    state_text,
+    title_text,
+)
 from llamaswap_py.tui.history import KEPT, History, Rates
-from llamaswap_py.tui.layout import divide
 from llamaswap_py.tui.picture import DeviceRow, Part, device_row, make_picture
-from llamaswap_py.tui.screen import Cursor, Reader, draw
+from llamaswap_py.tui.widgets import Rows
 from tests.unit.api_fakes import GIB, failure_view, instance_view, make_snapshot, model_view
+from tests.unit.top_fakes import Seat, StillServer, seated
 
-LOOK = Look(clock=lambda at: f"00:00:{at % 60:02.0f}")
-PLAIN = Look(clock=LOOK.clock, glyphs=ASCII, colour=False)
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from llamaswap_py.snapshot import Snapshot
+
 SIZES = [(80, 24), (60, 15), (140, 40), (200, 60), (40, 10), (20, 5), (10, 2)]
 
 
@@ -55,7 +64,7 @@ def decision(id: int, **changes: Any) -> ServerEvent:
     return ServerEvent(id, "decision", data | changes)
 
 
-def full_history() -> History:
+def full_state() -> Snapshot:
     models = [
         model_view("spare"),
         model_view("alpha", state="ready", leases=2, waiting=1, reason="loaded in 3 s"),
@@ -68,13 +77,26 @@ def full_history() -> History:
         instance_view("alpha", leases=2, memory={"host": 2 * GIB}, evict_at=1100.0),
         instance_view("beta", epoch=2, state="loading", progress=0.43, memory={"host": GIB}),
     ]
-    history = History()
-    state = make_snapshot(models, instances, requests_open=2)
-    history.saw(state, OpenRequests((request(), request("r2", state="waiting", client="10.0.0.7"))))
+    return make_snapshot(models, instances, requests_open=2)
+
+
+REQUESTS = OpenRequests((request(), request("r2", state="waiting", client="10.0.0.7")))
+DECISIONS = [
+    decision(at + 1, at=float(at), reason=f"number {at} · " + "because " * 20) for at in range(30)
+]
+
+
+def full_history() -> History:
+    history, state = History(), full_state()
+    history.saw(state, REQUESTS)
     history.resume_after(state)
-    for at in range(30):
-        history.heard(decision(at + 1, at=float(at), reason=f"number {at} · " + "because " * 20))
+    for one in DECISIONS:
+        history.heard(one)
     return history
+
+
+def full_server() -> StillServer:
+    return StillServer(full_state(), REQUESTS, DECISIONS)
 
 
 # What the server says
@@ -215,8 +237,8 @@ def test_a_download_and_a_wait_have_what_is_known_of_them() -> None:
     history = History()
     history.saw(make_snapshot(models), OpenRequests(()))
     down, waiting = make_picture(history).models
-    assert state_text(down, LOOK) == "down ███░░░  50% 90s"
-    assert state_text(waiting, LOOK) == "waiting ~5s"
+    assert state_text(down) == "down ███░░░  50% 90s"
+    assert state_text(waiting) == "waiting ~5s"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +269,7 @@ def test_without_an_answer_nothing_is_as_fast_as_it_was() -> None:
     history.failed("not reachable, trying again: nobody there")
     picture = make_picture(history)
     assert picture.models[0].rate == 0.0
-    assert "trying again" in draw(picture, Reader(), [], 80, 24, LOOK).lines[0].plain
+    assert "trying again" in title_text(picture, 80)
     history.saw(later, OpenRequests(()))
     assert make_picture(history).trouble is None
 
@@ -325,9 +347,9 @@ def test_bars_are_shared(sizes: list[int], total: int, expected: list[int]) -> N
 
 
 def test_a_progress_bar_is_full_only_at_the_end() -> None:
-    assert progress_bar(0.99, 6, UNICODE) == "█████░"
-    assert progress_bar(1.7, 6, ASCII) == "######"
-    assert progress_bar(-1.0, 3, ASCII) == "---"
+    assert progress_bar(0.99, 6) == "█████░"
+    assert in_ascii(progress_bar(1.7, 6)) == "######"
+    assert in_ascii(progress_bar(-1.0, 3)) == "---"
 
 
 def test_columns_go_the_least_important_first() -> None:
@@ -340,29 +362,41 @@ def test_columns_go_the_least_important_first() -> None:
 # The screen
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(("width", "height"), SIZES)
-@pytest.mark.parametrize("focus", ["models", "requests", "lower"])
-@pytest.mark.parametrize("look", [LOOK, PLAIN], ids=["colour", "plain"])
-def test_a_screen_is_exactly_as_large_as_the_terminal(
-    width: int, height: int, focus: str, look: Look
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+async def test_a_screen_is_exactly_as_large_as_the_terminal(
+    width: int, height: int, encoding: str
 ) -> None:
-    history = full_history()
-    for zoomed in (False, True):
-        for log_of in (None, "alpha"):
-            reader = Reader(focus=focus, zoomed=zoomed, log_of=log_of)
-            screen = draw(make_picture(history), reader, ["x" * 500] * 50, width, height, look)
-            assert len(screen.lines) == len(screen.targets) == height
-            assert {line.cell_len for line in screen.lines if line.plain.strip()} == {width}
+    server = full_server()
+    async with seated(server, (width, height), encoding) as seat:
+        for _ in ("models", "requests", "lower"):
+            for key in ("z", "z", "enter", "z", "z", "d"):
+                server.lines.put_nowait("x" * 500)
+                await seat.press(key)
+                await seat.pilot.pause()
+                assert [cell_len(line) for line in seat.lines] == [width] * height
+                assert seat.lines[0].strip().startswith("lswap"[: width - 2])
+                assert sum(_heights(seat).values()) <= max(height, 4)
+            await seat.press("tab")
 
 
-def text_at(width: int, height: int, reader: Reader | None = None, look: Look = LOOK) -> str:
-    picture = make_picture(full_history())
-    lines = draw(picture, reader or Reader(), ["first", "last"], width, height, look).lines
-    return "\n".join(line.plain.rstrip() for line in lines)
+def _heights(seat: Seat) -> dict[str, int]:
+    shown = [one for one in seat.app.screen_stack[0].children if one.display]
+    return {str(one.id): one.size.height for one in shown}
 
 
-def test_an_ordinary_terminal_has_everything() -> None:
-    text = text_at(80, 24)
+async def text_at(width: int, height: int, *keys: str) -> str:
+    async with seated(full_server(), (width, height)) as seat:
+        for key in keys:
+            await seat.press(key)
+            await seat.pilot.pause()
+        return seat.text
+
+
+@pytest.mark.anyio
+async def test_an_ordinary_terminal_has_everything() -> None:
+    text = await text_at(80, 24)
     for part in ("MODELS 4", "REQUESTS 2", "DECISIONS", "load ██░░░░  43% 12s", "2/2", "30s"):
         assert part in text
     assert "key ci" in text
@@ -382,102 +416,173 @@ def test_the_title_names_the_file_else_the_address() -> None:
     assert "3f9c" not in title(config_path=None) + title(config_path="/etc/c.yaml")
 
 
-def test_a_wide_terminal_has_reasons_beside_the_models() -> None:
-    assert "WHY" not in text_at(80, 24)
-    assert "WHY" in text_at(140, 40)
+@pytest.mark.anyio
+async def test_a_wide_terminal_has_reasons_beside_the_models() -> None:
+    assert "WHY" not in await text_at(80, 24)
+    assert "WHY" in await text_at(140, 40)
 
 
-def test_a_small_terminal_shows_the_pane_with_the_focus() -> None:
-    assert "DECISIONS" in text_at(60, 15)
-    assert "REQUESTS 2" not in text_at(60, 15)
-    text = text_at(60, 15, Reader(focus="requests"))
+@pytest.mark.anyio
+async def test_a_small_terminal_shows_the_pane_with_the_focus() -> None:
+    text = await text_at(60, 15)
+    assert "DECISIONS" in text
+    assert "REQUESTS 2" not in text
+    text = await text_at(60, 15, "tab")
     assert "REQUESTS" in text
     assert "DECISIONS" not in text
 
 
-def test_zoom_shows_one_pane_and_reasons_in_full() -> None:
-    text = text_at(80, 24, Reader(focus="lower", zoomed=True))
+@pytest.mark.anyio
+async def test_zoom_shows_one_pane_and_reasons_in_full() -> None:
+    text = await text_at(80, 24, "tab", "tab", "z")
     assert "MODELS" not in text
     assert text.count("because") > 40
 
 
-def test_without_colour_nothing_has_one_and_neighbours_differ() -> None:
-    screen = draw(make_picture(full_history()), Reader(), [], 80, 24, PLAIN)
-    allowed = {"", "bold", "reverse", "bold reverse", "bold underline", "underline"}
-    styles = {str(span.style) for line in screen.lines for span in line.spans}
-    assert styles | {str(line.style) for line in screen.lines} <= allowed
-    assert all(line.plain.isascii() for line in screen.lines)
-    assert "#@" in screen.lines[1].plain
+@pytest.mark.anyio
+async def test_without_colour_nothing_has_one_and_neighbours_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with seated(full_server(), encoding="ascii") as seat:
+        styles = [one.style for line in seat.segments for one in line if one.style is not None]
+        colours = [colour for one in styles for colour in (one.color, one.bgcolor)]
+        assert all(colour is None or colour.is_default for colour in colours)
+        assert {True} <= {one.reverse for one in styles}
+        assert seat.text.isascii()
+        assert "#@" in seat.lines[1]
 
 
 def test_a_legend_that_is_too_long_says_how_many_are_missing() -> None:
     parts = tuple(Part("model", f"a-model-with-a-name-{at}", GIB) for at in range(9))
     row = DeviceRow("CUDA0", 24 * GIB, 9 * GIB, parts)
-    narrow, wide = (device_line(row, width, LOOK).plain for width in (80, 200))
+    narrow, wide = (device_line(row, width).plain for width in (80, 200))
     assert narrow.rstrip().endswith("+7")
     assert "+" not in wide
-    assert device_line(DeviceRow("host", 0, 0, ()), 80, LOOK).cell_len == 80
+    assert device_line(DeviceRow("host", 0, 0, ()), 80).cell_len == 80
 
 
-@pytest.mark.parametrize("lines", range(2, 70))
-def test_heights_never_exceed_the_screen(lines: int) -> None:
-    for focus in ("models", "requests", "lower"):
-        got = divide(lines, devices=9, models=30, requests=30, focus=focus)
-        total = got.devices + got.models + got.detail + got.requests + got.lower
-        assert total <= max(lines - 2, got.devices)
-        assert min(got.devices, got.models, got.detail, got.requests, got.lower) >= 0
+@pytest.mark.anyio
+@pytest.mark.parametrize("focus", ["models", "requests", "lower"])
+async def test_heights_never_exceed_the_screen(focus: str) -> None:
+    models = [model_view(f"model-{at}") for at in range(30)]
+    devices = [DeviceView(f"CUDA{at}", GIB, 0, 0, "nvml") for at in range(9)]
+    state = structs.replace(make_snapshot(models), devices=tuple(devices))
+    requests = OpenRequests(tuple(request(f"r{at}") for at in range(30)))
+    async with seated(StillServer(state, requests, DECISIONS)) as seat:
+        await seat.press(*["tab"] * ["models", "requests", "lower"].index(focus))
+        for lines in (*range(4, 40), *range(40, 70, 5)):
+
+            def fits(lines: int = lines) -> bool:
+                heights = _heights(seat)
+                seen = {"models", "requests", "lower", "detail"} if lines > 21 else {focus}
+                rows = heights.get(focus, 0) > (1 if lines > 10 else 0)
+                return sum(heights.values()) <= lines and seen <= set(heights) and rows
+
+            await seat.resize(80, lines)
+            await seat.until(fits)
 
 
-def test_the_cursor_stays_with_its_row() -> None:
-    cursor = Cursor()
-    assert cursor.find(["a", "b"]) == 0
-    cursor.move(["a", "b"], 1)
-    assert cursor.find(["b", "c", "a"]) == 0  # b moved up
-    assert cursor.find(["c", "a"]) == 0  # b is gone: the place stays
-    cursor.move(["c", "a"], 99)
-    assert cursor.key == "a"
-    assert cursor.find([]) == 0
-    rows = [str(at) for at in range(50)]
-    cursor.go(rows, 40)
-    assert 40 in cursor.window(rows, 10)
-    cursor.go(rows, 35)
-    assert cursor.window(rows, 10) == range(31, 41)
+class OneTable(App[None]):
+    """A table of eleven lines, ten of them rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Rows(id="models")
+        self.rows.styles.height = 11
+
+    def compose(self) -> ComposeResult:
+        yield self.rows
+
+    def show(self, keys: list[str]) -> int:
+        """Show rows; return the one under the cursor."""
+        self.rows.show(Table(("title",), {key: (Cell(key),) for key in keys}))
+        return self.rows.cursor_row
 
 
-def test_a_log_that_is_read_further_up_stands_still() -> None:
-    reader = Reader(focus="lower", log_of="alpha")
-    picture = make_picture(full_history())
-    log = [f"line {at:03}" for at in range(100)]
-
-    def top_line() -> str:
-        lines = draw(picture, reader, log, 80, 24, LOOK).lines
-        head = next(at for at, line in enumerate(lines) if "LOG alpha" in line.plain)
-        return lines[head + 1].plain.strip()
-
-    top_line()
-    reader.move(picture, -20)
-    before = top_line()
-    log += ["new"] * 7
-    assert top_line() == before
-    reader.move(picture, 1000)
-    log.append("newest")
-    assert "newest" in "".join(
-        line.plain for line in draw(picture, reader, log, 80, 24, LOOK).lines
-    )
-
-
-def test_keys_mean_the_model_of_the_request_that_is_pointed_at() -> None:
-    history = full_history()
-    history.saw(_state(history), OpenRequests((request("x", model="beta"),)))
-    picture = make_picture(history)
-    assert Reader(focus="requests").model(picture) == "beta"
-    assert Reader(focus="models").model(picture) == "alpha"
-    assert Reader(focus="requests").request(make_picture(full_history(), "nothing")) is None
+@pytest.mark.anyio
+async def test_the_cursor_stays_with_its_row() -> None:
+    app = OneTable()
+    async with app.run_test() as pilot:
+        app.rows.focus()
+        assert app.show(["a", "b"]) == 0
+        assert app.show(["b", "a"]) == 0  # nobody chose a row yet
+        app.show(["a", "b"])
+        await pilot.press("down")
+        assert app.show(["b", "c", "a"]) == 0  # b moved up
+        assert app.show(["c", "a"]) == 0  # b is gone: the place stays
+        await pilot.press("end")
+        assert app.rows.pointed == "a"
+        assert app.show([]) == 0
+        assert app.rows.pointed is None
+        app.show([str(at) for at in range(50)])
+        for row in (40, 35):
+            app.rows.move_cursor(row=row)
+            await pilot.pause()
+            assert app.rows.scroll_offset.y == 31
+        app.show([*map(str, range(1, 50)), "new"])
+        await pilot.pause()
+        assert (app.rows.pointed, app.rows.scroll_offset.y) == ("35", 31)
 
 
-def _state(history: History) -> Snapshot:
-    assert history.snapshot is not None
-    return history.snapshot
+@pytest.mark.anyio
+async def test_only_cells_that_changed_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, changed = OneTable(), []
+    async with app.run_test():
+        app.show(["a", "b"])
+        monkeypatch.setattr(app.rows, "update_cell", lambda *what: changed.append(what[:2]))
+        app.show(["a", "b"])
+        assert changed == []
+        app.rows.show(Table(("title",), {"a": (Cell("a"),), "b": (Cell("b", "bold"),)}))
+        assert changed == [("b", "0")]
+
+
+@pytest.mark.anyio
+async def test_a_log_that_is_read_further_up_stands_still() -> None:
+    server = full_server()
+    for at in range(100):
+        server.lines.put_nowait(f"line {at:03}")
+    async with seated(server) as seat:
+        await seat.press("enter")
+        await seat.sees("LOG alpha", "line 099")
+
+        def top_line() -> str:
+            head = next(at for at, line in enumerate(seat.lines) if "LOG alpha" in line)
+            return seat.lines[head + 1].strip()
+
+        await seat.press("tab", "tab", *["up"] * 20)
+        before = await seat.sees("20 lines below")
+        before = top_line()
+        for _ in range(7):
+            server.lines.put_nowait("new")
+        await seat.sees("27 lines below")
+        assert top_line() == before
+        await seat.press("end")
+        server.lines.put_nowait("newest")
+        await seat.sees("newest")
+        assert "lines below" not in seat.text
+
+
+@pytest.mark.anyio
+async def test_keys_mean_the_model_of_the_request_that_is_pointed_at() -> None:
+    server = full_server()
+    server.requests = OpenRequests((request("x", model="beta"),))
+    async with seated(server) as seat:
+        await seat.press("l", "tab", "l")
+        await seat.until(lambda: len(server.asked) == 2)
+        assert server.asked == [f"/lswap/v1/models/{name}/load" for name in ("alpha", "beta")]
+        await seat.press("slash", *"nothing", "enter", "c")
+        await seat.sees("no request is open")
+
+
+@pytest.mark.anyio
+async def test_what_has_a_key_is_in_the_command_palette_too() -> None:
+    server = full_server()
+    async with seated(server) as seat:
+        await seat.press("ctrl+p", *"pin it")
+        await seat.sees("pin it against eviction")
+        await seat.press("enter", "enter")
+        await seat.until(lambda: server.asked == ["/lswap/v1/models/alpha/pin"])
 
 
 # The command
