@@ -267,7 +267,7 @@ def _devices(snapshot: Snapshot) -> Iterator[Metric]:
 async def scrape_children(supervisor: Supervisor) -> dict[str, str]:
     """Return each ready child's `GET /metrics` by preset; one that does not answer is left out."""
     children = {}
-    for key, one in supervisor.scheduler.world.instances.items():
+    for key, one in supervisor.scheduler.state.instances.items():
         running = supervisor.running.get(key)
         if one.state is State.READY and running is not None and running.endpoint is not None:
             children[str(key.preset)] = running.endpoint

@@ -171,8 +171,8 @@ class Traffic:
     followers: Mapping[PresetId, Mapping[PresetId, float]] = field(default_factory=dict)
 
 
-class Learning:
-    """All of it, fed by every arrival and every end of a request."""
+class Demand:
+    """What is known of the demand for each preset, fed by every arrival and every end of a request."""
 
     def __init__(self) -> None:
         self._habits: dict[PresetId, Habits] = {}

@@ -22,7 +22,7 @@ from llamaswap_py.scheduler.actions import (
 from llamaswap_py.scheduler.lifecycle import State, Trigger
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.refusals import Refusals
-from llamaswap_py.scheduler.state import Instance, Lease, Preset, World
+from llamaswap_py.scheduler.state import Instance, Lease, Preset, SchedulerState
 from llamaswap_py.scheduler.types import (
     Choice,
     Decision,
@@ -34,13 +34,13 @@ from llamaswap_py.scheduler.types import (
 )
 
 
-class Control:
+class Effects:
     """Moves instances along the table and collects the actions of one event in `out`."""
 
-    def __init__(self, world: World, *, first_epoch: int) -> None:
-        self.world = world
-        self.policy = world.policy
-        self.refusals = Refusals(world)
+    def __init__(self, state: SchedulerState, *, first_epoch: int) -> None:
+        self.state = state
+        self.policy = state.policy
+        self.refusals = Refusals(state)
         self.decisions: deque[Decision] = deque(maxlen=self.policy.decisions_kept)
         self.out: list[Action] = []
         self.now = 0.0
@@ -66,30 +66,30 @@ class Control:
         self.out.append(Download(preset.plan.preset))
 
     def _wake(self, instance: Instance, why: str) -> None:
-        self.recharge(instance, self.world.ledger.charge_of(instance.plan, instance.choice))
+        self.recharge(instance, self.state.ledger.charge_of(instance.plan, instance.choice))
         instance.waking = True
         self.note("wake", instance, why)
         self.out.append(Wake(instance.key))
 
     def _reserve(self, preset: Preset, why: str) -> None:
         name = preset.plan.preset
-        self.world.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
+        self.state.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
         self.forget_wish(preset)
         self.note_preset("reserved", preset, why)
         self.out.append(Reserve(name))
 
     def recharge(self, instance: Instance, charge: Footprint) -> None:
         """Charge an instance with something else from now on."""
-        instance.charge = self.world.ledger.charges[instance.key] = charge
+        instance.charge = self.state.ledger.charges[instance.key] = charge
 
     def _spawn(self, preset: Preset, choice: Choice, why: str) -> None:
         """Start an instance; its memory is charged from now until it is proven gone."""
         key = InstanceKey(preset.plan.preset, self._epoch)
         self._epoch += 1
-        charge = self.world.ledger.charge_of(preset.plan, choice)
+        charge = self.state.ledger.charge_of(preset.plan, choice)
         instance = Instance(key, preset.plan, choice, charge, self.now, ttl=preset.plan.ttl)
-        self.world.instances[key] = instance
-        self.world.ledger.charges[key] = charge
+        self.state.instances[key] = instance
+        self.state.ledger.charges[key] = charge
         preset.serving = instance
         self.loads += 1
         self.note("load", instance, why or "nothing limits it")
@@ -106,7 +106,7 @@ class Control:
         instance.leases[waiter.request] = lease
         instance.generating += waiter.slot
         instance.last_used = self.now
-        self.world.leases[waiter.request] = lease
+        self.state.leases[waiter.request] = lease
 
     def drain(self, instance: Instance, reason: StopReason, why: str) -> None:
         """Grant no more leases; it stops, for `reason`, once the last one ends."""
@@ -154,25 +154,25 @@ class Control:
         ended = "1 open request ends" if count == 1 else f"{count} open requests end"
         self.note("revoked", instance, f"{reason.value}: {ended}")
         for one in instance.leases:
-            self.world.detached.pop(one, None)
+            self.state.detached.pop(one, None)
             self.out.append(Revoke(one, instance.key, reason))
 
     def end_detached(self, request: RequestId, lease: Lease) -> None:
         """Revoke a lease whose answer nobody reads."""
-        del self.world.detached[request]
+        del self.state.detached[request]
         reason = StopReason.DETACHED
         self.note("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
         self.out.append(Revoke(request, lease.instance.key, reason))
 
     def detach(self, instance: Instance) -> None:
         """Make room for a new instance of the same preset."""
-        preset = self.world.presets.get(instance.key.preset)
+        preset = self.state.presets.get(instance.key.preset)
         if preset is not None and preset.serving is instance:
             preset.serving = None
 
     def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
         """Count a failure. A first crash after readiness is forgiven; a failed load backs off."""
-        preset = self.world.presets.get(instance.key.preset)
+        preset = self.state.presets.get(instance.key.preset)
         self.note("failed", instance, failure.summary)
         if preset is None:
             return
@@ -194,7 +194,7 @@ class Control:
     def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
         """Evict what is idle beside a load that ran out of memory, and try once more."""
         beside = [
-            one for one in self.world.idle(preset.plan) if set(one.charge) & set(failed.charge)
+            one for one in self.state.idle(preset.plan) if set(one.charge) & set(failed.charge)
         ]
         wanted = preset.queue or preset.wanted_since is not None
         if preset.retried_memory or not beside or not wanted:
@@ -226,7 +226,7 @@ class Control:
         for waiter in list(preset.queue):
             self.out.append(refuse(waiter))
             self.drop(preset, waiter)
-        self.world.settle_demand(preset)
+        self.state.settle_demand(preset)
 
     def refuse_deadlock(self, preset: Preset, waiter: Waiter) -> None:
         """Refuse a request that could only be served by ending one under which it was made."""
@@ -244,20 +244,20 @@ class Control:
     def enqueue(self, preset: Preset, waiter: Waiter, leaver: Waiter | None) -> None:
         """Let a request wait, in the place of `leaver`."""
         farewell = None if leaver is None else self.refusals.displaced(preset, leaver, self.now)
-        self.world.enqueue(preset, waiter)
+        self.state.enqueue(preset, waiter)
         if leaver is not None and farewell is not None:
             self.out.append(farewell)
             self.drop(preset, leaver)
 
     def drop(self, preset: Preset, waiter: Waiter) -> None:
         """Take out a waiter that ends without a lease."""
-        self.world.dequeue(preset, waiter)
-        self.world.learning.ended(self.now)
+        self.state.dequeue(preset, waiter)
+        self.state.demand.ended(self.now)
 
     def forget_wish(self, preset: Preset) -> None:
         """Drop the wish of a command to have a preset loaded."""
         preset.wanted_since = None
-        self.world.settle_demand(preset)
+        self.state.settle_demand(preset)
 
     def settled_late(self, key: InstanceKey) -> None:
         """Record that a device did not show a reaped child's bytes back in time."""
@@ -265,7 +265,7 @@ class Control:
 
     def blend(self, old: float | None, new: float) -> float:
         """Return the running mean of a learned time after a new measurement."""
-        return new if old is None else old + self.policy.learning * (new - old)
+        return new if old is None else old + self.policy.demand * (new - old)
 
     def note(self, kind: str, instance: Instance, reason: str) -> None:
         """Record a decision about an instance."""
@@ -279,6 +279,6 @@ class Control:
         self._sequence += 1
         decision = Decision(self._sequence, self.now, kind, name, epoch, reason)
         self.decisions.append(decision)
-        if preset := self.world.presets.get(name):
+        if preset := self.state.presets.get(name):
             preset.reason = f"{kind}: {reason}"
         self.out.append(Note(decision))

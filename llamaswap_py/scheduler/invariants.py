@@ -8,45 +8,45 @@ from collections.abc import Sequence
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.scheduler import Scheduler
-from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import ClientId, InstanceKey
 
 
 def check(scheduler: Scheduler) -> None:
     """Raise AssertionError, with words, if the scheduler's state contradicts itself."""
-    world = scheduler.world
-    _check_requests(world, scheduler.now)
-    _check_instances(world)
-    _check_ledger(world)
+    state = scheduler.state
+    _check_requests(state, scheduler.now)
+    _check_instances(state)
+    _check_ledger(state)
 
 
-def _check_requests(world: World, now: float) -> None:
-    queued = {w.request for preset in world.presets.values() for w in preset.queue}
-    assert queued == set(world.waiters), "queues and the index of waiters differ"
-    leased = {one for instance in world.instances.values() for one in instance.leases}
-    assert leased <= set(world.leases), "an instance holds a lease nobody knows"
-    assert not queued & set(world.leases), "a request both waits and holds a lease"
-    assert set(world.detached) <= set(world.leases), "a detached lease nobody knows"
-    for name, preset in world.presets.items():
+def _check_requests(state: SchedulerState, now: float) -> None:
+    queued = {w.request for preset in state.presets.values() for w in preset.queue}
+    assert queued == set(state.waiters), "queues and the index of waiters differ"
+    leased = {one for instance in state.instances.values() for one in instance.leases}
+    assert leased <= set(state.leases), "an instance holds a lease nobody knows"
+    assert not queued & set(state.leases), "a request both waits and holds a lease"
+    assert set(state.detached) <= set(state.leases), "a detached lease nobody knows"
+    for name, preset in state.presets.items():
         wanted = bool(preset.queue) or preset.wanted_since is not None
-        assert wanted == (name in world.demand), f"demand for {name} is not what its queue says"
+        assert wanted == (name in state.wanted), f"demand for {name} is not what its queue says"
         waiter, serving = preset.queue.peek(now), preset.serving
         if waiter is not None and serving is not None:
             assert not serving.admits(slot=waiter.slot), f"{name} could serve but lets wait"
 
 
-def _check_instances(world: World) -> None:
-    for key, instance in world.instances.items():
+def _check_instances(state: SchedulerState) -> None:
+    for key, instance in state.instances.items():
         assert instance.state is not State.GONE, f"{key} is gone but still listed"
         generating = sum(lease.waiter.slot for lease in instance.leases.values())
         assert instance.generating == generating, f"{key} counts its generations wrong"
         if instance.state is State.LOADING:
             assert not instance.leases, f"{key} is loading and has leases"
         if instance.gate_for is not None and instance.state is State.READY:
-            assert instance.gate_for in world.demand, f"{key}: gate closed for nobody"
-            newcomer = world.presets[instance.gate_for].plan
-            assert not world.is_kept(instance, newcomer), f"{key}: gate closed, yet it is kept"
-        preset = world.presets.get(key.preset)
+            assert instance.gate_for in state.wanted, f"{key}: gate closed for nobody"
+            newcomer = state.presets[instance.gate_for].plan
+            assert not state.is_kept(instance, newcomer), f"{key}: gate closed, yet it is kept"
+        preset = state.presets.get(key.preset)
         serves = instance.state in (State.LOADING, State.READY, State.SLEEPING)
         if preset is not None:
             assert serves == (preset.serving is instance), (
@@ -59,14 +59,14 @@ def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
 
     Only then: strangers or a corrected footprint may break the sum afterwards.
     """
-    world = scheduler.world
-    free = world.ledger.free()
-    for pool in world.ledger.charges[key]:
+    state = scheduler.state
+    free = state.ledger.free()
+    for pool in state.ledger.charges[key]:
         assert free[pool] >= 0, f"2: {pool}: {-free[pool]} more promised than there is"
 
 
-def _check_ledger(world: World) -> None:
-    assert set(world.ledger.charges) == set(world.instances), "charges and instances differ"
+def _check_ledger(state: SchedulerState) -> None:
+    assert set(state.ledger.charges) == set(state.instances), "charges and instances differ"
 
 
 def unfair_refusal(

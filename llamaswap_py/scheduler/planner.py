@@ -1,6 +1,6 @@
 """One pass over everyone who waits: who loads now, who gives way, whose gate closes.
 
-A pure function of the world: it returns a plan and changes nothing. The oldest waiter is looked at
+A pure function of the state: it returns a plan and changes nothing. The oldest waiter is looked at
 first; what it will get is taken out of what younger ones see, so nobody takes memory that was
 freed for somebody else, and a claim moves or lapses simply because the next pass finds better.
 
@@ -17,7 +17,7 @@ from llamaswap_py.scheduler.judging import Option, judge, remedies
 from llamaswap_py.scheduler.ledger import Amounts, add, fits, is_counting
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.state import Instance, Preset, World
+from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
 from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PresetId
 from llamaswap_py.scheduler.victims import choose_idle, enough
 
@@ -37,9 +37,9 @@ def _fit_rank(option: Option, free: Amounts) -> tuple[int, int, int]:
     return option.variant, len(option.choice.devices), left
 
 
-def waking_option(world: World, sleeping: Instance) -> Option:
+def waking_option(state: SchedulerState, sleeping: Instance) -> Option:
     """Return what waking takes: what the instance gave back when it fell asleep."""
-    full = world.ledger.charge_of(sleeping.plan, sleeping.choice)
+    full = state.ledger.charge_of(sleeping.plan, sleeping.choice)
     extra = {pool: size - sleeping.charge.get(pool, 0) for pool, size in full.items()}
     return Option(sleeping.choice, {pool: size for pool, size in extra.items() if size > 0}, 0)
 
@@ -76,21 +76,21 @@ class Plan:
         self.wake = when if self.wake is None else min(self.wake, when)
 
 
-def make_plan(world: World, now: float) -> Plan:
+def make_plan(state: SchedulerState, now: float) -> Plan:
     """Decide for every preset that is wanted and has no serving instance."""
-    return _Pass(world, now).run()
+    return _Pass(state, now).run()
 
 
 class _Pass:
     """The working state of one pass: `free` now, and `coming` once all stops are done."""
 
-    def __init__(self, world: World, now: float) -> None:
-        self.world = world
+    def __init__(self, state: SchedulerState, now: float) -> None:
+        self.state = state
         self.now = now
         self.plan = Plan()
-        self.free: Amounts = world.ledger.free()
+        self.free: Amounts = state.ledger.free()
         self.coming: Amounts = dict(self.free)
-        for instance in world.instances.values():
+        for instance in state.instances.values():
             if instance.state in (State.DRAINING, State.STOPPING):
                 add(self.coming, instance.charge, 1)
         self.going: set[InstanceKey] = set()
@@ -101,7 +101,7 @@ class _Pass:
         self._give_way()
         wants = [
             (self._urgency(preset), since, preset.plan.preset, preset)
-            for preset in (self.world.presets[one] for one in self.world.demand)
+            for preset in (self.state.presets[one] for one in self.state.wanted)
             if (preset.serving is None or preset.serving.is_asleep)
             and not preset.plan.estimating
             and not preset.plan.absent
@@ -119,25 +119,25 @@ class _Pass:
         short = {pool: 0 for pool, size in self.coming.items() if size < 0}
         if not short:
             return
-        idle = list(self.world.idle(None))
+        idle = list(self.state.idle(None))
         victims = choose_idle(short, self.coming, idle, self._reload_cost)
         if victims is None:
             victims = [one for one in idle if set(one.charge) & set(short)]
         for one in victims:
-            why = "other programs took memory: " + self.world.ledger.explain(short, self.free)
+            why = "other programs took memory: " + self.state.ledger.explain(short, self.free)
             self.plan.evictions.append((one, None, why))
             self._count_as_coming(one)
 
     def _place(self, preset: Preset, since: float) -> None:
-        ledger, kept = self.world.ledger, self._pinned(preset)
+        ledger, kept = self.state.ledger, self._pinned(preset)
         options, shortfall = judge(ledger, preset.plan, kept)
         if preset.serving is not None:
             self.going.add(preset.serving.key)  # it sleeps: what it waits for is its own waking
-            options, shortfall = [waking_option(self.world, preset.serving)], ""
+            options, shortfall = [waking_option(self.state, preset.serving)], ""
         if not options:
             self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
             return
-        if any(key in self.world.instances for key in preset.after):
+        if any(key in self.state.instances for key in preset.after):
             self._await(preset, options[0])
             self._hold(options[0].charge)
             return
@@ -163,8 +163,8 @@ class _Pass:
         kept = self._pinned(preset)
         spared: set[InstanceKey] = set()
         for waiter in preset.queue:
-            above = self.world.ancestors(waiter)
-            if above and not judge(self.world.ledger, preset.plan, [*kept, *above])[0]:
+            above = self.state.ancestors(waiter)
+            if above and not judge(self.state.ledger, preset.plan, [*kept, *above])[0]:
                 self.plan.deadlocked.append((preset, waiter))
             elif waiter.when_full != "wait":
                 self.plan.full.append((preset, waiter, self._why(options[0])))
@@ -175,14 +175,14 @@ class _Pass:
             self._claim(preset, since, options, spared)
 
     def _why(self, option: Option) -> str:
-        return self.world.ledger.explain(option.charge, self.free)
+        return self.state.ledger.explain(option.charge, self.free)
 
     def _pinned(self, newcomer: Preset) -> list[InstanceKey]:
         """Return instances that no eviction would ever free."""
         return [
             one.key
-            for one in self.world.instances.values()
-            if self.world.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
+            for one in self.state.instances.values()
+            if self.state.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
         ]
 
     def _await(self, preset: Preset, option: Option) -> None:
@@ -197,7 +197,7 @@ class _Pass:
 
     def _evict_idle(self, preset: Preset, since: float, options: list[Option]) -> bool:
         """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
-        idle = [one for one in self.world.idle(preset.plan) if one.key not in self.going]
+        idle = [one for one in self.state.idle(preset.plan) if one.key not in self.going]
         ends = {one.key: self._idle_end(one, since) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
         found = self._cheapest(options, over)
@@ -208,12 +208,12 @@ class _Pass:
         if found is None:
             return False
         option, victims = found
-        aged = self.now >= since + self.world.policy.max_wait
+        aged = self.now >= since + self.state.policy.max_wait
         for one in victims:
             if ends[one.key] > self.now:
                 self.plan.wake_at(ends[one.key])
             drained = one.gate_for == preset.plan.preset
-            if drained or (aged and self.now >= self.world.residency_end(one, since)):
+            if drained or (aged and self.now >= self.state.residency_end(one, since)):
                 self._close(one, preset.plan.preset, option)  # let nobody in any more
             self._count_as_coming(one)
         self._hold(option.charge)
@@ -221,7 +221,7 @@ class _Pass:
 
     def _idle_end(self, one: Instance, since: float) -> float:
         """Return until when an idle instance stays, against a waiter that came at `since`."""
-        return min(self.world.linger_end(one, self.now), self.world.residency_end(one, since))
+        return min(self.state.linger_end(one, self.now), self.state.residency_end(one, since))
 
     def _suffices(self, option: Option, victims: list[Instance]) -> bool:
         """Return whether evicting `victims` makes room now, without what is only claimed."""
@@ -247,10 +247,10 @@ class _Pass:
         return min(found, key=rank, default=None)
 
     def _reload_cost(self, one: Instance) -> float:
-        return self.world.reload_cost(one, self.now)
+        return self.state.reload_cost(one, self.now)
 
     def _evict(self, victims: list[Instance], preset: Preset, option: Option) -> None:
-        why = self.world.ledger.lacks(option.charge, self.free)
+        why = self.state.ledger.lacks(option.charge, self.free)
         for one in victims:
             self.plan.evictions.append((one, preset.plan.preset, why))
             self._count_as_coming(one)
@@ -267,7 +267,7 @@ class _Pass:
 
         docs/design/scheduler.md, "Claim and gate", has the rule.
         """
-        patient_until = since + self.world.patience(preset)
+        patient_until = since + self.state.patience(preset)
         if self.now < patient_until:
             self.plan.wake_at(patient_until)
             return
@@ -301,10 +301,10 @@ class _Pass:
         """Return instances that are not ready yet, but those that are kept from `preset`."""
         return [
             one
-            for one in self.world.instances.values()
+            for one in self.state.instances.values()
             if one.state is State.LOADING
             and one.key not in self.going
-            and not self.world.is_kept(one, preset.plan)
+            and not self.state.is_kept(one, preset.plan)
         ]
 
     def _least_disturbing(
@@ -337,17 +337,17 @@ class _Pass:
         name = preset.plan.preset
         ready = [
             one
-            for one in self.world.instances.values()
+            for one in self.state.instances.values()
             if one.state is State.READY
             and one.key not in self.going
-            and not self.world.is_kept(one, preset.plan)
+            and not self.state.is_kept(one, preset.plan)
         ]
         return sorted(
             ready,
             key=lambda one: (
                 one.claimed_by != name,
-                self.world.has_demand(one),
-                self.world.residency_end(one, since),
+                self.state.has_demand(one),
+                self.state.residency_end(one, since),
                 one.key,
             ),
         )
@@ -360,10 +360,10 @@ class _Pass:
         An idle one stays open while a busy one's is, at most as long as if it were busy itself.
         """
         ends = {
-            one.key: self.now if one.gate_for == name else self.world.residency_end(one, since)
+            one.key: self.now if one.gate_for == name else self.state.residency_end(one, since)
             for one in victims
         }
-        busy = [ends[one.key] for one in victims if self.world.has_demand(one)]
+        busy = [ends[one.key] for one in victims if self.state.has_demand(one)]
         last = max(busy, default=self.now)
         return {
             one.key: min(last, ends[one.key]) if self._is_idle(one) else ends[one.key]
@@ -371,7 +371,7 @@ class _Pass:
         }
 
     def _is_idle(self, one: Instance) -> bool:
-        return one.state is State.READY and not self.world.has_demand(one)
+        return one.state is State.READY and not self.state.has_demand(one)
 
 
 def _turn(

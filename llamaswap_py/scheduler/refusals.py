@@ -10,7 +10,7 @@ from llamaswap_py.scheduler.events import RequestArrived
 from llamaswap_py.scheduler.judging import footprint_text
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.state import Instance, Preset, World
+from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
 from llamaswap_py.scheduler.types import TOO_LARGE, Failure
 from llamaswap_py.units import format_duration
 
@@ -27,10 +27,10 @@ _MEND = "mend its entry in the configuration: a changed file is read again"
 
 
 class Refusals:
-    """Renders `Reject` actions from the state of the world; changes nothing."""
+    """Renders `Reject` actions from the state; changes nothing."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
 
     def eta(self, preset: Preset, position: int, now: float) -> float | None:
         """Return expected seconds until a waiter at `position` is granted; None if unknowable."""
@@ -130,7 +130,7 @@ class Refusals:
             waiter.request,
             name,
             "queue_timeout",
-            f"waited {waited} for model {name!r}, which is {self._state(preset)}"
+            f"waited {waited} for model {name!r}, which is {self._state_of(preset)}"
             f"{self._arithmetic(preset)}",
             remedy=f"{self._patience(waiter)}{self._in_the_way(preset)}",
             retry_after=self.eta(preset, 0, now) or 1.0,
@@ -150,7 +150,7 @@ class Refusals:
         )
 
     def would_deadlock(self, preset: Preset, waiter: Waiter) -> Reject:
-        name, above = preset.plan.preset, self._world.leases[waiter.parent or waiter.request]
+        name, above = preset.plan.preset, self._state.leases[waiter.parent or waiter.request]
         outer, held = (waiter.parent or "").rpartition("/")[0] or waiter.parent, above.instance.key
         what = (
             f"every slot of model {name!r} is held by requests under which others wait for it"
@@ -207,7 +207,7 @@ class Refusals:
 
     def displaced(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
         """Return the refusal of one that waits in a full queue and loses its place to another."""
-        name, size = preset.plan.preset, self._world.policy.queue_limit
+        name, size = preset.plan.preset, self._state.policy.queue_limit
         mine = preset.queue.places.held(waiter.client)
         what = (
             f"the queue of model {name!r} is full, and this request gave its place to another: "
@@ -218,7 +218,7 @@ class Refusals:
     def _no_place(
         self, preset: Preset, waiter: Waiter, what: str, now: float, *more: tuple[str, str]
     ) -> Reject:
-        position = self._world.policy.queue_limit
+        position = self._state.policy.queue_limit
         eta = self.eta(preset, position, now)
         return Reject(
             waiter.request,
@@ -226,7 +226,7 @@ class Refusals:
             "queue_full",
             what,
             remedy=f"{_later(eta)}, or raise `policy.queue.limit`, which is "
-            f"{self._world.policy.queue_limit}",
+            f"{self._state.policy.queue_limit}",
             retry_after=eta or 1.0,
             details=(*self._where(preset, position, now), *more),
         )
@@ -263,14 +263,14 @@ class Refusals:
         """Return what it needs and what is free, for one that waits for memory."""
         if preset.serving is not None or preset.downloading_since is not None:
             return ""
-        ledger = self._world.ledger
+        ledger = self._state.ledger
         charge = ledger.charge_of(preset.plan)
         if not charge.keys() <= ledger.pools.keys():
             return ""
         return f" ({ledger.explain(charge, ledger.free())})"
 
     def _patience(self, waiter: Waiter) -> str:
-        timeout = self._world.policy.queue_timeout
+        timeout = self._state.policy.queue_timeout
         if waiter.deadline is not None and waiter.deadline < waiter.since + timeout:
             own = format_duration(waiter.deadline - waiter.since)
             return f"the request itself wanted to wait {own} at most: let it wait longer"
@@ -278,10 +278,10 @@ class Refusals:
 
     def _in_the_way(self, preset: Preset) -> str:
         """Return the loaded models that hold what it needs, the largest first, and their use."""
-        wanted = self._world.ledger.charge_of(preset.plan)
+        wanted = self._state.ledger.charge_of(preset.plan)
         holders = [
             (sum(size for pool, size in one.charge.items() if pool in wanted), one)
-            for one in self._world.instances.values()
+            for one in self._state.instances.values()
             if one.key.preset != preset.plan.preset
         ]
         told = [
@@ -293,7 +293,7 @@ class Refusals:
         return f"; the memory is held by {', '.join(told[:_TOLD])}{more}" if told else ""
 
     def _use(self, one: Instance) -> str:
-        if self._world.is_pinned(one):
+        if self._state.is_pinned(one):
             return "pinned"
         count = len(one.leases)
         return f"{count} request{'' if count == 1 else 's'}" if count else one.state.value
@@ -301,10 +301,10 @@ class Refusals:
     def _where(self, preset: Preset, position: int, now: float) -> _Details:
         eta = self.eta(preset, position, now)
         rounded = None if eta is None else round(eta, 3)
-        state = self._state(preset)
+        state = self._state_of(preset)
         return (("state", state), ("position", position), ("eta_seconds", rounded))
 
-    def _state(self, preset: Preset) -> str:
+    def _state_of(self, preset: Preset) -> str:
         serving = preset.serving
         if preset.downloading_since is not None:
             return "downloading"

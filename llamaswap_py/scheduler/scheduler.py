@@ -15,14 +15,14 @@ from typing import Any
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Reject, StopReason
 from llamaswap_py.scheduler.demand import Traffic
-from llamaswap_py.scheduler.effects import Control
+from llamaswap_py.scheduler.effects import Effects
 from llamaswap_py.scheduler.handlers import OnFiles, OnInstances, OnOperators, OnRequests
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.settle import Passing
-from llamaswap_py.scheduler.state import Instance, Preset, World
-from llamaswap_py.scheduler.timers import Upkeep
+from llamaswap_py.scheduler.settle import SchedulingPass
+from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
+from llamaswap_py.scheduler.timers import Timers
 from llamaswap_py.scheduler.types import (
     ClientId,
     Decision,
@@ -51,21 +51,21 @@ class Scheduler:
         first_epoch: int = 1,
     ) -> None:
         self.policy = policy or Policy()
-        self.world = World(Ledger(pools, self.policy), self.policy)
+        self.state = SchedulerState(Ledger(pools, self.policy), self.policy)
         for plan in plans:
-            self.world.add_preset(plan)
-        self._control = Control(self.world, first_epoch=first_epoch)
-        self._upkeep = Upkeep(self.world, self._control)
-        self._passing = Passing(self.world, self._control, self._upkeep)
-        self._requests = OnRequests(self.world, self._control, self._upkeep)
+            self.state.add_preset(plan)
+        self._effects = Effects(self.state, first_epoch=first_epoch)
+        self._timers = Timers(self.state, self._effects)
+        self._pass = SchedulingPass(self.state, self._effects, self._timers)
+        self._requests = OnRequests(self.state, self._effects, self._timers)
         self._handlers = self._table()
 
     def _table(self) -> dict[type, Callable[[Any], bool]]:
         """Return the handler of each event; it says whether a pass has to follow."""
         requests = self._requests
-        instances = OnInstances(self.world, self._control)
-        operators = OnOperators(self.world, self._control, self._upkeep)
-        files = OnFiles(self.world, self._control)
+        instances = OnInstances(self.state, self._effects)
+        operators = OnOperators(self.state, self._effects, self._timers)
+        files = OnFiles(self.state, self._effects)
         return {
             ev.RequestArrived: requests.request_arrived,
             ev.RequestLeft: requests.request_left,
@@ -104,49 +104,49 @@ class Scheduler:
     @property
     def decisions(self) -> deque[Decision]:
         """The newest decisions, oldest first."""
-        return self._control.decisions
+        return self._effects.decisions
 
     @property
     def loads(self) -> int:
         """How many instances were ever spawned."""
-        return self._control.loads
+        return self._effects.loads
 
     @property
     def evictions(self) -> int:
         """How many instances were stopped to make room."""
-        return self._control.evictions
+        return self._effects.evictions
 
     @property
     def now(self) -> float:
         """The time of the last event."""
-        return self._control.now
+        return self._effects.now
 
     @property
     def closing(self) -> bool:
         """Whether a shutdown was asked for."""
-        return self._upkeep.closing_at is not None
+        return self._timers.closing_at is not None
 
     def handle(self, event: ev.Event, now: float) -> list[Action]:
         """Apply one event at time `now` (seconds, any origin; going back counts as standing)."""
-        control = self._control
-        control.now = now if now > control.now else control.now
-        control.out = []
+        effects = self._effects
+        effects.now = now if now > effects.now else effects.now
+        effects.out = []
         if self._handlers[type(event)](event):
-            self._passing.run()
-        out, control.out = control.out, []
+            self._pass.run()
+        out, effects.out = effects.out, []
         return out
 
     def begun(self) -> list[Action]:
         """Return the actions that the last event had come to, where `handle` raised."""
-        return list(self._control.out)
+        return list(self._effects.out)
 
     def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None:
         """Apply an arrival of which nothing follows but a Grant, and return what was granted.
 
         None where `handle` would do anything else: then nothing has happened.
         """
-        control = self._control
-        control.now = now if now > control.now else control.now
+        effects = self._effects
+        effects.now = now if now > effects.now else effects.now
         return self._requests.grant_at_once(event)
 
     def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
@@ -156,9 +156,9 @@ class Scheduler:
         nothing. It does not count as use, neither for the ttl nor for the choice of the model to
         evict. `wakes`: a child that sleeps would wake to answer it. Nothing changes.
         """
-        preset, refusals = self.world.presets[name], self._control.refusals
+        preset, refusals = self.state.presets[name], self._effects.refusals
         waiter = Waiter(RequestId(""), ClientId(""), False, now)
-        found = _answering(self.world, preset)
+        found = _answering(self.state, preset)
         if found is not None and not (wakes and found.state is State.SLEEPING):
             return found.key
         if self.closing:
@@ -170,25 +170,25 @@ class Scheduler:
 
     def traffic(self) -> Traffic:
         """Return what was learned of the requests, to be recalled by a later run."""
-        return self.world.learning.traffic(self._control.now)
+        return self.state.demand.traffic(self._effects.now)
 
     def deadline(self) -> float | None:
         """Return when to send `TimePassed`, or None."""
-        return self._upkeep.deadline
+        return self._timers.deadline
 
     def eta(self, preset: PresetId, position: int = 0) -> float | None:
         """Return the expected seconds until a waiter at `position` gets its lease."""
-        return self._control.refusals.eta(self.world.presets[preset], position, self._control.now)
+        return self._effects.refusals.eta(self.state.presets[preset], position, self._effects.now)
 
 
-def _answering(world: World, preset: Preset) -> Instance | None:
+def _answering(state: SchedulerState, preset: Preset) -> Instance | None:
     """Return the instance that serves, else the newest of those that still finish their answers."""
     serving = preset.serving
     if serving is not None and serving.state in (State.READY, State.SLEEPING):
         return serving
     draining = [
         one
-        for one in world.instances.values()
+        for one in state.instances.values()
         if one.key.preset == preset.plan.preset
         and one.state is State.DRAINING
         and one.ready_at is not None

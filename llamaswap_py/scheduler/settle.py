@@ -1,41 +1,41 @@
-"""One pass: bring the world to the present, plan for everyone who waits, and carry the plan out."""
+"""One pass: bring the state to the present, plan for everyone who waits, and carry the plan out."""
 
 from __future__ import annotations
 
 from llamaswap_py.scheduler.actions import ReadAhead, Refuse, StopReason
-from llamaswap_py.scheduler.effects import Control
+from llamaswap_py.scheduler.effects import Effects
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.planner import Claim, Plan, make_plan
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.state import Instance, Preset, World
-from llamaswap_py.scheduler.timers import Upkeep
+from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
+from llamaswap_py.scheduler.timers import Timers
 from llamaswap_py.scheduler.types import PresetId
 
 
-class Passing:
+class SchedulingPass:
     """Always in the same order: what time alone brings about, the plan, the free slots."""
 
-    def __init__(self, world: World, control: Control, upkeep: Upkeep) -> None:
-        self.world = world
-        self.control = control
-        self.upkeep = upkeep
+    def __init__(self, state: SchedulerState, effects: Effects, timers: Timers) -> None:
+        self.state = state
+        self.effects = effects
+        self.timers = timers
         self._upcoming: tuple[tuple[PresetId, str], ...] = ()
 
     def run(self) -> None:
         """Settle everything, and decide when to look again."""
-        self.upkeep.run()
+        self.timers.run()
         self._download_wanted()
-        plan = make_plan(self.world, self.control.now)
+        plan = make_plan(self.state, self.effects.now)
         while self._turn_away(plan):
-            plan = make_plan(self.world, self.control.now)
+            plan = make_plan(self.state, self.effects.now)
         self._carry_out(plan)
         self._grant_waiting()
-        self.upkeep.set_deadline(plan.wake)
+        self.timers.set_deadline(plan.wake)
 
     def _download_wanted(self) -> None:
-        for preset in [self.world.presets[name] for name in self.world.demand]:
+        for preset in [self.state.presets[name] for name in self.state.wanted]:
             if preset.plan.absent and preset.downloading_since is None:
-                self.control.download(preset)
+                self.effects.download(preset)
 
     def _turn_away(self, plan: Plan) -> bool:
         """Refuse or redirect those who do not want to wait; True if the plan must be made anew.
@@ -43,29 +43,29 @@ class Passing:
         Whoever is redirected waits from then on, so this comes to an end.
         """
         for preset, waiter in plan.deadlocked:
-            self.control.refuse_deadlock(preset, waiter)
-            self.control.drop(preset, waiter)
+            self.effects.refuse_deadlock(preset, waiter)
+            self.effects.drop(preset, waiter)
         for preset, waiter, why in plan.full:
-            if waiter.request in self.world.waiters:  # its place is not another's by now
+            if waiter.request in self.state.waiters:  # its place is not another's by now
                 self._turn_one_away(preset, waiter, why)
         return bool(plan.deadlocked or plan.full)
 
     def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
-        now, how = self.control.now, waiter.when_full
+        now, how = self.effects.now, waiter.when_full
         if how == "refuse":
-            self.control.note_preset("refused", preset, f"would disturb what runs: {why}")
-            self.control.out.append(self.control.refusals.full(preset, waiter, why, now))
-            self.control.drop(preset, waiter)
+            self.effects.note_preset("refused", preset, f"would disturb what runs: {why}")
+            self.effects.out.append(self.effects.refusals.full(preset, waiter, why, now))
+            self.effects.drop(preset, waiter)
             return
         waiter.when_full = "wait"
         other = self._substitute(preset, how.removeprefix("substitute:"), waiter.allowed)
         if other is None:
             return
-        has_place, leaver = self.control.find_place(other, waiter)
+        has_place, leaver = self.effects.find_place(other, waiter)
         if has_place:
-            self.control.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
-            self.world.dequeue(preset, waiter)
-            self.control.enqueue(other, waiter, leaver)
+            self.effects.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
+            self.state.dequeue(preset, waiter)
+            self.effects.enqueue(other, waiter, leaver)
 
     def _substitute(
         self, preset: Preset, name: str, allowed: frozenset[str] | None
@@ -74,11 +74,11 @@ class Passing:
         if name != "loaded":
             if allowed is not None and name not in allowed:
                 return None
-            other = self.world.presets.get(PresetId(name))
+            other = self.state.presets.get(PresetId(name))
             return other if other is not None and self._can_answer(other) else None
         loaded = [
             one.serving
-            for one in self.world.presets.values()
+            for one in self.state.presets.values()
             if one is not preset
             and (allowed is None or one.plan.preset in allowed)
             and one.plan.kind == preset.plan.kind
@@ -86,52 +86,52 @@ class Passing:
             and one.serving.admits(slot=False)
         ]
         best = max(loaded, key=lambda one: (one.last_used, one.key), default=None)
-        return None if best is None else self.world.presets[best.key.preset]
+        return None if best is None else self.state.presets[best.key.preset]
 
     def _can_answer(self, other: Preset) -> bool:
         """Return whether the door would let a request for it in."""
         if other.serving is not None:
             return True
-        backing_off = other.failure is not None and self.control.now < other.retry_at
+        backing_off = other.failure is not None and self.effects.now < other.retry_at
         unready = other.plan.estimating or other.plan.absent
         return other.plan.problem is None and not backing_off and not unready
 
     def _carry_out(self, plan: Plan) -> None:
         for preset, shortfall, remedy in plan.impossible:
             why = f"can never fit: {shortfall} - {remedy}"
-            self.control.note_preset("refused", preset, why)
+            self.effects.note_preset("refused", preset, why)
             if preset.plan.reservation:
-                self.control.out.append(Refuse(preset.plan.preset, why))
-            refuse = self.control.refusals.too_large(preset, shortfall, remedy)
-            self.control.reject_all(preset, refuse)
-            self.control.forget_wish(preset)
+                self.effects.out.append(Refuse(preset.plan.preset, why))
+            refuse = self.effects.refusals.too_large(preset, shortfall, remedy)
+            self.effects.reject_all(preset, refuse)
+            self.effects.forget_wish(preset)
         for preset, why in plan.given_up:
             if preset.plan.reservation:
-                self.control.out.append(Refuse(preset.plan.preset, f"no free memory: {why}"))
+                self.effects.out.append(Refuse(preset.plan.preset, f"no free memory: {why}"))
             else:
-                self.control.note_preset("not preloaded", preset, f"no free memory: {why}")
-            self.control.forget_wish(preset)
+                self.effects.note_preset("not preloaded", preset, f"no free memory: {why}")
+            self.effects.forget_wish(preset)
         for instance, winner, why in plan.evictions:
-            self.control.evictions += 1
+            self.effects.evictions += 1
             reason = why
             if winner is not None:
-                self.world.presets[winner].evicted_at = self.control.now
+                self.state.presets[winner].evicted_at = self.effects.now
                 reason = f"makes room for {winner} ({why})"
-            self.control.stop(instance, StopReason.EVICTED, reason, hurried=winner is None)
+            self.effects.stop(instance, StopReason.EVICTED, reason, hurried=winner is None)
         self._set_gates(plan)
         self._announce(tuple(plan.upcoming))
         for preset, choice, why in plan.begins:
-            self.control.begin(preset, choice, why)
+            self.effects.begin(preset, choice, why)
 
     def _announce(self, upcoming: tuple[tuple[PresetId, str], ...]) -> None:
         """Say who is loaded next, when that has changed."""
         if upcoming != self._upcoming:
             self._upcoming = upcoming
-            self.control.out.append(ReadAhead(upcoming))
+            self.effects.out.append(ReadAhead(upcoming))
 
     def _set_gates(self, plan: Plan) -> None:
         """Close and reopen gates as planned, and run the clock of each drain somebody awaits."""
-        for instance in self.world.instances.values():
+        for instance in self.state.instances.values():
             claim = plan.claims.get(instance.key)
             instance.claimed_by = claim.preset if claim else None
             self._set_gate(instance, claim, plan.closed.get(instance.key))
@@ -140,30 +140,30 @@ class Passing:
             if instance.gate_for is None and not (awaited and draining):
                 instance.drain_from = None
             elif instance.drain_from is None:
-                instance.drain_from = self.control.now
+                instance.drain_from = self.effects.now
 
     def _set_gate(self, instance: Instance, claim: Claim | None, gate: PresetId | None) -> None:
         if gate == instance.gate_for:
             return
         instance.gate_for = gate
         if claim is not None and gate is not None:
-            self.control.note("drain", instance, f"gate closed for {gate} ({claim.why})")
+            self.effects.note("drain", instance, f"gate closed for {gate} ({claim.why})")
         elif instance.state is State.READY:
             instance.revoked_at = None
-            self.control.note("reopened", instance, "its memory is no longer needed")
+            self.effects.note("reopened", instance, "its memory is no longer needed")
 
     def _grant_waiting(self) -> None:
-        for name in list(self.world.demand):
-            preset = self.world.presets[name]
+        for name in list(self.state.wanted):
+            preset = self.state.presets[name]
             serving = preset.serving
-            now = self.control.now
+            now = self.effects.now
             self._grant_nested(preset)
             while serving and (waiter := preset.queue.peek(now)):
                 if not serving.admits(slot=waiter.slot):
                     break
-                self.world.dequeue(preset, waiter)
-                self.control.grant(waiter, serving)
-            self.world.settle_demand(preset)
+                self.state.dequeue(preset, waiter)
+                self.effects.grant(waiter, serving)
+            self.state.settle_demand(preset)
 
     def _grant_nested(self, preset: Preset) -> None:
         """Serve first whose own request above holds the instance, also if its gate is closed."""
@@ -171,6 +171,6 @@ class Passing:
         for waiter in list(preset.queue.nested.values()):
             if serving is None or not serving.admits(slot=waiter.slot, nested=True):
                 continue
-            if self.world.is_nested(waiter, serving):
-                self.world.dequeue(preset, waiter)
-                self.control.grant(waiter, serving)
+            if self.state.is_nested(waiter, serving):
+                self.state.dequeue(preset, waiter)
+                self.effects.grant(waiter, serving)

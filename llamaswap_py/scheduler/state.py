@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from llamaswap_py.scheduler.actions import StopReason
-from llamaswap_py.scheduler.demand import Learning
+from llamaswap_py.scheduler.demand import Demand
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.lifecycle import State, Trigger, advance
 from llamaswap_py.scheduler.queues import Waiter, WaitQueue
@@ -137,21 +137,21 @@ class Preset:
         return min(ages, default=None)
 
 
-class World:
-    """All of it, with the few mutations that keep its parts consistent."""
+class SchedulerState:
+    """Instances, presets, waiters and leases, with the few mutations that keep its parts consistent."""
 
     def __init__(self, ledger: Ledger, policy: Policy) -> None:
         self.ledger = ledger
         self.policy = policy
         self.presets: dict[PresetId, Preset] = {}
         self.instances: dict[InstanceKey, Instance] = {}
-        self.demand: dict[PresetId, None] = {}
+        self.wanted: dict[PresetId, None] = {}
         """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
         self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
         self.leases: dict[RequestId, Lease] = {}
         self.detached: dict[RequestId, Lease] = {}
         """Those leases that have no client, and are not revoked yet."""
-        self.learning = Learning()
+        self.demand = Demand()
 
     def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
         """Return the leases of the requests under which this one was made, the nearest first."""
@@ -231,20 +231,20 @@ class World:
         policy, name = self.policy, idle.key.preset
         load = idle.load_seconds
         window = max(policy.circulation_floor, policy.circulation_loads * load)
-        away = self.learning.circulation.away(now, window)
+        away = self.demand.circulation.away(now, window)
         if not away:
             return now
         waiters = len(self.waiters)
         service = self.presets[name].service_seconds or 0.0
         gain = policy.linger_gain * load - policy.linger_service * waiters * service
-        linger = self.learning.habits(name).worth_waiting(gain, waiters, policy.linger_most * load)
+        linger = self.demand.habits(name).worth_waiting(gain, waiters, policy.linger_most * load)
         return idle.last_used + linger if linger else now
 
     def reload_cost(self, instance: Instance, now: float) -> float:
         """Return the expected seconds of loading per second that its eviction would cost."""
         preset = self.presets.get(instance.key.preset)
         load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
-        return load * self.learning.demand_rate(instance.key.preset, now)
+        return load * self.demand.demand_rate(instance.key.preset, now)
 
     def has_demand(self, instance: Instance) -> bool:
         """Return whether anybody uses it or waits for it."""
@@ -255,7 +255,7 @@ class World:
     def wanted_since(self, instance: Instance) -> float | None:
         """Return since when somebody has waited for its memory or one of its slots."""
         names = {instance.claimed_by, instance.gate_for, instance.key.preset} - {None}
-        presets = [self.presets[name] for name in names if name in self.demand]
+        presets = [self.presets[name] for name in names if name in self.wanted]
         ages = [one.since for one in presets if one.since is not None]
         if instance.drain_from is not None:
             ages.append(instance.drain_from)
@@ -312,7 +312,7 @@ class World:
         """Add a waiter."""
         preset.queue.push(waiter)
         self.waiters[waiter.request] = preset, waiter
-        self.demand[preset.plan.preset] = None
+        self.wanted[preset.plan.preset] = None
 
     def dequeue(self, preset: Preset, waiter: Waiter) -> None:
         """Take a waiter out, wherever it stands."""
@@ -323,5 +323,5 @@ class World:
     def settle_demand(self, preset: Preset) -> None:
         """Forget a preset's demand once nobody wants it."""
         if not preset.queue and preset.wanted_since is None:
-            self.demand.pop(preset.plan.preset, None)
+            self.wanted.pop(preset.plan.preset, None)
             preset.evicted_at = None

@@ -170,7 +170,7 @@ class Policy:
     """How long an answer whose client has left goes on for one who may come back."""
     detached_patience: float = 10.0
     """… and how long once somebody waits for its memory, or for its slot."""
-    learning: float = 0.3
+    demand: float = 0.3
     """Weight of the newest load or service time in the running mean."""
     decisions_kept: int = 1000
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.request import Services
     from llamaswap_py.config.records import Config
-    from llamaswap_py.scheduler.state import World
+    from llamaswap_py.scheduler.state import SchedulerState
     from llamaswap_py.server import Notifier
     from llamaswap_py.supervisor.reload import Reloader
     from llamaswap_py.supervisor.supervisor import Supervisor
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
     """Tell the service manager that lswap serves, and then how it is."""
     async with asyncio.TaskGroup() as tasks:
-        notifier.status(status_line(supervisor.scheduler.world))
+        notifier.status(status_line(supervisor.scheduler.state))
         notifier.ready()
-        tell = partial(notifier.run, lambda: status_line(supervisor.scheduler.world))
+        tell = partial(notifier.run, lambda: status_line(supervisor.scheduler.state))
         telling = tasks.create_task(guard.keep_going("notifying", tell), name="notifying")
         try:
             yield
@@ -40,12 +40,12 @@ async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator
             telling.cancel()
 
 
-def status_line(world: World) -> str:
+def status_line(state: SchedulerState) -> str:
     """Return the state of lswap in one line, for the service manager."""
-    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in world.instances.values())
-    requests = len(world.leases) + len(world.waiters)
+    loaded = sum(one.state in (State.READY, State.SLEEPING) for one in state.instances.values())
+    requests = len(state.leases) + len(state.waiters)
     plural = "" if requests == 1 else "s"
-    return f"{loaded} of {len(world.presets)} models loaded, {requests} request{plural}"
+    return f"{loaded} of {len(state.presets)} models loaded, {requests} request{plural}"
 
 
 @asynccontextmanager

@@ -360,7 +360,7 @@ async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
 
 def _estimated_now(supervisor: Supervisor) -> list[str]:
     """Return the models shown at the start whose memory is still being worked out."""
-    presets = supervisor.scheduler.world.presets
+    presets = supervisor.scheduler.state.presets
     shown = list(supervisor.prepared)[:SHOWN]
     return [name for name in shown if presets[PresetId(name)].plan.estimating]
 

@@ -177,7 +177,7 @@ class Keeping:
 
     def give_way(self, loading: str = "") -> None:
         """Give back main memory that instances or other programs need; `loading` goes last."""
-        if self.in_memory and (free := self._scheduler.world.ledger.free().get(HOST)) is not None:
+        if self.in_memory and (free := self._scheduler.state.ledger.free().get(HOST)) is not None:
             gone = self.folder.shrink(max(free, 0), last={loading, *self._awaited()})
             if gone:
                 _log.info("gave up %s of kept conversations for memory", format_size(gone))
@@ -374,13 +374,13 @@ class Keeping:
         """Return how many bytes may be kept in all; the ledger's free ones are without them."""
         room = self.folder.room()
         if self.folder.place is not None and self.folder.place.in_memory:
-            free = self._scheduler.world.ledger.free().get(HOST)
+            free = self._scheduler.state.ledger.free().get(HOST)
             room = room if free is None else min(room, max(free, 0))
         return max(room - self._writing, 0)
 
     def _awaited(self) -> frozenset[str]:
         """Return the presets that somebody waits for."""
-        return frozenset(self._scheduler.world.demand)
+        return frozenset(self._scheduler.state.wanted)
 
     def _token_size(self, use: KvUse) -> float:
         return self._token_bytes.get(use.identity, _USUAL_TOKEN)

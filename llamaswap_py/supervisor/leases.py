@@ -425,7 +425,7 @@ class Desk:
             patience=wishes.patience,
             when_full=self._resolve_substitute(wishes.when_full),
             substitutable=wishes.substitutable,
-            parent=open_under(self._scheduler.world.leases, wishes.parent),
+            parent=open_under(self._scheduler.state.leases, wishes.parent),
             allowed=wishes.allowed,
             weight=wishes.weight,
         )
@@ -552,7 +552,7 @@ class Desk:
         running = self._running.get(key)
         if running is None or running.endpoint is None:
             return None
-        instance = self._scheduler.world.instances[key]
+        instance = self._scheduler.state.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
         return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held)
 

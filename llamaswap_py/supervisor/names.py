@@ -12,7 +12,7 @@ from llamaswap_py.config.records import Alias, Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits
 from llamaswap_py.scheduler.lifecycle import State
-from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PresetId
 
 
@@ -23,7 +23,7 @@ class Names:
         self,
         names: Mapping[str, Iterable[str]],
         choosing: Mapping[str, Alias],
-        world: World,
+        state: SchedulerState,
         unlisted: Collection[str] = (),
     ) -> None:
         """Take the names of each preset, its id among them, and the aliases that choose.
@@ -32,7 +32,7 @@ class Names:
         """
         self._presets = {name: preset for preset, own in names.items() for name in own}
         self._choosing = choosing
-        self._world = world
+        self._state = state
         self._unlisted = frozenset(unlisted)
 
     def known(self, name: str) -> str | None:
@@ -81,15 +81,15 @@ class Names:
 
     def _first(self, presets: tuple[str, ...]) -> str:
         """Return the first that is ready, else the first that fits, else the first."""
-        known = [one for one in presets if PresetId(one) in self._world.presets]
+        known = [one for one in presets if PresetId(one) in self._state.presets]
         for one in known:
-            serving = self._world.presets[PresetId(one)].serving
+            serving = self._state.presets[PresetId(one)].serving
             if serving is not None and serving.state is State.READY and serving.gate_for is None:
                 return one
-        ledger = self._world.ledger
+        ledger = self._state.ledger
         free = ledger.free()
         for one in known:
-            preset = self._world.presets[PresetId(one)]
+            preset = self._state.presets[PresetId(one)]
             if preset.serving is not None:
                 return one
             plan = preset.plan
@@ -100,11 +100,11 @@ class Names:
         return presets[0]
 
 
-def names_of(config: Config, world: World) -> Names:
+def names_of(config: Config, state: SchedulerState) -> Names:
     """Return all names of a configuration."""
     names = {name: (name, *one.other_names) for name, one in config.models.items()}
     unlisted = [name for name, one in config.models.items() if one.unlisted]
-    return Names(names, config.aliases, world, unlisted)
+    return Names(names, config.aliases, state, unlisted)
 
 
 def _drawn(shares: Mapping[str, int], seed: str) -> str:

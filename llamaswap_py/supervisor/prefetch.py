@@ -19,7 +19,7 @@ from llamaswap_py.devices.page_cache import Reading
 from llamaswap_py.llamacpp.memory_settings import read_settings
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.lifecycle import State
-from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PoolId, PresetId
 from llamaswap_py.snapshot import ReadAheadView
 from llamaswap_py.supervisor.prepare import Prepared
@@ -44,19 +44,19 @@ class _Order:
 class ReadingAhead:
     """Reads what `aim` named last, in that order; else what `keep_in_ram` keeps.
 
-    `prepared` and `world` are the supervisor's own, and change. `room` says how far the page cache
+    `prepared` and `state` are the supervisor's own, and change. `room` says how far the page cache
     may grow (bytes); it is asked in a thread.
     """
 
     def __init__(
         self,
         prepared: Mapping[str, Prepared],
-        world: World,
+        state: SchedulerState,
         memory: Memory,
         feed: Callable[[ev.Event], None],
         room: Callable[[], int] = read_cache_room,
     ) -> None:
-        self._prepared, self._world = prepared, world
+        self._prepared, self._state = prepared, state
         self._memory, self._feed, self._room = memory, feed, room
         self._total = 0
         self._wanted: tuple[_Order, ...] = ()
@@ -123,7 +123,7 @@ class ReadingAhead:
         """Return what is kept and not loaded, in the file's order."""
         if not self._keep or sys.platform != "linux":
             return ()
-        loaded = {key.preset for key in self._world.instances}
+        loaded = {key.preset for key in self._state.instances}
         return tuple(
             _Order(PresetId(name), next(iter(self._prepared[name].ways)), kept=True)
             for name in self._keep
@@ -131,7 +131,7 @@ class ReadingAhead:
         )
 
     def _is_loading(self) -> bool:
-        return any(one.state is State.LOADING for one in self._world.instances.values())
+        return any(one.state is State.LOADING for one in self._state.instances.values())
 
     async def _wait_for_work(self) -> None:
         kept = [order for order in self._done if order.kept]
@@ -202,7 +202,7 @@ class ReadingAhead:
 
     def _promise(self, order: _Order) -> int:
         """Return how many bytes nobody was promised, as far as the ledger knows."""
-        free = self._world.ledger.free().get(PoolId(HOST), 0)
+        free = self._state.ledger.free().get(PoolId(HOST), 0)
         if order.kept and self._memory.host_cache is not None:
             return min(free, self._memory.host_cache)
         return free

@@ -87,7 +87,7 @@ class Snapshots:
         """Return everything at this moment; with `most`, only so many of the models."""
         scheduler, about, clock = self._scheduler, self._about, UnixClock()
         config, prepared = self._presets.config, self._presets.prepared
-        instances = scheduler.world.instances.values()
+        instances = scheduler.state.instances.values()
         return Snapshot(
             version=__version__,
             name=about.name,
@@ -101,7 +101,7 @@ class Snapshots:
             devices=self._devices(),
             models=tuple(self._model(name, clock) for name in islice(prepared, most)),
             instances=tuple(self._instance(one, clock) for one in instances),
-            requests_open=len(scheduler.world.leases) + len(scheduler.world.waiters),
+            requests_open=len(scheduler.state.leases) + len(scheduler.state.waiters),
             requests_total=self._leases.granted,
             loads_total=scheduler.loads,
             evictions_total=scheduler.evictions,
@@ -113,10 +113,10 @@ class Snapshots:
 
     def _devices(self) -> tuple[DeviceView, ...]:
         used: dict[str, int] = {}
-        for charge in self._scheduler.world.ledger.charges.values():
+        for charge in self._scheduler.state.ledger.charges.values():
             for pool, size in charge.items():
                 used[pool] = used.get(pool, 0) + size
-        ledger = self._scheduler.world.ledger
+        ledger = self._scheduler.state.ledger
         free = ledger.free()
         views = []
         for one in self._presets.devices:
@@ -166,14 +166,14 @@ class Snapshots:
         )
 
     def _charged(self, one: Instance) -> dict[str, int]:
-        charge = self._scheduler.world.ledger.charges.get(one.key, {})
+        charge = self._scheduler.state.ledger.charges.get(one.key, {})
         return {
             each.id: size for each in self._presets.devices if (size := charge.get(PoolId(each.id)))
         }
 
     def _model(self, name: str, clock: UnixClock) -> ModelView:
         prepared = self._presets.prepared[name]
-        preset = self._scheduler.world.presets[PresetId(name)]
+        preset = self._scheduler.state.presets[PresetId(name)]
         choice = preset.serving.choice if preset.serving else preset.plan.choices[0]
         known = choice.footprint is not None
         shown = self._settings(name, prepared)
@@ -227,7 +227,7 @@ class Snapshots:
         serving = preset.serving
         if serving is not None:
             return "draining" if serving.gate_for is not None else serving.state.value
-        for one in self._scheduler.world.instances.values():
+        for one in self._scheduler.state.instances.values():
             if one.key.preset == preset.plan.preset:
                 return one.state.value
         if preset.downloading_since is not None:
@@ -235,7 +235,7 @@ class Snapshots:
         return "failed" if preset.failure is not None else "unloaded"
 
     def _lease_count(self, preset: Preset) -> int:
-        instances = self._scheduler.world.instances.values()
+        instances = self._scheduler.state.instances.values()
         return sum(len(one.leases) for one in instances if one.key.preset == preset.plan.preset)
 
 

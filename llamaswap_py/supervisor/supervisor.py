@@ -125,7 +125,7 @@ class Supervisor:
             self.decider = Recorder(record, self.scheduler, plans, pools)
         self.happenings = Feed()
         self.facts = FactsBook(self.presets.prepared)
-        self.names = names_of(config, self.scheduler.world)
+        self.names = names_of(config, self.scheduler.state)
         self.remembering = Remembering(about.name, self.scheduler.traffic)
         self._pending: deque[ev.Event] = deque()
         self._feeding = False
@@ -147,11 +147,11 @@ class Supervisor:
             devices,
             children=self._pids,
             on_measured=self._measured,
-            busy=lambda: bool(self.desk.tickets or self.scheduler.world.changing()),
+            busy=lambda: bool(self.desk.tickets or self.scheduler.state.changing()),
             resting=lambda: bool(self.running),
-            settling=lambda: bool(self.scheduler.world.ledger.settling),
+            settling=lambda: bool(self.scheduler.state.ledger.settling),
         )
-        self.ahead = ReadingAhead(self.prepared, self.scheduler.world, config.memory, self.feed)
+        self.ahead = ReadingAhead(self.prepared, self.scheduler.state, config.memory, self.feed)
         self.downloads = Downloads(self._tasks, self.feed, self._files_arrived)
         self.overrides = Overrides(self.presets, self.load, self._arguments_changed)
         self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
@@ -233,7 +233,7 @@ class Supervisor:
 
     def _lives(self) -> list[Life]:
         """Return the children that are ready, for those who measure them."""
-        known = self.scheduler.world.instances
+        known = self.scheduler.state.instances
         return [
             Life(key.preset, known[key].choice, one.pid, known[key].load_seconds)
             for key, one in self.running.items()
@@ -260,7 +260,7 @@ class Supervisor:
         return children + self.reservations.pids
 
     def _measured(self, measurement: Measurement) -> None:
-        ledger, changing = self.scheduler.world.ledger, self.scheduler.world.changing()
+        ledger, changing = self.scheduler.state.ledger, self.scheduler.state.changing()
         reserved, held, kept = self.reservations.held, self.telemetry.held, self.keeping.in_memory
         pools = self._watched.update(measurement, ledger.charges, changing, reserved, held, kept)
         self.feed(ev.PoolsMeasured(pools))
@@ -270,7 +270,7 @@ class Supervisor:
 
     def outlook(self, preset: str) -> str:
         """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
-        known = self.scheduler.world.presets[PresetId(preset)]
+        known = self.scheduler.state.presets[PresetId(preset)]
         doing = known.serving.state.value if known.serving else "waiting for memory for"
         if known.downloading_since is not None:
             doing = f"downloading {known.downloaded:.0%} of"
@@ -320,7 +320,7 @@ class Supervisor:
         """
         self.feed(ev.UnloadAsked(PresetId(preset), force))
         self.overrides.forget(preset)
-        return bool(self.scheduler.world.leaving(preset))
+        return bool(self.scheduler.state.leaving(preset))
 
     def pin(self, preset: str, pinned: bool) -> None:
         """Pin a preset against eviction, or let it go."""
@@ -332,8 +332,8 @@ class Supervisor:
 
     async def unloaded(self, preset: str) -> None:
         """Wait until the instances of the preset that leave now are gone."""
-        leaving = self.scheduler.world.leaving(preset)
-        while any(key in self.scheduler.world.instances for key in leaving):
+        leaving = self.scheduler.state.leaving(preset)
+        while any(key in self.scheduler.state.instances for key in leaving):
             await self.instances.wait_gone()
 
     async def shut_down(self, grace: float) -> None:
@@ -361,7 +361,7 @@ class Supervisor:
         presets.config = config
         presets.prepared.clear()
         presets.prepared.update(new)
-        self.names = names_of(config, self.scheduler.world)
+        self.names = names_of(config, self.scheduler.state)
         self.instances.use(config)
         gone = (*changes.changed, *changes.removed)
         self.estimating.forget((*changes.added, *gone))

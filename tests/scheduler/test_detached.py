@@ -87,7 +87,7 @@ def test_one_that_finishes_by_itself_is_forgotten() -> None:
     play = Play(plan("a", 60))
     request = _detached(play)
     play.finish(request)
-    assert not play.scheduler.world.detached
+    assert not play.scheduler.state.detached
     play.feed(ev.LeaseDetached(request))  # crossed
     play.feed(ev.LeaseAttached(request))
     play.pass_time(400)

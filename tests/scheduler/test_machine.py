@@ -389,7 +389,7 @@ def test_a_substitute_that_cannot_answer_is_not_asked() -> None:
     waiting = play.ask(B, when_full="substitute:c")
     play.pass_time(1)
     assert play.loads() == ["a"]
-    assert [one.request for one in play.scheduler.world.presets[B].queue] == [waiting]
+    assert [one.request for one in play.scheduler.state.presets[B].queue] == [waiting]
 
 
 def test_noise_on_one_device_holds_no_other() -> None:
@@ -402,7 +402,7 @@ def test_noise_on_one_device_holds_no_other() -> None:
     play.pass_time(0.2)
     noise = {gpu: Pool(100, watched=True), HOST: Pool(100, strangers=9, watched=True)}
     play.feed(ev.PoolsMeasured(noise))
-    free = play.scheduler.world.ledger.free()
+    free = play.scheduler.state.ledger.free()
     assert (free[gpu], free[HOST]) == (100, 80)
 
 
@@ -610,7 +610,7 @@ def test_shutdown_finishes_streams_within_its_deadline() -> None:
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
     play.pass_time(2)
     assert [one.request for one in play.actions(Revoke)] == [endless]
-    assert not play.scheduler.world.instances
+    assert not play.scheduler.state.instances
 
 
 def test_forced_shutdown_kills() -> None:
@@ -626,7 +626,7 @@ def test_changed_presets_drain_and_unchanged_are_untouched() -> None:
     lease, other = _ready(play, A), _ready(play, B)
     changed = plan("b", 40, fingerprint="other arguments")
     play.feed(ev.PresetsChanged((plan("a", 30), changed, plan("c", 1))))
-    assert play.scheduler.world.ledger.charges[InstanceKey(A, 1)] == {HOST: 30}
+    assert play.scheduler.state.ledger.charges[InstanceKey(A, 1)] == {HOST: 30}
     play.finish(other)
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["b"]
     assert play.granted(play.ask(C)) is None
@@ -701,7 +701,7 @@ def test_a_busy_one_of_a_persistent_group_is_claimed_by_its_fellow() -> None:
     lease = _ready(play, A)
     play.ask(B)
     play.pass_time(60)
-    assert play.scheduler.world.instances[InstanceKey(A, 1)].gate_for == B
+    assert play.scheduler.state.instances[InstanceKey(A, 1)].gate_for == B
     play.finish(lease)
     play.pass_time(5)
     assert play.loads() == ["a", "b"]
@@ -736,8 +736,8 @@ def test_when_full_substitute_answers_with_another() -> None:
     loaded = play.ask(B, client="two", when_full="substitute:loaded")
     never = play.ask(B, client="three", when_full="substitute:a", substitutable=False)
     assert play.granted(named) is None, "a has one slot, and it is taken"
-    assert [w.request for w in play.scheduler.world.presets[A].queue] == [named, loaded]
-    assert [w.request for w in play.scheduler.world.presets[B].queue] == [never]
+    assert [w.request for w in play.scheduler.state.presets[A].queue] == [named, loaded]
+    assert [w.request for w in play.scheduler.state.presets[B].queue] == [never]
 
 
 def test_a_higher_priority_overtakes_and_age_catches_up() -> None:
@@ -787,7 +787,7 @@ def test_a_nested_request_for_its_parents_own_model_passes_a_closed_gate() -> No
     outer = _ready(play, A)
     play.ask(B, "other")
     play.pass_time(100)
-    assert play.scheduler.world.instances[InstanceKey(A, 1)].gate_for == B
+    assert play.scheduler.state.instances[InstanceKey(A, 1)].gate_for == B
     stranger = play.ask(A, "stranger")
     assert not play.granted(stranger)
     inner = play.ask(A, parent=outer)
@@ -828,7 +828,7 @@ def test_a_nested_request_spares_its_parent_where_it_can() -> None:
     play.pass_time(100)
     play.ask(C, parent=outer)
     play.pass_time(5)
-    instances = play.scheduler.world.instances
+    instances = play.scheduler.state.instances
     assert instances[InstanceKey(A, 1)].gate_for is None
     assert instances[InstanceKey(B, 2)].gate_for == C
     play.finish(other)
@@ -937,7 +937,7 @@ def test_a_sleeping_instance_gives_its_memory_back_and_wakes_like_a_load() -> No
     assert not play.granted(waiting), "only a granted lease may send bytes to it"
     play.feed(ev.InstanceWoke(key))
     assert play.granted(waiting) == key
-    assert play.scheduler.world.ledger.charges[key] == {HOST: 60}
+    assert play.scheduler.state.ledger.charges[key] == {HOST: 60}
 
 
 def test_a_sleeping_instance_is_evicted_like_an_idle_one() -> None:
@@ -1030,7 +1030,7 @@ def test_an_operators_load_wakes_a_sleeping_model() -> None:
     play.feed(ev.LoadAsked(A))
     assert play.actions(Wake) == [Wake(InstanceKey(A, 1))]
     play.feed(ev.InstanceWoke(InstanceKey(A, 1)))
-    assert not play.scheduler.world.demand
+    assert not play.scheduler.state.wanted
 
 
 def test_what_was_learned_of_requests_survives_a_restart() -> None:
@@ -1042,13 +1042,13 @@ def test_what_was_learned_of_requests_survives_a_restart() -> None:
     kept = before.scheduler.traffic()
     after = Play(plan("a", 40), plan("b", 40))
     after.feed(ev.TrafficRecalled(kept, age=0.0))
-    learned = after.scheduler.world.learning
+    learned = after.scheduler.state.demand
     assert learned.habits(A).long.read(0.0) == pytest.approx(kept.rates[A][1])
     assert learned.successors.rows() == {A: kept.followers[A], B: kept.followers[B]}
     assert kept.followers[A][B] > 1
     later = Play(plan("a", 40))
     later.feed(ev.TrafficRecalled(kept, age=3600.0))
-    assert later.scheduler.world.learning.habits(A).long.read(0.0) == pytest.approx(
+    assert later.scheduler.state.demand.habits(A).long.read(0.0) == pytest.approx(
         kept.rates[A][1] / math.e
     )
 
@@ -1058,7 +1058,7 @@ def test_a_load_time_worked_out_from_bytes_gives_way_to_the_first_real_one() -> 
     play.feed(ev.ChoicesEstimated(A, (Choice({HOST: 40}),), 60.0, seeded=True))
     assert play.scheduler.eta(A) == 60.0
     _ready(play, A)
-    assert play.scheduler.world.presets[A].load_seconds == pytest.approx(2.0)
+    assert play.scheduler.state.presets[A].load_seconds == pytest.approx(2.0)
 
 
 def test_a_reservation_makes_room_holds_it_and_gives_it_back() -> None:
@@ -1191,7 +1191,7 @@ def test_an_idle_model_is_not_taken_at_once_while_anybody_waits() -> None:
     assert granted is not None  # it is busy already
     play.feed(ev.RequestFinished(RequestId("x")))
     play.finish(first)
-    assert play.scheduler.world.presets[A].serving is granted
+    assert play.scheduler.state.presets[A].serving is granted
     assert granted.admits(slot=True)
     assert play.scheduler.grant_at_once(asked(A, "y"), play.now) is None
 

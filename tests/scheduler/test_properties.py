@@ -174,44 +174,44 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.play.pass_time(seconds)
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data(), kind=st.sampled_from(["crashed", "out_of_memory", "out_of_memory", ""]))
     def exit(self, data: st.DataObject, kind: str) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceExited(key, Failure(kind, "it died", 1) if kind else None))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data())
     def hang(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceHung(key, Failure("timeout", "no token")))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceLost(key))
         self.play.later(0.1, ev.InstanceExited(key, Failure("killed", "killed by signal 9")))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data(), ends=st.booleans(), exits=st.booleans())
     def refuse(self, data: st.DataObject, ends: bool, exits: bool) -> None:
         """It ends by itself, or only when it is told to."""
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceRefused(key, ends))
         if exits:
             self.play.later(0.1, ev.InstanceExited(key, None))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data(), fraction=st.one_of(st.none(), st.floats(0, 1)))
     def progress(self, data: st.DataObject, fraction: float | None) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceProgressed(key, fraction))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data())
     def stall(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceStalled(key, Failure("timeout", "no progress")))
 
     @rule(preset=st.sampled_from(NAMES), evict=st.booleans())
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
     def late(self, preset: str, epoch: int) -> None:
         """An event of an instance that is not there (any more)."""
         key = InstanceKey(PresetId(preset), epoch)
-        if key not in self.play.scheduler.world.instances:
+        if key not in self.play.scheduler.state.instances:
             assert self.play.feed(ev.InstanceReady(key, 1)) == []
             assert self.play.feed(ev.RequestFinished(RequestId("nobody"))) == []
 
@@ -253,7 +253,7 @@ class Machine(RuleBasedStateMachine):
     @rule(preset=st.sampled_from(NAMES), works=st.booleans())
     def download_ends(self, preset: str, works: bool) -> None:
         """Also when there was none: such an end must do no harm."""
-        known = self.play.scheduler.world.presets.get(PresetId(preset))
+        known = self.play.scheduler.state.presets.get(PresetId(preset))
         if known is None or not known.plan.absent:
             return
         if works:
@@ -263,10 +263,10 @@ class Machine(RuleBasedStateMachine):
             failure = Failure("download", "the hub cannot be reached")
             self.play.feed(ev.DownloadFailed(PresetId(preset), failure))
 
-    @precondition(lambda self: self.play.scheduler.world.instances)
+    @precondition(lambda self: self.play.scheduler.state.instances)
     @rule(data=st.data())
     def sleep_or_wake(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.play.scheduler.world.instances)))
+        key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         slept = data.draw(st.booleans())
         self.play.feed(ev.InstanceSlept(key) if slept else ev.InstanceWoke(key))
 

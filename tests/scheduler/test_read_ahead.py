@@ -84,11 +84,11 @@ def test_a_variant_is_named() -> None:
 def test_what_was_read_is_a_decision_but_no_reason_for_a_state() -> None:
     play = Play(plan("a", 60))
     play.ask(A)
-    before = play.scheduler.world.presets[A].reason
+    before = play.scheduler.state.presets[A].reason
     play.feed(ev.FilesRead(A, 3 << 30, 4 << 30, 2 << 30, 1.25))
     last = play.scheduler.decisions[-1]
     assert (last.kind, last.preset) == ("read ahead", A)
     assert last.reason == "3 GiB of 4 GiB are in the page cache, 2 GiB were read in 1.2 s"
-    assert play.scheduler.world.presets[A].reason == before
+    assert play.scheduler.state.presets[A].reason == before
     play.feed(ev.FilesRead(PresetId("gone"), 1, 1, 1, 1.0))
     assert play.scheduler.decisions[-1] is last

@@ -120,7 +120,7 @@ def test_a_weight_gives_as_many_places_and_turns() -> None:
         play.ask(A, "three", weight=3)
         play.ask(A, "one")
     assert waiting(play) == {"three": 6, "one": 2}
-    order = [one.client for one in play.scheduler.world.presets[A].queue]
+    order = [one.client for one in play.scheduler.state.presets[A].queue]
     assert order == ["three"] * 3 + ["one"] + ["three"] * 3 + ["one"]
 
 
@@ -131,7 +131,7 @@ def test_turns_go_in_the_order_that_was_told(left: int) -> None:
     for _ in range(5):
         for client, weight in (("three", 3), ("two", 2), ("one", 1)):
             play.ask(A, client, weight=weight)
-    queue = play.scheduler.world.presets[A].queue
+    queue = play.scheduler.state.presets[A].queue
     for _ in range(left):
         first = queue.peek(play.now)
         assert first is not None
@@ -162,7 +162,7 @@ def test_requests_for_a_substitute_find_its_queue_full_too() -> None:
     mine = play.ask(A, "ann")
     for _ in range(6):
         play.ask(B, "hog", when_full="substitute:a")
-    queues = {name: play.scheduler.world.presets[name].queue for name in (A, B)}
+    queues = {name: play.scheduler.state.presets[name].queue for name in (A, B)}
     assert [one.client for one in queues[A]] == ["ann", "hog"]
     assert [one.client for one in queues[B]] == ["hog", "hog"]
     assert play.rejected(mine) is None
@@ -187,7 +187,7 @@ def test_random_crowds_are_treated_fairly(seed: int) -> None:
             play.feed(ev.RequestLeft(random.choice(sorted(play.audit.waiting))))
         else:
             play.pass_time(random.choice([0.1, 30.0, 90.0]))
-        queue = play.scheduler.world.presets[A].queue
+        queue = play.scheduler.state.presets[A].queue
         assert len(queue) <= play.scheduler.policy.queue_limit
     refused = sum(one.code == "queue_full" for one in play.actions(Reject))
     assert refused > 20, "nothing was tested"

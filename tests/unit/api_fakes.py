@@ -187,7 +187,7 @@ class FakeSupervisor:
 
     @cached_property
     def scheduler(self) -> SimpleNamespace:
-        return SimpleNamespace(world=SimpleNamespace(instances={}), closing=False)
+        return SimpleNamespace(state=SimpleNamespace(instances={}), closing=False)
 
     @cached_property
     def instances(self) -> SimpleNamespace:
@@ -217,8 +217,8 @@ class FakeSupervisor:
 
     @property
     def names(self) -> Names:
-        world = SimpleNamespace(presets={}, ledger=SimpleNamespace(free=dict))
-        return names_of(self.config, cast("Any", world))
+        state = SimpleNamespace(presets={}, ledger=SimpleNamespace(free=dict))
+        return names_of(self.config, cast("Any", state))
 
     @asynccontextmanager
     async def lease(self, preset: str, **asked: Any) -> AsyncIterator[FakeLease]:

@@ -100,4 +100,4 @@ async def loaded_supervisor(
 
 
 def instances_of(supervisor: Supervisor) -> list[Instance]:
-    return list(supervisor.scheduler.world.instances.values())
+    return list(supervisor.scheduler.state.instances.values())

@@ -123,7 +123,7 @@ def test_a_wrong_alias_is_named(text: str, says: str) -> None:
 
 def test_shares_are_kept_and_one_request_always_gets_the_same() -> None:
     config = load(f"{MODELS}aliases: {{prod: {{split: {{a: 90, b: 10}}}}}}\n")
-    names = Names({"a": ("a",), "b": ("b",)}, config.aliases, Play().scheduler.world)
+    names = Names({"a": ("a",), "b": ("b",)}, config.aliases, Play().scheduler.state)
     drawn = Counter(names.resolve("prod", f"request-{number}") for number in range(2_000))
     assert 1_700 < drawn["a"] < 1_900
     assert drawn["a"] + drawn["b"] == 2_000
@@ -134,17 +134,17 @@ def test_shares_are_kept_and_one_request_always_gets_the_same() -> None:
 def test_the_first_that_is_ready_else_that_fits_else_the_first() -> None:
     config = load(f"{MODELS}  c: {{model: c.gguf}}\naliases: {{best: {{first: [a, b, c]}}}}\n")
     play = Play(plan("a", 80), plan("b", 30), plan("c", 15))
-    names = Names({}, config.aliases, play.scheduler.world)
+    names = Names({}, config.aliases, play.scheduler.state)
     assert names.resolve("best") == "a", "everything fits: the first"
     busy = play.ask(B)
     play.pass_time(5)
     assert names.resolve("best") == "b", "it is ready"
     play.ask(C)
     play.pass_time(5)
-    assert InstanceKey(C, 2) in play.scheduler.world.instances
+    assert InstanceKey(C, 2) in play.scheduler.state.instances
     assert names.resolve("best") == "b"
     play.finish(busy)
-    assert A in play.scheduler.world.presets
+    assert A in play.scheduler.state.presets
 
 
 def head(method: str = "GET", **headers: str) -> RequestHead:

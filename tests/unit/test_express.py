@@ -74,7 +74,7 @@ class Stage:
         return not (
             self.app.services.calls
             or self.supervisor.desk.tickets
-            or self.supervisor.scheduler.world.leases
+            or self.supervisor.scheduler.state.leases
             or any(one.owing or one.others for one in held)
         )
 
@@ -253,13 +253,13 @@ async def test_with_every_slot_taken_a_request_waits(short_dir: Path) -> None:
         AsyncExitStack() as stack,
     ):
         await ask(client, request())
-        world = stage.supervisor.scheduler.world
+        state = stage.supervisor.scheduler.state
         others = [await stack.enter_async_context(connected(stage.endpoint)) for _ in range(4)]
         for other in others:
             await other.send(hold)
-        await until(lambda: len(world.leases) == 4)
+        await until(lambda: len(state.leases) == 4)
         await client.send(request())
-        await until(lambda: world.waiters)
+        await until(lambda: state.waiters)
         assert stage.begun == [False]
         go_on.set()
         assert {(await one.answer()).status for one in (*others, client)} == {200}
@@ -273,7 +273,7 @@ async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -
         await ask(client, request())
         await client.send(request())
         await until(lambda: len(stage.child.requests) == 2)
-        (lease,) = stage.supervisor.scheduler.world.leases
+        (lease,) = stage.supervisor.scheduler.state.leases
         stage.supervisor.desk.revoke(lease, "drain deadline")
         assert (await client.answer()).status == 200
         assert len(stage.child.requests) == 3
@@ -290,7 +290,7 @@ async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
         assert (await client.head()).headers["x-lswap-model"] == "alpha"
         await client.until(b"\n\n\r\n")
         assert stage.begun == [True]
-        (lease,) = stage.supervisor.scheduler.world.leases
+        (lease,) = stage.supervisor.scheduler.state.leases
         stage.supervisor.desk.revoke(lease, "drain deadline")
         assert b"unloaded" in await client.until(b"0\r\n\r\n")
 

@@ -161,14 +161,14 @@ async def cancelled_while_answered(stage: Stage, client: Client) -> None:
 
 async def cancelled_while_it_waits(stage: Stage, client: Client) -> None:
     async with AsyncExitStack() as stack:
-        world = stage.supervisor.scheduler.world
+        state = stage.supervisor.scheduler.state
         hold = request({"model": "alpha", "hold": 1})
         others = [await stack.enter_async_context(connected(stage.endpoint)) for _ in range(4)]
         for one in others:
             await one.send(hold)
-        await until(lambda: len(world.leases) == 4)
+        await until(lambda: len(state.leases) == 4)
         await client.send(request(BIG))
-        await until(lambda: world.waiters)
+        await until(lambda: state.waiters)
         for call in stage.app.services.calls.values():
             if not call.leased:
                 call.cancel()

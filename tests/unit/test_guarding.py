@@ -109,13 +109,13 @@ class Broken(Scheduler):
         if how == "before":
             raise ValueError("a bug")
         if how == "pass":
-            real = self._passing.run
+            real = self._pass.run
 
             def run() -> None:
-                self._passing.run = real  # type: ignore[method-assign]
+                self._pass.run = real  # type: ignore[method-assign]
                 raise ValueError("a bug")
 
-            self._passing.run = run  # type: ignore[method-assign]
+            self._pass.run = run  # type: ignore[method-assign]
         return super().handle(event, now)
 
     def feed(self, event: ev.Event) -> list[Action]:
@@ -140,7 +140,7 @@ def test_a_request_whose_arrival_fails_is_refused_and_leaves_nothing(how: str) -
     actions = broken.feed(arrival("r"))
     (refused,) = [one for one in actions if isinstance(one, Reject)]
     assert (refused.request, refused.code) == ("r", "internal")
-    assert not broken.world.waiters
+    assert not broken.state.waiters
     check(broken)
     again = [*actions, *broken.feed(arrival("s"))]
     assert any(isinstance(one, Spawn) for one in again), "serving goes on"
@@ -156,11 +156,11 @@ def test_no_other_event_is_lost(how: str) -> None:
     assert Grant(RequestId("r"), key) in broken.feed(ev.InstanceReady(key, 1))
     broken.broken = how
     broken.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
-    assert not broken.world.leases
+    assert not broken.state.leases
     assert Grant(RequestId("s"), key) in broken.feed(arrival("s"))
     broken.broken = how
     broken.feed(ev.InstanceExited(key, None))
-    assert not broken.world.instances
+    assert not broken.state.instances
     assert guard.failures["scheduler"] == 3
     check(broken)
 

@@ -291,8 +291,8 @@ async def test_main_memory_is_given_back_when_somebody_needs_it(
     config = load_config(text, path=None, base_dir="/", env={}, home="/home/me")
     free = {PoolId("host"): 10_000}
     ledger = SimpleNamespace(free=lambda: free)
-    world = SimpleNamespace(ledger=ledger, demand={"b": None})
-    scheduler: Any = SimpleNamespace(world=world)
+    state = SimpleNamespace(ledger=ledger, wanted={"b": None})
+    scheduler: Any = SimpleNamespace(state=state)
     keeping = Keeping(config, tmp_path, scheduler, asyncio.TaskGroup(), lambda _: None)
     for name in ("a", "b", "c", "d"):
         keep(keeping.folder, name, 100)

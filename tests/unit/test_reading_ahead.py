@@ -18,7 +18,7 @@ from llamaswap_py.devices.page_cache import WINDOW, Reading, cached_bytes, read_
 from llamaswap_py.scheduler import Policy, Pool, PresetPlan
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.ledger import Ledger
-from llamaswap_py.scheduler.state import World
+from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PoolId, PresetId
 from llamaswap_py.supervisor.prefetch import ReadingAhead
 
@@ -156,7 +156,7 @@ class Bench:
     def __init__(self, folder: Path, *names: str, room: int = 1 << 40, **memory: Any) -> None:
         self.files = {name: cold_file(folder / name) for name in names}
         self.prepared: dict[str, Any] = {name: self._prepared(name) for name in names}
-        self.world = World(Ledger({PoolId("host"): Pool(100 * MIB)}, Policy()), Policy())
+        self.state = SchedulerState(Ledger({PoolId("host"): Pool(100 * MIB)}, Policy()), Policy())
         self.room = room
         self.told: list[ev.FilesRead] = []
         self._stir = asyncio.Event()
@@ -164,7 +164,7 @@ class Bench:
         self.gate.set()
         self.ahead = ReadingAhead(
             self.prepared,
-            self.world,
+            self.state,
             Memory(margin=PerDevice(MIB), **memory),
             self._tell,
             self._asked_for_room,
@@ -258,7 +258,7 @@ async def test_what_is_promised_or_mapped_is_left(tmp_path: Path) -> None:
         await bench.until_told(1)
         assert bench.told[0].there == 2 * MIB
         bench.room = 1 << 40
-        bench.world.ledger.reserved[C] = {PoolId("host"): 99 * MIB}
+        bench.state.ledger.reserved[C] = {PoolId("host"): 99 * MIB}
         bench.aim(C)
         await bench.until_told(2)
         assert bench.told[1].there == MIB

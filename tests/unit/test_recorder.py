@@ -180,7 +180,7 @@ class Broken(Scheduler):
     def handle(self, event: ev.Event, now: float) -> list[Action]:
         actions = super().handle(event, now)
         if isinstance(event, ev.InstanceReady):
-            self._control.out = actions
+            self._effects.out = actions
             raise KeyError("mine/1")
         return actions
 
