@@ -172,7 +172,7 @@ class Traffic:
 
 
 class Demand:
-    """What is known of the demand for each preset, fed by every arrival and every end of a request."""
+    """The demand for each preset, learned from the arrival and the end of each request."""
 
     def __init__(self) -> None:
         self._habits: dict[PresetId, Habits] = {}

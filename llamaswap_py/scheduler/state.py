@@ -138,7 +138,7 @@ class Preset:
 
 
 class SchedulerState:
-    """Instances, presets, waiters and leases, with the few mutations that keep its parts consistent."""
+    """Instances, presets, waiters and leases; its few mutations keep them consistent."""
 
     def __init__(self, ledger: Ledger, policy: Policy) -> None:
         self.ledger = ledger
