@@ -22,8 +22,8 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.proxy import bind, serve
 from llamaswap_py.proxy.upstream import UpstreamPool
 from llamaswap_py.scheduler.types import InstanceKey, PresetId
-from llamaswap_py.supervisor.event_log import Feed
-from llamaswap_py.supervisor.leases import Held, Lease
+from llamaswap_py.supervisor.event_log import EventLog
+from llamaswap_py.supervisor.leases import Lease, OpenLeases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,14 @@ CONFIG = "models: {stub: {model: /nowhere/stub.gguf}}"
 
 class _Ticket:
     def __init__(self, endpoint: Endpoint, preset: str) -> None:
-        self._lease = Lease(endpoint, InstanceKey(PresetId(preset), 1), 0.0, 0.0, Held())
+        self._lease = Lease(endpoint, InstanceKey(PresetId(preset), 1), 0.0, 0.0, OpenLeases())
 
     async def __aenter__(self) -> Lease:
         self._lease.began(time.monotonic())
         return self._lease
 
     def take(self) -> Lease:
-        """As `Desk.lease_at_once` does."""
+        """As `Leases.lease_at_once` does."""
         self._lease.arrived = time.monotonic()
         return self._lease
 
@@ -68,7 +68,7 @@ class AlwaysReady:
         self.config = load_config(config, path=None, base_dir="/", env={}, home="/")
         self.pool = pool
         self.names = self
-        self.happenings = Feed()
+        self.event_log = EventLog()
         self._endpoints = endpoints
 
     def resolve(self, name: str, seed: str = "") -> str | None:

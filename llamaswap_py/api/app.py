@@ -191,7 +191,7 @@ class App:
             self.services.counters.count_answer(
                 call.model, call.first_byte_at - call.began, call.tail
             )
-        feed = self.services.supervisor.happenings
+        feed = self.services.supervisor.event_log
         if call.model and feed.followed:
             told = {"id": call.id, "model": call.model, "client": call.client, "route": route}
             feed.publish("request", {**told, "status": call.status, "seconds": round(total, 3)})

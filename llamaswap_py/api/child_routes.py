@@ -158,7 +158,7 @@ def check_slot_files(call: Call, preset: str, path: str) -> None:
     somebody else's conversation.
     """
     asks = call.exchange.head.method == "POST" and path.startswith("/slots/")
-    if asks and call.supervisor.keeping.guards(preset):
+    if asks and call.supervisor.kv_cache.guards(preset):
         message = f"lswap keeps the slots of {preset} itself (keep_kv)"
         raise ApiError("not_implemented", message, remedy=f"switch keep_kv off for {preset}")
 

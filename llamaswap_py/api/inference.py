@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
     from llamaswap_py.proxy.messages import RelayResult, Translator
     from llamaswap_py.supervisor.leases import Lease, Wishes
-    from llamaswap_py.supervisor.resumable_streams import Conversation
+    from llamaswap_py.supervisor.resumable_streams import ResumableStream
 
 NO_FILTERS: Final = Defaults().request
 _MOST_SEGMENTS: Final = 64
@@ -97,7 +97,7 @@ async def relay(call: Call) -> None:
         raise
     finally:
         if conversation is not None and conversation.lease is None and not conversation.goes_on:
-            call.supervisor.conversations.forget(conversation)
+            call.supervisor.streams.forget(conversation)
     if call.route.replay and call.status == HTTPStatus.OK and head.method == "POST":
         call.supervisor.instances.replays.note(call.model, head.path, body.join())
 
@@ -146,7 +146,7 @@ async def _to_instance(
     tunnel: bool = False,
     translate: Callable[[], Translator] | None = None,
     answer: Callable[[int, bytes], None] | None = None,
-    conversation: Conversation | None = None,
+    conversation: ResumableStream | None = None,
 ) -> None:
     """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
     into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
@@ -266,7 +266,7 @@ async def _relay_once(
     tunnel: bool,
     translate: Callable[[], Translator] | None,
     answer: Callable[[int, bytes], None] | None,
-    conversation: Conversation | None,
+    conversation: ResumableStream | None,
 ) -> RelayResult:
     """Relay once, and tell the lease how it went."""
     if conversation is not None:
@@ -279,12 +279,12 @@ async def _relay_once(
     except asyncio.CancelledError:  # the client has left
         if conversation is not None:
             # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
-            call.supervisor.conversations.hold(conversation, ticket, lease, call.hand_over_count())
+            call.supervisor.streams.hold(conversation, ticket, lease, call.hand_over_count())
         raise
     if result.outcome is Outcome.CUT:
         lease.outcome = call.outcome = "cut"
         if conversation is not None:
-            call.supervisor.conversations.end(conversation, ticket, lease)
+            call.supervisor.streams.end(conversation, ticket, lease)
             conversation.lease = None  # it waits once more, or has ended
     elif result.outcome is not Outcome.COMPLETE:
         lease.outcome = call.outcome = "upstream_error"

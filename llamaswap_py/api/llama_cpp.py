@@ -153,7 +153,7 @@ async def remove_model(call: Call, preset: str) -> None:
         await asyncio.to_thread(reloader.remove, preset)
         await reloader.reload()
         await call.supervisor.unloaded(preset)
-        call.supervisor.happenings.publish("removed", {"model": preset})
+        call.supervisor.event_log.publish("removed", {"model": preset})
         await call.supervisor.downloads.ended(preset)
         await asyncio.to_thread(forget_files, repository, others)
     except LswapError as error:

@@ -45,8 +45,8 @@ STATES: Final = (
 
 async def scrape(call: Call) -> None:
     """GET /metrics without a model: lswap's own figures, and those of its ready children."""
-    feed = call.supervisor.happenings
-    kept = call.supervisor.keeping.counts
+    feed = call.supervisor.event_log
+    kept = call.supervisor.kv_cache.counts
     happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
     happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)

@@ -257,7 +257,7 @@ class Call:
             return True
         if (one := self.services.calls.get(request_id)) is not None:
             return one.owner == self.owner
-        detached = self.supervisor.conversations.detached
+        detached = self.supervisor.streams.detached
         return any((one.request_id, one.owner) == (request_id, self.owner) for one in detached)
 
     @property
@@ -266,7 +266,7 @@ class Call:
         given = self.exchange.head.get(b"x-conversation-id")
         if given is None:
             return False
-        older = self.supervisor.conversations.find(self.owner, given.decode("latin-1"))
+        older = self.supervisor.streams.find(self.owner, given.decode("latin-1"))
         return older is not None and older.goes_on
 
     def count(self) -> None:

@@ -26,14 +26,14 @@ from llamaswap_py.units import KIB
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
     from llamaswap_py.proxy.messages import UpstreamRequest
-    from llamaswap_py.supervisor.resumable_streams import Conversation
+    from llamaswap_py.supervisor.resumable_streams import ResumableStream
 
 _LONGEST_ID: Final = 512
 _MOST_IDS = 10_000
 _STEP = 256 * KIB
 
 
-async def begin_conversation(call: Call, preset: str) -> Conversation | None:
+async def begin_conversation(call: Call, preset: str) -> ResumableStream | None:
     """Return the conversation whose answer may outlive its client, None for any other request."""
     given = call.exchange.head.get(b"x-conversation-id")
     if not given or not call.supervisor.config.models[preset].resume:
@@ -41,16 +41,16 @@ async def begin_conversation(call: Call, preset: str) -> Conversation | None:
     if len(given) > _LONGEST_ID or not given.isascii():
         return None
     name, cancel = given.decode("ascii"), partial(call.cancel, stopped())
-    begin = call.supervisor.conversations.begin
+    begin = call.supervisor.streams.begin
     return await begin(call.owner, name, preset, call.id, cancel)
 
 
-def outlast(call: Call, conversation: Conversation, request: UpstreamRequest) -> None:
+def outlast(call: Call, conversation: ResumableStream, request: UpstreamRequest) -> None:
     """Let a request go on whose client has left before it had a lease (a page is reloaded)."""
     ticket = call.ticket
     if ticket is None or conversation.lease is not None or not ticket.waits:
         return
-    call.supervisor.conversations.outlast(
+    call.supervisor.streams.outlast(
         conversation,
         ticket,
         call.hand_over_count(),
@@ -71,7 +71,7 @@ async def look_up(call: Call) -> None:
         asked = {}
     ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
     known = [one for one in ids if isinstance(one, str) and one] if isinstance(ids, list) else []
-    conversations = call.supervisor.conversations
+    conversations = call.supervisor.streams
     owner = None if call.sees_all else call.owner
     call.respond(200, await conversations.look_up(known[:_MOST_IDS], owner, call.may_use))
 
@@ -109,9 +109,9 @@ async def _send_whole(call: Call, whole: bytes) -> None:
     await call.exchange.finish()
 
 
-async def _resumed(call: Call, conversation: Conversation) -> None:
+async def _resumed(call: Call, conversation: ResumableStream) -> None:
     """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
-    conversations = call.supervisor.conversations
+    conversations = call.supervisor.streams
     head, lease = call.exchange.head, conversation.lease
     target = conversation.path  # of which a child knows more than the client
     if (start := call.query.get("from")) is not None:
@@ -137,18 +137,18 @@ async def stop(call: Call) -> None:
     """DELETE /v1/stream?conv_id=: the generation ends, and nothing is kept of it."""
     conversation = _find(call)
     if conversation is not None:
-        await call.supervisor.conversations.stop(conversation)
+        await call.supervisor.streams.stop(conversation)
     call.status = 204
     call.exchange.respond(204)
 
 
-def _find(call: Call) -> Conversation | None:
+def _find(call: Call) -> ResumableStream | None:
     """Return the conversation that is named, if it is this client's, or an admin asks."""
     name = call.query.get("conv_id")
     if not name:
         raise ApiError("bad_request", "the conversation is missing", param="conv_id")
-    conversations = call.supervisor.conversations
-    found: Conversation | None = conversations.find(call.owner, name, of_all=call.sees_all)
+    conversations = call.supervisor.streams
+    found: ResumableStream | None = conversations.find(call.owner, name, of_all=call.sees_all)
     return found if found is not None and call.may_use(found.preset) else None
 
 

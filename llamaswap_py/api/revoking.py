@@ -43,8 +43,8 @@ def _leave_behind(services: Services, key: ApiKey, now: ApiKey | None) -> None:
     if now is not None and (now.models is None or now.models == key.models):
         return
     supervisor, client = services.supervisor, principal_of(key.name, "")
-    supervisor.desk.turn_away(client, may_use, _revoked(key) if now is None else _narrowed(key))
-    supervisor.conversations.disown(client, may_use)
+    supervisor.leases.turn_away(client, may_use, _revoked(key) if now is None else _narrowed(key))
+    supervisor.streams.disown(client, may_use)
 
 
 def _lost(call: Call, key: ApiKey, now: ApiKey | None) -> ApiError | None:

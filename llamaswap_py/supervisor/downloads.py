@@ -31,11 +31,11 @@ class Downloads:
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        feed: Callable[[ev.Event], None],
+        dispatch: Callable[[ev.Event], None],
         arrived: Callable[[str], Awaitable[Prepared | None]],
     ) -> None:
         self._tasks = tasks
-        self._feed = feed
+        self._dispatch = dispatch
         self._arrived = arrived
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -69,14 +69,14 @@ class Downloads:
         try:
             failure = await self._fetch(preset, reference, heads)
             if failure is None and (prepared := await self._arrived(preset)) is not None:
-                self._feed(ev.DownloadFinished(PresetId(preset), prepared.plan))
+                self._dispatch(ev.DownloadFinished(PresetId(preset), prepared.plan))
         except (OSError, HubError, ValueError) as error:  # ValueError: what is not a line of a Step
             failure = Failure("download", f"{reference}: {error}")
         except Exception as error:
             guard.report("download", error)
             failure = Failure("download", f"{reference}: lswap failed to download it: {error}")
         if failure is not None:
-            self._feed(ev.DownloadFailed(PresetId(preset), failure))
+            self._dispatch(ev.DownloadFailed(PresetId(preset), failure))
 
     async def _fetch(self, preset: str, reference: str, heads: tuple[str, ...]) -> Failure | None:
         ref = parse_ref(reference)
@@ -96,7 +96,7 @@ class Downloads:
             async for line in process.stdout:
                 last = msgspec.json.decode(line, type=Step)
                 if last.total:
-                    self._feed(
+                    self._dispatch(
                         ev.DownloadProgressed(PresetId(preset), last.done / last.total, last.total)
                     )
             await process.wait()

@@ -39,7 +39,7 @@ Tell = Callable[[str, tuple[Choice, ...], float | None, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ReadyChild:
     """What has to be known of a child to learn from it."""
 
     preset: str
@@ -48,7 +48,7 @@ class Life:
     load_seconds: float
 
 
-class Estimating:
+class Estimation:
     """Owns one task that estimates presets one after another, those that somebody waits for first.
 
     `tell(preset, choices, load_seconds, seeded)` hands over what was found, and what its loads
@@ -62,7 +62,7 @@ class Estimating:
         devices: tuple[Device, ...],
         cache_ram: int,
         tell: Tell,
-        lives: Callable[[], list[Life]],
+        ready_children: Callable[[], list[ReadyChild]],
         estimator: Estimator | None = None,
         reservations: Reservations | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Estimating:
         self._devices = devices
         self._cache_ram = cache_ram
         self._tell = tell
-        self._lives = lives
+        self._ready_children = ready_children
         self._reservations = reservations
         self._estimator = estimator or Estimator(room=self._room)
         self._load_rates = LoadRates(traffic_folder())
@@ -78,7 +78,7 @@ class Estimating:
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
         self._done: set[str] = set()
-        self._ready: deque[Life] = deque()
+        self._ready: deque[ReadyChild] = deque()
         self._work = asyncio.Event()
 
     def hurry(self, preset: str) -> None:
@@ -97,9 +97,9 @@ class Estimating:
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
-    def note_ready(self, life: Life) -> None:
+    def note_ready(self, ready: ReadyChild) -> None:
         """A child is ready: measure it soon."""
-        self._ready.append(life)
+        self._ready.append(ready)
         self._work.set()
 
     async def run(self) -> None:
@@ -229,44 +229,46 @@ class Estimating:
             return None  # it runs on, but the file does not have it any more
         return wanted_for(known, choice, self._devices, self._cache_ram)
 
-    async def _learn_ready(self, life: Life) -> None:
-        wanted = self._wanted(life.preset, life.choice)
+    async def _learn_ready(self, ready: ReadyChild) -> None:
+        wanted = self._wanted(ready.preset, ready.choice)
         if wanted is None:
             return
-        engine = self._prepared[life.preset].engine  # it may be gone from the file at any await
-        use = await self._use(life)
-        known = self._found.get((life.preset, life.choice.variant, life.choice.devices))
+        engine = self._prepared[ready.preset].engine  # it may be gone from the file at any await
+        use = await self._use(ready)
+        known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
         try:
             estimate = known
             if estimate is None and (engine is not None or wanted.declared is not None):
                 estimate = await self._estimator.estimate(wanted)
-            said = await self._estimator.learn_ready(wanted, estimate, use, life.load_seconds)
+            said = await self._estimator.learn_ready(wanted, estimate, use, ready.load_seconds)
         except LswapError as error:
-            _log.debug("%s: nothing learned: %s", life.preset, error)
+            _log.debug("%s: nothing learned: %s", ready.preset, error)
             return
         if said:
-            _log.info("%s: %s; the next estimate is the measurement", life.preset, said)
+            _log.info("%s: %s; the next estimate is the measurement", ready.preset, said)
         with contextlib.suppress(LswapError):
             size = await asyncio.to_thread(file_sizes, wanted.files)
             if engine is not None:
                 backend = engine.backend
-                await asyncio.to_thread(self._load_rates.note, backend, size, life.load_seconds)
-        if wanted.declared is None and life.preset in self._prepared:
-            await self._estimate(life.preset)
+                await asyncio.to_thread(self._load_rates.note, backend, size, ready.load_seconds)
+        if wanted.declared is None and ready.preset in self._prepared:
+            await self._estimate(ready.preset)
 
     async def _learn_peaks(self) -> None:
-        for life in self._lives():
-            wanted = self._wanted(life.preset, life.choice)
+        for ready in self._ready_children():
+            wanted = self._wanted(ready.preset, ready.choice)
             if wanted is None:
                 continue
             with contextlib.suppress(LswapError):  # its file is gone: it serves on all the same
-                await self._estimator.learn_peak(wanted, await self._use(life))
+                await self._estimator.learn_peak(wanted, await self._use(ready))
 
-    async def _use(self, life: Life) -> dict[str, int]:
-        files = self._prepared[life.preset].ways[life.choice.variant].files
+    async def _use(self, ready: ReadyChild) -> dict[str, int]:
+        files = self._prepared[ready.preset].ways[ready.choice.variant].files
         gpus = [one for one in self._devices if one.id != HOST]
-        devices = [one for one in gpus if not life.choice.devices or one.id in life.choice.devices]
-        used = await asyncio.to_thread(read_process_use, [life.pid], files, devices)
+        devices = [
+            one for one in gpus if not ready.choice.devices or one.id in ready.choice.devices
+        ]
+        used = await asyncio.to_thread(read_process_use, [ready.pid], files, devices)
         return dict(used.devices)
 
 

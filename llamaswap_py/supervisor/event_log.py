@@ -41,7 +41,7 @@ _STATES: Final = {
 }
 
 
-class FeedRecord(msgspec.Struct, frozen=True):
+class EventRecord(msgspec.Struct, frozen=True):
     """One thing that happened. `id` grows by one each time; `at` is Unix time.
 
     `event` is `decision` (a DecisionView), `state` (model, epoch, state, reason), `progress`
@@ -55,11 +55,11 @@ class FeedRecord(msgspec.Struct, frozen=True):
     data: Any
 
 
-class Feed:
+class EventLog:
     """The newest records, and who follows them."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._records: deque[FeedRecord] = deque(maxlen=kept)
+        self._records: deque[EventRecord] = deque(maxlen=kept)
         self._readers: set[_Reader] = set()
         self._next = 1
         self.stops: Counter[str] = Counter()
@@ -82,19 +82,19 @@ class Feed:
         """The id of the newest record, 0 before the first."""
         return self._next - 1
 
-    def since(self, after: int) -> list[FeedRecord]:
+    def since(self, after: int) -> list[EventRecord]:
         """Return the records that are kept after id `after`."""
         return [record for record in self._records if record.id > after]
 
     def publish(self, event: str, data: Any) -> None:
         """Add a record."""
-        record = FeedRecord(self._next, time.time(), event, data)
+        record = EventRecord(self._next, time.time(), event, data)
         self._next += 1
         self._records.append(record)
         for reader in self._readers:
             reader.take(record)
 
-    def note(self, event: ev.Event, actions: Sequence[Action]) -> None:
+    def record(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Add what an event of the scheduler and its actions came to."""
         if type(event) in _OF_REQUESTS and (
             not actions or (len(actions) == 1 and type(actions[0]) is Grant)
@@ -136,7 +136,7 @@ class Feed:
         data = {"model": model, "epoch": epoch, "state": state, "reason": reason}
         self.publish("state", data)
 
-    async def follow(self, after: int | None = None) -> AsyncGenerator[FeedRecord, None]:
+    async def follow(self, after: int | None = None) -> AsyncGenerator[EventRecord, None]:
         """Yield the records after id `after` (None: only new ones), then each as it comes.
 
         Ends after a record `dropped`, when the reader was too slow.
@@ -160,19 +160,19 @@ class _Reader:
     """What one reader has still to read."""
 
     def __init__(self) -> None:
-        self._waiting: deque[FeedRecord] = deque()
+        self._waiting: deque[EventRecord] = deque()
         self._come = asyncio.Event()
 
-    def take(self, record: FeedRecord) -> None:
+    def take(self, record: EventRecord) -> None:
         if self._waiting and self._waiting[-1].event == "dropped":
             return
         if len(self._waiting) >= KEPT + _BEHIND:
-            record = FeedRecord(record.id, record.at, "dropped", {"reason": "read too slowly"})
+            record = EventRecord(record.id, record.at, "dropped", {"reason": "read too slowly"})
             self._waiting.clear()
         self._waiting.append(record)
         self._come.set()
 
-    async def next(self) -> FeedRecord:
+    async def next(self) -> EventRecord:
         while not self._waiting:
             self._come.clear()
             await self._come.wait()

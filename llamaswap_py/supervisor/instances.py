@@ -47,8 +47,8 @@ from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Stop, StopReason
 from llamaswap_py.scheduler.types import Choice, Failure
-from llamaswap_py.supervisor.kv_cache import Keeping, KvUse
-from llamaswap_py.supervisor.leases import Held
+from llamaswap_py.supervisor.kv_cache import KvCache, KvUse
+from llamaswap_py.supervisor.leases import OpenLeases
 from llamaswap_py.supervisor.prepare import Prepared, Way, find_program, program_env, program_of
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import format_duration
@@ -98,7 +98,7 @@ class Running:
     child: Child
     prepared: Prepared
     way: Way
-    held: Held
+    open_leases: OpenLeases
     pid: int | None = None
     endpoint: Endpoint | None = None
     n_ctx: int | None = None
@@ -113,7 +113,7 @@ class Running:
     """Whether it is being asked if it answers at all."""
     asleep: bool = False
     answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
-    """What it said to reads that keep it from sleeping, each with when that was (`Held`)."""
+    """What it said to reads that keep it from sleeping, each with when that was (`OpenLeases.idle_since`)."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
 
@@ -136,9 +136,9 @@ class Instances:
         runtime_dir: RuntimeDir,
         pool: UpstreamPool,
         tasks: asyncio.TaskGroup,
-        feed: Callable[[ev.Event], None],
+        dispatch: Callable[[ev.Event], None],
         on_gone: Callable[[Running], None],
-        keeping: Keeping,
+        kv_cache: KvCache,
         child: MakeChild = Child,
     ) -> None:
         self.running: dict[InstanceKey, Running] = {}
@@ -150,33 +150,35 @@ class Instances:
         self._runtime_dir = runtime_dir
         self._pool = pool
         self._tasks = tasks
-        self._feed = feed
+        self._dispatch = dispatch
         self._on_gone = on_gone
-        self._keeping = keeping
+        self._kv_cache = kv_cache
         self._child = child
 
     def use(self, config: Config) -> None:
         """Take another configuration for the children to come."""
         self._config = config
-        self._keeping.use(config)
+        self._kv_cache.use(config)
 
     def close(self) -> None:
         """Give back what outlives the children: their log files, their kept conversations."""
         for log in self.logs.values():
             log.close()
-        self._keeping.close()
+        self._kv_cache.close()
 
     def spawn(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> None:
         """Start the child of an instance; its events follow."""
         log = self.logs.setdefault(key.preset, ChildLog())
-        self._keeping.give_way(key.preset)
+        self._kv_cache.give_way(key.preset)
         way = prepared.ways[choice.variant]
         spec = self._spec(key, prepared, choice)
-        spec, kv = self._keeping.prepare(key.preset, prepared, way, spec)
-        held = Held()
-        child = self._child(spec, lambda event: self._child_said(key, event), log, held.requests)
+        spec, kv = self._kv_cache.prepare(key.preset, prepared, way, spec)
+        open_leases = OpenLeases()
+        child = self._child(
+            spec, lambda event: self._child_said(key, event), log, open_leases.requests
+        )
         self._tasks.create_task(self._run_child(key, child), name=str(key))
-        self.running[key] = Running(child, prepared, way, held, kv=kv)
+        self.running[key] = Running(child, prepared, way, open_leases, kv=kv)
 
     def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
         way = prepared.ways[choice.variant]
@@ -236,20 +238,20 @@ class Instances:
         meanwhile, or cannot answer. Raises OSError.
         """
         running = self.running.get(key)
-        if running is None or running.endpoint is None or running.held.idle_since is None:
+        if running is None or running.endpoint is None or running.open_leases.idle_since is None:
             return None
-        since = running.held.idle_since
+        since = running.open_leases.idle_since
         at, answer = running.answers.get(target, (None, None))
         if at != since:
             answer = await get(running.endpoint, target, _ASKING)
             if len(running.answers) >= _MOST_ANSWERS:
                 running.answers.clear()
             running.answers[target] = since, answer
-        return answer if running.held.idle_since == since else None
+        return answer if running.open_leases.idle_since == since else None
 
     def wake(self, key: InstanceKey) -> None:
         """Wake a sleeping child."""
-        self._keeping.give_way()
+        self._kv_cache.give_way()
         if running := self.running.get(key):
             running.child.wake()
 
@@ -262,7 +264,7 @@ class Instances:
         if running := self.running.get(key):
             running.refused = number
             self._drop(running)
-            self._feed_refusal(key, running)
+            self._dispatch_refusal(key, running)
 
     def doubt(self, key: InstanceKey) -> None:
         """A child closed a connection without an answer: ask whether it answers anybody.
@@ -287,10 +289,10 @@ class Instances:
         finally:
             running.doubted = False
 
-    def _feed_refusal(self, key: InstanceKey, running: Running) -> None:
+    def _dispatch_refusal(self, key: InstanceKey, running: Running) -> None:
         own = running.child.spec.program is None
         ends = running.ending or (own and running.refused == errno.ECONNREFUSED)
-        self._feed(ev.InstanceRefused(key, ends=ends))
+        self._dispatch(ev.InstanceRefused(key, ends=ends))
 
     def _drop(self, running: Running) -> None:
         """Close what is open to a child: that keeps llama-server from exiting."""
@@ -326,9 +328,9 @@ class Instances:
         with guard.reporting("child"):
             self._drop(running)
             if running.kv is not None:
-                self._keeping.gone(running.kv)
+                self._kv_cache.gone(running.kv)
         with guard.reporting("child"):
-            self._feed(ev.InstanceExited(key, failure))
+            self._dispatch(ev.InstanceExited(key, failure))
             self._on_gone(running)
         self.gone.set()
 
@@ -337,10 +339,10 @@ class Instances:
         key = action.instance
         running = self.running.get(key)
         if action.reason is StopReason.UNLOADED:
-            self._keeping.forget((key.preset,))
+            self._kv_cache.forget((key.preset,))
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
-        running.held.end_readers(action.reason.value)
+        running.open_leases.end_readers(action.reason.value)
         self._drop(running)
         if action.may_keep and running.kv is not None and running.endpoint is not None:
             work = self._keep_and_stop(key, running, running.kv, running.endpoint)
@@ -353,7 +355,7 @@ class Instances:
     ) -> None:
         in_time = False
         try:
-            in_time = running.asleep or await self._keeping.save(key, use, endpoint)
+            in_time = running.asleep or await self._kv_cache.save(key, use, endpoint)
         except Exception as error:
             _log.error("%s: lswap failed to keep its conversations", key)
             guard.report("keeping", error)
@@ -371,7 +373,7 @@ class Instances:
                 self._record(key, running)
             case ChildProgress(fraction, stage):
                 running.stage = stage
-                self._feed(ev.InstanceProgressed(key, fraction))
+                self._dispatch(ev.InstanceProgressed(key, fraction))
             case ChildReady():
                 heed = partial(self.refused, key)
                 running.endpoint = event.endpoint._replace(on_refused=heed)
@@ -381,27 +383,29 @@ class Instances:
                     life = self._bring_back(key, running, event.slots)
                     self._tasks.create_task(guard.contained("replay", life))
                 else:
-                    self._feed(ev.InstanceReady(key, event.slots))
+                    self._dispatch(ev.InstanceReady(key, event.slots))
             case ChildSlept():
                 running.asleep = True
-                self._feed(ev.InstanceSlept(key))
+                self._dispatch(ev.InstanceSlept(key))
             case ChildWoke():
                 running.asleep = False
-                self._feed(ev.InstanceWoke(key))
+                self._dispatch(ev.InstanceWoke(key))
             case ChildHung(summary):
-                self._feed(ev.InstanceHung(key, Failure("timeout", summary, None, self._tail(key))))
+                self._dispatch(
+                    ev.InstanceHung(key, Failure("timeout", summary, None, self._tail(key)))
+                )
             case ChildStalled():
                 stall = format_duration(running.prepared.preset.load_stall)
                 summary = f"no sign of progress for {stall} while loading"
                 failure = Failure("timeout", summary, None, self._tail(key))
-                self._feed(ev.InstanceStalled(key, failure))
+                self._dispatch(ev.InstanceStalled(key, failure))
             case ChildEnding():
                 running.ending = True
                 self._drop(running)
-                self._feed_refusal(key, running)
+                self._dispatch_refusal(key, running)
             case ChildLost():
                 running.lost = True
-                self._feed(ev.InstanceLost(key))
+                self._dispatch(ev.InstanceLost(key))
             case ChildExited():
                 pass  # run() returns it
 
@@ -412,14 +416,14 @@ class Instances:
         await guard.contained("replay", self.replays.replay(key.preset, endpoint))
         with guard.reporting("keeping"):
             use = running.kv
-            await self._keeping.restore(key, use, running.way, endpoint)
+            await self._kv_cache.restore(key, use, running.way, endpoint)
             if use is not None and use.restored:
-                check = partial(self._keeping.check_use, key, endpoint, use)
-                running.held.on_first_answer = check
+                check = partial(self._kv_cache.check_use, key, endpoint, use)
+                running.open_leases.on_first_answer = check
         if key in self.running:
-            self._feed(ev.InstanceReady(key, slots))
+            self._dispatch(ev.InstanceReady(key, slots))
             if running.ending or running.refused is not None:  # that was not heard while it loaded
-                self._feed_refusal(key, running)
+                self._dispatch_refusal(key, running)
 
     def _tail(self, key: InstanceKey) -> tuple[str, ...]:
         return tuple(str(line) for line in self.logs[key.preset].tail(20))

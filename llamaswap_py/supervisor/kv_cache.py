@@ -45,9 +45,10 @@ from llamaswap_py.llamacpp.slots import (
     read_saved,
     read_slots,
 )
-from llamaswap_py.scheduler import InstanceKey, Scheduler
+from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.ledger import HOST
+from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.storage.kv_files import Kept, KeptFolder, KeptSlot
 from llamaswap_py.storage.records import kept_folder
 from llamaswap_py.supervisor.prepare import Prepared, Way
@@ -122,16 +123,16 @@ class KvUse:
     """Files that it may be writing; they go when it is gone."""
 
 
-class Keeping:
+class KvCache:
     """Keeps conversations of the presets that ask for it, and brings them back."""
 
     def __init__(
         self,
         config: Config,
         runtime: Path,
-        scheduler: Scheduler,
+        state: SchedulerState,
         tasks: asyncio.TaskGroup,
-        feed: Callable[[ev.Event], None],
+        dispatch: Callable[[ev.Event], None],
     ) -> None:
         wanted = config.memory.keep_kv
         self.folder = KeptFolder(_places(wanted, runtime), wanted.limit)
@@ -140,9 +141,9 @@ class Keeping:
         `reused` by their first answer, or of `no use` to it."""
         self._timeout = wanted.timeout
         self._config = config
-        self._scheduler = scheduler
+        self._state = state
         self._tasks = tasks
-        self._feed = feed
+        self._dispatch = dispatch
         self._guarded: set[str] = set()
         self._writing = 0
         self._bytes_per_second: float | None = None
@@ -177,7 +178,7 @@ class Keeping:
 
     def give_way(self, loading: str = "") -> None:
         """Give back main memory that instances or other programs need; `loading` goes last."""
-        if self.in_memory and (free := self._scheduler.state.ledger.free().get(HOST)) is not None:
+        if self.in_memory and (free := self._state.ledger.free().get(HOST)) is not None:
             gone = self.folder.shrink(max(free, 0), last={loading, *self._awaited()})
             if gone:
                 _log.info("gave up %s of kept conversations for memory", format_size(gone))
@@ -236,7 +237,9 @@ class Keeping:
         except TimeoutError:
             self.counts["timed out"] += 1
             took = format_duration(self._timeout)
-            self._feed(ev.InstanceNoted(key, "not kept", f"writing a slot took longer than {took}"))
+            self._dispatch(
+                ev.InstanceNoted(key, "not kept", f"writing a slot took longer than {took}")
+            )
             return False
         except OSError as error:  # it has died of it, or was killed meanwhile
             _log.debug("%s: its slots are not kept: %s", key, error)
@@ -280,7 +283,7 @@ class Keeping:
             return
         self.counts["saved"] += len(slots)
         tokens = sum(one.tokens for one in slots)
-        self._feed(ev.InstanceNoted(key, "kept", _said(len(slots), tokens, kept.size, seconds)))
+        self._dispatch(ev.InstanceNoted(key, "kept", _said(len(slots), tokens, kept.size, seconds)))
 
     def gone(self, use: KvUse) -> None:
         """A child is reaped: what it did not finish can be removed."""
@@ -331,7 +334,7 @@ class Keeping:
         text = _said(count, tokens, size, seconds)
         if count < len(kept.slots):
             text += f"; {len(kept.slots) - count} could not be"
-        self._feed(ev.InstanceNoted(key, "restored", text))
+        self._dispatch(ev.InstanceNoted(key, "restored", text))
 
     def check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
         """Look whether the first answer of a child made use of what came back."""
@@ -360,7 +363,7 @@ class Keeping:
         text = "the first answer made no use of them"
         if self._useless[use.identity] >= _USELESS:
             text += f", for the {_USELESS}rd time: keep_kv does nothing here, and is off for it"
-        self._feed(ev.InstanceNoted(key, "restored", text))
+        self._dispatch(ev.InstanceNoted(key, "restored", text))
 
     # What is known
 
@@ -374,13 +377,13 @@ class Keeping:
         """Return how many bytes may be kept in all; the ledger's free ones are without them."""
         room = self.folder.room()
         if self.folder.place is not None and self.folder.place.in_memory:
-            free = self._scheduler.state.ledger.free().get(HOST)
+            free = self._state.ledger.free().get(HOST)
             room = room if free is None else min(room, max(free, 0))
         return max(room - self._writing, 0)
 
     def _awaited(self) -> frozenset[str]:
         """Return the presets that somebody waits for."""
-        return frozenset(self._scheduler.state.wanted)
+        return frozenset(self._state.wanted)
 
     def _token_size(self, use: KvUse) -> float:
         return self._token_bytes.get(use.identity, _USUAL_TOKEN)

@@ -43,7 +43,7 @@ class Answering(Protocol):
     def held_up(self) -> bool: ...
 
 
-class Held:
+class OpenLeases:
     """Leases come and go here; adding them up is left to those who ask."""
 
     __slots__ = ("_changes", "_open", "_received", "on_first_answer", "readers")
@@ -143,7 +143,7 @@ class Notice:
     send: Callable[[], Awaitable[None]]
 
 
-class _Desk(Protocol):
+class _Owner(Protocol):
     """What a ticket needs of the supervisor."""
 
     def arrive(self, ticket: Ticket) -> None: ...
@@ -173,13 +173,13 @@ class Lease:
         key: InstanceKey,
         spawned_at: float,
         ready_at: float,
-        held: Held,
+        open_leases: OpenLeases,
     ) -> None:
         self.endpoint = endpoint
         self.key = key
         self.preset = str(key.preset)
         self.epoch = key.epoch
-        self.held = held
+        self.open_leases = open_leases
         self.ready_at = ready_at
         self._spawned_at = spawned_at
 
@@ -213,10 +213,10 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_desk", "_kept", "_lease", "_notice", "_taken", "_waiting", "event", "stays")
+    __slots__ = ("_kept", "_lease", "_notice", "_owner", "_taken", "_waiting", "event", "stays")
 
-    def __init__(self, desk: _Desk, event: ev.RequestArrived, notice: Notice | None) -> None:
-        self._desk = desk
+    def __init__(self, owner: _Owner, event: ev.RequestArrived, notice: Notice | None) -> None:
+        self._owner = owner
         self._notice = notice
         self._kept = self._taken = False
         self._lease: Lease | ApiError | None = None
@@ -229,21 +229,21 @@ class Ticket:
         """Take a lease that was granted at once; it may then be entered, or else is released."""
         self._lease = lease
         self._taken = True
-        lease.held.begin(lease, owing=self.event.slot)
+        lease.open_leases.begin(lease, owing=self.event.slot)
 
     async def __aenter__(self) -> Lease:
         if self._taken and isinstance(self._lease, Lease):
             return self._lease
         since = self.event.since
         arrived = time.monotonic() if since is None else since
-        self._desk.arrive(self)
+        self._owner.arrive(self)
         if self._lease is None:
             await self._wait()
         if isinstance(self._lease, ApiError):
             raise self._lease
         assert self._lease is not None
         self._lease.began(arrived)
-        self._lease.held.begin(self._lease, owing=self.event.slot)
+        self._lease.open_leases.begin(self._lease, owing=self.event.slot)
         return self._lease
 
     async def _wait(self) -> None:
@@ -257,7 +257,7 @@ class Ticket:
             await waiting
         except BaseException as error:
             if not (self.stays and isinstance(error, asyncio.CancelledError)):
-                self._desk.leave(self)  # also gives back a lease that was granted meanwhile
+                self._owner.leave(self)  # also gives back a lease that was granted meanwhile
             raise
 
     @property
@@ -277,7 +277,7 @@ class Ticket:
             raise self._lease
         assert self._lease is not None
         self._lease.began(arrived)
-        self._lease.held.begin(self._lease, owing=False)
+        self._lease.open_leases.begin(self._lease, owing=False)
         return self._lease
 
     def again(self) -> Ticket:
@@ -288,9 +288,9 @@ class Ticket:
         assert isinstance(self._lease, Lease)
         id = new_request_id(self.event.request.rpartition("/")[0])
         event = structs.replace(self.event, request=id, since=self._lease.arrived)
-        ticket = Ticket(self._desk, event, None)
+        ticket = Ticket(self._owner, event, None)
         ticket._kept = True
-        self._desk.arrive(ticket)
+        self._owner.arrive(ticket)
         return ticket
 
     async def _notify(self, notice: Notice, waiting: asyncio.Future[None]) -> None:
@@ -322,15 +322,15 @@ class Ticket:
         """Let the lease outlive its context; whoever keeps it calls `release`."""
         self._kept = True
         if isinstance(self._lease, Lease):  # its answer may be complete, and only wait for a reader
-            self._lease.held.begin(self._lease, owing=False)
+            self._lease.open_leases.begin(self._lease, owing=False)
 
     def release(self, outcome: ev.Outcome) -> None:
         """Give back the lease."""
         lease = self._lease
         if isinstance(lease, Lease):
-            lease.held.end(lease, well=outcome is ev.Outcome.OK)
+            lease.open_leases.end(lease, well=outcome is ev.Outcome.OK)
             lease._callbacks = ()
-        self._desk.finish(self, outcome)
+        self._owner.finish(self, outcome)
 
     def end(self, *, well: bool) -> None:
         """Give back a lease that nobody entered; `well`: after a whole answer."""
@@ -347,7 +347,7 @@ class Ticket:
     def give_up(self, error: ApiError) -> None:
         """End the waiting with an error from outside; a lease that is held is left alone."""
         if self._lease is None:
-            self._desk.leave(self)
+            self._owner.leave(self)
             self._settle(error)
 
     def revoke(self, reason: str) -> None:
@@ -367,10 +367,10 @@ class Serving(Protocol):
     @property
     def endpoint(self) -> Endpoint | None: ...
     @property
-    def held(self) -> Held: ...
+    def open_leases(self) -> OpenLeases: ...
 
 
-class Desk:
+class Leases:
     """Makes tickets and settles them as the scheduler says.
 
     `running` are the children that are not reaped. `hurry` is called with each preset that is
@@ -382,14 +382,14 @@ class Desk:
         scheduler: Scheduler,
         decider: Decider,
         running: Mapping[InstanceKey, Serving],
-        feed: Callable[[ev.Event], None],
+        dispatch: Callable[[ev.Event], None],
         hurry: Callable[[str], None],
         resolve_substitute: Callable[[str], str],
     ) -> None:
         self._scheduler = scheduler
         self._decider = decider
         self._running = running
-        self._feed = feed
+        self._dispatch = dispatch
         self._hurry = hurry
         self._resolve_substitute = resolve_substitute
         self.tickets: dict[RequestId, Ticket] = {}
@@ -452,7 +452,7 @@ class Desk:
             instance = self._decider.grant_at_once(event, now)
         except Exception as error:
             guard.report("scheduler", error)
-            self._feed(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
             return None
         if instance is None:
             return None
@@ -482,11 +482,11 @@ class Desk:
         if lease is None:
             raise ApiError("upstream_failed", f"{found} ended before it could answer")
         lease.began(now)
-        lease.held.readers.add(lease)
+        lease.open_leases.readers.add(lease)
         try:
             yield lease
         finally:
-            lease.held.readers.discard(lease)
+            lease.open_leases.readers.discard(lease)
 
     def turn_away(self, client: str, may_use: Callable[[str], bool], error: ApiError) -> None:
         """Let a client's requests not wait any more for presets that it may not use."""
@@ -502,17 +502,17 @@ class Desk:
         self._hurry(ticket.event.preset)
         if ticket.event.when_full.startswith(SUBSTITUTE):
             self._hurry(ticket.event.when_full.removeprefix(SUBSTITUTE))
-        self._feed(ticket.event)
+        self._dispatch(ticket.event)
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request is gone."""
         self.tickets.pop(ticket.event.request, None)
-        self._feed(ev.RequestLeft(ticket.event.request))
+        self._dispatch(ev.RequestLeft(ticket.event.request))
 
     def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None:
         """A lease ended."""
         self.tickets.pop(ticket.event.request, None)
-        self._feed(ev.RequestFinished(ticket.event.request, outcome))
+        self._dispatch(ev.RequestFinished(ticket.event.request, outcome))
 
     # What the scheduler decided
 
@@ -524,7 +524,7 @@ class Desk:
         if lease is None:
             self.tickets.pop(request)
             ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
-            self._feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+            self._dispatch(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
             return
         self.granted += 1
         ticket.grant(lease)
@@ -540,7 +540,7 @@ class Desk:
             ticket.refuse(
                 ApiError("internal", "lswap failed to carry out what it decided for this request")
             )
-        self._feed(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
+        self._dispatch(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
 
     def revoke(self, request: RequestId, reason: str) -> None:
         """A lease is taken back."""
@@ -554,7 +554,7 @@ class Desk:
             return None
         instance = self._scheduler.state.instances[key]
         ready_at = instance.ready_at or instance.spawned_at
-        return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.held)
+        return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.open_leases)
 
 
 def as_error(reject: Reject) -> ApiError:

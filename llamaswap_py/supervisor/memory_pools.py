@@ -13,7 +13,7 @@ from llamaswap_py.scheduler.types import Footprint, Pool, PoolId
 from llamaswap_py.supervisor.reservations import Reservation
 
 
-class WatchedPools:
+class MemoryPools:
     """The pools as last measured. What was not read stays as it was."""
 
     def __init__(self, devices: tuple[Device, ...]) -> None:

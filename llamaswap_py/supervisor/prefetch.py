@@ -41,7 +41,7 @@ class _Order:
     kept: bool = False
 
 
-class ReadingAhead:
+class Prefetch:
     """Reads what `aim` named last, in that order; else what `keep_in_ram` keeps.
 
     `prepared` and `state` are the supervisor's own, and change. `room` says how far the page cache
@@ -53,11 +53,11 @@ class ReadingAhead:
         prepared: Mapping[str, Prepared],
         state: SchedulerState,
         memory: Memory,
-        feed: Callable[[ev.Event], None],
+        dispatch: Callable[[ev.Event], None],
         room: Callable[[], int] = read_cache_room,
     ) -> None:
         self._prepared, self._state = prepared, state
-        self._memory, self._feed, self._room = memory, feed, room
+        self._memory, self._dispatch, self._room = memory, dispatch, room
         self._total = 0
         self._wanted: tuple[_Order, ...] = ()
         self._keep: list[str] = []
@@ -198,7 +198,7 @@ class ReadingAhead:
             self._done[order] = reading
         if reading.read:
             told = (reading.there, reading.size, reading.read, reading.seconds)
-            self._feed(ev.FilesRead(order.preset, *told, kept=order.kept))
+            self._dispatch(ev.FilesRead(order.preset, *told, kept=order.kept))
 
     def _promise(self, order: _Order) -> int:
         """Return how many bytes nobody was promised, as far as the ledger knows."""

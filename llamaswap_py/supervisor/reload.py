@@ -134,7 +134,7 @@ class Reloader:
         for name in (*report.added, *report.changed):
             for problem in prepared[name].problems:
                 _log.warning("%s cannot run: %s", name, problem)
-        supervisor.happenings.publish("reload", report)
+        supervisor.event_log.publish("reload", report)
         return report
 
     async def check(self) -> None:

@@ -17,7 +17,7 @@ _EVERY: Final = 300.0
 """Seconds between two writes: what a kill may lose."""
 
 
-class Remembering:
+class RequestHistory:
     """Reads the traffic of the run before, and writes that of this one now and then."""
 
     def __init__(self, name: str, traffic: Callable[[], Traffic]) -> None:

@@ -45,8 +45,8 @@ class Reservation:
 class Reservations:
     """All reservations of one supervisor; `feed` hands events to its scheduler."""
 
-    def __init__(self, feed: Callable[[ev.Event], None]) -> None:
-        self._feed = feed
+    def __init__(self, dispatch: Callable[[ev.Event], None]) -> None:
+        self._dispatch = dispatch
         self._all: dict[PresetId, Reservation] = {}
         self._numbers = count(1)
 
@@ -102,7 +102,7 @@ class Reservations:
                 "bad_request", f"there is a reservation {called!r} already", param="name"
             )
         self._all[reservation.preset] = reservation
-        self._feed(ev.ReservationAsked(reservation.preset, reservation.footprint, evict))
+        self._dispatch(ev.ReservationAsked(reservation.preset, reservation.footprint, evict))
         return reservation
 
     def release(self, reservation: Reservation) -> None:
@@ -114,7 +114,7 @@ class Reservations:
         if not reservation.settled.done():
             reservation.settled.cancel()
         reservation.ended.set()
-        self._feed(ev.ReservationReleased(reservation.preset))
+        self._dispatch(ev.ReservationReleased(reservation.preset))
 
     def find(self, name: str) -> Reservation:
         """Return the reservation of this name; raises ApiError `not_found`."""

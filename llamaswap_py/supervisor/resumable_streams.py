@@ -56,7 +56,7 @@ def id_in_child(owner: str, name: str) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class Conversation:
+class ResumableStream:
     """The newest answer of one conversation, and the child that has it."""
 
     owner: str
@@ -128,15 +128,15 @@ class Question:
     refused: Callable[[bytes], bytes]
 
 
-def entry_of(conversation: Conversation) -> dict[str, Any]:
+def entry_of(stream: ResumableStream) -> dict[str, Any]:
     """Return what llama-server's lookup says of an ended answer (server-stream.cpp)."""
     unix = time.time() - time.monotonic()
     return {
-        "conversation_id": conversation.name,
+        "conversation_id": stream.name,
         "is_done": True,
-        "total_bytes": len(conversation.whole),
-        "started_at": int(conversation.began + unix),
-        "completed_at": int(conversation.whole_at + unix),
+        "total_bytes": len(stream.whole),
+        "started_at": int(stream.began + unix),
+        "completed_at": int(stream.whole_at + unix),
     }
 
 
@@ -162,43 +162,46 @@ _APPEARS: Final = 10
 _APPEARS_STEP: Final = 0.05
 
 
-class Conversations:
+class ResumableStreams:
     """Knows which child has which conversation, and keeps the leases of those without a client.
 
     The tasks that do so belong to the supervisor's group.
     """
 
     def __init__(
-        self, tasks: asyncio.TaskGroup, feed: Callable[[ev.Event], None], alive: Callable[..., bool]
+        self,
+        tasks: asyncio.TaskGroup,
+        dispatch: Callable[[ev.Event], None],
+        alive: Callable[..., bool],
     ) -> None:
         self._tasks = tasks
-        self._feed = feed
+        self._dispatch = dispatch
         self._alive = alive
-        self._known: OrderedDict[str, Conversation] = OrderedDict()
+        self._known: OrderedDict[str, ResumableStream] = OrderedDict()
         self._holding: set[asyncio.Task[None]] = set()
 
     async def begin(
         self, owner: str, name: str, preset: str, request_id: str, cancel: Callable[[], None]
-    ) -> Conversation:
+    ) -> ResumableStream:
         """Note that a request of this conversation arrived; it is the one that counts now.
 
         An answer that goes on without its client is stopped: llama-server has one for each.
         """
-        conversation = Conversation(owner, name, preset, cancel, request_id)
-        older = self._known.get(conversation.id)
+        stream = ResumableStream(owner, name, preset, cancel, request_id)
+        older = self._known.get(stream.id)
         if older is not None and older.goes_on:
             await self.stop(older)
-        self._known.pop(conversation.id, None)
-        self._known[conversation.id] = conversation
+        self._known.pop(stream.id, None)
+        self._known[stream.id] = stream
         while len(self._known) > _KEPT:
             most = Counter(one.owner for one in self._known.values()).most_common(1)[0][0]
             self.forget(next(one for one in self._known.values() if one.owner == most))
-        return conversation
+        return stream
 
-    def forget(self, conversation: Conversation) -> None:
+    def forget(self, stream: ResumableStream) -> None:
         """Nothing is left to read of it."""
-        if self._known.get(conversation.id) is conversation:
-            del self._known[conversation.id]
+        if self._known.get(stream.id) is stream:
+            del self._known[stream.id]
 
     def disown(self, owner: str, may_use: Callable[[str], bool]) -> None:
         """Forget what an owner has of presets that it may not use, and end what goes on of that."""
@@ -210,7 +213,7 @@ class Conversations:
                 work = guard.contained("conversation", self.stop(one))
                 self._tasks.create_task(work, name=f"disown {one.request_id}")
 
-    def find(self, owner: str, name: str, *, of_all: bool = False) -> Conversation | None:
+    def find(self, owner: str, name: str, *, of_all: bool = False) -> ResumableStream | None:
         """Return the conversation, unless the child that had it is gone, and nothing was kept.
 
         `of_all`: that of another owner will do where the owner has none of this name.
@@ -221,7 +224,7 @@ class Conversations:
             found = next(others, None)
         return None if found is None else self._if_there(found)
 
-    def _if_there(self, found: Conversation) -> Conversation | None:
+    def _if_there(self, found: ResumableStream) -> ResumableStream | None:
         if time.monotonic() - found.whole_at < _KEPT_SECONDS:
             return found
         if not found.whole if found.lease is None else self._alive(found.lease):
@@ -229,7 +232,7 @@ class Conversations:
         self.forget(found)
         return None
 
-    def matching(self, names: Iterable[str], owner: str | None) -> list[Conversation]:
+    def matching(self, names: Iterable[str], owner: str | None) -> list[ResumableStream]:
         """Return those of an owner (None: of all) that have a child.
 
         They are named as by `find`, or as `NAME::MODEL` (server-stream.cpp).
@@ -245,37 +248,37 @@ class Conversations:
         return [one for one in found if one.is_readable]
 
     @property
-    def detached(self) -> list[Conversation]:
+    def detached(self) -> list[ResumableStream]:
         """Those that go on without a client."""
         return [one for one in self._known.values() if one.goes_on]
 
     def hold(
-        self, conversation: Conversation, ticket: Ticket, lease: Lease, over: Callable[[], None]
+        self, stream: ResumableStream, ticket: Ticket, lease: Lease, over: Callable[[], None]
     ) -> None:
         """Keep the lease of a client that has left until its answer has ended; then call `over`."""
-        newest = self._known.get(conversation.id, conversation)
-        if newest is not conversation:
-            self._keep(ticket, self._end(conversation, ticket, lease), over)
+        newest = self._known.get(stream.id, stream)
+        if newest is not stream:
+            self._keep(ticket, self._end(stream, ticket, lease), over)
             return
-        conversation.ticket = ticket
-        self._keep(ticket, self._hold(conversation, ticket, lease), over)
+        stream.ticket = ticket
+        self._keep(ticket, self._hold(stream, ticket, lease), over)
 
     def outlast(
         self,
-        conversation: Conversation,
+        stream: ResumableStream,
         ticket: Ticket,
         over: Callable[[], None],
         **asked: Any,
     ) -> None:
         """Go on with a request (`Question`) whose client has left; then call `over`."""
-        _wait_under(conversation, ticket)
-        if self._known.get(conversation.id) is not conversation:
-            conversation.cancel()
-        self._keep(ticket, self._outlast(conversation, ticket, Question(**asked)), over)
+        _wait_under(stream, ticket)
+        if self._known.get(stream.id) is not stream:
+            stream.cancel()
+        self._keep(ticket, self._outlast(stream, ticket, Question(**asked)), over)
 
-    def end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
+    def end(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
-        self._keep(ticket, self._end(conversation, ticket, lease))
+        self._keep(ticket, self._end(stream, ticket, lease))
 
     def _keep(
         self,
@@ -296,26 +299,26 @@ class Conversations:
         for task in self._holding:
             task.cancel()
 
-    async def stop(self, conversation: Conversation) -> None:
+    async def stop(self, stream: ResumableStream) -> None:
         """End the generation, as somebody who presses a stop button does."""
-        if conversation.lease is None:
-            conversation.cancel()
-            self.forget(conversation)
+        if stream.lease is None:
+            stream.cancel()
+            self.forget(stream)
             return
-        await self._stop_in(conversation.lease, conversation)
-        self.forget(conversation)
-        conversation.over.set()
+        await self._stop_in(stream.lease, stream)
+        self.forget(stream)
+        stream.over.set()
 
-    async def _stop_in(self, lease: Lease, conversation: Conversation) -> None:
+    async def _stop_in(self, lease: Lease, stream: ResumableStream) -> None:
         """Have a child stop it, unless a newer answer of that id has taken its place there."""
-        newest = self._known.get(conversation.id, conversation)
+        newest = self._known.get(stream.id, stream)
         there = None if newest.lease is None else newest.lease.endpoint
-        if newest is not conversation and there == lease.endpoint:
+        if newest is not stream and there == lease.endpoint:
             return
         try:
-            await ask(lease.endpoint, "DELETE", conversation.path, timeout=ASKING)
+            await ask(lease.endpoint, "DELETE", stream.path, timeout=ASKING)
         except OSError as error:
-            _log.debug("%s: its child could not be asked to stop: %s", conversation.id, error)
+            _log.debug("%s: its child could not be asked to stop: %s", stream.id, error)
 
     async def look_up(
         self, names: Iterable[str], owner: str | None, may_use: Callable[[str], bool]
@@ -333,49 +336,47 @@ class Conversations:
         answers = await asyncio.gather(*(_named(*child) for child in children.items()))
         return [*ours, *(entry for entries in answers for entry in entries)]
 
-    def attach(self, conversation: Conversation, reader: str, cut: Callable[[str], None]) -> bool:
+    def attach(self, stream: ResumableStream, reader: str, cut: Callable[[str], None]) -> bool:
         """Read under the lease that is kept; False if none is. `detach` ends it."""
-        if conversation.ticket is None:
+        if stream.ticket is None:
             return False
-        conversation.readers[reader] = cut
-        conversation.unread.clear()
-        self._feed(ev.LeaseAttached(conversation.ticket.event.request))
+        stream.readers[reader] = cut
+        stream.unread.clear()
+        self._dispatch(ev.LeaseAttached(stream.ticket.event.request))
         return True
 
-    def detach(self, conversation: Conversation, reader: str, *, whole: bool) -> None:
+    def detach(self, stream: ResumableStream, reader: str, *, whole: bool) -> None:
         """A reader has left, or has read the `whole` of it."""
-        conversation.readers.pop(reader, None)
-        if not conversation.readers:
-            conversation.unread.set()
-            if conversation.ticket is not None and not whole:
-                self._feed(ev.LeaseDetached(conversation.ticket.event.request))
+        stream.readers.pop(reader, None)
+        if not stream.readers:
+            stream.unread.set()
+            if stream.ticket is not None and not whole:
+                self._dispatch(ev.LeaseDetached(stream.ticket.event.request))
 
-    async def _outlast(
-        self, conversation: Conversation, ticket: Ticket, question: Question
-    ) -> None:
+    async def _outlast(self, stream: ResumableStream, ticket: Ticket, question: Question) -> None:
         while True:
             try:
                 lease = await ticket.outlast()
             except ApiError as error:
-                conversation.waiting = None
-                conversation.keep(question.failed(error))
+                stream.waiting = None
+                stream.keep(question.failed(error))
                 return
-            conversation.lease, conversation.preset = lease, lease.preset
-            conversation.ticket, conversation.waiting = ticket, None
+            stream.lease, stream.preset = lease, lease.preset
+            stream.ticket, stream.waiting = ticket, None
             async with asyncio.TaskGroup() as group:
-                asking = group.create_task(self._ask(conversation, lease, question))
-                await self._hold(conversation, ticket, lease)
+                asking = group.create_task(self._ask(stream, lease, question))
+                await self._hold(stream, ticket, lease)
                 asking.cancel()
-            if not _took_nothing(conversation, lease):
+            if not _took_nothing(stream, lease):
                 return
             ticket = ticket.again()
-            _wait_under(conversation, ticket)
+            _wait_under(stream, ticket)
 
-    async def _ask(self, conversation: Conversation, lease: Lease, question: Question) -> None:
+    async def _ask(self, stream: ResumableStream, lease: Lease, question: Question) -> None:
         """Have a child begin an answer that it keeps for a reader; what it refuses is kept here."""
 
         def note(status: int) -> None:
-            conversation.begun = status == HTTPStatus.OK
+            stream.begun = status == HTTPStatus.OK
 
         try:
             answer = await ask(
@@ -388,48 +389,48 @@ class Conversations:
             )
         except (OSError, ValueError) as error:
             # Whoever reads it finds what the child had of it, or nothing.
-            _log.debug("%s: its child did not answer: %s", conversation.id, error)
+            _log.debug("%s: its child did not answer: %s", stream.id, error)
             if isinstance(error, OSError) and is_refusal(error.errno):
                 lease.revoke(StopReason.REFUSED.value)  # also where its other answers may go on
             return
         if answer.status != HTTPStatus.OK:
-            conversation.keep(question.refused(answer.body))
+            stream.keep(question.refused(answer.body))
 
-    async def _hold(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
+    async def _hold(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         revoked = asyncio.Event()
         outcome = ev.Outcome.CANCELLED
         try:
-            self._feed(ev.LeaseDetached(ticket.event.request))
+            self._dispatch(ev.LeaseDetached(ticket.event.request))
             lease.on_revoke(lambda _: revoked.set())
             async with asyncio.TaskGroup() as group:
-                ended = group.create_task(self._ended(conversation, lease))
+                ended = group.create_task(self._ended(stream, lease))
                 taken = group.create_task(revoked.wait())
-                over = group.create_task(conversation.over.wait())
+                over = group.create_task(stream.over.wait())
                 await asyncio.wait({ended, taken, over}, return_when=asyncio.FIRST_COMPLETED)
                 for task in (ended, taken, over):
                     task.cancel()
-            if _took_nothing(conversation, lease):
+            if _took_nothing(stream, lease):
                 pass  # the next instance is asked
             elif revoked.is_set():
-                for cut in list(conversation.readers.values()):
+                for cut in list(stream.readers.values()):
                     cut(lease.revoked or "")
-                await self.stop(conversation)
+                await self.stop(stream)
             else:
                 outcome = ev.Outcome.OK
         finally:
-            conversation.ticket = None
+            stream.ticket = None
             ticket.release(outcome)
 
-    async def _keep_whole(self, conversation: Conversation, lease: Lease) -> None:
+    async def _keep_whole(self, stream: ResumableStream, lease: Lease) -> None:
         """Fetch an answer that has ended; one larger than the child's buffer is left to it."""
-        if conversation.readers:
+        if stream.readers:
             return
         try:
-            answer = await ask(lease.endpoint, "GET", conversation.path, timeout=ASKING)
+            answer = await ask(lease.endpoint, "GET", stream.path, timeout=ASKING)
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
-            conversation.keep(answer.body)
+            stream.keep(answer.body)
         kept = [one for one in self._known.values() if one.whole]
         kept.sort(key=lambda one: one.whole_at)
         sizes = Counter[str]()
@@ -446,26 +447,26 @@ class Conversations:
             sizes[one.owner] -= len(one.whole)
             one.whole, one.whole_at = b"", -math.inf
 
-    async def _end(self, conversation: Conversation, ticket: Ticket, lease: Lease) -> None:
+    async def _end(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         try:
-            await self._stop_in(lease, conversation)
+            await self._stop_in(lease, stream)
         finally:
             ticket.release(ev.Outcome.CANCELLED)
 
-    async def _ended(self, conversation: Conversation, lease: Lease) -> None:
+    async def _ended(self, stream: ResumableStream, lease: Lease) -> None:
         """Wait until the child has generated the answer, and nobody reads it any more."""
         missing = 0
         while missing < _APPEARS and self._alive(lease):
-            entries = await look_up(lease.endpoint, [conversation.id])
-            mine = [one for one in entries if one.get("conversation_id") == conversation.id]
+            entries = await look_up(lease.endpoint, [stream.id])
+            mine = [one for one in entries if one.get("conversation_id") == stream.id]
             if not mine:
                 missing += 1
                 await asyncio.sleep(_APPEARS_STEP)
                 continue
             if mine[0].get("is_done"):
-                await self._keep_whole(conversation, lease)
+                await self._keep_whole(stream, lease)
                 break
-            path = f"{conversation.path}&from={mine[0].get('total_bytes', 0)}"
+            path = f"{stream.path}&from={mine[0].get('total_bytes', 0)}"
             try:  # silent until more comes; the answer to it ends with the generation
                 answer = await ask(lease.endpoint, "GET", path, timeout=None, keep=False)
             except OSError:
@@ -473,19 +474,19 @@ class Conversations:
             if answer.status != HTTPStatus.OK:
                 missing += 1
                 await asyncio.sleep(_APPEARS_STEP)
-        await conversation.unread.wait()
+        await stream.unread.wait()
 
 
-def _wait_under(conversation: Conversation, ticket: Ticket) -> None:
+def _wait_under(stream: ResumableStream, ticket: Ticket) -> None:
     """Note that its request waits without a client, and how that is ended."""
-    conversation.waiting, conversation.begun, conversation.lease = ticket, False, None
-    conversation.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
+    stream.waiting, stream.begun, stream.lease = ticket, False, None
+    stream.cancel = partial(ticket.give_up, ApiError("stopped", "it was stopped"))
 
 
-def _took_nothing(conversation: Conversation, lease: Lease) -> bool:
+def _took_nothing(stream: ResumableStream, lease: Lease) -> bool:
     """Return whether a child that serves no more has begun nothing of an answer still wanted."""
     refused = lease.revoked == StopReason.REFUSED.value
-    done = conversation.begun or bool(conversation.whole) or conversation.over.is_set()
+    done = stream.begun or bool(stream.whole) or stream.over.is_set()
     return refused and not done
 
 

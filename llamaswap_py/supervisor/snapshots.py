@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.records import Alias
     from llamaswap_py.supervisor.instances import Running
-    from llamaswap_py.supervisor.kv_cache import Keeping
-    from llamaswap_py.supervisor.leases import Desk
-    from llamaswap_py.supervisor.prefetch import ReadingAhead
+    from llamaswap_py.supervisor.kv_cache import KvCache
+    from llamaswap_py.supervisor.leases import Leases
+    from llamaswap_py.supervisor.prefetch import Prefetch
     from llamaswap_py.supervisor.prepare import Prepared, Presets
     from llamaswap_py.supervisor.reservations import Reservations
 
@@ -68,10 +68,10 @@ class Snapshots:
         presets: Presets,
         scheduler: Scheduler,
         running: Mapping[InstanceKey, Running],
-        leases: Desk,
+        leases: Leases,
         reservations: Reservations,
-        prefetch: ReadingAhead,
-        kv_cache: Keeping,
+        prefetch: Prefetch,
+        kv_cache: KvCache,
     ) -> None:
         self._about = about
         self._presets = presets

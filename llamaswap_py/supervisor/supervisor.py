@@ -42,28 +42,28 @@ from llamaswap_py.scheduler.actions import (
 from llamaswap_py.scheduler.types import Choice, Failure, PresetId
 from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.supervisor.downloads import Downloads
-from llamaswap_py.supervisor.estimation import Estimating, Life, describe
-from llamaswap_py.supervisor.event_log import Feed, newest_decisions
+from llamaswap_py.supervisor.estimation import Estimation, ReadyChild, describe
+from llamaswap_py.supervisor.event_log import EventLog, newest_decisions
 from llamaswap_py.supervisor.instances import Instances, MakeChild, Running
-from llamaswap_py.supervisor.kv_cache import Keeping
-from llamaswap_py.supervisor.leases import Desk, Lease, Ticket
+from llamaswap_py.supervisor.kv_cache import KvCache
+from llamaswap_py.supervisor.leases import Lease, Leases, Ticket
 from llamaswap_py.supervisor.library import heads_asked
-from llamaswap_py.supervisor.memory_pools import WatchedPools
+from llamaswap_py.supervisor.memory_pools import MemoryPools
 from llamaswap_py.supervisor.model_facts import FactsBook
 from llamaswap_py.supervisor.names import names_of
 from llamaswap_py.supervisor.overrides import Overrides
-from llamaswap_py.supervisor.prefetch import ReadingAhead
+from llamaswap_py.supervisor.prefetch import Prefetch
 from llamaswap_py.supervisor.prepare import Prepared, Presets, policy_of, pools_of
 from llamaswap_py.supervisor.recorder import Decider, Recorder, RunRecord
-from llamaswap_py.supervisor.request_history import Remembering
+from llamaswap_py.supervisor.request_history import RequestHistory
 from llamaswap_py.supervisor.reservations import Reservations
-from llamaswap_py.supervisor.resumable_streams import Conversations
+from llamaswap_py.supervisor.resumable_streams import ResumableStreams
 from llamaswap_py.supervisor.snapshots import About, Snapshots
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import PatientDisk
 
 
-class Alarm:
+class Timer:
     """Calls `ring` once at the time it was last set to (monotonic seconds)."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -123,52 +123,53 @@ class Supervisor:
         self.decider: Decider = self.scheduler
         if record is not None:
             self.decider = Recorder(record, self.scheduler, plans, pools)
-        self.happenings = Feed()
+        self.event_log = EventLog()
         self.facts = FactsBook(self.presets.prepared)
         self.names = names_of(config, self.scheduler.state)
-        self.remembering = Remembering(about.name, self.scheduler.traffic)
+        self.request_history = RequestHistory(about.name, self.scheduler.traffic)
         self._pending: deque[ev.Event] = deque()
-        self._feeding = False
-        self._alarm = Alarm(lambda: self.feed(ev.TimePassed()))
+        self._dispatching = False
+        self._timer = Timer(lambda: self.dispatch(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
-        self._watched = WatchedPools(devices)
-        self.reservations = Reservations(self.feed)
-        self.estimating = Estimating(
+        self._memory_pools = MemoryPools(devices)
+        self.reservations = Reservations(self.dispatch)
+        self.estimation = Estimation(
             self.presets.prepared,
             devices,
             config.memory.cache_ram,
             self._estimated,
-            self._lives,
+            self._ready_children,
             reservations=self.reservations,
         )
         self.telemetry = Telemetry(
             devices,
             children=self._pids,
             on_measured=self._measured,
-            busy=lambda: bool(self.desk.tickets or self.scheduler.state.changing()),
+            busy=lambda: bool(self.leases.tickets or self.scheduler.state.changing()),
             resting=lambda: bool(self.running),
             settling=lambda: bool(self.scheduler.state.ledger.settling),
         )
-        self.ahead = ReadingAhead(self.prepared, self.scheduler.state, config.memory, self.feed)
-        self.downloads = Downloads(self._tasks, self.feed, self._files_arrived)
+        self.prefetch = Prefetch(self.prepared, self.scheduler.state, config.memory, self.dispatch)
+        self.downloads = Downloads(self._tasks, self.dispatch, self._files_arrived)
         self.overrides = Overrides(self.presets, self.load, self._arguments_changed)
-        self.conversations = Conversations(self._tasks, self.feed, self._is_alive)
-        self.keeping = Keeping(config, runtime_dir.path, self.scheduler, self._tasks, self.feed)
-        owners = (self.pool, self._tasks, self.feed, self._child_gone, self.keeping)
+        self.streams = ResumableStreams(self._tasks, self.dispatch, self._is_alive)
+        state, tasks = self.scheduler.state, self._tasks
+        self.kv_cache = KvCache(config, runtime_dir.path, state, tasks, self.dispatch)
+        owners = (self.pool, tasks, self.dispatch, self._child_gone, self.kv_cache)
         self.instances = Instances(config, devices, runtime_dir, *owners, child)
-        self.desk = Desk(
+        self.leases = Leases(
             self.scheduler,
             self.decider,
             self.instances.running,
-            self.feed,
-            self.estimating.hurry,
+            self.dispatch,
+            self.estimation.hurry,
             lambda when_full: self.names.resolve_substitute(when_full),  # noqa: PLW0108 (replaced)
         )
-        self.lease, self.lease_at_once = self.desk.lease, self.desk.lease_at_once
-        self.reading = self.desk.reading
-        counted = (self.desk, self.reservations, self.ahead, self.keeping)
+        self.lease, self.lease_at_once = self.leases.lease, self.leases.lease_at_once
+        self.reading = self.leases.reading
+        counted = (self.leases, self.reservations, self.prefetch, self.kv_cache)
         self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *counted)
 
     async def __aenter__(self) -> Supervisor:
@@ -176,12 +177,15 @@ class Supervisor:
         await self._stack.enter_async_context(self._tasks)
         await self._stack.enter_async_context(self.telemetry)
         await self.telemetry.measure_now()
-        if recalled := await self.remembering.recall():
-            self.feed(recalled)
-        for work in (self.estimating, self.remembering, self.ahead):
-            name = type(work).__name__
-            life = guard.keep_going(name, work.run)
-            self._background.append(self._tasks.create_task(life, name=name))
+        if recalled := await self.request_history.recall():
+            self.dispatch(recalled)
+        for name, run in (
+            ("Estimating", self.estimation.run),
+            ("Remembering", self.request_history.run),
+            ("ReadingAhead", self.prefetch.run),
+        ):  # names of `lswap_task_failures_total`
+            work = guard.keep_going(name, run)
+            self._background.append(self._tasks.create_task(work, name=name))
         self._preload(self.prepared)
         return self
 
@@ -193,17 +197,17 @@ class Supervisor:
     ) -> bool | None:
         try:
             self.downloads.cancel()
-            self.conversations.cancel()
+            self.streams.cancel()
             for task in self._background:
                 task.cancel()
             if self.running and error is None:
-                self.feed(ev.ShutdownAsked(0.0, force=True))
+                self.dispatch(ev.ShutdownAsked(0.0, force=True))
             return await self._stack.__aexit__(kind, error, trace)
         finally:
-            self._alarm.cancel()
+            self._timer.cancel()
             self.instances.close()
             with suppress(OSError):  # a disk that hangs keeps nobody from ending
-                PatientDisk("lswap-traffic")(self.remembering.keep)
+                PatientDisk("lswap-traffic")(self.request_history.keep)
 
     @property
     def config(self) -> Config:
@@ -229,27 +233,27 @@ class Supervisor:
         self, preset: str, choices: tuple[Choice, ...], load_seconds: float | None, seeded: bool
     ) -> None:
         _log.debug("%s takes %s", preset, "; or ".join(map(describe, choices)))
-        self.feed(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds, seeded))
+        self.dispatch(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds, seeded))
 
-    def _lives(self) -> list[Life]:
+    def _ready_children(self) -> list[ReadyChild]:
         """Return the children that are ready, for those who measure them."""
         known = self.scheduler.state.instances
         return [
-            Life(key.preset, known[key].choice, one.pid, known[key].load_seconds)
+            ReadyChild(key.preset, known[key].choice, one.pid, known[key].load_seconds)
             for key, one in self.running.items()
             if one.pid is not None and key in known and known[key].ready_at is not None
         ]
 
     def _child_ready(self, key: InstanceKey) -> None:
-        for life in self._lives():
+        for life in self._ready_children():
             if life.pid == self.running[key].pid:
-                self.estimating.note_ready(life)
+                self.estimation.note_ready(life)
 
     def _child_gone(self, running: Running) -> None:
         if running.pid is not None:
             self.telemetry.forget(running.pid)
         self.telemetry.measure_soon()
-        self.ahead.recheck()
+        self.prefetch.recheck()
 
     def _is_alive(self, lease: Lease) -> bool:
         return InstanceKey(PresetId(lease.preset), lease.epoch) in self.running
@@ -261,10 +265,12 @@ class Supervisor:
 
     def _measured(self, measurement: Measurement) -> None:
         ledger, changing = self.scheduler.state.ledger, self.scheduler.state.changing()
-        reserved, held, kept = self.reservations.held, self.telemetry.held, self.keeping.in_memory
-        pools = self._watched.update(measurement, ledger.charges, changing, reserved, held, kept)
-        self.feed(ev.PoolsMeasured(pools))
-        self.keeping.give_way()
+        reserved, held, kept = self.reservations.held, self.telemetry.held, self.kv_cache.in_memory
+        pools = self._memory_pools.update(
+            measurement, ledger.charges, changing, reserved, held, kept
+        )
+        self.dispatch(ev.PoolsMeasured(pools))
+        self.kv_cache.give_way()
 
     # Requests
 
@@ -285,12 +291,12 @@ class Supervisor:
 
     def request_load(self, preset: str) -> None:
         """Ask for a preset to be loaded; returns at once."""
-        self.estimating.hurry(preset)
-        self.feed(ev.LoadAsked(PresetId(preset)))
+        self.estimation.hurry(preset)
+        self.dispatch(ev.LoadAsked(PresetId(preset)))
 
     def request_files(self, preset: str) -> None:
         """Have the files of a preset fetched, without loading it; returns at once."""
-        self.feed(ev.DownloadAsked(PresetId(preset)))
+        self.dispatch(ev.DownloadAsked(PresetId(preset)))
 
     async def begin_load(self, ticket: Ticket) -> None:
         """Let a request for a preset wait without its client; one that waits already is enough.
@@ -298,7 +304,7 @@ class Supervisor:
         Raises ApiError if it is refused at once.
         """
         asked = (ticket.event.preset, ticket.event.client)
-        waiting = (one.event for one in self.desk.tickets.values())
+        waiting = (one.event for one in self.leases.tickets.values())
         if asked in ((event.preset, event.client) for event in waiting if not event.slot):
             return
         work = guard.contained("load", _passed(ticket))
@@ -318,17 +324,17 @@ class Supervisor:
 
         A load that somebody waits for goes on without `force`.
         """
-        self.feed(ev.UnloadAsked(PresetId(preset), force))
+        self.dispatch(ev.UnloadAsked(PresetId(preset), force))
         self.overrides.forget(preset)
         return bool(self.scheduler.state.leaving(preset))
 
     def pin(self, preset: str, pinned: bool) -> None:
         """Pin a preset against eviction, or let it go."""
-        self.feed(ev.PinChanged(PresetId(preset), pinned))
+        self.dispatch(ev.PinChanged(PresetId(preset), pinned))
 
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         """Let the instance of a preset go after so long without a request; None: never."""
-        self.feed(ev.TtlChanged(PresetId(preset), seconds))
+        self.dispatch(ev.TtlChanged(PresetId(preset), seconds))
 
     async def unloaded(self, preset: str) -> None:
         """Wait until the instances of the preset that leave now are gone."""
@@ -338,7 +344,7 @@ class Supervisor:
 
     async def shut_down(self, grace: float) -> None:
         """Refuse new requests, let open ones finish for `grace` seconds, stop every child."""
-        self.feed(ev.ShutdownAsked(grace))
+        self.dispatch(ev.ShutdownAsked(grace))
         while self.running:
             try:
                 async with asyncio.timeout(_LOOK):
@@ -348,7 +354,7 @@ class Supervisor:
 
     def stop_now(self) -> None:
         """End every request and kill every child."""
-        self.feed(ev.ShutdownAsked(0.0, force=True))
+        self.dispatch(ev.ShutdownAsked(0.0, force=True))
 
     # A changed file
 
@@ -364,19 +370,19 @@ class Supervisor:
         self.names = names_of(config, self.scheduler.state)
         self.instances.use(config)
         gone = (*changes.changed, *changes.removed)
-        self.estimating.forget((*changes.added, *gone))
+        self.estimation.forget((*changes.added, *gone))
         self.downloads.forget(changes.removed)
-        self.ahead.presets_changed()
+        self.prefetch.presets_changed()
         self.instances.replays.forget(gone)
-        self.keeping.forget(gone)
-        self.feed(ev.PresetsChanged(presets.plans()))
+        self.kv_cache.forget(gone)
+        self.dispatch(ev.PresetsChanged(presets.plans()))
         self._preload((*changes.added, *changes.changed))
         return changes
 
     def _preload(self, names: Iterable[str]) -> None:
         for name in names:
             if self.prepared[name].preset.preload:
-                self.feed(ev.LoadAsked(PresetId(name), evict=False))
+                self.dispatch(ev.LoadAsked(PresetId(name), evict=False))
 
     async def _files_arrived(self, preset: str) -> Prepared | None:
         """Make a preset ready to run whose files have come; None if it is not there any more."""
@@ -385,13 +391,13 @@ class Supervisor:
         prepared = await self.presets.prepare(said)
         if self.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
             self.prepared[preset] = prepared
-            self.estimating.forget((preset,))
-            self.ahead.presets_changed()
+            self.estimation.forget((preset,))
+            self.prefetch.presets_changed()
         return self.prepared.get(preset)
 
     def _arguments_changed(self, preset: str) -> None:
-        self.estimating.forget((preset,))
-        self.feed(ev.PresetsChanged(self.presets.plans()))
+        self.estimation.forget((preset,))
+        self.dispatch(ev.PresetsChanged(self.presets.plans()))
 
     # What is seen
 
@@ -409,9 +415,9 @@ class Supervisor:
 
     # Events in, actions out
 
-    def feed(self, event: ev.Event) -> None:
+    def dispatch(self, event: ev.Event) -> None:
         """Give an event to the scheduler and carry out what it says."""
-        if self._feeding:
+        if self._dispatching:
             # An action caused this event; it is handled after that action's siblings.
             self._pending.append(event)
             return
@@ -426,15 +432,15 @@ class Supervisor:
         except Exception as error:
             guard.report("scheduler", error)
             at = time.monotonic() + _LOOK
-        self._alarm.set(at)
+        self._timer.set(at)
 
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Carry out what followed from an event, and from those that this causes."""
-        self._feeding = True
+        self._dispatching = True
         try:
             while True:
                 try:
-                    self.happenings.note(event, actions)
+                    self.event_log.record(event, actions)
                 except Exception as error:
                     guard.report("feed", error)
                 for action in actions:
@@ -450,14 +456,14 @@ class Supervisor:
                 except Exception as error:
                     actions = recover(self.decider, event, error)
         finally:
-            self._feeding = False
+            self._dispatching = False
 
     def _failed(self, action: Action, error: Exception) -> None:
         """A bug, or no more files: the others must not suffer from it."""
         _log.error("lswap failed to %s", action)
         guard.report(type(action).__name__, error)
         if isinstance(action, Grant | Reject):
-            self.desk.fail(action.request)
+            self.leases.fail(action.request)
         elif isinstance(action, Stop):
             self.instances.kill(action.instance)
         elif isinstance(action, Spawn):
@@ -465,16 +471,16 @@ class Supervisor:
                 self.instances.kill(action.instance)
                 return
             failure = Failure("engine", "lswap failed to start it")
-            self.feed(ev.InstanceExited(action.instance, failure))
+            self.dispatch(ev.InstanceExited(action.instance, failure))
 
     def _carry_out(self, action: Action) -> None:
         match action:
             case Grant(request, key):
-                self.desk.grant(request, key)
+                self.leases.grant(request, key)
             case Reject():
-                self.desk.refuse(action)
+                self.leases.refuse(action)
             case Revoke(request, _, reason):
-                self.desk.revoke(request, reason.value)
+                self.leases.revoke(request, reason.value)
             case Spawn(key, choice):
                 self.instances.spawn(key, self.prepared[key.preset], choice)
                 self.telemetry.measure_soon()
@@ -482,7 +488,7 @@ class Supervisor:
                 said = self.prepared[preset].preset
                 self.downloads.start(preset, said.hf or "", heads_asked(said))
             case ReadAhead(presets):
-                self.ahead.aim(presets)
+                self.prefetch.aim(presets)
             case Reserve(name):
                 self.reservations.note_held(name)
             case Refuse(name, message):

@@ -12,7 +12,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import HOST, Device
 from llamaswap_py.estimate import Estimate
 from llamaswap_py.estimate.types import Source
-from llamaswap_py.supervisor.estimation import Estimating, Life
+from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import GIB
 
@@ -28,7 +28,9 @@ async def test_a_preset_that_is_removed_while_it_is_measured_harms_nobody() -> N
     config = load_config(TEXT, path=None, base_dir="/", env={}, home="/")
     devices = (Device(HOST, GIB, 0, "declared"),)
     prepared = prepare(config, Engines(config), devices)
-    lives = [Life(name, one.plan.choices[0], os.getpid(), 1.0) for name, one in prepared.items()]
+    loaded = [
+        ReadyChild(name, one.plan.choices[0], os.getpid(), 1.0) for name, one in prepared.items()
+    ]
     learned: list[str] = []
     done = asyncio.Event()
 
@@ -45,11 +47,11 @@ async def test_a_preset_that_is_removed_while_it_is_measured_harms_nobody() -> N
                 done.set()
             return "it was wrong"
 
-    estimating = Estimating(
+    estimating = Estimation(
         prepared, devices, 0, lambda *_: None, list, estimator=cast("Any", Learning())
     )
-    for life in lives:
-        estimating.note_ready(life)
+    for ready in loaded:
+        estimating.note_ready(ready)
     async with asyncio.TaskGroup() as tasks:
         work = tasks.create_task(estimating.run())
         await asyncio.wait_for(done.wait(), 30)

@@ -98,9 +98,9 @@ def callbacks() -> dict[type, tuple[str, ...]]:
     from llamaswap_py.proxy.sockets import Input
     from llamaswap_py.proxy.upstream import UpstreamConnection
     from llamaswap_py.scheduler import Scheduler
-    from llamaswap_py.supervisor.event_log import Feed
-    from llamaswap_py.supervisor.leases import Desk
-    from llamaswap_py.supervisor.supervisor import Alarm, Supervisor
+    from llamaswap_py.supervisor.event_log import EventLog
+    from llamaswap_py.supervisor.leases import Leases
+    from llamaswap_py.supervisor.supervisor import Supervisor, Timer
     from llamaswap_py.tasks.loop_lag import Turns
 
     protocol = ("connection_made", "data_received", "eof_received", "connection_lost")
@@ -109,9 +109,9 @@ def callbacks() -> dict[type, tuple[str, ...]]:
         UpstreamConnection: (*protocol, "_take_steps"),
         Scheduler: ("handle", "grant_at_once", "deadline"),
         Supervisor: ("_carry_out", "_measured"),
-        Desk: ("grant", "refuse"),
-        Feed: ("note",),
-        Alarm: ("_due",),
+        Leases: ("grant", "refuse"),
+        EventLog: ("record",),
+        Timer: ("_due",),
         Express: ("begin", "_start"),
         Outbox: ("_flush",),
         Deadline: ("_look",),

@@ -12,7 +12,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.scheduler.types import ANY_CHOICE
-from llamaswap_py.supervisor.estimation import Estimating, Life
+from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 from llamaswap_py.supervisor.prepare import Engines, Prepared, prepare
 from tests.real.answers import PATIENCE, model_of
 
@@ -62,9 +62,9 @@ async def test_one_that_goes_meanwhile_harms_no_other(lab: Lab, at: str) -> None
         if preset == "beta":
             last.set()
 
-    estimating = Estimating(prepared, DEVICES, 0, tell, list, Removing(prepared, at))
+    estimating = Estimation(prepared, DEVICES, 0, tell, list, Removing(prepared, at))
     if at == "learn_ready":
-        estimating.note_ready(Life("alpha", ANY_CHOICE, os.getpid(), 1.0))
+        estimating.note_ready(ReadyChild("alpha", ANY_CHOICE, os.getpid(), 1.0))
     running = asyncio.create_task(estimating.run())
     beta = asyncio.create_task(last.wait())
     try:

@@ -29,12 +29,12 @@ from llamaswap_py.snapshot import (
     ModelView,
     Snapshot,
 )
-from llamaswap_py.supervisor.event_log import Feed
+from llamaswap_py.supervisor.event_log import EventLog
 from llamaswap_py.supervisor.instances import Replays
 from llamaswap_py.supervisor.model_facts import FactsBook
 from llamaswap_py.supervisor.names import Names, names_of
 from llamaswap_py.supervisor.reservations import Reservations
-from llamaswap_py.supervisor.resumable_streams import Conversations
+from llamaswap_py.supervisor.resumable_streams import ResumableStreams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -182,8 +182,8 @@ class FakeSupervisor:
         return held
 
     @cached_property
-    def happenings(self) -> Feed:
-        return Feed()
+    def event_log(self) -> EventLog:
+        return EventLog()
 
     @cached_property
     def scheduler(self) -> SimpleNamespace:
@@ -194,12 +194,12 @@ class FakeSupervisor:
         return SimpleNamespace(replays=Replays(), refused=lambda *_: None, doubt=lambda _: None)
 
     @cached_property
-    def keeping(self) -> SimpleNamespace:
+    def kv_cache(self) -> SimpleNamespace:
         return SimpleNamespace(counts={}, guards=lambda preset: False)
 
     @cached_property
-    def conversations(self) -> Conversations:
-        return Conversations(asyncio.TaskGroup(), lambda _: None, lambda _: False)
+    def streams(self) -> ResumableStreams:
+        return ResumableStreams(asyncio.TaskGroup(), lambda _: None, lambda _: False)
 
     def pin(self, preset: str, pinned: bool) -> None:
         self.loaded.append(f"{preset} pinned {pinned}")

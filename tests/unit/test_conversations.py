@@ -9,16 +9,16 @@ from typing import Any, cast
 import pytest
 
 from llamaswap_py.supervisor import resumable_streams
-from llamaswap_py.supervisor.resumable_streams import Conversation, Conversations, id_in_child
+from llamaswap_py.supervisor.resumable_streams import ResumableStream, ResumableStreams, id_in_child
 
 pytestmark = pytest.mark.anyio
 
 
-def some() -> Conversations:
-    return Conversations(asyncio.TaskGroup(), lambda _: None, lambda *_: True)
+def some() -> ResumableStreams:
+    return ResumableStreams(asyncio.TaskGroup(), lambda _: None, lambda *_: True)
 
 
-async def begin(these: Conversations, owner: str, name: str) -> Conversation:
+async def begin(these: ResumableStreams, owner: str, name: str) -> ResumableStream:
     return await these.begin(owner, name, "alpha", f"{owner}-{name}", lambda: None)
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from llamaswap_py.scheduler.types import Choice, PresetId
-from llamaswap_py.supervisor.estimation import Estimating, Life
+from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 
 
 @pytest.mark.anyio
@@ -19,7 +19,7 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured(
     prepared: dict[str, Any] = {
         "alpha": SimpleNamespace(engine=None, plan=SimpleNamespace(estimating=False))
     }
-    estimating = Estimating(prepared, (), 0, lambda *_: None, list)
+    estimating = Estimation(prepared, (), 0, lambda *_: None, list)
     measured = asyncio.Event()
 
     class Estimator:
@@ -31,7 +31,7 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured(
             measured.set()
             return "it takes less"
 
-    async def use(life: Life) -> dict[str, int]:
+    async def use(ready: ReadyChild) -> dict[str, int]:
         return {}
 
     wanted = SimpleNamespace(files=(), declared=None)
@@ -40,11 +40,11 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured(
     monkeypatch.setattr(estimating, "_use", use)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(estimating.run())
-        estimating.note_ready(Life(PresetId("alpha"), Choice(), 1, 0.1))
+        estimating.note_ready(ReadyChild(PresetId("alpha"), Choice(), 1, 0.1))
         await measured.wait()
         asked = asyncio.Event()
         monkeypatch.setattr(estimating, "_wanted", lambda *_: asked.set())
-        estimating.note_ready(Life(PresetId("beta"), Choice(), 1, 0.1))
+        estimating.note_ready(ReadyChild(PresetId("beta"), Choice(), 1, 0.1))
         async with asyncio.timeout(10):
             await asked.wait()  # it goes on with the next one
         running.cancel()

@@ -70,10 +70,10 @@ class Stage:
         return self.begun[-1]
 
     def nothing_is_left(self) -> bool:
-        held = [one.held.requests() for one in self.supervisor.instances.running.values()]
+        held = [one.open_leases.requests() for one in self.supervisor.instances.running.values()]
         return not (
             self.app.services.calls
-            or self.supervisor.desk.tickets
+            or self.supervisor.leases.tickets
             or self.supervisor.scheduler.state.leases
             or any(one.owing or one.others for one in held)
         )
@@ -137,7 +137,7 @@ async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
         assert (counts.tokens_in, counts.tokens_out) == ({"alpha": 20}, {"alpha": 12})
         for kind in (counts.total, counts.first_byte, counts.queue, counts.load):
             assert sum(kind["alpha"].counts) == 4
-        assert stage.supervisor.desk.granted == 4
+        assert stage.supervisor.leases.granted == 4
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -
         await client.send(request())
         await until(lambda: len(stage.child.requests) == 2)
         (lease,) = stage.supervisor.scheduler.state.leases
-        stage.supervisor.desk.revoke(lease, "drain deadline")
+        stage.supervisor.leases.revoke(lease, "drain deadline")
         assert (await client.answer()).status == 200
         assert len(stage.child.requests) == 3
         assert stage.app.services.counters.requests == {("alpha", CHAT, 200): 2}
@@ -291,7 +291,7 @@ async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
         await client.until(b"\n\n\r\n")
         assert stage.begun == [True]
         (lease,) = stage.supervisor.scheduler.state.leases
-        stage.supervisor.desk.revoke(lease, "drain deadline")
+        stage.supervisor.leases.revoke(lease, "drain deadline")
         assert b"unloaded" in await client.until(b"0\r\n\r\n")
 
 

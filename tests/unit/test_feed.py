@@ -9,14 +9,14 @@ import pytest
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Note
 from llamaswap_py.scheduler.types import Decision, InstanceKey, PresetId
-from llamaswap_py.supervisor.event_log import KEPT, Feed, FeedRecord
+from llamaswap_py.supervisor.event_log import KEPT, EventLog, EventRecord
 
 pytestmark = pytest.mark.anyio
 A = PresetId("a")
 
 
-async def read(feed: Feed, count: int, after: int | None = None) -> list[FeedRecord]:
-    found: list[FeedRecord] = []
+async def read(feed: EventLog, count: int, after: int | None = None) -> list[EventRecord]:
+    found: list[EventRecord] = []
     records = feed.follow(after)
     async for record in records:
         found.append(record)
@@ -27,7 +27,7 @@ async def read(feed: Feed, count: int, after: int | None = None) -> list[FeedRec
 
 
 async def test_records_are_numbered_and_replayed_from_an_id() -> None:
-    feed = Feed(kept=3)
+    feed = EventLog(kept=3)
     for number in range(5):
         feed.publish("x", {"n": number})
     assert (feed.first, feed.last) == (3, 5)
@@ -36,7 +36,7 @@ async def test_records_are_numbered_and_replayed_from_an_id() -> None:
 
 
 async def test_a_follower_gets_what_comes_and_lets_go() -> None:
-    feed = Feed()
+    feed = EventLog()
     feed.publish("old", {})
     task = asyncio.create_task(read(feed, 2))
     while not feed.followed:  # noqa: ASYNC110 (it takes one turn of the loop)
@@ -48,7 +48,7 @@ async def test_a_follower_gets_what_comes_and_lets_go() -> None:
 
 
 async def test_a_reader_that_is_too_slow_is_told_and_dropped_alone() -> None:
-    feed = Feed()
+    feed = EventLog()
     slow, quick = feed.follow(), feed.follow()
     first = asyncio.ensure_future(anext(slow)), asyncio.ensure_future(anext(quick))
     await asyncio.sleep(0)
@@ -67,10 +67,10 @@ async def test_a_reader_that_is_too_slow_is_told_and_dropped_alone() -> None:
 
 
 async def test_decisions_become_states() -> None:
-    feed = Feed()
+    feed = EventLog()
     key = InstanceKey(A, 3)
     notes = [Note(Decision(1, 0.0, kind, A, 3, "because")) for kind in ("load", "ready", "refused")]
-    feed.note(ev.InstanceProgressed(key, 0.5), notes)
+    feed.record(ev.InstanceProgressed(key, 0.5), notes)
     records = await read(feed, 6, after=0)
     assert [one.event for one in records] == [
         *("progress", "decision", "state", "decision", "state", "decision"),

@@ -180,7 +180,7 @@ async def test_a_deadline_that_cannot_be_told_is_looked_at_again(
 
         with monkeypatch.context() as broken:
             broken.setattr(Scheduler, "deadline", fail)
-            supervisor.feed(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
+            supervisor.dispatch(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
             async with asyncio.timeout(30):
                 while len(asked) < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)

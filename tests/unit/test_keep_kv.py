@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -25,11 +24,13 @@ from llamaswap_py.llamacpp.slots import (
     read_saved,
     read_slots,
 )
-from llamaswap_py.scheduler.types import PoolId
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.state import SchedulerState
+from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetId
 from llamaswap_py.storage import kv_files as kept_module
 from llamaswap_py.storage.kv_files import Kept, KeptFolder, is_in_memory, make_private
-from llamaswap_py.supervisor.kv_cache import Keeping
-from llamaswap_py.supervisor.memory_pools import WatchedPools
+from llamaswap_py.supervisor.kv_cache import KvCache
+from llamaswap_py.supervisor.memory_pools import MemoryPools
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -289,32 +290,32 @@ async def test_main_memory_is_given_back_when_somebody_needs_it(
     monkeypatch.setattr(kept_module, "is_in_memory", lambda _: True)
     text = f"models: {{a: {{model: /x}}}}\nmemory: {{keep_kv: {{dir: '{tmp_path}'}}}}"
     config = load_config(text, path=None, base_dir="/", env={}, home="/home/me")
-    free = {PoolId("host"): 10_000}
-    ledger = SimpleNamespace(free=lambda: free)
-    state = SimpleNamespace(ledger=ledger, wanted={"b": None})
-    scheduler: Any = SimpleNamespace(state=state)
-    keeping = Keeping(config, tmp_path, scheduler, asyncio.TaskGroup(), lambda _: None)
+    host = PoolId("host")
+    ledger = Ledger({host: Pool(10_000)}, Policy())
+    state = SchedulerState(ledger, Policy())
+    state.wanted[PresetId("b")] = None
+    kv_cache = KvCache(config, tmp_path, state, asyncio.TaskGroup(), lambda _: None)
     for name in ("a", "b", "c", "d"):
-        keep(keeping.folder, name, 100)
-    keeping.give_way()
-    assert keeping.in_memory == 400
-    free[PoolId("host")] = 350
-    keeping.give_way("a")
-    assert list(keeping.folder.presets) == ["a", "b", "d"]
-    free[PoolId("host")] = 200
-    keeping.give_way("a")
-    assert list(keeping.folder.presets) == ["a", "b"]
-    free[PoolId("host")] = -1
-    keeping.give_way("a")
-    assert keeping.in_memory == 0
-    keeping.close()
+        keep(kv_cache.folder, name, 100)
+    kv_cache.give_way()
+    assert kv_cache.in_memory == 400
+    ledger.pools[host] = Pool(350)
+    kv_cache.give_way("a")
+    assert list(kv_cache.folder.presets) == ["a", "b", "d"]
+    ledger.pools[host] = Pool(200)
+    kv_cache.give_way("a")
+    assert list(kv_cache.folder.presets) == ["a", "b"]
+    ledger.pools[host] = Pool(-1)
+    kv_cache.give_way("a")
+    assert kv_cache.in_memory == 0
+    kv_cache.close()
 
 
 def test_kept_bytes_are_no_strangers() -> None:
     """Like page cache: they are given up when somebody needs them."""
     host = PoolId("host")
     for strangers in (300, None):
-        pools = WatchedPools((Device("host", 1000, 0, "psutil"),))
+        pools = MemoryPools((Device("host", 1000, 0, "psutil"),))
         measured = Measurement(0.0, {"host": PoolReading(1000, 300, 0, strangers)})
         for _ in range(2):
             assert pools.update(measured, {}, frozenset(), kept=100)[host].strangers == 200

@@ -16,7 +16,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Note
 from llamaswap_py.scheduler.types import ClientId, Decision, PresetId, RequestId
 from llamaswap_py.server import logging as cli_log
-from llamaswap_py.supervisor.event_log import Feed
+from llamaswap_py.supervisor.event_log import EventLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,8 +152,8 @@ def test_a_decision_names_the_request_that_brought_it_about(
         request=RequestId("client/7/3"), preset=PresetId("alpha"), client=ClientId("c")
     )
     with caplog.at_level(logging.INFO, "lswap"):
-        Feed().note(arrived, [Note(decision)])
-        Feed().note(ev.TimePassed(), [Note(decision)])
+        EventLog().record(arrived, [Note(decision)])
+        EventLog().record(ev.TimePassed(), [Note(decision)])
     first, second = caplog.records
     assert first.getMessage() == "load alpha#1: a request waits (request client/7)"
     assert first.__dict__["about"]["request"] == "client/7"

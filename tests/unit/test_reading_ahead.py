@@ -20,7 +20,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PoolId, PresetId
-from llamaswap_py.supervisor.prefetch import ReadingAhead
+from llamaswap_py.supervisor.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -162,7 +162,7 @@ class Bench:
         self._stir = asyncio.Event()
         self.gate = threading.Event()
         self.gate.set()
-        self.ahead = ReadingAhead(
+        self.prefetch = Prefetch(
             self.prepared,
             self.state,
             Memory(margin=PerDevice(MIB), **memory),
@@ -192,7 +192,7 @@ class Bench:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Bench]:
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(self.ahead.run())
+            task = tasks.create_task(self.prefetch.run())
             try:
                 yield self
             finally:
@@ -206,7 +206,7 @@ class Bench:
                 await self._stir.wait()
 
     def aim(self, *names: PresetId) -> None:
-        self.ahead.aim(tuple((name, "") for name in names))
+        self.prefetch.aim(tuple((name, "") for name in names))
 
 
 async def test_those_that_wait_are_read_in_their_order(tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ async def test_those_that_wait_are_read_in_their_order(tmp_path: Path) -> None:
         assert [one.preset for one in bench.told] == [B, A]
         assert [one.there for one in bench.told] == [SIZE, SIZE]
         assert resident(bench.files[C]) == 0
-        view = bench.ahead.view(B)
+        view = bench.prefetch.view(B)
         assert view is not None
         assert (view.there, view.size) == (SIZE, SIZE)
         bench.aim()
-        assert bench.ahead.view(B) is None
-        assert bench.ahead.bytes_read == sum(one.read for one in bench.told)
+        assert bench.prefetch.view(B) is None
+        assert bench.prefetch.bytes_read == sum(one.read for one in bench.told)
 
 
 async def test_it_moves_on_when_another_comes_first(
@@ -239,10 +239,10 @@ async def test_it_moves_on_when_another_comes_first(
     monkeypatch.setattr("llamaswap_py.supervisor.prefetch.Reading", Watched)
     async with bench.running():
         bench.aim(A)
-        while bench.ahead.view(A) is None:  # noqa: ASYNC110 (its thread tells nobody)
+        while bench.prefetch.view(A) is None:  # noqa: ASYNC110 (its thread tells nobody)
             await asyncio.sleep(0.005)
         bench.aim(B)
-        assert bench.ahead.view(A) is None
+        assert bench.prefetch.view(A) is None
         await asyncio.wait_for(cancelled.wait(), LIMIT)
         bench.gate.set()
         await bench.until_told(1)
@@ -283,7 +283,7 @@ async def test_what_is_kept_is_read_up_to_its_limit_and_again(tmp_path: Path) ->
         await bench.until_told(2)
         assert [(one.preset, one.there) for one in bench.told] == [(A, SIZE), (B, MIB)]
         cold_file(Path(bench.files[A]))
-        bench.ahead.recheck()
+        bench.prefetch.recheck()
         await bench.until_told(3)
         assert bench.told[2].preset == A
         assert resident(bench.files[A]) == SIZE

@@ -11,7 +11,7 @@ from llamaswap_py.devices.reader import PoolReading
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.types import PoolId
-from llamaswap_py.supervisor.memory_pools import WatchedPools
+from llamaswap_py.supervisor.memory_pools import MemoryPools
 from llamaswap_py.supervisor.reservations import Reservation, Reservations
 
 pytestmark = pytest.mark.anyio
@@ -98,7 +98,7 @@ def reserved(size: int, pid: int | None) -> Reservation:
 
 
 async def test_bytes_of_a_reservations_own_processes_count_once() -> None:
-    pools = WatchedPools((Device("CUDA0", 100, 0, "nvml"),))
+    pools = MemoryPools((Device("CUDA0", 100, 0, "nvml"),))
     one = reserved(30, pid=7)
     # Its tree was read as ours: 20 of its 30, and 5 are really strangers'.
     found = pools.update(watched(5, 25), {}, frozenset(), [one], {7: {"CUDA0": 20}})
@@ -109,7 +109,7 @@ async def test_bytes_of_a_reservations_own_processes_count_once() -> None:
 
 
 async def test_a_program_whose_processes_are_unknown_grows_into_its_reservation() -> None:
-    pools = WatchedPools((Device("CUDA0", 100, 0, "nvml"),))
+    pools = MemoryPools((Device("CUDA0", 100, 0, "nvml"),))
     one = reserved(30, pid=None)
     assert pools.update(watched(5, 5), {}, frozenset(), [one])[CARD].strangers == 5
     assert pools.update(watched(25, 25), {}, frozenset(), [one])[CARD].strangers == 5
@@ -118,7 +118,7 @@ async def test_a_program_whose_processes_are_unknown_grows_into_its_reservation(
 
 
 async def test_where_processes_cannot_be_told_apart_it_is_taken_for_a_load() -> None:
-    pools = WatchedPools((Device("CUDA0", 100, 0, "nvml"),))
+    pools = MemoryPools((Device("CUDA0", 100, 0, "nvml"),))
     one = reserved(30, pid=7)
     assert pools.update(watched(None, 25), {}, frozenset(), [one])[CARD].strangers == 0
     assert pools.update(watched(None, 45), {}, frozenset(), [one])[CARD].strangers == 15

@@ -135,7 +135,7 @@ def _detached(call: Call, now: float) -> list[RequestView]:
             queue_ms=0.0,
             load_ms=0.0,
         )
-        for one in call.supervisor.conversations.detached
+        for one in call.supervisor.streams.detached
         if call.may_use(one.preset)
     ]
 
@@ -144,7 +144,7 @@ def _detached(call: Call, now: float) -> list[RequestView]:
 async def cancel(call: Call) -> None:
     """POST /lswap/v1/requests/{id}/cancel: End a request with an error, waiting or running."""
     id = unquote(call.captured)
-    conversations = call.supervisor.conversations
+    conversations = call.supervisor.streams
     for left in conversations.detached:
         if left.request_id == id:
             await conversations.stop(left)

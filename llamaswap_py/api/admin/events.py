@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.request import Call
     from llamaswap_py.snapshot import InstanceView
-    from llamaswap_py.supervisor.event_log import FeedRecord
+    from llamaswap_py.supervisor.event_log import EventRecord
 
 HEARTBEAT: Final = 10.0
 """Seconds of silence after which a comment line shows that the connection lives."""
@@ -39,13 +39,13 @@ async def events(call: Call) -> None:
     after the replay, of everything that is kept if nothing says after what.
     """
     after = _after(call)
-    feed = call.supervisor.happenings
+    feed = call.supervisor.event_log
     first: list[bytes] = []
     if after is not None and after + 1 < feed.first:
         lost = {"from": after + 1, "to": feed.first - 1}
         first.append(b"event: lost\ndata: " + msgspec.json.encode(lost) + b"\n\n")
 
-    def render(record: FeedRecord) -> bytes:
+    def render(record: EventRecord) -> bytes:
         data = _as_dict(record.data)
         model = data.get("model", data.get("preset"))
         if model is not None and not call.may_use(model):
@@ -66,7 +66,7 @@ async def events(call: Call) -> None:
 async def router_events(call: Call) -> None:
     """GET /models/sse: status changes in the shape of llama.cpp's router (server-models.cpp)."""
 
-    def render(record: FeedRecord) -> bytes:
+    def render(record: EventRecord) -> bytes:
         said = _router_event(call, record)
         if said is None:
             return b""
@@ -80,7 +80,7 @@ async def router_events(call: Call) -> None:
     await _stream(call, None, render, [])
 
 
-def _router_event(call: Call, record: FeedRecord) -> dict[str, Any] | None:
+def _router_event(call: Call, record: EventRecord) -> dict[str, Any] | None:
     data = record.data
     if record.event == "reload":
         return {"model": "*", "event": "models_reload"}
@@ -139,7 +139,7 @@ def _after(call: Call) -> int | None:
 
 
 async def _stream(
-    call: Call, after: int | None, render: Callable[[FeedRecord], bytes], first: list[bytes]
+    call: Call, after: int | None, render: Callable[[EventRecord], bytes], first: list[bytes]
 ) -> None:
     exchange = call.exchange
     call.status = 200
@@ -151,8 +151,8 @@ async def _stream(
     await exchange.finish()
 
 
-async def _write(call: Call, after: int | None, render: Callable[[FeedRecord], bytes]) -> None:
-    records = call.supervisor.happenings.follow(after)
+async def _write(call: Call, after: int | None, render: Callable[[EventRecord], bytes]) -> None:
+    records = call.supervisor.event_log.follow(after)
     coming = asyncio.ensure_future(anext(records))
     try:
         while True:
