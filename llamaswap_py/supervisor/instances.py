@@ -113,7 +113,7 @@ class Running:
     """Whether it is being asked if it answers at all."""
     asleep: bool = False
     answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
-    """What it said to reads that keep it from sleeping, each with when that was (`OpenLeases.idle_since`)."""
+    """What it said to reads that keep it from sleeping, each with its `OpenLeases.idle_since`."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
 
