@@ -118,21 +118,21 @@ class Supervisor:
         self.presets = Presets(config, dict(prepared), devices)
         self.about = about
         self.pool = UpstreamPool()
-        plans, pools = [one.plan for one in prepared.values()], pools_of(devices)
+        plans, pools = self.presets.plans(), pools_of(devices)
         self.scheduler = Scheduler(plans, pools, policy_of(config))
         self.decider: Decider = self.scheduler
         if record is not None:
             self.decider = Recorder(record, self.scheduler, plans, pools)
         self.event_log = EventLog()
         self.facts = FactsBook(self.presets.prepared)
-        self.names = names_of(config, self.scheduler.state)
+        state = self.scheduler.state
+        self.names = names_of(config, state)
         self.request_history = RequestHistory(about.name, self.scheduler.traffic)
-        self._pending: deque[ev.Event] = deque()
-        self._dispatching = False
+        self._pending, self._dispatching = deque[ev.Event](), False
         self._timer = Timer(lambda: self.dispatch(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = tasks = asyncio.TaskGroup()
         self._memory_pools = MemoryPools(devices)
         self.reservations = Reservations(self.dispatch)
         self.estimation = Estimation(
@@ -147,15 +147,14 @@ class Supervisor:
             devices,
             children=self._pids,
             on_measured=self._measured,
-            busy=lambda: bool(self.leases.tickets or self.scheduler.state.changing()),
+            busy=lambda: bool(self.leases.tickets or state.changing()),
             resting=lambda: bool(self.running),
-            settling=lambda: bool(self.scheduler.state.ledger.settling),
+            settling=lambda: bool(state.ledger.settling),
         )
-        self.prefetch = Prefetch(self.prepared, self.scheduler.state, config.memory, self.dispatch)
-        self.downloads = Downloads(self._tasks, self.dispatch, self._files_arrived)
+        self.prefetch = Prefetch(self.prepared, state, config.memory, self.dispatch)
+        self.downloads = Downloads(tasks, self.dispatch, self._files_arrived)
         self.overrides = Overrides(self.presets, self.load, self._arguments_changed)
-        self.streams = ResumableStreams(self._tasks, self.dispatch, self._is_alive)
-        state, tasks = self.scheduler.state, self._tasks
+        self.streams = ResumableStreams(tasks, self.dispatch, self._is_alive)
         self.kv_cache = KvCache(config, runtime_dir.path, state, tasks, self.dispatch)
         owners = (self.pool, tasks, self.dispatch, self._child_gone, self.kv_cache)
         self.instances = Instances(config, devices, runtime_dir, *owners, child)
