@@ -2,8 +2,8 @@
 
 Without keys the Host/Origin rule says who may talk to lswap. A web page that points its own name at
 127.0.0.1 (DNS rebinding) sends that name as Host, and its own Origin: both must name this machine.
-An IP address cannot be rebound, so any will do as Host. As Origin it means a page of whoever has
-that address, and must be this machine's own.
+An IP address cannot be rebound, so any will do as Host. As Origin it means a page that comes from
+that address, so it must be this machine's own.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class Cors:
         ]
 
     def preflight(self, head: RequestHead) -> list[tuple[bytes, bytes]] | None:
-        """Return the headers that answer a preflight; None where it is none.
+        """Return the headers that answer a preflight; None for any other request.
 
         Raises ApiError `forbidden` for one of another page, with the line that lets it in.
         """

@@ -39,7 +39,7 @@ _PIECE: Final = 256 * KIB
 
 @dataclass(slots=True)
 class Ask:
-    """What a body asks for: `model` is None where it names none."""
+    """What a body asks for: `model` is None if it names no model."""
 
     model: str | None = None
     stream: bool = False
@@ -47,8 +47,8 @@ class Ask:
 
     @property
     def plain(self) -> bool:
-        """Whether any model could answer: it is small, and words only - no images, no audio, no
-        tools. Looked up when somebody asks, for few do."""
+        """Whether any model could answer: it is small, and has words only - no images, no audio, no
+        tools. It is worked out when it is asked for, which is rare."""
         text = self._json
         if not text or len(text) > _PLAIN_LIMIT:
             return False
@@ -143,8 +143,10 @@ class Skim:
 
 
 class _Peek(msgspec.Struct, gc=False):
-    """The members that matter; everything else is skipped, not built. The last duplicate
-    wins, as in llama-server (nlohmann::json)."""
+    """The members that matter; msgspec skips all others and builds nothing of them.
+
+    Of a member that comes twice the last one counts, as in llama-server (nlohmann::json).
+    """
 
     model: msgspec.Raw = msgspec.Raw(b"null")
     stream: msgspec.Raw = msgspec.Raw(b"null")
@@ -152,14 +154,14 @@ class _Peek(msgspec.Struct, gc=False):
 
 
 class _Usual(msgspec.Struct, gc=False):
-    """What almost every body is like: read in one go."""
+    """The members that matter, with the types that almost every body gives them."""
 
     model: str | None = None
     stream: bool = False
 
 
 _PLAIN_LIMIT: Final = 256 * KIB
-# Parts of a message that are no text: OpenAI's chat and responses, Anthropic's messages.
+# Parts of a message that are not text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 _USUAL: Final = msgspec.json.Decoder(_Usual)
@@ -189,7 +191,7 @@ def name_in(body: bytes) -> str | None:
 
 
 def looks_like_json(body: bytes) -> bool:
-    """Tell whether what claims to be a form is none: `curl -d` says so of everything."""
+    """Tell whether what claims to be a form is JSON: `curl -d` calls everything a form."""
     start = body[:64].removeprefix(_BOM).lstrip()
     return start[:1] in (b"{", b"[") or b"=" not in body
 

@@ -54,7 +54,7 @@ class Captures:
         try:
             await self._file.run(self._trouble)
         finally:
-            with suppress(TimeoutError):  # a disk that hangs keeps nobody from ending
+            with suppress(TimeoutError):  # lswap ends even if the disk hangs
                 async with asyncio.timeout(_LAST_WRITES):
                     await self._file.flush(self._trouble)
 

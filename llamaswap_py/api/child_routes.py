@@ -38,7 +38,7 @@ _KEPT: Final = "/%!$&'()*+,;=:@"
 
 
 class Role(Enum):
-    """Which key a route takes. None is public: below /upstream every request needs a key."""
+    """Which key a route takes. No route is public: below /upstream every request needs a key."""
 
     INFERENCE = "inference"
     SLOTS = "slots"
@@ -152,10 +152,10 @@ def _check(call: Call, role: Role) -> None:
 
 
 def check_slot_files(call: Call, preset: str, path: str) -> None:
-    """Refuse `POST /slots/N?action=…` where lswap does that itself; raises ApiError.
+    """Refuse `POST /slots/N?action=…` of a model with `keep_kv`; raises ApiError.
 
-    `path` is as the child reads it. A client could fill the folder with it, or be given
-    somebody else's conversation.
+    lswap keeps the slots of such a model itself. A client could fill the folder with files, or get
+    another client's conversation. `path` is as the child reads it.
     """
     asks = call.exchange.head.method == "POST" and path.startswith("/slots/")
     if asks and call.supervisor.kv_cache.guards(preset):

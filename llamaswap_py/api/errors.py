@@ -113,7 +113,7 @@ def draining() -> ApiError:
 
 
 def cancelled() -> ApiError:
-    """Return the error of a request that somebody else ended; clients do not try it again."""
+    """Return the error of a request that was ended by command; clients do not try it again."""
     return ApiError("cancelled", "the request was cancelled by command")
 
 
@@ -140,7 +140,7 @@ def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str,
         kind = _ANTHROPIC_TYPES.get(error.status, API_CODES[error.code][1])
         inner = {"type": kind, "message": str(error), "code": error.code, **error.details}
         return {"type": "error", "error": inner, "request_id": request_id}
-    if family is Family.OLLAMA:  # one text; the rest is there for who looks
+    if family is Family.OLLAMA:  # one text; Ollama's clients do not look at the rest
         return {"error": str(error), "code": error.code, **error.details}
     if family is Family.ROUTER:
         inner = {"code": error.status, "message": str(error), "type": error.type}

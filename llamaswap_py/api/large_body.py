@@ -225,7 +225,7 @@ class KeptText:
         self._text.write(mark)
 
     def shorten(self) -> None:
-        """Leave out what nobody looks at, if much was kept. The text ends outside of any string."""
+        """Leave out what is not looked at, if much was kept. The text must not end in a string."""
         if self._text.tell() - self._done < self._due:
             return
         with self._text.getbuffer() as text:
@@ -245,7 +245,7 @@ class KeptText:
             self._text.write(new[size:])
 
     def _look_at(self, piece: bytes) -> tuple[Place | None, bool]:
-        """Return the place after a piece, if it can be told, and whether nobody looks at it."""
+        """Return the place after a piece, if it can be told, and whether it may be left out."""
         before = self._place
         likely = Place(before.open, piece[-1:])  # most often what is open is what was
         if leads(piece, before, likely):
@@ -290,8 +290,8 @@ class JsonSkimmer:
 
     The skim of a text is JSON if and only if the text is, but for what stands in the cut parts of
     strings. `unescaped`: cut only what has no escapes, so that it may stand in a string within a
-    string. `top_level_only`: who reads the text looks at the top level, and takes its values as
-    they are; once much was kept, what lies deeper is cut, be it short.
+    string. `top_level_only`: only the top level of the text is looked at, and its values are taken
+    as they are; once much was kept, what lies deeper is cut even if it is short.
     """
 
     def __init__(self, mark: str, *, unescaped: bool = False, top_level_only: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Loading a model without a prompt (`/models/load`, Ollama's empty prompt), for an inference key.
 
-This is a request like any other, but it generates nothing: it has its key's priority and its turn,
-may be refused, waits while a failed model backs off, and ends with its client's queue time.
+It is queued like any other request, but generates nothing. It has its key's priority and its turn.
+It can be refused, and it waits while a failed model backs off.
 """
 
 from __future__ import annotations

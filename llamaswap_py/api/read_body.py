@@ -40,7 +40,7 @@ SKIPPED: Final = 600_000
 FREE: Final = 64 * KIB
 """Bytes of a body up to which a route that is free stays so."""
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
-"""Stands for what was cut: nobody can send it on purpose."""
+"""Stands for what was cut; a client cannot know it."""
 _BEFORE_JSON: Final = b" \t\r\n\xef\xbb\xbf"
 """Blanks, and the bytes of a byte order mark."""
 
@@ -63,9 +63,9 @@ def refuse_coded_body(head: RequestHead, route: Route) -> None:
 
 
 async def read_control(call: Call) -> bytes:
-    """Return the body of a request that is no model's; raises ApiError `body_too_large`.
+    """Return the body of a request that lswap itself answers; raises ApiError `body_too_large`.
 
-    A large one counts against its key's `max_in_flight`, also where its route does not.
+    A request with a large body counts against its key's `max_in_flight`, even if its route is free.
     """
     length = call.exchange.head.content_length
     if not call.counted and (length is None or length > FREE):

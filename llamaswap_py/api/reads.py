@@ -1,7 +1,7 @@
 """Requests that only read from a child: they load, wake and evict nothing, and do not count as use.
 
-Polling the state of a model must not change that state. So a read is answered by an instance that
-is loaded already, or refused. With `?autoload=true` it is treated like any other request.
+Polling the state of a model must not change that state. So a loaded instance answers a read, or
+lswap refuses it. With `?autoload=true` it is treated like any other request.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ASLEEP: Final = frozenset(
     {"/props", "/metrics", "/health", "/v1/health", "/models", "/v1/models", "/v1/stream"}
 )
-"""What llama-server answers without waking up (server-context.cpp, create_response(true))."""
+"""Paths that llama-server answers without waking up (server-context.cpp, create_response(true))."""
 _HOLDS_UP: Final = frozenset({"/slots", "/lora-adapters"})
-"""What keeps it from falling asleep (server-queue.cpp, task_resets_idle_timer)."""
+"""Paths that keep it from falling asleep (server-queue.cpp, task_resets_idle_timer)."""
 
 
 def is_read(call: Call) -> bool:
-    """Tell whether a request reads only: a GET, unless it says `autoload=true`."""
+    """Tell whether a request only reads: it is a GET without `autoload=true`."""
     head = call.exchange.head
     return head.method in _READS and not head.upgrade and not may_load(call)
 
@@ -40,7 +40,7 @@ def may_load(call: Call) -> bool:
     asked = call.flag("autoload") if head.query else None
     if head.method not in _READS:
         return call.supervisor.config.autoload if asked is None else asked
-    # An image or a frame in somebody else's page: no Origin tells (Fetch Metadata).
+    # An image or a frame in another site's page sends no Origin, but this (Fetch Metadata).
     return bool(asked) and head.get(b"sec-fetch-site") != b"cross-site"
 
 

@@ -1,7 +1,7 @@
-"""Ends what a key has open and may not have any more: it was revoked, or may do less than before.
+"""What a change of the keys ends: requests of keys that were revoked, or may do less than before.
 
-Keys are read again while requests go on. Revoking a key ends its streams, WebSockets, readers of
-events, waiting requests, and answers that go on without their client.
+The keys are read again while requests go on. If a key was revoked, its streams, WebSockets, readers
+of events, waiting requests, and answers without a client end.
 """
 
 from __future__ import annotations

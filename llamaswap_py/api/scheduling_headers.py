@@ -1,4 +1,4 @@
-"""What a client may ask of the scheduler with request headers. Pure."""
+"""The request headers with which a client asks something of the scheduler. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The `context` of /api/generate: a conversation as whole numbers, as Ollama's clients keep it.
 
-Ollama calls it an encoding of the conversation, to be sent back with the next request. There it is
-tokens; here it is the messages, compressed, so that a template, thinking and images go on working
-and nobody has to keep a conversation. Pure.
+Ollama calls it an encoding of the conversation, to be sent back with the next request. In Ollama it
+is a list of tokens. Here it is the messages, compressed: a template, thinking and images go on
+working, and the server keeps no conversation. Pure.
 """
 
 from __future__ import annotations

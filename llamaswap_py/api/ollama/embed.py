@@ -121,7 +121,7 @@ async def _answer(call: Call, preset: str, request: UpstreamRequest) -> tuple[in
 
 
 async def _most_tokens(call: Call, preset: str) -> int:
-    """Return the tokens that a child of a preset takes of one input, 0 where nobody knows."""
+    """Return the tokens that a child of a preset takes of one input, 0 if that is not known."""
     facts = await call.supervisor.facts.of(preset)
     trained = read_trained(facts.family, facts.metadata)
     ways = call.supervisor.prepared[preset].ways.values()

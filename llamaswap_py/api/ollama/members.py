@@ -1,7 +1,8 @@
-"""Every route and member of Ollama's API, and what becomes of it here: data, and the table of it.
+"""Every route and member of Ollama's API, and what lswap does with it. Pure.
 
-From Ollama's API page, api/types.go and server/routes.go (0.33), and its Python client (0.6.3).
-The code reads what it refuses and how options are named from here; docs/ollama.md is made of it.
+The sources are Ollama's API page, api/types.go and server/routes.go (0.33), and its Python client
+(0.6.3). The code takes the names of options and what it refuses from these tables, and
+docs/ollama.md is made of them.
 """
 
 from __future__ import annotations

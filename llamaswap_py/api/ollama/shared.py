@@ -107,7 +107,7 @@ def child_request(
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """Return the object that a child answered, an empty one if it is none."""
+    """Return the object that a child answered, an empty one if it answered anything else."""
     try:
         said = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -133,7 +133,8 @@ def clock_of(call: Call) -> Clock:
 def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
     """Keep a model loaded for as long as a request wished (-1: for ever), if it did.
 
-    Clients send `keep_alive` with every request, so it is no error where the key has not the right.
+    Clients send `keep_alive` with every request, so without the right `ttl` it is ignored, and the
+    log says so once.
     """
     if keep is None:
         return
