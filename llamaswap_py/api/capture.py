@@ -18,7 +18,7 @@ import msgspec
 
 from llamaswap_py.children import ChildLog
 from llamaswap_py.children.logs import LogFile
-from llamaswap_py.storage.records import captures_folder
+from llamaswap_py.storage.record_folder import captures_folder
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:

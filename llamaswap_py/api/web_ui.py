@@ -20,7 +20,7 @@ from llamaswap_py.children import Child, ChildEvent, ChildExited, ChildLog, Chil
 from llamaswap_py.children.ask import ask
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.router_mode import FILES_ONLY
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import MIB
 

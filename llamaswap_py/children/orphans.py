@@ -28,7 +28,7 @@ import psutil
 from llamaswap_py.children.cgroups import Group, is_ours
 from llamaswap_py.children.environment import MARK
 from llamaswap_py.children.running import start_time
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,7 +32,7 @@ from typing import IO, TYPE_CHECKING, Final
 from llamaswap_py.children import keeper
 from llamaswap_py.children.cgroups import JOIN
 from llamaswap_py.llamacpp.output import EXIT_COMMAND
-from llamaswap_py.storage.files import open_regular
+from llamaswap_py.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from llamaswap_py.cli.init import choose_origin
-from llamaswap_py.config.discover import models_in
+from llamaswap_py.config.discovery import models_in
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.hub.refs import HubRef, instead_of, parse_ref
-from llamaswap_py.storage.files import open_regular
+from llamaswap_py.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

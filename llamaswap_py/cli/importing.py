@@ -76,7 +76,7 @@ def ollama(
     """From Ollama: its models are used in place, nothing is copied."""
     from llamaswap_py.estimate.files import use_of
     from llamaswap_py.importing.ollama import read_ollama
-    from llamaswap_py.storage.files import read_regular
+    from llamaswap_py.storage.regular_files import read_regular
 
     folder = Path(os.path.abspath(source or _ollama_folder()))  # the new file may be anywhere
     blobs = folder / "blobs"
@@ -218,7 +218,7 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
     """Write the draft, and say on stderr what did not come along and what is to be done."""
     from llamaswap_py.importing.draft import note_relative, render
     from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
-    from llamaswap_py.importing.names import mend_names
+    from llamaswap_py.importing.usable_names import mend_names
 
     mend_names(draft)
     _drop_engines(draft)
@@ -317,7 +317,7 @@ def _count(number: int, what: str) -> str:
 
 def _write(path: Path, text: str, force: bool) -> None:
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.storage.files import write_whole
+    from llamaswap_py.storage.regular_files import write_whole
 
     if os.path.lexists(path) and not force:
         remedy = "choose another name, or pass --force"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.cli.show import memory_text
-from llamaswap_py.config.discover import Folder, models_in, preset_of
+from llamaswap_py.config.discovery import Folder, models_in, preset_of
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.scan import scan_folder
@@ -27,7 +27,7 @@ from llamaswap_py.estimate import Estimator
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
-from llamaswap_py.storage.files import write_whole
+from llamaswap_py.storage.regular_files import write_whole
 from llamaswap_py.supervisor.fit import BOUND, Judging
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import GIB, format_size, showable
@@ -35,7 +35,7 @@ from llamaswap_py.units import GIB, format_size, showable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llamaswap_py.config.discover import FoundModel
+    from llamaswap_py.config.discovery import FoundModel
     from llamaswap_py.devices import Device
     from llamaswap_py.supervisor.fit import Judged
 

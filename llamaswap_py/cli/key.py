@@ -183,7 +183,7 @@ def _change(file: Path, change: Any) -> None:
     from ruamel.yaml import YAML
 
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.storage.files import read_regular, write_whole
+    from llamaswap_py.storage.regular_files import read_regular, write_whole
 
     yaml = YAML()
     try:

@@ -16,7 +16,7 @@ from llamaswap_py.errors import ConfigError
 from llamaswap_py.scheduler.actions import Grant, Note, Reject
 from llamaswap_py.scheduler.recording import read_head, read_steps
 from llamaswap_py.simulator.replay import replay
-from llamaswap_py.storage.files import open_regular
+from llamaswap_py.storage.regular_files import open_regular
 from llamaswap_py.units import showable
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ from llamaswap_py.llamacpp.binaries import locate_engine
 from llamaswap_py.llamacpp.doctor import examine
 from llamaswap_py.llamacpp.quoting import without_quotation, without_quotes
 from llamaswap_py.redaction import Redactor
-from llamaswap_py.storage.files import read_regular, write_whole
+from llamaswap_py.storage.regular_files import read_regular, write_whole
 from llamaswap_py.supervisor.prepare import Engines
 from llamaswap_py.units import MIB, format_size, showable
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from llamaswap_py.cli.common import command_group
-from llamaswap_py.storage.files import write_whole
+from llamaswap_py.storage.regular_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

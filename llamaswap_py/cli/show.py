@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from llamaswap_py.cli.tables import print_table
-from llamaswap_py.config.choosing import spelled
+from llamaswap_py.config.preset_names import spelled
 from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_duration, format_size
 

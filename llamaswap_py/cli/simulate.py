@@ -22,7 +22,7 @@ from llamaswap_py.units import format_duration, parse_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.simulator.records import Case, Result
+    from llamaswap_py.simulator.run_records import Case, Result
     from llamaswap_py.supervisor.prepare import Prepared
 
 READ_RATE: Final = "2GiB"

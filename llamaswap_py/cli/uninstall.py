@@ -23,9 +23,9 @@ from llamaswap_py.errors import ConfigError, LswapError, StateError
 from llamaswap_py.hub.cache import cache_folder, find_cached, remove_cached, repo_folder
 from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
-from llamaswap_py.storage.files import read_regular
 from llamaswap_py.storage.kv_files import sweep_kept
-from llamaswap_py.storage.records import learned_folder
+from llamaswap_py.storage.record_folder import learned_folder
+from llamaswap_py.storage.regular_files import read_regular
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:

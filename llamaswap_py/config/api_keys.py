@@ -1,4 +1,4 @@
-"""The file of API keys: hashed secrets, and what each may do. Pure.
+"""API keys: the file with their hashed secrets, what each may do, and the section `keys`. Pure.
 
 Secrets are 256 random bits, so a plain SHA-256 of one tells nothing of it.
 """
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 import msgspec
 import yaml
 
+from llamaswap_py.config.forms import PATH, Record, key, or_null, plain, words_of
 from llamaswap_py.errors import ConfigError
 
 PREFIX: Final = "lsk-"
@@ -107,17 +108,17 @@ def parse_keys(text: str, source: str) -> KeyRing:
         remedy = "`lswap key new NAME` writes entries that are right"
         raise ConfigError(str(error), where=source, remedy=remedy) from None
     names: set[str] = set()
-    for key in found:
-        if not _HASH.fullmatch(key.hash):
+    for one in found:
+        if not _HASH.fullmatch(one.hash):
             raise ConfigError(
-                f"the key {key.name!r} has no hash of the form sha256:…",
+                f"the key {one.name!r} has no hash of the form sha256:…",
                 where=source,
                 remedy="secrets are not kept in the file: make one with `lswap key new NAME`",
             )
-        check_name(key.name, source)
-        if key.name in names:
-            raise ConfigError(f"two keys are named {key.name!r}", where=source)
-        names.add(key.name)
+        check_name(one.name, source)
+        if one.name in names:
+            raise ConfigError(f"two keys are named {one.name!r}", where=source)
+        names.add(one.name)
     return KeyRing(found)
 
 
@@ -133,3 +134,30 @@ def check_name(name: str, source: str) -> None:
     if not _NAME.fullmatch(name):
         remedy = "letters, digits, blanks and . _ @ -, at most 64"
         raise ConfigError(f"{name!r} is not a name of a key", where=source, remedy=remedy)
+
+
+class Keys(Record, frozen=True):
+    """The section `keys`: where the key file is, and what its keys may do."""
+
+    file: Annotated[
+        str | None,
+        key(
+            "The key file, relative to this file's folder; `lswap key new` writes it.",
+            or_null(PATH),
+            "keys.yaml",
+        ),
+    ] = None
+    strict_modes: Annotated[
+        bool, plain("Refuse a key file that another user may write.", False)
+    ] = True
+    rights: Annotated[
+        tuple[Right, ...],
+        key(
+            "What every inference key may do beyond sending requests: `unload` models, change "
+            "their `ttl` by Ollama's `keep_alive`, `pin` them, or see, save, restore and erase "
+            "their `slots`. A key's own `rights` in the key file are added.",
+            words_of(RIGHTS),
+            ["ttl"],
+            ["unload", "ttl"],
+        ),
+    ] = ()

@@ -1,4 +1,4 @@
-"""Change a file of people's own: what is in it stays as it is written, comments and all."""
+"""Changes to the configuration file: a preset is added or removed, all else stays as written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.storage.files import read_regular, write_whole
+from llamaswap_py.storage.regular_files import read_regular, write_whole
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Requests change the file in threads of their own: each must see what the others did."""

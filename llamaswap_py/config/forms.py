@@ -1,11 +1,8 @@
-"""How each kind of value is written in YAML: read here, described to editors here, nowhere else.
+"""Forms: how each kind of value is written in YAML, and how a key is described.
 
-A `Form` is the one place of a value's spelling: it reads a node, gives the JSON Schema of what it
-reads, and spells a value again for the reference page.
-
-How a key is described: its form, its description, its examples.
-
-The values of the configuration that Python has no type for.
+A `Form` is the one place of a value's spelling. It reads a node, gives the JSON Schema of what it
+reads, and spells a value again for the reference page. The values that Python has no type for are
+defined here, too.
 """
 
 from __future__ import annotations

@@ -1,27 +1,23 @@
-"""The keys of each record, derived from its fields: name, form, default, description.
-
-The JSON Schema for editors and the rows of the reference page, both from the records.
-"""
+"""The keys of each record, derived from its fields, and the JSON Schema that editors get."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Meta, structs
 
 from llamaswap_py.config.forms import Base, Form, Record, expected, read_text
-from llamaswap_py.config.records import Config, Defaults, Preset
+from llamaswap_py.config.records import Config, Preset
 from llamaswap_py.config.yaml_tree import Invalid, Node, Scalar, nearest
 from llamaswap_py.llamacpp.options import LONG_NAMES, long_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from llamaswap_py.config.forms import Schema
 
@@ -272,54 +268,3 @@ _COLLECTIONS: Final[dict[str, Callable[[Schema], Schema]]] = {
     "list": lambda record: {"type": "array", "minItems": 1, "items": record},
     "mapping": lambda record: {"type": "object", "additionalProperties": record},
 }
-
-
-class Row(NamedTuple):
-    """One line of the reference page; `type` and `default` are as one writes them."""
-
-    key: str
-    type: str
-    default: str
-    description: str
-    examples: tuple[Any, ...] = ()
-
-
-def reference_rows() -> tuple[Row, ...]:
-    """Return a row for every key, in the file's order; presets are `models.NAME.…`."""
-    return tuple(_rows(Config, ""))
-
-
-def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
-    for name, key in keys_of(record).items():
-        place = f"{prefix}{name}"
-        if key.record is not None and key.many:
-            default = "required" if key.required else "none"
-            yield Row(place, key.many, default, key.description)
-            yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
-        elif key.record is Defaults:
-            own = "model, hf, cmd, ready, stop_cmd, served_by, aliases, variants"
-            keys = f"All keys of a preset but {own}."
-            yield Row(place, "mapping", "", f"{key.description} {keys}")
-        elif key.record is not None:
-            yield from _rows(key.record, f"{place}.")
-        else:
-            default = "required" if key.required else json.dumps(spelled_default(key))
-            yield Row(
-                place, _said(key.form.schema), default.strip('"'), key.description, key.examples
-            )
-
-
-def _said(schema: Any) -> str:
-    """Return a schema in few words: `size or mapping`, `never or duration`."""
-    if "anyOf" in schema:
-        words = [_said(each) for each in schema["anyOf"]]
-        return " or ".join(dict.fromkeys(word for word in words if word != "0"))
-    if "const" in schema:
-        return str(schema["const"])
-    if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
-    if schema.get("title"):
-        return str(schema["title"])
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    names = {"array": "list", "object": "mapping", "string": "text", "integer": "number"}
-    return " or ".join(str(names.get(kind, kind)) for kind in kinds)

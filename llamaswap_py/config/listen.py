@@ -6,11 +6,16 @@ import re
 from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING, Final
 
+from llamaswap_py.config.forms import Form, read_text
+from llamaswap_py.config.yaml_tree import Invalid, Listing
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from llamaswap_py.config.forms import Base, Schema
+    from llamaswap_py.config.yaml_tree import Node
 
 # sizeof(sockaddr_un.sun_path) on Linux is 108, one of them for the final NUL (unix(7)).
 MAX_SOCKET_PATH: Final = 107
@@ -76,3 +81,38 @@ def check_listeners(
                 "that you trust, `lswap up --allow-unauthenticated` (in a file: "
                 "`allow_unauthenticated: true`)",
             )
+
+
+def _endpoint(node: Node, base: Base) -> Endpoint:
+    text = read_text(node, "an address like 127.0.0.1:8080")
+    path = text.removeprefix("unix:")
+    try:
+        if path != text and not path.startswith("//"):
+            return parse_endpoint(f"unix:{base.path(path, node)}")
+        return parse_endpoint(text)
+    except ConfigError as error:
+        raise Invalid(node, error.message, error.remedy) from None
+
+
+def _listen(node: Node, base: Base) -> tuple[Endpoint, ...]:
+    if not isinstance(node, Listing):
+        return (_endpoint(node, base),)
+    if not node.items:
+        raise Invalid(node, "the list is empty", "write at least one address")
+    endpoints = tuple(_endpoint(item, base) for item in node.items)
+    for item, endpoint in zip(node.items, endpoints, strict=True):
+        if endpoints.count(endpoint) > 1 and (endpoint.path or endpoint.port):
+            raise Invalid(item, f"{endpoint} is here twice")
+    return endpoints
+
+
+_ADDRESS: Final[Schema] = {
+    "title": "address",
+    "type": "string",
+    "pattern": r"^unix:.+|^[^/]*:[0-9]{1,5}$",
+}
+LISTEN: Final = Form(
+    _listen,
+    {"anyOf": [_ADDRESS, {"type": "array", "items": _ADDRESS, "minItems": 1}]},
+    lambda value: str(value[0]) if len(value) == 1 else [str(each) for each in value],
+)

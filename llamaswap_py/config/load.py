@@ -17,7 +17,7 @@ from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.yaml_tree import MAX_TEXT
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.storage.files import open_regular, read_regular
+from llamaswap_py.storage.regular_files import open_regular, read_regular
 from llamaswap_py.units import MIB, format_size, showable
 
 

@@ -1,8 +1,6 @@
-"""How addresses, devices and engines are written.
+"""Forms of a preset's own keys: options, environment, commands, devices, engines.
 
-How llama-server's options, environments and free data are written.
-
-How programs other than llama-server are written: `cmd` and `ready`, and what they exclude.
+What excludes what among the keys of one preset is here, too (`combined_mistakes`).
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from llamaswap_py.config.forms import (
     read_text,
     spell_size,
 )
-from llamaswap_py.config.listen import parse_endpoint
 from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,
     Invalid,
@@ -41,8 +38,6 @@ from llamaswap_py.config.yaml_tree import (
     Table,
     describe,
 )
-from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.errors import ConfigError
 from llamaswap_py.llamacpp.env_variables import RESERVED
 from llamaswap_py.llamacpp.options import long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
@@ -50,10 +45,7 @@ from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llamaswap_py.config.forms import (
-        Base,
-        Schema,
-    )
+    from llamaswap_py.config.forms import Base, Schema
     from llamaswap_py.llamacpp.options import Argument
 
 
@@ -327,43 +319,6 @@ def as_program(values: dict[str, Any]) -> dict[str, Any]:
     return values | without | {"model": "", "prefer": "fit", "resume": False, "keep_kv": False}
 
 
-# Addresses
-
-
-def _endpoint(node: Node, base: Base) -> Endpoint:
-    text = read_text(node, "an address like 127.0.0.1:8080")
-    path = text.removeprefix("unix:")
-    try:
-        if path != text and not path.startswith("//"):
-            return parse_endpoint(f"unix:{base.path(path, node)}")
-        return parse_endpoint(text)
-    except ConfigError as error:
-        raise Invalid(node, error.message, error.remedy) from None
-
-
-def _listen(node: Node, base: Base) -> tuple[Endpoint, ...]:
-    if not isinstance(node, Listing):
-        return (_endpoint(node, base),)
-    if not node.items:
-        raise Invalid(node, "the list is empty", "write at least one address")
-    endpoints = tuple(_endpoint(item, base) for item in node.items)
-    for item, endpoint in zip(node.items, endpoints, strict=True):
-        if endpoints.count(endpoint) > 1 and (endpoint.path or endpoint.port):
-            raise Invalid(item, f"{endpoint} is here twice")
-    return endpoints
-
-
-_ADDRESS: Final[Schema] = {
-    "title": "address",
-    "type": "string",
-    "pattern": r"^unix:.+|^[^/]*:[0-9]{1,5}$",
-}
-LISTEN: Final = Form(
-    _listen,
-    {"anyOf": [_ADDRESS, {"type": "array", "items": _ADDRESS, "minItems": 1}]},
-    lambda value: str(value[0]) if len(value) == 1 else [str(each) for each in value],
-)
-
 # Devices
 
 _DEVICE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.:-]*"
@@ -495,3 +450,29 @@ ENGINE: Final = Form(
         ]
     },
 )
+
+
+HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:([^\s/]+|[^\s:]+\.gguf))?", re.ASCII)
+"""How a repository of Hugging Face is written."""
+_PAGE: Final = re.compile(r"(?:.*/)?https?:/+(?:hf\.co|huggingface\.co)/([\w.-]+/[\w.-]+)")
+"""An address below a repository's page, as people copy it from their browser."""
+
+
+def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what is wrong with a preset's keys together: key ("": the preset), message, remedy."""
+    yield from misplaced(values)
+    if "cmd" in values and values["cmd"] is None and not {"model", "hf"} & values.keys():
+        yield "", "it names no file and no program", "add model: PATH"
+    reference = values.get("hf")
+    if reference is None:
+        if "hf" in values and "model" not in values:
+            yield "", "it names no file", "add model: PATH"
+    elif "model" in values:
+        yield "hf", "the preset names a file, too", "keep one of model and hf"
+    elif not HUB.fullmatch(reference):
+        page = _PAGE.match(reference)
+        remedy = f"write {page[1]}" if page else "write user/repo or user/repo:QUANT"
+        yield "hf", f"{reference!r} names no repository", remedy
+    if isinstance(file := values.get("model"), str) and (page := _PAGE.search(file)):
+        message = "this is an address on the web, not a path"
+        yield "model", message, f"write hf: {page[1]} instead: its files are fetched on first use"

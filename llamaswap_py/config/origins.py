@@ -1,4 +1,4 @@
-"""How origins of pages are written, as `cors.origins` has them. Pure.
+"""Origins of pages: how they are written, what they match, and the section `cors`. Pure.
 
 An origin is what a browser sends: scheme, host and port in lower case, without the scheme's usual
 port (the Fetch and URL standards). What no browser would ever send is refused, with the right
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-from llamaswap_py.config.forms import Form, read_list, read_text
+from llamaswap_py.config.forms import Form, Record, key, read_list, read_text
 from llamaswap_py.config.yaml_tree import Invalid, Node
 
 if TYPE_CHECKING:
@@ -138,3 +138,18 @@ ORIGINS: Final = Form(
     {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True},
     list,
 )
+
+
+class Cors(Record, frozen=True):
+    """Pages of other origins that may use this server from a browser."""
+
+    origins: Annotated[
+        tuple[str, ...],
+        key(
+            "Origins of the pages: https://chat.lan, http://localhost:* (any port), "
+            "https://*.lan, chrome-extension://* (any extension), app://obsidian.md; or * for "
+            "all.",
+            ORIGINS,
+            ["https://chat.lan", "app://obsidian.md"],
+        ),
+    ] = ()

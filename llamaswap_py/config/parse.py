@@ -1,22 +1,25 @@
-"""YAML text -> Config, with every mistake of the file named by line and key."""
+"""YAML text -> Config, with every mistake of the file named by line and key.
+
+A preset gets what it inherits here: `defaults`, keys of the top level, what `keep: always` stands
+for. A mistake in one preset can leave the others usable.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from llamaswap_py.config.broken import owner_of, reduce_broken
-from llamaswap_py.config.combined import combined_mistakes
 from llamaswap_py.config.compat import with_old_defaults
-from llamaswap_py.config.discover import Folder, Scan, add_models
-from llamaswap_py.config.forms import Base, is_null
-from llamaswap_py.config.inheriting import against_keep, inherited_of, preset_from, said_of
+from llamaswap_py.config.discovery import Folder, Scan, add_models
+from llamaswap_py.config.forms import SUBSTITUTE, Base, is_null
 from llamaswap_py.config.json_schema import Key, key_hint, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
-from llamaswap_py.config.names import bad_name, resolve_names
-from llamaswap_py.config.records import Config, Defaults, Mistake, Preset, Record
+from llamaswap_py.config.model_forms import as_program, combined_mistakes
+from llamaswap_py.config.preset_names import bad_name, resolve_names
+from llamaswap_py.config.records import Config, Defaults, Mistake, Policy, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, expand, read_together, sources_of
 from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,
@@ -36,6 +39,90 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llamaswap_py.endpoint import Endpoint
+
+
+_OF_MODELS: Final = "models."
+
+
+def owner_of(place: str, ids: Container[str]) -> str | None:
+    """Return the preset that a place of the file is inside of; None where it is of the whole file.
+
+    Names may have dots in them: of two that begin alike it is the longer one.
+    """
+    if not place.startswith(_OF_MODELS):
+        return None
+    rest = place.removeprefix(_OF_MODELS)
+    ends = [at for at, letter in enumerate(rest) if letter in ".["]
+    found = [rest[:end] for end in (*ends, len(rest)) if rest[:end] in ids]
+    return found[-1] if found else None
+
+
+def reduce_broken(broken: Iterable[str], presets: dict[str, dict[str, Any]]) -> None:
+    """Leave of presets that cannot run the names that no other preset has, and what is shown."""
+    uses = Counter(name for own in presets.values() for name in _names(own))
+    for id in broken:
+        own = presets[id]
+        kept: dict[str, Any] = {"model": ""}
+        free = {name for name in _names(own) if uses[name] == 1 and name not in presets}
+        kept["aliases"] = tuple(name for name in own.get("aliases", ()) if name in free)
+        keys = ("metadata", "request") if free >= _per_name(own).keys() else ("metadata",)
+        presets[id] = kept | {name: own[name] for name in keys if name in own}
+
+
+def _names(own: Mapping[str, Any]) -> set[str]:
+    return {*own.get("aliases", ()), *_per_name(own)}
+
+
+def _per_name(own: Mapping[str, Any]) -> Mapping[str, object]:
+    found: Mapping[str, object] = getattr(own.get("request"), "per_name", {})
+    return found
+
+
+ALWAYS: Final[dict[str, Any]] = {"preload": True, "pin": True, "ttl": None}
+"""What `keep: always` stands for."""
+
+
+def inherited_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a preset says that says nothing: the defaults, with the top level's keys."""
+    defaults: Defaults = values.get("defaults", Defaults())
+    policy: Policy = values.get("policy", Policy())
+    found = {name: getattr(defaults, name) for name in keys_of(Defaults)}
+    found["env"] = values.get("env", {}) | defaults.env
+    found["engine"] = defaults.engine or values.get("engine", "auto")
+    found["when_full"] = defaults.when_full or policy.when_full
+    return found
+
+
+def preset_from(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
+    """Return a preset that needs nothing else: the defaults, the engine and env are in it."""
+    values = inherited | own
+    args = own.get("args", {})
+    # What the preset says comes last: of two names that turn out to be one option the last wins.
+    kept = {name: value for name, value in inherited["args"].items() if name not in args}
+    values["args"] = kept | args
+    values["env"] = inherited["env"] | own.get("env", {})
+    if values["when_full"] == f"{SUBSTITUTE}{id}":
+        values["when_full"] = "wait"  # inherited: nothing can stand in for itself
+    if values["keep"] == "always":
+        values |= {name: value for name, value in ALWAYS.items() if name not in own}
+    if own.get("cmd") is not None:
+        values = as_program(values)
+    return Preset(id=id, **values)
+
+
+def against_keep(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys that say otherwise than the `keep: always` beside them."""
+    if values.get("keep") == "always":
+        for name, value in ALWAYS.items():
+            if name in values and values[name] != value:
+                yield name
+
+
+def said_of(record: Record | None, lines: Mapping[str, int], place: str) -> dict[str, Any]:
+    """Return the keys of a record that the file sets itself."""
+    names = [] if record is None else keys_of(type(record))
+    return {name: getattr(record, name) for name in names if f"{place}.{name}" in lines}
+
 
 _SMALLEST = "`models: {my-model: {model: ~/models/my-model.gguf}}`"
 # Keys that belong to one preset; `defaults` has all the others.

@@ -6,7 +6,6 @@ from typing import Annotated, Final, Literal
 
 from msgspec import field, structs
 
-from llamaswap_py.config.filters import FILTERS
 from llamaswap_py.config.forms import (
     DURATION,
     NAME,
@@ -41,6 +40,7 @@ from llamaswap_py.config.model_forms import (
     SIZES,
     STOP,
 )
+from llamaswap_py.config.request_filters import FILTERS
 from llamaswap_py.llamacpp.options import Argument
 
 _WHEN_FULL: Final = (

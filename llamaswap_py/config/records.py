@@ -1,11 +1,8 @@
-"""The configuration, typed once: names, defaults, descriptions and the forms of the values.
+"""The sections of the configuration, typed once: names, defaults, descriptions, forms.
 
-Durations are seconds, sizes bytes. The reader (parse.py), the JSON Schema and the reference page
-(schema.py) are derived from these classes; nothing about a key is written anywhere else.
-
-Where conversations are kept over an eviction (`memory.keep_kv`), and what cannot be kept.
-
-The key `memory`: what may be used of each device, and what host memory holds of files.
+Durations are seconds, sizes bytes. The reader (parse.py), the JSON Schema (json_schema.py) and the
+reference page (reference.py) are derived from these classes. Nothing about a key is written
+anywhere else.
 """
 
 from __future__ import annotations
@@ -16,10 +13,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import field
 
-from llamaswap_py.config.choosing import Alias, Group, file_found, spelled
-from llamaswap_py.config.clients import Cors, Keys
+from llamaswap_py.config.api_keys import Keys
 from llamaswap_py.config.compat import COMPAT
-from llamaswap_py.config.discover import Folder
+from llamaswap_py.config.discovery import Folder
 from llamaswap_py.config.forms import (
     DURATION,
     HOSTS,
@@ -40,8 +36,11 @@ from llamaswap_py.config.forms import (
     plain,
     word,
 )
-from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, LISTEN, MARGIN, METADATA
+from llamaswap_py.config.listen import LISTEN
+from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, MARGIN, METADATA
+from llamaswap_py.config.origins import Cors
 from llamaswap_py.config.preset import Defaults, Preset
+from llamaswap_py.config.preset_names import Alias, Group, file_found, spelled
 from llamaswap_py.config.sources import Sources
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import GIB, KIB, MIB

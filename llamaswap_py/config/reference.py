@@ -1,12 +1,17 @@
-"""The reference of all keys as Markdown: the tables of docs/configuration.md."""
+"""The reference of all keys: a row for each, and the tables of docs/configuration.md."""
 
 from __future__ import annotations
 
 import json
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from llamaswap_py.config.json_schema import Row, reference_rows
+from llamaswap_py.config.forms import Record
+from llamaswap_py.config.json_schema import keys_of, spelled_default
+from llamaswap_py.config.records import Config, Defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BEGIN: Final = "<!-- The tables from here on are made by scripts/configuration_reference.py -->"
 _TOP: Final = "The file"
@@ -18,6 +23,57 @@ _SECTIONS: Final = {
 }
 _ONE_OF: Final = {"models": "this or `model_dirs`", "models.NAME.model": "this, `hf` or `cmd`"}
 """Keys of which one has to be there."""
+
+
+class Row(NamedTuple):
+    """One line of the reference page; `type` and `default` are as one writes them."""
+
+    key: str
+    type: str
+    default: str
+    description: str
+    examples: tuple[Any, ...] = ()
+
+
+def reference_rows() -> tuple[Row, ...]:
+    """Return a row for every key, in the file's order; presets are `models.NAME.…`."""
+    return tuple(_rows(Config, ""))
+
+
+def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
+    for name, key in keys_of(record).items():
+        place = f"{prefix}{name}"
+        if key.record is not None and key.many:
+            default = "required" if key.required else "none"
+            yield Row(place, key.many, default, key.description)
+            yield from _rows(key.record, f"{place}[]." if key.many == "list" else f"{place}.NAME.")
+        elif key.record is Defaults:
+            own = "model, hf, cmd, ready, stop_cmd, served_by, aliases, variants"
+            keys = f"All keys of a preset but {own}."
+            yield Row(place, "mapping", "", f"{key.description} {keys}")
+        elif key.record is not None:
+            yield from _rows(key.record, f"{place}.")
+        else:
+            default = "required" if key.required else json.dumps(spelled_default(key))
+            yield Row(
+                place, _said(key.form.schema), default.strip('"'), key.description, key.examples
+            )
+
+
+def _said(schema: Any) -> str:
+    """Return a schema in few words: `size or mapping`, `never or duration`."""
+    if "anyOf" in schema:
+        words = [_said(each) for each in schema["anyOf"]]
+        return " or ".join(dict.fromkeys(word for word in words if word != "0"))
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if schema.get("title"):
+        return str(schema["title"])
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    names = {"array": "list", "object": "mapping", "string": "text", "integer": "number"}
+    return " or ".join(str(names.get(kind, kind)) for kind in kinds)
 
 
 def reference_text() -> str:

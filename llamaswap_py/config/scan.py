@@ -1,11 +1,11 @@
-"""Look for GGUF files below a folder."""
+"""The scan of a folder of models: which GGUF files are below it."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
-from llamaswap_py.config.discover import Folder, GgufFile
+from llamaswap_py.config.discovery import Folder, GgufFile
 from llamaswap_py.units import is_utf8
 
 _DEEPEST: Final = 6

@@ -1,10 +1,9 @@
-"""Several files read as one: their trees merged, their lines numbered on.
+"""Several files read as one, and the variables in them: `${name}` and `${env.NAME}`.
 
-`${name}` and `${env.NAME}`: put in wherever the file says them, before anything else is read.
-
-A value that is one reference, or has no quotes, is read as if what it comes to had been written
-there without quotes: `max_loaded: ${n}` is a number, as is `{max_loaded: "${n}"}`, where YAML wants
-the quotes. `$${` stands for `${`. What comes from the environment may be a secret, so the tree
+Trees are merged and lines numbered on. Variables are put in before anything else is read. A value
+that is one reference, or has no quotes, is read as if what it comes to had been written there
+without quotes: `max_loaded: ${n}` is a number, as is `{max_loaded: "${n}"}`, where YAML wants the
+quotes. `$${` stands for `${`. What comes from the environment may be a secret, so the tree
 remembers how such a value was written, and `redaction.hide()` takes it out of messages.
 """
 

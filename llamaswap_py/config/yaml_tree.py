@@ -1,17 +1,13 @@
-"""YAML text -> a tree that remembers its lines.
+"""YAML text as a tree of values that remember their lines, and what is wrong with other text.
 
-Read with the scalars of YAML 1.2, not 1.1: `on`, `off`, `yes` and `no` stay words (llama-server's
-`--flash-attn on` means them), `1:30` is no number in base 60, `2024-01-01` no date, `007` no 7.
-Aliases and merge keys (`<<`) work; a node shared by many aliases is built once and measured, so an
-alias bomb costs nothing.
+The scalars are those of YAML 1.2, not 1.1: `on`, `off`, `yes` and `no` stay words (llama-server's
+`--flash-attn on` means them), `1:30` is not a number in base 60, `2024-01-01` is not a date, `007`
+is not 7. Aliases and merge keys (`<<`) work. A node shared by many aliases is built once and
+measured, so an alias bomb costs nothing.
 
-The tree is built from events, while they come: libyaml's where PyYAML has it (ten thousand presets
+The tree is built from events while they come: libyaml's where PyYAML has it (ten thousand presets
 in half a second), else PyYAML's own. Only the latter explains mistakes well, so it reads a text of
 a usual size once more when libyaml refuses it.
-
-The tree that YAML text is read into: values that remember their lines.
-
-What to say about text that is not YAML.
 """
 
 from __future__ import annotations

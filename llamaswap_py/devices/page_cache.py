@@ -1,11 +1,9 @@
-"""Read files into the page cache: in order, in a thread of its own, at the lowest disk priority.
+"""The page cache: files read into it, and what the kernel says of a file's pages.
 
-Nothing is copied: sendfile(2) to /dev/null has the kernel bring the pages in and hands them to
-nobody (a thirtieth of a second of CPU per GiB, a fifth of what reading into a buffer takes).
-
-What the kernel says of a file's pages, and the priority of a thread's reads. Plain system calls.
-
-Python has no names for these calls. What a kernel or an owner refuses is None or False, no error.
+A file is read in order, in a thread of its own, at the lowest disk priority. Nothing is copied:
+sendfile(2) to /dev/null has the kernel bring the pages in and hands them to nobody (a thirtieth of
+a second of CPU per GiB, a fifth of what reading into a buffer takes). Python has no names for these
+calls. What a kernel or an owner refuses is None or False, not an error.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from llamaswap_py.storage.files import open_regular
+from llamaswap_py.storage.regular_files import open_regular
 
 _CACHESTAT: Final = 451
 """On every architecture, since Linux 6.5. Newer ones tell it only to who may write the file."""

@@ -1,6 +1,6 @@
-"""Read all devices once: what is used, and what our children hold of it. Blocks.
+"""One reading of all devices: what is used, and what our children hold of it. Blocks.
 
-What was measured of the memory pools, as immutable records. Pure.
+What was measured is returned as immutable records.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Choose how to know what a preset takes: declared, else measured, else dry run, else formula.
+"""The estimator: what a preset takes, by the best way there is, and which presets fit together.
 
-What a saved slot of a model takes, and whether it is of any use; from the header of its file.
-
-Which presets fit together, and which would have to give way. Pure.
+What the file declares comes first, then what was measured, then a dry run, then the formulas. Also
+from the header of a model: what a saved slot takes, and whether it is of any use.
 """
 
 from __future__ import annotations

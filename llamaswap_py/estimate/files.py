@@ -13,7 +13,7 @@ from llamaswap_py.config.records import Preset
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.gguf import GgufError, Header, read_header, shard_paths
 from llamaswap_py.llamacpp.embedding_models import Trained, embeds, read_trained, whole_batch
-from llamaswap_py.storage.files import open_regular
+from llamaswap_py.storage.regular_files import open_regular
 
 
 class FileIdentity(NamedTuple):

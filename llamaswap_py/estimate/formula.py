@@ -1,24 +1,7 @@
-"""Estimate from a GGUF header and a command line alone: the last step of the ladder. Pure.
+"""The formulas: what a model takes, from its GGUF header and a command line alone. Pure.
 
-What the context of a model takes: KV cache, recurrent state, sliding windows. Pure.
-
-Sources: src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp,
-llama-hparams.cpp and the sliding windows that src/models/*.cpp give to each architecture.
-
-The compute buffer: what one batch needs besides weights and context. Pure.
-
-A graph of llama.cpp reuses memory, so its buffer is what lives all along plus the widest moment.
-All along: five rows of the model's width per token (embedding, residual, norm, input, output) and
-the attention masks. The widest moment is the feed-forward part, the attention, or the logits. These
-forms were fitted to build 11434 (`bench/estimates.py` checks them).
-
-llama-fit-params reserves logits for every token of a batch, llama-server only for the few it
-samples from (server_output_limits): with 128 k words and batches of 512 that alone is 250 MiB.
-
-Which device holds which tensor. Pure.
-
-Source: src/llama-model.cpp (load_tensors: input on the CPU, `n_gpu_layers` counted from the last,
-the output as one more layer), common/arg.cpp (--n-cpu-moe) and ggml-cpu/repack.cpp.
+They are used where there is no dry run. Each part below names the sources of llama.cpp that it
+follows; `bench/estimates.py` checks the sums against build 11434.
 """
 
 from __future__ import annotations
@@ -32,6 +15,11 @@ from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
 from llamaswap_py.units import MIB
+
+# The context: KV cache, recurrent state, sliding windows
+#
+# Sources: src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp,
+# llama-hparams.cpp and the sliding windows that src/models/*.cpp give to each architecture.
 
 # architecture -> (period, whether the first layer of each period is the one without a window).
 _WINDOW_PERIODS: Final[dict[str, tuple[int, bool]]] = {
@@ -185,6 +173,17 @@ _HALF: Final = 2
 _ROWS: Final = 5
 
 
+# The compute buffer: what one batch needs besides weights and context
+#
+# A graph of llama.cpp reuses memory, so its buffer is what lives all along plus the widest moment.
+# All along: five rows of the model's width per token (embedding, residual, norm, input, output) and
+# the attention masks. The widest moment is the feed-forward part, the attention, or the logits.
+# These forms were fitted to build 11434.
+#
+# llama-fit-params reserves logits for every token of a batch, llama-server only for the few it
+# samples from (server_output_limits): with 128 k words and batches of 512 that alone is 250 MiB.
+
+
 @dataclass(frozen=True, slots=True)
 class Compute:
     """Bytes: `buffer` in all, `work` of the CPU backend's threads beside it."""
@@ -280,6 +279,12 @@ _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _EXPERTS: Final = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
 _INPUT: Final = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
 _REPACK_ROWS: Final = 8
+
+
+# Which device holds which tensor
+#
+# Sources: src/llama-model.cpp (load_tensors: input on the CPU, `n_gpu_layers` counted from the
+# last, the output as one more layer), common/arg.cpp (--n-cpu-moe) and ggml-cpu/repack.cpp.
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +408,9 @@ PROJECTOR_FACTOR: Final = 1.3
 """A projector's file, and its compute buffer beside it (docs/design/engine.md, "Memory")."""
 CHECKPOINTS_PER_REQUEST: Final = 2
 """Places near the end of each prompt where one is made (server-context.cpp, checkpoint_offsets)."""
+
+
+# The parts of a model
 
 
 def analytic_parts(

@@ -1,15 +1,7 @@
-"""A GGUF header: version, metadata, tensor table. Reads as much of the file as that takes.
+"""The header of a GGUF file: version, metadata, tensor table. No more of the file is read.
 
-Source: ggml/include/gguf.h and ggml/src/gguf.cpp of llama.cpp; the checks are those of
-gguf_init_from_file, and that every tensor lies within the file (llama-model-loader.cpp).
-
-The one error of this package.
-
-Walk through bytes that a callback reads, never past their end and never far ahead.
-
-Tensor types of ggml: how many elements a block has, and how many bytes (ggml.c, type_traits).
-
-The key-value part of a GGUF header (ggml/include/gguf.h, "GGUF file format").
+The format is that of ggml/include/gguf.h and ggml/src/gguf.cpp of llama.cpp. The checks are those
+of gguf_init_from_file, and that every tensor lies within the file (llama-model-loader.cpp).
 
 Vocabularies hold hundreds of thousands of strings that nobody here needs: of a long array only the
 length is kept. Counts and lengths are checked against the bytes that are left before anything is

@@ -1,8 +1,6 @@
-"""Ask the hub what a repository holds, and put its refusals into words.
+"""The hub's API: what a repository holds, the header of a file that is still there, and refusals.
 
-The HTTP session of huggingface_hub, made safe for a process that forks, and against the hub.
-
-Read the header of a model file that is still on the hub: a few MB of many GB.
+The HTTP session is made safe for a process that forks, and against what the hub may answer.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from llamaswap_py.hub.refs import (
     heads_of,
     projector_of,
 )
-from llamaswap_py.storage.files import open_regular, read_regular
+from llamaswap_py.storage.regular_files import open_regular, read_regular
 from llamaswap_py.units import is_utf8
 
 PART: Final = ".lswap-part"

@@ -1,13 +1,8 @@
 """llama-swap's config.yaml -> a draft. Pure.
 
-Keys and meanings as its documentation describes them (config.example.yaml and config-schema.json of
-that project). Each key is carried over, translated, or named.
-
-llama-swap's macros: `${name}`, `${env.NAME}`, and those it fills in itself. Pure.
-
-llama-swap's matrix of models that may run together -> exclusive groups. Pure.
-
-Who may run beside whom in llama-swap: groups, matrix, selectors, priorities. Pure.
+Keys and meanings are those of its documentation (config.example.yaml and config-schema.json of that
+project). Each key is carried over, translated, or named. Its macros are put in; its groups, matrix
+and selectors become exclusive groups.
 """
 
 from __future__ import annotations

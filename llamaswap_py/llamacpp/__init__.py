@@ -1,4 +1,4 @@
-"""llama-server binaries: find, probe, build and install them, and say what is missing.
+"""All that is known of llama.cpp: its binaries, options, output, answers and failures.
 
-`binaries.locate_engine(spec)` is what a supervisor needs; the rest serves `lswap engine`.
+When llama.cpp changes, look here. `binaries.locate_engine(spec)` finds the llama-server to run.
 """

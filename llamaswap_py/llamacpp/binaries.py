@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.paths import MANIFEST, current_file, engines_folder, read_manifest
 from llamaswap_py.llamacpp.probe import Engine, probe_engine
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

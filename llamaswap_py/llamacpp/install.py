@@ -1,6 +1,6 @@
-"""Run scripts/build_llama_cpp.sh, which does the work; its progress goes to our own output.
+"""Installing engines: scripts/build_llama_cpp.sh builds one, or a release archive is unpacked.
 
-Unpack a release archive of llama.cpp as an engine, after checking its SHA-256.
+The script's progress goes to our own output. The SHA-256 of an archive is checked first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read what a llama-server says: loading, listening, ready, sleeping, or just a log line.
+"""What a llama-server says: loading, listening, ready, sleeping, or just a log line.
 
 Three dialects, told apart line by line (llama.cpp b11434: tools/server/server.cpp and
 server-models.cpp, common/log.cpp):
@@ -9,8 +9,7 @@ server-models.cpp, common/log.cpp):
   (`main: server is listening on http://… - starting the main loop`).
 
 Logs also carry prompts and chat templates, so a sign counts only where it fills a whole message.
-
-Bytes of a stream -> lines of text, of bounded length.
+The lines are cut from the bytes of a stream here, each of bounded length.
 """
 
 from __future__ import annotations

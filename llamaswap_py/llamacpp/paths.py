@@ -1,10 +1,7 @@
-"""Where engines, their sources and what was learned about them are kept.
+"""The folders of engines and of what was learned about them, and each engine's `manifest.json`.
 
-The same folders as scripts/build_llama_cpp.sh uses, on every system.
-
-The record an installed engine carries: `manifest.json` in its folder.
-
-scripts/build_llama_cpp.sh writes it for what it built, install.py for what it unpacked.
+The folders are those that scripts/build_llama_cpp.sh uses, on every system. It writes the manifest
+of what it built; install.py writes that of what it unpacked.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from llamaswap_py.errors import EngineError
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 
 __all__ = [
     "MANIFEST",

@@ -27,7 +27,7 @@ from llamaswap_py.llamacpp.features import (
     parse_options,
 )
 from llamaswap_py.llamacpp.paths import probes_folder
-from llamaswap_py.storage.files import open_regular, read_regular
+from llamaswap_py.storage.regular_files import open_regular, read_regular
 from llamaswap_py.units import is_utf8, showable
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from llamaswap_py.scheduler.types import (
     RequestId,
 )
 from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
-from llamaswap_py.simulator.records import Case
+from llamaswap_py.simulator.run_records import Case
 
 _EPSILON: Final = 1e-6
 _KEPT: Final = 20

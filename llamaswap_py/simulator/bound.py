@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llamaswap_py.scheduler.types import ClientId, PresetId, RequestId
-from llamaswap_py.simulator.records import Case, Model
+from llamaswap_py.simulator.run_records import Case, Model
 
 
 @dataclass(slots=True, eq=False)

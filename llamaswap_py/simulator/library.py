@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaswap_py.simulator import mixes, traces
-from llamaswap_py.simulator.records import Case
+from llamaswap_py.simulator.run_records import Case
 
 
 def library() -> tuple[Case, ...]:

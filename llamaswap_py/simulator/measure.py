@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from llamaswap_py.scheduler.types import PresetId
-from llamaswap_py.simulator.records import Case, Result
+from llamaswap_py.simulator.run_records import Case, Result
 
 
 class Meter:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PresetId
-from llamaswap_py.simulator.records import Ask, Case, Fault, Model
+from llamaswap_py.simulator.run_records import Ask, Case, Fault, Model
 from llamaswap_py.simulator.traces import GPU, A, B, C, closed, places, uniform_models
 from llamaswap_py.units import GIB
 

@@ -15,7 +15,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Spawn, Stop, StopReason
 from llamaswap_py.scheduler.ledger import Amounts, add, fits
 from llamaswap_py.scheduler.types import InstanceKey, PresetId, RequestId
-from llamaswap_py.simulator.records import Case, Model
+from llamaswap_py.simulator.run_records import Case, Model
 
 KEEP_ALIVE: Final = 300.0
 """Ollama's OLLAMA_KEEP_ALIVE: an idle model is unloaded after so many seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from llamaswap_py.simulator.records import Result
+from llamaswap_py.simulator.run_records import Result
 
 COLUMNS: Final = (
     *("policy", "loads", "swaps", "mean s", "p50 s", "p99 s", "worst s"),

@@ -12,7 +12,7 @@ from llamaswap_py.scheduler.actions import Action
 from llamaswap_py.scheduler.invariants import check
 from llamaswap_py.simulator.audit import Audit
 from llamaswap_py.simulator.peers import Collate, Fifo, KeepAlive, Router
-from llamaswap_py.simulator.records import Case, Result
+from llamaswap_py.simulator.run_records import Case, Result
 from llamaswap_py.simulator.runner import StuckError, Subject, simulate
 
 LSWAP: Final = "lswap"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, is_counting
 from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetPlan
-from llamaswap_py.simulator.records import Ask, Case, Model
+from llamaswap_py.simulator.run_records import Ask, Case, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.scheduler.types import ClientId, PresetId
-from llamaswap_py.simulator.records import Ask
+from llamaswap_py.simulator.run_records import Ask
 
 _TEXTS: Final = ("client", "model", "id", "parent")
 _TIMES: Final = ("at", "think", "service", "gives_up_after")

@@ -8,7 +8,7 @@ from random import Random
 from typing import Final
 
 from llamaswap_py.scheduler.types import ClientId, Pool, PoolId, PresetId
-from llamaswap_py.simulator.records import Ask, Case, Model
+from llamaswap_py.simulator.run_records import Ask, Case, Model
 
 GPU: Final = PoolId("gpu")
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")

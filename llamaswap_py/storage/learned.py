@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from llamaswap_py.storage.records import RecordFolder
+from llamaswap_py.storage.record_folder import RecordFolder
 
 VERSION: Final = 1
 NEWEST: Final = 0.3

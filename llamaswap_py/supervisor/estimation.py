@@ -19,7 +19,7 @@ from llamaswap_py.estimate.files import file_sizes
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
-from llamaswap_py.storage.records import traffic_folder
+from llamaswap_py.storage.record_folder import traffic_folder
 from llamaswap_py.supervisor.fit import as_remedies, leaner_for, wanted_for, ways_to_load, weighed
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations

@@ -50,7 +50,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.ledger import HOST
 from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.storage.kv_files import Kept, KeptFolder, KeptSlot
-from llamaswap_py.storage.records import kept_folder
+from llamaswap_py.storage.record_folder import kept_folder
 from llamaswap_py.supervisor.prepare import Prepared, Way
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import KIB, MIB, format_duration, format_size

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import unquote
 
-from llamaswap_py.config.choosing import spelled
+from llamaswap_py.config.preset_names import spelled
 from llamaswap_py.config.records import Alias, Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits

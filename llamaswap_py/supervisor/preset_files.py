@@ -9,7 +9,7 @@ from llamaswap_py.config.argv import PresetProblem, place_of
 from llamaswap_py.config.records import Config, Preset
 from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.llamacpp.path_options import files_named, folders_named
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 
 _MAGIC = b"GGUF"
 PUT_IT_THERE = "check the path, or put the file there"

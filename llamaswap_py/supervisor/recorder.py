@@ -35,7 +35,7 @@ from llamaswap_py.scheduler.recording import (
 )
 from llamaswap_py.scheduler.state import Instance
 from llamaswap_py.scheduler.types import Pool, PoolId, PresetPlan
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import MIB, format_size, is_utf8
 

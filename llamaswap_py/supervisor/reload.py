@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from llamaswap_py.config.discover import Folder
+from llamaswap_py.config.discovery import Folder
 from llamaswap_py.config.edit import remove_preset
 from llamaswap_py.config.load import COMMAND_LINE, Origin
 from llamaswap_py.config.records import Config

@@ -11,7 +11,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.demand import Traffic
 from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.storage.counters import KeptTraffic, TrafficStore
-from llamaswap_py.storage.records import traffic_folder
+from llamaswap_py.storage.record_folder import traffic_folder
 
 _EVERY: Final = 300.0
 """Seconds between two writes: what a kill may lose."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PoolId, PresetId
-from llamaswap_py.simulator.records import Ask, Case, Fault, Model
+from llamaswap_py.simulator.run_records import Ask, Case, Fault, Model
 
 
 def random_case(seed: int, *, faults: bool = False) -> Case:

@@ -14,8 +14,8 @@ from llamaswap_py.simulator.audit import Audit
 from llamaswap_py.simulator.library import library
 from llamaswap_py.simulator.mixes import GREEDY, bursts, day, leavers, one_against_three
 from llamaswap_py.simulator.peers import Collate, Fifo, Peer, Router, fewest_loads, most_runs
-from llamaswap_py.simulator.records import Ask, Case
 from llamaswap_py.simulator.run import run_case
+from llamaswap_py.simulator.run_records import Ask, Case
 from llamaswap_py.simulator.runner import simulate
 from llamaswap_py.simulator.traces import (
     B,

@@ -10,8 +10,8 @@ import pytest
 from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.mixes import sessions
 from llamaswap_py.simulator.peers import fewest_loads, most_runs, safe_count
-from llamaswap_py.simulator.records import Ask, Case
 from llamaswap_py.simulator.run import PEERS, run_case
+from llamaswap_py.simulator.run_records import Ask, Case
 from llamaswap_py.simulator.traces import (
     A,
     B,

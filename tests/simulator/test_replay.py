@@ -43,7 +43,7 @@ from llamaswap_py.scheduler.types import (
     Remedy,
     RequestId,
 )
-from llamaswap_py.simulator.records import Case
+from llamaswap_py.simulator.run_records import Case
 from llamaswap_py.simulator.runner import simulate
 from tests.simulator.random_cases import random_case
 

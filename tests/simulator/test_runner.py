@@ -11,8 +11,8 @@ from llamaswap_py.scheduler.actions import Action
 from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.measure import quantile
 from llamaswap_py.simulator.mixes import nested
-from llamaswap_py.simulator.records import Ask, Case, Fault
 from llamaswap_py.simulator.run import POLICIES, run_case
+from llamaswap_py.simulator.run_records import Ask, Case, Fault
 from llamaswap_py.simulator.runner import StuckError, simulate
 from llamaswap_py.simulator.traces import A, B, places, uniform_models
 

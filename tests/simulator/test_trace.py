@@ -20,7 +20,7 @@ def read(*lines: str) -> str:
 
 @pytest.mark.parametrize("case", library(), ids=lambda case: case.name)
 def test_every_case_of_the_library_can_be_written_and_read(case: object) -> None:
-    from llamaswap_py.simulator.records import Case
+    from llamaswap_py.simulator.run_records import Case
 
     assert isinstance(case, Case)
     names = [one.name for one in case.models]

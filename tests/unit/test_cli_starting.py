@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.cli import init
 from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.init import choose_origin, usual_model_dirs
-from llamaswap_py.config.discover import FoundModel, GgufFile
+from llamaswap_py.config.discovery import FoundModel, GgufFile
 from llamaswap_py.config.load import Origin, read_config
 from llamaswap_py.devices import Device
 from llamaswap_py.errors import ConfigError

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.cli.check import check
-from llamaswap_py.config.discover import Folder, FoundModel, GgufFile, models_in
+from llamaswap_py.config.discovery import Folder, FoundModel, GgufFile, models_in
 from llamaswap_py.config.load import Origin, read_config
-from llamaswap_py.config.names import bad_name
+from llamaswap_py.config.preset_names import bad_name
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.errors import ConfigError

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from llamaswap_py.config.json_schema import json_schema, reference_rows
+from llamaswap_py.config.json_schema import json_schema
 from llamaswap_py.config.parse import load_config
+from llamaswap_py.config.reference import reference_rows
 from llamaswap_py.errors import ConfigError
 
 SCHEMA = json_schema()

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.config.json_schema import reference_rows
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.reference import with_reference
+from llamaswap_py.config.reference import reference_rows, with_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

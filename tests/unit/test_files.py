@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.storage.files import NotRegularError, open_regular, read_regular, write_whole
+from llamaswap_py.storage.regular_files import (
+    NotRegularError,
+    open_regular,
+    read_regular,
+    write_whole,
+)
 from llamaswap_py.tasks.threads import Workers
 
 

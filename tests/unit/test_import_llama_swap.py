@@ -15,8 +15,8 @@ from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.importing.draft import Draft, render
 from llamaswap_py.importing.llama_swap import read_llama_swap
-from llamaswap_py.importing.names import mend_names
 from llamaswap_py.importing.notes import Note, merged
+from llamaswap_py.importing.usable_names import mend_names
 
 FIELD = (Path(__file__).parents[1] / "imports" / "field").glob("*.yaml")
 CARRIED, NAMED, NOTHING = "carried", "named", "nothing to say"

@@ -16,7 +16,7 @@ from llamaswap_py.cli.show import find_model, print_models
 from llamaswap_py.cli.tables import plain_table
 from llamaswap_py.client.address import path_of
 from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
-from llamaswap_py.config.choosing import spelled
+from llamaswap_py.config.preset_names import spelled
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, ask, make_config
 
 pytestmark = pytest.mark.anyio

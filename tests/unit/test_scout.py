@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.config.discover import Folder
+from llamaswap_py.config.discovery import Folder
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.supervisor import reload
 from llamaswap_py.supervisor.reload import Scout, scan_folders

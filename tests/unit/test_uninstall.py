@@ -12,7 +12,7 @@ from llamaswap_py.cli import service, uninstall
 from llamaswap_py.cli.uninstall import found, run
 from llamaswap_py.errors import ConfigError, StateError
 from llamaswap_py.llamacpp import paths as engine_places
-from llamaswap_py.storage import records as state_places
+from llamaswap_py.storage import record_folder as state_places
 from tests.unit.test_service import stand_in
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,9 +1,8 @@
 """A folder of small JSON records, one file each: atomic, versioned, never required.
 
-One file per record, because several supervisors share the folder: none can undo what another
-learned, and a crash harms one record at most.
-
-Where learned facts and cached estimates are kept (XDG Base Directory Specification).
+Several supervisors share the folder. With one file per record, none can undo what another learned,
+and a crash harms one record at most. The places of the folders are here, too (XDG Base Directory
+Specification).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from llamaswap_py.storage.files import read_regular
+from llamaswap_py.storage.regular_files import read_regular
 
 T = TypeVar("T", bound=msgspec.Struct)
 

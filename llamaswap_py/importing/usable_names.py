@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from llamaswap_py.config.names import bad_name
+from llamaswap_py.config.preset_names import bad_name
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.notes import Note
 

@@ -1,4 +1,4 @@
-"""How changes of requests, and aliases that choose, are written."""
+"""Forms of what changes a request (`request`), and of an alias's shares (`split`)."""
 
 from __future__ import annotations
 
