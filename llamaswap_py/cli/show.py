@@ -79,11 +79,11 @@ def _named(model: ModelView) -> str:
 
 
 def state_text(instance: InstanceView) -> str:
-    """Return `loading 43%`, `ready`, `ready, claimed by beta`."""
+    """Return `loading 43%`, `ready`, `ready, beta is next`."""
     text = instance.state
     if instance.state == "loading" and instance.progress is not None:
         text += f" {instance.progress:.0%}"
-    return f"{text}, claimed by {instance.claimed_by}" if instance.claimed_by else text
+    return f"{text}, {instance.claimed_by} is next" if instance.claimed_by else text
 
 
 def memory_text(footprint: dict[str, int] | None) -> str:

@@ -94,7 +94,7 @@ def surprise(estimate: Estimate, measured: Mapping[str, int]) -> str:
         if real and abs(said - real) > TOLERANCE * real:
             off = (said - real) / real
             wrong.append(
-                f"{device}: {estimate.source} said {format_size(said)}, "
-                f"it takes {format_size(real)} ({off:+.0%})"
+                f"{device}: {format_size(said)} were expected ({estimate.source}), "
+                f"the model takes {format_size(real)} ({off:+.0%})"
             )
     return "; ".join(wrong)

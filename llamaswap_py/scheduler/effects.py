@@ -133,7 +133,7 @@ class Effects:
         instance.move(Trigger.STOP)
         instance.reason = why
         self.detach(instance)
-        self.note("stop", instance, f"{reason.value}: {why}")
+        self.note("stop", instance, why if why == reason.value else f"{reason.value}: {why}")
         key = instance.key
         self.out.append(Kill(key, reason) if kill else Stop(key, reason, hurried))
 
@@ -151,7 +151,7 @@ class Effects:
         instance.revoked_at = self.now
         instance.reason = reason.value
         count = len(instance.leases)
-        ended = "1 open request ends" if count == 1 else f"{count} open requests end"
+        ended = "1 request is cut" if count == 1 else f"{count} requests are cut"
         self.note("revoked", instance, f"{reason.value}: {ended}")
         for one in instance.leases:
             self.state.detached.pop(one, None)

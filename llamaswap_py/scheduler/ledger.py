@@ -223,7 +223,7 @@ def is_counting(pool: PoolId) -> bool:
 def pool_name(pool: PoolId) -> str:
     """Return a pool's name for people."""
     if pool.startswith(_UNMEASURED):
-        return f"{pool.removeprefix(_UNMEASURED)} (memory unknown: one at a time)"
+        return f"{pool.removeprefix(_UNMEASURED)} (one model of unknown memory at a time)"
     if pool.startswith(_EXCLUSIVE):
         return f"group {pool.removeprefix(_EXCLUSIVE)} (exclusive)"
     return str(pool)

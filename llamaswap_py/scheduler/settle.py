@@ -147,7 +147,8 @@ class SchedulingPass:
             return
         instance.gate_for = gate
         if claim is not None and gate is not None:
-            self.effects.note("drain", instance, f"gate closed for {gate} ({claim.why})")
+            said = f"no new requests until {gate} has had its turn ({claim.why})"
+            self.effects.note("drain", instance, said)
         elif instance.state is State.READY:
             instance.revoked_at = None
             self.effects.note("reopened", instance, "its memory is no longer needed")

@@ -37,6 +37,8 @@ from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
 from llamaswap_py.simulator.run_records import Case
 
 _EPSILON: Final = 1e-6
+_CLOSED: Final = "no new requests until "
+"""How the reason of a decision begins that closes a gate."""
 _KEPT: Final = 20
 
 
@@ -169,9 +171,9 @@ class Audit:
         """A gate closed: with demand, the residency before must be over (invariant 5)."""
         demand = bool(seen.holders) or seen.key.preset in self._by_preset
         seen.gate = self._now, demand
-        if not demand or seen.ready is None or not reason.startswith("gate closed for "):
+        if not demand or seen.ready is None or not reason.startswith(_CLOSED):
             return
-        winner = PresetId(reason.removeprefix("gate closed for ").split(" (")[0])
+        winner = PresetId(reason.removeprefix(_CLOSED).split(" has had its turn")[0])
         row = self._by_preset.get(winner, {})
         oldest = min((one.since for one in row.values()), default=self._now)
         load = self.models[seen.key.preset].load

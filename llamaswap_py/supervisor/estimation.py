@@ -245,7 +245,7 @@ class Estimation:
             _log.debug("%s: nothing learned: %s", ready.preset, error)
             return
         if said:
-            _log.info("%s: %s; the next estimate is the measurement", ready.preset, said)
+            _log.info("%s: %s; from now on lswap counts with the measurement", ready.preset, said)
         with contextlib.suppress(LswapError):
             size = await asyncio.to_thread(file_sizes, wanted.files)
             if engine is not None:

@@ -271,4 +271,4 @@ def _say(report: ReloadReport) -> None:
     _log.info("the file is taken over: %s", "; ".join(parts) or "no model changed")
     if report.needs_restart:
         keys = ", ".join(report.needs_restart)
-        _log.warning("these keys are as before until lswap is restarted: %s", keys)
+        _log.warning("these keys take effect after a restart: %s", keys)

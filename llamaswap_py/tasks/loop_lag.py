@@ -105,8 +105,9 @@ class Turns:
         now = time.monotonic()
         if now - self._said.get(name, -_SAID_AGAIN) >= _SAID_AGAIN:
             self._said[name] = now
-            text = "requests waited %.0f ms for one step in %s (%d such steps so far)"
-            _log.info(text, late * 1000, name, self.slow[name])
+            what = "something outside of lswap:" if name == ELSEWHERE else "one run of"
+            text = "all requests waited %.0f ms for %s %s (so far: %d)"
+            _log.info(text, late * 1000, what, name, self.slow[name])
 
     def _look(self) -> None:
         """Name what runs when a beat is late: the thread's work."""

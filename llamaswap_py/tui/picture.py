@@ -174,7 +174,7 @@ def _reason(model: ModelView, instance: InstanceView | None, now: float) -> str:
         last = f": {model.failure.log[-1]}" if model.failure.log else ""
         return f"{model.failure.summary}{again}{last}"
     if instance is not None and instance.claimed_by:
-        return f"{instance.reason}; its memory is claimed by {instance.claimed_by}"
+        return f"{instance.reason}; {instance.claimed_by} gets its memory next"
     reason = instance.reason if instance is not None and instance.reason else model.reason
     return reason.replace("gone: makes room for", "unloaded to make room for", 1)
 

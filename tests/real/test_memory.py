@@ -156,7 +156,7 @@ async def test_nested_use(lab: Lab) -> None:
             assert outer.error is not None
             assert outer.error["code"] == "unloaded"
         why = [f"{one.kind}: {one.reason}" for one in await lswap.decisions("alpha")]
-        assert any("gate closed for beta" in line for line in why)
+        assert any("no new requests until beta has had its turn" in line for line in why)
         assert any("revoked: drain deadline" in line for line in why)
 
 

@@ -274,7 +274,7 @@ def test_ps_rows_tell_the_two_instances_of_a_preset_apart() -> None:
         instance_view("alpha", epoch=2, state="loading", progress=0.431, last_used_at=None),
     ]
     rows = ps_rows(make_snapshot([model_view("alpha", waiting=3)], instances), every=False)
-    assert [row[1] for row in rows] == ["draining, claimed by beta", "loading 43%"]
+    assert [row[1] for row in rows] == ["draining, beta is next", "loading 43%"]
     assert rows[0][2] == "2/2"
     assert rows[0][6] == "-"  # busy
     assert rows[1][5] == "1 m"
