@@ -1,4 +1,4 @@
-"""What URLs mean: routes, model names, errors. It asks the supervisor and uses the wire."""
+"""What URLs mean: routes, model names, errors. It asks the supervisor and uses the proxy."""
 
 from __future__ import annotations
 

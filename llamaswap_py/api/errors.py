@@ -77,7 +77,7 @@ def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
 
 
 def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
-    """Render what the wire refuses by itself (bad framing, header too large, timeouts).
+    """Render what the proxy refuses by itself (bad framing, header too large, timeouts).
 
     Its statuses (400, 408, 413, 417, 431, 501, 503, 505) are HTTP's own: the code says
     `bad_request` where there is none for them.

@@ -401,7 +401,7 @@ class JsonSkimmer:
 class FormSkimmer:
     """Takes a multipart body in pieces, and keeps of each part as much as a field may have.
 
-    What `forms.multipart_field` finds in the skim's text is what it finds in the body.
+    What `multipart_field` finds in the skim's text is what it finds in the body.
     """
 
     def __init__(self, boundary: bytes) -> None:

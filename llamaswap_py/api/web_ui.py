@@ -31,12 +31,8 @@ _PATIENCE: Final = 10.0
 _MOST_KEPT: Final = 64 * MIB
 _LARGEST: Final = 32 * MIB
 _MOST_MISSES: Final = 1000
-"""Names without a file that are remembered: anybody may ask for any."""
+"""Names without a file that are remembered; a client may ask for any name."""
 INDEX: Final = "index.html"
-# Names that stay while their contents change (server-http.cpp); every other name has a hash.
-_CHANGING: Final = frozenset(
-    {INDEX, "sw.js", "manifest.webmanifest", "_app/version.json", "build.json"}
-)
 _TYPES: Final = {
     ".js": "application/javascript",
     ".mjs": "application/javascript",
