@@ -47,8 +47,8 @@ class _Ticket:
         self._lease.arrived = time.monotonic()
         return self._lease
 
-    def end(self, *, well: bool) -> None:
-        """As `Ticket.end`, of what is never used up."""
+    def give_back(self, *, well: bool) -> None:
+        """As `Ticket.give_back`, of what is never used up."""
 
     async def __aexit__(
         self,

@@ -102,7 +102,7 @@ class App:
             self._fail(call, _internal(call.id), cause=error)
         finally:
             if call.early is not None:
-                call.early.end(well=False)
+                call.early.give_back(well=False)
             self._close(call)
 
     def new_id(self) -> str:

@@ -84,7 +84,7 @@ class Express:
             self._start(call, lease, body)
         except Exception:
             if call.early is not None:
-                call.early.end(well=False)
+                call.early.give_back(well=False)
                 call.early = exchange.begun = None
                 self._ended(call)
             raise
@@ -133,6 +133,6 @@ class Express:
             note_answer(call, result)
         else:
             call.outcome = "client_gone"
-        call.early.end(well=result.outcome is Outcome.COMPLETE)
+        call.early.give_back(well=result.outcome is Outcome.COMPLETE)
         call.early = exchange.begun = None  # no cycle is left to the collector
         self._ended(call)

@@ -21,7 +21,7 @@ from llamaswap_py.api.read_body import (
 )
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.resumable import begin_conversation, outlast
-from llamaswap_py.api.scheduling_headers import PARTICULAR, WHEN_FULL, read_wishes
+from llamaswap_py.api.scheduling_headers import PARTICULAR, WHEN_FULL, read_scheduling_headers
 from llamaswap_py.api.sending import (
     FINAL,
     FORCE,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.api.request import Call
     from llamaswap_py.proxy.messages import RelayResult, Translator
-    from llamaswap_py.supervisor.leases import Lease, Wishes
+    from llamaswap_py.supervisor.leases import Lease, SchedulingOptions
     from llamaswap_py.supervisor.resumable_streams import ResumableStream
 
 NO_FILTERS: Final = Defaults().request
@@ -97,9 +97,9 @@ async def relay(call: Call) -> None:
         raise
     finally:
         if conversation is not None and conversation.lease is None and not conversation.goes_on:
-            call.supervisor.streams.forget(conversation)
+            call.supervisor.streams.remove(conversation)
     if call.route.replay and call.status == HTTPStatus.OK and head.method == "POST":
-        call.supervisor.instances.replays.note(call.model, head.path, body.join())
+        call.supervisor.instances.replays.add(call.model, head.path, body.join())
 
 
 async def pass_through(call: Call) -> None:
@@ -153,7 +153,7 @@ async def _to_instance(
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
-    wishes = _wishes(call, ask, preset)
+    scheduling = _scheduling(call, ask, preset)
     if call.services.captures is not None and call.route.slot:
         _capture(call, request.body)
     while True:
@@ -167,7 +167,7 @@ async def _to_instance(
             slot=call.route.slot,
             autoload=may_load(call),
             since=since,
-            wishes=wishes,
+            scheduling=scheduling,
             notice=_notice(call, preset, ask),
         )
         if conversation is not None:
@@ -219,13 +219,13 @@ def _capture(call: Call, asked: Body) -> None:
     call.tap.ask(asked.pieces)
 
 
-def _wishes(call: Call, ask: Ask, preset: str) -> Wishes:
+def _scheduling(call: Call, ask: Ask, preset: str) -> SchedulingOptions:
     key, head = call.key, call.exchange.head
     substitutes = call.supervisor.config.models[preset].when_full.startswith(SUBSTITUTE)
     if key is None and not substitutes and call.meaning.wishless:
         return PARTICULAR
     may_be_another = call.route.talk and (substitutes or WHEN_FULL in head.first) and ask.plain
-    return read_wishes(
+    return read_scheduling_headers(
         head,
         substitutable=may_be_another,
         highest=0 if key is None else key.priority,
@@ -284,7 +284,7 @@ async def _relay_once(
     if result.outcome is Outcome.CUT:
         lease.outcome = call.outcome = "cut"
         if conversation is not None:
-            call.supervisor.streams.end(conversation, ticket, lease)
+            call.supervisor.streams.hold_until_stopped(conversation, ticket, lease)
             conversation.lease = None  # it waits once more, or has ended
     elif result.outcome is not Outcome.COMPLETE:
         lease.outcome = call.outcome = "upstream_error"

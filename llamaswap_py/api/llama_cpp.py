@@ -14,7 +14,7 @@ from llamaswap_py.api.body import bad_json, decode
 from llamaswap_py.api.load_only import begin_load
 from llamaswap_py.api.read_body import read_control
 from llamaswap_py.errors import ApiError, LswapError
-from llamaswap_py.supervisor.library import add_model, forget_files
+from llamaswap_py.supervisor.library import add_model, delete_files
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call, Headers
@@ -155,7 +155,7 @@ async def remove_model(call: Call, preset: str) -> None:
         await call.supervisor.unloaded(preset)
         call.supervisor.event_log.publish("removed", {"model": preset})
         await call.supervisor.downloads.ended(preset)
-        await asyncio.to_thread(forget_files, repository, others)
+        await asyncio.to_thread(delete_files, repository, others)
     except LswapError as error:
         raise ApiError("bad_request", error.message, remedy=error.remedy) from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamaswap_py.api.scheduling_headers import read_wishes
+from llamaswap_py.api.scheduling_headers import read_scheduling_headers
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
@@ -36,7 +36,7 @@ async def begin_load(call: Call, preset: str) -> None:
 
 def _ticket(call: Call, key: ApiKey, preset: str) -> Ticket:
     head = call.exchange.head
-    wishes = read_wishes(
+    scheduling = read_scheduling_headers(
         head,
         substitutable=False,
         highest=key.priority,
@@ -45,6 +45,6 @@ def _ticket(call: Call, key: ApiKey, preset: str) -> Ticket:
         weight=key.weight,
     )
     ticket: Ticket = call.supervisor.lease(
-        preset, client=call.principal, request_id=call.id, slot=False, wishes=wishes
+        preset, client=call.principal, request_id=call.id, slot=False, scheduling=scheduling
     )
     return ticket

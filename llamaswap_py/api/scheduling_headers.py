@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.supervisor.leases import Wishes
+from llamaswap_py.supervisor.leases import SchedulingOptions
 from llamaswap_py.units import parse_duration
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ _PRIORITY: Final = b"x-lswap-priority"
 _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
 _ALL: Final = (WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
-_ORDINARY: Final = Wishes(substitutable=True)
-PARTICULAR: Final = Wishes(substitutable=False)
+_ORDINARY: Final = SchedulingOptions(substitutable=True)
+PARTICULAR: Final = SchedulingOptions(substitutable=False)
 _LOWEST: Final = -100
 
 
@@ -28,7 +28,7 @@ def asks_nothing(head: RequestHead) -> bool:
     return head.first.keys().isdisjoint(_ALL)
 
 
-def read_wishes(
+def read_scheduling_headers(
     head: RequestHead,
     *,
     substitutable: bool,
@@ -36,7 +36,7 @@ def read_wishes(
     allowed: tuple[str, ...] | None = None,
     is_own: Callable[[str], bool] = lambda _: True,
     weight: int = 1,
-) -> Wishes:
+) -> SchedulingOptions:
     """Return what the headers ask for; raises ApiError `bad_request` naming the header.
 
     `highest` is the key's priority: what its requests have, and the most they may ask for;
@@ -46,7 +46,7 @@ def read_wishes(
     if highest == 0 and weight == 1 and asks_nothing(head):
         return _ORDINARY if substitutable else PARTICULAR
     parent = _text(head, _PARENT)
-    return Wishes(
+    return SchedulingOptions(
         priority=_priority(_text(head, _PRIORITY), highest),
         when_full=_when_full(_text(head, WHEN_FULL)),
         patience=_patience(_text(head, _MAX_WAIT)),

@@ -1,6 +1,6 @@
 """The life of one child: spawn, loading, ready, stop, exit - told as events.
 
-How a llama-server is asked to exit: words and signals, in their order, and how often.
+It is asked to exit by words and signals, in the order that `ask_to_exit` says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from llamaswap_py.children.program import (
     run_stop,
     told,
 )
-from llamaswap_py.children.watchdog import keep_guarded_vigil
+from llamaswap_py.children.watchdog import watch_child
 from llamaswap_py.llamacpp.command_line import listen_words
 from llamaswap_py.llamacpp.failures import Failure, FailureKind, classify
 from llamaswap_py.llamacpp.output import (
@@ -283,7 +283,7 @@ class Child:
             return
         lines, foreign = lambda: self._lines, self.spec.program is not None
         asked = (process.pid, endpoint, patience, self._requests, lines)
-        self._emit_unless_stopping(ChildHung(await keep_guarded_vigil(*asked, program=foreign)))
+        self._emit_unless_stopping(ChildHung(await watch_child(*asked, program=foreign)))
 
     async def _wake_when_asked(self) -> None:
         """Ask for /slots: of the cheap requests the one that wakes (b11434)."""

@@ -1,6 +1,6 @@
 """From spawned to ready: what the child says, what the kernel shows, and one request as proof.
 
-Signs of a load that goes on: bytes that the kernel saw the child read or map.
+A load goes on as long as the kernel sees the child read or map more bytes.
 """
 
 from __future__ import annotations

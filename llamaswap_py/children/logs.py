@@ -1,7 +1,4 @@
-"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up.
-
-The name of the file that holds what the children of a preset log.
-"""
+"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class RuntimeDir:
         if record is not None:
             self._disk(write_record, record_file(self.path / _RECORDS, name), record)
 
-    def forget(self, name: str) -> None:
+    def remove_record(self, name: str) -> None:
         """Drop the record of a child that is reaped."""
         with contextlib.suppress(OSError):  # a sweep finds out that its process is gone
             self._disk(record_file(self.path / _RECORDS, name).unlink)

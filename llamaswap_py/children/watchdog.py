@@ -30,7 +30,7 @@ _PROGRAM_BUSY: Final = 0.01
 """The share of its silence that is work of another program, which may wait for a GPU mostly."""
 
 
-async def keep_guarded_vigil(
+async def watch_child(
     pid: int,
     endpoint: Endpoint,
     patience: float,
@@ -40,13 +40,13 @@ async def keep_guarded_vigil(
     program: bool,
 ) -> str:
     """Return what a child, or another `program`, does not show any more; a bug here harms none."""
-    watch = keep_vigil_over_program if program else keep_vigil
+    watch = watch_program if program else watch_llama_server
     look = partial(watch, pid, endpoint, patience, requests, lines)
     silence = await keep_going("liveness", look)
     return f"{silence}, {'' if program else 'no change in /slots, '}no log line"
 
 
-async def keep_vigil(
+async def watch_llama_server(
     pid: int,
     endpoint: Endpoint,
     patience: float,
@@ -86,7 +86,7 @@ async def _slots(endpoint: Endpoint, patience: float) -> bytes | None:
     return answer.body if answer.status == 200 else None
 
 
-async def keep_vigil_over_program(
+async def watch_program(
     pid: int,
     endpoint: Endpoint,
     patience: float,

@@ -67,9 +67,9 @@ def rm(
 
 
 def _remove_files(preset: Preset, config: Config) -> int:
-    from llamaswap_py.supervisor.library import forget_files
+    from llamaswap_py.supervisor.library import delete_files
 
-    return forget_files(preset.hf or "", _others(preset, config))
+    return delete_files(preset.hf or "", _others(preset, config))
 
 
 def _others(preset: Preset, config: Config) -> list[Preset]:

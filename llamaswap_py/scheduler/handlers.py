@@ -1,10 +1,7 @@
-"""What a request's arrival, leaving or end changes; handlers say whether a pass has to follow.
+"""What each event changes; a handler says whether a pass has to follow.
 
-What is done to a preset's files: their download, and what was read of them ahead of need.
-
-What an instance's progress, readiness, sleep or end changes.
-
-What operators, measurements, a new configuration and the shutdown change.
+One class for each kind of event: of files, of instances, of operators (with measurements, reloads
+and the shutdown), and of requests.
 """
 
 from __future__ import annotations

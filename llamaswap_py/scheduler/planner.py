@@ -3,8 +3,7 @@
 A pure function of the state: it returns a plan and changes nothing. The oldest waiter is looked at
 first; what it will get is taken out of what younger ones see, so nobody takes memory that was
 freed for somebody else, and a claim moves or lapses simply because the next pass finds better.
-
-Which of a preset's choices to load: pure comparisons of variants and placements.
+Which of a preset's choices to load is decided by comparing variants and placements.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """The queue of one preset: order kept per client, clients take turns, priorities age.
 
-How many places of a queue each client holds, so that no client fills it for the others.
-
 A client is a principal: a key, or an address. Its level is how many places it holds for each unit
 of its weight, rounded up. A full queue is shared so: no client is refused while another has a level
 higher than the one that the refused client would reach.

@@ -1,6 +1,7 @@
-"""Tell the service manager how lswap is: sd_notify(3), a datagram of KEY=VALUE lines.
+"""What the service manager and lswap tell each other: sd_notify(3) and sd_listen_fds(3).
 
-Listening sockets that the service manager opened for us: sd_listen_fds(3).
+lswap says how it is, in datagrams of KEY=VALUE lines. The service manager may hand over listening
+sockets that it has opened before.
 """
 
 from __future__ import annotations

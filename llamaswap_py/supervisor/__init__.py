@@ -5,7 +5,7 @@ leases             open requests: which wait for an instance, and which hold one
 instances          the children that run, from their start to their end
 prepare            turns a preset of the file into what a child needs
 reload, overrides  changes of the file, and of single keys, while lswap serves
-estimation         the memory that each preset needs on each device, before it is loaded
+estimation, fit    the memory that each preset needs on each device, and whether that is there
 kv_cache, prefetch, resumable_streams, downloads, reservations   what some requests need besides
-snapshots, event_log   what is shown of all that
+snapshots, event_log, recorder   what is shown and written of all that
 """

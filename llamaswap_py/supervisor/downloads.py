@@ -46,11 +46,11 @@ class Downloads:
         self._running[preset] = task
         task.add_done_callback(lambda done: self._ended(preset, done))
 
-    def cancel(self) -> None:
+    def cancel_all(self) -> None:
         """End all of them; what is there is kept, and the next run goes on from it."""
-        self.forget(tuple(self._running))
+        self.cancel(tuple(self._running))
 
-    def forget(self, presets: Iterable[str]) -> None:
+    def cancel(self, presets: Iterable[str]) -> None:
         """End those of presets that are gone."""
         for preset in presets:
             if (task := self._running.get(preset)) is not None:

@@ -88,7 +88,7 @@ class Estimation:
             self._todo.appendleft(preset)
             self._work.set()
 
-    def forget(self, presets: Iterable[str]) -> None:
+    def redo(self, presets: Iterable[str]) -> None:
         """Work these out anew: what was known is of an older configuration."""
         gone = set(presets)
         self._seen -= gone

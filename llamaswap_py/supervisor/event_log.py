@@ -1,4 +1,4 @@
-"""What happens, as it happens: a numbered feed that any number of readers follow.
+"""The event log: what happens, as it happens, numbered; any number of readers may follow.
 
 A record costs one append. A reader that falls behind is dropped, with a last record that says so:
 it never holds up anybody else.

@@ -1,6 +1,6 @@
-"""The children of a supervisor: what it told them to be, what they say, and that they are gone.
+"""The children that run: what each was told to be, what it says, and that it is gone.
 
-What an administrator changed inside a child, done again to the children that follow it.
+What an administrator has changed inside a child is done again to the children that follow it.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Replays:
     def __contains__(self, preset: str) -> bool:
         return preset in self._bodies
 
-    def note(self, preset: str, path: str, body: bytes) -> None:
+    def add(self, preset: str, path: str, body: bytes) -> None:
         """Keep what a child of the preset accepted."""
         self._bodies.setdefault(preset, {})[path] = body
 
-    def forget(self, presets: Iterable[str]) -> None:
+    def discard(self, presets: Iterable[str]) -> None:
         """These have changed: what was set in their children may mean nothing any more."""
         for preset in presets:
             self._bodies.pop(preset, None)
@@ -324,7 +324,7 @@ class Instances:
             running = self.running.pop(key)
             with guard.reporting("child"):
                 if child.process is None or not child.process.left:  # else the next start looks
-                    self._runtime_dir.forget(str(key))
+                    self._runtime_dir.remove_record(str(key))
         with guard.reporting("child"):
             self._drop(running)
             if running.kv is not None:
@@ -339,7 +339,7 @@ class Instances:
         key = action.instance
         running = self.running.get(key)
         if action.reason is StopReason.UNLOADED:
-            self._kv_cache.forget((key.preset,))
+            self._kv_cache.discard((key.preset,))
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
         running.open_leases.end_readers(action.reason.value)

@@ -1,9 +1,7 @@
-"""Conversations kept over an eviction (`keep_kv`): saved before a stop, back before a first lease.
+"""The KV cache of an evicted model (`keep_kv`): saved before its stop, restored after a load.
 
-Never required: whatever goes wrong, the model stops or serves as if nothing had been kept, at most
-`memory.keep_kv.timeout` later than it would have.
-
-Ask a child about its slots, and have it write or read one.
+It is saved slot by slot, with llama-server's own calls. Nothing depends on it: where a save or a
+restore fails, the model stops or serves without it, at most `memory.keep_kv.timeout` later.
 """
 
 from __future__ import annotations
@@ -165,9 +163,9 @@ class KvCache:
         """Take another configuration; what it does not want kept is forgotten."""
         self._config = config
         wanted = {name for name, preset in config.models.items() if preset.keep_kv}
-        self.forget(set(self.folder.presets) - wanted)
+        self.discard(set(self.folder.presets) - wanted)
 
-    def forget(self, presets: Iterable[str]) -> None:
+    def discard(self, presets: Iterable[str]) -> None:
         """Remove what is kept of these presets."""
         for preset in presets:
             self.folder.forget(preset)

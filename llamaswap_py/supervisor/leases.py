@@ -1,8 +1,6 @@
-"""A request's way to a ready instance: a ticket that waits, and the lease it becomes.
+"""Leases: a request waits with a ticket for a ready instance, and holds a lease of it.
 
-The open leases of one instance, counted for those who watch whether it is alive; its readers.
-
-Requests come in, leases go out: who waits for an instance, and who holds one.
+The open leases of each instance are counted: its liveness is judged by what it owes them.
 """
 
 from __future__ import annotations
@@ -67,12 +65,12 @@ class OpenLeases:
         for lease in list(self.readers):
             lease.revoke(reason)
 
-    def begin(self, lease: Lease, *, owing: bool) -> None:
+    def add(self, lease: Lease, *, owing: bool) -> None:
         """A lease begins, or becomes another one; `owing`: it generates for a client."""
         self._open[lease] = owing
         self._changes += 1
 
-    def end(self, lease: Lease, *, well: bool) -> None:
+    def remove(self, lease: Lease, *, well: bool) -> None:
         """A lease ends."""
         owing = self._open.pop(lease)
         self._changes += 1
@@ -115,7 +113,7 @@ def open_under(leases: Iterable[RequestId], request_id: str | None) -> RequestId
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class SchedulingOptions:
     """What a request asks of the scheduler besides its model; as in `events.RequestArrived`.
 
     `parent` is the id of the request under which this one was made; `allowed` are the presets that
@@ -131,7 +129,7 @@ class Wishes:
     weight: int = 1
 
 
-NO_WISHES: Final = Wishes()
+DEFAULT_SCHEDULING: Final = SchedulingOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,7 @@ class Ticket:
         """Take a lease that was granted at once; it may then be entered, or else is released."""
         self._lease = lease
         self._taken = True
-        lease.open_leases.begin(lease, owing=self.event.slot)
+        lease.open_leases.add(lease, owing=self.event.slot)
 
     async def __aenter__(self) -> Lease:
         if self._taken and isinstance(self._lease, Lease):
@@ -243,7 +241,7 @@ class Ticket:
             raise self._lease
         assert self._lease is not None
         self._lease.began(arrived)
-        self._lease.open_leases.begin(self._lease, owing=self.event.slot)
+        self._lease.open_leases.add(self._lease, owing=self.event.slot)
         return self._lease
 
     async def _wait(self) -> None:
@@ -277,7 +275,7 @@ class Ticket:
             raise self._lease
         assert self._lease is not None
         self._lease.began(arrived)
-        self._lease.open_leases.begin(self._lease, owing=False)
+        self._lease.open_leases.add(self._lease, owing=False)
         return self._lease
 
     def again(self) -> Ticket:
@@ -318,21 +316,21 @@ class Ticket:
             outcome = ev.Outcome.UPSTREAM_ERROR
         self.release(outcome)
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         """Let the lease outlive its context; whoever keeps it calls `release`."""
         self._kept = True
         if isinstance(self._lease, Lease):  # its answer may be complete, and only wait for a reader
-            self._lease.open_leases.begin(self._lease, owing=False)
+            self._lease.open_leases.add(self._lease, owing=False)
 
     def release(self, outcome: ev.Outcome) -> None:
         """Give back the lease."""
         lease = self._lease
         if isinstance(lease, Lease):
-            lease.open_leases.end(lease, well=outcome is ev.Outcome.OK)
+            lease.open_leases.remove(lease, well=outcome is ev.Outcome.OK)
             lease._callbacks = ()
         self._owner.finish(self, outcome)
 
-    def end(self, *, well: bool) -> None:
+    def give_back(self, *, well: bool) -> None:
         """Give back a lease that nobody entered; `well`: after a whole answer."""
         self.release(ev.Outcome.OK if well else ev.Outcome.CANCELLED)
 
@@ -406,7 +404,7 @@ class Leases:
         slot: bool = True,
         autoload: bool = True,
         since: float | None = None,
-        wishes: Wishes = NO_WISHES,
+        scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
         notice: Notice | None = None,
     ) -> Ticket:
         """Return a context manager that waits for a lease and gives it back at its end.
@@ -421,13 +419,13 @@ class Leases:
             slot=slot,
             autoload=autoload,
             since=since,
-            priority=wishes.priority,
-            patience=wishes.patience,
-            when_full=self._resolve_substitute(wishes.when_full),
-            substitutable=wishes.substitutable,
-            parent=open_under(self._scheduler.state.leases, wishes.parent),
-            allowed=wishes.allowed,
-            weight=wishes.weight,
+            priority=scheduling.priority,
+            patience=scheduling.patience,
+            when_full=self._resolve_substitute(scheduling.when_full),
+            substitutable=scheduling.substitutable,
+            parent=open_under(self._scheduler.state.leases, scheduling.parent),
+            allowed=scheduling.allowed,
+            weight=scheduling.weight,
         )
         return Ticket(self, event, notice)
 
@@ -436,8 +434,8 @@ class Leases:
     ) -> tuple[Ticket, Lease] | None:
         """Return a lease that nobody has to wait for, and its ticket, to be entered or released.
 
-        None where a request without wishes would have to wait, or be refused: nothing has happened
-        then. No other request may have the id now.
+        None where a request without options of its own would have to wait, or be refused: nothing
+        has happened then. No other request may have the id now.
         """
         event = ev.RequestArrived(
             # Ids of requests that may wait have a number behind the slash (`new_request_id`).

@@ -39,7 +39,7 @@ def pull_hint(name: str) -> str:
     return f"`lswap pull {ref} --config FILE` adds it, and so does POST /models with an admin key"
 
 
-def forget_files(reference: str, others: Iterable[Preset]) -> int:
+def delete_files(reference: str, others: Iterable[Preset]) -> int:
     """Delete what was fetched of a model, as far as none of `others` uses it; returns bytes.
 
     Blocks.

@@ -1,4 +1,4 @@
-"""Turn measurements of the devices into the scheduler's pools."""
+"""The scheduler's memory pools, made from measurements of the devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other arguments for a model until it is unloaded, as an administrator asked for them."""
+"""Overrides: other arguments for one model until it is unloaded, as an administrator asked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Overrides:
             await self._load(preset)
         except BaseException:
             if prepared.get(preset) is one:  # else somebody else's args count by now
-                self.forget(preset)
+                self.reset(preset)
             raise
 
     async def _prepare(self, preset: str, args: Mapping[str, Argument]) -> Prepared:
@@ -71,13 +71,13 @@ class Overrides:
                 return prepared
         raise ApiError("model_not_found", f"model {preset!r} was taken out of the file meanwhile")
 
-    def forget(self, preset: str) -> None:
+    def reset(self, preset: str) -> None:
         """Go back to what the file says."""
         original = self._originals.pop(preset, None)
         if original is not None and preset in self._presets.prepared:
             self._use(preset, original)
 
-    def keep(self, prepared: dict[str, Prepared], new: Config) -> None:
+    def carry_over(self, prepared: dict[str, Prepared], new: Config) -> None:
         """Carry overrides over a reload that leaves their presets alone."""
         old = self._presets.config
         for name in list(self._originals):

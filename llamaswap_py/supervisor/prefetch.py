@@ -1,7 +1,8 @@
-"""Model files in the page cache before their load: of who waits for memory, and of who is kept.
+"""Prefetch: model files are read into the page cache before their load.
 
-One file is read at a time, while nothing loads, and never into memory that somebody needs. What
-lies in the page cache is free memory to everybody: nothing is charged for it, nothing is locked.
+Files of models that wait for memory come first, then those of `keep_in_ram`. One file is read at a
+time, while nothing loads, and never into memory that is needed. What lies in the page cache is free
+memory to everybody: nothing is charged for it, nothing is locked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Make presets ready to run: engine, command line, environment, files, and what is wrong with them.
 
-`lswap up` and `lswap check` see the same: a preset that cannot work is listed with its reason.
-
-Presets with `cmd`: programs other than llama-server, made ready to run.
+`lswap up` and `lswap check` see the same: a preset that cannot work is listed with its reason. A
+preset with `cmd` is a program other than llama-server, which has no engine.
 """
 
 from __future__ import annotations

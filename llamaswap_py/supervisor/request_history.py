@@ -1,4 +1,4 @@
-"""Keep what the scheduler learned of the requests, so that a restart begins with it."""
+"""What the scheduler has learned of the requests, kept on disk: a restart begins with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RequestHistory:
             await asyncio.sleep(_EVERY)
             await asyncio.to_thread(self._store.write, _as_kept(self._traffic(), time.time()))
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write now, for the last time, if there is anything to keep. It blocks on the disk."""
         if (traffic := self._traffic()).rates:
             self._store.write(_as_kept(traffic, time.time()))

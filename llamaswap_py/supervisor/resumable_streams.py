@@ -1,14 +1,12 @@
-"""Answers that outlive their clients: conversations that llama-server keeps for a reader.
+"""Resumable streams: answers that outlive their clients, which llama-server keeps for a reader.
 
 A request that streams and carries `X-Conversation-Id` makes llama-server buffer its answer (up to
 4 MiB, server-stream.cpp) and go on when the client leaves. Its lease is then kept here, `detached`,
 until the generation ends, somebody stops it, or the scheduler takes it back. An answer that has
 ended without a reader is fetched from the child, so that the model may leave and nothing is lost.
 
-One answer that may outlive its client: whose it is, and which child has it.
-
-A client names it by an id of its own choice, and may read it again, or end it. So it belongs to
-whoever began it: two clients that choose one id have two conversations, in the child too.
+A client chooses the id by which it reads an answer again, or stops it. So an answer belongs to the
+client that began it: two clients that choose one id have two streams, in the child too.
 """
 
 from __future__ import annotations
@@ -89,7 +87,7 @@ class ResumableStream:
     def __post_init__(self) -> None:
         self.unread.set()
 
-    def keep(self, whole: bytes) -> None:
+    def store(self, whole: bytes) -> None:
         """Keep an answer, or the error that stands for it, for who comes back."""
         self.whole, self.whole_at = whole, time.monotonic()
 
@@ -195,10 +193,10 @@ class ResumableStreams:
         self._known[stream.id] = stream
         while len(self._known) > _KEPT:
             most = Counter(one.owner for one in self._known.values()).most_common(1)[0][0]
-            self.forget(next(one for one in self._known.values() if one.owner == most))
+            self.remove(next(one for one in self._known.values() if one.owner == most))
         return stream
 
-    def forget(self, stream: ResumableStream) -> None:
+    def remove(self, stream: ResumableStream) -> None:
         """Nothing is left to read of it."""
         if self._known.get(stream.id) is stream:
             del self._known[stream.id]
@@ -208,7 +206,7 @@ class ResumableStreams:
         for one in [one for one in self._known.values() if one.owner == owner]:
             if may_use(one.preset):
                 continue
-            self.forget(one)
+            self.remove(one)
             if one.goes_on:
                 work = guard.contained("conversation", self.stop(one))
                 self._tasks.create_task(work, name=f"disown {one.request_id}")
@@ -229,7 +227,7 @@ class ResumableStreams:
             return found
         if not found.whole if found.lease is None else self._alive(found.lease):
             return found
-        self.forget(found)
+        self.remove(found)
         return None
 
     def matching(self, names: Iterable[str], owner: str | None) -> list[ResumableStream]:
@@ -276,7 +274,7 @@ class ResumableStreams:
             stream.cancel()
         self._keep(ticket, self._outlast(stream, ticket, Question(**asked)), over)
 
-    def end(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
+    def hold_until_stopped(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
         self._keep(ticket, self._end(stream, ticket, lease))
 
@@ -286,7 +284,7 @@ class ResumableStreams:
         life: Coroutine[Any, Any, None],
         over: Callable[[], None] | None = None,
     ) -> None:
-        ticket.keep()
+        ticket.detach()
         work = guard.contained("conversation", life)
         task = self._tasks.create_task(work, name=f"detached {ticket.event.request}")
         self._holding.add(task)
@@ -303,10 +301,10 @@ class ResumableStreams:
         """End the generation, as somebody who presses a stop button does."""
         if stream.lease is None:
             stream.cancel()
-            self.forget(stream)
+            self.remove(stream)
             return
         await self._stop_in(stream.lease, stream)
-        self.forget(stream)
+        self.remove(stream)
         stream.over.set()
 
     async def _stop_in(self, lease: Lease, stream: ResumableStream) -> None:
@@ -359,7 +357,7 @@ class ResumableStreams:
                 lease = await ticket.outlast()
             except ApiError as error:
                 stream.waiting = None
-                stream.keep(question.failed(error))
+                stream.store(question.failed(error))
                 return
             stream.lease, stream.preset = lease, lease.preset
             stream.ticket, stream.waiting = ticket, None
@@ -394,7 +392,7 @@ class ResumableStreams:
                 lease.revoke(StopReason.REFUSED.value)  # also where its other answers may go on
             return
         if answer.status != HTTPStatus.OK:
-            stream.keep(question.refused(answer.body))
+            stream.store(question.refused(answer.body))
 
     async def _hold(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         revoked = asyncio.Event()
@@ -430,7 +428,7 @@ class ResumableStreams:
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
-            stream.keep(answer.body)
+            stream.store(answer.body)
         kept = [one for one in self._known.values() if one.whole]
         kept.sort(key=lambda one: one.whole_at)
         sizes = Counter[str]()

@@ -1,8 +1,7 @@
-"""The only meeting point: requests and children become events, the scheduler's actions are done.
+"""The meeting point: requests and children become events, the scheduler's actions are carried out.
 
-It decides nothing. An `if` on the state of a model belongs into the scheduler.
-
-One timer for the moment at which the scheduler wants to be asked again.
+It decides nothing. An `if` on the state of a model belongs into the scheduler. The parts that it
+owns know nothing of it: each gets the few calls and records that it uses.
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> bool | None:
         try:
-            self.downloads.cancel()
+            self.downloads.cancel_all()
             self.streams.cancel()
             for task in self._background:
                 task.cancel()
@@ -206,7 +205,7 @@ class Supervisor:
             self._timer.cancel()
             self.instances.close()
             with suppress(OSError):  # a disk that hangs keeps nobody from ending
-                PatientDisk("lswap-traffic")(self.request_history.keep)
+                PatientDisk("lswap-traffic")(self.request_history.save)
 
     @property
     def config(self) -> Config:
@@ -324,7 +323,7 @@ class Supervisor:
         A load that somebody waits for goes on without `force`.
         """
         self.dispatch(ev.UnloadAsked(PresetId(preset), force))
-        self.overrides.forget(preset)
+        self.overrides.reset(preset)
         return bool(self.scheduler.state.leaving(preset))
 
     def pin(self, preset: str, pinned: bool) -> None:
@@ -361,7 +360,7 @@ class Supervisor:
         """Put another configuration in place, all in one step of the loop."""
         presets, new = self.presets, dict(prepared)
         old = dict(presets.prepared)
-        self.overrides.keep(new, config)
+        self.overrides.carry_over(new, config)
         changes = _changes(old, new)
         presets.config = config
         presets.prepared.clear()
@@ -369,11 +368,11 @@ class Supervisor:
         self.names = names_of(config, self.scheduler.state)
         self.instances.use(config)
         gone = (*changes.changed, *changes.removed)
-        self.estimation.forget((*changes.added, *gone))
-        self.downloads.forget(changes.removed)
+        self.estimation.redo((*changes.added, *gone))
+        self.downloads.cancel(changes.removed)
         self.prefetch.presets_changed()
-        self.instances.replays.forget(gone)
-        self.kv_cache.forget(gone)
+        self.instances.replays.discard(gone)
+        self.kv_cache.discard(gone)
         self.dispatch(ev.PresetsChanged(presets.plans()))
         self._preload((*changes.added, *changes.changed))
         return changes
@@ -390,12 +389,12 @@ class Supervisor:
         prepared = await self.presets.prepare(said)
         if self.config.models.get(preset) == said:  # else a reload has seen to it meanwhile
             self.prepared[preset] = prepared
-            self.estimation.forget((preset,))
+            self.estimation.redo((preset,))
             self.prefetch.presets_changed()
         return self.prepared.get(preset)
 
     def _arguments_changed(self, preset: str) -> None:
-        self.estimation.forget((preset,))
+        self.estimation.redo((preset,))
         self.dispatch(ev.PresetsChanged(self.presets.plans()))
 
     # What is seen

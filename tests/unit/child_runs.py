@@ -51,10 +51,12 @@ def make_spec(binary: str, folder: Path, **changes: Any) -> ChildSpec:
 class Run:
     """A child that runs in a task, and the events it has told."""
 
-    def __init__(self, spec: ChildSpec) -> None:
+    def __init__(
+        self, spec: ChildSpec, on_event: Callable[[ChildEvent], None] | None = None
+    ) -> None:
         self.events: list[ChildEvent] = []
         self.logs = ChildLog()
-        self.child = Child(spec, self._take, self.logs)
+        self.child = Child(spec, on_event or self._take, self.logs)
         self.task: asyncio.Task[ChildExited] | None = None
         self._more = asyncio.Event()
 

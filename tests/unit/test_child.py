@@ -323,8 +323,7 @@ async def test_an_error_in_the_listener_leaves_no_process(fake: str, short_dir: 
     def refuse(event: ChildEvent) -> None:
         raise RuntimeError(repr(event))
 
-    run = Run(make_spec(fake, short_dir))
-    run.child._emit = refuse
+    run = Run(make_spec(fake, short_dir), refuse)
     with pytest.raises(RuntimeError):
         await run.child.run()
     assert not exists(f"/proc/{run.child.pid}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -14,6 +12,7 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.server.addresses import asked_listeners, typeable
 from llamaswap_py.supervisor.reload import Reloader
+from tests.unit.supervisors import make_supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -205,9 +204,9 @@ def endpoints(text: str) -> list[Endpoint]:
     return list(map(parse_endpoint, text.split()))
 
 
-def test_a_model_of_the_command_line_is_in_no_file() -> None:
+def test_a_model_of_the_command_line_is_in_no_file(short_dir: Path) -> None:
     origin = origin_of(["org/x-GGUF"])
     config = origin.read()
-    supervisor = cast("Any", SimpleNamespace(config=config))
+    supervisor = make_supervisor(short_dir, config, Endpoint(port=1))
     with pytest.raises(ConfigError, match="no file names x: it was named on the command line"):
         Reloader(supervisor, origin).remove("x")

@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any, cast
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from llamaswap_py.scheduler.types import Choice, PresetId
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
+from tests.unit.supervisors import configured, prepared
+
+if TYPE_CHECKING:
+    from llamaswap_py.estimate import Estimator, Wanted
+
+PROGRAMS = """models:
+  alpha: {cmd: [sleep, "{port}"]}
+  beta: {cmd: [sleep, "{port}"]}
+"""
 
 
 @pytest.mark.anyio
-async def test_a_preset_may_leave_the_file_while_it_is_measured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    prepared: dict[str, Any] = {
-        "alpha": SimpleNamespace(engine=None, plan=SimpleNamespace(estimating=False))
+async def test_a_preset_may_leave_the_file_while_it_is_measured() -> None:
+    presets = {
+        name: replace(prepared(preset), engine=None)
+        for name, preset in configured(PROGRAMS).models.items()
     }
-    estimating = Estimation(prepared, (), 0, lambda *_: None, list)
-    measured = asyncio.Event()
+    measured: list[str] = []
+    told = asyncio.Event()
 
-    class Estimator:
-        async def estimate(self, wanted: object) -> object:
-            return wanted
-
-        async def learn_ready(self, *_: object) -> str:
-            prepared.clear()  # a reload
-            measured.set()
+    class Measuring:
+        async def learn_ready(self, wanted: Wanted, *_: object) -> str:
+            measured.append(wanted.preset)
+            presets.pop("alpha", None)  # a reload
             return "it takes less"
 
-    async def use(ready: ReadyChild) -> dict[str, int]:
-        return {}
+        async def learned_load(self, wanted: Wanted) -> float:
+            return 1.0
 
-    wanted = SimpleNamespace(files=(), declared=None)
-    monkeypatch.setattr(estimating, "_estimator", cast("Any", Estimator()))
-    monkeypatch.setattr(estimating, "_wanted", lambda *_: wanted)
-    monkeypatch.setattr(estimating, "_use", use)
+    estimator = cast("Estimator", Measuring())
+    estimation = Estimation(presets, (), 0, lambda *_: told.set(), list, estimator)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(estimating.run())
-        estimating.note_ready(ReadyChild(PresetId("alpha"), Choice(), 1, 0.1))
-        await measured.wait()
-        asked = asyncio.Event()
-        monkeypatch.setattr(estimating, "_wanted", lambda *_: asked.set())
-        estimating.note_ready(ReadyChild(PresetId("beta"), Choice(), 1, 0.1))
-        async with asyncio.timeout(10):
-            await asked.wait()  # it goes on with the next one
+        running = tasks.create_task(estimation.run())
+        for name in ("alpha", "beta"):
+            estimation.note_ready(ReadyChild(PresetId(name), Choice(), os.getpid(), 0.1))
+        async with asyncio.timeout(30):
+            await told.wait()  # of beta: it goes on with the next one
         running.cancel()
+    assert measured == ["alpha", "beta"]

@@ -136,7 +136,7 @@ def test_records_come_and_go(short_dir: Path) -> None:
         assert len(list(records.iterdir())) == 3
         assert [item.how for item in runtime.sweep_orphans()] == [SweptHow.KEPT] * 3
         for name in ("alpha#1", "alpha#2", long, "never"):
-            runtime.forget(name)
+            runtime.remove_record(name)
         assert list(records.iterdir()) == []
         process.kill()
         process.wait()
