@@ -32,10 +32,10 @@ import httpx
 from bench.estimate_models import ModelShape, write_model
 from llamaswap_py.devices.process_memory import read_host_use
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
-from llamaswap_py.estimate.types import HOST
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.memory_settings import read_settings
 from llamaswap_py.storage import LearnedFacts, RecordFolder
+from llamaswap_py.units import HOST
 
 MIB = 1024**2
 LOAD_TIMEOUT = 120.0

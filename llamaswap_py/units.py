@@ -1,4 +1,7 @@
-"""Sizes and durations, as people write them and as the code holds them (bytes, seconds)."""
+"""Sizes and durations, as people write them and as the code holds them (bytes, seconds).
+
+Beside them: the name of main memory, and texts that a terminal can show.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ _UNSHOWABLE: Final = re.compile(
 KIB: Final = 1024
 MIB: Final = 1024**2
 GIB: Final = 1024**3
+
+HOST: Final = "host"
+"""What main memory is called where devices have names, like CUDA0."""
 
 _SIZE_UNITS: Final[dict[str, int]] = {
     "b": 1,
@@ -109,6 +115,27 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} m" if minutes else f"{hours} h"
     return f"{hours // 24} d"
+
+
+def format_age(seconds: float) -> str:
+    """Return a duration in whole seconds or longer units."""
+    return format_duration(round(seconds)) if seconds >= 1 else "0 s"
+
+
+def spell_size(size: int) -> str:
+    """Return a size exactly, as the file writes it: `512MiB`, `17B` or `0`."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{size}B" if size else "0"
+
+
+def spell_duration(seconds: float) -> str:
+    """Return a duration exactly, as the file writes it: `90s`, `15m`, `250ms` or `0`."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        if seconds and seconds % unit == 0:
+            return f"{seconds / unit:.0f}{name}"
+    return f"{seconds * 1000:g}ms" if seconds else "0"
 
 
 def showable(text: str) -> str:

@@ -21,7 +21,7 @@ from llamaswap_py.config.discovery import Folder, models_in, preset_of
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.scan import scan_folder
-from llamaswap_py.devices import HOST, read_devices
+from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.hub.cache import cache_folder
@@ -30,7 +30,7 @@ from llamaswap_py.llamacpp.features import EngineFeatures
 from llamaswap_py.storage.regular_files import write_whole
 from llamaswap_py.supervisor.fit import BOUND, Judging
 from llamaswap_py.supervisor.prepare import Engines, prepare
-from llamaswap_py.units import GIB, format_size, showable
+from llamaswap_py.units import GIB, HOST, format_size, showable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

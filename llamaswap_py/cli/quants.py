@@ -8,9 +8,8 @@ from typing import Final
 import msgspec
 
 from llamaswap_py.estimate.contexts import Overheads
-from llamaswap_py.estimate.types import HOST
 from llamaswap_py.hub.refs import Build
-from llamaswap_py.units import format_size
+from llamaswap_py.units import HOST, format_size
 
 _BESIDE: Final = 1.1
 """What a model takes beside its weights, as a share of them, where its header is not known."""

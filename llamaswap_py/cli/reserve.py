@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamaswap_py.client import calls
 from llamaswap_py.errors import ConfigError, LswapError, RemoteError
-from llamaswap_py.units import parse_size
+from llamaswap_py.units import HOST, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,10 +44,10 @@ def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -
 def _only_device(remote: Remote) -> str:
     """Return the one card there is, else the host."""
     devices = [one.id for one in remote.ask(calls.state()).devices]
-    cards = [one for one in devices if one != "host"]
+    cards = [one for one in devices if one != HOST]
     if len(cards) > 1:
         raise LswapError(f"there are several devices: {', '.join(devices)}", remedy="say --device")
-    return cards[0] if cards else "host"
+    return cards[0] if cards else HOST
 
 
 def _wait_until_held(lines: Iterator[ReservationLine], what: str) -> str:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.preset_names import spelled
 from llamaswap_py.errors import LswapError
-from llamaswap_py.units import format_duration, format_size
+from llamaswap_py.units import HOST, format_age, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +53,9 @@ def _instance_row(
         f"{instance.leases}/{instance.slots}" if instance.slots else str(instance.leases),
         str(model.waiting) if model else "0",
         memory_text(model.footprint if model else None),
-        age_text(now - instance.spawned_at),
-        age_text(now - (instance.last_used_at or now)) if idle else "-",
-        age_text(instance.evict_at - now) if instance.evict_at is not None else "-",
+        format_age(now - instance.spawned_at),
+        format_age(now - (instance.last_used_at or now)) if idle else "-",
+        format_age(instance.evict_at - now) if instance.evict_at is not None else "-",
         instance.reason,
     )
 
@@ -93,11 +93,6 @@ def memory_text(footprint: dict[str, int] | None) -> str:
     return " + ".join(f"{device} {format_size(size)}" for device, size in footprint.items()) or "0"
 
 
-def age_text(seconds: float) -> str:
-    """Return a duration in whole seconds or longer units."""
-    return format_duration(round(seconds)) if seconds >= 1 else "0 s"
-
-
 def device_line(device: DeviceView) -> str:
     """Return `RAM: 23.5 GiB – models 0 B, other programs 1.6 GiB, kept free 1 GiB, …`."""
     declared = " (declared)" if device.source == "declared" else ""
@@ -113,7 +108,7 @@ def device_line(device: DeviceView) -> str:
 
 def device_name(id: str) -> str:
     """Return what people call a device."""
-    return "RAM" if id == "host" else id
+    return "RAM" if id == HOST else id
 
 
 def trouble_text(model: ModelView) -> str:
@@ -173,7 +168,7 @@ def _model_row(model: ModelView) -> tuple[str, ...]:
         model.state,
         f"{model.context_per_request:,}" if model.context_per_request else "?",
         memory_text(model.footprint),
-        age_text(model.ttl) if model.ttl is not None else "never",
+        format_age(model.ttl) if model.ttl is not None else "never",
         ", ".join(model.other_names) or "-",
         "; ".join(_notes(model)),
     )
@@ -185,7 +180,7 @@ def _state_line(model: ModelView, decisions: Sequence[DecisionView], now: float)
     if model.state == "unloaded" and last is not None and last.kind == "gone":
         reason = _reason_text(last.reason)
         glue = " " if reason.startswith("to ") else ": "
-        return f"{model.id}: unloaded {age_text(now - last.at)} ago{glue}{reason}"
+        return f"{model.id}: unloaded {format_age(now - last.at)} ago{glue}{reason}"
     reason = model.reason.removeprefix(f"{model.state}: ")
     return f"{model.id} is {model.state}" + (f": {reason}" if reason else "")
 
@@ -223,9 +218,9 @@ def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -
         for line in model.failure.log:
             print(f"  | {line}")
         if model.failure.retry_at is not None and model.failure.retry_at > now:
-            print(f"next try in {age_text(model.failure.retry_at - now)}")
+            print(f"next try in {format_age(model.failure.retry_at - now)}")
     rows = [
-        (f"{age_text(now - each.at)} ago", each.kind, _reason_text(each.reason))
+        (f"{format_age(now - each.at)} ago", each.kind, _reason_text(each.reason))
         for each in decisions
     ]
     if rows:

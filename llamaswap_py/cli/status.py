@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.children.running import find_running
-from llamaswap_py.cli.show import age_text, state_text
+from llamaswap_py.cli.show import state_text
 from llamaswap_py.client import calls
 from llamaswap_py.client.address import DEFAULT_URL
 from llamaswap_py.client.remote import Remote
 from llamaswap_py.errors import RemoteError
+from llamaswap_py.units import format_age
 
 if TYPE_CHECKING:
     from llamaswap_py.children.running import Running
@@ -57,7 +58,7 @@ def lines(status: Status) -> list[str]:
     since = ""
     if status.started_at is not None:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.started_at))
-        since = f", since {began} ({age_text(time.time() - status.started_at)})"
+        since = f", since {began} ({format_age(time.time() - status.started_at)})"
     version = f" {status.version}" if status.version else ""
     state = "running" if status.state == "unknown" else status.state
     said = [f"lswap{version} is {state} on {where}", f"  pid {status.pid}{since}"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamaswap_py.config.forms import HOST
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.llamacpp.command_line import (
     FIT_TARGET,
@@ -22,7 +21,7 @@ from llamaswap_py.llamacpp.command_line import (
 from llamaswap_py.llamacpp.context_size import slots
 from llamaswap_py.llamacpp.options import table_of
 from llamaswap_py.llamacpp.renamed_options import Said
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -170,30 +170,16 @@ def _with_unit(parse: Callable[[str], Any], what: str, examples: Callable[[str],
     return read
 
 
-def spell_size(size: int) -> str:
-    for unit, name in ((units.GIB, "GiB"), (units.MIB, "MiB"), (units.KIB, "KiB")):
-        if size and size % unit == 0:
-            return f"{size // unit}{name}"
-    return f"{size}B" if size else "0"
-
-
-def _spell_duration(seconds: float) -> str:
-    for unit, name in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        if seconds and seconds % unit == 0:
-            return f"{seconds / unit:.0f}{name}"
-    return f"{seconds * 1000:g}ms" if seconds else "0"
-
-
 _ZERO: Final = {"type": "integer", "const": 0}
 SIZE: Final = Form(
     _with_unit(units.parse_size, "a size like 512MiB", lambda n: f"{n}MiB or {n}GiB"),
     {"anyOf": [{"title": "size", "type": "string", "pattern": units.SIZE_PATTERN}, _ZERO]},
-    spell_size,
+    units.spell_size,
 )
 DURATION: Final = Form(
     _with_unit(units.parse_duration, "a duration like 30s", lambda n: f"{n}s, {n}m or {n}h"),
     {"anyOf": [{"title": "duration", "type": "string", "pattern": units.DURATION_PATTERN}, _ZERO]},
-    _spell_duration,
+    units.spell_duration,
 )
 
 
@@ -322,9 +308,6 @@ WHEN_FULL: Final = Form(
 
 
 Backend: TypeAlias = Literal["cpu", "cuda", "rocm", "vulkan", "metal"]
-
-HOST = "host"
-"""The device id of main memory."""
 
 
 class EngineChoice(msgspec.Struct, frozen=True):

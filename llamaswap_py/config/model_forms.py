@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from llamaswap_py import units
 from llamaswap_py.config.forms import (
-    HOST,
     PORT,
     SIZE,
     SOCKET,
@@ -27,7 +26,6 @@ from llamaswap_py.config.forms import (
     or_word,
     read_list,
     read_text,
-    spell_size,
 )
 from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,
@@ -41,6 +39,7 @@ from llamaswap_py.config.yaml_tree import (
 from llamaswap_py.llamacpp.env_variables import RESERVED
 from llamaswap_py.llamacpp.options import long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
+from llamaswap_py.units import HOST, spell_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from llamaswap_py.devices.host import read_cache_room
-from llamaswap_py.devices.inventory import HOST, Device, read_devices
+from llamaswap_py.devices.inventory import Device, read_devices
 from llamaswap_py.devices.placement import placement_env, translate
 from llamaswap_py.devices.reader import Measurement, PoolReading, strangers_by_charge
 from llamaswap_py.devices.telemetry import Telemetry
 
 __all__ = [
-    "HOST",
     "Device",
     "Measurement",
     "PoolReading",

@@ -33,8 +33,7 @@ from llamaswap_py.devices.visible import (
     visible_gpus,
     vulkan_indices,
 )
-
-HOST: Final = "host"
+from llamaswap_py.units import HOST
 
 _log: Final = logging.getLogger("lswap.devices")
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from llamaswap_py.units import HOST
+
 PREFIXES: Final[dict[str, str]] = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan"}
 """Backend -> how llama.cpp begins the names of its devices."""
 
-_HOST: Final = "host"
 _HOST_BUFFERS: Final = re.compile(r"CPU.*|AMX|BLAS|host|\w+_Host", re.IGNORECASE)
 
 
@@ -49,7 +50,7 @@ def translate(
         if names:
             return names[number] if number < len(names) else None
         return None if devices else f"{prefix}{number}"
-    return _HOST if _HOST_BUFFERS.fullmatch(name) else None
+    return HOST if _HOST_BUFFERS.fullmatch(name) else None
 
 
 def _visible(devices: Sequence[str], prefix: str, uuids: Mapping[str, str]) -> list[str]:

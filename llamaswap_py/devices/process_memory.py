@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.devices.inventory import HOST, Device
+from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
+from llamaswap_py.units import HOST
 
 _log: Final = logging.getLogger("lswap.devices")
 _KIB: Final = 1024

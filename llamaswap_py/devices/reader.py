@@ -18,8 +18,9 @@ from llamaswap_py.devices.host import (
     read_host,
     sees_all_processes,
 )
-from llamaswap_py.devices.inventory import HOST, Device
+from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
+from llamaswap_py.units import HOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Final
 
 from llamaswap_py.config.records import Memory
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
-from llamaswap_py.estimate.types import HOST
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import Settings
+from llamaswap_py.units import HOST
 
 USUAL: Final = tuple(thousands * 1024 for thousands in (4, 8, 16, 32, 64, 128))
 """Contexts that are tried, in tokens."""

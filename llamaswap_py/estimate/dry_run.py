@@ -14,10 +14,11 @@ from llamaswap_py.estimate.formula import (
     lay_out,
     without_spare_logits,
 )
-from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.types import EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.fit_params import has_table, read_figures
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
+from llamaswap_py.units import HOST
 
 MOVED: Final = "rearranged weights"
 

@@ -33,7 +33,6 @@ from llamaswap_py.estimate.formula import (
     token_bytes,
 )
 from llamaswap_py.estimate.types import (
-    HOST,
     PROMPT_CACHE,
     Estimate,
     EstimateError,
@@ -52,6 +51,7 @@ from llamaswap_py.llamacpp.fit_params import (
 )
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
+from llamaswap_py.units import HOST
 
 Headers = tuple[Header, ...]
 Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]

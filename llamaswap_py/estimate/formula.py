@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, EstimateError, Part
+from llamaswap_py.estimate.types import PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB
 
 # The context: KV cache, recurrent state, sliding windows
 #

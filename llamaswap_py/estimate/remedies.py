@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
 from llamaswap_py.estimate.formula import context_of
-from llamaswap_py.estimate.types import HOST, PROMPT_CACHE, Estimate, EstimateError, Source
+from llamaswap_py.estimate.types import PROMPT_CACHE, Estimate, EstimateError, Source
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
     names_of,
@@ -25,6 +25,7 @@ from llamaswap_py.llamacpp.memory_settings import (
     with_experts_on_host,
     with_layers_on_card,
 )
+from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate.estimator import Estimator

@@ -11,7 +11,6 @@ import msgspec
 from llamaswap_py.errors import LswapError
 from llamaswap_py.units import format_size
 
-HOST: Final = "host"
 PROMPT_CACHE: Final = "prompt cache"
 TOLERANCE: Final = 0.05
 """An estimate that was off by more than this is worth a line in the log."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.estimate.types import HOST
 from llamaswap_py.llamacpp.memory_settings import deciding_words
+from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate.files import FileIdentity

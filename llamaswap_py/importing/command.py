@@ -23,6 +23,7 @@ from llamaswap_py.llamacpp.options import (
     plain_name,
 )
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
+from llamaswap_py.units import HOST
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -210,7 +211,7 @@ def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, plac
             cards = [f"CUDA{number}" for number in value.split(",")]
             preset["device"] = cards[0] if len(cards) == 1 else cards
         elif name == "CUDA_VISIBLE_DEVICES" and value in ("", "-1"):
-            preset["device"] = "host"
+            preset["device"] = HOST
         elif name == "CUDA_DEVICE_ORDER":
             continue  # lswap numbers cards by bus id, always
         elif name.startswith(tuple(RESERVED)):

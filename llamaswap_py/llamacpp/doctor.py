@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.llamacpp.binaries import Broken, EngineSpec, find_engines
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
+from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Report", "State", "examine"]
 
-_GIB: Final = 1 << 30
 _MARKS: Final = {
     "child_mode": "no child mode: no load progress, and stopping is by signal",
     "unix_socket": "no unix sockets: loopback TCP ports are used",
@@ -184,7 +184,7 @@ def _nvidia_gpu(pynvml: Any, index: int) -> Check:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     name = _text(pynvml.nvmlDeviceGetName(handle))
-    detail = f"{name}, {_gib(memory.free)} of {_gib(memory.total)} free"
+    detail = f"{name}, {format_size(memory.free)} of {format_size(memory.total)} free"
     return Check("NVIDIA", f"CUDA{index}", State.OK, detail)
 
 
@@ -196,7 +196,7 @@ def _amd() -> Iterator[Check]:
     cards = [card for card in sorted(Path("/sys/class/drm").glob("card*")) if _is_amd(card)]
     for number, card in enumerate(cards):
         total, used = (_number(card / f"device/mem_info_vram_{word}") for word in ("total", "used"))
-        detail = f"{card.name}, {_gib(total - used)} of {_gib(total)} free"
+        detail = f"{card.name}, {format_size(total - used)} of {format_size(total)} free"
         yield Check("AMD", f"ROCm{number}", State.OK, detail)
     if not cards:
         remedy = "with an AMD card: load the amdgpu driver"
@@ -265,7 +265,3 @@ def _folders() -> Iterator[Check]:
             str(folder) if writable else f"{existing} is not writable",
             "" if writable else "set XDG_DATA_HOME and XDG_CACHE_HOME to folders of yours",
         )
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / _GIB:.1f} GiB"

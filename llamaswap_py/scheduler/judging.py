@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting
-from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PresetPlan
-from llamaswap_py.units import MIB, format_size
+from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PoolId, PresetPlan
+from llamaswap_py.units import HOST, MIB, format_size
 
 LEAST_MARGIN: Final = 8
 """A smaller margin is named as a remedy if at least one such part of it is left."""
@@ -63,8 +63,8 @@ def remedies(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ())
 def footprint_text(footprint: Footprint) -> str:
     """Return `4.4 GiB` of the host, or `CUDA0 7 GiB + host 1.2 GiB`."""
     sizes = {str(pool): size for pool, size in footprint.items() if size and not is_counting(pool)}
-    if set(sizes) == {"host"}:
-        return format_size(sizes["host"])
+    if set(sizes) == {HOST}:
+        return format_size(sizes[PoolId(HOST)])
     return " + ".join(f"{pool} {format_size(size)}" for pool, size in sizes.items()) or "0 B"
 
 

@@ -21,9 +21,8 @@ from llamaswap_py.scheduler.types import (
     PresetId,
     PresetPlan,
 )
-from llamaswap_py.units import format_size
+from llamaswap_py.units import HOST, format_size
 
-HOST = PoolId("host")
 LOADED = PoolId("max_loaded")
 _UNMEASURED = "unmeasured@"
 _EXCLUSIVE = "exclusive@"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llamaswap_py.devices import HOST, Device
+from llamaswap_py.devices import Device
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
@@ -24,7 +24,7 @@ from llamaswap_py.supervisor.fit import as_remedies, leaner_for, wanted_for, way
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.tasks import guard
-from llamaswap_py.units import format_size
+from llamaswap_py.units import HOST, format_size
 
 _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.config.records import Config
-from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.remedies import Leaner, Remedies
@@ -23,6 +23,7 @@ from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of, sleeping_footprint
+from llamaswap_py.units import HOST
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""

@@ -45,13 +45,13 @@ from llamaswap_py.llamacpp.slots import (
 )
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.ledger import HOST
 from llamaswap_py.scheduler.state import SchedulerState
+from llamaswap_py.scheduler.types import PoolId
 from llamaswap_py.storage.kv_files import Kept, KeptFolder, KeptSlot
 from llamaswap_py.storage.record_folder import kept_folder
 from llamaswap_py.supervisor.prepare import Prepared, Way
 from llamaswap_py.tasks import guard
-from llamaswap_py.units import KIB, MIB, format_duration, format_size
+from llamaswap_py.units import HOST, KIB, MIB, format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,7 +176,7 @@ class KvCache:
 
     def give_way(self, loading: str = "") -> None:
         """Give back main memory that instances or other programs need; `loading` goes last."""
-        if self.in_memory and (free := self._state.ledger.free().get(HOST)) is not None:
+        if self.in_memory and (free := self._state.ledger.free().get(PoolId(HOST))) is not None:
             gone = self.folder.shrink(max(free, 0), last={loading, *self._awaited()})
             if gone:
                 _log.info("gave up %s of kept conversations for memory", format_size(gone))
@@ -375,7 +375,7 @@ class KvCache:
         """Return how many bytes may be kept in all; the ledger's free ones are without them."""
         room = self.folder.room()
         if self.folder.place is not None and self.folder.place.in_memory:
-            free = self._state.ledger.free().get(HOST)
+            free = self._state.ledger.free().get(PoolId(HOST))
             room = room if free is None else min(room, max(free, 0))
         return max(room - self._writing, 0)
 

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 from llamaswap_py.devices import Device, Measurement, strangers_by_charge
 from llamaswap_py.scheduler import InstanceKey
-from llamaswap_py.scheduler.ledger import HOST
 from llamaswap_py.scheduler.types import Footprint, Pool, PoolId
 from llamaswap_py.supervisor.reservations import Reservation
+from llamaswap_py.units import HOST
 
 
 class MemoryPools:

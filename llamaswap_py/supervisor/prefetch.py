@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llamaswap_py.config.records import Memory
-from llamaswap_py.devices import HOST, read_cache_room
+from llamaswap_py.devices import read_cache_room
 from llamaswap_py.devices.page_cache import Reading
 from llamaswap_py.llamacpp.memory_settings import read_settings
 from llamaswap_py.scheduler import events as ev
@@ -24,6 +24,7 @@ from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PoolId, PresetId
 from llamaswap_py.snapshot import ReadAheadView
 from llamaswap_py.supervisor.prepare import Prepared
+from llamaswap_py.units import HOST
 
 _GRACE: Final = 0.02
 """Seconds before anything is read: most swaps of an idle model are over by then."""

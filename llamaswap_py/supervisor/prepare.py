@@ -20,7 +20,7 @@ from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
 from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.records import Config, Preset, groups_of
-from llamaswap_py.devices import HOST, Device, placement_env
+from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
@@ -44,7 +44,7 @@ from llamaswap_py.scheduler.types import (
 )
 from llamaswap_py.supervisor.library import with_files
 from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
-from llamaswap_py.units import MIB, format_size
+from llamaswap_py.units import HOST, MIB, format_size
 
 
 def find_program(preset: Preset) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamaswap_py.tui.history import Rates
-from llamaswap_py.units import format_duration
+from llamaswap_py.units import format_age
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,7 +184,7 @@ def _title(snapshot: Snapshot) -> str:
     words = [
         f"lswap {_place(snapshot)}",
         snapshot.state,
-        f"up {format_duration(int(max(0.0, snapshot.now - snapshot.started_at)))}",
+        f"up {format_age(snapshot.now - snapshot.started_at)}",
         f"{loaded} of {len(snapshot.models)} loaded",
         f"{snapshot.requests_open} open",
         f"{snapshot.requests_total} answered",

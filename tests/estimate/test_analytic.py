@@ -21,10 +21,10 @@ from llamaswap_py.estimate.formula import (
     window_layers,
     without_spare_logits,
 )
-from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.types import EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
-from llamaswap_py.units import GIB, MIB
+from llamaswap_py.units import GIB, HOST, MIB
 from tests.estimate.models import model
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from llamaswap_py.estimate.dry_run import MOVED, dry_parts, parse_answer, window_correction
 from llamaswap_py.estimate.formula import context_of, is_recurrent, lay_out
-from llamaswap_py.estimate.types import HOST, EstimateError, Part, total
+from llamaswap_py.estimate.types import EstimateError, Part, total
 from llamaswap_py.llamacpp.fit_params import DryRuns, FitParamsError, draft_args, fit_args
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB
 from tests.estimate.models import model
 
 if TYPE_CHECKING:

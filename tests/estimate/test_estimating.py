@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.devices import HOST, Device
+from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimate
 from llamaswap_py.estimate.types import Source
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 from llamaswap_py.supervisor.prepare import Engines, prepare
-from llamaswap_py.units import GIB
+from llamaswap_py.units import GIB, HOST
 
 pytestmark = pytest.mark.anyio
 TEXT = """

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.estimate import Estimate, Estimator, Part, Source, Wanted, surprise
-from llamaswap_py.estimate.types import HOST, EstimateError
+from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.storage import LearnedFacts, RecordFolder
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,10 @@ import pytest
 
 from llamaswap_py.devices.process_memory import read_host_use
 from llamaswap_py.estimate import Estimate, Estimator, Source, Wanted
-from llamaswap_py.estimate.types import HOST, EstimateError
+from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.llamacpp.probe import probe_engine
 from llamaswap_py.storage import LearnedFacts, RecordFolder
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

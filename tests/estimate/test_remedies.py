@@ -9,9 +9,9 @@ import pytest
 from llamaswap_py.estimate import Estimate, Part, Source, Wanted
 from llamaswap_py.estimate import remedies as module
 from llamaswap_py.estimate.remedies import Leaner, Remedies
-from llamaswap_py.estimate.types import HOST, EstimateError
+from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.llamacpp.memory_settings import ALL, read_settings
-from llamaswap_py.units import GIB
+from llamaswap_py.units import GIB, HOST
 from tests.estimate.models import model
 
 if TYPE_CHECKING:

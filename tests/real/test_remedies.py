@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.cli import init
-from llamaswap_py.devices import HOST, Device
+from llamaswap_py.devices import Device
 from llamaswap_py.estimate.files import cpu_flags
 from llamaswap_py.estimate.formula import repackable_kinds
-from llamaswap_py.units import GIB, MIB
+from llamaswap_py.units import GIB, HOST, MIB
 from tests.real.answers import error_of
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.devices import HOST, Device
+from llamaswap_py.devices import Device
 from llamaswap_py.supervisor.prepare import Engines, is_mended, prepare
-from llamaswap_py.units import GIB
+from llamaswap_py.units import GIB, HOST
 
 
 @pytest.mark.parametrize(

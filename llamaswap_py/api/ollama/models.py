@@ -13,6 +13,7 @@ from llamaswap_py.api.ollama.shared import name_of, preset_of, read, stamp
 from llamaswap_py.api.openai import listed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.supervisor.library import pull_hint
+from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
@@ -58,7 +59,7 @@ async def ps(call: Call) -> None:
         entry = _listed(model.id, model, facts)
         taken = model.footprint or {}
         entry["size"] = sum(taken.values()) or entry["size"]
-        entry["size_vram"] = sum(size for device, size in taken.items() if device != "host")
+        entry["size_vram"] = sum(size for device, size in taken.items() if device != HOST)
         entry["expires_at"] = _expires(snapshot, one)
         entry["context_length"] = model.context_per_request or facts.context_length
         found.append(entry)
