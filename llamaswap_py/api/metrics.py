@@ -45,9 +45,9 @@ STATES: Final = (
 
 async def scrape(call: Call) -> None:
     """GET /metrics without a model: lswap's own figures, and those of its ready children."""
-    feed = call.supervisor.event_log
+    log = call.supervisor.event_log
     kept = call.supervisor.kv_cache.counts
-    happened = {"stops": feed.stops, "failures": feed.failures, "kept_slots": kept}
+    happened = {"stops": log.stops, "failures": log.failures, "kept_slots": kept}
     happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)
     body, content_type = render(

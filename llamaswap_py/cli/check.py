@@ -23,14 +23,14 @@ from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.llamacpp.context_size import context_per_request
-from llamaswap_py.supervisor.fit import BOUND, Judging
+from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llamaswap_py.config.records import Config
-    from llamaswap_py.supervisor.fit import Judged
+    from llamaswap_py.supervisor.fit import FitResult
     from llamaswap_py.supervisor.prepare import Prepared, Way
 
 
@@ -95,8 +95,8 @@ def check(origin: Origin) -> Report:
         environment=os.environ,
     )
     prepared = prepare(config, engines, devices)
-    judging = Judging(config, devices, Estimator(), fresh=False)
-    judged = asyncio.run(judging.all(list(prepared.values()), BOUND))
+    fit_check = FitCheck(config, devices, Estimator(), fresh=False)
+    judged = asyncio.run(fit_check.all(list(prepared.values()), BOUND))
     models = [_checked(one, problems, judged[name], config) for name, one in prepared.items()]
     plans = [
         replace(one.plan, choices=judged[name].choices or one.plan.choices)
@@ -145,7 +145,7 @@ def _has_windows(way: Way) -> bool:
         return False
 
 
-def _checked(prepared: Prepared, said: list[str], judged: Judged, config: Config) -> Checked:
+def _checked(prepared: Prepared, said: list[str], judged: FitResult, config: Config) -> Checked:
     """Leave out of a preset what was said of the whole file: that there is no engine."""
     preset = prepared.preset
     problems = [

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from llamaswap_py.config.records import Config
 from llamaswap_py.devices import Device
-from llamaswap_py.scheduler.judging import remedies
+from llamaswap_py.scheduler.feasibility import remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.types import Choice, InstanceKey, PresetPlan
 from llamaswap_py.supervisor.prepare import policy_of, pools_of

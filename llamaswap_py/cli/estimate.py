@@ -14,7 +14,7 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
-from llamaswap_py.supervisor.fit import Judging
+from llamaswap_py.supervisor.fit import FitCheck
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import format_size
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.load import Origin
     from llamaswap_py.config.records import Config
-    from llamaswap_py.supervisor.fit import Judged
+    from llamaswap_py.supervisor.fit import FitResult
 
 COLUMNS = ("model", "device", "memory", "source", "made of")
 
@@ -97,9 +97,9 @@ async def estimate_config(
         environment=os.environ,
     )
     prepared = prepare(config, engines, devices)
-    judging = Judging(config, devices, estimator or Estimator(), fresh=fresh)
+    fit_check = FitCheck(config, devices, estimator or Estimator(), fresh=fresh)
     chosen_ones = [one for name, one in prepared.items() if chosen in (None, name)]
-    judged = await judging.all(chosen_ones, None)
+    judged = await fit_check.all(chosen_ones, None)
     lines = [_line(judged[one.preset.id]) for one in chosen_ones]
     rooms = [Room(one.id, one.total, one.margin, one.source) for one in devices]
     room = {one.device: one.total - one.margin for one in rooms}
@@ -111,7 +111,7 @@ async def estimate_config(
     return Report(rooms, lines, together)
 
 
-def _line(judged: Judged) -> Line:
+def _line(judged: FitResult) -> Line:
     estimate = judged.estimate
     if estimate is None and judged.problem:
         return Line(judged.id, problem=judged.unknown)

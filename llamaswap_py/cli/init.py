@@ -28,7 +28,7 @@ from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
 from llamaswap_py.storage.regular_files import write_whole
-from llamaswap_py.supervisor.fit import BOUND, Judging
+from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import GIB, HOST, format_size, showable
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.discovery import FoundModel
     from llamaswap_py.devices import Device
-    from llamaswap_py.supervisor.fit import Judged
+    from llamaswap_py.supervisor.fit import FitResult
 
 
 def choose_origin(
@@ -160,7 +160,7 @@ class Machine:
     models: Sequence[FoundModel]
     folders: Sequence[str]
     looked: Sequence[Path]
-    judged: Mapping[str, Judged] = field(default_factory=dict)
+    judged: Mapping[str, FitResult] = field(default_factory=dict)
     """What each model takes; a model that is not there was not estimated in time."""
 
 
@@ -227,7 +227,7 @@ def look(model_dirs: tuple[Path, ...]) -> Machine:
     return replace(machine, judged=_judge(machine))
 
 
-def _judge(machine: Machine) -> Mapping[str, Judged]:
+def _judge(machine: Machine) -> Mapping[str, FitResult]:
     """Judge every model with the settings that the file will have, as `lswap check` will."""
     presets = {model.id: preset_of(model) for model in machine.models}
     text = msgspec.json.encode(presets).decode().replace("${", "$${")
@@ -242,8 +242,8 @@ def _judge(machine: Machine) -> Mapping[str, Judged]:
         backend = "cpu" if all(one.id == HOST for one in machine.devices) else "cuda"
         absent = Engine(Path("/nonexistent/llama-server"), None, backend, "", EngineFeatures())
         prepared = {name: replace(one, engine=absent) for name, one in prepared.items()}
-    judging = Judging(config, tuple(machine.devices), Estimator(), fresh=False)
-    judged = asyncio.run(judging.all(list(prepared.values()), BOUND))
+    fit_check = FitCheck(config, tuple(machine.devices), Estimator(), fresh=False)
+    judged = asyncio.run(fit_check.all(list(prepared.values()), BOUND))
     return {name: one for name, one in judged.items() if one.estimate is not None}
 
 

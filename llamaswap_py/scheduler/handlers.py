@@ -11,7 +11,7 @@ from dataclasses import replace
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Refuse, StopReason
 from llamaswap_py.scheduler.effects import Effects
-from llamaswap_py.scheduler.judging import judge, remedies
+from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.lifecycle import State, Trigger
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState

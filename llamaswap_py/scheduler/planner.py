@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llamaswap_py.scheduler.judging import Option, judge, remedies
+from llamaswap_py.scheduler.feasibility import Option, judge, remedies
 from llamaswap_py.scheduler.ledger import Amounts, add, fits, is_counting
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter

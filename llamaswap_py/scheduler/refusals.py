@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.events import RequestArrived
-from llamaswap_py.scheduler.judging import footprint_text
+from llamaswap_py.scheduler.feasibility import footprint_text
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState

@@ -18,7 +18,7 @@ from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.remedies import Leaner, Remedies
 from llamaswap_py.estimate.types import EstimateError
-from llamaswap_py.scheduler.judging import Option, judge, remedies
+from llamaswap_py.scheduler.feasibility import Option, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
@@ -31,7 +31,7 @@ _LATE: Final = f"not estimated within {BOUND:.0f} s: `lswap estimate` goes on un
 
 
 @dataclass(slots=True)
-class Judged:
+class FitResult:
     """One preset: what it takes as it would be loaded first, and what keeps it from fitting.
 
     `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
@@ -48,8 +48,8 @@ class Judged:
     choices: tuple[Choice, ...] = ()
 
 
-class Judging:
-    """Judges the presets of one configuration; loads nothing."""
+class FitCheck:
+    """Says of each preset of one configuration whether it fits; loads nothing."""
 
     def __init__(
         self, config: Config, devices: tuple[Device, ...], estimator: Estimator, *, fresh: bool
@@ -60,9 +60,9 @@ class Judging:
         self._fresh = fresh
         self._ledger = Ledger(pools_of(devices), policy_of(config))
 
-    async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, Judged]:
+    async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, FitResult]:
         """Return a judgement of each; with `bound`, as many as can be had in so many seconds."""
-        found = {one.preset.id: Judged(one.preset.id, unknown=_LATE) for one in prepared}
+        found = {one.preset.id: FitResult(one.preset.id, unknown=_LATE) for one in prepared}
         try:
             async with asyncio.timeout(bound):
                 for one in prepared:
@@ -71,9 +71,9 @@ class Judging:
             pass
         return found
 
-    async def one(self, prepared: Prepared) -> Judged:
+    async def one(self, prepared: Prepared) -> FitResult:
         """Return the judgement of one preset, as if nothing else were loaded."""
-        judged = Judged(prepared.preset.id)
+        judged = FitResult(prepared.preset.id)
         if prepared.plan.absent:
             judged.unknown = "known once its files are here (`lswap pull`)"
             return judged
@@ -111,8 +111,8 @@ class Judging:
         return self._verdict(prepared, judged, estimates)
 
     def _verdict(
-        self, prepared: Prepared, judged: Judged, estimates: Mapping[int, Estimate]
-    ) -> Judged:
+        self, prepared: Prepared, judged: FitResult, estimates: Mapping[int, Estimate]
+    ) -> FitResult:
         plan = replace(prepared.plan, choices=judged.choices)
         judged.problem = judged.remedy = judged.unknown = ""
         self._ledger.open_pools(plan)

@@ -89,7 +89,7 @@ async def _aside(read: Callable[[], _T]) -> _T:
     return await asyncio.get_running_loop().run_in_executor(_READERS, read)
 
 
-class FactsBook:
+class ModelFactsCache:
     """The facts of every preset, read once for each version of its files."""
 
     def __init__(self, prepared: Mapping[str, Prepared]) -> None:

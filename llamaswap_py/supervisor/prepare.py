@@ -30,7 +30,7 @@ from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.features import Option
 from llamaswap_py.redaction import hide
-from llamaswap_py.scheduler.judging import judge, remedies
+from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.types import (
     TOO_LARGE,

@@ -48,7 +48,7 @@ from llamaswap_py.supervisor.kv_cache import KvCache
 from llamaswap_py.supervisor.leases import Lease, Leases, Ticket
 from llamaswap_py.supervisor.library import heads_asked
 from llamaswap_py.supervisor.memory_pools import MemoryPools
-from llamaswap_py.supervisor.model_facts import FactsBook
+from llamaswap_py.supervisor.model_facts import ModelFactsCache
 from llamaswap_py.supervisor.names import names_of
 from llamaswap_py.supervisor.overrides import Overrides
 from llamaswap_py.supervisor.prefetch import Prefetch
@@ -123,7 +123,7 @@ class Supervisor:
         if record is not None:
             self.decider = Recorder(record, self.scheduler, plans, pools)
         self.event_log = EventLog()
-        self.facts = FactsBook(self.presets.prepared)
+        self.facts = ModelFactsCache(self.presets.prepared)
         state = self.scheduler.state
         self.names = names_of(config, state)
         self.request_history = RequestHistory(about.name, self.scheduler.traffic)

@@ -31,7 +31,7 @@ from llamaswap_py.snapshot import (
 )
 from llamaswap_py.supervisor.event_log import EventLog
 from llamaswap_py.supervisor.instances import Replays
-from llamaswap_py.supervisor.model_facts import FactsBook
+from llamaswap_py.supervisor.model_facts import ModelFactsCache
 from llamaswap_py.supervisor.names import Names, names_of
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import ResumableStreams
@@ -205,8 +205,8 @@ class FakeSupervisor:
         self.loaded.append(f"{preset} pinned {pinned}")
 
     @cached_property
-    def facts(self) -> FactsBook:
-        return FactsBook({})
+    def facts(self) -> ModelFactsCache:
+        return ModelFactsCache({})
 
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         self.loaded.append(f"{preset} for {seconds}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import pytest
 
-from llamaswap_py.supervisor.model_facts import FactsBook
+from llamaswap_py.supervisor.model_facts import ModelFactsCache
 from tests.unit.api_fakes import (
     FakeSupervisor,
     ask,
@@ -36,7 +36,7 @@ def write(path: Path, architecture: str, **metadata: bool | str) -> Path:
     return path
 
 
-class Book(FactsBook):
+class Book(ModelFactsCache):
     """The facts of the presets of a file, as if each had its arguments made."""
 
     def __init__(self, folder: Path, args: dict[str, tuple[str, ...]], template: str = "") -> None:

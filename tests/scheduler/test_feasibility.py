@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaswap_py.scheduler import events as ev
-from llamaswap_py.scheduler.judging import judge, remedies
+from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.types import (
     Choice,
