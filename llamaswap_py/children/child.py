@@ -42,14 +42,14 @@ from llamaswap_py.children.watchdog import watch_child
 from llamaswap_py.llamacpp.command_line import listen_words
 from llamaswap_py.llamacpp.failures import Failure, FailureKind, classify
 from llamaswap_py.llamacpp.output import (
-    Ending,
+    EndingSign,
     LineSplitter,
-    Listening,
-    Loading,
-    Log,
+    ListeningSign,
+    LoadingSign,
+    OutputLine,
     Readiness,
-    Ready,
-    Sleeping,
+    ReadySign,
+    SleepingSign,
 )
 from llamaswap_py.redaction import Redactor, hide, redact_args
 from llamaswap_py.tasks import guard
@@ -352,22 +352,22 @@ class Child:
         load = self._load
         assert load is not None
         match sign:
-            case Log(text):
+            case OutputLine(text):
                 self._note(text)
                 load.heard()
-            case Loading(fraction, stage):
+            case LoadingSign(fraction, stage):
                 load.reported(fraction, stage)
-            case Listening(endpoint):
+            case ListeningSign(endpoint):
                 load.listening(endpoint)
-            case Ready(payload) if self._asleep:
+            case ReadySign(payload) if self._asleep:
                 self._asleep = False
                 self._emit_unless_stopping(ChildWoke())
-            case Ready(payload):
+            case ReadySign(payload):
                 load.ready(payload)
-            case Sleeping():
+            case SleepingSign():
                 self._asleep = True
                 self._emit_unless_stopping(ChildSlept())
-            case Ending():
+            case EndingSign():
                 self._ending = True
                 self._emit_unless_stopping(ChildEnding())
 

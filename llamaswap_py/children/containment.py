@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from llamaswap_py.children.cgroups import Home
-from llamaswap_py.llamacpp.doctor import Check, State
+from llamaswap_py.llamacpp.doctor import Check, CheckState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def examine_containment() -> Check:
         return Check(
             "children",
             "containment",
-            State.ABSENT,
+            CheckState.ABSENT,
             "only the process group of a model ends with it",
         )
     home = Home.open()
@@ -43,7 +43,11 @@ def examine_containment() -> Check:
     detail = f"what a model starts ends with it, by {_WAYS[way]}{holds}{lacking}"
     remedy = "`lswap service install`, or `systemd-run --user --scope -p Delegate=yes lswap up`"
     return Check(
-        "children", "containment", State.OK, detail, f"to enforce them: {remedy}" if lacks else ""
+        "children",
+        "containment",
+        CheckState.OK,
+        detail,
+        f"to enforce them: {remedy}" if lacks else "",
     )
 
 

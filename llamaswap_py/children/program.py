@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.children.ask import Answer, get
 from llamaswap_py.children.loading import Load
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.llamacpp.output import Listening, Log
+from llamaswap_py.llamacpp.output import ListeningSign, OutputLine
 from llamaswap_py.proxy.dial import open_tcp
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class ProgramLines:
         """Return what one line means."""
         del stream
         plain = _COLOUR.sub("", line) if "\x1b" in line else line
-        return [Listening(None), Log(plain)] if self._says_ready(plain) else [Log(plain)]
+        said = OutputLine(plain)
+        return [ListeningSign(None), said] if self._says_ready(plain) else [said]
 
     def _says_ready(self, line: str) -> bool:
         if self._text is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.config.records import Config
     from llamaswap_py.importing.draft import Draft
-    from llamaswap_py.importing.ollama import Manifest
+    from llamaswap_py.importing.ollama import OllamaManifest
     from llamaswap_py.llamacpp.options import Option, OptionTable
 
 __all__ = ["app"]
@@ -193,9 +193,9 @@ def _ollama_folder() -> Path:
     raise ConfigError(f"no models of Ollama in {tried}", remedy="name the folder with `manifests`")
 
 
-def _manifests(folder: Path) -> list[Manifest]:
+def _manifests(folder: Path) -> list[OllamaManifest]:
     from llamaswap_py.errors import ConfigError
-    from llamaswap_py.importing.ollama import Manifest
+    from llamaswap_py.importing.ollama import OllamaManifest
     from llamaswap_py.units import is_utf8, showable
 
     root = folder / "manifests"
@@ -210,7 +210,7 @@ def _manifests(folder: Path) -> list[Manifest]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             text = ""
-        found.append(Manifest(path.relative_to(root).parts, text))
+        found.append(OllamaManifest(path.relative_to(root).parts, text))
     return found
 
 

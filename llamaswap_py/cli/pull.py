@@ -19,7 +19,7 @@ from llamaswap_py.estimate.contexts import overheads_of
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.hub.api import list_repo, read_remote_header
 from llamaswap_py.hub.cache import keep_listing
-from llamaswap_py.hub.fetch import Order, Step, Wanted, fetch
+from llamaswap_py.hub.fetch import Order, Step, WantedFile, fetch
 from llamaswap_py.hub.refs import (
     HubError,
     HubRef,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llamaswap_py.cli.quants import Quant
     from llamaswap_py.devices import Device
     from llamaswap_py.estimate.contexts import Overheads
-    from llamaswap_py.hub.api import Listing
+    from llamaswap_py.hub.api import RepoListing
     from llamaswap_py.hub.refs import Build
 
 _MARGIN: Final = GIB
@@ -94,7 +94,7 @@ def run(
     say(f"{ref.repo} {described(quant) if ref.tag else verdict(quants, at)}")
     first = build.files[0].path
     files = [*build.files, *filter(None, [projector_of(listing.files, first)])]
-    wanted_files = tuple(Wanted(file.path, file.size, file.sha256) for file in files)
+    wanted_files = tuple(WantedFile(file.path, file.size, file.sha256) for file in files)
     keep_listing(ref, listing.files)
     with _progress(shown=not as_json) as report:
         paths = fetch(Order(ref.repo, listing.commit, wanted_files), report)
@@ -147,7 +147,7 @@ def _devices(config: Path | None) -> tuple[Device, ...]:
 
 
 def _overheads(
-    ref: HubRef, listing: Listing, build: Build | None, devices: Sequence[str], *, asked: int
+    ref: HubRef, listing: RepoListing, build: Build | None, devices: Sequence[str], *, asked: int
 ) -> Overheads | None:
     """Read one header on the hub, that of `build` or any; None, with a line, if that fails."""
     try:

@@ -14,7 +14,7 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.simulator.report import COLUMNS, row_of
 from llamaswap_py.simulator.run import LSWAP, POLICIES, StuckError, run_case
-from llamaswap_py.simulator.scenario import Loading, make_case
+from llamaswap_py.simulator.scenario import SimulatedChild, make_case
 from llamaswap_py.simulator.trace import parse_trace
 from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
 from llamaswap_py.units import format_duration, parse_size
@@ -117,7 +117,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"the trace cannot be read: {reason}", where=str(path)) from None
 
 
-def _loading(prepared: Prepared, rate: int) -> Loading:
+def _loading(prepared: Prepared, rate: int) -> SimulatedChild:
     """Take the load time from the size of the files, else from the footprint."""
     size = sum(_size(file) for file in prepared.files)
     if not size:
@@ -126,7 +126,7 @@ def _loading(prepared: Prepared, rate: int) -> Loading:
     named = isinstance(parallel, int) and not isinstance(parallel, bool) and parallel > 0
     slots = parallel if named else _SLOTS
     assert isinstance(slots, int)
-    return Loading(max(size / rate, _SHORTEST_LOAD), slots)
+    return SimulatedChild(max(size / rate, _SHORTEST_LOAD), slots)
 
 
 def _size(file: str) -> int:

@@ -20,7 +20,7 @@ from llamaswap_py.llamacpp.command_line import (
 )
 from llamaswap_py.llamacpp.context_size import slots
 from llamaswap_py.llamacpp.options import table_of
-from llamaswap_py.llamacpp.renamed_options import Said
+from llamaswap_py.llamacpp.renamed_options import GivenOption
 from llamaswap_py.units import HOST, MIB
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def place_of(config: Config, preset: Preset, key: str) -> str:
     return next((place for place in places if place in config.lines), own)
 
 
-def _said(preset: Preset, config: Config) -> Iterator[Said]:
+def _said(preset: Preset, config: Config) -> Iterator[GivenOption]:
     """Yield the options of a preset, as they were written."""
     for name, value in preset.args.items():
         place = place_of(config, preset, f"args.{name}") if config.spelled else ""
-        yield Said(name, value, config.spelled.get(place, ""))
+        yield GivenOption(name, value, config.spelled.get(place, ""))

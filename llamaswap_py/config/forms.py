@@ -339,7 +339,7 @@ class Command(msgspec.Struct, frozen=True):
         return any(SOCKET in word for word in self.words)
 
 
-class Ready(msgspec.Struct, frozen=True):
+class ReadyCheck(msgspec.Struct, frozen=True):
     """How a program shows that it serves: GET `http` answers 2xx, or a `line` of its output.
 
     The line contains that text, or has a match of it as a regular expression.

@@ -19,7 +19,7 @@ from llamaswap_py.config.forms import (
     EngineChoice,
     Form,
     PerDevice,
-    Ready,
+    ReadyCheck,
     at_key,
     expected,
     or_null,
@@ -253,7 +253,7 @@ STOP: Final = Form(
 )
 
 
-def _ready(node: Node, _: Base) -> Ready:
+def _ready(node: Node, _: Base) -> ReadyCheck:
     if not isinstance(node, Table):
         raise expected(node, "{http: /health} or {line: TEXT}")
     if len(node.entries) != 1 or not {"http", "line"} & node.entries.keys():
@@ -264,10 +264,10 @@ def _ready(node: Node, _: Base) -> Ready:
     ((name, entry),) = node.entries.items()
     text = read_text(entry.value, "a path" if name == "http" else "a part of a line")
     if name == "line":
-        return Ready(line=text)
+        return ReadyCheck(line=text)
     if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
         raise Invalid(entry.value, f"{text!r} is not a path", "write one like /health", key=name)
-    return Ready(http=text)
+    return ReadyCheck(http=text)
 
 
 READY: Final = Form(

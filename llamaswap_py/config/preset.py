@@ -20,7 +20,7 @@ from llamaswap_py.config.forms import (
     Command,
     EngineSpec,
     Filters,
-    Ready,
+    ReadyCheck,
     Record,
     key,
     or_null,
@@ -351,7 +351,7 @@ class Preset(Defaults, frozen=True, kw_only=True):
         ),
     ] = None
     ready: Annotated[
-        Ready,
+        ReadyCheck,
         key(
             "When the program of `cmd` is ready. http: a GET of this path succeeds; line: a line "
             "of its output contains this text, or matches it as a regular expression.",
@@ -359,7 +359,7 @@ class Preset(Defaults, frozen=True, kw_only=True):
             {"http": "/v1/models"},
             {"line": "listening on"},
         ),
-    ] = Ready(http="/health")
+    ] = ReadyCheck(http="/health")
     stop_cmd: Annotated[
         tuple[str, ...],
         key(

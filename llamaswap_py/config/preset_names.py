@@ -38,7 +38,7 @@ class Alias(Record, frozen=True):
     ] = None
 
 
-class Group(Record, frozen=True):
+class PresetGroup(Record, frozen=True):
     """Presets that have to do with each other."""
 
     exclusive: Annotated[
@@ -193,7 +193,7 @@ class _Names:
                 self._problem(self._lines[here], here, "it names no preset", "add one")
         return structs.replace(alias, split=split, first=first)
 
-    def group(self, group: Group, here: str) -> Group:
+    def group(self, group: PresetGroup, here: str) -> PresetGroup:
         """Return the group with ids of at least two presets."""
         ids = tuple(self.find(name, here) for name in group.exclusive)
         line = self._lines[here]

@@ -40,7 +40,7 @@ from llamaswap_py.config.listen import LISTEN
 from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, MARGIN, METADATA
 from llamaswap_py.config.origins import Cors
 from llamaswap_py.config.preset import Defaults, Preset
-from llamaswap_py.config.preset_names import Alias, Group, file_found, spelled
+from llamaswap_py.config.preset_names import Alias, PresetGroup, file_found, spelled
 from llamaswap_py.config.sources import Sources
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.units import GIB, KIB, MIB
@@ -146,13 +146,13 @@ __all__ = [
     "Config",
     "Cors",
     "Defaults",
-    "Group",
     "Keys",
     "Limits",
     "Log",
     "Memory",
     "Policy",
     "Preset",
+    "PresetGroup",
     "Queue",
     "Record",
     "Waiting",
@@ -454,7 +454,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = True
     groups: Annotated[
-        dict[str, Group], plain("Models that must not be loaded together, by a name of yours.")
+        dict[str, PresetGroup],
+        plain("Models that must not be loaded together, by a name of yours."),
     ] = field(default_factory=dict)
 
     vars: Annotated[

@@ -51,7 +51,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class DeviceSample:
     """A measurement, and what each child (its whole process tree) holds: pid -> device -> bytes."""
 
     measurement: Measurement
@@ -99,7 +99,7 @@ class MachineReader:
         """Let go of the driver."""
         self._nvml.close()
 
-    def read(self, at: float, children: Sequence[int]) -> Sample:
+    def read(self, at: float, children: Sequence[int]) -> DeviceSample:
         """Return what is there now; `children` are process ids. A failing device is unreadable.
 
         What a child holds is read for declared devices too: it is how footprints are learned.
@@ -120,7 +120,7 @@ class MachineReader:
                     pools[device.id] = query()
                 except _FAILURES as error:
                     unreadable[device.id] = str(error) or type(error).__name__
-        return Sample(Measurement(at, pools, unreadable), _by_child(trees, held))
+        return DeviceSample(Measurement(at, pools, unreadable), _by_child(trees, held))
 
     def _read_gpu(self, device: Device, held: Held) -> PoolReading:
         if isinstance(device.meter, NvmlMeter):

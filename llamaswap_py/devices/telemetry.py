@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
 from llamaswap_py.devices.inventory import Device
-from llamaswap_py.devices.reader import MachineReader, Measurement, Sample
+from llamaswap_py.devices.reader import DeviceSample, MachineReader, Measurement
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.tick import BEAT, until_beat
 
@@ -37,7 +37,7 @@ _R = TypeVar("_R")
 class Reader(Protocol):
     """What `Telemetry` reads from, always in the same thread; `MachineReader` is the real one."""
 
-    def read(self, at: float, children: Sequence[int]) -> Sample: ...
+    def read(self, at: float, children: Sequence[int]) -> DeviceSample: ...
 
     def close(self) -> None: ...
 
@@ -80,7 +80,7 @@ class Telemetry:
         self._task: asyncio.Task[None] | None = None
         self._asked = asyncio.Event()
         self._waiters: list[asyncio.Future[Measurement | None]] = []
-        self._reading: asyncio.Future[Sample] | None = None
+        self._reading: asyncio.Future[DeviceSample] | None = None
         self._peaks: dict[int, dict[str, int]] = {}
         self.held: Mapping[int, Mapping[str, int]] = {}
         """What each process tree held in the last measurement: pid -> device -> bytes."""
@@ -195,7 +195,7 @@ class Telemetry:
         self._note(sample)
         return sample.measurement
 
-    def _note(self, sample: Sample) -> None:
+    def _note(self, sample: DeviceSample) -> None:
         self._silent = False
         self.held = sample.held
         for pid, held in sample.held.items():

@@ -94,7 +94,7 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RepoListing:
     """The files of a repository at one commit."""
 
     commit: str
@@ -121,7 +121,7 @@ class _Info(msgspec.Struct):
 _READ: Final = msgspec.json.Decoder(_Info)
 
 
-def list_repo(ref: HubRef) -> Listing:
+def list_repo(ref: HubRef) -> RepoListing:
     """Return what a repository holds; HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError.
 
     Files with names that no repository has (`..`, control characters) are left out.
@@ -137,7 +137,7 @@ def list_repo(ref: HubRef) -> Listing:
     commit = info.sha or "main"
     if not _COMMIT.fullmatch(commit):
         raise _odd(ref, f"its commit is {commit[:80]!r}")
-    return Listing(commit, tuple(files))
+    return RepoListing(commit, tuple(files))
 
 
 def _ask(ref: HubRef) -> _Info:

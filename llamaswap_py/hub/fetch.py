@@ -41,7 +41,7 @@ _SPARE: Final = 256 << 20
 """Bytes of the disk that are left alone."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class WantedFile(msgspec.Struct, frozen=True):
     """One file to fetch."""
 
     path: str
@@ -57,7 +57,7 @@ class Order(msgspec.Struct, frozen=True):
 
     repo: str
     commit: str = ""
-    files: tuple[Wanted, ...] = ()
+    files: tuple[WantedFile, ...] = ()
     tag: str = ""
     heads: tuple[str, ...] = ()
 
@@ -104,11 +104,11 @@ def complete(order: Order) -> Order:
     beside = [projector_of(listing.files, chosen[0].path), *map(heads.get, order.heads)]
     chosen += [one for one in beside if one is not None]
     keep_listing(ref, listing.files)
-    files = tuple(Wanted(file.path, file.size, file.sha256) for file in chosen)
+    files = tuple(WantedFile(file.path, file.size, file.sha256) for file in chosen)
     return Order(order.repo, listing.commit, files, order.tag)
 
 
-def _fetch_one(ref: HubRef, commit: str, file: Wanted, meter: _Meter) -> str:
+def _fetch_one(ref: HubRef, commit: str, file: WantedFile, meter: _Meter) -> str:
     there = _snapshot_path(ref, commit, file.path)
     if there.is_file() and there.stat().st_size == file.size:
         meter.at(file.size, "downloading")
@@ -127,7 +127,7 @@ def _fetch_one(ref: HubRef, commit: str, file: Wanted, meter: _Meter) -> str:
     return str(there)
 
 
-def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter) -> None:
+def _download(ref: HubRef, commit: str, file: WantedFile, link: Path, meter: _Meter) -> None:
     """Fetch one file into the cache, going on from what an earlier attempt left.
 
     huggingface_hub itself begins anew in each process (file_download.py, 1.33), so only its HTTP
@@ -176,7 +176,7 @@ def _download(ref: HubRef, commit: str, file: Wanted, link: Path, meter: _Meter)
     main.write_text(commit, encoding="utf-8")
 
 
-def _blob_name(file: Wanted, etag: str | None) -> str:
+def _blob_name(file: WantedFile, etag: str | None) -> str:
     """Return what a file is called in the cache: by its hash, else by the ETag it was sent with."""
     name = file.sha256 or etag or ""
     if not _ETAG.fullmatch(name):
@@ -190,7 +190,7 @@ def _blob_name(file: Wanted, etag: str | None) -> str:
 class _Sized:
     """A file that takes no more bytes than the hub lists: more could fill the disk."""
 
-    def __init__(self, stream: IO[bytes], file: Wanted, part: Path) -> None:
+    def __init__(self, stream: IO[bytes], file: WantedFile, part: Path) -> None:
         self._stream = stream
         self._file = file
         self._part = part
@@ -247,7 +247,7 @@ def _snapshot_path(ref: HubRef, commit: str, path: str) -> Path:
     return repo / "snapshots" / commit / path
 
 
-def _verify(path: Path, file: Wanted, meter: _Meter) -> None:
+def _verify(path: Path, file: WantedFile, meter: _Meter) -> None:
     """Raise HubError, and delete the file, when its bytes are not those that the hub promised."""
     if not file.sha256:
         return

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from llamaswap_py.importing.notes import Note, merged
+from llamaswap_py.importing.notes import ImportNote, merged
 from llamaswap_py.llamacpp.options import OptionTable, long_name, table_of
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 
@@ -22,7 +22,7 @@ class Draft:
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[ImportNote] = field(default_factory=list)
     failing: dict[str, None] = field(default_factory=dict)
     """Models that cannot run as they are written, each of which has a note (an ordered set)."""
     margins: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Draft:
 
     def note(self, place: str, text: str, detail: str = "") -> None:
         """Say what did not come along."""
-        self.notes.append(Note(place, text, detail))
+        self.notes.append(ImportNote(place, text, detail))
 
     def model_named(self, name: str) -> str | None:
         """Return the model that `name`, its own or an alias, means; None where there is none."""

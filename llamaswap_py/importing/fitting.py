@@ -13,7 +13,7 @@ from typing import Any, Final
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.llamacpp.option_values import fault_of, word
 from llamaswap_py.llamacpp.options import Option, OptionTable, plain_name, switched, word_for
-from llamaswap_py.llamacpp.renamed_options import LOADING, Said, carry_over
+from llamaswap_py.llamacpp.renamed_options import LOADING, GivenOption, carry_over
 
 _NO_SUCH: Final = "this llama-server has no such option"
 _USUAL_MARGIN: Final = 1024
@@ -66,7 +66,7 @@ def _fit(
         return
     if args.keys() & LOADING:  # how a file is loaded is one setting, said in several places
         args = {**inherited, **args}
-    said = [Said(name, tuple(v) if isinstance(v, list) else v) for name, v in args.items()]
+    said = [GivenOption(name, tuple(v) if isinstance(v, list) else v) for name, v in args.items()]
     kept: dict[str, Any] = {}
     for one in carry_over(said, table):
         found = table.usable(*one.names)
@@ -109,14 +109,14 @@ def _key(option: Option, spelling: str) -> str:
     return plain_name(word_for(option, spelling))
 
 
-def _unknown(one: Said, table: OptionTable) -> str:
+def _unknown(one: GivenOption, table: OptionTable) -> str:
     gone = table.find(one.name)
     said = gone.description if gone is not None else _NO_SUCH
     near = "" if gone is not None else table.nearest(one.name)
     return f"{said} ({near})" if near else said.rstrip(".")
 
 
-def _value(one: Said, option: Option, note: Callable[..., None]) -> Any:
+def _value(one: GivenOption, option: Option, note: Callable[..., None]) -> Any:
     """Return a value that the engine takes for what it is; raises ValueError if there is none."""
     if not option.values:
         on = None if isinstance(one.value, tuple) else switched(one.value)
@@ -144,7 +144,7 @@ def _one(
     return int(fault.instead) if fault.instead.lstrip("+-").isdigit() else float(fault.instead)
 
 
-def _text(one: Said) -> str:
+def _text(one: GivenOption) -> str:
     values = one.value if isinstance(one.value, tuple) else (one.value,)
     return " ".join("" if value is True else str(value) for value in values)
 

@@ -16,7 +16,7 @@ _SHOWN: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class ImportNote:
     """Something of the source (`place`) that the new file does not say, and what to do instead.
 
     `detail` is what the source says there; notes that differ in it alone are put together.
@@ -39,12 +39,12 @@ class _Kind(NamedTuple):
     text: str
 
 
-def merged(notes: Iterable[Note], models: Container[str]) -> list[str]:
+def merged(notes: Iterable[ImportNote], models: Container[str]) -> list[str]:
     """Return the lines for `notes`, in the order in which each was first said.
 
     `models` are the names of all models.
     """
-    found: dict[_Kind, dict[str, Note]] = {}
+    found: dict[_Kind, dict[str, ImportNote]] = {}
     for note in notes:
         model, key = _split(note.place, models)
         same = found.setdefault(_Kind(model != "", key if model else "", note.text), {})
@@ -54,14 +54,14 @@ def merged(notes: Iterable[Note], models: Container[str]) -> list[str]:
     return [" ".join(line.split()) for line in lines]
 
 
-def _both(note: Note, other: Note) -> Note:
+def _both(note: ImportNote, other: ImportNote) -> ImportNote:
     """Return one note of a model for two that differ in their detail alone."""
     if other.detail in note.detail.split(", "):
         return note
     return replace(note, detail=f"{note.detail}, {other.detail}")
 
 
-def _line(kind: _Kind, same: dict[str, Note]) -> str:
+def _line(kind: _Kind, same: dict[str, ImportNote]) -> str:
     if len(same) == 1:
         return str(*same.values())
     some = list(same.items())[:_SHOWN]

@@ -57,7 +57,7 @@ _REQUEST: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class OllamaManifest:
     """One model of an Ollama folder: `parts` are the folders and the file below `manifests/`."""
 
     parts: tuple[str, ...]
@@ -65,7 +65,7 @@ class Manifest:
 
 
 def read_ollama(
-    manifests: Iterable[Manifest],
+    manifests: Iterable[OllamaManifest],
     blob: Callable[[str], str],
     read_blob: Callable[[str], str | None],
 ) -> Draft:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from llamaswap_py.config.preset_names import bad_name
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.notes import Note
+from llamaswap_py.importing.notes import ImportNote
 
 _LONGEST: Final = 200
 
@@ -33,7 +33,7 @@ def mend_names(draft: Draft) -> None:
     _share_out(draft)
 
 
-def _of_renamed(note: Note, renamed: dict[str, str]) -> Note:
+def _of_renamed(note: ImportNote, renamed: dict[str, str]) -> ImportNote:
     """Return a note whose place has a model's new name."""
     for old, new in renamed.items():
         rest = note.place.removeprefix(f"models.{old}")

@@ -22,7 +22,7 @@ from llamaswap_py.llamacpp.options import (
     switched,
     word_for,
 )
-from llamaswap_py.llamacpp.renamed_options import Said, carry_over
+from llamaswap_py.llamacpp.renamed_options import GivenOption, carry_over
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Setting:
     remedy: str = ""
 
 
-def settings_of(given: Iterable[Said], table: OptionTable) -> list[Setting]:
+def settings_of(given: Iterable[GivenOption], table: OptionTable) -> list[Setting]:
     """Return a setting for each option, the last one where two names mean the same option."""
     settings: dict[str, Setting] = {}
     for one in carry_over(given, table):
@@ -160,7 +160,7 @@ def refusal(spelling: str, mine: Owned) -> tuple[str, str]:
     return f"lswap sets {spelling.partition('=')[0]} itself: {mine.reason}", mine.instead
 
 
-def _setting(one: Said, found: tuple[Option, str] | None, table: OptionTable) -> Setting:
+def _setting(one: GivenOption, found: tuple[Option, str] | None, table: OptionTable) -> Setting:
     place = one.place
     if mine := table.owned_word(f"--{place}"):
         message, remedy = refusal(f"--{place}", mine)

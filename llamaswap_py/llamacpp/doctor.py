@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.llamacpp.probe import Engine
 
-__all__ = ["Check", "Report", "State", "examine"]
+__all__ = ["Check", "CheckState", "DoctorReport", "examine"]
 
 _MARKS: Final = {
     "child_mode": "no child mode: no load progress, and stopping is by signal",
@@ -32,7 +32,7 @@ _MARKS: Final = {
 }
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a thing is: there, not there (which may be quite all right), or in the way."""
 
     OK = "ok"
@@ -46,20 +46,20 @@ class Check:
 
     group: str
     name: str
-    state: State
+    state: CheckState
     detail: str = ""
     remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """Everything that was found; `usable` when there is an engine that works."""
 
     checks: tuple[Check, ...]
     usable: bool
 
 
-def examine(spec: EngineSpec = "auto") -> Report:
+def examine(spec: EngineSpec = "auto") -> DoctorReport:
     """Examine the machine. Never raises for what it finds, or does not find."""
     found = find_engines(spec)
     engines = [entry for entry in found if not isinstance(entry, Broken)]
@@ -72,7 +72,7 @@ def examine(spec: EngineSpec = "auto") -> Report:
         *_limits(),
         *_folders(),
     ]
-    return Report(tuple(checks), usable=bool(engines))
+    return DoctorReport(tuple(checks), usable=bool(engines))
 
 
 # --- engines -----------------------------------------------------------------------------------
@@ -82,13 +82,17 @@ def _engines(found: list[Engine | Broken]) -> Iterator[Check]:
     for entry in found:
         if isinstance(entry, Broken):
             yield Check(
-                "engines", str(entry.path), State.PROBLEM, entry.error.message, entry.error.remedy
+                "engines",
+                str(entry.path),
+                CheckState.PROBLEM,
+                entry.error.message,
+                entry.error.remedy,
             )
         else:
             yield _engine(entry)
     if all(isinstance(entry, Broken) for entry in found):
         yield Check(
-            "engines", "llama-server", State.PROBLEM, "none works", "run `lswap engine build`"
+            "engines", "llama-server", CheckState.PROBLEM, "none works", "run `lswap engine build`"
         )
 
 
@@ -99,7 +103,7 @@ def _engine(engine: Engine) -> Check:
     return Check(
         "engines",
         str(engine.path),
-        State.OK,
+        CheckState.OK,
         "; ".join([f"{engine.label} ({engine.source})", *lacks]),
         "`lswap engine build` makes a newer one" if lacks else "",
     )
@@ -113,7 +117,7 @@ def _unused_gpus(engines: list[Engine], devices: list[Check]) -> Iterator[Check]
         if gpus and not backends & {backend, "vulkan"}:
             remedy = f"`lswap engine build --backend {backend}`"
             yield Check(
-                "engines", backend, State.ABSENT, f"no engine uses {', '.join(gpus)}", remedy
+                "engines", backend, CheckState.ABSENT, f"no engine uses {', '.join(gpus)}", remedy
             )
 
 
@@ -135,15 +139,17 @@ def _tool(group: str, name: str, argument: str, remedy: str, place: str | None =
     """Check for a program on PATH, or at `place`; its version is the first line with a digit."""
     path = shutil.which(name) or (place if place and os.access(place, os.X_OK) else None)
     if path is None:
-        return Check(group, name, State.ABSENT, "not found", remedy)
+        return Check(group, name, CheckState.ABSENT, "not found", remedy)
     try:
         done = subprocess.run(
             [path, argument], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(group, name, State.PROBLEM, f"{path}: {error}", remedy)
+        return Check(group, name, CheckState.PROBLEM, f"{path}: {error}", remedy)
     lines = [line for line in done.stdout.splitlines() if re.search(r"\d\.\d|^\d+$", line)]
-    return Check(group, name, State.OK, f"{lines[0].strip() if lines else ''} ({path})".strip())
+    return Check(
+        group, name, CheckState.OK, f"{lines[0].strip() if lines else ''} ({path})".strip()
+    )
 
 
 # --- GPUs --------------------------------------------------------------------------------------
@@ -168,14 +174,14 @@ def _nvidia_driver() -> tuple[bool, list[Check]]:
         pynvml.nvmlInit()
     except Exception as error:  # the library raises its own zoo, and OSError without a driver
         remedy = "with an NVIDIA card: install its driver (apt-get install nvidia-driver)"
-        return False, [Check("NVIDIA", "driver", State.ABSENT, str(error), remedy)]
+        return False, [Check("NVIDIA", "driver", CheckState.ABSENT, str(error), remedy)]
     try:
         version = _text(pynvml.nvmlSystemGetDriverVersion())
-        checks = [Check("NVIDIA", "driver", State.OK, version)]
+        checks = [Check("NVIDIA", "driver", CheckState.OK, version)]
         checks += [_nvidia_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
         return True, checks
     except pynvml.NVMLError as error:
-        return True, [Check("NVIDIA", "driver", State.PROBLEM, str(error), "run nvidia-smi")]
+        return True, [Check("NVIDIA", "driver", CheckState.PROBLEM, str(error), "run nvidia-smi")]
     finally:
         pynvml.nvmlShutdown()
 
@@ -185,7 +191,7 @@ def _nvidia_gpu(pynvml: Any, index: int) -> Check:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     name = _text(pynvml.nvmlDeviceGetName(handle))
     detail = f"{name}, {format_size(memory.free)} of {format_size(memory.total)} free"
-    return Check("NVIDIA", f"CUDA{index}", State.OK, detail)
+    return Check("NVIDIA", f"CUDA{index}", CheckState.OK, detail)
 
 
 def _text(value: str | bytes) -> str:
@@ -197,10 +203,10 @@ def _amd() -> Iterator[Check]:
     for number, card in enumerate(cards):
         total, used = (_number(card / f"device/mem_info_vram_{word}") for word in ("total", "used"))
         detail = f"{card.name}, {format_size(total - used)} of {format_size(total)} free"
-        yield Check("AMD", f"ROCm{number}", State.OK, detail)
+        yield Check("AMD", f"ROCm{number}", CheckState.OK, detail)
     if not cards:
         remedy = "with an AMD card: load the amdgpu driver"
-        yield Check("AMD", "GPU", State.ABSENT, "no amdgpu card in /sys/class/drm", remedy)
+        yield Check("AMD", "GPU", CheckState.ABSENT, "no amdgpu card in /sys/class/drm", remedy)
     remedy = f"{'' if cards else 'with an AMD card: '}install ROCm to build for it"
     yield _tool("AMD", "hipcc", "--version", remedy, "/opt/rocm/bin/hipcc")
 
@@ -223,7 +229,7 @@ def _vulkan() -> Iterator[Check]:
     yield Check(
         "Vulkan",
         "loader",
-        State.OK if library else State.ABSENT,
+        CheckState.OK if library else CheckState.ABSENT,
         library or "libvulkan not found",
         "" if library else "apt-get install libvulkan1 to run a Vulkan engine",
     )
@@ -239,7 +245,7 @@ def _limits() -> Iterator[Check]:
     yield Check(
         "limits",
         "open files",
-        State.OK if enough else State.PROBLEM,
+        CheckState.OK if enough else CheckState.PROBLEM,
         f"{_limit(files)} (at most {_limit(ceiling)})",
         "" if enough else "raise the hard limit (ulimit -Hn 4096): each open request uses two",
     )
@@ -247,7 +253,7 @@ def _limits() -> Iterator[Check]:
     unlimited = locked == resource.RLIM_INFINITY
     detail = "unlimited" if unlimited else f"{locked // 1024} KiB"
     remedy = "" if unlimited else "ulimit -l unlimited, only for presets that lock their memory"
-    yield Check("limits", "locked memory", State.OK, detail, remedy)
+    yield Check("limits", "locked memory", CheckState.OK, detail, remedy)
 
 
 def _limit(value: int) -> str:
@@ -261,7 +267,7 @@ def _folders() -> Iterator[Check]:
         yield Check(
             "folders",
             name,
-            State.OK if writable else State.PROBLEM,
+            CheckState.OK if writable else CheckState.PROBLEM,
             str(folder) if writable else f"{existing} is not writable",
             "" if writable else "set XDG_DATA_HOME and XDG_CACHE_HOME to folders of yours",
         )

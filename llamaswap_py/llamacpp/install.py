@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.errors import EngineError
-from llamaswap_py.llamacpp.paths import Manifest, digest_file, engines_folder, write_manifest
+from llamaswap_py.llamacpp.paths import EngineManifest, digest_file, engines_folder, write_manifest
 from llamaswap_py.llamacpp.probe import Engine, probe_engine
 from llamaswap_py.redaction import without_user
 from llamaswap_py.units import format_size
@@ -117,7 +117,7 @@ def _install_tree(tree: Path, source: str, name: str | None) -> Engine:
     relative = server.relative_to(tree)
     write_manifest(
         tree,
-        Manifest(
+        EngineManifest(
             build=engine.build or 0,
             backend=engine.backend,
             source=source,

@@ -34,7 +34,7 @@ _FALSE: Final = frozenset({"off", "0", "false", "no", "disabled"})
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftModel:
     """A draft model that runs beside the main one."""
 
     path: str
@@ -73,7 +73,7 @@ class Settings:
     projector: str | None = None
     projector_on_gpu: bool = True
     adapters: tuple[str, ...] = ()
-    draft: Draft | None = None
+    draft: DraftModel | None = None
     draft_tokens: int = 0
     speculation: str = "none"
     """The kinds of speculative decoding asked for, commas between them."""
@@ -159,11 +159,11 @@ def projector_of(args: Sequence[str]) -> str:
     return "" if "no-mmproj" in words.found else words.text("mmproj", "")
 
 
-def _draft(words: _Words) -> Draft | None:
+def _draft(words: _Words) -> DraftModel | None:
     path = words.text("model-draft", "")
     if not path:
         return None
-    return Draft(
+    return DraftModel(
         path,
         words.text("cache-type-k-draft", "f16").lower(),
         words.text("cache-type-v-draft", "f16").lower(),

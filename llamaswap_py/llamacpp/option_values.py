@@ -52,7 +52,7 @@ REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
 """Options that may stand several times, each adding to the ones before."""
 
 
-class Fault(NamedTuple):
+class ValueFault(NamedTuple):
     """Why a value cannot be meant; `instead` is what it must mean, "" if that is not certain."""
 
     message: str
@@ -85,7 +85,7 @@ def choices(option: Option) -> tuple[str, ...]:
     return tuple(allowed[1].split(", ")) if allowed is not None and option.hint == "TYPE" else ()
 
 
-def fault_of(name: str, text: str, option: Option) -> Fault | None:
+def fault_of(name: str, text: str, option: Option) -> ValueFault | None:
     """Return why llama-server would misread or refuse one value, None if it would not."""
     if known := choices(option):
         bare = option.hint.startswith("[")
@@ -93,7 +93,7 @@ def fault_of(name: str, text: str, option: Option) -> Fault | None:
         if text in taken:
             return None
         said = ", ".join(known)
-        return Fault(f"{text!r} is none of {said}", f"write {name}: {_closest(text, known)}")
+        return ValueFault(f"{text!r} is none of {said}", f"write {name}: {_closest(text, known)}")
     if (kind := number_kind(option)) is not None:
         if text in _WORD.findall(option.description):
             return None
@@ -101,37 +101,39 @@ def fault_of(name: str, text: str, option: Option) -> Fault | None:
         if lasts is not None:
             meant = str(int(lasts[1]) * _SECONDS[lasts[2]])
             message = f"{text!r} is not a number of seconds"
-            return Fault(message, f"write {name}: {meant}", meant)
+            return ValueFault(message, f"write {name}: {meant}", meant)
         fault = _number(name, text, kind)
         if fault is None and kind == "int" and option.hint == "N" and int(text) not in _INT:
-            return Fault(f"{text} is more than llama-server counts", f"at most {_INT[-1]}")
+            return ValueFault(f"{text} is more than llama-server counts", f"at most {_INT[-1]}")
         if (
             fault is None
             and text.startswith("-")
             and _COUNTS & {each.lstrip("-") for each in option.names}
         ):
-            return Fault(f"{text} is below 0", f"write {name}: 0 or more, or take it out")
+            return ValueFault(f"{text} is below 0", f"write {name}: 0 or more, or take it out")
         return fault
     if _SERIES.fullmatch(option.hint):
         for part in re.split(r"[,/]", text):
             if (fault := _number(name, part.strip(), "number")) is not None:
-                return Fault(fault.message, f"write numbers with commas between them: {name}: 3,1")
+                return ValueFault(
+                    fault.message, f"write numbers with commas between them: {name}: 3,1"
+                )
     if option.hint == "START END":
         return next(filter(None, (_number(name, each, "int") for each in text.split())), None)
     return None
 
 
-def _number(name: str, text: str, kind: Kind) -> Fault | None:
+def _number(name: str, text: str, kind: Kind) -> ValueFault | None:
     pattern = {"int": _WHOLE, "float": _FRACTION, "number": _EITHER}[kind]
     if pattern.fullmatch(text):
         return None
     meant = _meant(text)
     what = "a whole number" if kind == "int" else "a number"
     if meant is None or (kind == "int" and not _WHOLE.fullmatch(meant)):
-        return Fault(f"{text!r} is not {what}", f"write {what} in digits")
+        return ValueFault(f"{text!r} is not {what}", f"write {what} in digits")
     read = re.match(r"\s*([+-]?[0-9]+)", text)
     misread = f": llama-server would read {read[1]}" if read and read[1] != meant else ""
-    return Fault(f"{text!r} is not {what}{misread}", f"write {name}: {meant}", meant)
+    return ValueFault(f"{text!r} is not {what}{misread}", f"write {name}: {meant}", meant)
 
 
 def _meant(text: str) -> str | None:

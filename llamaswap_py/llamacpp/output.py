@@ -80,7 +80,7 @@ _LEVELS: Final = {"I": "info", "W": "warn", "E": "error", "D": "debug"}
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoadingSign:
     """A load moved on: 0..1 over all its stages, and the stage it is in."""
 
     fraction: float | None
@@ -88,44 +88,44 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class ListeningSign:
     """It takes requests; `endpoint` is None when the line names none that can be read."""
 
     endpoint: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadySign:
     """Child mode says so; the payload is empty when it wakes from sleep."""
 
     payload: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Sleeping:
+class SleepingSign:
     """It freed its model (`--sleep-idle-seconds`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class EndingSign:
     """It began to clean up before its exit: no signal need be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class OutputLine:
     """One line for people; `level` is None where the line does not say."""
 
     text: str
     level: str | None = None
 
 
-Sign: TypeAlias = Loading | Listening | Ready | Sleeping | Ending | Log
+Sign: TypeAlias = LoadingSign | ListeningSign | ReadySign | SleepingSign | EndingSign | OutputLine
 
 
 def says_listening(line: str) -> bool:
     """Return whether a line of a log says that requests are taken from now on."""
     signs = Readiness(child_mode=False).feed("stderr", line)
-    return any(isinstance(sign, Listening) for sign in signs)
+    return any(isinstance(sign, ListeningSign) for sign in signs)
 
 
 class _State(msgspec.Struct):
@@ -150,37 +150,37 @@ class Readiness:
         self._fraction = 0.0
 
     def feed(self, stream: Stream, line: str) -> list[Sign]:
-        """Return what one line (without its end) means, always at least a `Log` or a state."""
+        """Return what one line (without its end) means, at least an `OutputLine` or a state."""
         if self._child_mode and stream == "stdout" and line.startswith(STATE_PREFIX):
             return self._read_state(line)
         if line.startswith('{"'):
             try:
                 entry = _decode_log(line)
             except msgspec.DecodeError:
-                return [Log(line)]
+                return [OutputLine(line)]
             return _read_message(entry.msg, entry.level)
         plain = _COLOUR.sub("", line) if "\x1b" in line else line
         prefix = _PLAIN_PREFIX.match(plain)
         level = prefix["level"] if prefix else None
         message = plain[prefix.end() :] if prefix else plain
-        return [*_read_signs(message), Log(plain, _LEVELS.get(level or ""))]
+        return [*_read_signs(message), OutputLine(plain, _LEVELS.get(level or ""))]
 
     def _read_state(self, line: str) -> list[Sign]:
         try:
             said = _decode_state(line.removeprefix(STATE_PREFIX))
         except msgspec.DecodeError:
-            return [Log(line, "warn")]
+            return [OutputLine(line, "warn")]
         payload = said.payload or {}
         match said.state:
             case "loading":
                 return [self._read_progress(payload)]
             case "ready":
-                return [Ready(payload)]
+                return [ReadySign(payload)]
             case "sleeping":
-                return [Sleeping()]
-        return [Log(line)]
+                return [SleepingSign()]
+        return [OutputLine(line)]
 
-    def _read_progress(self, payload: dict[str, Any]) -> Loading:
+    def _read_progress(self, payload: dict[str, Any]) -> LoadingSign:
         """Spread the stages evenly over 0..1; the text model is by far the longest, but first."""
         stages = payload.get("stages")
         current = payload.get("current", payload.get("stage"))
@@ -192,10 +192,10 @@ class Readiness:
             or not isinstance(value, int | float)
             or not 0 <= value <= 1
         ):
-            return Loading(None, stage)
+            return LoadingSign(None, stage)
         fraction = (stages.index(stage) + value) / len(stages)
         self._fraction = max(self._fraction, fraction)
-        return Loading(self._fraction, stage)
+        return LoadingSign(self._fraction, stage)
 
 
 def _read_message(message: str, level: str) -> list[Sign]:
@@ -204,17 +204,17 @@ def _read_message(message: str, level: str) -> list[Sign]:
     if not text.strip(". \n"):
         return []  # the dots of a load in progress
     if "\n" in text:
-        return [Log(line, level) for line in text.split("\n") if line]
-    return [*_read_signs(text), Log(text, level)]
+        return [OutputLine(line, level) for line in text.split("\n") if line]
+    return [*_read_signs(text), OutputLine(text, level)]
 
 
 def _read_signs(message: str) -> list[Sign]:
     if "listening on" in message:
         match = _LISTENING.fullmatch(message.rstrip())
         if match:
-            return [Listening(_read_endpoint(match["tcp"], match["unix"]))]
+            return [ListeningSign(_read_endpoint(match["tcp"], match["unix"]))]
     elif "cleaning up before exit" in message and _CLEANING_UP.fullmatch(message.rstrip()):
-        return [Ending()]
+        return [EndingSign()]
     return []
 
 

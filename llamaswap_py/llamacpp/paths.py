@@ -17,7 +17,7 @@ from llamaswap_py.storage.regular_files import read_regular
 
 __all__ = [
     "MANIFEST",
-    "Manifest",
+    "EngineManifest",
     "current_file",
     "demo_folder",
     "digest_file",
@@ -30,7 +30,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is and where it came from. Unknown members are ignored.
 
     `server` is the path of llama-server inside the folder, `build` 0 when unknown, `date` ISO 8601
@@ -50,21 +50,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     server: str = "bin/llama-server"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> EngineManifest:
     """Read the manifest of the engine in `folder`.
 
     Raises EngineError when there is none or it is damaged.
     """
     path = folder / MANIFEST
     try:
-        return msgspec.json.decode(read_regular(path), type=Manifest)
+        return msgspec.json.decode(read_regular(path), type=EngineManifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise EngineError(
             f"{path} cannot be read ({error})", remedy=f"remove {folder} and build it again"
         ) from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: EngineManifest) -> None:
     """Write the manifest into `folder`."""
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / MANIFEST).write_bytes(encoded + b"\n")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class GivenOption:
     """One option as it is given: its name here, how it was written, its value.
 
     `origin` is the name under which the source has it, if another one takes its place.
@@ -40,14 +40,14 @@ class Said:
         return (self.written, self.name) if self.written else (self.name,)
 
 
-def carry_over(args: Iterable[Said], table: OptionTable) -> list[Said]:
+def carry_over(args: Iterable[GivenOption], table: OptionTable) -> list[GivenOption]:
     """Return options in words that the binary knows; what has none stays as it is."""
     given = list(args)
     if not table.is_known:
         return given
     kinds = _kinds(given)
-    found: list[Said] = []
-    load: list[Said] = []
+    found: list[GivenOption] = []
+    load: list[GivenOption] = []
     for one in given:
         if one.name in LOADING:
             load.append(one)
@@ -78,7 +78,7 @@ _OF_KIND: Final = {
 _MATCH: Final = {"spec-ngram-mod-size-n": "spec-ngram-mod-n-match"}
 
 
-def _kinds(given: Iterable[Said]) -> list[str]:
+def _kinds(given: Iterable[GivenOption]) -> list[str]:
     for one in given:
         if one.name == SPECULATION:
             values = one.value if isinstance(one.value, tuple) else (one.value,)
@@ -86,22 +86,22 @@ def _kinds(given: Iterable[Said]) -> list[str]:
     return []
 
 
-def _renamed(one: Said, kinds: list[str], table: OptionTable) -> list[Said]:
+def _renamed(one: GivenOption, kinds: list[str], table: OptionTable) -> list[GivenOption]:
     found = [
-        Said(new, one.value, origin=one.place)
+        GivenOption(new, one.value, origin=one.place)
         for new in _new_names(_ALSO.get(one.name, one.name), kinds)
         if table.knows(new)
     ]
     return found or _opposite(one, table)
 
 
-def _opposite(one: Said, table: OptionTable) -> list[Said]:
+def _opposite(one: GivenOption, table: OptionTable) -> list[GivenOption]:
     """Return a switch of which the binary has only the other form: `--no-context-shift`."""
     other = one.name[3:] if one.name.startswith("no-") else f"no-{one.name}"
     found, on = table.usable(other), switched(one.value)
     if found is None or found[0].values or on is None:
         return []
-    return [Said(other, not on, origin=one.place)]
+    return [GivenOption(other, not on, origin=one.place)]
 
 
 def _new_names(name: str, kinds: list[str]) -> Iterator[str]:
@@ -139,7 +139,7 @@ _MODE: Final = "load-mode"
 LOADING: Final = frozenset({_MODE, *_SWITCHES})
 
 
-def _loading(given: list[Said], table: OptionTable) -> list[Said]:
+def _loading(given: list[GivenOption], table: OptionTable) -> list[GivenOption]:
     """Return the same in the binary's own terms; the last word on each point counts."""
     if not given:
         return []
@@ -160,8 +160,8 @@ def _loading(given: list[Said], table: OptionTable) -> list[Said]:
             points[point] = on is positive
     origin = given[-1].place
     if merged:
-        return [Said(_MODE, _mode(points), origin=origin)]
-    return [Said(*_switch(point, on, table), origin=origin) for point, on in points.items()]
+        return [GivenOption(_MODE, _mode(points), origin=origin)]
+    return [GivenOption(*_switch(point, on, table), origin=origin) for point, on in points.items()]
 
 
 def _mode(points: Mapping[str, bool]) -> str:

@@ -33,7 +33,7 @@ from llamaswap_py.scheduler.types import (
     PresetId,
     RequestId,
 )
-from llamaswap_py.simulator.bound import Bound, Incumbent, Waiting
+from llamaswap_py.simulator.bound import Bound, Incumbent, WaitingRequest
 from llamaswap_py.simulator.run_records import Case
 
 _EPSILON: Final = 1e-6
@@ -67,8 +67,8 @@ class Audit:
         self.breaches: list[str] = []
         self.eta_used = 0.0
         self._instances: dict[InstanceKey, _Seen] = {}
-        self._waiting: dict[RequestId, Waiting] = {}
-        self._by_preset: dict[PresetId, dict[RequestId, Waiting]] = {}
+        self._waiting: dict[RequestId, WaitingRequest] = {}
+        self._by_preset: dict[PresetId, dict[RequestId, WaitingRequest]] = {}
         self._held: dict[RequestId, InstanceKey] = {}
         self._ended: set[RequestId] = set()
         self._turns: dict[tuple[PresetId, ClientId], int] = {}
@@ -116,7 +116,7 @@ class Audit:
         since = self._now if event.since is None else event.since
         self._order += 1
         about = (event.request, event.preset, event.client, event.slot, since, self._order)
-        waiting = Waiting(*about, event.since is not None)
+        waiting = WaitingRequest(*about, event.since is not None)
         waiting.bound = self.bound.of(waiting, self._by_preset, self._incumbents())
         self._waiting[event.request] = waiting
         self._by_preset.setdefault(event.preset, {})[event.request] = waiting
@@ -127,7 +127,7 @@ class Audit:
             for one in self._instances.values()
         ]
 
-    def _unqueue(self, request: RequestId) -> Waiting | None:
+    def _unqueue(self, request: RequestId) -> WaitingRequest | None:
         waiting = self._waiting.pop(request, None)
         if waiting is not None:
             row = self._by_preset[waiting.preset]
@@ -230,7 +230,7 @@ class Audit:
 
     # Checks
 
-    def _check_order(self, granted: Waiting) -> None:
+    def _check_order(self, granted: WaitingRequest) -> None:
         """Invariant 6: in order per client and preset, and clients take turns."""
         if not granted.slot:
             return
@@ -247,7 +247,7 @@ class Audit:
         self._order += 1
         self._turns[granted.preset, granted.client] = self._order
 
-    def _check_share(self, refused: Waiting, newcomer: Waiting | None) -> None:
+    def _check_share(self, refused: WaitingRequest, newcomer: WaitingRequest | None) -> None:
         """Invariant 10: a full queue is shared."""
         if newcomer is None or newcomer.preset != refused.preset:
             self._breach(10, f"request {refused.request} lost its place to nobody")
@@ -301,5 +301,5 @@ class Audit:
             self.breaches.append(f"{invariant}: at {self._now:.2f} s {what}")
 
 
-def _waiter(one: Waiting) -> Waiter:
+def _waiter(one: WaitingRequest) -> Waiter:
     return Waiter(one.request, one.client, one.slot, one.since, came_back=one.came_back)

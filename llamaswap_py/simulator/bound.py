@@ -32,7 +32,7 @@ from llamaswap_py.simulator.run_records import Case, Model
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class WaitingRequest:
     """A request that waits since `since`; `order` is its place among all arrivals and turns."""
 
     request: RequestId
@@ -87,8 +87,8 @@ class Bound:
 
     def of(
         self,
-        waiter: Waiting,
-        queues: Mapping[PresetId, Mapping[RequestId, Waiting]],
+        waiter: WaitingRequest,
+        queues: Mapping[PresetId, Mapping[RequestId, WaitingRequest]],
         incumbents: Sequence[Incumbent],
     ) -> float:
         """Return the longest that `waiter` may wait from its `since` on; seconds."""
@@ -127,7 +127,7 @@ class Bound:
         return math.ceil(self._turns(preset, ahead) / (model.slots * turns))
 
     @staticmethod
-    def _rows(waiting: Iterable[Waiting]) -> dict[ClientId, int]:
+    def _rows(waiting: Iterable[WaitingRequest]) -> dict[ClientId, int]:
         rows: dict[ClientId, int] = {}
         for one in waiting:
             rows[one.client] = rows.get(one.client, 0) + 1

@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PresetId
-from llamaswap_py.simulator.run_records import Ask, Case, Fault, Model
+from llamaswap_py.simulator.run_records import Case, Model, SimulatedCrash, TraceRequest
 from llamaswap_py.simulator.traces import GPU, A, B, C, closed, places, uniform_models
 from llamaswap_py.units import GIB
 
@@ -32,7 +32,7 @@ def bursts(number: int = 12, size: int = 12, *, seed: int = 1) -> Case:
     """Every 30 s a burst of requests, alternating A B A B, from one client; one fits."""
     random = Random(seed)
     asks = [
-        Ask(
+        TraceRequest(
             client=ClientId(f"c{random.randrange(3)}"),
             model=PresetId("ab"[which % 2]),
             service=round(random.uniform(0.5, 1.5), 6),
@@ -64,7 +64,7 @@ def sessions(seconds: float = 7200.0, *, models: int = 50, seed: int = 1) -> Cas
         for number, size in enumerate(sizes)
     )
     weights = [1 / (rank + 1) for rank in range(models)]
-    asks: list[Ask] = []
+    asks: list[TraceRequest] = []
     at = 0.0
     session = 0
     while (at := at + random.expovariate(1 / 25)) < seconds:
@@ -73,7 +73,7 @@ def sessions(seconds: float = 7200.0, *, models: int = 50, seed: int = 1) -> Cas
         when = at
         for _ in range(1 + int(random.expovariate(1 / 6))):
             asks.append(
-                Ask(
+                TraceRequest(
                     client=ClientId(f"s{session}"),
                     model=name,
                     service=round(min(random.lognormvariate(0.5, 0.8), 20.0), 6),
@@ -102,7 +102,7 @@ def big_and_small(seconds: float = 900.0, *, seed: int = 1) -> Case:
         for ask in closed(f"of-{model}", model * round(seconds / 3), 1.5, random, think=0.5)
     ]
     asks += [
-        Ask(client=ClientId("of-big"), model=big.name, service=3.0, at=at)
+        TraceRequest(client=ClientId("of-big"), model=big.name, service=3.0, at=at)
         for at in range(30, round(seconds), 90)
     ]
     return Case(
@@ -118,7 +118,11 @@ def crashes(each: int = 40, *, seed: int = 1) -> Case:
     """Three clients on A and B with room for both; A dies while loading, then while serving."""
     random = Random(seed)
     dying = Model(
-        name=A, footprint={GPU: 1}, load=2.0, slots=4, faults=(Fault(1, 1.0), Fault(2, 12.0))
+        name=A,
+        footprint={GPU: 1},
+        load=2.0,
+        slots=4,
+        faults=(SimulatedCrash(1, 1.0), SimulatedCrash(2, 12.0)),
     )
     asks = [
         ask
@@ -139,7 +143,7 @@ def leavers(each: int = 30, *, seed: int = 1) -> Case:
     random = Random(seed)
     asks = [ask for model in "ab" for ask in closed(model, model * each, 1.0, random)]
     asks += [
-        Ask(
+        TraceRequest(
             client=ClientId("hasty"),
             model=C,
             service=1.0,
@@ -169,7 +173,7 @@ def one_against_three(bursts: int = 12, size: int = 60, *, seed: int = 1) -> Cas
         for ask in closed(client, "a" * 10 * bursts, 1.0, random, think=1.0)
     ]
     asks += [
-        Ask(
+        TraceRequest(
             client=GREEDY,
             model=PresetId("abcde"[which % 5 if which < size // 2 else 0]),
             service=round(random.uniform(0.5, 1.5), 6),
@@ -198,13 +202,13 @@ def nested(turns: int = 6, *, named: bool = True, seed: int = 1) -> Case:
         Model(name=name, footprint={GPU: 1}, load=2.0, slots=4, drain_timeout=20.0)
         for name in (A, B)
     )
-    asks: list[Ask] = []
+    asks: list[TraceRequest] = []
     for turn in range(turns):
         outer, client = f"outer{turn}", ClientId("agent")
         service = round(random.uniform(1.0, 3.0), 6)
-        asks.append(Ask(client=client, model=A, service=service, think=1.0, name=outer))
+        asks.append(TraceRequest(client=client, model=A, service=service, think=1.0, name=outer))
         asks.append(
-            Ask(
+            TraceRequest(
                 client=client,
                 model=B,
                 service=1.0,
@@ -228,7 +232,7 @@ def day(seconds: float = 86400.0, *, seed: int = 1) -> Case:
     """A day of a small team: sessions over twelve models with a quiet night; three fit."""
     random = Random(seed)
     names = "abcdefghijkl"
-    asks: list[Ask] = []
+    asks: list[TraceRequest] = []
     at = 0.0
     session = 0
     while True:
@@ -241,7 +245,7 @@ def day(seconds: float = 86400.0, *, seed: int = 1) -> Case:
         when = at
         for _ in range(1 + int(random.expovariate(1 / 12))):
             asks.append(
-                Ask(
+                TraceRequest(
                     client=ClientId(f"p{session % 9}"),
                     model=PresetId(name),
                     service=round(random.uniform(0.5, 6.0), 6),
@@ -267,10 +271,10 @@ def _poisson(
     weights: Sequence[float],
     *,
     service: float,
-) -> Iterator[Ask]:
+) -> Iterator[TraceRequest]:
     at = 0.0
     while (at := at + random.expovariate(rate)) < seconds:
-        yield Ask(
+        yield TraceRequest(
             client=ClientId(f"c{random.randrange(8)}"),
             model=PresetId(random.choices(models, weights)[0]),
             service=round(random.uniform(0.5, 1.5) * service, 6),

@@ -18,7 +18,7 @@ from llamaswap_py.scheduler.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SimulatedCrash:
     """The process of a model's `load`-th load (from 1) dies `after` seconds after its spawn."""
 
     load: int
@@ -40,7 +40,7 @@ class Model:
     pin: bool = False
     ttl: float | None = None
     drain_timeout: float = 120.0
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[SimulatedCrash, ...] = ()
     given: PresetPlan | None = None
 
     def plan(self) -> PresetPlan:
@@ -55,7 +55,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class TraceRequest:
     """One request of a trace.
 
     Open loop: it comes `at` a time. Closed loop: `think` seconds after the previous answer to its
@@ -82,7 +82,7 @@ class Case:
     name: str
     models: tuple[Model, ...]
     pools: Mapping[PoolId, Pool]
-    asks: tuple[Ask, ...]
+    asks: tuple[TraceRequest, ...]
     stop: float = 0.05
     note: str = ""
     policy: Policy = field(default_factory=Policy)

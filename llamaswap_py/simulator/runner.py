@@ -18,7 +18,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Kill, Reject, Revoke, Spawn, Stop
 from llamaswap_py.scheduler.types import Failure, InstanceKey, RequestId
 from llamaswap_py.simulator.measure import Meter
-from llamaswap_py.simulator.run_records import Ask, Case, Model, Result
+from llamaswap_py.simulator.run_records import Case, Model, Result, TraceRequest
 
 _CUT: Final = 0.01
 """Seconds that a revoked lease takes to end."""
@@ -54,7 +54,7 @@ class _Child:
 class _Request:
     """`child` is the holder of its lease; `due` is set when only nested requests keep it open."""
 
-    ask: Ask
+    ask: TraceRequest
     asked: float | None = None
     child: InstanceKey | None = None
     started: float | None = None

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, is_counting
 from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetPlan
-from llamaswap_py.simulator.run_records import Ask, Case, Model
+from llamaswap_py.simulator.run_records import Case, Model, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class SimulatedChild:
     """How a preset behaves: seconds to load, and how many requests it works on at once."""
 
     seconds: float
@@ -20,10 +20,10 @@ class Loading:
 
 def make_case(
     name: str,
-    plans: Iterable[tuple[PresetPlan, Loading]],
+    plans: Iterable[tuple[PresetPlan, SimulatedChild]],
     pools: Mapping[PoolId, Pool],
     policy: Policy,
-    asks: tuple[Ask, ...],
+    asks: tuple[TraceRequest, ...],
 ) -> Case:
     """Return a case of these presets; what keeps them from running here is left out of it."""
     room = dict(pools)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.scheduler.types import ClientId, PresetId
-from llamaswap_py.simulator.run_records import Ask
+from llamaswap_py.simulator.run_records import TraceRequest
 
 _TEXTS: Final = ("client", "model", "id", "parent")
 _TIMES: Final = ("at", "think", "service", "gives_up_after")
@@ -21,12 +21,14 @@ _SWITCHES: Final = ("slot", "names_parent")
 _KEYS: Final = (*_TEXTS, *_TIMES, *_SWITCHES)
 
 
-def parse_trace(text: str, models: Collection[str], *, name: str = "trace") -> tuple[Ask, ...]:
+def parse_trace(
+    text: str, models: Collection[str], *, name: str = "trace"
+) -> tuple[TraceRequest, ...]:
     """Return the requests of a trace; raises ConfigError naming the line, and the remedy.
 
     `models` are the names a line may ask for. Empty lines are skipped.
     """
-    asks: list[Ask] = []
+    asks: list[TraceRequest] = []
     names: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -48,7 +50,7 @@ def parse_trace(text: str, models: Collection[str], *, name: str = "trace") -> t
     return tuple(asks)
 
 
-def format_trace(asks: Iterable[Ask]) -> str:
+def format_trace(asks: Iterable[TraceRequest]) -> str:
     """Return the JSON lines that `parse_trace` reads as these requests."""
     lines = []
     for ask in asks:
@@ -78,7 +80,7 @@ def _fields(line: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _ask(fields: dict[str, Any], where: str, models: Collection[str]) -> Ask:
+def _ask(fields: dict[str, Any], where: str, models: Collection[str]) -> TraceRequest:
     for key in ("client", "model", "service"):
         if key not in fields:
             raise ConfigError(f"{key!r} is missing", where=where)
@@ -93,7 +95,7 @@ def _ask(fields: dict[str, Any], where: str, models: Collection[str]) -> Ask:
     if "parent" in texts and "at" in times:
         raise ConfigError('a request with a "parent" has "think", not "at"', where=where)
     switches = {key: _switch(fields, key, where) for key in _SWITCHES}
-    return Ask(
+    return TraceRequest(
         client=ClientId(texts["client"]),
         model=PresetId(texts["model"]),
         service=times["service"],

@@ -8,7 +8,7 @@ from random import Random
 from typing import Final
 
 from llamaswap_py.scheduler.types import ClientId, Pool, PoolId, PresetId
-from llamaswap_py.simulator.run_records import Ask, Case, Model
+from llamaswap_py.simulator.run_records import Case, Model, TraceRequest
 
 GPU: Final = PoolId("gpu")
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
@@ -35,11 +35,11 @@ def closed(
     random: Random,
     *,
     think: float = 0.01,
-) -> Iterator[Ask]:
+) -> Iterator[TraceRequest]:
     """Yield one client's requests, each asked `think` seconds after the answer before."""
     for model in models:
         varied = service * random.uniform(1 - _JITTER, 1 + _JITTER)
-        yield Ask(
+        yield TraceRequest(
             client=ClientId(client), model=PresetId(model), service=round(varied, 6), think=think
         )
 
@@ -127,7 +127,7 @@ def hot_and_rare(seconds: float = 600.0, *, seed: int = 1) -> Case:
         for ask in closed(f"hot{number}", "a" * round(seconds / 2), 2.0, random, think=0.0)
     ]
     asks += [
-        Ask(client=ClientId("rare"), model=B, service=1.0, at=at)
+        TraceRequest(client=ClientId("rare"), model=B, service=1.0, at=at)
         for at in range(20, round(seconds), 40)
     ]
     return Case(

@@ -35,7 +35,7 @@ _SPARE: Final = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KvPlace:
     """The folder that holds kept conversations; `in_memory`: its bytes are main memory."""
 
     path: Path
@@ -106,7 +106,7 @@ class KeptFolder:
 
     def __init__(self, places: Sequence[Path], limit: int) -> None:
         self.limit = limit
-        self.place: Place | None = None
+        self.place: KvPlace | None = None
         self._places = tuple(places)
         self._kept: dict[str, Kept] = {}
         self._lock: int | None = None
@@ -253,16 +253,16 @@ class KeptFolder:
         """Remove what killed supervisors of this user left behind; returns how many folders."""
         return sum(map(sweep_kept, self._places))
 
-    def _suitable(self) -> Iterator[Place]:
+    def _suitable(self) -> Iterator[KvPlace]:
         """Yield the places that will do: main memory with room for the limit, and the last one."""
         *others, last = self._places
         for path in others:
             with contextlib.suppress(OSError):
                 if is_in_memory(path) and _free(path) >= self.limit:
-                    yield Place(path, in_memory=True)
-        yield Place(last, is_in_memory(last))
+                    yield KvPlace(path, in_memory=True)
+        yield KvPlace(last, is_in_memory(last))
 
-    def _open(self, place: Place) -> None:
+    def _open(self, place: KvPlace) -> None:
         """Make a folder of our own below `place`, and lock it; raises OSError."""
         make_private(place.path)
         path = place.path / f"kv-{secrets.token_hex(8)}"
@@ -275,7 +275,7 @@ class KeptFolder:
         except OSError:
             os.close(lock)
             raise
-        self.place, self._lock = Place(path, place.in_memory), lock
+        self.place, self._lock = KvPlace(path, place.in_memory), lock
 
 
 def make_private(folder: Path) -> None:

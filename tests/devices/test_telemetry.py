@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from llamaswap_py.devices import Device, Measurement, Telemetry, read_devices
-from llamaswap_py.devices.reader import MachineReader, Sample, read_pool
+from llamaswap_py.devices.reader import DeviceSample, MachineReader, read_pool
 from llamaswap_py.tasks import guard
 from tests.devices.roots import GIB, MIB, Root
 
@@ -37,7 +37,7 @@ class ScriptedReader:
         self.block: threading.Event | None = None
         self.error: Exception | None = None
 
-    def read(self, at: float, children: Sequence[int]) -> Sample:
+    def read(self, at: float, children: Sequence[int]) -> DeviceSample:
         self.reads += 1
         self.began.set()
         self.threads.add(threading.get_ident())
@@ -47,7 +47,7 @@ class ScriptedReader:
             raise self.error
         pools = {} if self.unreadable else {"CUDA0": read_pool(100, self.used, 0)}
         held = {pid: dict(self.held) for pid in children}
-        return Sample(Measurement(at, pools, dict(self.unreadable)), held)
+        return DeviceSample(Measurement(at, pools, dict(self.unreadable)), held)
 
     def close(self) -> None:
         self.threads.add(threading.get_ident())

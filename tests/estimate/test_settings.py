@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamaswap_py.llamacpp.memory_settings import ALL, Draft, Settings, read_settings
+from llamaswap_py.llamacpp.memory_settings import ALL, DraftModel, Settings, read_settings
 from llamaswap_py.units import MIB
 
 
@@ -84,7 +84,7 @@ def test_experts_splits_and_switches() -> None:
 def test_draft_projector_and_adapters() -> None:
     words = "-md d.gguf -ctkd q8_0 -ngld 3 --mmproj p.gguf --no-mmproj-offload --lora a,b --lora c"
     settings = read_settings([*words.split(), "-np", "2", "--spec-type", "draft-simple"])
-    assert settings.draft == Draft("d.gguf", "q8_0", "f16", 3)
+    assert settings.draft == DraftModel("d.gguf", "q8_0", "f16", 3)
     # Each slot asks for the logits of three drafted tokens and its own.
     assert settings.outputs == 8
     assert settings.speculation == "draft-simple"

@@ -18,7 +18,7 @@ import pytest
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.hub.cache import PART, find_cached, remove_cached
-from llamaswap_py.hub.fetch import Order, Step, Wanted
+from llamaswap_py.hub.fetch import Order, Step, WantedFile
 from llamaswap_py.hub.refs import HubRef
 from llamaswap_py.supervisor.library import heads_asked, with_files
 from tests.fakes.fake_hub import COMMIT, FakeHub, serve_hub, sha256
@@ -32,7 +32,7 @@ FILES = {
     "mmproj-F16.gguf": b"GGUF" + b"m" * 1000,
 }
 ORDER = Order(
-    REPO, COMMIT, tuple(Wanted(name, len(data), sha256(data)) for name, data in FILES.items())
+    REPO, COMMIT, tuple(WantedFile(name, len(data), sha256(data)) for name, data in FILES.items())
 )
 REF = HubRef(REPO, "Q4_K_M")
 
@@ -198,7 +198,7 @@ def test_a_hub_that_is_not_there_is_said(downloader: Downloader) -> None:
 def test_a_disk_without_room_is_found_before_anything_is_fetched(
     downloader: Downloader, hub: FakeHub
 ) -> None:
-    huge = Order(REPO, COMMIT, (Wanted("tiny-Q4_K_M-00001-of-00002.gguf", 1 << 60, "x"),))
+    huge = Order(REPO, COMMIT, (WantedFile("tiny-Q4_K_M-00001-of-00002.gguf", 1 << 60, "x"),))
     last = downloader.run(huge)[-1]
     assert last.state == "failed"
     assert "are to be downloaded" in last.error

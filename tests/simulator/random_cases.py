@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PoolId, PresetId
-from llamaswap_py.simulator.run_records import Ask, Case, Fault, Model
+from llamaswap_py.simulator.run_records import Case, Model, SimulatedCrash, TraceRequest
 
 
 def random_case(seed: int, *, faults: bool = False) -> Case:
@@ -22,7 +22,7 @@ def random_case(seed: int, *, faults: bool = False) -> Case:
     clients = random.choice([1, 2, 4, 8])
     asks = [ask for client in range(clients) for ask in _closed(random, f"c{client}", models)]
     asks += [
-        Ask(
+        TraceRequest(
             client=ClientId(f"b{random.randrange(4)}"),
             model=random.choice(models).name,
             service=random.uniform(0.1, 4.0),
@@ -50,7 +50,7 @@ def _model(
         if random.random() < 0.7
     }
     load = random.choice([0.05, 0.5, 2.0, 5.0]) * slowness * random.uniform(0.5, 1.5)
-    died = [Fault(random.randint(1, 3), random.uniform(0.0, 2 * load))]
+    died = [SimulatedCrash(random.randint(1, 3), random.uniform(0.0, 2 * load))]
     return Model(
         name=PresetId(f"m{at}"),
         footprint=footprint or {PoolId("p0"): 1},
@@ -62,7 +62,7 @@ def _model(
     )
 
 
-def _closed(random: Random, client: str, models: tuple[Model, ...]) -> list[Ask]:
+def _closed(random: Random, client: str, models: tuple[Model, ...]) -> list[TraceRequest]:
     """One client: always one model, some at random, a loop, or one without a pause."""
     kind = random.choice(["one", "random", "loop", "hot"])
     mine = random.choices(models, k=random.choice([1, 2, 3]))
@@ -70,7 +70,7 @@ def _closed(random: Random, client: str, models: tuple[Model, ...]) -> list[Ask]
     for at in range(random.choice([10, 40])):
         model = {"random": random.choice(mine), "loop": mine[at % len(mine)]}.get(kind, mine[0])
         asks.append(
-            Ask(
+            TraceRequest(
                 client=ClientId(client),
                 model=model.name,
                 service=random.choice([0.1, 1.0, 3.0]) * random.uniform(0.5, 1.5),

@@ -15,7 +15,7 @@ from llamaswap_py.simulator.library import library
 from llamaswap_py.simulator.mixes import GREEDY, bursts, day, leavers, one_against_three
 from llamaswap_py.simulator.peers import Collate, Fifo, Peer, Router, fewest_loads, most_runs
 from llamaswap_py.simulator.run import run_case
-from llamaswap_py.simulator.run_records import Ask, Case
+from llamaswap_py.simulator.run_records import Case, TraceRequest
 from llamaswap_py.simulator.runner import simulate
 from llamaswap_py.simulator.traces import (
     B,
@@ -59,7 +59,7 @@ def test_full_queues_of_random_cases_are_shared(seed: int) -> None:
     """One more client asks for everything at once, and few may wait."""
     case = random_case(seed)
     flood = tuple(
-        Ask(client=GREEDY, model=model.name, service=1.0, at=5.0 * burst)
+        TraceRequest(client=GREEDY, model=model.name, service=1.0, at=5.0 * burst)
         for burst in range(6)
         for model in case.models
         for _ in range(8)

@@ -11,7 +11,7 @@ from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.mixes import sessions
 from llamaswap_py.simulator.peers import fewest_loads, most_runs, safe_count
 from llamaswap_py.simulator.run import PEERS, run_case
-from llamaswap_py.simulator.run_records import Ask, Case
+from llamaswap_py.simulator.run_records import Case, TraceRequest
 from llamaswap_py.simulator.traces import (
     A,
     B,
@@ -42,7 +42,7 @@ def test_the_router_swaps_as_often_as_llama_cpps(clients: int, each: int, measur
 
 def burst(number: int) -> Case:
     asks = tuple(
-        Ask(client=ClientId(f"c{at}"), model=(A, B)[at % 2], service=0.1, at=0.001 * at)
+        TraceRequest(client=ClientId(f"c{at}"), model=(A, B)[at % 2], service=0.1, at=0.001 * at)
         for at in range(number)
     )
     return Case(name="burst", models=uniform_models("ab", 0.5), pools=places(1), asks=asks)
@@ -75,7 +75,9 @@ def test_counting_is_as_careful_as_the_largest_models_need() -> None:
 
 def test_an_idle_model_is_unloaded_when_its_keep_alive_ends() -> None:
     models = tuple(replace(one, ttl=10.0) for one in uniform_models("a", 0.5))
-    asks = tuple(Ask(client=ClientId("c"), model=A, service=1.0, at=at) for at in (0.0, 9.0, 40.0))
+    asks = tuple(
+        TraceRequest(client=ClientId("c"), model=A, service=1.0, at=at) for at in (0.0, 9.0, 40.0)
+    )
     case = Case(name="idle", models=models, pools=places(1), asks=asks)
     assert run_case(case, "keep-alive").loads == 2
     assert run_case(case, "router").loads == 1

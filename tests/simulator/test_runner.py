@@ -12,18 +12,18 @@ from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.measure import quantile
 from llamaswap_py.simulator.mixes import nested
 from llamaswap_py.simulator.run import POLICIES, run_case
-from llamaswap_py.simulator.run_records import Ask, Case, Fault
+from llamaswap_py.simulator.run_records import Case, SimulatedCrash, TraceRequest
 from llamaswap_py.simulator.runner import StuckError, simulate
 from llamaswap_py.simulator.traces import A, B, places, uniform_models
 
 
-def ask(client: str = "c", at: float | None = None, **knobs: object) -> Ask:
+def ask(client: str = "c", at: float | None = None, **knobs: object) -> TraceRequest:
     think = None if at is not None else 0.0
     fields: dict[str, object] = {"model": A, "service": 1.0, "think": think, **knobs}
-    return Ask(client=ClientId(client), at=at, **fields)  # type: ignore[arg-type]
+    return TraceRequest(client=ClientId(client), at=at, **fields)  # type: ignore[arg-type]
 
 
-def case(*asks: Ask, slots: int = 1, load: float = 2.0, room: int = 1) -> Case:
+def case(*asks: TraceRequest, slots: int = 1, load: float = 2.0, room: int = 1) -> Case:
     return Case(
         name="case",
         models=uniform_models("ab", load, slots=slots),
@@ -61,7 +61,9 @@ def test_who_gives_up_waits_no_longer(policy: str) -> None:
 
 
 def test_a_death_ends_what_it_served() -> None:
-    models = tuple(replace(one, faults=(Fault(1, 2.5),)) for one in uniform_models("a", 2.0))
+    models = tuple(
+        replace(one, faults=(SimulatedCrash(1, 2.5),)) for one in uniform_models("a", 2.0)
+    )
     dying = replace(case(ask(), ask(think=3.0)), models=models)
     result = run_case(dying, "lswap")
     assert (result.cut, result.answered, result.loads) == (1, 1, 2)

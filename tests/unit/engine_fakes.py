@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llamaswap_py.llamacpp.paths import Manifest, engines_folder, write_manifest
+from llamaswap_py.llamacpp.paths import EngineManifest, engines_folder, write_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def install_server(build: int, backend: str = "cpu") -> Path:
     """Install a fake the way the build script does."""
     folder = engines_folder() / f"b{build}-{backend}"
     server = write_server(folder / "bin" / "llama-server", build, _MARKS.get(backend, ""))
-    write_manifest(folder, Manifest(build=build, backend=backend))
+    write_manifest(folder, EngineManifest(build=build, backend=backend))
     return server
 
 

@@ -7,7 +7,7 @@ only for a good reason to change a table below.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,6 +85,39 @@ PURE_EXTRAS = {
     "config": {"hashlib", "hmac"},  # secrets are kept as hashes
 }
 PURE_LIBRARIES = {"msgspec", "yaml", "httptools", "rich"}
+
+SAME_FILE_NAMES = {
+    "app": "an application: of HTTP, of commands, of the terminal",
+    "counters": "the counts of what was answered: while lswap runs, and from run to run",
+    "errors": "what is raised, and how HTTP says it",
+    "llama_cpp": "the program that it is about: its HTTP routes, its preset files",
+    "ollama": "the program that it is about: its HTTP routes, its folder of models",
+    "replay": "one feature: the command, and what it does",
+    "report": "a text about a run, for people",
+    "run": "what a command does: its folder says which",
+    "reservations": "one feature: its routes, and what they do",
+    # To be renamed.
+    **dict.fromkeys(("events", "types", "answers", "loading", "library", "lifecycle"), "not yet"),
+}
+"""Files of one name in several folders, and which idea they share."""
+SAME_CLASS_NAMES = {
+    "Cors": "the section of the file, and what HTTP makes of it",
+    "Failure": "why a model cannot be had: of its process, and as the scheduler keeps it",
+    "Lease": "one lease: as the scheduler keeps it, and as a request holds it",
+    "Policy": "the section of the file, and what of it the scheduler obeys",
+    "Preset": "a preset of the file, and what of it the scheduler knows",
+    "Reservations": "one feature: its routes' types, and what they do",
+    "Report": "what a command found, for people and as JSON",
+    # To be renamed.
+    **dict.fromkeys(
+        (
+            *("Requests", "Family", "Answer", "Option", "Way", "Running", "Line", "Keys", "Table"),
+            *("Part", "Outcome", "Places"),
+        ),
+        "not yet",
+    ),
+}
+"""Public classes of one name in several folders, and which idea they share."""
 
 UPSTREAM = f"{PACKAGE}.proxy.upstream"
 MODULE_LINES = 600
@@ -236,6 +269,30 @@ def test_modules_and_functions_stay_short(module: str) -> None:
             if length > FUNCTION_LINES:
                 wrong.append(f"line {node.lineno}: {length} lines in {node.name}()")
     assert not wrong
+
+
+def in_several_folders(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Return the names that several modules have, with those modules; `named`: name, module."""
+    found: dict[str, set[str]] = {}
+    for name, module in named:
+        found.setdefault(name, set()).add(module)
+    return {name: them for name, them in found.items() if len(them) > 1}
+
+
+def test_no_two_files_have_one_name_unless_they_are_one_idea() -> None:
+    named = ((module.rpartition(".")[2], module) for module in modules() if "." in module)
+    parts = ((part, part) for part in LOOSE)
+    assert in_several_folders([*named, *parts]).keys() == SAME_FILE_NAMES.keys()
+
+
+def test_no_two_public_classes_have_one_name_unless_they_are_one_idea() -> None:
+    named = (
+        (node.name, module)
+        for module, path in modules().items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert in_several_folders(named).keys() == SAME_CLASS_NAMES.keys()
 
 
 @pytest.mark.parametrize(

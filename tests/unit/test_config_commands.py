@@ -9,7 +9,7 @@ import pytest
 
 from llamaswap_py.children.listeners import can_tell
 from llamaswap_py.cli.check import check_file, run
-from llamaswap_py.config.forms import Command, Ready
+from llamaswap_py.config.forms import Command, ReadyCheck
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Preset
@@ -29,7 +29,7 @@ def test_a_program_has_its_words_and_none_of_llama_servers() -> None:
     preset = one("cmd: [whisper-server, --port, '{port}', -m, ~/m.bin, 3, true], aliases: [w]")
     words = ("whisper-server", "--port", "{port}", "-m", "/h/m.bin", "3", "true")
     assert preset.cmd == Command(words, "/etc")
-    assert preset.ready == Ready(http="/health")
+    assert preset.ready == ReadyCheck(http="/health")
     assert (preset.model, preset.args, preset.extra, preset.sleep) == ("", {}, (), None)
     assert (preset.ttl, preset.aliases) == (3600, ("w",))
 
@@ -39,8 +39,10 @@ def test_where_a_program_lies_and_how_it_is_ready() -> None:
     assert preset.cmd is not None
     assert preset.cmd.words[0] == "/etc/bin/x"
     assert preset.cmd.takes_socket
-    assert preset.ready == Ready(line="listening on")
-    assert one("cmd: [x, '{port}'], ready: {http: /v1/models}").ready == Ready(http="/v1/models")
+    assert preset.ready == ReadyCheck(line="listening on")
+    assert one("cmd: [x, '{port}'], ready: {http: /v1/models}").ready == ReadyCheck(
+        http="/v1/models"
+    )
 
 
 @pytest.mark.parametrize(

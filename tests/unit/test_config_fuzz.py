@@ -14,7 +14,7 @@ from llamaswap_py.config.argv import build_args, check_preset
 from llamaswap_py.config.json_schema import keys_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import Variant, variant_presets
-from llamaswap_py.config.records import Config, Group, Preset, Record, groups_of
+from llamaswap_py.config.records import Config, Preset, PresetGroup, Record, groups_of
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.llamacpp.context_size import context_per_request
@@ -79,7 +79,7 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.one_of(names(Config), names(Variant), names(Group))
+            st.one_of(names(Config), names(Variant), names(PresetGroup))
             | st.sampled_from(["c", "host", "build", "substitute"]),
             inner,
             max_size=3,

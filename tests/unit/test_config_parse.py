@@ -12,8 +12,8 @@ from llamaswap_py.config.parse import load_config, parse_listen
 from llamaswap_py.config.preset import variant_preset, variant_presets
 from llamaswap_py.config.records import (
     Config,
-    Group,
     Preset,
+    PresetGroup,
     groups_of,
 )
 from llamaswap_py.endpoint import Endpoint
@@ -450,7 +450,7 @@ def test_a_preset_without_variants_is_its_only_way() -> None:
 
 def test_groups() -> None:
     config = load(f"{THREE}groups: {{big: {{exclusive: [x, b]}}, all: {{exclusive: [c, y, a]}}}}")
-    assert config.groups == {"big": Group(("a", "b")), "all": Group(("c", "b", "a"))}
+    assert config.groups == {"big": PresetGroup(("a", "b")), "all": PresetGroup(("c", "b", "a"))}
     assert [groups_of(config, name) for name in "abc"] == [("big", "all"), ("big", "all"), ("all",)]
     assert groups_of(load(THREE), "a") == ()
     assert load(f"{THREE}groups: {{}}").groups == load(f"{THREE}groups:").groups == {}

@@ -16,7 +16,7 @@ from llamaswap_py.cli.engine import app
 from llamaswap_py.errors import LswapError
 from llamaswap_py.llamacpp import binaries
 from llamaswap_py.llamacpp.binaries import VARIABLE
-from llamaswap_py.llamacpp.doctor import State, examine
+from llamaswap_py.llamacpp.doctor import CheckState, examine
 
 from .engine_fakes import install_server, write_script
 
@@ -102,7 +102,7 @@ def test_doctor_names_what_an_old_engine_lacks_and_what_is_broken() -> None:
     install_server(7001)
     write_script(install_server(7000), "echo libcuda.so.1 is missing >&2; exit 127")
     engines = [check for check in examine().checks if check.group == "engines"]
-    assert [check.state for check in engines] == [State.OK, State.PROBLEM]
+    assert [check.state for check in engines] == [CheckState.OK, CheckState.PROBLEM]
     assert "no child mode" in engines[0].detail
     assert "libcuda.so.1" in engines[1].detail
     assert all(check.remedy for check in engines)
@@ -113,7 +113,7 @@ def test_every_missing_thing_comes_with_a_remedy(
 ) -> None:
     monkeypatch.setenv("PATH", str(home / "empty"))
     checks = examine().checks
-    missing = [check for check in checks if check.state is not State.OK]
+    missing = [check for check in checks if check.state is not CheckState.OK]
     assert {"c++", "cmake", "ninja", "git", "llama-server"} <= {check.name for check in missing}
     assert [check.name for check in missing if not check.remedy] == []
 
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem(
     blocked.write_text("a file, not a folder")
     monkeypatch.setenv("XDG_DATA_HOME", str(blocked))
     (check,) = [c for c in examine().checks if (c.group, c.name) == ("folders", "engines")]
-    assert check.state is State.PROBLEM
+    assert check.state is CheckState.PROBLEM
     assert "XDG_DATA_HOME" in check.remedy
 
 

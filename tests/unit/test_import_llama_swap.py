@@ -15,7 +15,7 @@ from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.importing.draft import Draft, render
 from llamaswap_py.importing.llama_swap import read_llama_swap
-from llamaswap_py.importing.notes import Note, merged
+from llamaswap_py.importing.notes import ImportNote, merged
 from llamaswap_py.importing.usable_names import mend_names
 
 FIELD = (Path(__file__).parents[1] / "imports" / "field").glob("*.yaml")
@@ -202,9 +202,18 @@ def test_notes_that_are_the_same_of_many_models_are_one_line() -> None:
 
 
 def test_names_with_dots_are_not_mistaken_for_keys() -> None:
-    notes = [Note("models.q2.5.x", "t"), Note("models.q2", "t"), Note("top", "u"), Note("up", "u")]
+    notes = [
+        ImportNote("models.q2.5.x", "t"),
+        ImportNote("models.q2", "t"),
+        ImportNote("top", "u"),
+        ImportNote("up", "u"),
+    ]
     assert merged(notes, {"q2", "q2.5"}) == ["models.q2.5.x: t", "models.q2: t", "top, up: u"]
-    notes = [Note("models.q2.x", "t"), Note("models.q2.5.x", "t", "7"), Note("[q2.5]", "t")]
+    notes = [
+        ImportNote("models.q2.x", "t"),
+        ImportNote("models.q2.5.x", "t", "7"),
+        ImportNote("[q2.5]", "t"),
+    ]
     assert merged(notes, {"q2", "q2.5"}) == ["x of 2 models: q2, q2.5 (7): t", "[q2.5]: t"]
 
 

@@ -29,7 +29,7 @@ from llamaswap_py.importing.llama_swap import (
     loosened,
     read_llama_swap,
 )
-from llamaswap_py.importing.ollama import Manifest, read_ollama
+from llamaswap_py.importing.ollama import OllamaManifest, read_ollama
 
 INPUTS = Path(__file__).parents[1] / "imports"
 
@@ -309,7 +309,7 @@ def layer(kind: str, digest: str) -> dict[str, Any]:
 def test_models_of_ollama_are_used_where_they_lie() -> None:
     host, library = "registry.ollama.ai", "library"
     manifests = [
-        Manifest(
+        OllamaManifest(
             (host, library, "qwen3", "8b"),
             json.dumps(
                 {
@@ -323,16 +323,16 @@ def test_models_of_ollama_are_used_where_they_lie() -> None:
                 }
             ),
         ),
-        Manifest(
+        OllamaManifest(
             (host, library, "llava", "latest"),
             json.dumps({"layers": [layer("model", "sha256:d"), layer("projector", "sha256:e")]}),
         ),
-        Manifest(
+        OllamaManifest(
             (host, "someone", "tuned", "v2"),
             json.dumps({"layers": [layer("model", "sha256:f"), layer("params", "sha256:bad")]}),
         ),
-        Manifest(("hf.co", "bartowski", "X-GGUF", "Q4_K_M"), json.dumps({"layers": []})),
-        Manifest((host, library, "broken", "latest"), "not json"),
+        OllamaManifest(("hf.co", "bartowski", "X-GGUF", "Q4_K_M"), json.dumps({"layers": []})),
+        OllamaManifest((host, library, "broken", "latest"), "not json"),
     ]
     blobs = ollama_blobs()
     draft = read_ollama(manifests, lambda digest: "/o/blobs/" + digest.replace(":", "-"), blobs.get)

@@ -21,7 +21,7 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children.ask import get
 from llamaswap_py.children.program import ProgramLines
-from llamaswap_py.llamacpp.output import Listening
+from llamaswap_py.llamacpp.output import ListeningSign
 from tests.fakes import fake_program
 from tests.unit.child_runs import make_spec, running
 
@@ -138,5 +138,5 @@ async def test_one_that_cannot_be_run(short_dir: Path) -> None:
 )
 def test_lines(text: str, line: str, says: bool) -> None:
     signs = ProgramLines(Program(None, text, "/")).feed("stdout", line)
-    assert any(isinstance(sign, Listening) for sign in signs) == says
+    assert any(isinstance(sign, ListeningSign) for sign in signs) == says
     assert len(ProgramLines(Program("/x", None, "/")).feed("stderr", line)) == 1

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.output import (
     LINE_LIMIT,
-    Ending,
+    EndingSign,
     LineSplitter,
-    Listening,
-    Loading,
-    Log,
+    ListeningSign,
+    LoadingSign,
+    OutputLine,
     Readiness,
-    Ready,
+    ReadySign,
     Sign,
-    Sleeping,
+    SleepingSign,
     Stream,
 )
 
@@ -31,7 +31,7 @@ UNIX = Endpoint(path="/run/lswap/3.sock")
 def signs(line: str, *, child_mode: bool = True, stream: Stream = "stderr") -> list[Sign]:
     """Return what one line means, log lines left out."""
     found = Readiness(child_mode=child_mode).feed(stream, line)
-    return [sign for sign in found if not isinstance(sign, Log)]
+    return [sign for sign in found if not isinstance(sign, OutputLine)]
 
 
 def state(name: str, **payload: object) -> str:
@@ -66,7 +66,7 @@ def jsonl(message: str) -> str:
 def test_the_listening_line_of_every_dialect(
     line: str, endpoint: Endpoint | None, stream: Stream
 ) -> None:
-    assert signs(line, child_mode=False, stream=stream) == [Listening(endpoint)]
+    assert signs(line, child_mode=False, stream=stream) == [ListeningSign(endpoint)]
 
 
 @pytest.mark.parametrize(
@@ -91,17 +91,17 @@ def test_text_that_only_contains_the_words_means_nothing(line: str) -> None:
 
 def test_child_mode_states_count_only_on_stdout_in_child_mode() -> None:
     line = state("ready", id="a", meta={"n_ctx": 4096})
-    assert signs(line, stream="stdout") == [Ready({"id": "a", "meta": {"n_ctx": 4096}})]
+    assert signs(line, stream="stdout") == [ReadySign({"id": "a", "meta": {"n_ctx": 4096}})]
     assert signs(line, stream="stderr") == []
     assert signs(line, stream="stdout", child_mode=False) == []
     assert signs(" " + line, stream="stdout") == []
 
 
 def test_ready_with_an_empty_payload_and_sleeping() -> None:
-    assert signs(state("sleeping"), stream="stdout") == [Sleeping()]
-    assert signs(state("ready"), stream="stdout") == [Ready({})]
+    assert signs(state("sleeping"), stream="stdout") == [SleepingSign()]
+    assert signs(state("ready"), stream="stdout") == [ReadySign({})]
     null = 'cmd_child_to_router:state:{"state":"ready","payload":null}'
-    assert signs(null, stream="stdout") == [Ready({})]
+    assert signs(null, stream="stdout") == [ReadySign({})]
 
 
 def test_a_broken_or_unknown_state_is_a_log_line() -> None:
@@ -122,32 +122,35 @@ def test_stages_make_one_fraction_that_never_falls() -> None:
         line = state("loading", stages=stages, current=current, value=value)
         seen += readiness.feed("stdout", line)
     assert seen == [
-        Loading(0.25, "text_model"),
-        Loading(0.5, "text_model"),
-        Loading(0.75, "mmproj_model"),
-        Loading(0.75, "text_model"),
+        LoadingSign(0.25, "text_model"),
+        LoadingSign(0.5, "text_model"),
+        LoadingSign(0.75, "mmproj_model"),
+        LoadingSign(0.75, "text_model"),
     ]
     assert readiness.feed("stdout", state("loading", stage="mmproj_model")) == [
-        Loading(None, "mmproj_model")
+        LoadingSign(None, "mmproj_model")
     ]
     odd = state("loading", stages=["x"], current=["x"], value="1")
-    assert readiness.feed("stdout", odd) == [Loading(None, None)]
+    assert readiness.feed("stdout", odd) == [LoadingSign(None, None)]
 
 
 def test_the_beginning_of_the_end_is_noticed() -> None:
     line = jsonl("srv    operator(): operator(): cleaning up before exit...\n")
-    assert signs(line) == [Ending()]
+    assert signs(line) == [EndingSign()]
     assert signs("0.00.995.664 I srv    operator(): operator(): cleaning up before exit...") == [
-        Ending()
+        EndingSign()
     ]
 
 
 def test_log_lines_are_readable_and_keep_their_level() -> None:
     readiness = Readiness(child_mode=False)
-    assert readiness.feed("stderr", jsonl("one\ntwo\n")) == [Log("one", "info"), Log("two", "info")]
+    assert readiness.feed("stderr", jsonl("one\ntwo\n")) == [
+        OutputLine("one", "info"),
+        OutputLine("two", "info"),
+    ]
     assert readiness.feed("stderr", jsonl("....\n")) == []
     assert readiness.feed("stderr", "0.00.001.000 W careful") == [
-        Log("0.00.001.000 W careful", "warn")
+        OutputLine("0.00.001.000 W careful", "warn")
     ]
 
 
@@ -186,4 +189,4 @@ def test_no_text_breaks_the_reader(
 def test_no_payload_breaks_the_reader(value: object) -> None:
     line = state("loading", stages=[value], current=value, value=value)
     for sign in Readiness(child_mode=True).feed("stdout", line):
-        assert isinstance(sign, Loading | Log)
+        assert isinstance(sign, LoadingSign | OutputLine)

@@ -13,7 +13,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import EngineError
 from llamaswap_py.hub.cache import find_cached
 from llamaswap_py.hub.refs import HubRef
-from llamaswap_py.llamacpp.paths import Manifest, write_manifest
+from llamaswap_py.llamacpp.paths import EngineManifest, write_manifest
 from tests.upstream.__main__ import outcomes_of, source_of
 from tests.upstream.models import FILES, write_cache
 from tests.upstream.page import REASONS, Reason, only_plain, page, sorted_by_reason
@@ -96,7 +96,7 @@ def test_an_engine_without_its_source_says_how_to_name_one(
     server = tmp_path / "bin" / "llama-server"
     with pytest.raises(EngineError, match="was not built by lswap"):
         source_of(server)
-    write_manifest(tmp_path, Manifest(source="pypi", ref="b1"))
+    write_manifest(tmp_path, EngineManifest(source="pypi", ref="b1"))
     with pytest.raises(EngineError, match="--source"):
         source_of(server)
     source = tmp_path / "cache/lswap/build/src/pypi-b1"
