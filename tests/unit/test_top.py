@@ -47,6 +47,8 @@ from tests.unit.api_fakes import GIB, failure_view, instance_view, make_snapshot
 from tests.unit.top_fakes import Seat, StillServer, seated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual.app import ComposeResult
 
     from llamaswap_py.snapshot import Snapshot
@@ -386,22 +388,19 @@ def _heights(seat: Seat) -> dict[str, int]:
     return {str(one.id): one.size.height for one in shown}
 
 
-async def text_at(width: int, height: int, *keys: str) -> str:
+async def comes_to(holds: Callable[[str], bool], width: int, height: int, *keys: str) -> None:
+    """Press keys, and wait until something holds of the text on the screen."""
     async with seated(full_server(), (width, height)) as seat:
         for key in keys:
             await seat.press(key)
-            await seat.pilot.pause()
-        return seat.text
+        await seat.until(lambda: holds(seat.text))
 
 
 @pytest.mark.anyio
 async def test_an_ordinary_terminal_has_everything() -> None:
-    text = await text_at(80, 24)
-    for part in ("MODELS 4", "REQUESTS 2", "DECISIONS", "load ██░░░░  43% 12s", "2/2", "30s"):
-        assert part in text
-    assert "key ci" in text
-    assert "number 29" in text
-    assert "q quit" in text
+    parts = ("MODELS 4", "REQUESTS 2", "DECISIONS", "load ██░░░░  43% 12s", "2/2", "30s")
+    async with seated(full_server(), (80, 24)) as seat:
+        await seat.sees(*parts, "key ci", "number 29", "q quit")
 
 
 def test_the_title_names_the_file_else_the_address() -> None:
@@ -418,25 +417,22 @@ def test_the_title_names_the_file_else_the_address() -> None:
 
 @pytest.mark.anyio
 async def test_a_wide_terminal_has_reasons_beside_the_models() -> None:
-    assert "WHY" not in await text_at(80, 24)
-    assert "WHY" in await text_at(140, 40)
+    await comes_to(lambda text: "MODELS 4" in text and "WHY" not in text, 80, 24)
+    await comes_to(lambda text: "MODELS 4" in text and "WHY" in text, 140, 40)
 
 
 @pytest.mark.anyio
 async def test_a_small_terminal_shows_the_pane_with_the_focus() -> None:
-    text = await text_at(60, 15)
-    assert "DECISIONS" in text
-    assert "REQUESTS 2" not in text
-    text = await text_at(60, 15, "tab")
-    assert "REQUESTS" in text
-    assert "DECISIONS" not in text
+    await comes_to(lambda text: "DECISIONS" in text and "REQUESTS 2" not in text, 60, 15)
+    await comes_to(lambda text: "REQUESTS" in text and "DECISIONS" not in text, 60, 15, "tab")
 
 
 @pytest.mark.anyio
 async def test_zoom_shows_one_pane_and_reasons_in_full() -> None:
-    text = await text_at(80, 24, "tab", "tab", "z")
-    assert "MODELS" not in text
-    assert text.count("because") > 40
+    def holds(text: str) -> bool:
+        return "MODELS" not in text and text.count("because") > 40
+
+    await comes_to(holds, 80, 24, "tab", "tab", "z")
 
 
 @pytest.mark.anyio
@@ -445,6 +441,7 @@ async def test_without_colour_nothing_has_one_and_neighbours_differ(
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with seated(full_server(), encoding="ascii") as seat:
+        await seat.sees("#@", "REQUESTS 2", "number 29")
         styles = [one.style for line in seat.segments for one in line if one.style is not None]
         colours = [colour for one in styles for colour in (one.color, one.bgcolor)]
         assert all(colour is None or colour.is_default for colour in colours)
@@ -559,8 +556,7 @@ async def test_a_log_that_is_read_further_up_stands_still() -> None:
         assert top_line() == before
         await seat.press("end")
         server.lines.put_nowait("newest")
-        await seat.sees("newest")
-        assert "lines below" not in seat.text
+        await seat.until(lambda: "newest" in seat.text and "lines below" not in seat.text)
 
 
 @pytest.mark.anyio
