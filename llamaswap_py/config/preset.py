@@ -44,9 +44,9 @@ from llamaswap_py.config.request_filters import FILTERS
 from llamaswap_py.llamacpp.options import Argument
 
 _WHEN_FULL: Final = (
-    "What a request gets if another model has to be unloaded for it: wait for its turn, "
-    "refuse (503 at once), or a substitute: the named model, or any that is loaded, "
-    "answers instead. Default: `policy.when_full`."
+    "What a request gets if a busy model would have to be unloaded for it. wait: it waits "
+    "for its turn; refuse: 503 at once; substitute: the named model, or any that is "
+    "loaded, answers instead. Default: `policy.when_full`."
 )
 
 

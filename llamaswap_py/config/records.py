@@ -189,8 +189,8 @@ class Policy(Record, frozen=True):
     when_full: Annotated[
         str,
         key(
-            "What a request gets if another model has to be unloaded for it: wait for its turn, "
-            "refuse (503 at once), or a substitute: another model answers. A model's own "
+            "What a request gets if a busy model would have to be unloaded for it. wait: it waits "
+            "for its turn; refuse: 503 at once; substitute: another model answers. A model's own "
             "`when_full` comes before this.",
             WHEN_FULL,
             "refuse",

@@ -143,7 +143,7 @@ class Refusals:
             waiter.request,
             name,
             "memory_full",
-            f"model {name!r} has no room, and this request does not disturb what runs: {why}",
+            f"there is no room for model {name!r} without unloading a busy one: {why}",
             remedy=f"ask again later, or with `when_full: wait`{self._in_the_way(preset)}",
             retry_after=self.eta(preset, 0, now) or 1.0,
             details=self._where(preset, 0, now),
@@ -153,7 +153,7 @@ class Refusals:
         name, above = preset.plan.preset, self._state.leases[waiter.parent or waiter.request]
         outer, held = (waiter.parent or "").rpartition("/")[0] or waiter.parent, above.instance.key
         what = (
-            f"every slot of model {name!r} is held by requests under which others wait for it"
+            f"every slot of model {name!r} is busy with a request that itself waits for this model"
             if held.preset == name
             else f"model {name!r} could only load by ending what runs on {held.preset!r}"
         )

@@ -53,7 +53,9 @@ class SchedulingPass:
     def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
         now, how = self.effects.now, waiter.when_full
         if how == "refuse":
-            self.effects.note_preset("refused", preset, f"would disturb what runs: {why}")
+            self.effects.note_preset(
+                "refused", preset, f"no room without unloading a busy model: {why}"
+            )
             self.effects.out.append(self.effects.refusals.full(preset, waiter, why, now))
             self.effects.drop(preset, waiter)
             return
