@@ -1,4 +1,7 @@
-"""What to type instead: words of other programs, files and models where a command belongs."""
+"""Advice for a wrong command line: what to type instead.
+
+It knows words of other programs, and files and models that stand where a command belongs.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ _SAME: Final = {
     "lswap engine": {"ls": "list"},
     "lswap service": {"remove": "uninstall"},
 }
-"""Other words for a command."""
-_ASK = "`lswap up` serves; a client that asks for a model by its name has it loaded"
+"""By command group: a word that means a command of ours."""
+_ASK = "start `lswap up`, then send a request with the model's name: lswap loads it"
 _KEEP = "`lswap up` serves until Ctrl-C, `lswap service install --now` keeps it running"
 _STOP = "`lswap stop` ends lswap, `lswap unload MODEL` a model"
 _UPGRADE = (
@@ -32,14 +35,19 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
         **dict.fromkeys(("config", "edit", "new"), _FILE),
         **dict.fromkeys(("validate", "test", "lint"), "`lswap check FILE`"),
         **dict.fromkeys(("upgrade", "update"), _UPGRADE),
-        **dict.fromkeys(("search", "download", "fetch"), "`lswap pull user/repo` (--list shows)"),
+        **dict.fromkeys(
+            ("search", "download", "fetch"),
+            "`lswap pull user/repo` (--list only shows what there is)",
+        ),
         **dict.fromkeys(("remove", "delete", "del"), "`lswap rm MODEL`"),
-        **dict.fromkeys(("ui", "web", "open"), "its page is at the address `lswap status` says"),
+        **dict.fromkeys(
+            ("ui", "web", "open"), "open the address that `lswap status` prints in a browser"
+        ),
         **dict.fromkeys(("build", "doctor", "use"), "`lswap engine build`, `use` and `doctor`"),
         **dict.fromkeys(("bug", "issue", "diagnose", "debug"), "`lswap report` writes a report"),
         "install": "`lswap engine build` for llama-server, `lswap service install` for systemd",
         "restart": "`lswap stop`, then `lswap up`; `lswap reload` only reads the file again",
-        "show": "`lswap models` lists them, `lswap why MODEL` says how one is",
+        "show": "`lswap models` lists all models, `lswap why MODEL` explains one",
         "help": "`lswap --help`, `lswap COMMAND --help`",
         "launch": "docs/clients.md has the settings of each client",
         "keys": "`lswap key list`",
@@ -53,21 +61,24 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
         **dict.fromkeys(("log", "logs"), "`lswap service status` says the command"),
     },
     "lswap engine": {
-        **dict.fromkeys(("update", "upgrade"), "`lswap engine build` builds the newest it knows"),
-        **dict.fromkeys(("rm", "remove"), "`lswap engine list` says where it is: delete that"),
+        **dict.fromkeys(
+            ("update", "upgrade"),
+            "`lswap engine build` builds the newest llama-server that it knows",
+        ),
+        **dict.fromkeys(("rm", "remove"), "`lswap engine list` prints its folder: delete that"),
     },
 }
-"""What to do where no command of ours is quite that."""
+"""By command group: a word for which there is no such command, and what to do instead."""
 _FILES: Final = (".gguf", ".yaml", ".yml", ".ini", ".json")
 
 
 def same_word(path: str, word: str) -> str:
-    """Return the command that another word for it means, else the word itself."""
+    """Return the command that a word means; the word itself if it has no other meaning."""
     return _SAME.get(path, {}).get(word, word)
 
 
 def advice(path: str, word: str, known: Iterable[str]) -> str | None:
-    """Return what was probably meant by `PATH WORD`, None where nobody can guess."""
+    """Return what was probably meant by `PATH WORD`, or None."""
     if (told := _INSTEAD.get(path, {}).get(word)) is not None:
         return told
     if (guess := _GUESSES.get(path)) is not None and (told := guess(word)) is not None:
@@ -81,7 +92,7 @@ def advice(path: str, word: str, known: Iterable[str]) -> str | None:
 def option_advice(path: str, option: str, *, near: bool) -> str | None:
     """Return what was probably meant by an option that a command does not have.
 
-    `near`: it has one of a like name, which is said already.
+    `near`: the command has an option with a similar name, which is suggested already.
     """
     if path == "lswap":
         return f"options follow their command: `lswap up {option} …`"
@@ -126,7 +137,7 @@ def _to_be_imported(word: str) -> str | None:
     kind = "ollama" if os.path.isdir(word) else "llama-swap"
     if word.lower().endswith(".ini"):
         kind = "llama-cpp"
-    return f"say of what it is: `lswap import {kind} {word} -o lswap.yaml`"
+    return f"name the program it is from: `lswap import {kind} {word} -o lswap.yaml`"
 
 
 def _to_be_installed(word: str) -> str | None:

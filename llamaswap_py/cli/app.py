@@ -1,6 +1,6 @@
-"""The commands of `lswap`, and how their failures look.
+"""The commands of `lswap`, and how they report failures.
 
-Exit codes: 0 done · 1 what was asked for failed · 2 wrong usage or configuration ·
+Exit codes: 0 done · 1 the command failed · 2 wrong usage or configuration ·
 3 no running lswap answers.
 """
 
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run `lswap`; every expected failure is one line on stderr and an exit code."""
+    """Run `lswap`. Report an expected failure as one line on stderr and an exit code."""
     try:
         _check_arguments(sys.argv[1:])
         code = app(prog_name="lswap", standalone_mode=False)
@@ -55,9 +55,9 @@ def main() -> None:
 
 
 def _check_arguments(words: list[str]) -> None:
-    """Raise ConfigError for a word that is not UTF-8; after `--` they belong to another program."""
+    """Raise ConfigError for a word that is not UTF-8; words after `--` are for another program."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")  # an odd name must not raise
     own = words[: words.index("--")] if "--" in words else words
     for word in own:
         if not is_utf8(word):
@@ -69,7 +69,7 @@ def exit_code(error: LswapError) -> int:
     """Return the exit code that an error means."""
     if isinstance(error, ConfigError):
         return BAD_CONFIG
-    # By name: only commands that talk to a server have paid for importing the HTTP client.
+    # Compared by name: importing the HTTP client would slow down commands that do not need it.
     return UNREACHABLE if type(error).__name__ == "UnreachableError" else FAILED
 
 
@@ -105,7 +105,7 @@ def estimate(
         typer.Argument(metavar="[CONFIG] [MODEL]", help=AS_UP, show_default=False),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ignore what was declared and measured; estimate anew.")
+        bool, typer.Option("--fresh", help="Ignore declared and measured memory; estimate again.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -135,10 +135,14 @@ def simulate(
             help="lswap, fifo, router, collate or keep-alive; may be repeated (default: all).",
         ),
     ] = None,
-    read_rate: Annotated[str, typer.Option(help="Bytes per second at which models load.")] = "2GiB",
+    read_rate: Annotated[
+        str, typer.Option(help="Assume that models load at so many bytes per second.")
+    ] = "2GiB",
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", metavar="FILE", help="What `lswap up --record FILE` has written."),
+        typer.Option(
+            "--replay", metavar="FILE", help="A file that `lswap up --record FILE` wrote."
+        ),
     ] = None,
     first: Annotated[
         int, typer.Option("--from", metavar="LINE", help="Show the replay from this line on.")
@@ -148,10 +152,10 @@ def simulate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try a configuration on a trace, under lswap's policy and its peers'.
+    """Try a configuration on a trace, or replay a recorded run.
 
-    With --replay instead: show the decisions of a recorded run again, and check that they are the
-    same.
+    A trace is a list of requests. It is played with lswap's policy and those of other programs.
+    --replay shows the decisions of a recorded run again, and checks that they are the same.
     """
     from llamaswap_py.cli.simulate import run_either
 
@@ -176,7 +180,7 @@ def ps(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Show what is loaded, what waits, and the memory of the devices; or only MODEL."""
+    """Show loaded and waiting models, and the memory; or only MODEL."""
     from llamaswap_py.cli.show import only_model, print_ps
     from llamaswap_py.client import calls
 
@@ -215,7 +219,7 @@ def load(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Load MODEL, evicting others as a request for it would."""
+    """Load MODEL, and unload others if it needs their memory."""
     from llamaswap_py.cli.loading import load_with_progress
 
     with remote(url, key) as lswap:
@@ -227,7 +231,7 @@ def load(
 
         print(f"{report.model} is ready ({format_duration(report.seconds)})")
     else:
-        print(f"{report.model} is asked for; `lswap ps` shows how it goes")
+        print(f"{report.model} will be loaded; `lswap ps` shows the progress")
 
 
 @app.command()
@@ -254,15 +258,18 @@ def unload(
     from llamaswap_py.cli.loading import unload_each
 
     if not models and not every:
-        remedy = "name one, or --all that are loaded: `lswap ps` lists them"
-        raise ConfigError("no model is named", remedy=remedy)
+        remedy = "name a model, or use --all; `lswap ps` lists the loaded ones"
+        raise ConfigError("no model was named", remedy=remedy)
     with remote(url, key) as lswap:
         unload_each(lswap, None if every else models or (), force, wait, as_json)
 
 
 @app.command()
 def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """Have a running lswap read its configuration again; a wrong one changes nothing."""
+    """Make a running lswap read its configuration again.
+
+    If the file has a mistake, lswap keeps the old configuration and prints the mistake.
+    """
     from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
@@ -289,7 +296,10 @@ def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
 
 @app.command()
 def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """Never evict MODEL for another, until `unpin` or a restart."""
+    """Keep MODEL loaded until `unpin` or a restart.
+
+    lswap then does not unload it to make room for another model.
+    """
     from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
@@ -302,7 +312,7 @@ def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -
 
 @app.command()
 def unpin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """Let MODEL be evicted again."""
+    """Allow lswap to unload MODEL again (undo `pin`)."""
     from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
@@ -310,7 +320,7 @@ def unpin(model: Model, as_json: Json = False, url: Url = None, key: Key = None)
     if as_json:
         print_json({"model": model, "pinned": False})
     else:
-        print(f"{model} is not pinned any more")
+        print(f"{model} is unpinned")
 
 
 @app.command()
@@ -338,7 +348,7 @@ def logs(
             else:
                 print(line, flush=follow)
     if silent and model is not None:
-        said = f"{model} has written nothing: it was never started - `lswap why {model}` says more"
+        said = f"{model} has no log: it was never started - `lswap why {model}` says more"
         print(f"lswap: {said}", file=sys.stderr)
 
 
@@ -350,7 +360,7 @@ def why(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Say why MODEL is loaded or not: the last decisions about it."""
+    """Explain why MODEL is loaded or not, by the last decisions."""
     from llamaswap_py.cli.show import find_model, print_why
     from llamaswap_py.client import calls
 
@@ -376,7 +386,10 @@ def reserve(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Hold memory for another program: make room, run COMMAND, give it back."""
+    """Reserve memory for another program while it runs.
+
+    lswap unloads models to make room, runs COMMAND, and then releases the memory.
+    """
     from llamaswap_py.cli.reserve import run
 
     with remote(url, key) as lswap:
@@ -392,19 +405,17 @@ app.command()(lifecycle.report)
 
 @app.command()
 def version(as_json: Json = False) -> None:
-    """Print the version, the commit, and the llama-server that `engine: auto` means."""
+    """Print the versions of lswap and its llama-server."""
     from llamaswap_py.cli.version import print_version
 
     print_version(as_json=as_json)
 
 
 _group = partial(add_group, app)
-_group("top", "top", "Watch and steer a running lswap: a dashboard in the terminal.", bare=())
-_group("engine", "engine", "Get a llama-server: build, install, list, use, doctor.")
+_group("top", "top", "Open a dashboard of a running lswap in the terminal.", bare=())
+_group("engine", "engine", "Build, install or choose a llama-server; check it.")
 _group("key", "key", "Make, list and revoke API keys.")
-_group("service", "service", "Run lswap as a service of systemd: install, status, uninstall.")
-_group(
-    "completion", "completion", "Print a script for the shell that completes commands and models."
-)
-_group("rm", "rm", "Take a model out of the file, and its downloaded files off the disk.")
+_group("service", "service", "Run lswap as a systemd service: install, status, uninstall.")
+_group("completion", "completion", "Print a script that completes commands and model names.")
+_group("rm", "rm", "Remove a model from the configuration, and its files.")
 _group("import", "importing", "Write a configuration from another program's settings.")

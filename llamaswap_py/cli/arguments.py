@@ -32,7 +32,7 @@ _MODEL_FILE: Final = b"GGUF"
 
 @dataclass(slots=True)
 class _Named:
-    """What was named so far."""
+    """The files, folders and models that the words name."""
 
     config: Path | None
     config_dir: Path | None
@@ -76,14 +76,14 @@ def origin_of(
 
 
 def origin_and_model(words: Sequence[str]) -> tuple[Origin, str | None]:
-    """Return what words name whose last may be a model of it, by its name there."""
+    """Return the configuration that words name, and its model if the last word is one."""
     *before, last = words or ("",)
     if not last or _names_a_place(last) or (not before and _REFERENCE.fullmatch(last)):
         return origin_of(words), None
     try:
         return origin_of(before), last
     except ConfigError:
-        return origin_of(words), None  # which says what is wrong with the word
+        return origin_of(words), None  # raises the message about the word
 
 
 def _names_a_place(word: str) -> bool:
@@ -110,7 +110,7 @@ def _add(named: _Named, word: str) -> None:
     elif path.is_file():
         _add_file(named, path)
     elif path.suffix.lower() in _YAML:
-        _add_config(named, path)  # reading it says that it is not there
+        _add_config(named, path)  # reading it raises "not found"
     elif _REFERENCE.fullmatch(word) and not _is_path(word):
         named.repositories.append(_reference(word))
     elif ":" in word and "/" not in word:
@@ -125,7 +125,7 @@ def _add(named: _Named, word: str) -> None:
 
 
 def _is_path(word: str) -> bool:
-    """Tell whether a word like `models/x` is rather a file's path than a repository."""
+    """Return whether a word like `models/x` is more likely a path than a repository."""
     repository, colon, _ = word.partition(":")
     return Path(repository).parent.is_dir() or (not colon and word.endswith(".gguf"))
 
@@ -141,15 +141,17 @@ def _add_folder(named: _Named, folder: Path) -> None:
     if any(name.endswith(_YAML) for name in inside):
         if named.config_dir is not None:
             remedy = "name one folder, or a file and a folder"
-            raise ConfigError("two folders of files", where=str(folder), remedy=remedy)
+            raise ConfigError(
+                "two configuration folders are given", where=str(folder), remedy=remedy
+            )
         named.config_dir = folder
     elif scan_folder(str(folder)).files:
         named.models.append(folder)
     else:
         raise ConfigError(
-            "there is no *.gguf and no *.yaml file in it",
+            "the folder has no *.gguf and no *.yaml file",
             where=str(folder),
-            remedy=f"put models there and name it with --models-dir, or begin a file: "
+            remedy=f"put models there and name it with --models-dir, or write a first file: "
             f"lswap init {folder / 'lswap.yaml'}",
         )
 
@@ -159,10 +161,10 @@ def _add_file(named: _Named, path: Path) -> None:
     if suffix == ".gguf" or _begins(path) == _MODEL_FILE:
         if not models_in([scan_folder(str(path))]):
             raise ConfigError(
-                "this is not a model by itself, but a part of one (a projector, a draft head, a "
+                "this is only a part of a model (a projector, a draft head, a "
                 "shard without the first)",
                 where=str(path),
-                remedy="name the model's file: what belongs to it is found beside it",
+                remedy="name the model's first file: lswap finds its other files beside it",
             )
         named.models.append(path)
     elif suffix == ".ini":
@@ -181,9 +183,9 @@ def _add_file(named: _Named, path: Path) -> None:
 def _add_config(named: _Named, path: Path) -> None:
     if named.config is not None:
         raise ConfigError(
-            f"two configuration files: {named.config} and this",
+            f"two configuration files are given: {named.config} and this",
             where=str(path),
-            remedy="put them into a folder and name that: its *.yaml files are read as one",
+            remedy="put both into a folder and name the folder: its *.yaml files are read as one",
         )
     named.config = path
 
@@ -202,10 +204,10 @@ def _reference(word: str) -> HubRef:
         parts = urlsplit(word)
         if parts.hostname not in _HUB_HOSTS:
             raise ConfigError(
-                "models are not fetched from there",
+                "lswap does not download models from there",
                 where=word,
-                remedy="fetch the file yourself, then `lswap up FILE.gguf`; or name a repository "
-                "of Hugging Face: `lswap up user/repo`",
+                remedy="download the file yourself, then `lswap up FILE.gguf`; or name a repository"
+                " of Hugging Face: `lswap up user/repo`",
             )
         path = unquote(parts.path).strip("/")
         file = _HUB_FILE.fullmatch(path)
@@ -217,7 +219,7 @@ def _reference(word: str) -> HubRef:
 
 
 def _models(references: Sequence[HubRef]) -> dict[str, Any]:
-    """Return the key `models` for repositories: each by its name, as `lswap pull` calls it."""
+    """Return the key `models` for repositories, under the names that `lswap pull` gives them."""
     found: dict[str, Any] = {}
     for ref in references:
         short = ref.repo.rpartition("/")[2].removesuffix("-GGUF").lower()
@@ -227,5 +229,5 @@ def _models(references: Sequence[HubRef]) -> dict[str, Any]:
 
 
 def _yaml(keys: Mapping[str, Any]) -> str:
-    """Return keys as a line of the file, where nothing names a variable."""
+    """Return keys as a line of a configuration in which `${` is plain text."""
     return json.dumps(keys).replace("${", "$${") + "\n"

@@ -1,4 +1,4 @@
-"""The options and the client that all commands share which talk to a running lswap."""
+"""The options and the client of all commands that talk to a running lswap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Url = Annotated[
     ),
 ]
 Key = Annotated[
-    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if lswap asks for one.")
+    str | None, typer.Option("--key", envvar="LSWAP_KEY", help="An API key, if lswap needs one.")
 ]
 Model = Annotated[str, typer.Argument(help="A model's name or alias.", autocompletion=model_names)]
 MaybeModel = Annotated[
@@ -31,7 +31,7 @@ MaybeModel = Annotated[
 
 
 def remote(url: str | None, key: str | None) -> Remote:
-    """Return a client of the lswap that is meant."""
+    """Return a client of the lswap that the options name."""
     from llamaswap_py.cli.servers import find_url
     from llamaswap_py.client.remote import Remote
 

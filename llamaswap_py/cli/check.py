@@ -1,4 +1,4 @@
-"""`lswap check`: everything that is wrong with a configuration on this machine; loads nothing."""
+"""`lswap check`: all problems of a configuration on this machine. It loads no model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Checked(msgspec.Struct):
-    """One preset, what it takes and how that is known, and what is wrong with it."""
+    """One preset: its memory, the source of that figure, and its problems."""
 
     id: str
     context_per_request: int | None
@@ -45,11 +45,11 @@ class Checked(msgspec.Struct):
     memory_unknown: str = ""
     """Why `memory` is not known."""
     port: str = ""
-    """Who may hold its port, of a program that `cmd` runs."""
+    """Which process may listen on the port of a `cmd` program."""
 
 
 class Report(msgspec.Struct):
-    """The result: `ok` when nothing is wrong; warnings alone are fine."""
+    """The result. `ok` is True if there are no problems; warnings do not count."""
 
     ok: bool
     engine: str | None = None
@@ -59,7 +59,7 @@ class Report(msgspec.Struct):
 
 
 def run(origin: Origin, *, as_json: bool) -> bool:
-    """Print what is wrong with a configuration; True when nothing is."""
+    """Print the problems of a configuration; return True if there are none."""
     report = check(origin)
     if as_json:
         print(msgspec.json.encode(report).decode())
@@ -69,12 +69,12 @@ def run(origin: Origin, *, as_json: bool) -> bool:
 
 
 def check_file(path: Path) -> Report:
-    """Return everything that is wrong with one file."""
+    """Return all problems of one file."""
     return check(Origin(path))
 
 
 def check(origin: Origin) -> Report:
-    """Return everything that is wrong, as far as it can be known without loading a model."""
+    """Return all problems that can be found without loading a model."""
     try:
         config = origin.read()
     except ConfigError as error:
@@ -120,7 +120,7 @@ def check(origin: Origin) -> Report:
 
 
 def _besides(config: Config | None) -> list[str]:
-    """Return what else is wrong in a file that cannot be used: options, files and devices."""
+    """Return further problems of a file that cannot be used: options, files and devices."""
     if config is None:
         return []
     engines = Engines(config)
@@ -138,10 +138,10 @@ def _besides(config: Config | None) -> list[str]:
 
 
 def _has_windows(way: Way) -> bool:
-    """Return whether `keep_kv` is of no use for the sake of the model's header."""
+    """Return whether `keep_kv` cannot work because the model has sliding windows."""
     try:
         return way.preset.keep_kv and read_slot_shape(way.preset.model, way.args).windows
-    except LswapError:  # said elsewhere
+    except LswapError:  # reported elsewhere
         return False
 
 
@@ -174,19 +174,19 @@ def _print(name: str, report: Report) -> None:
     if report.models:
         columns = ("model", "state", "context/request", "memory")
         print_table(columns, [_row(model) for model in report.models])
-    # What is wrong in `defaults` is wrong with every model, and said once.
+    # A mistake in `defaults` concerns every model, and is printed once.
     said = (*report.problems, *(text for each in report.models for text in each.problems))
     for problem in dict.fromkeys(said):
         print(f"problem: {problem}")
     for model in report.models:
         if model.memory_unknown and not model.problems:
-            print(f"note: {model.id}: its memory is not known: {model.memory_unknown}")
+            print(f"note: {model.id}: its memory is unknown: {model.memory_unknown}")
     for model in report.models:
         if model.port and not model.problems:
             print(f"note: {model.id}: {model.port}")
     for warning in report.warnings:
         print(f"warning: {warning}")
-    print(f"{name}: " + ("fine" if report.ok else "not fine: see the problems above"))
+    print(f"{name}: " + ("fine" if report.ok else "not usable: see the problems above"))
 
 
 def _row(model: Checked) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""What all commands have in common: their help, and how a wrong command line is answered.
+"""What all commands share: the look of their help, and messages about a wrong command line.
 
-The commands a first hour begins with: `up`, `init`, `check`. Their work is in other modules.
+Also the commands of the first hour: `up`, `init`, `check`. Their work is in other modules.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ ConfigDir = Annotated[
 ]
 Listen = Annotated[
     list[str] | None,
-    typer.Option(help="Listen on HOST:PORT or unix:PATH instead of the file's; may be repeated."),
+    typer.Option(
+        help="Listen on HOST:PORT or unix:PATH, not where the file says; may be repeated."
+    ),
 ]
 ModelsDir = Annotated[
     list[Path] | None,
-    typer.Option("--models-dir", help="Serve every GGUF file below it; may be repeated."),
+    typer.Option("--models-dir", help="Serve every GGUF file below this folder; may be repeated."),
 ]
 Host = Annotated[
     str | None,
-    typer.Option(help="Listen on this address: 127.0.0.1, or 0.0.0.0 for other machines too."),
+    typer.Option(
+        help="Listen on this address: 127.0.0.1 for this machine, 0.0.0.0 for others too."
+    ),
 ]
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Listen on this port (default: 8080).")
@@ -64,7 +68,7 @@ def up(
     models_dir: ModelsDir = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of this lswap, to run a second one beside it."),
+        typer.Option(help="A name for this lswap, needed to run a second one."),
     ] = None,
     listen: Listen = None,
     host: Host = None,
@@ -73,7 +77,8 @@ def up(
     allow_unauthenticated: Annotated[
         bool,
         typer.Option(
-            "--allow-unauthenticated", help="Serve other machines without a key: trust them all."
+            "--allow-unauthenticated",
+            help="Serve other machines without a key. Only for a network that you trust.",
         ),
     ] = False,
     record: RecordFile = None,
@@ -87,9 +92,10 @@ def up(
     ] = None,
     ctx_size: Annotated[int | None, typer.Option("--ctx-size", min=0, hidden=True)] = None,
 ) -> None:
-    """Serve the models of CONFIG until Ctrl-C: the first one drains, a second stops at once.
+    """Serve the models of CONFIG on one port, until Ctrl-C.
 
-    Without CONFIG or MODEL: those of ./lswap.yaml or ~/.config/lswap/config.yaml, else every GGUF
+    The first Ctrl-C lets running requests finish, a second one stops at once. Without CONFIG or
+    MODEL, lswap uses ./lswap.yaml or ~/.config/lswap/config.yaml; if there is neither, every GGUF
     file in the usual places.
     """
     from llamaswap_py.cli.arguments import options_said, origin_of
@@ -138,7 +144,7 @@ def check(
     models_dir: ModelsDir = None,
     as_json: Json = False,
 ) -> None:
-    """List all mistakes in CONFIG; exits 1 if there is one."""
+    """List all mistakes in CONFIG; exit with 1 if there is one."""
     from llamaswap_py.cli.arguments import origin_of
     from llamaswap_py.cli.check import run
 
@@ -149,18 +155,18 @@ def check(
 USAGE_ERROR: Final[type[Exception]] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
 )
-"""What typer raises for a command line it cannot read: click's own, which it may bring along."""
+"""What typer raises for a wrong command line. Newer typers bring their own copy of click."""
 
 LOOKS: Final[dict[str, Any]] = {
-    "rich_markup_mode": None,  # plain help: drawing it with rich costs 80 ms of CPU
+    "rich_markup_mode": None,  # plain help: rich would cost 80 ms of CPU
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""The options of every typer.Typer here: all help looks the same."""
+"""The options of every typer.Typer here, so that all help looks the same."""
 
 
 class Commands(TyperGroup):
-    """A group of commands that knows other words for them, and answers a wrong one with advice."""
+    """A group of commands that accepts other words for them, and gives advice for a wrong word."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in self.commands:
@@ -181,12 +187,12 @@ class Commands(TyperGroup):
 
 
 def command_group(text: str) -> typer.Typer:
-    """Return what the commands of a group, like `lswap key …`, are added to."""
+    """Return a typer.Typer for a group of commands like `lswap key …`."""
     return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help=text, **LOOKS)
 
 
 def tell_usage(error: Any) -> int:
-    """Say on stderr what is wrong with a command line; return the exit code."""
+    """Print on stderr what is wrong with a command line; return the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return int(error.exit_code)
@@ -194,7 +200,7 @@ def tell_usage(error: Any) -> int:
 
     command = error.ctx.command_path if error.ctx is not None else "lswap"
     said = error.format_message().rstrip(".").replace("\n", " ")
-    option = getattr(error, "option_name", None)  # of an option that does not exist
+    option = getattr(error, "option_name", None)  # of a NoSuchOption error
     near = bool(getattr(error, "possibilities", None))
     told = option_advice(command, option, near=near) if isinstance(option, str) else None
     remedy = told or f"see `{command} --help`"

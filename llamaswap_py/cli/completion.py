@@ -1,6 +1,6 @@
-"""`lswap completion …`: completion for shells, with the names of the running server's models.
+"""`lswap completion …`: completion for shells, with the names of the running lswap's models.
 
-Whatever goes wrong while a word is completed is silent: a shell has no place for it.
+Errors while a word is completed are dropped, because a shell cannot show them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from llamaswap_py.cli.common import command_group
 
 __all__ = ["add_group", "app", "model_names"]
 
-app = command_group("Completion for shells.")
+app = command_group("Print a script that completes commands and model names in a shell.")
 _PATIENCE: Final = 0.5
-"""Seconds that a server may take to name its models: somebody waits at a prompt."""
+"""Seconds that a server may take to name its models, while a user waits at a prompt."""
 
 
 @app.command()
@@ -45,7 +45,7 @@ def _print(shell: str) -> None:
 
 
 def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the running server's models that begin so; none if it does not answer."""
+    """Return the running server's models that begin with a text; none if it does not answer."""
     url = ctx.params.get("url") or os.environ.get("LSWAP_URL")
     key = ctx.params.get("key") or os.environ.get("LSWAP_KEY")
     with suppress(Exception):
@@ -64,7 +64,7 @@ def model_names(ctx: typer.Context, incomplete: str) -> list[str]:
 def add_group(
     app: typer.Typer, name: str, module: str, text: str, bare: tuple[str, ...] = ("--help",)
 ) -> None:
-    """Add a command whose module is loaded when it is run; `bare`: what it gets without words."""
+    """Add a command whose module is imported when it runs; `bare` are its default words."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         with suppress(Exception):
@@ -78,7 +78,7 @@ def add_group(
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def run(
-        # As an annotation it would be a text, which cannot name `complete`.
+        # An annotation is a string here, in which `complete` cannot be found.
         words: list[str] | None = typer.Argument(None, hidden=True, autocompletion=complete),  # noqa: B008
     ) -> None:
         code = _load(module)(
@@ -88,7 +88,7 @@ def add_group(
 
 
 def _words_of(module: str, given: list[str], incomplete: str) -> list[str]:
-    """Complete a word inside a group as its own app does."""
+    """Return the completions that a group's own app offers for a word."""
     from typer._completion_classes import BashComplete
     from typer.main import get_command
 

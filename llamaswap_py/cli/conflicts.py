@@ -1,4 +1,4 @@
-"""Presets that can never be loaded beside the pinned ones: `lswap check` finds them here.
+"""Finds presets that can never be loaded beside the pinned ones, for `lswap check`.
 
 Each of these presets fits alone, so no other check finds them. The scheduler would refuse every
 request for the one that is loaded second. Memory that could not be estimated does not count.
@@ -20,14 +20,14 @@ from llamaswap_py.supervisor.prepare import policy_of, pools_of
 def conflicts(
     config: Config, plans: Sequence[PresetPlan], devices: tuple[Device, ...]
 ) -> Iterator[str]:
-    """Yield what is wrong, a line for each preset that the pinned ones leave no room for.
+    """Yield a line for each preset that has no room beside the pinned ones.
 
-    `plans` are those of the presets that could be loaded alone.
+    `plans` has the presets that could be loaded alone.
     """
     ledger = Ledger(pools_of(devices), policy_of(config))
     for plan in plans:
         ledger.open_pools(plan)
-    # The pinned ones first, in the file's order: the one that comes later finds no room.
+    # The pinned ones first, in the file's order: a later one may find no room.
     for plan in sorted(plans, key=lambda one: not one.pin):
         shortfall = _settle(plan, ledger)
         if shortfall:
@@ -41,7 +41,7 @@ def conflicts(
 
 
 def _settle(plan: PresetPlan, ledger: Ledger) -> str:
-    """Charge a pinned preset where it fits; else return why it does not."""
+    """Enter a pinned preset into the ledger where it fits; else return why it does not fit."""
     first = ""
     for choice in plan.choices:
         charge = ledger.charge_of(plan, _known(choice))
@@ -55,5 +55,5 @@ def _settle(plan: PresetPlan, ledger: Ledger) -> str:
 
 
 def _known(choice: Choice) -> Choice:
-    """Return a choice of which only what is declared counts."""
+    """Return a choice with the declared memory alone."""
     return replace(choice, footprint=choice.footprint or {})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 # Heavy modules are imported inside the commands: `lswap --help` must be quick.
-app = command_group("Find, build and examine llama-server binaries.")
+app = command_group("Find, build and check llama-server binaries.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,16 +30,18 @@ def build(
     ref: Annotated[str | None, typer.Option(help="llama.cpp release tag, like b11434.")] = None,
     source: Annotated[str, typer.Option(help="git, pypi or a folder.")] = "git",
     mirror: Annotated[
-        str | None, typer.Option(help="Try this git address or folder first for the source.")
+        str | None, typer.Option(help="Fetch the source from this git address or folder first.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel compile jobs.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
     targets: Annotated[str | None, typer.Option(help="CMake targets to build, in quotes.")] = None,
     portable: Annotated[
-        bool, typer.Option("--portable", help="Build for other CPUs, too.")
+        bool, typer.Option("--portable", help="Build a binary that also runs on other CPUs.")
     ] = False,
     ui: Annotated[bool, typer.Option("--ui", help="Build the web UI too (needs npm).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be done.")
+    ] = False,
 ) -> None:
     """Build llama-server from source and install it."""
     from llamaswap_py.llamacpp.install import build_engine
@@ -54,7 +56,10 @@ def build(
 
 @app.command("list")
 def list_engines(as_json: AsJson = False) -> None:
-    """List the engines on this machine; the first that works is what `auto` takes."""
+    """List the engines on this machine.
+
+    `engine: auto` takes the first that works.
+    """
     from llamaswap_py.llamacpp.binaries import find_engines
 
     found = find_engines()
@@ -94,7 +99,7 @@ def use(
     engine: Annotated[str, typer.Argument(help="A name from the list, or a path.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make `engine: auto` prefer an engine."""
+    """Choose the engine that `engine: auto` takes first."""
     from llamaswap_py.llamacpp.binaries import choose_engine
 
     chosen = choose_engine(engine)
@@ -111,7 +116,10 @@ def install(
     name: Annotated[str | None, typer.Option(help="Install under this name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Install a release archive (.tar.gz or .zip) after checking its SHA-256."""
+    """Install a release archive of llama.cpp.
+
+    It is a .tar.gz or .zip; lswap checks its SHA-256 first.
+    """
     from llamaswap_py.llamacpp.install import install_archive
 
     with _progress() as on_progress:
@@ -135,9 +143,9 @@ def _progress() -> Iterator[Callable[[int, int | None], None]]:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what was detected, and what to do about what is missing.
+    """Check this machine for engines, and say what is missing.
 
-    The exit status is 0 when there is a usable engine.
+    The exit code is 0 if there is a usable engine.
     """
     from dataclasses import asdict, replace
 
@@ -157,7 +165,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def print_checks(checks: tuple[Check, ...]) -> None:
-    """Print what was looked at, group by group."""
+    """Print the checks, group by group."""
     marks = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "problem": ("!!", "red")}
     group = ""
     for check in checks:

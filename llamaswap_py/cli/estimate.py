@@ -1,4 +1,4 @@
-"""`lswap estimate`: what each model takes of each device, how we know, and what fits together."""
+"""`lswap estimate`: the memory of each model, its source, and which models fit together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = ("model", "device", "memory", "source", "made of")
 
 
 class Line(msgspec.Struct):
-    """One model: bytes per device, or why they are not known. `made_of` is for people."""
+    """One model: bytes per device, or why they are unknown. `made_of` has the parts as text."""
 
     model: str
     memory: dict[str, int] = {}
@@ -38,11 +38,11 @@ class Line(msgspec.Struct):
     notes: tuple[str, ...] = ()
     problem: str = ""
     evicts: tuple[str, ...] | None = None
-    """What has to go for it when everything else that fits is loaded; None: it never fits."""
+    """The models to unload for it if all others that fit are loaded; None if it never fits."""
 
 
 class Room(msgspec.Struct):
-    """One device, in bytes; `source` says how its total is known."""
+    """One device, in bytes; `source` says where its total comes from."""
 
     device: str
     total: int
@@ -51,7 +51,7 @@ class Room(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """All of it; `together` are the sets that fit and cannot be added to."""
+    """The whole answer. `together` has the largest sets of models that fit at the same time."""
 
     devices: list[Room]
     models: list[Line]
@@ -59,14 +59,14 @@ class Report(msgspec.Struct):
 
     @property
     def ok(self) -> bool:
-        """Whether every model has an estimate and fits when alone."""
+        """Whether every model has an estimate and fits alone."""
         return all(not line.problem and line.evicts is not None for line in self.models)
 
 
 def run(origin: Origin, model: str | None, *, fresh: bool, as_json: bool) -> bool:
-    """Print the estimates of a configuration, or of one model of it; True when all are fine.
+    """Print the estimates of a configuration or of one model; return True if there are no problems.
 
-    `fresh` leaves aside what was declared and measured. Raises ConfigError for a file that cannot
+    `fresh` ignores declared and measured memory. Raises ConfigError for a file that cannot
     be read, LswapError for a model that is not in it.
     """
     config = origin.read()
@@ -115,8 +115,8 @@ def _line(judged: FitResult) -> Line:
     estimate = judged.estimate
     if estimate is None and judged.problem:
         return Line(judged.id, problem=judged.unknown)
-    if estimate is None:  # not known yet, which keeps nobody from loading it
-        return Line(judged.id, notes=(f"its memory is not known: {judged.unknown}",), evicts=())
+    if estimate is None:  # unknown for now: the model can be loaded all the same
+        return Line(judged.id, notes=(f"its memory is unknown: {judged.unknown}",), evicts=())
     footprint = estimate.footprint
     return Line(
         judged.id,
@@ -129,7 +129,7 @@ def _line(judged: FitResult) -> Line:
 
 
 def _others(name: str, needs: dict[str, dict[str, int]], room: dict[str, int]) -> list[str]:
-    """Return what else may be loaded before `name` is: the others in the file's order, if room."""
+    """Return the other models that fit together, taken in the file's order."""
     loaded: list[str] = []
     for other in needs:
         if other != name and fits([*loaded, other], needs, room):

@@ -37,7 +37,10 @@ def llama_swap(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """From llama-swap: macros, groups, matrix, filters, ttl, hooks."""
+    """Import llama-swap's config.yaml.
+
+    Macros, groups, matrix, filters, ttl and hooks are carried over.
+    """
     from llamaswap_py.config.yaml_tree import plain_value, read_yaml
     from llamaswap_py.importing.llama_swap import read_llama_swap
 
@@ -56,7 +59,7 @@ def llama_cpp(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """From llama.cpp's router mode: an INI file of presets."""
+    """Import an INI file of presets of llama.cpp's router."""
     from llamaswap_py.importing.llama_cpp import read_ini
 
     folders = [os.path.abspath(path.expanduser()) for path in models_dir or ()]
@@ -73,7 +76,7 @@ def ollama(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """From Ollama: its models are used in place, nothing is copied."""
+    """Import Ollama's models: used in place, not copied."""
     from llamaswap_py.estimate.files import use_of
     from llamaswap_py.importing.ollama import read_ollama
     from llamaswap_py.storage.regular_files import read_regular
@@ -91,7 +94,7 @@ def ollama(
             return None
 
     draft = read_ollama(_manifests(folder), path_of, read_blob)
-    for preset in draft.models.values():  # Ollama reads from the file what a model is for
+    for preset in draft.models.values():  # Ollama learns from the file what a model is for
         if use := use_of(preset["model"]):
             preset["args"] = {**preset.get("args", {}), use: True}
     _finish(draft, f"Ollama's models in {folder}", output, force)
@@ -104,7 +107,7 @@ def command(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """From a llama-server command line."""
+    """Import a llama-server command line."""
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.importing.command import (
         is_llama_server,
@@ -118,13 +121,13 @@ def command(
     try:
         env, words = take_environment(split_command(line))
     except ValueError as error:
-        raise ConfigError(f"the command cannot be read: {error}") from None
+        raise ConfigError(f"the command cannot be parsed: {error}") from None
     if not is_llama_server(words):
         given = repr(words[0]) if words else "nothing"
         remedy = "give the whole line in quotes: 'llama-server -m model.gguf …'"
         if words and os.path.basename(words[0]) in ("docker", "podman"):
             remedy = (
-                "give what follows the image, with the paths of this machine instead of the "
+                "give the part after the image, with the paths of this machine instead of the "
                 "container's: 'llama-server -m ~/models/model.gguf …'"
             )
         raise ConfigError(f"the command runs {given}, not llama-server", remedy=remedy)
@@ -133,7 +136,7 @@ def command(
     if others := [each for each in preset.pop("aliases", []) if each != called]:
         preset["aliases"] = others
     if "model_dirs" in draft.settings and not {"model", "hf"} & preset.keys():
-        draft.settings["defaults"] = preset  # a router's, whose options are those of all its models
+        draft.settings["defaults"] = preset  # a router: its options are those of all its models
     else:
         draft.models[called] = preset
     _finish(draft, "a llama-server command", output, force)
@@ -141,7 +144,7 @@ def command(
 
 @cache
 def _options_of(engine: str) -> Mapping[str, Option] | None:
-    """Return the options of a llama-server, "" for the one that is used; None without it."""
+    """Return the options of a llama-server; "" means the engine in use. None if there is none."""
     from llamaswap_py.errors import EngineError
     from llamaswap_py.llamacpp.binaries import locate_engine
 
@@ -190,7 +193,10 @@ def _ollama_folder() -> Path:
         if (place / "manifests").is_dir():
             return place
     tried = ", ".join(map(str, places))
-    raise ConfigError(f"no models of Ollama in {tried}", remedy="name the folder with `manifests`")
+    raise ConfigError(
+        f"there are no Ollama models in {tried}",
+        remedy="name the folder that has the folder `manifests`",
+    )
 
 
 def _manifests(folder: Path) -> list[OllamaManifest]:
@@ -200,7 +206,7 @@ def _manifests(folder: Path) -> list[OllamaManifest]:
 
     root = folder / "manifests"
     if not root.is_dir():
-        raise ConfigError("this folder has no `manifests`", where=str(folder))
+        raise ConfigError("this folder has no folder `manifests`", where=str(folder))
     found = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         if not is_utf8(str(path)):
@@ -215,7 +221,7 @@ def _manifests(folder: Path) -> list[OllamaManifest]:
 
 
 def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
-    """Write the draft, and say on stderr what did not come along and what is to be done."""
+    """Write the draft. Print on stderr what was not carried over, and what to do next."""
     from llamaswap_py.importing.draft import note_relative, render
     from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
     from llamaswap_py.importing.usable_names import mend_names
@@ -243,7 +249,7 @@ def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None
 
 
 def _drop_engines(draft: Draft) -> None:
-    """Take out the paths of programs that are not on this machine: the engine in use runs them."""
+    """Remove paths of engines that are missing here; the engine in use runs their models."""
     for name, preset in draft.models.items():
         engine = str(preset.get("engine", ""))
         if engine and not os.path.exists(os.path.expanduser(engine)):
@@ -253,7 +259,7 @@ def _drop_engines(draft: Draft) -> None:
 
 
 def _say_wrong(text: str, path: Path, draft: Draft) -> None:
-    """Say which models cannot run as they are written, and what no note has said of them."""
+    """Print which models cannot run as written, and what no note has said about them."""
     from llamaswap_py.config.parse import load_files
     from llamaswap_py.config.scan import scan_folder
     from llamaswap_py.config.sources import SourceText
@@ -283,12 +289,12 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
     if failing:
         names = ", ".join(list(failing)[:6])
         more = f" and {len(failing) - 6} more" if len(failing) > 6 else ""
-        text = f"{_count(len(failing), 'model')} cannot run as written, the others are served"
+        text = f"{_count(len(failing), 'model')} cannot run as written, the others can"
         print(f"{text}: {names}{more}", file=sys.stderr)
 
 
 def _say_missing(config: Config) -> None:
-    """Say what `lswap check` will say of this machine: of a kind of mistake one line."""
+    """Print what `lswap check` will report on this machine, one line for each kind of mistake."""
     from llamaswap_py.devices import read_devices
     from llamaswap_py.supervisor.prepare import Engines, prepare
     from llamaswap_py.supervisor.preset_files import PUT_IT_THERE
@@ -308,7 +314,7 @@ def _say_missing(config: Config) -> None:
     for said, some in found.items():
         names = list(dict.fromkeys(some))
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        print(f"`lswap check` will say: {said}: {', '.join(names[:6])}{more}", file=sys.stderr)
+        print(f"`lswap check` will report: {said}: {', '.join(names[:6])}{more}", file=sys.stderr)
 
 
 def _count(number: int, what: str) -> str:
@@ -320,7 +326,7 @@ def _write(path: Path, text: str, force: bool) -> None:
     from llamaswap_py.storage.regular_files import write_whole
 
     if os.path.lexists(path) and not force:
-        remedy = "choose another name, or pass --force"
+        remedy = "name another file, or overwrite it with --force"
         raise ConfigError("this file exists", where=str(path), remedy=remedy)
     try:
         write_whole(path, text.encode())

@@ -1,6 +1,6 @@
-"""`lswap init`: a commented configuration from what is on this machine.
+"""`lswap init`: writes a commented configuration for the models on this machine.
 
-Which configuration a command means when it names none, and where models usually lie.
+Also: which configuration a command uses if none is named, and where models usually are.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ if TYPE_CHECKING:
 def choose_origin(
     config: Path | None, config_dir: Path | None, model_dirs: tuple[Path, ...]
 ) -> Origin:
-    """Return what a command line names; naming nothing, the usual file, else the usual models.
+    """Return what a command line names, else the usual file, else the models in the usual places.
 
-    What was chosen for the user is said on stderr. Raises ConfigError when there is nothing.
+    A choice made for the user is printed on stderr. Raises ConfigError if nothing is found.
     """
     if config is not None and config.is_dir():
         if config_dir is not None:
             remedy = "name one folder, or a file and a folder"
-            raise ConfigError("two folders of files", where=str(config), remedy=remedy)
+            raise ConfigError(
+                "two configuration folders are given", where=str(config), remedy=remedy
+            )
         config, config_dir = None, config
     if config is not None or config_dir is not None:
         return Origin(config, config_dir, model_dirs)
@@ -65,13 +67,13 @@ def choose_origin(
 
 
 def usual_files() -> tuple[Path, ...]:
-    """Return where a configuration is looked for, first one first."""
+    """Return the places where a configuration is looked for, in order."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path("lswap.yaml"), Path(config).expanduser() / "lswap" / "config.yaml"
 
 
 def usual_file() -> Path | None:
-    """Return the configuration that is meant where none is named, and say on stderr which it is."""
+    """Return the configuration for a command that names none, and print its path on stderr."""
     for file in usual_files():
         if file.is_file():
             print(f"using {_here(file)}", file=sys.stderr)
@@ -80,7 +82,7 @@ def usual_file() -> Path | None:
 
 
 def usual_model_dirs() -> tuple[Path, ...]:
-    """Return where people and other programs keep GGUF files.
+    """Return the folders where users and other programs keep GGUF files.
 
     Sources: llama.cpp's fs_get_cache_directory (common/common.cpp), LM Studio's "My Models",
     huggingface_hub's constants.py.
@@ -97,7 +99,7 @@ def usual_model_dirs() -> tuple[Path, ...]:
 
 
 def found_folders(places: tuple[Path, ...]) -> list[Folder]:
-    """Return what lies in those of the places that have a model."""
+    """Return the usual places that have a model."""
     scanned = [scan_folder(str(place)) for place in places]
     return [folder for folder in scanned if models_in([folder])]
 
@@ -116,15 +118,15 @@ def _usual_models() -> Origin:
     where = ", ".join(f"{short_path(Path(one.path))} ({len(models_in([one]))})" for one in folders)
     models = "1 model" if count == 1 else f"{count} models"
     print(
-        f"lswap: no configuration file; serving {models} of {where}. "
-        "`lswap init` writes a file to begin with",
+        f"lswap: no configuration file; serving {models} from {where}. "
+        "`lswap init` writes a first file",
         file=sys.stderr,
     )
     return Origin(model_dirs=tuple(Path(folder.path) for folder in folders))
 
 
 def serves_text(origin: Origin) -> str:
-    """Return what a configuration is read from, for people: `lswap.yaml`, `~/models`."""
+    """Return where a configuration is read from, as text: `lswap.yaml`, `~/models`."""
     places = [one for one in (origin.file, origin.folder, *origin.model_dirs) if one is not None]
     names = [short_path(Path(os.path.abspath(one))) for one in places]
     models = json.loads(origin.said or "{}").get("models", {})
@@ -144,7 +146,7 @@ def short_path(path: Path) -> str:
 
 
 _BESIDE: Final = 1.1
-"""What a model takes beside its weights, as a share of them: a usual context and its buffers."""
+"""Memory of a model as a multiple of its weights, with a usual context and its buffers."""
 _MARGIN: Final = GIB
 _PLAIN: Final = re.compile(r"[A-Za-z~/][\w./+@~-]*", re.ASCII)
 _WORDS: Final = ("true", "false", "null", "yes", "no", "on", "off")
@@ -153,7 +155,7 @@ _STARTER: Final = "Qwen/Qwen3-0.6B-GGUF:Q8_0"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is: devices, the engine or why there is none, models."""
+    """What this machine has: devices, engine, models."""
 
     devices: Sequence[Device]
     engine: Engine | None
@@ -173,7 +175,7 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
         raise ConfigError(
             "this is a folder, not the file to write",
             where=str(path),
-            remedy=f"lswap init --models-dir {path} writes lswap.yaml with the models of it; "
+            remedy=f"lswap init --models-dir {path} writes lswap.yaml with its models; "
             f"lswap init {path / 'lswap.yaml'} writes it there",
         )
     if path.suffix.lower() == ".gguf":
@@ -183,8 +185,8 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
             remedy=f"lswap init --models-dir {path} writes lswap.yaml with it",
         )
     if os.path.lexists(path) and not force:
-        remedy = "name another, or overwrite it with --force"
-        raise ConfigError("this file is there already", where=str(path), remedy=remedy)
+        remedy = "name another file, or overwrite it with --force"
+        raise ConfigError("this file exists already", where=str(path), remedy=remedy)
     machine = look(model_dirs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,8 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
         print(f"wrote {path}: {models} model{'' if models == 1 else 's'} found")
     else:
         print(
-            f"wrote {path}: no model was found, so it begins with one that is fetched on first use"
+            f"wrote {path}: no model was found, so it has a small one, which the first request"
+            " downloads"
         )
     if machine.engine is None:
         print("no llama-server was found: get one with `lswap engine build`", file=sys.stderr)
@@ -205,7 +208,7 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
 
 
 def look(model_dirs: tuple[Path, ...]) -> Machine:
-    """Return what is on this machine; models of the given folders, else of the usual places."""
+    """Return what this machine has, with the models in the given folders or the usual places."""
     looked = tuple(folder.expanduser().absolute() for folder in model_dirs) or usual_model_dirs()
     for folder in looked if model_dirs else ():
         scanned = scan_folder(str(folder))
@@ -235,7 +238,7 @@ def _judge(machine: Machine) -> Mapping[str, FitResult]:
     here, home = os.getcwd(), os.path.expanduser("~")
     try:
         config = load_config(text, path=None, base_dir=here, env={}, home=home)
-    except ConfigError:  # `lswap check` will say it
+    except ConfigError:  # `lswap check` will report it
         return {}
     prepared = prepare(config, Engines(config), tuple(machine.devices))
     if machine.engine is None:  # the formulas need none
@@ -261,7 +264,7 @@ def _head(machine: Machine, path: str) -> Iterator[str]:
         yield "#   no llama-server yet: get one with `lswap engine build`"
     else:
         yield f"#   llama-server {engine.label} ({short_path(engine.path)})"
-    yield f"# Try it: `lswap check {path}`, then `lswap up {path}`; a change is taken over while"
+    yield f"# Try it: `lswap check {path}`, then `lswap up {path}`; changes take effect while"
     yield "# it runs. docs/configuration.md has every key, `lswap schema` a schema for editors."
 
 
@@ -277,10 +280,10 @@ def _settings(machine: Machine) -> Iterator[str]:
         "",
         "defaults:                 # every model starts from these",
         "  args:                   # llama-server's options, by their names in its --help",
-        "    ctx-size: 16384       # shared by the requests that run at once",
-        "    parallel: 2           # so many",
+        "    ctx-size: 16384       # shared by the requests that run at the same time",
+        "    parallel: 2           # at most this many",
         "    kv-unified: true",
-        "  ttl: 30m                # unload after so long without a request; or never",
+        "  ttl: 30m                # unload after this time without a request; or never",
     )
 
 
@@ -291,7 +294,7 @@ def _models(machine: Machine) -> Iterator[str]:
         looked = ", ".join(short_path(place) for place in machine.looked)
         what = "none that fits this machine" if machine.models else "none"
         yield f"  # {what} was found in {looked}."
-        yield "  # This small one is fetched when it is first asked for:"
+        yield "  # The first request downloads this small one:"
         yield f"  qwen3-0.6b: {{hf: {_STARTER}}}"
     for model in machine.models:
         off = "" if _can_run(model, machine) else "# "
@@ -312,7 +315,7 @@ def _models(machine: Machine) -> Iterator[str]:
         folders = ", ".join(_quoted(short_path(Path(folder))) for folder in machine.folders)
         yield "    # more: aliases: [gpt-4o-mini], keep: always (loaded at start, never unloaded)"
         yield ""
-        yield "# Instead of naming each: every GGUF file below these, new ones as they come."
+        yield "# Or serve every GGUF file below these folders, also new ones:"
         yield f"# model_dirs: [{folders}]"
 
 
@@ -324,28 +327,28 @@ def _can_run(model: FoundModel, machine: Machine) -> bool:
 
 
 def _about(model: FoundModel, machine: Machine) -> str:
-    """Return what a model takes, and whether that fits."""
+    """Return a model's memory as text, and whether it fits."""
     judged = machine.judged.get(model.id)
     if judged is None or judged.estimate is None:
         fits = ", ".join(_fits(model, machine.devices))
-        return f"fits {fits}" if fits else "more than a device here has"
+        return f"fits {fits}" if fits else "more than any device here has"
     needs = memory_text(judged.estimate.footprint)
     if not judged.problem:
         return f"fits: needs {needs}"
     if judged.mend is None:
-        return f"it needs {needs}: more than there is"
+        return f"does not fit: needs {needs}"
     words = ", ".join(f"{name}: {value}" for name, value in judged.mend.args.items())
     return f"with {words} it needs {memory_text(dict(judged.mend.footprint))}; without, {needs}"
 
 
 def _fits(model: FoundModel, devices: Sequence[Device]) -> list[str]:
-    """Return the devices a model fits alone by rule of thumb, where there is no estimate."""
+    """Return the devices that a model without an estimate fits alone, by a rule of thumb."""
     needs = round(model.size * _BESIDE)
     return [one.id for one in devices if needs <= one.total - one.margin]
 
 
 def _quoted(text: str) -> str:
-    """Return a text as YAML reads it, with quotes where it needs them."""
+    """Return a text as a YAML value, with quotes where it needs them."""
     if _PLAIN.fullmatch(text) and text.lower() not in _WORDS and text != "~":
         return text
     return "'" + text.replace("'", "''").replace("${", "$${") + "'"

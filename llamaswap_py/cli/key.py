@@ -21,18 +21,18 @@ __all__ = ["app"]
 app = command_group("Make, list and revoke API keys.")
 
 KeyFile = Annotated[
-    Path, typer.Option("--file", help="The key file, which the configuration names as keys.file.")
+    Path, typer.Option("--file", help="The key file; the configuration names it as keys.file.")
 ]
 _DEFAULT = Path("keys.yaml")
-_ELSEWHERE = "an lswap of another user or in a container stops accepting it within four seconds"
+_ELSEWHERE = "an lswap of another user or in a container takes the key for up to four seconds more"
 
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the key; shown in logs and lists.")],
-    kind: Annotated[str, typer.Option(help="inference, or admin: may load, unload, pin, …")] = (
-        "inference"
-    ),
+    name: Annotated[str, typer.Argument(help="A name for the key; logs and lists show it.")],
+    kind: Annotated[
+        str, typer.Option(help="inference: may send requests; admin: may also load, unload, pin, …")
+    ] = ("inference"),
     models: Annotated[
         list[str] | None,
         typer.Option("--model", help="Limit the key to this model; may be repeated."),
@@ -41,22 +41,24 @@ def new(
         list[str] | None,
         typer.Option(
             "--right",
-            help="What it may do beyond asking models: unload, ttl (Ollama's keep_alive), pin, "
+            help="Allow more than requests to models: unload, ttl (Ollama's keep_alive), pin, "
             "slots; may be repeated.",
         ),
     ] = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
     weight: Annotated[
         int,
-        typer.Option(min=1, max=100, help="Shares of a full queue and of the turns that it has."),
+        typer.Option(
+            min=1, max=100, help="How many shares it has of a full queue and of the turns."
+        ),
     ] = 1,
     max_in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Most requests it may have open at once.")
+        int | None, typer.Option(min=1, help="How many requests it may have open at once.")
     ] = None,
     file: KeyFile = _DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a key and print its secret once; the file keeps only a hash."""
+    """Make a key and print it once; the file has only a hash."""
     from llamaswap_py.config.api_keys import PREFIX, RIGHTS, check_name, hash_secret
     from llamaswap_py.errors import ConfigError
 
@@ -139,11 +141,14 @@ def list_(
 def revoke(
     name: Annotated[str, typer.Argument(help="The key's name.")], file: KeyFile = _DEFAULT
 ) -> None:
-    """Remove a key from the file; a running lswap reads the file again by itself."""
+    """Remove a key from the file.
+
+    A running lswap then reads the file again, and accepts the key no more.
+    """
     from llamaswap_py.errors import ConfigError
 
     if all(key.name != name for key in _read(file)):
-        remedy = "`lswap key list` shows those there are; --file names another file"
+        remedy = "`lswap key list` shows all keys; --file names another file"
         raise ConfigError(f"there is no key named {name!r}", where=str(file), remedy=remedy)
 
     def remove(keys: list[Any]) -> None:
@@ -155,14 +160,14 @@ def revoke(
 
 
 def _tell_running() -> str:
-    """Have the running lswaps of this user read their files again; return which those are."""
+    """Make the running lswaps of this user read their files again; return their addresses."""
     import signal
 
     from llamaswap_py.children.running import find_running
 
     told = []
     for one in find_running(os.environ):
-        # One that starts, or stops, has no handler for the signal, and would end by it.
+        # While it starts or stops, lswap has no handler for the signal, which would end it.
         if one.served is not None and not one.served.stopping:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(one.pid, signal.SIGHUP)
@@ -171,7 +176,7 @@ def _tell_running() -> str:
 
 
 def _read(file: Path) -> KeyRing:
-    """Return the keys of a file; none if there is no file yet."""
+    """Return the keys of a file; none if the file does not exist yet."""
     from llamaswap_py.config.api_keys import KeyRing
     from llamaswap_py.config.load import read_keys
 
@@ -179,7 +184,7 @@ def _read(file: Path) -> KeyRing:
 
 
 def _change(file: Path, change: Any) -> None:
-    """Rewrite the file as a whole, readable by its owner alone; comments stay."""
+    """Rewrite the whole file, readable by its owner alone; its comments stay."""
     from ruamel.yaml import YAML
 
     from llamaswap_py.errors import ConfigError
@@ -194,7 +199,7 @@ def _change(file: Path, change: Any) -> None:
         out = io.BytesIO()
         yaml.dump(root, out)
         write_whole(file, out.getvalue(), mode=0o600)
-        file.chmod(0o600)  # whatever it was
+        file.chmod(0o600)  # on any failure
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"the file cannot be written: {reason}", where=str(file)) from None

@@ -1,4 +1,4 @@
-"""The commands for models of repositories: `pull` and `rm`. Their work is in other modules."""
+"""The commands for models of Hugging Face: `pull` and `rm`. Their work is in other modules."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ def pull(
     config: Annotated[
         Path | None, typer.Option("--config", help="Add the model to this file, comments and all.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call it there.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in that file.")] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Only show what there is, and what fits.")
+        bool, typer.Option("--list", help="Only list the quantisations, and which fit.")
     ] = False,
     ctx: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Tokens of context that it has to fit with."),
+        typer.Option(
+            min=1, metavar="N", help="Choose one that fits with this many tokens of context."
+        ),
     ] = CTX,
     as_json: Json = False,
 ) -> None:
-    """Fetch a model from Hugging Face; without a QUANT, the largest that fits."""
+    """Download a model from Hugging Face.
+
+    Without a QUANT, lswap takes the largest that fits this machine.
+    """
     from llamaswap_py.cli.pull import run
 
     run(reference, config=config, name=name, show=show, ctx=ctx, as_json=as_json)

@@ -11,7 +11,7 @@ from llamaswap_py.cli.asking import Key, Url
 from llamaswap_py.cli.common import FAILED, Json
 
 _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
-"""Other programs' commands of these names are about a model."""
+"""Other programs have commands of these names that take a model; ours do not."""
 
 
 def demo(
@@ -21,10 +21,15 @@ def demo(
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="Another file of tiny models that say a sentence.", show_default=False),
+        typer.Option(
+            help="Use another file of tiny models that say a sentence.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Show two tiny models take turns in the memory for one. Needs a llama-server, and no model."""
+    """Show two tiny models that share the memory for one.
+
+    It needs a llama-server, and no model of yours.
+    """
     from llamaswap_py.demo.run import run
 
     raise typer.Exit(run(config, keep=keep, build=build))
@@ -37,7 +42,7 @@ def report(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="The configuration file (default: that of the running lswap, else as `up`).",
+            help="The configuration file (default: the running lswap's, else as for `up`).",
             show_default=False,
         ),
     ] = None,
@@ -45,9 +50,10 @@ def report(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Gather what a bug report needs into a file, without secrets and prompts. Read it first.
+    """Write a bug report to a file, without secrets and prompts.
 
-    Versions, devices, the configuration; of a running lswap its state, decisions and logs.
+    It has versions, devices and the configuration. If lswap runs, also its state, decisions and
+    logs. Read the file before you send it.
     """
     from llamaswap_py.cli.report import run
 
@@ -55,11 +61,14 @@ def report(
 
 
 def status(model: _OfModel = None, as_json: Json = False, url: Url = None, key: Key = None) -> None:
-    """List the running lswaps: address, start time, loaded models; exits 3 if none runs."""
+    """List the running lswaps; exit with 3 if there are none.
+
+    Each with its address, start time and loaded models.
+    """
     from llamaswap_py.cli.status import run
 
     if model is not None:
-        raise _about_lswap("status", f"`lswap ps {model}` tells of a model")
+        raise _about_lswap("status", f"`lswap ps {model}` shows a model")
     run(url, key, as_json=as_json)
 
 
@@ -72,9 +81,9 @@ def stop(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Stop the lswap that runs here, and wait until it has ended. Running requests may finish.
+    """Stop the running lswap, and wait until it has ended.
 
-    With --now it stops at once, like a second Ctrl-C.
+    Running requests may finish. --now stops at once, like a second Ctrl-C.
     """
     from llamaswap_py.cli.stop import run
 
@@ -88,8 +97,8 @@ def uninstall(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Keep this: engines, cache, state, config, service, runtime or completion; may be"
-            " repeated.",
+            help="Keep this part: engines, cache, state, config, service, runtime or completion;"
+            " may be repeated.",
         ),
     ] = None,
     models: Annotated[
@@ -97,15 +106,15 @@ def uninstall(
         typer.Option(
             "--model",
             metavar="USER/REPO",
-            help="Remove this model of Hugging Face's shared cache, too; may be repeated.",
+            help="Also remove this model from Hugging Face's shared cache; may be repeated.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove the listed parts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what lswap has left on this machine, with sizes; --yes removes it.
+    """List lswap's files on this machine; --yes removes them.
 
-    Models are never removed unless --model names them. Refuses while an lswap runs.
+    A model is removed only if --model names it. No file is removed while an lswap runs.
     """
     from llamaswap_py.cli.uninstall import run
 

@@ -1,4 +1,4 @@
-"""`lswap load`: wait for a load and show, on a terminal, how far it is."""
+"""`lswap load`: waits for a load, and shows its progress on a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_with_progress(remote: Remote, model: str, *, wait: bool, quiet: bool) -
 def unload_each(
     remote: Remote, models: Sequence[str] | None, force: bool, wait: bool, as_json: bool
 ) -> None:
-    """Unload models, all that are loaded where `models` is None, and print what became of each."""
+    """Unload models (None: all that are loaded), and print the state of each."""
     if models is None:
         models = list(dict.fromkeys(one.preset for one in remote.ask(calls.state()).instances))
         if not models and not as_json:
@@ -50,7 +50,7 @@ def unload_each(
 
 
 def progress_line(snapshot: Snapshot, model: str) -> str:
-    """Return `alpha: loading [#####     ] 43%`, or its state while nothing is known yet."""
+    """Return `alpha: loading [#####     ] 43%`, or its state if there is no progress yet."""
     preset = find_model(snapshot, model)
     if preset is None:
         return model
@@ -65,7 +65,7 @@ def progress_line(snapshot: Snapshot, model: str) -> str:
 
 @contextmanager
 def _progress(remote: Remote, model: str) -> Iterator[None]:
-    """Draw the line again and again from a thread, which ends with the block."""
+    """Redraw the line from a thread until the block ends."""
     done = threading.Event()
     thread = threading.Thread(target=_draw, args=(remote, model, done), name="progress")
     thread.start()
@@ -82,5 +82,5 @@ def _draw(remote: Remote, model: str, done: threading.Event) -> None:
         try:
             line = progress_line(remote.ask(calls.state()), model)
         except RemoteError:
-            return  # the load itself reports what is wrong
+            return  # the load itself reports the error
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`lswap pull`: choose a quantisation by what fits, fetch it, and add it to a file."""
+"""`lswap pull`: chooses a quantisation that fits, downloads it, and adds it to a file."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _MARGIN: Final = GIB
 
 
 class Pulled(msgspec.Struct):
-    """What was fetched, where it fits, and what its preset is called in `config`.
+    """The downloaded model: where it fits, and its name in `config`.
 
-    `heads` are the draft heads that its repository has, as values of `spec-type`.
+    `heads` are the draft heads of its repository, as values of `spec-type`.
     """
 
     model: str
@@ -71,7 +71,7 @@ def run(
     ctx: int,
     as_json: bool = False,
 ) -> None:
-    """Fetch what `reference` names; without a quantisation, what fits with `ctx` tokens.
+    """Download what `reference` names; without a quantisation, one that fits with `ctx` tokens.
 
     Raises HubError and ConfigError.
     """
@@ -103,11 +103,11 @@ def run(
     heads = heads_of(listing.files, first)
     for kind, head in heads.items():
         say(
-            f"there is a draft head, too ({format_size(head.size)}): "
-            f"`args: {{spec-type: {kind}}}` in its entry fetches and uses it"
+            f"the repository also has a draft head ({format_size(head.size)}): "
+            f"`args: {{spec-type: {kind}}}` in the model's entry downloads and uses it"
         )
     if config is None:
-        say(f"use it in a file:\n  {called}:\n    hf: {wanted}")
+        say(f"to use it, add to `models` in your file:\n  {called}:\n    hf: {wanted}")
     else:
         add_preset(config, called, {"hf": str(wanted)})
         say(f"{called} is added to {config}")
@@ -128,18 +128,18 @@ def run(
 
 
 def _tag_of(build: Build, builds: Sequence[Build]) -> str:
-    """Return what names this model among those of its repository: its quantisation, else a path."""
+    """Return the model's name within its repository: its quantisation, else a path."""
     named = HubRef("", build.quant)
     unique = build.quant and choose(named, builds) == build
     return build.quant if unique else build.files[0].path
 
 
 def _devices(config: Path | None) -> tuple[Device, ...]:
-    """Return the devices of this machine, as far as the file lets lswap use them."""
+    """Return the devices of this machine, limited as the file says."""
     backends = frozenset({"cpu", "cuda", "rocm", "vulkan", "metal"})
     memory = None
     if config is not None and config.exists():
-        with suppress(ConfigError):  # it may have no model yet: this will be its first
+        with suppress(ConfigError):  # this may be the file's first model
             memory = read_config(config).memory
     sizes = None if memory is None else memory.devices
     margin = (lambda _: _MARGIN) if memory is None else memory.margin.of
@@ -149,7 +149,7 @@ def _devices(config: Path | None) -> tuple[Device, ...]:
 def _overheads(
     ref: HubRef, listing: RepoListing, build: Build | None, devices: Sequence[str], *, asked: int
 ) -> Overheads | None:
-    """Read one header on the hub, that of `build` or any; None, with a line, if that fails."""
+    """Read a header on the hub, of `build` or of any file. On failure print a line, return None."""
     try:
         any_build = build or choose(HubRef(ref.repo), builds_of(listing.files))
         projector = projector_of(listing.files, any_build.files[0].path)
@@ -157,20 +157,21 @@ def _overheads(
         size = 0 if projector is None else projector.size
         return overheads_of(header, devices, asked=asked, projector=size)
     except (HubError, EstimateError) as error:
-        said = f"judged by the sizes of the files alone, not by context: {error.message}"
+        said = f"judged by file sizes alone, without the context: {error.message}"
         print(said, file=sys.stderr)
         return None
 
 
 def _choice(ref: HubRef, builds: Sequence[Build], quants: Sequence[Quant]) -> int:
-    """Return the place of the one to take; raises HubError when there is none, or none fits."""
+    """Return the index of the quantisation to take; raises HubError if none fits."""
     if not builds:
-        choose(ref, builds)  # which says so
+        choose(ref, builds)  # raises a message that says so
     if (at := best(quants)) is not None:
         return at
     raise HubError(
         f"nothing of {ref.repo} fits here: the smallest takes about {least(quants)}",
-        remedy="name one all the same (--list shows them), a smaller --ctx, or a smaller model",
+        remedy="give a smaller --ctx, choose a smaller model, or name a QUANT all the same"
+        " (--list shows them)",
     )
 
 
@@ -187,7 +188,7 @@ def _show(quants: Sequence[Quant], *, as_json: bool) -> None:
 
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Callable[[Step], None]]:
-    """Draw a bar on a terminal; elsewhere say nothing."""
+    """Draw a progress bar on a terminal; elsewhere print nothing."""
     if not (shown and sys.stdout.isatty()):
         yield lambda _: None
         return

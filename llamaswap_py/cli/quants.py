@@ -1,4 +1,4 @@
-"""Which quantisation of a repository to take: by the context it would have here. Pure."""
+"""Chooses a quantisation of a repository by the context that it would have here. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from llamaswap_py.hub.refs import Build
 from llamaswap_py.units import HOST, format_size
 
 _BESIDE: Final = 1.1
-"""What a model takes beside its weights, as a share of them, where its header is not known."""
+"""Memory of a model as a multiple of its weights, if its header is unknown."""
 _UNUSUAL: Final = ("F16", "F32", "FP16", "BF16")
-"""Nobody runs these who has the choice."""
+"""Taken only if a repository has no smaller ones."""
 
 
 class Quant(msgspec.Struct, frozen=True):
-    """One quantisation, bytes and tokens.
+    """One quantisation; sizes in bytes, contexts in tokens.
 
-    `needs` is what it takes of each device alone with `context` tokens, `fits` the devices that
-    have so much, `contexts` the largest usual context on each device that has one. Without a
-    header `context` is 0, `contexts` is empty and the needs are a rule of thumb.
+    `needs` is its memory on each device alone with `context` tokens, `fits` has the devices with
+    that much memory, `contexts` the largest usual context on each device. Without a header,
+    `context` is 0, `contexts` is empty, and `needs` follows a rule of thumb.
     """
 
     quantisation: str
@@ -35,7 +35,7 @@ class Quant(msgspec.Struct, frozen=True):
 
     @property
     def where(self) -> str:
-        """The devices it fits, for people: `CUDA0 with 32k context, host with 128k`; or empty."""
+        """The devices that it fits, as text: `CUDA0 with 32k context, host with 128k`; or empty."""
         if not self.context:
             return ", ".join(self.fits)
         found = [f"{device} with {short(tokens)}" for device, tokens in self.contexts.items()]
@@ -43,7 +43,7 @@ class Quant(msgspec.Struct, frozen=True):
 
 
 def judge(build: Build, room: Mapping[str, int], overheads: Overheads | None) -> Quant:
-    """Return what a build would have on devices with so many bytes of room each."""
+    """Return how a build fits devices that have `room` bytes each."""
     name, count = build.quant or build.files[0].path, len(build.files)
     if overheads is None:
         need = round(build.size * _BESIDE)
@@ -60,9 +60,9 @@ def judge(build: Build, room: Mapping[str, int], overheads: Overheads | None) ->
 
 
 def best(quants: Sequence[Quant]) -> int | None:
-    """Return the place of the largest that fits a card, else the host; None if nothing fits.
+    """Return the index of the largest that fits a card, else the host; None if nothing fits.
 
-    `quants` are in the order of their sizes. Above 8 bits only what there is alone.
+    `quants` are sorted by size. Types above 8 bits count only if there are no others.
     """
     usual = [at for at, one in enumerate(quants) if _is_usual(one)] or list(range(len(quants)))
     on_cards = [at for at in usual if set(quants[at].fits) - {HOST}]
@@ -71,7 +71,7 @@ def best(quants: Sequence[Quant]) -> int | None:
 
 
 def verdict(quants: Sequence[Quant], chosen: int) -> str:
-    """Say what was chosen by `best`, and what of the next larger one kept it from being that."""
+    """Return text: what `best` has chosen, and why not the next larger one."""
     one = quants[chosen]
     said = described(one)
     larger = next((two for two in quants[chosen + 1 :] if _is_usual(two)), None)
@@ -88,7 +88,7 @@ def described(one: Quant) -> str:
 
 
 def least(quants: Sequence[Quant]) -> str:
-    """Say what the smallest would take at the least: `4.1 GiB with 16k`."""
+    """Return the least memory that any would take, as text: `4.1 GiB with 16k`."""
     need = min(size for one in quants for size in one.needs.values())
     return f"{format_size(need)}{_with(quants[0])}"
 

@@ -1,4 +1,4 @@
-"""`lswap simulate --replay`: the decisions of a recorded run again, compared with the recorded."""
+"""`lswap simulate --replay`: replays a recorded run, and compares the decisions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DecisionRow(msgspec.Struct, kw_only=True):
 
 
 class ReplayReport(msgspec.Struct, kw_only=True):
-    """What came of a replay; `trouble` are events that failed, and invariants that broke."""
+    """The result of a replay. `trouble` has events that failed, and invariants that broke."""
 
     lswap: str
     commit: str | None
@@ -56,9 +56,9 @@ class ReplayReport(msgspec.Struct, kw_only=True):
 
 
 def run(path: Path, *, first: int = 1, last: int | None = None, as_json: bool = False) -> bool:
-    """Print the decisions of a record, of its lines `first` to `last`; False if anything is wrong.
+    """Print the decisions in lines `first` to `last` of a record; return False if any is wrong.
 
-    Raises ConfigError for a file that is not a whole record, before anything is printed.
+    Raises ConfigError before it prints, if the file is not a whole record.
     """
     report = _replay(path, first, last)
     if as_json:
@@ -94,7 +94,7 @@ def _replay(path: Path, first: int, last: int | None) -> ReplayReport:
 
 @contextmanager
 def _record(path: Path) -> Iterator[tuple[RecordHead, Iterable[bytes]]]:
-    """Open a record, and give its head and the lines after it; raises ConfigError."""
+    """Open a record, and yield its head and the lines after it; raises ConfigError."""
     try:
         with open_regular(path) as file:
             lines = io.BufferedReader(cast("io.FileIO", file))
@@ -136,13 +136,13 @@ def _print(report: ReplayReport) -> None:
     for line in report.trouble:
         print(showable(line))
     if report.difference is None:
-        print("every decision is the recorded one")
+        print("all decisions are the same as recorded")
         return
     print(showable(f"line {report.differs_at} is the first that differs:"))
     print(showable(f"  recorded: {report.difference.recorded or 'nothing more'}"))
     print(showable(f"  replayed: {report.difference.replayed or 'nothing more'}"))
     if (report.lswap, report.commit) != (__version__, commit()):
-        print(f"it was recorded by {_lswap(report)}, and this is {lswap_text()}")
+        print(f"the record is from {_lswap(report)}, and this is {lswap_text()}")
 
 
 def _lswap(report: ReplayReport) -> str:

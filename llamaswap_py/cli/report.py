@@ -1,8 +1,8 @@
-"""`lswap report`: what a bug report needs, in one file that a person reads before sending it.
+"""`lswap report`: writes what a bug report needs into one file, to be read before it is sent.
 
-Each part is gathered by itself: one that fails says why, and the others are there all the same.
+A part that fails says why, and the other parts are there all the same.
 Secrets and quotations are taken out where their place is known (`config/redacted.py`,
-`llamacpp/quoting.py`). A last pass over all lines takes out what looks like a secret or an address.
+`llamacpp/quoting.py`). A last pass over all lines removes what looks like a secret or an address.
 """
 
 from __future__ import annotations
@@ -60,38 +60,38 @@ _LINES: Final = {"Configuration": 400, "State": 150, "Decisions": 100, "Events":
 _MOST: Final = 250
 """Lines of each other part."""
 _MODELS: Final = 20
-"""Models of which there is more than a line."""
+"""Models that are shown with more than a line."""
 _OF_EACH: Final = 6
-"""Decisions about each of them."""
+"""Decisions shown of each of them."""
 _LOG_OF_EACH: Final = 80
 _KEPT_LINES: Final = 2000
 _KEPT_BYTES: Final = MIB
-"""What lswap keeps of a child's log at most (children/logs.py)."""
+"""Lines of a child's log that lswap keeps (children/logs.py)."""
 _LONGEST: Final = 500
 _TIME: Final = "%Y-%m-%d %H:%M:%S"
 
 _HEAD: Final = """\
 Made by `lswap report` on {when}. **Read it before you send it.**
 
-In it: versions, devices and limits of the machine, the configuration, mistakes in it; of a running
-lswap its state, decisions, events, and the ends of the logs. Names of models, files, folders, API
-keys and the host names of the configuration are in it.
+In it: versions, devices and limits of the machine, the configuration and mistakes in it; if lswap
+runs, its state, decisions, events and the ends of the logs. Also in it: names of models, files,
+folders and API keys, and the host names in the configuration.
 
 Left out: API keys, tokens and passwords; values of environment variables and of `env`, `vars` and
 unknown keys; texts in `request`; the name of your home folder (`~`) and of others'; addresses of
-clients; and lines of logs that may quote prompts or answers. `[redacted]`, `[address]` and
-`[… left out]` stand there.
+clients; and lines of logs that may quote prompts or answers. In their place it says `[redacted]`,
+`[address]` or `[… left out]`.
 """
 
 
 def run(path: Path, *, config: Path | None, force: bool, url: str | None, key: str | None) -> None:
-    """Write the report; raises ConfigError when the file is there, or cannot be written."""
+    """Write the report; raises ConfigError if the file exists or cannot be written."""
     if str(path) == "-":
         print(report_text(config, url, key), end="")
         return
     if os.path.lexists(path) and not force:
-        remedy = "name another, or overwrite it with --force"
-        raise ConfigError("this file is there already", where=str(path), remedy=remedy)
+        remedy = "name another file, or overwrite it with --force"
+        raise ConfigError("this file exists already", where=str(path), remedy=remedy)
     text = report_text(config, url, key).encode()
     try:
         write_whole(path, text, mode=0o600)
@@ -123,7 +123,7 @@ def report_text(config: Path | None, url: str | None, key: str | None) -> str:
     when = time.strftime(f"{_TIME} (UTC%z)")
     lines = ["# lswap report", "", *_HEAD.format(when=when).splitlines()]
     for title, found in gathered.items():
-        # Four blanks: a block that is shown as it is, whatever is in it.
+        # Four blanks make a Markdown block that is shown as it is.
         lines += ["", f"## {title}", ""]
         lines += [f"    {clean(line)}".rstrip() for line in _bounded(title, found)]
     return "\n".join(lines) + "\n"
@@ -135,22 +135,22 @@ def _gathered(part: Callable[[], Iterable[str]]) -> list[str]:
         lines.extend(part())
     except LswapError as error:
         lines.append(f"could not be gathered: {error}")
-    except Exception as error:  # the other parts are there, and this is said
+    except Exception as error:  # reported; the other parts follow
         lines.append(f"could not be gathered: {type(error).__name__}: {error}")
     return [each for line in lines for each in (line.splitlines() or [""])] or ["nothing"]
 
 
 def _bounded(title: str, lines: list[str]) -> Iterator[str]:
-    """Yield the first lines of a part; of a log the last."""
+    """Yield the first lines of a part, or the last lines of a log."""
     most = _LINES.get(title, _MOST)
     if title == "Logs of models" or len(lines) <= most:
         yield from lines
     elif title == "Log of lswap":
-        yield f"[{len(lines) - most} lines before]"
+        yield f"[{len(lines) - most} earlier lines left out]"
         yield from lines[-most:]
     else:
         yield from lines[:most]
-        yield f"[{len(lines) - most} lines more]"
+        yield f"[{len(lines) - most} more lines left out]"
 
 
 def _printed(show: Callable[..., object], *args: Any, **keys: Any) -> list[str]:
@@ -197,11 +197,11 @@ def _libraries() -> Iterator[str]:
 
 
 def _machine() -> Iterator[str]:
-    """Yield what `lswap engine doctor` says."""
+    """Yield the output of `lswap engine doctor`."""
     yield f"{os.cpu_count()} processors"
     yield from _printed(engine.print_checks, (*examine().checks, examine_containment()))
     names = [name for name in sorted(os.environ) if name.startswith(_VARIABLES)]
-    yield f"variables that are set: {', '.join(names) or 'none of those that matter'}"
+    yield f"relevant environment variables that are set: {', '.join(names) or 'none'}"
 
 
 _VARIABLES: Final = (
@@ -214,11 +214,11 @@ _VARIABLES: Final = (
 
 
 class _Lswap:
-    """What a running lswap says of itself; every part raises LswapError where none answers."""
+    """The answers of a running lswap; every part raises LswapError if none answers."""
 
     def __init__(self, url: str | None, key: str | None) -> None:
         self.loaded: list[str] = []
-        """Lines that llama-servers wrote while they loaded, so that they quote no client."""
+        """Lines that llama-servers wrote while loading, which therefore quote no client."""
         self._key = key
         self._url = ""
         self._problem: LswapError | None = None
@@ -227,7 +227,7 @@ class _Lswap:
             self._url = find_url(url)
             with self._remote() as remote:
                 self.found = remote.ask(calls.state())
-        except LswapError as error:  # said in each part, and not tried again
+        except LswapError as error:  # reported in each part, and not tried again
             self._problem = error
 
     def _remote(self) -> Remote:
@@ -237,7 +237,7 @@ class _Lswap:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What it said of itself; raises LswapError when it said nothing."""
+        """Its state; raises LswapError if it did not answer."""
         if self.found is None:
             assert self._problem is not None
             raise self._problem
@@ -258,10 +258,10 @@ class _Lswap:
         yield from ("", *_printed(show.print_ps, found), "", *_printed(show.print_models, found))
 
     def whys(self) -> Iterator[str]:
-        """Yield what `lswap why` says of the models that matter most."""
+        """Yield the output of `lswap why` for the models that matter most."""
         yield from self._of_each(self._why)
         if (more := len(self.snapshot.models) - _MODELS) > 0:
-            yield f"and {more:,} models more"
+            yield f"and {more:,} more models"
 
     def _why(self, remote: Remote, model: ModelView) -> Iterator[str]:
         decisions = remote.ask(calls.decisions(model.id, _OF_EACH)).decisions
@@ -275,7 +275,7 @@ class _Lswap:
                 yield f"{_clock(one.at)} {_named(one.preset, one.epoch)}{one.kind}: {one.reason}"
 
     def events(self) -> Iterator[str]:
-        """Yield the newest events; decisions are told elsewhere."""
+        """Yield the newest events, without decisions, which have a part of their own."""
         with self._remote() as remote, remote.stream(calls.kept_events()) as events:
             told = [one for one in events if one.event not in ("decision", "progress")]
         for one in told[-_LINES["Events"] :]:
@@ -306,7 +306,7 @@ class _Lswap:
             yield from (f"  {line}" for line in shown[-_LOG_OF_EACH:])
 
     def _of_each(self, part: Callable[[Remote, ModelView], Iterator[str]]) -> Iterator[str]:
-        """Yield a part of each model that matters; one that fails says so."""
+        """Yield a part for each model that matters; if it fails, the error."""
         with self._remote() as remote:
             for model in self._models():
                 try:
@@ -315,7 +315,7 @@ class _Lswap:
                     yield f"{model.id}: could not be gathered: {error}"
 
     def _models(self) -> list[ModelView]:
-        """Return the models that matter: those that fail, are loaded or waited for, were loaded."""
+        """Return the models that matter: failed, loaded, waited for, or loaded before."""
         running = {one.preset for one in self.snapshot.instances}
         ranked = sorted(
             self.snapshot.models,
@@ -337,7 +337,7 @@ def _place(found: Snapshot) -> str:
 
 
 def _without_log(model: ModelView) -> ModelView:
-    """Return a model without the end of its log, which the part of the logs has."""
+    """Return a model without the end of its log, which is in another part."""
     return replace(model, failure=replace(model.failure, log=())) if model.failure else model
 
 
@@ -355,7 +355,7 @@ def _named(model: str, epoch: int | None) -> str:
 
 
 def _own_lines(line: str) -> Iterator[str]:
-    """Yield a line of lswap's log; one of JSON as text."""
+    """Yield a line of lswap's log; a JSON line is turned into text."""
     try:
         said = json.loads(line) if line.startswith("{") else None
     except ValueError:
@@ -373,17 +373,17 @@ def _own_lines(line: str) -> Iterator[str]:
 
 
 class _File:
-    """The configuration that is meant: the one named, that of the running lswap, the usual one."""
+    """The configuration to show: the one named, else the running lswap's, else the usual one."""
 
     def __init__(self, config: Path | None, lswap: _Lswap) -> None:
         self.secrets: dict[str, str] = {}
-        """Values of the environment in it, and how it names them."""
+        """Values of environment variables in it, and their names."""
         self._named = config
         self._lswap = lswap
 
     @cached_property
     def _origin(self) -> Origin:
-        """Where it is read from; raises LswapError when there is none, or it is elsewhere."""
+        """Where it is read from; raises LswapError if there is none here."""
         if self._named is not None:
             return origin_of([self._named])
         snapshot = self._lswap.found
@@ -391,8 +391,10 @@ class _File:
             return origin_of([])
         if snapshot.pid not in [one.pid for one in find_running(os.environ)]:
             remedy = "run `lswap report` there, or name the file with --config"
-            raise ConfigError("the configuration of that lswap is elsewhere", remedy=remedy)
-        folder = Path(f"/proc/{snapshot.pid}/cwd")  # its path may be one from there
+            raise ConfigError(
+                "the configuration of that lswap is on another machine", remedy=remedy
+            )
+        folder = Path(f"/proc/{snapshot.pid}/cwd")  # its path may be one of that machine
         return origin_of([os.path.realpath(folder / snapshot.config_path)])
 
     def _config(self) -> Config:
@@ -405,7 +407,7 @@ class _File:
         try:
             config = self._config()
             memory, backends = config.memory, Engines(config).backends
-        except LswapError:  # the next part says it
+        except LswapError:  # the next part reports it
             memory, backends = Memory(), _backends()
         found = read_devices(
             memory.devices, memory.margin.of, backends=backends, environment=os.environ
@@ -424,13 +426,15 @@ class _File:
             tree = read_yaml(read_regular(path, MAX_TEXT).decode("utf-8-sig"), str(path))
             shown = redacted(_fewer_models(plain_value(tree))) if tree is not None else None
             yield yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=_LONGEST)
-        self._config()  # raises what is wrong, which is told below the files
+        self._config()  # its error is shown below the files
 
     def mistakes(self) -> list[str]:
-        """Return what `lswap check` prints."""
+        """Return the output of `lswap check`."""
         config = self._config()
         if len(config.models) > _MOST:
-            return [f"not looked for, with {len(config.models):,} models: run `lswap check`"]
+            return [
+                f"not checked, because there are {len(config.models):,} models: run `lswap check`"
+            ]
         return _printed(check.run, self._origin, as_json=False)
 
 
@@ -451,7 +455,7 @@ def _fewer_models(tree: Any) -> Any:
 
 
 class _Cleaner:
-    """Takes out of a line what looks like a secret, an address or the quotation of a client."""
+    """Removes from a line what looks like a secret, an address or the quotation of a client."""
 
     def __init__(self, key: str | None, secrets: Mapping[str, str], loaded: Iterable[str]) -> None:
         self._redact = Redactor({**os.environ, "LSWAP_KEY": key or ""}, secrets)
@@ -461,7 +465,7 @@ class _Cleaner:
         self._loaded = tuple(loaded)
 
     def __call__(self, line: str) -> str:
-        """Return the line as it is shown."""
+        """Return the cleaned line."""
         line = without_quotation(self._redact(showable(line)), self._loaded)
         line = _EXCEPTION.sub(r"\1\2: [its text left out]", line)
         line = _OTHER_HOME.sub(r"\1[user]", self._home.sub("~", line))

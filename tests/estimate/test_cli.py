@@ -103,7 +103,7 @@ def test_a_program_that_never_ran_is_no_problem(
     """Nobody knows what it takes, and it is loaded all the same: check says so, too."""
     config.write_text('models: {tool: {cmd: [sh, "{port}"]}}')
     assert run(Origin(config), None, fresh=False, as_json=False)
-    assert "note: tool: its memory is not known" in capsys.readouterr().out
+    assert "note: tool: its memory is unknown" in capsys.readouterr().out
     report = check_file(config)
     assert report.ok
     assert report.models[0].memory_unknown

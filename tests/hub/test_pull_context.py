@@ -179,7 +179,7 @@ def test_without_a_header_the_size_decides(
     with hub_of(case["files"], **case["how"]) as hub:
         done = pull(hub, tmp_path, "--list", "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("judged by the sizes of the files alone, not by context: ")
+    assert done.stderr.startswith("judged by file sizes alone, without the context: ")
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
     for one in json.loads(done.stdout):

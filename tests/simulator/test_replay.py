@@ -118,7 +118,7 @@ def test_another_process_decides_the_same(path: Path, seed: str) -> None:
     env = {**os.environ, "PYTHONHASHSEED": seed}
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("every decision is the recorded one\n")
+    assert done.stdout.endswith("all decisions are the same as recorded\n")
 
 
 def test_the_table_says_when_and_why(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +240,9 @@ def test_another_version_is_named_with_a_difference(
     at = first_spawn(lines)
     lines = [changed(lines[0], lswap="9.9"), *lines[1:at], changed(lines[at], actions=[])]
     assert not run(written(tmp_path, lines))
-    assert f"recorded by lswap 9.9, and this is lswap {__version__}" in capsys.readouterr().out
+    assert (
+        f"the record is from lswap 9.9, and this is lswap {__version__}" in capsys.readouterr().out
+    )
 
 
 Lines = Callable[[list[bytes]], list[bytes]]

@@ -160,7 +160,7 @@ def test_a_model_that_wrote_nothing_is_told_so(
     supervisor.log = None
     code, out, err = lswap("logs", "alpha", url=url)
     assert (code, out) == (0, "")
-    assert err.startswith("lswap: alpha has written nothing: it was never started - `lswap why ")
+    assert err.startswith("lswap: alpha has no log: it was never started - `lswap why ")
     assert err.count("\n") == 1
 
 
@@ -392,7 +392,7 @@ def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "qwen"], "`lswap up` serves"),
+        (["run", "qwen"], "start `lswap up`, then send a request"),
         (["start"], "`lswap service install --now` keeps it running"),
         (["restart"], "`lswap stop`, then `lswap up`"),
         (["pss"], "did you mean `lswap ps`?"),
@@ -405,7 +405,7 @@ def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
         (["ps", "--port", "9000"], "--url http://HOST:PORT"),
         (["check", "--config", "c.yaml"], "name the file without an option: `lswap check FILE`"),
         (["stop", "qwen"], "`lswap unload qwen` takes a model out of memory"),
-        (["status", "qwen"], "`lswap ps qwen` tells of a model"),
+        (["status", "qwen"], "`lswap ps qwen` shows a model"),
         (["key", "laptop"], "`lswap key new laptop` makes a key of that name"),
         (["import", "models.ini"], "`lswap import llama-cpp models.ini -o lswap.yaml`"),
         (["import", "config.yaml"], "`lswap import llama-swap config.yaml -o lswap.yaml`"),
@@ -413,7 +413,7 @@ def test_every_command_of_a_server_takes_its_address_and_prints_json() -> None:
         (["service", "c.yaml"], "`lswap service install c.yaml`"),
         (["service", "start"], "systemctl does that"),
         (["engine", "update"], "`lswap engine build` builds"),
-        (["unload"], "name one, or --all"),
+        (["unload"], "name a model, or use --all"),
         (["up", "nothing.gguf"], "there is no such file or folder"),
         (["up", "x.gguf", "--listen", "127.0.0.1:1", "--port", "2"], "no such file"),
         (["check", "nothing"], "there is no such file or folder"),

@@ -53,11 +53,11 @@ def test_a_command_goes_to_standard_output_named_after_its_file() -> None:
     ("words", "says"),
     [
         (["command", "python serve.py"], "runs 'python', not llama-server"),
-        (["command", "docker run -v a:/m x -m /m/a"], "not llama-server - give what follows the"),
+        (["command", "docker run -v a:/m x -m /m/a"], "not llama-server - give the part after the"),
         (["command", "llama-server", "-m", "x.gguf"], "put the command in quotes: `lswap import"),
-        (["command", "llama-server 'a"], "cannot be read"),
+        (["command", "llama-server 'a"], "cannot be parsed"),
         (["llama-swap", "/nowhere.yaml"], "/nowhere.yaml: the file cannot be read"),
-        (["ollama", "/nowhere"], "no `manifests`"),
+        (["ollama", "/nowhere"], "no folder `manifests`"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
@@ -152,7 +152,7 @@ def test_what_check_will_say_of_this_machine_is_said_once(
     sections = [f"[m{number}]\nmodel = /nowhere/m{number}.gguf\n" for number in range(50)]
     source.write_text("[*]\nc = 512\n" + "".join(sections))
     done = lswap("llama-cpp", str(source), "-o", str(tmp_path / "lswap.yaml"))
-    (line,) = [each for each in done.stderr.splitlines() if "lswap check` will say" in each]
+    (line,) = [each for each in done.stderr.splitlines() if "lswap check` will report" in each]
     assert "these files are missing: /nowhere/m0.gguf" in line
     assert line.endswith("and 44 more")
 

@@ -108,7 +108,7 @@ def test_the_file_is_not_overwritten_unless_told(
     assert file.stat().st_mode & 0o777 == 0o600
     file.write_text("mine")
     assert run(monkeypatch) == 2
-    assert "lswap-report.md: this file is there already" in capsys.readouterr().err
+    assert "lswap-report.md: this file exists already" in capsys.readouterr().err
     assert file.read_text() == "mine"
     assert run(monkeypatch, "--force", "--url", "unix:/nowhere/l.sock") == 0
     assert file.read_text().startswith("# lswap report\n")
@@ -133,7 +133,7 @@ def test_mistakes_are_those_that_check_prints(nothing: Path) -> None:
     (nothing / "lswap.yaml").write_text("models: {a: {model: a.gguf}}\n")
     found = gathered()
     assert "problem: lswap.yaml:1: models.a.model:" in found["Mistakes in the configuration"]
-    assert "not fine: see the problems above" in found["Mistakes in the configuration"]
+    assert "not usable: see the problems above" in found["Mistakes in the configuration"]
 
 
 def test_a_part_that_fails_for_a_bug_does_not_end_the_others(
@@ -178,7 +178,7 @@ def test_a_running_lswap_tells_of_itself(short_dir: Path) -> None:
     assert " info x\n" in found["Log of lswap"]
     assert "srv  llama_server: [27 characters left out]" in found["Logs of models"]
     assert "[2 lines left out]" in found["Logs of models"]
-    assert "that lswap is elsewhere - run `lswap report` there" in found["Configuration"]
+    assert "that lswap is on another machine - run `lswap report` there" in found["Configuration"]
     assert "Sentinel" not in "".join(found.values())
 
 
@@ -200,11 +200,11 @@ def test_each_part_is_bounded(short_dir: Path, nothing: Path) -> None:
         text = report_text(path, url, None)
     assert len(text) < 300_000
     found = parts_of(text)
-    assert "and 1,980 models more" in found["Why models are loaded or not"]
+    assert "and 1,980 more models" in found["Why models are loaded or not"]
     assert "line 1999" in found["Log of lswap"]
-    assert "[1750 lines before]" in found["Log of lswap"]
-    assert "not looked for, with 2,000 models" in found["Mistakes in the configuration"]
-    assert "lines more]" in found["Configuration"]
+    assert "[1750 earlier lines left out]" in found["Log of lswap"]
+    assert "not checked, because there are 2,000 models" in found["Mistakes in the configuration"]
+    assert "more lines left out]" in found["Configuration"]
 
 
 # --- the last pass

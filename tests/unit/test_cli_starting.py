@@ -52,7 +52,7 @@ def test_the_usual_places_in_their_order(home: Path, capsys: pytest.CaptureFixtu
     assert set(origin.read().models) == {"a", "b", "c"}
     said = capsys.readouterr().err
     assert (
-        "serving 3 models of ~/models (1), ~/.cache/llama.cpp (1), ~/.lmstudio/models (1)" in said
+        "serving 3 models from ~/models (1), ~/.cache/llama.cpp (1), ~/.lmstudio/models (1)" in said
     )
     config = put(home / ".config" / "lswap" / "config.yaml", "models: {x: {model: x}}")
     assert choose_origin(None, None, ()) == Origin(config)
@@ -69,7 +69,7 @@ def test_what_is_named_is_taken(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert choose_origin(file, folder, (home,)) == Origin(file, folder, (home,))
     assert choose_origin(None, None, (home,)) == Origin(model_dirs=(home,))
     assert capsys.readouterr().err == ""
-    with pytest.raises(ConfigError, match="two folders"):
+    with pytest.raises(ConfigError, match="two configuration folders"):
         choose_origin(folder, folder, ())
     with pytest.raises(ConfigError, match="--models-dir none: No such file or directory"):
         choose_origin(None, None, (Path("none"),))
@@ -128,7 +128,7 @@ def test_what_fits_nowhere_is_commented_out() -> None:
     text = init.config_text(init.Machine(devices, None, models, ["/m"], [Path("/m")]), "c.yaml")
     assert "  small:    # 4 GiB, fits CUDA0, host\n" in text
     assert "  large:    # 40 GiB, fits host\n" in text
-    assert "  # huge:    # 100 GiB, more than a device here has\n" in text
+    assert "  # huge:    # 100 GiB, more than any device here has\n" in text
     assert "#   CUDA0: 24 GiB (nvml)\n" in text
     assert "# devices: {CUDA0: 24GiB, host: 64GiB}" in text
     assert "# model_dirs: [/m]\n" in text
