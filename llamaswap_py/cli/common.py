@@ -67,8 +67,7 @@ def up(
     config_dir: ConfigDir = None,
     models_dir: ModelsDir = None,
     name: Annotated[
-        str | None,
-        typer.Option(help="A name for this lswap, needed to run a second one."),
+        str | None, typer.Option(help="A name for this lswap, needed to run a second one.")
     ] = None,
     listen: Listen = None,
     host: Host = None,

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from llamaswap_py.client.remote import Remote
 
 _NOT_RUN = 127
-"""Exit code where a command cannot be started, as shells have it."""
+"""Exit code for a command that cannot be started, as in shells."""
 _FAREWELL = 5.0
-"""Seconds that lswap may take to end the answer once the memory is given back."""
+"""Seconds that lswap may take to end its answer after the memory was released."""
 
 
 def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -> int:
-    """Wait for the memory, run the command, give the memory back; returns its exit code.
+    """Wait for the memory, run the command, release the memory; return the command's exit code.
 
     Raises ConfigError for a wrong size, RemoteError when lswap cannot be reached or refuses.
     """
@@ -42,7 +42,7 @@ def run(remote: Remote, size: str, device: str | None, command: Sequence[str]) -
 
 
 def _only_device(remote: Remote) -> str:
-    """Return the one card there is, else the host."""
+    """Return the only card, or the host if there is none."""
     devices = [one.id for one in remote.ask(calls.state()).devices]
     cards = [one for one in devices if one != HOST]
     if len(cards) > 1:
@@ -82,8 +82,8 @@ def _run(
             code = process.wait()
             break
         except KeyboardInterrupt:
-            continue  # it was for the command, too: we go on until that has ended
-    # lswap ends the answer then: nobody reads from a connection that is being closed.
+            continue  # the command gets the signal, too: wait until it has ended
+    # lswap then ends the answer, which has to be read before the connection is closed.
     with suppress(LswapError):
         remote.ask(calls.release(name))
     watch.join(_FAREWELL)
@@ -91,7 +91,7 @@ def _run(
 
 
 def _watch(lines: Iterator[ReservationLine], process: subprocess.Popen[bytes]) -> None:
-    """Read the signs of life; where they end before the command does, say so and go on."""
+    """Read the signs of life. If they end before the command does, print that and go on."""
     try:
         for line in lines:
             if line.state == "released":
@@ -99,5 +99,7 @@ def _watch(lines: Iterator[ReservationLine], process: subprocess.Popen[bytes]) -
     except (LswapError, OSError, RuntimeError):
         pass
     if process.poll() is None:
-        text = "lswap: the memory is not reserved any more (lswap ended, or somebody released it)"
+        text = (
+            "lswap: the memory is no longer reserved (lswap ended, or the reservation was deleted)"
+        )
         os.write(2, f"{text}\n".encode())

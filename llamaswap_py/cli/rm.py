@@ -1,4 +1,4 @@
-"""`lswap rm`: take a model out of the file, and its downloaded files off the disk."""
+"""`lswap rm`: removes a model from the configuration, and its downloaded files from the disk."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ def rm(
         typer.Option("--config", help="The file to change (default: the running lswap's)."),
     ] = None,
     files: Annotated[
-        bool, typer.Option("--files", help="Delete its downloaded files, too.")
+        bool, typer.Option("--files", help="Also delete its downloaded files.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Take a model out of the file; the rest stays as it is written, comments and all."""
+    """Remove a model from the configuration file.
+
+    All other lines stay as they are, with their comments.
+    """
     from llamaswap_py.config.edit import remove_preset
     from llamaswap_py.config.load import read_config
     from llamaswap_py.errors import ConfigError
@@ -50,7 +53,7 @@ def rm(
         known = f"it has: {', '.join(read.models)}"
         raise ConfigError(f"there is no model {name!r} in it", where=str(path), remedy=known)
     own = _downloaded(preset, read) if files else ()
-    _confirm(f"Take {preset.id} out of {path}{_and_files(own)}?", yes=yes)
+    _confirm(f"Remove {preset.id} from {path}{_and_files(own)}?", yes=yes)
     remove_preset(path, preset.id, lambda: read_config(path))
     freed = _remove_files(preset, read) if files else 0
     if as_json:
@@ -59,7 +62,7 @@ def rm(
         report = {"model": preset.id, "config": str(path), "freed": freed}
         print(msgspec.json.encode(report).decode())
         return
-    print(f"{preset.id} is taken out of {path}")
+    print(f"{preset.id} is removed from {path}")
     if own:
         from llamaswap_py.units import format_size
 
@@ -89,7 +92,7 @@ def _running_file(url: str | None, key: str | None) -> Path:
 
 
 def _downloaded(preset: Preset, config: Config) -> tuple[str, ...]:
-    """Return what was downloaded of a preset and nobody else uses. Raises ConfigError."""
+    """Return the downloaded files that only this preset uses. Raises ConfigError."""
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.hub.cache import find_cached, own_files
     from llamaswap_py.hub.refs import parse_ref
@@ -126,5 +129,5 @@ def _confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise StateError("nobody can be asked whether to remove it", remedy="pass --yes")
+        raise StateError("there is no terminal to ask on", remedy="pass --yes")
     typer.confirm(question, abort=True)

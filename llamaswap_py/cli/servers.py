@@ -1,4 +1,4 @@
-"""Which running lswap a command means where its user named none."""
+"""Chooses the running lswap that a command talks to, if the user names none."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def find_url(url: str | None) -> str:
     """Return the address to ask: `--url`, else that of the lswap that runs here.
 
-    Of several the one at the usual address is meant, which stderr says. Raises ConfigError with
-    their addresses where none is there. Where none of this user runs, the usual address is asked:
-    lswap may be in a container, or another user's.
+    If several run, it is the one at the usual address, and a line on stderr says so. Raises
+    ConfigError with all addresses if none of them is there. If this user runs none, it is the
+    usual address, because lswap may run in a container or as another user.
     """
     if url:
         return url
@@ -34,11 +34,14 @@ def find_url(url: str | None) -> str:
     if len(others) == len(running):
         raise choose_one(running)
     listed = ", ".join(map(str, others))
-    print(f"lswap: asking the one at {DEFAULT_URL}; --url names another: {listed}", file=sys.stderr)
+    print(
+        f"lswap: several run here; using {DEFAULT_URL}. --url names another: {listed}",
+        file=sys.stderr,
+    )
     return DEFAULT_URL
 
 
 def choose_one(running: Sequence[Running]) -> ConfigError:
-    """Return the error that lists what one can choose from."""
+    """Return the error that lists the running lswaps."""
     listed = ", ".join(map(str, running))
     return ConfigError(f"{len(running)} lswaps run here", remedy=f"name one with --url: {listed}")

@@ -1,4 +1,4 @@
-"""`lswap service …`: run lswap as a service of systemd."""
+"""`lswap service …`: runs lswap as a systemd service."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = command_group("Run lswap as a service of systemd.")
+app = command_group("Run lswap as a systemd service.")
 
 OfUser = Annotated[
-    bool, typer.Option("--user", help="Use a service of your own user, which needs no root.")
+    bool, typer.Option("--user", help="Use a service of your own user, without root.")
 ]
 Name = Annotated[str, typer.Option("--name", help="Name of the unit, to install several.")]
 _SYSTEM: Final = Path("/etc/systemd/system")
 MARK: Final = "# Written by `lswap service install`"
-"""How a unit of ours begins (server/systemd_unit.py)."""
+"""The first line of units that lswap wrote (server/systemd_unit.py)."""
 _GPU_GROUPS: Final = ("video", "render")
 _CARRIED: Final = (
     *("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
     *("HF_HOME", "HF_HUB_CACHE", "LSWAP_LLAMA_SERVER", "CUDA_VISIBLE_DEVICES"),
 )
-"""Variables of the shell without which the service would look elsewhere; secrets are not among
-them, since everybody may read a unit."""
+"""Variables of the shell that the unit copies, so that the service finds the same folders. Secrets
+are not among them, because every user may read a unit."""
 
 
 @app.command()
@@ -58,14 +58,22 @@ def install(
         typer.Option(help="User to run as (default: the caller of sudo, or the file's owner)."),
     ] = None,
     socket: Annotated[
-        bool, typer.Option("--socket", help="Let systemd listen, and start lswap when needed.")
+        bool,
+        typer.Option(
+            "--socket", help="Let systemd listen, and start lswap with the first request."
+        ),
     ] = False,
-    now: Annotated[bool, typer.Option("--now", help="Enable and start it, too.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Also start it, now and at every boot.")
+    ] = False,
     show: Annotated[
-        bool, typer.Option("--print", "--dry-run", help="Only print what would be written.")
+        bool, typer.Option("--print", "--dry-run", help="Only print the unit.")
     ] = False,
 ) -> None:
-    """Write the unit that serves CONFIG, and make systemd read it."""
+    """Write a systemd unit that serves CONFIG.
+
+    systemd then reads its units again.
+    """
     from llamaswap_py.config.load import read_config
     from llamaswap_py.server import service_text, socket_text
 
@@ -99,7 +107,7 @@ def status(
     name: Name = "lswap",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the state of the service; exits 1 when it does not run."""
+    """Show the state of the service; exit with 1 if it is not running."""
     keys = ("LoadState", "ActiveState", "SubState", "StatusText", "MainPID", "Result", "NRestarts")
     answer = _systemctl(user, "show", f"{name}.service", f"--property={','.join(keys)}")
     found = dict(line.partition("=")[::2] for line in answer.splitlines() if "=" in line)
@@ -123,12 +131,15 @@ def status(
 
 @app.command()
 def uninstall(user: OfUser = False, name: Name = "lswap") -> None:
-    """Stop the service, drained, and remove its unit; files and models stay."""
+    """Stop the service and remove its unit.
+
+    Running requests may finish. The configuration and the models stay.
+    """
     remove_units(user, name)
 
 
 def installed() -> list[tuple[bool, str, list[Path]]]:
-    """Return the services that `install` wrote: whether of the user, the name, the unit files."""
+    """Return the services that `install` wrote: whether they are the user's, names, unit files."""
     found = []
     for user in (True, False):
         for file in sorted(_folder(user).glob("*.service")):
@@ -150,7 +161,7 @@ def remove_units(user: bool, name: str, *, quiet: bool = False) -> None:
         file = _folder(user) / f"{name}.service"
         raise _failed(f"there is no {file}", "name the right one: --name, --user")
     if (problem := _no_systemd(user)) is not None:
-        print(f"lswap: only the files are removed: {problem}", file=sys.stderr)
+        print(f"lswap: only the unit files are removed: {problem}", file=sys.stderr)
         here += [link for file in here for link in _links(file)]
     else:
         _systemctl(user, "disable", "--now", *(file.name for file in here))
@@ -166,14 +177,14 @@ def remove_units(user: bool, name: str, *, quiet: bool = False) -> None:
 
 
 def _links(file: Path) -> list[Path]:
-    """Return the links by which `systemctl enable` has a unit started at boot."""
+    """Return the links that `systemctl enable` made, by which a unit starts at boot."""
     return [link for link in file.parent.glob(f"*.wants/{file.name}") if link.is_symlink()]
 
 
 def _unit(
     path: Path, config: Config, name: str, account: struct_passwd | None, *, socket: bool
 ) -> Unit:
-    """Gather what the unit says from the file and from this machine."""
+    """Gather the values of the unit from the file and from this machine."""
     from llamaswap_py.server import Unit
 
     stops = [preset.stop_timeout for preset in config.models.values()]
@@ -224,12 +235,14 @@ def _writable(config: Config, account: struct_passwd) -> Iterable[str]:
 
 
 def _account(run_as: str | None, path: Path, *, user: bool) -> struct_passwd | None:
-    """Return whose rights a service of the machine has; None for one of the user's own."""
+    """Return the account that a system service runs as; None for a user's own service."""
     import pwd
 
     if user:
         if run_as is not None:
-            raise _failed("a service of your own runs as you", "leave --run-as or --user out")
+            raise _failed(
+                "your own service (--user) always runs as you", "leave --run-as or --user out"
+            )
         return None
     try:
         chosen = run_as or os.environ.get("SUDO_USER") or pwd.getpwuid(path.stat().st_uid).pw_name
@@ -249,7 +262,7 @@ def _lswap() -> tuple[str, ...]:
 
 
 def _group_exists(name: str) -> bool:
-    """Return whether a group exists: systemd starts nothing that names one that does not."""
+    """Return whether a group exists: systemd starts no unit that names a missing one."""
     import grp
 
     try:
@@ -276,7 +289,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _usual_file() -> Path:
-    """Return the file that `lswap up` takes when none is named. Raises ConfigError."""
+    """Return the file that `lswap up` uses if none is named. Raises ConfigError."""
     from llamaswap_py.cli.init import usual_file, usual_files
     from llamaswap_py.errors import ConfigError
 
@@ -290,17 +303,17 @@ def _usual_file() -> Path:
 
 
 def _need_systemd(user: bool, path: Path) -> None:
-    """Raise StateError, with another way, where systemd cannot be asked: nothing is changed."""
+    """Raise StateError with another way if systemd cannot be reached; nothing is changed then."""
     if (problem := _no_systemd(user)) is not None:
         raise _failed(
             f"no service is installed: {problem}",
-            f"start `lswap up {path}` by what this machine has: tmux, cron's @reboot, a "
+            f"start `lswap up {path}` in another way: tmux, cron's @reboot, a "
             "container's restart policy; --print shows the unit for another machine",
         )
 
 
 def _no_systemd(user: bool) -> str | None:
-    """Return why systemd (with `user`, that of this user) cannot be asked, None if it can."""
+    """Return why systemd (with `user`, this user's) cannot be reached; None if it can."""
     from llamaswap_py.errors import LswapError
 
     try:
@@ -312,7 +325,7 @@ def _no_systemd(user: bool) -> str | None:
 
 @contextmanager
 def _undone_if_it_fails(user: bool, name: str, files: list[Path]) -> Iterator[None]:
-    """Put unit files back as they were when the block fails."""
+    """Restore the unit files if the block fails."""
     from llamaswap_py.errors import LswapError
 
     before = {file: file.read_text(encoding="utf-8") if file.exists() else None for file in files}
@@ -333,7 +346,7 @@ def _undone_if_it_fails(user: bool, name: str, files: list[Path]) -> Iterator[No
             _systemctl(user, "daemon-reload")
         log = f"journalctl{' --user' if user else ''} -u {name}"
         raise _failed(
-            f"{error.message}; what was written is undone",
+            f"{error.message}; the unit files are as before",
             f"{error.remedy} (its log, if it was started: {log})",
         ) from None
 
@@ -343,14 +356,14 @@ def _command(user: bool, *args: str) -> str:
 
 
 def _systemctl(user: bool, *args: str) -> str:
-    """Run systemctl and return what it prints; raises StateError with what it complained of."""
+    """Run systemctl and return its output; raises StateError with its error message."""
     command = _command(user, *args).split(" ")
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
-        raise _failed("there is no systemctl here", "lswap service needs systemd") from None
+        raise _failed("this machine has no systemctl", "lswap service needs systemd") from None
     except subprocess.CalledProcessError as error:
         lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
         said = lines[0] if lines else f"exit code {error.returncode}"

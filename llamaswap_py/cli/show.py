@@ -1,4 +1,4 @@
-"""What the data commands print: tables for people, the same words as state and log."""
+"""What `ps`, `models` and `why` print: tables with the same words as the state and the log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODEL_COLUMNS = ("model", "state", "context/request", "memory", "ttl", "aliases"
 
 
 def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
-    """Return a row per instance, and per model that waits or has failed (`every`: per model)."""
+    """Return a row for each instance, and each model that waits or has failed (`every`: each model)."""
     models = {model.id: model for model in snapshot.models}
     rows = [_instance_row(snapshot, each, models.get(each.preset)) for each in snapshot.instances]
     loaded = {each.preset for each in snapshot.instances}
@@ -68,7 +68,7 @@ def _why_it_waits(model: ModelView) -> str:
 
 
 def read_ahead_text(model: ModelView) -> str:
-    """Return `1.2 GiB of 4.1 GiB read ahead`; nothing if it does not wait."""
+    """Return `1.2 GiB of 4.1 GiB read ahead`; "" if its files are not read ahead."""
     if (ahead := model.read_ahead) is None:
         return ""
     return f"{format_size(ahead.there)} of {format_size(ahead.size)} read ahead"
@@ -87,7 +87,7 @@ def state_text(instance: InstanceView) -> str:
 
 
 def memory_text(footprint: dict[str, int] | None) -> str:
-    """Return `CUDA0 18.9 GiB + host 1 GiB`, or `?` when nobody knows."""
+    """Return `CUDA0 18.9 GiB + host 1 GiB`; `?` if it is unknown."""
     if footprint is None:
         return "?"
     return " + ".join(f"{device} {format_size(size)}" for device, size in footprint.items()) or "0"
@@ -112,7 +112,7 @@ def device_name(id: str) -> str:
 
 
 def trouble_text(model: ModelView) -> str:
-    """Return why a model does not work, or cannot be loaded here at all; "" of all others."""
+    """Return why a model has failed, or can never be loaded here; "" for all others."""
     if model.failure is not None:
         return model.failure.summary
     reason = model.reason.removeprefix("refused: ")
@@ -120,7 +120,7 @@ def trouble_text(model: ModelView) -> str:
 
 
 def print_ps(snapshot: Snapshot, *, every: bool = False) -> None:
-    """Print what is loaded, loading, waited for or failed, and the devices."""
+    """Print the models that are loaded, loading, waited for or failed, and the devices."""
     rows = ps_rows(snapshot, every=every)
     if rows:
         print_table(PS_COLUMNS, rows)
@@ -147,13 +147,13 @@ def only_model(snapshot: Snapshot, name: str) -> Snapshot:
 
 
 def print_models(snapshot: Snapshot) -> None:
-    """Print every model of the file, and the names that choose among them."""
+    """Print every model of the file, and the aliases that choose among them."""
     rows = [_model_row(model) for model in snapshot.models]
     print_table(MODEL_COLUMNS, rows + [_alias_row(alias) for alias in snapshot.aliases])
 
 
 def find_model(snapshot: Snapshot, name: str) -> ModelView | None:
-    """Return the model that a name means; of a name that chooses, the first it may choose."""
+    """Return the model that a name means; for an alias that chooses, its first model."""
     names = {alias.name: alias.presets[0] for alias in snapshot.aliases}
     for model in snapshot.models:
         names |= dict.fromkeys(model.other_names, model.id)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.prepare import Prepared
 
 READ_RATE: Final = "2GiB"
-"""Bytes per second at which models are taken to load, unless the option says otherwise."""
+"""Bytes per second at which models load, unless the option gives another rate."""
 _SLOTS: Final = 4
 """llama-server's own choice of slots."""
 _SHORTEST_LOAD: Final = 0.1
@@ -42,19 +42,21 @@ def run_either(
     *,
     as_json: bool,
 ) -> bool:
-    """Simulate a trace, or replay a record of which `lines` are shown; False if anything is wrong.
+    """Simulate a trace, or replay `lines` of a record; return False if anything is wrong.
 
-    Raises ConfigError for wrong input, and where neither or both are given.
+    Raises ConfigError for wrong input, and if neither or both are given.
     """
     remedy = "give --config and --trace, or --replay FILE alone"
     if replay is not None:
         from llamaswap_py.cli.replay import run as run_replay
 
         if config is not None or trace is not None or policies:
-            raise ConfigError("a record holds all that a replay needs", remedy=remedy)
+            raise ConfigError(
+                "a replay needs only the record: leave out --config and --trace", remedy=remedy
+            )
         return run_replay(replay, first=lines[0], last=lines[1], as_json=as_json)
     if config is None or trace is None:
-        raise ConfigError("there is nothing to simulate", remedy=remedy)
+        raise ConfigError("there is no trace to simulate", remedy=remedy)
     return run(config, trace, policies=policies, read_rate=read_rate, as_json=as_json)
 
 
@@ -66,7 +68,7 @@ def run(
     read_rate: str = READ_RATE,
     as_json: bool = False,
 ) -> bool:
-    """Print what comes of the trace under each policy; False if lswap broke an invariant.
+    """Print the result of the trace under each policy; return False if lswap broke an invariant.
 
     Raises ConfigError for a wrong configuration, trace, policy or rate.
     """
@@ -83,7 +85,7 @@ def run(
 
 
 def read_case(config_path: Path, trace_path: Path, read_rate: str = READ_RATE) -> Case:
-    """Return the case that a configuration and a trace make; raises ConfigError."""
+    """Return the case for a configuration and a trace; raises ConfigError."""
     config = read_config(config_path)
     rate = _rate(read_rate)
     engines = Engines(config)
@@ -137,7 +139,7 @@ def _size(file: str) -> int:
 
 
 def _run(case: Case, policy: str) -> Result | None:
-    """Run one policy; None for a peer under which requests never end."""
+    """Run one policy; return None for a peer under which requests never end."""
     try:
         return run_case(case, policy)
     except StuckError:
@@ -154,6 +156,6 @@ def _print(case: Case, results: Sequence[Result]) -> None:
     print_table(COLUMNS, [row_of(one) for one in results])
     for result in results:
         if result.policy == LSWAP:
-            print(f"\nworst share of the longest wait promised: {result.eta_used:.0%}")
+            print(f"\nlongest wait: {result.eta_used:.0%} of what lswap promises")
         for breach in result.breaches:
             print(f"invariant broken: {breach}")

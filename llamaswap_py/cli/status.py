@@ -1,4 +1,4 @@
-"""`lswap status`: which lswaps run here, in a few lines each."""
+"""`lswap status`: shows the running lswaps, in a few lines each."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from llamaswap_py.snapshot import Snapshot
 
 _PATIENCE: Final = 5.0
-"""Seconds that each may take to say what is loaded."""
+"""Seconds that each may take to answer."""
 
 
 class Status(msgspec.Struct):
-    """One running lswap; what only itself can tell is None with a `problem`."""
+    """One running lswap. With a `problem` it did not answer, and what only it knows is None."""
 
     urls: tuple[str, ...]
     pid: int
     state: str
-    """`serving`, `stopping` or `unknown`: it starts just now, or is of another version."""
+    """`serving`, `stopping`, or `unknown` if it is still starting or has another version."""
     serves: str = ""
     started_at: float | None = None
     version: str | None = None
@@ -41,7 +41,7 @@ class Status(msgspec.Struct):
 
 
 def run(url: str | None, key: str | None, *, as_json: bool) -> None:
-    """Print how each lswap is; raises UnreachableError when none runs."""
+    """Print the status of each lswap; raises UnreachableError if none runs."""
     running = [] if url else find_running(os.environ)
     found = [_local(one, key) for one in running]
     if not found:
@@ -53,7 +53,7 @@ def run(url: str | None, key: str | None, *, as_json: bool) -> None:
 
 
 def lines(status: Status) -> list[str]:
-    """Return what is said of one."""
+    """Return the lines about one lswap."""
     where = ", ".join(status.urls) or "an unknown address"
     since = ""
     if status.started_at is not None:
@@ -63,7 +63,7 @@ def lines(status: Status) -> list[str]:
     state = "running" if status.state == "unknown" else status.state
     said = [f"lswap{version} is {state} on {where}", f"  pid {status.pid}{since}"]
     if status.state == "unknown":
-        said.append("  it is just starting, or has another version: name its address with --url")
+        said.append("  it is still starting, or has another version: name its address with --url")
     if status.serves:
         said.append(f"  serves {status.serves}")
     if status.loaded is not None:
@@ -72,7 +72,7 @@ def lines(status: Status) -> list[str]:
         count = len(status.loaded)
         said.append(f"  {requests}, {count} of {status.models} models loaded{loaded}")
     if status.problem:
-        said.append(f"  what is loaded is not known: {status.problem}")
+        said.append(f"  its models are unknown: {status.problem}")
     return said
 
 
@@ -91,7 +91,7 @@ def _local(one: Running, key: str | None) -> Status:
 
 
 def _remote(url: str, key: str | None) -> Status:
-    """Return the status of one that this machine's runtime folders do not tell of."""
+    """Return the status of an lswap that has no runtime folder on this machine."""
     with Remote(url, key=key) as remote:
         snapshot = remote.ask(calls.state())
     state = "serving" if snapshot.state == "serving" else "stopping"

@@ -1,6 +1,6 @@
-"""`lswap stop`: end a running lswap by the signals that Ctrl-C sends, and wait until it is gone.
+"""`lswap stop`: ends a running lswap by signals, as Ctrl-C does, and waits until it has ended.
 
-Signals reach only this user's processes on this machine, so no key is needed and none suffices.
+Signals reach only this user's processes on this machine, so it needs no key.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from llamaswap_py.children.running import Running
 
 _PATIENCE: Final = 2.0
-"""Seconds that it may take to say how many requests run: that is only told."""
+"""Seconds that lswap may take to answer how many requests run; the number is only printed."""
 _POLL: Final = 0.05
 
 
 def run(url: str | None, key: str | None, *, now: bool, as_json: bool) -> None:
-    """Stop the lswap that is meant. Raises UnreachableError when none runs here."""
+    """Stop the lswap that the options name. Raises UnreachableError if none runs here."""
     one = _chosen(url, key)
     began = start_time(one.pid)
     if not as_json:
@@ -43,10 +43,10 @@ def run(url: str | None, key: str | None, *, now: bool, as_json: bool) -> None:
 
 
 def _signal(one: Running, *, now: bool) -> None:
-    """Send what Ctrl-C sends: one signal drains, another ends at once.
+    """Send the signals of Ctrl-C: the first drains, the second ends lswap at once.
 
-    Two signals of the same number may become one, so the second is another. One that drains
-    already is not hurried by a second `lswap stop`.
+    They have different numbers, because two equal signals may become one. If lswap drains already,
+    a second `lswap stop` without --now sends none, so that it does not cut the requests.
     """
     drains = one.served is not None and one.served.stopping
     numbers = [*([] if drains else [signal.SIGTERM]), *([signal.SIGINT] if now else [])]
@@ -73,12 +73,12 @@ def _chosen(url: str | None, key: str | None) -> Running:
 
 
 def _elsewhere(key: str | None) -> str:
-    """Return where the lswap is to be stopped that the runtime folders do not tell of."""
+    """Return advice on how to stop an lswap that has no runtime folder on this machine."""
     try:
         with Remote(DEFAULT_URL, key=key, patience=_PATIENCE) as remote:
             pid = remote.ask(calls.state()).pid
     except RemoteError:
-        return "`lswap service status` tells of a service; one in a container is stopped there"
+        return "`lswap service status` shows a service; stop one in a container there"
     return (
         f"the one at {DEFAULT_URL} (pid {pid}) is another user's, runs in a container, or was "
         "started with another XDG_RUNTIME_DIR: stop it there"
@@ -91,7 +91,7 @@ def _place(url: str) -> tuple[str, str | None]:
 
 
 def _at(url: str, key: str | None, running: list[Running]) -> Running:
-    """Return the one at an address: by what the runtime folders say, else by what itself says."""
+    """Return the lswap at an address, as its runtime folder or its own answer describes it."""
     wanted = _place(url)
     for one in running:
         if one.served is not None and wanted in map(_place, one.served.urls):

@@ -1,4 +1,4 @@
-"""Tables for people: laid out for the terminal's width, aligned text elsewhere. Nothing is cut."""
+"""Tables for people: fitted to the terminal's width, else aligned text. No text is cut."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _COLOURS: Final = {
 _SAYS_NOTHING: Final = frozenset(("", "-", "0"))
 _GAP: Final = 2
 _FIXED: Final = 2
-"""The first columns always stay: a name and its state."""
+"""So many first columns always stay: a name and its state."""
 _LEAST_LAST: Final = 24
-"""Cells that the last column, of sentences, gets at least; with less it goes below its row."""
+"""The least width of the last column, which has sentences; with less room it goes below its row."""
 _LONG: Final = 16
-"""A column of more cells may go below its row."""
+"""A column that is wider than this may go below its row."""
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: as wide as the terminal, with all columns and aligned elsewhere."""
+    """Print a table: fitted to a terminal; else with all columns, aligned."""
     print(table_text(columns, rows, colour=not os.environ.get("NO_COLOR")))
 
 
@@ -54,10 +54,10 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def fitted_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, colour: bool = False
 ) -> str:
-    """Return a table that is no wider than `width`, as far as its words allow.
+    """Return a table that is not wider than `width`, as far as its words allow.
 
-    Columns that say nothing in any row are left out. The last one is folded between words. Where
-    that is not enough, long columns go below their rows; so does what follows a long name.
+    Columns that are empty in every row are left out. The last column is folded between words. If
+    that is not enough, long columns go below their rows, and so do the columns after a long name.
     """
     kept = [at for at in range(len(columns)) if at < _FIXED or _says(rows, at)]
     lines = [[columns[at].upper() for at in kept], *([row[at] for at in kept] for row in rows)]
@@ -72,7 +72,7 @@ def fitted_table(
     found = [_style(_joined([lines[0][at] for at in beside], sizes), "1", colour=colour)]
     for line in lines[1:]:
         cells = [line[at] for at in beside]
-        if _cells(cells[0]) > sizes[0]:  # the name alone, and what follows below it
+        if _cells(cells[0]) > sizes[0]:  # the name alone; its other columns go below it
             found.append(cells[0])
             cells[0] = ""
         folded = [cells[-1]] if below else _folded(cells[-1], width - indent) or [""]

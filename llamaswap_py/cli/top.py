@@ -1,4 +1,4 @@
-"""`lswap top`: the dashboard, where there is a terminal that can show one."""
+"""`lswap top`: opens the dashboard, if the terminal can show it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _REMEDY: Final = "`watch -n 1 lswap ps` shows the same as plain text"
 
 @app.command()
 def top(url: Url = None, key: Key = None) -> None:
-    """Watch and steer a running lswap: devices, models, requests, decisions, logs. ? shows keys."""
+    """Open a dashboard of a running lswap in the terminal.
+
+    It shows devices, models, requests, decisions and logs. Press ? to see its keys.
+    """
     problem = terminal_problem(
         os.environ.get("TERM", ""), tty=sys.stdin.isatty() and sys.stdout.isatty()
     )
@@ -30,7 +33,7 @@ def top(url: Url = None, key: Key = None) -> None:
 
     url = find_url(url)
     with Remote(url, key=key) as remote:
-        remote.ask(calls.state())  # a wrong address or key is better told on a line of its own
+        remote.ask(calls.state())  # report a wrong address or key before the screen is taken over
     import asyncio
 
     asyncio.run(_show(url, key))
@@ -39,7 +42,7 @@ def top(url: Url = None, key: Key = None) -> None:
 def terminal_problem(term: str, *, tty: bool) -> str | None:
     """Return why this is not a terminal for a dashboard, or None."""
     if not tty:
-        return "top needs a terminal, and this is none"
+        return "top needs a terminal, and this is not one"
     if term in ("", "dumb", "unknown"):
         return f"top needs a terminal that can move its cursor, and TERM is {term or 'not set'!r}"
     return None

@@ -1,7 +1,7 @@
-"""`lswap uninstall`: what lswap has left on this machine, and its removal.
+"""`lswap uninstall`: lists and removes lswap's files on this machine.
 
-Only what lswap itself makes is taken: a folder of its name may have more in it, which stays and is
-named. Models stay too: those of Hugging Face's cache belong to other programs as well.
+It removes only what lswap has made. Other files in folders named lswap stay, and are listed. Models
+stay, too, because other programs share Hugging Face's cache.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ MADE: Final = {
     "cache": ("build", "probes", "estimates", "kv", "demo"),
     "state": ("learned", "traffic", "captures"),
 }
-"""What lswap makes in its folders of data, of cache and of state."""
+"""What lswap makes in its folders for data, cache and state."""
 _COMPLETION: Final = "_LSWAP_COMPLETE"
 _SHOWN: Final = 10
 SHARED_MEMORY: Final = Path(f"/dev/shm/lswap-{os.getuid()}")
-"""Conversations that were kept in main memory; an lswap of another environment may have some."""
+"""Conversations that `keep_kv` has in main memory, also of an lswap with other variables."""
 
 
 class Item(msgspec.Struct):
-    """One thing to be removed; bytes. `unit` is whose service it is a unit of."""
+    """One thing to remove; its size in bytes. `unit` is the service that a unit file belongs to."""
 
     what: str
     path: str
@@ -54,7 +54,7 @@ class Item(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """All of it; `stays` is why the rest is left alone, `failed` what could not be removed."""
+    """The whole list. `stays` says what stays and why, `failed` what could not be removed."""
 
     removed: bool
     items: list[Item]
@@ -64,9 +64,9 @@ class Report(msgspec.Struct):
 
 
 def run(*, keep: Sequence[str], models: Sequence[str], yes: bool, as_json: bool) -> bool:
-    """Show what there is; with `yes` remove it. Returns whether all of that could be done.
+    """Print the list; with `yes`, remove all of it. Return whether that worked.
 
-    Raises StateError while an lswap runs, ConfigError for a word that is no part or model.
+    Raises StateError while an lswap runs, ConfigError for a word that is not a part or a model.
     """
     if unknown := [word for word in keep if word not in KINDS]:
         remedy = f"one of {', '.join(KINDS)}"
@@ -88,7 +88,7 @@ def run(*, keep: Sequence[str], models: Sequence[str], yes: bool, as_json: bool)
 
 
 def found() -> list[Item]:
-    """Return what lswap has left here, part by part."""
+    """Return lswap's files on this machine, part by part."""
     items = []
     for what, folder in _folders().items():
         for name in MADE[what]:
@@ -126,7 +126,7 @@ def _config_files() -> Iterator[Path]:
 
 
 def _runtime() -> Iterator[Path]:
-    """Yield the folders of lswaps that ran, and of conversations that were kept."""
+    """Yield the runtime folders, and the folders of kept conversations."""
     for base in bases(os.environ):
         with suppress(OSError):
             for path in sorted(base.iterdir()):
@@ -135,7 +135,7 @@ def _runtime() -> Iterator[Path]:
 
 
 def _completions() -> Iterator[Path]:
-    """Yield the scripts of `lswap completion`, where its help says to put them."""
+    """Yield the scripts of `lswap completion`, at the places that its help names."""
     data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
     for path in (
@@ -149,7 +149,7 @@ def _completions() -> Iterator[Path]:
 
 
 def _model(name: str) -> Item:
-    """Return a model of Hugging Face's cache that was asked for by its name."""
+    """Return a model in Hugging Face's cache by its name."""
     ref = parse_ref(name)
     folder, cached = repo_folder(ref), find_cached(ref)
     if not folder.is_dir() or (ref.tag and cached is None):
@@ -172,7 +172,7 @@ def _size(path: Path) -> int:
 
 
 def _stays(items: Sequence[Item]) -> Iterator[str]:
-    """Yield what else lies in folders of lswap's name."""
+    """Yield other files in folders named lswap."""
     taken = {one.path for one in items}
     made = {path for what, folder in _folders().items() for path in _below(folder, MADE[what])}
     for folder in dict.fromkeys((*_folders().values(), usual_files()[-1].parent)):
@@ -187,7 +187,7 @@ def _below(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _others(models: Sequence[str]) -> Iterator[str]:
-    """Yield what is not lswap's to remove."""
+    """Yield what lswap leaves alone."""
     folder = cache_folder()
     named = {str(repo_folder(parse_ref(name))) for name in models}
     repos = [one for one in sorted(folder.glob("models--*")) if str(one) not in named]
@@ -207,12 +207,12 @@ def _others(models: Sequence[str]) -> Iterator[str]:
 
 
 def _removed(item: Item, *, quiet: bool) -> str:
-    """Remove one thing; returns why it could not be, empty if it is gone."""
+    """Remove one thing; return the error, or "" if it is removed."""
     path = Path(item.path)
     try:
         if item.unit is not None:
             kind, _, name = item.unit.partition(":")
-            if path.exists():  # the other unit of the same service took it along
+            if path.exists():  # removed together with the service's other unit
                 service.remove_units(kind == "user", name, quiet=True)
         elif item.what.startswith("model "):
             ref = parse_ref(item.what.removeprefix("model "))
@@ -237,7 +237,7 @@ def _removed(item: Item, *, quiet: bool) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a tree; of a link only the link."""
+    """Remove a file, a tree, or a link (but not its target)."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -261,5 +261,5 @@ def _print(report: Report, options: Sequence[str]) -> None:
         for one in report.running:
             print(f"runs: {one}; `lswap stop` ends it first")
         command = " ".join(("lswap uninstall --yes", *options))
-        print(f"nothing is removed yet: `{command}` removes these {total}")
-        print(f"--keep leaves a part: {', '.join(KINDS)}")
+        print(f"this is only a list: `{command}` removes these {total}")
+        print(f"--keep keeps a part: {', '.join(KINDS)}")

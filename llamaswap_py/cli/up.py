@@ -1,7 +1,7 @@
-"""`lswap up`: serve the models of a file until told to stop.
+"""`lswap up`: serves the models of a file until a signal.
 
-Exit code 0 after a clean stop, also when the second signal cut it short; 1 when it could not start,
-2 when the configuration is wrong.
+Exit code 0 after a clean stop, also if a second signal hurried it; 1 if it could not start, 2 if the
+configuration is wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(
     record: Path | None = None,
     verbose: bool,
 ) -> None:
-    """Serve until a signal. Raises LswapError when it cannot start."""
+    """Serve until a signal. Raises LswapError if it cannot start."""
     server.run(
         origin,
         greeting=banner,

@@ -1,4 +1,4 @@
-"""Which lswap this is: its version, its commit, and the llama-server that it takes."""
+"""Versions: of lswap, its commit, and the llama-server that it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE: Final = 5.0
 
 @cache
 def commit() -> str | None:
-    """Return the commit that this lswap was made from, None if nobody knows it.
+    """Return the commit that this lswap was built from; None if it is unknown.
 
     A wheel has it in a file, which `hatch_build.py` writes. A checkout asks git.
     """
@@ -32,7 +32,7 @@ def _written(path: Path) -> str | None:
 
 
 def _asked(root: Path) -> str | None:
-    if not (root / ".git").exists():  # or git would tell of a repository around it
+    if not (root / ".git").exists():  # else git would name the commit of a repository around it
         return None
     import subprocess
 
@@ -53,7 +53,7 @@ def lswap_text() -> str:
 
 
 def print_version(*, as_json: bool = False) -> None:
-    """Print lswap's version and commit, and the build of the llama-server that `auto` takes."""
+    """Print lswap's version and commit, and the llama-server that `engine: auto` takes."""
     engine = _engine()
     if as_json:
         import msgspec

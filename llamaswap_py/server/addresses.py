@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from llamaswap_py.config.records import Config
 
 _EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Hosts that mean every interface, and what this machine calls itself there."""
+"""Hosts that mean every interface, and the name of this machine for each."""
 _NOT_THE_LAN: Final = ("docker", "br-", "veth", "virbr", "podman", "cni")
 """Interfaces that lead to containers, not to other machines."""
 _PORT: Final = 8080
 
 
 def listen_elsewhere(config: Config, endpoints: Sequence[Endpoint]) -> Config:
-    """Return `config` with other addresses. Raises ConfigError for one that nothing guards."""
+    """Return `config` with other addresses. Raises ConfigError if an address needs keys."""
     allow, keys = config.allow_unauthenticated, config.keys.file is not None
     check_listeners(endpoints, allow_unauthenticated=allow, keys=keys)
     return msgspec.structs.replace(config, listen=tuple(endpoints))
@@ -35,14 +35,14 @@ def listen_elsewhere(config: Config, endpoints: Sequence[Endpoint]) -> Config:
 def asked_listeners(
     given: Sequence[Endpoint], listen: Sequence[str], host: str | None, port: int | None
 ) -> tuple[Endpoint, ...] | None:
-    """Return where --listen, --host and --port say to listen; None if they say nothing.
+    """Return the addresses of --listen, --host and --port; None if none of them is given.
 
-    `given` is what the file says: --host and --port change a part of it. Raises ConfigError.
+    `given` are the file's addresses; --host and --port replace a part of them. Raises ConfigError.
     """
     home, here = os.path.expanduser("~"), os.getcwd()
     if listen and (host is not None or port is not None):
         remedy = "leave out --host and --port: --listen HOST:PORT says both"
-        raise ConfigError("--listen and --host or --port are given", remedy=remedy)
+        raise ConfigError("--listen cannot be used with --host or --port", remedy=remedy)
     if listen:
         return tuple(parse_listen(text, base_dir=here, home=home) for text in listen)
     if host is None and port is None:
@@ -59,7 +59,7 @@ def asked_listeners(
 
 
 def typeable(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
-    """Return the URLs of listeners as one can type them: first this machine's own."""
+    """Return the URLs of listeners, ready to type; those for this machine first."""
     urls: dict[str, None] = {}
     for endpoint in endpoints:
         hosts = [endpoint.host]
@@ -71,7 +71,7 @@ def typeable(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
 
 
 def _lan_hosts(every: str) -> list[str]:
-    """Return the addresses of this machine in its networks, and its name."""
+    """Return this machine's addresses in its networks, and its name."""
     import psutil
 
     family = socket.AF_INET6 if every == "::" else socket.AF_INET
