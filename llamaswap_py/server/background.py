@@ -1,6 +1,6 @@
-"""Work that runs beside serving: telling the service manager, writing captures, watching the file.
+"""Background work beside serving: systemd's notifications, captures, watching the file.
 
-Each is begun again if it fails (tasks/guard.py).
+Each starts again if it fails (tasks/guard.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Tell the service manager that lswap serves, and then how it is."""
+    """Tell the service manager that lswap serves, and keep its status line up to date."""
     async with asyncio.TaskGroup() as tasks:
         notifier.status(status_line(supervisor.scheduler.state))
         notifier.ready()
@@ -41,7 +41,7 @@ async def notifying(notifier: Notifier, supervisor: Supervisor) -> AsyncIterator
 
 
 def status_line(state: SchedulerState) -> str:
-    """Return the state of lswap in one line, for the service manager."""
+    """Return the status line for the service manager."""
     loaded = sum(one.state in (State.READY, State.SLEEPING) for one in state.instances.values())
     requests = len(state.leases) + len(state.waiters)
     plural = "" if requests == 1 else "s"

@@ -1,4 +1,4 @@
-"""How many open files and how much main memory clients may take of this process."""
+"""Limits for clients: open files and main memory of this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAPPED_FROM: Final = 128 * 1024
 
 
 def raise_file_limit() -> None:
-    """Allow this process and its children as many open files as it may, up to `_FILES`.
+    """Raise the soft limit of open files to the hard one, at most to `_FILES`.
 
     A low soft limit only protects programs that call select(2) with a large descriptor.
     """
@@ -35,17 +35,17 @@ def raise_file_limit() -> None:
 
 
 def give_memory_back() -> None:
-    """Have pieces of large bodies allocated so that the system gets them back with their request.
+    """Make glibc return the memory of large bodies to the system when their request ends.
 
-    This is the initial limit of glibc, mallopt(3). It grows with what is freed, unless it is set:
-    then gigabytes of freed pieces stay with this process, below any small one that still lives.
+    Setting M_MMAP_THRESHOLD to its own default keeps it from growing, mallopt(3). When it grows,
+    gigabytes of freed pieces stay with this process, below any small piece still in use.
     """
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def most_connections(asked: int | None) -> int:
-    """Return how many clients may be connected: what was asked for, or less if files are few."""
+    """Return how many clients may be connected: the setting, or less if the limit of files is low."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES if soft == resource.RLIM_INFINITY else soft
     room = max((files - max(_KEPT, files // 8)) // _EACH, 8)
@@ -53,7 +53,7 @@ def most_connections(asked: int | None) -> int:
 
 
 def most_bodies(limits: Limits) -> int:
-    """Return how many bytes of bodies may be in memory; of `auto` at least four of the largest."""
+    """Return how many bytes of bodies may be in memory; `auto` allows at least four of the largest."""
     if limits.body_memory is not None:
         return limits.body_memory
     least = 4 * max(limits.body, limits.upload)

@@ -1,7 +1,7 @@
-"""How lswap's own log looks: one line per event on stderr, to be read or as JSON.
+"""lswap's own log: one line per event on stderr, as text or as JSON.
 
-Lines are written by a thread of their own, so that a terminal that was stopped, a full disk or a
-journal that hangs holds up nobody.
+A thread of its own writes the lines, so that a stopped terminal, a full disk or a journal that
+hangs does not delay requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _LOGGERS: Final = ("lswap", "llamaswap_py")
 _WAITING: Final = 10_000
-"""Lines that may wait to be written; what comes then is dropped, and counted."""
+"""Lines that may wait to be written; further ones are dropped and counted."""
 _LAST_LINES: Final = 1.0
 """Seconds that the last lines may take to be written."""
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
@@ -37,7 +37,7 @@ _PRIORITIES: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; what a line is about (request, model, …) has members of its own."""
+    """One JSON object per line, with members for the request, the model, … that it is about."""
 
     def __init__(self, redact: Redactor) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line per message: what follows in one of several lines is indented."""
+    """One line per message. If a message has several lines, all but the first are indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return the line; nobody's text can pass for another line, or command a terminal."""
+        """Return the line, so that text in it cannot look like another line or control a terminal."""
         record.message = showable(record.message).replace("\n", "\n    ")
         return super().formatMessage(record)
 
@@ -103,7 +103,7 @@ class OwnLog(logging.Handler):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand lines to the loop from now on: there are followers."""
+        """From now on hand lines to the event loop, because there are followers."""
         self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -118,8 +118,8 @@ class OwnLog(logging.Handler):
 def set_up_logging(log: Log, *, verbose: bool, written: Mapping[str, str] | None = None) -> OwnLog:
     """Send lswap's log to stderr, and return the handler that keeps its last lines.
 
-    `written` are values of the environment, which are shown as the configuration names them.
-    Requests are logged with `verbose`; without it those that failed with a 5xx are.
+    `written` are values of environment variables; the log shows their names in the file instead.
+    With `verbose` all requests are logged, without it only those that failed with a 5xx.
     """
     handler = logging.StreamHandler(sys.stderr)
     redact = Redactor(os.environ, written)
@@ -128,7 +128,7 @@ def set_up_logging(log: Log, *, verbose: bool, written: Mapping[str, str] | None
     level = logging.DEBUG if verbose else logging.getLevelNamesMapping()[log.level.upper()]
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        logger.handlers = [own, handler]  # one that is stuck is last
+        logger.handlers = [own, handler]  # last, because it may hang
         logger.setLevel(level)
         logger.propagate = False
     logging.getLogger("lswap.access").setLevel(logging.INFO if verbose else logging.WARNING)
@@ -137,7 +137,7 @@ def set_up_logging(log: Log, *, verbose: bool, written: Mapping[str, str] | None
 
 @contextmanager
 def logging_aside() -> Iterator[None]:
-    """Let the lines of the log be written by another thread, until the block ends."""
+    """Have another thread write the lines of the log until the block ends."""
     before = {name: logging.getLogger(name).handlers for name in _LOGGERS}
     handlers = before[_LOGGERS[0]]
     for handler in handlers:
@@ -156,7 +156,7 @@ def logging_aside() -> Iterator[None]:
 
 
 class _Unbuffered:
-    """A stream without a lock: one that is stuck would not let the interpreter end."""
+    """A stream without a lock: with a lock, a hanging write would keep the interpreter from ending."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -167,11 +167,11 @@ class _Unbuffered:
             data = data[os.write(self._fd, data) :]
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing, because nothing is buffered."""
 
 
 class _Aside(logging.Handler):
-    """Hands records to a thread that gives them to `handlers`; never waits for it."""
+    """Hands records to a thread, which gives them to `handlers`; never waits for the thread."""
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
         super().__init__()
@@ -182,10 +182,10 @@ class _Aside(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Made into text now: what the arguments say may be otherwise when it is written.
+        # Made into text now, because the arguments may change before it is written.
         try:
             record.msg, record.args = record.getMessage(), None
-        except Exception as error:  # whoever writes a line must not fail of it
+        except Exception as error:  # a call that logs must not fail
             record.msg, record.args = f"{record.msg} (a broken line of the log: {error})", None
         try:
             self._records.put_nowait(record)
@@ -193,7 +193,7 @@ class _Aside(logging.Handler):
             self._dropped += 1
 
     def finish(self) -> None:
-        """Wait a moment for the last lines."""
+        """Wait a moment until the last lines are written."""
         try:
             self._records.put(None, timeout=_LAST_LINES)
         except queue.Full:
@@ -204,15 +204,15 @@ class _Aside(logging.Handler):
         while (record := self._records.get()) is not None:
             if self._dropped:
                 count, self._dropped = self._dropped, 0
-                text = f"{count} lines of this log were dropped: it is written too slowly"
+                text = f"{count} lines of this log were dropped, because stderr was too slow"
                 self._give(logging.makeLogRecord({**_LATE, "msg": text}))
             self._give(record)
 
     def _give(self, record: logging.LogRecord) -> None:
         for handler in self._handlers:
             try:
-                handler.emit(record)  # not handle(): nobody else writes, and its lock outlives us
-            except Exception:  # it cannot be logged
+                handler.emit(record)  # not handle(): there is no other writer, and its lock would outlive us
+            except Exception:  # this cannot be logged
                 failures["log"] += 1
 
 
@@ -231,12 +231,12 @@ def _formatter(
 
 
 def _plain_formatter(name: str, redact: Redactor) -> logging.Formatter:
-    """Return what `lswap logs` shows: lines with their time, for a reader anywhere."""
+    """Return the lines with their time, as `lswap logs` shows them."""
     return JsonFormatter(redact) if name == "json" else PrettyFormatter(redact)
 
 
 def _is_journal(stream: str) -> bool:
-    """Return whether stderr is the journal's: systemd.exec(5), $JOURNAL_STREAM."""
+    """Return whether stderr goes to the journal: systemd.exec(5), $JOURNAL_STREAM."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
 """Serves the models of a file until a signal: joins the supervisor, the API and the sockets.
 
-The order matters: first what no child may inherit, then the sockets, then the event loop.
+The order matters: first the settings that children must not inherit, then the sockets, then the
+event loop.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ async def open_supervisor(
     runtime_dir: RuntimeDir,
     record: RunRecord | None = None,
 ) -> AsyncIterator[Supervisor]:
-    """Run a supervisor for `config`; `engine` is the one of the file's top level, if it needs any.
+    """Run a supervisor for `config`; `engine` is that of the file's top level, if it needs one.
 
-    `record` takes what its scheduler is told and decides. Presets that cannot work are listed with
-    their reason; they stop nobody.
+    `record` records the scheduler's events and decisions. Presets that cannot work are listed with
+    the reason; the others are served.
     """
     engines = await asyncio.to_thread(Engines, config)
     devices, _ = await asyncio.gather(
-        asyncio.to_thread(_devices, config, engines),  # a sick driver may take its time
+        asyncio.to_thread(_devices, config, engines),  # a driver that does not work may take long
         asyncio.to_thread(prepare_to_spawn),
     )
     about = About(
@@ -110,22 +111,23 @@ def _view(engine: Engine | None) -> EngineView:
 
 
 Greeting: TypeAlias = Callable[[Snapshot, int, Sequence[str], Sequence[str]], str]
-"""Makes the first lines from a snapshot, how many models there are, addresses, and the models whose
-memory is being worked out."""
+"""Makes the first lines on the screen. Its arguments: a snapshot, the number of models, the URLs,
+and the models whose memory is still being estimated."""
 _log: Final = logging.getLogger("lswap")
 _LAST_WRITES: Final = 1.0
 """Seconds a client may take to read the end of its answer once all children are gone."""
 SHOWN: Final = 20
 """Models listed at the start; a file may have thousands."""
 _ESTIMATES: Final = 1.0
-"""Seconds that the first lines wait for estimates; lswap serves already."""
+"""Seconds that the first lines wait for estimates; lswap already serves meanwhile."""
 _COLLECT: Final = (10_000, 10, 10)
-"""What requests in flight hold is looked at once in so many new objects; the usual 700 are two
-dozen requests."""
+"""Thresholds of the garbage collector. Python's 700 new objects are about two dozen requests, whose
+objects it would look through each time."""
 _DIGITS: Final = 640
-"""Of a whole number in JSON, the least that Python can be told: reading it takes their square."""
+"""The most digits of a whole number in JSON: the least limit that Python allows. The time to read a
+number grows with the square of its digits."""
 _WORKERS: Final = 32
-"""Threads for calls that block: each may wait for a disk that hangs."""
+"""Threads for calls that block; each may have to wait for a disk that hangs."""
 
 
 def run(
@@ -140,16 +142,16 @@ def run(
     record: Callable[[OwnLog], RunRecord] | None = None,
     verbose: bool,
 ) -> None:
-    """Serve until a signal. Raises LswapError when it cannot start.
+    """Serve until a signal. Raises LswapError if it cannot start.
 
-    `greeting` makes the first lines that people see; `served_as` is what the origin is called in
-    lists of the lswaps that run; `record` makes the record of what the scheduler is told.
+    `greeting` makes the first lines on the screen. `served_as` names the configuration in lists of
+    running lswaps. `record` makes the record of the scheduler's events.
     """
-    with ExitStack() as stack:  # first what no child may inherit
+    with ExitStack() as stack:  # first the settings that children must not inherit
         stack.callback(gc.enable)
         stack.callback(sys.set_int_max_str_digits, sys.get_int_max_str_digits())
         sys.set_int_max_str_digits(_DIGITS)
-        gc.disable()  # until it serves: a start makes much, and nothing worth collecting
+        gc.disable()  # until it serves: starting makes many objects, and few of them are garbage
         notifier = stack.enter_context(Notifier.take(os.environ))
         handed = [stack.enter_context(each) for each in inherited_sockets(os.environ)]
         config = origin.read()
@@ -182,7 +184,7 @@ def run(
 
 
 def _bind(endpoint: Endpoint) -> socket.socket:
-    """Return a listening socket; StateError that names the lswap which has the address."""
+    """Return a listening socket; raises StateError naming the lswap that has the address."""
     try:
         return bind(endpoint)
     except StateError as error:
@@ -191,14 +193,14 @@ def _bind(endpoint: Endpoint) -> socket.socket:
             if str(endpoint.path or endpoint.port) in ports:
                 raise StateError(
                     f"{error.message}: another lswap is there, {one}",
-                    remedy="`lswap stop` ends it, or give this one a --port of its own",
+                    remedy="`lswap stop` ends it, or use another --port",
                 ) from None
         raise
 
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """What connects this process with the world: listening sockets, and who started it."""
+    """What connects this process with others: listening sockets, and the service manager."""
 
     sockets: list[socket.socket]
     inherited: bool
@@ -211,17 +213,17 @@ class _Outside:
 
 
 def _sweep(runtime: RuntimeDir) -> None:
-    """End what a supervisor that was killed has left behind."""
+    """End processes that a killed supervisor has left behind."""
     for swept in runtime.sweep_orphans():
         name, pid = swept.record.name, swept.record.pid
         if swept.how is SweptHow.KILLED:
-            _log.warning("killed %s (pid %d), left behind by an lswap before", name, pid)
+            _log.warning("killed %s (pid %d), left behind by an earlier lswap", name, pid)
         elif swept.how is SweptHow.KEPT:
-            _log.warning("%s (pid %d) of an lswap before will not end: look at it", name, pid)
+            _log.warning("%s (pid %d) of an earlier lswap does not end: look at it", name, pid)
 
 
 def _bound(sock: socket.socket, endpoint: Endpoint) -> Endpoint:
-    """Return where a socket really listens: port 0 becomes the one the system chose."""
+    """Return the address that a socket listens on; port 0 becomes the one that the system chose."""
     return endpoint if endpoint.path is not None else endpoint._replace(port=sock.getsockname()[1])
 
 
@@ -244,7 +246,7 @@ async def _serve(
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
     guard.heed(asyncio.get_running_loop())
     async with open_supervisor(config, engine, runtime, outside.record) as supervisor:
-        with _signals() as stops:  # not before: a stuck driver must not keep us from being ended
+        with _signals() as stops:  # not before: a driver that hangs must not keep signals from ending us
             bound = tuple(map(_bound, sockets, config.listen))
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
             served = Served(typeable(bound), outside.served_as, time.time())
@@ -287,7 +289,7 @@ async def _serve(
                 with suppress(OSError):  # a full disk, or a closed pipe
                     sys.stdout.write(f"{lines}\n")
                     sys.stdout.flush()
-                gc.freeze()  # or the collector looks at all modules anew: 15 ms for every stream
+                gc.freeze()  # else the collector looks through all modules again: 15 ms for every stream
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
                 await stops.get()
@@ -304,7 +306,7 @@ def _wire_limits(config: Config) -> WireLimits:
 
 
 async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], None]:
-    """Read the keys anew; return what takes over them and the secrets. Raises ConfigError."""
+    """Read the keys again; return a function that applies them and the secrets. Raises ConfigError."""
     keys = await asyncio.to_thread(keys_of, config)
 
     def take_over() -> None:
@@ -316,7 +318,7 @@ async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], 
 
 @contextmanager
 def _signals() -> Iterator[asyncio.Queue[None]]:
-    """Queue SIGINT and SIGTERM, so that the first and the second can mean different things."""
+    """Queue SIGINT and SIGTERM, because the first and the second mean different things."""
     loop = asyncio.get_running_loop()
     stops: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -326,14 +328,14 @@ def _signals() -> Iterator[asyncio.Queue[None]]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-            # What is left takes no time; another signal must not make a failure of it.
+            # The rest takes little time; another signal must not turn it into a failure.
             signal.signal(number, signal.SIG_IGN)
 
 
 async def _stop(
     app: App, server: Server, supervisor: Supervisor, stops: asyncio.Queue[None]
 ) -> None:
-    """Take no new requests, let the running ones end within the deadline or until a signal."""
+    """Take no new requests; let the running ones end until the deadline or another signal."""
     patience = supervisor.config.policy.shutdown_timeout
     running = supervisor.snapshot(0).requests_open
     if running:
@@ -345,7 +347,7 @@ async def _stop(
     app.services.closing.set()
     async with asyncio.TaskGroup() as group:
         hurry = group.create_task(_hurry(supervisor, stops))
-        await supervisor.shut_down(patience)  # who connects meanwhile is told so
+        await supervisor.shut_down(patience)  # new requests are refused with a message
         await server.stop_accepting()
         await server.drain(_LAST_WRITES)
         hurry.cancel()
@@ -359,7 +361,7 @@ async def _hurry(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
 
 
 def _estimated_now(supervisor: Supervisor) -> list[str]:
-    """Return the models shown at the start whose memory is still being worked out."""
+    """Return the models shown at the start whose memory is still being estimated."""
     presets = supervisor.scheduler.state.presets
     shown = list(supervisor.prepared)[:SHOWN]
     return [name for name in shown if presets[PresetId(name)].plan.estimating]
@@ -369,6 +371,6 @@ async def _first_estimates(supervisor: Supervisor, stops: asyncio.Queue[None]) -
     """Wait for the estimates of the models shown at the start, but not for long."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_ESTIMATES):
-            # Looked at now and then: nobody tells when the last of them is known.
+            # Polled, because there is no event for the last estimate.
             while _estimated_now(supervisor) and stops.empty():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -1,6 +1,6 @@
 """What the service manager and lswap tell each other: sd_notify(3) and sd_listen_fds(3).
 
-lswap says how it is, in datagrams of KEY=VALUE lines. The service manager may hand over listening
+lswap sends its state in datagrams of KEY=VALUE lines. The service manager may hand over listening
 sockets that it has opened before.
 """
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("lswap")
 _UNSENT: Final = 8
-"""Messages kept for a service manager that does not read; pings are not worth keeping."""
+"""Messages kept while the service manager does not read; pings are not kept."""
 
 
 class Notifier:
-    """The service manager at `address`; None where there is none, and everything does nothing.
+    """The service manager at `address`; if that is None, all methods do nothing.
 
-    `watchdog` is the time in seconds within which it wants a sign of life. Nothing here raises or
-    blocks: a service manager that is gone or slow is no reason not to serve.
+    It wants a sign of life every `watchdog` seconds. No method raises or blocks, because lswap
+    serves also if the service manager is slow or has ended.
     """
 
     def __init__(self, address: str | None, watchdog: float | None = None) -> None:
@@ -49,7 +49,7 @@ class Notifier:
 
     @classmethod
     def take(cls, env: MutableMapping[str, str]) -> Notifier:
-        """Return the one that `env` names, and remove it there: it is not for our children."""
+        """Return the service manager that `env` names, and remove it there, so that children do not use it."""
         address = env.pop("NOTIFY_SOCKET", None)
         seconds = env.pop("WATCHDOG_USEC", "")
         pid = env.pop("WATCHDOG_PID", "")
@@ -59,7 +59,7 @@ class Notifier:
 
     @property
     def active(self) -> bool:
-        """Whether somebody is told."""
+        """Whether there is a service manager."""
         return self._socket is not None
 
     def __enter__(self) -> Notifier:
@@ -95,7 +95,7 @@ class Notifier:
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Say that the configuration is read again, and at the end that lswap serves.
+        """Say that the configuration is being read again, and at the end that lswap serves.
 
         The time is CLOCK_MONOTONIC in microseconds, by which a service manager with
         `Type=notify-reload` knows which reload this is.
@@ -107,9 +107,9 @@ class Notifier:
             self.ready()
 
     async def run(self, status: Callable[[], str]) -> None:
-        """Ping at half the watchdog's interval and keep the status line true, until cancelled.
+        """Ping at half the watchdog's interval, and keep the status line true, until cancelled.
 
-        It is looked at with each beat, and sent when it has changed.
+        With each beat the line is compared, and sent if it has changed.
         """
         if not self.active:
             return
@@ -118,7 +118,7 @@ class Notifier:
         loop = asyncio.get_running_loop()
         pinged = -float("inf")
         while True:
-            # A late ping is a restart: one that the next round would send too late goes now.
+            # A late ping means a restart, so a ping that the next round would send too late goes now.
             if half is not None and time.monotonic() + 1.125 * pause > pinged + half:
                 self.ping()
                 pinged = time.monotonic()
@@ -131,9 +131,9 @@ class Notifier:
         waiting = [*self._unsent, text.encode()]
         self._unsent.clear()
         for number, message in enumerate(waiting):
-            try:  # by name each time: a service manager that starts again opens another socket
+            try:  # by name each time: a service manager that restarts opens another socket
                 self._socket.sendto(message, self._address)
-            except OSError as error:  # its queue is full, or it is gone: again with the next
+            except OSError as error:  # its queue is full, or it has ended: try again with the next
                 self._unsent = (waiting[number:] if keep else waiting[number:-1])[-_UNSENT:]
                 self._complain(error)
                 return
@@ -141,7 +141,7 @@ class Notifier:
 
     def _complain(self, error: OSError) -> None:
         if not self._failing:
-            _log.warning("the service manager cannot be told how lswap is: %s", error.strerror)
+            _log.warning("cannot send the state to the service manager: %s", error.strerror)
         self._failing = True
 
 
@@ -156,15 +156,15 @@ def _socket_name(address: str) -> str | None:
 
 
 _FIRST: Final = 3
-"""SD_LISTEN_FDS_START: the descriptors are this one and those after it."""
+"""SD_LISTEN_FDS_START: the number of the first descriptor."""
 _REMEDY: Final = "let ListenStream= of the .socket unit name TCP addresses or socket paths"
 
 
 def inherited_sockets(env: MutableMapping[str, str], first: int = _FIRST) -> list[socket.socket]:
     """Return the sockets that `env` hands to this process, and remove them there.
 
-    An empty list where there are none, or where they are for another process. Raises StateError
-    for a descriptor that is not a listening stream socket.
+    The list is empty if there are none, or if they are for another process. Raises StateError for
+    a descriptor that is not a listening stream socket.
     """
     pid, count = env.pop("LISTEN_PID", ""), env.pop("LISTEN_FDS", "")
     for name in ("LISTEN_FDNAMES", "LISTEN_PIDFDID"):
@@ -183,7 +183,7 @@ def inherited_sockets(env: MutableMapping[str, str], first: int = _FIRST) -> lis
 
 
 def endpoint_of(sock: socket.socket) -> Endpoint:
-    """Return where a listening socket listens."""
+    """Return the address of a listening socket."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return Endpoint(path=name if isinstance(name, str) else f"@{name[1:].decode()}")

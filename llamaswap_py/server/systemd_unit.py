@@ -1,7 +1,7 @@
-"""Unit files of systemd, as text. Pure: what the machine has comes in a `Unit`.
+"""Unit files of systemd, as text. Pure: a `Unit` says what the machine has.
 
-Where an option that hardens others is missing here, it breaks inference; the text says why, since
-it is the first thing that somebody who reads the unit would add.
+Some usual options for hardening are missing, because they break inference. The unit says why, so
+that its readers do not add them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _GRACE: Final = 10.0
 """Seconds for what comes after draining and stopping the children."""
-_START: Final = "2min"  # engines and devices are asked first, and a sick driver takes its time
+_START: Final = "2min"  # engines and devices are read first, and a driver that does not work takes long
 _WATCHDOG: Final = "30s"
 
 
@@ -26,8 +26,8 @@ class Unit:
     """What the files of one service are written from; times in seconds, paths absolute.
 
     `user` is None for a service of the user's own manager. `groups` are those that give access to
-    GPUs and exist here; `writable` the folders that it writes to; `uses_tmp` whether anything it
-    needs is in /tmp; `modprobe` the path of nvidia-modprobe, if there is one.
+    GPUs and exist here; `writable` the folders that it writes to. `uses_tmp` is whether it needs a
+    file in /tmp, `modprobe` the path of nvidia-modprobe, if there is one.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _life(unit: Unit) -> Iterable[str]:
     for name, value in unit.env:
         yield f"Environment={_quoted(f'{name}={value}')}"
     if unit.modprobe is not None and unit.user is not None:
-        yield "# CUDA's device files, which nobody else makes on a machine without a desktop."
+        yield "# Makes CUDA's device files. On a machine without a desktop no other program does."
         yield f"ExecStartPre=-+{_command((unit.modprobe, '-c', '0', '-u'))}"
     yield f"ExecStart={_command(unit.command)}"
     yield "ExecReload=/bin/kill -HUP $MAINPID"
@@ -104,17 +104,17 @@ def _life(unit: Unit) -> Iterable[str]:
     yield f"WatchdogSec={_WATCHDOG}"
     yield "Restart=on-failure"
     yield "RestartSec=2s"
-    yield "# 2: the configuration is wrong, and will be the next time too."
+    yield "# 2: the configuration is wrong; a restart would not help."
     yield "RestartPreventExitStatus=2"
     yield "# SIGTERM drains: running requests (policy.shutdown_timeout), then the children"
-    yield "# (stop_timeout). It goes to lswap alone, which stops them in their order."
+    yield "# (stop_timeout). Only lswap gets the signal; it stops the children in order."
     yield "KillMode=mixed"
     seconds = math.ceil(unit.shutdown_timeout + unit.stop_timeout + _GRACE)
     yield f"TimeoutStopSec={seconds}s"
     yield "# lswap makes a cgroup for each model below this service's: so it ends what they start,"
     yield "# and enforces tasks_max and memory_max."
     yield "Delegate=yes"
-    yield "# A model that the kernel ends for lack of memory is loaded again; lswap goes on."
+    yield "# If the kernel ends a model for lack of memory, lswap goes on and loads it again."
     yield "OOMPolicy=continue"
     yield "LimitNOFILE=65536"
     yield "LimitMEMLOCK=infinity"
@@ -161,7 +161,7 @@ def _rights(unit: Unit) -> Iterable[str]:
         "# PrivateDevices, DevicePolicy, and ProtectClock, which turns DevicePolicy on.",
         "# Missing, because drivers compile kernels as they run: MemoryDenyWriteExecute.",
         "# Missing, because lswap makes a cgroup for each model: ProtectControlGroups.",
-        "# Missing, because lswap asks whose memory is whose: ProtectProc, PrivateUsers.",
+        "# Missing, because lswap reads which process has which memory: ProtectProc, PrivateUsers.",
     )
 
 
@@ -170,7 +170,7 @@ def _address(endpoint: Endpoint) -> str:
 
 
 def _command(words: tuple[str, ...]) -> str:
-    """Quote a command line; a dollar sign would name a variable (systemd.service(5))."""
+    """Quote a command line; dollar signs are doubled, else they name variables (systemd.service(5))."""
     return " ".join(_quoted(word).replace("$", "$$") for word in words)
 
 
