@@ -32,7 +32,7 @@ def new(
     name: Annotated[str, typer.Argument(help="A name for the key; logs and lists show it.")],
     kind: Annotated[
         str, typer.Option(help="inference: may send requests; admin: may also load, unload, pin, …")
-    ] = ("inference"),
+    ] = "inference",
     models: Annotated[
         list[str] | None,
         typer.Option("--model", help="Limit the key to this model; may be repeated."),
@@ -48,9 +48,7 @@ def new(
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Priority of its requests.")] = 0,
     weight: Annotated[
         int,
-        typer.Option(
-            min=1, max=100, help="How many shares it has of a full queue and of the turns."
-        ),
+        typer.Option(min=1, max=100, help="Its shares of a full queue and of the turns."),
     ] = 1,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="How many requests it may have open at once.")

@@ -35,7 +35,7 @@ def find_url(url: str | None) -> str:
         raise choose_one(running)
     listed = ", ".join(map(str, others))
     print(
-        f"lswap: several run here; using {DEFAULT_URL}. --url names another: {listed}",
+        f"lswap: several run; using {DEFAULT_URL}. --url names another: {listed}",
         file=sys.stderr,
     )
     return DEFAULT_URL

@@ -29,7 +29,7 @@ MODEL_COLUMNS = ("model", "state", "context/request", "memory", "ttl", "aliases"
 
 
 def ps_rows(snapshot: Snapshot, *, every: bool) -> list[tuple[str, ...]]:
-    """Return a row for each instance, and each model that waits or has failed (`every`: each model)."""
+    """Return a row per instance, and per model that waits or has failed (`every`: all models)."""
     models = {model.id: model for model in snapshot.models}
     rows = [_instance_row(snapshot, each, models.get(each.preset)) for each in snapshot.instances]
     loaded = {each.preset for each in snapshot.instances}

@@ -52,7 +52,7 @@ def run_either(
 
         if config is not None or trace is not None or policies:
             raise ConfigError(
-                "a replay needs only the record: leave out --config and --trace", remedy=remedy
+                "--replay needs no --config and no --trace: leave them out", remedy=remedy
             )
         return run_replay(replay, first=lines[0], last=lines[1], as_json=as_json)
     if config is None or trace is None:

@@ -1,7 +1,7 @@
 """`lswap up`: serves the models of a file until a signal.
 
-Exit code 0 after a clean stop, also if a second signal hurried it; 1 if it could not start, 2 if the
-configuration is wrong.
+Exit codes: 0 after a clean stop, also if a second signal hurried it; 1 if it could not start, 2 if
+the configuration is wrong.
 """
 
 from __future__ import annotations

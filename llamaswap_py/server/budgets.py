@@ -45,7 +45,7 @@ def give_memory_back() -> None:
 
 
 def most_connections(asked: int | None) -> int:
-    """Return how many clients may be connected: the setting, or less if the limit of files is low."""
+    """Return how many clients may be connected: the setting, or less if few files may be open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES if soft == resource.RLIM_INFINITY else soft
     room = max((files - max(_KEPT, files // 8)) // _EACH, 8)
@@ -53,7 +53,7 @@ def most_connections(asked: int | None) -> int:
 
 
 def most_bodies(limits: Limits) -> int:
-    """Return how many bytes of bodies may be in memory; `auto` allows at least four of the largest."""
+    """Return how many bytes of bodies may be in memory; with `auto` at least 4 of the largest."""
     if limits.body_memory is not None:
         return limits.body_memory
     least = 4 * max(limits.body, limits.upload)

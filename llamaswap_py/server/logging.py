@@ -60,7 +60,7 @@ class TextFormatter(logging.Formatter):
     """One line per message. If a message has several lines, all but the first are indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return the line, so that text in it cannot look like another line or control a terminal."""
+        """Return the line. Text in it cannot look like another line or control a terminal."""
         record.message = showable(record.message).replace("\n", "\n    ")
         return super().formatMessage(record)
 
@@ -156,7 +156,7 @@ def logging_aside() -> Iterator[None]:
 
 
 class _Unbuffered:
-    """A stream without a lock: with a lock, a hanging write would keep the interpreter from ending."""
+    """A stream without a lock, so that a write that hangs does not keep the interpreter running."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -211,7 +211,9 @@ class _Aside(logging.Handler):
     def _give(self, record: logging.LogRecord) -> None:
         for handler in self._handlers:
             try:
-                handler.emit(record)  # not handle(): there is no other writer, and its lock would outlive us
+                handler.emit(
+                    record
+                )  # not handle(): there is no other writer, and its lock would outlive us
             except Exception:  # this cannot be logged
                 failures["log"] += 1
 

@@ -246,7 +246,9 @@ async def _serve(
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
     guard.heed(asyncio.get_running_loop())
     async with open_supervisor(config, engine, runtime, outside.record) as supervisor:
-        with _signals() as stops:  # not before: a driver that hangs must not keep signals from ending us
+        with (
+            _signals() as stops
+        ):  # not before: a driver that hangs must not keep signals from ending us
             bound = tuple(map(_bound, sockets, config.listen))
             supervisor.about.listen = tuple(endpoint.url for endpoint in bound)
             served = Served(typeable(bound), outside.served_as, time.time())
@@ -289,7 +291,7 @@ async def _serve(
                 with suppress(OSError):  # a full disk, or a closed pipe
                     sys.stdout.write(f"{lines}\n")
                     sys.stdout.flush()
-                gc.freeze()  # else the collector looks through all modules again: 15 ms for every stream
+                gc.freeze()  # else a collection looks at all modules: streams wait 15 ms
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
                 await stops.get()
@@ -306,7 +308,7 @@ def _wire_limits(config: Config) -> WireLimits:
 
 
 async def _take_over(app: App, own_log: OwnLog, config: Config) -> Callable[[], None]:
-    """Read the keys again; return a function that applies them and the secrets. Raises ConfigError."""
+    """Read the keys again; return a function that applies them. Raises ConfigError."""
     keys = await asyncio.to_thread(keys_of, config)
 
     def take_over() -> None:

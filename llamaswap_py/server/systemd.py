@@ -49,7 +49,7 @@ class Notifier:
 
     @classmethod
     def take(cls, env: MutableMapping[str, str]) -> Notifier:
-        """Return the service manager that `env` names, and remove it there, so that children do not use it."""
+        """Return the service manager that `env` names, and hide it from our children."""
         address = env.pop("NOTIFY_SOCKET", None)
         seconds = env.pop("WATCHDOG_USEC", "")
         pid = env.pop("WATCHDOG_PID", "")
@@ -118,7 +118,7 @@ class Notifier:
         loop = asyncio.get_running_loop()
         pinged = -float("inf")
         while True:
-            # A late ping means a restart, so a ping that the next round would send too late goes now.
+            # A late ping means a restart: if the next round would be too late, ping now.
             if half is not None and time.monotonic() + 1.125 * pause > pinged + half:
                 self.ping()
                 pinged = time.monotonic()

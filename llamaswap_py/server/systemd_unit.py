@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _GRACE: Final = 10.0
 """Seconds for what comes after draining and stopping the children."""
-_START: Final = "2min"  # engines and devices are read first, and a driver that does not work takes long
+_START: Final = (
+    "2min"  # engines and devices are read first, and a driver that does not work takes long
+)
 _WATCHDOG: Final = "30s"
 
 
@@ -170,7 +172,7 @@ def _address(endpoint: Endpoint) -> str:
 
 
 def _command(words: tuple[str, ...]) -> str:
-    """Quote a command line; dollar signs are doubled, else they name variables (systemd.service(5))."""
+    """Quote a command line. A single dollar sign would name a variable (systemd.service(5))."""
     return " ".join(_quoted(word).replace("$", "$$") for word in words)
 
 

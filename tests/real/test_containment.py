@@ -213,7 +213,7 @@ async def test_the_next_start_finds_what_is_left(lab: Lab, way: str) -> None:
             assert await first.exited() == -signal.SIGKILL
             assert alive(helper)
             async with lab.server(config, **env).running() as second:
-                assert "talk#1" in await second.says("left behind by an lswap before")
+                assert "talk#1" in await second.says("left behind by an earlier lswap")
                 assert not alive(helper)
                 await load(second, "talk")
                 await second.stop()

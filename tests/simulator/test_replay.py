@@ -317,10 +317,10 @@ def test_another_file_is_refused(what: str, lines: list[bytes], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("config", "trace", "replay", "words"),
     [
-        (None, None, None, "there is nothing to simulate"),
-        ("c.yaml", None, None, "there is nothing to simulate"),
-        (None, "t.jsonl", None, "there is nothing to simulate"),
-        ("c.yaml", None, "run.record", "a record holds all that a replay needs"),
+        (None, None, None, "there is no trace to simulate"),
+        ("c.yaml", None, None, "there is no trace to simulate"),
+        (None, "t.jsonl", None, "there is no trace to simulate"),
+        ("c.yaml", None, "run.record", "--replay needs no --config and no --trace"),
     ],
 )
 def test_a_trace_or_a_record_is_given(

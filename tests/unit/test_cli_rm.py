@@ -52,7 +52,7 @@ def rm(path: Path, *args: str) -> str:
 
 def test_only_its_lines_go(path: Path) -> None:
     out = rm(path, "second", "--yes")
-    assert out == f"beta is taken out of {path}\n"
+    assert out == f"beta is removed from {path}\n"
     assert path.read_text() == "".join(
         line for line in FILE.splitlines(keepends=True) if "beta" not in line
     )

@@ -215,4 +215,4 @@ def test_status_of_one_that_tells_nothing(
     assert "has another version: name its address with --url" in lines[2]
     assert lines[3] == "lswap is serving on http://127.0.0.1:1"
     assert lines[5] == "  serves ~/models-1"
-    assert lines[6].startswith("  what is loaded is not known: no lswap answers")
+    assert lines[6].startswith("  its models are unknown: no lswap answers")

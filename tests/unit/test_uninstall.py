@@ -71,7 +71,7 @@ def test_it_only_lists_unless_told(home: Path, capsys: pytest.CaptureFixture[str
         "engines     ~/.local/share/lswap/engines",
         "completion  ~/.zfunc/_lswap",
         "org/x-GGUF (8",
-        "nothing is removed yet: `lswap uninstall --yes` removes these",
+        "this is only a list: `lswap uninstall --yes` removes these",
         "stays: ~/.config/lswap/notes.txt: not made by lswap",
         "pip uninstall llamaswap_py",
     ):
