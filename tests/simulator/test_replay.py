@@ -320,7 +320,7 @@ def test_another_file_is_refused(what: str, lines: list[bytes], tmp_path: Path) 
         (None, None, None, "there is no trace to simulate"),
         ("c.yaml", None, None, "there is no trace to simulate"),
         (None, "t.jsonl", None, "there is no trace to simulate"),
-        ("c.yaml", None, "run.record", "--replay needs no --config and no --trace"),
+        ("c.yaml", None, "run.record", "--replay needs no --config and no --trace: leave them out"),
     ],
 )
 def test_a_trace_or_a_record_is_given(
