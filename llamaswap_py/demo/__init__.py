@@ -1,1 +1,1 @@
-"""Tiny models and a demonstration: everything that is not needed to serve."""
+"""The demonstration, and the tiny models that it writes. Serving needs none of it."""

@@ -1,7 +1,7 @@
-"""The demonstration: two models, memory for one, a request to each, and what became of them.
+"""The demonstration: two models share the memory for one, and each gets a request.
 
-`lswap demo`, and `make demo` in a checkout. Everything is real: llama-server, the models (tiny),
-`lswap up`, and requests as clients of OpenAI's API send them.
+`lswap demo` runs it, and `make demo` in a checkout. Everything is real: llama-server, the models
+(tiny), `lswap up`, and requests of OpenAI's API.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _HOW_TO_GET_ONE: Final = (
     "`lswap engine build` and `lswap engine install` have more choices"
 )
 _TINY: Final = 32 * 1024**2
-"""A file larger than this is nobody's tiny model, and is not overwritten."""
+"""A larger file is not a tiny model, and is not overwritten."""
 
 
 def run(path: Path | None = None, *, keep: bool = False, build: bool = False) -> int:
     """Run the demonstration; return the exit code.
 
-    `keep` goes on serving, `build` builds a llama-server if there is none.
+    `keep`: serve on afterwards. `build`: build a llama-server if there is none.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # also where a shell has it started deaf to Ctrl-C
+        signal.signal(number, _interrupt)  # even if a shell has started it with Ctrl-C ignored
     try:
         _demonstrate(path or demo_file(), keep=keep, build=build)
     except LswapError as error:
@@ -73,7 +73,7 @@ def _demonstrate(path: Path, *, keep: bool, build: bool) -> None:
     wanted = config.listen[0]
     endpoint = free_endpoint(wanted)
     if endpoint != wanted:
-        print(_dim(f"  {wanted} is in use: taking {endpoint}"))
+        print(_dim(f"  {wanted} is in use: using {endpoint}"))
     log = Path(next(iter(config.models.values())).model).parent / "lswap.log"
     served = ServedLswap(path, endpoint, log)
     try:
@@ -85,7 +85,7 @@ def _demonstrate(path: Path, *, keep: bool, build: bool) -> None:
 def _serve_and_talk(config: Config, served: ServedLswap, *, keep: bool) -> None:
     url = served.endpoint.url
     began = time.perf_counter()
-    # A proxy from the environment is for other hosts.
+    # Proxies of the environment are for other hosts.
     with served, httpx.Client(base_url=url, timeout=_ANSWER_SECONDS, trust_env=False) as client:
         _row("server", f"lswap up {relative(served.config)} on {url}", "listening", began)
         _talk(config, client, url)
@@ -123,7 +123,7 @@ def _provide_engine(*, build: bool) -> None:
     try:
         engine = locate_engine("auto")
     except EngineError as error:
-        if os.environ.get(VARIABLE):  # a choice, if a wrong one
+        if os.environ.get(VARIABLE):  # the user has named one, if a wrong one
             raise
         if not build:
             raise DemoError(error.message, remedy=_HOW_TO_GET_ONE) from error
@@ -170,7 +170,7 @@ def _sentence(preset: Preset) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What came back; times in milliseconds."""
+    """An answer; times in milliseconds."""
 
     text: str
     first: float
@@ -180,7 +180,7 @@ class _Answer:
 
 
 def _talk(config: Config, client: httpx.Client, url: str) -> None:
-    """Ask every model of the file: the first one streams, the others answer in one piece."""
+    """Ask every model of the file. The first one streams, the others answer in one piece."""
     previous: str | None = None
     with Remote(url) as remote:
         for preset in config.models.values():
@@ -323,7 +323,7 @@ def _say_failure(message: str, remedy: str) -> None:
 
 
 def _fitting(text: str, column: int) -> str:
-    """Return what of `text` fits on a line from `column` on; all of it where no terminal is."""
+    """Return as much of `text` as fits on a line from `column` on; all of it without a terminal."""
     room = shutil.get_terminal_size().columns - column
     fits = not sys.stdout.isatty() or len(text) <= room
     return text if fits else text[: max(room - 2, 0)] + " …"

@@ -1,4 +1,4 @@
-"""`lswap up` as a child process of the demo: started, waited for, stopped, and looked after."""
+"""Runs `lswap up` as a child process of the demo."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _LOG_LINES: Final = 25
 
 
 class DemoError(LswapError):
-    """Raised when the demonstration did not go as it should."""
+    """Raised if the demonstration fails."""
 
 
 class ServedLswap:
     """`with ServedLswap(config, endpoint, log) as served:` runs `lswap up` until the block ends.
 
-    Entering returns when it answers. Raises DemoError when it does not, or does not stop cleanly.
+    The block begins when it answers. Raises DemoError if it does not answer or stop cleanly.
     """
 
     def __init__(self, config: Path, endpoint: Endpoint, log: Path) -> None:
@@ -44,7 +44,7 @@ class ServedLswap:
         self.endpoint = endpoint
         self.log = log
         self.command = ["up", str(config), "--listen", str(endpoint)]
-        # A name of its own, so that it never stands in the way of another `lswap up` of the file.
+        # A name of its own, so that another `lswap up` of the file can run beside it.
         self.command += ["--name", f"demo-{endpoint.port}"]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +56,7 @@ class ServedLswap:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Out of reach of the terminal's Ctrl-C: it would come twice, which means "at once".
+                # Out of reach of the terminal's Ctrl-C: two signals mean "at once".
                 start_new_session=True,
             )
         try:
@@ -75,19 +75,19 @@ class ServedLswap:
         self._kill()
 
     def last_lines(self) -> list[str]:
-        """Return the end of what it wrote."""
+        """Return the end of its output."""
         with suppress(OSError):
             return self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return []
 
     def wait(self) -> None:
-        """Wait until it ends by itself; raises DemoError then."""
+        """Wait until it ends by itself, which raises DemoError."""
         assert self._process is not None
         code = self._process.wait()
         raise DemoError(f"lswap up ended with exit code {code}")
 
     def stop(self) -> float:
-        """Stop it with SIGTERM and return the seconds that took.
+        """Stop it with SIGTERM; return how many seconds that took.
 
         Raises DemoError unless it exits with 0 in time and leaves no process behind.
         """
@@ -119,7 +119,7 @@ class ServedLswap:
         raise DemoError(f"lswap up did not start (exit code {process.returncode})")
 
     def _is_ours(self, remote: Remote, pid: int) -> bool:
-        """Somebody else may have taken the port in this very moment."""
+        """Another program may have taken the port just now."""
         try:
             return remote.ask(calls.state()).pid == pid
         except UnreachableError:
@@ -131,14 +131,14 @@ class ServedLswap:
         return []
 
     def _kill(self) -> None:
-        """Only what failed is still alive here; its children die with it."""
+        """Kill it if it still runs after a failure; its children die with it."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
 
 def free_endpoint(wanted: Endpoint) -> Endpoint:
-    """Return `wanted` if nobody listens there, else a free port of the same host."""
+    """Return `wanted` if it is free, else a free port of the same host."""
     for port in (wanted.port, 0):
         with socket.socket(socket.AF_INET6 if ":" in wanted.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,11 +152,11 @@ def free_endpoint(wanted: Endpoint) -> Endpoint:
 
 
 def relative(path: Path) -> str:
-    """Return `path` as short as it can be written from here."""
+    """Return `path` relative to the current folder, if that is shorter."""
     text = os.path.relpath(path)
     return text if len(text) < len(str(path)) else str(path)
 
 
 def loaded(snapshot: Snapshot) -> str:
-    """Return the names of what is in memory."""
+    """Return the names of the loaded models."""
     return ", ".join(one.preset for one in snapshot.instances) or "nothing"

@@ -1,10 +1,10 @@
-"""Write tiny GGUF models that say one sentence, whatever they are asked.
+"""Writes tiny GGUF models that answer every prompt with one sentence.
 
-The model is a chain, not a network that learned anything. Attention and feed-forward weights are
-zero, so the hidden state after the last layer is the embedding of the last token alone. Each token
-of the sentence points at its successor: its row in the output matrix is the embedding of the token
-before it. Everything that can occur in a prompt shares one embedding, whose successor is the first
-word. Logits are so far apart that sampling at any usual temperature picks the same token.
+Such a model has learned nothing. Attention and feed-forward weights are zero, so the hidden state
+after the last layer is the embedding of the last token. Each token of the sentence leads to the
+next: the row of a token in the output matrix is the embedding of the token before it. All tokens
+of prompts share one embedding, which leads to the first word. Logits are so far apart that sampling
+at any usual temperature picks the same token.
 
 Zero weights become holes in the file, so a model that loads slowly still takes no disk space.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_LAYERS", "sentence_tokens", "write_tiny_model"]
 
 MAX_LAYERS = 512
-"""More layers than this are refused by llama.cpp (LLAMA_MAX_LAYERS in llama-hparams.h)."""
+"""The most layers that llama.cpp accepts (LLAMA_MAX_LAYERS in llama-hparams.h)."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -42,7 +42,7 @@ MAX_EXPERTS = 512
 # chain starts again: its first word is the runner-up after the last one.
 SHARPNESS = 16.0
 RESTART = 0.6
-# Between the chosen token and the next best; e^-24 at temperature 2 is "never".
+# The gap between the chosen token and the next best; at temperature 2, e^-24 means "never".
 LEAST_GAP = 48.0
 ALIGNMENT: Final = 32
 F32, F16, Q4_0 = 0, 1, 2
@@ -64,7 +64,7 @@ class _Shape:
 
 
 def sentence_tokens(sentence: str) -> int:
-    """Count the tokens a model of this sentence emits, its end marker not counted."""
+    """Return how many tokens a model of this sentence emits, without its end marker."""
     return len(_chain(sentence))
 
 
@@ -86,18 +86,18 @@ def write_tiny_model(
     """Write a llama-architecture GGUF that answers every prompt with exactly `sentence`.
 
     One word is one token (a word's third and later repetitions take one token a byte). The answer
-    ends with the end token, after which `ignore_eos` makes it start again; with `loop` it never
-    ends by itself: finish such a sentence with a space, and start the server with
-    `--context-shift`, else the stream ends where the context does.
+    ends with the end token; with `ignore_eos` it then starts again. With `loop` it never ends by
+    itself: finish such a sentence with a space, and start the server with `--context-shift`, else
+    the stream ends at the end of the context.
 
-    To slow it down on purpose: `layers` (up to 512) and `feed_forward` cost time per token,
-    `pad_bytes` adds expert weights that a load must read but a token hardly touches. All of them
-    are zeros, so the file is big to the engine and small on disk. Rough tokens/s on one CPU
+    To slow it down: `layers` (up to 512) and `feed_forward` cost time per token; `pad_bytes` adds
+    expert weights that a load must read but a token hardly touches. All of these are zeros, so the
+    file is large for the engine and small on disk. Rough tokens/s on one CPU
     thread: 15,000 as it is, 450 with 256 layers, 180 with 512, 70 with 512 and feed_forward=512.
     Rough load time with `--load-mode none`: 2 s for pad_bytes=1 GiB (0.8 s with `--no-warmup`).
 
-    With `quantized` the zeros are Q4_0, which most CPUs rearrange at load; they take 9/32 of
-    `pad_bytes` then.
+    With `quantized` the zeros are Q4_0, which most CPUs rearrange at load. They then take 9/32 of
+    `pad_bytes`.
 
     Raises LswapError for a sentence or shape that cannot be written.
     """
@@ -126,7 +126,7 @@ def _check(sentence: str, layers: int, width: int, feed_forward: int) -> None:
 
 
 def _shape(layers: int, width: int, feed_forward: int, pad_bytes: int) -> _Shape:
-    """Choose experts × feed-forward so that their F16 weights take about `pad_bytes`."""
+    """Return experts and feed-forward size whose F16 weights take about `pad_bytes`."""
     if pad_bytes <= 0:
         return _Shape(layers, width, feed_forward, experts=0)
     column = 3 * width * 2 * layers
@@ -141,11 +141,11 @@ def _shape(layers: int, width: int, feed_forward: int, pad_bytes: int) -> _Shape
 def _chain(sentence: str) -> list[_Token]:
     """Cut a sentence into tokens with distinct texts that no prompt can contain.
 
-    A position is known by its token alone, so a repeated word needs another token of the same
-    rendering. The vocabulary must not hold a text twice (an assertion in llama-vocab.cpp), but
-    "▁" and " " both render as a space, and only two hexadecimal digits of a byte token are read.
-    The tokenizer builds words from pairs of known pieces, so it never finds a word of three
-    characters or more whose parts are unknown, nor one with a plain space in it.
+    The model knows its place in the sentence only by the token, so a repeated word needs another
+    token that renders the same. The vocabulary must not have a text twice (an assertion in
+    llama-vocab.cpp), but "▁" and " " both render as a space, and only two hexadecimal digits of a
+    byte token are read. The tokenizer builds words from pairs of known pieces. So it never finds a
+    word of three or more characters whose parts are unknown, or one with a plain space in it.
     """
     used: set[str] = set()
     chain: list[_Token] = []
@@ -174,9 +174,9 @@ def _vocabulary(chain: list[_Token]) -> list[_Token]:
 
 
 def _vectors(words: int, width: int, *, loop: bool, seed: int) -> list[int]:
-    """Return the embedding of a prompt's tokens, then that of each token of the sentence.
+    """Return the embedding of all tokens of prompts, then that of each token of the sentence.
 
-    Every element is 1 or -1, so a vector is a number: a bit is an element.
+    Every element is 1 or -1, so a vector is kept as an integer whose bits are its elements.
     """
     source = random.Random(seed)
     vectors = [source.getrandbits(width) for _ in range(words + 1)]
@@ -191,10 +191,10 @@ def _vectors(words: int, width: int, *, loop: bool, seed: int) -> list[int]:
 
 
 def _are_apart(vectors: list[int], width: int, *, loop: bool) -> bool:
-    """Prove that every state has one clear successor; random vectors may be too much alike."""
+    """Check that every state has one clear successor; random vectors may be too similar."""
     states = vectors[:-1] if loop else vectors
     known = set(states)
-    # One differing element changes a product by 2, and two suffice for LEAST_GAP.
+    # Each element that differs changes a product by 2; two are enough for LEAST_GAP.
     if len(known) < len(states):
         return False
     if any(state ^ (1 << bit) in known for state in states for bit in range(width)):
@@ -203,7 +203,7 @@ def _are_apart(vectors: list[int], width: int, *, loop: bool) -> bool:
         return True
     start, last = vectors[0], vectors[-1]
     room = width - LEAST_GAP / SHARPNESS
-    # In the first state the row of the first word is the best; in no other is it near the best.
+    # The row of the first word is the best in the first state, and far from the best in all others.
     if room + RESTART * _product(start, last, width) < max(
         _product(start, word, width) for word in vectors[1:]
     ):
@@ -320,7 +320,7 @@ def _text(value: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-# The number of a type in the file, and how a value of it is written.
+# Types of metadata: the number of each in the file, and how a value is written.
 _KINDS: Final[dict[type, tuple[int, Callable[[Any], bytes]]]] = {
     bool: (7, struct.Struct("<?").pack),
     int: (4, struct.Struct("<I").pack),
@@ -332,7 +332,7 @@ _SIGNED: Final = (5, struct.Struct("<i").pack)
 
 
 def _value(value: Any) -> bytes:
-    """Return a value of the metadata with its type before it."""
+    """Return a value of the metadata, preceded by its type."""
     if not isinstance(value, list):
         number, write = _KINDS[type(value)]
         return struct.pack("<I", number) + write(value)

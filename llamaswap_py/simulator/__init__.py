@@ -1,1 +1,1 @@
-"""The simulator: any policy on any trace, under virtual time, beside the peers' policies."""
+"""The simulator: plays traces of requests under virtual time, with lswap's policy or a peer's."""

@@ -1,7 +1,7 @@
-"""The scheduler's invariants, checked from outside: from events and actions alone.
+"""Checks the scheduler's invariants from outside, by its events and actions alone.
 
-`Audit.saw` is a `Watch` of the runner. What it finds is kept in `breaches`, each with the number of
-the invariant it breaks (docs/design/scheduler.md, "Invariants").
+`Audit.saw` is a `Watch` of the runner. `breaches` has what it found, each with the number of the
+broken invariant (docs/design/scheduler.md, "Invariants").
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _KEPT: Final = 20
 
 @dataclass(slots=True, eq=False)
 class _Seen:
-    """What was seen of an instance. `gate` is when its gate closed and whether it was in demand."""
+    """The history of an instance. `gate` is when its gate closed, and whether it was in demand."""
 
     key: InstanceKey
     spawned: float
@@ -57,7 +57,7 @@ class _Seen:
 
 
 class Audit:
-    """Watches one run. `eta_used` is the largest share of its bound that any wait took."""
+    """Watches one run. `eta_used` is the largest share of its bound that a wait took."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -77,7 +77,7 @@ class Audit:
         self._now = 0.0
 
     def saw(self, event: ev.Event, now: float, actions: list[Action]) -> None:
-        """Check one event and what was decided on it."""
+        """Check one event and the actions that followed."""
         self._now = now
         self._happened(event)
         for action in actions:
@@ -86,7 +86,7 @@ class Audit:
             self._check_abandoned(event.request, actions)
 
     def finish(self) -> None:
-        """Check what must hold when the run is over."""
+        """Check what must be true at the end of a run."""
         for request in self._waiting:
             self._breach(3, f"request {request} never ended")
 
@@ -154,7 +154,7 @@ class Audit:
                 place = self._waiting.get(newcomer) if newcomer is not None else None
                 refused = self._unqueue(request)
                 if refused is None:
-                    self._breach(3, f"request {request} was refused, but does not wait")
+                    self._breach(3, f"request {request} was refused, but was not waiting")
                 elif code == "queue_full":
                     self._check_share(refused, place)
                 self._ended.add(request)
@@ -168,7 +168,7 @@ class Audit:
                     self._gated(self._instances[key], decision.reason)
 
     def _gated(self, seen: _Seen, reason: str) -> None:
-        """A gate closed: with demand, the residency before must be over (invariant 5)."""
+        """Check that a gate in demand closed only after its residency (invariant 5)."""
         demand = bool(seen.holders) or seen.key.preset in self._by_preset
         seen.gate = self._now, demand
         if not demand or seen.ready is None or not reason.startswith(_CLOSED):
@@ -202,16 +202,16 @@ class Audit:
         busy = seen.ready is None or bool(seen.holders)
         if busy and reason not in MAY_INTERRUPT:
             self._breach(1, f"{key} was stopped for {reason.value} while loading or in use")
-        # Who came after the gate of an idle instance had closed was too late to keep it.
+        # A request that came after the gate of an idle instance had closed was too late to keep it.
         wanted = key.preset in self._by_preset and (seen.gate is None or seen.gate[1])
         if wanted and reason is StopReason.EVICTED and not seen.grants:
-            self._breach(5, f"{key} was evicted before it served, and somebody waits for it")
+            self._breach(5, f"{key} was evicted before it served, and a request waits for it")
         seen.stopping = True
 
     def _granted(self, request: RequestId, key: InstanceKey) -> None:
         seen, waiting = self._instances[key], self._unqueue(request)
         if waiting is None:
-            self._breach(3, f"request {request} was granted, but does not wait")
+            self._breach(3, f"request {request} was granted, but was not waiting")
             return
         if seen.ready is None or seen.stopping:
             self._breach(1, f"request {request} was granted on {key}, which is not ready")
@@ -223,7 +223,7 @@ class Audit:
             self.eta_used = max(self.eta_used, wait / waiting.bound)
         if wait > waiting.bound + _EPSILON:
             self._breach(
-                4, f"request {request} ({key}) waited {wait:.1f} s of {waiting.bound:.1f} s"
+                4, f"request {request} ({key}) waited {wait:.1f} s, more than {waiting.bound:.1f} s"
             )
         self._check_order(waiting)
         self._check_gate(seen)
@@ -242,7 +242,7 @@ class Audit:
                 if rival.since < granted.since - _EPSILON:
                     self._breach(6, f"request {granted.request} overtook {rival.request}")
             elif max(rival.order, self._turns.get((rival.preset, rival.client), 0)) < mine:
-                # It has waited since before this client's last turn, and had none since.
+                # It has waited since before this client's last turn, and got no turn since.
                 self._breach(6, f"{granted.client} had two turns while {rival.client} waited")
         self._order += 1
         self._turns[granted.preset, granted.client] = self._order
@@ -250,7 +250,7 @@ class Audit:
     def _check_share(self, refused: WaitingRequest, newcomer: WaitingRequest | None) -> None:
         """Invariant 10: a full queue is shared."""
         if newcomer is None or newcomer.preset != refused.preset:
-            self._breach(10, f"request {refused.request} lost its place to nobody")
+            self._breach(10, f"request {refused.request} lost its place, but no request took it")
             return
         left = [_waiter(one) for one in self._by_preset.get(refused.preset, {}).values()]
         lost, came = _waiter(refused), _waiter(newcomer)
@@ -261,10 +261,10 @@ class Audit:
             self._breach(10, wrong)
 
     def _check_gate(self, seen: _Seen) -> None:
-        """Invariant 4: no gate stays open longer than that against the same waiter.
+        """Check invariant 4: no gate stays open longer than that against the same waiter.
 
-        Checked where it is beyond doubt who is in whose way: the two can never be loaded together,
-        nothing is loading or stopping, and nobody else who waits for a load is older.
+        It is checked only where it is certain which instance is in the waiter's way: the two can
+        never be loaded together, nothing is loading or stopping, and no older waiter needs a load.
         """
         serving = {one.key.preset for one in self._instances.values() if not one.stopping}
         if any(one.ready is None or one.stopping for one in self._instances.values()):
@@ -286,7 +286,7 @@ class Audit:
             self._breach(4, f"{seen.key} kept its gate open against {name} {late:.1f} s too long")
 
     def _check_abandoned(self, request: RequestId, actions: list[Action]) -> None:
-        """Invariant 7: a load that nobody waits for goes on only if it is half done."""
+        """Check invariant 7: a load that no request waits for goes on only if it is half done."""
         stopped = {one.instance for one in actions if isinstance(one, Stop)}
         for seen in self._instances.values():
             if seen.ready is not None or seen.stopping or seen.key in stopped:
@@ -294,7 +294,9 @@ class Audit:
             done = (self._now - seen.spawned) / self.models[seen.key.preset].load
             learned = done >= self.policy.keep_load_from - _EPSILON
             if seen.key.preset not in self._by_preset and not learned:
-                self._breach(7, f"{seen.key} goes on loading for nobody (after {request})")
+                self._breach(
+                    7, f"{seen.key} still loads, but no request waits for it (after {request})"
+                )
 
     def _breach(self, invariant: int, what: str) -> None:
         if len(self.breaches) < _KEPT:

@@ -1,9 +1,9 @@
-"""The longest that a request may wait, as invariant 4 promises, computed when it arrives.
+"""Computes the longest wait of a request when it arrives, as invariant 4 promises it.
 
-The promise: no incumbent keeps its gate open against the same waiter longer than
-max(`max_wait`, 2 × its load time); then come that drain, the loads of older waiters, and its own.
-In numbers, with `stop` for a child to end and `drain` for its longest open request (at most its
-`drain_timeout`, and the grace after it):
+An incumbent is an instance that holds the memory. None keeps its gate open against the same waiter
+longer than max(`max_wait`, 2 × its load time). Then come its drain, the loads of older waiters, and
+the waiter's own load. `stop` is the time in which a child ends, `drain` its longest open request
+(at most its `drain_timeout`, and the grace after it):
 
     bound = gate + rounds of older presets + own rounds + own queue
 
@@ -11,14 +11,14 @@ In numbers, with `stop` for a child to end and `drain` for its longest open requ
                 2 × its load, drain, stop
     round(q)    stop + load + 2 × load + drain: an older waiter's preset comes first, and is an
                 incumbent itself when it is ready; `max_wait` is counted once, in `gate`
-    rounds(q)   as many as it takes to serve those who are older: one residency serves at least
+    rounds(q)   as many as are needed to serve the older waiters: one residency serves at least
                 slots × max(1, 2 × load ÷ longest service), and clients take turns, so that a
                 client's k-th request has at most k × clients turns before it
-    own rounds  the same for its own queue; between two of its own rounds, one of somebody else,
-                for whoever waits by then is younger
+    own rounds  the same for its own queue; between two of its own rounds there is one of another
+                preset, because other waiters are younger by then
     own queue   its turns ÷ slots × longest service
 
-A model that dies as the case says is loaded once more for each time, and pauses for its back-off.
+Each death that the case describes adds a load and the pause before it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WaitingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """An instance that holds memory when somebody arrives."""
+    """An instance that holds memory when a request arrives."""
 
     preset: PresetId
     ready: bool
@@ -91,7 +91,7 @@ class Bound:
         queues: Mapping[PresetId, Mapping[RequestId, WaitingRequest]],
         incumbents: Sequence[Incumbent],
     ) -> float:
-        """Return the longest that `waiter` may wait from its `since` on; seconds."""
+        """Return how many seconds `waiter` may wait from its `since` on."""
         gate = self.case.policy.max_wait + max(map(self._incumbent, incumbents), default=0.0)
         older = sum(
             self._rounds[name] * self._how_many(name, max(self._rows(row.values()).values()))
@@ -120,7 +120,7 @@ class Bound:
         return ahead * self._clients[preset]
 
     def _how_many(self, preset: PresetId, ahead: int) -> int:
-        """Return how many residencies it takes to reach a client's `ahead`-th request."""
+        """Return after how many residencies a client's `ahead`-th request gets its turn."""
         model = self.models[preset]
         service = self._service[preset]
         turns = max(math.floor(2 * model.load / service), 1) if service else 1

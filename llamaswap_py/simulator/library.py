@@ -1,4 +1,4 @@
-"""The cases of the table in docs/scheduling.md: the loads that schedulers fail under."""
+"""The cases of the table in docs/scheduling.md, each hard for some scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts and times of one run, and what they come to."""
+"""Counts and times of one run, and their summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llamaswap_py.simulator.run_records import Case, Result
 
 
 class Meter:
-    """Collects; `result` sums up."""
+    """Collects counts and times; `result` returns the summary."""
 
     def __init__(self, requests: int) -> None:
         self.requests = requests
@@ -30,39 +30,39 @@ class Meter:
         self._filled = False
 
     def asked(self, now: float) -> None:
-        """A request came."""
+        """Note that a request came."""
         if self._began is None:
             self._began = now
 
     def answered(self, model: PresetId, wait: float) -> None:
-        """A request was served after `wait` seconds."""
+        """Note that a request was served after `wait` seconds."""
         self._waits.append(wait)
         self._worst[model] = max(wait, self._worst.get(model, 0.0))
 
     def ended(self, now: float) -> None:
-        """A request ended, one way or another."""
+        """Note that a request ended, and how."""
         self._last = now
 
     def spawned(self, now: float) -> None:
-        """A child began to load."""
+        """Note that a child began to load."""
         self.loads += 1
         self.swaps += self._filled
         self._move(now)
 
     def stopped(self, now: float, *, loading: bool) -> None:
-        """A child began to stop; one that is `loading` is moving already."""
+        """Note that a child began to stop. If it was `loading`, its lost time has begun already."""
         self._filled = True
         if not loading:
             self._move(now)
 
     def settled(self, now: float) -> None:
-        """A child is ready, or gone."""
+        """Note that a child is ready, or has ended."""
         self._moving -= 1
         if not self._moving:
             self._lost += now - self._since
 
     def result(self, case: Case, policy: str) -> Result:
-        """Return the sums."""
+        """Return the summary."""
         waits = sorted(self._waits)
         elapsed = self._last - (self._began or 0.0)
         lost = self._lost + (max(self._last - self._since, 0.0) if self._moving else 0.0)

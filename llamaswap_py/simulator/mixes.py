@@ -1,4 +1,4 @@
-"""Traces of many clients, sizes and mishaps, each from a seed."""
+"""Traces with many clients, sizes and failures, each from a seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llamaswap_py.simulator.traces import GPU, A, B, C, closed, places, uniform_
 from llamaswap_py.units import GIB
 
 GREEDY: Final = ClientId("greedy")
-"""The client that asks for everything."""
+"""The client that asks for all models."""
 
 
 def poisson_mix(rate: float = 0.4, seconds: float = 1200.0, *, seed: int = 1) -> Case:
@@ -162,7 +162,7 @@ def leavers(each: int = 30, *, seed: int = 1) -> Case:
 
 
 def one_against_three(bursts: int = 12, size: int = 60, *, seed: int = 1) -> Case:
-    """One client asks for five models at once, again and again; three others want but one of them.
+    """One client asks for five models at once, again and again; three others want one of them.
 
     Two models fit, and 16 requests may wait for one.
     """
@@ -193,9 +193,9 @@ def one_against_three(bursts: int = 12, size: int = 60, *, seed: int = 1) -> Cas
 
 
 def nested(turns: int = 6, *, named: bool = True, seed: int = 1) -> Case:
-    """A client that asks B while its stream on A is open; one fits, and A drains for 20 s.
+    """A client asks for B while its stream on A is open; one fits, and A drains for 20 s.
 
-    `named`: its requests for B say under which request they are made.
+    `named`: its requests for B name the request under which they are made.
     """
     random = Random(seed)
     models = tuple(

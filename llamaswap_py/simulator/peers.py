@@ -1,8 +1,8 @@
-"""How the peers decide, as small reference policies with the scheduler's interface.
+"""The policies of other programs (peers), with the scheduler's interface.
 
-Each is what its project's source does when a request comes, with the engine taken away. None of
-them holds requests back from a loaded model, so what exceeds its slots queues inside the child.
-All evict only what no request uses, and none drains.
+Each does what the source of its program does when a request comes. None holds requests back from a
+loaded model, so requests beyond its slots queue inside the child. All evict only models that no
+request uses, and none drains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llamaswap_py.scheduler.types import InstanceKey, PresetId, RequestId
 from llamaswap_py.simulator.run_records import Case, Model
 
 KEEP_ALIVE: Final = 300.0
-"""Ollama's OLLAMA_KEEP_ALIVE: an idle model is unloaded after so many seconds."""
+"""Ollama's OLLAMA_KEEP_ALIVE: the seconds after which an idle model is unloaded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +35,7 @@ class _Loaded:
 
 
 class Peer:
-    """What they share: the queue in order of arrival, who is loaded, and what room is left."""
+    """What they share: the queue in order of arrival, the loaded models, and the free memory."""
 
     def __init__(self, case: Case) -> None:
         self.models: dict[PresetId, Model] = {one.name: one for one in case.models}
@@ -87,7 +87,7 @@ class Peer:
         return any(not one.ready for one in self.loaded.values())
 
     def free(self) -> Amounts:
-        """Return what nobody holds now, children on their way out included as holders."""
+        """Return the free memory; children that are stopping still hold theirs."""
         free = dict(self.room)
         for one in (*self.loaded.values(), *self.leaving.values()):
             add(free, self.models[one.key.preset].footprint, -1)
@@ -104,7 +104,7 @@ class Peer:
         self.out.append(Grant(request, one.key))
 
     def grant_all(self) -> None:
-        """Grant whatever is loaded, in order of arrival."""
+        """Grant requests for loaded models, in order of arrival."""
         for request, preset in list(self.queue.items()):
             if self.serves(preset):
                 self.grant(request)
@@ -122,7 +122,7 @@ class Peer:
         self.out.append(Stop(one.key, StopReason.EVICTED))
 
     def idle(self) -> list[_Loaded]:
-        """Return who could be evicted, least recently used first."""
+        """Return the models that could be evicted, least recently used first."""
         idle = [one for one in self.loaded.values() if one.idle]
         pinned = {name for name, model in self.models.items() if model.pin}
         order = sorted(idle, key=lambda one: (one.last_used, one.key))
@@ -147,7 +147,7 @@ class Peer:
 
 
 class Fifo(Peer):
-    """Strictly first come, first served: the oldest request holds up everybody behind it."""
+    """Strictly first come, first served: the oldest request delays all behind it."""
 
     def decide(self) -> None:
         while self.queue:
@@ -162,7 +162,7 @@ class Fifo(Peer):
 
 
 class Router(Peer):
-    """llama.cpp's router: at most N models, the least recently used idle one goes.
+    """llama.cpp's router: at most N models; the least recently used idle one is evicted.
 
     One cold load at a time; it waits until some model is idle, and a busy one goes on taking
     requests meanwhile, so it can wait for ever (tools/server/server-models.cpp, `load_lru`). It
@@ -187,8 +187,8 @@ class Router(Peer):
 class Collate(Peer):
     """llama-swap with its default group: one model at a time, all its requests first.
 
-    Whoever asks for the loaded model is served at once, also while others wait; when it falls
-    idle the oldest waiting request decides what is loaded next.
+    Requests for the loaded model are served at once, also while others wait. When it is idle, the
+    oldest waiting request decides which model is loaded next.
     """
 
     def decide(self) -> None:
@@ -203,11 +203,12 @@ class Collate(Peer):
 
 
 class KeepAlive(Peer):
-    """Ollama: one pending queue whose head waits for its turn, and everybody behind it.
+    """Ollama: one pending queue; all requests wait behind its head.
 
-    The head is served if its model is loaded, else loaded if it fits, else the model with the
-    shortest keep-alive goes once it is idle, the least recently used first among equals
-    (server/sched.go, `processPending`, `findRunnerToUnload`). Memory is known. One load at a time.
+    The head is served if its model is loaded. If not, the model is loaded if it fits. Else the
+    model with the shortest keep-alive is evicted once it is idle, among equals the least recently
+    used (server/sched.go, `processPending`, `findRunnerToUnload`). Memory is known. One load at a
+    time.
     """
 
     def decide(self) -> None:
@@ -240,7 +241,7 @@ class KeepAlive(Peer):
 
 
 def safe_count(case: Case) -> int:
-    """Return how many models fit together whichever they are: what a mere count may allow."""
+    """Return the largest number of which any models fit together, as a limit by count needs it."""
     room = {name: one.total - one.margin for name, one in case.pools.items()}
 
     def all_fit(number: int) -> bool:
@@ -254,9 +255,10 @@ def safe_count(case: Case) -> int:
 
 
 def fewest_loads(case: Case) -> int | None:
-    """Return the offline optimum of loads for one sequential client and models of one size.
+    """Return the least number of loads for one sequential client and models of one size.
 
-    Belady: evict what is needed farthest in the future. None where that is not the optimum.
+    It is Belady's offline optimum: evict the model that is needed farthest in the future. None
+    where that is not the optimum.
     """
     sizes = {tuple(sorted(one.footprint.items())) for one in case.models}
     if len({ask.client for ask in case.asks}) != 1 or len(sizes) != 1:
@@ -285,9 +287,10 @@ def _next_use(rest: Sequence[PresetId], name: PresetId) -> int:
 
 
 def most_runs(case: Case) -> int | None:
-    """Return the largest number of runs in any one client's sequence, where only one model fits.
+    """Return the most runs of one model in any client's sequence, where only one model fits.
 
-    A client that asks one thing after another needs a load for each run, so no policy needs less.
+    A client that asks one thing after another needs a load for each run, so every policy needs as
+    many.
     """
     if safe_count(case) != 1:
         return None

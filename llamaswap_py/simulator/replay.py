@@ -1,7 +1,7 @@
-"""Replays a recorded run: the same events at the same times, to a fresh scheduler.
+"""Replays a recorded run: gives a fresh scheduler the same events at the same times.
 
-Its actions are compared with the recorded ones, and the invariants are checked after every event.
-It stops at the first difference: the events that follow belong to another course of things.
+It compares the actions with the recorded ones, and checks the invariants after every event. It
+stops at the first difference, because the later events followed from other actions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llamaswap_py.scheduler.recording import RecordedStep, RecordHead, Told, as_
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first action that differs, of those of one step; empty: there is none."""
+    """The first action of a step that differs; "" where one side has no more."""
 
     recorded: str
     replayed: str
@@ -29,7 +29,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of one step. `raised` is the error that ended it; `broken` an invariant."""
+    """The result of one step. `raised` is the error that ended it, `broken` a broken invariant."""
 
     line: int
     seconds: float
@@ -41,7 +41,7 @@ class Replayed:
 
 
 def replay(head: RecordHead, steps: Iterable[RecordedStep], name: str) -> Iterator[Replayed]:
-    """Yield what comes of each step, up to the first difference; raises ConfigError as read."""
+    """Yield the result of each step, up to the first difference. Reading raises ConfigError."""
     scheduler = Scheduler(head.plans, head.pools, head.policy)
     for step in steps:
         event = event_of(step, f"{name}:{step.line}")
@@ -63,7 +63,7 @@ def replay(head: RecordHead, steps: Iterable[RecordedStep], name: str) -> Iterat
 def _take(
     scheduler: Scheduler, event: ev.Event, step: RecordedStep
 ) -> tuple[Sequence[Action], Exception | None]:
-    """Return what the scheduler answers to one event, and the error that it raised."""
+    """Return the scheduler's actions for one event, and the error that it raised."""
     try:
         if not step.at_once:
             return scheduler.handle(event, step.at), None

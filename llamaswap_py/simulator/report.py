@@ -1,4 +1,4 @@
-"""Results as rows of a table, for the command and for the docs."""
+"""Shows results as rows of a table, for the command and the docs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _notes(result: Result) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table that is aligned as text, too; numbers stand to the right."""
+    """Return a Markdown table that is also aligned as text; numbers are right-aligned."""
     widths = [max(len(row[at]) for row in [columns, *rows]) for at in range(len(columns))]
     right = [all(_is_number(row[at]) for row in rows) for at in range(len(columns))]
 

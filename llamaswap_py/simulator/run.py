@@ -1,4 +1,4 @@
-"""One case under one policy by its name, with the audit where it applies."""
+"""Runs one case under a policy given by name; lswap's own is audited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a simulation is made of: models, memory, the requests of a trace, and what came of them."""
+"""The records of a simulation: models, memory, the requests of a trace, and the result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SimulatedCrash:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as the simulated world knows it. Times are seconds; the scheduler has to learn them.
+    """A model of the simulated machine. Times are seconds; the scheduler has to learn them.
 
-    A request works in one of `slots`; more of them queue inside the child. `footprint` is bytes per
-    pool, as the peers see it; `given` is what the scheduler is told, if that is not simply this.
+    A request works in one of `slots`; further ones queue inside the child. `footprint` is bytes per
+    pool, as the peers see it; `given` is what the scheduler is told, if that differs.
     """
 
     name: PresetId
@@ -44,7 +44,7 @@ class Model:
     given: PresetPlan | None = None
 
     def plan(self) -> PresetPlan:
-        """Return what the scheduler is told of it."""
+        """Return what the scheduler is told about it."""
         return self.given or PresetPlan(
             preset=self.name,
             choices=(Choice(self.footprint),),
@@ -58,9 +58,10 @@ class Model:
 class TraceRequest:
     """One request of a trace.
 
-    Open loop: it comes `at` a time. Closed loop: `think` seconds after the previous answer to its
-    client, or, with `parent`, after that request's lease began; the parent's lease then lasts at
-    least until this one is answered. `names_parent`: the request says so (`x-lswap-parent`).
+    Open loop: it comes at the time `at`. Closed loop: it comes `think` seconds after the previous
+    answer to its client, or, with `parent`, after that request's lease began. The parent's lease
+    then lasts at least until this one is answered. `names_parent`: the request names its parent
+    (`x-lswap-parent`).
     """
 
     client: ClientId
@@ -94,12 +95,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of one case under one policy. Times are seconds of virtual time.
+    """The result of one case under one policy. Times are seconds of virtual time.
 
     A wait lasts from asking until a slot begins to work; only answered requests count.
     `loads` are all spawns, `swaps` those after the first stop, when memory had been filled once.
-    `lost` is the share of `elapsed` in which some child was loading or stopping.
-    `eta_used` is the largest share of its bound (invariant 4) that any wait took.
+    `lost` is the share of `elapsed` in which a child was loading or stopping. `eta_used` is the
+    largest share of its bound (invariant 4) that a wait took.
     """
 
     case: str

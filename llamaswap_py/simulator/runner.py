@@ -1,8 +1,8 @@
 """Runs a case under virtual time: children load, serve and end as the case says.
 
-Theory of operation. A heap holds what will happen; the policy under test is told each thing as an
-event and its actions put new things on the heap. Nothing takes time but what the case says takes
-time, so a run is a pure function of (case, policy).
+A heap holds what will happen next. The policy gets each thing as an event, and its actions put new
+things on the heap. Only what the case describes takes time, so a run is a pure function of (case,
+policy).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from llamaswap_py.simulator.run_records import Case, Model, Result, TraceRequest
 _CUT: Final = 0.01
 """Seconds that a revoked lease takes to end."""
 _RESTLESS: Final = 1000
-"""So many wake-ups at one moment are taken for a policy that will never stop asking."""
+"""A policy that asks for this many wake-ups at one moment is taken to ask for ever."""
 
 
 class Subject(Protocol):
-    """What can be simulated: the scheduler, or a peer's policy."""
+    """A policy to simulate: the scheduler, or a peer's."""
 
     def handle(self, event: ev.Event, now: float) -> list[Action]:
         """Apply one event and return what to do."""
@@ -52,7 +52,7 @@ class _Child:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """`child` is the holder of its lease; `due` is set when only nested requests keep it open."""
+    """`child` holds its lease; `due` is set if only nested requests keep it open."""
 
     ask: TraceRequest
     asked: float | None = None
@@ -66,11 +66,11 @@ class _Request:
 
 
 class StuckError(AssertionError):
-    """Raised when a policy asks to be woken for ever, or leaves requests without an end."""
+    """Raised if a policy asks to be woken for ever, or if requests never end."""
 
 
 def simulate(case: Case, subject: Subject, name: str, watch: Watch | None = None) -> Result:
-    """Return what comes of `case` under `subject`; raises StuckError."""
+    """Return the result of `case` under `subject`; raises StuckError."""
     return _Run(case, subject, watch).run().result(case, name)
 
 
@@ -112,7 +112,7 @@ class _Run:
         return self.meter
 
     def feed(self, event: ev.Event) -> None:
-        """Tell the policy, then carry out what it says."""
+        """Give the policy an event, then carry out its actions."""
         actions = self.subject.handle(event, self.now)
         self.meter.events += 1
         if self.watch is not None:
@@ -134,7 +134,7 @@ class _Run:
     # Requests
 
     def _link(self) -> None:
-        """Find what each request waits for before it is asked."""
+        """Find which answer or time each request waits for before it is sent."""
         last: dict[str, int] = {}
         named: dict[str, int] = {}
         for index, request in enumerate(self.requests):
@@ -209,7 +209,7 @@ class _Run:
         parent = self.requests[index].parent
         assert parent is not None
         if self.requests[parent].ended:
-            self.meter.left += 1  # the client that would have asked is gone
+            self.meter.left += 1  # the client that would have sent it has left
             self._end(index)
         else:
             self._ask(index)

@@ -1,4 +1,4 @@
-"""A case from a configuration: what its presets need, how fast they load, what memory there is."""
+"""Makes a case from a configuration: its presets' memory and load times, and the devices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_case(
     policy: Policy,
     asks: tuple[TraceRequest, ...],
 ) -> Case:
-    """Return a case of these presets; what keeps them from running here is left out of it."""
+    """Return a case of these presets; problems that keep them from running here are ignored."""
     room = dict(pools)
     if policy.max_loaded:
         room[LOADED] = Pool(policy.max_loaded)
@@ -46,7 +46,7 @@ def make_case(
 
 
 def _footprint(plan: PresetPlan, pools: Mapping[PoolId, Pool]) -> Amounts:
-    """Return what a peer is to assume: of an unknown footprint, that its devices are full."""
+    """Return the footprint that a peer assumes; an unknown one fills its devices."""
     choice = plan.choices[0]
     footprint: Amounts = dict(choice.footprint or {})
     if LOADED in pools:

@@ -1,4 +1,4 @@
-"""Traces as JSON lines: strict reading, with the line's number in every error.
+"""Reads traces, which are JSON lines; every error has the number of its line.
 
 {"client": "c1", "model": "alpha", "at": 12.5, "service": 1.0}
 {"client": "c2", "model": "beta", "think": 0.2, "service": 1.0, "gives_up_after": 30}
@@ -37,16 +37,16 @@ def parse_trace(
         ask = _ask(_fields(line, where), where, models)
         if ask.parent is not None and ask.parent not in names:
             raise ConfigError(
-                f"parent {ask.parent!r} is the id of no earlier line",
+                f"no earlier line has the id {ask.parent!r}, which is named as parent",
                 where=where,
                 remedy='give the parent\'s line an "id"',
             )
         if ask.name in names:
-            raise ConfigError(f"id {ask.name!r} stands on two lines", where=where)
+            raise ConfigError(f"two lines have the id {ask.name!r}", where=where)
         names |= {ask.name} - {""}
         asks.append(ask)
     if not asks:
-        raise ConfigError("there is no request in it", where=name, remedy="write one per line")
+        raise ConfigError("the trace has no requests", where=name, remedy="write one per line")
     return tuple(asks)
 
 

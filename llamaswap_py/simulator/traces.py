@@ -1,4 +1,4 @@
-"""Traces of clients that ask one thing after another, each from a seed; and the building blocks."""
+"""Traces of clients that send one request after another, each from a seed; and building blocks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from llamaswap_py.simulator.run_records import Case, Model, TraceRequest
 GPU: Final = PoolId("gpu")
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 _JITTER: Final = 0.2
-"""Service times vary by so much up and down: nothing in reality is in step."""
+"""Service times vary by this share, up and down, because real requests are not in step."""
 
 
 def uniform_models(names: str, load: float, *, slots: int = 4) -> tuple[Model, ...]:
-    """Return models that take one place each."""
+    """Return models that each take one place of memory."""
     return tuple(
         Model(name=PresetId(name), footprint={GPU: 1}, load=load, slots=slots) for name in names
     )
 
 
 def places(number: int) -> dict[PoolId, Pool]:
-    """Return memory for that many of `uniform_models`."""
+    """Return memory for `count` of `uniform_models`."""
     return {GPU: Pool(number)}
 
 
@@ -101,7 +101,7 @@ def alternating(clients: int = 1, each: int = 40, *, seed: int = 1) -> Case:
 
 
 def agent_loops(clients: int = 3, turns: int = 30, *, seed: int = 1) -> Case:
-    """Agents that ask A A B A C …: mostly a planner, with helpers in between; two fit."""
+    """Agents that ask A A B A C …: mostly the planner A, in between the others; two fit."""
     random = Random(seed)
     pattern = "aabaac"
     asks = [

@@ -47,7 +47,7 @@ def test_empty_lines_are_skipped_and_defaults_hold() -> None:
         (GOOD.replace('"c1"', "7"), "'client' must be a text"),
         (GOOD.replace("}", ', "slot": 1}'), "'slot' must be true or false"),
         (GOOD.replace("}", ', "parent": "x"}'), '"parent" has "think"'),
-        (GOOD.replace('"at": 12.5', '"think": 1, "parent": "x"'), "the id of no earlier line"),
+        (GOOD.replace('"at": 12.5', '"think": 1, "parent": "x"'), "no earlier line has the id"),
         ('{"model": "alpha", "at": 1, "service": 1}', "t.jsonl:2: 'client' is missing"),
     ],
 )
@@ -59,8 +59,8 @@ def test_a_mistake_names_its_line(line: str, words: str) -> None:
 
 def test_an_id_stands_on_one_line_only() -> None:
     named = GOOD.replace("}", ', "id": "x"}')
-    assert "t.jsonl:2: id 'x' stands on two lines" in read(named, named)
+    assert "t.jsonl:2: two lines have the id 'x'" in read(named, named)
 
 
 def test_a_trace_without_requests_is_refused() -> None:
-    assert "there is no request in it" in read("", "  ")
+    assert "the trace has no requests" in read("", "  ")
