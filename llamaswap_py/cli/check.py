@@ -146,7 +146,7 @@ def _has_windows(way: Way) -> bool:
 
 
 def _checked(prepared: Prepared, said: list[str], judged: FitResult, config: Config) -> Checked:
-    """Leave out of a preset what was said of the whole file: that there is no engine."""
+    """Return the result for a preset, without problems that were reported for the whole file."""
     preset = prepared.preset
     problems = [
         str(problem)

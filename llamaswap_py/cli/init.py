@@ -163,7 +163,7 @@ class Machine:
     folders: Sequence[str]
     looked: Sequence[Path]
     judged: Mapping[str, FitResult] = field(default_factory=dict)
-    """What each model takes; a model that is not there was not estimated in time."""
+    """The memory of each model; models that were not estimated in time are missing."""
 
 
 def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:

@@ -46,7 +46,9 @@ def _only_device(remote: Remote) -> str:
     devices = [one.id for one in remote.ask(calls.state()).devices]
     cards = [one for one in devices if one != HOST]
     if len(cards) > 1:
-        raise LswapError(f"there are several devices: {', '.join(devices)}", remedy="say --device")
+        raise LswapError(
+            f"there are several devices: {', '.join(devices)}", remedy="name one with --device"
+        )
     return cards[0] if cards else HOST
 
 

@@ -107,7 +107,7 @@ def device_line(device: DeviceView) -> str:
 
 
 def device_name(id: str) -> str:
-    """Return what people call a device."""
+    """Return a device's name for people: `RAM` for the host."""
     return "RAM" if id == HOST else id
 
 
