@@ -109,7 +109,7 @@ def estimate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the memory of each model of CONFIG, and which models fit together.
+    """Show each model's memory, and which models fit together.
 
     With MODEL, show only that model of CONFIG.
     """
@@ -334,7 +334,10 @@ def logs(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Print the output of MODEL's llama-server; without MODEL, lswap's own log."""
+    """Print MODEL's output; without MODEL, lswap's own log.
+
+    The output is that of its llama-server.
+    """
     from llamaswap_py.client import calls
 
     silent = tail > 0
@@ -417,5 +420,5 @@ _group("engine", "engine", "Build, install or choose a llama-server; check it.")
 _group("key", "key", "Make, list and revoke API keys.")
 _group("service", "service", "Run lswap as a systemd service: install, status, uninstall.")
 _group("completion", "completion", "Print a script that completes commands and model names.")
-_group("rm", "rm", "Remove a model from the configuration, and its files.")
+_group("rm", "rm", "Remove a model from the file; --files also deletes its files.")
 _group("import", "importing", "Write a configuration from another program's settings.")

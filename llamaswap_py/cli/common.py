@@ -128,7 +128,7 @@ def init(
     models_dir: ModelsDir = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented configuration for the models on this machine."""
+    """Write a commented configuration for this machine's models."""
     from llamaswap_py.cli.init import run
 
     run(path, tuple(models_dir or ()), force=force)

@@ -107,7 +107,7 @@ def status(
     name: Name = "lswap",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the state of the service; exit with 1 if it is not running."""
+    """Show the service's state; exit with 1 if it is not running."""
     keys = ("LoadState", "ActiveState", "SubState", "StatusText", "MainPID", "Result", "NRestarts")
     answer = _systemctl(user, "show", f"{name}.service", f"--property={','.join(keys)}")
     found = dict(line.partition("=")[::2] for line in answer.splitlines() if "=" in line)
