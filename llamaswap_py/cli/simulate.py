@@ -120,7 +120,7 @@ def _read(path: Path) -> str:
 
 
 def _loading(prepared: Prepared, rate: int) -> SimulatedChild:
-    """Take the load time from the size of the files, else from the footprint."""
+    """Return the load time, from the size of the files, else from the footprint."""
     size = sum(_size(file) for file in prepared.files)
     if not size:
         size = sum((prepared.plan.choices[0].footprint or {}).values())

@@ -231,7 +231,7 @@ class Audit:
     # Checks
 
     def _check_order(self, granted: WaitingRequest) -> None:
-        """Invariant 6: in order per client and preset, and clients take turns."""
+        """Check invariant 6: a client's requests keep their order, and clients take turns."""
         if not granted.slot:
             return
         mine = self._turns.get((granted.preset, granted.client), 0)
@@ -248,7 +248,7 @@ class Audit:
         self._turns[granted.preset, granted.client] = self._order
 
     def _check_share(self, refused: WaitingRequest, newcomer: WaitingRequest | None) -> None:
-        """Invariant 10: a full queue is shared."""
+        """Check invariant 10: a full queue is shared."""
         if newcomer is None or newcomer.preset != refused.preset:
             self._breach(10, f"request {refused.request} lost its place, but no request took it")
             return

@@ -12,7 +12,7 @@ from llamaswap_py.simulator.run_records import Case, Model, TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class SimulatedChild:
-    """How a preset behaves: seconds to load, and how many requests it works on at once."""
+    """A preset's behaviour: seconds to load, and how many requests it answers at the same time."""
 
     seconds: float
     slots: int

@@ -51,7 +51,7 @@ def parse_trace(
 
 
 def format_trace(asks: Iterable[TraceRequest]) -> str:
-    """Return the JSON lines that `parse_trace` reads as these requests."""
+    """Return JSON lines for these requests, as `parse_trace` reads them."""
     lines = []
     for ask in asks:
         fields: dict[str, object] = {"client": ask.client, "model": ask.model}
