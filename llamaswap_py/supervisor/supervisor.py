@@ -115,15 +115,15 @@ class Supervisor:
         child: MakeChild = Child,
     ) -> None:
         self.presets = Presets(config, dict(prepared), devices)
-        self.about = about
-        self.pool = UpstreamPool()
+        # Read with every request, so they are attributes of its own; `adopt` keeps them the same.
+        self.config, self.prepared, self.devices = config, self.presets.prepared, devices
+        self.about, self.pool = about, UpstreamPool()
         plans, pools = self.presets.plans(), pools_of(devices)
         self.scheduler = Scheduler(plans, pools, policy_of(config))
         self.decider: Decider = self.scheduler
         if record is not None:
             self.decider = Recorder(record, self.scheduler, plans, pools)
-        self.event_log = EventLog()
-        self.facts = ModelFactsCache(self.presets.prepared)
+        self.event_log, self.facts = EventLog(), ModelFactsCache(self.prepared)
         state = self.scheduler.state
         self.names = names_of(config, state)
         self.request_history = RequestHistory(about.name, self.scheduler.traffic)
@@ -135,7 +135,7 @@ class Supervisor:
         self._memory_pools = MemoryPools(devices)
         self.reservations = Reservations(self.dispatch)
         self.estimation = Estimation(
-            self.presets.prepared,
+            self.prepared,
             devices,
             config.memory.cache_ram,
             self._estimated,
@@ -206,21 +206,6 @@ class Supervisor:
             self.instances.close()
             with suppress(OSError):  # a disk that hangs keeps nobody from ending
                 PatientDisk("lswap-traffic")(self.request_history.save)
-
-    @property
-    def config(self) -> Config:
-        """The configuration that counts now."""
-        return self.presets.config
-
-    @property
-    def prepared(self) -> dict[str, Prepared]:
-        """Its presets, made ready to run."""
-        return self.presets.prepared
-
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """The devices whose memory is shared out."""
-        return self.presets.devices
 
     @property
     def running(self) -> dict[InstanceKey, Running]:
@@ -362,7 +347,7 @@ class Supervisor:
         old = dict(presets.prepared)
         self.overrides.carry_over(new, config)
         changes = _changes(old, new)
-        presets.config = config
+        self.config = presets.config = config
         presets.prepared.clear()
         presets.prepared.update(new)
         self.names = names_of(config, self.scheduler.state)
