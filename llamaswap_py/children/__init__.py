@@ -1,8 +1,8 @@
 """One llama-server process: spawned, watched, stopped, and never left behind.
 
-A child turns its process into events and decides nothing about models. What it says is read by
-the pure modules `readiness` and `failures`; `child` and `process` do the work; `runtime_dir` and
-`orphans` see to it that nothing outlives the supervisor.
+A child turns its process into events and decides nothing about models. The pure modules
+`llamacpp.output` and `llamacpp.failures` interpret its output. `child` and `process` do the work.
+`runtime_dir` and `orphans` make sure that nothing outlives the supervisor.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.endpoint import Endpoint
 
-# /props carries the chat template; nothing a child answers to a GET comes near this.
+# /props carries the chat template, and is the longest answer to a GET; it is far below this limit.
 _BODY_LIMIT: Final = 8 * MIB
 _OK: Final = 200
 
@@ -32,7 +32,7 @@ class Answer:
     """Names in lower case."""
 
     def json(self) -> dict[str, Any]:
-        """Return the body as an object, an empty one if it is none."""
+        """Return the body as an object, or an empty one if the body is not an object."""
         try:
             value = msgspec.json.decode(self.body)
         except msgspec.DecodeError:
@@ -41,7 +41,7 @@ class Answer:
 
 
 class _Reader(asyncio.Protocol):
-    """Collect one answer. Raises nothing: the future carries what went wrong."""
+    """Collect one answer. Raises nothing: the future carries the error."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class _Reader(asyncio.Protocol):
 async def get(endpoint: Endpoint, path: str, timeout: float) -> Answer:  # noqa: ASYNC109
     """GET `path` from `endpoint` within `timeout` seconds.
 
-    Raises OSError (ConnectionError, TimeoutError among them) when there is no complete answer.
+    Raises OSError (also ConnectionError and TimeoutError) when no complete answer comes.
     """
     return await ask(endpoint, "GET", path, timeout=timeout)
 
@@ -123,9 +123,9 @@ async def ask(
 
     `headers` are lines of more headers, each with its CRLF.
 
-    `on_status` hears of the answer's head. Without `keep` the body of an answer 200 is read to its
-    end and dropped. Raises OSError (ConnectionError, TimeoutError among them) when there is no
-    complete answer.
+    `on_status` is called with the status of the answer. Without `keep` the body of an answer 200
+    is read to its end and dropped. Raises OSError (also ConnectionError and TimeoutError) when no
+    complete answer comes.
     """
     loop = asyncio.get_running_loop()
     content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
@@ -155,4 +155,4 @@ async def ask(
         if transport is not None:
             cast("asyncio.WriteTransport", transport).abort()
         if answer.done() and not answer.cancelled():
-            answer.exception()  # marks it as seen: nobody may be waiting any more
+            answer.exception()  # marks it as seen: perhaps no task awaits it any more

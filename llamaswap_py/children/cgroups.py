@@ -1,11 +1,11 @@
-"""Control groups of children: whatever a child starts stays in its group, and ends with it.
+"""Control groups (cgroups) of children: what a child starts stays in its group and ends with it.
 
 A process can leave its process group, its session and its parent, but not its cgroup. See the
 kernel's cgroup-v2.rst, and cgroup-v1/freezer-subsystem.rst, pids.rst and memory.rst.
 
-lswap makes one folder of a random name beside itself in each hierarchy, and in that one a folder
-per child. Version 2 ends a group at once (`cgroup.kill`, Linux 5.14). Otherwise the group is
-frozen, so that it cannot fork, and its processes are killed one by one.
+In each hierarchy lswap makes one folder with a random name beside its own group, and in it a folder
+per child. Version 2 ends a group at once (`cgroup.kill`, Linux 5.14). Otherwise lswap freezes the
+group, so that it cannot fork, and kills its processes one by one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ n=0; while [ $n -lt 200 ]; do
   [ -d "$1" ] || exit
   n=$((n + 1)); sleep 0.02
 done"""
-"""Reads until this process is gone, however that ends; then does what `Group.end` does."""
+"""A shell script that waits until lswap is gone, however it ended; then it ends the groups.
+
+It does the same as `Group.end`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Group:
             os.mkdir(folder)
         for name, value in self.limits.items():
             self._set(_LIMITS[name], value)
-        with contextlib.suppress(OSError):  # one without the others serves nobody
+        with contextlib.suppress(OSError):  # one folder without the others has no use
             self._set(("memory.oom.group",), 1)
 
     def _set(self, names: tuple[str, ...], value: int) -> None:
@@ -87,7 +89,7 @@ class Group:
         return list(_pids(self.folders[0]))
 
     def kill(self) -> bool:
-        """SIGKILL all of it; False when there was nobody. Blocks for some milliseconds."""
+        """SIGKILL all its processes; False when it had none. Blocks for some milliseconds."""
         if not self.pids():
             return False
         try:
@@ -114,12 +116,12 @@ class Group:
         return not any(map(os.path.exists, self.folders))
 
     def oom_kills(self) -> int:
-        """Return how many of its processes the kernel has ended for want of memory."""
+        """Return how many of its processes the kernel has killed because memory ran out."""
         return sum(map(_oom_kills, self._files(_OOM)))
 
 
 class Home:
-    """Where the groups of one lswap's children are; `open` finds it, None where there is none."""
+    """The place of the groups of one lswap's children; `open` finds it, or returns None."""
 
     def __init__(self, folders: tuple[str, ...], way: str) -> None:
         self.folders = folders
@@ -130,7 +132,7 @@ class Home:
 
     @classmethod
     def open(cls, ways: str | None = None) -> Home | None:
-        """Make it, and try whether a process can join; leaves nothing behind where it cannot."""
+        """Make the folders, and try whether a process can join; remove them if it cannot."""
         ways = os.environ.get(SWITCH, "") if ways is None else ways
         for way, parents in _places():
             if ways not in ("", way):
@@ -143,7 +145,7 @@ class Home:
         return None
 
     def group(self, name: str, limits: Mapping[str, int] | None = None) -> Group:
-        """Return the group of a name, which is not made yet; limits that cannot be are left out."""
+        """Return the group of that name, not made yet, with the limits that can be enforced."""
         name = "".join(char if char.isalnum() and char.isascii() else "_" for char in name)[-200:]
         held = {key: value for key, value in (limits or {}).items() if key in self.can}
         return Group(tuple(os.path.join(folder, name) for folder in self.folders), held)
@@ -206,8 +208,8 @@ class Home:
     def _enable(self) -> None:
         """Have the kernel count tasks and memory of the groups below.
 
-        It refuses that for a group which holds processes itself. If this one is its only process,
-        as in a unit with Delegate=yes, it moves into a group of its own.
+        The kernel refuses that for a group which holds processes itself. If lswap is the only
+        process of its group, as in a unit with Delegate=yes, it moves into a group of its own.
         """
         parent = os.path.dirname(self.folders[0])
         for folder in (parent, self.folders[0]):
@@ -234,7 +236,7 @@ class Home:
 
 
 def group_of(pid: int) -> Group | None:
-    """Return the group of a child that an lswap made, by one of its processes; None if not so."""
+    """Return the group that an lswap made for the child of this process; None if it has none."""
     for _, path, mount in _own_paths(str(pid)):
         parts = path.split("/")
         for at, part in enumerate(parts):
@@ -246,13 +248,13 @@ def group_of(pid: int) -> Group | None:
 
 
 def is_ours(folder: str) -> bool:
-    """Tell whether a folder is one that `Home` made, or is in one: nothing else is removed."""
+    """Tell whether `Home` made this folder or one above it: lswap removes no other folder."""
     parts = folder.split("/")
     return any(part.startswith(_PREFIX) for part in parts[-2:]) and ".." not in parts
 
 
 def _places() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the ways there are, each with the folders of this process's own groups."""
+    """Yield the usable kinds of cgroups, each with the folders of this process's own groups."""
     own = {kind: os.path.join(mount, path) for kind, path, mount in _own_paths("self")}
     counted = tuple(own[kind] for kind in _CONTROLLERS if kind in own)
     if "" in own:
@@ -308,12 +310,12 @@ def _write(path: str, text: str) -> None:
 
 
 def _kill_frozen(folder: str) -> None:
-    """Freeze, kill, thaw. What is frozen cannot fork, nor can its numbers go to others."""
+    """Freeze, kill, thaw: a frozen process cannot fork, and its pid cannot pass to another."""
     found = [one for one in _FREEZERS if os.path.exists(os.path.join(folder, one[0]))]
     for name, freeze, _ in found:
         with contextlib.suppress(OSError):
             _write(os.path.join(folder, name), freeze)
-            for _ in range(_ROUNDS):  # one that is in the kernel may take its time
+            for _ in range(_ROUNDS):  # a process inside the kernel dies only when it leaves it
                 if freeze in _words(folder, name):
                     break
                 time.sleep(_PAUSE)

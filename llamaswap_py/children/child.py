@@ -1,6 +1,6 @@
 """The life of one child: spawn, loading, ready, stop, exit - told as events.
 
-It is asked to exit by words and signals, in the order that `ask_to_exit` says.
+`ask_to_exit` says in which order it gets the exit command and the signals.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ if TYPE_CHECKING:
 
 # A SIGTERM that comes between "listening on" and the main loop is lost (b11434: the handler's
 # terminate() is undone by start_loop()), and so is an exit command. In child mode the repeat is
-# the first SIGTERM and does no harm; elsewhere the second SIGTERM ends the process at once, which
-# must not cut off an exit that is under way and says nothing.
+# the first SIGTERM and does no harm. Elsewhere the second SIGTERM ends the process at once, and
+# must not cut off an exit that has begun without a log line.
 _REPEAT_SECONDS: Final = 0.25
 _REPEAT_SECONDS_CHILD_MODE: Final = 0.05
 _CLOSE_SECONDS: Final = 0.75
@@ -77,7 +77,7 @@ _CLOSE_SECONDS: Final = 0.75
 async def ask_to_exit(
     process: Process, patience: float, child_mode: bool, ends: Callable[[], bool]
 ) -> None:
-    """Repeat, for as long as `patience`, what its stop has begun with; `ends`: it says it exits."""
+    """Repeat the first step of a stop for up to `patience`; `ends`: its log says that it exits."""
     repeat = _REPEAT_SECONDS_CHILD_MODE if child_mode else _REPEAT_SECONDS
     first, second = min(repeat, patience / 4), min(_CLOSE_SECONDS, patience / 4)
     await asyncio.sleep(first)
@@ -91,7 +91,7 @@ async def ask_to_exit(
     await asyncio.sleep(patience - first - second)
 
 
-_WAKE_STALLS: Final = 4  # no progress is told while it wakes: be patient
+_WAKE_STALLS: Final = 4  # a waking child reports no progress: wait longer
 _TAIL_KEPT: Final = 200  # lines for finding the cause
 _TAIL_TOLD: Final = 40  # lines in ChildExited
 _TAIL_LINE: Final = 2000  # characters of each
@@ -103,7 +103,7 @@ class Child:
 
     Every event goes to `on_event`, in order, from the event loop; `ChildExited` is the last one
     and also what `run` returns. `logs` receives every line, and stays open afterwards. `requests`
-    tells what it has to do: one that owes answers and gives no sign of life is told as hung.
+    returns the open requests: a child that owes answers and shows no sign of life counts as hung.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Child:
         return self.process.pid if self.process else None
 
     async def run(self) -> ChildExited:
-        """Spawn the child and live with it to its end.
+        """Spawn the child and follow it to its end.
 
         Cancelled, it kills the process group, reaps, and raises the cancellation again without
         any further event. A program that cannot be executed is an exit with a failure.
@@ -202,12 +202,12 @@ class Child:
     def stop(self, *, unasked: bool = False) -> None:
         """Begin the stop recipe; a second call changes nothing.
 
-        `unasked`: it ends by itself, and this only hastens it: its exit is told as a failure.
+        `unasked`: the child ends by itself, and this only hastens it; its exit counts as a failure.
 
-        Child mode: the exit command on stdin (while loading nobody reads it: SIGTERM besides),
-        again once with SIGTERM, then end of file. Else: SIGTERM, again once, or the program's own
-        command. SIGKILL of the whole group after `stop_timeout`. Open requests hold a child up to
-        that: drain first.
+        In child mode it gets the exit command on stdin, once more together with SIGTERM, then end
+        of file. While it loads it does not read stdin, so it gets SIGTERM at once as well. Other
+        children get SIGTERM, twice, or their own `stop` command. After `stop_timeout` the whole
+        group gets SIGKILL. Open requests delay an exit up to that: drain first.
         """
         if self._stopping.is_set():
             return
@@ -257,12 +257,12 @@ class Child:
 
     @property
     def _living(self) -> int | None:
-        """The process id until it is reaped: afterwards it may be somebody else's."""
+        """The process id until it is reaped: afterwards another process may have it."""
         process = self.process
         return process.pid if process is not None and process.returncode is None else None
 
     def _port_taken(self, text: str) -> None:
-        """End the child: nobody may talk to whoever has its port now."""
+        """End the child: another process has its port, and must not get any request."""
         process = self.process if self._living is not None else None
         if self._taken is None and not self._stopping.is_set() and process is not None:
             self._taken = Failure(FailureKind.PORT, text)
@@ -270,7 +270,7 @@ class Child:
             process.kill_group()
 
     def _emit_unless_stopping(self, event: ChildEvent) -> None:
-        """Pass on what the load tells; once a stop was asked for, only the exit matters."""
+        """Pass on the events of the load; after a stop has begun, only the exit matters."""
         if not self._stopping.is_set():
             self._emit(event)
 
@@ -286,21 +286,21 @@ class Child:
         self._emit_unless_stopping(ChildHung(await watch_child(*asked, program=foreign)))
 
     async def _wake_when_asked(self) -> None:
-        """Ask for /slots: of the cheap requests the one that wakes (b11434)."""
+        """Ask for /slots: the only cheap request that wakes a sleeping llama-server (b11434)."""
         while True:
             await self._waking.wait()
             self._waking.clear()
             assert self._load is not None
             try:
                 await self._load.ask("/slots", _WAKE_STALLS * self.spec.load_stall)
-            except OSError:  # if it died of it, its exit says so
+            except OSError:  # if it has died, `ChildExited` says so
                 self._emit_unless_stopping(ChildHung("it was woken and did not serve again"))
 
     async def _stop_when_asked(self) -> None:
         await self._stopping.wait()
         process, patience = self.process, self.spec.stop_timeout
         assert process is not None
-        if self.spec.program is not None:  # to some a second SIGTERM means: leave everything
+        if self.spec.program is not None:  # a second SIGTERM may make it skip its clean-up
             with anyio.move_on_after(patience):
                 if self.spec.program.stop and not await self._run_stop_command(process):
                     process.signal(signal.SIGTERM)
@@ -332,7 +332,7 @@ class Child:
 
     def _ask_to_stop(self, process: Process) -> None:
         if self.spec.program is not None and self.spec.program.stop:
-            return  # its own command does: see _stop_when_asked()
+            return  # its own command stops it: see _stop_when_asked()
         if self.spec.child_mode:
             process.command_exit()
         if not (self.spec.child_mode and self._load is not None and self._load.said_ready):
@@ -381,7 +381,7 @@ class Child:
         program = self.spec.program
         asked = self._stopping.is_set() or not process.exited.done() or self._taken is not None
         await process.end()
-        # What it started may outlive it: whoever asked for its end gets that of the others, too.
+        # What it started may outlive it: after a stop that was asked for, that is ended, too.
         if program is not None and program.stop and asked:
             await self._run_stop_command(process)
         ours = program is not None and asked and self._taken is None
@@ -400,7 +400,7 @@ class Child:
                 os.unlink(self.spec.socket_path)
 
     def _finish(self, failure: Failure | None, returncode: int | None) -> ChildExited:
-        """Tell and return the exit; a `returncode` is what the failure is found from."""
+        """Emit and return the exit; without a known failure, find its cause by `returncode`."""
         code = number = None
         if returncode is not None:
             code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
@@ -409,7 +409,7 @@ class Child:
             failure = classify(
                 code, number, self._tail, asked=asked, stalled=self._stalled, oom_killed=wall
             )
-            if self._taken is not None:  # a stop may have begun since
+            if self._taken is not None:  # a stop may have begun after that
                 failure = self._taken
             elif failure is not None and self.spec.program is not None:
                 named = failure.summary.replace(_LLAMA_SERVER, os.path.basename(self.spec.binary))
@@ -419,7 +419,7 @@ class Child:
         return event
 
     def _ended_by_itself(self, number: int | None) -> bool:
-        """Tell whether a stop that was begun was not what ended it: `number` is its signal."""
+        """Tell whether signal `number` ended it, although the stop did not send that signal."""
         if number is None:
             return self._unasked
         process, by_command = self.process, self._stop_command is not None

@@ -1,4 +1,4 @@
-"""Limits of what a child may take of the machine, as its cgroup enforces them."""
+"""Limits on memory, tasks and processor of a child, which its cgroup enforces."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def unenforced(config: Config, home: Home | None) -> Iterator[str]:
 
 
 def unenforced_here(config: Config) -> list[str]:
-    """Return the same for an lswap that would be started as this process was."""
+    """Return the same for an lswap that were started from here, like this process."""
     if not any(map(limits_of, config.models.values())):
         return []
     home = Home.open()

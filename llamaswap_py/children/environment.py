@@ -1,4 +1,4 @@
-"""What a child sees of lswap's own environment, and what it does not."""
+"""The environment variables that a child inherits from lswap, and those it does not."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from llamaswap_py.children.events import ChildSpec
 
 MARK: Final = "LSWAP_CHILD"
-"""The variable by which the next start finds what a child without a cgroup has left."""
+"""A variable in each child's environment: by it the next start of lswap finds processes that a
+child without a cgroup has left."""
 
 
 def child_env(base: Mapping[str, str], spec: ChildSpec) -> dict[str, str]:
     """Return the environment of a child.
 
-    A llama-server gets what clean_environment() leaves of our own; what the preset's own `env` says
-    wins. A program of the user's gets all that we have.
+    A llama-server gets what clean_environment() leaves of lswap's own. A program of the user's gets
+    all of it. The preset's `env` overrides both.
     """
     mark = {MARK: spec.mark} if spec.mark else {}
     if spec.program is not None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Program:
     """How a child that is not a llama-server shows that it serves, and the folder it runs in.
 
-    GET `http` answers 2xx, or a line of its output contains or matches `line`. The command `stop`,
-    if there is one, stops it; it has `{pid}` and `{port}` where those go. `served_by` says who may
-    hold its port: `cmd`, `container` or `anyone`.
+    It serves once GET `http` answers 2xx, or a line of its output contains or matches `line`. The
+    command `stop`, if set, stops it, with its pid and port put in for `{pid}` and `{port}`.
+    `served_by` says which processes may hold its port: `cmd`, `container` or `anyone`.
     """
 
     http: str | None
@@ -32,17 +32,17 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """All that one child needs to know; times in seconds.
+    """All that starting and watching one child needs; times in seconds.
 
     `args` is everything after the binary except the endpoint, which the child adds itself:
     `socket_path` (at most 107 bytes, ending in `.sock`), or 127.0.0.1 and a port of the system's
-    choice when it is None. `env` is added to the scrubbed environment of the supervisor.
+    choice when it is None. `env` is added to the cleaned environment of the supervisor.
     `files` are the model files; their sizes make the progress fraction. With a `program`, `args`
-    have `{port}` or `{socket}` where the endpoint goes, and `env` is added to all of ours. A file
-    at `log_path` that has reached `log_rotate` bytes is set aside. `liveness` matters to a child
-    whose `requests` are told. `written` has values of the environment that are shown as the
-    configuration names them. It lives in the cgroup `group`, if it can have one;
-    `mark` is in its environment.
+    have `{port}` or `{socket}` in place of the endpoint, and `env` is added to the supervisor's
+    whole environment. A file at `log_path` that has reached `log_rotate` bytes is set aside.
+    `liveness` matters only to a `Child` that is given `requests`. `written` maps values of the
+    environment to the names by which logs show them. The child lives in the cgroup `group`, if it
+    can have one; `mark` is in its environment.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ChildSpawned:
 
 @dataclass(frozen=True, slots=True)
 class ChildProgress:
-    """Loading moved on; `fraction` is 0..1 and never falls, None when nothing can be measured."""
+    """Loading moved on; `fraction` is 0..1 and never falls, None when it cannot be measured."""
 
     fraction: float | None
     stage: str | None
@@ -82,11 +82,11 @@ class ChildProgress:
 
 @dataclass(frozen=True, slots=True)
 class ChildReady:
-    """It said that it is ready, and answered a request; told once.
+    """It said that it is ready, and answered a request; comes once.
 
-    `n_ctx` is the context of one slot in tokens, `inputs` what it takes (`text`, `image`, …; empty:
-    it did not say). `info` is the payload of the child's own ready
-    line (id, architecture, meta), empty outside child mode.
+    `n_ctx` is the context of one slot in tokens. `inputs` are the kinds of input it takes (`text`,
+    `image`, …; empty if it did not say). `info` is the payload of the child's own ready line (id,
+    architecture, meta), empty outside child mode.
     """
 
     endpoint: Endpoint
@@ -108,32 +108,32 @@ class ChildWoke:
 
 @dataclass(frozen=True, slots=True)
 class ChildHung:
-    """It serves no more, `summary` says how that shows; told once."""
+    """It does not serve any more; `summary` says how that shows. Comes once."""
 
     summary: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChildStalled:
-    """While loading, no sign of life for `load_stall`; told again only after a new sign."""
+    """A load gave no sign of life for `load_stall`; comes again only after a new sign."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildEnding:
-    """It said that it ends, unasked: it answers nobody any more, but may be there for long."""
+    """It said that it ends, unasked: it answers no request now, but its process may live on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildLost:
-    """Its process ended unasked and can serve nobody; `ChildExited` follows once it is reaped."""
+    """Its process ended unasked and cannot serve; `ChildExited` follows once it is reaped."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildExited:
     """It is reaped and its process group is gone.
 
-    `failure` is None when it ended because it was told to. A signal that lswap never sent is a
-    failure also where a stop had begun.
+    `failure` is None when it ended because it was asked to. A signal that lswap did not send is a
+    failure, even after a stop has begun.
     """
 
     code: int | None

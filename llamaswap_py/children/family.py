@@ -1,4 +1,4 @@
-"""What the kernel shows of a program and all that it started: their work, their sockets."""
+"""What the kernel shows of a program and the processes it started: their work, their sockets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SOCKET: Final = "socket:["
 
 
 def family_of(pid: int) -> list[int]:
-    """Return a child's process and all that it started, however far those went from it.
+    """Return a child's process and all that it started, also in other sessions or groups.
 
-    They are those of its cgroup, else those below its keeper (`keeper.py`); where it has neither,
-    those that descend from it, and those of the session that it leads.
+    They are the processes of its cgroup, else those below its keeper (`keeper.py`). If it has
+    neither, they are its descendants and the processes of the session that it leads.
     """
     found = {pid: None}
     if (group := group_of(pid)) is not None:
@@ -44,8 +44,8 @@ def _session(pid: int) -> int:
 def work_of(pid: int) -> Work | None:
     """Read /proc/PID/stat and io; None where there is no /proc or the process is gone.
 
-    See proc(5): the fields 14 to 17 of stat are utime, stime, and those of children that ended,
-    counted from behind the name.
+    See proc(5): the fields 14 to 17 of stat are utime, stime, and the same of ended children. They
+    are counted from the name's end, because a name may contain blanks.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -58,12 +58,12 @@ def work_of(pid: int) -> Work | None:
         with open(f"/proc/{pid}/io", "rb") as file:
             fetched = int(dict(line.split(b": ") for line in file)[b"read_bytes"])
     except (OSError, ValueError, KeyError):
-        pass  # not for everybody's eyes
+        pass  # only its user may read it
     return Work(ticks * _TICK, fetched)
 
 
 def work_of_family(pid: int) -> Work | None:
-    """Return what a process and all that descend from it have done; None where nobody can know."""
+    """Return the work of a process and its descendants; None where the system does not show it."""
     found = [work for one in family_of(pid) if (work := work_of(one)) is not None]
     if not found:
         return None
@@ -71,7 +71,7 @@ def work_of_family(pid: int) -> Work | None:
 
 
 def sockets_of(pid: int) -> frozenset[int]:
-    """Return the inodes of the sockets that a process has open. Raises OSError: not for us."""
+    """Return the inodes of a process's open sockets. Raises OSError if we may not see them."""
     folder = f"/proc/{pid}/fd"
     found = set()
     for name in os.listdir(folder):

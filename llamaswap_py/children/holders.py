@@ -2,8 +2,8 @@
 
 Any local user can listen on a port that a child has not taken yet, or no longer holds, and would
 get its prompts. So lswap uses a port only while one of the child's processes holds the socket that
-listens there. It finds that out once for each socket, by its inode, which no other socket has.
-Afterwards, on each new connection, it only looks in the kernel's table for the same inode.
+listens there. It finds that out once for each socket, and remembers the socket's inode, which is
+unique. After that, each new connection costs only a look for that inode in the kernel's table.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _LOOKS: Final = 3
 _PAUSE: Final = 0.05
-"""A socket that goes from one process to another is looked for again after so long."""
+"""Seconds until the next look for a socket that is passing from one process to another."""
 _UNHELD: Final = 3
-"""Connections in a row that somebody took where nobody listens. One alone may be a server that has
-just closed its socket, or a connection of the kernel to itself."""
+"""Accepted connections in a row, to a port without a listener, that count as a stranger's. One
+alone may be a server that has just closed its socket, or a connection of the kernel to itself."""
 REMEDY: Final = "if cmd only talks to a container or a service, add `served_by: container`"
 REMEDY_OF_STRANGER: Final = (
     "end that process; nobody can take a unix socket: have cmd listen on {socket} instead of {port}"
@@ -42,7 +42,7 @@ REMEDY_OF_ENGINE: Final = "take an engine that listens on a unix socket: `lswap 
 
 
 class Family(NamedTuple):
-    """What the processes of a child hold: inodes of sockets, and the users whose are not shown."""
+    """Sockets of a child's processes (inodes), and the users whose sockets the system hides."""
 
     sockets: frozenset[int]
     hidden: frozenset[int]
@@ -51,7 +51,7 @@ class Family(NamedTuple):
 def serves_itself(pid: int, endpoint: Endpoint) -> bool:
     """Tell whether a process of the family holds the socket that listens at `endpoint`.
 
-    None of a program that is only the client of another one (`docker run`, `ssh`) does.
+    A program that is only the client of another one (`docker run`, `ssh`) does not hold it.
     """
     try:
         if endpoint.path is None:
@@ -81,9 +81,9 @@ def look_at(pid: int) -> Family:
 
 
 class PortWatch:
-    """Watches over the port of one child, whose process is `pid()`.
+    """Watches over the port of one child; `pid()` is the child's process.
 
-    Whoever finds it held by somebody else has `on_taken` called, with what is to be said.
+    If another program holds the port, it calls `on_taken` with the message about that.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class PortWatch:
     async def confirm(self) -> bool:
         """Tell whether a connection that was just made reached the child (`endpoint.Confirm`).
 
-        It did where all that could have taken it were known before: they have listened since.
+        It did if all sockets that could take it are known as the child's: they still listen.
         """
         found = await self._takers()
         if found and self._known.issuperset(one.inode for one in found):
@@ -114,7 +114,7 @@ class PortWatch:
         if found:
             await self._learn(found)
             return False
-        if self._served_by == "container":  # the kernel passes it on, by rules of root's
+        if self._served_by == "container":  # the kernel forwards it, by rules of root
             return True
         self._unheld += 1
         if self._unheld >= _UNHELD:
@@ -130,7 +130,7 @@ class PortWatch:
         return await asyncio.to_thread(takers, host, port)
 
     async def _learn(self, found: list[Listener]) -> None:
-        """Know from now on what listens there, if it is the child's."""
+        """Remember the sockets that listen there, if they are the child's."""
         self._unheld = 0
         self._known, stranger = await asyncio.to_thread(self._judge, found)
         if stranger is not None:
@@ -140,9 +140,9 @@ class PortWatch:
     def _judge(self, found: list[Listener]) -> tuple[frozenset[int], Listener | None]:
         """Return the inodes of these sockets if all are the child's, else one that is not. Blocks.
 
-        Neither is returned where that one has gone meanwhile. The processes of a child whose
-        sockets are not shown to us (`sudo -u`) may hold what belongs to their own user: that user
-        can read their memory anyway.
+        It returns neither if that one has closed meanwhile. Sockets of another user's process
+        (`sudo -u`) are hidden from us. So any socket of that user counts as the child's: that user
+        can read the memory of its processes anyway.
         """
         pid = self._pid()
         for number in range(_LOOKS):
@@ -168,7 +168,7 @@ class PortWatch:
         if remedy == REMEDY and stranger.uid not in (
             0,
             os.geteuid(),
-        ):  # a container's port is root's or ours
+        ):  # root or our own user holds a container's port
             remedy = REMEDY_OF_STRANGER
         try:
             user = pwd.getpwuid(stranger.uid).pw_name
@@ -192,9 +192,9 @@ class PortWatch:
 def port_watch(
     spec: ChildSpec, pid: Callable[[], int | None], on_taken: Callable[[str], None]
 ) -> Callable[[Endpoint], Endpoint]:
-    """Return what makes a child's endpoint one of which every connection is confirmed.
+    """Return the function that makes a child's endpoint confirm each of its connections.
 
-    Unix sockets need it not: they are in a folder that nobody else may enter.
+    Unix sockets do not need it: they lie in a folder that no other user may enter.
     """
     program = spec.program
     served_by = "cmd" if program is None else program.served_by

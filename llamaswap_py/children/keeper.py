@@ -1,12 +1,12 @@
 """A small process between lswap and a child without a cgroup: it inherits what the child starts.
 
-It is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): whatever the child starts stays below it, in
-whichever session, and when its own parent has ended. It ends all of that when the child has ended,
+It is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): processes that the child starts stay below it,
+in any session, even after their own parent has ended. It ends them all when the child has ended,
 when it is told to, and when lswap is gone. Its exit status is the child's.
 
-Over the link it gets numbers of signals, a byte each; SIGKILL means all. It answers with the
-child's pid, or with the error number where that cannot be executed. The file is run as it is, with
-the standard library alone: see `command`.
+Over the link (a socket) lswap sends it numbers of signals, a byte each; SIGKILL means all
+processes. It answers with the child's pid, or with the error number if the child cannot be
+executed. The file runs as a script, with the standard library alone: see `command`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _CHANGED = (*_IGNORED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
-"""The last two are what Python changes."""
+"""Signals set back to their defaults for the child; Python itself changes the last two."""
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.5
 
@@ -38,7 +38,7 @@ def command(
 
 
 def pid_of(said: bytes) -> int:
-    """Return the pid that a keeper has told. Raises OSError for what it tells instead."""
+    """Return the pid that a keeper has sent. Raises OSError if it sent an error number."""
     words = said.split()
     if len(words) != 2:
         raise OSError(0, "its keeper has ended")
@@ -68,7 +68,7 @@ class _Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         error = self._start(groups, argv)
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):  # the child's, and its alone
+        for descriptor in (0, 1, 2):  # only the child has these
             os.dup2(nothing, descriptor)
         said = f"error {error}\n" if error else f"pid {self._pid}\n"
         with contextlib.suppress(OSError):
@@ -104,7 +104,7 @@ class _Keeper:
         return int(os.read(heard, 16) or b"0")
 
     def _heed(self) -> bool:
-        """Pass on the signals that came over the link; False when all is to end."""
+        """Pass on the signals that came over the link; False when all processes have to end."""
         try:
             numbers = os.read(self._link, 64)
         except OSError:
@@ -123,7 +123,7 @@ class _Keeper:
                     self._status = ended[1]
 
     def _end_all(self) -> None:
-        """Stop, then kill, until there is nobody: what is stopped cannot start another."""
+        """SIGSTOP, then SIGKILL, until none is left: a stopped process cannot start another."""
         pause = _FIRST_PAUSE
         while True:
             stopped: dict[int, bytes] = {}

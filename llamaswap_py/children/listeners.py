@@ -1,7 +1,7 @@
-"""Which sockets listen at an address, and whose they are: the kernel's own tables.
+"""Which sockets listen at an address, and their users, from the kernel's own tables.
 
-The kernel is asked by netlink (sock_diag(7)): that takes some 60 µs, however many connections
-there are. /proc/net/tcp says the same in milliseconds, where netlink is not allowed.
+lswap asks the kernel by netlink (sock_diag(7)): that takes some 60 µs, however many connections
+there are. Where netlink is not allowed, /proc/net/tcp says the same, in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LISTEN: Final = 10  # TCP_LISTEN, include/net/tcp_states.h
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-_MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, IPv4 in the clothes of IPv6
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 address written as IPv6
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
 _NETLINK_SOCK_DIAG: Final = 4
@@ -46,11 +46,11 @@ class Listener(NamedTuple):
 
 
 def takers(host: str, port: int) -> list[Listener]:
-    """Return the sockets of which one takes a connection to that address: there may be none.
+    """Return the sockets that can take a connection to that address; empty if nothing listens.
 
-    Those are the ones with the most specific address, as the kernel prefers them: the address
-    itself, else any IPv4 address, else any address. There are several where they share the port
-    (SO_REUSEPORT). Raises OSError where nobody tells.
+    They are the ones with the most specific address, as the kernel prefers them: the address
+    itself, else any IPv4 address, else any address. There are several if they share the port
+    (SO_REUSEPORT). Raises OSError if the system does not tell.
     """
     wanted = ip_address(host).packed
     ranked = [(_rank(_plain(one.address), wanted), one) for one in listeners(port)]
@@ -59,7 +59,7 @@ def takers(host: str, port: int) -> list[Listener]:
 
 
 def listeners(port: int) -> list[Listener]:
-    """Return every TCP socket that listens on a port. Raises OSError where nobody tells."""
+    """Return every TCP socket that listens on a port. Raises OSError if the system hides them."""
     if asks_kernel():
         with contextlib.suppress(OSError):
             return _from_kernel(port)
@@ -75,16 +75,16 @@ def asks_kernel() -> bool:
 
 
 def can_tell() -> bool:
-    """Tell whether this system shows who listens."""
+    """Tell whether this system shows which sockets listen, and whose they are."""
     try:
         return _shows_ours()
-    except OSError:  # for want of descriptors: that says nothing of the system
+    except OSError:  # too few descriptors: that says nothing of the system
         return True
 
 
 @functools.cache
 def _has_netlink() -> bool:
-    """Ask once; raises OSError where that could not be found out."""
+    """Try netlink once; raises OSError if the attempt itself failed."""
     try:
         _from_kernel(1)
     except AttributeError:  # macOS
@@ -98,7 +98,7 @@ def _has_netlink() -> bool:
 
 @functools.cache
 def _shows_ours() -> bool:
-    """Look once for a socket of our own; raises OSError where that could not be found out."""
+    """Look once for a socket of our own; raises OSError if the attempt itself failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         probe.listen()
@@ -142,7 +142,7 @@ def _from_kernel(port: int) -> list[Listener]:
 
 
 def _messages(netlink: socket.socket) -> Iterator[bytes]:
-    """Yield what each message of an answer says, up to the one that ends it."""
+    """Yield the content of each message of an answer, up to the one that ends it."""
     while True:
         data = netlink.recv(_BUFFER)
         while data:

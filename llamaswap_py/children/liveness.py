@@ -1,13 +1,13 @@
-"""Is a child that owes an answer still at work? The judgement, from what was seen; no I/O.
+"""Judges whether a child that owes an answer still works, or hangs. No I/O.
 
-A long prompt is minutes of silence on a slow machine, and a process that hangs still has its
-socket: neither silence nor an accepted connection (nor /health, which the HTTP threads answer by
-themselves) says anything. So a child counts as hung only when nothing at all has moved for a time:
-no byte of any answer, no change in /slots (its main loop answers that, between two batches, with
-the tokens of each slot), no processor time, no bytes from the disk, no line in its log.
+A long prompt means minutes of silence on a slow machine, and a process that hangs still has its
+socket. So silence proves nothing, nor does an accepted connection, nor /health, which the HTTP
+threads answer by themselves. A child counts as hung only when nothing at all has moved for a time:
+no byte of any answer, no change in /slots, no processor time, no bytes from the disk, no line in
+its log. Its main loop answers /slots between two batches, with the tokens of each slot.
 
-A child that spins uses processor time for ever, also one that waits for a GPU which does not answer
-any more. So if that is all it shows, it counts for so long as one batch may take, and no longer.
+A child in an endless loop uses processor time for ever, and so does one that waits for a GPU which
+does not answer any more. So processor time alone counts as work only as long as one batch may take.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _ASK_FROM: Final = 0.25
 _ASK_EVERY: Final = 0.125
 """The shares of the patience after which a silent child is asked for its slots, and again."""
 _SPINS: Final = 30.0
-"""Times its patience that a child may show processor time and nothing else: by default an hour, in
-which even a large model on a slow machine is through a batch of 2,048 tokens."""
+"""How many times its patience a child may show processor time alone: an hour by default. In that
+time even a large model on a slow machine finishes a batch of 2,048 tokens."""
 _SPIN_ASK_EVERY: Final = 0.5
 _BUSY_SHARE: Final = 0.05
 _BUSY_LEAST: Final = 0.05
-"""Processor time that is work: this share of the silence, and at least five ticks of the kernel's
-clock: being asked for its slots costs a child that hangs a little too."""
+"""Processor time that counts as work: this share of the silence, and at least five ticks of the
+kernel's clock. A child that hangs uses a little as well, when it is asked for its slots."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
     """What a child has to do, as seen from outside.
 
-    `owing` are requests that generate and whose clients read: something has to come of them.
-    `others` may rightly be silent. `received` grows with every byte of an answer and every
+    `owing` counts requests that generate for a client that reads: output has to come. `others`
+    counts requests that may be silent. `received` grows with every byte of an answer and every
     answer that ended well, `changes` with every request that begins or ends.
     """
 
@@ -54,8 +54,8 @@ class Work:
 class Liveness:
     """Judges one child. Times are seconds; only those with an open request count as silence.
 
-    A client that gives up and one that comes next do not set the clock back, or a child that
-    hangs would never be found by impatient clients.
+    A client that gives up, or another one that comes, does not set the clock back. Otherwise
+    impatient clients would hide a child that hangs for ever.
     """
 
     def __init__(self, patience: float, now: float, *, busy_share: float = _BUSY_SHARE) -> None:
@@ -80,12 +80,12 @@ class Liveness:
 
     @property
     def hung(self) -> bool:
-        """Whether it has been silent for too long, or busy with nothing."""
+        """Whether it was silent for too long, or used the processor too long without output."""
         return self.silence >= self._patience or self.spins
 
     @property
     def spins(self) -> bool:
-        """Whether it has used the processor for so long and nothing has come of it."""
+        """Whether it has used the processor for too long and sent nothing."""
         return self.spinning >= _SPINS * self._patience
 
     def look(
@@ -93,8 +93,8 @@ class Liveness:
     ) -> None:
         """Note what is seen now; `lines` is how many the child has logged, ever.
 
-        Of the time since the last look at most `longest` counts: if it took longer, it was we who
-        were held up (a suspended machine), not the child.
+        Of the time since the last look at most `longest` counts: if it took longer, lswap itself
+        was held up (a suspended machine), not the child.
         """
         passed, self._at = now - self._at, now
         if requests.owing or requests.others:
@@ -114,8 +114,8 @@ class Liveness:
     def answered(self, slots: bytes | None) -> None:
         """Note an answer to GET /slots; None: there was none, or it was refused.
 
-        One that says something new is progress. One that repeats itself shows that the main loop
-        turns, which is enough where nothing has to come.
+        A new answer is progress. The same answer again shows that the main loop runs, which is
+        enough if no output has to come.
         """
         self._ask_at = self.silence + _ASK_EVERY * self._patience
         self._spin_ask_at = self.spinning + _SPIN_ASK_EVERY * self._patience

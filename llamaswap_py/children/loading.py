@@ -1,6 +1,6 @@
-"""From spawned to ready: what the child says, what the kernel shows, and one request as proof.
+"""Follows a load from spawned to ready: by the child's log, the kernel's figures, and one request.
 
-A load goes on as long as the kernel sees the child read or map more bytes.
+A load counts as going on as long as the kernel sees the child read or map more bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Bytes so far: read through system calls, fetched from disk, resident, and of those mapped."""
+    """Bytes so far: read by system calls, fetched from disk, resident; the last are mapped ones."""
 
     rchar: int
     read_bytes: int
@@ -64,7 +64,7 @@ def total_size(files: tuple[str, ...]) -> int:
 
 
 class LoadProgress:
-    """Join what the child reports with what the kernel shows; knows when it last moved.
+    """Joins the child's own progress with the kernel's figures; knows when a load last moved on.
 
     Times are the event loop's, in seconds.
     """
@@ -117,12 +117,12 @@ _ANSWER_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.25
 _OVERTAKEN_SECONDS: Final = 0.1
-# A child whose words mean nothing to us is asked for its health, this often and not sooner.
+# Until a known line says that it is ready, lswap asks for /health: at this interval, not sooner.
 _HEALTH_SECONDS: Final = 1.0
 
 
 class Load:
-    """One load; `run` ends when the child is ready. Told by `Child` what the child says."""
+    """One load; `run` ends when the child is ready. `Child` passes it the child's lines."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Load:
 
     @property
     def stalled(self) -> bool:
-        """Whether a stall was told, and nothing has come since."""
+        """Whether a stall was reported, and no sign of life has come after it."""
         return self._stalled_at == self._progress.last_sign
 
     def heard(self) -> None:
@@ -162,7 +162,7 @@ class Load:
         self._progress.reported(fraction, stage, self._loop.time())
 
     def listening(self, endpoint: Endpoint | None) -> None:
-        """Note a `listening on` line; one that names another place than ours is not its own."""
+        """Note a `listening on` line, unless it names another address than this child's."""
         if self._spec.socket_path is None:
             if endpoint is None or endpoint.path is not None or endpoint.host != "127.0.0.1":
                 return
@@ -183,9 +183,9 @@ class Load:
             self._go.set()
 
     async def run(self, pid: int) -> Endpoint:
-        """Wait for readiness and its proof; tell progress, stalls, and then ready, once.
+        """Wait until it is ready and has answered; report progress, stalls, and then ready, once.
 
-        Returns where it serves.
+        Returns its endpoint.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(keep_going, "load progress", partial(self._watch, pid))
@@ -217,8 +217,8 @@ class Load:
     async def _confirm(self) -> Answer:
         """Return the first answer that is not "still loading" (503).
 
-        Any other status is proof enough: /props may ask for the preset's own API key. A child
-        that does not answer is left to `load_stall`.
+        Any other status proves that it serves: /props may ask for the preset's own API key. For a
+        child that does not answer, `load_stall` decides.
         """
         assert self._endpoint is not None
         pause = _FIRST_PAUSE
@@ -234,7 +234,7 @@ class Load:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _watch(self, pid: int) -> None:
-        """Sample the kernel's counters; tell progress at most five times a second, and stalls."""
+        """Sample the kernel's counters; report stalls, and progress up to five times a second."""
         stall = self._spec.load_stall
         while True:
             await asyncio.sleep(min(_SAMPLE_SECONDS, stall / 4))
@@ -258,7 +258,7 @@ class Load:
             self._emit(self._told)
 
     async def _ask_health(self, pid: int) -> None:
-        """Find readiness by `GET /health` = 200, for programs that do not say it."""
+        """Find readiness by `GET /health` = 200, for programs that do not log it."""
         while not self._go.is_set():
             await asyncio.sleep(_HEALTH_SECONDS)
             endpoint = self._endpoint

@@ -1,4 +1,4 @@
-"""What a child wrote: a bounded ring with followers, and a file that can never hold anybody up."""
+"""The output of a child: the last lines in memory for followers, and a file that blocks nothing."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _FLUSH_BYTES: Final = 64 * 1024
 _FLUSH_SECONDS: Final = 0.25
 _PENDING_LIMIT: Final = 4 * MIB
 _WRITERS: Final = Workers(4, "lswap-logs")
-"""Threads of their own: a disk of logs that hangs holds up nothing but logs."""
+"""Threads for log files alone: a disk that hangs holds up only the logs on it."""
 _KEPT: Final = 3
-"""Files that were set aside and are kept."""
+"""How many files that were set aside are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line; numbers count from 1 and never come again. `str()` is the text."""
+    """One line with its number, from 1 and never used again. `str()` is the text."""
 
     number: int
     text: str
@@ -56,8 +56,8 @@ class LogLine:
 class ChildLog:
     """The last lines, at most `capacity` of them and `max_bytes` characters in all.
 
-    May outlive a child and take the next one's lines too. Followers read from the ring itself at
-    their own pace: a slow one misses lines, and is told how many; it costs the writer nothing.
+    It may outlive a child and take the next one's lines too. Followers read at their own pace. A
+    slow one misses lines, and is told how many; it never slows the writer down.
     """
 
     def __init__(self, capacity: int = 2000, max_bytes: int = MIB) -> None:
@@ -91,15 +91,15 @@ class ChildLog:
         return list(islice(self._lines, max(0, len(self._lines) - count), None))
 
     def close(self) -> None:
-        """End all followers once they have read what is there."""
+        """End all followers once they have read the lines that are there."""
         self._closed = True
         self._wake()
 
     async def follow(self, after: int | None = None) -> AsyncIterator[LogLine]:
         """Yield the lines after number `after` (None: only new ones) as they come, until `close`.
 
-        Lines that are gone from the ring before they were read are replaced by one line that says
-        how many; its number is that of the last one missed.
+        One line replaces those that a follower missed, and says how many they were. Its number is
+        that of the last one missed.
         """
         position = self._next if after is None else after + 1
         while True:

@@ -1,11 +1,11 @@
 """Find and kill the children of a supervisor that died without stopping them.
 
 A process is identified by (pid, start time, boot, pid namespace): no other process can have all
-four. A record is acted upon only when the supervisor named in it is dead by the same test, and
-the caller holds the lock of the folder that the record lies in.
+four. lswap acts upon a record only if the supervisor named in it is dead by the same test, and the
+caller holds the lock of the record's folder.
 
-What a child started is found by its cgroup, whose random name nobody else can have; where it had
-none, by a variable that each child has in its environment (`MARK`).
+Processes that a child started are found by its cgroup, which has a random name of its own. If the
+child had no cgroup, they are found by a variable of its environment (`MARK`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _PAUSE: Final = 0.01
 class InstanceRecord:
     """What a restart must know to find a child; one JSON file each.
 
-    `started` and `supervisor_started` are start times as `start_time` gives them. `boot` and
-    `namespace` say where the pids mean something. `cgroup` has the folders of its cgroup, `mark`
-    what it has in its environment.
+    `started` and `supervisor_started` are start times as `start_time` gives them. The pids mean
+    something only in the same `boot` and pid `namespace`. `cgroup` has the folders of its cgroup,
+    `mark` is the value of `MARK` in its environment.
     """
 
     name: str
@@ -185,7 +185,7 @@ def _settle(record: InstanceRecord) -> SweptHow:
 
 
 def _kill_marked(mark: bytes, how: SweptHow) -> SweptHow:
-    """SIGKILL what has `mark` in its environment: what it starts has it, too."""
+    """SIGKILL the processes with `mark` in their environment: children inherit it."""
     deadline = time.monotonic() + _DEATH_SECONDS
     while found := [pid for pid in psutil.pids() if _is_marked(pid, mark)]:
         how = SweptHow.KILLED

@@ -1,13 +1,15 @@
-"""One operating-system process: its own group, its pipes, its death noticed and collected.
+"""One operating-system process: its own group, its pipes, its end noticed and its status collected.
 
-`subprocess.Popen` in the event loop's own thread, rather than the loop's own subprocess support:
-PR_SET_PDEATHSIG follows the spawning *thread*; uvloop and asyncio differ in what they pass on
-(`process_group`) and both reap by themselves, after which a group id may be somebody else's. Here
-the leader stays a zombie until its group is killed, so that a signal can never hit a stranger.
+It is started by `subprocess.Popen` in the event loop's own thread, not by the loop's own subprocess
+support, for three reasons. PR_SET_PDEATHSIG follows the spawning *thread*. uvloop and asyncio
+differ in what they pass on (`process_group`). Both reap by themselves, after which another process
+may have the group id; here the leader stays a zombie until its group is killed, so that a signal
+can never hit a stranger.
 
-The kernel ends only the leader with us, and what it started would stay, with its memory. So it
-lives in a cgroup of its own (`cgroups.py`), where it can have one. A shell joins that and becomes
-the program. Elsewhere it has a keeper (`keeper.py`): a parent that inherits what it starts.
+When lswap dies, the kernel ends only the leader; the processes it started would stay, with their
+memory. So it lives in a cgroup of its own (`cgroups.py`), if it can have one: a shell joins the
+cgroup and becomes the program. Otherwise it has a keeper (`keeper.py`), a parent that inherits what
+it starts.
 
 macOS has neither, nor PR_SET_PDEATHSIG: there, a child in child mode ends when its stdin closes
 (once it has loaded), a guard kills the group of a script or another program, and the orphan sweep
@@ -42,12 +44,12 @@ if TYPE_CHECKING:
 
 _PIPE_SIZE: Final = 256 * 1024
 _READ_SIZE: Final = 16 * 1024  # some 0.6 ms of work: a flood takes turns with everything else
-# How long leftover output may keep us after the group was killed: only a process that left the
+# How long lswap waits for more output after the group was killed: only a process that left the
 # group (its own session) can still hold the pipes then.
 _DRAIN_SECONDS: Final = 0.5
 _STUCK_SECONDS: Final = 5.0
 _GROUP_SECONDS: Final = 2.0
-"""How long the end of one child waits for what it started: that may hang in the kernel."""
+"""How long the end of one child waits for the processes it started: they may hang in the kernel."""
 
 
 class Process:
@@ -69,10 +71,10 @@ class Process:
         self._group = group
         self.pid = popen.pid
         self.sent: set[int] = set()
-        """The signals that it got from us while it ran."""
+        """The signals that lswap sent it while it ran."""
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.oom_kills = 0
-        """How many processes of its cgroup the kernel has ended for want of memory."""
+        """How many processes of its cgroup the kernel has killed because memory ran out."""
         self.killed_at: float | None = None
         self._outputs: list[Output] = []
         self._pidfd = -1
@@ -93,8 +95,8 @@ class Process:
     ) -> Process:
         """Start `argv` in a session of its own; `control` keeps its stdin as a pipe.
 
-        What it starts in turn is not left behind when we are killed: it is in `group`, or has a
-        keeper, or (macOS: a script, or a program with a folder of its own) a guard. Call `begun`
+        Processes that it starts do not stay behind when lswap is killed: it is in `group`, or has a
+        keeper. On macOS a script, or a program with a folder of its own, has a guard. Call `begun`
         next.
 
         Raises OSError when it cannot be executed (missing, not executable, of another machine).
@@ -199,10 +201,10 @@ class Process:
             self._link.send(bytes([number]))
 
     def leave_if_stuck(self) -> bool:
-        """Wait for it no longer if it was killed, and the kernel has not ended it for a while.
+        """Give up waiting for it if it was killed and the kernel has not ended it for a while.
 
         A process in uninterruptible sleep (state D: a disk or a driver that hangs) stays. Returns
-        whether it was left now.
+        whether it gave up now.
         """
         now = asyncio.get_running_loop().time()
         if self.left or self.killed_at is None or now - self.killed_at < _STUCK_SECONDS:
@@ -214,8 +216,8 @@ class Process:
     async def end(self) -> None:
         """Kill what is left of the group, take its last output, reap it, close everything.
 
-        Must be shielded by the caller; a cancellation that comes through all the same only
-        repeats the wait. Returns when the process is gone.
+        The caller must shield it; a cancellation that comes through only repeats the wait.
+        Returns when the process is gone.
         """
         self.kill_group()
         self._watch_exit(asyncio.get_running_loop())
@@ -228,7 +230,7 @@ class Process:
         if closed:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(closed, timeout=_DRAIN_SECONDS)
-        if self._guard is not None:  # before the group's id may be somebody else's
+        if self._guard is not None:  # before another process may get the group's id
             self._guard.kill()
             self._guard.wait()
             assert self._guard.stdin is not None
@@ -236,7 +238,7 @@ class Process:
         if self.left:
             if self._pidfd >= 0:
                 self._forget_exit()
-            self._popen.returncode = -signal.SIGKILL  # so that Popen does not mind
+            self._popen.returncode = -signal.SIGKILL  # or Popen warns that it still runs
         self._popen.wait()
         self._ended = True
         if self._link is not None:
@@ -264,8 +266,8 @@ class Process:
     def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Resolve `exited` when the process is a zombie, without reaping it.
 
-        Where there is no pidfd a thread waits, and reaps at once: the group id is then safe only
-        as long as somebody is in the group.
+        Without a pidfd a thread waits, and reaps at once: the group id is then safe only as long
+        as the group has a process.
         """
         if self._watched:
             return
@@ -297,13 +299,13 @@ class Process:
 
 
 def prepare_to_spawn() -> None:
-    """Find out what every spawn has to know: the first request must not wait for it. Blocks."""
+    """Find out what every spawn needs, before the first request would wait for it. Blocks."""
     _death_wrapper()
     _own_kind()
 
 
 def _guard_of(group: int) -> subprocess.Popen[bytes] | None:
-    """Start the guard of a process group; None where it cannot be started: the sweep remains."""
+    """Start the guard of a process group; None if that fails: the orphan sweep then remains."""
     script = 'trap "" HUP INT TERM; read -r _; kill -s KILL -- "-$0"'
     try:
         return subprocess.Popen(
@@ -320,7 +322,7 @@ def _guard_of(group: int) -> subprocess.Popen[bytes] | None:
 
 
 def _made(group: Group) -> bool:
-    """Make a cgroup; False where that fails: a keeper does what it can."""
+    """Make a cgroup; False if that fails: the child then gets a keeper."""
     try:
         group.make()
     except OSError:
@@ -330,7 +332,7 @@ def _made(group: Group) -> bool:
 
 
 def _joins_by_shell(binary: str, env: Mapping[str, str]) -> bool:
-    """Tell whether /bin/sh can start it: it drops variables with other names than its own."""
+    """Tell whether /bin/sh can start it: a shell drops variables whose names it does not allow."""
     return _is_native(binary) and all(name.isidentifier() and name.isascii() for name in env)
 
 
@@ -344,7 +346,7 @@ def _begins_with(path: str, magic: bytes) -> bool:
 
 @functools.cache
 def _death_wrapper() -> tuple[str, ...]:
-    """Return the `setpriv` words that make the kernel kill the child with us, () if not there.
+    """Return the `setpriv` words that make the kernel kill the child with lswap; () without it.
 
     It needs no preexec_fn, so Python can spawn with vfork. busybox has a setpriv that cannot.
     """
@@ -364,8 +366,8 @@ def _death_wrapper() -> tuple[str, ...]:
 def _is_native(binary: str) -> bool:
     """Tell whether `binary` is a script or a program of this machine's own kind.
 
-    Anything else is executed directly, for the kernel's own verdict: setpriv's execvp would hand
-    a program of another architecture to /bin/sh.
+    Anything else is executed directly, so that the kernel itself refuses it: setpriv's execvp
+    would hand a program of another architecture to /bin/sh.
     """
     try:
         with open_regular(binary) as file:
@@ -408,7 +410,7 @@ class Output:
         self._on_output = on_output
         self.closed: asyncio.Future[None] = loop.create_future()
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # over the user's limit of pipe memory
+            with contextlib.suppress(OSError):  # beyond the user's limit of pipe memory
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         os.set_blocking(pipe.fileno(), False)
         loop.add_reader(pipe.fileno(), self._read)

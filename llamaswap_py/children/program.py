@@ -1,4 +1,4 @@
-"""What differs for a child that is not a llama-server: its words, its lines, when it is ready."""
+"""What differs for a child that is not a llama-server: its command, its output, its readiness."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOTHING: Final = Answer(0, b"")
 
 
 def choose_endpoint(spec: ChildSpec) -> Endpoint:
-    """Return where a program is to listen: its socket, or a port that is free now."""
+    """Return the endpoint at which a program has to listen: its socket, or a free port."""
     if spec.socket_path is not None:
         return Endpoint(path=spec.socket_path)
     with socket.socket() as probe:
@@ -79,7 +79,7 @@ def run_stop(
 
 
 class ProgramLines:
-    """Turn lines into signs, as Readiness does; of a `ready` line is told whatever it is."""
+    """Turns lines into signs, as `Readiness` does, and finds the line that means ready."""
 
     def __init__(self, program: Program) -> None:
         self._text = program.line
@@ -87,7 +87,7 @@ class ProgramLines:
         if program.line is not None:
             with contextlib.suppress(
                 re.error
-            ):  # a text that is not an expression is looked for as it is
+            ):  # if it is not a valid expression, it is looked for as plain text
                 self._pattern = re.compile(program.line)
 
     def feed(self, stream: Stream, line: str) -> list[Sign]:
@@ -105,9 +105,9 @@ class ProgramLines:
 
 
 class ProgramLoad(Load):
-    """One load of a program: ready when a GET succeeds, or when its output says so and it accepts.
+    """One load of a program: ready if a GET succeeds, or its output says so and its port accepts.
 
-    Slots and context are those that `/props` tells, which a llama-server has.
+    Slots and context come from `/props`, if the program has it as a llama-server does.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ProgramLoad(Load):
     async def _ask_health(self, pid: int) -> None:
         """Ask for the path that means readiness until it is there.
 
-        The first time tells whether somebody else has the port already.
+        The first attempt shows whether another program already has the port.
         """
         del pid
         assert self._endpoint is not None
@@ -145,7 +145,7 @@ class ProgramLoad(Load):
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
     async def _confirm(self) -> Answer:
-        """Wait until it accepts a connection; return what it says of its slots, if it does."""
+        """Wait until it accepts a connection; return its slots, if it says them."""
         assert self._endpoint is not None
         pause = _FIRST_PAUSE
         while self._http is None and not await accepts(self._endpoint):

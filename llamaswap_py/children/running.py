@@ -25,7 +25,7 @@ _VERSION: Final = 1
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What an lswap says of itself: its addresses, what it serves, since when (Unix seconds)."""
+    """What an lswap says of itself: addresses, what it serves, time of its start (Unix seconds)."""
 
     urls: tuple[str, ...] = ()
     what: str = ""
@@ -35,7 +35,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A living lswap; `served` is None while it starts, and of another version of lswap."""
+    """A living lswap; `served` is None while it starts, and if its record has another version."""
 
     name: str
     pid: int
@@ -70,11 +70,11 @@ def _age(one: Running) -> tuple[float, int]:
 def start_time(pid: int) -> int | None:
     """Return when a process began, in ticks that tell it from any later one of the same pid.
 
-    None when there is no such process; a zombie counts as none, for it holds nothing. Linux:
+    None if no such process runs; a zombie counts as ended, because it holds nothing. Linux:
     field 22 of /proc/PID/stat (proc(5)); elsewhere microseconds by psutil.
     """
     if not os.path.isdir("/proc/self"):
-        import psutil  # noqa: PLC0415 - commands that ask a running lswap do without it
+        import psutil  # noqa: PLC0415 - commands with `--url` do not need it
 
         try:
             return int(psutil.Process(pid).create_time() * 1e6)
@@ -98,7 +98,7 @@ def living_owner(folder: Path) -> int | None:
 
 
 def write_served(folder: Path, served: Served) -> None:
-    """Replace the record of a runtime folder; a full disk only costs the record."""
+    """Replace the record of a runtime folder; on a full disk only the record is missing."""
     unfinished = folder / f".{_RECORD}"
     with suppress(OSError):
         unfinished.write_bytes(msgspec.json.encode(served))
@@ -106,7 +106,7 @@ def write_served(folder: Path, served: Served) -> None:
 
 
 def remove_served(folder: Path) -> None:
-    """Remove the record: nothing is served any more."""
+    """Remove the record: this lswap does not serve any more."""
     with suppress(OSError):
         (folder / _RECORD).unlink(missing_ok=True)
 
@@ -131,10 +131,10 @@ def base_dir(env: Mapping[str, str]) -> Path:
 
 
 def bases(env: Mapping[str, str]) -> dict[Path, None]:
-    """Return where to look: this shell's folder, and those of others who started an lswap.
+    """Return where to look: this shell's folder, and those of lswaps started in other ways.
 
-    A service has /run/lswap (RuntimeDirectory= of its unit). Without XDG_RUNTIME_DIR, as in cron
-    or after `su`, the folder of the session is looked into too.
+    A service has /run/lswap (RuntimeDirectory= of its unit). If XDG_RUNTIME_DIR is not set, as in
+    cron or after `su`, the folder of the user's session is searched too.
     """
     bases = [base_dir(env)]
     if not env.get("XDG_RUNTIME_DIR"):

@@ -49,7 +49,7 @@ _SWEEP_SECONDS: Final = 5.0
 
 
 class RuntimeDir:
-    """`with RuntimeDir.choose(...) as runtime:` holds the folder until the block ends.
+    """The folder of one supervisor; `with RuntimeDir.choose(...) as runtime:` holds it.
 
     Entering makes the folder (0700), takes its lock and writes the pid file; StateError if
     another lswap holds it, or if it is not ours alone.
@@ -58,7 +58,7 @@ class RuntimeDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.home: Home | None = None
-        """Where the cgroups of the children are, once `contain` has found that there can be any."""
+        """The place of the children's cgroups, once `contain` has made one."""
         self._lock: int | None = None
         self._disk = PatientDisk("lswap-records")
 
@@ -73,10 +73,10 @@ class RuntimeDir:
     ) -> RuntimeDir:
         """Return the folder of a config (by the hash of its real path), or of `--name`.
 
-        `serves` is what else tells two of them apart: folders of models, and addresses where
-        there is no config.
-        Below `$XDG_RUNTIME_DIR/lswap`, else `$RUNTIME_DIRECTORY`, else a folder of this user in
-        the temporary directory. Raises StateError for a name that makes no folder.
+        `serves` also tells two supervisors apart: folders of models, and addresses if there is not
+        a config. The folder lies below `$XDG_RUNTIME_DIR/lswap`, else `$RUNTIME_DIRECTORY`, else a
+        folder of this user in the temporary directory. Raises StateError for a name that cannot be
+        a folder's.
         """
         base = base_dir(os.environ if env is None else env)
         return cls(base / folder_name(config_path, name, serves))
@@ -100,7 +100,7 @@ class RuntimeDir:
     ) -> None:
         """Release the folder. The lock file stays: removing it could give two owners one name."""
         if self._lock is not None:
-            with contextlib.suppress(OSError):  # a disk that hangs keeps nobody from ending
+            with contextlib.suppress(OSError):  # a disk that hangs must not delay the end
                 if self.home is not None:
                     self.home.close()
                     if not any(map(os.path.exists, self.home.folders)):
@@ -126,7 +126,7 @@ class RuntimeDir:
         return path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
 
     def contain(self) -> None:
-        """Make a place for cgroups of the children, where the system allows; call it once."""
+        """Make a place for the children's cgroups, if the system allows it; call it once."""
         home = self.home = Home.open()
         if home is None:
             return
@@ -137,7 +137,7 @@ class RuntimeDir:
         home.guard()
 
     def group(self, name: str, limits: Mapping[str, int]) -> Group | None:
-        """Return the cgroup for a child; None where there can be none."""
+        """Return the cgroup for a child; None if it cannot have one."""
         return self.home.group(name, limits) if self.home is not None else None
 
     def record(
@@ -193,7 +193,7 @@ def folder_name(config_path: Path | None, name: str | None, serves: Sequence[str
 def make_private(folder: Path) -> None:
     """Make `folder` 0700, or check that it is a real folder of ours; StateError otherwise.
 
-    One that others may only read is closed to them; one that they could write to is refused.
+    If others may only read it, it is closed to them; if they can write to it, it is refused.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def make_private(folder: Path) -> None:
 
 
 def _take_lock(folder: Path) -> int | None:
-    """Return the locked pid file of `folder`, None when somebody else holds it."""
+    """Return the locked pid file of `folder`, None if another lswap holds the lock."""
     fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,8 +232,8 @@ def _take_lock(folder: Path) -> int | None:
 def _claim(folder: Path) -> int:
     """Return the locked pid file; StateError when another supervisor has it.
 
-    A neighbour's sweep holds the lock for a moment too, without writing its pid there: that is
-    waited for.
+    The sweep of a neighbour holds the lock for a moment too, without writing its pid there: this
+    waits for that.
     """
     deadline = time.monotonic() + _SWEEP_SECONDS
     while True:
@@ -267,7 +267,7 @@ def _sweep_neighbour(folder: Path) -> list[Swept]:
 
 
 def _sweep_folder(folder: Path) -> list[Swept]:
-    """Settle the records of a folder whose lock we hold; its sockets go with the last of them."""
+    """Settle the records of a folder whose lock we hold; with the last one remove its sockets."""
     swept = sweep(folder / _RECORDS)
     sweep_file(folder / _CGROUPS)
     if not any((folder / _RECORDS).glob("*.json")):

@@ -1,4 +1,4 @@
-"""Watch over a child that serves: look at it now and then, and ask it when it is silent."""
+"""Watches a child that serves: looks at it at intervals, and asks for its slots if it is silent."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from llamaswap_py.endpoint import Endpoint
 
 _LOOKS: Final = 32
-"""Looks in the time that a child may be silent."""
+"""Number of looks in the time that a child may be silent."""
 _IDLE_LOOKS: Final = 8
-"""The same while no request is open: of that time only a short pause can count as silence."""
+"""The same while no request is open: at most one short pause of that time counts as silence."""
 
 _PROGRAM_BUSY: Final = 0.01
-"""The share of its silence that is work of another program, which may wait for a GPU mostly."""
+"""The share of its silence that processor time must reach to count as work, for other programs than
+llama-server: they may mostly wait for a GPU."""
 
 
 async def watch_child(
@@ -39,7 +40,7 @@ async def watch_child(
     *,
     program: bool,
 ) -> str:
-    """Return what a child, or another `program`, does not show any more; a bug here harms none."""
+    """Return which signs of life a child, or another `program`, lacks; a bug here ends no child."""
     watch = watch_program if program else watch_llama_server
     look = partial(watch, pid, endpoint, patience, requests, lines)
     silence = await keep_going("liveness", look)
@@ -53,9 +54,10 @@ async def watch_llama_server(
     requests: Callable[[], Requests],
     lines: Callable[[], int],
 ) -> str:
-    """Return what a child does not show any more, once it counts as hung.
+    """Return which signs of life a child lacks, once it counts as hung.
 
-    An idle child costs a comparison every other second; one that answers, a look into /proc.
+    For an idle child each look is only a comparison, every other second; for one that answers it
+    reads /proc.
     """
     loop = asyncio.get_running_loop()
     pause, idle_pause = min(BEAT, patience / _LOOKS), min(BEAT, patience / _IDLE_LOOKS)
@@ -78,7 +80,7 @@ async def watch_llama_server(
 
 
 async def _slots(endpoint: Endpoint, patience: float) -> bytes | None:
-    """Return what the child says of its slots, None when it does not."""
+    """Return the child's answer to /slots, None if it does not answer."""
     try:
         answer = await get(endpoint, "/slots", patience)
     except OSError:
@@ -93,10 +95,10 @@ async def watch_program(
     requests: Callable[[], Requests],
     lines: Callable[[], int],
 ) -> str:
-    """Return what another program does not show any more, once it counts as hung.
+    """Return which signs of life another program lacks, once it counts as hung.
 
-    It is judged only while it owes an answer, by the work of all its processes, and not at all
-    where none of them holds the socket: what serves is then somewhere else (a container).
+    It is judged only while it owes an answer, by the work of all its processes. If none of them
+    holds the socket, it is not judged: another process serves (a container).
     """
     loop = asyncio.get_running_loop()
     pause = min(BEAT, patience / _LOOKS)
