@@ -181,7 +181,10 @@ async def test_the_log_of_a_model(lab: Lab) -> None:
         await seat.sees("listening on")  # what llama-server says
         await seat.sees("none is open")  # reading a log is not a request for a model
         await seat.resize(80, 15)
-        await seat.press("tab", "tab", "up", "up")
+        await seat.press("tab", "tab")
+        await seat.sees("d decisions")  # the pane is there, at its end
+        await seat.sees("listening on")
+        await seat.press("up", "up")
         await seat.sees("LOG alpha", "2 lines below")
         await seat.press("z")
         await seat.until(lambda: "MODELS" not in seat.text)
