@@ -42,14 +42,6 @@ class _Ticket:
         self._lease.began(time.monotonic())
         return self._lease
 
-    def take(self) -> Lease:
-        """As `Leases.lease_at_once` does."""
-        self._lease.arrived = time.monotonic()
-        return self._lease
-
-    def give_back(self, *, well: bool) -> None:
-        """As `Ticket.give_back`, of what is never used up."""
-
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -86,10 +78,6 @@ class AlwaysReady:
     def lease(self, preset: str, **_: object) -> _Ticket:
         return _Ticket(self._endpoints[preset], preset)
 
-    def lease_at_once(self, preset: str, **_: object) -> tuple[_Ticket, Lease]:
-        ticket = self.lease(preset)
-        return ticket, ticket.take()
-
 
 async def _main(port: int, upstream: str) -> None:
     stop = asyncio.Event()
@@ -97,7 +85,7 @@ async def _main(port: int, upstream: str) -> None:
     async with UpstreamPool() as pool:
         app = App(cast("Supervisor", AlwaysReady({"stub": Endpoint(path=upstream)}, pool)))
         sockets = [bind(Endpoint(port=port))]
-        async with serve(sockets, app.handle, on_wire_error=render_wire_error, begin=app.begin):
+        async with serve(sockets, app.handle, on_wire_error=render_wire_error):
             await stop.wait()
 
 

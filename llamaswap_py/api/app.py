@@ -13,7 +13,6 @@ from llamaswap_py.api import pages, routes
 from llamaswap_py.api.auth import Access, Cors, HostRule, own_names
 from llamaswap_py.api.counters import Counters
 from llamaswap_py.api.errors import draining
-from llamaswap_py.api.fast_path import Express
 from llamaswap_py.api.read_body import refuse_coded_body
 from llamaswap_py.api.request import Call, Route, Services
 from llamaswap_py.api.route_match import meaning_of
@@ -68,21 +67,18 @@ class App:
         self._cors = Cors(config.cors.origins)
         self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
         self._numbers = count(1)
-        self._express = Express(self.services, self.new_id, self._close)
-        self.begin = self._express.begin
-        """What wire.serve() asks first."""
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
-        call, exchange.begun = exchange.begun, None
-        if not isinstance(call, Call):
-            call = self._open(exchange)
+        call = self._open(exchange)
         call.task = asyncio.current_task()
         try:
-            if call.early is None:
-                await self._dispatch(call)
-            else:
+            meaning = call.meaning
+            if meaning.plain and meaning.keys is self.services.access.keys:
+                self._let_in_again(call)
                 await call.route.handle(call)
+            else:
+                await self._dispatch(call)
         except ApiError as error:
             self._fail(call, error)
             without_frames(error)
@@ -101,8 +97,6 @@ class App:
             call.outcome = "internal"
             self._fail(call, _internal(call.id), cause=error)
         finally:
-            if call.early is not None:
-                call.early.give_back(well=False)
             self._close(call)
 
     def new_id(self) -> str:
@@ -114,10 +108,12 @@ class App:
         return any(one.counted for one in self.services.calls.values())
 
     def _open(self, exchange: Exchange) -> Call:
+        head = exchange.head
+        id = self._request_id(head) if b"x-request-id" in head.first else self.new_id()
         meaning = meaning_of(exchange, self.services.supervisor.config)
-        call = Call(self.services, exchange, self._request_id(exchange.head), _NO_ROUTE, meaning)
-        self.services.calls[call.id] = call
-        call.stamp()
+        call = Call(self.services, exchange, id, _NO_ROUTE, meaning)
+        self.services.calls[id] = call
+        exchange.response_lines = call.id_line
         return call
 
     def _close(self, call: Call) -> None:
@@ -170,6 +166,17 @@ class App:
         if meaning.relayed and not self._cors.on:
             meaning.let_in(self.services.access.keys, call.key, call.principal)
         await route.handle(call)
+
+    def _let_in_again(self, call: Call) -> None:
+        """Let a request in whose head was let in before. Raises ApiError."""
+        meaning = call.meaning
+        assert meaning.route is not None
+        call.route, call.family, call.key = meaning.route, meaning.family, meaning.key
+        if meaning.key is not None:
+            self.services.access.claim(meaning.key, call.exchange)
+        limit = meaning.config.limits.max_in_flight
+        self.services.access.enter(meaning.principal, meaning.key, limit)
+        call.counted = meaning.principal
 
     def _cross_origin(self, call: Call) -> bool:
         """Answer a preflight; else add to the answer what pages of other origins need."""

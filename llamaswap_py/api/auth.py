@@ -113,7 +113,7 @@ class Access:
         `default` is the limit if the key has none of its own; 0: no limit. A request that
         `replaces` a counted one may exceed the limit by one, until the older one has ended.
         """
-        most = limit_of(key, default)
+        most = default if key is None or key.max_in_flight is None else key.max_in_flight
         count = self.in_flight.get(principal, 0)
         if most and count >= most + replaces:
             raise _too_many(principal, key, count)
@@ -127,11 +127,6 @@ class Access:
             in_flight[principal] = count - 1
         elif count:
             del in_flight[principal]
-
-
-def limit_of(key: ApiKey | None, default: int) -> int:
-    """Return how many requests may be open at once; 0: no limit."""
-    return default if key is None or key.max_in_flight is None else key.max_in_flight
 
 
 def _too_many(principal: str, key: ApiKey | None, count: int) -> ApiError:

@@ -37,13 +37,12 @@ _PIECE: Final = 256 * KIB
 """Bytes of small pieces that are joined before they are sent."""
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct):
     """What a body asks for: `model` is None if it names no model."""
 
     model: str | None = None
     stream: bool = False
-    _json: bytes = field(default=b"", repr=False, compare=False)
+    _json: bytes = b""
 
     @property
     def plain(self) -> bool:
@@ -182,12 +181,13 @@ def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
     return _ask_of_json(body, skim)
 
 
-def name_in(body: bytes) -> str | None:
-    """Return the model that an ordinary JSON body names; None: `read_ask` has to look."""
+def usual_ask(body: bytes) -> Ask | None:
+    """Return what an ordinary JSON body asks for; None: `read_ask` has to look."""
     try:
-        return _USUAL.decode(body).model or None
+        usual = _USUAL.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    return Ask(usual.model, usual.stream, body)
 
 
 def looks_like_json(body: bytes) -> bool:

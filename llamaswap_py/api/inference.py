@@ -8,10 +8,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from llamaswap_py.api.body import NOTHING, Ask, filter_body, read_ask
+from llamaswap_py.api.body import NOTHING, Ask, filter_body, read_ask, usual_ask
 from llamaswap_py.api.capture import Tap
 from llamaswap_py.api.child_routes import reach
 from llamaswap_py.api.errors import refusal_event, upstream_failed
+from llamaswap_py.api.large_body import STEP
+from llamaswap_py.api.media_urls import may_hold
 from llamaswap_py.api.read_body import (
     SKIPPED,
     check_media,
@@ -57,6 +59,15 @@ _NOTICE_EVERY: Final = 10.0
 async def relay(call: Call) -> None:
     """Read the body, learn the model, relay to an instance of it."""
     head = call.exchange.head
+    if call.meaning.plain and 0 < (head.content_length or 0) <= STEP:
+        limit = call.supervisor.config.limits.body
+        body = call.exchange.small_body(limit) or await call.exchange.read_body(limit)
+        if (ask := _plain(call, body)) is not None:
+            request = build_request(call, head.path, body)
+            await _to_instance(
+                call, call.model, request, ask=ask, scheduling=call.meaning.scheduling
+            )
+            return
     if call.route.free and (head.query or head.content_length != 0):
         call.count()  # it is a model's, or it sends something
     content_type = head.get(b"content-type") or b""
@@ -102,6 +113,24 @@ async def relay(call: Call) -> None:
         call.supervisor.instances.replays.add(call.model, head.path, body.join())
 
 
+def _plain(call: Call, body: Body) -> Ask | None:
+    """Return what a body asks for if it goes to its model as it is; None: look closer."""
+    text = body.join()
+    if not call.supervisor.config.allow_media_urls and may_hold(text):
+        return None
+    ask = usual_ask(text)
+    if ask is None or not ask.model:
+        return None
+    preset = call.supervisor.names.fixed(ask.model)
+    if preset is None:
+        return None
+    about = call.supervisor.config.models[preset]
+    if about.request is not NO_FILTERS or about.when_full.startswith(SUBSTITUTE):
+        return None
+    call.model = call.asked = preset
+    return ask
+
+
 async def pass_through(call: Call) -> None:
     """Relay `/upstream/{model}/PATH` as PATH, a WebSocket too."""
     head = call.exchange.head
@@ -143,6 +172,7 @@ async def _to_instance(
     request: UpstreamRequest,
     *,
     ask: Ask = NOTHING,
+    scheduling: SchedulingOptions | None = None,
     tunnel: bool = False,
     translate: Callable[[], Translator] | None = None,
     answer: Callable[[int, bytes], None] | None = None,
@@ -153,22 +183,21 @@ async def _to_instance(
     since: float | None = None
     died: int | None = None  # the epoch of the instance that did
     patience = 0.0
-    scheduling = _scheduling(call, ask, preset)
+    scheduling = scheduling or _scheduling(call, ask, preset)
     if call.services.captures is not None and call.route.slot:
         _capture(call, request.body)
     while True:
-        early, call.early = call.early, None
-        if call.cancelled is not None and early is None:
+        if call.cancelled is not None:
             raise call.cancelled
-        call.ticket = early or call.supervisor.lease(
+        call.ticket = call.supervisor.lease(
             preset,
-            client=call.principal,
+            client=call.counted or call.principal,
             request_id=call.id,
             slot=call.route.slot,
             autoload=may_load(call),
             since=since,
             scheduling=scheduling,
-            notice=_notice(call, preset, ask),
+            notice=lambda: _notice(call, preset, ask),
         )
         if conversation is not None:
             conversation.lease, call.ticket.stays = None, True
@@ -176,13 +205,15 @@ async def _to_instance(
             since = lease.arrived
             call.granted(lease)
             lease.on_revoke(lambda reason: cut(call, reason))
-            result = await _relay_once(
-                *(call, lease, request),
-                tunnel=tunnel,
-                translate=translate,
-                answer=answer,
-                conversation=conversation,
-            )
+            collect = answer is not None or call.exchange.padded
+            if conversation is None:
+                result = await send(call, lease, request, tunnel, translate, collect=collect)
+            else:
+                result = await _send_lasting(call, lease, request, conversation, collect=collect)
+            if result.outcome is Outcome.CUT:
+                lease.outcome = call.outcome = "cut"
+            elif result.outcome is not Outcome.COMPLETE:
+                lease.outcome = call.outcome = "upstream_error"
         if result.refusal is not None:
             _pass_on(call, result.status, result.refusal, answer)
             return
@@ -258,36 +289,27 @@ def _notice(call: Call, preset: str, ask: Ask) -> Notice | None:
     return Notice(waiting.notice, _NOTICE_EVERY, send if ask.stream else pad)
 
 
-async def _relay_once(
+async def _send_lasting(
     call: Call,
     lease: Lease,
     request: UpstreamRequest,
+    conversation: ResumableStream,
     *,
-    tunnel: bool,
-    translate: Callable[[], Translator] | None,
-    answer: Callable[[int, bytes], None] | None,
-    conversation: ResumableStream | None,
+    collect: bool,
 ) -> RelayResult:
-    """Relay once, and tell the lease how it went."""
-    if conversation is not None:
-        conversation.lease, conversation.preset = lease, lease.preset
+    """Send a request whose answer may outlive its client."""
+    conversation.lease, conversation.preset = lease, lease.preset
     ticket = call.ticket
     assert ticket is not None
     try:
-        collect = answer is not None or call.exchange.padded
-        result = await send(call, lease, request, tunnel, translate, collect=collect)
+        result = await send(call, lease, request, collect=collect)
     except asyncio.CancelledError:  # the client has left
-        if conversation is not None:
-            # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
-            call.supervisor.streams.hold(conversation, ticket, lease, call.hand_over_count())
+        # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
+        call.supervisor.streams.hold(conversation, ticket, lease, call.hand_over_count())
         raise
     if result.outcome is Outcome.CUT:
-        lease.outcome = call.outcome = "cut"
-        if conversation is not None:
-            call.supervisor.streams.hold_until_stopped(conversation, ticket, lease)
-            conversation.lease = None  # it waits once more, or has ended
-    elif result.outcome is not Outcome.COMPLETE:
-        lease.outcome = call.outcome = "upstream_error"
+        call.supervisor.streams.hold_until_stopped(conversation, ticket, lease)
+        conversation.lease = None  # it waits once more, or has ended
     return result
 
 

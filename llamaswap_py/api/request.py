@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from llamaswap_py.api.auth import lacks, limit_of
+from llamaswap_py.api.auth import lacks
 from llamaswap_py.api.errors import (
     Family,
     cancelled,
@@ -21,10 +21,12 @@ from llamaswap_py.api.errors import (
     model_not_found,
     upstream_failed,
 )
+from llamaswap_py.api.scheduling_headers import PARTICULAR
 from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.messages import forward_lines
 from llamaswap_py.proxy.principals import principal_of
+from llamaswap_py.supervisor.leases import SchedulingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -110,17 +112,17 @@ class Meaning:
     """A body of JSON is sent to a child as it is, once more where a child died unseen."""
     trusted: bool = False
     """The Host/Origin rule has been asked."""
-    express: bool = False
-    """A request was let in that nothing is asked of but whether its model is ready."""
+    plain: bool = False
+    """A request was let in that asks for nothing but its model."""
+    scheduling: SchedulingOptions = PARTICULAR
+    """What it then asks of the scheduler."""
     keys: KeyRing | None = None
     key: ApiKey | None = None
     """Which keys were asked then, and whose request it was."""
     principal: str = ""
-    most: int = 0
-    """Whose it counts as then, and how many that one may have open; 0: as many as there are."""
+    """Whose it counts as then."""
     way: Way | None = None
     """How a path goes to a llama-server, where any key may ask for that."""
-    _start: bytes = b""
     _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
 
     def lines(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
@@ -131,19 +133,12 @@ class Meaning:
             self._lines[dropped] = lines
         return lines
 
-    def start(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
-        """Return what the head for a child begins with: the request line and those lines."""
-        if not self._start:
-            head = exchange.head
-            line = f"{head.method} {head.path} HTTP/1.1\r\n".encode()
-            self._start = line + self.lines(exchange, dropped)
-        return self._start
-
     def let_in(self, keys: KeyRing | None, key: ApiKey | None, principal: str) -> None:
         """A request was let in: those like it are while the `keys` are these."""
         self.keys, self.key, self.principal = keys, key, principal
-        self.most = limit_of(key, self.config.limits.max_in_flight)
-        self.express = self.relayed and (key is None or (key.models is None and not key.priority))
+        self.plain = self.relayed and (key is None or (key.models is None and not key.priority))
+        weight = 1 if key is None else key.weight
+        self.scheduling = SchedulingOptions(substitutable=False, weight=weight)
 
 
 @dataclass(slots=True, eq=False)
@@ -190,8 +185,6 @@ class Call:
     extra: Headers = ()
     """Headers of whatever answer follows, besides its own."""
     ticket: Ticket | None = None
-    early: Ticket | None = None
-    """One that was taken at once, until somebody has entered or released it."""
     tap: Tap | None = None
     """What is captured of it."""
     cancelled: ApiError | None = None
@@ -223,6 +216,8 @@ class Call:
         self.supervisor = services.supervisor
         self.exchange = exchange
         self.id = id
+        self.id_line = b"x-request-id: %b\r\n" % id.encode("ascii")
+        """A header line, for the answer and for the child."""
         self.route = route
         self.meaning = meaning
         self.began = time.monotonic()
@@ -399,7 +394,7 @@ class Call:
 
     def stamp(self) -> None:
         """Write the headers that every answer carries; later calls replace them."""
-        lines = b"x-request-id: %b\r\n" % self.id.encode("ascii")
+        lines = self.id_line
         if self.model:
             lines += _leased_lines(self.model, int(self.queue_ms), int(self.load_ms))
         for pair in self.extra:

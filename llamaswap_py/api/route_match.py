@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.messages import RequestHead
 
 _JSON: Final = b"application/json"
-_PARTICULAR: Final = frozenset({b"x-request-id", b"x-conversation-id"})
-"""Headers that name one request."""
 
 
 def meaning_of(exchange: Exchange, config: Config) -> Meaning:
     """Return what the head of `exchange` means under `config`."""
     head = exchange.head
-    known = head.memo
+    known = head.memo.value
     if isinstance(known, Meaning) and known.config is config:
         return known
     methods, captured = routes.look_up(head.path)
@@ -31,7 +29,7 @@ def meaning_of(exchange: Exchange, config: Config) -> Meaning:
     family, template = family_of(head.path), routes.template(head.path)
     wishless = asks_nothing(head)
     relayed = wishless and route is not None and _is_relayed(head, route)
-    meaning = head.memo = Meaning(
+    meaning = head.memo.value = Meaning(
         config, methods, route, captured, family, template, wishless, relayed
     )
     return meaning
@@ -44,5 +42,5 @@ def _is_relayed(head: RequestHead, route: Route) -> bool:
         and head.method == "POST"
         and not head.query
         and (head.get(b"content-type") or _JSON).lower().startswith(_JSON)
-        and head.first.keys().isdisjoint(_PARTICULAR)
+        and b"x-conversation-id" not in head.first
     )

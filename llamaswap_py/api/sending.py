@@ -17,7 +17,7 @@ import msgspec
 from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.dial import is_refusal, note_refusal
-from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest
+from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest, varied_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,8 @@ def build_request(call: Call, target: str, body: Body) -> UpstreamRequest:
     """Return what a child gets of a request: its method, its headers but for DROPPED, a body."""
     head = call.exchange.head
     lines = call.meaning.lines(call.exchange, DROPPED)
+    if head.varied:
+        lines += varied_lines(head, drop=DROPPED)
     return UpstreamRequest(head.method, target, [], body, lines)
 
 
@@ -105,7 +107,8 @@ async def send(
             translate=translate,
             collect=collect,
         )
-    if nothing_sent(result):  # before its lease is given back, and granted to somebody else
+    if result.outcome is Outcome.UNREACHABLE:
+        # before its lease is given back, and granted to somebody else
         note_refusal(lease.endpoint, result.errno)
     elif result.outcome is Outcome.DIED_BEFORE_HEAD:
         call.supervisor.instances.doubt(lease.key)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio.tasks import _enter_task, _leave_task
 from typing import TYPE_CHECKING, Final, cast
 
 from llamaswap_py.errors import without_frames
 from llamaswap_py.proxy.deadline import Wait
+from llamaswap_py.proxy.eager import rest
 from llamaswap_py.proxy.exchange import NO_HEAD, Exchange, refuse
 from llamaswap_py.proxy.incoming import Incoming
 from llamaswap_py.proxy.messages import WireError
@@ -15,6 +17,9 @@ from llamaswap_py.proxy.sockets import LARGE, end_output, reset_on_close
 from llamaswap_py.tasks.guard import report
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine
+    from typing import Any
+
     from llamaswap_py.proxy.messages import RequestHead
     from llamaswap_py.proxy.relay import Relay
     from llamaswap_py.proxy.server import Server
@@ -40,6 +45,14 @@ class ClientConnection(Incoming):
         self._lost = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._tunnel: Relay | None = None
+        #: the handler of the current request, where it has begun without the task
+        self._begun: Coroutine[Any, Any, bool] | None = None
+        #: what it waits for; None while it runs, or where the task goes on with it
+        self._awaited: asyncio.Future[Any] | None = None
+        #: the same, where the task is to go on with it
+        self._handed: tuple[asyncio.Future[Any] | None] | None = None
+        #: no request is served after the current one
+        self._over = False
 
     # --- protocol interface -------------------------------------------------------------------
 
@@ -58,14 +71,14 @@ class ClientConnection(Incoming):
             self._input.took_much()
         if self._tunnel is not None:
             self._tunnel.upstream.send(data)
-        elif (
-            self._waits
-            and (known := self._repeated.known) is not None
-            and (request := known.read(data)) is not None
-        ):
-            self._take_whole(*request)
+        elif self._waits and (exchange := self._take_known(data)) is not None:
+            self._start(exchange)
+        elif self._left and not self._held.size:
+            self._take_rest(data)
+            self._begin()
         elif self._may_parse():
             self._parse(data)
+            self._begin()
         elif self._upgrading or not self.last:
             self._hold(data)
 
@@ -111,6 +124,11 @@ class ClientConnection(Incoming):
         """The answer to the current request is the last one here."""
         return self.last and not self._queue
 
+    @property
+    def at_once(self) -> bool:
+        """The handler has not waited for anything that its task has to wait for."""
+        return self._begun is not None and self._handed is None
+
     def await_body(self, waiting: bool) -> None:
         """A reader waits for the body, or has what it wanted."""
         if waiting:
@@ -129,6 +147,7 @@ class ClientConnection(Incoming):
         self.transport.abort()
         if self._receiving is not None:
             self._receiving.intake.fail(WireError(400, "the connection was aborted"))
+            self.woken()
         self.outflow.close()
 
     def abandon(self) -> None:
@@ -171,16 +190,14 @@ class ClientConnection(Incoming):
         if self._current is None and not self._queue and self._receiving is None:
             self._wake()
 
-    def answered(self, exchange: Exchange) -> None:
-        """An exchange that was begun at once is over."""
-        self._current = None
-        exchange.release()
-        self.last = self.last or not exchange.keep_alive
-        if self.last or self._held.size or self._half_closed:
-            self._wake()
-        elif not self.closed:
-            self._waits = True
-            self._deadline.set(Wait.IDLE, self._limits.idle)
+    def woken(self, *, at_once: bool = False) -> None:
+        """What the handler waits for is here; `at_once`: it goes on in this very call."""
+        if self._awaited is None:
+            return  # it runs, or its task does
+        if at_once and not self.closed:
+            self._step()
+        else:
+            self._hand_over()
 
     def start_tunnel(self, relay: Relay) -> None:
         """From here on every byte goes to the relay's upstream."""
@@ -195,25 +212,88 @@ class ClientConnection(Incoming):
 
     # --- requests that have come ---------------------------------------------------------------
 
-    def _take(self, head: RequestHead) -> Exchange:
+    def _take(self, head: RequestHead, whole: bytes | None = None) -> Exchange:
         self._deadline.clear()
-        exchange = Exchange(self, head)
-        self.hand_over(exchange)
-        return exchange
+        return Exchange(self, head, whole)
 
-    def _take_whole(self, head: RequestHead, body: bytes) -> None:
-        """Take a request that is here in full; begin its answer where nothing has to be awaited."""
-        self._last_input = self._loop.time()
-        self._deadline.clear()
-        exchange = Exchange(self, head, body)
-        self.last = self.last or not head.keep_alive
-        if self._waits:
-            self._waits = False
-            self._current = exchange
-            if self._server.begin(exchange, body):
-                return
-            self._current = None
-        self.hand_over(exchange)
+    # --- a handler that begins, and may end, without the task ----------------------------------
+    #
+    # What has not to wait wakes no task, and makes no turn of the event loop. Until its first wait
+    # the handler runs as a part of the task, which waits meanwhile: what asks for the current task
+    # (a timeout, a task group) finds the one that will go on.
+
+    def _begin(self) -> None:
+        """Go on with what has come: in this call where the task waits for it, else in the task."""
+        if self._awaited is not None:
+            if self._awaited.done():
+                self.woken(at_once=True)
+            return
+        if not self._queue:
+            return
+        first, arrival = self._queue[0], self._arrival
+        if (
+            len(self._queue) > 1
+            or self._current is not None
+            or arrival is None
+            or arrival.done()
+            or isinstance(first, WireError)
+        ):
+            self._wake()
+            return
+        self._queue.clear()
+        self._start(first)
+
+    def _start(self, exchange: Exchange) -> None:
+        self._waits = False
+        self._begun = self._serve(exchange)
+        self._step()
+
+    def _step(self) -> None:
+        """Run the handler until it waits; for what this connection does not tell, the task does."""
+        assert self._begun is not None
+        task = self._task
+        assert task is not None
+        try:
+            _enter_task(self._loop, task)
+        except RuntimeError:  # it is a task that told this connection
+            self._hand_over()
+            return
+        self._awaited = None
+        try:
+            awaited = self._begun.send(None)
+        except StopIteration as end:
+            goes_on = end.value
+        except BaseException:
+            self._begun = None
+            self.abandon()
+            raise
+        else:
+            self._awaited = awaited
+            if awaited is None or self._current is None or awaited is not self._current.awaited:
+                self._hand_over()
+            return
+        finally:
+            _leave_task(self._loop, task)
+        self._begun = None
+        self._over = not goes_on
+        if (
+            self._over
+            or self.last
+            or self._held.size
+            or self._half_closed
+            or self._receiving is not None
+            or self._parser.in_head
+            or not self.outflow.writable
+        ):
+            self._wake()
+        elif not self.closed:
+            self._waits = True
+            self._deadline.set(Wait.IDLE, self._limits.idle)
+
+    def _hand_over(self) -> None:
+        """Let the task go on with the handler."""
+        self._handed, self._awaited = (self._awaited,), None
+        self._wake()
 
     # --- one request after another ------------------------------------------------------------
 
@@ -225,7 +305,7 @@ class ClientConnection(Incoming):
                     if isinstance(item, WireError):
                         self._refuse(item, None)
                         break
-                    if not await self._serve(item):
+                    if not await item:
                         break
                     await self._share()
                 await self._leave()
@@ -238,9 +318,9 @@ class ClientConnection(Incoming):
     def _end(self) -> None:
         self.closed = True
         self._detach()
-        for item in self._queue:
-            if isinstance(item, Exchange):
-                item.forsake()
+        if self._begun is not None:
+            self._begun.close()
+            self._begun = None
         self._deadline.close()
         self.transport.abort()
         self._release()
@@ -257,28 +337,54 @@ class ClientConnection(Incoming):
         self._task = self._arrival = None
         self._parser.close()
 
-    async def _next(self) -> Exchange | WireError | None:
-        while not self._queue:
-            if self.closed or (self.last and self._receiving is None):
+    async def _next(self) -> Awaitable[bool] | WireError | None:
+        """Wait for a request to serve, or to go on with; None: there is none after it."""
+        while True:
+            if self._begun is not None:
+                if self._handed is not None:
+                    return self._rest(self._handed[0])
+            elif self._queue:
+                item = self._queue.popleft()
+                return item if isinstance(item, WireError) else self._serve(item)
+            elif self.closed or self._over or (self.last and self._receiving is None):
                 return None
-            if self._held.size:
+            elif self._held.size:
                 self._parse_held()
                 self.resume_input()
                 continue
-            self.resume_input()
-            if self._half_closed:
+            elif not self._await_client():
                 return None
-            if self._receiving is not None:
-                self._deadline.set(Wait.BODY, self._limits.body_idle)
-            elif self._parser.in_head:
-                self._await_head()
-            else:
-                self._deadline.set(Wait.IDLE, self._limits.idle)
             self._arrival = self._loop.create_future()
-            self._waits = not self._parser.in_head and self._receiving is None
-            await self._arrival
+            try:
+                await self._arrival
+            except asyncio.CancelledError:
+                if self._begun is None:
+                    raise
+                return self._rest(None, cancel=True)
             self._served = 0
-        return self._queue.popleft()
+
+    def _await_client(self) -> bool:
+        """Let the client send more, in its time; False: it sends nothing more."""
+        self.resume_input()
+        if self._half_closed:
+            return False
+        if self._receiving is not None:
+            self._deadline.set(Wait.BODY, self._limits.body_idle)
+        elif self._parser.in_head:
+            self._await_head()
+        else:
+            self._deadline.set(Wait.IDLE, self._limits.idle)
+        self._waits = not self._parser.in_head and self._receiving is None
+        return True
+
+    def _rest(
+        self, awaited: asyncio.Future[Any] | None, *, cancel: bool = False
+    ) -> Awaitable[bool]:
+        """Go on with the handler that has begun, which waits; or cancel it there."""
+        begun = self._begun
+        assert begun is not None
+        self._begun = self._awaited = self._handed = None
+        return rest(begun, awaited, cancel=cancel)
 
     async def _serve(self, exchange: Exchange) -> bool:
         """Run the handler; tell whether the connection can take another request."""
@@ -299,7 +405,8 @@ class ClientConnection(Incoming):
         if not exchange.finished:
             self.abort()
         self._current = None
-        goes_on = not self.closed and exchange.keep_alive and exchange.intake.discard()
+        intake = exchange.intake
+        goes_on = exchange.keep_alive and not self.closed and (intake.complete or intake.discard())
         exchange.release()
         return goes_on
 

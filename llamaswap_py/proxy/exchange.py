@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.proxy.dating import date_line
@@ -20,6 +19,7 @@ from llamaswap_py.proxy.messages import (
 from llamaswap_py.proxy.relay import Relay
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from llamaswap_py.endpoint import Endpoint
@@ -48,10 +48,6 @@ class Exchange:
     finished: bool = False
     # The answer, as the relay needs it
     running: Relay | None = None
-    #: what the handler's `begin` made of it
-    begun: object = None
-    #: the relay that was started at once, ended otherwise than well
-    _first: Relay | None = None
     cut_event: bytes | None = None
     cut_reason = ""
     #: what a WebSocket is then closed with
@@ -67,7 +63,6 @@ class Exchange:
     ends_by_closing = False
     _bodiless = False
     _sent = 0
-    _done: Callable[[Exchange, RelayResult], None]
 
     def __init__(
         self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
@@ -88,6 +83,11 @@ class Exchange:
     def bytes_sent(self) -> int:
         """Bytes of the answer handed to the client's connection so far, heads included."""
         return self._sent + (self.running.passed if self.running is not None else 0)
+
+    @property
+    def awaited(self) -> asyncio.Future[None] | None:
+        """What its handler waits for, where its connection or its relay tells: a body, an end."""
+        return self.intake.waiter if self.running is None else self.running.done
 
     @property
     def events_relayed(self) -> int:
@@ -254,69 +254,25 @@ class Exchange:
 
         Where the result says that nothing started, the client waits for another answer.
         `error_event` renders a complete SSE event for a child that dies in the middle of a stream.
-        After `start()` the child's event stream continues what was started. What was relayed at
-        once counts as the first attempt.
+        After `start()` the child's event stream continues what was started.
         """
-        relay, self._first = self._first, None
-        if relay is None and self._unwanted():
+        if self.cut_event is not None or self.connection.closed:
             return self._was_cut()
         wire = render_request(request)
-        upstream = None if relay is not None else pool.take(endpoint)
+        upstream = pool.take(endpoint)
         if upstream is not None:
             relay = Relay(upstream, self, error_event, translate, collect)
-            await relay.run(wire, request.body)
-        if relay is not None:
-            result = relay.result
+            result = await relay.run(wire, request.body)
             if result.outcome is not Outcome.DIED_BEFORE_HEAD or relay.heard:
                 return result
         return await self._relay_fresh(
             endpoint, wire, request.body, pool, error_event, translate, collect
         )
 
-    def relay_at_once(
-        self,
-        pool: UpstreamPool,
-        endpoint: Endpoint,
-        request: bytes,
-        *,
-        error_event: Callable[[str], bytes],
-        done: Callable[[Exchange, RelayResult], None],
-    ) -> None:
-        """Send `request`, head and body, and pass its answer through: for a server's `begin`.
-
-        `done` is called once the answer has ended well, or the client has left. After any other
-        end the handler gets the exchange, and its `relay` begins with what became of this; it gets
-        it at once where a connection has to be made first.
-        """
-        self._done = done
-        upstream = pool.take(endpoint)
-        if upstream is None:
-            self.connection.hand_over(self)
-        else:
-            relay = Relay(upstream, self, error_event)
-            relay.start(partial(self._ended_at_once, relay))
-            outbox = self.connection.outbox
-            outbox.open += 1
-            outbox.put(upstream.send, request)
-
-    def _ended_at_once(self, relay: Relay) -> None:
-        self.connection.outbox.open -= 1
-        if relay.result.outcome is Outcome.COMPLETE or self.connection.closed:
-            self._done(self, relay.result)
-            self.connection.answered(self)
-        else:
-            self._first = relay
-            self.connection.hand_over(self)
-
-    def forsake(self) -> None:
-        """The connection has ended before the handler could take over."""
-        if self.begun is not None:
-            self._done(self, self._was_cut() if self._first is None else self._first.result)
-
     def release(self) -> None:
         """Let go of the request's body and of its handler: it has ended."""
         self.intake.release()
-        self.begun = self._first = self.tap = None
+        self.tap = None
 
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool

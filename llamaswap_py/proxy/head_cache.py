@@ -8,7 +8,7 @@ bytes are compared instead of parsed, at a tenth of the cost. Whatever differs b
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llamaswap_py.proxy.messages import is_bodiless, render_response
 
@@ -20,75 +20,100 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})(?=\r\n)", re.I
 _MOST_DIGITS: Final = 15
 _REMEMBERED: Final = 64
 """Heads of answers that are kept; a child has few kinds of them."""
+_MOST_REQUESTS: Final = 1024
+_LARGEST: Final = 4096
+"""Heads of requests that are kept, and the bytes of one."""
+VARYING: Final = (
+    *(b"traceparent", b"tracestate", b"baggage", b"b3", b"x-request-id", b"x-correlation-id"),
+    *(b"x-amzn-trace-id", b"x-cloud-trace-context", b"idempotency-key", b"x-request-start"),
+)
+"""Headers that clients and proxies send with another value each time, and that mean nothing here;
+x-request-id alone is looked at, with every request."""
+_VARIES: Final = re.compile(
+    rb"\r\n(?:(%b): ?([!-~]+(?: [!-~]+)*)|content-length: ?([0-9]{1,15}))(?=\r\n)"
+    % b"|".join(VARYING),
+    re.IGNORECASE,
+)
 
 
-class RepeatedRequest:
-    """The head that a connection has sent last."""
+class KnownRequests:
+    """Heads that clients have sent, whole, and what they say; the same bytes say it again.
 
-    __slots__ = ("_data", "known")
+    What differs from one request to the next is looked at apart: the length, and the values of
+    VARYING. Each address has heads of its own, for what is remembered with a head may depend on it.
+    """
 
     def __init__(self) -> None:
-        self.known: KnownRequest | None = None
-        self._data = b""
+        self._known: dict[_Key, RequestHead] = {}
 
-    def expect(self, data: bytes) -> None:
-        """Another request begins with `data`, which goes to the parser."""
-        self._data = data
-
-    def note(self, head: RequestHead) -> None:
-        """The parser has found a head: the first since `expect`, or one that came in pieces."""
-        data, self._data = self._data, b""
-        self.known = KnownRequest.of(data, head)
-
-
-class KnownRequest:
-    """A head in its bytes before and after the length's digits, and what it says."""
-
-    __slots__ = ("_after", "_before", "_head")
-
-    def __init__(self, before: bytes, after: bytes, head: RequestHead) -> None:
-        self._before = before
-        self._after = after
-        self._head = head
-
-    @classmethod
-    def of(cls, data: bytes, head: RequestHead) -> KnownRequest | None:
-        """Return the head that `data` begins with, None for one that had better be parsed again."""
-        end = data.find(_END)
-        raw = data[: end + len(_END)]
-        lengths = list(_LENGTH.finditer(raw))
-        if (
-            end < 0
-            or not raw.startswith(head.method.encode() + b" ")
-            or head.version != "1.1"
-            or head.upgrade
-            or head.expects_continue
-            or head.content_length is None
-            or sum(name == b"content-length" for name, _ in head.headers) != len(lengths)
-            or len(lengths) > 1
-        ):
+    def read(self, peer: str, data: bytes) -> tuple[RequestHead, int] | None:
+        """Return the head that `data` begins with and where its body begins, if it is known."""
+        cut = _cut_request(peer, data)
+        if cut is None:
             return None
-        start, stop = lengths[0].span(1) if lengths else (len(raw), len(raw))
-        return cls(raw[:start], raw[stop:], head)
+        key, digits, varied, end = cut
+        head = self._known.get(key)
+        if head is None:
+            return None
+        length = int(digits) if digits else 0
+        if varied or head.varied or length != head.content_length:
+            head = head.again(digits, varied)
+        return head, end
 
-    def read(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """Return head and body if `data` is this head and the whole of a body, and no more."""
-        if not data.startswith(self._before):
+    def note(self, peer: str, data: bytes, head: RequestHead) -> None:
+        """Remember a head that the parser found at the beginning of `data`, if it is plain."""
+        cut = _cut_request(peer, data)
+        if cut is None or not _is_plain(data, head):
+            return
+        key, digits, varied, _ = cut
+        names = [name for name, _ in head.headers]
+        if names.count(b"content-length") != bool(digits):
+            return
+        if sum(name in VARYING for name in names) != len(varied):
+            return
+        if varied:
+            head.vary(varied)
+        if len(self._known) >= _MOST_REQUESTS:
+            del self._known[next(iter(self._known))]  # the oldest
+        self._known[key] = head
+
+
+_Key: TypeAlias = tuple[str | bool | bytes, ...]
+
+
+def _is_plain(data: bytes, head: RequestHead) -> bool:
+    return (
+        data.startswith(head.method.encode() + b" ")
+        and head.version == "1.1"
+        and not head.upgrade
+        and not head.expects_continue
+        and head.content_length is not None
+        and (head.get(b"connection") or b"keep-alive").lower() in (b"keep-alive", b"close")
+    )
+
+
+def _cut_request(peer: str, data: bytes) -> tuple[_Key, bytes, Headers, int] | None:
+    """Return what is the same in a whole head, its length's digits, what varies, and its end.
+
+    None where it is not whole, or not plain: a length that comes twice.
+    """
+    end = data.find(_END, 0, _LARGEST)
+    if end < 0:
+        return None
+    parts: list[Any] = _VARIES.split(data[: end + 2])
+    if len(parts) == 5 and parts[1] is None:  # what most are like
+        return (peer, True, parts[0], parts[4]), parts[3], [], end + len(_END)
+    digits = b""
+    varied: Headers = []
+    for at in range(1, len(parts), 4):
+        name = parts[at]
+        if name is not None:
+            varied.append((name.lower(), parts[at + 1]))
+        elif digits:
             return None
-        at = len(self._before)
-        if not self._after:
-            return (self._head, b"") if len(data) == at else None
-        end = data.find(b"\r", at, at + _MOST_DIGITS + 1)
-        digits = data[at:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
-            return None
-        start = end + len(self._after)
-        length = int(digits)
-        if len(data) - start != length:
-            return None
-        if length != self._head.content_length:
-            self._head = self._head.with_length(digits)
-        return self._head, data[start:]
+        else:
+            digits = parts[at + 2]
+    return (peer, digits != b"", *parts[::4]), digits, varied, end + len(_END)
 
 
 class KnownAnswer:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.proxy.client_side import ClientSide
 from llamaswap_py.proxy.deadline import Wait
 from llamaswap_py.proxy.exchange import Exchange
-from llamaswap_py.proxy.head_cache import RepeatedRequest
 from llamaswap_py.proxy.messages import WireError
 from llamaswap_py.proxy.parsers import RequestParser
 from llamaswap_py.proxy.pending import Pending
@@ -47,7 +46,10 @@ class Incoming(ClientSide):
         self._held = Pending()
         #: of a body, found in this step
         self._pieces: list[bytes] = []
-        self._repeated = RepeatedRequest()
+        #: what the head that is parsed next begins with
+        self._begins = b""
+        #: bytes that are left of a body whose head was not parsed
+        self._left = 0
         self._broken = self._upgrading = False
         self._body_began = 0.0
         #: no request after the one that was received last
@@ -58,23 +60,51 @@ class Incoming(ClientSide):
         if self._held.size <= _HELD_LIMIT and not self.closed and not self._half_closed:
             self._input.resume()
 
-    def hand_over(self, exchange: Exchange) -> None:
-        """Let the handler have an exchange."""
-        self._queue.append(exchange)
-        self._wake()
-
-    def _take(self, head: RequestHead) -> Exchange:
-        """Begin a request whose body may follow."""
+    def _take(self, head: RequestHead, whole: bytes | None = None) -> Exchange:
+        """Begin a request whose body follows, or is here in full."""
         raise NotImplementedError
 
-    def _take_whole(self, head: RequestHead, body: bytes) -> None:
-        """Take a request that is here in full."""
-        raise NotImplementedError
+    def _take_known(self, data: bytes) -> Exchange | None:
+        """Take a request whose head has come before, without parsing it; None: parse it."""
+        found = self._server.heads.read(self.peer, data)
+        if found is None:
+            return None
+        head, start = found
+        self._body_began = self._last_input = self._loop.time()
+        length = head.content_length or 0
+        end = start + length
+        if len(data) > end:
+            self._held.add(data[end:])
+        if len(data) >= end:
+            self.last = self.last or not head.keep_alive
+            return self._take(head, data[start:end])
+        self._receiving = exchange = self._take(head)
+        self._left = end - len(data)
+        if len(data) > start:
+            exchange.intake.add(data[start:])
+        return exchange
+
+    def _take_rest(self, data: bytes) -> None:
+        """Take what comes of a body that is counted, and hold what follows it."""
+        self._last_input = self._loop.time()
+        piece = data[: self._left]
+        self._left -= len(piece)
+        self._pieces.append(piece)
+        if self._left:
+            self._hand_on()
+            return
+        self.on_request_complete()
+        if len(piece) < len(data):
+            self._held.put_back(data[len(piece) :])
 
     def _wake(self) -> None:
         self._waits = False
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def woken(self, *, at_once: bool = False) -> None:
+        """What the handler waits for is here."""
+        raise NotImplementedError
 
     def awaited_since(self) -> float | None:
         """Return since when the client has to do something, None while it is answered.
@@ -107,13 +137,12 @@ class Incoming(ClientSide):
 
     def _parse(self, data: bytes) -> None:
         self._last_input = self._loop.time()
-        self._waits = False
+        waited, self._waits = self._waits, False  # then it was looked for already
         if self._receiving is None and not self._parser.in_head:
-            known = self._repeated.known
-            if known is not None and (request := known.read(data)) is not None:
-                self._take_whole(*request)
+            if not waited and (exchange := self._take_known(data)) is not None:
+                self._queue.append(exchange)
                 return
-            self._repeated.expect(data)
+            self._begins = data
         if self._receiving is not None or len(data) <= _STEP:
             self._feed(data)
             self._await_head()
@@ -126,8 +155,7 @@ class Incoming(ClientSide):
         while self._held.size and self._is_free():
             step = self._held.take(_STEP if self._receiving is None else _ALL)
             if self._receiving is None and not self._parser.in_head:
-                self._repeated.expect(begins or step)
-                begins = b""
+                self._begins, begins = begins or step, b""
             if not self._feed(step):
                 break
         if self._held.size > _HELD_LIMIT:
@@ -136,6 +164,9 @@ class Incoming(ClientSide):
 
     def _feed(self, data: bytes) -> bool:
         """Parse a step; False: there is nothing to parse after it."""
+        if self._left:
+            self._take_rest(data)
+            return True
         try:
             rest = self._parser.feed(data)
         except WireError as error:
@@ -173,12 +204,15 @@ class Incoming(ClientSide):
             receiving.intake.fail(error)
         else:
             self._queue.append(error)
+        self.woken()
         self._wake()
 
     def on_request(self, head: RequestHead) -> None:
-        self._repeated.note(head)
+        begins, self._begins = self._begins, b""
+        self._server.heads.note(self.peer, begins, head)
         self._body_began = self._last_input
         self._receiving = self._take(head)
+        self._queue.append(self._receiving)
 
     def on_piece(self, piece: bytes) -> None:
         self._pieces.append(piece)

@@ -43,7 +43,8 @@ class Intake:
     _room = FREE
     _counted = 0
     _owner = ""
-    _waiter: asyncio.Future[None] | None = None
+    #: what its reader waits for
+    waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
@@ -108,12 +109,12 @@ class Intake:
     async def _event(self) -> None:
         if self._error is not None:
             raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
+        self.waiter = asyncio.get_running_loop().create_future()
         self._connection.await_body(True)
         try:
-            await self._waiter
+            await self.waiter
         finally:
-            self._waiter = None
+            self.waiter = None
             self._connection.await_body(False)
         if self._error is not None:
             raise self._error
@@ -212,8 +213,8 @@ class Intake:
             self._counted = 0
         self._discarding = True
         self._body = Body()
-        self._scan = self._error = self._waiter = None
+        self._scan = self._error = self.waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -84,6 +84,15 @@ class WireLimits:
     stall: float = 300.0
 
 
+class Memo:
+    """Keeps one object for all requests that repeat a head."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: object = None
+
+
 @dataclass(slots=True)
 class RequestHead:
     """The head of a request, checked; header names are lower-cased, their order kept."""
@@ -106,8 +115,10 @@ class RequestHead:
     expects_continue: bool = False
     #: the first value of each header, by its lower-case name
     first: dict[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
-    #: whatever the handler wants to find again when the same head comes again
-    memo: object = field(default=None, repr=False, compare=False)
+    #: those of the headers that come with another value each time; they stand last
+    varied: Headers = field(default_factory=list, repr=False, compare=False)
+    #: for the handler, which finds it again when the same head comes again
+    memo: Memo = field(default_factory=Memo, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.first:
@@ -117,11 +128,35 @@ class RequestHead:
         """Return the first value of a header, by its lower-case name."""
         return self.first.get(name)
 
-    def with_length(self, digits: bytes) -> RequestHead:
-        """Return the same head with another Content-Length."""
-        new = (b"content-length", digits)
-        headers = [new if pair[0] == b"content-length" else pair for pair in self.headers]
-        return replace(self, headers=headers, content_length=int(digits), first={})
+    @property
+    def steady(self) -> Headers:
+        """The headers that are the same each time, but for the length."""
+        return self.headers[: len(self.headers) - len(self.varied)] if self.varied else self.headers
+
+    def vary(self, varied: Headers) -> None:
+        """Take these of the headers for what comes with other values."""
+        names = {name for name, _ in varied}
+        self.headers = [*(pair for pair in self.headers if pair[0] not in names), *varied]
+        self.varied = varied
+
+    def again(self, digits: bytes, varied: Headers) -> RequestHead:
+        """Return the same head with another Content-Length, and other values of what varies."""
+        headers = self.steady
+        if digits:
+            new = (b"content-length", digits)
+            headers = [new if pair[0] == b"content-length" else pair for pair in headers]
+        return RequestHead(
+            self.method,
+            self.target,
+            self.path,
+            self.query,
+            self.version,
+            headers + varied,
+            self.keep_alive,
+            content_length=int(digits) if digits else 0,
+            varied=varied,
+            memo=self.memo,
+        )
 
 
 class Body(msgspec.Struct):
@@ -158,15 +193,14 @@ class Translator(Protocol):
         """Return what ends the client's stream."""
 
 
-@dataclass(slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct):
     """What to send to a child: `lines` are header lines as they go over the wire (`forward_lines`),
     `headers` more of them."""
 
     method: str
     target: str
     headers: Headers
-    body: Body = field(default_factory=Body)
+    body: Body = msgspec.field(default_factory=Body)
     lines: bytes = b""
     #: its X-Request-Id
     id: str = ""
@@ -220,18 +254,21 @@ def forward_headers(
     drop: frozenset[bytes] = frozenset(),
     peer: str,
     scheme: str = "http",
+    steady: bool = False,
 ) -> Headers:
     """Return the headers a child may see of a client's request.
 
     Leaves out hop-by-hop headers and those named in Connection, framing (recomputed by
-    `render_request`), Expect, and the lower-case names in `drop`; Host becomes `localhost`.
+    `render_request`), Expect, and the lower-case names in `drop`; where only the `steady` ones
+    are asked for, also what varies (`varied_lines`). Host becomes `localhost`.
     """
     unwanted = _NOT_FORWARDED | drop if drop else _NOT_FORWARDED
     if head.get(b"connection") is not None:
         several = [value for name, value in head.headers if name == b"connection"]
         unwanted = unwanted.union(*map(tokens, several))
     headers: Headers = [(b"host", b"localhost")]
-    headers += [pair for pair in head.headers if pair[0] not in unwanted]
+    given = head.steady if steady else head.headers
+    headers += [pair for pair in given if pair[0] not in unwanted]
     earlier = head.get(b"x-forwarded-for")
     client = peer.encode()
     headers.append((b"x-forwarded-for", b"%b, %b" % (earlier, client) if earlier else client))
@@ -243,22 +280,28 @@ def forward_headers(
 
 
 def forward_lines(head: RequestHead, *, drop: frozenset[bytes], peer: str) -> bytes:
-    """Return the lines of `forward_headers`."""
-    return b"".join([b"%b: %b\r\n" % pair for pair in forward_headers(head, drop=drop, peer=peer)])
+    """Return the lines of `forward_headers` that are the same whenever the head comes again."""
+    headers = forward_headers(head, drop=drop, peer=peer, steady=True)
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+def varied_lines(head: RequestHead, *, drop: frozenset[bytes]) -> bytes:
+    """Return the other lines."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in head.varied if pair[0] not in drop])
 
 
 def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
     """Return the head of a request for a child; the body follows as it is, never chunked."""
-    lines = [f"{request.method} {request.target} HTTP/1.1\r\n".encode(), request.lines]
-    lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+    lines = request.lines
+    if request.headers:
+        lines += b"".join([b"%b: %b\r\n" % pair for pair in request.headers])
     if request.id:
-        lines.append(b"x-request-id: %b\r\n" % request.id.encode("ascii"))
+        lines += b"x-request-id: %b\r\n" % request.id.encode("ascii")
     if upgrade is not None:
-        lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
+        lines += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
     elif request.body.size or request.method in _LENGTH_EXPECTED:
-        lines.append(b"content-length: %d\r\n" % request.body.size)
-    lines.append(b"\r\n")
-    return b"".join(lines)
+        lines += b"content-length: %d\r\n" % request.body.size
+    return f"{request.method} {request.target} HTTP/1.1\r\n".encode() + lines + b"\r\n"
 
 
 def render_response(

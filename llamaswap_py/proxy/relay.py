@@ -62,25 +62,25 @@ class Relay(Ending):
 
     async def run(self, head: bytes, body: Body) -> RelayResult:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
-        ended = asyncio.Event()
-        self.start(ended.set)
-        try:
-            if body.size > ONE_WRITE:
-                await self.upstream.upload(head, body)
-            else:
-                self.upstream.send(head + body.join())
-            await ended.wait()
-        finally:
-            self._end(Outcome.CUT, "cancelled")
-        return self.result
-
-    def start(self, on_end: Callable[[], None]) -> None:
-        """Take what comes from now on, and call `on_end` when all is over."""
-        self._on_end = on_end
+        self.done = asyncio.get_running_loop().create_future()
         self.upstream.on_bytes = self._on_head
         self.exchange.running = self
         if not self.client.outflow.writable:
             self.upstream.pause()
+        outbox = self.client.outbox
+        outbox.open += 1
+        try:
+            if body.size > ONE_WRITE:
+                await self.upstream.upload(head, body)
+            else:
+                outbox.put(self.upstream.send, head + body.join())
+            if not self.ended:
+                await self.done
+        finally:
+            if not self.ended:
+                self._end(Outcome.CUT, "cancelled")
+            outbox.open -= 1
+        return self.result
 
     @property
     def events(self) -> int:

@@ -9,19 +9,25 @@ import asyncio
 import logging
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.head_cache import KnownRequests
 from llamaswap_py.proxy.messages import WireLimits
 from llamaswap_py.proxy.places import Places
 from llamaswap_py.proxy.sockets import BACKLOG, remove_path
+from llamaswap_py.tasks.guard import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import WireErrorRenderer
+
+
+#: Seconds after which writes that were put off should have been done.
+_LATE: Final = 0.5
 
 
 class Outbox:
@@ -34,8 +40,10 @@ class Outbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        #: requests that were begun at once and are not over
+        #: relays that are not over
         self.open = 0
+        #: when the first of those that wait was put here, on the loop's clock
+        self._since = 0.0
         self._waiting: list[tuple[Callable[[bytes], None], bytes]] = []
 
     def put(self, write: Callable[[bytes], None], data: bytes) -> None:
@@ -47,13 +55,19 @@ class Outbox:
             if self.open <= 1:
                 write(data)
                 return
+            self._since = self._loop.time()
             self._loop.call_soon(self._flush)
         self._waiting.append((write, data))
+        if self._loop.time() - self._since > _LATE:
+            self._flush()  # that call has failed
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for write, data in waiting:
-            write(data)
+            try:
+                write(data)
+            except Exception as error:  # of one connection; the others get theirs
+                report("write", error)
 
 
 logger = logging.getLogger(__name__)
@@ -69,15 +83,14 @@ class Server:
         on_wire_error: WireErrorRenderer,
         group: asyncio.TaskGroup,
         inherited: bool = False,
-        begin: Callable[[Exchange, bytes], bool] | None = None,
         places: Places | None = None,
         bodies: Bodies | None = None,
     ) -> None:
         self.handler = handler
         self.places = places or Places()
         self.bodies = bodies or Bodies()
-        self.begin = begin or (lambda *_: False)
         self.limits = limits
+        self.heads = KnownRequests()
         self.outbox = Outbox(asyncio.get_running_loop())
         self.on_wire_error = on_wire_error
         self._group = group
@@ -168,7 +181,6 @@ async def serve(
     limits: WireLimits | None = None,
     *,
     on_wire_error: WireErrorRenderer,
-    begin: Callable[[Exchange, bytes], bool] | None = None,
     inherited: bool = False,
     places: Places | None = None,
     bodies: Bodies | None = None,
@@ -185,7 +197,7 @@ async def serve(
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
         server = Server(
-            handler, limits or WireLimits(), on_wire_error, group, inherited, begin, places, bodies
+            handler, limits or WireLimits(), on_wire_error, group, inherited, places, bodies
         )
         try:
             for sock in listens:

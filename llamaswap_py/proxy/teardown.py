@@ -32,7 +32,8 @@ class Ending:
     ended = False
     _verbatim = _translated = False
     _last = _before = b""
-    _on_end: Callable[[], None] | None = None
+    #: what `run` waits for
+    done: asyncio.Future[None] | None = None
     _cut_timer: asyncio.TimerHandle | None = None
 
     def __init__(
@@ -139,9 +140,11 @@ class Ending:
             result.tail = last[-TAIL:]
             over = over or self._watch.is_over
         self.upstream.end(over=over)
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
+        done, self.done = self.done, None
+        if done is not None and not done.done():
+            done.set_result(None)
+            # After any other end something else may be done to the client in this very call.
+            self.client.woken(at_once=outcome is Outcome.COMPLETE)
 
     def _complete(self) -> None:
         """The answer has ended well."""

@@ -276,7 +276,6 @@ async def _serve(
                     app.handle,
                     _wire_limits(config),
                     on_wire_error=render_wire_error,
-                    begin=app.begin,
                     inherited=outside.inherited,
                     places=app.services.places,
                     bodies=app.services.bodies,

@@ -211,27 +211,24 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
 
-    __slots__ = ("_kept", "_lease", "_notice", "_owner", "_taken", "_waiting", "event", "stays")
+    __slots__ = ("_kept", "_lease", "_notice", "_owner", "_waiting", "event", "stays")
 
-    def __init__(self, owner: _Owner, event: ev.RequestArrived, notice: Notice | None) -> None:
+    def __init__(
+        self,
+        owner: _Owner,
+        event: ev.RequestArrived,
+        notice: Callable[[], Notice | None] | None = None,
+    ) -> None:
         self._owner = owner
         self._notice = notice
-        self._kept = self._taken = False
+        self._kept = False
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
         self.event = event
         self.stays = False
         """Whether it keeps its place when its client leaves while it waits; then see `outlast`."""
 
-    def hold(self, lease: Lease) -> None:
-        """Take a lease that was granted at once; it may then be entered, or else is released."""
-        self._lease = lease
-        self._taken = True
-        lease.open_leases.add(lease, owing=self.event.slot)
-
     async def __aenter__(self) -> Lease:
-        if self._taken and isinstance(self._lease, Lease):
-            return self._lease
         since = self.event.since
         arrived = time.monotonic() if since is None else since
         self._owner.arrive(self)
@@ -239,10 +236,14 @@ class Ticket:
             await self._wait()
         if isinstance(self._lease, ApiError):
             raise self._lease
-        assert self._lease is not None
-        self._lease.began(arrived)
-        self._lease.open_leases.add(self._lease, owing=self.event.slot)
-        return self._lease
+        lease = self._lease
+        assert lease is not None
+        if self._waiting is None:
+            lease.arrived = arrived
+        else:
+            lease.began(arrived)
+        lease.open_leases.add(lease, owing=self.event.slot)
+        return lease
 
     async def _wait(self) -> None:
         self._waiting = waiting = asyncio.get_running_loop().create_future()
@@ -250,8 +251,8 @@ class Ticket:
 
     async def _wait_for(self, waiting: asyncio.Future[None]) -> None:
         try:
-            if self._notice is not None:
-                await self._notify(self._notice, waiting)
+            if self._notice is not None and (notice := self._notice()) is not None:
+                await self._notify(notice, waiting)
             await waiting
         except BaseException as error:
             if not (self.stays and isinstance(error, asyncio.CancelledError)):
@@ -330,13 +331,11 @@ class Ticket:
             lease._callbacks = ()
         self._owner.finish(self, outcome)
 
-    def give_back(self, *, well: bool) -> None:
-        """Give back a lease that nobody entered; `well`: after a whole answer."""
-        self.release(ev.Outcome.OK if well else ev.Outcome.CANCELLED)
-
     def grant(self, lease: Lease) -> None:
         """The scheduler granted it."""
-        self._settle(lease)
+        self._lease = lease
+        if self._waiting is not None:
+            self._settle(lease)
 
     def refuse(self, error: ApiError) -> None:
         """The scheduler refused it."""
@@ -405,7 +404,7 @@ class Leases:
         autoload: bool = True,
         since: float | None = None,
         scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
-        notice: Notice | None = None,
+        notice: Callable[[], Notice | None] | None = None,
     ) -> Ticket:
         """Return a context manager that waits for a lease and gives it back at its end.
 
@@ -421,48 +420,15 @@ class Leases:
             since=since,
             priority=scheduling.priority,
             patience=scheduling.patience,
-            when_full=self._resolve_substitute(scheduling.when_full),
+            when_full=scheduling.when_full and self._resolve_substitute(scheduling.when_full),
             substitutable=scheduling.substitutable,
-            parent=open_under(self._scheduler.state.leases, scheduling.parent),
+            parent=None
+            if scheduling.parent is None
+            else open_under(self._scheduler.state.leases, scheduling.parent),
             allowed=scheduling.allowed,
             weight=scheduling.weight,
         )
         return Ticket(self, event, notice)
-
-    def lease_at_once(
-        self, preset: str, *, client: str, request_id: str, slot: bool
-    ) -> tuple[Ticket, Lease] | None:
-        """Return a lease that nobody has to wait for, and its ticket, to be entered or released.
-
-        None where a request without options of its own would have to wait, or be refused: nothing
-        has happened then. No other request may have the id now.
-        """
-        event = ev.RequestArrived(
-            # Ids of requests that may wait have a number behind the slash (`new_request_id`).
-            request=RequestId(f"{request_id}/"),
-            preset=PresetId(preset),
-            client=ClientId(client),
-            slot=slot,
-            substitutable=False,
-        )
-        now = time.monotonic()
-        try:
-            instance = self._decider.grant_at_once(event, now)
-        except Exception as error:
-            guard.report("scheduler", error)
-            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
-            return None
-        if instance is None:
-            return None
-        ticket = self.tickets[event.request] = Ticket(self, event, None)
-        lease = self._lease(instance.key)
-        if lease is None:
-            self.finish(ticket, ev.Outcome.UPSTREAM_ERROR)
-            return None
-        self.granted += 1
-        lease.arrived = now
-        ticket.hold(lease)
-        return ticket, lease
 
     @contextmanager
     def reading(self, preset: str, *, wakes: bool) -> Iterator[Lease]:
@@ -497,10 +463,31 @@ class Leases:
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self.tickets[ticket.event.request] = ticket
+        if ticket.event.since is None and self._grant_at_once(ticket):
+            return
         self._hurry(ticket.event.preset)
         if ticket.event.when_full.startswith(SUBSTITUTE):
             self._hurry(ticket.event.when_full.removeprefix(SUBSTITUTE))
         self._dispatch(ticket.event)
+
+    def _grant_at_once(self, ticket: Ticket) -> bool:
+        """Grant what nobody has to wait for; False: nothing has happened."""
+        event = ticket.event
+        try:
+            instance = self._decider.grant_at_once(event, time.monotonic())
+        except Exception as error:
+            guard.report("scheduler", error)
+            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            return False
+        if instance is None:
+            return False
+        lease = self._lease(instance.key)
+        if lease is None:
+            self.grant(event.request, instance.key)
+        else:
+            self.granted += 1
+            ticket.grant(lease)
+        return True
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request is gone."""

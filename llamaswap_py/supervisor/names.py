@@ -58,7 +58,7 @@ class Names:
 
     def fixed(self, name: str) -> str | None:
         """Return the preset that always has this name, None where there is none."""
-        return self._presets.get(self.known(name) or "")
+        return self._presets.get(name) or self._presets.get(self.known(name) or "")
 
     def resolve_substitute(self, when_full: str) -> str:
         """Return `substitute:NAME` with the preset that NAME means; raises ApiError."""

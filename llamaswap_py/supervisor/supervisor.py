@@ -165,7 +165,7 @@ class Supervisor:
             self.estimation.hurry,
             lambda when_full: self.names.resolve_substitute(when_full),  # noqa: PLW0108 (replaced)
         )
-        self.lease, self.lease_at_once = self.leases.lease, self.leases.lease_at_once
+        self.lease = self.leases.lease
         self.reading = self.leases.reading
         counted = (self.leases, self.reservations, self.prefetch, self.kv_cache)
         self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *counted)

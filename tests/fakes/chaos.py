@@ -90,7 +90,7 @@ def _break_once(owner: Any, name: str) -> None:
 
 def callbacks() -> dict[type, tuple[str, ...]]:
     """Return what the event loop or another part of lswap calls back, by class."""
-    from llamaswap_py.api.fast_path import Express
+    from llamaswap_py.api.app import App
     from llamaswap_py.children.process import Output, Process
     from llamaswap_py.proxy.client import ClientConnection
     from llamaswap_py.proxy.deadline import Deadline
@@ -112,7 +112,7 @@ def callbacks() -> dict[type, tuple[str, ...]]:
         Leases: ("grant", "refuse"),
         EventLog: ("record",),
         Timer: ("_due",),
-        Express: ("begin", "_start"),
+        App: ("_let_in_again",),
         Outbox: ("_flush",),
         Deadline: ("_look",),
         Input: ("_rested",),

@@ -12,7 +12,7 @@ from llamaswap_py.api.ollama.answers import LineStream
 from llamaswap_py.proxy import upstream as upstream_module
 from llamaswap_py.proxy.parsers import DecodingWatch
 from llamaswap_py.units import MIB
-from tests.unit.test_express import CHAT, request, staged, until
+from tests.unit.test_plain_requests import CHAT, request, staged, until
 from tests.wire.harness import SSE_HEAD, Peer, Upstream, answering, connected
 
 pytestmark = pytest.mark.anyio

@@ -28,7 +28,7 @@ from llamaswap_py.proxy.relay import Relay
 from llamaswap_py.proxy.sockets import Input
 from llamaswap_py.supervisor.leases import Ticket
 from llamaswap_py.units import KIB, MIB
-from tests.unit.test_express import CHAT, OK, Stage, request, staged, until
+from tests.unit.test_plain_requests import CHAT, OK, Stage, request, staged, until
 from tests.wire.harness import Client, Peer, Upstream, connected, eventually
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +89,7 @@ async def at_once(stage: Stage, client: Client) -> None:
     small = request({"model": "alpha", "pad": "x" * (64 * KIB)})
     for _ in range(3):
         assert (await client.ask(small)).status == 200
-    assert stage.begun[-1]
+    assert stage.at_once[-1]
 
 
 async def aborted(stage: Stage, client: Client) -> None:

@@ -1,9 +1,9 @@
-"""Requests that a server's `begin` starts without a coroutine, and what goes on as one."""
+"""Handlers that begin in the call that brought their request, and when a task goes on with them."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from .harness import (
     Upstream,
     answering,
     connected,
-    error_event,
     eventually,
     sse,
     then,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from llamaswap_py.proxy import Exchange, RelayResult, Server
+    from llamaswap_py.proxy import Exchange, Server
 
     from .harness import Client, Script
 
@@ -45,40 +44,30 @@ def post(body: bytes) -> bytes:
 
 
 @dataclass
-class Beginner:
-    """Starts what it is shown, and notes how that ended."""
+class Noting(RelayHandler):
+    """Relays, and notes of each request whether its connection's task was needed for it."""
 
-    endpoint: Endpoint
-    pool: UpstreamPool
-    begun: list[Exchange] = field(default_factory=list)
-    done: list[Outcome] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    at_once: list[bool] = field(default_factory=list)
 
-    def begin(self, exchange: Exchange, body: bytes) -> bool:
-        if body == b"not this":
-            return False
-        exchange.begun = self
-        exchange.response_lines = b"x-request-id: r2\r\n"
-        self.begun.append(exchange)
-        exchange.relay_at_once(
-            self.pool, self.endpoint, post(body), error_event=error_event, done=self.note
-        )
-        return True
-
-    def note(self, exchange: Exchange, result: RelayResult) -> None:
-        assert exchange is self.begun[-1]
-        self.done.append(result.outcome)
-        self.ended.set()
+    async def __call__(self, exchange: Exchange) -> None:
+        try:
+            await super().__call__(exchange)
+        finally:
+            self.at_once.append(exchange.connection.at_once)
+            self.finished.set()
 
 
 @dataclass
 class Setup:
     child: Upstream
-    handler: RelayHandler
-    beginner: Beginner
+    handler: Noting
     server: Server
     pool: UpstreamPool
     endpoint: Endpoint
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [one.outcome for one in self.handler.results]
 
 
 @asynccontextmanager
@@ -87,19 +76,13 @@ async def beginning(
 ) -> AsyncIterator[Setup]:
     """Serve in front of a scripted child."""
     async with upstream(folder, *scripts) as child, UpstreamPool() as pool:
-        handler, beginner = RelayHandler(child.endpoint, pool), Beginner(child.endpoint, pool)
+        handler = Noting(child.endpoint, pool)
         sock = bind(Endpoint(port=0))
         endpoint = Endpoint(port=sock.getsockname()[1])
-        async with serve(
-            [sock], handler, limits, on_wire_error=wire_error, begin=beginner.begin
-        ) as server:
-            yield Setup(child, handler, beginner, server, pool, endpoint)
+        async with serve([sock], handler, limits, on_wire_error=wire_error) as server:
+            yield Setup(child, handler, server, pool, endpoint)
             assert server.outbox.open == 0
-            for exchange in beginner.begun:  # either way, and once
-                taken_over = sum(one is exchange for one in handler.exchanges)
-                assert taken_over <= 1
-            ways = len(beginner.done) + sum(one in beginner.begun for one in handler.exchanges)
-            assert ways == len(beginner.begun)
+            assert len(handler.at_once) == len(handler.exchanges)  # each has ended, and once
 
 
 async def warm(client: Client) -> None:
@@ -107,22 +90,61 @@ async def warm(client: Client) -> None:
     assert (await client.ask(post(b"warm"))).json == {"a": 1}
 
 
-async def test_a_head_that_came_before_is_begun(folder: Path) -> None:
+async def test_nothing_but_a_new_connection_to_the_child_needs_the_task(folder: Path) -> None:
     async with (
         beginning(folder, answering(JSON_ANSWER)) as setup,
         connected(setup.endpoint) as client,
     ):
         await warm(client)
-        assert setup.beginner.begun == []
+        assert setup.handler.at_once == [False]
         for body in (b"1", b"22", b""):
             answer = await client.ask(post(body))
             assert (answer.status, answer.json) == (200, {"a": 1})
-            assert answer.headers["x-request-id"] == "r2"
+            assert answer.headers["x-request-id"] == "r1"
             assert setup.child.requests[-1].endswith(b"\r\n\r\n" + body)
-        assert setup.beginner.done == [Outcome.COMPLETE] * 3
+        assert setup.handler.at_once == [False, True, True, True]
+        assert setup.outcomes == [Outcome.COMPLETE] * 4
         assert setup.child.accepted == 1
-        assert (await client.ask(post(b"not this"))).headers["x-request-id"] == "r1"
-        assert len(setup.handler.results) == 2
+        async with connected(setup.endpoint) as other:  # a new connection of a client needs none
+            assert (await other.ask(post(b"1"))).headers["x-request-id"] == "r1"
+        assert setup.handler.at_once[-1] is True
+        assert len(setup.handler.results) == 5
+
+
+@pytest.mark.parametrize("cut", [1, 30, len(post(b"")) - 1, len(post(b"")), len(post(b"")) + 2])
+async def test_a_request_in_two_writes(folder: Path, cut: int) -> None:
+    async with (
+        beginning(folder, answering(JSON_ANSWER)) as setup,
+        connected(setup.endpoint) as client,
+    ):
+        await warm(client)
+        request = post(b"12345")
+        for _ in range(2):
+            await client.send(request[:cut])
+            await asyncio.sleep(0.01)
+            await client.send(request[cut:])
+            assert (await client.answer()).json == {"a": 1}
+            assert setup.child.requests[-1].endswith(b"\r\n\r\n12345")
+        assert setup.handler.at_once == [False, True, True]
+
+
+async def test_a_body_in_many_pieces_and_the_next_request_with_the_last(folder: Path) -> None:
+    async def child(upstream: Upstream, peer: Peer) -> None:
+        while True:
+            body = (await upstream.request(peer)).rpartition(b"\r\n\r\n")[2]
+            await peer.send(JSON_ANSWER.replace(b'{"a":1}', b'{"a":%b}' % body[:1]))
+
+    async with beginning(folder, child) as setup, connected(setup.endpoint) as client:
+        assert (await client.ask(post(b"7"))).json == {"a": 7}
+        first, second = post(b"1" * 40), post(b"2")
+        for at in range(0, 80, 20):
+            await client.send(first[at : at + 20])
+            await asyncio.sleep(0.01)
+        await client.send(first[80:] + second + second[:30])
+        assert [(await client.answer()).json for _ in range(2)] == [{"a": 1}, {"a": 2}]
+        await client.send(second[30:])
+        assert (await client.answer()).json == {"a": 2}
+        assert setup.outcomes == [Outcome.COMPLETE] * 4
 
 
 @pytest.mark.parametrize("cut", [1, 20, len(JSON_ANSWER) - 8, len(JSON_ANSWER) - 1])
@@ -133,8 +155,8 @@ async def test_an_answer_in_pieces(folder: Path, cut: int) -> None:
     ):
         await warm(client)
         assert (await client.ask(post(b"1"))).json == {"a": 1}
-        await eventually(setup.beginner.ended)
-        assert setup.beginner.done == [Outcome.COMPLETE]
+        assert setup.handler.at_once == [False, True]
+        assert setup.outcomes == [Outcome.COMPLETE] * 2
 
 
 async def test_a_stream(folder: Path) -> None:
@@ -147,7 +169,8 @@ async def test_a_stream(folder: Path) -> None:
         answer = await client.ask(post(b"1"))
         assert answer.raw == sse("one") + sse("two") + b"0\r\n\r\n"
         await warm(client)
-        assert setup.beginner.done[0] is Outcome.COMPLETE
+        assert setup.handler.at_once[1] is True
+        assert setup.outcomes[1] is Outcome.COMPLETE
 
 
 async def test_requests_that_come_meanwhile_are_answered_in_order(folder: Path) -> None:
@@ -163,7 +186,7 @@ async def test_requests_that_come_meanwhile_are_answered_in_order(folder: Path) 
             await client.send(post(b"%c" % second) + post(b"%c" % third))
             found = [(await client.answer()).json for _ in range(3)]
             assert found == [{"a": int(chr(one))} for one in (first, second, third)]
-        assert setup.beginner.begun
+        assert any(setup.handler.at_once)
 
 
 async def test_a_connection_that_went_stale_is_replaced_unseen(folder: Path) -> None:
@@ -174,11 +197,12 @@ async def test_a_connection_that_went_stale_is_replaced_unseen(folder: Path) -> 
     ):
         await warm(client)
         assert (await client.ask(post(b"1"))).json == {"a": 1}
-        assert setup.beginner.done == []
-        assert [one.outcome for one in setup.handler.results] == [Outcome.COMPLETE] * 2
+        assert setup.handler.at_once == [False, False]
+        assert setup.outcomes == [Outcome.COMPLETE] * 2
         assert setup.child.accepted == 2
         assert (await client.ask(post(b"2"))).json == {"a": 1}
-        assert setup.beginner.done == [Outcome.COMPLETE]
+        assert setup.handler.at_once[-1] is True
+        assert setup.outcomes[-1] is Outcome.COMPLETE
 
 
 async def test_without_an_idle_connection_the_handler_makes_one(folder: Path) -> None:
@@ -189,8 +213,8 @@ async def test_without_an_idle_connection_the_handler_makes_one(folder: Path) ->
     ):
         for _ in range(3):
             await warm(client)
-        assert len(setup.beginner.begun) == 2
-        assert setup.beginner.done == []
+        assert setup.handler.at_once == [False] * 3
+        assert setup.outcomes == [Outcome.COMPLETE] * 3
         assert setup.child.accepted == 3
 
 
@@ -217,8 +241,8 @@ async def test_a_child_that_dies_is_the_handlers_to_tell(
         else:
             await client.gone()
         await eventually(setup.handler.finished)
-        assert setup.handler.results[-1].outcome is outcome
-        assert setup.beginner.done == []
+        assert setup.outcomes[-1] is outcome
+        assert setup.handler.at_once[-1] is False
 
 
 async def test_a_cut_is_the_handlers_to_tell(folder: Path) -> None:
@@ -231,7 +255,7 @@ async def test_a_cut_is_the_handlers_to_tell(folder: Path) -> None:
         await client.send(post(b"1"))
         await client.head()
         assert await client.until(b"\n\n\r\n") == sse("one")
-        setup.beginner.begun[0].cut(EVENT, "unloaded")
+        setup.handler.exchanges[1].cut(EVENT, "unloaded")
         assert (await client.until(b"0\r\n\r\n")).endswith(EVENT + b"\r\n0\r\n\r\n")
         await eventually(setup.handler.finished)
         assert setup.handler.results[-1].outcome is Outcome.CUT
@@ -256,11 +280,12 @@ async def test_a_client_that_leaves_ends_it_at_once(folder: Path, reset: bool) -
             await client.until(b"\n\n\r\n")
             client.reset() if reset else client.close()
             await eventually(left)
-        assert setup.beginner.done == [Outcome.CUT]
-        assert len(setup.handler.exchanges) == 1
+        await eventually(setup.handler.cancelled)
+        assert setup.outcomes == [Outcome.COMPLETE]
+        assert len(setup.handler.exchanges) == 2
 
 
-async def test_a_client_that_leaves_before_the_handler_had_it(folder: Path) -> None:
+async def test_a_client_that_leaves_before_the_task_had_it(folder: Path) -> None:
     """The cut hands it over, and in the same turn of the loop the connection goes."""
     async with (
         beginning(folder, then(JSON_ANSWER, SSE_HEAD + sse("one"))) as setup,
@@ -269,12 +294,12 @@ async def test_a_client_that_leaves_before_the_handler_had_it(folder: Path) -> N
         await warm(client)
         await client.send(post(b"1"))
         await client.until(b"\n\n\r\n")
-        exchange = setup.beginner.begun[0]
+        exchange = setup.handler.exchanges[1]
         exchange.cut(EVENT, "unloaded")
         exchange.connection.abandon()
-        await eventually(setup.beginner.ended)
-        assert setup.beginner.done == [Outcome.CUT]
-        assert len(setup.handler.exchanges) == 1
+        await eventually(setup.handler.cancelled)
+        assert setup.outcomes == [Outcome.COMPLETE]
+        assert len(setup.handler.exchanges) == 2
 
 
 async def test_a_server_that_stops_waits_for_it(folder: Path) -> None:
@@ -308,7 +333,8 @@ async def test_an_idle_connection_is_closed_after_it_too(folder: Path) -> None:
     ):
         await warm(client)
         await warm(client)
-        assert setup.beginner.done == [Outcome.COMPLETE]
+        assert setup.outcomes == [Outcome.COMPLETE] * 2
+        assert setup.handler.at_once[-1] is True
         assert await client.rest() == b""
 
 
@@ -333,7 +359,7 @@ async def test_half_closing_with_the_request(folder: Path) -> None:
         client.half_close()
         assert (await client.answer()).json == {"a": 1}
         assert await client.rest() == b""
-        assert setup.beginner.done == [Outcome.COMPLETE]
+        assert setup.outcomes == [Outcome.COMPLETE] * 2
 
 
 async def test_a_slow_reader_holds_the_child_up(folder: Path) -> None:
@@ -353,12 +379,13 @@ async def test_a_slow_reader_holds_the_child_up(folder: Path) -> None:
         await warm(client)
         await client.send(post(b"1"))
         head = await client.head()
-        exchange = setup.beginner.begun[0]
+        exchange = setup.handler.exchanges[1]
         while not exchange.held_up:  # noqa: ASYNC110 - the transport tells nobody
             await asyncio.sleep(0)
         assert not sent.is_set()
+        setup.handler.finished.clear()
         assert await client.exactly(int(head.headers["content-length"])) == large
-        await eventually(setup.beginner.ended)
+        await eventually(setup.handler.finished)
 
 
 async def test_a_client_that_leaves_in_the_same_turn(folder: Path) -> None:
@@ -366,17 +393,22 @@ async def test_a_client_that_leaves_in_the_same_turn(folder: Path) -> None:
     async with (
         beginning(folder, answering(JSON_ANSWER)) as setup,
         connected(setup.endpoint) as client,
+        AsyncExitStack() as stack,
     ):
         await warm(client)
-        begin = setup.beginner.begin
+        others = [await stack.enter_async_context(connected(setup.endpoint)) for _ in range(2)]
+        handler = setup.server.handler
 
-        def leave(exchange: Exchange, body: bytes) -> bool:
-            begun = begin(exchange, body)
-            exchange.connection.abandon()
-            return begun
+        async def leave(exchange: Exchange) -> None:
+            asyncio.get_running_loop().call_soon(exchange.connection.abandon)
+            await handler(exchange)
 
-        setup.server.begin = leave
-        await client.send(post(b"1"))
-        await client.gone()
-        assert setup.beginner.done == [Outcome.CUT]
+        setup.server.handler = leave
+        setup.server.outbox.open += 2  # as if others were answered: writes of a turn are put off
+        for other in others:
+            await other.send(post(b"1"))
+        for other in others:
+            await other.gone()
+        setup.server.outbox.open -= 2
+        assert setup.outcomes == [Outcome.COMPLETE]
         assert len(setup.child.requests) == 1

@@ -191,7 +191,7 @@ async def test_what_fails_in_one_connection_ends_no_other(monkeypatch: pytest.Mo
     ):
         with monkeypatch.context() as patched:
             patched.setattr(ClientConnection, "_share", fail)
-            await one.send(GET)
+            await one.send(GET + GET)
             assert b"hello" in await one.rest()
         assert guard.failures["connection"] == before + 1
         assert (await other.ask(GET)).body == b"hello"

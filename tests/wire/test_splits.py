@@ -19,6 +19,7 @@ from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.proxy import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
+from llamaswap_py.proxy.head_cache import KnownRequests
 from llamaswap_py.proxy.messages import WireLimits
 from llamaswap_py.proxy.places import Places
 from llamaswap_py.proxy.server import Outbox
@@ -97,10 +98,8 @@ class StubServer:
         self.outbox = Outbox(asyncio.get_running_loop())
         self.places = Places()
         self.bodies = Bodies()
+        self.heads = KnownRequests()
         self.tasks: list[asyncio.Task[None]] = []
-
-    def begin(self, exchange: Exchange, body: bytes) -> bool:
-        return False
 
     def adopt(
         self, connection: ClientConnection, life: Coroutine[Any, Any, None]

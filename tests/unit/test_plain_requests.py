@@ -1,9 +1,10 @@
-"""The short way of a request whose model is ready: the same answers, counts and leases."""
+"""Requests that a ready model gets as they are: at once, and each as the first one was."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -62,12 +63,19 @@ class Stage:
     supervisor: Supervisor
     child: Upstream
     endpoint: Endpoint
-    #: what `begin` said to each request it was shown
-    begun: list[bool] = field(default_factory=list)
+    #: of each request that has ended: it was answered without its connection's task
+    at_once: list[bool] = field(default_factory=list)
 
-    def begin(self, exchange: Exchange, body: bytes) -> bool:
-        self.begun.append(self.app.begin(exchange, body))
-        return self.begun[-1]
+    async def handle(self, exchange: Exchange) -> None:
+        try:
+            await self.app.handle(exchange)
+        finally:
+            self.at_once.append(exchange.connection.at_once)
+
+    def sent(self) -> list[bytes]:
+        """Return what the child got, but for what names each request."""
+        line = re.compile(rb"\r\nx-request-id: [^\r]*", re.IGNORECASE)
+        return [line.sub(b"", one) for one in self.child.requests]
 
     def nothing_is_left(self) -> bool:
         held = [one.open_leases.requests() for one in self.supervisor.instances.running.values()]
@@ -88,7 +96,7 @@ async def staged(folder: Path, *scripts: Script, config: str = CONFIG) -> AsyncI
         app = App(supervisor)
         sock = bind(Endpoint(port=0))
         stage = Stage(app, supervisor, child, Endpoint(port=sock.getsockname()[1]))
-        async with serve([sock], app.handle, on_wire_error=render_wire_error, begin=stage.begin):
+        async with serve([sock], stage.handle, on_wire_error=render_wire_error):
             yield stage
         assert stage.nothing_is_left()
 
@@ -114,20 +122,22 @@ async def ask(client: Client, data: bytes) -> Answer:
     return await client.ask(data)
 
 
-async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
+async def test_it_is_answered_as_the_first_one_was(short_dir: Path) -> None:
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
         answers = [await ask(client, request()) for _ in range(4)]
-        assert stage.begun == [True] * 3
+        # the first one had to wait for a connection to the child
+        assert stage.at_once == [False, True, True, True]
         ids = {one.headers.pop("x-request-id") for one in answers}
         assert len(ids) == 4
         for name in ("x-lswap-queue-ms", "x-lswap-load-ms"):
             assert all(one.headers.pop(name).isdigit() for one in answers)
-        long, *short = answers
+        first_answer, *others = answers
         assert all(
-            (one.status, one.headers, one.body) == (200, long.headers, BODY) for one in short
+            (one.status, one.headers, one.body) == (200, first_answer.headers, BODY)
+            for one in others
         )
-        first, *others = stage.child.requests
-        for sent in others:
+        first, *later = stage.child.requests
+        for sent in later:
             lines = [
                 set(one.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")) for one in (first, sent)
             ]
@@ -150,11 +160,12 @@ async def test_it_answers_as_the_long_way_does(short_dir: Path) -> None:
         request(headers="User-Agent: x\r\n"),
     ],
 )
-async def test_who_takes_it(short_dir: Path, data: bytes) -> None:
+async def test_requests_that_wait_for_nothing(short_dir: Path, data: bytes) -> None:
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
         for _ in range(3):
             assert (await ask(client, data)).status == 200
-        assert stage.begun == [True, True]
+        assert stage.at_once == [False, True, True]
+        assert len(set(stage.sent())) == 1
 
 
 @pytest.mark.parametrize(
@@ -180,11 +191,13 @@ async def test_who_takes_it(short_dir: Path, data: bytes) -> None:
         request(headers="Content-Type: multipart/form-data; boundary=x\r\n"),
     ],
 )
-async def test_who_does_not(short_dir: Path, data: bytes) -> None:
+async def test_what_is_looked_at_each_time_is_answered_alike(short_dir: Path, data: bytes) -> None:
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
-        statuses = [(await ask(client, data)).status for _ in range(3)]
-        assert len(set(statuses)) == 1
-        assert not any(stage.begun)
+        answers = [await ask(client, data) for _ in range(3)]
+        assert len({one.status for one in answers}) == 1
+        assert len({re.sub(rb"[0-9a-f]{8}-\d+", b"", one.body) for one in answers}) == 1
+        assert len(set(stage.sent())) <= 1
+        assert len(stage.sent()) == (3 if answers[0].status == 200 else 0)
 
 
 async def test_capturing_sees_every_request(short_dir: Path) -> None:
@@ -194,7 +207,7 @@ async def test_capturing_sees_every_request(short_dir: Path) -> None:
         stage.app.services.captures = cast("Any", SimpleNamespace(keep=kept.append))
         for _ in range(2):
             await ask(client, request())
-        assert stage.begun == [False, False]
+        assert stage.at_once == [False, True, True]
         assert len(kept) == 2
 
 
@@ -208,7 +221,8 @@ async def test_a_changed_configuration_is_looked_at_anew(short_dir: Path) -> Non
         supervisor.adopt(config, {name: prepared(one) for name, one in config.models.items()})
         for _ in range(3):
             await ask(client, request())
-        assert stage.begun == [True, False, False, False]
+        assert stage.at_once == [False, True, True, True, True]
+        assert not any(b"seed" in sent for sent in stage.child.requests[:2])
         assert all(b'"seed":2' in sent for sent in stage.child.requests[2:])
 
 
@@ -220,20 +234,23 @@ async def test_keys_are_asked_once_for_each_head(short_dir: Path) -> None:
     async with staged(short_dir) as stage:
         ring = KeyRing([key("free"), key("few", max_in_flight=1), key("some", models=("alpha",))])
         stage.app.services.access.replace(ring)
-        for name, begun in (("free", True), ("few", True), ("some", False)):
+        for name in ("free", "few", "some"):
             async with connected(stage.endpoint) as client:
                 data = request(headers=f"Authorization: Bearer {name}\r\n")
                 for _ in range(2):
                     assert (await ask(client, data)).status == 200
-                assert stage.begun[-1] is begun
+                assert stage.at_once[-1] is True
+                other = request({"model": "gamma"}, headers=f"Authorization: Bearer {name}\r\n")
+                for _ in range(2):
+                    status = (await ask(client, other)).status
+                    assert status == (403 if name == "some" else 200)
         async with connected(stage.endpoint) as client:
             data = request(headers="Authorization: Bearer free\r\n")
             for _ in range(2):
                 assert (await ask(client, data)).status == 200
-            assert stage.begun[-1] is True
+            assert stage.at_once[-1] is True
             stage.app.services.access.replace(KeyRing([key("other")]))
             assert (await ask(client, data)).status == 401
-            assert stage.begun[-1] is False
 
 
 async def test_with_every_slot_taken_a_request_waits(short_dir: Path) -> None:
@@ -260,9 +277,11 @@ async def test_with_every_slot_taken_a_request_waits(short_dir: Path) -> None:
         await until(lambda: len(state.leases) == 4)
         await client.send(request())
         await until(lambda: state.waiters)
-        assert stage.begun == [False]
+        assert stage.at_once == [False]
         go_on.set()
         assert {(await one.answer()).status for one in (*others, client)} == {200}
+        # three of those that held the slots wanted a connection, and the last one a slot
+        assert sorted(stage.at_once) == [False] * 5 + [True]
 
 
 async def test_a_lease_that_is_taken_back_unseen_begins_again(short_dir: Path) -> None:
@@ -289,7 +308,6 @@ async def test_a_stream_that_is_cut_ends_with_an_event(short_dir: Path) -> None:
         await client.send(request({"model": "alpha", "stream": True}))
         assert (await client.head()).headers["x-lswap-model"] == "alpha"
         await client.until(b"\n\n\r\n")
-        assert stage.begun == [True]
         (lease,) = stage.supervisor.scheduler.state.leases
         stage.supervisor.leases.revoke(lease, "drain deadline")
         assert b"unloaded" in await client.until(b"0\r\n\r\n")
@@ -320,7 +338,7 @@ async def test_a_child_that_dies_unseen_is_asked_once_more(short_dir: Path) -> N
     ):
         await ask(client, request())
         assert (await ask(client, request())).status == 200
-        assert stage.begun == [True]
+        assert stage.at_once == [False, False]
         assert stage.app.services.counters.requests == {("alpha", CHAT, 200): 2}
 
 
@@ -350,7 +368,6 @@ async def test_a_client_that_leaves_is_counted_as_gone(short_dir: Path) -> None:
             await ask(client, request())
             await client.send(request())
             await until(lambda: len(stage.child.requests) == 2)
-            assert stage.begun == [True]
         await eventually(left)
         assert stage.app.services.counters.requests == {
             ("alpha", CHAT, 200): 1,
