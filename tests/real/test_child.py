@@ -209,7 +209,8 @@ async def main():
                 part.write_text(str(child.pid))
                 part.rename(pathlib.Path(folder, "pid"))
         args = ("-m", model, "-t", "1") if model != "-" else ()
-        env = {"FAKE_HANG": "1"} if moment == "loading" else {}
+        # No progress: it would write into a pipe which nothing reads any more, and end of that.
+        env = {"FAKE_HANG": "1", "FAKE_LOAD_STEPS": "0"} if moment == "loading" else {}
         spec = ChildSpec("alpha#1", "alpha", 1, binary, args, env, runtime.socket_path(1), True,
                          (), None, 5.0, 60.0, 120.0)
         child = Child(spec, on_event, ChildLog())
