@@ -1,4 +1,4 @@
-"""The memory pools of this machine: what there is, who holds it, how a child is kept to some."""
+"""The memory pools of this machine: their sizes, their use, and how a child is kept to some."""
 
 from __future__ import annotations
 

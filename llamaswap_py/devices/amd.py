@@ -20,7 +20,7 @@ INTEL: Final = "0x8086"
 
 _APU_METRICS: Final = (2, 3)
 _METRICS_REVISION: Final = 2
-"""Where `metrics_table_header` (kgd_pp_interface.h) tells its format: 1 cards, 2 and 3 APUs."""
+"""Position of the format in `metrics_table_header` (kgd_pp_interface.h): 1 cards, 2 and 3 APUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _properties(path: Path) -> dict[str, int]:
     try:
         rows = (line.split() for line in path.read_text().splitlines())
         return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-    except OSError:  # of a GPU that a container does not get
+    except OSError:  # a GPU that this container may not use
         return {}
 
 
@@ -173,8 +173,8 @@ def read_memory(meter: SysfsMeter) -> tuple[int, int]:
 def held_on_card(pid: int, meter: SysfsMeter, *, own_ids: bool, root: Path = ROOT) -> int | None:
     """Return the bytes of a card that a process holds, None if that cannot be told.
 
-    KFD counts what ROCm allocates, under the process ids of the host: worth nothing where ours are
-    others (`own_ids` False). What Vulkan allocates is in the fdinfo of the process.
+    KFD counts what ROCm allocates, under the process ids of the host. Its figures are useless if
+    ours differ (`own_ids` False). What Vulkan allocates is in the fdinfo of the process.
     """
     drawn = _held_by_files(pid, meter, root)
     if meter.gpu_id is None:
@@ -217,7 +217,7 @@ def _kibibytes(text: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file, None if there is no such thing to read."""
+    """Return the number in a file, None if the file is missing or does not hold a number."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

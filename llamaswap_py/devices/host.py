@@ -1,6 +1,6 @@
-"""Host memory: what there is, what is free, what a process holds. Linux's files, else psutil.
+"""Host memory: its total, what is free, what a process holds. From /proc and cgroups, else psutil.
 
-Every function takes the root of the file system, so that tests can make one up.
+Every function takes the root of the file system, so that tests can give one of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 class HostMemory:
     """Bytes of host memory: of the machine, or of the tightest cgroup around this process.
 
-    `available` can be had without swapping; dropping page cache is allowed.
+    `available` is what can be allocated without swapping; the kernel may drop page cache for it.
     """
 
     total: int
@@ -32,7 +32,7 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class _Flavour:
-    """Where a version of cgroups keeps its figures, and which of its pages can be dropped."""
+    """The files of a version of cgroups with its figures, and which pages it can drop."""
 
     limits: tuple[str, ...]
     usage: str
@@ -58,8 +58,9 @@ _V1: Final = _Flavour(
 def read_host(root: Path = ROOT) -> HostMemory:
     """Return the memory this process may use; raises OSError or ValueError if unreadable.
 
-    Limits of all cgroups from our own up to the root count (the kernel's cgroup-v2.rst: nothing
-    below can exceed a limit above). The tightest bounds the total, each bounds what is free.
+    The limits of all cgroups from our own up to the root count, because nothing below can exceed a
+    limit above (the kernel's cgroup-v2.rst). The tightest bounds the total, each bounds what is
+    free.
     """
     total, available = _read_machine(root)
     for group, flavour, limit in _limited_groups(root, total):
@@ -71,8 +72,8 @@ def read_host(root: Path = ROOT) -> HostMemory:
 def read_cache_room(root: Path = ROOT) -> int:
     """Return the bytes that files may take in the page cache without pushing mapped ones out.
 
-    Available memory, less what processes have mapped of files: that can be had by dropping it,
-    and would be read again at once. Raises OSError or ValueError if unreadable.
+    That is available memory without the file pages that processes have mapped. The kernel could
+    drop those, but they would be read again at once. Raises OSError or ValueError if unreadable.
     """
     total, room = _read_machine(root)
     with contextlib.suppress(FileNotFoundError):
@@ -110,8 +111,8 @@ def _limited_groups(root: Path, total: int) -> Iterator[tuple[Path, _Flavour, in
 def _groups(root: Path) -> Iterator[tuple[Path, _Flavour]]:
     """Yield our own memory cgroups and all above them.
 
-    In a container our path may be one of the host's, which is not there; the mounted root then is
-    our group, and the last one yielded.
+    In a container our path may be the host's, and does not exist here. The mounted root then is our
+    group, and the last one yielded.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -140,7 +141,7 @@ def _size(path: Path) -> int | None:
 
 
 def _held(group: Path, flavour: _Flavour) -> int:
-    """Return the bytes of a cgroup that cannot be had by dropping page cache."""
+    """Return the bytes of a cgroup that dropping page cache cannot free."""
     rows = _read_table(group / "memory.stat")
     droppable = sum(size for name, size in rows.items() if name in flavour.droppable)
     return max(int((group / flavour.usage).read_text()) - droppable, 0)
@@ -155,7 +156,7 @@ def _read_table(path: Path) -> dict[str, int]:
 
 
 def sees_all_processes(root: Path = ROOT) -> bool:
-    """Return whether process ids here are those that drivers use: not inside a container."""
+    """Return whether drivers use the same process ids: they do not inside a container."""
     try:
         return str((root / "proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
     except OSError:
@@ -163,14 +164,14 @@ def sees_all_processes(root: Path = ROOT) -> bool:
 
 
 def process_trees(pids: Iterable[int], root: Path = ROOT) -> dict[int, frozenset[int]]:
-    """Return each process with all its descendants; one that is gone stands alone."""
+    """Return each process with all its descendants; one that has ended has none."""
     wanted = list(pids)
     children = _children(root) if wanted else {}
     return {pid: frozenset(_descend(pid, children)) for pid in wanted}
 
 
 def _children(root: Path) -> Mapping[int, list[int]]:
-    """Return parent -> children of all processes, by plain `os` calls: it is done often."""
+    """Return parent -> children of all processes, by plain `os` calls, because it runs often."""
     children: dict[int, list[int]] = {}
     folder = f"{root}/proc"
     for name in filter(str.isdigit, os.listdir(folder) if os.path.isdir(folder) else ()):
@@ -179,7 +180,9 @@ def _children(root: Path) -> Mapping[int, list[int]]:
                 stat = file.read()
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended just now
             continue
-        parent = int(stat.rpartition(b")")[2].split()[1])  # the name before may hold anything
+        parent = int(
+            stat.rpartition(b")")[2].split()[1]
+        )  # the name before it may hold any character
         children.setdefault(parent, []).append(int(name))
     return children
 
@@ -191,10 +194,10 @@ def _descend(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
 
 
 def held_by_process(pid: int, root: Path = ROOT) -> int | None:
-    """Return the bytes a process keeps from everybody else; 0 once it is gone, None if unknown.
+    """Return the bytes that only this process can free; 0 once it has ended, None if unknown.
 
-    Anonymous and shared memory (RssAnon, RssShmem) and locked pages of files. Other mapped pages
-    of files are page cache, which MemAvailable counts as free.
+    These are anonymous and shared memory (RssAnon, RssShmem) and locked pages of files. Other
+    mapped pages of files are page cache, which MemAvailable counts as free.
     """
     try:
         rows = _read_table(root / f"proc/{pid}/status")

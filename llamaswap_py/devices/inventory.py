@@ -1,8 +1,8 @@
 """Find the devices and their total memory: declared, measured, or the host's own limits.
 
-A device whose memory cannot be read is left out, with one line in the log that says so and what to
-do: declare it. Taking it for empty, or for full, would be a guess. Presets without declared memory
-then load one at a time.
+lswap leaves out a device whose memory cannot be read, because counting it as empty or as full would
+be a guess. One line in the log says so, and asks the user to declare the device. Presets without
+declared memory then load one at a time.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Device:
     """One memory pool. `id` is its shown name (`CUDA0`, `host`), `total` and `margin` bytes.
 
     `source` says how `total` is known: `declared`, `nvml`, `sysfs`, `psutil` or `cgroup`. `uuid` is
-    the name by which a child is kept to this GPU, if there is one: a UUID, or the driver's number.
-    `meter` is how to read a GPU again. `unified`: its memory is the host's too, so what is charged
-    here has to be charged to the host as well.
+    the name that restricts a child to this GPU, if there is one: a UUID, or the driver's number.
+    `meter` says how to read a GPU again. `unified`: its memory is part of the host's, so a charge
+    here is charged to the host as well.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Device:
 
     @property
     def watched(self) -> bool:
-        """Whether its use is measured again and again; a declared budget is not."""
+        """Whether lswap keeps measuring its use; it does not for a declared budget."""
         return self.source != "declared"
 
 
@@ -86,10 +86,10 @@ def read_devices(
 ) -> tuple[Device, ...]:
     """Return the devices to schedule on, the host last.
 
-    `declared` budgets overrule measuring: only they exist, and the host, measured if not declared.
-    GPUs keep their UUIDs where a driver tells them.
-    `backends` are those of the engines in use: GPUs that no engine can use are left out. What
-    cannot be read is left out too, never taken for zero. `root` is that of the file system.
+    If there are `declared` budgets, the devices are these and the host, which is measured if it is
+    not declared. GPUs keep the UUIDs that a driver tells. `backends` are those of the engines in
+    use: GPUs that no engine can use are left out. So are devices that cannot be read; they never
+    count as zero. `root` is that of the file system.
     """
     gpus = {one.id: one for one in _find_gpus(backends, environment, root)}
     if declared is not None:
@@ -135,7 +135,7 @@ def _find_gpus(
 ) -> tuple[_Found, ...]:
     """Return the GPUs that engines of these backends can use, under llama.cpp's names.
 
-    One that several backends can use has the name that the first gives it: memory counts once.
+    If several backends can use a GPU, it has the first one's name, so that its memory counts once.
     """
     if backends.isdisjoint(PREFIXES):
         return ()
@@ -219,8 +219,8 @@ def _vulkan(
 ) -> list[_Found]:
     """Return the GPUs in the order of the Vulkan loader: cards, then integrated GPUs, by PCI bus.
 
-    Best effort (`linux_read_sorted_physical_devices` in the loader's loader_linux.c): a layer may
-    sort otherwise, and a card with two drivers counts twice.
+    The order is that of `linux_read_sorted_physical_devices` in the loader's loader_linux.c. It can
+    be wrong: a layer may sort differently, and a card with two drivers counts twice.
     """
     known = [(False, _short(row.bus_id), _on_nvidia(row)) for row in rows]
     for card in cards:
@@ -248,7 +248,7 @@ def _short(bus_id: str) -> str:
 def read_nvml() -> tuple[GpuRow, ...]:
     """Return the GPUs that NVML knows, in PCI bus order; empty without a driver.
 
-    A GPU that does not answer is there, with what is known of it.
+    A GPU that does not answer is included, with what is known of it.
     """
     try:
         with Nvml() as nvml:

@@ -1,4 +1,4 @@
-"""NVIDIA's management library through `pynvml`: what the driver knows of GPUs and processes.
+"""NVIDIA's management library (NVML) through `pynvml`: the driver's figures of GPUs and processes.
 
 Every call may block for as long as the driver likes: keep it off the event loop.
 """
@@ -34,7 +34,7 @@ _CUDA_TIMEOUT: Final = 30.0
 
 
 class NvmlError(Exception):
-    """Raised when the library is absent or a query fails. `absent`: there is no driver at all."""
+    """Raised when the library is missing or a query fails. `absent`: there is not any driver."""
 
     def __init__(self, message: str, *, absent: bool = False) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ class Nvml:
         self._pynvml = pynvml
 
     def close(self) -> None:
-        """Let go of the library; queries open it again."""
+        """Close the library; queries open it again."""
         pynvml, self._pynvml = self._pynvml, None
         self._handles.clear()
         if pynvml is not None:
@@ -116,10 +116,11 @@ class Nvml:
         return int(memory.total), int(memory.used)
 
     def processes(self, meter: NvmlMeter) -> Mapping[int, int | None]:
-        """Return pid -> bytes of all that use a GPU, None for a size the driver does not tell.
+        """Return pid -> bytes of the processes on a GPU, None for a size the driver does not tell.
 
-        A process that computes and draws is in both lists with the same bytes. Raises NvmlError
-        where the list is not given (old GPUs, containers); a card that cannot draw has just one.
+        A process that computes and draws is in both of NVML's lists, with the same bytes. A card
+        that cannot draw has only one list. Raises NvmlError if the driver does not give the list
+        (old GPUs, containers).
         """
         nvml = self._library()
         try:
@@ -180,7 +181,7 @@ def _read_row(nvml: Any, handle: Any, index: int) -> GpuRow:
 
 
 def _instances(nvml: Any, handle: Any) -> tuple[GpuRow, ...]:
-    """Return the MIG instances of a GPU that is cut up; empty otherwise."""
+    """Return the MIG instances of a GPU that is divided into them; empty otherwise."""
     mode = _ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode != nvml.NVML_DEVICE_MIG_ENABLE:
         return ()
@@ -204,7 +205,7 @@ def _list_running(nvml: Any, handle: Any, kind: str) -> list[Any]:
 
 
 def _ask(nvml: Any, query: Any) -> Any:
-    """Return an answer, None if the driver has none: one missing figure must not hide the rest."""
+    """Return an answer of the driver, or None: one missing figure must not hide the others."""
     try:
         return query()
     except nvml.NVMLError:
@@ -218,7 +219,7 @@ def _text(value: str | bytes) -> str:
 def read_cuda_order(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the UUIDs of all GPUs in the order in which CUDA counts them here.
 
-    Only CUDA knows the order by speed. It is asked in a process of its own, which opens no context
+    Only CUDA knows the order by speed. lswap asks it in a separate process, which opens no context
     on any GPU. Raises NvmlError.
     """
     env = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}

@@ -1,9 +1,10 @@
 """The page cache: files read into it, and what the kernel says of a file's pages.
 
-A file is read in order, in a thread of its own, at the lowest disk priority. Nothing is copied:
-sendfile(2) to /dev/null has the kernel bring the pages in and hands them to nobody (a thirtieth of
-a second of CPU per GiB, a fifth of what reading into a buffer takes). Python has no names for these
-calls. What a kernel or an owner refuses is None or False, not an error.
+A thread reads a file in order, at the lowest disk priority. Nothing is copied: sendfile(2) to
+/dev/null makes the kernel read the pages and drop the output. That takes a thirtieth of a second of
+CPU per GiB, a fifth of what reading into a buffer takes. Python has no functions for cachestat and
+ioprio_set, so they are called by number. If the kernel or a file's permissions refuse a call, the
+answer is None or False, not an error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Final
 from llamaswap_py.storage.regular_files import open_regular
 
 _CACHESTAT: Final = 451
-"""On every architecture, since Linux 6.5. Newer ones tell it only to who may write the file."""
+"""On every architecture, since Linux 6.5. Newer kernels tell it only to users with write access."""
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "loongarch64": 30}
 _IOPRIO_WHO_PROCESS: Final = 1
 _IDLE: Final = 3 << 13
@@ -61,7 +62,7 @@ def cached_bytes(descriptor: int, start: int, length: int) -> int | None:
 
 
 def read_when_idle() -> bool:
-    """Let this thread's reads from disks wait for everybody else's; False where that cannot be."""
+    """Give this thread's disk reads the lowest priority; False if the system refuses."""
     number = _IOPRIO_SET.get(platform.machine())
     if number is None or sys.platform != "linux":
         return False
@@ -69,31 +70,31 @@ def read_when_idle() -> bool:
 
 
 WINDOW: Final = 1 << 20
-"""Bytes between two looks at whether to go on: a hundredth of a second of a slow disk."""
+"""Bytes between two checks whether to go on: a hundredth of a second of a slow disk."""
 _STRETCH: Final = 32 * WINDOW
-"""Bytes between two questions of how much room there is; those that are there are passed over."""
+"""Bytes between two checks of the room; a part that is in the page cache already is skipped."""
 
 
 class Reading:
     """Reads `paths` one after the other, until `cancel()` or the first `room()` bytes are there.
 
-    `room` is asked in the thread, `ended` called in it at the end, whatever it was. The thread is
-    a daemon: a disk that hangs keeps nobody from leaving. What cannot be opened or read is
-    skipped: whoever needs it will say so.
+    The thread calls `room`, and at its end, whatever the result, `ended`. It is a daemon thread, so
+    that a disk that hangs cannot delay the end of lswap. A file that cannot be opened or read is
+    skipped: the load that needs it will report it.
     """
 
     def __init__(
         self, paths: Sequence[str], room: Callable[[], int], ended: Callable[[], None]
     ) -> None:
         self.size = 0
-        """Of all files; known soon after the start."""
+        """The bytes of all files; known soon after the start."""
         self.there = 0
         """How far it has come: the first so many bytes of the files are in the page cache."""
         self.read = 0
         """How many of them were not there before, as far as the kernel tells."""
         self.seconds = 0.0
         self.short = False
-        """Whether it ended for want of room."""
+        """Whether it ended because the room was used up."""
         self.blind = False
         """Whether the kernel does not tell what is in the page cache: `read` is then too high."""
         self._paths = tuple(paths)
@@ -130,7 +131,7 @@ class Reading:
         size = os.fstat(file).st_size
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         starts = range(0, size, _STRETCH)
-        # Asked before anything is read: what is on its way counts as there.
+        # Asked before reading: pages that are being read count as present.
         cached = [cached_bytes(file, at, min(_STRETCH, size - at)) for at in starts]
         self.blind |= None in cached
         for start, there in zip(starts, cached, strict=True):

@@ -1,7 +1,7 @@
-"""Turn the devices of a preset into the environment that keeps its child to them. Pure.
+"""Turns the devices of a preset into environment variables that hide all others. Pure.
 
-A child that does not see a card opens no context on it: hundreds of MiB saved per card. What it
-does see it counts from 0: `translate` turns its names back into ours.
+A child that does not see a card opens no context on it, which saves hundreds of MiB per card. It
+numbers the cards that it sees from 0; `translate` turns its names back into ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from llamaswap_py.units import HOST
 
 PREFIXES: Final[dict[str, str]] = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan"}
-"""Backend -> how llama.cpp begins the names of its devices."""
+"""Backend -> the beginning of llama.cpp's names of its devices."""
 
 _HOST_BUFFERS: Final = re.compile(r"CPU.*|AMX|BLAS|host|\w+_Host", re.IGNORECASE)
 
@@ -21,9 +21,9 @@ _HOST_BUFFERS: Final = re.compile(r"CPU.*|AMX|BLAS|host|\w+_Host", re.IGNORECASE
 def placement_env(devices: Sequence[str], backend: str, uuids: Mapping[str, str]) -> dict[str, str]:
     """Return the variables for a child of `backend` that may use only `devices`.
 
-    `devices` are names like `CUDA1` or `host`; none at all leaves the choice to the child, among
-    those of `uuids`, which it then counts as we do. A GPU is named by what `uuids` has for it
-    (UUID, or the driver's number), else by the number in its name.
+    `devices` are names like `CUDA1` or `host`. If it is empty, the child chooses among those of
+    `uuids`, and numbers them as lswap does. The variables name a GPU by its value in `uuids` (UUID,
+    or the driver's number), else by the number in its name.
     """
     prefix = PREFIXES.get(backend)
     if prefix is None:
@@ -57,17 +57,17 @@ def _visible(devices: Sequence[str], prefix: str, uuids: Mapping[str, str]) -> l
     """Return our names of what the child sees, in its order."""
     wanted = devices or sorted(uuids, key=lambda name: (len(name), name))
     if not devices and prefix == PREFIXES["vulkan"]:
-        return []  # its numbers are a guess, and one too many stops the child
+        return []  # its numbers are a guess; a number beyond the last GPU stops the child
     return [name for name in wanted if re.fullmatch(rf"{prefix}\d+", name, re.IGNORECASE)]
 
 
 def _hide_others(backend: str, shown: Sequence[str]) -> dict[str, str]:
-    """Return the variables that leave only `shown`, against those that we inherited.
+    """Return the variables that leave only `shown` visible, and override those we inherited.
 
     * CUDA takes the first invalid entry as the end of the list: -1 hides all. So does ROCr
       (`RvdFilter::BuildUsrDeviceList`).
-    * HIP counts again what ROCr leaves: an inherited HIP_VISIBLE_DEVICES, or CUDA_VISIBLE_DEVICES
-      in its place, would choose among our choice.
+    * HIP numbers anew the GPUs that ROCr leaves: an inherited HIP_VISIBLE_DEVICES, or
+      CUDA_VISIBLE_DEVICES in its place, would choose among our choice.
     * llama.cpp's Vulkan backend shows nothing for an empty list too; -1 makes it throw "Invalid
       Vulkan device index" (`ggml_vk_instance_init` in ggml-vulkan.cpp reads unsigned numbers).
     """

@@ -1,9 +1,9 @@
 """What one process uses: host memory by /proc/PID/smaps, GPU memory by NVML.
 
-Host memory is what would be missing without the process: its share of every mapping (PSS), and all
-of its own model files that it has mapped (RSS: a second process on the same file halves the share,
-not the need). The page cache at large, files that were only read, is nobody's. smaps_rollup is not
-enough: it adds the mapped model to the libraries.
+Host memory of a process is its share of every mapping (PSS), but of its own model files all mapped
+pages (RSS): a second process on the same file halves the share, not the need. Page cache of files
+that were only read belongs to no process. smaps_rollup is not enough, because it adds up the mapped
+model and the libraries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DELETED: Final = " (deleted)"
 
 @dataclass(frozen=True, slots=True)
 class HostUse:
-    """Bytes: `own_files` mapped model files, `anonymous` heap and the like, `other_files` rest."""
+    """Bytes: `own_files` mapped model files, `anonymous` heap and stacks, `other_files` rest."""
 
     own_files: int = 0
     anonymous: int = 0
@@ -39,7 +39,7 @@ class HostUse:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """Bytes per device. What could not be read is in `unknown`, and never zero."""
+    """Bytes per device. A device that was not read is in `unknown`; it never counts as zero."""
 
     devices: Mapping[str, int]
     unknown: tuple[str, ...] = ()
@@ -49,10 +49,10 @@ class ProcessUse:
 def read_process_use(
     pids: Collection[int], files: Collection[str], devices: Iterable[Device]
 ) -> ProcessUse:
-    """Return what the processes use together of `devices` (host always). May take milliseconds.
+    """Return what the processes together use of `devices` and the host. May take milliseconds.
 
-    `files` are the model's own. A GPU on which NVML names none of `pids` counts as unknown: in
-    containers it hides processes, or numbers them otherwise.
+    `files` are the model's own. A GPU on which NVML lists none of `pids` counts as unknown: in
+    containers NVML hides processes, or gives them other ids.
     """
     found: dict[str, int] = {}
     unknown: list[str] = []
@@ -82,7 +82,7 @@ def read_host_use(pid: int, files: Collection[str]) -> HostUse | None:
     except OSError as error:
         _log.debug("cannot read the memory of process %d: %s", pid, error)
         return None
-    # A process that is just exiting has no mappings left, which does not mean it never had any.
+    # A process that is exiting has no mappings any more: its memory is unknown, not zero.
     return use if use.total else None
 
 
@@ -111,7 +111,7 @@ def parse_smaps(lines: Iterable[str], files: Collection[str]) -> HostUse:
 def read_gpu_use(pids: Collection[int], gpus: Iterable[Device]) -> dict[str, int]:
     """Return device id -> bytes that NVML counts for `pids`; GPUs it cannot tell are left out.
 
-    Not listed while others are is not a proof of zero: their numbers may be of another namespace.
+    A GPU that lists only other processes is left out too: their ids may be of another namespace.
     """
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:

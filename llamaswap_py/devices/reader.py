@@ -1,6 +1,6 @@
-"""One reading of all devices: what is used, and what our children hold of it. Blocks.
+"""One measurement of all devices: what is used, and what our children hold of it. Blocks.
 
-What was measured is returned as immutable records.
+The results are immutable records.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class PoolReading:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """All watched pools that could be read; one that is missing is unknown, never empty.
+    """All watched pools that could be read; a missing one is unknown, never empty.
 
-    `at` is the clock's time just before the first query: a process reaped before it, and memory
-    given back before it, show. `unreadable` says why a pool is missing.
+    `at` is the time just before the first query: whatever was freed before it does not count as
+    used any more. `unreadable` says why a pool is missing.
     """
 
     at: float
@@ -59,23 +59,23 @@ class DeviceSample:
 
 
 def read_pool(total: int, used: int, ours: int | None) -> PoolReading:
-    """Return a reading whose strangers are what is not ours."""
+    """Return a reading in which strangers (other programs) hold all that our children do not."""
     return PoolReading(total, used, ours, None if ours is None else max(used - ours, 0))
 
 
 def strangers_by_charge(used: int, settled: int, loading: int, previous: int) -> int:
     """Return what strangers hold, in bytes, where `ours` cannot be measured.
 
-    `settled` is the charge of children that are loaded, `loading` that of those still on their
-    way, of which anything from nothing to all may be there already. `previous` is the last
-    answer: it stands as long as it is possible.
+    `settled` is the charge of loaded children. `loading` is the charge of those that still load:
+    any part of it may be allocated already. `previous` is the last answer; it is kept as long as it
+    is possible.
     """
     least, most = max(used - settled - loading, 0), max(used - settled, 0)
     return min(max(previous, least), most)
 
 
 Trees: TypeAlias = Mapping[int, frozenset[int]]
-"""A child -> all processes below it, itself included."""
+"""A child -> itself and all processes below it."""
 
 Held: TypeAlias = Mapping[int, int] | None
 """A child -> the bytes its tree holds; None where that cannot be told."""
@@ -96,13 +96,13 @@ class MachineReader:
         self._own_ids = sees_all_processes(root)
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Close the driver's library."""
         self._nvml.close()
 
     def read(self, at: float, children: Sequence[int]) -> DeviceSample:
-        """Return what is there now; `children` are process ids. A failing device is unreadable.
+        """Measure now; `children` are process ids. A device that fails counts as unreadable.
 
-        What a child holds is read for declared devices too: it is how footprints are learned.
+        What a child holds is read for declared devices too, because footprints are learned by it.
         """
         trees = process_trees(children, self._root)
         held: dict[str, Held] = {one.id: self._held_on_gpu(one, trees) for one in self._gpus}
@@ -131,7 +131,7 @@ class MachineReader:
         return read_pool(total, used, _sum(held))
 
     def _read_host(self, trees: Trees, held: Mapping[str, Held]) -> PoolReading:
-        """Return the host's reading; memory of ours on a unified GPU is ours here too."""
+        """Return the host's reading; our memory on a unified GPU counts as ours here too."""
         memory = read_host(self._root)
         mine = [_sum(held[HOST]), *(_sum(held[one.id]) for one in self._gpus if one.unified)]
         known = [size for size in mine if size is not None]

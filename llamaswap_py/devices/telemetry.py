@@ -25,17 +25,17 @@ SETTLING_INTERVAL: Final = 0.05
 """Drivers give memory back some 10 to 500 ms after a process ends, and a swap may wait for it."""
 BUSY_INTERVAL: Final = 1.0
 RESTING_INTERVAL: Final = 2 * BEAT
-"""While models are loaded and nobody asks: strangers may come, and idle models give way to them."""
+"""While models are loaded without requests: other programs may need the memory of idle models."""
 IDLE_INTERVAL: Final = 5 * BEAT
 PATIENCE: Final = 5.0
-"""Seconds after which a reading counts as failed; its thread stays with it until it ends."""
+"""Seconds after which a reading counts as failed; its thread is occupied until the reading ends."""
 
 _log: Final = logging.getLogger("lswap.devices")
 _R = TypeVar("_R")
 
 
 class Reader(Protocol):
-    """What `Telemetry` reads from, always in the same thread; `MachineReader` is the real one."""
+    """The source of `Telemetry`, always called in the same thread; usually a `MachineReader`."""
 
     def read(self, at: float, children: Sequence[int]) -> DeviceSample: ...
 
@@ -45,11 +45,11 @@ class Reader(Protocol):
 class Telemetry:
     """Samples `devices` and reports each measurement. Use as an async context manager.
 
-    `children` names the process ids of our children. `settling` says whether memory of a reaped
-    child is still to come back (sample 20 times a second), `busy` whether anything loads, ends or
-    is asked for (each second), `resting` whether anything is loaded (each four, else each ten).
-    They and `on_measured` are called on the event loop. A device that does not answer is missing
-    from a measurement, and logged once.
+    `children` returns the process ids of our children. `settling`, `busy` and `resting` set the
+    rate. `settling`: memory of a reaped child has yet to come back (20 samples a second). `busy`:
+    something loads, ends or is asked for (one each second). `resting`: something is loaded (one in
+    four seconds, else one in ten). They and `on_measured` are called on the event loop. A device
+    that does not answer is missing from a measurement, and logged once.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Telemetry:
         self._reading: asyncio.Future[DeviceSample] | None = None
         self._peaks: dict[int, dict[str, int]] = {}
         self.held: Mapping[int, Mapping[str, int]] = {}
-        """What each process tree held in the last measurement: pid -> device -> bytes."""
+        """The memory of each process tree in the last measurement: pid -> device -> bytes."""
         self._unreadable: dict[str, str] = {}
         self._silent = False
 
@@ -133,8 +133,8 @@ class Telemetry:
     def peaks(self, pid: int) -> dict[str, int]:
         """Return the most that a child was seen to hold of each device since its spawn, in bytes.
 
-        Of the host: memory of its own, without mapped files. Devices whose processes cannot be
-        told apart are missing. They stay after its end until `forget`.
+        For the host that is its own memory, without mapped files. Devices whose processes cannot be
+        told apart are missing. The figures stay after its end until `forget`.
         """
         return dict(self._peaks.get(pid, {}))
 
@@ -150,8 +150,8 @@ class Telemetry:
                 children = frozenset(self._children())
                 measurement = await self._measure(tuple(children))
                 if measurement is not None and not children <= frozenset(self._children()):
-                    # It counts a child as ours that was reaped meanwhile: not yet as strangers'
-                    # what the device still holds of it, so it would prove the memory free.
+                    # It counts a child as ours that was reaped meanwhile. What the device still
+                    # holds of it is not counted for other programs, and would seem free.
                     self._waiters = waiters + self._waiters
                     continue
                 if measurement is not None:
@@ -188,7 +188,7 @@ class Telemetry:
         try:
             sample = self._reading.result()
         except Exception as error:
-            # What the system refuses says it all; of a surprise one wants to know where.
+            # A refusal of the system needs no traceback; an unexpected error does.
             known = isinstance(error, OSError)
             self._note_silence(str(error) or type(error).__name__, None if known else error)
             return None
@@ -205,8 +205,8 @@ class Telemetry:
         now = sample.measurement.unreadable
         for device in now.keys() - self._unreadable.keys():
             _log.warning(
-                "%s: its memory cannot be read any more (%s); what is known of it stands. If it "
-                "stays so, declare its memory under memory.devices",
+                "%s: its memory cannot be read any more (%s); lswap keeps its last figures. If "
+                "this goes on, declare its memory under memory.devices",
                 device,
                 now[device],
             )
@@ -218,8 +218,8 @@ class Telemetry:
         if not self._silent:
             self._silent = True
             _log.warning(
-                "the drivers do not say how much memory is used (%s); what is known stands. If it "
-                "stays so, declare the devices under memory.devices",
+                "the drivers do not say how much memory is used (%s); the last figures stay. "
+                "If this goes on, declare the devices under memory.devices",
                 reason,
                 exc_info=error,
             )
@@ -240,7 +240,7 @@ class _Thread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def submit(self, job: Callable[[], _R]) -> asyncio.Future[_R]:
-        """Return a future of what `job` returns or raises; nobody has to wait for it."""
+        """Return a future of what `job` returns or raises; it need not be awaited."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_R] = loop.create_future()
 
@@ -269,7 +269,7 @@ class _Thread:
             if not future.done():
                 settle()
 
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the result is not needed
             loop.call_soon_threadsafe(settle_once)
 
     def _work(self) -> None:
@@ -280,6 +280,6 @@ class _Thread:
 def _raiser(future: asyncio.Future[_R], error: Exception) -> Callable[[], None]:
     def settle() -> None:
         future.set_exception(error)
-        future.exception()  # seen: a failure that nobody waits for is not a second one
+        future.exception()  # marks it as seen, so that asyncio does not log it again
 
     return settle

@@ -1,4 +1,4 @@
-"""Which GPUs a program started from here would see, and in which order. Pure.
+"""Works out which GPUs a program started from here would see, and in which order. Pure.
 
 Each runtime reads its own variables. CUDA: CUDA_VISIBLE_DEVICES (CUDA C++ Programming Guide, "CUDA
 environment variables"). ROCm: ROCR_VISIBLE_DEVICES (ROCr, amd_filter_device.cpp), and of what that
@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 
 class Named(Protocol):
-    """What can be named by a UUID; empty if it has none."""
+    """A device that a UUID can name; the UUID is empty if it has none."""
 
     @property
     def uuid(self) -> str: ...
@@ -27,8 +27,8 @@ _N = TypeVar("_N", bound=Named)
 class GpuRow:
     """One GPU, or one MIG instance, as NVML describes it; `total` in bytes, None if unreadable.
 
-    `uuid` and `bus_id` are empty if unreadable. A GPU with `instances` is cut into them (MIG): CUDA
-    sees those, and it is not a memory pool itself.
+    `uuid` and `bus_id` are empty if unreadable. A GPU with `instances` is divided into them (MIG):
+    CUDA sees only these, and the GPU itself is not a memory pool.
     """
 
     uuid: str
@@ -45,8 +45,8 @@ def visible_gpus(
     """Return the GPUs and MIG instances that CUDA_VISIBLE_DEVICES leaves, in its order.
 
     `gpus` are in PCI bus order, and so are the indices of the variable, unless `order` gives UUIDs
-    in the order CUDA counts them. UUIDs may be shortened. Naming a GPU that is cut into MIG
-    instances means the first of them.
+    in CUDA's order. UUIDs may be shortened. The name of a GPU that is divided into MIG instances
+    means the first of them.
     """
     value = environment.get("CUDA_VISIBLE_DEVICES")
     if value is None:
@@ -128,7 +128,7 @@ def _by_index(rows: Sequence[_N], entry: str) -> _N | None:
 
 
 def _by_uuid(rows: Sequence[_N], entry: str) -> _N | None:
-    """Return the only row whose UUID begins like `entry`; case does not matter (ROCr, clr)."""
+    """Return the only row with a UUID that begins with `entry`, in any case (ROCr, clr)."""
     if not entry.lower().startswith(("gpu-", "mig-")):
         return None
     matches = [row for row in rows if row.uuid.lower().startswith(entry.lower())]

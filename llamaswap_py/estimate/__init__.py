@@ -1,4 +1,4 @@
-"""How much memory a preset will take, and how we know: declared, measured, dry run, or formula."""
+"""Estimates the memory a preset will take: as declared, measured, by a dry run, or by formulas."""
 
 from __future__ import annotations
 

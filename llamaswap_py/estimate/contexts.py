@@ -1,8 +1,8 @@
-"""How long a context a model would have on a device, before any of it is there. Pure.
+"""Works out the largest context of a model on a device, before it is downloaded. Pure.
 
-The header of one quantisation tells the shapes of all of them; only their weights differ, and those
-are the sizes of their files. What is counted is one process alone, run as `lswap up` without a file
-runs it: two requests share one context.
+The header of one quantisation gives the shapes of all of them. Only their weights differ, and those
+are as large as their files. The figures are for one process alone, started as `lswap up` starts it
+without a file: two requests share one context.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SLOTS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """What a model takes beside its weights: bytes by device and context (tokens, ascending).
+    """The memory of a model without its weights: bytes by device and context (tokens, ascending).
 
-    `asked` is the context it shall have: what was asked for, or all that it was trained for.
+    `asked` is the context that was asked for, or the longest it was trained for.
     """
 
     asked: int

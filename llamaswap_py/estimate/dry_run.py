@@ -1,4 +1,4 @@
-"""Turn what llama-fit-params answered into what llama-server will take. Pure."""
+"""Turns the figures that llama-fit-params prints into the memory llama-server will take. Pure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MOVED: Final = "rearranged weights"
 def parse_answer(output: str) -> list[Part]:
     """Return the parts that llama-fit-params printed, under the engine's names of devices.
 
-    Memory of extra buffer types (weights rearranged for the CPU) is the host's, and stays a part of
-    its own. Raises FitParamsError when there are no figures or they are nonsense.
+    Memory of extra buffer types (weights rearranged for the CPU) belongs to the host, as a separate
+    part. Raises FitParamsError if the output has no figures, or impossible ones.
     """
     return [
         Part(
@@ -43,7 +43,7 @@ def parse_answer(output: str) -> list[Part]:
 def window_correction(settings: Settings, header: Header, context: Context) -> int:
     """Return the bytes of sliding-window cache that a dry run with one slot leaves out.
 
-    Slots that share a cache need a window each in it (llama-kv-cache-iswa.cpp).
+    Slots that share a cache each need a window in it (llama-kv-cache-iswa.cpp).
     """
     if not settings.unified or settings.slots == 1 or is_recurrent(header):
         return 0
@@ -68,8 +68,8 @@ def dry_parts(
 ) -> list[Part]:
     """Return the parts of one model from a dry run's output and its shards' headers.
 
-    Without headers (a file that only the engine can read) the answer is taken as it is.
-    Raises EstimateError when the answer is no good.
+    Without headers (a file that only the engine can read) the output is used unchanged.
+    Raises EstimateError if the output cannot be used.
     """
     parts = [_renamed(part, gpus) for part in parse_answer(output)]
     if not headers:
@@ -99,7 +99,7 @@ def dry_parts(
 
 
 def _renamed(part: Part, gpus: Sequence[str]) -> Part:
-    """Give a device its own name: a child numbers the GPUs that it sees from zero."""
+    """Give a device lswap's name: a child numbers the GPUs that it sees from zero."""
     if part.device == HOST:
         return part
     match = _NUMBER.fullmatch(part.device)

@@ -1,7 +1,7 @@
-"""The estimator: what a preset takes, by the best way there is, and which presets fit together.
+"""The estimator: how much memory a preset takes, and which presets fit at the same time.
 
-What the file declares comes first, then what was measured, then a dry run, then the formulas. Also
-from the header of a model: what a saved slot takes, and whether it is of any use.
+Figures that the file declares come first, then measured ones, then a dry run, then the formulas.
+The header of a model also tells how large a saved slot is, and whether llama-server can use it.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ from llamaswap_py.units import HOST
 
 Headers = tuple[Header, ...]
 Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
-"""Keeps memory for a dry run on these devices while it runs; raises EstimateError without any."""
+"""Reserves memory on these devices for a dry run; raises EstimateError if they have none free."""
 
 ATTEMPTS: Final = 4
-"""Runs of llama-fit-params until its table is out (see has_table); then its plain lines."""
+"""Runs for the table of llama-fit-params (see has_table), before its plain lines are used."""
 
 
 class Estimator:
-    """Estimates presets and learns from their lives. One per process; awaits never block the loop.
+    """Estimates presets, and learns from measured ones. One per process; it never blocks the loop.
 
-    Reading headers, the disk and smaps happens in threads; dry runs are processes, one at a time.
+    Threads read headers, the disk and smaps; dry runs are processes, one at a time.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Estimator:
         self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
 
     async def estimate(self, wanted: Wanted) -> Estimate:
-        """Return what `wanted` takes, by the best way there is.
+        """Return what `wanted` takes, by the most reliable way that works.
 
-        Raises EstimateError when there is none: a file is missing or damaged, or of a kind that
-        neither the engine nor the formulas know.
+        Raises EstimateError if none works: a file is missing or damaged, or of a kind that neither
+        the engine nor the formulas know.
         """
         if wanted.declared is not None:
             return _declared(wanted)
@@ -99,7 +99,7 @@ class Estimator:
     async def work_out(
         self, wanted: Wanted, files: Sequence[FileIdentity] | None = None
     ) -> Estimate:
-        """Return what `wanted` takes without any experience: a dry run, else the formulas."""
+        """Return what `wanted` takes without measured figures: by a dry run, else the formulas."""
         if wanted.is_program:
             raise EstimateError(
                 "what this program takes is known once it has run",
@@ -111,7 +111,7 @@ class Estimator:
         if (known := await asyncio.to_thread(self._cache.read, key)) is not None:
             return known
         found = await self._fresh(wanted)
-        # A dry run that failed may work next time; what is certain is kept.
+        # A dry run that failed may work next time, so only a final result is kept.
         if found.source is Source.DRY_RUN or wanted.fit_params is None:
             await asyncio.to_thread(self._cache.write, key, found)
         return found
@@ -154,10 +154,10 @@ class Estimator:
         use: Mapping[str, int],
         load_seconds: float | None,
     ) -> str:
-        """Keep what a child took when it became ready; `estimate` None: there was none.
+        """Keep what a child took when it became ready; `estimate` is None if it had none.
 
         `use` are bytes per device; a device that could not be read is left out of it, never zero.
-        Returns a line when the estimate was wrong by more than 5 %, once per preset and placement.
+        Returns a line if the estimate was wrong by more than 5 %, once per preset and placement.
         """
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
         growth = None if estimate is None else _growth(wanted, estimate)
@@ -209,11 +209,11 @@ class Estimator:
 
 
 async def _headers(model: str) -> tuple[Headers, list[str]]:
-    """Read a model's headers if they can be; the engine may know what we do not."""
+    """Read a model's headers, if possible; the engine may read files that lswap cannot."""
     try:
         return await asyncio.to_thread(open_headers, model), []
     except EstimateError as error:
-        return (), [f"the dry run is taken as it is: {error.message}"]
+        return (), [f"the dry run is used unchanged: {error.message}"]
 
 
 async def _finished(
@@ -224,7 +224,7 @@ async def _finished(
     headers: Headers,
     notes: Sequence[str],
 ) -> Estimate:
-    """Add what belongs to the process, join parts of one kind, say what may differ."""
+    """Add the parts of the process itself, join parts of one kind, note what may differ."""
     projector = adapters = 0
     if settings.projector:
         projector = await asyncio.to_thread(file_sizes, [settings.projector])
@@ -248,7 +248,7 @@ def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def _declared(wanted: Wanted) -> Estimate:
-    """What the file declares, and the prompt cache where it says nothing of the host."""
+    """The memory that the file declares, and the prompt cache if it declares none of the host."""
     assert wanted.declared is not None
     parts = [Part(device, "declared", size) for device, size in wanted.declared.items()]
     if HOST not in wanted.declared and wanted.cache_ram:
@@ -267,7 +267,7 @@ def _measured(facts: Facts) -> Estimate:
 
 
 def _merged(facts: Facts, worked_out: Estimate) -> Estimate:
-    """Take the devices that were measured as measured, the others as worked out."""
+    """Use the measured figures where there are some, and worked-out ones for the other devices."""
     measured = _measured(facts)
     others = tuple(part for part in worked_out.parts if part.device not in facts.at_ready)
     unread = ", ".join(sorted({part.device for part in others}))
@@ -276,7 +276,7 @@ def _merged(facts: Facts, worked_out: Estimate) -> Estimate:
 
 
 def _growth(wanted: Wanted, estimate: Estimate) -> dict[str, int] | None:
-    """Return what will be taken with use; None: what was learned before still holds."""
+    """Return the memory that will be taken with use; None keeps the figures learned before."""
     if estimate.source is Source.MEASURED:
         return None
     if estimate.source is Source.DECLARED:
@@ -287,9 +287,9 @@ def _growth(wanted: Wanted, estimate: Estimate) -> dict[str, int] | None:
 class SlotShape(NamedTuple):
     """`token_bytes` are what a token takes, at most.
 
-    With `windows` a slot cannot be gone on with: llama-server saves one token too few of a sliding
-    window, and no checkpoint (b11434, server-context.cpp: pos_min >= pos_min_thold), and reads the
-    whole prompt again.
+    With `windows` (a sliding window) a saved slot cannot be continued: llama-server saves one token
+    too few of the window, and no checkpoint (b11434, server-context.cpp: pos_min >= pos_min_thold).
+    It then reads the whole prompt again.
     """
 
     token_bytes: int
@@ -297,7 +297,7 @@ class SlotShape(NamedTuple):
 
 
 def read_slot_shape(model: str, args: Sequence[str]) -> SlotShape:
-    """Read the header of a model; `args` are llama-server's words. Blocks; raises EstimateError."""
+    """Read the header of a model; `args` are llama-server's. Blocks; raises EstimateError."""
     header, settings = open_header(model), read_settings(args)
     return SlotShape(token_bytes(header, settings), has_windows(header, settings))
 
@@ -306,11 +306,11 @@ Needs = Mapping[str, Mapping[str, int]]
 """Preset -> bytes per device."""
 
 EXACT: Final = 12
-"""Up to so many presets every set is looked at; with more, sets are grown in the file's order."""
+"""Up to this many presets all sets are tried; with more, each set is filled in the file's order."""
 
 
 def fits(names: Sequence[str], needs: Needs, room: Mapping[str, int]) -> bool:
-    """Return whether all of `names` fit at once; a device that is not there has no room."""
+    """Return whether all of `names` fit at once; a missing device has no room."""
     used: dict[str, int] = {}
     for name in names:
         for device, size in needs[name].items():
@@ -319,7 +319,7 @@ def fits(names: Sequence[str], needs: Needs, room: Mapping[str, int]) -> bool:
 
 
 def largest_sets(needs: Needs, room: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """Return the sets that fit and to which nothing can be added, the largest first."""
+    """Return the sets that fit and cannot take another preset, the largest first."""
     names = [name for name in needs if fits([name], needs, room)]
     if len(names) > EXACT:
         grown = {_grown([name], names, needs, room) for name in names}
@@ -336,10 +336,10 @@ def largest_sets(needs: Needs, room: Mapping[str, int]) -> list[tuple[str, ...]]
 def evicted_for(
     name: str, loaded: Sequence[str], needs: Needs, room: Mapping[str, int]
 ) -> tuple[str, ...] | None:
-    """Return the smallest set of `loaded` whose going makes room for `name`.
+    """Return the smallest set of `loaded` that must be unloaded to make room for `name`.
 
-    Of sets of one size it is the one with the fewest bytes. () if nothing has to go, None if it
-    does not fit even alone. The scheduler also weighs how soon each would be wanted again.
+    Of sets of one size it is the one with the fewest bytes. () if none must be unloaded, None if
+    `name` does not fit even alone. The scheduler also weighs how soon each would be wanted again.
     """
     others = [one for one in loaded if one != name]
     if not fits([name], needs, room):

@@ -17,7 +17,7 @@ from llamaswap_py.storage.regular_files import open_regular
 
 
 class FileIdentity(NamedTuple):
-    """When any of these changes, it is another file."""
+    """The identity of a file: if any of these values changes, it counts as another file."""
 
     path: str
     size: int
@@ -62,7 +62,7 @@ def with_whole_batch(preset: Preset) -> Preset:
     try:
         header = open_header(preset.model)
     except EstimateError:
-        trained = Trained()  # what is wrong with the file is said elsewhere
+        trained = Trained()  # the load itself reports a broken file
     else:
         trained = read_trained(header.architecture, header.metadata)
     return msgspec.structs.replace(preset, args={**preset.args, **whole_batch(preset, trained)})
@@ -71,7 +71,7 @@ def with_whole_batch(preset: Preset) -> Preset:
 def use_of(model: str) -> str:
     """Return the option that a model file asks for by its pooling: `embeddings`, `reranking`.
 
-    "" for a model that talks, and for a file that cannot be read.
+    "" for a model that generates text, and for a file that cannot be read.
     """
     try:
         header = open_header(model)

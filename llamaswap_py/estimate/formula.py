@@ -1,6 +1,6 @@
-"""The formulas: what a model takes, from its GGUF header and a command line alone. Pure.
+"""The formulas: the memory of a model, from its GGUF header and its command line alone. Pure.
 
-They are used where there is no dry run. Each part below names the sources of llama.cpp that it
+lswap uses them if a dry run is not possible. Each part below names the sources of llama.cpp that it
 follows; `bench/estimates.py` checks the sums against build 11434.
 """
 
@@ -46,10 +46,10 @@ _FLOAT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Bytes per layer, and what checkpoints and masks are made of.
+    """Bytes per layer, and the figures that checkpoints and masks need.
 
     `cells` is the length of one stream (a sequence's share of the context), `window_cells` the
-    length of a sliding-window layer's; `streams` of either are kept.
+    length of a sliding-window layer's. The cache has `streams` of either.
     """
 
     layers: tuple[int, ...]
@@ -59,7 +59,7 @@ class Context:
     checkpoint: int
     """Bytes of one checkpoint; 0 where the cache itself can be rolled back."""
     window_layer_bytes: int
-    """What one cell takes in all sliding-window layers together."""
+    """Bytes of one cell in all sliding-window layers together."""
 
 
 def context_of(header: Header, settings: Settings) -> Context:
@@ -175,10 +175,11 @@ _ROWS: Final = 5
 
 # The compute buffer: what one batch needs besides weights and context
 #
-# A graph of llama.cpp reuses memory, so its buffer is what lives all along plus the widest moment.
-# All along: five rows of the model's width per token (embedding, residual, norm, input, output) and
-# the attention masks. The widest moment is the feed-forward part, the attention, or the logits.
-# These forms were fitted to build 11434.
+# A graph of llama.cpp reuses memory. So its buffer is the part that lives through the whole graph,
+# plus the largest part that lives for a moment. Through the whole graph live five rows of the
+# model's width per token (embedding, residual, norm, input, output) and the attention masks. The
+# largest moment is the feed-forward part, the attention, or the logits. These formulas were fitted
+# to build 11434.
 #
 # llama-fit-params reserves logits for every token of a batch, llama-server only for the few it
 # samples from (server_output_limits): with 128 k words and batches of 512 that alone is 250 MiB.
@@ -186,7 +187,7 @@ _ROWS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Bytes: `buffer` in all, `work` of the CPU backend's threads beside it."""
+    """Bytes: `buffer` is the whole buffer, `work` is the CPU backend's own memory beside it."""
 
     buffer: int
     work: int
@@ -205,11 +206,11 @@ def compute_of(header: Header, settings: Settings, context: Context) -> Compute:
 def without_spare_logits(
     measured: int, header: Header, settings: Settings, context: Context
 ) -> int:
-    """Correct the compute buffer of a dry run for the logits that only it reserves.
+    """Correct the compute buffer of a dry run for the logits that only the dry run reserves.
 
-    Where logits are the widest moment they are taken out exactly, and the next widest, from the
-    formulas, is put in. Graphs that the formulas do not know (recurrent ones) are left alone, and
-    so are embedding models, whose every token is an output.
+    If logits are the largest moment, their exact size is taken out, and the next largest, from the
+    formulas, is put in. Two kinds stay unchanged: graphs that the formulas do not know (recurrent
+    ones), and embedding models, because each of their tokens is an output.
     """
     if settings.embedding or is_recurrent(header):
         return measured
@@ -229,7 +230,7 @@ def batch_tokens(header: Header, settings: Settings) -> int:
 
 
 def vocabulary(header: Header) -> int:
-    """Return the number of words."""
+    """Return the number of tokens in the vocabulary."""
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return tokens.length if isinstance(tokens, ArrayInfo) else header.integer("vocab_size")
 
@@ -255,7 +256,7 @@ def widest_row(header: Header, settings: Settings, context: Context) -> int:
 
 
 def work_bytes(header: Header, settings: Settings, context: Context) -> int:
-    """Return what the CPU backend converts of a batch before it multiplies (ggml_graph_plan)."""
+    """Return the bytes of a batch that the CPU backend converts to multiply (ggml_graph_plan)."""
     tokens = batch_tokens(header, settings)
     heads = header.integer("attention.head_count", 1)
     rows = header.integer("feed_forward_length")
@@ -291,8 +292,8 @@ _REPACK_ROWS: Final = 8
 class Layout:
     """Bytes of weights per device, and what a mapped file costs the host beyond them.
 
-    `repacked` is the part of the host's weights that is rearranged into memory of its own;
-    `mapped_again` are pages of the files that stay mapped though no tensor is used from them.
+    `repacked` is the part of the host's weights that is rearranged into separate memory;
+    `mapped_again` are pages of the files that stay mapped although no tensor there is used.
     """
 
     weights: dict[str, int]
@@ -363,7 +364,7 @@ def _device(tensor: Tensor, devices: tuple[str, ...], settings: Settings) -> str
 
 
 def _is_repacked(tensor: Tensor, repackable: Collection[str]) -> bool:
-    """Matrices only; the embedding is read by rows and stays as it is."""
+    """Whether a tensor is rearranged: only matrices are; the embedding, read by rows, is not."""
     return (
         tensor.kind in repackable
         and len(tensor.shape) > 1
@@ -373,7 +374,7 @@ def _is_repacked(tensor: Tensor, repackable: Collection[str]) -> bool:
 
 
 def _span(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes from the first to the last tensor: the part of a mapping that is kept."""
+    """Return the bytes from the first to the last tensor: llama.cpp keeps this part mapped."""
     held = list(tensors)
     if not held:
         return 0
@@ -381,7 +382,7 @@ def _span(tensors: Iterable[Tensor]) -> int:
 
 
 def repackable_kinds(cpu_flags: Collection[str]) -> frozenset[str]:
-    """Return the tensor types that a CPU with these flags (/proc/cpuinfo) gets rearranged.
+    """Return the tensor types that llama.cpp rearranges for a CPU with these flags (/proc/cpuinfo).
 
     Source: ggml_repack_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp; on CPUs with AMX
     ggml-cpu/amx takes more. Other architectures than x86 and Arm: none.
@@ -422,7 +423,7 @@ def analytic_parts(
     """Return the parts of one model whose shards have these headers.
 
     `gpus` are the devices it may use, in the engine's order; none means the host alone. Raises
-    EstimateError for files that are no language model.
+    EstimateError for files that are not a language model.
     """
     header = headers[0]
     if header.integer("block_count") <= 0:
@@ -444,14 +445,14 @@ def analytic_parts(
 
 
 def mapping_parts(layout: Layout) -> list[Part]:
-    """Return what keeping the files mapped costs beyond the tensors used from them."""
+    """Return the memory of file pages that stay mapped although no tensor there is used."""
     return [Part(HOST, "mapped pages of moved weights", layout.mapped_again)]
 
 
 def growing_parts(
     header: Header, settings: Settings, context: Context, *, gpus: Sequence[str]
 ) -> list[Part]:
-    """Return what a model's tensors do not tell: work memory, vocabulary, checkpoints."""
+    """Return the parts that do not come from tensors: work memory, vocabulary, checkpoints."""
     parts = [Part(HOST, "vocabulary", WORD * vocabulary(header))]
     if not gpus or settings.gpu_layers == 0:
         work = compute_of(header, settings, context).work
@@ -465,7 +466,7 @@ def growing_parts(
 def process_parts(
     settings: Settings, gpus: Sequence[str], *, projector: int, adapters: int
 ) -> list[Part]:
-    """Return what belongs to the process and to no model; sizes of the files in bytes."""
+    """Return the parts of the process that do not depend on a model; sizes of files in bytes."""
     parts = [Part(HOST, "process", PROCESS)]
     if settings.prompt_cache:
         parts.append(Part(HOST, PROMPT_CACHE, settings.prompt_cache, grows=True))
@@ -494,7 +495,7 @@ def draft_settings(settings: Settings) -> Settings:
         draft=None,
         draft_tokens=0,
         speculation="none",
-        # Its context is rolled back with the main one's; it makes no checkpoints of its own.
+        # Its context is rolled back together with the main one; it does not make checkpoints.
         checkpoints=0,
     )
 

@@ -33,35 +33,35 @@ if TYPE_CHECKING:
     from llamaswap_py.gguf.header import Header
 
 BOUND: Final = 15.0
-"""Seconds for all remedies of one preset; those found by then are named."""
+"""Seconds to seek all remedies of one preset; the message names those found by then."""
 _MAPPED: Final = "mapped pages of moved weights"
 _KEYS: Final = {CACHE_RAM: "memory.cache_ram"}
-"""Options that the file says elsewhere than in `args`."""
+"""Options that are keys of the file, outside `args`."""
 Args: TypeAlias = Mapping[str, str]
 
 
 class Leaner(NamedTuple):
-    """Options over the preset's own, and what it takes with them."""
+    """Options added to the preset's own, and the memory it takes with them."""
 
     args: Args
     footprint: Mapping[str, int]
 
     @property
     def words(self) -> str:
-        """How a message names them: as the file says each."""
+        """The options as a message names them: by the keys of the file."""
         return " and ".join(f"`{_KEYS.get(name, name)}: {self.args[name]}`" for name in self.args)
 
     @property
     def entry(self) -> Args | None:
-        """The same as the `args` of the preset's entry; None if another key is needed."""
+        """The options as `args` of the preset's entry; None if another key is needed."""
         return None if self.args.keys() & _KEYS.keys() else self.args
 
 
 class Remedies:
     """Seeks the settings with which one preset fits into `room` (bytes per device).
 
-    `known` are the options of its engine. `fixed` are those that `extra` says: `args` cannot
-    change them. `estimate` is what the preset takes as it is.
+    `known` are the options of its engine. `fixed` are those in the command line's extra words:
+    `args` cannot change them. `estimate` is what the preset takes unchanged.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Remedies:
         self._tried: dict[tuple[tuple[str, str], ...], Leaner] = {}
 
     async def seek(self) -> list[Leaner]:
-        """Return what was tried, the best first; what is only tried on the way is left out."""
+        """Return the settings to name, the best first, without those tried only on the way."""
         found: list[Leaner] = []
         try:
             async with asyncio.timeout(BOUND):
@@ -111,11 +111,11 @@ class Remedies:
             for steps in (contexts, layers):
                 found += await self._largest(base, steps)
         least = {**together, **(contexts[-1] if contexts else {})}
-        if not found and least:  # to say that even this is too much
+        if not found and least:  # then the message says that even this is too much
             found.append(await self._need(least))
 
     async def _compare(self) -> None:
-        """Note what was measured beyond what is worked out: the remedies do not change it."""
+        """Note how far measured memory exceeds the worked-out one: no remedy changes that part."""
         if self._estimate.source is not Source.MEASURED:
             return
         worked_out = (await self._estimator.work_out(self._wanted)).footprint
@@ -123,7 +123,7 @@ class Remedies:
             self._beyond[device] = max(size - worked_out.get(device, 0), 0)
 
     def _lossless(self) -> list[Args]:
-        """Return options that make no answer worse, where the estimate shows what they save."""
+        """Return options that do not make answers worse, if the estimate shows their saving."""
         held = {part.what for part in self._estimate.parts if part.device == HOST}
         unknown = self._estimate.source in (Source.MEASURED, Source.DECLARED)
         settings = read_settings(self._wanted.args)
@@ -144,7 +144,7 @@ class Remedies:
         return [one for step in steps if self._may(one := with_context(step))]
 
     def _layers(self, header: Header) -> list[Args]:
-        """Return what may leave the cards: experts first, then layers, a quarter at a time."""
+        """Return the steps of moving a model off the GPUs: experts, then layers, by quarters."""
         if not self._wanted.gpus:
             return []
         layers = header.integer("block_count")

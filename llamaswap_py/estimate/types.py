@@ -1,4 +1,4 @@
-"""An estimate: what a preset takes from each device, part by part, and how we know. Pure."""
+"""An estimate: the memory a preset takes of each device, part by part, and its source. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llamaswap_py.units import format_size
 
 PROMPT_CACHE: Final = "prompt cache"
 TOLERANCE: Final = 0.05
-"""An estimate that was off by more than this is worth a line in the log."""
+"""If an estimate was wrong by more than this share, a line in the log says so."""
 
 
 class EstimateError(LswapError):
-    """Raised when one way of estimating does not work; the next one down is tried."""
+    """Raised if one way of estimating does not work; then the next one is tried."""
 
 
 class Source(StrEnum):
@@ -32,9 +32,9 @@ class Source(StrEnum):
 class Part(msgspec.Struct, frozen=True):
     """Bytes of one device for one purpose.
 
-    `grows`: they are not taken at readiness yet, but with use (buffers that are only touched by a
-    full batch, the prompt cache, checkpoints). Where memory is reserved at once, as on GPUs, a
-    compute buffer does not grow.
+    `grows`: the process takes them with use, after it is ready (buffers that only a full batch
+    touches, the prompt cache, checkpoints). Where memory is reserved at once, as on GPUs, a compute
+    buffer does not grow.
     """
 
     device: str
@@ -44,7 +44,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What a preset takes; `notes` are for people: assumptions, and why a better way failed."""
+    """The memory of a preset; `notes` tell users the assumptions, and why a better way failed."""
 
     source: Source
     parts: tuple[Part, ...]
@@ -83,9 +83,9 @@ def total(parts: Iterable[Part]) -> dict[str, int]:
 
 
 def surprise(estimate: Estimate, measured: Mapping[str, int]) -> str:
-    """Say by how much an estimate was wrong, where it was by more than TOLERANCE; else empty.
+    """Say by how much an estimate was wrong, if it was by more than TOLERANCE; else "".
 
-    Only devices that were measured are compared.
+    It compares only devices that were measured.
     """
     wrong = []
     for device, real in measured.items():

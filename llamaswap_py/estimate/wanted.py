@@ -1,4 +1,4 @@
-"""What an estimate is asked for: a preset made ready to run, and where. Keys of what is cached."""
+"""The question to the estimator: a preset ready to run, and its devices; also its cache key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llamaswap_py.estimate.files import FileIdentity
 
 SCHEMA: Final = 1
-"""Of the keys; raise it when the formulas change, and old cached estimates are forgotten."""
+"""The version in the keys. Raise it when the formulas change: old cached estimates then expire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Wanted:
     """A preset (or a variant of it) on a placement. `args` are the words after llama-server.
 
     `gpus` are the devices a child may use, in the order in which it sees them. `machine` names
-    devices by what does not change with their order: UUIDs. Of a program that is not a llama-server
-    only what was measured is known.
+    devices by UUIDs, which do not change with their order. For a program that is not a llama-server
+    only measured figures are known.
     """
 
     preset: str
@@ -44,10 +44,10 @@ class Wanted:
     is_program: bool = False
 
     def key(self, files: Sequence[FileIdentity], *, exact: bool) -> str:
-        """Return a name for what is known of it.
+        """Return the key under which its figures are kept.
 
-        `exact` also tells apart copies of a file and times of it, for what can be worked out again;
-        what was learned survives a `touch` or a move to another disk.
+        An `exact` key also tells apart copies of a file and their times; it is for figures that can
+        be worked out again. Learned figures survive a `touch` or a move to another disk.
         """
         told = [tuple(one) if exact else (one.path, one.size) for one in files]
         content = {

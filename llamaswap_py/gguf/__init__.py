@@ -1,4 +1,4 @@
-"""Read what a GGUF file says of itself: metadata and tensor table, never the weights. Pure."""
+"""Reads the metadata and the tensor table of GGUF files, never the weights. Pure."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 The format is that of ggml/include/gguf.h and ggml/src/gguf.cpp of llama.cpp. The checks are those
 of gguf_init_from_file, and that every tensor lies within the file (llama-model-loader.cpp).
 
-Vocabularies hold hundreds of thousands of strings that nobody here needs: of a long array only the
-length is kept. Counts and lengths are checked against the bytes that are left before anything is
-allocated for them.
+A vocabulary holds hundreds of thousands of strings, which lswap does not need: of a long array it
+keeps only the length. It checks counts and lengths against the bytes left in the file before it
+allocates memory for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llamaswap_py.errors import LswapError
 
 
 class GgufError(LswapError):
-    """Raised when a file is not a GGUF, is cut off, or says impossible things of itself."""
+    """Raised when a file is not a GGUF, is cut off, or has an impossible header."""
 
     def __init__(self, message: str, *, remedy: str = "download the file again") -> None:
         super().__init__(message, remedy=remedy)
@@ -63,7 +63,7 @@ class Cursor:
         return self._window[inside : inside + count]
 
     def skip(self, count: int, what: str) -> None:
-        """Go `count` bytes on without reading them."""
+        """Skip `count` bytes without reading them."""
         if count > self.left:
             raise GgufError(
                 f"cut off at byte {self.size:,}: {what} would need {count - self.left:,} more"
@@ -140,7 +140,7 @@ MAX_KEY_LENGTH: Final = 65535
 MAX_STRING: Final = 16 * 1024**2
 MAX_ELEMENTS: Final = 2**24
 KEPT_ELEMENTS: Final = 4096
-"""Longer arrays than any list of layers are vocabularies."""
+"""An array that is longer than any list of layers is a vocabulary."""
 MAX_DEPTH: Final = 4
 
 _STRING: Final = 8
@@ -262,7 +262,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one file says of itself."""
+    """The header of one file."""
 
     version: int
     metadata: Mapping[str, Value]
@@ -281,7 +281,7 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def integer(self, key: str, default: int = 0) -> int:
-        """Return a whole number of the architecture's keys; of a list its largest."""
+        """Return a whole number of the architecture's keys; of a list the largest."""
         value = self.get(key)
         if isinstance(value, ArrayInfo):
             value = max(value.values, default=default) if value.values else default
@@ -299,8 +299,8 @@ class Header:
 def read_header(read_at: ReadAt, file_size: int) -> Header:
     """Read the header of a file of `file_size` bytes.
 
-    Raises GgufError when it is not a GGUF, is cut off (in the header or in the weights), or claims
-    what cannot be.
+    Raises GgufError when it is not a GGUF, is cut off (in the header or in the weights), or has
+    impossible values.
     """
     cursor = Cursor(read_at, file_size)
     if file_size < 4 or (magic := cursor.take(4, "the magic number")) != MAGIC:
@@ -360,7 +360,7 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
     value = metadata.get("general.alignment", 32)
     good = isinstance(value, int) and 0 < value <= 2**24 and value & (value - 1) == 0
     if not good:
-        raise GgufError(f"general.alignment is {value}, no power of two")
+        raise GgufError(f"general.alignment is {value}, which is not a power of two")
     return int(value)  # type: ignore[arg-type]
 
 

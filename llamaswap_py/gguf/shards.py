@@ -12,7 +12,7 @@ MAX_SHARDS: Final = 1000
 
 
 def shard_paths(path: str) -> tuple[str, ...]:
-    """Return every file of the model whose first file is `path`; just that one if it is whole."""
+    """Return all files of a model by its first file `path`; only that one if it is not split."""
     match = _SHARD.fullmatch(path)
     if match is None or not 0 < int(match["count"]) <= MAX_SHARDS:
         return (path,)
@@ -21,6 +21,6 @@ def shard_paths(path: str) -> tuple[str, ...]:
 
 
 def is_first_shard(path: str) -> bool:
-    """Return whether a load may begin with this file: it is whole, or number one of several."""
+    """Return whether a load may begin with this file: it is not split, or it is the first shard."""
     match = _SHARD.fullmatch(path)
     return match is None or int(match["number"]) == 1

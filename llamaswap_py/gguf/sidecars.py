@@ -15,7 +15,7 @@ HEADS: Final = {
     "draft-dflash": "dflash-",
     "draft-eagle3": "eagle3-",
 }
-"""Value of `spec-type` -> how the file of that kind of draft head begins; the first goes first."""
+"""Value of `spec-type` -> beginning of the names of such draft heads, in order of preference."""
 INFERRED: Final = frozenset({"draft-mtp", "draft-dspark", "draft-dflash"})
 """Kinds that llama-server recognises by the draft's file, without `spec-type`."""
 _OTHERS: Final = ("imatrix", "ggml-vocab-")
@@ -27,10 +27,10 @@ _FOLDERS: Final = {
 
 
 def sidecar_kind(path: str, *, strict: bool = False) -> str:
-    """Return what a file is beside a model: a value of `spec-type`, `mmproj`, …; "" for a model.
+    """Return the kind of a sidecar: a value of `spec-type`, `mmproj`, …; "" for a model.
 
-    `strict` is for repositories: a lower-case `mtp-` anywhere in the name tells it, as llama.cpp
-    has it, and a folder of that name. Otherwise the name must begin with it.
+    `strict` is for repositories: then, as in llama.cpp, a lower-case `mtp-` anywhere in the name
+    decides, or a folder of that name. Otherwise the name must begin with it.
     """
     name = path.rpartition("/")[2]
     low = name.lower()
@@ -44,12 +44,12 @@ def sidecar_kind(path: str, *, strict: bool = False) -> str:
 
 
 def folder_kind(path: str) -> str:
-    """Return what a file is by the name of its folder: that of `MTP/x.gguf` holds draft heads."""
+    """Return a file's kind by the name of its folder: the folder `MTP` holds draft heads."""
     return _FOLDERS.get(path.rpartition("/")[0].rpartition("/")[2].lower(), "")
 
 
 def home_of(path: str) -> str:
-    """Return the folder whose models a file belongs to: that of `MTP/x.gguf` is the one above."""
+    """Return the folder of the models that a file belongs to: for `MTP/x.gguf` the one above."""
     folder = path.rpartition("/")[0]
     above, _, name = folder.rpartition("/")
     return above if name.lower() in _FOLDERS else folder
@@ -63,7 +63,7 @@ def heads_in(spec_type: object) -> tuple[str, ...]:
 
 
 def is_home(file_home: str, model_path: str) -> bool:
-    """Tell whether a sidecar of that home may serve a model: it lies beside it, or above it."""
+    """Tell whether a model may use a sidecar with that home: the model's folder, or one above."""
     folder = model_path.rpartition("/")[0]
     return file_home in ("", folder) or folder.startswith(f"{file_home}/")
 

@@ -1,1 +1,1 @@
-"""Model files from Hugging Face: names, listings, what fits, downloads, and the shared cache."""
+"""Model files from Hugging Face: names, listings, headers, downloads, and the shared cache."""

@@ -1,6 +1,6 @@
-"""The hub's API: what a repository holds, the header of a file that is still there, and refusals.
+"""The API of the Hugging Face hub: lists of repositories, headers of remote files, and errors.
 
-The HTTP session is made safe for a process that forks, and against what the hub may answer.
+The HTTP session is made safe for a process that forks, and against harmful answers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 
 ANSWERS: Final = 60.0
-"""Seconds for an answer without a file: a byte now and then would satisfy a timeout per read."""
+"""Seconds for a whole answer without a file: a server that sends single bytes never reaches a
+timeout per read."""
 _T = TypeVar("_T")
 
 
 def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | None = None) -> _T:
     """Return what a call returns; raises HubError when it takes longer.
 
-    `moved` says when it last got on, on `time.monotonic()`: so long after that it has failed. The
-    call goes on in its thread, which keeps no process from ending.
+    `moved` returns the time (`time.monotonic()`) of its last progress; the seconds count from then.
+    The call goes on in its daemon thread, so that the process can end.
     """
     threads = Workers(1, "hub")
     job = threads.submit(call)
@@ -59,11 +60,12 @@ def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | 
 
 @cache
 def prepare_session() -> None:
-    """Call this before huggingface_hub asks anything, where processes are started meanwhile.
+    """Make huggingface_hub's session safe for forks; call it before the library's first request.
 
-    It closes its session in every forked child (utils/_http.py, os.register_at_fork). A lock of the
-    session that another thread holds at that moment is held in the child for ever: it would never
-    come to its program, nor whoever waits for that. uvloop starts processes by such a fork.
+    The library closes its session in every forked child (utils/_http.py, os.register_at_fork). If
+    another thread holds a lock of the session at that moment, the lock is never released in the
+    child. The child would hang before it runs its program, and its parent would wait for ever.
+    uvloop starts processes by such a fork.
     """
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -85,7 +87,7 @@ def _close(close: Callable[[], None], owner: int) -> None:
 
 
 _MOST: Final = 32 * MIB
-"""Bytes of a list, which are some hundred thousand files."""
+"""The most bytes of a list, enough for some hundred thousand files."""
 _LARGEST: Final = 1 << 50
 _LONGEST_PATH: Final = 1000
 _LONGEST_NAME: Final = 200
@@ -112,7 +114,7 @@ class _Sibling(msgspec.Struct):
 
 
 class _Info(msgspec.Struct):
-    """What of `GET /api/models/REPO` is used; the rest is skipped."""
+    """The fields of `GET /api/models/REPO` that lswap uses; the rest is skipped."""
 
     sha: str | None = None
     siblings: list[_Sibling] = []
@@ -122,9 +124,9 @@ _READ: Final = msgspec.json.Decoder(_Info)
 
 
 def list_repo(ref: HubRef) -> RepoListing:
-    """Return what a repository holds; HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError.
+    """Return the files of a repository, using HF_ENDPOINT and HF_TOKEN. Raises HubError.
 
-    Files with names that no repository has (`..`, control characters) are left out.
+    Files with names that a repository cannot have (`..`, control characters) are left out.
     """
     prepare_session()
     with hub_errors(ref):
@@ -159,7 +161,7 @@ def _ask(ref: HubRef) -> _Info:
 
 
 def _bounded(ref: HubRef, answer: httpx.Response) -> Iterator[bytes]:
-    """Yield the body of an answer, unpacked; raises HubError when it is too much."""
+    """Yield the body of an answer, unpacked; raises HubError when it is too long."""
     coding = answer.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", "gzip"):
         raise _odd(ref, f"it is packed as {coding[:80]!r}")
@@ -181,7 +183,7 @@ def _sha256(text: str) -> str:
 
 
 def _is_path(path: str) -> bool:
-    """Tell whether a path stays in its folder, and can be a file's there."""
+    """Tell whether a path stays in its folder, and can name a file there."""
     if not path.isprintable() or not is_utf8(path) or len(path.encode()) > _LONGEST_PATH:
         return False
     parts = path.split("/")
@@ -246,19 +248,19 @@ def _page(ref: HubRef) -> str:
 
 
 FIRST: Final = 4 << 20
-"""Bytes of the first range; each one after it doubles what is there."""
+"""Bytes of the first range; each further range doubles the bytes fetched so far."""
 MOST: Final = 64 << 20
 """Bytes in all. Vocabularies of 260,000 words with their merges make headers of 16 MB."""
 _TIMEOUT: Final = 30.0
 _WHOLE: Final = 300.0
-"""Seconds for all of a header."""
+"""Seconds for a whole header."""
 
 
 def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
     """Return the header of one file of a repository, read with Range requests (RFC 9110, 14).
 
-    HF_ENDPOINT and HF_TOKEN are honoured. Raises HubError: refused, no GGUF file, a header longer
-    than MOST, or a server that does not serve ranges.
+    It uses HF_ENDPOINT and HF_TOKEN. Raises HubError if the hub refuses, the file is not a GGUF,
+    its header is longer than MOST, or the server does not serve ranges.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
@@ -277,7 +279,7 @@ def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
 
 
 class _Beginning:
-    """As much of the beginning of a file as was asked for."""
+    """The beginning of a remote file, fetched as far as it was asked for."""
 
     def __init__(self, ref: HubRef, file: HubFile, place: str, headers: Mapping[str, str]) -> None:
         self._ref = ref
@@ -296,7 +298,7 @@ class _Beginning:
         return bytes(self._bytes[offset:end])
 
     def _grow(self, length: int) -> None:
-        """Fetch on until `length` bytes are there, or the file ends."""
+        """Fetch more until `length` bytes are there, or the file ends."""
         from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
         begin, end = len(self._bytes), min(length, MOST, self._file.size)
@@ -310,7 +312,7 @@ class _Beginning:
         ):
             hf_raise_for_status(answer)
             given = answer.headers.get("Content-Range", "")
-            # A server that ignores the range would send the whole file: not a byte of it is read.
+            # A server that ignores the range would send the whole file, so nothing is read.
             if answer.status_code != 206 or not given.startswith(f"bytes {begin}-"):
                 raise HubError(f"{_host(self._place)} does not serve ranges of {self._file.path}")
             for chunk in answer.iter_raw():
@@ -329,7 +331,7 @@ def _host(url: str) -> str:
 
 
 def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers for the place a file really is: the token is for the hub's host alone."""
+    """Return the headers for the host that has the file: only the hub's own host gets the token."""
     from llamaswap_py.hub.redirects import same_place
 
     if same_place(url, location):

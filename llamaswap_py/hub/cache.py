@@ -1,9 +1,9 @@
-"""Find downloaded models in the cache that all of Hugging Face's tools share, without their code.
+"""Finds downloaded models in the cache that all tools of Hugging Face share, without their code.
 
 Layout (huggingface_hub's documentation, "Understand caching"):
 `models--USER--REPO/refs/main` holds a commit, `snapshots/COMMIT/PATH` links to a complete file.
-Beside them `.lswap.json` keeps what the repository holds, so that a reference means the same file
-whatever of it happens to be here.
+Beside them `.lswap.json` keeps the repository's list of files. So a reference always means the same
+file, whichever of its files are downloaded.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _LISTING: Final = ".lswap.json"
 class Cached:
     """A model that is on the disk: its first file, all of them, and the projector beside it.
 
-    `heads` are the draft heads that are here, by the value of `spec-type` that uses them; `others`
-    the kinds that its repository has besides, as far as that is known.
+    `heads` are the draft heads on the disk, by the value of `spec-type` that uses them. `others`
+    are further kinds that its repository has, as far as that is known.
     """
 
     files: tuple[str, ...]
@@ -72,7 +72,7 @@ def repo_folder(ref: HubRef, folder: Path | None = None) -> Path:
 
 
 def keep_listing(ref: HubRef, files: Iterable[HubFile]) -> None:
-    """Note what a repository holds, beside what was fetched of it."""
+    """Keep the list of a repository's files beside the files that were fetched of it."""
     repo = repo_folder(ref)
     repo.mkdir(parents=True, exist_ok=True)
     sizes = {file.path: file.size for file in files if file.path.lower().endswith(".gguf")}
@@ -82,7 +82,7 @@ def keep_listing(ref: HubRef, files: Iterable[HubFile]) -> None:
 
 
 def find_cached(ref: HubRef, folder: Path | None = None) -> Cached | None:
-    """Return the model of `ref` if all its files are there; touches nothing but the disk."""
+    """Return the model of `ref` if all its files are there; it does not use the network."""
     repo = repo_folder(ref, folder)
     listed = _listed(repo)
     meant = _chosen(ref, listed)
@@ -128,7 +128,7 @@ def _files_in(snapshot: Path) -> list[HubFile]:
 
 
 def _snapshots(repo: Path) -> list[Path]:
-    """Return the snapshots of a repository, that of its main branch first."""
+    """Return the snapshots of a repository; the one of its main branch comes first."""
     try:
         newest = read_regular(repo / "refs" / "main").decode().strip()
     except (OSError, UnicodeDecodeError):
@@ -145,10 +145,10 @@ def _snapshots(repo: Path) -> list[Path]:
 def own_files(
     ref: HubRef, folder: Path | None = None, *, used: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Return the files of one model that nothing else uses: shards, projector, draft heads.
+    """Return the files that only this model uses: shards, projector, draft heads.
 
-    `used` are the real paths of files that others need. A sidecar stays while another model that
-    it serves is here.
+    `used` are the real paths of files that other presets need. A sidecar stays while another model
+    that can use it is here.
     """
     cached = find_cached(ref, folder)
     if cached is None:
@@ -174,8 +174,8 @@ def remove_cached(
 ) -> int:
     """Delete the files of one model from the cache; returns the bytes that this freed.
 
-    Blobs that another snapshot still links to stay. `alone` says that nobody else wants anything of
-    this repository: then what is left of it without a model goes too, and what was begun.
+    Blobs that another snapshot still links to stay. `alone`: nothing else needs any file of this
+    repository. Then, if no model of it is left, its other files and begun downloads go too.
     """
     repo = repo_folder(ref, folder)
     snapshots = repo / "snapshots"
@@ -191,7 +191,7 @@ def remove_cached(
 
 
 def _unlink(repo: Path, files: Iterable[str]) -> int:
-    """Delete files of snapshots, and their blobs as far as nothing links to them any more."""
+    """Delete files of snapshots, and those of their blobs to which no other file links."""
     blobs = set()
     for file in map(Path, files):
         blobs.add(file.resolve())

@@ -1,7 +1,7 @@
 """The process that downloads: `python -m llamaswap_py.hub.fetch`, one JSON line per step.
 
-A process of its own, so that it can be killed at any byte (what is there is kept, and the next one
-goes on from it), and so that lswap itself never loads the hub's library.
+It is a separate process for two reasons. It can be killed at any byte, and the next one continues
+from the bytes that are there. And lswap itself never loads the hub's library.
 
 Standard input: one JSON object, `Order`. Standard output: `Step` lines, the last one `done` or
 `failed`.
@@ -32,13 +32,13 @@ from llamaswap_py.units import format_size
 _EVERY: Final = 0.2
 """Seconds between two progress lines."""
 _CHUNK: Final = 256 << 10
-"""Bytes that a kill may lose; the library's 10 MiB would also make progress jump."""
+"""Bytes of one read, the most that a kill loses. With the library's 10 MiB progress would jump."""
 _BLOCK: Final = 4 << 20
 _STALLED: Final = 360.0
-"""Seconds without a byte of a file; the hub's own limits of requests last 300."""
+"""Seconds without a byte of a file until the download fails. The hub's own rate limits last 300."""
 _ETAG: Final = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)
 _SPARE: Final = 256 << 20
-"""Bytes of the disk that are left alone."""
+"""Bytes of the disk that a download leaves free."""
 
 
 class WantedFile(msgspec.Struct, frozen=True):
@@ -50,9 +50,9 @@ class WantedFile(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to download: files at a commit, or (without any) what `tag` names of a repository.
+    """What to download: `files` at a commit, or, if empty, the model that `tag` names.
 
-    `heads` are the kinds of draft heads to take besides, as values of `spec-type`.
+    `heads` are the kinds of draft heads to fetch as well, as values of `spec-type`.
     """
 
     repo: str
@@ -63,7 +63,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a download is: `state` is `downloading`, `verifying`, `done` or `failed`; bytes."""
+    """Progress of a download in bytes; `state`: `downloading`, `verifying`, `done` or `failed`."""
 
     state: str
     done: int = 0
@@ -80,7 +80,7 @@ Report = Callable[[Step], None]
 def fetch(order: Order, report: Report) -> tuple[str, ...]:
     """Download all files of an order into the shared cache; returns their paths.
 
-    Raises HubError: no room, refused, cut off for good, or a file that is not what the hub says.
+    Raises HubError: no room, refused, cut off for good, or a file other than the hub lists.
     """
     total = sum(file.size for file in order.files)
     _check_room(order, total)
@@ -116,7 +116,7 @@ def _fetch_one(ref: HubRef, commit: str, file: WantedFile, meter: _Meter) -> str
     try:
         _download(ref, commit, file, there, meter)
     except OSError as error:
-        # The library reports a stream of the wrong length so, without a number.
+        # The library raises OSError without a number for a stream of the wrong length.
         full = error.errno == errno.ENOSPC
         raise HubError(
             f"{file.path} could not be written: {error.strerror or error}",
@@ -128,10 +128,10 @@ def _fetch_one(ref: HubRef, commit: str, file: WantedFile, meter: _Meter) -> str
 
 
 def _download(ref: HubRef, commit: str, file: WantedFile, link: Path, meter: _Meter) -> None:
-    """Fetch one file into the cache, going on from what an earlier attempt left.
+    """Fetch one file into the cache, continuing an earlier attempt.
 
-    huggingface_hub itself begins anew in each process (file_download.py, 1.33), so only its HTTP
-    part is used.
+    huggingface_hub itself starts over in each process (file_download.py, 1.33), so lswap uses only
+    its HTTP part.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -177,7 +177,7 @@ def _download(ref: HubRef, commit: str, file: WantedFile, link: Path, meter: _Me
 
 
 def _blob_name(file: WantedFile, etag: str | None) -> str:
-    """Return what a file is called in the cache: by its hash, else by the ETag it was sent with."""
+    """Return a file's name in the cache: its hash, else the ETag that the server sent."""
     name = file.sha256 or etag or ""
     if not _ETAG.fullmatch(name):
         raise HubError(
@@ -188,7 +188,7 @@ def _blob_name(file: WantedFile, etag: str | None) -> str:
 
 
 class _Sized:
-    """A file that takes no more bytes than the hub lists: more could fill the disk."""
+    """A file that refuses more bytes than the hub lists, because they could fill the disk."""
 
     def __init__(self, stream: IO[bytes], file: WantedFile, part: Path) -> None:
         self._stream = stream
@@ -217,7 +217,7 @@ def _write_all(stream: IO[bytes], data: bytes) -> int:
 
 
 def _check_room(order: Order, total: int) -> None:
-    """Raise HubError when the disk has not enough room for what is still missing."""
+    """Raise HubError when the disk does not have room for the missing bytes."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     missing = total - _already_there(order, folder)
@@ -248,7 +248,7 @@ def _snapshot_path(ref: HubRef, commit: str, path: str) -> Path:
 
 
 def _verify(path: Path, file: WantedFile, meter: _Meter) -> None:
-    """Raise HubError, and delete the file, when its bytes are not those that the hub promised."""
+    """Raise HubError and delete the file if its size or hash is not the one that the hub lists."""
     if not file.sha256:
         return
     digest = hashlib.sha256()
@@ -269,7 +269,7 @@ def _verify(path: Path, file: WantedFile, meter: _Meter) -> None:
 
 
 class _Meter:
-    """Adds up the bytes of all files, and reports now and then."""
+    """Adds up the bytes of all files, and reports progress at intervals."""
 
     def __init__(self, report: Report, before: int, total: int, file: str) -> None:
         self._report = report
@@ -279,7 +279,7 @@ class _Meter:
         self._state, self._done = "", -1
         self._next = 0.0
         self.moved = time.monotonic()
-        """When it last got on."""
+        """The time of the last progress."""
 
     def at(self, done: int, state: str) -> None:
         """Note that `done` bytes of this file are there (or verified)."""
@@ -337,7 +337,7 @@ def main() -> int:
     except HubError as error:
         report(Step("failed", error=error.message, remedy=error.remedy))
         return 1
-    except Exception as error:  # whatever the library makes of what the hub says
+    except Exception as error:  # the library may raise anything for an odd answer
         report(Step("failed", error=f"{type(error).__name__}: {error}"[:500]))
         return 1
     report(Step("done", total, total, paths=paths))

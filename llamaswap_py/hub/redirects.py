@@ -1,4 +1,4 @@
-"""Where redirects may lead lswap's own requests, and how much may come back.
+"""Limits of lswap's own requests: where redirects may lead, and how much may come back.
 
 A server that answers a download may redirect it. Without these checks it could have lswap ask
 this machine's own ports, its network, or the address where clouds keep secrets. It could also
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MOST_SAID: Final = MIB
-"""Bytes of an answer that only says what went wrong."""
+"""The most bytes of an error's body."""
 _WINDOW: Final = 60.0
 _LEAST: Final = 60 * KIB
-"""Bytes that have to come in each window of time, which is slower than any line that is used."""
+"""Bytes that have to come in each window of time; any usable connection is faster."""
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
 class OutgoingError(LswapError):
-    """Raised for an answer that leads where it must not, or comes too slowly or without end."""
+    """Raised for an answer that redirects to a forbidden address, or is too slow or too long."""
 
 
 def kind_of(address: str) -> str:
-    """Return what an IP address is: `public`, `private`, `loopback`, `link-local`."""
+    """Return the kind of an IP address: `public`, `private`, `loopback`, `link-local`."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -50,7 +50,7 @@ def kind_of(address: str) -> str:
 
 
 def kinds_of(host: str, port: int) -> set[str]:
-    """Return what the addresses of a host are; nothing for a name that has none."""
+    """Return the kinds of a host's addresses; empty for a name without an address."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -61,8 +61,8 @@ def kinds_of(host: str, port: int) -> set[str]:
 class Guard:
     """Event hooks of an httpx client, for requests that begin at `url`, which is configured.
 
-    A redirect may lead to public addresses, and to those of the kind that `url` itself has; a token
-    is not sent there. If a proxy is set, the proxy decides where names lead.
+    A redirect may lead to public addresses, and to those of the kind that `url` itself has; lswap
+    does not send a token there. If a proxy is set, the proxy resolves names, not lswap.
     """
 
     def __init__(self, url: str) -> None:
@@ -70,7 +70,7 @@ class Guard:
         self._may: set[str] | None = None
 
     def watch(self, client: httpx.Client) -> None:
-        """Look at every request of a client, redirected ones too, and at every answer."""
+        """Check every request of a client, redirected ones too, and every answer."""
         client.event_hooks = {
             "request": [*client.event_hooks["request"], self.request],
             "response": [*client.event_hooks["response"], self.response],
@@ -80,7 +80,7 @@ class Guard:
         """Raise OutgoingError for a request that must not be sent."""
         url = str(request.url)
         if not same_place(self._origin, url):
-            # huggingface_hub sends it on to other ports of a host, and without TLS.
+            # huggingface_hub would send the token to other ports of a host, and without TLS.
             request.headers.pop("authorization", None)
         if _origin(url) == self._origin:
             return
@@ -90,7 +90,7 @@ class Guard:
         self._check(host, kinds_of(host, port))
 
     def response(self, answer: httpx.Response) -> None:
-        """Raise OutgoingError for an answer from another address than was looked up; bound it."""
+        """Raise OutgoingError if the address that answered is forbidden; else limit the body."""
         url = str(answer.request.url)
         stream = answer.extensions.get("network_stream")
         if stream is not None and _origin(url) != self._origin and not is_proxied(url):
@@ -113,7 +113,7 @@ class Guard:
 
 
 class _Bounded(httpx.SyncByteStream):
-    """The body of an answer that ends, and comes at some speed."""
+    """The body of an answer, with limits: it must end, and come at some speed."""
 
     def __init__(self, inner: httpx.SyncByteStream, host: str, most: int | None) -> None:
         self._inner = inner
@@ -138,7 +138,7 @@ class _Bounded(httpx.SyncByteStream):
             asked = time.monotonic()
 
     def close(self) -> None:
-        """Close the connection's part."""
+        """Close the connection's own stream."""
         self._inner.close()
 
 

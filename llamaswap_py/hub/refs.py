@@ -1,8 +1,8 @@
-"""`user/repo:QUANT`: what it names, and which files of a repository that is. Pure.
+"""References like `user/repo:QUANT`, and the files of a repository that they name. Pure.
 
-The rules are llama.cpp's (common/download.cpp): a tag is looked for anywhere in the path; without
-one Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and importance
-matrices are never the model.
+The rules are llama.cpp's (common/download.cpp). A tag may stand anywhere in the path. Without a tag
+Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and importance matrices
+are never the model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _PREFERRED: Final = ("Q4_K_M", "Q8_0")
 
 
 class HubError(LswapError):
-    """Raised when a repository, a file of it, or the hub itself cannot be had."""
+    """Raised when a repository, a file of it, or the hub itself cannot be reached or used."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubRef:
     """A repository, and which of its models: a quantisation, a file name, or "" for lswap's choice.
 
-    `text` is how it is written: `user/repo:Q4_K_M`.
+    `text` is its written form: `user/repo:Q4_K_M`.
     """
 
     repo: str
@@ -81,7 +81,7 @@ def parse_ref(text: str) -> HubRef:
 
 
 def instead_of(text: str) -> str:
-    """Return the remedy for what names no repository: Ollama's names are known by their form."""
+    """Return the remedy for a text that does not name a repository, such as a name of Ollama."""
     usual = "write user/repo or user/repo:QUANT"
     name, _, tag = text.partition(":")
     if "/" in name or not re.fullmatch(r"[a-z][\w.-]*", text.replace(":", "-")):
@@ -111,7 +111,7 @@ _PARTLY: Final = {"30b": "30B-A3B", "235b": "235B-A22B"}
 
 
 def _known_repository(name: str, tag: str) -> str:
-    """Return the repository of a model of Ollama's library; empty where no rule is known."""
+    """Return the repository of a model of Ollama's library; "" if no rule for it is known."""
     if name not in _OF_OLLAMA or not re.fullmatch(r"[\d.]+b", tag):
         return ""
     size = (
@@ -121,7 +121,7 @@ def _known_repository(name: str, tag: str) -> str:
 
 
 def quant_of(path: str) -> str:
-    """Return the quantisation that a file name tells, in capitals; empty when it tells none."""
+    """Return the quantisation in a file name, in capitals; "" if the name has none."""
     folder, _, name = path.rpartition("/")
     found = _QUANT.findall(name) or _QUANT.findall(folder)
     return str(found[-1]).upper() if found else ""
@@ -130,8 +130,8 @@ def quant_of(path: str) -> str:
 def builds_of(files: Iterable[HubFile]) -> list[Build]:
     """Return the models among a repository's files, smallest first.
 
-    Sidecars and incomplete sets of shards are not models. Where every file looks like a sidecar by
-    llama.cpp's rule, a looser one is used: somebody named a model so.
+    Sidecars and incomplete sets of shards are not models. If by llama.cpp's rule every file is a
+    sidecar, a less strict rule decides, because a model may have such a name.
     """
     by_path = {file.path: file for file in files}
     named = [path for path in by_path if path.lower().endswith(".gguf")]
@@ -145,7 +145,7 @@ def builds_of(files: Iterable[HubFile]) -> list[Build]:
 
 
 def projector_of(files: Iterable[HubFile], model: str = "") -> HubFile | None:
-    """Return the projector for a model: in the nearest folder, F16 where there is one.
+    """Return the projector for a model: from the nearest folder, F16 if there is one.
 
     `model` is the path of its first file.
     """
@@ -164,8 +164,8 @@ def projector_of(files: Iterable[HubFile], model: str = "") -> HubFile | None:
 def heads_of(files: Iterable[HubFile], model: str) -> dict[str, HubFile]:
     """Return the draft heads for a model, by the value of `spec-type` that uses them.
 
-    Of several the one in the nearest folder, then that of the model's own quantisation, then the
-    one of the nearest number of bits (find_best_sibling in common/download.cpp).
+    Of several it prefers the one in the nearest folder, then the one with the model's own
+    quantisation, then the nearest number of bits (find_best_sibling in common/download.cpp).
     """
     files, quant = list(files), quant_of(model)
     heads = {}
@@ -195,7 +195,7 @@ def _beside(files: Iterable[HubFile], model: str, kind: str) -> list[HubFile]:
 
 
 def choose(ref: HubRef, builds: Sequence[Build]) -> Build:
-    """Return the model that `ref` names; raises HubError with what there is."""
+    """Return the model that `ref` names; the HubError it raises lists the models there are."""
     if not builds:
         raise HubError(
             f"{ref.repo} has no GGUF model",

@@ -1,4 +1,4 @@
-"""What is kept on disk between runs: learned footprints and load times. Safe to delete."""
+"""What lswap keeps on disk: learned footprints, load times, conversations. Safe to delete."""
 
 from __future__ import annotations
 

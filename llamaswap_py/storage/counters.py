@@ -1,4 +1,4 @@
-"""What was learned of the requests, and of how fast models load: kept from run to run."""
+"""Request rates and load speeds, kept on disk from run to run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ VERSION: Final = 1
 _NEWEST: Final = 0.3
 """Weight of the newest load in the running mean."""
 _LEAST: Final = 64 << 20
-"""Bytes of a model from which its load says something of the disk: below, starting dominates."""
+"""Only loads of at least these bytes count: for smaller models the start takes most of the time."""
 
 
 class KeptTraffic(msgspec.Struct, frozen=True):
-    """Request rates (over half a minute and an hour), idle gaps, and who follows whom.
+    """Request rates (over half a minute and an hour), idle gaps, and which preset follows which.
 
-    `saved_at` is Unix time. See `scheduler.learning.Traffic`.
+    `saved_at` is Unix time. See `scheduler.demand.Traffic`.
     """
 
     saved_at: float
@@ -41,7 +41,7 @@ class TrafficStore:
         self._key = "traffic-" + hashlib.sha256(name.encode()).hexdigest()[:24]
 
     def read(self) -> KeptTraffic | None:
-        """Return what the run before has kept, None if there is nothing."""
+        """Return the traffic that the run before has kept, None if there is none."""
         return self._folder.read(self._key)
 
     def write(self, traffic: KeptTraffic) -> None:
@@ -56,12 +56,12 @@ class LoadRates:
         self._folder = RecordFolder(folder, _LoadRate, version=VERSION)
 
     def expect(self, backend: str, size: int) -> float | None:
-        """Return the seconds that loading `size` bytes should take; None: nothing is known."""
+        """Return the seconds that loading `size` bytes should take; None if it is unknown."""
         rate = self._folder.read(_key(backend))
         return size / rate.bytes_per_second if rate is not None and size >= _LEAST else None
 
     def note(self, backend: str, size: int, seconds: float) -> None:
-        """Learn from a load of `size` bytes; small ones are left aside."""
+        """Learn from a load of `size` bytes; small ones do not count."""
         if size < _LEAST or seconds <= 0:
             return
         old, new = self._folder.read(_key(backend)), size / seconds

@@ -1,7 +1,7 @@
 """The folder of kept conversations: private, bounded, and of one run only.
 
-Nothing of an earlier run is ever brought back: what is here is known in memory alone, and what a
-killed lswap left behind is removed by the next one. A file that is not finished is never known.
+lswap never restores a file of an earlier run. The list of files is in memory alone, and the next
+lswap removes the folder that a killed one left. An unfinished file never gets on the list.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IN_MEMORY: Final = ("tmpfs", "ramfs")
 _LOCK: Final = ".lock"
 _NAME: Final = re.compile(r"kv-[0-9a-f]{16}")
 _SPARE: Final = 1024**3
-"""Left free of a file system, or a tenth of it if that is less."""
+"""Bytes of a file system that stay free, or a tenth of it if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class KvPlace:
 
 @dataclass(frozen=True, slots=True)
 class KeptSlot:
-    """One slot's file: which slot, how many tokens, and what tells it from a changed file."""
+    """One slot's file: the slot, its tokens, and size and time, by which a change is noticed."""
 
     slot: int
     name: str
@@ -55,7 +55,7 @@ class KeptSlot:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of one preset; `identity` is what it may be brought back into."""
+    """The kept files of one preset; only a child with the same `identity` may restore them."""
 
     identity: str
     slots: tuple[KeptSlot, ...]
@@ -71,14 +71,14 @@ _T = TypeVar("_T")
 
 
 def _patient(default: Any) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Have a method of KeptFolder return `default` where its disk hangs."""
+    """Make a method of KeptFolder return `default` if its disk hangs."""
 
     def wrap(method: Callable[_P, _T]) -> Callable[_P, _T]:
         @wraps(method)
         def patient(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             folder = args[0]
             assert isinstance(folder, KeptFolder)
-            if threading.get_ident() == folder.thread:  # one of them that another calls
+            if threading.get_ident() == folder.thread:  # one such method calls another
                 return method(*args, **kwargs)
 
             def call() -> _T:
@@ -99,9 +99,9 @@ def _patient(default: Any) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
 class KeptFolder:
     """The files of one supervisor, the oldest preset first; never more than `limit` bytes.
 
-    Opened with the first use, below the first of `places` that is main memory with room for the
-    limit, else below the last one. `close` removes everything. Nothing raises for what the disk
-    does.
+    The first use makes the folder, below the first of `places` that is main memory with room for
+    the limit, else below the last one. `close` removes everything. No method raises an error of
+    the disk.
     """
 
     def __init__(self, places: Sequence[Path], limit: int) -> None:
@@ -121,12 +121,12 @@ class KeptFolder:
 
     @property
     def in_memory(self) -> int:
-        """Those of them that are main memory."""
+        """Bytes of it that are in main memory."""
         return self.size if self.place is not None and self.place.in_memory else 0
 
     @property
     def presets(self) -> tuple[str, ...]:
-        """The presets of which something is kept, the oldest first."""
+        """The presets that have kept files, the oldest first."""
         return tuple(self._kept)
 
     def __contains__(self, preset: str) -> bool:
@@ -134,10 +134,10 @@ class KeptFolder:
 
     @_patient(None)
     def path(self) -> Path | None:
-        """Return the folder, made if need be; None where there is none to be had (said once)."""
+        """Return the folder, made if needed; None, with one warning, if none can be made."""
         if self.place is not None and _is_ours(self.place.path):
             return self.place.path
-        self.close()  # somebody removed it
+        self.close()  # it was removed
         if self._failed:
             return None
         for place in self._suitable():
@@ -150,12 +150,12 @@ class KeptFolder:
             return self.place.path
         self._failed = True
         tried = ", ".join(map(str, self._places))
-        _log.warning("keep_kv keeps nothing: there is no room for it in %s", tried)
+        _log.warning("keep_kv keeps nothing: no folder for it can be used (tried %s)", tried)
         return None
 
     @_patient(0)
     def room(self) -> int:
-        """Return how many bytes may be kept in all: of the limit, and of the file system."""
+        """Return how many bytes may be kept in all, by the limit and by the file system."""
         if self.place is None:
             return 0
         try:
@@ -165,12 +165,12 @@ class KeptFolder:
         return max(min(self.limit, free + self.size), 0)
 
     def new_name(self) -> str:
-        """Return a file's name that nobody can guess, for something that is not finished."""
+        """Return a file name that cannot be guessed, for a file that is not finished."""
         return f"{secrets.token_hex(16)}.part"
 
     @_patient(None)
     def finish(self, slot: int, name: str, tokens: int, size: int) -> KeptSlot | None:
-        """Take over a file that was written whole; None (and it is gone) if it was not."""
+        """Keep a file that was written whole; if it was not, remove it and return None."""
         path = self.path()
         if path is None:
             return None
@@ -188,14 +188,14 @@ class KeptFolder:
         return KeptSlot(slot, finished.name, tokens, found.st_size, found.st_mtime_ns)
 
     def put(self, preset: str, kept: Kept) -> None:
-        """Keep this instead of what was kept of the preset."""
+        """Keep this instead of the preset's earlier files."""
         self.forget(preset)
         self._kept[preset] = kept
 
     def shrink(self, size: int, *, last: Collection[str] = ()) -> int:
-        """Give up the oldest until no more than `size` bytes are kept; those in `last` go last.
+        """Remove the oldest until at most `size` bytes are kept; presets in `last` go last.
 
-        Returns how many bytes went.
+        Returns how many bytes it removed.
         """
         before = self.size
         for preset in sorted(self._kept, key=lambda name: name in last):  # stable: oldest first
@@ -209,12 +209,12 @@ class KeptFolder:
         return sum(one.size for preset, one in self._kept.items() if preset in presets)
 
     def take(self, preset: str) -> Kept | None:
-        """Take out what is kept of a preset; its files are then the caller's to remove."""
+        """Take a preset's files off the list and return them; the caller has to remove them."""
         return self._kept.pop(preset, None)
 
     @_patient(False)
     def is_whole(self, slot: KeptSlot) -> bool:
-        """Return whether a file is the one that was kept: llama-server dies of a shorter one."""
+        """Return whether a file is unchanged: a shorter one makes llama-server crash."""
         if self.place is None:
             return False
         try:
@@ -224,7 +224,7 @@ class KeptFolder:
         return (found.st_size, found.st_mtime_ns) == (slot.size, slot.mtime_ns)
 
     def forget(self, preset: str) -> None:
-        """Remove what is kept of a preset."""
+        """Remove the kept files of a preset."""
         if kept := self._kept.pop(preset, None):
             self.remove(one.name for one in kept.slots)
 
@@ -250,11 +250,11 @@ class KeptFolder:
 
     @_patient(0)
     def sweep(self) -> int:
-        """Remove what killed supervisors of this user left behind; returns how many folders."""
+        """Remove the folders that killed supervisors of this user left; returns how many."""
         return sum(map(sweep_kept, self._places))
 
     def _suitable(self) -> Iterator[KvPlace]:
-        """Yield the places that will do: main memory with room for the limit, and the last one."""
+        """Yield the usable places: main memory with room for the limit, then the last one."""
         *others, last = self._places
         for path in others:
             with contextlib.suppress(OSError):
@@ -300,13 +300,13 @@ def is_in_memory(path: Path) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """Return the folder itself, or the nearest one above it that is there."""
-    # os.path.exists() does not raise where we may not look.
+    """Return the folder itself, or the nearest one above it that exists."""
+    # os.path.exists() does not raise for a folder that we may not enter.
     return next((one for one in (path, *path.parents) if os.path.exists(one)), Path("/"))
 
 
 def _free(path: Path) -> int:
-    """Return the bytes that we may write to a file system, and leave it some."""
+    """Return the bytes that we may write to a file system while some stay free."""
     found = os.statvfs(_existing(path))
     total = found.f_frsize * found.f_blocks
     return found.f_frsize * found.f_bavail - min(total // 10, _SPARE)
@@ -321,7 +321,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def sweep_kept(base: Path) -> int:
-    """Remove the folders below `base` that nobody holds the lock of."""
+    """Remove the folders below `base` that no running lswap has locked."""
     removed = 0
     with contextlib.suppress(OSError):
         if not _is_ours(base):

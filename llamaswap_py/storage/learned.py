@@ -1,4 +1,4 @@
-"""What was measured of a preset in its earlier lives: bytes per device, and how long loads took."""
+"""Figures measured in earlier loads of a preset: bytes per device, and seconds of loads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NEWEST: Final = 0.3
 class Facts(msgspec.Struct, frozen=True):
     """Bytes per device, seconds.
 
-    `at_ready` is of the newest life, `peak` the most that any life took. `growth` is what was
-    estimated to come with use (compute buffers that only a full batch touches, the prompt cache):
-    a life of small requests does not show it.
+    A life is the time from a load to its unload. `at_ready` is of the newest life, `peak` the most
+    of any life. `growth` is the estimate of memory that comes with use (compute buffers that only a
+    full batch touches, the prompt cache): a life of small requests does not show it.
     """
 
     preset: str
@@ -33,7 +33,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     @property
     def footprint(self) -> dict[str, int]:
-        """What the next life will take at most: the peak, or readiness and all growth."""
+        """The most that the next life will take: the peak, or `at_ready` plus all growth."""
         return {
             device: max(self.peak.get(device, 0), ready + self.growth.get(device, 0))
             for device, ready in self.at_ready.items()
@@ -60,7 +60,7 @@ class LearnedFacts:
     ) -> Facts:
         """Keep what a child took when it became ready, and how long its load was.
 
-        `growth` None leaves what was known of it.
+        `growth` None leaves the earlier value.
         """
         old = self.get(key) or Facts(preset)
         seconds = old.load_seconds
@@ -80,7 +80,7 @@ class LearnedFacts:
         return facts
 
     def note_peak(self, key: str, use: Mapping[str, int]) -> Facts | None:
-        """Keep the most a child took; before note_ready there is nothing to add it to."""
+        """Keep the most a child took; does nothing before note_ready."""
         old = self.get(key)
         if old is None:
             return None
@@ -90,7 +90,7 @@ class LearnedFacts:
         return facts
 
     def note_reported(self, key: str) -> None:
-        """Remember that a wrong estimate was spoken of: once is enough."""
+        """Remember that a wrong estimate was logged, so that it is logged only once."""
         old = self.get(key)
         if old is not None and not old.reported:
             self._folder.write(key, msgspec.structs.replace(old, reported=True))

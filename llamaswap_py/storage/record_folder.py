@@ -1,8 +1,8 @@
 """A folder of small JSON records, one file each: atomic, versioned, never required.
 
-Several supervisors share the folder. With one file per record, none can undo what another learned,
-and a crash harms one record at most. The places of the folders are here, too (XDG Base Directory
-Specification).
+Several supervisors share the folder. With one file per record, none can overwrite what another has
+learned, and a crash damages one record at most. The places of the folders are here, too (XDG Base
+Directory Specification).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _Envelope(msgspec.Struct):
 class RecordFolder(Generic[T]):
     """Records of the type `kind` in `folder`, by name; `version` of their form.
 
-    Records of another version are as good as absent. Nothing here raises for what the disk does: a
-    record that cannot be read is absent, one that cannot be written is said once and lost.
+    Records of another version count as absent. No method raises an error of the disk: a record that
+    cannot be read is absent, and one that cannot be written is lost, with one warning.
     """
 
     def __init__(self, folder: Path, kind: type[T], *, version: int, kept: int = _KEPT) -> None:

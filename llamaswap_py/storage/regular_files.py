@@ -1,6 +1,6 @@
-"""Open files that somebody else may have put there: only regular ones, and without waiting.
+"""Opens files only if they are regular files, and without waiting.
 
-A pipe or a device in the place of a file would hold up whoever opens it, some for ever.
+A pipe or a device in the place of a file could block the open for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class NotRegularError(OSError):
-    """In the place of a file is something else; `strerror` says what."""
+    """Raised if a path names something other than a regular file; `strerror` says what."""
 
     def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
         what = next((word for is_one, word in _KINDS if is_one(mode)), "something else")
@@ -33,14 +33,14 @@ _KINDS: Final = (
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file for reading, unbuffered; raises OSError, for others NotRegularError.
+    """Open a regular file for reading, unbuffered; raises OSError, NotRegularError for others.
 
-    Blocks as long as the file's disk does.
+    It blocks as long as the file's disk does.
     """
     _check(path, os.stat(path))  # first, because opening some devices does something
     fd = os.open(path, _FLAGS)
     try:
-        _check(path, os.fstat(fd))  # what was opened may be another file than what was looked at
+        _check(path, os.fstat(fd))  # the file may have been replaced after the first check
         return open(fd, "rb", buffering=0)
     except BaseException:
         os.close(fd)
@@ -48,7 +48,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """Return what is in a regular file, the first `most` bytes of it; raises as open_regular()."""
+    """Return the first `most` bytes of a regular file; raises like open_regular()."""
     with open_regular(path) as file:
         parts, left = [], most
         while left and (part := file.read(left)):  # one read may return less than there is
@@ -58,10 +58,10 @@ def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` in the place of a file in one step: a full disk leaves what was there.
+    """Replace a file's content by `data` in one step: on a full disk the old content stays.
 
-    A link stays one, and the file keeps its mode; a new one gets `mode`. Raises OSError. What is
-    not a regular file (`/dev/stdout`), or is mounted by itself, is written where it is.
+    A link stays a link, and the file keeps its mode; a new one gets `mode`. Raises OSError. If the
+    path is not a regular file (`/dev/stdout`), or is mounted by itself, it is written in place.
     """
     target = os.path.realpath(path)
     try:

@@ -1,7 +1,7 @@
-"""Keeps background work going when it fails: the failure is reported, and the work begun again.
+"""Runs background work: when it fails, this module reports the failure and begins the work again.
 
-One failure must not end the process, nor stop a part of it for good. So all work that runs beside
-the requests is run by this module.
+One failure must not end the process, nor stop a part of it for good. So all work that goes on
+beside the requests runs here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _said: dict[tuple[str, type[BaseException]], tuple[float, int]] = {}
 def report(task: str, error: BaseException) -> None:
     """Count a failure of a kind of work, and log it: with its traceback the first time.
 
-    The same failure again is a line a minute.
+    The same failure again is logged once a minute.
     """
     failures[task] += 1
     kind, now = (task, type(error)), time.monotonic()
@@ -52,7 +52,7 @@ def report(task: str, error: BaseException) -> None:
 
 @contextmanager
 def reporting(task: str) -> Iterator[None]:
-    """Report what fails inside of the block, and go on behind it."""
+    """Report an exception of the block, and go on after the block."""
     try:
         yield
     except Exception as error:
@@ -89,7 +89,7 @@ async def keep_going(task: str, work: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def heed(loop: asyncio.AbstractEventLoop) -> None:
-    """Report exceptions of the loop's callbacks, of tasks that nobody awaits, and of threads."""
+    """Report exceptions of the loop's callbacks, of tasks never awaited, and of threads."""
 
     def from_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

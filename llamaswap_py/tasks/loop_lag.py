@@ -1,8 +1,8 @@
-"""Turns of the event loop that take long, counted and named: everybody else waits meanwhile.
+"""Counts and names slow turns of the event loop: all requests wait while one turn runs.
 
-A timer of the loop beats while there are requests: how late it comes is how long the loop was busy
-with one thing. A thread looks at what the loop's thread does when a beat is late, and names it.
-Neither costs a turn anything, and both rest when nothing is asked: no wake-up is theirs then.
+While there are requests, a timer of the loop beats: its delay shows how long the loop was busy with
+one turn. When a beat is late, a thread looks which function the loop's thread runs, and names it.
+Neither slows a turn down. Without requests both rest, and do not wake the processor.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from llamaswap_py.tasks.guard import reporting
 
 _log: Final = logging.getLogger("lswap")
 SLOW: Final = 0.02
-"""Seconds of a turn from which it counts."""
+"""Seconds from which a turn counts as slow."""
 _EVERY: Final = 0.01
 """Seconds between two beats: a turn begins up to that long before its beat is late."""
 _ROUND: Final = 100
-"""Beats until it is asked again whether there are requests."""
+"""Beats between two checks whether there are requests."""
 _SAID_AGAIN: Final = 60.0
 """Seconds between two lines of the log about the same name."""
 _MOST: Final = 200
-"""Names that are told apart."""
+"""How many names are counted separately."""
 _PACKAGE: Final = __package__.partition(".")[0] + "."
 _LOOP: Final = "asyncio.runners"
 ELSEWHERE: Final = "elsewhere"
@@ -38,7 +38,7 @@ ELSEWHERE: Final = "elsewhere"
 
 
 class Turns:
-    """Counts the slow turns of one loop. All but `name_of` and the thread is the loop's own."""
+    """Counts the slow turns of one loop. Only `name_of` and the thread run outside the loop."""
 
     def __init__(self) -> None:
         self.asleep = False
@@ -54,7 +54,7 @@ class Turns:
         self._due, self._beats = 0.0, 0
         self._timer: asyncio.TimerHandle | None = None
         self._seen = (0.0, ELSEWHERE)
-        """When a beat was due that is late, and what ran at that time."""
+        """When a late beat was due, and which function ran at that time."""
         self._loop_thread = 0
         self._said: dict[str, float] = {}
 
@@ -110,7 +110,7 @@ class Turns:
             _log.info(text, late * 1000, what, name, self.slow[name])
 
     def _look(self) -> None:
-        """Name what runs when a beat is late: the thread's work."""
+        """Name the function that runs when a beat is late; this is the thread's loop."""
         while not self._ended:
             self._awake.wait()
             due, now = self._due, time.monotonic()
@@ -126,7 +126,7 @@ def name_of(frame: FrameType | None) -> str:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module == _LOOP:
-            break  # what started the loop
+            break  # the function that started the loop
         if module.startswith(_PACKAGE):
             return f"{module.removeprefix(_PACKAGE)}.{frame.f_code.co_qualname}"
         frame = frame.f_back

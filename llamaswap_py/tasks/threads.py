@@ -1,7 +1,7 @@
-"""Threads for calls that block, which keep no process from ending.
+"""Daemon threads for calls that block: the process can end without waiting for them.
 
-Those of `concurrent.futures` are waited for when the interpreter ends: one that waits for a disk
-that hangs would keep lswap running after SIGTERM.
+The interpreter waits for threads of `concurrent.futures` at its end. One that waits for a disk that
+hangs would keep lswap running after SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _PATIENCE: Final = 1.0
 class Workers(ThreadPoolExecutor):
     """Up to `count` daemon threads, made as they are needed; usable as a loop's executor.
 
-    It is a ThreadPoolExecutor because an event loop takes no other, and shares no code with it.
+    It is a subclass of ThreadPoolExecutor because an event loop accepts only that as its executor.
+    It uses none of its code.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -56,7 +57,7 @@ class Workers(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more; with `wait`, give what has begun a second, and leave the rest."""
+        """Take no more jobs; with `wait`, give those that have begun a second to end."""
         with self._guard:
             self._ended = True
             if cancel_futures:
@@ -91,10 +92,10 @@ class Workers(ThreadPoolExecutor):
 
 
 class PatientDisk:
-    """Short calls on a disk that may hang, in the order in which they were asked for.
+    """Runs short calls on a disk that may hang, in order.
 
-    Who asks waits for each, a second at most; while one hangs, nobody waits any more. They are
-    done when the disk goes on.
+    A caller waits for each call, a second at most. While one call hangs, further callers do not
+    wait at all; their calls are done when the disk answers again.
     """
 
     def __init__(self, name: str) -> None:
@@ -102,7 +103,7 @@ class PatientDisk:
         self._hangs: Future[Any] | None = None
 
     def __call__(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Return what a call returns; raises what it raises, OSError where the disk hangs."""
+        """Return what a call returns; raise what it raises, or OSError if the disk hangs."""
         job = self._threads.submit(call, *args, **kwargs)
         waits = self._hangs is None or self._hangs.done()
         try:

@@ -1,7 +1,7 @@
-"""When those who look now and then do so: all at once, so that the process is woken once for all.
+"""The common beat of periodic checks: they all run at the same moments.
 
-A supervisor with nothing to do has half a dozen things to look at every few seconds. Each on a
-timer of its own wakes the processor as often as there are things; on a common beat, once.
+An idle supervisor checks half a dozen things every few seconds. If each had its own timer, the
+processor would wake once for each; on a common beat it wakes once for all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 BEAT: Final = 2.0
-"""Seconds. Who looks less often takes a multiple of it, and is woken together with the others."""
+"""Seconds. A rarer check takes a multiple of it, and so runs together with the others."""
 
 
 def until_beat(now: float, period: float = BEAT) -> float:

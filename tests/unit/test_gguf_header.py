@@ -96,7 +96,7 @@ BAD = {
     + struct.pack("<I", 9)
     + 8 * struct.pack("<IQ", 9, 1)
     + bytes(64),
-    "no power of two": header({"general.alignment": 48}),
+    "not a power of two": header({"general.alignment": 48}),
     "alignment is 0": header({"general.alignment": 0}),
     "has 9 dimensions": counts(1, 0) + text("t") + struct.pack("<I", 9) + bytes(99),
     "unknown type 31": header({}, [tensor("t", (32,), 31, 0)], data=64),
