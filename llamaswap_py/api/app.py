@@ -15,7 +15,7 @@ from llamaswap_py.api.counters import Counters
 from llamaswap_py.api.errors import draining
 from llamaswap_py.api.read_body import refuse_coded_body
 from llamaswap_py.api.request import Call, Route, Services
-from llamaswap_py.api.route_match import meaning_of
+from llamaswap_py.api.route_match import match_route
 from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.messages import WireError
@@ -73,8 +73,8 @@ class App:
         call = self._open(exchange)
         call.task = asyncio.current_task()
         try:
-            meaning = call.meaning
-            if meaning.plain and meaning.keys is self.services.access.keys:
+            match = call.match
+            if match.plain and match.keys is self.services.access.keys:
                 self._let_in_again(call)
                 await call.route.handle(call)
             else:
@@ -110,8 +110,8 @@ class App:
     def _open(self, exchange: Exchange) -> Call:
         head = exchange.head
         id = self._request_id(head) if b"x-request-id" in head.first else self.new_id()
-        meaning = meaning_of(exchange, self.services.supervisor.config)
-        call = Call(self.services, exchange, id, _NO_ROUTE, meaning)
+        match = match_route(exchange, self.services.supervisor.config)
+        call = Call(self.services, exchange, id, _NO_ROUTE, match)
         self.services.calls[id] = call
         exchange.response_lines = call.id_line
         return call
@@ -131,26 +131,22 @@ class App:
         head = call.exchange.head
         if (self._cors.on or head.method == "OPTIONS") and self._cross_origin(call):
             return
-        meaning = call.meaning
-        call.captured, call.family = meaning.captured, meaning.family
-        if (
-            not meaning.trusted
-            and call.exchange.peer != "unix"
-            and self.services.access.keys is None
-        ):
+        match = call.match
+        call.captured, call.family = match.captured, match.family
+        if not match.trusted and call.exchange.peer != "unix" and self.services.access.keys is None:
             self._hosts.check(head)
-            meaning.trusted = True
+            match.trusted = True
         if head.path == "*":  # OPTIONS, of the server as a whole (RFC 9110 section 9.3.7)
             call.status = 204
             call.exchange.respond(204, headers=[_allow(None)])
             return
-        if meaning.methods is None:
+        if match.methods is None:
             if not await pages.serve_file(call):
                 await _nothing(call)
             return
-        route = meaning.route
+        route = match.route
         if route is None:
-            methods = meaning.methods
+            methods = match.methods
             message = f"{head.path[:200]} takes {' or '.join(methods)}, not {head.method}"
             call.fail(ApiError("method_not_allowed", message), [_allow(methods)])
             return
@@ -163,20 +159,20 @@ class App:
                 call.count()
         if route.starts and self.services.supervisor.scheduler.closing:
             raise draining()
-        if meaning.relayed and not self._cors.on:
-            meaning.let_in(self.services.access.keys, call.key, call.principal)
+        if match.relayed and not self._cors.on:
+            match.let_in(self.services.access.keys, call.key, call.principal)
         await route.handle(call)
 
     def _let_in_again(self, call: Call) -> None:
         """Let a request in whose head was let in before. Raises ApiError."""
-        meaning = call.meaning
-        assert meaning.route is not None
-        call.route, call.family, call.key = meaning.route, meaning.family, meaning.key
-        if meaning.key is not None:
-            self.services.access.claim(meaning.key, call.exchange)
-        limit = meaning.config.limits.max_in_flight
-        self.services.access.enter(meaning.principal, meaning.key, limit)
-        call.counted = meaning.principal
+        match = call.match
+        assert match.route is not None
+        call.route, call.family, call.key = match.route, match.family, match.key
+        if match.key is not None:
+            self.services.access.claim(match.key, call.exchange)
+        limit = match.config.limits.max_in_flight
+        self.services.access.enter(match.principal, match.key, limit)
+        call.counted = match.principal
 
     def _cross_origin(self, call: Call) -> bool:
         """Answer a preflight; else add to the answer what pages of other origins need."""
@@ -192,7 +188,7 @@ class App:
 
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began
-        route = call.meaning.template
+        route = call.match.template
         self.services.counters.count_request(call.model, route, call.status, total)
         if call.first_byte_at:
             self.services.counters.count_answer(

@@ -104,7 +104,7 @@ def reach(call: Call, preset: str, path: str) -> Way:
     key of the request may not use it, `not_implemented` for what lswap does itself.
     """
     if call.supervisor.config.models[preset].cmd is None:
-        known = call.meaning.way
+        known = call.match.way
         way = known if known is not None and known.asked == path else _to_native(call, preset, path)
     else:
         way = Way(path, *canonical(path))
@@ -119,7 +119,7 @@ def _to_native(call: Call, preset: str, path: str) -> Way:
     role = role_of(call.exchange.head.method, way.read)
     _check_native(call, preset, way.read, role)
     if role is Role.INFERENCE:  # then any key may ask for it, of any llama-server
-        call.meaning.way = way
+        call.match.way = way
     return way
 
 

@@ -23,7 +23,11 @@ from llamaswap_py.api.read_body import (
 )
 from llamaswap_py.api.reads import is_read, may_load, read
 from llamaswap_py.api.resumable import begin_conversation, outlast
-from llamaswap_py.api.scheduling_headers import PARTICULAR, WHEN_FULL, read_scheduling_headers
+from llamaswap_py.api.scheduling_headers import (
+    NOT_SUBSTITUTABLE,
+    WHEN_FULL,
+    read_scheduling_headers,
+)
 from llamaswap_py.api.sending import (
     FINAL,
     FORCE,
@@ -59,14 +63,12 @@ _NOTICE_EVERY: Final = 10.0
 async def relay(call: Call) -> None:
     """Read the body, learn the model, relay to an instance of it."""
     head = call.exchange.head
-    if call.meaning.plain and 0 < (head.content_length or 0) <= STEP:
+    if call.match.plain and 0 < (head.content_length or 0) <= STEP:
         limit = call.supervisor.config.limits.body
         body = call.exchange.small_body(limit) or await call.exchange.read_body(limit)
         if (ask := _plain(call, body)) is not None:
             request = build_request(call, head.path, body)
-            await _to_instance(
-                call, call.model, request, ask=ask, scheduling=call.meaning.scheduling
-            )
+            await _to_instance(call, call.model, request, ask=ask, scheduling=call.match.scheduling)
             return
     if call.route.free and (head.query or head.content_length != 0):
         call.count()  # it is a model's, or it sends something
@@ -253,8 +255,8 @@ def _capture(call: Call, asked: Body) -> None:
 def _scheduling(call: Call, ask: Ask, preset: str) -> SchedulingOptions:
     key, head = call.key, call.exchange.head
     substitutes = call.supervisor.config.models[preset].when_full.startswith(SUBSTITUTE)
-    if key is None and not substitutes and call.meaning.wishless:
-        return PARTICULAR
+    if key is None and not substitutes and call.match.unscheduled:
+        return NOT_SUBSTITUTABLE
     may_be_another = call.route.talk and (substitutes or WHEN_FULL in head.first) and ask.plain
     return read_scheduling_headers(
         head,

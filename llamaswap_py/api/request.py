@@ -21,7 +21,7 @@ from llamaswap_py.api.errors import (
     model_not_found,
     upstream_failed,
 )
-from llamaswap_py.api.scheduling_headers import PARTICULAR
+from llamaswap_py.api.scheduling_headers import NOT_SUBSTITUTABLE
 from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.messages import forward_lines
@@ -94,8 +94,8 @@ class Way(NamedTuple):
 
 
 @dataclass(slots=True)
-class Meaning:
-    """Facts of one head on one connection, under one configuration.
+class RouteMatch:
+    """The route of one head on one connection under one configuration, and what is known of it.
 
     `methods` is None where there is no such path, `route` where it does not take this method.
     """
@@ -106,7 +106,7 @@ class Meaning:
     captured: str
     family: Family
     template: str
-    wishless: bool
+    unscheduled: bool
     """No header asks anything of the scheduler."""
     relayed: bool
     """A body of JSON is sent to a child as it is, once more where a child died unseen."""
@@ -114,7 +114,7 @@ class Meaning:
     """The Host/Origin rule has been asked."""
     plain: bool = False
     """A request was let in that asks for nothing but its model."""
-    scheduling: SchedulingOptions = PARTICULAR
+    scheduling: SchedulingOptions = NOT_SUBSTITUTABLE
     """What it then asks of the scheduler."""
     keys: KeyRing | None = None
     key: ApiKey | None = None
@@ -210,7 +210,7 @@ class Call:
     _query: dict[str, str] | None = None
 
     def __init__(
-        self, services: Services, exchange: Exchange, id: str, route: Route, meaning: Meaning
+        self, services: Services, exchange: Exchange, id: str, route: Route, match: RouteMatch
     ) -> None:
         self.services = services
         self.supervisor = services.supervisor
@@ -219,7 +219,7 @@ class Call:
         self.id_line = b"x-request-id: %b\r\n" % id.encode("ascii")
         """A header line, for the answer and for the child."""
         self.route = route
-        self.meaning = meaning
+        self.match = match
         self.began = time.monotonic()
         if services.turns.asleep:
             services.turns.wake()
@@ -266,7 +266,7 @@ class Call:
 
     def count(self) -> None:
         """Count it against its principal; raises ApiError `too_many_requests`."""
-        principal, limit = self.principal, self.meaning.config.limits.max_in_flight
+        principal, limit = self.principal, self.match.config.limits.max_in_flight
         self.services.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
         self.counted = principal
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api import routes
 from llamaswap_py.api.errors import family_of
-from llamaswap_py.api.request import Meaning
-from llamaswap_py.api.scheduling_headers import asks_nothing
+from llamaswap_py.api.request import RouteMatch
+from llamaswap_py.api.scheduling_headers import has_scheduling_headers
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Route
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 _JSON: Final = b"application/json"
 
 
-def meaning_of(exchange: Exchange, config: Config) -> Meaning:
-    """Return what the head of `exchange` means under `config`."""
+def match_route(exchange: Exchange, config: Config) -> RouteMatch:
+    """Return the route of the head of `exchange` under `config`, with what is known of both."""
     head = exchange.head
     known = head.memo.value
-    if isinstance(known, Meaning) and known.config is config:
+    if isinstance(known, RouteMatch) and known.config is config:
         return known
     methods, captured = routes.look_up(head.path)
     route = None if methods is None else routes.pick(methods, head.method)
     family, template = family_of(head.path), routes.template(head.path)
-    wishless = asks_nothing(head)
-    relayed = wishless and route is not None and _is_relayed(head, route)
-    meaning = head.memo.value = Meaning(
-        config, methods, route, captured, family, template, wishless, relayed
+    unscheduled = not has_scheduling_headers(head)
+    relayed = unscheduled and route is not None and _is_relayed(head, route)
+    match = head.memo.value = RouteMatch(
+        config, methods, route, captured, family, template, unscheduled, relayed
     )
-    return meaning
+    return match
 
 
 def _is_relayed(head: RequestHead, route: Route) -> bool:

@@ -18,14 +18,14 @@ _PRIORITY: Final = b"x-lswap-priority"
 _MAX_WAIT: Final = b"x-lswap-max-wait"
 _PARENT: Final = b"x-lswap-parent"
 _ALL: Final = (WHEN_FULL, _PRIORITY, _MAX_WAIT, _PARENT)
-_ORDINARY: Final = SchedulingOptions(substitutable=True)
-PARTICULAR: Final = SchedulingOptions(substitutable=False)
+_SUBSTITUTABLE: Final = SchedulingOptions(substitutable=True)
+NOT_SUBSTITUTABLE: Final = SchedulingOptions(substitutable=False)
 _LOWEST: Final = -100
 
 
-def asks_nothing(head: RequestHead) -> bool:
-    """Return whether none of the headers is there."""
-    return head.first.keys().isdisjoint(_ALL)
+def has_scheduling_headers(head: RequestHead) -> bool:
+    """Return whether any of the headers is there."""
+    return not head.first.keys().isdisjoint(_ALL)
 
 
 def read_scheduling_headers(
@@ -43,8 +43,8 @@ def read_scheduling_headers(
     `allowed` are the key's models, `weight` is its own. Only a request that `is_own` is one
     to be made under: under somebody else's it would pass a gate that is closed for all others.
     """
-    if highest == 0 and weight == 1 and asks_nothing(head):
-        return _ORDINARY if substitutable else PARTICULAR
+    if highest == 0 and weight == 1 and not has_scheduling_headers(head):
+        return _SUBSTITUTABLE if substitutable else NOT_SUBSTITUTABLE
     parent = _text(head, _PARENT)
     return SchedulingOptions(
         priority=_priority(_text(head, _PRIORITY), highest),

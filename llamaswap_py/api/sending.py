@@ -60,7 +60,7 @@ _IN_STREAM: Final = b'data: {"error"'
 def build_request(call: Call, target: str, body: Body) -> UpstreamRequest:
     """Return what a child gets of a request: its method, its headers but for DROPPED, a body."""
     head = call.exchange.head
-    lines = call.meaning.lines(call.exchange, DROPPED)
+    lines = call.match.lines(call.exchange, DROPPED)
     if head.varied:
         lines += varied_lines(head, drop=DROPPED)
     return UpstreamRequest(head.method, target, [], body, lines)
