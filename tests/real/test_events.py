@@ -132,7 +132,7 @@ async def test_pins_by_hand(lab: Lab) -> None:
         assert (await lab.cli("pin", "alpha", "--url", lswap.url)).code == 0
         assert error_of(await lswap.post_chat("beta"), 400)["code"] == "model_too_large"
         assert (await lab.cli("unpin", "alpha", "--url", lswap.url)).out == (
-            "alpha is not pinned any more\n"
+            "alpha is unpinned\n"
         )
         assert await lswap.chat("beta") == lab.sentence("beta")
 
