@@ -131,9 +131,7 @@ async def test_pins_by_hand(lab: Lab) -> None:
         await lswap.chat("alpha")
         assert (await lab.cli("pin", "alpha", "--url", lswap.url)).code == 0
         assert error_of(await lswap.post_chat("beta"), 400)["code"] == "model_too_large"
-        assert (await lab.cli("unpin", "alpha", "--url", lswap.url)).out == (
-            "alpha is unpinned\n"
-        )
+        assert (await lab.cli("unpin", "alpha", "--url", lswap.url)).out == ("alpha is unpinned\n")
         assert await lswap.chat("beta") == lab.sentence("beta")
 
 
