@@ -67,9 +67,7 @@ def prepare_session() -> None:
     child. The child would hang before it runs its program, and its parent would wait for ever.
     uvloop starts processes by such a fork.
     """
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
+    from llamaswap_py.hub.huggingface import constants, default_client_factory, set_client_factory
     from llamaswap_py.hub.redirects import Guard
 
     def session() -> httpx.Client:
@@ -143,9 +141,12 @@ def list_repo(ref: HubRef) -> RepoListing:
 
 
 def _ask(ref: HubRef) -> _Info:
-    from huggingface_hub import constants
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+    from llamaswap_py.hub.huggingface import (
+        build_hf_headers,
+        constants,
+        get_session,
+        hf_raise_for_status,
+    )
 
     url = f"{constants.ENDPOINT}/api/models/{ref.repo}"
     headers = {**build_hf_headers(), "Accept-Encoding": "gzip"}
@@ -203,8 +204,8 @@ def _odd(ref: HubRef, what: str) -> HubError:
 def hub_errors(ref: HubRef) -> Iterator[None]:
     """Turn what huggingface_hub raises into HubError with a remedy."""
     import httpx
-    from huggingface_hub import errors
 
+    from llamaswap_py.hub.huggingface import errors
     from llamaswap_py.hub.redirects import OutgoingError
 
     try:
@@ -241,7 +242,7 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
 
 
 def _page(ref: HubRef) -> str:
-    from huggingface_hub import constants
+    from llamaswap_py.hub.huggingface import constants
 
     scheme, _, place = constants.ENDPOINT.partition("://")
     return f"{scheme}://{place.rpartition('@')[2]}/{ref.repo}"
@@ -262,8 +263,7 @@ def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
     It uses HF_ENDPOINT and HF_TOKEN. Raises HubError if the hub refuses, the file is not a GGUF,
     its header is longer than MOST, or the server does not serve ranges.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
+    from llamaswap_py.hub.huggingface import build_hf_headers, get_hf_file_metadata, hf_hub_url
 
     prepare_session()
     url = hf_hub_url(ref.repo, file.path, revision=commit)
@@ -299,7 +299,7 @@ class _Beginning:
 
     def _grow(self, length: int) -> None:
         """Fetch more until `length` bytes are there, or the file ends."""
-        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+        from llamaswap_py.hub.huggingface import get_session, hf_raise_for_status
 
         begin, end = len(self._bytes), min(length, MOST, self._file.size)
         headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}

@@ -133,11 +133,14 @@ def _download(ref: HubRef, commit: str, file: WantedFile, link: Path, meter: _Me
     huggingface_hub itself starts over in each process (file_download.py, 1.33), so lswap uses only
     its HTTP part.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
-
     from llamaswap_py.hub.api import hub_errors
+    from llamaswap_py.hub.huggingface import (
+        build_hf_headers,
+        constants,
+        get_hf_file_metadata,
+        hf_hub_url,
+        http_get,
+    )
 
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     url = hf_hub_url(ref.repo, file.path, revision=commit)

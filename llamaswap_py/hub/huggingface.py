@@ -1,0 +1,32 @@
+"""All that lswap uses of huggingface_hub, and the one place of what the library does not publish.
+
+Importing this module loads the library, which takes long, so others import it inside of functions.
+`tests/hub/test_huggingface.py` says by name what a release no longer has.
+"""
+
+from __future__ import annotations
+
+from huggingface_hub import (
+    constants,
+    errors,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_url,
+    set_client_factory,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
+
+__all__ = [
+    "build_hf_headers",
+    "constants",
+    "default_client_factory",
+    "errors",
+    "get_hf_file_metadata",
+    "get_session",
+    "hf_hub_url",
+    "hf_raise_for_status",
+    "http_get",
+    "set_client_factory",
+]
