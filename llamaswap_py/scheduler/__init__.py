@@ -1,7 +1,7 @@
-"""The scheduler: which models are in memory, and whose turn it is.
+"""The scheduler: decides which models are in memory, and which request is served next.
 
-Sans-IO: events go in with a time, actions come out. It never reads a clock, a socket, a file or a
-process, so the same object runs in production, in property tests and in a simulator.
+It does no I/O: events go in with a time, actions come out. It never reads a clock, a socket, a file
+or a process, so the same object runs in production, in property tests and in a simulator.
 """
 
 from __future__ import annotations

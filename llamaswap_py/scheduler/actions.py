@@ -1,4 +1,4 @@
-"""What the runtime is to do, in the imperative. It decides nothing itself."""
+"""Actions: what the supervisor has to do, named in the imperative. They hold every decision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StopReason(Enum):
     RETIRED = "retired"
     SHUTDOWN = "shutdown"
     LOST = "lost"
-    # The closed list of invariant 1: only these may end open leases or a load.
+    # The complete list of invariant 1: only these reasons may end open leases or a load.
     REFUSED = "serves no more"
     FORCE = "force"
     DRAIN_DEADLINE = "drain deadline"
@@ -78,9 +78,9 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class ReadAhead:
-    """Read the files of these presets ahead, in this order, and of no others any more.
+    """Read the files of these presets ahead, in this order, and stop reading others.
 
-    They wait for memory: (preset, variant) of what is loaded next, as far as one can tell.
+    They are (preset, variant) that wait for memory, in the order in which they will probably load.
     """
 
     presets: tuple[tuple[PresetId, str], ...]
@@ -88,14 +88,14 @@ class ReadAhead:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """The reservation holds its memory from now on."""
+    """Tell that a reservation holds its memory from now on."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The reservation can never be held."""
+    """Tell that a reservation can never get its memory."""
 
     name: str
     message: str
@@ -109,7 +109,7 @@ KEEPS_CONVERSATIONS = frozenset({StopReason.EVICTED, StopReason.TTL, StopReason.
 class Stop:
     """Begin the stop recipe; `InstanceExited` follows.
 
-    `hurried`: its memory is needed at once, by other programs or by a load that ran out of it.
+    `hurried`: its memory is needed at once, by other programs or by a load that ran out of memory.
     """
 
     instance: InstanceKey
@@ -118,7 +118,7 @@ class Stop:
 
     @property
     def may_keep(self) -> bool:
-        """Whether what the instance holds of conversations may be kept first."""
+        """Whether the instance's conversations (its KV cache) may be saved first."""
         return self.reason in KEEPS_CONVERSATIONS and not self.hurried
 
 
@@ -131,7 +131,7 @@ class Kill:
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):
-    """The request may use the instance; its lease is open until `RequestFinished`."""
+    """Let the request use the instance; its lease is open until `RequestFinished`."""
 
     request: RequestId
     instance: InstanceKey
@@ -139,7 +139,7 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """The request ends here; `code` is one of `errors.API_CODES`."""
+    """Refuse the request; `code` is one of `errors.API_CODES`."""
 
     request: RequestId
     preset: PresetId

@@ -1,7 +1,7 @@
-"""What the scheduler learns from the requests it sees. Pure arithmetic over events and times.
+"""Statistics of requests, by which the scheduler predicts demand. Pure arithmetic.
 
-Four questions: how often is a preset asked for, what tends to follow it, does a request of its own
-end its idle gaps soon, and how many requests circulate that are not open right now.
+They answer four questions. How often is a preset asked for? Which preset tends to follow it? How
+soon does its next request end an idle gap? How many clients are between two requests right now?
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ SHORT: Final = 30.0
 LONG: Final = 3600.0
 """Seconds over which request rates decay."""
 _SUCCESSION: Final = 20.0
-"""Seconds by which the chance of being next becomes a rate: 20 finds the optimum of a loop over
-three models with room for two, where 30 lets one extra request outweigh the pattern."""
+"""Seconds by which the chance of being next is divided to make a rate. With 20 the scheduler finds
+the optimum of a loop over three models with room for two; with 30 one extra request hides it."""
 
 _SUCCESSOR_MEMORY: Final = 50.0
-"""Requests over which a successor count decays to 1/e."""
+"""Number of requests over which a count of followers decays to 1/e."""
 _KEPT: Final = exp(-1 / _SUCCESSOR_MEMORY)
 _GAPS_KEPT: Final = 16
 _SLACK: Final = 0.03
-"""Seconds beyond the gap that was worth waiting for: gaps scatter."""
+"""Seconds to wait beyond the gap that was worth waiting for, because gaps vary."""
 
 
 @dataclass(slots=True)
@@ -50,13 +50,13 @@ class Rate:
 
 @dataclass(slots=True)
 class Habits:
-    """What is known of the requests for one preset."""
+    """The demand for one preset: its rates and idle gaps."""
 
     short: Rate = field(default_factory=lambda: Rate(SHORT))
     long: Rate = field(default_factory=lambda: Rate(LONG))
     idle_from: float | None = None
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS_KEPT))
-    """How long it was idle before the next request of its own, the newest last."""
+    """Seconds it was idle until its next request, the newest last."""
 
     def arrived(self, now: float) -> None:
         """A request for it came."""
@@ -67,14 +67,14 @@ class Habits:
             self.idle_from = None
 
     def became_idle(self, now: float) -> None:
-        """Its last lease ended and nobody waits."""
+        """Its last lease ended and no request waits."""
         self.idle_from = now
 
     def worth_waiting(self, gain: float, waiters: int, most: float) -> float:
-        """Return for how many seconds of an idle gap waiting paid off in the past; 0: never.
+        """Return how many seconds of waiting in an idle gap paid off in the past; 0: never.
 
-        A gap that ended in time saved `gain` seconds; each of `waiters` lost what was waited. At
-        most `most`, and half of it while there is no experience.
+        A gap that ended in time saved `gain` seconds; each of `waiters` lost the seconds waited.
+        The result is at most `most`, and half of it before the first gap is known.
         """
         if gain <= 0:
             return 0.0
@@ -110,11 +110,11 @@ class Successors:
         self._last = preset
 
     def rows(self) -> dict[PresetId, dict[PresetId, float]]:
-        """Return the decayed counts of who follows whom."""
+        """Return the decayed counts of which preset follows which."""
         return {name: dict(row) for name, row in self._rows.items()}
 
     def recall(self, rows: Mapping[PresetId, Mapping[PresetId, float]]) -> None:
-        """Take over counts for presets of which nothing was seen yet."""
+        """Take over counts for presets that have not been asked for yet."""
         for name, row in rows.items():
             self._rows.setdefault(name, dict(row))
 
@@ -138,14 +138,14 @@ class Circulation:
     """The most requests that were open together in a window of time."""
 
     def __init__(self) -> None:
-        # (until when so many were open, how many): counts fall from left to right, for a smaller
+        # (time until which so many were open, how many). Counts fall from left to right: a smaller
         # count that ended earlier can never be the maximum again.
         self._peaks: deque[tuple[float, int]] = deque()
         self.open = 0
         """How many are open now."""
 
     def closed(self, now: float) -> None:
-        """A request ended; as many as were open with it were so until now."""
+        """A request ended: the number that was open with it lasted until now."""
         while self._peaks and self._peaks[-1][1] <= self.open:
             self._peaks.pop()
         self._peaks.append((now, self.open))
@@ -160,10 +160,10 @@ class Circulation:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What was learned of the requests, as of one moment.
+    """All statistics of requests at one moment.
 
-    `rates` are requests per second over SHORT and LONG, `gaps` seconds of idleness that a request
-    ended, `followers` decayed counts of which preset follows which.
+    `rates` are requests per second over SHORT and LONG. `gaps` are the seconds of idle gaps.
+    `followers` are decayed counts of which preset follows which.
     """
 
     rates: Mapping[PresetId, tuple[float, float]] = field(default_factory=dict)
@@ -180,21 +180,21 @@ class Demand:
         self.circulation = Circulation()
 
     def habits(self, preset: PresetId) -> Habits:
-        """Return what is known of one preset."""
+        """Return the demand for one preset."""
         habits = self._habits.get(preset)
         if habits is None:
             habits = self._habits[preset] = Habits()
         return habits
 
     def arrived(self, preset: PresetId, now: float, *, again: bool) -> None:
-        """A request for `preset` came; `again`: it was here before, and waits once more."""
+        """A request for `preset` came; `again`: it lost its lease unused, and waits once more."""
         self.circulation.open += 1
         if not again:
             self.habits(preset).arrived(now)
             self.successors.arrived(preset)
 
     def traffic(self, now: float) -> Traffic:
-        """Return all of it that is worth keeping, as of now."""
+        """Return the statistics that are worth keeping, as of now."""
         habits = self._habits.items()
         return Traffic(
             {name: (one.short.read(now), one.long.read(now)) for name, one in habits},
@@ -203,7 +203,7 @@ class Demand:
         )
 
     def recall(self, traffic: Traffic, age: float, now: float) -> None:
-        """Take over what was known `age` seconds ago; what was learned since wins."""
+        """Take over statistics from `age` seconds ago; newer ones are kept."""
         for name, (short, long) in traffic.rates.items():
             if name in self._habits:
                 continue

@@ -1,4 +1,4 @@
-"""What instances and waiters are told, and why: every state change and every action starts here."""
+"""The changes of instances and waiters: every state change, action and decision starts here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from llamaswap_py.scheduler.types import (
 
 
 class Effects:
-    """Moves instances along the table and collects the actions of one event in `out`."""
+    """Moves instances along the table of lifecycle.py; collects an event's actions in `out`."""
 
     def __init__(self, state: SchedulerState, *, first_epoch: int) -> None:
         self.state = state
@@ -50,7 +50,7 @@ class Effects:
         self._sequence = 0
 
     def begin(self, preset: Preset, choice: Choice, why: str) -> None:
-        """Do what was waited for: wake, reserve, or start an instance."""
+        """Carry out an option: wake, reserve, or start an instance."""
         preset.evicted_at = None
         if preset.serving is not None:
             self._wake(preset.serving, why)
@@ -60,7 +60,7 @@ class Effects:
             self._spawn(preset, choice, why)
 
     def download(self, preset: Preset) -> None:
-        """Have the files of a preset fetched."""
+        """Begin the download of a preset's files."""
         preset.downloading_since, preset.downloaded = self.now, 0.0
         self.note_preset("download", preset, "its files are not here yet")
         self.out.append(Download(preset.plan.preset))
@@ -79,11 +79,11 @@ class Effects:
         self.out.append(Reserve(name))
 
     def recharge(self, instance: Instance, charge: Footprint) -> None:
-        """Charge an instance with something else from now on."""
+        """Change the charge of an instance."""
         instance.charge = self.state.ledger.charges[instance.key] = charge
 
     def _spawn(self, preset: Preset, choice: Choice, why: str) -> None:
-        """Start an instance; its memory is charged from now until it is proven gone."""
+        """Start an instance; it is charged from now until its memory is proven free."""
         key = InstanceKey(preset.plan.preset, self._epoch)
         self._epoch += 1
         charge = self.state.ledger.charge_of(preset.plan, choice)
@@ -96,7 +96,7 @@ class Effects:
         self.out.append(Spawn(key, choice))
 
     def grant(self, waiter: Waiter, instance: Instance) -> None:
-        """Open a lease, and say so."""
+        """Open a lease, and emit `Grant`."""
         self.open_lease(waiter, instance)
         self.out.append(Grant(waiter.request, instance.key))
 
@@ -125,7 +125,7 @@ class Effects:
         kill: bool = False,
         hurried: bool = False,
     ) -> None:
-        """Bring an instance to STOPPING along the table, and say so once."""
+        """Bring an instance to STOPPING along the table, and note it once."""
         if instance.state is State.STOPPING:
             return
         if instance.state in (State.READY, State.SLEEPING):
@@ -158,7 +158,7 @@ class Effects:
             self.out.append(Revoke(one, instance.key, reason))
 
     def end_detached(self, request: RequestId, lease: Lease) -> None:
-        """Revoke a lease whose answer nobody reads."""
+        """Revoke a lease with an answer that has no reader."""
         del self.state.detached[request]
         reason = StopReason.DETACHED
         self.note("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
@@ -171,7 +171,7 @@ class Effects:
             preset.serving = None
 
     def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
-        """Count a failure. A first crash after readiness is forgiven; a failed load backs off."""
+        """Count a failure. A failed load begins a back-off; a first crash once ready does not."""
         preset = self.state.presets.get(instance.key.preset)
         self.note("failed", instance, failure.summary)
         if preset is None:
@@ -185,14 +185,14 @@ class Effects:
             self.back_off(preset, steps)
 
     def back_off(self, preset: Preset, steps: int) -> None:
-        """Refuse everyone who waits, and all that come in the next while."""
+        """Refuse all requests that wait, and those that come during the back-off."""
         pause = min(self.policy.backoff_first * 2 ** min(steps, 30), self.policy.backoff_last)
         preset.retry_at = self.now + pause
         preset.wanted_since = None
         self.reject_all(preset, self.refusals.failed(preset, self.now))
 
     def _retry_memory(self, preset: Preset, failed: Instance) -> bool:
-        """Evict what is idle beside a load that ran out of memory, and try once more."""
+        """Evict the idle instances beside a load that ran out of memory, and load once more."""
         beside = [
             one for one in self.state.idle(preset.plan) if set(one.charge) & set(failed.charge)
         ]
@@ -209,7 +209,7 @@ class Effects:
         return True
 
     def abandon_unwanted(self, preset: Preset) -> None:
-        """Stop a load that nobody wants any more, unless it is far enough to be worth keeping."""
+        """Stop a load that is not wanted any more, unless it has come far enough to keep."""
         loading = preset.serving
         if loading is None or loading.state is not State.LOADING:
             return
@@ -222,20 +222,20 @@ class Effects:
             self.stop(loading, StopReason.ABANDONED, "nobody waits for it any more")
 
     def reject_all(self, preset: Preset, refuse: Callable[[Waiter], Reject]) -> None:
-        """Refuse everyone who waits for a preset."""
+        """Refuse all requests that wait for a preset."""
         for waiter in list(preset.queue):
             self.out.append(refuse(waiter))
             self.drop(preset, waiter)
         self.state.settle_demand(preset)
 
     def refuse_deadlock(self, preset: Preset, waiter: Waiter) -> None:
-        """Refuse a request that could only be served by ending one under which it was made."""
+        """Refuse a request that could only be served by ending the request that made it."""
         refusal = self.refusals.would_deadlock(preset, waiter)
         self.note_preset("refused", preset, refusal.message)
         self.out.append(refusal)
 
     def find_place(self, preset: Preset, waiter: Waiter) -> tuple[bool, Waiter | None]:
-        """Return whether a queue has a place for `waiter`, and who leaves it for that."""
+        """Return whether a queue has a place for `waiter`, and which waiter has to leave for it."""
         if waiter.came_back or len(preset.queue) < self.policy.queue_limit:
             return True, None
         leaver = preset.queue.gives_way(waiter, self.now)
@@ -250,17 +250,17 @@ class Effects:
             self.drop(preset, leaver)
 
     def drop(self, preset: Preset, waiter: Waiter) -> None:
-        """Take out a waiter that ends without a lease."""
+        """Remove a waiter that ends without a lease."""
         self.state.dequeue(preset, waiter)
         self.state.demand.ended(self.now)
 
     def forget_wish(self, preset: Preset) -> None:
-        """Drop the wish of a command to have a preset loaded."""
+        """Drop a command's request to load a preset."""
         preset.wanted_since = None
         self.state.settle_demand(preset)
 
     def settled_late(self, key: InstanceKey) -> None:
-        """Record that a device did not show a reaped child's bytes back in time."""
+        """Record that a device did not show a reaped child's bytes as free in time."""
         self._decide("settled", key.preset, key.epoch, "its memory did not show up as free in time")
 
     def blend(self, old: float | None, new: float) -> float:

@@ -1,4 +1,4 @@
-"""What can happen, in the past tense. Each is handed to `Scheduler.handle` with its time."""
+"""Events: what has happened, named in the past tense. `Scheduler.handle` takes them one by one."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ class Outcome(Enum):
     UPSTREAM_ERROR = "upstream_error"
 
 
-# The two events of every request are structs: made in a fifth of the time of a frozen dataclass.
+# The two events of every request are structs: making one takes a fifth of a dataclass's time.
 class RequestArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A client wants a preset. `slot`: it generates; otherwise it only needs a ready child.
 
-    `client` is the principal whose request it is: clients take turns, and share a full queue, by
-    their `weight`.
-    `since` is when it first arrived, if it comes back after its lease was revoked unused.
-    `patience` is how many seconds it waits at most, if less than the policy says. `when_full`
-    overrules the preset's; `substitutable` says whether another model could answer at all.
-    `parent` is the request under which this one was made. `allowed` names the presets that may
-    answer it, None: any.
+    `client` is the principal (key or address) that sent it: clients take turns, and share a full
+    queue, by their `weight`. `since` is its first arrival, if it comes back after its lease was
+    revoked unused. `patience` is how many seconds it waits at most, if less than the policy's.
+    `when_full` overrides the preset's; `substitutable` says whether another model could answer.
+    `parent` is the request within which this one was made. `allowed` names the presets that may
+    answer it; None means any.
     """
 
     request: RequestId
@@ -76,14 +75,14 @@ class RequestFinished(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class LeaseDetached:
-    """The client of a lease has left; its answer goes on for a reader who may come back."""
+    """The client of a lease has left; its answer goes on, because the client may come back."""
 
     request: RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAttached:
-    """Somebody reads the answer of a detached lease."""
+    """A client reads the answer of a detached lease again."""
 
     request: RequestId
 
@@ -128,7 +127,7 @@ class InstanceStalled:
 
 @dataclass(frozen=True, slots=True)
 class InstanceHung:
-    """A child that serves gives no sign of life: its requests end, and it is killed."""
+    """A child that serves shows no sign of life: its requests end, and it is killed."""
 
     instance: InstanceKey
     failure: Failure
@@ -136,7 +135,7 @@ class InstanceHung:
 
 @dataclass(frozen=True, slots=True)
 class InstanceLost:
-    """A child's process has ended by itself; it is not reaped yet, and can serve nobody."""
+    """A child's process has ended by itself; it cannot serve, and is not reaped yet."""
 
     instance: InstanceKey
 
@@ -145,7 +144,7 @@ class InstanceLost:
 class InstanceRefused:
     """A child takes no more requests, though its process is there: it refused a connection.
 
-    `ends`: what it has begun comes to nothing either, since it has begun to end, unasked.
+    `ends`: it has begun to end, unasked, so its open answers will not be finished either.
     """
 
     instance: InstanceKey
@@ -154,7 +153,7 @@ class InstanceRefused:
 
 @dataclass(frozen=True, slots=True)
 class InstanceNoted:
-    """The runtime did something to a child that belongs among the decisions, and changes none."""
+    """The supervisor did something to a child; it is listed with the decisions and changes none."""
 
     instance: InstanceKey
     kind: str
@@ -163,7 +162,7 @@ class InstanceNoted:
 
 @dataclass(frozen=True, slots=True)
 class InstanceExited:
-    """A child's process is reaped. `failure` is None when it ended as asked."""
+    """A child's process was reaped. `failure` is None if it ended as asked."""
 
     instance: InstanceKey
     failure: Failure | None
@@ -187,7 +186,7 @@ class UnloadAsked:
 
 @dataclass(frozen=True, slots=True)
 class TtlChanged:
-    """A client wants a preset's instance to stay so long without a request; None: for ever.
+    """A client sets how long a preset's instance stays without a request; None: for ever.
 
     It holds until the instance is unloaded.
     """
@@ -208,7 +207,7 @@ class PinChanged:
 class ReservationAsked:
     """A foreign program wants memory: bytes per pool. `name` is unique among reservations.
 
-    Without `evict` it is held at once, in free memory, or refused.
+    Without `evict` it gets free memory at once, or is refused.
     """
 
     name: str
@@ -232,7 +231,7 @@ class DownloadAsked:
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgressed:
-    """A preset's files are `fraction` (0..1) there, of `total` bytes."""
+    """`fraction` (0..1) of the `total` bytes of a preset's files are downloaded."""
 
     preset: PresetId
     fraction: float
@@ -241,7 +240,7 @@ class DownloadProgressed:
 
 @dataclass(frozen=True, slots=True)
 class DownloadFinished:
-    """A preset's files are there; `plan` is what it is now."""
+    """A preset's files are downloaded; `plan` is its new plan."""
 
     preset: PresetId
     plan: PresetPlan
@@ -249,7 +248,7 @@ class DownloadFinished:
 
 @dataclass(frozen=True, slots=True)
 class DownloadFailed:
-    """A preset's files could not be had."""
+    """The download of a preset's files failed."""
 
     preset: PresetId
     failure: Failure
@@ -279,19 +278,19 @@ class PoolsMeasured:
 
 @dataclass(frozen=True, slots=True)
 class ChoicesEstimated:
-    """What a preset takes is known now, or known better; what runs is charged anew."""
+    """The footprint of a preset is known, or known better; its running instances are recharged."""
 
     preset: PresetId
     choices: tuple[Choice, ...]
     load_seconds: float | None = None
-    """What its loads took in earlier lives; None: nothing is known."""
+    """Seconds of its earlier loads; None if unknown."""
     seeded: bool = False
-    """`load_seconds` is only worked out, from the size of its files: the first load corrects it."""
+    """`load_seconds` is only estimated, from the size of its files: the first load corrects it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficRecalled:
-    """What an earlier run had learned of the requests, `age` seconds ago."""
+    """An earlier run's statistics of requests, `age` seconds old."""
 
     traffic: Traffic
     age: float
@@ -306,7 +305,7 @@ class PresetsChanged:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownAsked:
-    """lswap is to end: drain for `timeout` seconds; with `force`, at once."""
+    """lswap has to end: drain for `timeout` seconds; with `force`, at once."""
 
     timeout: float
     force: bool = False

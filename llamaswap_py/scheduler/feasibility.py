@@ -1,4 +1,4 @@
-"""Whether a preset can fit at all, and which changes would make it fit.
+"""Finds whether a preset can fit at all, and which changes would make it fit.
 
 `lswap check`, `estimate`, `init`, `up` and the refusal of a request all call these functions, so
 they always agree. Pure: the settings that may help come as data (`Choice.remedies`).
@@ -15,7 +15,7 @@ from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PoolId,
 from llamaswap_py.units import HOST, MIB, format_size
 
 LEAST_MARGIN: Final = 8
-"""A smaller margin is named as a remedy if at least one such part of it is left."""
+"""A smaller margin is named as a remedy only if at least one such part of the margin remains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def judge(
 ) -> tuple[list[Option], str]:
     """Return the choices that fit beside the instances `kept`, and why the first one does not.
 
-    Without `prefer_fit` only the first variant that can fit at all is left.
+    Without `prefer_fit` it returns only the first variant that can fit at all.
     """
     variants = list(dict.fromkeys(choice.variant for choice in plan.choices))
     options: list[Option] = []
@@ -50,9 +50,9 @@ def judge(
 
 
 def remedies(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()) -> str:
-    """Return what would make a preset fit beside `kept`, the best first, with its numbers.
+    """Return the changes that make a preset fit beside `kept`, with numbers, the best first.
 
-    Only what was computed to be enough is named. If nothing is, that is said.
+    It names only changes that were computed to be enough. If none is enough, it says so.
     """
     found = [*_settings(ledger, plan, kept), *_declared(ledger, plan), *_pins(ledger, plan, kept)]
     found += [text for choice in plan.choices for text in _margin(ledger, plan, choice, kept)]
@@ -69,7 +69,7 @@ def footprint_text(footprint: Footprint) -> str:
 
 
 def _settings(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
-    """Yield the settings of the preset that are enough."""
+    """Yield the settings with which the preset fits."""
     for choice in plan.choices:
         for remedy in choice.remedies:
             leaner = ledger.charge_of(plan, replace(choice, footprint=remedy.footprint))
@@ -79,7 +79,7 @@ def _settings(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> 
 
 
 def _declared(ledger: Ledger, plan: PresetPlan) -> Iterator[str]:
-    """Yield what may be declared at most, where what was declared is more than there is."""
+    """Yield the most that may be declared, if more was declared than the device has."""
     room = _room(ledger)
     for choice in plan.choices:
         if choice.source != "declared" or plan.reservation:
@@ -93,7 +93,7 @@ def _declared(ledger: Ledger, plan: PresetPlan) -> Iterator[str]:
 def _margin(
     ledger: Ledger, plan: PresetPlan, choice: Choice, kept: Sequence[InstanceKey]
 ) -> Iterator[str]:
-    """Yield the margins with which a choice fits, if something of them is left."""
+    """Yield the smaller margins with which a choice fits, if they are not too small."""
     held, charge = _held(ledger, kept), ledger.charge_of(plan, choice)
     margins: Amounts = {}
     for pool, need in charge.items():
@@ -130,7 +130,7 @@ def _pins(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iter
 
 
 def _places(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
-    """Yield what to say of `policy.max_loaded`, if pinned models take all its places."""
+    """Yield the needed `policy.max_loaded`, if pinned models take all its places."""
     taken = _held(ledger, kept).get(LOADED, 0)
     if LOADED in ledger.pools and taken >= ledger.pools[LOADED].total:
         yield f"`policy.max_loaded: {taken + 1}` leaves a place beside them"
@@ -172,7 +172,7 @@ def _room(ledger: Ledger) -> Amounts:
 
 
 def _written(size: int) -> str:
-    """Return a size as the file says it, rounded down so that it is enough."""
+    """Return a size in the file's form, rounded down so that the preset fits."""
     if size % MIB and size < MIB:
         return f"{size}B"
     return f"{size // MIB}MiB"

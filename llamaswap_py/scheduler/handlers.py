@@ -1,4 +1,4 @@
-"""What each event changes; a handler says whether a pass has to follow.
+"""Handlers: each applies one kind of event, and returns whether a pass has to follow.
 
 One class for each kind of event: of files, of instances, of operators (with measurements, reloads
 and the shutdown), and of requests.
@@ -21,7 +21,7 @@ from llamaswap_py.units import format_size
 
 
 class OnFiles:
-    """Handlers of events about files; those of a preset that is gone change nothing."""
+    """Handlers of events about files; an event of a removed preset changes nothing."""
 
     def __init__(self, state: SchedulerState, effects: Effects) -> None:
         self.state = state
@@ -73,7 +73,7 @@ class OnFiles:
             f"{format_size(event.there)} of {format_size(event.size)} are in the page cache, "
             f"{format_size(event.read)} were read in {event.seconds:.1f} s",
         )
-        preset.reason = state  # it is no reason for what state the model is in
+        preset.reason = state  # a read-ahead is not the reason of the model's state
         return False
 
 
@@ -130,7 +130,7 @@ class OnInstances:
         if instance is None or instance.state is not State.SLEEPING:
             return False
         full = self.state.ledger.charge_of(instance.plan, instance.choice)
-        self.effects.recharge(instance, full)  # also if something else than us woke it
+        self.effects.recharge(instance, full)  # also if it woke without lswap
         instance.waking = False
         instance.move(Trigger.WOKE)
         instance.last_used = self.effects.now
@@ -157,17 +157,17 @@ class OnInstances:
         return True
 
     def instance_lost(self, event: ev.InstanceLost) -> bool:
-        """Grant it to nobody any more; what became of it, its exit will say."""
+        """Grant no more leases of it; the event of its exit tells why it ended."""
         instance = self.state.instances.get(event.instance)
         if instance is None or instance.state not in (State.READY, State.SLEEPING):
             return False
         self.effects.drain(instance, StopReason.LOST, "its process has ended")
         if preset := self.state.presets.get(instance.key.preset):
-            preset.after |= {instance.key}  # whether to try again, and when, its exit will say
+            preset.after |= {instance.key}  # its exit decides whether and when to try again
         return True
 
     def instance_refused(self, event: ev.InstanceRefused) -> bool:
-        """Grant it to nobody any more; it is stopped, if it does not end before its leases do."""
+        """Grant no more leases of it; if it outlives its open leases, stop it."""
         instance = self.state.instances.get(event.instance)
         if instance is None or instance.state not in (State.READY, State.SLEEPING, State.DRAINING):
             return False
@@ -209,7 +209,7 @@ class OnInstances:
 
 
 class OnOperators:
-    """Handlers of everything that comes from outside the traffic."""
+    """Handlers of commands, measurements, reloads and the shutdown."""
 
     def __init__(self, state: SchedulerState, effects: Effects, timers: Timers) -> None:
         self.state = state
@@ -293,7 +293,7 @@ class OnOperators:
         return True
 
     def choices_estimated(self, event: ev.ChoicesEstimated) -> bool:
-        """Take a better footprint; what it breaks, idle instances mend by giving way."""
+        """Take a better footprint; if memory is then too short, idle instances are evicted."""
         preset = self.state.presets.get(event.preset)
         if preset is None:
             return False
@@ -307,7 +307,7 @@ class OnOperators:
         return True
 
     def _note_impossible(self, preset: Preset) -> None:
-        """Say of a preset that can never fit what would help, before anybody asks for it."""
+        """Warn of a preset that can never fit, with remedies, before it is asked for."""
         options, shortfall = judge(self.state.ledger, preset.plan)
         if not options and preset.serving is None:
             why = f"can never fit: {shortfall} - {remedies(self.state.ledger, preset.plan)}"
@@ -331,7 +331,7 @@ class OnOperators:
         return False
 
     def presets_changed(self, event: ev.PresetsChanged) -> bool:
-        """Apply a new configuration: what is unchanged is untouched, what changed drains."""
+        """Apply a new configuration: unchanged presets stay untouched, changed ones drain."""
         plans = {plan.preset: plan for plan in event.plans}
         for name, preset in list(self.state.presets.items()):
             plan = plans.pop(name, None)
@@ -339,7 +339,7 @@ class OnOperators:
                 continue
             if plan is not None and plan.same_as(preset.plan):
                 if preset.plan.absent and not plan.absent:
-                    self.state.add_preset(plan)  # somebody put its files there
+                    self.state.add_preset(plan)  # its files were added in another way
                     preset.downloading_since = None
                 elif not plan.estimating:
                     self.choices_estimated(ev.ChoicesEstimated(name, plan.choices))
@@ -390,7 +390,7 @@ class OnRequests:
         self.timers = timers
 
     def grant_at_once(self, event: ev.RequestArrived) -> Instance | None:
-        """Grant a request that nobody has to wait for, nor wait longer because of it."""
+        """Grant a request that need not wait, if no other waits longer because of it."""
         state, now = self.state, self.effects.now
         preset = state.presets.get(event.preset)
         serving = None if preset is None else preset.serving
@@ -438,16 +438,16 @@ class OnRequests:
         if serving is not None and admitted:
             was_idle = not serving.leases
             self.effects.grant(waiter, serving)
-            return was_idle and bool(self.state.wanted)  # somebody counted on its idleness
+            return was_idle and bool(self.state.wanted)  # a waiter counted on its being idle
         if self.state.is_nested(waiter, serving) and self._from_within(preset, waiter):
             return False
         self.effects.enqueue(preset, waiter, leaver)
         return True
 
     def _from_within(self, preset: Preset, waiter: Waiter) -> bool:
-        """Grant or refuse a request under one of the same instance; False: a slot will come free.
+        """Grant or refuse a request made by one of the same instance; False: a slot will come free.
 
-        It passes a closed gate, and those who wait: the request above it holds what they wait for.
+        It passes a closed gate, and requests that wait: its own parent holds what they wait for.
         """
         serving = preset.serving
         assert serving is not None
@@ -479,7 +479,7 @@ class OnRequests:
         )
 
     def request_left(self, event: ev.RequestLeft) -> bool:
-        if event.request in self.state.leases:  # the grant crossed its leaving
+        if event.request in self.state.leases:  # it was granted just before it left
             return self.request_finished(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
         found = self.state.waiters.get(event.request)
         if found is None:

@@ -1,4 +1,4 @@
-"""What must hold after every event, whatever happened. For tests and simulations."""
+"""Invariants: conditions that hold after every event. Tests and simulations check them."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def _check_instances(state: SchedulerState) -> None:
 
 
 def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
-    """Raise AssertionError if what was just spawned does not fit: invariant 2.
+    """Raise AssertionError if a just spawned instance does not fit: invariant 2.
 
-    Only then: strangers or a corrected footprint may break the sum afterwards.
+    It holds only then: other programs or a corrected footprint may exceed the sum later.
     """
     state = scheduler.state
     free = state.ledger.free()
@@ -72,13 +72,13 @@ def _check_ledger(state: SchedulerState) -> None:
 def unfair_refusal(
     refused: Waiter, newcomer: Waiter, waiting: Sequence[Waiter], now: float, ageing: float
 ) -> str | None:
-    """Return what is wrong with a refusal for want of a place in a queue, or None: invariant 10.
+    """Return what is wrong with a refusal because of a full queue, or None: invariant 10.
 
-    `waiting` are all that wait once `newcomer` has come and `refused` is out. It counts anew, and
-    knows nothing of how the scheduler chose.
+    `waiting` are all that wait after `newcomer` has come and `refused` has left. It counts the
+    places anew, independently of the scheduler's own choice.
     """
     if any(one.came_back for one in waiting):
-        return None  # those keep their places, whatever they are
+        return None  # these keep their places in any case
     counts = Counter(one.client for one in waiting)
 
     def level(client: ClientId, more: int, weight: int) -> int:

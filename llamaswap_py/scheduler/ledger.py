@@ -1,9 +1,9 @@
-"""The memory ledger: what is promised to whom, per pool, and what still fits.
+"""The memory ledger: which instance is charged with how much of each pool, and what still fits.
 
-Three rules that are no bytes are kept as pools too, so that one arithmetic serves all: `max_loaded`
-is a pool of that many places, an exclusive group has one place, and a preset of unknown footprint
-takes the only place of the pool `unmeasured@DEVICE`. Claims, victim search and explanations need
-no second case for them.
+Three rules that do not count bytes are pools too, so that the same arithmetic applies to all.
+`max_loaded` is a pool of that many places. An exclusive group is a pool of one place. A preset of
+unknown footprint takes the only place of the pool `unmeasured@DEVICE`. So claims, the search for
+victims and explanations need no special case for them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Amounts = dict[PoolId, int]
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """The charge of a reaped child that its devices do not show back yet.
+    """The charge of a reaped child, while its devices do not show the bytes as free yet.
 
-    `strangers` are other programs' bytes just before; at `until` it counts no longer.
+    `strangers` are other programs' bytes just before; at `until` the charge ends in any case.
     """
 
     charge: Footprint
@@ -43,7 +43,7 @@ class Settling:
 
 
 class Ledger:
-    """Pools and the charges of every instance that is not proven gone."""
+    """Pools, and the charge of every instance until its memory is proven free."""
 
     def __init__(self, pools: Mapping[PoolId, Pool], policy: Policy) -> None:
         self.policy = policy
@@ -56,8 +56,8 @@ class Ledger:
     def measure(self, pools: Mapping[PoolId, Pool]) -> None:
         """Replace the pools of bytes; charges and counting pools stay.
 
-        A stopped child's charge ends once strangers hold no more than before it was reaped, give
-        or take a twentieth of the charge: what it held is back.
+        A stopped child's charge ends once other programs seem to hold no more than before it was
+        reaped, within a twentieth of the charge: then its memory is free again.
         """
         places = {pool: size for pool, size in self.pools.items() if is_counting(pool)}
         self.pools = {**pools, **places}
@@ -75,7 +75,7 @@ class Ledger:
         return now - left.strangers.get(pool, 0) <= left.charge[pool] / 20
 
     def release(self, key: InstanceKey, now: float) -> None:
-        """End the charge of a reaped child: at once, or when its devices show the bytes back."""
+        """End the charge of a reaped child: at once, or when its devices show the bytes as free."""
         charge = self.charges.pop(key, {})
         watched = {
             pool: size
@@ -87,7 +87,7 @@ class Ledger:
             self.settling[key] = Settling(watched, before, now + self.policy.settle)
 
     def settle(self, now: float) -> list[InstanceKey]:
-        """End the charges whose settle time ran out, and return whose they were."""
+        """End the charges with a settle time that has run out, and return their instances."""
         late = [key for key, left in self.settling.items() if left.until <= now]
         for key in late:
             del self.settling[key]
@@ -96,7 +96,7 @@ class Ledger:
     def charge_of(self, plan: PresetPlan, choice: Choice | None = None) -> Footprint:
         """Return what an instance takes from each pool, counting pools included.
 
-        Without a `choice`, of the plan's first one.
+        Without a `choice` it is for the plan's first one.
         """
         choice = choice or plan.choices[0]
         charge: Amounts = dict(choice.footprint or {})
@@ -110,7 +110,7 @@ class Ledger:
         return charge
 
     def open_pools(self, plan: PresetPlan) -> None:
-        """Make sure that the counting pools exist which `plan` may be charged to."""
+        """Make the counting pools that `plan` may be charged to, if they do not exist."""
         for choice in plan.choices:
             for pool in (*_exclusive(plan), *self._unmeasured(choice)):
                 self.pools.setdefault(pool, Pool(1))
@@ -123,8 +123,8 @@ class Ledger:
     def free(self) -> Amounts:
         """Return bytes per pool that may still be promised; negative where strangers took them.
 
-        total - margin - strangers - charges. What a reaped child has not given back yet shows up
-        as strangers' too: there it is counted once.
+        It is total - margin - strangers - charges. Memory that a reaped child has not given back
+        yet appears as other programs' too; it is counted only once.
         """
         free = {
             pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
@@ -220,7 +220,7 @@ def is_counting(pool: PoolId) -> bool:
 
 
 def pool_name(pool: PoolId) -> str:
-    """Return a pool's name for people."""
+    """Return a pool's name for messages."""
     if pool.startswith(_UNMEASURED):
         return f"{pool.removeprefix(_UNMEASURED)} (one model of unknown memory at a time)"
     if pool.startswith(_EXCLUSIVE):

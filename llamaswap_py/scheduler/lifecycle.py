@@ -16,7 +16,7 @@ from typing import Final
 
 
 class State(Enum):
-    """Where an instance is in its life."""
+    """The state of an instance."""
 
     LOADING = "loading"
     READY = "ready"
@@ -27,7 +27,7 @@ class State(Enum):
 
 
 class Trigger(Enum):
-    """What moves it on."""
+    """The causes of transitions."""
 
     BECAME_READY = "became ready"
     SLEPT = "slept"
@@ -51,7 +51,7 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
 
 
 class IllegalTransition(Exception):
-    """Raised for a pair that TRANSITIONS does not hold: a bug in lswap, not in its input."""
+    """Raised for a pair that is not in TRANSITIONS: a bug in lswap, not in its input."""
 
     def __init__(self, state: State, trigger: Trigger) -> None:
         super().__init__(f"an instance that is {state.value} cannot take '{trigger.value}'")

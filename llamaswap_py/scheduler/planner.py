@@ -1,9 +1,10 @@
-"""One pass over everyone who waits: who loads now, who gives way, whose gate closes.
+"""The planner: one pass over all waiters decides loads, evictions, and which gates close.
 
-A pure function of the state: it returns a plan and changes nothing. The oldest waiter is looked at
-first; what it will get is taken out of what younger ones see, so nobody takes memory that was
-freed for somebody else, and a claim moves or lapses simply because the next pass finds better.
-Which of a preset's choices to load is decided by comparing variants and placements.
+A closed gate means that an instance accepts no more requests. The planner is a pure function of the
+state: it returns a plan and changes nothing. It looks at the oldest waiter first, and hides from
+younger ones the memory that the older one will get. So no waiter takes memory that was freed for
+another. A claim moves or lapses if the next pass finds something better. To choose how to load a
+preset, it compares variants and placements.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from llamaswap_py.scheduler.victims import choose_idle, enough
 
 
 def best_fit(options: Sequence[Option], free: Amounts, coming: Amounts) -> Option | None:
-    """Return the option to load without evicting anybody, None if there is none.
+    """Return the option to load without an eviction, None if there is none.
 
-    The best variant; of its placements one device before a split, then the one that leaves least.
+    It takes the best variant. Of its placements it prefers one device to a split, then the one that
+    leaves the least memory free.
     """
     fitting = [one for one in options if fits(one.charge, free) and fits(one.charge, coming)]
     return min(fitting, key=lambda one: _fit_rank(one, free), default=None)
@@ -37,7 +39,7 @@ def _fit_rank(option: Option, free: Amounts) -> tuple[int, int, int]:
 
 
 def waking_option(state: SchedulerState, sleeping: Instance) -> Option:
-    """Return what waking takes: what the instance gave back when it fell asleep."""
+    """Return the memory that waking takes: what the instance freed when it fell asleep."""
     full = state.ledger.charge_of(sleeping.plan, sleeping.choice)
     extra = {pool: size - sleeping.charge.get(pool, 0) for pool, size in full.items()}
     return Option(sleeping.choice, {pool: size for pool, size in extra.items() if size > 0}, 0)
@@ -45,7 +47,7 @@ def waking_option(state: SchedulerState, sleeping: Instance) -> Option:
 
 @dataclass(slots=True)
 class Claim:
-    """A waiter's hold on instances that will make room for it."""
+    """A waiter's claim on busy instances, which will make room for it."""
 
     preset: PresetId
     why: str
@@ -53,22 +55,22 @@ class Claim:
 
 @dataclass(slots=True)
 class Plan:
-    """What a pass decided. `wake` is when a gate would close or a claim become possible."""
+    """The decisions of a pass. `wake` is when a gate would close or a claim become possible."""
 
     begins: list[tuple[Preset, Choice, str]] = field(default_factory=list)
     evictions: list[tuple[Instance, PresetId | None, str]] = field(default_factory=list)
     full: list[tuple[Preset, Waiter, str]] = field(default_factory=list)
-    """Waiters that rather not wait for busy memory."""
+    """Waiters that do not want to wait for memory of busy instances."""
     deadlocked: list[tuple[Preset, Waiter]] = field(default_factory=list)
-    """Waiters whose model could only load by ending the very request they belong to."""
+    """Waiters for a model that could only load by ending the waiter's own parent request."""
     claims: dict[InstanceKey, Claim] = field(default_factory=dict)
     closed: dict[InstanceKey, PresetId] = field(default_factory=dict)
     upcoming: list[tuple[PresetId, str]] = field(default_factory=list)
-    """Presets that wait for memory, and the variant they will probably run as."""
+    """Presets that wait for memory, with the variant that will probably load."""
     impossible: list[tuple[Preset, str, str]] = field(default_factory=list)
     given_up: list[tuple[Preset, str]] = field(default_factory=list)
     awaited: bool = False
-    """Somebody waits for memory that is being drained or freed."""
+    """Whether a waiter waits for memory that is being drained or freed."""
     wake: float | None = None
 
     def wake_at(self, when: float) -> None:
@@ -76,7 +78,7 @@ class Plan:
 
 
 def make_plan(state: SchedulerState, now: float) -> Plan:
-    """Decide for every preset that is wanted and has no serving instance."""
+    """Plan for every preset that is wanted and does not have a serving instance."""
     return _Pass(state, now).run()
 
 
@@ -94,7 +96,7 @@ class _Pass:
                 add(self.coming, instance.charge, 1)
         self.going: set[InstanceKey] = set()
         self.unsure: Amounts = {}
-        """What is counted as coming, but only claimed so far: it may take minutes."""
+        """The part of `coming` that is only claimed so far: it may take minutes."""
 
     def run(self) -> Plan:
         self._give_way()
@@ -131,7 +133,7 @@ class _Pass:
         ledger, kept = self.state.ledger, self._pinned(preset)
         options, shortfall = judge(ledger, preset.plan, kept)
         if preset.serving is not None:
-            self.going.add(preset.serving.key)  # it sleeps: what it waits for is its own waking
+            self.going.add(preset.serving.key)  # it sleeps, and waits for its own waking
             options, shortfall = [waking_option(self.state, preset.serving)], ""
         if not options:
             self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
@@ -158,7 +160,7 @@ class _Pass:
                 self._disturb(preset, since, options)
 
     def _disturb(self, preset: Preset, since: float, options: list[Option]) -> None:
-        """Only busy instances could make room: who wants that, and whom it would not end?"""
+        """Claim busy instances, but not for waiters that refuse that or would end their parent."""
         kept = self._pinned(preset)
         spared: set[InstanceKey] = set()
         for waiter in preset.queue:
@@ -185,17 +187,17 @@ class _Pass:
         ]
 
     def _await(self, preset: Preset, option: Option) -> None:
-        """Note who is loaded next; a reservation reads nothing."""
+        """Note which preset loads next; a reservation has no files to read ahead."""
         if not preset.plan.reservation:
             self.plan.upcoming.append((preset.plan.preset, option.choice.variant))
 
     def _hold(self, charge: Footprint) -> None:
-        """Keep memory that is on its way for this waiter: younger ones do not see it."""
+        """Keep memory that is being freed for this waiter: hide it from younger ones."""
         add(self.coming, charge, -1)
         self.plan.awaited = True
 
     def _evict_idle(self, preset: Preset, since: float, options: list[Option]) -> bool:
-        """Evict the cheapest idle set; wait a moment if only lingering ones would make it up."""
+        """Evict the cheapest idle set; wait a little if it would need lingering instances."""
         idle = [one for one in self.state.idle(preset.plan) if one.key not in self.going]
         ends = {one.key: self._idle_end(one, since) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
@@ -213,7 +215,7 @@ class _Pass:
                 self.plan.wake_at(ends[one.key])
             drained = one.gate_for == preset.plan.preset
             if drained or (aged and self.now >= self.state.residency_end(one, since)):
-                self._close(one, preset.plan.preset, option)  # let nobody in any more
+                self._close(one, preset.plan.preset, option)  # it takes no more requests
             self._count_as_coming(one)
         self._hold(option.charge)
         return True
@@ -223,7 +225,7 @@ class _Pass:
         return min(self.state.linger_end(one, self.now), self.state.residency_end(one, since))
 
     def _suffices(self, option: Option, victims: list[Instance]) -> bool:
-        """Return whether evicting `victims` makes room now, without what is only claimed."""
+        """Return whether evicting `victims` makes room now, not counting memory only claimed."""
         room = dict(self.coming)
         add(room, self.unsure, -1)
         for one in victims:
@@ -233,7 +235,7 @@ class _Pass:
     def _cheapest(
         self, options: list[Option], idle: list[Instance]
     ) -> tuple[Option, list[Instance]] | None:
-        """Return the best variant's placement whose victims cost the least reloading."""
+        """Return the placement of the best variant that costs the least reloading of victims."""
         found = [
             (option, victims)
             for option in options
@@ -273,7 +275,7 @@ class _Pass:
         name = preset.plan.preset
         order = [one for one in self._claimable(preset, since) if one.key not in spared]
         found = self._least_disturbing(name, since, options, order)
-        if found is None:  # then the memory of those that still load is held: nobody cuts in
+        if found is None:  # then it keeps the memory of loading instances from other waiters
             found = self._least_disturbing(name, since, options, [*order, *self._loading(preset)])
         if found is None:
             return
@@ -297,7 +299,7 @@ class _Pass:
         self.plan.closed[one.key] = name
 
     def _loading(self, preset: Preset) -> list[Instance]:
-        """Return instances that are not ready yet, but those that are kept from `preset`."""
+        """Return instances that are not ready yet, except those kept from `preset`."""
         return [
             one
             for one in self.state.instances.values()
@@ -311,7 +313,7 @@ class _Pass:
     ) -> tuple[Option, list[Instance], dict[InstanceKey, float]] | None:
         """Return the option to claim for, its victims and when their gates close.
 
-        What was claimed before stays claimed; then the best variant, then the earliest gates.
+        An earlier claim stays; else it takes the best variant, then the earliest gates.
         """
         found = [
             (option, victims, self._gate_ends(name, victims, since))
@@ -354,9 +356,10 @@ class _Pass:
     def _gate_ends(
         self, name: PresetId, victims: list[Instance], since: float
     ) -> dict[InstanceKey, float]:
-        """Return when each gate closes for the waiter. One that has closed for it stays closed.
+        """Return when each gate closes for the waiter. A gate that has closed for it stays closed.
 
-        An idle one stays open while a busy one's is, at most as long as if it were busy itself.
+        An idle instance's gate stays open while a busy one's does, but at most as long as if it
+        were busy itself.
         """
         ends = {
             one.key: self.now if one.gate_for == name else self.state.residency_end(one, since)
@@ -376,9 +379,9 @@ class _Pass:
 def _turn(
     want: tuple[int, float, PresetId, Preset],
 ) -> tuple[bool, int, float, PresetId]:
-    """Order wants: whose memory is being freed, then by priority, then the oldest.
+    """Order wants: first those that memory is being freed for, then by priority, then by age.
 
-    Without the first, waiters of an evicted preset, who are older, would take their memory back.
+    Without the first rule, older waiters for an evicted preset would take its memory back.
     """
     urgency, since, name, preset = want
     started = preset.evicted_at

@@ -1,8 +1,8 @@
-"""The queue of one preset: order kept per client, clients take turns, priorities age.
+"""The queue of one preset: each client's requests keep their order, clients take turns.
 
-A client is a principal: a key, or an address. Its level is how many places it holds for each unit
-of its weight, rounded up. A full queue is shared so: no client is refused while another has a level
-higher than the one that the refused client would reach.
+A client is a principal: a key, or an address. Its level is the places that it holds divided by its
+weight, rounded up. In a full queue no client is refused while another client's level is higher than
+the level that the refused client would reach. Waiting raises a request's priority (ageing).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llamaswap_py.scheduler.types import ClientId, RequestId
 
 
 class Places:
-    """Places by client; who has the highest level is known without a search."""
+    """Places by client; it finds the client of the highest level without a search."""
 
     __slots__ = ("_held", "_levels", "_top")
 
@@ -35,7 +35,7 @@ class Places:
         return _level(*self._held.get(client, (0, 1)))
 
     def level_with_one_more(self, client: ClientId, weight: int) -> int:
-        """Return the level that a client would have with one place more."""
+        """Return the level that a client would have with one more place."""
         return _level(self.held(client) + 1, weight)
 
     def most(self) -> ClientId | None:
@@ -44,7 +44,7 @@ class Places:
         return next(reversed(at_top)) if at_top else None
 
     def add(self, client: ClientId, weight: int) -> None:
-        """A client takes one place more."""
+        """A client takes one more place."""
         self._change(client, 1, weight)
 
     def remove(self, client: ClientId) -> None:
@@ -80,8 +80,8 @@ def _level(places: int, weight: int) -> int:
 class Waiter(msgspec.Struct, eq=False):
     """A request that waits for a lease. `since` is when it (first) arrived.
 
-    It gives up at `deadline`, if there is one besides the policy's. The rest is as in
-    `events.RequestArrived`.
+    It gives up at its own `deadline`, if it has one, or at the policy's. The other fields are those
+    of `events.RequestArrived`.
     """
 
     request: RequestId
@@ -98,15 +98,15 @@ class Waiter(msgspec.Struct, eq=False):
     """It had a lease before, so it keeps its place in a full queue."""
 
     def gives_up_at(self, timeout: float) -> float:
-        """Return when it has waited for `timeout` seconds, or as long as it wanted to."""
+        """Return when it has waited for `timeout` seconds, or until its own deadline."""
         limit = self.since + timeout
         return limit if self.deadline is None else min(limit, self.deadline)
 
 
 class _Lane:
-    """Waiters of one priority, by client; the first client is the one whose turn it is.
+    """Waiters of one priority, by client; the first client has the turn.
 
-    A client has as many turns in a row as its weight says.
+    A client's weight is the number of its turns in a row.
     """
 
     __slots__ = ("_turns", "clients", "places")
@@ -115,7 +115,7 @@ class _Lane:
         self.clients: OrderedDict[ClientId, deque[Waiter]] = OrderedDict()
         self.places = Places()
         self._turns = 0
-        """How many the first client has had."""
+        """Turns that the first client has had."""
 
     def push(self, waiter: Waiter) -> None:
         row = self.clients.setdefault(waiter.client, deque())
@@ -167,9 +167,9 @@ class _Lane:
 
 
 class WaitQueue:
-    """Waiters by priority and client. A lane gains one priority for each `ageing` seconds waited.
+    """Waiters by priority and client. A lane's priority grows by one per `ageing` seconds waited.
 
-    Within a lane the client whose turn it is comes first, with its oldest request.
+    Within a lane the client that has the turn comes first, with its oldest request.
     """
 
     __slots__ = ("_ageing", "_hasty", "_lanes", "_size", "nested", "places")
@@ -181,13 +181,13 @@ class WaitQueue:
         self._size = 0
         self.places = Places()
         self.nested: dict[RequestId, Waiter] = {}
-        """Waiters made under another request."""
+        """Waiters that another request made (it is their parent)."""
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Waiter]:
-        """Iterate roughly in the order of service, ageing left out."""
+        """Iterate roughly in the order of service, without ageing."""
         for priority in sorted(self._lanes, reverse=True):
             yield from self._lanes[priority].in_order()
 
@@ -202,7 +202,7 @@ class WaitQueue:
             self.nested[waiter.request] = waiter
 
     def peek(self, now: float) -> Waiter | None:
-        """Return whose turn it is."""
+        """Return the waiter that is served next."""
         if not self._lanes:
             return None
         if len(self._lanes) == 1:
@@ -211,7 +211,7 @@ class WaitQueue:
         return self._lanes[best].peek()
 
     def remove(self, waiter: Waiter) -> None:
-        """Take out one waiter; if it was its client's turn, that client goes to the end.
+        """Remove one waiter; if it had its client's turn, that client goes to the end.
 
         Raises ValueError if it is not queued.
         """
@@ -261,12 +261,12 @@ class WaitQueue:
         raise ValueError("not queued")
 
     def gives_way(self, newcomer: Waiter, now: float) -> Waiter | None:
-        """Return who leaves a full queue for `newcomer`; None: it is the one to be refused.
+        """Return the waiter that leaves a full queue for `newcomer`; None: refuse the newcomer.
 
-        A lower priority goes first: of the client that holds the most places at it, unless that
-        client holds fewer than the newcomer's would; or of the newcomer's own client. Then,
-        whatever its priority, the client that holds the most, if that is more than the newcomer's
-        would. Of a client its newest request goes, of those at its lowest priority.
+        A lower priority leaves first: from the client with the most places at it, unless that
+        client holds fewer than the newcomer's would; or from the newcomer's own client. Else, at
+        any priority, the client with the most places loses one, if it has more than the newcomer's
+        would. A client loses the newest request of its lowest priority.
         """
         level = self.places.level_with_one_more(newcomer.client, newcomer.weight)
         for priority in sorted(self._lanes):

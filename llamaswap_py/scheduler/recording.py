@@ -1,12 +1,12 @@
-"""The form of a recorded run: every call into the scheduler with its time, one line of JSON each.
+"""The format of a recorded run: each call of the scheduler with its time, one line of JSON each.
 
 The first line is the head: what the scheduler was built from. Each line after it is a step: an
-event, its time, and the actions that it came to. The last line says why the record ends. Each line
-has its own number, so a missing line is noticed.
+event, its time, and the resulting actions. The last line says why the record ends. Each line has
+its number, so that a missing line is noticed.
 
-Same events, same actions: that is why a record reproduces a run, and why it holds the actions, too.
-Names of requests and clients are replaced before they are written, and texts that would show them
-are left out. A scheduler that is built from the record uses the replacements as names.
+The same events give the same actions, so a record reproduces a run. It holds the actions as well,
+to compare them. Names of requests and clients are replaced before they are written, and texts that
+would show them are left out. A scheduler built from the record uses the replacements as names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetPlan
 
 FORMAT: Final = "lswap record"
 VERSION: Final = 1
-"""Grows when a change of the events or of this form makes older records unreadable."""
+"""Raise it when a change of the events or of this format makes older records unreadable."""
 BEGINNING: Final = msgspec.json.encode({"format": FORMAT})[:-1]
-"""With these bytes every record begins."""
+"""The bytes with which every record begins."""
 LEFT_OUT: Final = "[left out]"
-"""Stands for the lines of a child's log: they may hold anything."""
+"""Replaces the lines of a child's log, which may hold anything."""
 
 _EVENTS: Final[dict[str, type]] = {one.__name__: one for one in get_args(ev.Event)}
 # Messages with these codes, and decisions of these kinds, name a client or a request.
@@ -39,7 +39,7 @@ _TEXTS: Final = frozenset({"summary", "text", "reason", "message", "remedy"})
 """Fields that hold sentences: they may quote a child, a file or a command line."""
 
 Told: TypeAlias = tuple[str, dict[str, Any]]
-"""An event or an action as it is written: the name of its type, and its fields."""
+"""The written form of an event or an action: the name of its type, and its fields."""
 
 
 class RecordHead(msgspec.Struct, kw_only=True):
@@ -57,7 +57,7 @@ class RecordHead(msgspec.Struct, kw_only=True):
 
 
 class RecordedStep(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One call. `at_once`: of `grant_at_once`; `raised`: the error that ended it, if one did."""
+    """One call. `at_once`: it was `grant_at_once`; `raised`: the error that ended it, if any."""
 
     line: int
     at: float
@@ -68,14 +68,14 @@ class RecordedStep(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class RecordEnd(msgspec.Struct, kw_only=True):
-    """The last line: why the record goes no further."""
+    """The last line: why the record ends."""
 
     line: int
     end: str
 
 
 class _AnyLine(msgspec.Struct, kw_only=True):
-    """All that is looked at to tell which of the three a line is."""
+    """The fields that tell whether a line is the head, a step or the end."""
 
     format: str = ""
     version: int = 0
@@ -85,7 +85,7 @@ class _AnyLine(msgspec.Struct, kw_only=True):
 
 
 class Hiding:
-    """Replaces what a record must not hold; without arguments it replaces nothing.
+    """Replaces private values in a record; without arguments it replaces nothing.
 
     `name(kind, value)` returns the replacement of a `request`, a `client` or a `fingerprint`: the
     same for the same value. `text` returns a text without secrets.
@@ -100,7 +100,7 @@ class Hiding:
         self._text = text
 
     def __call__(self, key: str, value: Any) -> Any:
-        """Return the value of a field called `key`, and what is in it, fit to be written."""
+        """Return the value of the field `key`, with private values in it replaced."""
         if isinstance(value, str):
             if key in ("request", "parent"):
                 return self._name("request", value)
@@ -110,7 +110,7 @@ class Hiding:
         if isinstance(value, dict):
             return {name: self(name, one) for name, one in value.items()}
         if isinstance(value, list | tuple):
-            first = value[0] if value else None  # a model may be called as a field is
+            first = value[0] if value else None  # a model may have the name of a field
             if key == "tail" and isinstance(first, str):
                 return [LEFT_OUT]
             if key == "details" and isinstance(first, list | tuple):
@@ -199,8 +199,8 @@ def read_steps(
 ) -> Iterator[RecordedStep]:
     """Yield the steps of a record from its second line on, up to line `until`.
 
-    Raises ConfigError for a line that is damaged or missing, and for a record without its end;
-    what comes after line `until` is not looked at.
+    Raises ConfigError for a line that is damaged or missing, and for a record without its end. It
+    does not read the lines after `until`.
     """
     number = 1
     for number, line in enumerate(lines, start=2):
@@ -228,12 +228,12 @@ def read_steps(
 
 
 def _what_is_left(number: int) -> str:
-    """Return the remedy for a record of which only the lines before `number` are good."""
+    """Return the remedy for a record that is good only before line `number`."""
     return f"`--until {number - 1}` replays what comes before" if number > 2 else "record again"
 
 
 def event_of(step: RecordedStep, where: str) -> ev.Event:
-    """Return the event of a step; raises ConfigError where this lswap knows none like it."""
+    """Return the event of a step; raises ConfigError if this lswap does not know it."""
     name, fields = step.event
     kind = _EVENTS.get(name)
     if kind is None:
@@ -248,7 +248,7 @@ def event_of(step: RecordedStep, where: str) -> ev.Event:
 
 
 def as_read(actions: Sequence[Action]) -> tuple[Told, ...]:
-    """Return actions as they are read back from a record."""
+    """Return actions in the form that reading a record gives."""
     if not actions:
         return ()
     told = tuple(told_actions(actions, Hiding()))

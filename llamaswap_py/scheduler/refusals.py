@@ -1,4 +1,4 @@
-"""The words of every refusal: what happened, why, what to do next, and when to come back."""
+"""The messages of all refusals: what happened, why, what to do, and when to try again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | Non
 _Refuse: TypeAlias = Callable[[Waiter], Reject]
 
 _UNCONFIGURED_RETRY = 60.0
-"""Seconds a client is told to wait for a preset that only a changed configuration can mend."""
+"""Seconds that a client is told to wait if only a changed configuration can repair the preset."""
 _TOLD = 4
-"""Models that are named as holding memory; the others are counted."""
+"""How many models a message names as holding memory; it counts the others."""
 DISPLACED = "displaced"
-"""The `reason` of a refusal whose request had waited already."""
+"""The `reason` of a refusal after waiting."""
 _MEND = "mend its entry in the configuration: a changed file is read again"
 
 
@@ -33,7 +33,7 @@ class Refusals:
         self._state = state
 
     def eta(self, preset: Preset, position: int, now: float) -> float | None:
-        """Return expected seconds until a waiter at `position` is granted; None if unknowable."""
+        """Return the expected seconds until a waiter at `position` is granted; None if unknown."""
         load = preset.load_seconds
         serving = preset.serving
         if preset.downloading_since is not None:
@@ -49,7 +49,7 @@ class Refusals:
         return max(load - spent, 0.0) + queue
 
     def _download_left(self, preset: Preset, now: float) -> float | None:
-        """Return what the rest of a download and the load after it should take."""
+        """Return the expected seconds of the rest of a download and of the load after it."""
         if preset.downloading_since is None or preset.downloaded <= 0:
             return None
         spent = now - preset.downloading_since
@@ -69,7 +69,7 @@ class Refusals:
         now: float,
         closing_at: float | None,
     ) -> Reject | None:
-        """Return why a request is not even queued, or None."""
+        """Return the refusal of a request that cannot be queued, or None."""
         if closing_at is not None:
             return self.closing(preset)(waiter)
         if refusal := self.broken(preset, waiter, now):
@@ -79,7 +79,7 @@ class Refusals:
         return None
 
     def broken(self, preset: Preset, waiter: Waiter, now: float) -> Reject | None:
-        """Return what keeps a preset from loading now, or None."""
+        """Return the refusal for a preset that cannot load now, or None."""
         if preset.plan.problem is not None:
             return self._failure(preset, preset.plan.problem, waiter, _UNCONFIGURED_RETRY)
         if preset.failure is not None and now < preset.retry_at and preset.serving is None:
@@ -197,7 +197,7 @@ class Refusals:
         )
 
     def queue_full(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
-        """Return the refusal of one that finds a full queue, and nobody who gives way to it."""
+        """Return the refusal of a request that finds a full queue, if no other has to leave it."""
         name, size = preset.plan.preset, len(preset.queue)
         mine = preset.queue.places.held(waiter.client)
         whose = f", and {waiter.client} holds {mine} of these places" if mine else ""
@@ -206,7 +206,7 @@ class Refusals:
         )
 
     def displaced(self, preset: Preset, waiter: Waiter, now: float) -> Reject:
-        """Return the refusal of one that waits in a full queue and loses its place to another."""
+        """Return the refusal of a waiter that loses its place in a full queue to another."""
         name, size = preset.plan.preset, self._state.policy.queue_limit
         mine = preset.queue.places.held(waiter.client)
         what = (
@@ -236,7 +236,7 @@ class Refusals:
     ) -> Reject:
         name = preset.plan.preset
         details: _Details = (("state", "failed"), ("failure", failure.kind))
-        if failure.kind == TOO_LARGE:  # another try is of no use
+        if failure.kind == TOO_LARGE:  # another attempt would fail too
             return Reject(
                 waiter.request,
                 name,
@@ -260,7 +260,7 @@ class Refusals:
         )
 
     def _arithmetic(self, preset: Preset) -> str:
-        """Return what it needs and what is free, for one that waits for memory."""
+        """Return the needed and the free memory, for a preset that waits for memory."""
         if preset.serving is not None or preset.downloading_since is not None:
             return ""
         ledger = self._state.ledger
@@ -277,7 +277,7 @@ class Refusals:
         return f"raise `policy.queue.timeout`, which is {format_duration(timeout)}"
 
     def _in_the_way(self, preset: Preset) -> str:
-        """Return the loaded models that hold what it needs, the largest first, and their use."""
+        """Return the loaded models that hold the needed memory, largest first, with their use."""
         wanted = self._state.ledger.charge_of(preset.plan)
         holders = [
             (sum(size for pool, size in one.charge.items() if pool in wanted), one)

@@ -1,9 +1,9 @@
 """`Scheduler.handle(event, now) -> actions`: applies an event, then settles what follows from it.
 
-Theory of operation. An event changes the state (state.py) a little. Then one pass runs, always in
-the same order: what time alone brings about (timers.py); the planner decides for everyone who
-waits (planner.py); free slots are granted. A request for a ready instance with a free slot takes
-none of this: it is granted, and given back, in constant time.
+An event first changes the state (state.py). Then one pass runs, always in the same order: deadlines
+that have come (timers.py), the plan for all that wait (planner.py), the grant of free slots. A
+request for a ready instance with a free slot needs no pass: it is granted, and given back, in
+constant time.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Scheduler:
 
     @property
     def loads(self) -> int:
-        """How many instances were ever spawned."""
+        """How many instances were spawned in all."""
         return self._effects.loads
 
     @property
@@ -127,7 +127,7 @@ class Scheduler:
         return self._timers.closing_at is not None
 
     def handle(self, event: ev.Event, now: float) -> list[Action]:
-        """Apply one event at time `now` (seconds, any origin; going back counts as standing)."""
+        """Apply one event at time `now` (seconds, any origin; an earlier one counts as equal)."""
         effects = self._effects
         effects.now = now if now > effects.now else effects.now
         effects.out = []
@@ -137,13 +137,13 @@ class Scheduler:
         return out
 
     def begun(self) -> list[Action]:
-        """Return the actions that the last event had come to, where `handle` raised."""
+        """Return the actions so far of the last event, if `handle` raised."""
         return list(self._effects.out)
 
     def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None:
-        """Apply an arrival of which nothing follows but a Grant, and return what was granted.
+        """Apply an arrival if its only action is a Grant, and return what was granted.
 
-        None where `handle` would do anything else: then nothing has happened.
+        None if `handle` would do anything else: then nothing has changed.
         """
         effects = self._effects
         effects.now = now if now > effects.now else effects.now
@@ -152,9 +152,9 @@ class Scheduler:
     def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
         """Return which instance answers a request that only reads, or why none does.
 
-        A read asks a child what it is or does. It loads, wakes and evicts nothing, and waits for
-        nothing. It does not count as use, neither for the ttl nor for the choice of the model to
-        evict. `wakes`: a child that sleeps would wake to answer it. Nothing changes.
+        A read asks for a child's properties or its state. It does not load, wake or evict a model,
+        and does not wait. It does not count as use, neither for the ttl nor for the choice of the
+        model to evict. `wakes`: a sleeping child would wake to answer it. Nothing changes.
         """
         preset, refusals = self.state.presets[name], self._effects.refusals
         waiter = Waiter(RequestId(""), ClientId(""), False, now)
@@ -169,7 +169,7 @@ class Scheduler:
         return refusal or refusals.not_loaded(preset, waiter, asleep=found is not None)
 
     def traffic(self) -> Traffic:
-        """Return what was learned of the requests, to be recalled by a later run."""
+        """Return the statistics of requests, for a later run."""
         return self.state.demand.traffic(self._effects.now)
 
     def deadline(self) -> float | None:
@@ -182,7 +182,7 @@ class Scheduler:
 
 
 def _answering(state: SchedulerState, preset: Preset) -> Instance | None:
-    """Return the instance that serves, else the newest of those that still finish their answers."""
+    """Return the instance that serves, else the newest one that still finishes its answers."""
     serving = preset.serving
     if serving is not None and serving.state in (State.READY, State.SLEEPING):
         return serving

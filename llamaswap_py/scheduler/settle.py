@@ -1,4 +1,4 @@
-"""One pass: bring the state to the present, plan for everyone who waits, and carry the plan out."""
+"""One pass: brings the state to the present, plans for all that wait, and carries the plan out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamaswap_py.scheduler.types import PresetId
 
 
 class SchedulingPass:
-    """Always in the same order: what time alone brings about, the plan, the free slots."""
+    """Runs a pass, always in the same order: deadlines, the plan, the free slots."""
 
     def __init__(self, state: SchedulerState, effects: Effects, timers: Timers) -> None:
         self.state = state
@@ -38,15 +38,15 @@ class SchedulingPass:
                 self.effects.download(preset)
 
     def _turn_away(self, plan: Plan) -> bool:
-        """Refuse or redirect those who do not want to wait; True if the plan must be made anew.
+        """Refuse or redirect requests that do not want to wait; True: plan once more.
 
-        Whoever is redirected waits from then on, so this comes to an end.
+        A redirected request waits from then on, so the repetition ends.
         """
         for preset, waiter in plan.deadlocked:
             self.effects.refuse_deadlock(preset, waiter)
             self.effects.drop(preset, waiter)
         for preset, waiter, why in plan.full:
-            if waiter.request in self.state.waiters:  # its place is not another's by now
+            if waiter.request in self.state.waiters:  # it has not lost its place meanwhile
                 self._turn_one_away(preset, waiter, why)
         return bool(plan.deadlocked or plan.full)
 
@@ -72,7 +72,7 @@ class SchedulingPass:
     def _substitute(
         self, preset: Preset, name: str, allowed: frozenset[str] | None
     ) -> Preset | None:
-        """Return the preset to ask instead: a named one, or the one used last of those loaded."""
+        """Return the preset to ask instead: the named one, or the loaded one that was used last."""
         if name != "loaded":
             if allowed is not None and name not in allowed:
                 return None
@@ -91,7 +91,7 @@ class SchedulingPass:
         return None if best is None else self.state.presets[best.key.preset]
 
     def _can_answer(self, other: Preset) -> bool:
-        """Return whether the door would let a request for it in."""
+        """Return whether a request for it would be accepted on arrival."""
         if other.serving is not None:
             return True
         backing_off = other.failure is not None and self.effects.now < other.retry_at
@@ -126,13 +126,13 @@ class SchedulingPass:
             self.effects.begin(preset, choice, why)
 
     def _announce(self, upcoming: tuple[tuple[PresetId, str], ...]) -> None:
-        """Say who is loaded next, when that has changed."""
+        """Emit the presets that load next, if they have changed."""
         if upcoming != self._upcoming:
             self._upcoming = upcoming
             self.effects.out.append(ReadAhead(upcoming))
 
     def _set_gates(self, plan: Plan) -> None:
-        """Close and reopen gates as planned, and run the clock of each drain somebody awaits."""
+        """Close and reopen gates as planned, and start the clock of drains that are waited for."""
         for instance in self.state.instances.values():
             claim = plan.claims.get(instance.key)
             instance.claimed_by = claim.preset if claim else None
@@ -169,7 +169,7 @@ class SchedulingPass:
             self.state.settle_demand(preset)
 
     def _grant_nested(self, preset: Preset) -> None:
-        """Serve first whose own request above holds the instance, also if its gate is closed."""
+        """Serve first the requests whose parent holds the instance, even if its gate is closed."""
         serving = preset.serving
         for waiter in list(preset.queue.nested.values()):
             if serving is None or not serving.admits(slot=waiter.slot, nested=True):

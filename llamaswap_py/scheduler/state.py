@@ -1,4 +1,4 @@
-"""The scheduler's state: instances, presets and what is learned of them. No decisions here."""
+"""The scheduler's state: instances, presets, waiters and statistics. It decides nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llamaswap_py.scheduler.types import (
     RequestId,
 )
 
-# A member of an Enum is looked up by a function of its class, which is slow in Python 3.11.
+# Access to a member of an Enum calls a function of its class, which is slow in Python 3.11.
 _READY: Final = State.READY
 
 
@@ -36,7 +36,7 @@ class Lease(msgspec.Struct, eq=False):
     instance: Instance
     granted_at: float
     detached_at: float | None = None
-    """Since when nobody reads its answer, which goes on for one who may come back."""
+    """The time its client left; the answer goes on, because the client may come back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,13 +56,13 @@ class Instance:
     generating: int = 0
     last_used: float = 0.0
     ttl: float | None = None
-    """Its plan's, unless a client asked for another."""
+    """The ttl of its plan, unless a client asked for another."""
     served: int = 0
     claimed_by: PresetId | None = None
     gate_for: PresetId | None = None
     waking: bool = False
     drain_from: float | None = None
-    """When somebody began to wait for this drain; `drain_timeout` counts from here."""
+    """When a request began to wait for this drain; `drain_timeout` counts from here."""
     drain_reason: StopReason = StopReason.UNLOADED
     revoked_at: float | None = None
     reason: str = ""
@@ -87,14 +87,14 @@ class Instance:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether it sleeps and nothing wakes it."""
+        """Whether it sleeps and is not being woken."""
         return self.state is State.SLEEPING and not self.waking
 
     def admits(self, *, slot: bool, nested: bool = False) -> bool:
         """Return whether a lease can be granted right now.
 
-        A closed gate lets those in that are `nested` under a request of this instance: it could
-        not drain without them.
+        A closed gate admits requests that are `nested` in a request of this instance: it could not
+        drain without them.
         """
         if self.state is not _READY or (self.gate_for is not None and not nested):
             return False
@@ -113,26 +113,26 @@ class Preset:
     """When a command asked for it, until it is ready or failed."""
     wanted_by_eviction: bool = True
     evicted_at: float | None = None
-    """Since when memory is being freed in its name: nobody, however old, takes it meanwhile."""
+    """Since when memory is being freed for it: no waiter, however old, may take that memory."""
     after: frozenset[InstanceKey] = frozenset()
-    """Instances that must be gone before it is tried again: it ran out of memory beside them."""
+    """Instances that must end before its next load, because it ran out of memory beside them."""
     retried_memory: bool = False
     failures: int = 0
     failure: Failure | None = None
     retry_at: float = 0.0
     downloading_since: float | None = None
     downloaded: float = 0.0
-    """The fraction of its files that is there, while they are downloaded."""
+    """The downloaded fraction of its files, during a download."""
     load_seconds: float | None = None
     load_seeded: bool = False
-    """`load_seconds` is only worked out from the size of its files."""
+    """`load_seconds` is only estimated from the size of its files."""
     service_seconds: float | None = None
     loads: int = 0
     reason: str = ""
 
     @property
     def since(self) -> float | None:
-        """Since when somebody has wanted it."""
+        """The earliest time since when a request or a command has wanted it."""
         ages = [age for age in (self.queue.oldest(), self.wanted_since) if age is not None]
         return min(ages, default=None)
 
@@ -146,15 +146,15 @@ class SchedulerState:
         self.presets: dict[PresetId, Preset] = {}
         self.instances: dict[InstanceKey, Instance] = {}
         self.wanted: dict[PresetId, None] = {}
-        """Presets that somebody waits for (an ordered set): all that a plan has to look at."""
+        """Presets that are waited for (an ordered set): a plan looks only at these."""
         self.waiters: dict[RequestId, tuple[Preset, Waiter]] = {}
         self.leases: dict[RequestId, Lease] = {}
         self.detached: dict[RequestId, Lease] = {}
-        """Those leases that have no client, and are not revoked yet."""
+        """The leases without a client that are not revoked yet."""
         self.demand = Demand()
 
     def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
-        """Return the leases of the requests under which this one was made, the nearest first."""
+        """Return the leases of the requests that this one was made in, the nearest parent first."""
         found: dict[RequestId, Lease] = {}
         parent = waiter.parent
         while parent is not None and (lease := self.leases.get(parent)) is not None:
@@ -165,11 +165,11 @@ class SchedulerState:
         return found
 
     def ancestors(self, waiter: Waiter) -> set[InstanceKey]:
-        """Return the instances that answer the requests under which this one was made."""
+        """Return the instances that answer the requests that this one was made in."""
         return {lease.instance.key for lease in self.above(waiter).values()}
 
     def is_nested(self, waiter: Waiter, serving: Instance | None) -> bool:
-        """Return whether `serving` answers a request under which this one was made."""
+        """Return whether `serving` answers a request that this one was made in."""
         return (
             waiter.parent is not None
             and serving is not None
@@ -179,8 +179,7 @@ class SchedulerState:
     def would_wait_for_itself(self, preset: Preset, waiter: Waiter) -> bool:
         """Return whether no slot of the serving instance can come free before `waiter` is served.
 
-        That is so when each is held by a request under which `waiter`, or one that waits already,
-        was made.
+        That is so if each slot is held by a request that `waiter`, or another waiter, was made in.
         """
         if preset.serving is None or not waiter.slot:
             return False
@@ -201,17 +200,17 @@ class SchedulerState:
             self.presets[plan.preset] = Preset(plan, pin=plan.pin, queue=queue)
 
     def patience(self, preset: Preset) -> float:
-        """Return how long a waiter lets incumbents be before it claims their memory."""
+        """Return how long a waiter waits before it claims the memory of loaded models."""
         patience = max(preset.load_seconds or 0.0, self.policy.patience_floor)
         return min(patience, self.policy.max_wait)
 
     def residency_end(self, incumbent: Instance, since: float) -> float:
-        """Return until when an incumbent with demand keeps its gate open against a waiter.
+        """Return until when a loaded model with demand keeps its gate open against a waiter.
 
         `since` is when that waiter arrived (docs/design/scheduler.md, "Residency").
         """
         if incumbent.ready_at is None:
-            return math.inf  # it has to serve first; its readiness is an event
+            return math.inf  # it has to serve first; when it is ready, a new pass runs
         load = incumbent.load_seconds
         service = self.presets[incumbent.key.preset].service_seconds or 0.0
         end = incumbent.ready_at + self.policy.residency * (load + service)
@@ -221,10 +220,10 @@ class SchedulerState:
         return min(end, cut)
 
     def linger_end(self, idle: Instance, now: float) -> float:
-        """Return until when an idle instance whose memory is wanted waits for its own clients.
+        """Return until when an idle instance keeps its wanted memory for its own clients.
 
-        At once if nobody who circulates can mean it, or if its gate is closed, so that nobody could
-        be served (docs/design/scheduler.md, "Linger").
+        It keeps none if no client between two requests can mean it, or if its gate is closed, so
+        that it could not serve (docs/design/scheduler.md, "Linger").
         """
         if idle.gate_for is not None or idle.state is State.SLEEPING:
             return now
@@ -247,13 +246,13 @@ class SchedulerState:
         return load * self.demand.demand_rate(instance.key.preset, now)
 
     def has_demand(self, instance: Instance) -> bool:
-        """Return whether anybody uses it or waits for it."""
+        """Return whether a request uses it or waits for it."""
         preset = self.presets.get(instance.key.preset)
         waiting = preset is not None and preset.serving is instance and len(preset.queue) > 0
         return bool(instance.leases) or waiting
 
     def wanted_since(self, instance: Instance) -> float | None:
-        """Return since when somebody has waited for its memory or one of its slots."""
+        """Return since when a request has waited for its memory or one of its slots."""
         names = {instance.claimed_by, instance.gate_for, instance.key.preset} - {None}
         presets = [self.presets[name] for name in names if name in self.wanted]
         ages = [one.since for one in presets if one.since is not None]
@@ -262,14 +261,14 @@ class SchedulerState:
         return min(ages, default=None)
 
     def is_pinned(self, instance: Instance) -> bool:
-        """Return whether nothing but an operator unloads it."""
+        """Return whether only an operator unloads it."""
         preset = self.presets.get(instance.key.preset)
         return preset is not None and preset.pin and preset.serving is instance
 
     def is_kept(self, instance: Instance, newcomer: PresetPlan | None) -> bool:
-        """Return whether eviction for `newcomer` must leave it alone; None: for nobody's load.
+        """Return whether it must not be evicted for `newcomer`; None: not for a load.
 
-        One of a persistent group gives way to the presets of that group alone.
+        An instance of a persistent group may be evicted only for presets of that group.
         """
         preset = self.presets.get(instance.key.preset)
         if preset is None or preset.serving is not instance:
@@ -279,9 +278,9 @@ class SchedulerState:
         return preset.pin or (bool(kept) and not set(kept) & set(fellows))
 
     def idle(self, newcomer: PresetPlan | None) -> Iterator[Instance]:
-        """Iterate over instances that may be evicted at once: nobody uses, nobody is about to.
+        """Iterate over instances that may be evicted at once: without requests, none about to come.
 
-        Those that are kept from `newcomer` are left out.
+        Those that must not be evicted for `newcomer` are left out.
         """
         for instance in self.instances.values():
             if instance.state not in (State.READY, State.SLEEPING) or instance.waking:
@@ -293,7 +292,7 @@ class SchedulerState:
             yield instance
 
     def leaving(self, preset: str) -> list[InstanceKey]:
-        """Return the instances of a preset that will be gone, however long it takes."""
+        """Return the instances of a preset that are ending, however long it takes."""
         return [
             key
             for key, one in self.instances.items()
@@ -301,7 +300,7 @@ class SchedulerState:
         ]
 
     def changing(self) -> frozenset[InstanceKey]:
-        """Return the instances of which anything from nothing to all may be in memory."""
+        """Return the instances that may hold any part of their memory, from nothing to all."""
         return frozenset(
             key
             for key, one in self.instances.items()
@@ -315,13 +314,13 @@ class SchedulerState:
         self.wanted[preset.plan.preset] = None
 
     def dequeue(self, preset: Preset, waiter: Waiter) -> None:
-        """Take a waiter out, wherever it stands."""
+        """Remove a waiter from its queue."""
         preset.queue.remove(waiter)
         del self.waiters[waiter.request]
         self.settle_demand(preset)
 
     def settle_demand(self, preset: Preset) -> None:
-        """Forget a preset's demand once nobody wants it."""
+        """Take a preset off the wanted ones once no request or command wants it."""
         if not preset.queue and preset.wanted_since is None:
             self.wanted.pop(preset.plan.preset, None)
             preset.evicted_at = None

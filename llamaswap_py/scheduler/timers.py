@@ -1,4 +1,4 @@
-"""What time alone brings about: deadlines of waiters and drains, ttl, and when to look again."""
+"""Deadlines of waiters and drains, the ttl of idle instances, and the time of the next look."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Timers:
         self.deadline = when if self.deadline is None else min(self.deadline, when)
 
     def set_deadline(self, wake: float | None) -> None:
-        """Look again at the earliest of `wake` and everything `run` would act upon."""
+        """Look again at the earliest of `wake` and the deadlines that `run` acts upon."""
         times: list[float | None] = [wake]
         for instance in self.state.instances.values():
             times += (self._drain_due(instance), self.ttl_due(instance), self._grace_end(instance))
@@ -89,10 +89,10 @@ class Timers:
         return instance.drain_from + instance.plan.drain_timeout
 
     def _detached_due(self, lease: Lease) -> float:
-        """Return when an answer that nobody reads has gone on for long enough."""
+        """Return when an answer without a reader ends."""
         assert lease.detached_at is not None
         if self.closing_at is not None:
-            return lease.detached_at  # nobody can come back any more
+            return lease.detached_at  # its client cannot come back any more
         policy, wanted = self.state.policy, self.state.wanted_since(lease.instance)
         due = lease.detached_at + policy.detached_timeout
         if wanted is None:

@@ -1,4 +1,4 @@
-"""What the scheduler is told: presets, memory pools, policy; and the ids that name things."""
+"""The scheduler's input: presets, memory pools and policy, and the ids it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Footprint: TypeAlias = Mapping[PoolId, int]
 
 
 class InstanceKey(NamedTuple):
-    """One running child of a preset. Epochs only grow: a late event of an old one is harmless."""
+    """The id of one child of a preset. Epochs only grow, so late events of an old one are known."""
 
     preset: PresetId
     epoch: int
@@ -27,12 +27,12 @@ class InstanceKey(NamedTuple):
 
 
 TOO_LARGE = "too_large"
-"""The kind of a preset's problem that no other try can help: it can never fit."""
+"""The kind of a problem that another attempt cannot solve: the preset can never fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a child ended: class, one line for people, exit code and the last log lines."""
+    """Why a child ended: kind, one line of text, exit code and the last log lines."""
 
     kind: str
     summary: str
@@ -42,10 +42,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Memory that instances share, in bytes; `margin` is left free, always.
+    """Memory that instances share, in bytes; `margin` always stays free.
 
-    `strangers` is what other programs hold. `watched`: it is measured again and again, so a
-    stopped child counts until the device shows its bytes back; a declared pool is not.
+    `strangers` is what other programs hold. `watched`: lswap keeps measuring it, so a stopped child
+    counts until the device shows its bytes as free; a declared pool is not watched.
     """
 
     total: int
@@ -56,7 +56,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """Settings with which a preset takes less: how a message names them, and what it then takes."""
+    """Settings that lower a preset's footprint: their text for messages, and the new footprint."""
 
     words: str
     footprint: Footprint
@@ -64,11 +64,11 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to load a preset: a variant on a placement, and what that takes.
+    """One way to load a preset: a variant on a placement, and its footprint.
 
     `footprint` None means unknown: then such presets load one at a time per pool named in
     `devices`, unless `Policy.max_loaded` says how many may be loaded. `devices` is the placement;
-    empty leaves it to the child. `source` is the footprint's provenance.
+    empty leaves it to the child. `source` says how the footprint is known.
     """
 
     footprint: Footprint | None = None
@@ -76,20 +76,20 @@ class Choice:
     variant: str = ""
     source: str = "declared"
     sleeping: Footprint | None = None
-    """What is left of it while it sleeps; None: it never does."""
+    """Its footprint while it sleeps; None: it never sleeps."""
     remedies: tuple[Remedy, ...] = ()
-    """What was found to lower its footprint, the best first; only sought where it is too much."""
+    """Settings that lower its footprint, the best first; sought only if it does not fit."""
     made_of: tuple[tuple[str, str], ...] = ()
-    """For people: the parts of its footprint, for each device."""
+    """Text for messages: the parts of its footprint, for each device."""
 
 
 ANY_CHOICE = Choice()
-"""Unknown footprint, placement left to the child."""
+"""The choice with an unknown footprint; the child chooses the placement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresetPlan:
-    """What the scheduler knows of a preset. Times are seconds.
+    """The scheduler's view of a preset. Times are seconds.
 
     `choices` come in order of preference: variants as the file has them, and for each the
     placements to consider. With `prefer_fit` the first variant that fits without evicting is
@@ -104,20 +104,20 @@ class PresetPlan:
     preset: PresetId
     choices: tuple[Choice, ...] = (ANY_CHOICE,)
     fingerprint: str = ""
-    """Of its command line and environment: where it differs, what runs is another preset."""
+    """Stands for its command line and environment: if it differs, a running child is outdated."""
     prefer_fit: bool = True
     groups: tuple[str, ...] = ()
     persistent: tuple[str, ...] = ()
     priority: int = 0
     when_full: str = "wait"
     estimating: bool = False
-    """Its footprint is being worked out: who asks for it waits for that first."""
+    """Its footprint is being estimated: requests for it wait for that first."""
     absent: bool = False
-    """Its files are not there yet: whoever asks for it waits for their download first."""
+    """Its files are not there yet: requests for it wait for their download first."""
     kind: str = "chat"
-    """What it answers: `chat`, `embedding` or `rerank`. Only the like may stand in for it."""
+    """The requests it answers: `chat`, `embedding` or `rerank`. A substitute must have the same."""
     reservation: bool = False
-    """It is memory for a foreign program: nothing is spawned, only held."""
+    """It is memory for another program: lswap holds the memory and spawns nothing."""
     pin: bool = False
     ttl: float | None = None
     concurrency: int | None = None
@@ -126,7 +126,7 @@ class PresetPlan:
     problem: Failure | None = None
 
     def same_as(self, other: PresetPlan) -> bool:
-        """Return whether both describe one preset, whatever is known of its footprint by now."""
+        """Return whether both describe the same preset, apart from its footprint."""
         bare = replace(
             self, choices=other.choices, estimating=other.estimating, absent=other.absent
         )
@@ -135,7 +135,7 @@ class PresetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The knobs of the configuration file, and the constants behind them. Times are seconds."""
+    """The settings of the configuration file, and constants. Times are seconds."""
 
     max_loaded: int = 0
     max_wait: float = 60.0
@@ -146,15 +146,15 @@ class Policy:
 
     # Found by simulation (docs/scheduling.md, "How the constants were chosen"): only here.
     residency: float = 4.0
-    """α: an incumbent with demand keeps its gate open for α x (load time + service time)."""
+    """α: a loaded model with demand keeps its gate open for α x (load time + service time)."""
     residency_cut: float = 2.0
     """… and for this many load times once a waiter is older than `max_wait`."""
     patience_floor: float = 0.1
     linger_gain: float = 2.0
-    """Load times saved when a client comes back to an idle incumbent in time: its own reload, and
-    that of whoever gives way to it. Found by simulation; 1 to 3 differ little."""
+    """Load times saved when a client comes back to an idle model in time: its own reload, and that
+    of the model that gives way to it. Found by simulation; 1 to 3 differ little."""
     linger_service: float = 0.75
-    """… less this much of the service time of whoever returns, for each that waits meanwhile."""
+    """… less this share of the returning request's service time, for each that waits meanwhile."""
     linger_most: float = 0.5
     """… for which it stays at most this share of its load time."""
     circulation_floor: float = 5.0
@@ -163,13 +163,13 @@ class Policy:
     backoff_first: float = 1.0
     backoff_last: float = 60.0
     keep_load_from: float = 0.5
-    """A load that nobody waits for any more goes on if it is at least this far."""
+    """A load that no request waits for any more goes on if it is at least this far."""
     revoke_grace: float = 2.0
-    """How long a revoked lease may take to end before its child is stopped regardless."""
+    """How long a revoked lease may take to end before its child is stopped anyway."""
     detached_timeout: float = 300.0
-    """How long an answer whose client has left goes on for one who may come back."""
+    """How long an answer goes on after its client has left, in case the client comes back."""
     detached_patience: float = 10.0
-    """… and how long once somebody waits for its memory, or for its slot."""
+    """… and how long once a request waits for its memory, or for its slot."""
     demand: float = 0.3
     """Weight of the newest load or service time in the running mean."""
     decisions_kept: int = 1000

@@ -1,4 +1,4 @@
-"""Who gives way: pure choices over sets of instances."""
+"""Chooses the idle instances to evict: pure choices over sets of instances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamaswap_py.scheduler.state import Instance
 from llamaswap_py.scheduler.types import Footprint, InstanceKey
 
 EXACT = 10
-"""Up to so many candidates every set is tried; beyond, the cheapest per instance come first."""
+"""Up to this many candidates all sets are tried; with more, the cheapest instances come first."""
 
 
 def choose_idle(
@@ -20,9 +20,9 @@ def choose_idle(
     idle: Sequence[Instance],
     cost: Callable[[Instance], float],
 ) -> list[Instance] | None:
-    """Return the idle instances whose memory makes `charge` fit at the least reload cost.
+    """Return the idle instances to evict so that `charge` fits at the least reload cost.
 
-    Returns None if even all of them do not suffice. Ties go to the smaller set, then to the least
+    Returns None if even all of them are not enough. Ties go to the smaller set, then to the least
     recently used, then to the name, so that equal states give equal choices.
     """
     costs = {one.key: cost(one) for one in idle}
@@ -52,7 +52,7 @@ def _sufficient(
 
 
 def enough(charge: Footprint, free: Amounts, order: Sequence[Instance]) -> list[Instance] | None:
-    """Take instances in `order` until `charge` fits, then put back each one not needed after all.
+    """Take instances in `order` until `charge` fits, then put back those that are not needed.
 
     The second pass goes from the last taken to the first, so what was preferred stays chosen.
     """
