@@ -1,1 +1,1 @@
-"""Other programs' files -> a configuration of ours, and a list of what did not come along."""
+"""Turns other programs' files into a configuration of lswap, and lists the rest."""

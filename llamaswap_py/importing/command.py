@@ -1,7 +1,7 @@
-"""A llama-server command line -> a preset. Pure.
+"""Turns a llama-server command line into a preset. Pure.
 
-Where there is an engine to ask, each option has as many values as it takes. Else a word after an
-option is its value, unless it begins with a dash and is not a number: llama-server has no
+If there is an engine, its table says how many values each option has. Else a word after an option
+is its value, unless it begins with a dash and is not a number: llama-server does not have
 positional arguments (common/arg.cpp).
 """
 
@@ -91,7 +91,7 @@ def read_command(
 ) -> dict[str, Any]:
     """Return the preset that llama-server's `words` (the program first) describe.
 
-    What it cannot say is noted in `draft`.
+    Words that a preset cannot express are noted in `draft`.
     """
     preset: dict[str, Any] = {}
     args: dict[str, Any] = {}
@@ -223,7 +223,7 @@ def _take_env(env: Mapping[str, str], preset: dict[str, Any], draft: Draft, plac
 
 
 def read_argument(text: str) -> bool | int | float | str:
-    """Return an option's value as it stands best in YAML."""
+    """Return an option's value in its best form for YAML."""
     if _NUMBER.fullmatch(text) and len(text) < 16:
         return float(text) if "." in text else int(text)
     return text

@@ -1,4 +1,4 @@
-"""What an import makes: settings, presets, and notes on what could not be carried over. Pure."""
+"""A draft, the result of an import: settings, presets, and notes on the rest. Pure."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _TOP: Final = ("policy", "log", "memory", "defaults", "aliases", "groups")
 
 @dataclass(slots=True)
 class Draft:
-    """A configuration in the making: plain values, as they stand in the YAML file."""
+    """An unfinished configuration: plain values, as the YAML file will have them."""
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[ImportNote] = field(default_factory=list)
     failing: dict[str, None] = field(default_factory=dict)
-    """Models that cannot run as they are written, each of which has a note (an ordered set)."""
+    """Models that cannot run as written; each has a note (an ordered set)."""
     margins: dict[str, str] = field(default_factory=dict)
-    """What a place of the source wants to stay free of each device (`--fit-target`), as it says."""
+    """Memory that stays free on each device (`--fit-target`), by place, as the source has it."""
     table_for: Callable[[str], OptionTable] = lambda _: table_of(None)
     """The options of a llama-server by its path, "" for the one in use."""
 
     def lines(self) -> list[str]:
-        """Return what did not come along, a line for each kind."""
+        """Return the notes of what was not carried over, a line for each kind."""
         return merged(self.notes, self.models)
 
     def note(self, place: str, text: str, detail: str = "") -> None:
-        """Say what did not come along."""
+        """Note something that was not carried over."""
         self.notes.append(ImportNote(place, text, detail))
 
     def model_named(self, name: str) -> str | None:
-        """Return the model that `name`, its own or an alias, means; None where there is none."""
+        """Return the model with the name or alias `name`; None if there is none."""
         if name in self.models:
             return name
         for model, preset in self.models.items():
@@ -109,7 +109,7 @@ def _sequence(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
 
 
 def _text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
-    """Return a text as it is: what looks like one of our variables is none."""
+    """Return a text unchanged, with anything that looks like a variable of lswap escaped."""
     return dumper.represent_str(data.replace("${", "$${"))
 
 

@@ -1,7 +1,8 @@
-"""The options of a draft, put into words that the engine in use knows. Pure.
+"""Translates the options of a draft into those of the engine in use. Pure.
 
-The source may have been written for another llama-server. What was renamed or merged is carried
-over; what the engine does not have, or would misread, is put right or left out, and named.
+The source may have been written for another llama-server. Renamed or merged options are carried
+over. Options that the engine does not have, or values that it would misread, are corrected or left
+out, and noted.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from llamaswap_py.llamacpp.renamed_options import LOADING, GivenOption, carry_ov
 
 _NO_SUCH: Final = "this llama-server has no such option"
 _USUAL_MARGIN: Final = 1024
-"""MiB that llama.cpp leaves free of each device if nothing is said, and lswap too."""
+"""MiB that llama.cpp leaves free on each device by default, as lswap does."""
 
 
 def settle_margin(draft: Draft) -> None:
     """Set the margin that the source asked for: lswap has one, llama-server one for each model.
 
-    The largest counts: what a model asked for stays free then.
+    The largest value counts, so that each model's own margin stays free.
     """
     if not draft.margins:
         return
@@ -117,7 +118,7 @@ def _unknown(one: GivenOption, table: OptionTable) -> str:
 
 
 def _value(one: GivenOption, option: Option, note: Callable[..., None]) -> Any:
-    """Return a value that the engine takes for what it is; raises ValueError if there is none."""
+    """Return a value that the engine reads as it is meant; raises ValueError if there is none."""
     if not option.values:
         on = None if isinstance(one.value, tuple) else switched(one.value)
         if on is None:

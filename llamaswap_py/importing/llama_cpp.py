@@ -1,7 +1,7 @@
-"""llama.cpp's preset files (--models-preset, common/preset.cpp) -> a draft. Pure.
+"""Turns llama.cpp's preset files (--models-preset, common/preset.cpp) into a draft. Pure.
 
-What is a switch, and what its words mean, is read from the engine's own options where there is an
-engine; else by what is known here of the switches that people use.
+If there is an engine, its own options tell which keys are switches, and what their words mean.
+Without an engine, a list of common switches does.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class _Reader:
         self.draft = draft
         self.table = table
         self.unnamed: list[str] = []
-        """Sections that name no file."""
+        """Sections that do not name a file."""
         self._inherited: dict[str, Any] = {}
 
     def names_file(self, entries: Iterable[str]) -> bool:
-        """Return whether a section says which file it runs."""
+        """Return whether a section names the file that it runs."""
         names = (self._name(key) for key in entries)
         return any(long_name(name) in ("model", "hf-repo") for name in names)
 
@@ -156,8 +156,8 @@ class _Reader:
     def _switch(self, name: str, value: str) -> bool | None:
         """Return whether a switch is given, None where the option takes a value.
 
-        As common/preset.cpp has it: of a negated name the opposite counts, of other options than
-        switches with two forms every word but those for `off` means on.
+        The rules are those of common/preset.cpp: a negated name means the opposite. For an option
+        that is not a switch with two forms, every word except those for `off` means on.
         """
         option = self.table.find(name)
         if option is None and self.table.is_known:

@@ -1,8 +1,8 @@
-"""llama-swap's config.yaml -> a draft. Pure.
+"""Turns llama-swap's config.yaml into a draft. Pure.
 
 Keys and meanings are those of its documentation (config.example.yaml and config-schema.json of that
-project). Each key is carried over, translated, or named. Its macros are put in; its groups, matrix
-and selectors become exclusive groups.
+project). Each key is carried over, translated, or noted. Macros are replaced by their values;
+groups, matrix and selectors become exclusive groups.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DEPTH: Final = 20
 
 @dataclass(slots=True)
 class Macros:
-    """The macros that are in force at one place, and the environment."""
+    """The macros that apply at one place, and the environment."""
 
     values: Mapping[str, Any]
     environment: Mapping[str, str]
@@ -41,7 +41,7 @@ class Macros:
     _unknown: set[str] = field(default_factory=set)
 
     def inside(self, place: str, values: Mapping[str, Any]) -> Macros:
-        """Return the macros of a model: its own win."""
+        """Return the macros of a model; its own override the file's."""
         return Macros({**self.values, **values}, self.environment, self.draft, place)
 
     def expand(self, value: Any, depth: int = 0) -> Any:
@@ -96,7 +96,7 @@ def allowed_sets(sets: Mapping[str, str], names: Mapping[str, str]) -> list[froz
 
 
 def exclusive_groups(models: Sequence[str], allowed: Sequence[frozenset[str]]) -> list[list[str]]:
-    """Return groups that keep apart every two models which no combination holds together."""
+    """Return groups that keep apart every two models that no combination holds together."""
     together = {pair for each in allowed for pair in combinations(sorted(each), 2)}
     apart = [pair for pair in combinations(sorted(models), 2) if pair not in together]
     never: dict[str, set[str]] = {model: set() for model in models}
@@ -120,7 +120,7 @@ def exclusive_groups(models: Sequence[str], allowed: Sequence[frozenset[str]]) -
 
 
 def loosened(allowed: Sequence[frozenset[str]], models: Sequence[str]) -> list[frozenset[str]]:
-    """Return triples of which every two may run together but no combination holds all three."""
+    """Return triples that no combination holds, although any two of the three may run together."""
     beside: dict[str, set[str]] = {model: set() for model in models}
     for each in allowed:
         for model in each & beside.keys():
@@ -199,7 +199,7 @@ def _tokens(text: str) -> Iterator[str]:
 _PRIORITIES: Final = 100
 _WORDS: Final = "no counterpart in lswap"
 _DEFAULT: Final = "default"
-"""What the group of those models is called that are in none."""
+"""The name of the group for models without a group."""
 _SELECTOR: Final = ("strategy", "targets")
 
 
@@ -330,7 +330,7 @@ def _take_selector(name: str, selector: dict[str, Any], draft: Draft) -> None:
 
 
 _LEFT_OUT: Final = "left out: lswap does without"
-# Keys of the file that are not carried over -> what to say of them.
+# Keys of the file that are not carried over -> the note about them.
 _TOP: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("logTimeFormat", "metricsMaxInMemory", "ui", "performance", "startPort"), _LEFT_OUT
@@ -351,7 +351,7 @@ _READ: Final = frozenset(
     | {"includeAliasesInList"}
 )
 _DEFAULTS: Final[dict[str, Any]] = {"logToStdout": "proxy", "captureBuffer": 0}
-"""Values of keys that say nothing: what lswap does, too."""
+"""Values of keys that need no note, because lswap does the same."""
 _MODEL: Final[dict[str, str]] = {
     "sendLoadingState": "waiting streams get SSE comments with progress and ETA (`waiting.notice`)",
     "timeouts": "not needed: models run on this machine; hung ones are restarted (`liveness`)",
@@ -371,8 +371,8 @@ _LOAD_STALL: Final = 300
 def read_llama_swap(root: Any, environment: Mapping[str, str], draft: Draft | None = None) -> Draft:
     """Return the draft of a parsed config.yaml; `environment` fills `${env.NAME}`.
 
-    `draft` is an empty one that knows the engines of the machine. Raises ConfigError when it is no
-    such file.
+    `draft` is an empty one that knows the engines of the machine. Raises ConfigError if the file is
+    not a configuration of llama-swap.
     """
     models = root.get("models") if isinstance(root, dict) else None
     if not isinstance(models, dict):
@@ -425,7 +425,7 @@ def _has_names(preset: dict[str, Any]) -> bool:
 
 
 def _says(value: Any) -> bool:
-    """Return whether a value says anything: what is empty or off is what lswap does, too."""
+    """Return whether a value needs a note: empty or off is what lswap does, too."""
     return value not in (None, {}, [], "", False, 0)
 
 
@@ -526,7 +526,7 @@ def _command(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
 
 
 def _note_nothing(place: str, model: dict[str, Any], draft: Draft) -> None:
-    """Say what to do about an entry that starts nothing."""
+    """Note the remedy for an entry that does not start a program."""
     if proxy := model.get("proxy"):
         text = "it starts no program, and lswap forwards to no other server: ask that one directly"
         draft.note(f"{place}.proxy", text, str(proxy))

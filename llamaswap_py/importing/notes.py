@@ -1,7 +1,7 @@
-"""Notes of an import, put together for people: one line for what is the same of many models. Pure.
+"""Notes of an import, put together: one line for a note that many models share. Pure.
 
-A file of a hundred models has the same few things to say of most of them. A line for each model
-would hide what is said once.
+In a file of a hundred models most have the same few notes. A line for each model would hide the
+notes that only one model has.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 
 _MODELS: Final = "models."
 _SHOWN: Final = 6
-"""Most names that one line has; of more it has the first few and their number."""
+"""The most names in one line; of more names it has the first few and the number of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportNote:
-    """Something of the source (`place`) that the new file does not say, and what to do instead.
+    """Something of the source (at `place`) that the new file does not have, and what to do instead.
 
-    `detail` is what the source says there; notes that differ in it alone are put together.
+    `detail` is the source's text there; notes that differ only in it are put together.
     """
 
     place: str
@@ -32,7 +32,7 @@ class ImportNote:
 
 
 class _Kind(NamedTuple):
-    """What is the same of several notes: the key inside of a model, and the words."""
+    """The common part of several notes: the key inside a model, and the text."""
 
     of_models: bool
     key: str
@@ -75,7 +75,7 @@ def _line(kind: _Kind, same: dict[str, ImportNote]) -> str:
 
 
 def _split(place: str, models: Container[str]) -> tuple[str, str]:
-    """Return the model that a place is of ("" if it is of none), and the key inside of it."""
+    """Return the model that a place belongs to ("" if none), and the key inside the model."""
     bare = place.removeprefix("[").removesuffix("]")
     if bare in models:
         return bare, ""

@@ -1,7 +1,7 @@
-"""Ollama's manifests -> a draft; its blobs are used where they lie. Pure.
+"""Turns Ollama's manifests into a draft; its blobs are used in place, not copied. Pure.
 
 Layout (Ollama's types/model and server/manifest.go): `manifests/HOST/NAMESPACE/MODEL/TAG` holds a
-JSON manifest whose layers name blobs `blobs/sha256-…` by media type.
+JSON manifest. Its layers name blobs `blobs/sha256-…` by media type.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPTIONS: Final = {
     "main_gpu": "main-gpu",
     "num_keep": "keep",
 }
-# Parameter -> the value of it that says nothing: what llama-server does by itself.
+# Parameter -> its value that needs no option, because llama-server does the same by itself.
 _USUAL: Final[dict[str, Any]] = {
     "num_gpu": -1,
     "num_thread": 0,

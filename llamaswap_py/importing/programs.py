@@ -1,8 +1,8 @@
-"""A command that is not llama-server -> a preset with `cmd`. Pure.
+"""Turns a command that is not llama-server into a preset with `cmd`. Pure.
 
 lswap reaches a program at 127.0.0.1, on a port that lswap chooses. Parts of a command that name
-another machine, a container or a path stay as they are, and a note names them: only their owner
-knows what they mean.
+another machine, a container or a path stay unchanged, and a note names them: only the user knows
+what they mean.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from llamaswap_py.llamacpp.env_variables import RESERVED
 _MACRO: Final = "${PORT}"
 _PORT: Final = "{port}"
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::", ""})
-# Programs that run something elsewhere: the words behind them are not for this machine.
+# Programs that run a command elsewhere: the words after them do not apply to this machine.
 _STARTERS: Final = CONTAINERS | {
     *("docker-compose", "podman-compose", "lxc", "incus", "wsl", "srun"),
     *("distrobox", "toolbox", "machinectl", "systemctl"),
 }
-"""What they start is none of their own processes, and holds its port itself."""
+"""Programs that start a process which is not their child and which holds the port itself."""
 _ELSEWHERE: Final = _STARTERS | {"ssh", "autossh", "mosh", "sshpass", "kubectl", "oc"}
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ash"})
 _LISTENS: Final = re.compile(r"port|listen|bind|addr|host|serve|url", re.IGNORECASE)
 _PUBLISH: Final = re.compile(r"(-p|--publish)(=?)(.*)", re.DOTALL)
-# Variables of a preset that lswap keeps to itself: of another program they mean something else.
+# Variables that a preset of lswap cannot set: another program uses them with another meaning.
 _NOT_ENV: Final = tuple(RESERVED)
 
 
 class Address(NamedTuple):
-    """Where a program is reached: `port` None is the one that llama-swap gives it."""
+    """The address of a program; `port` None is the port that llama-swap gives it."""
 
     host: str
     port: str | None
@@ -48,7 +48,7 @@ class Address(NamedTuple):
 
 
 def read_address(proxy: str) -> Address:
-    """Return what llama-swap's `proxy` says; raises ValueError for what is not an address."""
+    """Return the address in llama-swap's `proxy`; raises ValueError if it is not an address."""
     marked = proxy.replace(_MACRO, "1")  # a number, as far as the reading of addresses goes
     parts = urlsplit(marked if "://" in marked else f"http://{marked}")
     standard = 443 if parts.scheme == "https" else 80
@@ -75,7 +75,7 @@ def read_program(
     if address.is_local and not any(_MACRO in word for word in words):
         words = with_port(words, address.port)
     words = [*before, *words]
-    if address.is_local:  # else it is left as it is: nobody could be reached at {port}
+    if address.is_local:  # else the command stays unchanged: lswap cannot reach it at {port}
         words = [word.replace(_MACRO, _PORT) for word in words]
     preset: dict[str, Any] = {"cmd": list(words)}
     told = any(_PORT in word for word in words)
@@ -150,10 +150,10 @@ def _environment(env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def with_port(words: Sequence[str], port: str | None) -> list[str]:
-    """Return a command with ${PORT} where it surely says the port that it is reached at.
+    """Return a command with ${PORT} in the places that certainly mean the port of its address.
 
-    That is where it publishes a container's port, the value of an option for ports and addresses,
-    or the only place that has the number. What runs elsewhere is told nothing else.
+    These are the published port of a container, the value of an option for ports and addresses, or
+    the only place that has the number. Words of a command that runs elsewhere stay unchanged.
     """
     words = list(words)
     if port is None:

@@ -1,4 +1,4 @@
-"""What llama-swap changes in requests, and shows of a model -> keys of a preset. Pure."""
+"""Turns llama-swap's changes of requests and its model metadata into keys of a preset. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 from llamaswap_py.importing.draft import Draft
 
 _KEPT: Final = ("model", "stream")
-"""Members of a request that no filter of lswap touches."""
+"""Members of a request that filters of lswap never change."""
 _FILTERS: Final = ("setParams", "stripParams", "strip_params", "setParamsByID")
 
 

@@ -1,4 +1,4 @@
-"""Names that other programs allow and lswap does not, mended before the file is written. Pure."""
+"""Corrects names that other programs allow and lswap does not, before it writes the file. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST: Final = 200
 
 
 def mend_names(draft: Draft) -> None:
-    """Give each model and group a name that lswap takes, and each name to one model only."""
+    """Give each model and group a name that lswap accepts, and each name to one model only."""
     renamed: dict[str, str] = {}
     for name in list(draft.models):
         if bad_name(name):
@@ -34,7 +34,7 @@ def mend_names(draft: Draft) -> None:
 
 
 def _of_renamed(note: ImportNote, renamed: dict[str, str]) -> ImportNote:
-    """Return a note whose place has a model's new name."""
+    """Return a note with a model's new name in its place."""
     for old, new in renamed.items():
         rest = note.place.removeprefix(f"models.{old}")
         if rest != note.place and rest[:1] in ("", "."):
@@ -43,7 +43,7 @@ def _of_renamed(note: ImportNote, renamed: dict[str, str]) -> ImportNote:
 
 
 def _share_out(draft: Draft) -> None:
-    """Take names from models that another one has, or that lswap does not take."""
+    """Remove names of models that another model has, or that lswap does not accept."""
     taken = set(draft.models)
     for model, preset in draft.models.items():
         kept = []
@@ -75,7 +75,7 @@ def _share_out_settings(model: str, preset: dict[str, Any], taken: set[str], dra
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """Return the name with what lswap does not take replaced, and a number if it is taken."""
+    """Return the name without characters that lswap refuses, and with a number if it is in use."""
     clean = "".join(each if each.isprintable() and each != "," else "-" for each in name)
     clean = clean.strip()[:_LONGEST] or "model"
     number, free = 1, clean

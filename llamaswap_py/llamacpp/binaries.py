@@ -1,4 +1,4 @@
-"""Choose the llama-server to run, in the order of the documentation.
+"""Chooses the llama-server to run, in the documented order.
 
 A path in the configuration → LSWAP_LLAMA_SERVER → our own installations (the one chosen by
 `lswap engine use`, then the newest) → `llama-server` on PATH → common places.
@@ -64,8 +64,8 @@ class Broken:
 def locate_engine(spec: EngineSpec = "auto") -> Engine:
     """Return the engine that `spec` means.
 
-    Raises EngineError when a named one does not work, or when nothing that was looked at does; the
-    message lists every place.
+    Raises EngineError when a named one does not work, or when none of the candidates works; the
+    message lists every place that was searched.
     """
     if isinstance(spec, str) and spec != "auto":
         return probe_engine(Path(spec).expanduser().absolute(), "config")
@@ -91,7 +91,7 @@ def locate_engine(spec: EngineSpec = "auto") -> Engine:
 
 
 def _remedy(wanted: Mapping[str, object]) -> str:
-    """Say how to get what is wanted, ready to paste."""
+    """Return the remedy for a missing engine, as a command ready to paste."""
     options = f" --ref b{wanted['build']}" if "build" in wanted else ""
     options += f" --backend {wanted['backend']}" if "backend" in wanted else ""
     return f"run `lswap engine build{options}`, or set `engine:` to the path of a llama-server"
@@ -114,7 +114,7 @@ def find_engines(spec: EngineSpec = "auto") -> list[Engine | Broken]:
 def choose_engine(name: str) -> Engine:
     """Make `auto` prefer an engine: the name of an installation, or the path of any llama-server.
 
-    Raises EngineError when there is no such engine or it does not work.
+    Raises EngineError when the engine does not exist or does not work.
     """
     installed = {folder.name: path for folder, path in _installed()}
     if name not in installed and not Path(name).expanduser().exists():

@@ -1,7 +1,7 @@
-"""llama-server's command line: which options are given, how each is written, what lswap sets. Pure.
+"""llama-server's command line: the given options, their spelling, and those lswap adds. Pure.
 
-The words that are always passed are here (docs/design/engine.md, "Spawning"). `--help` of the
-binary says what an option is called and whether it takes a value.
+lswap always passes some words (docs/design/engine.md, "Spawning"); they are here. The binary's
+`--help` tells an option's names and whether it takes a value.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SPARE_HTTP_THREADS: Final = 16
 
 
 class Options(NamedTuple):
-    """Given options that are no preset's."""
+    """Options given in another place than a preset."""
 
     args: Mapping[str, Argument]
     extra: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def own_words(
     fit_target: str | None,
     sleep: float | None,
 ) -> list[str]:
-    """Return the words that lswap adds for itself; what an older binary does not know is left out.
+    """Return the words that lswap adds itself, without those that an older binary does not know.
 
     `cache_ram` in bytes, `requests` at once, `fit_target` MiB that stay free (None: nothing is
     shrunk), `sleep` in seconds.
@@ -125,7 +125,7 @@ def _own_options(
 
 
 def listen_words(socket_path: str | None) -> tuple[str, ...]:
-    """Return the words that say where to listen: a unix socket, or any free port of 127.0.0.1."""
+    """Return the words for the address to listen at: a unix socket, or a free port of 127.0.0.1."""
     if socket_path is not None:
         return ("--host", socket_path)
     return ("--host", "127.0.0.1", "--port", "0")
@@ -136,7 +136,7 @@ def listen_words(socket_path: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What one given option comes to: words, or a message why not."""
+    """The result for one given option: its words, or a message why there are none."""
 
     name: str
     words: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def settings_of(given: Iterable[GivenOption], table: OptionTable) -> list[Settin
 
 
 def refusal(spelling: str, mine: Owned) -> tuple[str, str]:
-    """Return what to say of an option that lswap sets itself, and the remedy."""
+    """Return message and remedy for an option that lswap sets itself."""
     return f"lswap sets {spelling.partition('=')[0]} itself: {mine.reason}", mine.instead
 
 
@@ -180,7 +180,7 @@ def _setting(one: GivenOption, found: tuple[Option, str] | None, table: OptionTa
 
 
 def _unchecked(name: str, value: Argument) -> Setting:
-    """Return the setting of an option nobody can look up, as llama.cpp usually spells it."""
+    """Return the setting of an option that no table has, spelled as llama.cpp usually does."""
     if isinstance(value, bool):
         return Setting(name, (f"--{name}" if value else f"--no-{name}",))
     return Setting(name, tuple(word for each in words(value) for word in (f"--{name}", each)))

@@ -1,4 +1,4 @@
-"""How much context one request gets, by the options that are given. Pure."""
+"""Works out how much context one request gets, by the given options. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def slots(given: Given) -> int:
 
 
 def context_asked(given: Given) -> int:
-    """Return the tokens of context that are asked for; 0 means those the model was trained for."""
+    """Return the requested tokens of context; 0 means those the model was trained for."""
     return max(number(given, "ctx-size") or 0, 0)
 
 
@@ -47,15 +47,15 @@ def _is_unified(given: Given) -> bool:
 
 
 def leaves_nothing_to_fit(given: Given) -> bool:
-    """Return whether `fit` can change nothing.
+    """Return whether `fit` cannot change anything.
 
-    What is set is never changed (common/fit.cpp): the context only when it is left to the model,
-    the offload only when it is left to llama-server.
+    llama-server never changes an option that is set (common/fit.cpp). It changes the context only
+    if that is left to the model, and the offload only if that is left to llama-server.
     """
     layers = effective(given, "n-gpu-layers")
     return context_asked(given) > 0 and layers not in (None, "auto", -1, "-1")
 
 
 def sets_least_context(given: Given) -> bool:
-    """Return whether they say below which context `fit` must not go."""
+    """Return whether the options set the smallest context that `fit` may choose."""
     return effective(given, "fit-ctx") is not None

@@ -1,4 +1,4 @@
-"""Look at the machine: tools, GPUs, engines, limits; say what to do about what is missing."""
+"""Examines the machine (tools, GPUs, engines, limits), and names a remedy for what is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MARKS: Final = {
 
 
 class CheckState(StrEnum):
-    """How a thing is: there, not there (which may be quite all right), or in the way."""
+    """The result of a check: present, absent (which may be fine), or a problem."""
 
     OK = "ok"
     ABSENT = "absent"
@@ -42,7 +42,7 @@ class CheckState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `remedy` says what to do about it, "" when nothing."""
+    """One thing that was checked; `remedy` says what to do about it, "" if nothing."""
 
     group: str
     name: str
@@ -60,7 +60,7 @@ class DoctorReport:
 
 
 def examine(spec: EngineSpec = "auto") -> DoctorReport:
-    """Examine the machine. Never raises for what it finds, or does not find."""
+    """Examine the machine. A thing that is missing or broken never raises an error."""
     found = find_engines(spec)
     engines = [entry for entry in found if not isinstance(entry, Broken)]
     devices = [*_nvidia(), *_amd(), *_vulkan()]
@@ -172,7 +172,7 @@ def _nvidia_driver() -> tuple[bool, list[Check]]:
         import pynvml  # noqa: PLC0415 - optional at run time
 
         pynvml.nvmlInit()
-    except Exception as error:  # the library raises its own zoo, and OSError without a driver
+    except Exception as error:  # the library raises many types, and OSError without a driver
         remedy = "with an NVIDIA card: install its driver (apt-get install nvidia-driver)"
         return False, [Check("NVIDIA", "driver", CheckState.ABSENT, str(error), remedy)]
     try:

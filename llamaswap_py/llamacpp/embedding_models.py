@@ -1,4 +1,4 @@
-"""Embedding models and rerankers: how they are told, how long a batch they need. Pure.
+"""Embedding models and rerankers: how they are recognised, how long a batch they need. Pure.
 
 llama-server cannot split the input of most embedding models and rerankers over several physical
 batches (`can_split` of tools/server/server-context.cpp). Its default batch of 512 tokens would then
@@ -31,7 +31,7 @@ _ON: Final = (True, "on", "yes", "true", "1", 1)
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a model file says of reading: the context it was trained for (0: unknown), its pooling
+    """A model file's values for reading: the context it was trained for (0: unknown), its pooling
     (llama.cpp's word, "" for none), and whether a token sees only those before it."""
 
     context: int = 0
@@ -52,7 +52,7 @@ def read_trained(architecture: str, metadata: Mapping[str, object]) -> Trained:
 
 
 def kind_of(given: Given) -> str:
-    """Return what a llama-server answers, by its arguments: `chat`, `embedding` or `rerank`."""
+    """Return the kind of requests of a llama-server's arguments: `chat`, `embedding`, `rerank`."""
     if switched(given.args.get("reranking", False)) or given.args.get("pooling") == "rank":
         return "rerank"
     embeds = (
@@ -77,8 +77,8 @@ def splits(given: Given, trained: Trained) -> bool:
 def whole_batch(given: Given, trained: Trained) -> dict[str, Argument]:
     """Return the options that make a child's physical batch as long as a request's context.
 
-    Empty where nothing has to change: no embedding model, one whose inputs can be split, a short
-    context, or a file that says how long the batch is.
+    Empty if nothing has to change: the model does not make embeddings, its inputs can be split, its
+    context is short, or the configuration sets the batch.
     """
     if not embeds(given) or number(given, "ubatch-size") is not None:
         return {}
@@ -101,7 +101,7 @@ def longest_input(given: Given, trained: Trained) -> int:
 
 
 def most_tokens(given: Given, trained: Trained) -> int:
-    """Return the tokens that the child takes of one input, 0 where nobody knows."""
+    """Return the most tokens of one input that the child takes, 0 if unknown."""
     context = longest_input(given, trained)
     if context == 0 or splits(given, trained):
         return max(context - 1, 0)  # what is read in pieces must leave a token of the context

@@ -1,4 +1,4 @@
-"""Environment variables of llama-server: the options they set, those a child must not get. Pure."""
+"""Environment variables of llama-server: those that set options, and those to keep away. Pure."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RESERVED: Final[dict[str, str]] = {
     "LLAMA_SERVER_": "lswap sets it",
     "XDG_CONFIG_HOME": "lswap sets it, so that no other configuration is read",
 }
-"""How variables begin that a preset cannot set, and why."""
+"""Beginnings of the variables that a preset cannot set, and why."""
 CHILD_MODE: Final[dict[str, str]] = {"LLAMA_SERVER_ROUTER_PORT": "1"}
-"""What makes a llama-server that has child mode speak it (tools/server/server-models.cpp)."""
-_NO_CONFIG: Final = "/dev/null/empty"  # a folder that nobody can ever fill
+"""The variable that turns child mode on, if a llama-server has it (server-models.cpp)."""
+_NO_CONFIG: Final = "/dev/null/empty"  # a folder that cannot exist
 
 
 def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what would change a child behind its preset's back.
+    """Return an environment without the variables that would change a child unnoticed.
 
     Left out are options (`LLAMA_ARG_*`), keys, variables of llama-server's router, and the user's
     own config.ini, which llama-server looks for in `XDG_CONFIG_HOME`.

@@ -1,7 +1,7 @@
-"""Why a child ended, from its exit status and the last lines it wrote.
+"""Finds why a child ended, from its exit status and the last lines it wrote.
 
-The texts are those of llama.cpp b11434 and older; a line that no rule knows still gives the
-first error line as the summary.
+The texts are those of llama.cpp b11434 and older. If no rule matches, the first error line is the
+summary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 
 class FailureKind(Enum):
-    """Classes that a caller treats differently; the value is what people and JSON see."""
+    """Kinds that a caller treats differently; users and JSON see the value."""
 
     OUT_OF_MEMORY = "out_of_memory"
     FILE_MISSING = "file_missing"
@@ -32,7 +32,7 @@ class FailureKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a child ended unasked: its class, and one line for people."""
+    """Why a child ended unasked: the kind, and one line of text."""
 
     kind: FailureKind
     summary: str
@@ -50,8 +50,8 @@ def _fixed(text: str) -> _Summary:
     return lambda _match: text
 
 
-# First match wins, rules before lines: the cause stands above what it led to ("failed to load
-# model" follows everything), and a missing draft model says "invalid argument" nowhere.
+# The first rule that matches any line wins. So rules for causes stand above those for effects:
+# "failed to load model" follows every cause. A missing draft model never says "invalid argument".
 _RULES: Final[tuple[_Rule, ...]] = (
     _rule(
         FailureKind.ENGINE,
@@ -168,9 +168,9 @@ def classify(
 ) -> Failure | None:
     """Return why a child ended, None when it ended because it was told to.
 
-    `asked`: a stop was asked for. `stalled`: it had shown no sign of life for too long, which
-    makes an asked stop a failure of kind `timeout`. `oom_killed`: the kernel has ended a process
-    of its cgroup for want of memory.
+    `asked`: a stop was asked for. `stalled`: it had shown no sign of life for too long, so that an
+    asked stop is a failure of kind `timeout`. `oom_killed`: the kernel has killed a process of its
+    cgroup because memory ran out.
     """
     lines = [_PLAIN_PREFIX.sub("", line) for line in tail]
     if stalled:
@@ -206,7 +206,7 @@ def _match_rules(lines: Sequence[str]) -> Failure | None:
 
 
 def _name_file(kind: FailureKind, line: str, lines: Sequence[str]) -> str:
-    """Return ` (FILE)` for trouble with a model file whose own line does not name it."""
+    """Return ` (FILE)` for an error of a model file, if the error's line does not name the file."""
     if kind not in (FailureKind.FILE_CORRUPT, FailureKind.UNKNOWN_ARCHITECTURE):
         return ""
     for other in lines:
@@ -244,5 +244,5 @@ def as_quoted(line: str) -> str:
 
 
 def _plain_reason(why: str) -> str:
-    """C++ names the function that threw: `stoi` says nothing to people."""
+    """Replace the bare function name of a C++ error: `stoi` does not explain anything to users."""
     return "not a number" if why.strip() in ("stoi", "stol", "stoll", "stof", "stod") else why

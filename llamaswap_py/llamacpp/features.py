@@ -1,4 +1,4 @@
-"""What a llama-server can do, read from its own `--help` and `--version`. Pure."""
+"""The features of a llama-server, read from its own `--help` and `--version`. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 CHILD_MODE_MARK = b"cmd_child_to_router:state:"
-"""A binary (or a library beside it) that contains this speaks child mode.
+"""A binary has child mode if it, or a library beside it, contains these bytes.
 
 The prefix of the state lines in tools/server/server-models.cpp. `--help` does not mention the mode.
 """
@@ -55,13 +55,13 @@ class Option:
 
     @property
     def removed(self) -> bool:
-        """Whether the binary knows the option only to say that it is gone."""
+        """Whether the binary knows the option only to report that it was removed."""
         return self.description.startswith("the argument has been removed")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFeatures:
-    """What lswap uses when it is there, and does without when it is not."""
+    """Features that lswap uses if the binary has them; it also works without them."""
 
     child_mode: bool = False
     unix_socket: bool = False

@@ -1,7 +1,7 @@
-"""llama-fit-params, which tells what a model would take without loading it: asked, run and read.
+"""Runs llama-fit-params, which works out a model's memory without loading it, and reads its output.
 
-It knows fewer options than llama-server, has other defaults (one slot, no unified cache) and no
-draft model or projector: docs/design/engine.md, "Memory".
+It has fewer options than llama-server, other defaults (one slot, no unified cache), and does not
+know draft models or projectors: docs/design/engine.md, "Memory".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FitParamsError(LswapError):
 class Figure(NamedTuple):
     """Bytes of one device for one purpose; `device` is the engine's name, None for main memory.
 
-    `moved`: the weights are rearranged for the CPU and lie in a buffer of their own.
+    `moved`: the weights are rearranged for the CPU, into a separate buffer.
     """
 
     device: str | None
@@ -80,7 +80,7 @@ class DryRuns:
     async def _run(self, binary: Path, args: Sequence[str], env: Mapping[str, str]) -> str:
         async with self._turn:
             if (known := self._stuck.get(binary)) is not None:
-                raise known  # once is enough: everybody behind it would wait as long again
+                raise known  # once is enough: each further run would take as long again
             try:
                 with anyio.fail_after(self._timeout):
                     status, output = await _run_to_end(
@@ -102,7 +102,7 @@ class DryRuns:
 
 
 async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes]:
-    """Return exit status and output. However it is left, nothing of the process is.
+    """Return exit status and output; even if cancelled, it leaves no process behind.
 
     `anyio.run_process` would wait for the end of a process when its task is cancelled just once.
     """
@@ -158,7 +158,7 @@ def fit_args(
     """Return the words after llama-fit-params that ask for what llama-server does with `args`.
 
     `known` maps the option names of this llama-fit-params to how many words follow them.
-    `per_slot`: each slot has a state of its own, so that many slots are asked for; a cache that
+    `per_slot`: each slot has its own state, so the words ask for that many slots. A cache that the
     slots share is asked for as one slot's.
     """
     words = ["--model", model, *_ALWAYS]
@@ -206,7 +206,7 @@ def _without(args: Sequence[str], names: Collection[str], *, values: int = 1) ->
 
 
 def _rounded_up(context: int, slots: int) -> int:
-    """Each stream is rounded up to a multiple of 256, of which the whole must be made."""
+    """Return the context whose shares for the streams are rounded up to multiples of 256."""
     share = -(-context // slots)
     return -(-share // PAD) * PAD * slots
 
@@ -239,8 +239,8 @@ class _Line(msgspec.Struct):
 def has_table(output: str) -> bool:
     """Return whether the JSON line is there.
 
-    Its log is written by a thread that nobody waits for at exit (common/log.cpp), so a quick run on
-    a busy machine may end before the line is out: ask again.
+    A thread writes its log, and the program does not wait for it at exit (common/log.cpp). So a
+    quick run on a busy machine may end before the line is written: run it again.
     """
     return _TABLE in output
 
@@ -248,9 +248,9 @@ def has_table(output: str) -> bool:
 def read_figures(output: str) -> Iterator[Figure]:
     """Yield the figures that llama-fit-params printed.
 
-    They are MiB cut down to whole ones: half of one is added to each. The plain lines, taken where
-    the table is missing, do not tell which weights are rearranged.
-    Raises FitParamsError when there are no figures or they are nonsense.
+    The figures are rounded down to whole MiB, so half of one is added to each. The plain lines,
+    used if the table is missing, do not tell which weights are rearranged. Raises FitParamsError if
+    the output has no figures, or impossible ones.
     """
     rows = _table(output) if has_table(output) else _plain_lines(output)
     if not rows:

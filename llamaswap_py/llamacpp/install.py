@@ -1,6 +1,6 @@
-"""Installing engines: scripts/build_llama_cpp.sh builds one, or a release archive is unpacked.
+"""Installs engines: by scripts/build_llama_cpp.sh, or by unpacking a release archive.
 
-The script's progress goes to our own output. The SHA-256 of an archive is checked first.
+The script's progress goes to lswap's own output. The SHA-256 of an archive is checked first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_script() -> Path:
 def build_engine(options: Sequence[str]) -> None:
     """Build and install an engine with the script's own options (`--backend cpu …`).
 
-    Raises EngineError when it fails; the script has said why by then.
+    Raises EngineError when it fails; the script has already printed why.
     """
     command = ["bash", str(find_script()), *options]
     try:
@@ -66,7 +66,7 @@ def build_engine(options: Sequence[str]) -> None:
 
 _CHUNK: Final = 1 << 20
 _SPARE: Final = 256 << 20
-"""Bytes of the disk that are left alone."""
+"""Bytes of the disk that stay free."""
 _TIMEOUT: Final = 20.0  # seconds without a byte, and to connect
 
 
@@ -82,8 +82,8 @@ def install_archive(
     The archive keeps its layout, so that libraries stay where the binary looks for them. It is
     installed as `name`, by default `b<build>-<backend>`. `on_progress` gets bytes done and in all.
 
-    Raises EngineError, and installs nothing, when the archive cannot be had, has another SHA-256,
-    reaches outside its folder, or holds no llama-server that runs here.
+    Raises EngineError, and installs nothing, when the archive cannot be read, has another SHA-256,
+    reaches outside its folder, or does not hold a llama-server that runs here.
     """
     wanted = sha256.lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
@@ -130,7 +130,7 @@ def _install_tree(tree: Path, source: str, name: str | None) -> Engine:
     )
     target = engines_folder() / (name or f"b{engine.build or 0}-{engine.backend}")
     if target.exists():
-        target.rename(tree.with_name("replaced"))  # goes with the scratch folder
+        target.rename(tree.with_name("replaced"))  # removed together with the scratch folder
     tree.rename(target)
     return probe_engine(target / relative, f"installed {target.name}")
 
@@ -146,7 +146,7 @@ def _find_server(tree: Path) -> Path:
 
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """Open a folder beside the installations, so that a rename finishes the work."""
+    """Make a scratch folder beside the installations, so that a rename finishes the work."""
     parent = engines_folder()
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished.", dir=parent) as folder:
@@ -154,7 +154,7 @@ def _scratch_folder() -> Iterator[Path]:
 
 
 def _download(url: str, target: Path, on_progress: Callable[[int, int | None], None]) -> None:
-    # A tenth of a second that only a download has to pay.
+    # This import takes a tenth of a second, so only a download does it.
     import httpx  # noqa: PLC0415
 
     from llamaswap_py.hub.redirects import Guard, OutgoingError  # noqa: PLC0415
@@ -225,7 +225,7 @@ def _unzip(archive: Path, target: Path) -> None:
 
 
 def _link(path: Path, destination: str) -> None:
-    # Libraries are linked to their neighbours; anything else has no place in a release.
+    # Libraries link to files beside them; a release does not need any other link.
     if os.sep in destination or destination in ("", ".", ".."):
         raise zipfile.BadZipFile(f"{path.name} links to {destination}")
     path.symlink_to(destination)

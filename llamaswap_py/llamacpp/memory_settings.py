@@ -1,4 +1,4 @@
-"""What of a llama-server command line decides its memory. Pure.
+"""Reads the options of a llama-server command line that decide its memory. Pure.
 
 Defaults are those of llama-server build 11434 (common/common.h, tools/server/server.cpp).
 """
@@ -18,7 +18,7 @@ CACHE_RAM: Final = "cache-ram"
 ALL: Final = 10**9
 """As a number of layers: every one."""
 
-# Options of every command line that take no memory worth telling presets apart by.
+# Options that take so little memory that presets which differ only in them share their figures.
 _IRRELEVANT: Final[dict[str, int]] = {
     "--alias": 1,
     "--threads-http": 1,
@@ -46,7 +46,7 @@ class DraftModel:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes are bytes, contexts tokens. `context` 0 means what the model was trained for."""
+    """Sizes in bytes, contexts in tokens. `context` 0: what the model was trained for."""
 
     context: int = 0
     slots: int = 4
@@ -78,7 +78,7 @@ class Settings:
     speculation: str = "none"
     """The kinds of speculative decoding asked for, commas between them."""
     overrides: bool = False
-    """Whether --override-tensor or the like moves tensors in a way the formulas do not follow."""
+    """Whether --override-tensor or a similar option moves tensors, which the formulas ignore."""
 
     @property
     def outputs(self) -> int:
@@ -87,7 +87,7 @@ class Settings:
 
 
 def read_settings(args: Sequence[str]) -> Settings:
-    """Read the words after the binary; what cannot be read counts as not given."""
+    """Read the words after the binary; a value that cannot be read counts as not given."""
     words = _Words(args)
     slots = words.integer("parallel", -1)
     automatic = slots < 1
@@ -136,7 +136,7 @@ def read_settings(args: Sequence[str]) -> Settings:
 
 
 def deciding_words(args: Sequence[str]) -> list[str]:
-    """Return the words of a command line without options that take no memory worth telling."""
+    """Return the words of a command line without options that hardly take memory."""
     kept: list[str] = []
     place = 0
     while place < len(args):
@@ -154,7 +154,7 @@ def names_of(args: Sequence[str]) -> set[str]:
 
 
 def projector_of(args: Sequence[str]) -> str:
-    """Return the projector's file that these words tell of; empty where there is none."""
+    """Return the projector's file that these words name; "" if they name none."""
     words = _Words(args)
     return "" if "no-mmproj" in words.found else words.text("mmproj", "")
 
@@ -254,22 +254,22 @@ def _is_option(word: str) -> bool:
 
 
 def unmapped(has: Callable[[str], bool]) -> dict[str, str]:
-    """Return what loads the weights without mapping the file; `has` knows the engine's options."""
+    """Return the option to load weights without mapping; `has` knows the engine's options."""
     return {"load-mode": "none"} if has("load-mode") else {"no-mmap": "true"}
 
 
 def with_context(tokens: int) -> dict[str, str]:
-    """Return what asks for a context."""
+    """Return the option for a context."""
     return {"ctx-size": str(tokens)}
 
 
 def with_experts_on_host(layers: int) -> dict[str, str]:
-    """Return what keeps the experts of the first layers in main memory."""
+    """Return the option that keeps the experts of the first layers in main memory."""
     return {"n-cpu-moe": str(layers)}
 
 
 def with_layers_on_card(layers: int) -> dict[str, str]:
-    """Return what puts so many layers on cards, and the rest in main memory."""
+    """Return the option that puts so many layers on GPUs, and the rest in main memory."""
     return {"n-gpu-layers": str(layers)}
 
 

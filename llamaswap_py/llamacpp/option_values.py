@@ -1,7 +1,7 @@
-"""Values of llama-server's options: which ones it would misread, and how they are spelled right.
+"""Values of llama-server's options: finds those it would misread, and how to write them.
 
 llama-server reads numbers with std::stoi and std::stof, which stop at the first character that does
-not fit: of `8k` they make 8. What a value has to be is derived from the `--help` of the binary.
+not fit: they read `8k` as 8. The binary's `--help` tells which kind of value an option takes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from llamaswap_py.llamacpp.options import Argument, Option
 
 Kind: TypeAlias = Literal["int", "float", "number"]
-"""`number`: the help does not say which of the two."""
+"""Kinds of numbers; `number`: the help does not say which of the other two."""
 
 _FRACTIONS: Final = frozenset({"rope-scale", "rope-freq-base", "rope-freq-scale", "defrag-thold"})
-"""Options with fractions whose help does not show it by its default."""
+"""Options that take fractions, although the default in their help does not show it."""
 _DEFAULT: Final = re.compile(r"default: (-?[0-9]+(\.[0-9]+)?)(?![\w.])")
 _NUMERIC: Final = re.compile(r"N|P|L|[A-Z]+|<[0-9]+\.\.\.[0-9]+>")
 _SERIES: Final = re.compile(r"([A-Za-z]+)0,\1[0-9,]*.*")
@@ -45,15 +45,15 @@ _LASTS: Final = re.compile(r"([0-9]+) ?(s|m|min|h)", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _INT: Final = range(-(2**31), 2**31)
 _COUNTS: Final = frozenset({"ctx-size", "batch-size", "ubatch-size"})
-"""Tokens, which llama-server keeps without a sign: of -1 it makes 4294967295."""
+"""Token ids, which llama-server keeps without a sign: it turns -1 into 4294967295."""
 
 
 REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
-"""Options that may stand several times, each adding to the ones before."""
+"""Options that may be repeated; each one adds to the ones before."""
 
 
 class ValueFault(NamedTuple):
-    """Why a value cannot be meant; `instead` is what it must mean, "" if that is not certain."""
+    """Why a value is wrong; `instead` is the right one, "" if that is not certain."""
 
     message: str
     remedy: str
@@ -137,7 +137,7 @@ def _number(name: str, text: str, kind: Kind) -> ValueFault | None:
 
 
 def _meant(text: str) -> str | None:
-    """Return the number that a text in another notation stands for, None where it is not clear."""
+    """Return the number that a text in another notation means, None if it is not clear."""
     text = text.strip()
     if _DECIMAL.fullmatch(text):
         value = float(text)

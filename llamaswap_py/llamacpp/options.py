@@ -1,7 +1,7 @@
-"""llama-server's options: all their spellings, which of them lswap sets itself, one binary's table.
+"""llama-server's options: all their spellings, those that lswap sets itself, a binary's own table.
 
 Spellings and meanings are those of `llama-server --help`, build 11434 (llama.cpp common/arg.cpp).
-The table of the located binary is the truth; the spellings here let the file be read without it.
+The table of the located binary decides. The spellings here are for reading the file without one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Argument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str,
 
 
 class Given(Protocol):
-    """Options that somebody gives: `args` by name, and `extra`, words that come behind them."""
+    """Given options: `args` by name, and `extra`, words that come after them."""
 
     @property
     def args(self) -> Mapping[str, Argument]: ...
@@ -247,7 +247,7 @@ WITHOUT_LOSS: Final = frozenset(
     {"host", "port", "metrics", "slots", "offline", "threads-http", "log-colors", "log-prefix"}
     | {"log-timestamps", "log-disable", "log-jsonl", "reuse-port", "webui"}
 )
-"""Options that lswap sets by itself, so that leaving them out loses nothing."""
+"""Options that lswap sets by itself, so that they can be left out without a change."""
 SWITCHES: Final = frozenset(
     {"jinja", "mmap", "mlock", "kv-offload", "kv-unified", "embeddings", "reranking", "warmup"}
     | {"cont-batching", "repack", "op-offload", "swa-full", "cache-prompt", "context-shift"}
@@ -257,9 +257,9 @@ SWITCHES: Final = frozenset(
     | {"backend-sampling", "spec-draft-backend-sampling", "spm-infill", "ignore-eos", "host"}
     | {"agent", "cpu-moe-draft", "lora-init-without-apply", "log-prefix", "log-timestamps"}
 )
-"""Switches, for where there is no engine to ask: of other options `true` or `1` is a value."""
+"""Switches, for use without an engine: for all other options `true` or `1` is a value."""
 ONLY_NEGATED: Final = frozenset({"mmproj", "host"})
-"""Of those, the ones that are switches in their negative form alone: `mmproj` names a file."""
+"""Those of them that are switches only in their negative form: `mmproj` names a file."""
 
 
 def plain_name(spelling: str) -> str:
@@ -307,7 +307,7 @@ def table_of(options: Mapping[str, Option] | None) -> OptionTable:
 
 
 class OptionTable:
-    """The binary's options by any spelling without dashes; None: everything is let through."""
+    """The binary's options by any spelling without dashes; without a table all are accepted."""
 
     def __init__(self, options: Mapping[str, Option] | None) -> None:
         self.is_known = options is not None
@@ -331,14 +331,14 @@ class OptionTable:
         return self._by_env.get(name)
 
     def knows(self, name: str) -> bool:
-        """Return whether the binary has the option and uses it; True where nobody can tell."""
+        """Return whether the binary has the option and uses it; True if it is unknown."""
         option = self._by_name.get(name)
         return not self.is_known or (option is not None and not option.removed)
 
     def usable(self, *names: str) -> tuple[Option, str] | None:
         """Return the first option of these that the binary uses, and the spelling that it has.
 
-        What was written comes first; another spelling of the same option is next.
+        The written spelling comes first, then another spelling of the same option.
         """
         for name in (*names, *(other for each in names for other in spellings(each))):
             option = self._by_name.get(name)
@@ -353,7 +353,7 @@ class OptionTable:
                 yield word, mine
 
     def owned_word(self, word: str) -> Owned | None:
-        """Return why a word is lswap's, if it is: `--host`, `--host=x`, `-a`, `--no-slots`."""
+        """Return why lswap owns the option in a word (`--host=x`, `-a`, `--no-slots`), or None."""
         if not word.startswith("-"):
             return None
         name = plain_name(word.partition("=")[0])
@@ -364,7 +364,7 @@ class OptionTable:
         return next((mine for each in names if (mine := owned(plain_name(each)))), None)
 
     def nearest(self, name: str) -> str:
-        """Return a question that names the option that may be meant, or ""."""
+        """Return a question that suggests a similar option, or ""."""
         meant = _ELSEWHERE.get(plain_name(name).replace("_", "-").lower(), "")
         if self.usable(meant) is not None:
             return f"did you mean {meant}?"
@@ -403,7 +403,7 @@ _ELSEWHERE: Final = {
     "num-predict": "predict",
     "num-parallel": "parallel",
 }
-"""What other programs call an option -> its name here."""
+"""Name of an option in other programs -> its name here."""
 _SWITCH_WORDS: Final = {
     **dict.fromkeys(("on", "enabled", "true", "1", "yes"), True),
     **dict.fromkeys(("off", "disabled", "false", "0", "no"), False),

@@ -1,6 +1,6 @@
-"""What a llama-server says: loading, listening, ready, sleeping, or just a log line.
+"""Reads the output of llama-server: loading, listening, ready, sleeping, or only a log line.
 
-Three dialects, told apart line by line (llama.cpp b11434: tools/server/server.cpp and
+It has three forms, recognised line by line (llama.cpp b11434: tools/server/server.cpp and
 server-models.cpp, common/log.cpp):
 
 * child mode: stdout carries only `cmd_child_to_router:state:{json}`;
@@ -8,8 +8,8 @@ server-models.cpp, common/log.cpp):
 * plain logs, now (`0.00.013.109 I srv  llama_server: listening on http://…`) and in older builds
   (`main: server is listening on http://… - starting the main loop`).
 
-Logs also carry prompts and chat templates, so a sign counts only where it fills a whole message.
-The lines are cut from the bytes of a stream here, each of bounded length.
+Logs also contain prompts and chat templates, so a sign counts only if it is the whole message. This
+module also splits the bytes of a stream into lines, each of bounded length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINE_LIMIT: Final = 64 * 1024
 
 
 class LineSplitter:
-    """Cut a byte stream into lines; what a line has beyond `limit` bytes is dropped."""
+    """Splits a byte stream into lines; bytes of a line beyond `limit` are dropped."""
 
     def __init__(self, limit: int = LINE_LIMIT) -> None:
         self._limit = limit
@@ -45,7 +45,7 @@ class LineSplitter:
         return lines
 
     def close(self) -> list[str]:
-        """Return what the stream ended with, if it ended without a newline."""
+        """Return the last line of the stream, if it ended without a newline."""
         return [self._take()] if self._held else []
 
     def _hold(self, part: bytes) -> None:
@@ -89,14 +89,14 @@ class LoadingSign:
 
 @dataclass(frozen=True, slots=True)
 class ListeningSign:
-    """It takes requests; `endpoint` is None when the line names none that can be read."""
+    """It takes requests; `endpoint` is None if the line does not name a readable one."""
 
     endpoint: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadySign:
-    """Child mode says so; the payload is empty when it wakes from sleep."""
+    """Child mode reports readiness; the payload is empty when it wakes from sleep."""
 
     payload: dict[str, Any] = field(default_factory=dict)
 
@@ -108,12 +108,12 @@ class SleepingSign:
 
 @dataclass(frozen=True, slots=True)
 class EndingSign:
-    """It began to clean up before its exit: no signal need be repeated."""
+    """It began to clean up before its exit: no further signal is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputLine:
-    """One line for people; `level` is None where the line does not say."""
+    """One line of text; `level` is None if the line does not say it."""
 
     text: str
     level: str | None = None
@@ -143,7 +143,7 @@ _decode_log: Final = msgspec.json.Decoder(_LogLine).decode
 
 
 class Readiness:
-    """Turn lines into signs; one per child. Holds no more than the highest fraction so far."""
+    """Turns lines into signs; one per child. It keeps only the highest fraction so far."""
 
     def __init__(self, *, child_mode: bool) -> None:
         self._child_mode = child_mode

@@ -29,10 +29,10 @@ PATH_OPTIONS: Final = frozenset(
         "path",
     }
 )
-"""Options whose value is one path."""
+"""Options with one path as their value."""
 
 PATH_LISTS: Final = frozenset({"lora", "lora-scaled", "control-vector", "control-vector-scaled"})
-"""Options whose value is paths with commas between them, some followed by `:SCALE`."""
+"""Options with several paths as their value, separated by commas, some followed by `:SCALE`."""
 
 _FILES: Final = (
     *(PROJECTOR, DRAFT_MODEL),

@@ -1,7 +1,7 @@
-"""The folders of engines and of what was learned about them, and each engine's `manifest.json`.
+"""The folders of engines and of their cached probes, and each engine's `manifest.json`.
 
-The folders are those that scripts/build_llama_cpp.sh uses, on every system. It writes the manifest
-of what it built; install.py writes that of what it unpacked.
+The folders are those that scripts/build_llama_cpp.sh uses, on every system. The script writes the
+manifest of an engine that it built, install.py that of an engine that it unpacked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is and where it came from. Unknown members are ignored.
+    """The identity and the origin of an engine. Unknown members are ignored.
 
     `server` is the path of llama-server inside the folder, `build` 0 when unknown, `date` ISO 8601
     in UTC, `version` a line of `--version`, `sha256` that of the binary.

@@ -1,4 +1,4 @@
-"""Ask a binary what it is: run `--version` and `--help`, look for marks, remember the answer."""
+"""Finds out what a binary is: runs `--version` and `--help`, looks for marks, caches the result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Engine:
 
 
 class _Probe(msgspec.Struct, frozen=True):
-    """What a probe found; cached as long as the file has the same time and size."""
+    """The result of a probe, cached as long as the file has the same time and size."""
 
     schema: int
     path: str
@@ -153,7 +153,7 @@ def _ask(path: Path, status: os.stat_result) -> _Probe:
 def _run(path: Path, *arguments: str) -> list[str]:
     """Run it with each argument, at once; return what each run printed.
 
-    They share PROBE_TIMEOUT: a binary that hangs holds up a start, and whoever waits for it.
+    They share PROBE_TIMEOUT, because a binary that hangs delays a start.
     """
     end = time.monotonic() + PROBE_TIMEOUT
     with ExitStack() as stack:
@@ -166,7 +166,7 @@ def _run(path: Path, *arguments: str) -> list[str]:
 
 @contextmanager
 def _started(path: Path, argument: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run it in a group of its own, of which nothing is left in the end."""
+    """Run it in its own process group, and end the whole group afterwards."""
     env = clean_environment(os.environ) | _HIDE_GPUS
     try:
         run = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What llama-server tells of itself in `GET /props` and in child mode's ready line. Pure."""
+"""Reads llama-server's properties from `GET /props` and child mode's ready line. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 class Props(NamedTuple):
-    """How many requests it answers at once, and what one of them may have.
+    """How many requests it answers at once, and the limits of one request.
 
-    `n_ctx` is the context of one slot in tokens (None: it does not say), `inputs` what it takes in
-    the words of llama.cpp's lists (server-common.cpp; empty: it does not say).
+    `n_ctx` is the context of one slot in tokens (None: it does not say). `inputs` are the kinds of
+    input it takes, in the words of llama.cpp (server-common.cpp; empty: it does not say).
     """
 
     slots: int

@@ -1,8 +1,7 @@
-"""Which lines of llama-server's log may quote what a client sent, and the log without them. Pure.
+"""Finds lines of llama-server's log that may quote a client's text, and leaves them out. Pure.
 
-Errors quote parts of a request (`got exception: …`), a grammar is printed when it is not one, and
-with `--verbose` all prompts are. What llama-server writes while it loads quotes nobody: there is no
-request yet.
+Errors quote parts of a request (`got exception: …`), an invalid grammar is printed, and with
+`--verbose` all prompts are. The lines of a load quote no client, because no request has come yet.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _DEVICE: Final = re.compile(_TIME + r"  Device \d+: .{1,120}, VMM: (?:yes|no), .
 _FIRST: Final = re.compile(_TIME + r"srv\s+llama_server: initializing \.\.\.")
 _REASON: Final = re.compile(r"((?:crashed with [^:]+|ended with exit code \d+|it last said): )(.*)")
 _LETTERS: Final = re.compile(r"[A-Za-z]+")
-# A line after the first request is shown if it has a head, and no other words than these: figures
-# of slots, and what becomes of memory. A text that is made of them alone betrays nothing.
+# A line after the first request is shown if it has a head and consists of these words: figures of
+# slots, and changes of memory. A text that consists of these words alone does not reveal anything.
 _VOCABULARY: Final = """
     a acceptance accepted all allocate allocating and are at available avg backend batch before
     best buffer by cache called cancel capping chat checkpoint checkpoints child cleaning
@@ -49,10 +48,10 @@ _WORDS: Final = frozenset(_VOCABULARY.split())
 
 
 def without_quotes(lines: Sequence[str], *, first: bool) -> tuple[list[str], list[str]]:
-    """Return a log without what may quote a client, and the lines of it that cannot.
+    """Return a log without lines that may quote a client, and the lines that cannot quote one.
 
-    `first`: the log begins with the start of a llama-server. That counts only where none of them
-    came to listen: one that is told to write little does not say so.
+    `first`: the log begins with the start of a llama-server. That counts only if no line says that
+    one listens: a llama-server with few log lines does not say it.
     """
     told: list[str | None] = []
     loaded = []
@@ -71,7 +70,7 @@ def without_quotes(lines: Sequence[str], *, first: bool) -> tuple[list[str], lis
 
 
 def _shown(line: str) -> str | None:
-    """Return a line that quotes nobody, of others where they come from; None where that is open."""
+    """Return a line that quotes no client, of others only their origin; None if it is unknown."""
     head = _HEAD.match(line)
     if head is None:
         return line if _DEVICE.fullmatch(line) else None
@@ -82,9 +81,9 @@ def _shown(line: str) -> str | None:
 
 
 def without_quotation(reason: str, loaded: Iterable[str]) -> str:
-    """Return why a child ended without what it said last, unless that is among `loaded`.
+    """Return why a child ended, without its last line, unless that is among `loaded`.
 
-    `loaded` are lines that `without_quotes` found to quote nobody.
+    `loaded` are lines that quote no client, as `without_quotes` found.
     """
     found = _REASON.search(reason)
     if found is None or says_figures(found[2]):
@@ -95,6 +94,6 @@ def without_quotation(reason: str, loaded: Iterable[str]) -> str:
 
 
 def says_figures(text: str) -> bool:
-    """Return whether a text has figures of llama-server alone, and quotes nobody."""
+    """Return whether a text has only figures of llama-server, and so quotes no client."""
     words = [word.lower() for word in _LETTERS.findall(text)]
     return text.isascii() and bool(words) and _WORDS.issuperset(words)

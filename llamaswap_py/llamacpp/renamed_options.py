@@ -36,12 +36,12 @@ class GivenOption:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What to look it up by, the written spelling first."""
+        """Its names to look it up by, the written spelling first."""
         return (self.written, self.name) if self.written else (self.name,)
 
 
 def carry_over(args: Iterable[GivenOption], table: OptionTable) -> list[GivenOption]:
-    """Return options in words that the binary knows; what has none stays as it is."""
+    """Return options in words that the binary knows; one without such words stays unchanged."""
     given = list(args)
     if not table.is_known:
         return given
@@ -74,7 +74,7 @@ _OF_KIND: Final = {
     "spec-ngram-size-m": "size-m",
     "spec-ngram-min-hits": "min-hits",
 }
-"""Options that were there once for all kinds -> the end of the name that each kind has."""
+"""Options that once applied to all kinds -> the end of the name that each kind has now."""
 _MATCH: Final = {"spec-ngram-mod-size-n": "spec-ngram-mod-n-match"}
 
 
@@ -96,7 +96,7 @@ def _renamed(one: GivenOption, kinds: list[str], table: OptionTable) -> list[Giv
 
 
 def _opposite(one: GivenOption, table: OptionTable) -> list[GivenOption]:
-    """Return a switch of which the binary has only the other form: `--no-context-shift`."""
+    """Return a switch that the binary has only in its other form: `--no-context-shift`."""
     other = one.name[3:] if one.name.startswith("no-") else f"no-{one.name}"
     found, on = table.usable(other), switched(one.value)
     if found is None or found[0].values or on is None:
@@ -140,7 +140,7 @@ LOADING: Final = frozenset({_MODE, *_SWITCHES})
 
 
 def _loading(given: list[GivenOption], table: OptionTable) -> list[GivenOption]:
-    """Return the same in the binary's own terms; the last word on each point counts."""
+    """Return the same in the binary's own options; the last one for each setting counts."""
     if not given:
         return []
     merged = table.knows(_MODE)

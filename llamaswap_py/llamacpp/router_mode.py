@@ -1,4 +1,4 @@
-"""llama.cpp's router mode, whose place lswap takes: words for states, keys of presets. Pure.
+"""llama.cpp's router mode, which lswap replaces: words for states, keys of presets. Pure.
 
 They are those of tools/server/server-models.cpp and common/preset.cpp (b11434).
 """
@@ -15,15 +15,15 @@ _STATUS: Final[dict[str, str]] = {
     "sleeping": "sleeping",
 }
 OF_ROUTER: Final = frozenset({"version", "dedup-cache-models"})
-"""Lines of a preset file that say nothing of a model; `version` stands above every section."""
+"""Lines of a preset file that do not describe a model; `version` stands above every section."""
 PRESET_ONLY: Final[dict[str, str]] = {
     "__PRESET_LOAD_ON_STARTUP": "load-on-startup",
     "__PRESET_STOP_TIMEOUT": "stop-timeout",
     "__PRESET_DEDUP_CACHE_MODELS": "dedup-cache-models",
 }
-"""Variables that stand for keys of a preset file which are no options."""
+"""Variables for keys of a preset file that are not options."""
 FILES_ONLY: Final = ("--offline", "--no-models-autoload")
-"""With these words a llama-server without a model serves its web UI, and loads nothing."""
+"""The words with which a llama-server serves its web UI without loading a model."""
 
 
 def router_status(state: str) -> str:

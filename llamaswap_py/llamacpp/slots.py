@@ -1,4 +1,4 @@
-"""Which of a child's slots are worth keeping over an eviction, from what the child says. Pure.
+"""Chooses the slots of a child that are worth saving before an eviction. Pure.
 
 Shapes: `GET /slots`, `GET /metrics` and `POST /slots/N?action=save|restore` of llama-server
 (server_slot::to_json and server_task_result_*::to_json, b11434).
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from llamaswap_py.llamacpp.options import Given
 
 LEAST_TOKENS: Final = 128
-"""A shorter conversation is read again sooner than it is kept."""
-# To come back it is written and read; that has to be clearly less than computing it again.
+"""A shorter conversation is computed again sooner than it is saved."""
+# A saved slot is written and read again; that has to take clearly less than computing it again.
 _GAIN: Final = 2.0
 METRICS_PREFIX: Final = "llamacpp:"
-"""How llama-server's metrics are called."""
+"""The names of llama-server's metrics."""
 _COUNT: Final = re.compile(
     rf"^{METRICS_PREFIX}(prompt_(?:tokens|tokens_cached|seconds)_total) (\S+)$",
     re.MULTILINE,
@@ -39,7 +39,7 @@ class SlotUse:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What keeping takes: bytes a token, bytes a second of writing them.
+    """The cost of saving a slot: bytes per token, and bytes written per second.
 
     `tokens_per_second` is how fast the child reads a prompt; None: it has read none yet.
     """
@@ -58,10 +58,10 @@ class Costs:
 
 
 def read_slots(answer: object, restored: Mapping[int, int]) -> tuple[SlotUse, ...]:
-    """Return the idle slots of an answer to `GET /slots` that hold something.
+    """Return the idle slots of an answer to `GET /slots` that hold tokens.
 
-    `restored` are the tokens that slots were given at the start: of a slot that has not been used
-    since, llama-server does not say how many it holds.
+    `restored` are the tokens that slots were given at the start. For a slot that was not used since
+    then, llama-server does not say how many it holds.
     """
     found = []
     for one in answer if isinstance(answer, list) else ():
@@ -99,8 +99,8 @@ def choose_slots(
 ) -> tuple[SlotUse, ...]:
     """Return the slots to keep, the longest conversation first.
 
-    Left out is what is short, what is computed again about as fast as it is written and read, and
-    what does not fit into the `room` (bytes) or the `seconds` that are left.
+    It leaves out conversations that are short, that are computed again about as fast as they are
+    written and read, or that do not fit into the remaining `room` (bytes) or `seconds`.
     """
     chosen = []
     for slot in sorted(slots, key=lambda one: (-one.tokens, one.id)):
@@ -117,7 +117,7 @@ def choose_slots(
 
 
 def read_saved(answer: Mapping[str, Any]) -> tuple[int, int]:
-    """Return (tokens, bytes) of an answer to `action=save`; zeros where it says nothing."""
+    """Return (tokens, bytes) of an answer to `action=save`; zeros if it does not say them."""
     return _number(answer, "n_saved"), _number(answer, "n_written")
 
 
@@ -136,7 +136,7 @@ _DRAFTS: Final = frozenset({"model-draft", "spec-draft-model"})
 
 
 def keeps_nothing(given: Given) -> str:
-    """Return why `keep_kv` can do nothing with these options; empty if it can."""
+    """Return why `keep_kv` does not work with these options; "" if it does."""
     words = (word.partition("=")[0] for word in given.extra if word.startswith("-"))
     said = {*given.args, *map(long_name, words)}
     said -= {name for name in said if switched(given.args.get(name, True)) is False}
