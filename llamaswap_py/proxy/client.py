@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio.tasks import _enter_task, _leave_task
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llamaswap_py.errors import without_frames
 from llamaswap_py.proxy.deadline import Wait
 from llamaswap_py.proxy.eager import rest
 from llamaswap_py.proxy.exchange import NO_HEAD, Exchange, refuse
-from llamaswap_py.proxy.incoming import Incoming
+from llamaswap_py.proxy.incoming import Incoming, Rules
 from llamaswap_py.proxy.messages import WireError
 from llamaswap_py.proxy.sockets import LARGE, end_output, reset_on_close
 from llamaswap_py.tasks.guard import report
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
-    from llamaswap_py.proxy.messages import RequestHead
+    from llamaswap_py.proxy.backpressure import Outbox
+    from llamaswap_py.proxy.bodies import Bodies
+    from llamaswap_py.proxy.messages import RequestHead, WireErrorRenderer
+    from llamaswap_py.proxy.places import Places
     from llamaswap_py.proxy.relay import Relay
-    from llamaswap_py.proxy.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,27 @@ _FULL: Final = (
 _LINGER: Final = 2.0
 
 
+class ListeningServer(Rules, Protocol):
+    """The server that a connection belongs to."""
+
+    handler: Callable[[Exchange], Awaitable[None]]
+    on_wire_error: WireErrorRenderer
+    places: Places
+    bodies: Bodies
+    outbox: Outbox
+
+    def adopt(
+        self, connection: ClientConnection, life: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None] | None:
+        """Own a client's task until it ends; None for a client that comes too late."""
+
+
 class ClientConnection(Incoming):
     """Parses requests, runs the server's handler on one at a time, and watches for the client."""
 
-    def __init__(self, server: Server) -> None:
+    _server: ListeningServer
+
+    def __init__(self, server: ListeningServer) -> None:
         super().__init__(server)
         self.outbox = server.outbox
         self.bodies = server.bodies

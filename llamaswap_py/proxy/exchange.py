@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.proxy.dating import date_line
-from llamaswap_py.proxy.intake import Intake
+from llamaswap_py.proxy.intake import Intake, Sender
 from llamaswap_py.proxy.messages import (
     LAST_CHUNK,
     Outcome,
@@ -16,14 +16,13 @@ from llamaswap_py.proxy.messages import (
     render_request,
     render_response,
 )
-from llamaswap_py.proxy.relay import Relay
+from llamaswap_py.proxy.relay import AnswerReader, Relay
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from llamaswap_py.endpoint import Endpoint
-    from llamaswap_py.proxy.client import ClientConnection
     from llamaswap_py.proxy.head_cache import KnownAnswer
     from llamaswap_py.proxy.messages import (
         Body,
@@ -34,6 +33,27 @@ if TYPE_CHECKING:
         WireErrorRenderer,
     )
     from llamaswap_py.proxy.upstream import UpstreamPool
+
+
+class Client(Sender, AnswerReader, Protocol):
+    """The client's connection, as the exchanges on it need it."""
+
+    closed: bool
+    peer: str
+
+    @property
+    def answers_last(self) -> bool:
+        """Whether no request is served after the current one."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether its handler still runs in the call that brought its request."""
+
+    def claim(self, owner: str) -> bool:
+        """Count the connection as the owner's; False where that one has too many."""
+
+    def abandon(self) -> None:
+        """End the connection and whatever goes on for it."""
 
 
 class Exchange:
@@ -64,12 +84,10 @@ class Exchange:
     _bodiless = False
     _sent = 0
 
-    def __init__(
-        self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
-    ) -> None:
+    def __init__(self, connection: Client, head: RequestHead, whole: bytes | None = None) -> None:
         """Begin an exchange, with its `whole` body where that is here already."""
         self.head = head
-        self.connection: ClientConnection = connection
+        self.connection: Client = connection
         #: the client's address, or "unix"
         self.peer = connection.peer
         self.keep_alive = head.keep_alive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.proxy.bodies import FREE
@@ -13,7 +13,7 @@ from llamaswap_py.units import KIB
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from llamaswap_py.proxy.client import ClientConnection
+    from llamaswap_py.proxy.bodies import Bodies
     from llamaswap_py.proxy.messages import RequestHead, WireError
 
 #: Body bytes that wait for a reader before the client is made to wait.
@@ -25,6 +25,25 @@ _SMALL_REST: Final = 64 * KIB
 #: Pieces that are made one where they come to little: each costs more than its bytes.
 _MANY: Final = 256
 _LITTLE: Final = 64 * KIB
+
+
+class Sender(Protocol):
+    """The client's connection, as the body that comes over it needs it."""
+
+    bodies: Bodies
+    owner: str
+
+    def write(self, data: bytes) -> None:
+        """Write unless the client is gone."""
+
+    def await_body(self, waiting: bool) -> None:
+        """Give the client a time for the next piece, or no more."""
+
+    def pause_input(self) -> None:
+        """Read no more from the client for now."""
+
+    def resume_input(self) -> None:
+        """Read again."""
 
 
 class Intake:
@@ -46,9 +65,7 @@ class Intake:
     #: what its reader waits for
     waiter: asyncio.Future[None] | None = None
 
-    def __init__(
-        self, connection: ClientConnection, head: RequestHead, whole: bytes | None = None
-    ) -> None:
+    def __init__(self, connection: Sender, head: RequestHead, whole: bytes | None = None) -> None:
         self._connection = connection
         self._length = head.content_length
         self._continue_owed = head.expects_continue

@@ -1,7 +1,4 @@
-"""Small writes of one turn of the event loop, done together when all that came was read.
-
-Listens, and owns one task per client connection.
-"""
+"""Listens for clients, and owns one task per client connection."""
 
 from __future__ import annotations
 
@@ -9,65 +6,21 @@ import asyncio
 import logging
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from llamaswap_py.proxy.backpressure import Outbox
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
 from llamaswap_py.proxy.head_cache import KnownRequests
 from llamaswap_py.proxy.messages import WireLimits
 from llamaswap_py.proxy.places import Places
 from llamaswap_py.proxy.sockets import BACKLOG, remove_path
-from llamaswap_py.tasks.guard import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import WireErrorRenderer
-
-
-#: Seconds after which writes that were put off should have been done.
-_LATE: Final = 0.5
-
-
-class Outbox:
-    """Writes a moment later what is ready now.
-
-    Each write to a socket wakes the process that waits at its other end. Where a turn of the loop
-    has many requests or answers, one wake for all of them costs less, and so does the code that
-    runs without the kernel's in between. Who is alone is not put off.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        #: relays that are not over
-        self.open = 0
-        #: when the first of those that wait was put here, on the loop's clock
-        self._since = 0.0
-        self._waiting: list[tuple[Callable[[bytes], None], bytes]] = []
-
-    def put(self, write: Callable[[bytes], None], data: bytes) -> None:
-        """Call `write(data)` before anything else that is asked for from now on.
-
-        It has to look itself whether its connection is open still.
-        """
-        if not self._waiting:
-            if self.open <= 1:
-                write(data)
-                return
-            self._since = self._loop.time()
-            self._loop.call_soon(self._flush)
-        self._waiting.append((write, data))
-        if self._loop.time() - self._since > _LATE:
-            self._flush()  # that call has failed
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for write, data in waiting:
-            try:
-                write(data)
-            except Exception as error:  # of one connection; the others get theirs
-                report("write", error)
 
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llamaswap_py.proxy.dial import open_tcp
 from llamaswap_py.proxy.head_cache import KnownAnswers
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.messages import Body
-    from llamaswap_py.proxy.relay import Relay
 
 
 #: llama-server closes idle connections after 5 s: stay below, or a request meets its FIN.
@@ -161,6 +160,32 @@ STEP: Final = 4 * KIB
 _TURN: Final = 0.001
 
 
+class TunnelInput(Protocol):
+    """The side that a tunnel's bytes come from."""
+
+    def pause_input(self) -> None:
+        """Read no more from it for now."""
+
+    def resume_input(self) -> None:
+        """Read again."""
+
+
+class Use(Protocol):
+    """What a connection to a child is used for: a relay."""
+
+    tunnelling: bool
+
+    @property
+    def client(self) -> TunnelInput:
+        """The client's connection."""
+
+    def upstream_finished(self) -> bool:
+        """The child has sent its last byte; tell whether its connection stays open."""
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The child's connection is gone."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """Serves one relay at a time; what comes in goes to `on_bytes`, the relay's current state."""
 
@@ -186,7 +211,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._uploaded = True
         # The relay that runs
-        self.relay: Relay | None = None
+        self.relay: Use | None = None
         self.watch = ResponseWatch()
         self.on_bytes: Callable[[bytes], None] = self._on_idle
 
@@ -304,7 +329,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- one use ------------------------------------------------------------------------------
 
-    def begin(self, relay: Relay, *, decoding: bool) -> None:
+    def begin(self, relay: Use, *, decoding: bool) -> None:
         """Hand what comes in to `relay`, the body without its framing where `decoding`."""
         self._uses += 1
         self.relay = relay

@@ -302,7 +302,7 @@ class Top(App[None]):
     def action_pin(self) -> None:
         """Pin it, or let it go."""
         if row := self._row():
-            done = f"{row.id} is {'not pinned any more' if row.pinned else 'pinned'}"
+            done = f"{row.id} is {'unpinned' if row.pinned else 'pinned'}"
             self._do(calls.pin(row.id, pinned=not row.pinned), done)
 
     def action_cancel(self) -> None:

@@ -92,9 +92,9 @@ def callbacks() -> dict[type, tuple[str, ...]]:
     """Return what the event loop or another part of lswap calls back, by class."""
     from llamaswap_py.api.app import App
     from llamaswap_py.children.process import Output, Process
+    from llamaswap_py.proxy.backpressure import Outbox
     from llamaswap_py.proxy.client import ClientConnection
     from llamaswap_py.proxy.deadline import Deadline
-    from llamaswap_py.proxy.server import Outbox
     from llamaswap_py.proxy.sockets import Input
     from llamaswap_py.proxy.upstream import UpstreamConnection
     from llamaswap_py.scheduler import Scheduler

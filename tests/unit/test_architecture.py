@@ -44,9 +44,6 @@ FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floo
 LOOSE = {"__main__", "__init__", "endpoint", "snapshot", "redaction", "units", "errors"}
 """The only modules beside the folders."""
 
-WITH_CIRCLES = {"proxy"}
-"""Parts whose modules still import each other in circles. None may be added."""
-
 PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction", "tasks.tick"),
     *("scheduler", "config", "gguf", "simulator", "importing"),
@@ -223,7 +220,7 @@ def test_imports_run_downwards(module: str) -> None:
 
 @pytest.mark.parametrize("part", sorted(FLOOR_OF))
 def test_no_modules_import_each_other_in_a_circle(part: str) -> None:
-    assert part in WITH_CIRCLES or not circles({part})
+    assert not circles({part})
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if is_pure(name)])

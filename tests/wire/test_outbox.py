@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from llamaswap_py.proxy.server import Outbox
+from llamaswap_py.proxy.backpressure import Outbox
 from llamaswap_py.tasks import guard
 
 if TYPE_CHECKING:

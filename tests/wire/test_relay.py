@@ -499,7 +499,7 @@ async def test_a_cut_in_a_chunk_waits_for_its_end(folder: Path) -> None:
 async def test_a_cut_in_a_chunk_that_never_ends(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamaswap_py.proxy.teardown._CUT_PATIENCE", 0.05)
+    monkeypatch.setattr("llamaswap_py.proxy.relay._CUT_PATIENCE", 0.05)
     async with (
         relaying(folder, holding(SSE_HEAD + sse("one")[:8])) as setup,
         connected(setup.endpoint) as client,

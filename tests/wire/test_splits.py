@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.proxy import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
+from llamaswap_py.proxy.backpressure import Outbox
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
 from llamaswap_py.proxy.head_cache import KnownRequests
 from llamaswap_py.proxy.messages import WireLimits
 from llamaswap_py.proxy.places import Places
-from llamaswap_py.proxy.server import Outbox
 from llamaswap_py.proxy.upstream import UpstreamConnection
 
 from .harness import JSON_ANSWER, SSE_HEAD, error_event, sse, wire_error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
 from llamaswap_py.proxy import Exchange
+from llamaswap_py.proxy.client import ClientConnection
 from tests.wire.harness import JSON_ANSWER, answering, connected, relaying, serving
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +101,8 @@ async def test_a_client_that_sends_more_than_it_is_answered_has_to_wait() -> Non
         nonlocal held
         exchange.respond(200, b"{}")
         await asyncio.sleep(0)  # in which more comes
-        held = max(held, exchange.connection._held.size)
+        connection = cast("ClientConnection", exchange.connection)
+        held = max(held, connection._held.size)
 
     async with serving(answer) as served, connected(served.endpoint) as client:
         reading = asyncio.create_task(client.rest())
