@@ -1,4 +1,4 @@
-"""Fetch the files of presets that name a repository: a process each, watched by its output."""
+"""Downloads the files of presets that name a repository, each by a process of its own."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Downloads:
         task.add_done_callback(lambda done: self._ended(preset, done))
 
     def cancel_all(self) -> None:
-        """End all of them; what is there is kept, and the next run goes on from it."""
+        """End all downloads; their bytes stay on disk, and the next run continues from them."""
         self.cancel(tuple(self._running))
 
     def cancel(self, presets: Iterable[str]) -> None:
-        """End those of presets that are gone."""
+        """End the downloads of presets that were removed."""
         for preset in presets:
             if (task := self._running.get(preset)) is not None:
                 task.cancel()

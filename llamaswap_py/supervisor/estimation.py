@@ -1,4 +1,4 @@
-"""Work out what presets take, ahead of need, and learn from what their children really took."""
+"""Estimates the memory of presets before they are loaded, and learns from their children."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _PEAK_INTERVAL: Final = 30.0
 DRY_RUN: Final = 512 << 20
 """Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
 _AHEAD: Final = 32
-"""Presets that are estimated before anybody asks: a file may have thousands."""
+"""How many presets are estimated before they are asked for: a file may have thousands."""
 
 Tell = Callable[[str, tuple[Choice, ...], float | None, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyChild:
-    """What has to be known of a child to learn from it."""
+    """The facts of a child that learning from it needs."""
 
     preset: str
     choice: Choice
@@ -49,7 +49,7 @@ class ReadyChild:
 
 
 class Estimation:
-    """Owns one task that estimates presets one after another, those that somebody waits for first.
+    """Owns one task that estimates presets one by one, first those that requests wait for.
 
     `tell(preset, choices, load_seconds, seeded)` hands over what was found, and what its loads
     took in earlier lives; `seeded`: what a load should take, by the size of its files. `lives`
@@ -82,7 +82,7 @@ class Estimation:
         self._work = asyncio.Event()
 
     def hurry(self, preset: str) -> None:
-        """Somebody waits for this preset: take it next. A name that is no preset's is ignored."""
+        """A request waits for this preset: estimate it next. An unknown name is ignored."""
         if preset not in self._seen and preset in self._prepared:
             self._seen.add(preset)
             self._todo.appendleft(preset)
@@ -121,7 +121,7 @@ class Estimation:
 
     @asynccontextmanager
     async def _room(self, gpus: Sequence[str]) -> AsyncIterator[None]:
-        """Charge the cards with what a dry run opens there; nobody leaves for it."""
+        """Charge the GPUs with the context of a dry run; no model is unloaded for it."""
         if self._reservations is None or not gpus:
             yield
             return
@@ -132,7 +132,7 @@ class Estimation:
             raise EstimateError(f"no room for a dry run: {error.message}") from None
 
     async def _estimate_or_say_unknown(self, preset: str) -> None:
-        """Estimate; where that fails, whoever waits for it must not wait for ever."""
+        """Estimate; if that fails, tell the scheduler, so that requests do not wait for ever."""
         try:
             await self._estimate(preset)
         except Exception as error:
@@ -153,7 +153,7 @@ class Estimation:
         self._tell(preset, tuple(choices), seconds, seeded)
 
     async def _seeded_load(self, prepared: Prepared) -> float | None:
-        """Return what a first load should take, by the bytes to read; None: nobody knows."""
+        """Return the expected seconds of a first load, by the bytes to read; None if unknown."""
         if prepared.engine is None:
             return None
         try:
@@ -173,7 +173,7 @@ class Estimation:
         return min(known, default=None)
 
     async def _estimated(self, preset: str, choice: Choice) -> Choice:
-        """Return a choice with its footprint, if that can be known."""
+        """Return a choice with its footprint, if that can be estimated."""
         wanted = self._wanted(preset, choice)
         if wanted is None:
             return choice

@@ -1,7 +1,7 @@
-"""The event log: what happens, as it happens, numbered; any number of readers may follow.
+"""The event log: numbered records of all that happens; any number of readers may follow it.
 
-A record costs one append. A reader that falls behind is dropped, with a last record that says so:
-it never holds up anybody else.
+A record costs one append. A reader that falls behind is dropped, with a last record that says so,
+so that it never delays the others.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EventRecord(msgspec.Struct, frozen=True):
 
 
 class EventLog:
-    """The newest records, and who follows them."""
+    """The newest records, and their readers."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._records: deque[EventRecord] = deque(maxlen=kept)

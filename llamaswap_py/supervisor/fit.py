@@ -1,4 +1,4 @@
-"""The memory of each way to load a preset, whether one of them fits, and what would help.
+"""Judges whether a preset fits: the memory of each way to load it, and remedies.
 
 `lswap up`, `check`, `estimate` and `init` all use this module, so they agree about a file.
 """
@@ -241,7 +241,7 @@ async def leaner_for(
     try:
         seeking = Remedies(estimator, wanted, estimate, room, known=known, extra=extra)
         return tuple(await seeking.seek())
-    except LswapError:  # a way to help that is not found hinders nobody
+    except LswapError:  # the judgement stands without a remedy
         return ()
 
 

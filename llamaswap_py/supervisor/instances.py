@@ -1,6 +1,6 @@
-"""The children that run: what each was told to be, what it says, and that it is gone.
+"""The running children: starts them, turns what they report into events, and notes their end.
 
-What an administrator has changed inside a child is done again to the children that follow it.
+Changes that an administrator has made inside a child are repeated in the children after it.
 """
 
 from __future__ import annotations
@@ -256,10 +256,10 @@ class Instances:
             running.child.wake()
 
     def refused(self, key: InstanceKey, number: int) -> None:
-        """A child refused a connection with that error number: nobody listens there any more.
+        """A child refused a connection with that error number: it does not listen any more.
 
-        llama-server closes its socket only when it ends, and then nothing comes of what it began.
-        Another program may finish that; so may any whose socket was taken away (ENOENT).
+        llama-server closes its socket only when it ends, and then its open answers never finish.
+        Another program may finish them; so may any child with a removed socket (ENOENT).
         """
         if running := self.running.get(key):
             running.refused = number
@@ -267,7 +267,7 @@ class Instances:
             self._dispatch_refusal(key, running)
 
     def doubt(self, key: InstanceKey) -> None:
-        """A child closed a connection without an answer: ask whether it answers anybody.
+        """A child closed a connection without an answer: ask whether it answers at all.
 
         The request may be the reason, and must not end the child for others. So the question is
         lswap's own.
@@ -282,7 +282,7 @@ class Instances:
         try:
             await get(endpoint, "/health", _ASKING)
         except TimeoutError:
-            pass  # whether it hangs, its liveness tells
+            pass  # the watchdog finds out whether it hangs
         except OSError:
             if key in self.running and running.refused is None:
                 self.refused(key, errno.ECONNRESET)

@@ -1,6 +1,6 @@
 """The KV cache of an evicted model (`keep_kv`): saved before its stop, restored after a load.
 
-It is saved slot by slot, with llama-server's own calls. Nothing depends on it: where a save or a
+It is saved slot by slot, with llama-server's own calls. Nothing depends on it: if a save or a
 restore fails, the model stops or serves without it, at most `memory.keep_kv.timeout` later.
 """
 
@@ -100,7 +100,7 @@ _SPEEDS: Final = {True: 1000 * MIB, False: 200 * MIB}
 """Bytes a second that are expected of main memory, and of a disk, before the first save."""
 _NEWEST: Final = 0.5
 _TELLING: Final = 8 * MIB
-"""Of less than this the time says more about the asking than about the writing."""
+"""For fewer bytes the time of a save is mostly that of the request, not of the writing."""
 _ASK_SECONDS: Final = 1.0
 _USELESS: Final = 3
 """So many times in a row nothing that came back was used: it does nothing here."""
@@ -151,7 +151,7 @@ class KvCache:
 
     @property
     def in_memory(self) -> int:
-        """Bytes of main memory that are kept, and given back as soon as somebody needs them."""
+        """Bytes of kept conversations in main memory, freed as soon as they are needed."""
         return self.folder.in_memory
 
     def guards(self, preset: str) -> bool:
@@ -166,7 +166,7 @@ class KvCache:
         self.discard(set(self.folder.presets) - wanted)
 
     def discard(self, presets: Iterable[str]) -> None:
-        """Remove what is kept of these presets."""
+        """Remove the kept conversations of these presets."""
         for preset in presets:
             self.folder.forget(preset)
 
@@ -186,7 +186,8 @@ class KvCache:
     ) -> tuple[ChildSpec, KvUse | None]:
         """Return how to start a child whose slots can be kept, where that is wanted and possible.
 
-        A child that listens on a port is left out: anybody here could have it read and write files.
+        A child that listens on a port is left out: any local user could make it read and write
+        files.
         """
         asked = self._config.models.get(preset)
         unable = asked is None or not asked.keep_kv or bool(keeps_nothing(way.preset))
@@ -380,7 +381,7 @@ class KvCache:
         return max(room - self._writing, 0)
 
     def _awaited(self) -> frozenset[str]:
-        """Return the presets that somebody waits for."""
+        """Return the presets that requests wait for."""
         return frozenset(self._state.wanted)
 
     def _token_size(self, use: KvUse) -> float:
@@ -415,10 +416,10 @@ def _knows_option(prepared: Prepared) -> bool:
 
 
 def _identity(spec: ChildSpec, way: Way) -> str:
-    """Return what tells children apart that mean different things by a saved slot.
+    """Return the identity of a saved slot: only a child with the same identity may restore it.
 
-    The devices are no part of it: llama.cpp writes a cache the same way wherever it lies. Raises
-    LswapError for a file that is not there.
+    The devices are not part of it: llama.cpp writes a cache the same way on every device. Raises
+    LswapError for a missing file.
     """
     files = identify((spec.binary, *way.files))
     told = (way.args, sorted(way.preset.env.items()), [tuple(one) for one in files])

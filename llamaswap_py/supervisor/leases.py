@@ -1,6 +1,6 @@
 """Leases: a request waits with a ticket for a ready instance, and holds a lease of it.
 
-The open leases of each instance are counted: its liveness is judged by what it owes them.
+The open leases of each instance are counted: its liveness is judged by the requests it has open.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Answering(Protocol):
 
 
 class OpenLeases:
-    """Leases come and go here; adding them up is left to those who ask."""
+    """The open leases of one instance; they are added up only when a caller asks."""
 
     __slots__ = ("_changes", "_open", "_received", "on_first_answer", "readers")
 
@@ -50,7 +50,7 @@ class OpenLeases:
         self.on_first_answer: Callable[[], None] | None = None
         """Called once, after the first generation that ended well."""
         self.readers: set[Lease] = set()
-        """Of requests that only read, which the scheduler knows nothing of."""
+        """Leases of requests that only read; the scheduler does not know them."""
         self._open: dict[Lease, bool] = {}
         self._changes = 0
         self._received = 0
@@ -61,7 +61,7 @@ class OpenLeases:
         return None if self._open else self._changes
 
     def end_readers(self, reason: str) -> None:
-        """Cut those who read: the instance leaves."""
+        """End the leases of requests that only read: the instance is being unloaded."""
         for lease in list(self.readers):
             lease.revoke(reason)
 
@@ -152,10 +152,10 @@ class _Owner(Protocol):
 class Lease:
     """The right to use one instance until the ticket's context ends.
 
-    `preset` is whose instance it is: another than was asked for, where one substitutes. `queue_ms`
-    and `load_ms` divide the time it waited. A lease that does not `watch` an answer may be silent
-    for ever (a WebSocket). Set `outcome` to `upstream_error` when the child failed, or `cut` when
-    the lease was revoked, before the context ends.
+    `preset` is the preset of the instance; it differs from the requested one if it is a substitute.
+    `queue_ms` and `load_ms` divide the time it waited. A lease that does not `watch` an answer may
+    be silent for ever (a WebSocket). Set `outcome` to `upstream_error` when the child failed, or
+    `cut` when the lease was revoked, before the context ends.
     """
 
     answer: Answering | None = None
@@ -189,7 +189,7 @@ class Lease:
             self._callbacks = (*self._callbacks, callback)
 
     def watch(self, answer: Answering) -> None:
-        """Take an answer that begins for this lease's sign of life."""
+        """Count the bytes of an answer that begins as signs of life of this lease."""
         self.answer, self.began_at_byte = answer, answer.bytes_sent
 
     def began(self, arrived: float) -> None:
@@ -201,7 +201,7 @@ class Lease:
         self.queue_ms = waited * 1000 - self.load_ms
 
     def revoke(self, reason: str) -> None:
-        """Tell whoever uses it that it is over."""
+        """Tell the user of the lease that it has ended."""
         self.revoked = reason
         callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
@@ -265,7 +265,7 @@ class Ticket:
         return self.stays and self._waiting is not None and not isinstance(self._lease, ApiError)
 
     async def outlast(self) -> Lease:
-        """Wait on where a client has left that `stays`; who gets the lease calls `release`."""
+        """Wait on after a client has left that `stays`; the caller releases the lease it gets."""
         self._kept = True
         arrived, self._notice = time.monotonic(), None
         if self._lease is None:
@@ -318,7 +318,7 @@ class Ticket:
         self.release(outcome)
 
     def detach(self) -> None:
-        """Let the lease outlive its context; whoever keeps it calls `release`."""
+        """Let the lease outlive its context; its keeper has to call `release`."""
         self._kept = True
         if isinstance(self._lease, Lease):  # its answer may be complete, and only wait for a reader
             self._lease.open_leases.add(self._lease, owing=False)
@@ -359,7 +359,7 @@ class Ticket:
 
 
 class Serving(Protocol):
-    """A child as its leases see it: where it answers, once it does, and who uses it."""
+    """A child as its leases see it: its endpoint, once it serves, and its open leases."""
 
     @property
     def endpoint(self) -> Endpoint | None: ...
@@ -370,8 +370,8 @@ class Serving(Protocol):
 class Leases:
     """Makes tickets and settles them as the scheduler says.
 
-    `running` are the children that are not reaped. `hurry` is called with each preset that is
-    asked for: nobody may know yet what it takes. `resolve_substitute` reads `when_full`.
+    `running` are the children that are not reaped. `hurry` is called with each requested preset,
+    because its memory may not be estimated yet. `resolve_substitute` reads `when_full`.
     """
 
     def __init__(
@@ -432,11 +432,11 @@ class Leases:
 
     @contextmanager
     def reading(self, preset: str, *, wakes: bool) -> Iterator[Lease]:
-        """Give a lease of an instance that is there, for a request that only reads.
+        """Return a lease of a running instance, for a request that only reads.
 
-        The scheduler knows nothing of it: the instance stays as idle as it is, and whoever reads is
-        cut off when it leaves. `wakes`: a child that sleeps would wake to answer. Raises ApiError
-        where no instance answers.
+        The scheduler does not know it: the instance still counts as idle, and the read is cut off
+        when it is unloaded. `wakes`: a sleeping child would wake to answer. Raises ApiError if no
+        instance answers.
         """
         now = time.monotonic()
         found = self._scheduler.look(PresetId(preset), now, wakes=wakes)
@@ -471,7 +471,7 @@ class Leases:
         self._dispatch(ticket.event)
 
     def _grant_at_once(self, ticket: Ticket) -> bool:
-        """Grant what nobody has to wait for; False: nothing has happened."""
+        """Grant a request that need not wait; False: nothing has changed."""
         event = ticket.event
         try:
             instance = self._decider.grant_at_once(event, time.monotonic())

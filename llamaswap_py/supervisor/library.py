@@ -1,4 +1,4 @@
-"""Models of Hugging Face that come and go while lswap serves."""
+"""Adds and removes models of Hugging Face while lswap serves."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ class MemoryPools:
     ) -> dict[PoolId, Pool]:
         """Return all pools; `charges` are those of children that are not reaped.
 
-        `held` are the bytes of each process tree that was read. What a reservation's program takes
-        is no stranger's: only what it takes beyond. Nor are the `kept` bytes of the host, which are
-        given up as soon as they are needed, like page cache.
+        `held` are the bytes of each process tree that was read. Memory of a reservation's program
+        counts as other programs' only beyond the reservation. The `kept` bytes of the host do not
+        count either: they are freed as soon as they are needed, like page cache.
         """
         for name, reading in measurement.pools.items():
             pool = PoolId(name)

@@ -1,4 +1,4 @@
-"""What a model's file says of it, read before it was ever loaded: for lists and for `show`."""
+"""Facts of a model from its file, read before its first load, for lists and for `show`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ModelFacts:
 
 
 _READERS: Final = Workers(4, "lswap-facts")
-"""Threads of their own: models on a disk that hangs hold up lists, and no loads."""
+"""Separate threads: models on a disk that hangs delay lists, but no loads."""
 _T = TypeVar("_T")
 
 

@@ -1,4 +1,4 @@
-"""What a model name means: a preset, by its id or an alias; and which names look like it."""
+"""Finds the preset that a model name means, by id or alias, and similar names."""
 
 from __future__ import annotations
 

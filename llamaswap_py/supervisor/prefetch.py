@@ -1,8 +1,8 @@
 """Prefetch: model files are read into the page cache before their load.
 
 Files of models that wait for memory come first, then those of `keep_in_ram`. One file is read at a
-time, while nothing loads, and never into memory that is needed. What lies in the page cache is free
-memory to everybody: nothing is charged for it, nothing is locked.
+time, while nothing loads, and never into memory that is needed. Page cache counts as free memory:
+it is not charged to a model, and not locked.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Prefetch:
             self._stir.set()
 
         def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the result is not needed
                 loop.call_soon_threadsafe(end)
 
         reading = Reading(self._files(order), lambda: self._allowed() - before, tell)
@@ -203,7 +203,7 @@ class Prefetch:
             self._dispatch(ev.FilesRead(order.preset, *told, kept=order.kept))
 
     def _promise(self, order: _Order) -> int:
-        """Return how many bytes nobody was promised, as far as the ledger knows."""
+        """Return how many bytes the ledger has not promised to a model."""
         free = self._state.ledger.free().get(PoolId(HOST), 0)
         if order.kept and self._memory.host_cache is not None:
             return min(free, self._memory.host_cache)

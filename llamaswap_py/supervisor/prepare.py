@@ -1,7 +1,7 @@
-"""Make presets ready to run: engine, command line, environment, files, and what is wrong with them.
+"""Makes presets ready to run: engine, command line, environment, files, and their problems.
 
-`lswap up` and `lswap check` see the same: a preset that cannot work is listed with its reason. A
-preset with `cmd` is a program other than llama-server, which has no engine.
+`lswap up` and `lswap check` both use it: a preset that cannot work is listed with its reason. A
+preset with `cmd` is a program other than llama-server, and does not have an engine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from llamaswap_py.units import HOST, MIB, format_size
 
 
 def find_program(preset: Preset) -> str | None:
-    """Return the path of a preset's program; None when there is none that can be run."""
+    """Return the path of a preset's program; None if it cannot be run."""
     assert preset.cmd is not None
     return _found(preset, preset.cmd.words[0])
 
@@ -69,7 +69,7 @@ def program_problems(preset: Preset, config: Config) -> list[PresetProblem]:
 
 
 def _fault(name: str) -> tuple[str, str]:
-    """Return why there is no program to run, and what to do."""
+    """Return why a program cannot be run, and the remedy."""
     if "/" not in name:
         return f"there is no program {name} on the PATH", "install it, or write its path"
     if os.path.isfile(name):
@@ -96,7 +96,7 @@ def program_of(preset: Preset) -> Program:
 
 
 def port_text(preset: Preset, *, can_tell: bool) -> str:
-    """Say who may hold a program's port; `can_tell`: this system shows who does."""
+    """Say which processes may hold a program's port; `can_tell`: the system shows it."""
     if preset.cmd is None or preset.cmd.takes_socket:
         return ""
     if not can_tell:
@@ -362,7 +362,7 @@ def _named(preset: Preset) -> tuple[str, ...] | None:
 
 
 def is_mended(prepared: Prepared, config: Config) -> bool:
-    """Tell whether a file of a preset is no longer wrong in the way that was said of it; blocks."""
+    """Tell whether a file's reported problem is solved; blocks."""
     then = {one for one in prepared.problems if one.remedy in FILE_REMEDIES}
     now = set(
         _without_secrets(

@@ -1,8 +1,8 @@
-"""Writes down what the scheduler is told and what it answers (`lswap up --record FILE`).
+"""Records the scheduler's events and actions in a file (`lswap up --record FILE`).
 
-A recorder stands before the scheduler and passes everything on, so a run that is not recorded pays
-nothing. Lines are made at once, because their order is what counts, and written by a thread: a disk
-that hangs holds up nobody. A record that cannot be written ends, and lswap goes on.
+A recorder stands before the scheduler and passes everything on, so a run without a record has no
+cost. Lines are made at once, to keep their order. A thread writes them, so a disk that hangs does
+not delay requests. If a record cannot be written, it ends, and lswap goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _log: Final = logging.getLogger("lswap")
 
 
 class Decider(Protocol):
-    """What is told of events and decides: the scheduler, or a recorder that stands before it."""
+    """An object that takes events and decides: the scheduler, or a recorder before it."""
 
     def handle(self, event: ev.Event, now: float) -> list[Action]: ...
     def begun(self) -> list[Action]: ...
@@ -224,7 +224,7 @@ class Recorder:
 class _Replacements:
     """What names of requests and clients, and fingerprints, are replaced by.
 
-    The key is forgotten with the process: nobody can try which address a replacement stands for.
+    The key exists only in this process, so that an address cannot be found out by trying later.
     """
 
     def __init__(self) -> None:

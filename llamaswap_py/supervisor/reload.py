@@ -1,4 +1,4 @@
-"""Take over a changed configuration while serving: what is unchanged is left untouched."""
+"""Applies a changed configuration while lswap serves: unchanged presets stay untouched."""
 
 from __future__ import annotations
 
@@ -183,9 +183,9 @@ class Reloader:
 
 
 class Scout(Generic[_Found]):
-    """Looks at files in a thread, which wakes nobody: one comes and asks.
+    """Looks at files in a thread; the result does not wake the loop, which asks for it.
 
-    A file system that hangs keeps nothing but the next look waiting.
+    A file system that hangs delays only the next look.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the scheduler has learned of the requests, kept on disk: a restart begins with it."""
+"""Keeps the scheduler's statistics of requests on disk, so that a restart begins with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory held for foreign programs: each reservation lives as long as whoever asked for it."""
+"""Reservations: memory held for other programs, each for as long as its holder lives."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Reservations:
     ) -> AsyncIterator[Reservation]:
         """Wait until the memory is held, and hold it until the end of the context.
 
-        Without `evict` nobody makes room for it. Raises ApiError when it can never be held, or the
-        name is taken.
+        Without `evict` no model is unloaded for it. Raises ApiError when it can never be held, or
+        the name is taken.
         """
         reservation = self.ask(footprint, name=name, pid=pid, evict=evict)
         try:
@@ -89,7 +89,7 @@ class Reservations:
         pid: int | None = None,
         evict: bool = True,
     ) -> Reservation:
-        """Ask for memory; `settled` tells. Whoever calls this has to `release` it."""
+        """Ask for memory; `settled` has the result. The caller has to `release` it."""
         called = name or f"{next(self._numbers)}"
         reservation = Reservation(
             called,

@@ -2,8 +2,9 @@
 
 A request that streams and carries `X-Conversation-Id` makes llama-server buffer its answer (up to
 4 MiB, server-stream.cpp) and go on when the client leaves. Its lease is then kept here, `detached`,
-until the generation ends, somebody stops it, or the scheduler takes it back. An answer that has
-ended without a reader is fetched from the child, so that the model may leave and nothing is lost.
+until the generation ends, a client stops it, or the scheduler takes it back. An answer that has
+ended without a reader is fetched from the child, so that the model can be unloaded without losing
+it.
 
 A client chooses the id by which it reads an answer again, or stops it. So an answer belongs to the
 client that began it: two clients that choose one id have two streams, in the child too.
@@ -39,12 +40,12 @@ from llamaswap_py.units import MIB
 ASKING: Final = 2.0
 """Seconds for one question to a child, which answers in microseconds."""
 EVERYBODY: Final = ""
-"""The owner of all conversations where there are no keys."""
+"""The owner of all conversations if lswap has no keys."""
 _MARK: Final = 16
 
 
 def id_in_child(owner: str, name: str) -> str:
-    """Return what a child knows a conversation by: the client's name for it, marked as its owner's.
+    """Return a conversation's id in the child: the client's name for it, with a mark of its owner.
 
     Marks have one length, so that no name of one owner is the id of another's.
     """
@@ -88,7 +89,7 @@ class ResumableStream:
         self.unread.set()
 
     def store(self, whole: bytes) -> None:
-        """Keep an answer, or the error that stands for it, for who comes back."""
+        """Keep an answer, or the error in its place, for a client that comes back."""
         self.whole, self.whole_at = whole, time.monotonic()
 
     @property
@@ -298,7 +299,7 @@ class ResumableStreams:
             task.cancel()
 
     async def stop(self, stream: ResumableStream) -> None:
-        """End the generation, as somebody who presses a stop button does."""
+        """End the generation, as a stop button does."""
         if stream.lease is None:
             stream.cancel()
             self.remove(stream)
@@ -386,7 +387,7 @@ class ResumableStreams:
                 keep=False,
             )
         except (OSError, ValueError) as error:
-            # Whoever reads it finds what the child had of it, or nothing.
+            # A reader finds the part that the child had of it, or nothing.
             _log.debug("%s: its child did not answer: %s", stream.id, error)
             if isinstance(error, OSError) and is_refusal(error.errno):
                 lease.revoke(StopReason.REFUSED.value)  # also where its other answers may go on
@@ -452,7 +453,7 @@ class ResumableStreams:
             ticket.release(ev.Outcome.CANCELLED)
 
     async def _ended(self, stream: ResumableStream, lease: Lease) -> None:
-        """Wait until the child has generated the answer, and nobody reads it any more."""
+        """Wait until the child has generated the answer, and no client reads it any more."""
         missing = 0
         while missing < _APPEARS and self._alive(lease):
             entries = await look_up(lease.endpoint, [stream.id])

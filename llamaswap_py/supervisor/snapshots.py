@@ -1,4 +1,4 @@
-"""The snapshot: what is known of models, instances and devices, as people and programs see it."""
+"""The snapshot: all facts of models, instances and devices, as the API and commands show them."""
 
 from __future__ import annotations
 

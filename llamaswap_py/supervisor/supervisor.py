@@ -1,7 +1,7 @@
-"""The meeting point: requests and children become events, the scheduler's actions are carried out.
+"""The supervisor: turns requests and children into events, and carries out the scheduler's actions.
 
-It decides nothing. An `if` on the state of a model belongs into the scheduler. The parts that it
-owns know nothing of it: each gets the few calls and records that it uses.
+It decides nothing: an `if` on the state of a model belongs into the scheduler. The parts that it
+owns do not know it: each gets the few calls and records that it uses.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ failed to say when it wants to be asked again is asked."""
 class Supervisor:
     """Owns the children of one configuration. Use as an async context manager.
 
-    Leaving the context kills every child that is left; await `shut_down()` before to be polite.
-    `child` makes what runs an instance.
+    Leaving the context kills every child that is left; to let requests finish, await `shut_down()`
+    first. `child` makes the object that runs an instance.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Supervisor:
         finally:
             self._timer.cancel()
             self.instances.close()
-            with suppress(OSError):  # a disk that hangs keeps nobody from ending
+            with suppress(OSError):  # a disk that hangs must not delay the end
                 PatientDisk("lswap-traffic")(self.request_history.save)
 
     @property
@@ -219,7 +219,7 @@ class Supervisor:
         self.dispatch(ev.ChoicesEstimated(PresetId(preset), choices, load_seconds, seeded))
 
     def _ready_children(self) -> list[ReadyChild]:
-        """Return the children that are ready, for those who measure them."""
+        """Return the children that are ready, for measuring them."""
         known = self.scheduler.state.instances
         return [
             ReadyChild(key.preset, known[key].choice, one.pid, known[key].load_seconds)
@@ -258,7 +258,7 @@ class Supervisor:
     # Requests
 
     def outlook(self, preset: str) -> str:
-        """Return what to tell somebody who waits: `loading alpha 43% eta 2.1s`."""
+        """Return the notice for a client that waits: `loading alpha 43% eta 2.1s`."""
         known = self.scheduler.state.presets[PresetId(preset)]
         doing = known.serving.state.value if known.serving else "waiting for memory for"
         if known.downloading_since is not None:
@@ -305,7 +305,7 @@ class Supervisor:
     def unload(self, preset: str, *, force: bool) -> bool:
         """Begin to unload a preset; returns False if no instance of it leaves now.
 
-        A load that somebody waits for goes on without `force`.
+        Without `force`, a load that a request waits for goes on.
         """
         self.dispatch(ev.UnloadAsked(PresetId(preset), force))
         self.overrides.reset(preset)
@@ -442,7 +442,7 @@ class Supervisor:
             self._dispatching = False
 
     def _failed(self, action: Action, error: Exception) -> None:
-        """A bug, or no more files: the others must not suffer from it."""
+        """Handle a bug, or too few file descriptors, without harm to other actions."""
         _log.error("lswap failed to %s", action)
         guard.report(type(action).__name__, error)
         if isinstance(action, Grant | Reject):
