@@ -36,6 +36,7 @@ def run(
     verbose: bool,
 ) -> None:
     """Serve until a signal. Raises LswapError if it cannot start."""
+    commit()  # read it now: no file is opened while the event loop runs
     server.run(
         origin,
         greeting=banner,
