@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from rich.segment import Segment
 from rich.text import Text
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.color import Color
     from textual.coordinate import Coordinate
-    from textual.events import Key
+    from textual.events import Key, Resize
 
 _MARK = "mark"
 
@@ -121,25 +121,28 @@ class Lines(RichLog):
 
     empty = False
     """Whether it only says that there is nothing."""
-    following = True
-    """Whether its reader is at the end."""
 
     @property
     def below(self) -> int:
         """How many lines are below those that are seen."""
         return max(0, len(self.lines) - self.size.height - int(self.scroll_target_y))
 
+    def clear(self) -> Self:
+        """Take all lines away, and follow the end again."""
+        super().clear()
+        self.anchor()
+        return self
+
     def add(self, text: Text) -> None:
         """Write one more text."""
         if self.empty:
             self.clear()
         self.empty = False
-        self.write(text, width=self.size.width, scroll_end=self.following)
+        self.write(text, width=self.size.width, scroll_end=False)
 
-    def watch_scroll_y(self, old: float, new: float) -> None:
-        """Note whether the reader is at the end now."""
-        super().watch_scroll_y(old, new)
-        self.following = self.is_vertical_scroll_end
+    def on_resize(self, event: Resize) -> None:
+        """Lay out again: the end was found with the size of before."""
+        self.refresh(layout=True)
 
 
 class Line(Static):
