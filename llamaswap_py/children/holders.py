@@ -36,7 +36,7 @@ _UNHELD: Final = 3
 alone may be a server that has just closed its socket, or a connection of the kernel to itself."""
 REMEDY: Final = "if cmd only talks to a container or a service, add `served_by: container`"
 REMEDY_OF_STRANGER: Final = (
-    "end that process; nobody can take a unix socket: have cmd listen on {socket} instead of {port}"
+    "end that process, or have cmd listen on {socket} instead of {port}: others cannot take that"
 )
 REMEDY_OF_ENGINE: Final = "take an engine that listens on a unix socket: `lswap engine install`"
 
@@ -163,7 +163,7 @@ class PortWatch:
         return frozenset(), strange[0]
 
     def _describe(self, stranger: Listener) -> str:
-        """Say who holds the port, and what to do. Blocks."""
+        """Return which process holds the port, and the remedy. Blocks."""
         remedy = self._remedy
         if remedy == REMEDY and stranger.uid not in (
             0,

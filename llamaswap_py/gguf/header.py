@@ -351,7 +351,7 @@ def _read_tensor(cursor: Cursor, number: int) -> Tensor:
     if not 0 < elements <= MAX_TENSOR_ELEMENTS:
         raise GgufError(f"the tensor {name} has an impossible shape: {shape}")
     if shape[0] % kind.block:
-        raise GgufError(f"rows of {name} are no whole blocks of {kind.name}: {shape[0]}")
+        raise GgufError(f"rows of {name} are not whole blocks of {kind.name}: {shape[0]}")
     offset = cursor.count(f"the offset of {name}")
     return Tensor(name, shape, kind.name, elements // kind.block * kind.size, offset)
 

@@ -245,8 +245,8 @@ def _take_groups(groups: dict[str, Any], draft: Draft) -> None:
     if len(exclusive) > 1 and any(exclusive):
         draft.note(
             "groups",
-            "a model of an exclusive group unloaded those of other groups; here memory decides who"
-            " runs beside whom (two that must not: put them into one `exclusive` group)",
+            "a model of an exclusive group unloaded those of other groups; here memory decides"
+            " which models run together (two that must not: put them into one `exclusive` group)",
         )
     if len(alone) > 1:
         _exclude(_DEFAULT, alone, draft)

@@ -24,9 +24,9 @@ def _check_requests(state: SchedulerState, now: float) -> None:
     queued = {w.request for preset in state.presets.values() for w in preset.queue}
     assert queued == set(state.waiters), "queues and the index of waiters differ"
     leased = {one for instance in state.instances.values() for one in instance.leases}
-    assert leased <= set(state.leases), "an instance holds a lease nobody knows"
+    assert leased <= set(state.leases), "an instance holds an unknown lease"
     assert not queued & set(state.leases), "a request both waits and holds a lease"
-    assert set(state.detached) <= set(state.leases), "a detached lease nobody knows"
+    assert set(state.detached) <= set(state.leases), "a detached lease is unknown"
     for name, preset in state.presets.items():
         wanted = bool(preset.queue) or preset.wanted_since is not None
         assert wanted == (name in state.wanted), f"demand for {name} is not what its queue says"
@@ -43,7 +43,7 @@ def _check_instances(state: SchedulerState) -> None:
         if instance.state is State.LOADING:
             assert not instance.leases, f"{key} is loading and has leases"
         if instance.gate_for is not None and instance.state is State.READY:
-            assert instance.gate_for in state.wanted, f"{key}: gate closed for nobody"
+            assert instance.gate_for in state.wanted, f"{key}: gate closed for a preset not wanted"
             newcomer = state.presets[instance.gate_for].plan
             assert not state.is_kept(instance, newcomer), f"{key}: gate closed, yet it is kept"
         preset = state.presets.get(key.preset)

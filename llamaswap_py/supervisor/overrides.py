@@ -54,7 +54,7 @@ class Overrides:
         try:
             await self._load(preset)
         except BaseException:
-            if prepared.get(preset) is one:  # else somebody else's args count by now
+            if prepared.get(preset) is one:  # else newer args apply by now
                 self.reset(preset)
             raise
 

@@ -100,9 +100,9 @@ def port_text(preset: Preset, *, can_tell: bool) -> str:
     if preset.cmd is None or preset.cmd.takes_socket:
         return ""
     if not can_tell:
-        return "who holds its port is not looked at: this system does not show it"
+        return "lswap does not check who holds its port: this system does not show it"
     if preset.served_by == "anyone":
-        return "who holds its port is not looked at (served_by: anyone)"
+        return "lswap does not check who holds its port (served_by: anyone)"
     others = ", root or the user of lswap" if preset.served_by == "container" else ""
     return (
         f"its port has to be held by cmd or what it starts{others} (served_by: {preset.served_by})"

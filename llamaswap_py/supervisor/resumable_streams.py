@@ -59,7 +59,7 @@ class ResumableStream:
     """The newest answer of one conversation, and the child that has it."""
 
     owner: str
-    """The principal that began it (proxy/principals.py); EVERYBODY where there are no keys."""
+    """The principal that began it (proxy/principals.py); EVERYBODY if lswap has no keys."""
     name: str
     """What its clients call it."""
     preset: str

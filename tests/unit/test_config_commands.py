@@ -15,7 +15,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.records import Preset
 from llamaswap_py.errors import ConfigError
 
-NOT_SHOWN = "who holds its port is not looked at: this system does not show it"
+NOT_SHOWN = "lswap does not check who holds its port: this system does not show it"
 
 
 def one(text: str) -> Preset:
@@ -132,7 +132,7 @@ def test_check_says_who_may_hold_a_port(
         "",
         f"{own} (served_by: cmd)" if can else NOT_SHOWN,
         f"{own}, root or the user of lswap (served_by: container)" if can else NOT_SHOWN,
-        "who holds its port is not looked at (served_by: anyone)" if can else NOT_SHOWN,
+        "lswap does not check who holds its port (served_by: anyone)" if can else NOT_SHOWN,
     ]
     (warning,) = [each for each in report.warnings if "served_by" in each]
     assert warning.endswith(

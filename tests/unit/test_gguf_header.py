@@ -100,7 +100,7 @@ BAD = {
     "alignment is 0": header({"general.alignment": 0}),
     "has 9 dimensions": counts(1, 0) + text("t") + struct.pack("<I", 9) + bytes(99),
     "unknown type 31": header({}, [tensor("t", (32,), 31, 0)], data=64),
-    "no whole blocks of Q4_0": header({}, [tensor("t", (33,), 2, 0)], data=64),
+    "not whole blocks of Q4_0": header({}, [tensor("t", (33,), 2, 0)], data=64),
     "an impossible shape": header({}, [tensor("t", (0, 4), 0, 0)], data=64),
     r"an impossible shape: \(9223372036854775808": header(
         {}, [tensor("t", (2**63, 2**63), 0, 0)], data=64
