@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from bench.rows import LSWAP, Row, Target
 from bench.run import Run, Section
-from llamaswap_py.simulator.library import library
-from llamaswap_py.simulator.run import LSWAP as POLICY
-from llamaswap_py.simulator.run import run_case
+from llamaswap_py.simulator.cases import library
+from llamaswap_py.simulator.policies import LSWAP as POLICY
+from llamaswap_py.simulator.policies import run_case
 
 
 def measure_day(run: Run) -> Iterator[Section]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 
 from llamaswap_py.api.body import read_ask
-from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream
+from llamaswap_py.api.ollama.answers import Clock, LineStream, OllamaAnswer
 from llamaswap_py.api.ollama.translate import texts_to_embed, translate_chat, translate_generate
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError, ConfigError
@@ -373,7 +373,7 @@ EXTRACT: Final = Target(
 
 def read_ollama(data: bytes, dice: random.Random) -> None:
     """Translate a request, and an answer."""
-    answer = LineStream(Answer("m", dice.choice(("chat", "generate", "native")), _CLOCK))
+    answer = LineStream(OllamaAnswer("m", dice.choice(("chat", "generate", "native")), _CLOCK))
     cut = dice.randrange(len(data) + 1)
     lines = answer.feed(b"data: " + data[:cut]) + answer.feed(data[cut:] + b"\n") + answer.end()
     for line in lines.splitlines():

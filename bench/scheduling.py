@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.simulator.library import library
+from llamaswap_py.simulator.cases import library
 from llamaswap_py.simulator.peers import fewest_loads, most_runs
+from llamaswap_py.simulator.policies import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.report import COLUMNS, markdown, row_of
-from llamaswap_py.simulator.run import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.run_records import Case
 
 BEGIN: Final = "<!-- table: python -m bench.scheduling --write docs/scheduling.md -->"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llamaswap_py.config.api_keys import ApiKey, KeyRing, Right
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RequestHead
 

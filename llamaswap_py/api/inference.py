@@ -43,7 +43,7 @@ from llamaswap_py.api.sending import (
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest
+from llamaswap_py.proxy.messages import Body, RelayOutcome, UpstreamRequest
 from llamaswap_py.supervisor.leases import Notice
 
 if TYPE_CHECKING:
@@ -212,18 +212,18 @@ async def _to_instance(
                 result = await send(call, lease, request, tunnel, translate, collect=collect)
             else:
                 result = await _send_lasting(call, lease, request, conversation, collect=collect)
-            if result.outcome is Outcome.CUT:
+            if result.outcome is RelayOutcome.CUT:
                 lease.outcome = call.outcome = "cut"
-            elif result.outcome is not Outcome.COMPLETE:
+            elif result.outcome is not RelayOutcome.COMPLETE:
                 lease.outcome = call.outcome = "upstream_error"
         if result.refusal is not None:
             _pass_on(call, result.status, result.refusal, answer)
             return
-        if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
+        if result.status or call.exchange.finished or result.outcome is RelayOutcome.COMPLETE:
             return
-        if result.outcome is Outcome.CUT and lease.revoked not in FINAL:
+        if result.outcome is RelayOutcome.CUT and lease.revoked not in FINAL:
             call.exchange.cut_event = None  # the next lease is not revoked
-        elif result.outcome is Outcome.CUT:
+        elif result.outcome is RelayOutcome.CUT:
             raise revoked(call, lease.revoked or FORCE)
         elif is_ending(call, lease, result):
             continue  # no lease on it is granted any more: the next one is another instance's
@@ -309,7 +309,7 @@ async def _send_lasting(
         # It goes on using a slot, so it goes on counting against its key's `max_in_flight`.
         call.supervisor.streams.hold(conversation, ticket, lease, call.hand_over_count())
         raise
-    if result.outcome is Outcome.CUT:
+    if result.outcome is RelayOutcome.CUT:
         call.supervisor.streams.hold_until_stopped(conversation, ticket, lease)
         conversation.lease = None  # it waits once more, or has ended
     return result

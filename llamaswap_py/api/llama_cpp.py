@@ -14,7 +14,7 @@ from llamaswap_py.api.body import bad_json, decode
 from llamaswap_py.api.load_only import begin_load
 from llamaswap_py.api.read_body import read_control
 from llamaswap_py.errors import ApiError, LswapError
-from llamaswap_py.supervisor.library import add_model, delete_files
+from llamaswap_py.supervisor.hub_models import add_model, delete_files
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call, Headers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.errors import upstream_failed
 from llamaswap_py.api.sending import REAPING, REAPING_STEP, cut, send
-from llamaswap_py.proxy.messages import Outcome
+from llamaswap_py.proxy.messages import RelayOutcome
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
@@ -56,11 +56,11 @@ async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
                 return
             lease.on_revoke(lambda reason: cut(call, reason))
             result = await send(call, lease, request)
-        if result.status or call.exchange.finished or result.outcome is Outcome.COMPLETE:
+        if result.status or call.exchange.finished or result.outcome is RelayOutcome.COMPLETE:
             return
         if call.cancelled is not None:
             raise call.cancelled
-        if result.outcome is Outcome.CUT:
+        if result.outcome is RelayOutcome.CUT:
             call.exchange.cut_event = None  # it has left: the next look finds another, or none
         elif not _may_come(result):
             raise upstream_failed(f"{preset} did not answer: {result.error}")
@@ -71,7 +71,7 @@ async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
 
 
 def _may_come(result: RelayResult) -> bool:
-    return result.outcome in (Outcome.UNREACHABLE, Outcome.DIED_BEFORE_HEAD)
+    return result.outcome in (RelayOutcome.UNREACHABLE, RelayOutcome.DIED_BEFORE_HEAD)
 
 
 async def _answered_once(call: Call, lease: Lease, request: UpstreamRequest) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llamaswap_py.api.counters import Counters
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.api_keys import ApiKey, KeyRing, Right
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.proxy.bodies import Bodies
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.places import Places

@@ -20,7 +20,7 @@ from llamaswap_py.api.read_body import read_control
 from llamaswap_py.api.reads import read
 from llamaswap_py.api.sending import build_request, cut, send
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import Outcome
+from llamaswap_py.proxy.messages import RelayOutcome
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
@@ -124,7 +124,11 @@ async def _resumed(call: Call, conversation: ResumableStream) -> None:
     whole = False
     try:
         result = await send(call, lease, request)
-        whole = result.outcome is Outcome.COMPLETE and result.status == 200 and head.method == "GET"
+        whole = (
+            result.outcome is RelayOutcome.COMPLETE
+            and result.status == 200
+            and head.method == "GET"
+        )
     finally:
         conversations.detach(conversation, call.id, whole=whole)
     if not result.status and not call.exchange.finished:

@@ -11,7 +11,7 @@ from llamaswap_py.api.scheduling_headers import has_scheduling_headers
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Route
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.proxy.exchange import Exchange
     from llamaswap_py.proxy.messages import RequestHead
 

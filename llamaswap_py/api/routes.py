@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.api import inference, llama_cpp, metrics, openai, pages, resumable
-from llamaswap_py.api.admin import control, events, openapi, reservations
+from llamaswap_py.api import inference, llama_cpp, metrics, model_lists, pages, resumable
+from llamaswap_py.api.admin import control, event_stream, openapi, reservations
 from llamaswap_py.api.counters import OTHER
 from llamaswap_py.api.errors import Family
 from llamaswap_py.api.ollama import embed, generate, models
@@ -67,14 +67,14 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_post(_GENERATE, "/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
     **_post(_GENERATE, "/v1/systemone"),
     **_post(_COMPUTE, "/tokenize", "/detokenize", "/apply-template"),
-    "/props": {"GET": replace(_READ, without_model=openai.router_props), "POST": _ADMIN},
+    "/props": {"GET": replace(_READ, without_model=model_lists.router_props), "POST": _ADMIN},
     "/slots": {"GET": replace(_READ, right="slots")},
     "/metrics": {"GET": replace(_READ, without_model=metrics.scrape, free=True)},
     "/lora-adapters": {"GET": _READ, "POST": _ADMIN},
     # llama.cpp's router mode
-    "/v1/models": {"GET": Route(openai.list_models)},
+    "/v1/models": {"GET": Route(model_lists.list_models)},
     "/models": {
-        "GET": Route(openai.list_models),
+        "GET": Route(model_lists.list_models),
         "POST": Route(llama_cpp.download, admin=True, starts=True),
         "DELETE": Route(llama_cpp.remove, admin=True),
     },
@@ -85,7 +85,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
         "GET": _FREE(resumable.resume, retry=True),
         "DELETE": _FREE(resumable.stop),
     },
-    **_get(Route(events.router_events), "/models/sse"),
+    **_get(Route(event_stream.router_events), "/models/sse"),
     "/cors-proxy": {"GET": Route(llama_cpp.cors_proxy), "POST": Route(llama_cpp.cors_proxy)},
     "/tools": {"GET": Route(llama_cpp.tools), "POST": Route(llama_cpp.tools)},
     # Ollama
@@ -107,7 +107,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     **_get(_FREE(control.state), "/lswap/v1/state"),
     **_get(_FREE(control.decisions), "/lswap/v1/decisions"),
     **_get(Route(control.own_log, admin=True), "/lswap/v1/logs"),
-    **_get(Route(events.events), "/lswap/v1/events"),
+    **_get(Route(event_stream.events), "/lswap/v1/events"),
     **_get(_FREE(control.list_requests), "/lswap/v1/requests"),
     **_get(Route(partial(openapi.serve, every_route), public=True), "/openapi.json"),
     **_post(_FREE(control.reload, admin=True, starts=True), "/lswap/v1/reload"),
@@ -120,7 +120,7 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
 # (start, end, methods): what lies between is captured, slashes and all. First match wins.
 PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/upstream/", "", {ANY: _UPSTREAM}),
-    ("/v1/models/", "", {"GET": Route(openai.show_model)}),
+    ("/v1/models/", "", {"GET": Route(model_lists.show_model)}),
     ("/slots/", "", {"POST": replace(_CHANGE, right="slots")}),
     ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(models.unsupported, admin=True))),
     ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(models.elsewhere))),

@@ -17,7 +17,7 @@ import msgspec
 from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.dial import is_refusal, note_refusal
-from llamaswap_py.proxy.messages import Body, Outcome, UpstreamRequest, varied_lines
+from llamaswap_py.proxy.messages import Body, RelayOutcome, UpstreamRequest, varied_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,10 +107,10 @@ async def send(
             translate=translate,
             collect=collect,
         )
-    if result.outcome is Outcome.UNREACHABLE:
+    if result.outcome is RelayOutcome.UNREACHABLE:
         # before its lease is given back, and granted to somebody else
         note_refusal(lease.endpoint, result.errno)
-    elif result.outcome is Outcome.DIED_BEFORE_HEAD:
+    elif result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
         call.supervisor.instances.doubt(lease.key)
     note_answer(call, result)
     return result
@@ -121,7 +121,7 @@ def note_answer(call: Call, result: RelayResult) -> None:
     call.status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail
     streams = call.exchange.event_stream
-    if result.outcome is not Outcome.COMPLETE:
+    if result.outcome is not RelayOutcome.COMPLETE:
         return
     call.outcome = "ok"
     if is_failure(result.status, call.tail, streams=streams):
@@ -160,12 +160,12 @@ def may_retry(call: Call, result: RelayResult) -> bool:
     """A child that was never reached did nothing; one that died while it answered may have."""
     if nothing_sent(result):
         return True
-    return call.route.retry and result.outcome is Outcome.DIED_BEFORE_HEAD
+    return call.route.retry and result.outcome is RelayOutcome.DIED_BEFORE_HEAD
 
 
 def nothing_sent(result: RelayResult) -> bool:
     """Return whether the child was never reached."""
-    return result.outcome is Outcome.UNREACHABLE
+    return result.outcome is RelayOutcome.UNREACHABLE
 
 
 def is_ending(call: Call, lease: Lease, result: RelayResult) -> bool:
@@ -177,7 +177,7 @@ def is_ending(call: Call, lease: Lease, result: RelayResult) -> bool:
         return True
     running = call.supervisor.running.get(lease.key)
     ending = running is not None and running.ending
-    return ending and result.outcome is Outcome.DIED_BEFORE_HEAD
+    return ending and result.outcome is RelayOutcome.DIED_BEFORE_HEAD
 
 
 def is_failure(status: int, tail: bytes, *, streams: bool) -> bool:

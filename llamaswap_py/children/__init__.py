@@ -8,7 +8,7 @@ A child turns its process into events and decides nothing about models. The pure
 from __future__ import annotations
 
 from llamaswap_py.children.child import Child
-from llamaswap_py.children.events import (
+from llamaswap_py.children.child_events import (
     ChildEnding,
     ChildEvent,
     ChildExited,

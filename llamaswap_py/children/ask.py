@@ -23,7 +23,7 @@ _OK: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """Status and body of one answer."""
 
     status: int
@@ -46,7 +46,7 @@ class _Reader(asyncio.Protocol):
     def __init__(
         self,
         request: bytes,
-        answer: asyncio.Future[Answer],
+        answer: asyncio.Future[HttpAnswer],
         keep: bool,
         on_status: Callable[[int], None] | None,
     ) -> None:
@@ -93,14 +93,14 @@ class _Reader(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._answer.done():
             status = self._parser.get_status_code()
-            self._answer.set_result(Answer(status, b"".join(self._body), tuple(self._headers)))
+            self._answer.set_result(HttpAnswer(status, b"".join(self._body), tuple(self._headers)))
 
     def _fail(self, error: ConnectionError) -> None:
         if not self._answer.done():
             self._answer.set_exception(error)
 
 
-async def get(endpoint: Endpoint, path: str, timeout: float) -> Answer:  # noqa: ASYNC109
+async def get(endpoint: Endpoint, path: str, timeout: float) -> HttpAnswer:  # noqa: ASYNC109
     """GET `path` from `endpoint` within `timeout` seconds.
 
     Raises OSError (also ConnectionError and TimeoutError) when no complete answer comes.
@@ -118,7 +118,7 @@ async def ask(
     headers: str = "",
     keep: bool = True,
     on_status: Callable[[int], None] | None = None,
-) -> Answer:
+) -> HttpAnswer:
     """Send one request, with `body` as its JSON, and wait `timeout` seconds (None: for ever).
 
     `headers` are lines of more headers, each with its CRLF.
@@ -134,7 +134,7 @@ async def ask(
         f"Accept: */*\r\n{headers}{content}Connection: close\r\n\r\n"
     )
     request = head.encode("ascii") + body
-    answer: asyncio.Future[Answer] = loop.create_future()
+    answer: asyncio.Future[HttpAnswer] = loop.create_future()
     transport: asyncio.BaseTransport | None = None
 
     def make() -> _Reader:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from llamaswap_py.children.environment import child_env
-from llamaswap_py.children.events import (
+from llamaswap_py.children.child_events import (
     ChildEnding,
     ChildExited,
     ChildHung,
@@ -26,6 +25,7 @@ from llamaswap_py.children.events import (
     ChildSpawned,
     ChildWoke,
 )
+from llamaswap_py.children.environment import child_env
 from llamaswap_py.children.holders import port_watch
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
@@ -58,8 +58,8 @@ from llamaswap_py.units import showable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.children.events import ChildEvent, ChildSpec, Program
-    from llamaswap_py.children.liveness import Requests
+    from llamaswap_py.children.child_events import ChildEvent, ChildSpec, Program
+    from llamaswap_py.children.liveness import ChildRequests
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.llamacpp.output import Sign, Stream
@@ -111,7 +111,7 @@ class Child:
         spec: ChildSpec,
         on_event: Callable[[ChildEvent], None],
         logs: ChildLog,
-        requests: Callable[[], Requests] | None = None,
+        requests: Callable[[], ChildRequests] | None = None,
     ) -> None:
         self.spec = spec
         self._emit = on_event

@@ -11,7 +11,7 @@ from llamaswap_py.llamacpp.doctor import Check, CheckState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
 
 _REMEDY = "let lswap have cgroups of its own (docs/operating.md, Containment), or remove the key"
 

@@ -9,7 +9,7 @@ from llamaswap_py.llamacpp.env_variables import CHILD_MODE, clean_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.children.events import ChildSpec
+    from llamaswap_py.children.child_events import ChildSpec
 
 MARK: Final = "LSWAP_CHILD"
 """A variable in each child's environment: by it the next start of lswap finds processes that a

@@ -24,7 +24,7 @@ from llamaswap_py.children.listeners import asks_kernel, can_tell, table, takers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.children.events import ChildSpec
+    from llamaswap_py.children.child_events import ChildSpec
     from llamaswap_py.children.listeners import Listener
     from llamaswap_py.endpoint import Endpoint
 
@@ -41,7 +41,7 @@ REMEDY_OF_STRANGER: Final = (
 REMEDY_OF_ENGINE: Final = "take an engine that listens on a unix socket: `lswap engine install`"
 
 
-class Family(NamedTuple):
+class ProcessFamily(NamedTuple):
     """Sockets of a child's processes (inodes), and the users whose sockets the system hides."""
 
     sockets: frozenset[int]
@@ -63,7 +63,7 @@ def serves_itself(pid: int, endpoint: Endpoint) -> bool:
     return not inodes.isdisjoint(look_at(pid).sockets)
 
 
-def look_at(pid: int) -> Family:
+def look_at(pid: int) -> ProcessFamily:
     """Return what a child's processes hold."""
     sockets: set[int] = set()
     hidden: set[int] = set()
@@ -77,7 +77,7 @@ def look_at(pid: int) -> Family:
                     hidden.add(process.uids().effective)
         except OSError:  # it has ended
             continue
-    return Family(frozenset(sockets), frozenset(hidden))
+    return ProcessFamily(frozenset(sockets), frozenset(hidden))
 
 
 class PortWatch:
@@ -148,7 +148,7 @@ class PortWatch:
         for number in range(_LOOKS):
             if number:
                 time.sleep(_PAUSE)
-            family = look_at(pid) if pid is not None else Family(frozenset(), frozenset())
+            family = look_at(pid) if pid is not None else ProcessFamily(frozenset(), frozenset())
             users = family.hidden
             if self._served_by == "container":
                 users |= {0, os.geteuid()}

@@ -29,7 +29,7 @@ kernel's clock. A child that hangs uses a little as well, when it is asked for i
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class ChildRequests:
     """What a child has to do, as seen from outside.
 
     `owing` counts requests that generate for a client that reads: output has to come. `others`
@@ -89,7 +89,7 @@ class Liveness:
         return self.spinning >= _SPINS * self._patience
 
     def look(
-        self, now: float, requests: Requests, lines: int, work: Work | None, *, longest: float
+        self, now: float, requests: ChildRequests, lines: int, work: Work | None, *, longest: float
     ) -> None:
         """Note what is seen now; `lines` is how many the child has logged, ever.
 
@@ -134,7 +134,7 @@ class Liveness:
         self.silence = 0.0
         self._ask_at = _ASK_FROM * self._patience
 
-    def _moved(self, requests: Requests, lines: int, work: Work | None) -> bool:
+    def _moved(self, requests: ChildRequests, lines: int, work: Work | None) -> bool:
         if requests.received != self._received:
             return True
         # A request that comes or goes is logged by the HTTP threads, whatever the rest does.

@@ -15,7 +15,7 @@ import anyio
 import psutil
 
 from llamaswap_py.children.ask import get
-from llamaswap_py.children.events import ChildProgress, ChildReady, ChildStalled
+from llamaswap_py.children.child_events import ChildProgress, ChildReady, ChildStalled
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.props import read_props
 from llamaswap_py.tasks.guard import keep_going
@@ -23,8 +23,8 @@ from llamaswap_py.tasks.guard import keep_going
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.children.ask import Answer
-    from llamaswap_py.children.events import ChildEvent, ChildSpec
+    from llamaswap_py.children.ask import HttpAnswer
+    from llamaswap_py.children.child_events import ChildEvent, ChildSpec
 
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -209,12 +209,12 @@ class Load:
         )
         return self._endpoint
 
-    async def ask(self, path: str, patience: float) -> Answer:
+    async def ask(self, path: str, patience: float) -> HttpAnswer:
         """Ask the child something; raises OSError when it does not answer in time."""
         assert self._endpoint is not None
         return await get(self._endpoint, path, patience)
 
-    async def _confirm(self) -> Answer:
+    async def _confirm(self) -> HttpAnswer:
         """Return the first answer that is not "still loading" (503).
 
         Any other status proves that it serves: /props may ask for the preset's own API key. For a

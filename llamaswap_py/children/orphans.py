@@ -27,7 +27,7 @@ import psutil
 
 from llamaswap_py.children.cgroups import Group, is_ours
 from llamaswap_py.children.environment import MARK
-from llamaswap_py.children.running import start_time
+from llamaswap_py.children.running_lswaps import start_time
 from llamaswap_py.storage.regular_files import read_regular
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.children.ask import Answer, get
+from llamaswap_py.children.ask import HttpAnswer, get
 from llamaswap_py.children.loading import Load
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.output import ListeningSign, OutputLine
@@ -18,14 +18,14 @@ from llamaswap_py.proxy.dial import open_tcp
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from llamaswap_py.children.events import ChildEvent, ChildSpec, Program
+    from llamaswap_py.children.child_events import ChildEvent, ChildSpec, Program
     from llamaswap_py.llamacpp.output import Sign, Stream
 
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-_NOTHING: Final = Answer(0, b"")
+_NOTHING: Final = HttpAnswer(0, b"")
 
 
 def choose_endpoint(spec: ChildSpec) -> Endpoint:
@@ -144,7 +144,7 @@ class ProgramLoad(Load):
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
-    async def _confirm(self) -> Answer:
+    async def _confirm(self) -> HttpAnswer:
         """Wait until it accepts a connection; return its slots, if it says them."""
         assert self._endpoint is not None
         pause = _FIRST_PAUSE

@@ -21,7 +21,7 @@ from llamaswap_py.children.orphans import (
     sweep_file,
     write_record,
 )
-from llamaswap_py.children.running import (
+from llamaswap_py.children.running_lswaps import (
     LOCK,
     Served,
     base_dir,

@@ -18,7 +18,7 @@ from llamaswap_py.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.children.liveness import Requests
+    from llamaswap_py.children.liveness import ChildRequests
     from llamaswap_py.endpoint import Endpoint
 
 _LOOKS: Final = 32
@@ -35,7 +35,7 @@ async def watch_child(
     pid: int,
     endpoint: Endpoint,
     patience: float,
-    requests: Callable[[], Requests],
+    requests: Callable[[], ChildRequests],
     lines: Callable[[], int],
     *,
     program: bool,
@@ -51,7 +51,7 @@ async def watch_llama_server(
     pid: int,
     endpoint: Endpoint,
     patience: float,
-    requests: Callable[[], Requests],
+    requests: Callable[[], ChildRequests],
     lines: Callable[[], int],
 ) -> str:
     """Return which signs of life a child lacks, once it counts as hung.
@@ -92,7 +92,7 @@ async def watch_program(
     pid: int,
     endpoint: Endpoint,
     patience: float,
-    requests: Callable[[], Requests],
+    requests: Callable[[], ChildRequests],
     lines: Callable[[], int],
 ) -> str:
     """Return which signs of life another program lacks, once it counts as hung.

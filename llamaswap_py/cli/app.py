@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
-from llamaswap_py.cli import common, library, lifecycle
+from llamaswap_py.cli import common, library, server_commands
 from llamaswap_py.cli.asking import Key, MaybeModel, Model, Url, print_json, remote
 from llamaswap_py.cli.common import AS_UP, FAILED, LOOKS, USAGE_ERROR, Commands, Json, tell_usage
 from llamaswap_py.cli.completion import add_group, model_names
@@ -94,7 +94,13 @@ def options(
     """Run many local language models on too little memory: one port, llama-server children."""
 
 
-for _command in (common.up, common.init, common.check, lifecycle.status, lifecycle.stop):
+for _command in (
+    common.up,
+    common.init,
+    common.check,
+    server_commands.status,
+    server_commands.stop,
+):
     app.command()(_command)
 
 
@@ -155,7 +161,8 @@ def simulate(
     """Try a configuration on a trace, or replay a recorded run.
 
     A trace is a list of requests. It is played with lswap's policy and those of other programs.
-    --replay shows the decisions of a recorded run again, and checks that they are the same.
+    --replay runs the scheduler on a recorded run, shows its decisions, and checks that they match
+    the recorded ones.
     """
     from llamaswap_py.cli.simulate import run_either
 
@@ -180,7 +187,7 @@ def ps(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Show loaded and waiting models, and the memory; or only MODEL."""
+    """Show memory, loaded models and those that requests wait for; or only MODEL."""
     from llamaswap_py.cli.show import only_model, print_ps
     from llamaswap_py.client import calls
 
@@ -220,7 +227,7 @@ def load(
     key: Key = None,
 ) -> None:
     """Load MODEL, and unload others if it needs their memory."""
-    from llamaswap_py.cli.loading import load_with_progress
+    from llamaswap_py.cli.load_progress import load_with_progress
 
     with remote(url, key) as lswap:
         report = load_with_progress(lswap, model, wait=wait, quiet=as_json)
@@ -255,7 +262,7 @@ def unload(
     key: Key = None,
 ) -> None:
     """Unload models once their requests have ended."""
-    from llamaswap_py.cli.loading import unload_each
+    from llamaswap_py.cli.load_progress import unload_each
 
     if not models and not every:
         remedy = "name a model, or use --all; `lswap ps` lists the loaded ones"
@@ -401,9 +408,9 @@ def reserve(
 
 
 app.command()(library.pull)
-app.command()(lifecycle.uninstall)
-app.command()(lifecycle.demo)
-app.command()(lifecycle.report)
+app.command()(server_commands.uninstall)
+app.command()(server_commands.demo)
+app.command()(server_commands.report)
 
 
 @app.command()

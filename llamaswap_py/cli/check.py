@@ -29,9 +29,9 @@ from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.supervisor.fit import FitResult
-    from llamaswap_py.supervisor.prepare import Prepared, Way
+    from llamaswap_py.supervisor.prepare import LoadWay, Prepared
 
 
 class Checked(msgspec.Struct):
@@ -137,7 +137,7 @@ def _besides(config: Config | None) -> list[str]:
     ]
 
 
-def _has_windows(way: Way) -> bool:
+def _has_windows(way: LoadWay) -> bool:
     """Return whether `keep_kv` cannot work because the model has sliding windows."""
     try:
         return way.preset.keep_kv and read_slot_shape(way.preset.model, way.args).windows

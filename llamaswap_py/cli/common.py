@@ -59,8 +59,8 @@ def up(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG|MODEL]...",
-            help="The configuration file (YAML) or a folder of them; GGUF files, folders of GGUF "
-            "files, repositories of Hugging Face (user/repo:QUANT).",
+            help="Either a configuration (a YAML file, or a folder of YAML files), or models: GGUF "
+            "files, folders of them, or Hugging Face repositories (user/repo:QUANT).",
             show_default=False,
         ),
     ] = None,
@@ -94,8 +94,8 @@ def up(
     """Serve the models of CONFIG on one port, until Ctrl-C.
 
     The first Ctrl-C lets running requests finish, a second one stops at once. Without CONFIG or
-    MODEL, lswap uses ./lswap.yaml or ~/.config/lswap/config.yaml; if there is neither, every GGUF
-    file in the usual places.
+    MODEL, lswap uses ./lswap.yaml or ~/.config/lswap/config.yaml. If there is neither, it serves
+    the GGUF files of ~/models and of the folders where llama.cpp and LM Studio keep theirs.
     """
     from llamaswap_py.cli.arguments import options_said, origin_of
     from llamaswap_py.cli.up import run
@@ -143,7 +143,7 @@ def check(
     models_dir: ModelsDir = None,
     as_json: Json = False,
 ) -> None:
-    """List all mistakes in CONFIG; exit with 1 if there is one."""
+    """List all mistakes in CONFIG; exit with 1 if there are any."""
     from llamaswap_py.cli.arguments import origin_of
     from llamaswap_py.cli.check import run
 

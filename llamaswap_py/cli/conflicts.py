@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device
 from llamaswap_py.scheduler.feasibility import remedies
 from llamaswap_py.scheduler.ledger import Ledger

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llamaswap_py.config.load import Origin
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.supervisor.fit import FitResult
 
 COLUMNS = ("model", "device", "memory", "source", "made of")

@@ -15,7 +15,7 @@ from llamaswap_py.cli.common import command_group
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.importing.draft import Draft
     from llamaswap_py.importing.ollama import OllamaManifest
     from llamaswap_py.llamacpp.options import Option, OptionTable
@@ -223,7 +223,7 @@ def _manifests(folder: Path) -> list[OllamaManifest]:
 def _finish(draft: Draft, source: str, output: Path | None, force: bool) -> None:
     """Write the draft. Print on stderr what was not carried over, and what to do next."""
     from llamaswap_py.importing.draft import note_relative, render
-    from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
+    from llamaswap_py.importing.engine_options import fit_to_engines, settle_margin
     from llamaswap_py.importing.usable_names import mend_names
 
     mend_names(draft)

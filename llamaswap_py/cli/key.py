@@ -161,7 +161,7 @@ def _tell_running() -> str:
     """Make the running lswaps of this user read their files again; return their addresses."""
     import signal
 
-    from llamaswap_py.children.running import find_running
+    from llamaswap_py.children.running_lswaps import find_running
 
     told = []
     for one in find_running(os.environ):

@@ -1,4 +1,4 @@
-"""The commands for models of Hugging Face: `pull` and `rm`. Their work is in other modules."""
+"""The command `pull`, for models of Hugging Face. Its work is in pull.py."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ import yaml
 from msgspec.structs import replace
 
 from llamaswap_py.children.containment import examine_containment
-from llamaswap_py.children.running import find_running
+from llamaswap_py.children.running_lswaps import find_running
 from llamaswap_py.cli import check, engine, show
 from llamaswap_py.cli.arguments import origin_of
 from llamaswap_py.cli.init import serves_text
@@ -34,8 +34,8 @@ from llamaswap_py.cli.servers import find_url
 from llamaswap_py.cli.version import commit, lswap_text
 from llamaswap_py.client import calls
 from llamaswap_py.client.remote import Remote
-from llamaswap_py.config.records import Memory
 from llamaswap_py.config.redacted import redacted
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.config.yaml_tree import MAX_TEXT, plain_value, read_yaml
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, LswapError, RemoteError
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from llamaswap_py.config.load import Origin
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.snapshot import ModelView, Snapshot
 
 _PATIENCE: Final = 10.0

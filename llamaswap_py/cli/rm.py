@@ -14,7 +14,7 @@ from llamaswap_py.cli.common import LOOKS, Json
 from llamaswap_py.cli.completion import model_names
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
 
 __all__ = ["app"]
 
@@ -70,7 +70,7 @@ def rm(
 
 
 def _remove_files(preset: Preset, config: Config) -> int:
-    from llamaswap_py.supervisor.library import delete_files
+    from llamaswap_py.supervisor.hub_models import delete_files
 
     return delete_files(preset.hf or "", _others(preset, config))
 
@@ -96,7 +96,7 @@ def _downloaded(preset: Preset, config: Config) -> tuple[str, ...]:
     from llamaswap_py.errors import ConfigError
     from llamaswap_py.hub.cache import find_cached, own_files
     from llamaswap_py.hub.refs import parse_ref
-    from llamaswap_py.supervisor.library import needed_files
+    from llamaswap_py.supervisor.hub_models import needed_files
 
     if preset.hf is None:
         raise ConfigError(

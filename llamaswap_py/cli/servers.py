@@ -6,14 +6,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from llamaswap_py.children.running import find_running
+from llamaswap_py.children.running_lswaps import find_running
 from llamaswap_py.client.address import DEFAULT_URL
 from llamaswap_py.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llamaswap_py.children.running import Running
+    from llamaswap_py.children.running_lswaps import RunningLswap
 
 
 def find_url(url: str | None) -> str:
@@ -41,7 +41,7 @@ def find_url(url: str | None) -> str:
     return DEFAULT_URL
 
 
-def choose_one(running: Sequence[Running]) -> ConfigError:
+def choose_one(running: Sequence[RunningLswap]) -> ConfigError:
     """Return the error that lists the running lswaps."""
     listed = ", ".join(map(str, running))
     return ConfigError(f"{len(running)} lswaps run here", remedy=f"name one with --url: {listed}")

@@ -12,10 +12,10 @@ from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.load import read_config
 from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.simulator.policies import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.report import COLUMNS, row_of
-from llamaswap_py.simulator.run import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.scenario import SimulatedChild, make_case
-from llamaswap_py.simulator.trace import parse_trace
+from llamaswap_py.simulator.trace_file import parse_trace
 from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
 from llamaswap_py.units import format_duration, parse_size
 

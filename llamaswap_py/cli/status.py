@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.children.running import find_running
+from llamaswap_py.children.running_lswaps import find_running
 from llamaswap_py.cli.show import state_text
 from llamaswap_py.client import calls
 from llamaswap_py.client.address import DEFAULT_URL
@@ -17,7 +17,7 @@ from llamaswap_py.errors import RemoteError
 from llamaswap_py.units import format_age
 
 if TYPE_CHECKING:
-    from llamaswap_py.children.running import Running
+    from llamaswap_py.children.running_lswaps import RunningLswap
     from llamaswap_py.snapshot import Snapshot
 
 _PATIENCE: Final = 5.0
@@ -76,7 +76,7 @@ def lines(status: Status) -> list[str]:
     return said
 
 
-def _local(one: Running, key: str | None) -> Status:
+def _local(one: RunningLswap, key: str | None) -> Status:
     if one.served is None or one.url is None:
         return Status((), one.pid, "unknown")
     served = one.served

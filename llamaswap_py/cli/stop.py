@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.children.running import find_running, start_time
+from llamaswap_py.children.running_lswaps import find_running, start_time
 from llamaswap_py.cli.servers import choose_one
 from llamaswap_py.client import calls
 from llamaswap_py.client.address import DEFAULT_URL, base_of
@@ -20,7 +20,7 @@ from llamaswap_py.client.remote import Remote, UnreachableError
 from llamaswap_py.errors import RemoteError, StateError
 
 if TYPE_CHECKING:
-    from llamaswap_py.children.running import Running
+    from llamaswap_py.children.running_lswaps import RunningLswap
 
 _PATIENCE: Final = 2.0
 """Seconds that lswap may take to answer how many requests run; the number is only printed."""
@@ -42,7 +42,7 @@ def run(url: str | None, key: str | None, *, now: bool, as_json: bool) -> None:
         print(f"lswap (pid {one.pid}) has stopped")
 
 
-def _signal(one: Running, *, now: bool) -> None:
+def _signal(one: RunningLswap, *, now: bool) -> None:
     """Send the signals of Ctrl-C: the first drains, the second ends lswap at once.
 
     They have different numbers, because two equal signals may become one. If lswap drains already,
@@ -61,7 +61,7 @@ def _signal(one: Running, *, now: bool) -> None:
         ) from None
 
 
-def _chosen(url: str | None, key: str | None) -> Running:
+def _chosen(url: str | None, key: str | None) -> RunningLswap:
     running = find_running(os.environ)
     if url:
         return _at(url, key, running)
@@ -90,7 +90,7 @@ def _place(url: str) -> tuple[str, str | None]:
     return base.replace("://localhost:", "://127.0.0.1:"), socket
 
 
-def _at(url: str, key: str | None, running: list[Running]) -> Running:
+def _at(url: str, key: str | None, running: list[RunningLswap]) -> RunningLswap:
     """Return the lswap at an address, as its runtime folder or its own answer describes it."""
     wanted = _place(url)
     for one in running:
@@ -107,7 +107,7 @@ def _at(url: str, key: str | None, running: list[Running]) -> Running:
     )
 
 
-def _what_comes(one: Running, key: str | None, *, now: bool) -> str:
+def _what_comes(one: RunningLswap, key: str | None, *, now: bool) -> str:
     requests = 0
     with (
         suppress(RemoteError),

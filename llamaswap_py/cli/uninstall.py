@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.children.running import LOCK, bases, find_running
+from llamaswap_py.children.running_lswaps import LOCK, bases, find_running
 from llamaswap_py.cli import service
 from llamaswap_py.cli.init import short_path, usual_files
 from llamaswap_py.cli.tables import print_table

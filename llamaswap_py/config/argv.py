@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from llamaswap_py.config.forms import PerDevice
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
     from llamaswap_py.llamacpp.features import Option
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, structs
 
 from llamaswap_py.config.forms import Base, Form, Record, expected, read_text
-from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.sections import Config, Preset
 from llamaswap_py.config.yaml_tree import Invalid, Node, Scalar, nearest
 from llamaswap_py.llamacpp.options import LONG_NAMES, long_name
 

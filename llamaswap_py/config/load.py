@@ -12,8 +12,8 @@ from typing import Final
 
 from llamaswap_py.config.api_keys import KeyRing, parse_keys, with_rights
 from llamaswap_py.config.parse import load_files
-from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
+from llamaswap_py.config.sections import Config
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.yaml_tree import MAX_TEXT
 from llamaswap_py.errors import ConfigError

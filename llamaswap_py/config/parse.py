@@ -19,7 +19,7 @@ from llamaswap_py.config.json_schema import Key, key_hint, keys_of
 from llamaswap_py.config.listen import check_listeners, parse_endpoint
 from llamaswap_py.config.model_forms import as_program, combined_mistakes
 from llamaswap_py.config.preset_names import bad_name, resolve_names
-from llamaswap_py.config.records import Config, Defaults, Mistake, Policy, Preset, Record
+from llamaswap_py.config.sections import Config, Defaults, Mistake, Policy, Preset, Record
 from llamaswap_py.config.sources import Sources, SourceText, expand, read_together, sources_of
 from llamaswap_py.config.yaml_tree import (
     UNKNOWN_KEY,

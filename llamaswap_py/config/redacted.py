@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py.config.json_schema import keys_of
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.redaction import REDACTED, is_secret, left_out, redact_args
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llamaswap_py.config.forms import Record
 from llamaswap_py.config.json_schema import keys_of, spelled_default
-from llamaswap_py.config.records import Config, Defaults
+from llamaswap_py.config.sections import Config, Defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from llamaswap_py.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
 
 
 def skipped_files(config: Config) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from llamaswap_py.units import format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
 
 _QUESTION: Final = "Who are you?"
 _PATH: Final = "/v1/chat/completions"

@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.devices.amd import (
+from llamaswap_py.devices.host import ROOT, read_host_total
+from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
+from llamaswap_py.devices.placement import PREFIXES
+from llamaswap_py.devices.sysfs import (
     AMD,
     INTEL,
     NVIDIA,
@@ -23,9 +26,6 @@ from llamaswap_py.devices.amd import (
     rocm_pools,
     vulkan_pools,
 )
-from llamaswap_py.devices.host import ROOT, read_host_total
-from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
-from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.devices.visible import (
     GpuRow,
     needs_cuda_order,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from llamaswap_py.devices.amd import SysfsMeter, held_on_card, read_memory
 from llamaswap_py.devices.host import (
     ROOT,
     held_by_process,
@@ -20,6 +19,7 @@ from llamaswap_py.devices.host import (
 )
 from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
+from llamaswap_py.devices.sysfs import SysfsMeter, held_on_card, read_memory
 from llamaswap_py.units import HOST
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llamaswap_py.config.records import Memory
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import Settings

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamaswap_py.config.records import Preset
+from llamaswap_py.config.sections import Preset
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.gguf import GgufError, Header, read_header, shard_paths
 from llamaswap_py.llamacpp.embedding_models import Trained, embeds, read_trained, whole_batch

@@ -8,7 +8,7 @@ from llamaswap_py.proxy.dating import date_line
 from llamaswap_py.proxy.intake import Intake, Sender
 from llamaswap_py.proxy.messages import (
     LAST_CHUNK,
-    Outcome,
+    RelayOutcome,
     RelayResult,
     RequestHead,
     chunk,
@@ -281,7 +281,7 @@ class Exchange:
         if upstream is not None:
             relay = Relay(upstream, self, error_event, translate, collect)
             result = await relay.run(wire, request.body)
-            if result.outcome is not Outcome.DIED_BEFORE_HEAD or relay.heard:
+            if result.outcome is not RelayOutcome.DIED_BEFORE_HEAD or relay.heard:
                 return result
         return await self._relay_fresh(
             endpoint, wire, request.body, pool, error_event, translate, collect
@@ -323,13 +323,13 @@ class Exchange:
                 return self._was_cut()
             reason = f"cannot connect to {endpoint}: {error}"
             started, number = self.response_started, error.errno or 0
-            return RelayResult(Outcome.UNREACHABLE, started, error=reason, errno=number)
+            return RelayResult(RelayOutcome.UNREACHABLE, started, error=reason, errno=number)
         if self._unwanted():
             upstream.abort()
             return self._was_cut()
         if upstream.closed:
             reason = "the child closed the connection at once"
-            return RelayResult(Outcome.DIED_BEFORE_HEAD, self.response_started, error=reason)
+            return RelayResult(RelayOutcome.DIED_BEFORE_HEAD, self.response_started, error=reason)
         return await Relay(upstream, self, error_event, translate, collect).run(wire, body)
 
     def cut(self, event: bytes, reason: str, *, close: int = 1001) -> None:
@@ -355,7 +355,7 @@ class Exchange:
         return self.cut_event is not None or self.connection.closed
 
     def _was_cut(self) -> RelayResult:
-        return RelayResult(Outcome.CUT, started=self.response_started, error=self.cut_reason)
+        return RelayResult(RelayOutcome.CUT, started=self.response_started, error=self.cut_reason)
 
 
 #: of a request whose head made no sense

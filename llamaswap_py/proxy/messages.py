@@ -206,7 +206,7 @@ class UpstreamRequest(msgspec.Struct):
     id: str = ""
 
 
-class Outcome(Enum):
+class RelayOutcome(Enum):
     """How one relay ended."""
 
     COMPLETE = "complete"
@@ -225,7 +225,7 @@ class Outcome(Enum):
 class RelayResult(msgspec.Struct):
     """What a relay did; times are of `time.monotonic()`, 0.0 where it never came to that."""
 
-    outcome: Outcome
+    outcome: RelayOutcome
     #: the client has received bytes of an answer to this request (also from `Exchange.start`)
     started: bool = False
     #: of the upstream's answer, 0 without one

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
-from llamaswap_py.proxy.messages import Outcome, RelayResult, is_bodiless, render_response
+from llamaswap_py.proxy.messages import RelayOutcome, RelayResult, is_bodiless, render_response
 from llamaswap_py.proxy.parsers import BadResponse, DecodingWatch, Framing
 from llamaswap_py.proxy.upstream import ONE_WRITE
 from llamaswap_py.proxy.websocket import close_frame, ends_a_frame
@@ -59,7 +59,7 @@ class AnswerReader(Protocol):
         """Hand what the client sends to `relay` from now on."""
 
 
-class Answer(Protocol):
+class RelayedAnswer(Protocol):
     """The answer to one request, as a relay begins, passes and ends it."""
 
     head: RequestHead
@@ -130,7 +130,7 @@ class Relay:
     def __init__(
         self,
         upstream: UpstreamConnection,
-        exchange: Answer,
+        exchange: RelayedAnswer,
         error_event: Callable[[str], bytes] | None,
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
@@ -143,7 +143,7 @@ class Relay:
         self.upstream = upstream
         self.exchange = exchange
         self.client = exchange.connection
-        self.result = RelayResult(Outcome.COMPLETE)
+        self.result = RelayResult(RelayOutcome.COMPLETE)
         self._error_event = error_event
         self._watch = upstream.watch
         self._write = self.client.transport.write
@@ -169,7 +169,7 @@ class Relay:
                 await self.done
         finally:
             if not self.ended:
-                self._end(Outcome.CUT, "cancelled")
+                self._end(RelayOutcome.CUT, "cancelled")
             outbox.open -= 1
         return self.result
 
@@ -191,7 +191,7 @@ class Relay:
         try:
             rest = watch.feed_head(data)
         except BadResponse as error:
-            self._end(Outcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
+            self._end(RelayOutcome.BAD_UPSTREAM, f"the answer is not valid HTTP: {error}")
             return
         if rest is None:
             return
@@ -272,7 +272,7 @@ class Relay:
     def _on_cutting(self, data: bytes) -> None:
         self._on_stream(data)
         if not self.ended and self._at_boundary():
-            self._stop(Outcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
+            self._stop(RelayOutcome.CUT, self.exchange.cut_reason, self.exchange.cut_event)
 
     def _on_tunnel(self, data: bytes) -> None:
         self._last = data
@@ -341,7 +341,7 @@ class Relay:
             self._last = rest
             self.exchange.send_known(known, length, rest, whole=True)
             self.exchange.finished = True
-            self._end(Outcome.COMPLETE, over=True)
+            self._end(RelayOutcome.COMPLETE, over=True)
         else:
             self._watch.recall(known, length)
             self.exchange.send_known(known, length, self._count(rest), whole=False)
@@ -397,7 +397,7 @@ class Relay:
     def _switch_protocols(self, rest: bytes) -> None:
         exchange, watch = self.exchange, self._watch
         if not exchange.head.upgrade or exchange.response_started:
-            self._end(Outcome.BAD_UPSTREAM, "the child switched protocols unasked")
+            self._end(RelayOutcome.BAD_UPSTREAM, "the child switched protocols unasked")
             return
         self.result.status = 101
         self.result.first_byte_at = time.monotonic()
@@ -421,7 +421,7 @@ class Relay:
             self.exchange.end_stream(self._translator.end() if self._translator else b"")
         else:
             self.exchange.finished = True
-        self._end(Outcome.COMPLETE)
+        self._end(RelayOutcome.COMPLETE)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -431,22 +431,22 @@ class Relay:
         if self.tunnelling and self._is_websocket and ends_a_frame(self._last):
             self.client.write(close_frame(exchange.cut_close))
             exchange.finished = True  # the connection is closed once that is written
-            self._end(Outcome.CUT, exchange.cut_reason)
+            self._end(RelayOutcome.CUT, exchange.cut_reason)
         elif not exchange.response_started or exchange.padded:
-            self._end(Outcome.CUT, exchange.cut_reason)
+            self._end(RelayOutcome.CUT, exchange.cut_reason)
         elif self._at_boundary() or not (self._verbatim and exchange.event_stream):
-            self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
+            self._stop(RelayOutcome.CUT, exchange.cut_reason, exchange.cut_event)
         else:
             self.upstream.on_bytes = self._on_cutting
             self._cut_timer = asyncio.get_running_loop().call_later(
-                _CUT_PATIENCE, self._stop, Outcome.CUT, exchange.cut_reason, None
+                _CUT_PATIENCE, self._stop, RelayOutcome.CUT, exchange.cut_reason, None
             )
 
     def client_lost(self) -> None:
         """The client is gone: forget it in this very call, and stop the child."""
         if self.tunnelling:
             self._complete()
-        self._end(Outcome.CUT, "the client went away")
+        self._end(RelayOutcome.CUT, "the client went away")
 
     def upstream_finished(self) -> bool:
         """The child has sent its last byte; tell whether its connection stays open for ours."""
@@ -459,7 +459,7 @@ class Relay:
             self._complete()
         elif not watch.head_complete:
             reason = "the child closed the connection before it answered"
-            self._end(Outcome.DIED_BEFORE_HEAD, reason + (f": {error}" if error else ""))
+            self._end(RelayOutcome.DIED_BEFORE_HEAD, reason + (f": {error}" if error else ""))
         elif watch.framing is Framing.CLOSE and error is None:
             self._complete()
         else:
@@ -477,16 +477,16 @@ class Relay:
     def _fail(self, reason: str) -> None:
         exchange = self.exchange
         if exchange.cut_event is not None:  # it was about to end: its child has only been quicker
-            self._stop(Outcome.CUT, exchange.cut_reason, exchange.cut_event)
+            self._stop(RelayOutcome.CUT, exchange.cut_reason, exchange.cut_event)
             return
         if not exchange.response_started or exchange.padded:  # the client can have another answer
             self.result.status = 0
-            self._end(Outcome.BAD_UPSTREAM, reason)
+            self._end(RelayOutcome.BAD_UPSTREAM, reason)
             return
         event = self._error_event(reason) if self._error_event is not None else None
-        self._stop(Outcome.DIED_MIDSTREAM, reason, event)
+        self._stop(RelayOutcome.DIED_MIDSTREAM, reason, event)
 
-    def _stop(self, outcome: Outcome, reason: str, event: bytes | None) -> None:
+    def _stop(self, outcome: RelayOutcome, reason: str, event: bytes | None) -> None:
         """End the client's answer before its time: with an event, or abruptly."""
         if event and self._at_boundary():
             event_end = b"\n\n\r\n" if self._verbatim else b"\n\n"
@@ -497,7 +497,7 @@ class Relay:
             self._end(outcome, reason)
             self.client.abort()
 
-    def _end(self, outcome: Outcome, error: str = "", *, over: bool = False) -> None:
+    def _end(self, outcome: RelayOutcome, error: str = "", *, over: bool = False) -> None:
         """Let go of both sides, once; `over`: the parser need not be asked for the answer's end."""
         if self.ended:
             return
@@ -509,7 +509,7 @@ class Relay:
         result.outcome, result.error = outcome, error
         result.started = self.exchange.response_started
         result.finished_at = time.monotonic()
-        if outcome is Outcome.COMPLETE and not self.tunnelling:
+        if outcome is RelayOutcome.COMPLETE and not self.tunnelling:
             last = self._last
             if len(last) < TAIL and self._before:
                 last = self._before + last
@@ -520,4 +520,4 @@ class Relay:
         if done is not None and not done.done():
             done.set_result(None)
             # After any other end something else may be done to the client in this very call.
-            self.client.woken(at_once=outcome is Outcome.COMPLETE)
+            self.client.woken(at_once=outcome is RelayOutcome.COMPLETE)

@@ -19,7 +19,7 @@ LEAST_MARGIN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class LoadOption:
     """A choice that can fit, with its charge; `variant` is the rank of its variant."""
 
     choice: Choice
@@ -29,19 +29,19 @@ class Option:
 
 def judge(
     ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()
-) -> tuple[list[Option], str]:
+) -> tuple[list[LoadOption], str]:
     """Return the choices that fit beside the instances `kept`, and why the first one does not.
 
     Without `prefer_fit` it returns only the first variant that can fit at all.
     """
     variants = list(dict.fromkeys(choice.variant for choice in plan.choices))
-    options: list[Option] = []
+    options: list[LoadOption] = []
     first_shortfall = ""
     for choice in plan.choices:
         charge = ledger.charge_of(plan, choice)
         shortfall = ledger.shortfall(charge, kept)
         if not shortfall:
-            options.append(Option(choice, charge, variants.index(choice.variant)))
+            options.append(LoadOption(choice, charge, variants.index(choice.variant)))
         first_shortfall = first_shortfall or shortfall
     if options and not plan.prefer_fit:
         best = min(option.variant for option in options)

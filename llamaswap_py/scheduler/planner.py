@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llamaswap_py.scheduler.feasibility import Option, judge, remedies
+from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Amounts, add, fits, is_counting
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
@@ -22,7 +22,7 @@ from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PresetI
 from llamaswap_py.scheduler.victims import choose_idle, enough
 
 
-def best_fit(options: Sequence[Option], free: Amounts, coming: Amounts) -> Option | None:
+def best_fit(options: Sequence[LoadOption], free: Amounts, coming: Amounts) -> LoadOption | None:
     """Return the option to load without an eviction, None if there is none.
 
     It takes the best variant. Of its placements it prefers one device to a split, then the one that
@@ -32,17 +32,17 @@ def best_fit(options: Sequence[Option], free: Amounts, coming: Amounts) -> Optio
     return min(fitting, key=lambda one: _fit_rank(one, free), default=None)
 
 
-def _fit_rank(option: Option, free: Amounts) -> tuple[int, int, int]:
+def _fit_rank(option: LoadOption, free: Amounts) -> tuple[int, int, int]:
     touched = [pool for pool in option.charge if not is_counting(pool)]
     left = sum(free[pool] - option.charge[pool] for pool in touched)
     return option.variant, len(option.choice.devices), left
 
 
-def waking_option(state: SchedulerState, sleeping: Instance) -> Option:
+def waking_option(state: SchedulerState, sleeping: Instance) -> LoadOption:
     """Return the memory that waking takes: what the instance freed when it fell asleep."""
     full = state.ledger.charge_of(sleeping.plan, sleeping.choice)
     extra = {pool: size - sleeping.charge.get(pool, 0) for pool, size in full.items()}
-    return Option(sleeping.choice, {pool: size for pool, size in extra.items() if size > 0}, 0)
+    return LoadOption(sleeping.choice, {pool: size for pool, size in extra.items() if size > 0}, 0)
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ class _Pass:
             if not self._evict_idle(preset, since, options):
                 self._disturb(preset, since, options)
 
-    def _disturb(self, preset: Preset, since: float, options: list[Option]) -> None:
+    def _disturb(self, preset: Preset, since: float, options: list[LoadOption]) -> None:
         """Claim busy instances, but not for waiters that refuse that or would end their parent."""
         kept = self._pinned(preset)
         spared: set[InstanceKey] = set()
@@ -175,7 +175,7 @@ class _Pass:
         if gone < len(preset.queue) or preset.wanted_since is not None:
             self._claim(preset, since, options, spared)
 
-    def _why(self, option: Option) -> str:
+    def _why(self, option: LoadOption) -> str:
         return self.state.ledger.explain(option.charge, self.free)
 
     def _pinned(self, newcomer: Preset) -> list[InstanceKey]:
@@ -186,7 +186,7 @@ class _Pass:
             if self.state.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
         ]
 
-    def _await(self, preset: Preset, option: Option) -> None:
+    def _await(self, preset: Preset, option: LoadOption) -> None:
         """Note which preset loads next; a reservation has no files to read ahead."""
         if not preset.plan.reservation:
             self.plan.upcoming.append((preset.plan.preset, option.choice.variant))
@@ -196,7 +196,7 @@ class _Pass:
         add(self.coming, charge, -1)
         self.plan.awaited = True
 
-    def _evict_idle(self, preset: Preset, since: float, options: list[Option]) -> bool:
+    def _evict_idle(self, preset: Preset, since: float, options: list[LoadOption]) -> bool:
         """Evict the cheapest idle set; wait a little if it would need lingering instances."""
         idle = [one for one in self.state.idle(preset.plan) if one.key not in self.going]
         ends = {one.key: self._idle_end(one, since) for one in idle}
@@ -224,7 +224,7 @@ class _Pass:
         """Return until when an idle instance stays, against a waiter that came at `since`."""
         return min(self.state.linger_end(one, self.now), self.state.residency_end(one, since))
 
-    def _suffices(self, option: Option, victims: list[Instance]) -> bool:
+    def _suffices(self, option: LoadOption, victims: list[Instance]) -> bool:
         """Return whether evicting `victims` makes room now, not counting memory only claimed."""
         room = dict(self.coming)
         add(room, self.unsure, -1)
@@ -233,8 +233,8 @@ class _Pass:
         return fits(option.charge, room)
 
     def _cheapest(
-        self, options: list[Option], idle: list[Instance]
-    ) -> tuple[Option, list[Instance]] | None:
+        self, options: list[LoadOption], idle: list[Instance]
+    ) -> tuple[LoadOption, list[Instance]] | None:
         """Return the placement of the best variant that costs the least reloading of victims."""
         found = [
             (option, victims)
@@ -242,7 +242,7 @@ class _Pass:
             if (victims := choose_idle(option.charge, self.coming, idle, self._reload_cost))
         ]
 
-        def rank(pair: tuple[Option, list[Instance]]) -> tuple[int, float, int]:
+        def rank(pair: tuple[LoadOption, list[Instance]]) -> tuple[int, float, int]:
             return pair[0].variant, sum(map(self._reload_cost, pair[1])), len(pair[1])
 
         return min(found, key=rank, default=None)
@@ -250,7 +250,7 @@ class _Pass:
     def _reload_cost(self, one: Instance) -> float:
         return self.state.reload_cost(one, self.now)
 
-    def _evict(self, victims: list[Instance], preset: Preset, option: Option) -> None:
+    def _evict(self, victims: list[Instance], preset: Preset, option: LoadOption) -> None:
         why = self.state.ledger.lacks(option.charge, self.free)
         for one in victims:
             self.plan.evictions.append((one, preset.plan.preset, why))
@@ -262,7 +262,7 @@ class _Pass:
         add(self.coming, one.charge, 1)
 
     def _claim(
-        self, preset: Preset, since: float, options: list[Option], spared: set[InstanceKey]
+        self, preset: Preset, since: float, options: list[LoadOption], spared: set[InstanceKey]
     ) -> None:
         """Claim busy instances once the waiter's patience is over.
 
@@ -294,7 +294,7 @@ class _Pass:
                 self.plan.wake_at(ends[one.key])
         self._hold(option.charge)
 
-    def _close(self, one: Instance, name: PresetId, option: Option) -> None:
+    def _close(self, one: Instance, name: PresetId, option: LoadOption) -> None:
         self.plan.claims[one.key] = Claim(name, self._why(option))
         self.plan.closed[one.key] = name
 
@@ -309,8 +309,8 @@ class _Pass:
         ]
 
     def _least_disturbing(
-        self, name: PresetId, since: float, options: list[Option], order: list[Instance]
-    ) -> tuple[Option, list[Instance], dict[InstanceKey, float]] | None:
+        self, name: PresetId, since: float, options: list[LoadOption], order: list[Instance]
+    ) -> tuple[LoadOption, list[Instance], dict[InstanceKey, float]] | None:
         """Return the option to claim for, its victims and when their gates close.
 
         An earlier claim stays; else it takes the best variant, then the earliest gates.
@@ -322,7 +322,7 @@ class _Pass:
         ]
 
         def rank(
-            one: tuple[Option, list[Instance], dict[InstanceKey, float]],
+            one: tuple[LoadOption, list[Instance], dict[InstanceKey, float]],
         ) -> tuple[bool, int, float, int]:
             option, victims, ends = one
             moved = any(victim.claimed_by != name for victim in victims)

@@ -16,7 +16,7 @@ import msgspec
 from llamaswap_py.scheduler.types import ClientId, RequestId
 
 
-class Places:
+class QueuePlaces:
     """Places by client; it finds the client of the highest level without a search."""
 
     __slots__ = ("_held", "_levels", "_top")
@@ -113,7 +113,7 @@ class _Lane:
 
     def __init__(self) -> None:
         self.clients: OrderedDict[ClientId, deque[Waiter]] = OrderedDict()
-        self.places = Places()
+        self.places = QueuePlaces()
         self._turns = 0
         """Turns that the first client has had."""
 
@@ -179,7 +179,7 @@ class WaitQueue:
         self._ageing = ageing
         self._hasty: dict[RequestId, Waiter] = {}
         self._size = 0
-        self.places = Places()
+        self.places = QueuePlaces()
         self.nested: dict[RequestId, Waiter] = {}
         """Waiters that another request made (it is their parent)."""
 

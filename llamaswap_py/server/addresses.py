@@ -16,7 +16,7 @@ from llamaswap_py.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
 
 _EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Hosts that mean every interface, and the name of this machine for each."""

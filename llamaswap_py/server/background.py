@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from llamaswap_py.api.request import Services
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.scheduler.state import SchedulerState
     from llamaswap_py.server import Notifier
     from llamaswap_py.supervisor.reload import Reloader

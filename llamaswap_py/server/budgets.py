@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from llamaswap_py.devices.host import read_host
 
 if TYPE_CHECKING:
-    from llamaswap_py.config.records import Limits
+    from llamaswap_py.config.sections import Limits
 
 _FILES: Final = 65_536
 """Open files to ask for, as the service's unit does. A common limit is 1,024: about 450 streams."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Mapping
 
-    from llamaswap_py.config.records import Log
+    from llamaswap_py.config.sections import Log
 
 _LOGGERS: Final = ("lswap", "llamaswap_py")
 _WAITING: Final = 10_000

@@ -27,10 +27,10 @@ from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.children.containment import unenforced
 from llamaswap_py.children.orphans import SweptHow
 from llamaswap_py.children.process import prepare_to_spawn
-from llamaswap_py.children.running import Served, find_running
+from llamaswap_py.children.running_lswaps import Served, find_running
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.config.load import keys_of
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.config.warnings import skipped_files
 from llamaswap_py.devices import Device, read_devices
 from llamaswap_py.errors import StateError

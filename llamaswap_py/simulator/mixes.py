@@ -8,7 +8,7 @@ from typing import Final
 
 from llamaswap_py.scheduler.types import ClientId, Policy, Pool, PresetId
 from llamaswap_py.simulator.run_records import Case, Model, SimulatedCrash, TraceRequest
-from llamaswap_py.simulator.traces import GPU, A, B, C, closed, places, uniform_models
+from llamaswap_py.simulator.sequential_traces import GPU, A, B, C, closed, places, uniform_models
 from llamaswap_py.units import GIB
 
 GREEDY: Final = ClientId("greedy")

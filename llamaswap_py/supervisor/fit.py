@@ -12,13 +12,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.remedies import Leaner, Remedies
 from llamaswap_py.estimate.types import EstimateError
-from llamaswap_py.scheduler.feasibility import Option, judge, remedies
+from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
@@ -125,7 +125,7 @@ class FitCheck:
             judged.remedy = remedies(self._ledger, plan)
         return judged
 
-    def _first(self, options: list[Option]) -> Choice | None:
+    def _first(self, options: list[LoadOption]) -> Choice | None:
         """Return the choice that an empty machine would load."""
         free = {pool: size.total - size.margin for pool, size in self._ledger.pools.items()}
         best = best_fit(options, free, free)

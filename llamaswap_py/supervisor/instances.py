@@ -34,11 +34,11 @@ from llamaswap_py.children import (
     RuntimeDir,
 )
 from llamaswap_py.children import Failure as ChildFailure
-from llamaswap_py.children.ask import Answer, ask, get
+from llamaswap_py.children.ask import HttpAnswer, ask, get
 from llamaswap_py.children.containment import limits_of
-from llamaswap_py.children.liveness import Requests
+from llamaswap_py.children.liveness import ChildRequests
 from llamaswap_py.children.logs import log_name
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.context_size import context_per_request
@@ -49,7 +49,7 @@ from llamaswap_py.scheduler.actions import Stop, StopReason
 from llamaswap_py.scheduler.types import Choice, Failure
 from llamaswap_py.supervisor.kv_cache import KvCache, KvUse
 from llamaswap_py.supervisor.leases import OpenLeases
-from llamaswap_py.supervisor.prepare import Prepared, Way, find_program, program_env, program_of
+from llamaswap_py.supervisor.prepare import LoadWay, Prepared, find_program, program_env, program_of
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import format_duration
 
@@ -97,7 +97,7 @@ class Running:
 
     child: Child
     prepared: Prepared
-    way: Way
+    way: LoadWay
     open_leases: OpenLeases
     pid: int | None = None
     endpoint: Endpoint | None = None
@@ -112,14 +112,14 @@ class Running:
     doubted: bool = False
     """Whether it is being asked if it answers at all."""
     asleep: bool = False
-    answers: dict[str, tuple[int, Answer]] = field(default_factory=dict)
+    answers: dict[str, tuple[int, HttpAnswer]] = field(default_factory=dict)
     """What it said to reads that keep it from sleeping, each with its `OpenLeases.idle_since`."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
 
 
 MakeChild: TypeAlias = Callable[
-    [ChildSpec, Callable[[ChildEvent], None], ChildLog, Callable[[], Requests]], Child
+    [ChildSpec, Callable[[ChildEvent], None], ChildLog, Callable[[], ChildRequests]], Child
 ]
 
 
@@ -231,7 +231,7 @@ class Instances:
         if running := self.running.get(key):
             running.child.kill()
 
-    async def ask_once(self, key: InstanceKey, target: str) -> Answer | None:
+    async def ask_once(self, key: InstanceKey, target: str) -> HttpAnswer | None:
         """GET `target` of a child, once in each time that it has nothing to do.
 
         Every question of this kind would begin its time to fall asleep anew. None where it was busy

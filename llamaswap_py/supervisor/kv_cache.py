@@ -22,10 +22,7 @@ import msgspec
 
 from llamaswap_py.children import ChildSpec
 from llamaswap_py.children.ask import ask
-from llamaswap_py.config.records import (
-    Config,
-    KeepKv,
-)
+from llamaswap_py.config.sections import Config, KeepKv
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.estimator import read_slot_shape
@@ -49,14 +46,14 @@ from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import PoolId
 from llamaswap_py.storage.kv_files import Kept, KeptFolder, KeptSlot
 from llamaswap_py.storage.record_folder import kept_folder
-from llamaswap_py.supervisor.prepare import Prepared, Way
+from llamaswap_py.supervisor.prepare import LoadWay, Prepared
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import HOST, KIB, MIB, format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.children.ask import Answer
+    from llamaswap_py.children.ask import HttpAnswer
 
 
 async def look(
@@ -82,7 +79,7 @@ async def count_prompts(endpoint: Endpoint, patience: float) -> dict[str, float]
     return read_counts(answer.body.decode("utf-8", "replace"))
 
 
-async def act(endpoint: Endpoint, slot: int, action: str, name: str, patience: float) -> Answer:
+async def act(endpoint: Endpoint, slot: int, action: str, name: str, patience: float) -> HttpAnswer:
     """Have a slot saved to, or restored from, a file of the child's slot folder.
 
     Raises OSError: TimeoutError where the child is still at it, which nothing but its end stops.
@@ -182,7 +179,7 @@ class KvCache:
                 _log.info("gave up %s of kept conversations for memory", format_size(gone))
 
     def prepare(
-        self, preset: str, prepared: Prepared, way: Way, spec: ChildSpec
+        self, preset: str, prepared: Prepared, way: LoadWay, spec: ChildSpec
     ) -> tuple[ChildSpec, KvUse | None]:
         """Return how to start a child whose slots can be kept, where that is wanted and possible.
 
@@ -291,7 +288,7 @@ class KvCache:
     # After a load
 
     async def restore(
-        self, key: InstanceKey, use: KvUse | None, way: Way, endpoint: Endpoint
+        self, key: InstanceKey, use: KvUse | None, way: LoadWay, endpoint: Endpoint
     ) -> None:
         """Give a child that is ready what was kept of its preset; its files are gone afterwards.
 
@@ -391,7 +388,7 @@ class KvCache:
         place = self.folder.place
         return self._bytes_per_second or _SPEEDS[place is not None and place.in_memory]
 
-    async def _work_out(self, identity: str, way: Way) -> None:
+    async def _work_out(self, identity: str, way: LoadWay) -> None:
         """Read from the model's header what a token takes, until the first save tells."""
         try:
             shape = await asyncio.to_thread(read_slot_shape, way.preset.model, way.args)
@@ -415,7 +412,7 @@ def _knows_option(prepared: Prepared) -> bool:
     return options is not None and any(_OPTION in one.names for one in options.values())
 
 
-def _identity(spec: ChildSpec, way: Way) -> str:
+def _identity(spec: ChildSpec, way: LoadWay) -> str:
     """Return the identity of a saved slot: only a child with the same identity may restore it.
 
     The devices are not part of it: llama.cpp writes a cache the same way on every device. Raises

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import structs
 
-from llamaswap_py.children.liveness import Requests
+from llamaswap_py.children.liveness import ChildRequests
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
@@ -81,7 +81,7 @@ class OpenLeases:
             call, self.on_first_answer = self.on_first_answer, None
             call()
 
-    def requests(self) -> Requests:
+    def requests(self) -> ChildRequests:
         """Return what the instance has to do now."""
         owing = others = 0
         received = self._received
@@ -94,7 +94,7 @@ class OpenLeases:
                 owing += 1
             else:
                 others += 1
-        return Requests(owing, others, received, self._changes)
+        return ChildRequests(owing, others, received, self._changes)
 
 
 _numbers: Final = count(1)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import unquote
 
 from llamaswap_py.config.preset_names import spelled
-from llamaswap_py.config.records import Alias, Config
+from llamaswap_py.config.sections import Alias, Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits
 from llamaswap_py.scheduler.lifecycle import State

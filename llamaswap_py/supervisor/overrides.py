@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from llamaswap_py.config.preset import Preset
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ApiError
 from llamaswap_py.llamacpp.options import Argument, long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS

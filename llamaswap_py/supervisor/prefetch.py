@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llamaswap_py.config.records import Memory
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.devices import read_cache_room
 from llamaswap_py.devices.page_cache import Reading
 from llamaswap_py.llamacpp.memory_settings import read_settings

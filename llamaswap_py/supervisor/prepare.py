@@ -19,7 +19,7 @@ from llamaswap_py.children import Program
 from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
 from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
-from llamaswap_py.config.records import Config, Preset, groups_of
+from llamaswap_py.config.sections import Config, Preset, groups_of
 from llamaswap_py.devices import Device, placement_env
 from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.errors import EngineError, LswapError
@@ -42,7 +42,7 @@ from llamaswap_py.scheduler.types import (
     PresetId,
     PresetPlan,
 )
-from llamaswap_py.supervisor.library import with_files
+from llamaswap_py.supervisor.hub_models import with_files
 from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
 from llamaswap_py.units import HOST, MIB, format_size
 
@@ -113,7 +113,7 @@ _ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class LoadWay:
     """One variant of a preset: the preset as it says, its command line, the files it reads."""
 
     preset: Preset
@@ -131,7 +131,7 @@ class Prepared:
     preset: Preset
     plan: PresetPlan
     engine: Engine | None
-    ways: Mapping[str, Way]
+    ways: Mapping[str, LoadWay]
     problems: tuple[PresetProblem, ...]
 
     @property
@@ -309,7 +309,7 @@ def _broken(
     problems = [PresetProblem(preset.id, *one) for one in config.broken[preset.id]]
     if (described := config.described.get(preset.id)) is not None:
         problems += further_problems(described, config, engines, devices)
-    ways = {"": Way(preset, (), ())}
+    ways = {"": LoadWay(preset, (), ())}
     return Prepared(
         preset, _plan(preset, config, ways, problems, absent=False), None, ways, tuple(problems)
     )
@@ -348,12 +348,12 @@ def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[
     return list(dict.fromkeys(told))
 
 
-def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> Way:
+def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> LoadWay:
     if preset.cmd is not None:
-        return Way(preset, preset.cmd.words, ())
+        return LoadWay(preset, preset.cmd.words, ())
     preset = with_whole_batch(preset)
     args = build_args(preset, config, options, devices=_named(preset))
-    return Way(preset, args, model_files(preset))
+    return LoadWay(preset, args, model_files(preset))
 
 
 def _named(preset: Preset) -> tuple[str, ...] | None:
@@ -372,7 +372,7 @@ def is_mended(prepared: Prepared, config: Config) -> bool:
     return then != now
 
 
-def _file_problems(way: Way, config: Config) -> list[PresetProblem]:
+def _file_problems(way: LoadWay, config: Config) -> list[PresetProblem]:
     return file_problems(way.preset, way.files, config)
 
 
@@ -398,7 +398,7 @@ def _device_problems(
 def _plan(
     preset: Preset,
     config: Config,
-    ways: Mapping[str, Way],
+    ways: Mapping[str, LoadWay],
     problems: list[PresetProblem],
     *,
     absent: bool,
@@ -474,7 +474,7 @@ def _footprint(preset: Preset, config: Config) -> dict[PoolId, int] | None:
     return footprint
 
 
-def _fingerprint(preset: Preset, ways: Mapping[str, Way]) -> str:
+def _fingerprint(preset: Preset, ways: Mapping[str, LoadWay]) -> str:
     """Return what tells its child apart from that of another version of the file."""
     lines = [(name, way.args, way.preset.device) for name, way in ways.items()]
     if preset.cmd is not None:

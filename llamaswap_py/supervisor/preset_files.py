@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from llamaswap_py.config.argv import PresetProblem, place_of
-from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.sections import Config, Preset
 from llamaswap_py.gguf.shards import shard_paths
 from llamaswap_py.llamacpp.path_options import files_named, folders_named
 from llamaswap_py.storage.regular_files import read_regular

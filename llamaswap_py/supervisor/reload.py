@@ -18,8 +18,8 @@ import msgspec
 from llamaswap_py.config.discovery import Folder
 from llamaswap_py.config.edit import remove_preset
 from llamaswap_py.config.load import COMMAND_LINE, Origin
-from llamaswap_py.config.records import Config
 from llamaswap_py.config.scan import scan_folder
+from llamaswap_py.config.sections import Config
 from llamaswap_py.config.warnings import skipped_files
 from llamaswap_py.config.yaml_tree import join_errors
 from llamaswap_py.errors import ConfigError, LswapError

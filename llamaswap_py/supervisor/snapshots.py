@@ -29,7 +29,7 @@ from llamaswap_py.supervisor.event_log import UnixClock
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llamaswap_py.config.records import Alias
+    from llamaswap_py.config.sections import Alias
     from llamaswap_py.supervisor.instances import Running
     from llamaswap_py.supervisor.kv_cache import KvCache
     from llamaswap_py.supervisor.leases import Leases

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from llamaswap_py.children import Child, ChildLog, RuntimeDir
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device, Measurement, Telemetry
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.upstream import UpstreamPool
@@ -43,10 +43,10 @@ from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.supervisor.downloads import Downloads
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild, describe
 from llamaswap_py.supervisor.event_log import EventLog, newest_decisions
+from llamaswap_py.supervisor.hub_models import heads_asked
 from llamaswap_py.supervisor.instances import Instances, MakeChild, Running
 from llamaswap_py.supervisor.kv_cache import KvCache
 from llamaswap_py.supervisor.leases import Lease, Leases, Ticket
-from llamaswap_py.supervisor.library import heads_asked
 from llamaswap_py.supervisor.memory_pools import MemoryPools
 from llamaswap_py.supervisor.model_facts import ModelFactsCache
 from llamaswap_py.supervisor.names import names_of

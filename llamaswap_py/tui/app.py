@@ -24,7 +24,7 @@ from llamaswap_py.tui import drawing
 from llamaswap_py.tui.cells import clean, fit
 from llamaswap_py.tui.history import History
 from llamaswap_py.tui.picture import any_has, make_picture
-from llamaswap_py.tui.widgets import Ascii, Help, Keys, Line, Lines, Rows
+from llamaswap_py.tui.widgets import Ascii, Help, KeyLine, Lines, Rows, TextLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -103,10 +103,10 @@ class Top(App[None]):
         """The one that waited when the last key was pressed."""
         self._last_key: Key | None = None
 
-        self.lines = {name: Line(id=name) for name in ("title", "devices", "detail", "head")}
+        self.lines = {name: TextLine(id=name) for name in ("title", "devices", "detail", "head")}
         self.models, self.requests = Rows(id="models"), Rows(id="requests")
         self.lower = Lines(id="lower", max_lines=_LOG_LINES, min_width=0)
-        self.message, self.keys = Line(id="message"), Keys(id="keys")
+        self.message, self.keys = TextLine(id="message"), KeyLine(id="keys")
         self.field = Input(placeholder="part of a model, client, state or decision", id="filter")
         self.last = ContentSwitcher(id="last", initial="keys")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llamaswap_py.client.answers import OpenRequest
     from llamaswap_py.tui.history import Happening
-    from llamaswap_py.tui.picture import DeviceRow, ModelRow, Part, Picture
+    from llamaswap_py.tui.picture import BarPart, DeviceRow, ModelRow, Picture
 
 DIM: Final = "bright_black"
 _COLOURS: Final = {
@@ -64,7 +64,7 @@ class Cell(NamedTuple):
     style: str = ""
 
 
-class Table(NamedTuple):
+class DrawnTable(NamedTuple):
     """Titles of columns, and the cells of each row by the row's key."""
 
     titles: tuple[str, ...]
@@ -135,7 +135,7 @@ def device_line(device: DeviceRow, width: int, *, colour: bool = True, name_widt
     return line
 
 
-def _legend(parts: Sequence[Part], width: int) -> list[str]:
+def _legend(parts: Sequence[BarPart], width: int) -> list[str]:
     """Return `alpha 9.5G` for as many parts as fit, names as long as they may be."""
     for longest in (40, 24, 16, 12, 9):
         said = [f"{_shortened(clean(one.name), longest)} {short_size(one.size)}" for one in parts]
@@ -155,7 +155,7 @@ def _shortened(text: str, longest: int) -> str:
     return text if cell_len(text) <= longest else fit_middle(text, longest)
 
 
-def _marks(parts: Sequence[Part], colour: bool) -> list[tuple[str, str]]:
+def _marks(parts: Sequence[BarPart], colour: bool) -> list[tuple[str, str]]:
     """Return a character and a style for each part; models take turns."""
     found = []
     turn = 0
@@ -172,11 +172,11 @@ def _marks(parts: Sequence[Part], colour: bool) -> list[tuple[str, str]]:
 # Tables
 
 
-def model_table(picture: Picture, width: int) -> Table:
+def model_table(picture: Picture, width: int) -> DrawnTable:
     """Return the models; where there is room the last column has their reasons."""
     columns = fit_columns(_MODEL_COLUMNS, width - 1)
     rows = {row.id: _cells(columns, *_of_model(row)) for row in picture.models}
-    return Table(_titles(columns, len(rows), picture.models_total), rows)
+    return DrawnTable(_titles(columns, len(rows), picture.models_total), rows)
 
 
 def _of_model(row: ModelRow) -> tuple[dict[str, str], dict[str, str], str]:
@@ -207,11 +207,11 @@ def state_text(row: ModelRow) -> str:
     return f"{word} {progress_bar(row.progress, _BAR)} {row.progress:4.0%}{eta}"
 
 
-def request_table(picture: Picture, width: int) -> Table:
+def request_table(picture: Picture, width: int) -> DrawnTable:
     """Return the open requests."""
     columns = fit_columns(_REQUEST_COLUMNS, width - 1)
     rows = {one.id: _cells(columns, *_of_request(one)) for one in picture.requests}
-    return Table(_titles(columns, len(rows), picture.requests_total), rows)
+    return DrawnTable(_titles(columns, len(rows), picture.requests_total), rows)
 
 
 def _of_request(one: OpenRequest) -> tuple[dict[str, str], dict[str, str], str]:

@@ -20,7 +20,7 @@ _EARLY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BarPart:
     """A part of a device; `kind` is `model`, `reserved`, `strangers` or `margin`."""
 
     kind: str
@@ -35,7 +35,7 @@ class DeviceRow:
     id: str
     total: int
     used: int
-    parts: tuple[Part, ...]
+    parts: tuple[BarPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +99,20 @@ def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceR
     """Return who holds what of a device; the margin is what others left of it."""
     charged = [(one.memory.get(device.id, 0), one.preset) for one in instances]
     charged.sort(key=lambda each: (-each[0], each[1]))
-    parts = [Part("model", name, size) for size, name in charged if size]
+    parts = [BarPart("model", name, size) for size, name in charged if size]
     # An older server does not say whose the charge is; and a child just gone may still be charged.
     rest = device.used - sum(part.size for part in parts)
     if rest > 0:
-        parts.append(Part("model", "being given back" if parts else "models", rest))
+        parts.append(BarPart("model", "being given back" if parts else "models", rest))
     for kind, name, size in (
         ("reserved", "reserved", device.reserved),
         ("strangers", "others", device.strangers),
     ):
         if size > 0:
-            parts.append(Part(kind, name, size))
+            parts.append(BarPart(kind, name, size))
     left = device.total - sum(part.size for part in parts)
     if left > 0 and device.margin > 0:
-        parts.append(Part("margin", "margin", min(left, device.margin)))
+        parts.append(BarPart("margin", "margin", min(left, device.margin)))
     return DeviceRow(device.id, device.total, device.used, tuple(parts))
 
 

@@ -13,7 +13,7 @@ from textual.strip import Strip
 from textual.widgets import DataTable, Footer, Label, RichLog, Static
 
 from llamaswap_py.tui.cells import in_ascii
-from llamaswap_py.tui.drawing import Table
+from llamaswap_py.tui.drawing import DrawnTable
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -40,7 +40,7 @@ class Rows(DataTable[Text], inherit_bindings=False):
         super().__init__(id=id, cursor_type="row", cell_padding=0)
         self.nothing = ""
         """What is said where there are no rows."""
-        self._shown = Table((), {})
+        self._shown = DrawnTable((), {})
         self._keys: list[str] = []
         self._chosen: str | None = None
         """The row that was gone to. On the first rows ever seen the cursor only rests: what
@@ -52,7 +52,7 @@ class Rows(DataTable[Text], inherit_bindings=False):
         """The key of the row under the cursor."""
         return self._keys[self.cursor_row] if self._keys else None
 
-    def show(self, table: Table) -> None:
+    def show(self, table: DrawnTable) -> None:
         """Show a table; only cells that changed are drawn again."""
         before, self._shown = self._shown, table
         if table.titles != before.titles or list(table.rows) != self._keys:
@@ -63,7 +63,7 @@ class Rows(DataTable[Text], inherit_bindings=False):
                 if old != new:
                     self.update_cell(key, str(at), Text(*new))
 
-    def _fill(self, table: Table) -> None:
+    def _fill(self, table: DrawnTable) -> None:
         at, scrolled = self.cursor_row, self.scroll_y
         self._filling = True
         self.clear(columns=True)
@@ -145,7 +145,7 @@ class Lines(RichLog):
         self.refresh(layout=True)
 
 
-class Line(Static):
+class TextLine(Static):
     """Lines of text that are drawn again when they change."""
 
     def __init__(self, *, id: str) -> None:
@@ -162,7 +162,7 @@ class Line(Static):
             self._said, self._lines = said, lines
 
 
-class Keys(Footer):
+class KeyLine(Footer):
     """The keys that mean something; first of all the one that ends the filter."""
 
     filter = ""

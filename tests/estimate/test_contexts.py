@@ -9,7 +9,7 @@ import yaml
 
 from llamaswap_py.cli.library import CTX
 from llamaswap_py.config.load import BARE
-from llamaswap_py.config.records import Memory
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.estimate.contexts import Overheads, overheads_of
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
 from llamaswap_py.estimate.types import EstimateError, total

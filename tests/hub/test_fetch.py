@@ -20,7 +20,7 @@ from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.hub.cache import PART, find_cached, remove_cached
 from llamaswap_py.hub.fetch import Order, Step, WantedFile
 from llamaswap_py.hub.refs import HubRef
-from llamaswap_py.supervisor.library import heads_asked, with_files
+from llamaswap_py.supervisor.hub_models import heads_asked, with_files
 from tests.fakes.fake_hub import COMMIT, FakeHub, serve_hub, sha256
 
 REPO = "someone/Tiny-GGUF"

@@ -25,7 +25,7 @@ from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.importing.command import read_command, split_command, take_environment
 from llamaswap_py.importing.draft import Draft, render
-from llamaswap_py.importing.fitting import fit_to_engines
+from llamaswap_py.importing.engine_options import fit_to_engines
 from llamaswap_py.importing.llama_cpp import read_ini
 from llamaswap_py.importing.llama_swap import read_llama_swap
 from llamaswap_py.llamacpp.features import parse_options
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
 
 OF_ROUTER = {"host", "port", "alias", "log-colors", "api-key", "api-key-file"}
 OF_ROUTER |= {"ssl-key-file", "ssl-cert-file", "models-dir", "models-max", "models-preset"}

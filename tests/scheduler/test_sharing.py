@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Reject
 from llamaswap_py.scheduler.invariants import unfair_refusal
-from llamaswap_py.scheduler.queues import Places, Waiter
+from llamaswap_py.scheduler.queues import QueuePlaces, Waiter
 from llamaswap_py.scheduler.types import ClientId, RequestId
 from tests.scheduler.play import A, B, Play, plan
 
@@ -196,7 +196,7 @@ def test_random_crowds_are_treated_fairly(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_who_holds_the_most_is_known(seed: int) -> None:
     random = Random(seed)
-    places = Places()
+    places = QueuePlaces()
     counts: Counter[ClientId] = Counter()
     weights = {ClientId(f"c{at}"): random.choice([1, 1, 2, 7]) for at in range(8)}
     for _ in range(500):

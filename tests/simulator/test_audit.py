@@ -11,13 +11,13 @@ from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Reject, Stop, StopReason
 from llamaswap_py.simulator.audit import Audit
-from llamaswap_py.simulator.library import library
+from llamaswap_py.simulator.cases import library
 from llamaswap_py.simulator.mixes import GREEDY, bursts, day, leavers, one_against_three
 from llamaswap_py.simulator.peers import Collate, Fifo, Peer, Router, fewest_loads, most_runs
-from llamaswap_py.simulator.run import run_case
+from llamaswap_py.simulator.policies import run_case
 from llamaswap_py.simulator.run_records import Case, TraceRequest
 from llamaswap_py.simulator.runner import simulate
-from llamaswap_py.simulator.traces import (
+from llamaswap_py.simulator.sequential_traces import (
     B,
     alternating,
     hot_and_rare,

@@ -10,9 +10,9 @@ import pytest
 from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.mixes import sessions
 from llamaswap_py.simulator.peers import fewest_loads, most_runs, safe_count
-from llamaswap_py.simulator.run import PEERS, run_case
+from llamaswap_py.simulator.policies import PEERS, run_case
 from llamaswap_py.simulator.run_records import Case, TraceRequest
-from llamaswap_py.simulator.traces import (
+from llamaswap_py.simulator.sequential_traces import (
     A,
     B,
     alternating,

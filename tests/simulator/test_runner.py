@@ -11,10 +11,10 @@ from llamaswap_py.scheduler.actions import Action
 from llamaswap_py.scheduler.types import ClientId
 from llamaswap_py.simulator.measure import quantile
 from llamaswap_py.simulator.mixes import nested
-from llamaswap_py.simulator.run import POLICIES, run_case
+from llamaswap_py.simulator.policies import POLICIES, run_case
 from llamaswap_py.simulator.run_records import Case, SimulatedCrash, TraceRequest
 from llamaswap_py.simulator.runner import StuckError, simulate
-from llamaswap_py.simulator.traces import A, B, places, uniform_models
+from llamaswap_py.simulator.sequential_traces import A, B, places, uniform_models
 
 
 def ask(client: str = "c", at: float | None = None, **knobs: object) -> TraceRequest:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.simulator.library import library
-from llamaswap_py.simulator.trace import format_trace, parse_trace
+from llamaswap_py.simulator.cases import library
+from llamaswap_py.simulator.trace_file import format_trace, parse_trace
 
 GOOD = '{"client": "c1", "model": "alpha", "at": 12.5, "service": 1.0}'
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.api.ollama.answers import Answer, Clock, LineStream, embed_answer
+from llamaswap_py.api.ollama.answers import Clock, LineStream, OllamaAnswer, embed_answer
 from llamaswap_py.api.ollama.context import Said, read_context, write_context
 from llamaswap_py.api.ollama.translate import (
     read_keep_alive,
@@ -79,7 +79,7 @@ def test_what_a_chat_asks_for(ask: dict[str, Any], want: dict[str, Any]) -> None
 
 def test_an_answer_of_generate_carries_its_conversation_on() -> None:
     asked = translate_generate({"prompt": "one", "system": "be brief"})
-    answer = Answer("m", "generate", clock(), talk=asked.talk)
+    answer = OllamaAnswer("m", "generate", clock(), talk=asked.talk)
     answer.parts({"choices": [{"delta": {"content": "un"}}]})
     context = answer.last()[-1]["context"]
     again = translate_generate({"prompt": "two", "system": "be long", "context": context})
@@ -260,7 +260,7 @@ def lines(stream: bytes) -> list[Any]:
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_a_stream_is_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
-    translator = LineStream(Answer("m", "chat", clock()))
+    translator = LineStream(OllamaAnswer("m", "chat", clock()))
     edges = [0, *sorted(cuts), len(STREAM)]
     made = b"".join(translator.feed(STREAM[a:b]) for a, b in pairwise(edges))
     got = lines(made + translator.end())
@@ -287,7 +287,7 @@ def test_a_stream_is_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
 
 @given(st.binary(max_size=200))
 def test_no_bytes_break_a_stream(noise: bytes) -> None:
-    translator = LineStream(Answer("m", "generate", clock()))
+    translator = LineStream(OllamaAnswer("m", "generate", clock()))
     got = lines(translator.feed(b"data: " + noise + b"\n") + translator.end())
     assert "error" in got[-1] or got[-1]["done"] is True
 
@@ -303,7 +303,7 @@ class Piece(bytes):
 
 
 def test_a_line_without_end_is_looked_at_once_and_refused() -> None:
-    translator = LineStream(Answer("m", "chat", clock()))
+    translator = LineStream(OllamaAnswer("m", "chat", clock()))
     Piece.looked = 0
     piece = Piece(b"x" * 2**16)
     for _ in range(256):
@@ -314,19 +314,19 @@ def test_a_line_without_end_is_looked_at_once_and_refused() -> None:
 
 
 def test_an_event_of_very_many_values_is_not_decoded() -> None:
-    translator = LineStream(Answer("m", "chat", clock()))
+    translator = LineStream(OllamaAnswer("m", "chat", clock()))
     event = b'data: {"error": "no", "a": [' + b"[]," * 200_000 + b"[]]}\n"
     assert translator.feed(event) == b""
 
 
 def test_an_error_in_a_stream_is_its_last_line() -> None:
-    translator = LineStream(Answer("m", "chat", clock()))
+    translator = LineStream(OllamaAnswer("m", "chat", clock()))
     made = translator.feed(b'data: {"error": {"message": "out of slots", "code": 500}}\n\n')
     assert lines(made + translator.end()) == [{"error": "out of slots"}]
 
 
 def test_a_native_answer() -> None:
-    answer = Answer("m", "native", clock())
+    answer = OllamaAnswer("m", "native", clock())
     whole = answer.whole(
         {
             "content": "abc",

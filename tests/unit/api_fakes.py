@@ -16,7 +16,7 @@ from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import Body, BodyTooLarge, Outcome, RelayResult, RequestHead
+from llamaswap_py.proxy.messages import Body, BodyTooLarge, RelayOutcome, RelayResult, RequestHead
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.types import InstanceKey, PresetId
 from llamaswap_py.snapshot import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from llamaswap_py.children.logs import ChildLog
-    from llamaswap_py.config.records import Config
+    from llamaswap_py.config.sections import Config
     from llamaswap_py.proxy.messages import UpstreamRequest
 
 GIB = 1024**3
@@ -301,7 +301,7 @@ def make_head(method: str, target: str, headers: dict[str, str] | None = None) -
     )
 
 
-DONE = RelayResult(Outcome.COMPLETE, started=True, status=200)
+DONE = RelayResult(RelayOutcome.COMPLETE, started=True, status=200)
 
 
 class FakeExchange:

@@ -15,7 +15,7 @@ from llamaswap_py.llamacpp.probe import Engine
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.types import Choice, PoolId, PresetId, PresetPlan
 from llamaswap_py.snapshot import EngineView
-from llamaswap_py.supervisor.prepare import Prepared, Way
+from llamaswap_py.supervisor.prepare import LoadWay, Prepared
 from llamaswap_py.supervisor.snapshots import About
 from llamaswap_py.supervisor.supervisor import Supervisor
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from llamaswap_py.children import ChildEvent, ChildSpec
-    from llamaswap_py.config.records import Config, Preset
+    from llamaswap_py.config.sections import Config, Preset
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.scheduler.state import Instance
 
@@ -40,7 +40,7 @@ def prepared(preset: Preset) -> Prepared:
     plan = PresetPlan(
         preset=PresetId(preset.id), choices=(Choice({PoolId("host"): 1}),), concurrency=SLOTS
     )
-    return Prepared(preset, plan, _ENGINE, {"": Way(preset, (), ())}, ())
+    return Prepared(preset, plan, _ENGINE, {"": LoadWay(preset, (), ())}, ())
 
 
 class ScriptedChild:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from llamaswap_py.api import App
-from llamaswap_py.api.openai import preset_ini
+from llamaswap_py.api.model_lists import preset_ini
 from llamaswap_py.children.logs import ChildLog
 from llamaswap_py.errors import ApiError
 from llamaswap_py.snapshot import Snapshot

@@ -14,7 +14,7 @@ from llamaswap_py.api.auth import Cors
 from llamaswap_py.api.body import filter_body
 from llamaswap_py.config.forms import Filters
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ApiError, ConfigError
 from llamaswap_py.proxy.messages import RequestHead
 from llamaswap_py.scheduler.types import InstanceKey

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import Outcome, RelayResult, render_request
+from llamaswap_py.proxy.messages import RelayOutcome, RelayResult, render_request
 from tests.unit.api_fakes import (
     DONE,
     FakeExchange,
@@ -21,12 +21,12 @@ from tests.unit.api_fakes import (
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
-UNREACHABLE = RelayResult(Outcome.UNREACHABLE, error="no socket")
-DIED = RelayResult(Outcome.DIED_BEFORE_HEAD, error="it went away")
-GARBAGE = RelayResult(Outcome.BAD_UPSTREAM, error="not HTTP")
-CUT = RelayResult(Outcome.CUT)
-CUT_MIDSTREAM = RelayResult(Outcome.CUT, started=True, status=200)
-DIED_MIDSTREAM = RelayResult(Outcome.DIED_MIDSTREAM, started=True, status=200)
+UNREACHABLE = RelayResult(RelayOutcome.UNREACHABLE, error="no socket")
+DIED = RelayResult(RelayOutcome.DIED_BEFORE_HEAD, error="it went away")
+GARBAGE = RelayResult(RelayOutcome.BAD_UPSTREAM, error="not HTTP")
+CUT = RelayResult(RelayOutcome.CUT)
+CUT_MIDSTREAM = RelayResult(RelayOutcome.CUT, started=True, status=200)
+DIED_MIDSTREAM = RelayResult(RelayOutcome.DIED_MIDSTREAM, started=True, status=200)
 
 
 async def chat(

@@ -93,8 +93,8 @@ SAME_FILE_NAMES = {
     "report": "a text about a run, for people",
     "run": "what a command does: its folder says which",
     "reservations": "one feature: its routes, and what they do",
-    # To be renamed.
-    **dict.fromkeys(("events", "types", "answers", "loading", "library", "lifecycle"), "not yet"),
+    "types": "the records that the modules of one folder share",
+    "answers": "answers of an API: as lswap makes them, and as its client reads them",
 }
 """Files of one name in several folders, and which idea they share."""
 SAME_CLASS_NAMES = {
@@ -105,14 +105,6 @@ SAME_CLASS_NAMES = {
     "Preset": "a preset of the file, and what of it the scheduler knows",
     "Reservations": "one feature: its routes' types, and what they do",
     "Report": "what a command found, for people and as JSON",
-    # To be renamed.
-    **dict.fromkeys(
-        (
-            *("Requests", "Family", "Answer", "Option", "Way", "Running", "Line", "Keys", "Table"),
-            *("Part", "Outcome", "Places"),
-        ),
-        "not yet",
-    ),
 }
 """Public classes of one name in several folders, and which idea they share."""
 

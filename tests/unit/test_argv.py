@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.config.argv import build_args, check_args, check_preset
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import variant_presets
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.llamacpp.features import Option
 from llamaswap_py.llamacpp.options import LONG_NAMES, OWNED, long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS

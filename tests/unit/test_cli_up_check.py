@@ -12,12 +12,12 @@ import pytest
 from llamaswap_py.cli import up
 from llamaswap_py.cli.app import exit_code
 from llamaswap_py.cli.check import check_file, run
-from llamaswap_py.cli.loading import progress_line
+from llamaswap_py.cli.load_progress import progress_line
 from llamaswap_py.cli.show import ps_rows, state_text
 from llamaswap_py.cli.tables import plain_table
 from llamaswap_py.cli.version import lswap_text
 from llamaswap_py.config.load import Origin
-from llamaswap_py.config.records import Log
+from llamaswap_py.config.sections import Log
 from llamaswap_py.errors import ConfigError, EngineError, StateError
 from llamaswap_py.server import logging as cli_log
 from llamaswap_py.snapshot import ReadAheadView

@@ -12,7 +12,7 @@ from llamaswap_py.cli.check import check_file, run
 from llamaswap_py.config.forms import Command, ReadyCheck
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Preset
+from llamaswap_py.config.sections import Preset
 from llamaswap_py.errors import ConfigError
 
 NOT_SHOWN = "lswap does not check who holds its port: this system does not show it"

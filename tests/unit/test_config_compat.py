@@ -13,7 +13,7 @@ import yaml
 from llamaswap_py.config.compat import OLD_DEFAULTS, PROGRAMS, with_old_defaults
 from llamaswap_py.config.json_schema import keys_of
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config, Preset
+from llamaswap_py.config.sections import Config, Preset
 from llamaswap_py.config.yaml_tree import plain_value, read_yaml
 from llamaswap_py.errors import ConfigError
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.llamacpp.context_size import (
     context_per_request,

@@ -22,7 +22,7 @@ from tests.estimate.gguf_bytes import header
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamaswap_py.config.records import Preset
+    from llamaswap_py.config.sections import Preset
 
 BERT = Trained(8192, "mean", causal=False)
 QWEN = Trained(32768, "last")

@@ -14,7 +14,7 @@ from llamaswap_py.config.argv import build_args, check_preset
 from llamaswap_py.config.json_schema import keys_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import Variant, variant_presets
-from llamaswap_py.config.records import Config, Preset, PresetGroup, Record, groups_of
+from llamaswap_py.config.sections import Config, Preset, PresetGroup, Record, groups_of
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.llamacpp.context_size import context_per_request

@@ -12,7 +12,7 @@ from msgspec import structs
 from llamaswap_py.config.json_schema import Key, keys_of, spelled_default
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.preset import variant_presets
-from llamaswap_py.config.records import Config, Record
+from llamaswap_py.config.sections import Config, Record
 
 Place = tuple[str, ...]
 

@@ -10,12 +10,7 @@ from msgspec import structs
 from llamaswap_py.config.forms import EngineChoice, PerDevice
 from llamaswap_py.config.parse import load_config, parse_listen
 from llamaswap_py.config.preset import variant_preset, variant_presets
-from llamaswap_py.config.records import (
-    Config,
-    Preset,
-    PresetGroup,
-    groups_of,
-)
+from llamaswap_py.config.sections import Config, Preset, PresetGroup, groups_of
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import read_command

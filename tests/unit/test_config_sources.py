@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.config.load import Origin, read_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.redaction import hide
 

@@ -14,7 +14,7 @@ import yaml
 from llamaswap_py.api import routes
 from llamaswap_py.cli.app import app
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.units import parse_duration
 
 ROOT = Path(__file__).resolve().parents[2]

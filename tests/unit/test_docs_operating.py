@@ -17,7 +17,7 @@ from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.init import choose_origin
 from llamaswap_py.client import calls
 from llamaswap_py.client.remote import Remote
-from llamaswap_py.config.records import Config, Log, Policy
+from llamaswap_py.config.sections import Config, Log, Policy
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import API_CODES, LswapError
 from llamaswap_py.llamacpp import binaries

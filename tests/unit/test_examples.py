@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from llamaswap_py.cli.app import app
 from llamaswap_py.config.argv import check_args
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

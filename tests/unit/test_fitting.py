@@ -8,7 +8,7 @@ import pytest
 
 from llamaswap_py.importing.command import read_command, split_command, take_environment
 from llamaswap_py.importing.draft import Draft
-from llamaswap_py.importing.fitting import fit_to_engines, settle_margin
+from llamaswap_py.importing.engine_options import fit_to_engines, settle_margin
 from llamaswap_py.importing.llama_cpp import read_ini
 from llamaswap_py.llamacpp.features import parse_options
 from llamaswap_py.llamacpp.options import Option, table_of

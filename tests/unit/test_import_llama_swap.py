@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llamaswap_py.config.parse import load_files
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.config.sources import SourceText
 from llamaswap_py.config.warnings import warnings
 from llamaswap_py.importing.draft import Draft, render

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llamaswap_py.config.argv import build_args
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import (
     is_llama_server,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llamaswap_py.children.liveness import Liveness, Requests, Work
+from llamaswap_py.children.liveness import ChildRequests, Liveness, Work
 
 PATIENCE = 120.0
-ONE = Requests(owing=1, changes=1)
+ONE = ChildRequests(owing=1, changes=1)
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Watch:
     cpu: float = 0.0
     fetched: int = 0
     slots: bytes | None = None
-    requests: Requests = ONE
+    requests: ChildRequests = ONE
 
     def look(self, seconds: float = 2.0) -> bool:
         self.now += seconds
@@ -46,7 +46,7 @@ def test_a_child_that_shows_nothing_is_found_in_time() -> None:
 
 
 def test_an_idle_child_is_never_asked() -> None:
-    watch = Watch(requests=Requests())
+    watch = Watch(requests=ChildRequests())
     assert watch.until_hung() is None
     assert watch.asked == 0
 
@@ -59,7 +59,7 @@ def test_one_sign_now_and_then_keeps_it_alive(sign: str) -> None:
         if number % 15:  # a sign every half minute
             continue
         if sign == "bytes":
-            watch.requests = Requests(owing=1, changes=1, received=number)
+            watch.requests = ChildRequests(owing=1, changes=1, received=number)
         elif sign == "line":
             watch.lines += 1
         elif sign == "cpu":
@@ -102,11 +102,11 @@ def test_a_slow_machine_that_gets_on_does_not_spin(sign: str) -> None:
         watch.slots = b"%d" % number if sign == "slots" else watch.slots
         watch.lines += sign == "line"
         if sign == "bytes":
-            watch.requests = Requests(owing=1, changes=1, received=number + 1)
+            watch.requests = ChildRequests(owing=1, changes=1, received=number + 1)
 
 
 def test_who_owes_nothing_may_compute_as_it_likes() -> None:
-    watch = Watch(slots=b"[]", requests=Requests(others=1, changes=1))
+    watch = Watch(slots=b"[]", requests=ChildRequests(others=1, changes=1))
     for _ in range(5_000):
         watch.cpu += 1.9
         assert not watch.look()
@@ -130,7 +130,7 @@ def test_slots_that_never_change_are_no_progress_where_tokens_are_owed() -> None
 @pytest.mark.parametrize("slots", [b"[]", None])
 def test_silence_that_is_in_order(slots: bytes | None) -> None:
     """A client that does not read, a feed without news: the main loop must turn, no more."""
-    watch = Watch(slots=slots, requests=Requests(others=2, changes=2))
+    watch = Watch(slots=slots, requests=ChildRequests(others=2, changes=2))
     assert (watch.until_hung() is None) is (slots is not None)
 
 
@@ -139,7 +139,7 @@ def test_clients_that_give_up_and_come_again_do_not_hide_it() -> None:
     watch = Watch()
     for turn in range(1000):
         watch.lines += 3
-        watch.requests = Requests(owing=turn % 2, changes=turn + 1)
+        watch.requests = ChildRequests(owing=turn % 2, changes=turn + 1)
         if watch.look():
             break
     assert PATIENCE <= watch.now <= 2 * PATIENCE + 4, "only time with an open request counts"

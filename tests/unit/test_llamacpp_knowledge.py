@@ -46,7 +46,7 @@ TEXTS = (
     *("__PRESET_", "the argument has been removed"),
 )
 """What llama.cpp prints, answers or reads, as far as lswap acts on it."""
-MAY_SAY = {("api/openai.py", "total_slots")}
+MAY_SAY = {("api/model_lists.py", "total_slots")}
 """lswap's own answer to GET /props, in the shape of llama.cpp's router."""
 
 

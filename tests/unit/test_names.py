@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from llamaswap_py.api import App
-from llamaswap_py.api.openai import list_models, names_of_model
+from llamaswap_py.api.model_lists import list_models, names_of_model
 from llamaswap_py.api.request import Call, Route
 from llamaswap_py.api.routes import PATTERNS, ROUTES
 from llamaswap_py.cli.show import find_model, print_models

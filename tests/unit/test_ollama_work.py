@@ -10,7 +10,7 @@ import pytest
 
 from llamaswap_py.api import media_urls, read_body
 from llamaswap_py.api.ollama import context
-from llamaswap_py.api.ollama.answers import Answer, Clock
+from llamaswap_py.api.ollama.answers import Clock, OllamaAnswer
 from llamaswap_py.api.ollama.context import Said, read_context, write_context
 from llamaswap_py.api.ollama.translate import (
     MOST_MESSAGES,
@@ -120,7 +120,7 @@ def test_a_conversation_that_is_very_long_gets_no_context() -> None:
     clock = Clock(now=lambda: "", elapsed=lambda: 0, load_ns=0)
     for length, there in ((100, True), (context.LONGEST + 1, False)):
         talk = [Said("user", "x" * length)]
-        assert ("context" in Answer("m", "generate", clock, 0, talk).figures()) is there
+        assert ("context" in OllamaAnswer("m", "generate", clock, 0, talk).figures()) is there
 
 
 def test_others_have_their_turn_while_media_are_looked_for() -> None:

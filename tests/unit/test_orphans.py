@@ -14,7 +14,7 @@ import pytest
 
 from llamaswap_py.children import orphans
 from llamaswap_py.children.orphans import InstanceRecord, SweptHow, new_record, sweep
-from llamaswap_py.children.running import start_time
+from llamaswap_py.children.running_lswaps import start_time
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from tests.unit.child_runs import alive
 

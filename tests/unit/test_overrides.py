@@ -17,7 +17,7 @@ from tests.unit.supervisors import prepared
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llamaswap_py.config.records import Preset
+    from llamaswap_py.config.sections import Preset
 
 pytestmark = pytest.mark.anyio
 

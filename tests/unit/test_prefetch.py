@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.config.forms import PerDevice
-from llamaswap_py.config.records import Memory
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.devices.page_cache import WINDOW, Reading, cached_bytes, read_when_idle
 from llamaswap_py.scheduler import Policy, Pool, PresetPlan
 from llamaswap_py.scheduler import events as ev

@@ -8,7 +8,7 @@ import pytest
 
 from llamaswap_py.config.argv import build_args, check_args
 from llamaswap_py.config.parse import load_config
-from llamaswap_py.config.records import Config
+from llamaswap_py.config.sections import Config
 from llamaswap_py.llamacpp.features import parse_options
 from llamaswap_py.llamacpp.options import LONG_NAMES, Option, table_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llamaswap_py.children.running import Running, Served, find_running, start_time
+from llamaswap_py.children.running_lswaps import RunningLswap, Served, find_running, start_time
 from llamaswap_py.children.runtime_dir import RuntimeDir, folder_name
 from llamaswap_py.cli import servers, status, stop
 from llamaswap_py.client.remote import UnreachableError
@@ -27,19 +27,19 @@ def env(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"XDG_RUNTIME_DIR": str(short_dir)}
 
 
-def running(port: int, pid: int = 1, **more: object) -> Running:
+def running(port: int, pid: int = 1, **more: object) -> RunningLswap:
     served = Served((f"http://127.0.0.1:{port}",), f"~/models-{port}", 1.0, **more)  # type: ignore[arg-type]
-    return Running("one", pid, served)
+    return RunningLswap("one", pid, served)
 
 
 def test_what_runs_is_found_by_its_folder(short_dir: Path, env: dict[str, str]) -> None:
     assert find_running(env) == []
     served = Served(("http://127.0.0.1:9000", "http://box:9000"), "~/models", 12.0)
     with RuntimeDir.choose(name="one", env=env) as runtime:
-        assert find_running(env) == [Running("one", os.getpid(), None)]  # it starts
+        assert find_running(env) == [RunningLswap("one", os.getpid(), None)]  # it starts
         runtime.tell(served)
         (found,) = find_running(env)
-        assert found == Running("one", os.getpid(), served)
+        assert found == RunningLswap("one", os.getpid(), served)
         assert str(found) == f"http://127.0.0.1:9000 (pid {os.getpid()}, serves ~/models)"
         pid_file = short_dir / "lswap" / "one" / "lswap.pid"
         (short_dir / "lswap" / "dead").mkdir()
@@ -61,7 +61,7 @@ def test_a_record_that_is_not_known_is_left_alone(
     """It is of a newer lswap, or damaged: only the process is known then."""
     with RuntimeDir.choose(name="one", env=env):
         (short_dir / "lswap" / "one" / "serves.json").write_bytes(record)
-        assert find_running(env) == [Running("one", os.getpid(), None)]
+        assert find_running(env) == [RunningLswap("one", os.getpid(), None)]
 
 
 def test_what_is_served_without_a_file_tells_two_apart(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_what_is_served_without_a_file_tells_two_apart(tmp_path: Path) -> None:
     [
         ([], "http://127.0.0.1:8080"),
         ([running(9000)], "http://127.0.0.1:9000"),
-        ([Running("one", 1, None)], "http://127.0.0.1:8080"),
+        ([RunningLswap("one", 1, None)], "http://127.0.0.1:8080"),
         ([running(9000), running(8080)], "http://127.0.0.1:8080"),
     ],
 )
 def test_the_one_that_is_meant(
-    there: list[Running], url: str, monkeypatch: pytest.MonkeyPatch
+    there: list[RunningLswap], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "find_running", lambda _: there)
     assert servers.find_url(None) == servers.find_url("") == url
@@ -208,7 +208,9 @@ def test_status_of_one_that_tells_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It starts, or is of another version; one that wants a key is told of as far as is known."""
-    monkeypatch.setattr(status, "find_running", lambda _: [Running("one", 7, None), running(1, 8)])
+    monkeypatch.setattr(
+        status, "find_running", lambda _: [RunningLswap("one", 7, None), running(1, 8)]
+    )
     status.run(None, None, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["lswap is running on an unknown address", "  pid 7"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.children import runtime_dir
-from llamaswap_py.children.running import base_dir
+from llamaswap_py.children.running_lswaps import base_dir
 from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.errors import StateError
 

@@ -34,14 +34,14 @@ from llamaswap_py.tui.cells import (
 from llamaswap_py.tui.drawing import (
     Cell,
     Column,
-    Table,
+    DrawnTable,
     choose_columns,
     device_line,
     state_text,
     title_text,
 )
 from llamaswap_py.tui.history import KEPT, History, Rates
-from llamaswap_py.tui.picture import DeviceRow, Part, device_row, make_picture
+from llamaswap_py.tui.picture import BarPart, DeviceRow, device_row, make_picture
 from llamaswap_py.tui.widgets import Rows
 from tests.unit.api_fakes import GIB, failure_view, instance_view, make_snapshot, model_view
 from tests.unit.top_fakes import Seat, StillServer, seated
@@ -187,12 +187,12 @@ def test_a_device_has_models_others_margin_and_what_is_free() -> None:
         24 * GIB,
         10 * GIB,
         (
-            Part("model", "alpha", 7 * GIB),
-            Part("model", "beta", 2 * GIB),
-            Part("model", "being given back", GIB),
-            Part("reserved", "reserved", GIB),
-            Part("strangers", "others", 3 * GIB),
-            Part("margin", "margin", GIB),
+            BarPart("model", "alpha", 7 * GIB),
+            BarPart("model", "beta", 2 * GIB),
+            BarPart("model", "being given back", GIB),
+            BarPart("reserved", "reserved", GIB),
+            BarPart("strangers", "others", 3 * GIB),
+            BarPart("margin", "margin", GIB),
         ),
     )
 
@@ -200,7 +200,7 @@ def test_a_device_has_models_others_margin_and_what_is_free() -> None:
 def test_the_margin_shrinks_before_anything_else_does() -> None:
     device = DeviceView("host", 8 * GIB, 2 * GIB, 4 * GIB, "psutil", strangers=7 * GIB // 2)
     row = device_row(device, [instance_view("alpha", memory={"host": 4 * GIB})])
-    assert row.parts[-1] == Part("margin", "margin", GIB // 2)
+    assert row.parts[-1] == BarPart("margin", "margin", GIB // 2)
 
 
 def test_rows_of_models() -> None:
@@ -451,7 +451,7 @@ async def test_without_colour_nothing_has_one_and_neighbours_differ(
 
 
 def test_a_legend_that_is_too_long_says_how_many_are_missing() -> None:
-    parts = tuple(Part("model", f"a-model-with-a-name-{at}", GIB) for at in range(9))
+    parts = tuple(BarPart("model", f"a-model-with-a-name-{at}", GIB) for at in range(9))
     row = DeviceRow("CUDA0", 24 * GIB, 9 * GIB, parts)
     narrow, wide = (device_line(row, width).plain for width in (80, 200))
     assert narrow.rstrip().endswith("+7")
@@ -493,7 +493,7 @@ class OneTable(App[None]):
 
     def show(self, keys: list[str]) -> int:
         """Show rows; return the one under the cursor."""
-        self.rows.show(Table(("title",), {key: (Cell(key),) for key in keys}))
+        self.rows.show(DrawnTable(("title",), {key: (Cell(key),) for key in keys}))
         return self.rows.cursor_row
 
 
@@ -530,7 +530,7 @@ async def test_only_cells_that_changed_are_drawn_again(monkeypatch: pytest.Monke
         monkeypatch.setattr(app.rows, "update_cell", lambda *what: changed.append(what[:2]))
         app.show(["a", "b"])
         assert changed == []
-        app.rows.show(Table(("title",), {"a": (Cell("a"),), "b": (Cell("b", "bold"),)}))
+        app.rows.show(DrawnTable(("title",), {"a": (Cell("a"),), "b": (Cell("b", "bold"),)}))
         assert changed == [("b", "0")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.proxy import Outcome, UpstreamPool, WireLimits, bind, serve
+from llamaswap_py.proxy import RelayOutcome, UpstreamPool, WireLimits, bind, serve
 
 from .harness import (
     JSON_ANSWER,
@@ -66,7 +66,7 @@ class Setup:
     endpoint: Endpoint
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[RelayOutcome]:
         return [one.outcome for one in self.handler.results]
 
 
@@ -103,7 +103,7 @@ async def test_nothing_but_a_new_connection_to_the_child_needs_the_task(folder: 
             assert answer.headers["x-request-id"] == "r1"
             assert setup.child.requests[-1].endswith(b"\r\n\r\n" + body)
         assert setup.handler.at_once == [False, True, True, True]
-        assert setup.outcomes == [Outcome.COMPLETE] * 4
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 4
         assert setup.child.accepted == 1
         async with connected(setup.endpoint) as other:  # a new connection of a client needs none
             assert (await other.ask(post(b"1"))).headers["x-request-id"] == "r1"
@@ -144,7 +144,7 @@ async def test_a_body_in_many_pieces_and_the_next_request_with_the_last(folder: 
         assert [(await client.answer()).json for _ in range(2)] == [{"a": 1}, {"a": 2}]
         await client.send(second[30:])
         assert (await client.answer()).json == {"a": 2}
-        assert setup.outcomes == [Outcome.COMPLETE] * 4
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 4
 
 
 @pytest.mark.parametrize("cut", [1, 20, len(JSON_ANSWER) - 8, len(JSON_ANSWER) - 1])
@@ -156,7 +156,7 @@ async def test_an_answer_in_pieces(folder: Path, cut: int) -> None:
         await warm(client)
         assert (await client.ask(post(b"1"))).json == {"a": 1}
         assert setup.handler.at_once == [False, True]
-        assert setup.outcomes == [Outcome.COMPLETE] * 2
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 2
 
 
 async def test_a_stream(folder: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_stream(folder: Path) -> None:
         assert answer.raw == sse("one") + sse("two") + b"0\r\n\r\n"
         await warm(client)
         assert setup.handler.at_once[1] is True
-        assert setup.outcomes[1] is Outcome.COMPLETE
+        assert setup.outcomes[1] is RelayOutcome.COMPLETE
 
 
 async def test_requests_that_come_meanwhile_are_answered_in_order(folder: Path) -> None:
@@ -198,11 +198,11 @@ async def test_a_connection_that_went_stale_is_replaced_unseen(folder: Path) -> 
         await warm(client)
         assert (await client.ask(post(b"1"))).json == {"a": 1}
         assert setup.handler.at_once == [False, False]
-        assert setup.outcomes == [Outcome.COMPLETE] * 2
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 2
         assert setup.child.accepted == 2
         assert (await client.ask(post(b"2"))).json == {"a": 1}
         assert setup.handler.at_once[-1] is True
-        assert setup.outcomes[-1] is Outcome.COMPLETE
+        assert setup.outcomes[-1] is RelayOutcome.COMPLETE
 
 
 async def test_without_an_idle_connection_the_handler_makes_one(folder: Path) -> None:
@@ -214,20 +214,20 @@ async def test_without_an_idle_connection_the_handler_makes_one(folder: Path) ->
         for _ in range(3):
             await warm(client)
         assert setup.handler.at_once == [False] * 3
-        assert setup.outcomes == [Outcome.COMPLETE] * 3
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 3
         assert setup.child.accepted == 3
 
 
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
-        (JSON_ANSWER[:-1], Outcome.DIED_MIDSTREAM),
-        (SSE_HEAD + sse("one")[:5], Outcome.DIED_MIDSTREAM),
-        (b"HTTP/1.1 200", Outcome.DIED_BEFORE_HEAD),
+        (JSON_ANSWER[:-1], RelayOutcome.DIED_MIDSTREAM),
+        (SSE_HEAD + sse("one")[:5], RelayOutcome.DIED_MIDSTREAM),
+        (b"HTTP/1.1 200", RelayOutcome.DIED_BEFORE_HEAD),
     ],
 )
 async def test_a_child_that_dies_is_the_handlers_to_tell(
-    folder: Path, answer: bytes, outcome: Outcome
+    folder: Path, answer: bytes, outcome: RelayOutcome
 ) -> None:
     async with (
         beginning(folder, then(JSON_ANSWER, answer, stay=False)) as setup,
@@ -236,7 +236,7 @@ async def test_a_child_that_dies_is_the_handlers_to_tell(
         await warm(client)
         setup.handler.finished.clear()
         await client.send(post(b"1"))
-        if outcome is Outcome.DIED_BEFORE_HEAD:
+        if outcome is RelayOutcome.DIED_BEFORE_HEAD:
             assert (await client.answer()).status == 502
         else:
             await client.gone()
@@ -258,7 +258,7 @@ async def test_a_cut_is_the_handlers_to_tell(folder: Path) -> None:
         setup.handler.exchanges[1].cut(EVENT, "unloaded")
         assert (await client.until(b"0\r\n\r\n")).endswith(EVENT + b"\r\n0\r\n\r\n")
         await eventually(setup.handler.finished)
-        assert setup.handler.results[-1].outcome is Outcome.CUT
+        assert setup.handler.results[-1].outcome is RelayOutcome.CUT
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -281,7 +281,7 @@ async def test_a_client_that_leaves_ends_it_at_once(folder: Path, reset: bool) -
             client.reset() if reset else client.close()
             await eventually(left)
         await eventually(setup.handler.cancelled)
-        assert setup.outcomes == [Outcome.COMPLETE]
+        assert setup.outcomes == [RelayOutcome.COMPLETE]
         assert len(setup.handler.exchanges) == 2
 
 
@@ -298,7 +298,7 @@ async def test_a_client_that_leaves_before_the_task_had_it(folder: Path) -> None
         exchange.cut(EVENT, "unloaded")
         exchange.connection.abandon()
         await eventually(setup.handler.cancelled)
-        assert setup.outcomes == [Outcome.COMPLETE]
+        assert setup.outcomes == [RelayOutcome.COMPLETE]
         assert len(setup.handler.exchanges) == 2
 
 
@@ -333,7 +333,7 @@ async def test_an_idle_connection_is_closed_after_it_too(folder: Path) -> None:
     ):
         await warm(client)
         await warm(client)
-        assert setup.outcomes == [Outcome.COMPLETE] * 2
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 2
         assert setup.handler.at_once[-1] is True
         assert await client.rest() == b""
 
@@ -359,7 +359,7 @@ async def test_half_closing_with_the_request(folder: Path) -> None:
         client.half_close()
         assert (await client.answer()).json == {"a": 1}
         assert await client.rest() == b""
-        assert setup.outcomes == [Outcome.COMPLETE] * 2
+        assert setup.outcomes == [RelayOutcome.COMPLETE] * 2
 
 
 async def test_a_slow_reader_holds_the_child_up(folder: Path) -> None:
@@ -410,5 +410,5 @@ async def test_a_client_that_leaves_in_the_same_turn(folder: Path) -> None:
         for other in others:
             await other.gone()
         setup.server.outbox.open -= 2
-        assert setup.outcomes == [Outcome.COMPLETE]
+        assert setup.outcomes == [RelayOutcome.COMPLETE]
         assert len(setup.child.requests) == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.proxy import Outcome, UpstreamPool
+from llamaswap_py.proxy import RelayOutcome, UpstreamPool
 
 from .harness import (
     JSON_ANSWER,
@@ -107,7 +107,7 @@ async def test_a_stale_connection_is_replaced_unseen(folder: Path) -> None:
         for _ in range(3):
             assert (await client.ask(GET)).body == b'{"a":1}'
         assert setup.child.accepted == 3
-        assert [r.outcome for r in setup.handler.results] == [Outcome.COMPLETE] * 3
+        assert [r.outcome for r in setup.handler.results] == [RelayOutcome.COMPLETE] * 3
 
 
 async def test_a_used_connection_that_dies_within_its_head_is_not_replaced(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.proxy import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
+from llamaswap_py.proxy import Exchange, RelayOutcome, RelayResult, UpstreamPool, UpstreamRequest
 
 from .harness import (
     JSON_ANSWER,
@@ -78,7 +78,7 @@ async def test_a_json_answer(folder: Path) -> None:
             )
         ]
         ended = await result(setup)
-        assert (ended.outcome, ended.started, ended.status) == (Outcome.COMPLETE, True, 200)
+        assert (ended.outcome, ended.started, ended.status) == (RelayOutcome.COMPLETE, True, 200)
         assert 0 < ended.first_byte_at <= ended.finished_at
 
 
@@ -117,7 +117,7 @@ async def test_each_event_reaches_the_client_before_the_next_exists(folder: Path
         assert await client.until(b"\n\n\r\n") == sse("two")
         got.set()
         assert await client.exactly(5) == b"0\r\n\r\n"
-        assert (await result(setup)).outcome is Outcome.COMPLETE
+        assert (await result(setup)).outcome is RelayOutcome.COMPLETE
 
 
 @pytest.mark.parametrize("response", [JSON_ANSWER, SSE_HEAD + STREAM])
@@ -130,7 +130,7 @@ async def test_a_dribbling_child(folder: Path, response: bytes) -> None:
     async with relaying(folder, child) as setup, connected(setup.endpoint) as client:
         answer = await client.ask(GET)
         assert answer.raw == response.partition(b"\r\n\r\n")[2]
-        assert (await result(setup)).outcome is Outcome.COMPLETE
+        assert (await result(setup)).outcome is RelayOutcome.COMPLETE
 
 
 async def test_interim_responses_are_stripped(folder: Path) -> None:
@@ -209,7 +209,7 @@ async def test_a_body_that_ends_by_closing(folder: Path, version: bytes) -> None
         if version == b"1.1":
             assert answer.headers["transfer-encoding"] == "chunked"
             assert (await client.ask(GET)).body == b"abcd"
-        assert (await result(setup)).outcome is Outcome.COMPLETE
+        assert (await result(setup)).outcome is RelayOutcome.COMPLETE
 
 
 async def test_http_1_0_clients_get_no_chunks(folder: Path) -> None:
@@ -269,7 +269,7 @@ async def test_an_early_answer_to_a_large_upload(folder: Path) -> None:
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
         )
         assert (await client.answer()).status == 413
-        assert (await result(setup)).outcome is Outcome.COMPLETE
+        assert (await result(setup)).outcome is RelayOutcome.COMPLETE
         assert setup.pool.idle == 0
 
 
@@ -329,7 +329,7 @@ async def test_a_child_that_dies_between_events_ends_the_stream_with_an_error(fo
         assert "closed the connection" in json.loads(events[1].removeprefix(b"data: "))["error"]
         assert events[2] == b""
         ended = await result(setup)
-        assert (ended.outcome, ended.started) == (Outcome.DIED_MIDSTREAM, True)
+        assert (ended.outcome, ended.started) == (RelayOutcome.DIED_MIDSTREAM, True)
         # whole chunks: the client's connection lives on
         assert (await client.ask(GET)).status == 200
 
@@ -372,7 +372,7 @@ async def test_where_no_event_fits_the_client_sees_a_broken_answer(
         await client.send(GET)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await client.answer()
-        assert (await result(setup)).outcome is Outcome.DIED_MIDSTREAM
+        assert (await result(setup)).outcome is RelayOutcome.DIED_MIDSTREAM
 
 
 async def test_a_truncated_answer_to_http_1_0_is_a_reset(folder: Path) -> None:
@@ -457,7 +457,7 @@ async def test_a_cut_before_the_first_byte_leaves_the_answer_open(folder: Path) 
         answer = await client.answer()
         assert answer.json == {"error": "cut"}
         ended = await result(setup)
-        assert (ended.outcome, ended.started, ended.error) == (Outcome.CUT, False, "unloaded")
+        assert (ended.outcome, ended.started, ended.error) == (RelayOutcome.CUT, False, "unloaded")
 
 
 async def test_a_cut_between_events_ends_the_stream(folder: Path) -> None:
@@ -471,7 +471,7 @@ async def test_a_cut_between_events_ends_the_stream(folder: Path) -> None:
         exchange.cut(EVENT, "unloaded")
         assert await client.until(b"0\r\n\r\n") == b"%x\r\n%b\r\n0\r\n\r\n" % (len(EVENT), EVENT)
         ended = await result(setup)
-        assert (ended.outcome, ended.started) == (Outcome.CUT, True)
+        assert (ended.outcome, ended.started) == (RelayOutcome.CUT, True)
         await client.send(GET)
         assert (await client.head()).status == 200
 
@@ -493,7 +493,7 @@ async def test_a_cut_in_a_chunk_waits_for_its_end(folder: Path) -> None:
         exchange.cut(EVENT, "unloaded")
         go_on.set()
         assert (await client.until(b"0\r\n\r\n")).endswith(EVENT + b"\r\n0\r\n\r\n")
-        assert (await result(setup)).outcome is Outcome.CUT
+        assert (await result(setup)).outcome is RelayOutcome.CUT
 
 
 async def test_a_cut_in_a_chunk_that_never_ends(
@@ -509,7 +509,7 @@ async def test_a_cut_in_a_chunk_that_never_ends(
         await client.exactly(8)
         exchange.cut(EVENT, "unloaded")
         await client.gone()
-        assert (await result(setup)).outcome is Outcome.CUT
+        assert (await result(setup)).outcome is RelayOutcome.CUT
 
 
 async def test_a_cut_in_a_document_aborts(folder: Path) -> None:
@@ -520,7 +520,7 @@ async def test_a_cut_in_a_document_aborts(folder: Path) -> None:
         exchange.cut(EVENT, "unloaded")
         await client.gone()
         ended = await result(setup)
-        assert (ended.outcome, ended.started) == (Outcome.CUT, True)
+        assert (ended.outcome, ended.started) == (RelayOutcome.CUT, True)
 
 
 # --- a stream that was begun before the child answered --------------------------------------------
@@ -541,7 +541,7 @@ async def test_a_childs_stream_continues_one_that_was_begun(folder: Path) -> Non
                 assert (await client.ask(GET)).body == b": loading\n\ndata: one\n\ndata: two\n\n"
             answer = await client.ask(b"GET / HTTP/1.0\r\n\r\n")
             assert answer.body == b": loading\n\ndata: one\n\ndata: two\n\n"
-        assert [r.outcome for r in results] == [Outcome.COMPLETE] * 3
+        assert [r.outcome for r in results] == [RelayOutcome.COMPLETE] * 3
         assert [r.refusal for r in results] == [None] * 3
 
 
@@ -560,7 +560,7 @@ async def test_a_refusal_after_a_stream_was_begun_is_handed_back(folder: Path) -
 
         async with serving(handler) as served, connected(served.endpoint) as client:
             assert (await client.ask(GET)).body == error_event("refused")
-        assert (results[0].outcome, results[0].status) == (Outcome.COMPLETE, 400)
+        assert (results[0].outcome, results[0].status) == (RelayOutcome.COMPLETE, 400)
         assert results[0].refusal == b"{}"
 
 
@@ -579,4 +579,4 @@ async def test_a_child_that_dies_after_a_stream_was_begun(folder: Path) -> None:
 
         async with serving(handler) as served, connected(served.endpoint) as client:
             assert (await client.ask(GET)).body == error_event("gone")
-        assert (results[0].outcome, results[0].started) == (Outcome.DIED_BEFORE_HEAD, True)
+        assert (results[0].outcome, results[0].started) == (RelayOutcome.DIED_BEFORE_HEAD, True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.proxy import Outcome, WireLimits
+from llamaswap_py.proxy import RelayOutcome, WireLimits
 from llamaswap_py.proxy.head_cache import KnownAnswers, KnownRequests
 from llamaswap_py.proxy.messages import RequestHead, WireError
 from llamaswap_py.proxy.parsers import RequestParser, ResponseWatch
@@ -332,7 +332,7 @@ async def test_an_answer_behind_a_known_head_may_break_off(folder: Path) -> None
         assert (await client.ask(GET)).body == b'{"a":1}'
         await client.send(GET)
         assert (await client.rest()).endswith(b'{"a":1')  # the connection ended: it is not whole
-        assert setup.handler.results[-1].outcome is Outcome.DIED_MIDSTREAM
+        assert setup.handler.results[-1].outcome is RelayOutcome.DIED_MIDSTREAM
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.proxy import Exchange, Outcome, RelayResult, UpstreamPool, UpstreamRequest
+from llamaswap_py.proxy import Exchange, RelayOutcome, RelayResult, UpstreamPool, UpstreamRequest
 from llamaswap_py.proxy.backpressure import Outbox
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
@@ -223,7 +223,7 @@ def test_splits_never_matter(request_head: bytes, response: bytes, data: st.Data
     expected, got = relayed(request_head, whole), relayed(request_head, pieces)
     assert got.client_transport.written == expected.client_transport.written
     assert b"one" in expected.client_transport.written or b'{"a":1}' in got.client_transport.written
-    assert got.results[0].outcome is Outcome.COMPLETE
+    assert got.results[0].outcome is RelayOutcome.COMPLETE
     assert got.pool.idle == expected.pool.idle
 
 
@@ -237,10 +237,10 @@ def test_a_death_at_any_byte_is_told_or_seen(at: int, cuts: list[int]) -> None:
     run = relayed(GET, act)
     outcome = run.results[0].outcome
     if at < len(INTERIM + SSE_HEAD):
-        assert outcome is Outcome.DIED_BEFORE_HEAD
+        assert outcome is RelayOutcome.DIED_BEFORE_HEAD
         assert run.client_transport.written.startswith(b"HTTP/1.1 502")
         return
-    assert outcome is Outcome.DIED_MIDSTREAM
+    assert outcome is RelayOutcome.DIED_MIDSTREAM
     body, whole = parsed(run.client_transport.written)
     if run.client_transport.ended == "aborted" and not whole:
         return
@@ -262,11 +262,11 @@ def test_a_cut_at_any_byte_keeps_the_framing(at: int) -> None:
 
     run = relayed(GET, act)
     if at < len(INTERIM + SSE_HEAD):
-        assert (run.results[0].outcome, run.results[0].started) == (Outcome.CUT, False)
+        assert (run.results[0].outcome, run.results[0].started) == (RelayOutcome.CUT, False)
         return
     body, whole = parsed(run.client_transport.written)
     assert whole
-    complete = run.results[0].outcome is Outcome.COMPLETE
+    complete = run.results[0].outcome is RelayOutcome.COMPLETE
     assert body.endswith(b"[DONE]\n\n" if complete else b"\n\n" + event) or body == event
     assert run.pool.transport.ended == "aborted"
 

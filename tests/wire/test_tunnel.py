@@ -11,7 +11,7 @@ import pytest
 
 from llamaswap_py.proxy import (
     Exchange,
-    Outcome,
+    RelayOutcome,
     RelayResult,
     UpstreamPool,
     UpstreamRequest,
@@ -116,7 +116,7 @@ async def test_bytes_pass_both_ways(folder: Path) -> None:
         client.half_close()
         assert await client.rest() == b""
         await eventually(tunnels.ended)
-        assert tunnels.results[0].outcome is Outcome.COMPLETE
+        assert tunnels.results[0].outcome is RelayOutcome.COMPLETE
         assert tunnels.results[0].status == 101
 
 
@@ -179,7 +179,7 @@ async def test_a_child_that_leaves_ends_the_tunnel(folder: Path) -> None:
         assert await client.rest() == b"bye"
         client.close()
         await eventually(tunnels.ended)
-        assert tunnels.results[0].outcome is Outcome.COMPLETE
+        assert tunnels.results[0].outcome is RelayOutcome.COMPLETE
 
 
 async def test_half_closes_pass_through(folder: Path) -> None:

@@ -31,7 +31,7 @@ class Clock:
 
 
 @dataclass(slots=True)
-class Answer:
+class OllamaAnswer:
     """Builds Ollama's objects from what llama-server said.
 
     `shape` (`chat`, `generate` or `native`), `top_logprobs` and `talk` are as in `Translated`;
@@ -187,7 +187,7 @@ class LineStream:
 
     content_type: Final = b"application/x-ndjson"
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: OllamaAnswer) -> None:
         self._answer = answer
         self._rest = bytearray()
         """A line that has begun: each byte is looked at once, however many pieces it comes in."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llamaswap_py.api import inference
-from llamaswap_py.api.ollama.answers import Answer, LineStream, error_text
+from llamaswap_py.api.ollama.answers import LineStream, OllamaAnswer, error_text
 from llamaswap_py.api.ollama.shared import (
     child_request,
     clock_of,
@@ -72,9 +72,9 @@ async def _generate(
     keep_loaded(call, preset, keep)
 
 
-def _answer(call: Call, translated: Translated, name: str) -> Answer:
+def _answer(call: Call, translated: Translated, name: str) -> OllamaAnswer:
     others, talk = translated.top_logprobs, translated.talk
-    return Answer(name, translated.shape, clock_of(call), others, talk)
+    return OllamaAnswer(name, translated.shape, clock_of(call), others, talk)
 
 
 def _stream(call: Call, translated: Translated, name: str) -> LineStream:

@@ -26,7 +26,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class OllamaOption:
     """An entry of `options`: llama-server's name of it ("" where it is ignored), and its type."""
 
     name: str
@@ -157,24 +157,24 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
 }
 
 OPTIONS: Final = (
-    Option("num_keep", "n_keep", whole=True),
-    Option("seed", "seed", whole=True),
-    Option("num_predict", "max_tokens", whole=True),
-    Option("top_k", "top_k", whole=True),
-    Option("top_p", "top_p"),
-    Option("min_p", "min_p"),
-    Option("typical_p", "typical_p"),
-    Option("repeat_last_n", "repeat_last_n", whole=True),
-    Option("temperature", "temperature"),
-    Option("repeat_penalty", "repeat_penalty"),
-    Option("presence_penalty", "presence_penalty"),
-    Option("frequency_penalty", "frequency_penalty"),
-    Option("mirostat", "mirostat", whole=True),
-    Option("mirostat_tau", "mirostat_tau"),
-    Option("mirostat_eta", "mirostat_eta"),
-    Option("stop", "stop"),
+    OllamaOption("num_keep", "n_keep", whole=True),
+    OllamaOption("seed", "seed", whole=True),
+    OllamaOption("num_predict", "max_tokens", whole=True),
+    OllamaOption("top_k", "top_k", whole=True),
+    OllamaOption("top_p", "top_p"),
+    OllamaOption("min_p", "min_p"),
+    OllamaOption("typical_p", "typical_p"),
+    OllamaOption("repeat_last_n", "repeat_last_n", whole=True),
+    OllamaOption("temperature", "temperature"),
+    OllamaOption("repeat_penalty", "repeat_penalty"),
+    OllamaOption("presence_penalty", "presence_penalty"),
+    OllamaOption("frequency_penalty", "frequency_penalty"),
+    OllamaOption("mirostat", "mirostat", whole=True),
+    OllamaOption("mirostat_tau", "mirostat_tau"),
+    OllamaOption("mirostat_eta", "mirostat_eta"),
+    OllamaOption("stop", "stop"),
     *(
-        Option(name, "")
+        OllamaOption(name, "")
         for name in (
             *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "numa"),
             *("draft_num_predict", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock"),

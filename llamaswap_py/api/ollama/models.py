@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llamaswap_py.api.llama_cpp import remove_model
+from llamaswap_py.api.model_lists import listed
 from llamaswap_py.api.ollama.answers import as_line
 from llamaswap_py.api.ollama.members import OPTIONS, VERSION
 from llamaswap_py.api.ollama.shared import name_of, preset_of, read, stamp
-from llamaswap_py.api.openai import listed
 from llamaswap_py.errors import ApiError
-from llamaswap_py.supervisor.library import pull_hint
+from llamaswap_py.supervisor.hub_models import pull_hint
 from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:

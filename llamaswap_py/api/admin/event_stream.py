@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llamaswap_py.api.admin.openapi import BOOLEAN, COUNT, Parameter, described
-from llamaswap_py.api.openai import names_of_model
+from llamaswap_py.api.model_lists import names_of_model
 from llamaswap_py.errors import ApiError
 from llamaswap_py.llamacpp.router_mode import router_status
 

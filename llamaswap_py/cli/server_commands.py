@@ -22,7 +22,8 @@ def demo(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Use another file of tiny models that say a sentence.", show_default=False
+            help="Use another configuration; each model has `metadata: {says: SENTENCE}`.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

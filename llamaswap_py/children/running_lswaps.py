@@ -34,7 +34,7 @@ class Served(msgspec.Struct, frozen=True):
     version: int = _VERSION
 
 
-class Running(msgspec.Struct, frozen=True):
+class RunningLswap(msgspec.Struct, frozen=True):
     """A living lswap; `served` is None while it starts, and if its record has another version."""
 
     name: str
@@ -52,18 +52,18 @@ class Running(msgspec.Struct, frozen=True):
         return f"{self.url or 'an lswap'} ({about})"
 
 
-def find_running(env: Mapping[str, str]) -> list[Running]:
+def find_running(env: Mapping[str, str]) -> list[RunningLswap]:
     """Return the living lswaps of this user, the oldest first."""
     found = {}
     for base in bases(env):
         with suppress(OSError):  # there is none, or it is another user's
             for folder in sorted(base.iterdir()):
                 if (pid := living_owner(folder)) is not None:
-                    found[pid] = Running(folder.name, pid, _read(folder))
+                    found[pid] = RunningLswap(folder.name, pid, _read(folder))
     return sorted(found.values(), key=_age)
 
 
-def _age(one: Running) -> tuple[float, int]:
+def _age(one: RunningLswap) -> tuple[float, int]:
     return (one.served.started_at if one.served is not None else 0.0), one.pid
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from llamaswap_py.simulator import mixes, traces
+from llamaswap_py.simulator import mixes, sequential_traces
 from llamaswap_py.simulator.run_records import Case
 
 
 def library() -> tuple[Case, ...]:
     """Return every case of the table, in its order."""
     return (
-        traces.random_clients(2, 120),
-        traces.random_clients(3, 120),
-        traces.random_clients(16, 60),
-        traces.alternating(1),
-        traces.alternating(2),
-        traces.loop_of_three(),
-        traces.agent_loops(),
+        sequential_traces.random_clients(2, 120),
+        sequential_traces.random_clients(3, 120),
+        sequential_traces.random_clients(16, 60),
+        sequential_traces.alternating(1),
+        sequential_traces.alternating(2),
+        sequential_traces.loop_of_three(),
+        sequential_traces.agent_loops(),
         mixes.poisson_mix(),
-        traces.hot_and_rare(),
-        traces.two_hot(),
-        traces.long_loads(),
+        sequential_traces.hot_and_rare(),
+        sequential_traces.two_hot(),
+        sequential_traces.long_loads(),
         mixes.bursts(),
         mixes.sessions(),
         mixes.big_and_small(),
