@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 import msgspec
 
-from llamaswap_py.proxy.dial import note_refusal, open_tcp
+from llamaswap_py.proxy.dial import note_refusal, open_tcp, opened
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ async def ask(
                 transport, _ = await loop.create_unix_connection(make, endpoint.path)
             else:
                 sock = await open_tcp(endpoint)
-                transport, _ = await loop.create_connection(make, sock=sock)
+                opening = loop.create_connection(make, sock=sock)
+                pair = await opened(opening, lambda made: made[0].abort())
+                transport = pair[0]
             return await answer
     except OSError as error:
         note_refusal(endpoint, error.errno)

@@ -161,10 +161,10 @@ async def accepts(endpoint: Endpoint) -> bool:
     """Tell whether something takes a connection there."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            if endpoint.path is not None:
-                _, writer = await asyncio.open_unix_connection(endpoint.path)
-            else:
-                _, writer = await asyncio.open_connection(sock=await open_tcp(endpoint))
+            if endpoint.path is None:
+                (await open_tcp(endpoint)).close()
+                return True
+            _, writer = await asyncio.open_unix_connection(endpoint.path)
     except OSError:  # TimeoutError is one
         return False
     writer.close()

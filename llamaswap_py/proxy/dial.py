@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from llamaswap_py.endpoint import Endpoint
 
+_Pair = TypeVar("_Pair")
 _TRIES: Final = 4
 """A server that is started anew inside of its child is known from the second connection on."""
 _REFUSALS: Final = (errno.ECONNREFUSED, errno.ENOENT)
@@ -60,3 +64,23 @@ async def open_tcp(endpoint: Endpoint) -> socket.socket:
     raise ConnectionRefusedError(
         errno.ECONNREFUSED, f"{endpoint} is taken by one process after another"
     )
+
+
+async def opened(opening: Coroutine[Any, Any, _Pair], close: Callable[[_Pair], object]) -> _Pair:
+    """Return what `opening` makes of a connected socket: a transport, and what is beside it.
+
+    It is never cancelled half-way, but closed once it is there. uvloop up to 0.22 goes on watching
+    the socket of an opening that was cancelled, and ends the process when that is closed (libuv:
+    `uv__epoll_ctl_flush` aborts on EBADF).
+    """
+    task = asyncio.get_running_loop().create_task(opening)
+    try:
+        return await asyncio.shield(task)
+    except BaseException:
+        task.add_done_callback(partial(_close, close=close))
+        raise
+
+
+def _close(task: asyncio.Task[_Pair], *, close: Callable[[_Pair], object]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        close(task.result())

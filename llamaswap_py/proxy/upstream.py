@@ -10,7 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from llamaswap_py.proxy.dial import open_tcp
+from llamaswap_py.proxy.dial import open_tcp, opened
 from llamaswap_py.proxy.head_cache import KnownAnswers
 from llamaswap_py.proxy.parsers import DecodingWatch, ResponseWatch
 from llamaswap_py.proxy.pending import Pending
@@ -117,10 +117,11 @@ class UpstreamPool:
         if endpoint.path is None:
             async with asyncio.timeout(_CONNECT_LIMIT):
                 sock = await open_tcp(endpoint)
-            _, connection = await loop.create_connection(make, sock=sock)
+            opening = loop.create_connection(make, sock=sock)
         else:
             sock = await _connect_unix(endpoint.path, wanted)
-            _, connection = await loop.create_unix_connection(make, sock=sock)
+            opening = loop.create_unix_connection(make, sock=sock)
+        _, connection = await opened(opening, lambda pair: pair[1].abort())
         self._connections.add(connection)
         if connection.closed:
             self._connections.discard(connection)
