@@ -122,6 +122,10 @@ class _Keeper:
                 if ended[0] == self._pid:
                     self._status = ended[1]
 
+    def _is_dying(self) -> bool:
+        """Tell whether the child is a zombie that cannot be reaped yet: its threads still end."""
+        return self._status is None and _stat(self._pid)[2] in (b"Z", b"X")
+
     def _end_all(self) -> None:
         """SIGSTOP, then SIGKILL, until none is left: a stopped process cannot start another."""
         pause = _FIRST_PAUSE
@@ -134,7 +138,7 @@ class _Keeper:
             for pid, at in stopped.items():
                 _send(pid, at, signal.SIGKILL)
             self._reap()
-            if not stopped:
+            if not stopped and not self._is_dying():
                 return
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
