@@ -413,7 +413,7 @@ async def helper_stays(scene: Scene) -> None:
     await scene.pid_of(scene.victim, "ready")
     await poll(there)
     scene.gate.touch()
-    assert await scene.post(f"/lswap/v1/models/{scene.victim}/unload?force=true") in (200, 202)
+    assert await scene.post(f"/lswap/v1/models/{scene.victim}/unload") in (200, 202)
     await poll(gone)
     await scene.crowd.until_answered(2, scene.victim)
 
