@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -58,7 +59,9 @@ def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | 
         threads.shutdown(wait=False)
 
 
-@cache
+_FIRST: Final = threading.Lock()
+
+
 def prepare_session() -> None:
     """Make huggingface_hub's session safe for forks; call it before the library's first request.
 
@@ -67,6 +70,12 @@ def prepare_session() -> None:
     child. The child would hang before it runs its program, and its parent would wait for ever.
     uvloop starts processes by such a fork.
     """
+    with _FIRST:  # a second factory closes the session that a thread uses already
+        _set_factory()
+
+
+@cache
+def _set_factory() -> None:
     from llamaswap_py.hub.huggingface import constants, default_client_factory, set_client_factory
     from llamaswap_py.hub.redirects import Guard
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from llamaswap_py.hub import api
 
 FORK = """
 import os, sys, threading
@@ -52,3 +58,22 @@ def test_a_fork_does_not_wait_for_a_thread_of_its_parent() -> None:
 def test_it_would_without_being_prepared() -> None:
     """Where this fails, `prepare_session` is of no use any more."""
     assert forked("as it is") == 7
+
+
+def test_threads_that_begin_at_once_prepare_the_session_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library closes its session where a factory is set: another thread may use it by then."""
+    factories: list[object] = []
+
+    def slow(factory: object) -> None:
+        time.sleep(0.05)  # the others are there before it is set
+        factories.append(factory)
+
+    api._set_factory.cache_clear()
+    monkeypatch.setattr("llamaswap_py.hub.huggingface.set_client_factory", slow)
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(api.prepare_session) for _ in range(4)]:
+            done.result()
+    api._set_factory.cache_clear()
+    assert len(factories) == 1
