@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.importing.command import (
@@ -23,7 +23,7 @@ from llamaswap_py.importing.command import (
 )
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.importing.programs import read_program
-from llamaswap_py.importing.requests import take_filters, take_metadata
+from llamaswap_py.importing.requests import table_of, take_filters, take_metadata
 
 _MACRO: Final = re.compile(r"\$\{([A-Za-z0-9_.-]+)\}")
 _LEFT: Final = frozenset({"PORT", "PID"})
@@ -76,8 +76,6 @@ def _as_text(value: Any) -> str:
         return "true" if value else "false"
     return str(value).strip("\n")
 
-
-Sets: TypeAlias = "frozenset[frozenset[str]]"
 
 _TOKEN: Final = re.compile(r"\s*([()&|]|\+?[^\s()&|+]+)")
 _MOST: Final = 4_096
@@ -205,26 +203,22 @@ _SELECTOR: Final = ("strategy", "targets")
 
 def take_routing(root: dict[str, Any], draft: Draft) -> None:
     """Carry over `groups`, `matrix`, `routing` and `selectors`."""
-    routing = _table(root.get("routing"))
-    router = _table(routing.get("router"))
-    settings = _table(router.get("settings"))
-    groups = _table(settings.get("groups") or root.get("groups"))
-    matrix = _table(settings.get("matrix") or root.get("matrix"))
+    routing = table_of(root.get("routing"))
+    router = table_of(routing.get("router"))
+    settings = table_of(router.get("settings"))
+    groups = table_of(settings.get("groups") or root.get("groups"))
+    matrix = table_of(settings.get("matrix") or root.get("matrix"))
     if matrix and (router.get("use") == "matrix" or not groups):
         _take_matrix(matrix, draft)
     else:
         _take_groups(groups, draft)
-    scheduler = _table(_table(_table(routing.get("scheduler")).get("settings")).get("fifo"))
-    for name, priority in _table(scheduler.get("priority")).items():
+    scheduler = table_of(table_of(table_of(routing.get("scheduler")).get("settings")).get("fifo"))
+    for name, priority in table_of(scheduler.get("priority")).items():
         model = draft.model_named(str(name))
         if model is not None and isinstance(priority, int) and priority:
             draft.models[model]["priority"] = max(-_PRIORITIES, min(priority, _PRIORITIES))
-    for name, selector in _table(root.get("selectors")).items():
-        _take_selector(str(name), _table(selector), draft)
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    for name, selector in table_of(root.get("selectors")).items():
+        _take_selector(str(name), table_of(selector), draft)
 
 
 def _take_groups(groups: dict[str, Any], draft: Draft) -> None:
@@ -238,9 +232,9 @@ def _take_groups(groups: dict[str, Any], draft: Draft) -> None:
         return
     grouped: set[str] = set()
     for name, group in groups.items():
-        grouped |= _take_group(str(name), _table(group), draft)
+        grouped |= _take_group(str(name), table_of(group), draft)
     alone = [name for name in draft.models if name not in grouped]
-    exclusive = [bool(_table(group).get("exclusive", True)) for group in groups.values()]
+    exclusive = [bool(table_of(group).get("exclusive", True)) for group in groups.values()]
     exclusive += [True] if alone else []
     if len(exclusive) > 1 and any(exclusive):
         draft.note(
@@ -293,8 +287,8 @@ def _members(place: str, group: dict[str, Any], draft: Draft) -> list[str]:
 
 
 def _take_matrix(matrix: dict[str, Any], draft: Draft) -> None:
-    names = {str(short): str(model) for short, model in _table(matrix.get("vars")).items()}
-    sets = {str(name): str(text) for name, text in _table(matrix.get("sets")).items()}
+    names = {str(short): str(model) for short, model in table_of(matrix.get("vars")).items()}
+    sets = {str(name): str(text) for name, text in table_of(matrix.get("sets")).items()}
     try:
         allowed = allowed_sets(sets, names)
     except ValueError as error:
@@ -381,9 +375,9 @@ def read_llama_swap(root: Any, environment: Mapping[str, str], draft: Draft | No
             remedy="name its config.yaml",
         )
     draft = draft or Draft()
-    macros = Macros(_table(root.get("macros")), environment, draft, "macros")
+    macros = Macros(table_of(root.get("macros")), environment, draft, "macros")
     for name, each in models.items():
-        own = macros.inside(f"models.{name}", _table(_table(each).get("macros")))
+        own = macros.inside(f"models.{name}", table_of(table_of(each).get("macros")))
         own.values = {**own.values, "MODEL_ID": str(name)}
         draft.models[str(name)] = _model(str(name), own.expand(_without_comments(each)), draft)
     top = {name: value for name, value in root.items() if name not in ("models", "macros")}
@@ -393,7 +387,7 @@ def read_llama_swap(root: Any, environment: Mapping[str, str], draft: Draft | No
 
 def _without_comments(model: Any) -> dict[str, Any]:
     """Return a model's keys, without macros, and commands without comments that may name some."""
-    found = {key: value for key, value in _table(model).items() if key != "macros"}
+    found = {key: value for key, value in table_of(model).items() if key != "macros"}
     for key in {"cmd", "cmdStop"} & found.keys():
         if isinstance(found[key], str):
             found[key] = strip_comments(found[key])
@@ -414,8 +408,8 @@ def _settings(root: dict[str, Any], draft: Draft) -> None:
         draft.setting("log", "level", _LEVELS.get(level, level))
     if root.get("includeAliasesInList") is not True and any(map(_has_names, draft.models.values())):
         draft.settings["list_aliases"] = False
-    _take_hooks(_table(root.get("hooks")), draft)
-    _take_peers(_table(root.get("peers")), draft)
+    _take_hooks(table_of(root.get("hooks")), draft)
+    _take_peers(table_of(root.get("peers")), draft)
     take_routing(root, draft)
 
 
@@ -441,7 +435,7 @@ def _take_health(value: Any, draft: Draft) -> None:
 
 
 def _take_hooks(hooks: dict[str, Any], draft: Draft) -> None:
-    startup = _table(hooks.get("on_startup"))
+    startup = table_of(hooks.get("on_startup"))
     for place, keys, known in (("hooks", hooks, "on_startup"), ("on_startup", startup, "preload")):
         for key in keys.keys() - {known}:
             draft.note(f"{place}.{key}", _WORDS)
@@ -454,7 +448,7 @@ def _take_hooks(hooks: dict[str, Any], draft: Draft) -> None:
 
 def _take_peers(peers: dict[str, Any], draft: Draft) -> None:
     for name, peer in peers.items():
-        models = [str(each) for each in _table(peer).get("models") or []]
+        models = [str(each) for each in table_of(peer).get("models") or []]
         shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
         text = "lswap does not forward to other servers: clients ask that server directly"
         draft.note(f"peers.{name}", text, shown)
@@ -479,7 +473,7 @@ def _model(name: str, model: dict[str, Any], draft: Draft) -> dict[str, Any]:
     if isinstance(limit := model.get("concurrencyLimit"), int) and limit > 0:
         preset["concurrency"] = limit
         draft.note(f"{place}.concurrencyLimit", "more requests wait their turn, instead of 429")
-    take_filters(name, _table(model.get("filters")), preset, draft)
+    take_filters(name, table_of(model.get("filters")), preset, draft)
     take_metadata(place, model, preset, draft)
     for key, value in model.items():
         if key not in _MODEL_READ and _says(value):
@@ -491,7 +485,7 @@ def _aliases(name: str, value: Any) -> list[str]:
     """Return other names of a model; forks of llama-swap write them as mappings with an `id`."""
     listed = value if isinstance(value, list) else []
     names = [
-        str(_table(each).get("id") or "") if isinstance(each, dict) else each for each in listed
+        str(table_of(each).get("id") or "") if isinstance(each, dict) else each for each in listed
     ]
     return [each for each in dict.fromkeys(map(str, names)) if each not in ("", name)]
 

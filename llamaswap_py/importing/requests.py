@@ -22,7 +22,7 @@ def take_filters(name: str, filters: dict[str, Any], preset: dict[str, Any], dra
     wanted = {str(each).strip(): None for each in names if str(each).strip()}
     if stripped := list(_free(wanted, f"{place}.stripParams", draft)):
         request["strip"] = stripped
-    for id, values in _table(filters.get("setParamsByID")).items():
+    for id, values in table_of(filters.get("setParamsByID")).items():
         if values := _free(values, f"{place}.setParamsByID", draft):
             request.setdefault("per_name", {})[str(id)] = {"set": values}
         elif str(id) not in (name, *preset.get("aliases", ())):
@@ -35,7 +35,7 @@ def take_filters(name: str, filters: dict[str, Any], preset: dict[str, Any], dra
 
 def _free(values: Any, place: str, draft: Draft) -> dict[str, Any]:
     """Return the members that may be changed; `stream` is named, `model` llama-swap keeps, too."""
-    found = _table(values)
+    found = table_of(values)
     if "stream" in found:
         draft.note(place, "lswap leaves `stream` to the client")
     return {str(name): value for name, value in found.items() if name not in _KEPT}
@@ -46,7 +46,7 @@ def take_metadata(place: str, model: dict[str, Any], preset: dict[str, Any], dra
     found: dict[str, Any] = {
         key: str(model[key]) for key in ("name", "description") if model.get(key)
     }
-    for key, value in _table(model.get("metadata")).items():
+    for key, value in table_of(model.get("metadata")).items():
         if "${PORT}" in str(value):
             draft.note(f"{place}.metadata", "left out: the port of a model changes with every load")
         elif isinstance(value, str | int | float | bool):
@@ -57,5 +57,6 @@ def take_metadata(place: str, model: dict[str, Any], preset: dict[str, Any], dra
         preset["metadata"] = found
 
 
-def _table(value: Any) -> dict[str, Any]:
+def table_of(value: Any) -> dict[str, Any]:
+    """Return a mapping of the file, empty where it has something else."""
     return value if isinstance(value, dict) else {}

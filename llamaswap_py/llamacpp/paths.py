@@ -7,12 +7,12 @@ manifest of an engine that it built, install.py that of an engine that it unpack
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.storage.record_folder import xdg_base
 from llamaswap_py.storage.regular_files import read_regular
 
 __all__ = [
@@ -76,15 +76,9 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _base(variable: str, default: str) -> Path:
-    # The XDG specification: a relative path is to be ignored.
-    value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / default
-
-
 def engines_folder() -> Path:
     """Return the folder of our installations, one folder each (`<build>-<backend>`)."""
-    return _base("XDG_DATA_HOME", ".local/share") / "lswap" / "engines"
+    return xdg_base("XDG_DATA_HOME", ".local/share") / "lswap" / "engines"
 
 
 def current_file() -> Path:
@@ -94,7 +88,7 @@ def current_file() -> Path:
 
 def probes_folder() -> Path:
     """Return the folder of cached probes; safe to delete."""
-    return _base("XDG_CACHE_HOME", ".cache") / "lswap" / "probes"
+    return xdg_base("XDG_CACHE_HOME", ".cache") / "lswap" / "probes"
 
 
 def demo_folder() -> Path:
