@@ -94,6 +94,7 @@ class ClientConnection(Incoming):
             self._start(exchange)
         elif self._left and not self._held.size:
             self._take_rest(data)
+            self._parse_held()  # what follows the body came along with its end
             self._begin()
         elif self._may_parse():
             self._parse(data)

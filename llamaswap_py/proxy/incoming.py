@@ -343,3 +343,6 @@ class Incoming(asyncio.Protocol):
             receiving, self._receiving = self._receiving, None
             self.last = self.last or not receiving.head.keep_alive
             receiving.intake.finish()
+            if self._current is None and not self._queue:
+                # It was answered before its body had come: nobody waits for that any more.
+                self._deadline.set(Wait.IDLE, self._limits.idle)

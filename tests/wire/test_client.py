@@ -197,6 +197,22 @@ async def test_a_stalled_body_is_given_up() -> None:
         assert (answer.status, answer.headers["connection"]) == (408, "close")
 
 
+async def test_nobody_is_told_of_a_body_that_came_after_its_answer() -> None:
+    async def refuse(exchange: Exchange) -> None:
+        exchange.respond(403)
+
+    limits = WireLimits(body_idle=0.05)
+    async with serving(refuse, limits=limits) as served, connected(served.endpoint) as client:
+        for _ in range(2):  # the first head is parsed, the second is known
+            await client.send(POST + b"Content-Length: 4\r\n\r\n")
+            assert (await client.answer()).status == 403
+            await client.send(b"late")
+            await asyncio.sleep(0.2)
+        assert (await client.ask(GET)).status == 403
+        client.half_close()
+        assert await client.rest() == b""
+
+
 async def test_no_limit_on_how_long_an_answer_takes() -> None:
     release = asyncio.Event()
 

@@ -6,6 +6,7 @@ The transports raise when they are used after their end, as uvloop's do.
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,62 @@ def parsed(data: bytes) -> tuple[bytes, bool]:
     sink = Sink()
     httptools.HttpResponseParser(sink).feed_data(data)
     return sink.body, sink.whole
+
+
+def post(path: str, body: bytes) -> bytes:
+    return b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (
+        path.encode(),
+        len(body),
+        body,
+    )
+
+
+WAYS = ("refused", "read", "later")
+"""What the handler does with a body: nothing, read it, or wait for something else first."""
+
+
+async def act_as_told(exchange: Exchange) -> None:
+    way = exchange.head.path.removeprefix("/")
+    if way == "later":
+        await asyncio.sleep(0)
+    if way != "refused":
+        await exchange.read_body(100)
+    exchange.respond(200, f"<{way}>".encode())
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_every_request_is_answered_wherever_the_bytes_are_split(data: st.DataObject) -> None:
+    bodies = st.sampled_from((b"", b"{}", b"x" * 50))
+    requests = data.draw(st.lists(st.tuples(st.sampled_from(WAYS), bodies), min_size=1, max_size=8))
+    sent, telling = b"", [0]
+    for way, body in requests:
+        sent += post(way, body)
+        telling += [len(sent) - len(body), len(sent) - len(body) // 2, len(sent)]
+    cut = st.sampled_from(telling) | st.integers(0, len(sent))
+    heads = [post(way, b"{}") for way in WAYS]  # known from then on
+    pieces = heads + split(sent, data.draw(st.lists(cut, max_size=12)))
+    turns = data.draw(st.lists(st.integers(0, 9), min_size=len(pieces), max_size=len(pieces)))
+
+    async def main() -> bytes:
+        server = StubServer(act_as_told)
+        client = ClientConnection(server)  # type: ignore[arg-type]
+        transport = MockTransport()
+        client.connection_made(transport)
+        for piece, more in zip(pieces, turns, strict=True):
+            client.data_received(piece)
+            for _ in range(more):
+                await asyncio.sleep(0)
+        for _ in range(9 * len(requests)):
+            await asyncio.sleep(0)
+        client.connection_lost(None)
+        await asyncio.wait(server.tasks)
+        return transport.written
+
+    written = asyncio.run(main())
+    ways = [*WAYS, *(way for way, _ in requests)]
+    assert re.findall(rb"<(\w+)>", written) == [way.encode() for way in ways]
+    assert written.count(b"HTTP/1.1 ") == written.count(b" 200 OK") == len(ways)
 
 
 @pytest.mark.parametrize("request_head", [GET, GET_1_0], ids=["1.1", "1.0"])
