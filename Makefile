@@ -19,11 +19,11 @@ COMPAT_ARGS ?=
 
 LOCKED := --quiet --require-hashes --requirement
 # What `make newest` and `make lowest` run: the tests that need no llama-server.
-QUICK := tests/unit tests/wire tests/translate tests/imports tests/hub
+QUICK := tests/unit tests/proxy tests/ollama tests/imports tests/hub
 # What touches no machine, and so runs where there is no /proc: the scheduler, the file, the parsers.
-PORTABLE := tests/scheduler tests/simulator tests/translate tests/unit/test_config_*.py \
+PORTABLE := tests/scheduler tests/simulator tests/ollama tests/unit/test_config_*.py \
 	tests/unit/test_gguf_*.py tests/unit/test_import*.py tests/unit/test_units.py \
-	tests/unit/test_readiness.py tests/unit/test_failures.py tests/unit/test_docs_*.py
+	tests/unit/test_output.py tests/unit/test_failures.py tests/unit/test_docs_*.py
 
 .PHONY: help demo serve engine test quick portable needs lint format wheel compat bench
 .PHONY: lock newest lowest dist release-check clean

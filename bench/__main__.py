@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.guests import Guest, read_guest
 from bench.machine import describe_machine
+from bench.peer_option import PeerOption, read_peer_option
 from bench.registry import PARTS, Part
 from bench.rows import Row, summarise
 from bench.run import Run
@@ -58,19 +58,19 @@ def _parser() -> argparse.ArgumentParser:
         "--peer",
         action="append",
         default=[],
-        type=_guest,
+        type=_peer_option,
         metavar="NAME=WHAT",
         help="another peer: http://127.0.0.1:PORT, or a command with {port} and what it needs of "
-        "{config} {ini} {engine} {upstream} (bench/guests.py); again and again",
+        "{config} {ini} {engine} {upstream} (bench/peer_option.py); again and again",
     )
     parser.add_argument("--upstream", type=int, metavar="PORT", help="the stub's TCP port (any)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the Markdown into a file, too")
     return parser
 
 
-def _guest(text: str) -> Guest:
+def _peer_option(text: str) -> PeerOption:
     try:
-        return read_guest(text)
+        return read_peer_option(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -95,7 +95,7 @@ def _start(place: Workplace, asked: argparse.Namespace) -> Run:
         engine=engine,
         models=write_models(place.folder),
         upstream=asked.upstream or free_port(),
-        guests=asked.peer,
+        further_peers=asked.peer,
         quick=asked.quick,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.client import post
-from bench.guests import Guest, listener, router_presets, swap_config
+from bench.peer_option import PeerOption, listener, router_presets, swap_config
 from bench.rows import GO, LSWAP, NGINX, ROUTER
 from bench.run import Run
 from bench.workplace import HERE, BenchError, Workplace, free_port, run_tool, running
@@ -72,7 +72,7 @@ def line_up_before_stub(run: Run, stack: ExitStack, *, relay_alone: bool = False
         pin=True,
         concurrency=CONCURRENCY,
     )
-    _invite(run, stack, lineup, place.stub, {"stub": model}, {})
+    _start_further_peers(run, stack, lineup, place.stub, {"stub": model}, {})
     return lineup
 
 
@@ -85,7 +85,7 @@ def line_up_before_models(
     concurrency: int | None = None,
     policy: Mapping[str, Any] | None = None,
 ) -> Lineup:
-    """Start lswap, llama.cpp's router and the guests on the same binary and models; one fits."""
+    """Start all peers on the same binary and models, of which one fits in memory."""
     engine, lineup = run.llama_server.path, Lineup()
     own = {name: value for name, value in args.items() if name not in _OWNED}
     lineup.peers[LSWAP] = start_lswap(
@@ -98,7 +98,7 @@ def line_up_before_models(
         policy=policy,
     )
     lineup.peers[ROUTER] = start_router(run.place, stack, engine=engine, models=models, args=args)
-    _invite(run, stack, lineup, engine, models, args)
+    _start_further_peers(run, stack, lineup, engine, models, args)
     return lineup
 
 
@@ -106,7 +106,7 @@ _OWNED = ("cache-ram", "fit", "threads-http")
 """Options that lswap passes itself; the others are given the same."""
 
 
-def _invite(
+def _start_further_peers(
     run: Run,
     stack: ExitStack,
     lineup: Lineup,
@@ -114,36 +114,36 @@ def _invite(
     models: Mapping[str, Path],
     args: Mapping[str, str | int],
 ) -> None:
-    """Start the guests, and ask each for an answer of every model."""
-    for guest in run.guests:
+    """Start the further peers, and ask each for an answer of every model."""
+    for option in run.further_peers:
         try:
-            peer = _start_guest(run, stack, guest, engine, models, args)
+            peer = _start_further_peer(run, stack, option, engine, models, args)
         except (BenchError, OSError) as error:
-            lineup.missing[guest.name] = " ".join(str(error).split()).rstrip(":")[:200]
+            lineup.missing[option.name] = " ".join(str(error).split()).rstrip(":")[:200]
             continue
         told = {name: _try(peer, name) for name in models}
         wrong = [f"{said or 'nothing'} for {name}" for name, said in told.items() if said != "200"]
         if wrong:
-            lineup.missing[guest.name] = f"answered {wrong[0]}"
+            lineup.missing[option.name] = f"answered {wrong[0]}"
         else:
-            lineup.peers[guest.name] = peer
+            lineup.peers[option.name] = peer
 
 
-def _start_guest(
+def _start_further_peer(
     run: Run,
     stack: ExitStack,
-    guest: Guest,
+    option: PeerOption,
     engine: Path,
     models: Mapping[str, Path],
     args: Mapping[str, str | int],
 ) -> Peer:
-    if not guest.words:
-        return Peer(guest.port, listener(guest.port))
+    if not option.words:
+        return Peer(option.port, listener(option.port))
     port, place = free_port(), run.place
-    base = place.folder / f"guest-{port}"
+    base = place.folder / f"peer-{port}"
     base.with_suffix(".yaml").write_text(swap_config(engine, models, args))
     base.with_suffix(".ini").write_text(router_presets(models, args))
-    argv = guest.argv(
+    argv = option.argv(
         {
             "port": str(port),
             "config": str(base.with_suffix(".yaml")),

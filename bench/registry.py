@@ -43,7 +43,7 @@ PARTS: Final = (
     Part("commands", "bench.commands:measure_commands", "CPU of commands"),
     Part("swap", "bench.swap:measure_swaps", "one swap, and crowds of clients"),
     Part("hot", "bench.hot:measure_hot", "one request for B while A is kept busy"),
-    Part("read_ahead", "bench.adopted:measure_read_ahead", "a large file after a drain"),
-    Part("keep_kv", "bench.adopted:measure_keep_kv", "a long prompt after a swap"),
+    Part("read_ahead", "bench.swap_savings:measure_read_ahead", "a large file after a drain"),
+    Part("keep_kv", "bench.swap_savings:measure_keep_kv", "a long prompt after a swap"),
     Part("day", "bench.day:measure_day", "memory promises in a simulated day"),
 )

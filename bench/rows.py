@@ -18,7 +18,7 @@ GO: Final = "Go ReverseProxy"
 NGINX: Final = "nginx"
 ROUTER: Final = "llama.cpp router"
 PEERS: Final = (GO, NGINX, ROUTER)
-"""Those that always have a column, in its order; guests follow."""
+"""Those that always have a column, in this order; those of --peer follow."""
 
 
 @dataclass(frozen=True, slots=True)

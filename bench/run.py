@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.guests import Guest
 from bench.measure import Rounds
+from bench.peer_option import PeerOption
 from bench.rows import LSWAP, Row, Target
 from bench.workplace import BenchError, Workplace
 from llamaswap_py.llamacpp.binaries import Engine
@@ -33,7 +33,7 @@ class Run:
     """Two tiny real models, by name."""
     upstream: int
     """The TCP port of the stub; peers that can take its unix socket."""
-    guests: Sequence[Guest] = ()
+    further_peers: Sequence[PeerOption] = ()
     quick: bool = False
 
     @property

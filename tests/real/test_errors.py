@@ -84,7 +84,7 @@ ELSEWHERE = {
     "stopped": "tests/real/test_streams.py: test_what_waits_for_a_load_can_be_stopped",
     "bad_config": "test_a_reload_of_a_wrong_file",
     "too_many_connections": "tests/real/test_connections.py: the connection that gave way",
-    "bodies_full": "tests/wire/test_bodies.py: test_what_does_not_fit_is_refused_and_given_back",
+    "bodies_full": "tests/proxy/test_bodies.py: test_what_does_not_fit_is_refused_and_given_back",
     "internal": "tests/unit/test_api_routes.py: only a bug brings it about",
 }
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.proxy.test_requests import BAD
 from tests.real.answers import error_of, instance_of
 from tests.real.test_api_keys import ADMIN, write_keys
-from tests.wire.test_requests import BAD
 
 if TYPE_CHECKING:
     from tests.real.harness import Lswap

@@ -11,8 +11,8 @@ from llamaswap_py.api.auth import parse_host, parse_origin
 from llamaswap_py.api.errors import Family, error_event, render_wire_error
 from llamaswap_py.api.routes import PATTERNS, ROUTES, look_up, pick
 from llamaswap_py.errors import API_CODES, ApiError
+from tests.proxy.test_requests import parse
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, ask, make_config, make_head
-from tests.wire.test_requests import parse
 
 pytestmark = pytest.mark.anyio
 

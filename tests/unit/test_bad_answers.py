@@ -12,8 +12,8 @@ from llamaswap_py.api.ollama.answers import LineStream
 from llamaswap_py.proxy import upstream as upstream_module
 from llamaswap_py.proxy.parsers import DecodingWatch
 from llamaswap_py.units import MIB
+from tests.proxy.harness import SSE_HEAD, Peer, Upstream, answering, connected
 from tests.unit.test_plain_requests import CHAT, request, staged, until
-from tests.wire.harness import SSE_HEAD, Peer, Upstream, answering, connected
 
 pytestmark = pytest.mark.anyio
 JSON = SSE_HEAD.replace(b"text/event-stream", b"application/json")

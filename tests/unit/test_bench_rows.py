@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.adopted import shares_of
-from bench.guests import Guest, read_guest, router_presets, swap_config
 from bench.measure import Column, Rendered, Rounds, in_turns, render, rendering
+from bench.peer_option import PeerOption, read_peer_option, router_presets, swap_config
 from bench.registry import PARTS
 from bench.rows import GO, LSWAP, NGINX, ROUTER, Row, Target, Told, shortfalls, summarise
 from bench.run import row
+from bench.swap_savings import shares_of
 from llamaswap_py.importing.llama_cpp import read_ini
 from llamaswap_py.importing.llama_swap import read_llama_swap
 
@@ -144,12 +144,12 @@ def test_each_peer_is_first_as_often_as_any_other() -> None:
     assert sorted(firsts) == ["a", "a", "b", "b", "c", "c"]
 
 
-def test_guests_by_command_and_by_url() -> None:
-    mine = read_guest("mine=./router --port {port} --ini '{ini}' --other {braces}")
+def test_further_peers_by_command_and_by_url() -> None:
+    mine = read_peer_option("mine=./router --port {port} --ini '{ini}' --other {braces}")
     assert mine.name == "mine"
     filled = mine.argv({"port": "1", "ini": "/a b"})
     assert filled == ["./router", "--port", "1", "--ini", "/a b", "--other", "{braces}"]
-    assert read_guest("theirs=http://127.0.0.1:9292/") == Guest("theirs", port=9292)
+    assert read_peer_option("theirs=http://127.0.0.1:9292/") == PeerOption("theirs", port=9292)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_guests_by_command_and_by_url() -> None:
         ("mine=http://127.0.0.1:80/v1", "without a path"),
     ],
 )
-def test_guests_that_cannot_be(text: str, wrong: str) -> None:
+def test_further_peers_that_cannot_be(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
-        read_guest(text)
+        read_peer_option(text)
 
 
-def test_the_files_for_guests_are_what_other_programs_read() -> None:
+def test_the_files_for_further_peers_are_what_other_programs_read() -> None:
     """Our importers know those forms."""
     models = {"alpha": Path("/m/a b.gguf"), "beta": Path("/m/b.gguf")}
     args = {"ctx-size": 512, "threads": 1}

@@ -28,8 +28,8 @@ from llamaswap_py.proxy.relay import Relay
 from llamaswap_py.proxy.sockets import Input
 from llamaswap_py.supervisor.leases import Ticket
 from llamaswap_py.units import KIB, MIB
+from tests.proxy.harness import Client, Peer, Upstream, connected, eventually
 from tests.unit.test_plain_requests import CHAT, OK, Stage, request, staged, until
-from tests.wire.harness import Client, Peer, Upstream, connected, eventually
 
 pytestmark = pytest.mark.anyio
 KINDS = (

@@ -20,8 +20,7 @@ from llamaswap_py.config.api_keys import ApiKey, KeyRing, hash_secret
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.proxy import bind, serve
 from llamaswap_py.supervisor.supervisor import Supervisor
-from tests.unit.supervisors import configured, loaded_supervisor, prepared
-from tests.wire.harness import (
+from tests.proxy.harness import (
     SSE_HEAD,
     Answer,
     Client,
@@ -34,10 +33,11 @@ from tests.wire.harness import (
     then,
     upstream,
 )
+from tests.unit.supervisors import configured, loaded_supervisor, prepared
 
 if TYPE_CHECKING:
     from llamaswap_py.proxy import Exchange
-    from tests.wire.harness import Script
+    from tests.proxy.harness import Script
 
 pytestmark = pytest.mark.anyio
 

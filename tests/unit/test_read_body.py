@@ -16,9 +16,9 @@ from llamaswap_py.api.large_body import STEP
 from llamaswap_py.config.api_keys import KeyRing
 from llamaswap_py.proxy.messages import Body
 from llamaswap_py.units import KIB, MIB
+from tests.proxy.harness import connected
 from tests.unit.api_fakes import FakeExchange, FakeSupervisor, answer, make_config
 from tests.unit.test_plain_requests import key, request, staged, until
-from tests.wire.harness import connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable

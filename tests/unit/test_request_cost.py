@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import llamaswap_py
+from tests.proxy.harness import connected
 from tests.unit.test_plain_requests import request, staged
-from tests.wire.harness import connected
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from tests.wire.harness import Client
+    from tests.proxy.harness import Client
 
 pytestmark = pytest.mark.anyio
 _MANY = 50

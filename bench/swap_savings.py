@@ -1,7 +1,6 @@
-"""Benchmarks with a command of their own that hand back text: their tables, and rows made of them.
+"""What read-ahead and a kept KV cache save of the time of a swap: tables, and rows made of them.
 
-A function here takes the run and calls `measure_…(place, engine, rounds, note)` of the other
-module; what it renders on the way (bench.measure.render) is where the figures of a row come from.
+The figures come from the tables that the measuring modules render (`bench.measure.rendering`).
 """
 
 from __future__ import annotations

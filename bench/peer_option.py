@@ -1,4 +1,4 @@
-"""Further peers, given on the command line: a program that is started, or a server that runs.
+"""The option `--peer`: another program to measure, started here or running already.
 
     --peer 'llama-swap=llama-swap --listen 127.0.0.1:{port} --config {config}'
     --peer 'mine=./my-router --port {port} --ini {ini}'
@@ -11,7 +11,7 @@ stands for one; `{upstream}` the URL of the stub that runs already, for plain pr
 
 A server that runs has to serve a model `stub` for the tables with the stub upstream (at the port of
 `--upstream`), and `alpha` and `beta` for the others (`python -m bench models FOLDER` writes them).
-What a guest does not answer for, it has no figures of; the summary says why.
+A peer that does not answer gets no figures; the summary says why.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIELDS = ("port", "config", "ini", "engine", "upstream")
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class PeerOption:
     """A peer by command (`words`, with {fields}) or by the `port` of this machine it listens on."""
 
     name: str
@@ -46,17 +46,17 @@ class Guest:
         return filled
 
 
-def read_guest(text: str) -> Guest:
+def read_peer_option(text: str) -> PeerOption:
     """Read NAME=URL or NAME=COMMAND. Raises ValueError with what is wrong with it."""
     name, equals, what = text.partition("=")
     name, what = name.strip(), what.strip()
     if not (equals and name and what):
         raise ValueError(f"{text!r} is not NAME=URL or NAME='command with {{port}}'")
     if what.startswith(("http://", "https://")):
-        return Guest(name, port=_local_port(what))
+        return PeerOption(name, port=_local_port(what))
     if "{port}" not in what:
         raise ValueError(f"{name}: the command has no {{port}}; known: {', '.join(_FIELDS)}")
-    return Guest(name, words=tuple(shlex.split(what)))
+    return PeerOption(name, words=tuple(shlex.split(what)))
 
 
 def _local_port(url: str) -> int:

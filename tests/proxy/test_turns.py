@@ -9,7 +9,7 @@ import pytest
 
 from llamaswap_py.proxy import Exchange
 from llamaswap_py.proxy.client import ClientConnection
-from tests.wire.harness import JSON_ANSWER, answering, connected, relaying, serving
+from tests.proxy.harness import JSON_ANSWER, answering, connected, relaying, serving
 
 pytestmark = pytest.mark.anyio
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -10,7 +10,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy import Exchange
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.units import MIB
-from tests.wire.harness import connected, eventually, serving
+from tests.proxy.harness import connected, eventually, serving
 
 pytestmark = pytest.mark.anyio
 

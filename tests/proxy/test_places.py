@@ -10,7 +10,7 @@ import pytest
 from llamaswap_py.proxy import WireLimits
 from llamaswap_py.proxy.client import ClientConnection
 from llamaswap_py.proxy.places import Places
-from tests.wire.harness import connected, serving
+from tests.proxy.harness import connected, serving
 
 
 class Guest:
