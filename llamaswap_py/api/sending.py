@@ -112,11 +112,11 @@ async def send(
         note_refusal(lease.endpoint, result.errno)
     elif result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
         call.supervisor.instances.doubt(lease.key)
-    note_answer(call, result)
+    record_answer(call, result)
     return result
 
 
-def note_answer(call: Call, result: RelayResult) -> None:
+def record_answer(call: Call, result: RelayResult) -> None:
     """Note what a child answered; what it refused gets a line in the log."""
     call.status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail

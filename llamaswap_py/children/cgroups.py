@@ -53,7 +53,7 @@ n=0; while [ $n -lt 200 ]; do
 done"""
 """A shell script that waits until lswap is gone, however it ended; then it ends the groups.
 
-It does the same as `Group.end`."""
+It does the same as `Group.kill_and_remove`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Group:
             _kill_frozen(self.folders[0])
         return True
 
-    def end(self, seconds: float) -> bool:
+    def kill_and_remove(self, seconds: float) -> bool:
         """Kill until it is empty; then remove it. Blocks; returns whether it is gone."""
         deadline = time.monotonic() + seconds
         while self.kill() or not self.remove():
@@ -180,7 +180,7 @@ class Home:
             with contextlib.suppress(OSError):
                 for pid in _pids(main):
                     _write(os.path.join(os.path.dirname(self.folders[0]), "cgroup.procs"), str(pid))
-        Group(self.folders).end(1.0)
+        Group(self.folders).kill_and_remove(1.0)
 
     def _works(self) -> bool:
         try:
@@ -203,7 +203,7 @@ class Home:
         except (OSError, subprocess.TimeoutExpired):
             return False
         self.can = trial.can()
-        return trial.end(1.0) and done.returncode == 0
+        return trial.kill_and_remove(1.0) and done.returncode == 0
 
     def _enable(self) -> None:
         """Have the kernel count tasks and memory of the groups below.

@@ -266,7 +266,7 @@ class Child:
         process = self.process if self._living is not None else None
         if self._taken is None and not self._stopping.is_set() and process is not None:
             self._taken = Failure(FailureKind.PORT, text)
-            self._note(f"[{self.spec.name}: {text}]")
+            self._append(f"[{self.spec.name}: {text}]")
             process.kill_group()
 
     def _emit_unless_stopping(self, event: ChildEvent) -> None:
@@ -323,11 +323,11 @@ class Child:
         env, patience = child_env(os.environ, self.spec), self.spec.stop_timeout
         failure = await asyncio.to_thread(run_stop, program, endpoint, pid, env, patience)
         if failure:
-            self._note(f"[{self.spec.name}: stop_cmd failed: {failure}]")
+            self._append(f"[{self.spec.name}: stop_cmd failed: {failure}]")
         return not failure
 
     def _give_up(self, process: Process) -> None:
-        self._note(f"[{self.spec.name} did not stop within {self.spec.stop_timeout:g} s: killed]")
+        self._append(f"[{self.spec.name} did not stop within {self.spec.stop_timeout:g} s: killed]")
         process.kill_group()
 
     def _ask_to_stop(self, process: Process) -> None:
@@ -353,7 +353,7 @@ class Child:
         assert load is not None
         match sign:
             case OutputLine(text):
-                self._note(text)
+                self._append(text)
                 load.heard()
             case LoadingSign(fraction, stage):
                 load.reported(fraction, stage)
@@ -371,7 +371,7 @@ class Child:
                 self._ending = True
                 self._emit_unless_stopping(ChildEnding())
 
-    def _note(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         self._lines += 1
         text = showable(self._redact(text))
         self._tail.append(text[:_TAIL_LINE])
@@ -380,7 +380,7 @@ class Child:
     async def _clean_up(self, process: Process) -> None:
         program = self.spec.program
         asked = self._stopping.is_set() or not process.exited.done() or self._taken is not None
-        await process.end()
+        await process.close()
         # What it started may outlive it: after a stop that was asked for, that is ended, too.
         if program is not None and program.stop and asked:
             await self._run_stop_command(process)
@@ -389,7 +389,7 @@ class Child:
             outlived = (
                 f"cmd has ended, but {self._endpoint} still answers: what cmd started runs on"
             )
-            self._note(f"[{self.spec.name}: {outlived} - write a stop_cmd that ends it]")
+            self._append(f"[{self.spec.name}: {outlived} - write a stop_cmd that ends it]")
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.close())
         if self._file is not None:

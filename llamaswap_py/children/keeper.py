@@ -80,7 +80,7 @@ class _Keeper:
                 self._reap()
             if self._link in ready and not self._heed():
                 break
-        self._end_all()
+        self._kill_all()
         return self._status or 0
 
     def _start(self, groups: list[str], argv: list[str]) -> int:
@@ -126,7 +126,7 @@ class _Keeper:
         """Tell whether the child is a zombie that cannot be reaped yet: its threads still end."""
         return self._status is None and _stat(self._pid)[2] in (b"Z", b"X")
 
-    def _end_all(self) -> None:
+    def _kill_all(self) -> None:
         """SIGSTOP, then SIGKILL, until none is left: a stopped process cannot start another."""
         pause = _FIRST_PAUSE
         while True:

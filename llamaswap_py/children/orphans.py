@@ -176,7 +176,7 @@ def _settle(record: InstanceRecord) -> SweptHow:
     if record.cgroup and all(map(is_ours, record.cgroup)):
         group = Group(record.cgroup)
         found = bool(group.pids())
-        if not group.end(_DEATH_SECONDS):
+        if not group.kill_and_remove(_DEATH_SECONDS):
             return SweptHow.KEPT
         how = SweptHow.KILLED if found else how
     if record.mark:

@@ -172,7 +172,7 @@ class Process:
         """Send a signal to the process itself, unless it is reaped."""
         if self._popen.returncode is not None:
             return
-        self._note_sent(number)
+        self._record_sent(number)
         if self._link is not None:
             self._tell_keeper(number)
         else:
@@ -183,7 +183,7 @@ class Process:
         """SIGKILL the process and all of its group, unless all is over."""
         if self._ended:
             return
-        self._note_sent(signal.SIGKILL)
+        self._record_sent(signal.SIGKILL)
         self.killed_at = self.killed_at or asyncio.get_running_loop().time()
         if self._link is not None:
             self._tell_keeper(signal.SIGKILL)
@@ -191,7 +191,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _note_sent(self, number: int) -> None:
+    def _record_sent(self, number: int) -> None:
         if not self.exited.done():
             self.sent.add(number)
 
@@ -213,7 +213,7 @@ class Process:
         self._set_exited()
         return True
 
-    async def end(self) -> None:
+    async def close(self) -> None:
         """Kill what is left of the group, take its last output, reap it, close everything.
 
         The caller must shield it; a cancellation that comes through only repeats the wait.
@@ -225,7 +225,7 @@ class Process:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self.exited])
         self.kill_group()
-        await self._end_group()
+        await self._remove_group()
         closed = [output.closed for output in self._outputs]
         if closed:
             with contextlib.suppress(asyncio.CancelledError):
@@ -237,7 +237,7 @@ class Process:
             self._guard.stdin.close()
         if self.left:
             if self._pidfd >= 0:
-                self._forget_exit()
+                self._close_pidfd()
             self._popen.returncode = -signal.SIGKILL  # or Popen warns that it still runs
         self._popen.wait()
         self._ended = True
@@ -250,7 +250,7 @@ class Process:
             if pipe is not None:
                 pipe.close()
 
-    async def _end_group(self) -> None:
+    async def _remove_group(self) -> None:
         """End what is left in its cgroup, and remove that."""
         group = self._group
         if group is None:
@@ -258,7 +258,7 @@ class Process:
         self.oom_kills = group.oom_kills()
         if not group.pids() and group.remove():
             return
-        ending = asyncio.ensure_future(asyncio.to_thread(group.end, _GROUP_SECONDS))
+        ending = asyncio.ensure_future(asyncio.to_thread(group.kill_and_remove, _GROUP_SECONDS))
         while not ending.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([ending])
@@ -280,10 +280,10 @@ class Process:
             loop.add_reader(self._pidfd, self._on_exit)
 
     def _on_exit(self) -> None:
-        self._forget_exit()
+        self._close_pidfd()
         self._set_exited()
 
-    def _forget_exit(self) -> None:
+    def _close_pidfd(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1

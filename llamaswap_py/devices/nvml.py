@@ -111,7 +111,7 @@ class Nvml:
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(self._handle(nvml, meter))
         except nvml.NVMLError as error:
-            self._forget(meter, error)
+            self._discard_handle(meter, error)
             raise NvmlError(str(error)) from error
         return int(memory.total), int(memory.used)
 
@@ -128,7 +128,7 @@ class Nvml:
             running = _list_running(nvml, handle, "Compute")
             running += _ask(nvml, lambda: _list_running(nvml, handle, "Graphics")) or []
         except nvml.NVMLError as error:
-            self._forget(meter, error)
+            self._discard_handle(meter, error)
             raise NvmlError(str(error)) from error
         held: dict[int, int | None] = {}
         for one in running:
@@ -149,7 +149,7 @@ class Nvml:
             self._handles[meter] = find(name)
         return self._handles[meter]
 
-    def _forget(self, meter: NvmlMeter, error: Any) -> None:
+    def _discard_handle(self, meter: NvmlMeter, error: Any) -> None:
         self._handles.pop(meter, None)
         nvml = self._pynvml
         assert nvml is not None

@@ -107,7 +107,7 @@ class Telemetry:
         finally:
             self._answer(self._waiters, None)
             self._thread.submit(self._reader.close)
-            self._thread.end()
+            self._thread.stop()
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -134,11 +134,11 @@ class Telemetry:
         """Return the most that a child was seen to hold of each device since its spawn, in bytes.
 
         For the host that is its own memory, without mapped files. Devices whose processes cannot be
-        told apart are missing. The figures stay after its end until `forget`.
+        told apart are missing. The figures stay after its end until `discard`.
         """
         return dict(self._peaks.get(pid, {}))
 
-    def forget(self, pid: int) -> None:
+    def discard(self, pid: int) -> None:
         """Drop the peaks of a child that is gone: its process id may come back."""
         self._peaks.pop(pid, None)
 
@@ -183,19 +183,19 @@ class Telemetry:
         self._reading = self._thread.submit(lambda: self._reader.read(at, children))
         await asyncio.wait([self._reading], timeout=self._patience)
         if not self._reading.done():
-            self._note_silence(f"no answer for {self._patience:g} s", None)
+            self._warn_silent(f"no answer for {self._patience:g} s", None)
             return None
         try:
             sample = self._reading.result()
         except Exception as error:
             # A refusal of the system needs no traceback; an unexpected error does.
             known = isinstance(error, OSError)
-            self._note_silence(str(error) or type(error).__name__, None if known else error)
+            self._warn_silent(str(error) or type(error).__name__, None if known else error)
             return None
-        self._note(sample)
+        self._record(sample)
         return sample.measurement
 
-    def _note(self, sample: DeviceSample) -> None:
+    def _record(self, sample: DeviceSample) -> None:
         self._silent = False
         self.held = sample.held
         for pid, held in sample.held.items():
@@ -214,7 +214,7 @@ class Telemetry:
             _log.info("%s: its memory can be read again", device)
         self._unreadable = dict(now)
 
-    def _note_silence(self, reason: str, error: Exception | None) -> None:
+    def _warn_silent(self, reason: str, error: Exception | None) -> None:
         if not self._silent:
             self._silent = True
             _log.warning(
@@ -257,7 +257,7 @@ class _Thread:
         self._jobs.put(do)
         return future
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Let the thread end after its jobs; does not wait."""
         self._jobs.put(None)
 

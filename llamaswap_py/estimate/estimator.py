@@ -162,17 +162,17 @@ class Estimator:
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
         growth = None if estimate is None else _growth(wanted, estimate)
         facts = await asyncio.to_thread(
-            self._learned.note_ready, key, wanted.preset, use, growth, load_seconds
+            self._learned.record_ready, key, wanted.preset, use, growth, load_seconds
         )
         if estimate is None or facts.reported or not (said := surprise(estimate, facts.footprint)):
             return ""
-        await asyncio.to_thread(self._learned.note_reported, key)
+        await asyncio.to_thread(self._learned.record_reported, key)
         return said
 
     async def learn_peak(self, wanted: Wanted, use: Mapping[str, int]) -> None:
         """Keep the most a child took, sampled while it served or before it was stopped."""
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
-        await asyncio.to_thread(self._learned.note_peak, key, use)
+        await asyncio.to_thread(self._learned.record_peak, key, use)
 
     async def _fresh(self, wanted: Wanted) -> Estimate:
         try:

@@ -62,20 +62,20 @@ class Effects:
     def download(self, preset: Preset) -> None:
         """Begin the download of a preset's files."""
         preset.downloading_since, preset.downloaded = self.now, 0.0
-        self.note_preset("download", preset, "its files are not here yet")
+        self.record_preset("download", preset, "its files are not here yet")
         self.out.append(Download(preset.plan.preset))
 
     def _wake(self, instance: Instance, why: str) -> None:
         self.recharge(instance, self.state.ledger.charge_of(instance.plan, instance.choice))
         instance.waking = True
-        self.note("wake", instance, why)
+        self.record("wake", instance, why)
         self.out.append(Wake(instance.key))
 
     def _reserve(self, preset: Preset, why: str) -> None:
         name = preset.plan.preset
         self.state.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
-        self.forget_wish(preset)
-        self.note_preset("reserved", preset, why)
+        self.clear_wanted(preset)
+        self.record_preset("reserved", preset, why)
         self.out.append(Reserve(name))
 
     def recharge(self, instance: Instance, charge: Footprint) -> None:
@@ -92,7 +92,7 @@ class Effects:
         self.state.ledger.charges[key] = charge
         preset.serving = instance
         self.loads += 1
-        self.note("load", instance, why or "nothing limits it")
+        self.record("load", instance, why or "nothing limits it")
         self.out.append(Spawn(key, choice))
 
     def grant(self, waiter: Waiter, instance: Instance) -> None:
@@ -114,7 +114,7 @@ class Effects:
         instance.drain_reason = reason
         instance.reason = why
         self.detach(instance)
-        self.note("drain", instance, why)
+        self.record("drain", instance, why)
 
     def stop(
         self,
@@ -133,7 +133,7 @@ class Effects:
         instance.move(Trigger.STOP)
         instance.reason = why
         self.detach(instance)
-        self.note("stop", instance, why if why == reason.value else f"{reason.value}: {why}")
+        self.record("stop", instance, why if why == reason.value else f"{reason.value}: {why}")
         key = instance.key
         self.out.append(Kill(key, reason) if kill else Stop(key, reason, hurried))
 
@@ -144,7 +144,7 @@ class Effects:
         else:
             self.stop(instance, reason, reason.value, kill=True)
 
-    def end_leases(self, instance: Instance, reason: StopReason) -> None:
+    def revoke_leases(self, instance: Instance, reason: StopReason) -> None:
         """Revoke every open lease of an instance."""
         if not instance.leases or instance.revoked_at is not None:
             return
@@ -152,16 +152,16 @@ class Effects:
         instance.reason = reason.value
         count = len(instance.leases)
         ended = "1 request is cut" if count == 1 else f"{count} requests are cut"
-        self.note("revoked", instance, f"{reason.value}: {ended}")
+        self.record("revoked", instance, f"{reason.value}: {ended}")
         for one in instance.leases:
             self.state.detached.pop(one, None)
             self.out.append(Revoke(one, instance.key, reason))
 
-    def end_detached(self, request: RequestId, lease: Lease) -> None:
+    def revoke_detached(self, request: RequestId, lease: Lease) -> None:
         """Revoke a lease with an answer that has no reader."""
         del self.state.detached[request]
         reason = StopReason.DETACHED
-        self.note("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
+        self.record("revoked", lease.instance, f"{reason.value}: the answer to {request} ends")
         self.out.append(Revoke(request, lease.instance.key, reason))
 
     def detach(self, instance: Instance) -> None:
@@ -173,7 +173,7 @@ class Effects:
     def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
         """Count a failure. A failed load begins a back-off; a first crash once ready does not."""
         preset = self.state.presets.get(instance.key.preset)
-        self.note("failed", instance, failure.summary)
+        self.record("failed", instance, failure.summary)
         if preset is None:
             return
         preset.failures += 1
@@ -225,13 +225,13 @@ class Effects:
         """Refuse all requests that wait for a preset."""
         for waiter in list(preset.queue):
             self.out.append(refuse(waiter))
-            self.drop(preset, waiter)
+            self.remove_waiter(preset, waiter)
         self.state.settle_demand(preset)
 
     def refuse_deadlock(self, preset: Preset, waiter: Waiter) -> None:
         """Refuse a request that could only be served by ending the request that made it."""
         refusal = self.refusals.would_deadlock(preset, waiter)
-        self.note_preset("refused", preset, refusal.message)
+        self.record_preset("refused", preset, refusal.message)
         self.out.append(refusal)
 
     def find_place(self, preset: Preset, waiter: Waiter) -> tuple[bool, Waiter | None]:
@@ -247,14 +247,14 @@ class Effects:
         self.state.enqueue(preset, waiter)
         if leaver is not None and farewell is not None:
             self.out.append(farewell)
-            self.drop(preset, leaver)
+            self.remove_waiter(preset, leaver)
 
-    def drop(self, preset: Preset, waiter: Waiter) -> None:
+    def remove_waiter(self, preset: Preset, waiter: Waiter) -> None:
         """Remove a waiter that ends without a lease."""
         self.state.dequeue(preset, waiter)
         self.state.demand.ended(self.now)
 
-    def forget_wish(self, preset: Preset) -> None:
+    def clear_wanted(self, preset: Preset) -> None:
         """Drop a command's request to load a preset."""
         preset.wanted_since = None
         self.state.settle_demand(preset)
@@ -267,11 +267,11 @@ class Effects:
         """Return the running mean of a learned time after a new measurement."""
         return new if old is None else old + self.policy.demand * (new - old)
 
-    def note(self, kind: str, instance: Instance, reason: str) -> None:
+    def record(self, kind: str, instance: Instance, reason: str) -> None:
         """Record a decision about an instance."""
         self._decide(kind, instance.key.preset, instance.key.epoch, reason)
 
-    def note_preset(self, kind: str, preset: Preset, reason: str) -> None:
+    def record_preset(self, kind: str, preset: Preset, reason: str) -> None:
         """Record a decision about a preset that has no instance."""
         self._decide(kind, preset.plan.preset, None, reason)
 

@@ -48,7 +48,7 @@ class OnFiles:
         preset.pin = pin
         preset.downloading_since = None
         preset.failures, preset.failure = 0, None
-        self.effects.note_preset("downloaded", preset, "its files are there")
+        self.effects.record_preset("downloaded", preset, "its files are there")
         return True
 
     def download_failed(self, event: ev.DownloadFailed) -> bool:
@@ -58,7 +58,7 @@ class OnFiles:
         preset.downloading_since = None
         preset.failures += 1
         preset.failure = event.failure
-        self.effects.note_preset("failed", preset, event.failure.summary)
+        self.effects.record_preset("failed", preset, event.failure.summary)
         self.effects.back_off(preset, preset.failures - 1)
         return True
 
@@ -67,7 +67,7 @@ class OnFiles:
         if preset is None:
             return False
         state = preset.reason
-        self.effects.note_preset(
+        self.effects.record_preset(
             "kept in memory" if event.kept else "read ahead",
             preset,
             f"{format_size(event.there)} of {format_size(event.size)} are in the page cache, "
@@ -106,10 +106,10 @@ class OnInstances:
             preset.failure = None
             preset.retried_memory = False
             preset.after = frozenset()
-            self.effects.forget_wish(preset)
+            self.effects.clear_wanted(preset)
             if not preset.queue:
                 self.state.demand.habits(instance.key.preset).became_idle(self.effects.now)
-        self.effects.note("ready", instance, f"loaded in {instance.load_seconds:.2f} s")
+        self.effects.record("ready", instance, f"loaded in {instance.load_seconds:.2f} s")
         return True
 
     def instance_slept(self, event: ev.InstanceSlept) -> bool:
@@ -122,7 +122,7 @@ class OnInstances:
         if left is not None:
             kept = {pool: size for pool, size in instance.charge.items() if pool not in full}
             self.effects.recharge(instance, {**kept, **left})
-        self.effects.note("sleep", instance, "idle: it gave its memory back")
+        self.effects.record("sleep", instance, "idle: it gave its memory back")
         return True
 
     def instance_woke(self, event: ev.InstanceWoke) -> bool:
@@ -135,7 +135,7 @@ class OnInstances:
         instance.move(Trigger.WOKE)
         instance.last_used = self.effects.now
         if preset := self.state.presets.get(instance.key.preset):
-            self.effects.forget_wish(preset)
+            self.effects.clear_wanted(preset)
         return True
 
     def instance_stalled(self, event: ev.InstanceStalled) -> bool:
@@ -151,7 +151,9 @@ class OnInstances:
         if instance is None or instance.state not in (State.READY, State.SLEEPING, State.DRAINING):
             return False
         refused = instance.drain_reason is StopReason.REFUSED  # it was about to end, unasked
-        self.effects.end_leases(instance, StopReason.REFUSED if refused else StopReason.FOUND_HUNG)
+        self.effects.revoke_leases(
+            instance, StopReason.REFUSED if refused else StopReason.FOUND_HUNG
+        )
         self.effects.fail(instance, event.failure, loading=False)
         self.effects.stop(instance, StopReason.FOUND_HUNG, event.failure.summary, kill=True)
         return True
@@ -178,12 +180,12 @@ class OnInstances:
             if event.ends and (preset := self.state.presets.get(instance.key.preset)):
                 preset.after |= {instance.key}  # as with one that is lost
         if event.ends:
-            self.effects.end_leases(instance, StopReason.REFUSED)
+            self.effects.revoke_leases(instance, StopReason.REFUSED)
         return True
 
     def instance_noted(self, event: ev.InstanceNoted) -> bool:
         if instance := self.state.instances.get(event.instance):
-            self.effects.note(event.kind, instance, event.text)
+            self.effects.record(event.kind, instance, event.text)
         return False
 
     def instance_exited(self, event: ev.InstanceExited) -> bool:
@@ -204,7 +206,7 @@ class OnInstances:
             failure = failure or Failure("exited", "it ended while loading", 0)
             self.effects.fail(instance, failure, loading=before is State.LOADING)
         else:
-            self.effects.note("gone", instance, instance.reason or "it ended by itself")
+            self.effects.record("gone", instance, instance.reason or "it ended by itself")
         return True
 
 
@@ -238,7 +240,7 @@ class OnOperators:
                 self.effects.reject_all(preset, self.effects.refusals.unloaded(preset))
         for instance in [i for i in self.state.instances.values() if i.key.preset == event.preset]:
             if event.force:
-                self.effects.end_leases(instance, StopReason.FORCE)
+                self.effects.revoke_leases(instance, StopReason.FORCE)
             if instance.state is State.LOADING:
                 self._unload_loading(instance, preset, force=event.force)
             elif instance.state in (State.READY, State.SLEEPING):
@@ -303,16 +305,16 @@ class OnOperators:
         for instance in self.state.instances.values():
             if instance.key.preset == event.preset:
                 self._recharge(instance, event.choices)
-        self._note_impossible(preset)
+        self._record_impossible(preset)
         return True
 
-    def _note_impossible(self, preset: Preset) -> None:
+    def _record_impossible(self, preset: Preset) -> None:
         """Warn of a preset that can never fit, with remedies, before it is asked for."""
         options, shortfall = judge(self.state.ledger, preset.plan)
         if not options and preset.serving is None:
             why = f"can never fit: {shortfall} - {remedies(self.state.ledger, preset.plan)}"
             if why != preset.reason.removeprefix("refused: "):
-                self.effects.note_preset("refused", preset, why)
+                self.effects.record_preset("refused", preset, why)
 
     def _recharge(self, instance: Instance, choices: tuple[Choice, ...]) -> None:
         same = [
@@ -372,7 +374,7 @@ class OnOperators:
             self.effects.reject_all(preset, self.effects.refusals.closing(preset))
         for instance in list(self.state.instances.values()):
             if event.force:
-                self.effects.end_leases(instance, StopReason.SHUTDOWN_NOW)
+                self.effects.revoke_leases(instance, StopReason.SHUTDOWN_NOW)
                 self.effects.kill(instance, StopReason.SHUTDOWN_NOW)
             elif instance.state is State.LOADING:
                 self.effects.stop(instance, StopReason.ABANDONED, "lswap is shutting down")
@@ -484,7 +486,7 @@ class OnRequests:
         found = self.state.waiters.get(event.request)
         if found is None:
             return False
-        self.effects.drop(*found)
+        self.effects.remove_waiter(*found)
         self.effects.abandon_unwanted(found[0])
         return True
 
@@ -515,7 +517,7 @@ class OnRequests:
         lease.detached_at = self.effects.now
         self.state.detached[event.request] = lease
         why = f"the client of {event.request} has left; its answer goes on, should it come back"
-        self.effects.note("detached", lease.instance, why)
+        self.effects.record("detached", lease.instance, why)
         return True
 
     def lease_attached(self, event: ev.LeaseAttached) -> bool:
@@ -523,7 +525,7 @@ class OnRequests:
         if lease is None:
             return False
         lease.detached_at = None
-        self.effects.note("attached", lease.instance, f"{event.request} is read again")
+        self.effects.record("attached", lease.instance, f"{event.request} is read again")
         return True
 
     def _learn_service(self, instance: Instance, seconds: float) -> None:

@@ -44,7 +44,7 @@ class SchedulingPass:
         """
         for preset, waiter in plan.deadlocked:
             self.effects.refuse_deadlock(preset, waiter)
-            self.effects.drop(preset, waiter)
+            self.effects.remove_waiter(preset, waiter)
         for preset, waiter, why in plan.full:
             if waiter.request in self.state.waiters:  # it has not lost its place meanwhile
                 self._turn_one_away(preset, waiter, why)
@@ -53,11 +53,11 @@ class SchedulingPass:
     def _turn_one_away(self, preset: Preset, waiter: Waiter, why: str) -> None:
         now, how = self.effects.now, waiter.when_full
         if how == "refuse":
-            self.effects.note_preset(
+            self.effects.record_preset(
                 "refused", preset, f"no room without unloading a busy model: {why}"
             )
             self.effects.out.append(self.effects.refusals.full(preset, waiter, why, now))
-            self.effects.drop(preset, waiter)
+            self.effects.remove_waiter(preset, waiter)
             return
         waiter.when_full = "wait"
         other = self._substitute(preset, how.removeprefix("substitute:"), waiter.allowed)
@@ -65,7 +65,7 @@ class SchedulingPass:
             return
         has_place, leaver = self.effects.find_place(other, waiter)
         if has_place:
-            self.effects.note_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
+            self.effects.record_preset("substituted", preset, f"{other.plan.preset} answers: {why}")
             self.state.dequeue(preset, waiter)
             self.effects.enqueue(other, waiter, leaver)
 
@@ -101,18 +101,18 @@ class SchedulingPass:
     def _carry_out(self, plan: Plan) -> None:
         for preset, shortfall, remedy in plan.impossible:
             why = f"can never fit: {shortfall} - {remedy}"
-            self.effects.note_preset("refused", preset, why)
+            self.effects.record_preset("refused", preset, why)
             if preset.plan.reservation:
                 self.effects.out.append(Refuse(preset.plan.preset, why))
             refuse = self.effects.refusals.too_large(preset, shortfall, remedy)
             self.effects.reject_all(preset, refuse)
-            self.effects.forget_wish(preset)
+            self.effects.clear_wanted(preset)
         for preset, why in plan.given_up:
             if preset.plan.reservation:
                 self.effects.out.append(Refuse(preset.plan.preset, f"no free memory: {why}"))
             else:
-                self.effects.note_preset("not preloaded", preset, f"no free memory: {why}")
-            self.effects.forget_wish(preset)
+                self.effects.record_preset("not preloaded", preset, f"no free memory: {why}")
+            self.effects.clear_wanted(preset)
         for instance, winner, why in plan.evictions:
             self.effects.evictions += 1
             reason = why
@@ -150,10 +150,10 @@ class SchedulingPass:
         instance.gate_for = gate
         if claim is not None and gate is not None:
             said = f"no new requests until {gate} has had its turn ({claim.why})"
-            self.effects.note("drain", instance, said)
+            self.effects.record("drain", instance, said)
         elif instance.state is State.READY:
             instance.revoked_at = None
-            self.effects.note("reopened", instance, "its memory is no longer needed")
+            self.effects.record("reopened", instance, "its memory is no longer needed")
 
     def _grant_waiting(self) -> None:
         for name in list(self.state.wanted):

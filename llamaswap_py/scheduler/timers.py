@@ -26,7 +26,7 @@ class Timers:
             self.effects.settled_late(key)
         for request, lease in list(self.state.detached.items()):
             if self.effects.now >= self._detached_due(lease):
-                self.effects.end_detached(request, lease)
+                self.effects.revoke_detached(request, lease)
         for instance in list(self.state.instances.values()):
             self._enforce_drain_deadline(instance)
             self._stop_finished(instance)
@@ -65,7 +65,7 @@ class Timers:
                 continue
             for waiter in [one for one in preset.queue if one.gives_up_at(timeout) <= now]:
                 self.effects.out.append(self.effects.refusals.timed_out(preset, waiter, now))
-                self.effects.drop(preset, waiter)
+                self.effects.remove_waiter(preset, waiter)
             self.effects.abandon_unwanted(preset)
 
     def _enforce_drain_deadline(self, instance: Instance) -> None:
@@ -76,7 +76,7 @@ class Timers:
                 reason = StopReason.SHUTDOWN_DEADLINE
             elif instance.drain_reason is StopReason.REFUSED:
                 reason = StopReason.REFUSED
-            self.effects.end_leases(instance, reason)
+            self.effects.revoke_leases(instance, reason)
 
     def _drain_due(self, instance: Instance) -> float | None:
         """Return when the open leases of a draining instance are revoked, if ever."""

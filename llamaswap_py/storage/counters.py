@@ -60,7 +60,7 @@ class LoadRates:
         rate = self._folder.read(_key(backend))
         return size / rate.bytes_per_second if rate is not None and size >= _LEAST else None
 
-    def note(self, backend: str, size: int, seconds: float) -> None:
+    def record(self, backend: str, size: int, seconds: float) -> None:
         """Learn from a load of `size` bytes; small ones do not count."""
         if size < _LEAST or seconds <= 0:
             return

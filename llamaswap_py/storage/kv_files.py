@@ -183,13 +183,13 @@ class KeptFolder:
             unfinished.rename(finished)
         except OSError as error:
             _log.debug("%s is not kept: %s", unfinished, error)
-            self.remove((name,))
+            self.remove_files((name,))
             return None
         return KeptSlot(slot, finished.name, tokens, found.st_size, found.st_mtime_ns)
 
     def put(self, preset: str, kept: Kept) -> None:
         """Keep this instead of the preset's earlier files."""
-        self.forget(preset)
+        self.discard(preset)
         self._kept[preset] = kept
 
     def shrink(self, size: int, *, last: Collection[str] = ()) -> int:
@@ -201,7 +201,7 @@ class KeptFolder:
         for preset in sorted(self._kept, key=lambda name: name in last):  # stable: oldest first
             if self.size <= size:
                 break
-            self.forget(preset)
+            self.discard(preset)
         return before - self.size
 
     def size_of(self, presets: Collection[str]) -> int:
@@ -223,13 +223,13 @@ class KeptFolder:
             return False
         return (found.st_size, found.st_mtime_ns) == (slot.size, slot.mtime_ns)
 
-    def forget(self, preset: str) -> None:
+    def discard(self, preset: str) -> None:
         """Remove the kept files of a preset."""
         if kept := self._kept.pop(preset, None):
-            self.remove(one.name for one in kept.slots)
+            self.remove_files(one.name for one in kept.slots)
 
     @_patient(None)
-    def remove(self, names: Iterable[str]) -> None:
+    def remove_files(self, names: Iterable[str]) -> None:
         """Remove files."""
         if self.place is None:
             return

@@ -50,7 +50,7 @@ class LearnedFacts:
         """Return what is known, None if nothing is."""
         return self._folder.read(key)
 
-    def note_ready(
+    def record_ready(
         self,
         key: str,
         preset: str,
@@ -79,8 +79,8 @@ class LearnedFacts:
         self._folder.write(key, facts)
         return facts
 
-    def note_peak(self, key: str, use: Mapping[str, int]) -> Facts | None:
-        """Keep the most a child took; does nothing before note_ready."""
+    def record_peak(self, key: str, use: Mapping[str, int]) -> Facts | None:
+        """Keep the most a child took; does nothing before record_ready."""
         old = self.get(key)
         if old is None:
             return None
@@ -89,15 +89,15 @@ class LearnedFacts:
             self._folder.write(key, facts)
         return facts
 
-    def note_reported(self, key: str) -> None:
+    def record_reported(self, key: str) -> None:
         """Remember that a wrong estimate was logged, so that it is logged only once."""
         old = self.get(key)
         if old is not None and not old.reported:
             self._folder.write(key, msgspec.structs.replace(old, reported=True))
 
-    def forget(self, key: str) -> None:
+    def discard(self, key: str) -> None:
         """Drop what is known of one key."""
-        self._folder.forget(key)
+        self._folder.discard(key)
 
     def prune(self) -> int:
         """Drop the oldest facts beyond a limit; returns how many."""

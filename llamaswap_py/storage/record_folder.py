@@ -89,7 +89,7 @@ class RecordFolder(Generic[T]):
             return False
         return True
 
-    def forget(self, name: str) -> None:
+    def discard(self, name: str) -> None:
         """Remove a record, if it is there."""
         try:
             self._path(name).unlink(missing_ok=True)

@@ -97,7 +97,7 @@ class Estimation:
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
-    def note_ready(self, ready: ReadyChild) -> None:
+    def record_ready(self, ready: ReadyChild) -> None:
         """A child is ready: measure it soon."""
         self._ready.append(ready)
         self._work.set()
@@ -250,7 +250,7 @@ class Estimation:
             size = await asyncio.to_thread(file_sizes, wanted.files)
             if engine is not None:
                 backend = engine.backend
-                await asyncio.to_thread(self._load_rates.note, backend, size, ready.load_seconds)
+                await asyncio.to_thread(self._load_rates.record, backend, size, ready.load_seconds)
         if wanted.declared is None and ready.preset in self._prepared:
             await self._estimate(ready.preset)
 

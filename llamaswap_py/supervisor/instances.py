@@ -342,7 +342,7 @@ class Instances:
             self._kv_cache.discard((key.preset,))
         if running is None or running.lost:  # a stop would make its exit look asked for
             return
-        running.open_leases.end_readers(action.reason.value)
+        running.open_leases.revoke_readers(action.reason.value)
         self._drop(running)
         if action.may_keep and running.kv is not None and running.endpoint is not None:
             work = self._keep_and_stop(key, running, running.kv, running.endpoint)

@@ -165,7 +165,7 @@ class KvCache:
     def discard(self, presets: Iterable[str]) -> None:
         """Remove the kept conversations of these presets."""
         for preset in presets:
-            self.folder.forget(preset)
+            self.folder.discard(preset)
 
     def close(self) -> None:
         """Remove everything."""
@@ -196,7 +196,7 @@ class KvCache:
             return spec, None
         folder = self.folder.path() if self._useless[identity] < _USELESS else None
         if folder is None:
-            self.folder.forget(preset)
+            self.folder.discard(preset)
             return spec, None
         self._guarded.add(preset)
         return replace(spec, args=(*spec.args, _OPTION, str(folder))), KvUse(identity)
@@ -263,7 +263,7 @@ class KvCache:
                 self._bytes_per_second = _blend(self._bytes_per_second, speed)
             done = self.folder.finish(slot.id, name, tokens, size)
         if done is None:
-            self.folder.remove((name,))
+            self.folder.remove_files((name,))
             return []
         return [done]
 
@@ -283,7 +283,7 @@ class KvCache:
 
     def gone(self, use: KvUse) -> None:
         """A child is reaped: what it did not finish can be removed."""
-        self.folder.remove(use.unfinished)
+        self.folder.remove_files(use.unfinished)
 
     # After a load
 
@@ -306,7 +306,7 @@ class KvCache:
             else:
                 await self._restore(key, endpoint, use, kept)
         finally:
-            self.folder.remove(one.name for one in kept.slots)
+            self.folder.remove_files(one.name for one in kept.slots)
 
     async def _restore(self, key: InstanceKey, endpoint: Endpoint, use: KvUse, kept: Kept) -> None:
         began = time.monotonic()
@@ -334,10 +334,10 @@ class KvCache:
 
     def check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
         """Look whether the first answer of a child made use of what came back."""
-        work = self._note_use(key, endpoint, use)
+        work = self._check_use(key, endpoint, use)
         self._tasks.create_task(guard.contained("keeping", work))
 
-    async def _note_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
+    async def _check_use(self, key: InstanceKey, endpoint: Endpoint, use: KvUse) -> None:
         """Ask, once its first answer is complete, whether that came from what was restored.
 
         A restore can succeed and do nothing (a sliding window without its checkpoints, say).

@@ -60,8 +60,8 @@ class OpenLeases:
         """A number that stays while the instance has nothing to do; None while it has."""
         return None if self._open else self._changes
 
-    def end_readers(self, reason: str) -> None:
-        """End the leases of requests that only read: the instance is being unloaded."""
+    def revoke_readers(self, reason: str) -> None:
+        """Revoke the leases of requests that only read: the instance is being unloaded."""
         for lease in list(self.readers):
             lease.revoke(reason)
 

@@ -81,19 +81,19 @@ class Prefetch:
         if self._memory.read_ahead == "off" or sys.platform != "linux":
             return
         self._wanted = tuple(_Order(*one) for one in presets)
-        self._forget(lambda order: not order.kept and order not in self._wanted)
+        self._discard(lambda order: not order.kept and order not in self._wanted)
         self._stir.set()
 
     def recheck(self) -> None:
         """Look again at what is kept: a child is gone."""
         if self._keep:
-            self._forget(lambda order: order.kept)
+            self._discard(lambda order: order.kept)
             self._stir.set()
 
     def presets_changed(self) -> None:
         """Take other presets: a file was read again, or a model's files have come."""
         self._keep = [name for name, one in self._prepared.items() if one.preset.keep_in_ram]
-        self._forget(lambda order: order.kept)
+        self._discard(lambda order: order.kept)
         self._stir.set()
 
     def view(self, preset: str) -> ReadAheadView | None:
@@ -139,7 +139,7 @@ class Prefetch:
         kept = [order for order in self._done if order.kept]
         look_again = bool(kept) and not self._blind and not self._wanted
         if not await self._stirred(_KEPT_EVERY if look_again else None):
-            self._forget(lambda order: order.kept)
+            self._discard(lambda order: order.kept)
 
     async def _stirred(self, seconds: float | None) -> bool:
         """Wait until something changes, or so long; return whether it did."""
@@ -149,7 +149,7 @@ class Prefetch:
                 return True
         return False
 
-    def _forget(self, which: Callable[[_Order], bool]) -> None:
+    def _discard(self, which: Callable[[_Order], bool]) -> None:
         self._done = {order: one for order, one in self._done.items() if not which(order)}
 
     def _files(self, order: _Order) -> tuple[str, ...]:
@@ -167,14 +167,14 @@ class Prefetch:
         self._limit = self._promise(order)
         ended = False
 
-        def end() -> None:
+        def finish() -> None:
             nonlocal ended
             ended = True
             self._stir.set()
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the result is not needed
-                loop.call_soon_threadsafe(end)
+                loop.call_soon_threadsafe(finish)
 
         reading = Reading(self._files(order), lambda: self._allowed() - before, tell)
         self._now = order, reading
@@ -192,9 +192,9 @@ class Prefetch:
             reading.cancel()
             self._now = None
             self._total += reading.read
-        self._note(order, reading, stopped=stopped)
+        self._record(order, reading, stopped=stopped)
 
-    def _note(self, order: _Order, reading: Reading, *, stopped: bool) -> None:
+    def _record(self, order: _Order, reading: Reading, *, stopped: bool) -> None:
         self._blind |= reading.blind
         if not stopped and (order.kept or order in self._wanted):
             self._done[order] = reading

@@ -100,13 +100,13 @@ class RunRecord:
         if self.ended:
             return
         if self._taken - self._written > _WAITING:
-            self.end("the disk is too slow")
+            self.stop("the disk is too slow")
             return
         self._take(line)
         if self._taken >= self._most:
-            self.end(f"it has grown to {format_size(self._most)}")
+            self.stop(f"it has grown to {format_size(self._most)}")
 
-    def end(self, why: str) -> None:
+    def stop(self, why: str) -> None:
         """Write why the record ends before lswap does, and take no more lines."""
         self._take(encode_end(self.number, why))
         self.ended = True
@@ -176,9 +176,9 @@ class Recorder:
         try:
             actions = self._scheduler.handle(event, now)
         except Exception as error:
-            self._note(event, now, self._scheduler.begun(), raised=type(error).__name__)
+            self._write_step(event, now, self._scheduler.begun(), raised=type(error).__name__)
             raise
-        self._note(event, now, actions)
+        self._write_step(event, now, actions)
         return actions
 
     def begun(self) -> list[Action]:
@@ -190,13 +190,13 @@ class Recorder:
         try:
             instance = self._scheduler.grant_at_once(event, now)
         except Exception as error:
-            self._note(event, now, (), at_once=True, raised=type(error).__name__)
+            self._write_step(event, now, (), at_once=True, raised=type(error).__name__)
             raise
         if instance is not None:
-            self._note(event, now, (Grant(event.request, instance.key),), at_once=True)
+            self._write_step(event, now, (Grant(event.request, instance.key),), at_once=True)
         return instance
 
-    def _note(
+    def _write_step(
         self,
         event: ev.Event,
         now: float,
@@ -216,7 +216,7 @@ class Recorder:
             )
         except Exception as error:  # the event itself must not be lost for it
             guard.report("record", error)
-            record.end("an event could not be written down")
+            record.stop("an event could not be written down")
         else:
             record.write(line)
 

@@ -134,14 +134,14 @@ class Reservations:
         loop = asyncio.get_running_loop()
         reservation.expires = loop.call_later(HEARTBEAT, self.release, reservation)
 
-    def note_held(self, preset: str) -> None:
+    def record_held(self, preset: str) -> None:
         """The scheduler holds it from now on."""
         reservation = self._all.get(PresetId(preset))
         if reservation is not None and not reservation.settled.done():
             reservation.held_at = time.time()
             reservation.settled.set_result(None)
 
-    def note_refused(self, preset: str, message: str) -> None:
+    def record_refused(self, preset: str, message: str) -> None:
         """The scheduler says that it cannot be held."""
         reservation = self._all.get(PresetId(preset))
         if reservation is not None and not reservation.settled.done():

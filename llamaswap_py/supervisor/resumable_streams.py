@@ -257,7 +257,7 @@ class ResumableStreams:
         """Keep the lease of a client that has left until its answer has ended; then call `over`."""
         newest = self._known.get(stream.id, stream)
         if newest is not stream:
-            self._keep(ticket, self._end(stream, ticket, lease), over)
+            self._keep(ticket, self._stop_and_free(stream, ticket, lease), over)
             return
         stream.ticket = ticket
         self._keep(ticket, self._hold(stream, ticket, lease), over)
@@ -277,7 +277,7 @@ class ResumableStreams:
 
     def hold_until_stopped(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         """Keep the lease of an answer that was cut until its child has stopped generating."""
-        self._keep(ticket, self._end(stream, ticket, lease))
+        self._keep(ticket, self._stop_and_free(stream, ticket, lease))
 
     def _keep(
         self,
@@ -374,14 +374,14 @@ class ResumableStreams:
     async def _ask(self, stream: ResumableStream, lease: Lease, question: Question) -> None:
         """Have a child begin an answer that it keeps for a reader; what it refuses is kept here."""
 
-        def note(status: int) -> None:
+        def record_status(status: int) -> None:
             stream.begun = status == HTTPStatus.OK
 
         try:
             answer = await ask(
                 *(lease.endpoint, "POST", question.target),
                 timeout=None,
-                on_status=note,
+                on_status=record_status,
                 body=question.body,
                 headers=question.headers,
                 keep=False,
@@ -446,7 +446,7 @@ class ResumableStreams:
             sizes[one.owner] -= len(one.whole)
             one.whole, one.whole_at = b"", -math.inf
 
-    async def _end(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
+    async def _stop_and_free(self, stream: ResumableStream, ticket: Ticket, lease: Lease) -> None:
         try:
             await self._stop_in(lease, stream)
         finally:

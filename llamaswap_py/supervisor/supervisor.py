@@ -230,11 +230,11 @@ class Supervisor:
     def _child_ready(self, key: InstanceKey) -> None:
         for life in self._ready_children():
             if life.pid == self.running[key].pid:
-                self.estimation.note_ready(life)
+                self.estimation.record_ready(life)
 
     def _child_gone(self, running: Running) -> None:
         if running.pid is not None:
-            self.telemetry.forget(running.pid)
+            self.telemetry.discard(running.pid)
         self.telemetry.measure_soon()
         self.prefetch.recheck()
 
@@ -473,9 +473,9 @@ class Supervisor:
             case ReadAhead(presets):
                 self.prefetch.aim(presets)
             case Reserve(name):
-                self.reservations.note_held(name)
+                self.reservations.record_held(name)
             case Refuse(name, message):
-                self.reservations.note_refused(name, message)
+                self.reservations.record_refused(name, message)
             case Wake(key):
                 self.instances.wake(key)
             case Stop():

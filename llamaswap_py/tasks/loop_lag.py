@@ -87,7 +87,7 @@ class Turns:
         late = now - self._due
         if late >= SLOW:
             with reporting("slow turns"):
-                self._note(late)
+                self._record(late)
         self._beats += 1
         if self._beats % _ROUND or self._busy():
             self._next(now)
@@ -96,7 +96,7 @@ class Turns:
             self._awake.clear()
             self.asleep = True
 
-    def _note(self, late: float) -> None:
+    def _record(self, late: float) -> None:
         due, name = self._seen
         if due != self._due or (name not in self.slow and len(self.slow) >= _MOST):
             name = ELSEWHERE

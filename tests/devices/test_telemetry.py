@@ -280,7 +280,7 @@ async def test_peaks_are_the_most_a_child_held(reader: ScriptedReader) -> None:
         children.clear()
         await telemetry.measure_now()
         assert telemetry.peaks(CHILD) == {"CUDA0": 9, "host": 3}
-        telemetry.forget(CHILD)
+        telemetry.discard(CHILD)
         assert telemetry.peaks(CHILD) == {}
 
 

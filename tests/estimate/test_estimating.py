@@ -51,7 +51,7 @@ async def test_a_preset_that_is_removed_while_it_is_measured_harms_nobody() -> N
         prepared, devices, 0, lambda *_: None, list, estimator=cast("Any", Learning())
     )
     for ready in loaded:
-        estimating.note_ready(ready)
+        estimating.record_ready(ready)
     async with asyncio.TaskGroup() as tasks:
         work = tasks.create_task(estimating.run())
         await asyncio.wait_for(done.wait(), 30)

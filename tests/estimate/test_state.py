@@ -32,8 +32,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert things.write("one", Thing(2))
     assert folder(tmp_path).read("one") == Thing(2)
     assert [file.name for file in (tmp_path / "things").iterdir()] == ["one.json"]
-    things.forget("one")
-    things.forget("one")
+    things.discard("one")
+    things.discard("one")
     assert things.read("one") is None
 
 
@@ -126,23 +126,23 @@ def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_facts_grow_with_every_life(tmp_path: Path) -> None:
     learned = LearnedFacts(tmp_path)
-    assert learned.note_peak("k", {"host": 5}) is None
-    learned.note_ready("k", "alpha", {"host": 100}, {"host": 30}, 10.0)
+    assert learned.record_peak("k", {"host": 5}) is None
+    learned.record_ready("k", "alpha", {"host": 100}, {"host": 30}, 10.0)
     assert learned.get("k") == Facts(
         "alpha", {"host": 100}, {"host": 100}, {"host": 30}, 10.0, loads=1
     )
-    learned.note_peak("k", {"host": 110, "CUDA0": 7})
-    learned.note_peak("k", {"host": 105})
-    facts = learned.note_ready("k", "alpha", {"host": 90}, None, 20.0)
+    learned.record_peak("k", {"host": 110, "CUDA0": 7})
+    learned.record_peak("k", {"host": 105})
+    facts = learned.record_ready("k", "alpha", {"host": 90}, None, 20.0)
     assert facts.peak == {"host": 110, "CUDA0": 7}
     assert facts.growth == {"host": 30}
     assert facts.load_seconds == pytest.approx(13.0)
     assert facts.loads == 2
     assert learned.get("k") == facts
-    learned.note_reported("k")
-    learned.note_reported("absent")
-    assert learned.note_ready("k", "alpha", {"host": 90}, None, None).reported
-    learned.forget("k")
+    learned.record_reported("k")
+    learned.record_reported("absent")
+    assert learned.record_ready("k", "alpha", {"host": 90}, None, None).reported
+    learned.discard("k")
     assert learned.get("k") is None
 
 

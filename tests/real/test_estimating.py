@@ -64,7 +64,7 @@ async def test_one_that_goes_meanwhile_harms_no_other(lab: Lab, at: str) -> None
 
     estimating = Estimation(prepared, DEVICES, 0, tell, list, Removing(prepared, at))
     if at == "learn_ready":
-        estimating.note_ready(ReadyChild("alpha", ANY_CHOICE, os.getpid(), 1.0))
+        estimating.record_ready(ReadyChild("alpha", ANY_CHOICE, os.getpid(), 1.0))
     running = asyncio.create_task(estimating.run())
     beta = asyncio.create_task(last.wait())
     try:

@@ -176,7 +176,7 @@ class FakeSupervisor:
 
         def feed(event: ev.Event) -> None:
             if isinstance(event, ev.ReservationAsked):
-                held.note_held(event.name)
+                held.record_held(event.name)
 
         held = Reservations(feed)
         return held

@@ -45,7 +45,7 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured() -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(estimation.run())
         for name in ("alpha", "beta"):
-            estimation.note_ready(ReadyChild(PresetId(name), Choice(), os.getpid(), 0.1))
+            estimation.record_ready(ReadyChild(PresetId(name), Choice(), os.getpid(), 0.1))
         async with asyncio.timeout(30):
             await told.wait()  # of beta: it goes on with the next one
         running.cancel()

@@ -37,7 +37,7 @@ async def test_one_is_held_until_its_context_ends() -> None:
         await asyncio.sleep(0)
         assert seen == [ev.ReservationAsked("reservation:comfy", {CARD: 5})]
         assert [one.state for one in reservations.views()] == ["waiting"]
-        reservations.note_held("reservation:comfy")
+        reservations.record_held("reservation:comfy")
         await entered.wait()
         assert [one.state for one in reservations.views()] == ["held"]
         task.cancel()
@@ -58,14 +58,14 @@ async def test_who_leaves_while_waiting_gives_up_its_claim() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen[-1] == ev.ReservationReleased("reservation:1")
-    reservations.note_held("reservation:1")
-    reservations.note_refused("reservation:1", "late")
+    reservations.record_held("reservation:1")
+    reservations.record_refused("reservation:1", "late")
 
 
 async def test_a_refusal_says_why() -> None:
     reservations, seen = made()
     reservation = reservations.ask({"CUDA0": 5}, name="big")
-    reservations.note_refused("reservation:big", "can never fit")
+    reservations.record_refused("reservation:big", "can never fit")
     with pytest.raises(ApiError, match="cannot be reserved: can never fit"):
         await reservation.settled
     with pytest.raises(ApiError, match="is a reservation 'big' already"):
@@ -81,7 +81,7 @@ async def test_without_a_sign_of_life_it_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("llamaswap_py.supervisor.reservations.HEARTBEAT", 0.01)
     reservations, seen = made()
     reservation = reservations.ask({"CUDA0": 5})
-    reservations.note_held(reservation.preset)
+    reservations.record_held(reservation.preset)
     reservations.keep_alive(reservation)
     await asyncio.wait_for(reservation.ended.wait(), 10)
     assert seen[-1] == ev.ReservationReleased(reservation.preset)
