@@ -25,6 +25,7 @@ from llamaswap_py.estimate.formula import (
     analytic_parts,
     caveats,
     context_of,
+    devices_used,
     draft_settings,
     has_windows,
     is_recurrent,
@@ -59,6 +60,15 @@ Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
 
 ATTEMPTS: Final = 4
 """Runs for the table of llama-fit-params (see has_table), before its plain lines are used."""
+
+
+class Opened(NamedTuple):
+    """What is read of a preset's files once: headers, and the sizes of what runs beside them."""
+
+    model: Headers
+    draft: Headers
+    projector: int
+    adapters: int
 
 
 class Estimator:
@@ -122,24 +132,33 @@ class Estimator:
             raise EstimateError("this engine has no llama-fit-params beside it")
         settings = read_settings(wanted.args)
         headers, notes = await _headers(wanted.model)
+        projector, adapters = await asyncio.to_thread(_sizes_beside, settings)
+        opened = Opened(headers, (), projector, adapters)
         parts = await self._dry_model(wanted, wanted.model, wanted.args, settings, headers)
         if settings.draft is not None:
             words, aside = draft_args(settings, wanted.args), draft_settings(settings)
             draft, more = await _headers(settings.draft.path)
             notes += more
             parts += await self._dry_model(wanted, settings.draft.path, words, aside, draft)
-        return await _finished(Source.DRY_RUN, parts, wanted, settings, headers, notes)
+        used = devices_used(settings, wanted.gpus)
+        return _finished(Source.DRY_RUN, parts, used, settings, opened, notes)
 
     async def analytic(self, wanted: Wanted) -> Estimate:
         """Return what the formulas say; raises EstimateError for files they do not know."""
-        settings = read_settings(wanted.args)
-        headers = await asyncio.to_thread(open_headers, wanted.model)
-        parts = analytic_parts(headers, settings, wanted.gpus, self._repackable)
-        if settings.draft is not None:
-            draft = await asyncio.to_thread(open_headers, settings.draft.path)
-            aside = draft_settings(settings)
-            parts += analytic_parts(draft, aside, wanted.gpus, self._repackable)
-        return await _finished(Source.ANALYTIC, parts, wanted, settings, headers, [])
+        return self.reckon(await self.open(wanted), wanted.args, wanted.gpus)
+
+    async def open(self, wanted: Wanted) -> Opened:
+        """Read all that the formulas need of the files; raises EstimateError."""
+        return await asyncio.to_thread(_open, wanted.model, read_settings(wanted.args))
+
+    def reckon(self, opened: Opened, args: Sequence[str], gpus: Sequence[str]) -> Estimate:
+        """Return what the formulas say of opened files with other arguments. Pure."""
+        settings = read_settings(args)
+        used = devices_used(settings, gpus)
+        parts = analytic_parts(opened.model, settings, used, self._repackable)
+        if settings.draft is not None and opened.draft:
+            parts += analytic_parts(opened.draft, draft_settings(settings), used, self._repackable)
+        return _finished(Source.ANALYTIC, parts, used, settings, opened, [])
 
     async def learned_load(self, wanted: Wanted) -> float | None:
         """Return the seconds that loads took in earlier lives, None if there were none."""
@@ -203,7 +222,8 @@ class Estimator:
                 output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
                 if has_table(output):
                     break
-            return dry_parts(output, headers, settings, wanted.gpus, self._repackable)
+            used = devices_used(settings, wanted.gpus)
+            return dry_parts(output, headers, settings, used, self._repackable)
         except FitParamsError as error:
             raise EstimateError(error.message) from error
 
@@ -216,24 +236,30 @@ async def _headers(model: str) -> tuple[Headers, list[str]]:
         return (), [f"the dry run is used unchanged: {error.message}"]
 
 
-async def _finished(
+def _open(model: str, settings: Settings) -> Opened:
+    draft = () if settings.draft is None else open_headers(settings.draft.path)
+    return Opened(open_headers(model), draft, *_sizes_beside(settings))
+
+
+def _sizes_beside(settings: Settings) -> tuple[int, int]:
+    """Return the bytes of the projector's file and of the adapters'."""
+    projector = file_sizes([settings.projector]) if settings.projector else 0
+    return projector, file_sizes(settings.adapters)
+
+
+def _finished(
     source: Source,
     parts: Sequence[Part],
-    wanted: Wanted,
+    gpus: Sequence[str],
     settings: Settings,
-    headers: Headers,
+    opened: Opened,
     notes: Sequence[str],
 ) -> Estimate:
     """Add the parts of the process itself, join parts of one kind, note what may differ."""
-    projector = adapters = 0
-    if settings.projector:
-        projector = await asyncio.to_thread(file_sizes, [settings.projector])
-    if settings.adapters:
-        adapters = await asyncio.to_thread(file_sizes, settings.adapters)
-    of_process = process_parts(settings, wanted.gpus, projector=projector, adapters=adapters)
+    of_process = process_parts(settings, gpus, projector=opened.projector, adapters=opened.adapters)
     said = list(notes)
-    if headers:
-        said += caveats(headers[0], settings, context_of(headers[0], settings))
+    if opened.model:
+        said += caveats(opened.model[0], settings, context_of(opened.model[0], settings))
     return Estimate(source, _joined([*parts, *of_process]), tuple(said))
 
 

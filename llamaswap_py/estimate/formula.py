@@ -332,6 +332,19 @@ def lay_out(
     return Layout(weights, repacked, again, devices)
 
 
+def devices_used(settings: Settings, gpus: Sequence[str]) -> tuple[str, ...]:
+    """Return the devices that a model uses of those that it may use."""
+    return () if settings.host_alone else tuple(gpus)
+
+
+def layers_with_experts(header: Header) -> tuple[int, ...]:
+    """Return the layers that consist of experts, of which a token uses a few."""
+    if not header.integer("expert_count"):
+        return ()
+    dense = header.integer("leading_dense_block_count")
+    return tuple(range(dense, header.integer("block_count")))
+
+
 def layer_devices(header: Header, settings: Settings, gpus: Sequence[str]) -> tuple[str, ...]:
     """Return the device of each layer and of the output."""
     count = header.integer("block_count") + 1

@@ -5,7 +5,7 @@ Defaults are those of llama-server build 11434 (common/common.h, tools/server/se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,6 +79,8 @@ class Settings:
     """The kinds of speculative decoding asked for, commas between them."""
     overrides: bool = False
     """Whether --override-tensor or a similar option moves tensors, which the formulas ignore."""
+    host_alone: bool = False
+    """Whether the model runs without any device."""
 
     @property
     def outputs(self) -> int:
@@ -132,6 +134,7 @@ def read_settings(args: Sequence[str]) -> Settings:
         overrides=bool(
             {"override-tensor", "n-cpu-ffn", "spec-draft-override-tensor"} & words.names
         ),
+        host_alone=words.text("device", "") == "none",
     )
 
 
@@ -271,6 +274,16 @@ def with_experts_on_host(layers: int) -> dict[str, str]:
 def with_layers_on_card(layers: int) -> dict[str, str]:
     """Return the option that puts so many layers on GPUs, and the rest in main memory."""
     return {"n-gpu-layers": str(layers)}
+
+
+def on_host_alone(settings: Settings, said: Collection[str]) -> dict[str, str]:
+    """Return the options that keep draft and projector in main memory too; `said` ones stand."""
+    found = {"device": "none"}
+    if settings.draft is not None:
+        found |= {"device-draft": "none", "n-gpu-layers-draft": "0"}
+    if settings.projector is not None:
+        found |= {"no-mmproj-offload": "true"}
+    return {name: value for name, value in found.items() if name not in said}
 
 
 def option_words(name: str, value: str) -> tuple[str, ...]:

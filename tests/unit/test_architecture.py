@@ -62,7 +62,7 @@ PURE = (
     *("tui.cells", "tui.drawing", "tui.history", "tui.picture"),
     *("client.address", "client.answers", "client.calls"),
     *("hub.refs", "server.systemd_unit", "cli.quants", "estimate.contexts"),
-    *("estimate.formula", "estimate.types"),
+    *("estimate.fitting", "estimate.formula", "estimate.types"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 
