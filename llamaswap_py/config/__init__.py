@@ -1,1 +1,1 @@
-"""The configuration file: YAML text in, frozen records out; nothing else knows YAML."""
+"""The configuration file: YAML text in, frozen records out. No other package reads YAML."""

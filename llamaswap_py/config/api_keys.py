@@ -1,6 +1,6 @@
 """API keys: the file with their hashed secrets, what each may do, and the section `keys`. Pure.
 
-Secrets are 256 random bits, so a plain SHA-256 of one tells nothing of it.
+A secret is 256 random bits. So it cannot be guessed from its plain SHA-256, which the file has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[\w.@ -]{1,64}")
 
 Right: TypeAlias = Literal["unload", "ttl", "pin", "slots"]
-"""What an inference key may do to others, if its entry says so; an admin key may do all of it.
+"""The rights an inference key can have besides sending requests; an admin key has them all.
 
 `unload`: unload a model. `ttl`: change how long a model stays (Ollama's `keep_alive`, 0 included).
 `pin`: pin and unpin a model. `slots`: see, save, restore and erase slots of a llama-server.
@@ -31,11 +31,12 @@ RIGHTS: Final[tuple[Right, ...]] = get_args(Right)
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One key. `models` None means all; `priority` is the highest it may ask for, and its own.
+    """One API key.
 
-    `weight` is how many shares it has where keys wait for the same model: of the places of a full
-    queue, and of the turns. `max_in_flight` is how many of its requests may be open at once; None:
-    as many as the configuration says (`limits.max_in_flight`).
+    `models` are those it may use; None: all. `priority` is the default of its requests and the
+    highest they may ask for. `weight` is its share where several keys wait for the same model: of
+    the places in a full queue, and of the turns. `max_in_flight` is how many of its requests may be
+    open at once; None: `limits.max_in_flight` of the configuration.
     """
 
     name: str
@@ -49,7 +50,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may do what changes more than its own requests."""
+        """Whether it may do what affects the requests of other keys."""
         return self.kind == "admin"
 
     def may(self, right: Right) -> bool:
@@ -78,30 +79,31 @@ class KeyRing:
         return iter(self._keys.values())
 
     def same(self, key: ApiKey) -> ApiKey | None:
-        """Return the entry of a key of another file: the same secret under the same name."""
+        """Return the entry with the same secret and name as `key`, which is of another file."""
         found = self._keys.get(key.hash)
         return found if found is not None and found.name == key.name else None
 
     def find(self, secret: bytes) -> ApiKey | None:
-        """Return the key with this secret, in a time that tells nothing about the others'."""
+        """Return the key with this secret. The time it takes tells nothing about other secrets."""
         digest = hash_secret(secret)
         found = self._keys.get(digest)
         return found if found is not None and hmac.compare_digest(found.hash, digest) else None
 
 
 def hash_secret(secret: bytes) -> str:
-    """Return how a secret is kept: `sha256:…`."""
+    """Return what the file keeps of a secret: `sha256:…`."""
     return "sha256:" + hashlib.sha256(secret).hexdigest()
 
 
 def parse_keys(text: str, source: str) -> KeyRing:
-    """Read a key file; raises ConfigError naming `source`, and never a secret."""
+    """Read a key file; raises ConfigError that names `source` and never a secret."""
     try:
         root = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark is not None else source
-        raise ConfigError("this is not YAML", where=where) from None
+        remedy = "`lswap key new NAME` writes a file that is right"
+        raise ConfigError("this is not YAML", where=where, remedy=remedy) from None
     try:
         found = msgspec.convert(root if root is not None else {}, _KeyFile).keys
     except msgspec.ValidationError as error:
@@ -117,23 +119,25 @@ def parse_keys(text: str, source: str) -> KeyRing:
             )
         check_name(one.name, source)
         if one.name in names:
-            raise ConfigError(f"two keys are named {one.name!r}", where=source)
+            raise ConfigError(
+                f"two keys are named {one.name!r}", where=source, remedy="rename one of them"
+            )
         names.add(one.name)
     return KeyRing(found)
 
 
 def with_rights(keys: KeyRing, rights: tuple[Right, ...]) -> KeyRing:
-    """Return the keys, each with these rights besides its own."""
+    """Return the keys, each with these rights added to its own."""
     if not rights:
         return keys
     return KeyRing(msgspec.structs.replace(key, rights=(*key.rights, *rights)) for key in keys)
 
 
 def check_name(name: str, source: str) -> None:
-    """Raise ConfigError for what is not a name of a key."""
+    """Raise ConfigError if a key cannot have this name."""
     if not _NAME.fullmatch(name):
-        remedy = "letters, digits, blanks and . _ @ -, at most 64"
-        raise ConfigError(f"{name!r} is not a name of a key", where=source, remedy=remedy)
+        remedy = "use at most 64 letters, digits, blanks and . _ @ -"
+        raise ConfigError(f"a key cannot be named {name!r}", where=source, remedy=remedy)
 
 
 class Keys(Record, frozen=True):

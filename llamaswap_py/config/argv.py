@@ -1,7 +1,7 @@
-"""A preset -> the words after llama-server's path, checked against what that binary knows.
+"""A preset -> the arguments of its llama-server, checked against the options the binary has.
 
-What a preset sets is here; how an option is written is in llamacpp/command_line.py. The child adds
-`--host` and `--port` itself.
+This module decides which options a preset sets; llamacpp/command_line.py writes them. `--host` and
+`--port` are not among them: they are added when the process starts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PresetProblem:
-    """Why one preset cannot work, while the others serve.
+    """A mistake that stops one preset, while the others serve.
 
     `where` is like `config.yaml:12: models.a.args.x`.
     """
@@ -56,12 +56,12 @@ def build_args(
     devices: Sequence[str] | None = None,
     cache_ram: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the words after the binary, without `--host` and `--port`.
+    """Return the arguments of the binary, without `--host` and `--port`.
 
-    `preset` may be one of variant_presets(). `options` is the located binary's table (None:
-    unknown, nothing is left out), `devices` the placement, in the order in which the child sees it
-    (None: as the preset says), `cache_ram` bytes (None: as the file says). Arguments that
-    check_args() names are left out.
+    `preset` may be one of variant_presets(). `options` are those of the binary (None: unknown, so
+    no argument is left out). `devices` is the placement, in the order in which the child sees it
+    (None: as the preset says). `cache_ram` is in bytes (None: as the file says). Arguments that
+    check_args() reports are left out.
     """
     table = table_of(options)
     shrinks = preset.fit == "shrink"
@@ -82,7 +82,7 @@ def build_args(
 def check_args(
     preset: Preset, config: Config, options: Mapping[str, Option] | None
 ) -> tuple[PresetProblem, ...]:
-    """Return what is wrong with a preset's `args` and `extra`: owned, unknown, misused options."""
+    """Return the mistakes in `args` and `extra`: options that lswap sets, unknown, or misused."""
     table = table_of(options)
     found = [
         (key, f"this llama-server has no --{option}", "take a newer one, or remove the key")
@@ -96,7 +96,7 @@ def check_args(
     ]
     found += [("extra", *refusal(word, mine)) for word, mine in table.owned_words(preset.extra)]
     if preset.keep_kv and (key := place_of_slot_folder(preset)):
-        found.append((key, "keep_kv has a folder of its own for slots", "keep one of the two"))
+        found.append((key, "keep_kv has its own folder for slots", "keep one of the two"))
     return tuple(
         PresetProblem(preset.id, config.where(place_of(config, preset, key)), message, remedy)
         for key, message, remedy in found
@@ -106,13 +106,13 @@ def check_args(
 def check_preset(
     preset: Preset, config: Config, options: Mapping[str, Option] | None
 ) -> tuple[PresetProblem, ...]:
-    """Return what check_args() says of a preset's variants, or of the preset that has none."""
+    """Return the mistakes of all variants of a preset, or of the preset if it has none."""
     ways = variant_presets(preset)
     return tuple(dict.fromkeys(each for way in ways for each in check_args(way, config, options)))
 
 
 def _needed(preset: Preset) -> Iterator[tuple[str, str]]:
-    """Yield the keys of a preset that mean nothing without an option of llama-server."""
+    """Yield the keys of a preset that need an option of llama-server, with that option."""
     if preset.fit == "shrink":
         yield "fit", FIT_TARGET
     if preset.sleep is not None:
@@ -120,9 +120,9 @@ def _needed(preset: Preset) -> Iterator[tuple[str, str]]:
 
 
 def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None) -> str:
-    """Return what is to stay free of each device, in MiB; a single value counts for all of them.
+    """Return how much of each device must stay free, in MiB; one value counts for all devices.
 
-    An open placement gets the largest margin of any card.
+    If the placement is open, that value is the largest margin of any card.
     """
     if devices is None:
         devices = () if preset.device == "auto" else preset.device
@@ -139,7 +139,7 @@ def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None
 
 
 def place_of(config: Config, preset: Preset, key: str) -> str:
-    """Return where the file says `key`: in the variant, in the preset, or in the defaults."""
+    """Return where the file sets `key`: in the variant, in the preset, or in the defaults."""
     own = f"models.{preset.id}.{key}"
     names = [each.name for each in preset.variants]
     inside = names.index(preset.variant) if preset.variant in names else None
@@ -148,7 +148,7 @@ def place_of(config: Config, preset: Preset, key: str) -> str:
 
 
 def _said(preset: Preset, config: Config) -> Iterator[GivenOption]:
-    """Yield the options of a preset, as they were written."""
+    """Yield the options of a preset, as they are written in the file."""
     for name, value in preset.args.items():
         place = place_of(config, preset, f"args.{name}") if config.spelled else ""
         yield GivenOption(name, value, config.spelled.get(place, ""))

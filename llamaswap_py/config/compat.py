@@ -13,11 +13,11 @@ from llamaswap_py.config.yaml_tree import Entry, Invalid, Listing, Node, Scalar,
 from llamaswap_py.llamacpp.options import long_name
 
 PROGRAMS: Final = "presets with cmd"
-"""The first part of the place of a key that is set in each preset of another program."""
+"""Stands first in the place of a key which is written into every preset that has `cmd`."""
 
-# Release -> the place of a key -> its default in that release, as it is written in YAML. The place
-# of a preset's own key is that of `defaults`, or PROGRAMS. A default that changes again gets a line
-# in each release before the change.
+# Release -> the place of a key -> its default in that release, as it is written in YAML. A key of
+# presets has its place in `defaults`, or below PROGRAMS. When a default changes, each release
+# before the change gets a line.
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
         ("list_aliases",): False,
@@ -26,15 +26,15 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("keys", "rights"): ["ttl", "slots"],
         # llama-server fetched whatever URL a request named.
         ("allow_media_urls",): True,
-        # A client without a limit of its own had none.
+        # A client could have any number of requests open.
         ("limits", "max_in_flight"): 0,
-        # Nor was there one for all bodies together.
+        # All bodies together could take any amount of memory.
         ("limits", "body_memory"): "1TiB",
-        # Of embedding models and rerankers it is now as long as the context.
+        # Now embedding models and rerankers have a ubatch as long as their context.
         ("defaults", "args", "ubatch-size"): 512,
-        # Whether other programs hang was not looked at.
+        # lswap did not check whether other programs hang.
         (PROGRAMS, "liveness"): "never",
-        # Nor who holds their ports.
+        # lswap did not check which process holds their ports.
         (PROGRAMS, "served_by"): "anyone",
     },
 }
@@ -43,10 +43,10 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
 def with_old_defaults(
     root: Table, defaults: dict[str, dict[tuple[str, ...], Any]] = OLD_DEFAULTS
 ) -> Table:
-    """Return the tree of a file with the defaults that its `compat` asks for written into it.
+    """Return the tree of a file, with the defaults of its `compat` written into it.
 
-    A key that the file sets is left as it is; so is a file without `compat`, or with one that is
-    not known (reading the key reports that).
+    A key that the file sets is left as it is. So is a file without `compat`, or with an unknown
+    release there, which is reported when the key is read.
     """
     entry = root.entries.get("compat")
     if entry is None or not isinstance(entry.value, Scalar):
@@ -106,7 +106,7 @@ def _read(node: Node, _: object) -> str:
     text = node.text if isinstance(node, Scalar) else ""
     if text not in OLD_DEFAULTS:
         known = ", ".join(OLD_DEFAULTS)
-        raise Invalid(node, "this is not an earlier release of lswap", f"write one of: {known}")
+        raise Invalid(node, f"{text!r} is not an earlier release of lswap", f"write {known}")
     return text
 
 

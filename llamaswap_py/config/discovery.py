@@ -1,11 +1,13 @@
 """Files of a folder -> presets, by the rules of llama.cpp's `--models-dir`.
 
-Those (common/preset.cpp, load_from_models_dir): a `*.gguf` file is a model by its own name; a
-folder is one by the folder's name, where `mmproj` in a file's name makes it the projector, `mtp-`
-at its beginning the draft, and the first of `-00001-of-…` stands for all shards. Beyond them,
-because every file is to be found: folders may be deeper, a folder with several models has each of
-them by its file's name, shards may lie beside other models, and sidecars in a folder of their own
-(`MTP/`) belong to the models above.
+llama.cpp's rules (common/preset.cpp, load_from_models_dir): a `*.gguf` file is a model with the
+file's name. A folder is a model with the folder's name: a file with `mmproj` in its name is the
+projector, one that begins with `mtp-` the draft, and the first of `-00001-of-…` stands for all
+shards.
+
+lswap finds more files. Folders may be nested deeper. In a folder with several models each has its
+file's name. Shards may lie beside other models. Sidecars in a folder of their own (`MTP/`) belong
+to the models in the folder above.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _SUFFIX: Final = ".gguf"
 
 
 class GgufFile(Struct, frozen=True):
-    """A file by its path, and what that is when no part of it is a link; bytes."""
+    """A file: its path, the same with all links resolved, and its size in bytes."""
 
     path: str
     real: str
@@ -49,8 +51,8 @@ class GgufFile(Struct, frozen=True):
 class Folder(Struct, frozen=True):
     """What was found below one folder of models; `problem` says why it could not be read.
 
-    `skipped` are paths that are not UTF-8. With `single`, `path` is the file of one model, and
-    `files` are that and its neighbours.
+    `skipped` are paths that are not UTF-8. If `single`, `path` is the file of one model, and
+    `files` are this file and those beside it.
     """
 
     path: str
@@ -61,7 +63,7 @@ class Folder(Struct, frozen=True):
 
     @property
     def warning(self) -> str:
-        """What to say of the files that were skipped; "" where none was."""
+        """The warning about skipped files; "" if none was skipped."""
         if not self.skipped:
             return ""
         more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
@@ -70,7 +72,7 @@ class Folder(Struct, frozen=True):
 
 
 class FoundModel(Struct, frozen=True):
-    """A model that needs no more to be a preset."""
+    """A model found in a folder, with all that a preset needs."""
 
     id: str
     file: GgufFile
@@ -80,20 +82,20 @@ class FoundModel(Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of all its shards."""
+        """The size of all its shards, in bytes."""
         return sum(shard.size for shard in self.shards)
 
 
 Scan: TypeAlias = Callable[[str], Folder]
-"""Looks at the machine: returns what is below a folder."""
+"""Reads the disk: returns what is below a folder."""
 
 
 def models_in(
     folders: Iterable[Folder], *, names: Container[str] = (), files: Container[str] = ()
 ) -> tuple[FoundModel, ...]:
-    """Return the models of folders, each file once, ids not among `names`.
+    """Return the models of folders, each file once, with ids that are not among `names`.
 
-    `files` are those that presets name already.
+    `files` are those of presets; they are left out.
     """
     found: dict[str, FoundModel] = {}
     seen: set[str] = set()
@@ -116,10 +118,10 @@ def add_models(
     folders: Iterable[Folder],
     names: Iterable[str],
 ) -> None:
-    """Add a preset for each model of the folders of which the file says nothing.
+    """Add a preset for each model of the folders that has no entry in the configuration.
 
-    Those of `presets` that are `unnamed` say no file: they are settings for the model of their
-    name, as sections of llama.cpp's preset files are. `names` are taken besides those of presets.
+    The presets in `unnamed` have no file: they are settings for the model of their name, like
+    sections of llama.cpp's preset files. A new preset gets none of `names`, nor a preset's name.
     """
     taken = {*names, *(id for id in presets if id not in unnamed)}
     files = {own["model"] for own in presets.values() if own.get("model")}
@@ -137,7 +139,7 @@ def preset_of(model: FoundModel) -> dict[str, Any]:
 
 
 def _ids(model: FoundModel) -> Iterator[str]:
-    """Yield what a model may be called, the best name first."""
+    """Yield the names a model may have, the best one first."""
     yield model.id
     parent = posixpath.basename(posixpath.dirname(model.file.path))
     yield _name(f"{parent}/{_stem(model.file.path)}")
@@ -145,7 +147,7 @@ def _ids(model: FoundModel) -> Iterator[str]:
 
 
 def _models_of(folder: Folder) -> list[FoundModel]:
-    """Return the models of one tree, by its folders in the order of their names."""
+    """Return the models of one tree, folder by folder in the order of their names."""
     files = sorted(folder.files, key=lambda file: file.path)
     homes = {posixpath.dirname(one.path) for one in files if not sidecar_kind(one.path)}
     by_folder: dict[str, dict[GgufFile, str]] = {}
@@ -163,7 +165,7 @@ def _models_of(folder: Folder) -> list[FoundModel]:
 
 
 def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]:
-    """Return the models among files that belong together; `name` is that of the only one."""
+    """Return the models among the files of one folder; a single model is named `name`."""
     sets: dict[str, list[GgufFile]] = {}
     projectors, drafts = [], []
     for file, kind in kinds.items():
@@ -177,7 +179,7 @@ def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]
     alone = len(sets) == 1
     for stem, shards in sets.items():
         if not _is_first(shards[0].path):
-            continue  # nothing can begin to load it
+            continue  # without its first shard it cannot be loaded
         projector = _projector(projectors, stem, alone=alone or bool(name))
         id = _name(name if alone and name else stem)
         draft = _draft(drafts, stem, alone=alone or bool(name))
@@ -186,9 +188,9 @@ def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]
 
 
 def _draft(paths: list[str], stem: str, *, alone: bool) -> str | None:
-    """Return the draft head of a model: one named after it, else the only ones that can be its.
+    """Return the draft head of a model: one named after it, or any if the model is `alone`.
 
-    Of several the one of its own quantisation, else of the nearest number of bits.
+    Among several, the one with the model's quantization wins, else the nearest number of bits.
     """
     core, quant = _QUANT.sub("", stem).lower(), _quant(stem)
     named = [path for path in paths if core and core in _stem(path).lower()]
@@ -210,7 +212,7 @@ def _quant(stem: str) -> str:
 
 
 def _projector(paths: list[str], stem: str, *, alone: bool) -> str | None:
-    """Return the projector of a model: the one named after it, else the only one that can be."""
+    """Return the projector of a model: one named after it, or the only one if it is `alone`."""
     ranked = sorted(paths, key=lambda path: ("f16" not in path.lower().replace("bf16", ""), path))
     for path in ranked:
         rest = _stem(path).replace("mmproj", "").strip("-_.")
@@ -221,7 +223,7 @@ def _projector(paths: list[str], stem: str, *, alone: bool) -> str | None:
 
 
 def _stem(path: str) -> str:
-    """Return a file's name without its ending and its number among the shards."""
+    """Return a file's name without its extension and its shard number."""
     stem = posixpath.basename(path).removesuffix(_SUFFIX)
     match = _SHARD.fullmatch(stem)
     return match["stem"] if match else stem
@@ -233,5 +235,5 @@ def _is_first(path: str) -> bool:
 
 
 def _name(text: str) -> str:
-    """Return a name that a preset may have (names.bad_name)."""
+    """Return a text changed into a name that a preset may have (preset_names.bad_name)."""
     return re.sub(r"[\0-\x1f\x7f,]", "_", text).strip()[:255] or "_"

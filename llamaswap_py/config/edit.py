@@ -1,4 +1,4 @@
-"""Changes to the configuration file: a preset is added or removed, all else stays as written."""
+"""Changes to the configuration file: adds or removes a preset, and leaves all else as written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamaswap_py.errors import ConfigError
 from llamaswap_py.storage.regular_files import read_regular, write_whole
 
 _ONE_AT_A_TIME: Final = threading.Lock()
-"""Requests change the file in threads of their own: each must see what the others did."""
+"""Held while the file is changed: requests change it in several threads."""
 
 
 def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
@@ -27,18 +27,18 @@ def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
 
 
 def check_free(path: Path, name: str) -> None:
-    """Raise the ConfigError of add_preset(), before somebody waits for a download."""
+    """Raise ConfigError if add_preset() would, so that nobody waits for a download first."""
     _refuse_second(path, _models_of(path, _read(_yaml(), path, _status(path))), name)
 
 
 def _refuse_second(path: Path, models: Any, name: str) -> None:
     if name in models:
         remedy = "pass --name"
-        raise ConfigError(f"there is a model {name!r} already", where=str(path), remedy=remedy)
+        raise ConfigError(f"there is already a model {name!r}", where=str(path), remedy=remedy)
 
 
 def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: None) -> None:
-    """Take a preset out, and put it back if `check` raises ConfigError then. Raises ConfigError."""
+    """Remove a preset, unless `check` then raises ConfigError. Raises ConfigError."""
 
     def remove(models: Any) -> None:
         if name not in models:
@@ -52,13 +52,13 @@ def remove_preset(path: Path, name: str, check: Callable[[], object] = lambda: N
     except ConfigError as error:
         write_whole(path, before)
         raise ConfigError(
-            f"without {name!r} the file would be wrong, and is left as it was: {error.message}",
-            remedy="take it out there first",
+            f"{name!r} was not removed, because without it the file is wrong: {error.message}",
+            remedy="remove it there first",
         ) from None
 
 
 def _change(path: Path, change: Callable[[Any], None]) -> None:
-    """Change `models` of a file, and put the file in place in one step."""
+    """Change `models` of a file, and replace the file in one step."""
     yaml = _yaml()
     with _ONE_AT_A_TIME:
         path = path.resolve()  # a link stays one
@@ -106,7 +106,7 @@ def _unchangeable(path: Path, error: Exception) -> ConfigError:
 
 
 def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], None]) -> None:
-    """Put a new file in the place of the one that was read, unless somebody else has meanwhile."""
+    """Replace the file that was read, unless another program has changed it since."""
     out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (it is renamed, or deleted by its name)
         "w", encoding="utf-8", dir=path.parent, prefix=".lswap-", delete=False
     )
@@ -116,7 +116,8 @@ def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]
         os.chmod(out.name, before.st_mode if before else 0o644)
         if _state(_status(path)) != _state(before):
             remedy = "try again"
-            raise ConfigError("the file changed at the same time", where=str(path), remedy=remedy)
+            message = "another program changed the file at the same time"
+            raise ConfigError(message, where=str(path), remedy=remedy)
         os.replace(out.name, path)
     except BaseException:
         os.unlink(out.name)

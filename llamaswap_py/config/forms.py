@@ -1,8 +1,7 @@
 """Forms: how each kind of value is written in YAML, and how a key is described.
 
-A `Form` is the one place of a value's spelling. It reads a node, gives the JSON Schema of what it
-reads, and spells a value again for the reference page. The values that Python has no type for are
-defined here, too.
+A `Form` defines one spelling. It reads a node, gives the JSON Schema of what it reads, and spells
+a value for the reference page. The types of values that are special to this file are here, too.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ if TYPE_CHECKING:
 
 
 def key(description: str, form: Form, *examples: Any) -> Meta:
-    """Describe a value that YAML writes in its own way."""
+    """Describe a key whose values have a form of their own."""
     return Meta(description=description, examples=list(examples), extra={"form": form})
 
 
 def plain(description: str, *examples: Any, ge: int | None = None, le: int | None = None) -> Meta:
-    """Describe a value that YAML and Python write alike: a boolean, a number, one of some words."""
+    """Describe a key whose values are a boolean, a number, or one of some words."""
     return Meta(description=description, examples=list(examples), ge=ge, le=le)
 
 
 def word(description: str, word: str, *, ge: int) -> Meta:
-    """Describe a number that may also be left open with a word, which is None here."""
+    """Describe a key whose values are a number, or a word that is read as None."""
     return Meta(description=description, examples=[word, ge], ge=ge, extra={"word": word})
 
 
@@ -56,7 +55,7 @@ CONTROL: Final = re.compile("[\0-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where relative paths start, by the line they stand in, and what `~` is."""
+    """Where relative paths start, which depends on their line, and what `~` means."""
 
     dir: str
     home: str
@@ -70,7 +69,7 @@ class Base:
             return _nameable(posixpath.join(self.home, text[2:]), node)
         if text.startswith("~"):
             raise Invalid(
-                node, f"{text!r}: only ~/ is known, no other user's home", "write the path out"
+                node, f"{text!r}: only ~/ is known, not another user's home", "write the path out"
             )
         return _nameable(posixpath.join(self.start(node), text.removeprefix("./")), node)
 
@@ -81,7 +80,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to write a value."""
+    """One way to write a value in YAML."""
 
     read: Callable[[Node, Base], Any]
     schema: Schema
@@ -89,7 +88,7 @@ class Form:
 
 
 def _nameable(path: str, node: Node) -> str:
-    """Return a path that JSON and HTTP can say; the folder it is in may have any name."""
+    """Return a path that can be sent as JSON and over HTTP, else raise Invalid."""
     if not units.is_utf8(path):
         shown = units.showable(path)
         raise Invalid(node, f"the path {shown} is not UTF-8", "rename the folder")
@@ -104,7 +103,7 @@ def expected(node: Node, what: str) -> Invalid:
 
 
 def read_text(node: Node, what: str) -> str:
-    """Return a scalar's text, numbers and words as they were written. Raises Invalid."""
+    """Return a scalar's text; numbers and words are as they were written. Raises Invalid."""
     if not isinstance(node, Scalar) or (node.value is None and node.plain) or node.text == "":
         raise expected(node, what)
     return node.text
@@ -124,7 +123,7 @@ def is_null(node: Node) -> bool:
 
 
 def at_key(name: str, form: Form, node: Node, base: Base) -> Any:
-    """Read the value of one key of a free mapping; an error names that key."""
+    """Read the value of one key of a mapping with any keys; an error names that key."""
     try:
         return form.read(node, base)
     except Invalid as error:
@@ -207,7 +206,8 @@ UI: Final = or_word("auto", or_word("none", PATH, "none"), "auto")
 def _name(node: Node, what: str) -> str:
     text = read_text(node, what)
     if text != text.strip() or CONTROL.search(text) or len(text) > 255:
-        raise Invalid(node, f"{text!r} is not a name", "no line breaks, no blanks around it")
+        remedy = "write it without line breaks, and without blanks around it"
+        raise Invalid(node, f"{text!r} is not a name", remedy)
     return text
 
 
@@ -224,7 +224,7 @@ def _names(node: Node, _: Base) -> tuple[str, ...]:
     names = tuple(_name(item, "a name") for item in read_list(node, "names"))
     for item, name in zip(read_list(node, "names"), names, strict=True):
         if names.count(name) > 1:
-            raise Invalid(item, f"{name!r} is here twice")
+            raise Invalid(item, f"{name!r} is here twice", "remove one of them")
     return names
 
 
@@ -322,13 +322,13 @@ EngineSpec: TypeAlias = str | EngineChoice
 
 
 PORT = "{port}"
-"""What stands in a command for the port to listen on."""
+"""The placeholder in a command for the port it must listen on."""
 SOCKET = "{socket}"
-"""What stands in a command for the path of the unix socket to listen on."""
+"""The placeholder in a command for the path of the unix socket it must listen on."""
 
 
 class Command(msgspec.Struct, frozen=True):
-    """Another program than llama-server: its words, and the folder it runs in."""
+    """A program other than llama-server: its words, and the folder it runs in."""
 
     words: tuple[str, ...]
     dir: str
@@ -340,9 +340,9 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class ReadyCheck(msgspec.Struct, frozen=True):
-    """How a program shows that it serves: GET `http` answers 2xx, or a `line` of its output.
+    """How lswap sees that a program is ready: GET `http` answers 2xx, or it prints a `line`.
 
-    The line contains that text, or has a match of it as a regular expression.
+    The line contains this text, or matches it as a regular expression.
     """
 
     http: str | None = None
@@ -350,10 +350,10 @@ class ReadyCheck(msgspec.Struct, frozen=True):
 
 
 class Filters(msgspec.Struct, frozen=True):
-    """What is changed in the JSON of a request, top-level members only.
+    """What lswap changes in the JSON of a request, in its top-level members only.
 
-    `set` overrides, `default` fills in, `strip` takes out. `per_name` does so besides for requests
-    that use one of its names, each of which means the preset.
+    `set` overrides members, `default` adds missing ones, `strip` removes them. Each name in
+    `per_name` is another name of the preset; requests that use it get its changes as well.
     """
 
     set: dict[str, Any] = {}
@@ -363,7 +363,7 @@ class Filters(msgspec.Struct, frozen=True):
 
 
 class PerDevice(msgspec.Struct, frozen=True):
-    """A size in bytes for every device, some of them named."""
+    """A size in bytes for every device, with other sizes for the named ones."""
 
     default: int
     devices: dict[str, int] = {}

@@ -33,7 +33,7 @@ _FALSE: Final = ("false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a mapping: a nested record, a list or a mapping of them, or a value's form."""
+    """One key of a record: its value is a record, a list or mapping of records, or has a form."""
 
     name: str
     description: str
@@ -50,16 +50,16 @@ class Key:
 
 @cache
 def keys_of(record: type[Record]) -> dict[str, Key]:
-    """Return the keys of a record in the order they are written in its class."""
+    """Return the keys of a record in the order of its class."""
     hidden = _HIDDEN.get(record, set())
     fields = [field for field in structs.fields(record) if field.name not in hidden]
-    if record is Preset:  # the file comes first, though the class inherits the rest
+    if record is Preset:  # its own keys come before the inherited ones
         fields.sort(key=lambda field: field.name not in ("model", "aliases"))
     return {field.name: _key(field) for field in fields}
 
 
 def key_hint(record: type[Record], name: str) -> str:
-    """Return what to do about an unknown key: where it belongs, or which one may be meant."""
+    """Return the remedy for an unknown key: where it belongs, or which key may be meant."""
     keys = keys_of(record)
     if record is Config and (place := _place_of(name)):
         return place
@@ -74,7 +74,7 @@ def key_hint(record: type[Record], name: str) -> str:
 
 
 def _place_of(name: str) -> str:
-    """Return where a key of another level belongs that stands at the top; "" of a strange one."""
+    """Return where a key at the top level belongs instead; "" if no level has such a key."""
     if name in ("host", "port"):
         return "write listen: HOST:PORT"
     for key in keys_of(Config).values():
@@ -90,7 +90,7 @@ _CALLED_OTHERWISE: Final = {
     **dict.fromkeys(("options", "flags", "params", "parameters"), "args"),
     **dict.fromkeys(("timeout", "keep_alive", "idle_timeout"), "ttl"),
 }
-"""What a preset's key is called elsewhere -> its name here."""
+"""The names that other programs give to keys of a preset -> the names here."""
 
 
 def _key(field: structs.FieldInfo) -> Key:
@@ -144,7 +144,7 @@ _NOTHING: Final = Form(lambda node, base: None, {})
 
 
 def _boolean(node: Node, _: Base) -> bool:
-    # The words are YAML 1.1's, which most people's other files still use.
+    # The words of YAML 1.1 are read too, because many programs' files use them.
     if isinstance(node, Scalar) and node.plain and node.text.lower() in (*_TRUE, *_FALSE):
         return node.text.lower() in _TRUE
     raise expected(node, "true or false")
@@ -196,7 +196,7 @@ def _limited(least: int, most: int) -> Any:
 
 
 def spelled_default(key: Key) -> Any:
-    """Return a key's default as one writes it in YAML; NODEFAULT when it must be written."""
+    """Return a key's default as YAML spells it; NODEFAULT if the key is required."""
     return key.default if key.required or key.record else key.form.spell(key.default)
 
 
@@ -205,7 +205,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> Schema:
-    """Return the schema (draft 2020-12) of the configuration file, as YAML loads it."""
+    """Return the JSON Schema (draft 2020-12) of the configuration file, for editors."""
     return {
         "$schema": DIALECT,
         "title": "lswap configuration",
@@ -248,17 +248,17 @@ def _property(key: Key) -> Schema:
     if key.examples:
         schema["examples"] = list(key.examples)
     default = None if key.required else spelled_default(key)
-    if default is not None:  # null is the absence of a value: nothing an editor should insert
+    if default is not None:  # an editor should not insert null
         schema["default"] = default
     return schema
 
 
 def _or_variable(schema: Schema) -> Schema:
-    """Return the schema of a value that may be written with variables, too."""
+    """Return the schema of a value that may also be written with variables."""
     if schema.get("type") in ("object", "array") or (
         schema.get("type") == "string" and ("pattern" not in schema)
     ):
-        return schema  # any text is fine, or they stand further inside
+        return schema  # it takes any text, or its parts take variables
     return {"anyOf": [*schema.get("anyOf", [schema]), _VARIABLE]}
 
 

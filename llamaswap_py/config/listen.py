@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base, Schema
     from llamaswap_py.config.yaml_tree import Node
 
-# sizeof(sockaddr_un.sun_path) on Linux is 108, one of them for the final NUL (unix(7)).
+# sizeof(sockaddr_un.sun_path) is 108 on Linux, of which one byte is the final NUL (unix(7)).
 MAX_SOCKET_PATH: Final = 107
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 _HOW: Final = "write 127.0.0.1:8080, [::1]:8080, :8080 for every interface, or unix:PATH"
@@ -26,7 +26,7 @@ _HOW: Final = "write 127.0.0.1:8080, [::1]:8080, :8080 for every interface, or u
 def parse_endpoint(text: str) -> Endpoint:
     """Return the endpoint of `host:port`, `[v6]:port`, `:port` (every interface) or `unix:PATH`.
 
-    The path is taken as it is. Raises ConfigError.
+    A relative path stays relative. Raises ConfigError.
     """
     if text.startswith("unix:"):
         path = re.sub(r"\A//+", "/", text.removeprefix("unix:"))
@@ -59,7 +59,7 @@ def _host(host: str, text: str) -> str:
 
 
 def is_private(endpoint: Endpoint) -> bool:
-    """Return whether only this machine can reach it: a unix socket, or a loopback address."""
+    """Return whether only this machine can reach an endpoint: a unix socket or loopback address."""
     if endpoint.path is not None or endpoint.host == "localhost":
         return True
     try:
@@ -71,7 +71,7 @@ def is_private(endpoint: Endpoint) -> bool:
 def check_listeners(
     endpoints: Iterable[Endpoint], *, allow_unauthenticated: bool, keys: bool = False
 ) -> None:
-    """Raise ConfigError for an address that other machines can reach without proving anything."""
+    """Raise ConfigError for an address that other machines can use without a key."""
     for endpoint in endpoints:
         if not allow_unauthenticated and not keys and not is_private(endpoint):
             raise ConfigError(
@@ -102,7 +102,7 @@ def _listen(node: Node, base: Base) -> tuple[Endpoint, ...]:
     endpoints = tuple(_endpoint(item, base) for item in node.items)
     for item, endpoint in zip(node.items, endpoints, strict=True):
         if endpoints.count(endpoint) > 1 and (endpoint.path or endpoint.port):
-            raise Invalid(item, f"{endpoint} is here twice")
+            raise Invalid(item, f"{endpoint} is here twice", "remove one of them")
     return endpoints
 
 

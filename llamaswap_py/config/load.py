@@ -1,4 +1,7 @@
-"""Read the configuration from files; with `scan.py` all of this folder that touches the machine."""
+"""Reads the configuration and the keys from files.
+
+In this package only this module, `scan.py` and `edit.py` use the disk.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from llamaswap_py.units import MIB, format_size, showable
 def read_config(path: str | os.PathLike[str]) -> Config:
     """Return the configuration in the file at `path`, or in the files of the folder there.
 
-    Raises ConfigError when it cannot be read, is not UTF-8 text, or says something wrong.
+    Raises ConfigError if a file cannot be read, is not UTF-8 text, or has a mistake.
     """
     file = Path(path)
     return Origin(folder=file).read() if file.is_dir() else Origin(file=file).read()
@@ -34,9 +37,10 @@ def read_config(path: str | os.PathLike[str]) -> Config:
 class Origin:
     """Where a configuration comes from: a file, a folder of files, models, the command line.
 
-    The folder's `*.yaml` files follow the file, in the order of their names. Without both, every
-    model that is found is served with `BARE`. `model_dirs` are folders of models, or single GGUF
-    files. `said` is what the command line says besides, as YAML; it overrules the files.
+    The `*.yaml` files of the folder are read after the file, in the order of their names. Without
+    file and folder, all models of `model_dirs` are served with the settings `BARE`. `model_dirs`
+    are folders of models, or single GGUF files. `said` are settings of the command line, as YAML;
+    they override those of the files.
     """
 
     file: Path | None = None
@@ -46,18 +50,18 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """How errors and the log call it."""
+        """Its name in errors and in the log."""
         named = self.file or self.folder
         return showable(str(named)) if named is not None else "without a file"
 
     @property
     def path(self) -> Path | None:
-        """What tells two configurations apart; None where there is no file."""
+        """The path of the file or folder, by which configurations are told apart; None: no file."""
         return self.file or self.folder
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """What tells two configurations of one `path` apart; empty for a file or folder alone."""
+        """What else tells apart two configurations of one `path`; empty for a file or folder."""
         folder = () if self.file is None or self.folder is None else (self.folder,)
         places = (os.path.realpath(place.expanduser()) for place in (*folder, *self.model_dirs))
         return (*sorted(places), *filter(None, [self.said]))
@@ -88,11 +92,11 @@ class Origin:
 
 
 COMMAND_LINE: Final = "the command line"
-"""How errors call what `Origin.said` says."""
+"""The name of `Origin.said` in errors."""
 BARE: Final = """\
 defaults: {args: {ctx-size: 16384, parallel: 2, kv-unified: true}, ttl: 30m}
 """
-"""What is served when there is no file: a context that most machines have memory for."""
+"""The settings without a file: a context for which most machines have enough memory."""
 
 
 def _yaml_files(folder: Path) -> list[Path]:
@@ -115,7 +119,7 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 
 def _source(file: Path) -> SourceText:
-    folder = os.path.dirname(os.path.abspath(file))  # as named: a link keeps its place
+    folder = os.path.dirname(os.path.abspath(file))  # of the link, if the file is one
     return SourceText(showable(str(file)), folder, _text(file))
 
 
@@ -127,7 +131,9 @@ def _text(file: Path) -> str:
         raise ConfigError("there is no such file", where=str(file), remedy=remedy) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(f"the file cannot be read: {reason}", where=str(file)) from None
+        remedy = "check its permissions"
+        message = f"the file cannot be read: {reason}"
+        raise ConfigError(message, where=str(file), remedy=remedy) from None
     if data.startswith(_GGUF):
         remedy = f"`lswap up {file}` serves it without a file, `lswap init` writes one"
         message = "this is a model (GGUF), not a configuration file (YAML)"
@@ -143,7 +149,7 @@ def _text(file: Path) -> str:
 
 
 def keys_of(config: Config) -> KeyRing | None:
-    """Return the keys of a configuration, None without any; blocks. Raises ConfigError."""
+    """Return the keys of a configuration, None without a key file; blocks. Raises ConfigError."""
     said = config.keys
     if said.file is None:
         return None
@@ -153,8 +159,8 @@ def keys_of(config: Config) -> KeyRing | None:
 def read_keys(path: str | os.PathLike[str], *, strict: bool = True, empty: bool = False) -> KeyRing:
     """Return the keys in the file at `path`; blocks. Raises ConfigError.
 
-    One that somebody else may write is refused, if `strict`: who writes it gives out admin keys.
-    So is one without a key, unless it may be `empty`.
+    If `strict`, a file that another user may write is refused: that user could add admin keys.
+    A file without a key is refused, unless it may be `empty`.
     """
     file = Path(path)
     try:
@@ -166,7 +172,9 @@ def read_keys(path: str | os.PathLike[str], *, strict: bool = True, empty: bool 
         raise ConfigError("there is no such key file", where=str(file), remedy=remedy) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"the key file cannot be read: {reason}", where=str(file)) from None
+        remedy = "check its permissions"
+        message = f"the key file cannot be read: {reason}"
+        raise ConfigError(message, where=str(file), remedy=remedy) from None
     if strict:
         _check_owner(file, status)
     if len(text) > _MOST_KEYS:
@@ -179,13 +187,13 @@ def read_keys(path: str | os.PathLike[str], *, strict: bool = True, empty: bool 
     if not len(keys) and not empty:
         remedy = f"add one with `lswap key new NAME --file {file}`"
         raise ConfigError(
-            "this key file has no key: nobody could ask", where=str(file), remedy=remedy
+            "this key file has no key, so nobody could use lswap", where=str(file), remedy=remedy
         )
     return keys
 
 
 def _check_owner(file: Path, status: os.stat_result) -> None:
-    """Raise ConfigError for a key file that another user may write; say who may read it."""
+    """Raise ConfigError if another user may write the key file; warn if others may read it."""
     own = os.geteuid()
     quoted = shlex.quote(str(file))
     if status.st_uid not in (own, 0):
@@ -208,8 +216,8 @@ def _check_owner(file: Path, status: os.stat_result) -> None:
 
 _log: Final = logging.getLogger("lswap")
 _MOST_KEYS: Final = 4 * MIB
-"""Bytes of a key file; 20,000 keys take less."""
+"""The largest key file, in bytes; 20,000 keys take less."""
 _GGUF: Final = b"GGUF"
 _MOST = (
     MAX_TEXT + 3
-)  # more than the parser takes, so that a model given by mistake is not read whole
+)  # just above the parser's limit, so that a model given by mistake is not read whole

@@ -1,6 +1,6 @@
-"""Forms of a preset's own keys: options, environment, commands, devices, engines.
+"""Forms of a preset's keys: options, environment, commands, devices, engines.
 
-What excludes what among the keys of one preset is here, too (`combined_mistakes`).
+It also checks which keys of one preset exclude each other (`combined_mistakes`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _table(node: Node, what: str) -> Table:
 def _args(node: Node, base: Base) -> dict[str, Argument]:
     what = "a mapping like {ctx-size: 8192, jinja: true}"
     if isinstance(node, Listing) or (isinstance(node, Scalar) and isinstance(node.value, str)):
-        remedy = "write each option as NAME: VALUE; words as they are go into `extra`"
+        remedy = "write each option as NAME: VALUE; put whole words of the command into `extra`"
         raise Invalid(node, f"{describe(node)} is not {what}", remedy)
     table = _table(node, what)
     args: dict[str, Argument] = {}
@@ -96,7 +96,7 @@ def _one(name: str, node: Node, base: Base) -> bool | int | float | str:
     if isinstance(node, Table):
         raise Invalid(node, "an option takes no mapping", "write JSON between single quotes")
     if not isinstance(node, Scalar):
-        raise Invalid(node, "an option takes no list of lists", "one list repeats the option")
+        raise Invalid(node, "an option takes no list of lists", "write one list of values")
     if node.value is None and node.plain:
         raise expected(node, "a value (true for an option that takes none)")
     if name in PATH_OPTIONS and not isinstance(node.value, bool):
@@ -143,7 +143,8 @@ def _env(node: Node, base: Base) -> dict[str, str]:
     env: dict[str, str] = {}
     for name, entry in table.entries.items():
         if not name or "=" in name:
-            raise Invalid(entry, f"{name!r} is not a name of a variable", key=name)
+            message = f"{name!r} is not the name of a variable"
+            raise Invalid(entry, message, "write a name without =", key=name)
         if why := next((why for start, why in RESERVED.items() if name.startswith(start)), None):
             raise Invalid(entry, "this variable cannot be set here", why, key=name)
         env[name] = at_key(name, _VARIABLE, entry.value, base)
@@ -152,7 +153,7 @@ def _env(node: Node, base: Base) -> dict[str, str]:
 
 def _variable(node: Node, _: Base) -> str:
     if isinstance(node, Scalar) and node.text == "" and (not node.plain or node.shown):
-        return ""  # written so, or what a variable comes to
+        return ""  # written as "", or a variable with an empty value
     return read_text(node, 'a value ("" for an empty one)')
 
 
@@ -188,20 +189,20 @@ METADATA: Final = Form(_metadata, {"type": "object", "additionalProperties": _SC
 
 
 CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
-"""Programs that start a container, which then holds the port."""
+"""Programs that start a container; then a process of the container holds the port."""
 RUNNERS: Final = frozenset({"sudo", "nohup", "nice", "exec", "env", "time", "doas"})
-"""Programs that run the command behind them."""
+"""Programs that run the command that follows them."""
 OF_PROGRAMS: Final = {
-    "ready": "remove it: llama-server says so",
+    "ready": "remove it: lswap knows when llama-server is ready",
     "stop_cmd": "remove it: lswap stops llama-server itself",
     "served_by": "remove it: llama-server listens on a socket of its own",
 }
-"""Keys of a preset that mean nothing without `cmd`, each with what to do instead."""
+"""Keys of a preset that only `cmd` uses, each with its remedy."""
 OF_LLAMA_SERVER: Final = (
     *("model", "hf", "args", "extra", "engine", "variants"),
     *("fit", "sleep", "keep_kv", "prefer", "resume"),
 )
-"""Keys of a preset that mean llama-server, which `cmd` does not run."""
+"""Keys of a preset that only llama-server uses, so not together with `cmd`."""
 _HOW_STOP: Final = "write a list: [docker, stop, whisper]"
 _HOW: Final = "write a list: [whisper-server, --port, '{port}', -m, model.bin]"
 
@@ -219,7 +220,7 @@ def _command(node: Node, base: Base) -> Command:
     if (PORT in text) == (SOCKET in text):
         said = f"both {PORT} and {SOCKET} are" if PORT in text else f"no word has {PORT}"
         remedy = f"put {PORT} where the program takes its port, or {SOCKET} for a unix socket"
-        raise Invalid(node, f"{said} in it: it has to be told where to listen", remedy)
+        raise Invalid(node, f"{said} in it, but the program must be told where to listen", remedy)
     return Command(tuple(words), base.start(node))
 
 
@@ -260,7 +261,7 @@ def _ready(node: Node, _: Base) -> ReadyCheck:
         name = next((name for name in node.entries if name not in ("http", "line")), "")
         if name:
             raise Invalid(node.entries[name], UNKNOWN_KEY, "known here: http, line", key=name)
-        raise Invalid(node, "it has one of http and line", "write {http: /health} or {line: TEXT}")
+        raise Invalid(node, "it needs either http or line", "write {http: /health} or {line: TEXT}")
     ((name, entry),) = node.entries.items()
     text = read_text(entry.value, "a path" if name == "http" else "a part of a line")
     if name == "line":
@@ -287,7 +288,7 @@ READY: Final = Form(
 
 
 def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the keys that do not go together with `cmd`, or not without: key, message, remedy."""
+    """Yield the keys that exclude `cmd`, or that need it: key, message, remedy."""
     if values.get("cmd") is None:
         for key, remedy in OF_PROGRAMS.items():
             if key in values:
@@ -295,10 +296,11 @@ def misplaced(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         return
     for key in OF_LLAMA_SERVER:
         if key in values and key in ("model", "hf"):
-            yield key, f"the preset has a cmd, too: {key} is for llama-server", "keep one of them"
+            message = f"{key} is for llama-server, but the preset has cmd"
+            yield key, message, "keep one of them"
         elif key in values:
-            remedy = "remove it; the words of cmd are all that the program is told"
-            yield key, f"{key} is for llama-server, and cmd runs another program", remedy
+            remedy = "remove it, and write the program's options into cmd"
+            yield key, f"{key} is for llama-server, but cmd runs another program", remedy
 
 
 def starts_container(words: Sequence[str]) -> str | None:
@@ -308,12 +310,12 @@ def starts_container(words: Sequence[str]) -> str | None:
 
 
 def is_runner(word: str) -> bool:
-    """Return whether a word of a command stands before its program."""
+    """Return whether a word of a command is a program that runs the one after it."""
     return word.rpartition("/")[2] in RUNNERS or "=" in word or word.startswith("-")
 
 
 def as_program(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the merged keys of a preset with `cmd` without what it inherits for llama-server."""
+    """Return the merged keys of a preset with `cmd`, without those that only llama-server uses."""
     without: dict[str, Any] = {"args": {}, "extra": (), "fit": "exact", "sleep": None}
     return values | without | {"model": "", "prefer": "fit", "resume": False, "keep_kv": False}
 
@@ -341,7 +343,9 @@ def _devices(node: Node, _: Base) -> tuple[str, ...]:
     devices = tuple(_device(read_text(item, "a device like CUDA0"), item) for item in items)
     if not devices or len(set(devices)) < len(devices):
         raise Invalid(
-            node, "name each device once" if devices else "the list is empty", "or write auto"
+            node,
+            "a device is here twice" if devices else "the list is empty",
+            "name each device once, or write auto",
         )
     if HOST in devices and len(devices) > 1:
         raise Invalid(
@@ -452,13 +456,13 @@ ENGINE: Final = Form(
 
 
 HUB: Final = re.compile(r"(hf\.co/)?[\w][\w.-]*/[\w][\w.-]*(:([^\s/]+|[^\s:]+\.gguf))?", re.ASCII)
-"""How a repository of Hugging Face is written."""
+"""A reference to a repository of Hugging Face."""
 _PAGE: Final = re.compile(r"(?:.*/)?https?:/+(?:hf\.co|huggingface\.co)/([\w.-]+/[\w.-]+)")
-"""An address below a repository's page, as people copy it from their browser."""
+"""The URL of a repository's page or of a file there, as copied from a browser."""
 
 
 def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield what is wrong with a preset's keys together: key ("": the preset), message, remedy."""
+    """Yield the mistakes in how a preset's keys combine: key ("": the preset), message, remedy."""
     yield from misplaced(values)
     if "cmd" in values and values["cmd"] is None and not {"model", "hf"} & values.keys():
         yield "", "it names no file and no program", "add model: PATH"
@@ -467,11 +471,11 @@ def combined_mistakes(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str
         if "hf" in values and "model" not in values:
             yield "", "it names no file", "add model: PATH"
     elif "model" in values:
-        yield "hf", "the preset names a file, too", "keep one of model and hf"
+        yield "hf", "the preset also names a file", "keep one of model and hf"
     elif not HUB.fullmatch(reference):
         page = _PAGE.match(reference)
         remedy = f"write {page[1]}" if page else "write user/repo or user/repo:QUANT"
-        yield "hf", f"{reference!r} names no repository", remedy
+        yield "hf", f"{reference!r} is not a repository", remedy
     if isinstance(file := values.get("model"), str) and (page := _PAGE.search(file)):
         message = "this is an address on the web, not a path"
         yield "model", message, f"write hf: {page[1]} instead: its files are fetched on first use"

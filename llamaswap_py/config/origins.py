@@ -1,8 +1,8 @@
-"""Origins of pages: how they are written, what they match, and the section `cors`. Pure.
+"""Origins of web pages: their spelling, what they match, and the section `cors`. Pure.
 
-An origin is what a browser sends: scheme, host and port in lower case, without the scheme's usual
-port (the Fetch and URL standards). What no browser would ever send is refused, with the right
-spelling: it would match nothing, and nobody would know.
+A browser sends an origin as scheme, host and port in lower case, without the scheme's default port
+(the Fetch and URL standards). An origin in any other spelling would silently match nothing. So it
+is refused, and the error says the right spelling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EVERY: Final = "*"
 NONE: Final = "null"
-"""What a page without an origin sends: of a file, or in a sandboxed frame."""
+"""The origin of pages without one: those from a file, or in a sandboxed frame."""
 _PARTS: Final = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[^\]]*\]|[^:/?#@\[\]\s]*)(?::(?P<port>[^/?#]*))?"
     r"(?P<rest>.*)",
@@ -29,13 +29,13 @@ _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 _WEB: Final = tuple(_USUAL_PORTS)
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _HOST: Final = re.compile(r"(\*|(\*\.)?[a-z0-9._~%!$&'()+,;=-]*)")
-_WILD: Final = "`*` stands for a whole host, for what is before a dot, or for any port"
+_WILD: Final = "`*` stands for a whole host, for the part before its first dot, or for any port"
 
 
 def origin_of(text: str) -> str:
-    """Return an origin, or a pattern of some, as it is compared.
+    """Return an origin, or a pattern of origins, as it is compared.
 
-    Raises ValueError with what is wrong with it, and what to write.
+    Raises ValueError with message and remedy.
     """
     low = text.strip().lower()
     if low in (EVERY, NONE):
@@ -88,7 +88,7 @@ def _ascii(scheme: str, host: str) -> str:
 
 
 def _guess(low: str) -> str:
-    """Return what may be meant by a text without a scheme that browsers know."""
+    """Return the origin that a text without a known scheme may mean."""
     low = low.rpartition("://")[2]  # a scheme like *
     scheme, colon, rest = low.partition(":")
     host = low.partition("/")[0]
@@ -104,7 +104,7 @@ def _guess(low: str) -> str:
 
 
 def pattern_of(origin: str) -> re.Pattern[bytes]:
-    """Return what matches the origins that a written one stands for, in lower case."""
+    """Return the expression that matches the origins of a pattern, in lower case."""
     found = _PARTS.fullmatch(origin)
     if found is None:  # "*", "null"
         return re.compile(b".*" if origin == EVERY else re.escape(origin.encode()), re.DOTALL)
@@ -128,7 +128,7 @@ def _origins(node: Node, _: Base) -> tuple[str, ...]:
         except ValueError as error:
             raise Invalid(item, *map(str, error.args)) from None
         if origin in found:
-            raise Invalid(item, f"{text!r} is here twice")
+            raise Invalid(item, f"{text!r} is here twice", "remove one of them")
         found.append(origin)
     return tuple(found)
 

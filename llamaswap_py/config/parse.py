@@ -1,7 +1,7 @@
-"""YAML text -> Config, with every mistake of the file named by line and key.
+"""YAML text -> Config, or errors that name every mistake by line and key.
 
-A preset gets what it inherits here: `defaults`, keys of the top level, what `keep: always` stands
-for. A mistake in one preset can leave the others usable.
+A preset is merged here with what it inherits: `defaults`, keys of the top level, and the keys that
+`keep: always` stands for. If a mistake concerns one preset alone, the others can still be used.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _OF_MODELS: Final = "models."
 
 
 def owner_of(place: str, ids: Container[str]) -> str | None:
-    """Return the preset that a place of the file is inside of; None where it is of the whole file.
+    """Return the preset to which a place of the file belongs; None: to no preset.
 
-    Names may have dots in them: of two that begin alike it is the longer one.
+    Names may contain dots. If several names fit, the longest is right.
     """
     if not place.startswith(_OF_MODELS):
         return None
@@ -58,7 +58,7 @@ def owner_of(place: str, ids: Container[str]) -> str | None:
 
 
 def reduce_broken(broken: Iterable[str], presets: dict[str, dict[str, Any]]) -> None:
-    """Leave of presets that cannot run the names that no other preset has, and what is shown."""
+    """Reduce broken presets to what lists show of them, and to names that no other preset has."""
     uses = Counter(name for own in presets.values() for name in _names(own))
     for id in broken:
         own = presets[id]
@@ -79,11 +79,11 @@ def _per_name(own: Mapping[str, Any]) -> Mapping[str, object]:
 
 
 ALWAYS: Final[dict[str, Any]] = {"preload": True, "pin": True, "ttl": None}
-"""What `keep: always` stands for."""
+"""The keys that `keep: always` stands for."""
 
 
 def inherited_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what a preset says that says nothing: the defaults, with the top level's keys."""
+    """Return the keys of a preset that sets none itself: `defaults` and keys of the top level."""
     defaults: Defaults = values.get("defaults", Defaults())
     policy: Policy = values.get("policy", Policy())
     found = {name: getattr(defaults, name) for name in keys_of(Defaults)}
@@ -94,15 +94,15 @@ def inherited_of(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset_from(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Preset:
-    """Return a preset that needs nothing else: the defaults, the engine and env are in it."""
+    """Return a complete preset: its own keys merged with the inherited ones."""
     values = inherited | own
     args = own.get("args", {})
-    # What the preset says comes last: of two names that turn out to be one option the last wins.
+    # The preset's own options come last: if two names mean one option, the last one wins.
     kept = {name: value for name, value in inherited["args"].items() if name not in args}
     values["args"] = kept | args
     values["env"] = inherited["env"] | own.get("env", {})
     if values["when_full"] == f"{SUBSTITUTE}{id}":
-        values["when_full"] = "wait"  # inherited: nothing can stand in for itself
+        values["when_full"] = "wait"  # inherited: a preset cannot be its own substitute
     if values["keep"] == "always":
         values |= {name: value for name, value in ALWAYS.items() if name not in own}
     if own.get("cmd") is not None:
@@ -111,7 +111,7 @@ def preset_from(id: str, own: dict[str, Any], inherited: dict[str, Any]) -> Pres
 
 
 def against_keep(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys that say otherwise than the `keep: always` beside them."""
+    """Yield the keys that contradict the `keep: always` beside them."""
     if values.get("keep") == "always":
         for name, value in ALWAYS.items():
             if name in values and values[name] != value:
@@ -143,9 +143,8 @@ def load_config(
 ) -> Config:
     """Return the configuration a YAML text describes.
 
-    `base_dir` is where relative paths start, `home` is `~`, `path` names the file in errors, `env`
-    is what `${env.NAME}` means. Raises ConfigError with one line for each mistake found, in the
-    order of the file.
+    Relative paths start at `base_dir`, `~` is `home`, `${env.NAME}` is taken from `env`, and errors
+    name the file by `path`. Raises ConfigError with one line for each mistake, in the file's order.
     """
     source = str(path) if path is not None else "config"
     return load_files([SourceText(source, base_dir, text)], name=source, env=env, home=home)
@@ -163,17 +162,17 @@ def load_files(
 ) -> Config:
     """Return the configuration that several files make together, in their order.
 
-    `name` stands for all of them in errors; `scan` looks into folders of models: those of the key
-    `model_dirs`, then the absolute paths given here (None: they are not looked into). Raises
-    ConfigError as load_config() does; with `keep_broken` a preset that is described wrongly is
-    in `Config.broken` instead, unless no other is left or a key is unknown.
+    Errors that concern no single file name `name`. `scan` reads folders of models: those of the key
+    `model_dirs`, then the absolute paths given here (None: no folder is read). Raises ConfigError
+    as load_config() does. With `keep_broken`, a preset with a mistake is put into `Config.broken`
+    instead, unless every preset has one or a key is unknown.
     """
     sources = sources_of(files)
     base = Base(files[0].dir if files else "/", home, sources.dir if files else None)
     reader = _Reader(name, base, sources, keep_broken=keep_broken)
     root = read_together(files, sources, reader.problem)
     if root is None and not model_dirs:
-        remedy = f"the smallest one is: {_SMALLEST}"
+        remedy = f"the smallest file is: {_SMALLEST}"
         raise ConfigError("the file is empty", where=name, remedy=remedy)
     root = root or Table(0, {})
     if any("${" in file.text for file in files):
@@ -182,7 +181,7 @@ def load_files(
 
 
 def parse_listen(text: str, *, base_dir: str, home: str) -> Endpoint:
-    """Return the endpoint a command line names, read as the key `listen` is. Raises ConfigError."""
+    """Return the endpoint of a command line, read like the key `listen`. Raises ConfigError."""
     if text.startswith("unix:") and not text.startswith("unix://"):
         relative = text.removeprefix("unix:")
         try:
@@ -206,11 +205,11 @@ class _Reader:
         self._keep_broken = keep_broken
         self._ids: set[str] = set()
         self._unnamed: list[str] = []
-        """Presets that say no file, where folders of models may have it."""
+        """Presets without a file, which may be in the folders of models."""
         self._broken: dict[str, list[tuple[int, Mistake]]] = {}
         """The mistakes that concern one preset alone."""
         self._unresolved: frozenset[str] = frozenset()
-        """Presets with a variable that is not there: what else is wrong follows from that."""
+        """Presets with an unknown variable: their other mistakes only follow from it."""
 
     def config(self, root: Table, scan: Scan | None, model_dirs: Sequence[str]) -> Config:
         root = with_old_defaults(root)
@@ -246,7 +245,7 @@ class _Reader:
         inherited: dict[str, Any],
         folders: tuple[Folder, ...] = (),
     ) -> Config:
-        """Return the configuration that has been read."""
+        """Return the configuration made of what has been read."""
         models = {id: preset_from(id, own, inherited) for id, own in presets.items()}
         return Config(
             **(values | {"models": models}),
@@ -260,7 +259,7 @@ class _Reader:
         )
 
     def _know_ids(self, root: Table) -> None:
-        """Remember the names of the presets, for mistakes that concern one of them alone."""
+        """Store the names of the presets, to tell which mistakes concern one of them alone."""
         entry = root.entries.get("models")
         if self._keep_broken and entry is not None and isinstance(entry.value, Table):
             self._ids = set(entry.value.entries)
@@ -268,7 +267,7 @@ class _Reader:
     def add_found(
         self, values: dict[str, Any], presets: dict[str, dict[str, Any]], folders: Sequence[Folder]
     ) -> None:
-        """Add a preset for each model of the folders that the file says nothing of."""
+        """Add a preset for each model of the folders that has no entry in the file."""
         names = {*values.get("aliases", {})}
         for own in presets.values():
             names |= {*own.get("aliases", ()), *getattr(own.get("request"), "per_name", ())}
@@ -276,7 +275,7 @@ class _Reader:
         add_models(presets, self._unnamed, folders, names)
         for id in self._unnamed:
             if not presets[id].setdefault("model", "") and folders:
-                message = "it names no file, and no model of this name is in model_dirs"
+                message = "it has no file, and model_dirs have no model of this name"
                 others = [each for each in presets if each not in self._unnamed]
                 remedy = nearest(id, others) or "add model: PATH"
                 self.problem(self.lines[f"models.{id}"], f"models.{id}", message, remedy)
@@ -287,7 +286,7 @@ class _Reader:
             self.problem(self.lines.get("model_dirs", 0), "model_dirs", message, remedy)
 
     def expanded(self, root: Table, env: Mapping[str, str]) -> Table:
-        """Return the file with its variables replaced, unless some cannot be."""
+        """Return the tree with its variables replaced; a value with an unknown one is kept."""
         self._know_ids(root)
         root, self.secrets = expand(root, env, self.problem, self.sources.spot)
         self._unresolved = frozenset(self._broken)
@@ -322,7 +321,7 @@ class _Reader:
                 values[key.name] = key.form.read(node, self.base)
             except Invalid as error:
                 self.invalid(error, here)
-                # One wrong entry hides no other: the rest is read without it.
+                # The rest is read without the wrong entry, to report its mistakes as well.
                 if not isinstance(node, Table) or node.entries.keys() <= {error.key}:
                     return
                 if error.key not in node.entries:
@@ -338,7 +337,7 @@ class _Reader:
     def nested(
         self, key: Key, kind: type[Record], node: Node, here: str, values: dict[str, Any]
     ) -> None:
-        """Read a record, or a list or a mapping of them, as far as they are complete."""
+        """Read a record, or a list or a mapping of records; incomplete ones are left out."""
         if key.many == "list":
             values[key.name] = self.listed(kind, node, here)
         elif key.many == "mapping" and isinstance(node, Table):
@@ -364,7 +363,7 @@ class _Reader:
         return tuple(record for record in made if record is not None)
 
     def made(self, kind: type[Record], node: Node, here: str) -> Record | None:
-        """Return a complete record; None after saying what is wrong."""
+        """Return a complete record; None if it has a mistake, which is then noted."""
         if not isinstance(node, Table):
             self.problem(node.line, here, f"{describe(node)} is not a mapping of keys")
             return None
@@ -376,7 +375,7 @@ class _Reader:
         return kind(**values) if values.keys() >= set(required) else None
 
     def presets(self, root: Table, *, scanned: bool) -> dict[str, dict[str, Any]]:
-        """Return what each entry of `models` sets itself; `scanned`: others will be found."""
+        """Return what each entry of `models` sets itself; `scanned`: folders may add others."""
         entry = root.entries.get("models")
         if scanned and (entry is None or is_null(entry.value)):
             return {}
@@ -385,7 +384,7 @@ class _Reader:
             if entry or not any(nearest(name, ["models"]) for name in strange):
                 remedy = f"add at least one: {_SMALLEST}"
                 self.problem(entry.line if entry else 0, "models", "there are no models", remedy)
-            return {}  # with a typo in its name: that is said already
+            return {}  # `models` is mistyped, which is already reported as an unknown key
         if not isinstance(entry.value, Table):
             message = f"{describe(entry.value)} is not a mapping of presets"
             self.problem(entry.line, "models", message, f"write it like {_SMALLEST}")
@@ -409,7 +408,8 @@ class _Reader:
                 self._unnamed.append(id)
             elif not named:
                 self.problem(own.line, here, "the preset names no file", "add model: PATH")
-            if "cmd" in presets[id] or not _says(own.value, "cmd"):  # else that is said
+            # A wrong `cmd` is not in `presets` and has been reported.
+            if "cmd" in presets[id] or not _says(own.value, "cmd"):
                 self.check_preset(presets[id], here)
             self.check_keep(presets[id], here)
         return presets
@@ -417,7 +417,7 @@ class _Reader:
     # What concerns several keys
 
     def check_preset(self, values: dict[str, Any], here: str) -> None:
-        """A preset is of llama-server, of a file or a repository, or of another program."""
+        """Note mistakes in how the keys of a preset combine: model, hf, cmd and their like."""
         for key, message, remedy in combined_mistakes(values):
             place = f"{here}.{key}" if key else here
             self.problem(self.lines[place], place, message, remedy)
@@ -425,7 +425,7 @@ class _Reader:
             values.setdefault("model", "")
 
     def check_keep(self, values: Mapping[str, Any], here: str) -> None:
-        """`keep: always` stands for three keys: none of them may say otherwise beside it."""
+        """Note the keys that contradict the `keep: always` beside them."""
         for name in against_keep(values):
             kept, line = self.lines[f"{here}.keep"], self.lines[f"{here}.{name}"]
             message = f"this contradicts `keep: always` ({self.sources.where(kept)})"
@@ -456,7 +456,7 @@ class _Reader:
     def problem(
         self, line: int, here: str, message: str, remedy: str = "", *, fatal: bool = False
     ) -> None:
-        """Note a mistake: `fatal`, or of the preset that it concerns, if it is of one alone."""
+        """Note a mistake of one preset; if it is `fatal` or concerns no preset, of the file."""
         where = f"{self.sources.where(line)}: {here}" if line else f"{self.source}: {here}"
         message, remedy = hide(message, self.secrets), hide(remedy, self.secrets)
         owner = None if fatal else owner_of(here, self._ids)
@@ -466,7 +466,7 @@ class _Reader:
             self._broken.setdefault(owner, []).append((line, (where, message, remedy)))
 
     def raise_problems(self, partial: Callable[[], Config | None] = lambda: None) -> None:
-        """Raise what was found, with what could be read of the file besides."""
+        """Raise the mistakes of the file, if any, with what could be read of it as `partial`."""
         if self._problems:
             self._problems.sort(key=lambda problem: problem[0])
             told = [ConfigError(said, where=at, remedy=do) for _, (at, said, do) in self._problems]
@@ -476,5 +476,5 @@ class _Reader:
 
 
 def _says(node: Node, *keys: str) -> bool:
-    """Return whether a preset has one of these keys, whatever it says there."""
+    """Return whether a preset has one of these keys, with any value."""
     return isinstance(node, Table) and not node.entries.keys().isdisjoint(keys)

@@ -1,4 +1,4 @@
-"""One model of the file: its keys, those it can inherit, and its variants."""
+"""A preset, which is one model of the file: its keys, those it can inherit, and its variants."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _WHEN_FULL: Final = (
 
 
 class Defaults(Record, frozen=True):
-    """What every preset starts from: its own keys win, args and env are merged key by key."""
+    """The keys that every preset inherits; its own keys win, args and env are merged by key."""
 
     args: Annotated[
         dict[str, Argument],
@@ -198,7 +198,7 @@ class Defaults(Record, frozen=True):
     ] = 120.0
     priority: Annotated[
         int,
-        # Waiting gains one a minute: with larger steps it would not help in time.
+        # A waiting request gains one each minute. With larger numbers that would help too late.
         plain(
             "When requests for several models wait, those for the model with the higher number go "
             "first.",
@@ -292,7 +292,7 @@ class Defaults(Record, frozen=True):
 
 
 class Variant(Record, frozen=True):
-    """Another way to run a preset: what it says wins, args are merged option by option."""
+    """Another way to run a preset: its keys override the preset's, args option by option."""
 
     name: Annotated[str, key("The variant's name in logs and answers.", NAME, "lean")]
     args: Annotated[
@@ -320,9 +320,9 @@ class Variant(Record, frozen=True):
 
 
 class Preset(Defaults, frozen=True, kw_only=True):
-    """One model: files, options, policy, after `defaults` were merged."""
+    """One model: its files, options and policy, with `defaults` merged in."""
 
-    id: str  # the key under `models`, no key itself
+    id: str  # its name in `models`, not a key of its own
     model: Annotated[
         str,
         key(
@@ -401,11 +401,11 @@ class Preset(Defaults, frozen=True, kw_only=True):
         tuple[Variant, ...],
         plain("Several ways to run the model, the best first, each with the keys that differ."),
     ] = ()
-    variant: str = ""  # of which of them this is the merged preset; no key either
+    variant: str = ""  # the variant that is merged into this preset; not a key
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """What it answers to besides its id."""
+        """The names besides its id by which requests can ask for it."""
         return tuple(name for name in (*self.aliases, *self.request.per_name) if name != self.id)
 
 
@@ -421,5 +421,5 @@ def variant_preset(preset: Preset, variant: Variant) -> Preset:
 
 
 def variant_presets(preset: Preset) -> tuple[Preset, ...]:
-    """Return each way to run a preset, in the file's order: without variants it is the only one."""
+    """Return a preset for each variant, in the file's order; the preset itself if it has none."""
     return tuple(variant_preset(preset, each) for each in preset.variants) or (preset,)

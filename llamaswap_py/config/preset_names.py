@@ -1,4 +1,4 @@
-"""Names that stand for presets: ids, aliases, groups; what each leads to, what is wrong with it."""
+"""Names that stand for presets (ids, aliases, groups): which presets they mean, and mistakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Alias(Record, frozen=True):
-    """A name that chooses among presets: one of the two keys."""
+    """A name that chooses among presets, by one of the two keys."""
 
     split: Annotated[
         dict[str, int] | None,
@@ -39,7 +39,7 @@ class Alias(Record, frozen=True):
 
 
 class PresetGroup(Record, frozen=True):
-    """Presets that have to do with each other."""
+    """Presets with a rule for all of them together."""
 
     exclusive: Annotated[
         tuple[str, ...],
@@ -62,9 +62,9 @@ _LATEST: Final = ":latest"
 
 
 def spelled(name: str, known: Container[str]) -> str | None:
-    """Return how a name is spelled among those that are known, None if it is none of them.
+    """Return a name as it is spelled among the known ones, None if it is unknown.
 
-    `NAME:latest` and `NAME` are one name, as for Ollama's clients, unless both are known.
+    `NAME:latest` and `NAME` are the same name, as for Ollama's clients, unless both are known.
     """
     if name in known:
         return name
@@ -73,7 +73,7 @@ def spelled(name: str, known: Container[str]) -> str | None:
 
 
 def file_found(place: str, models: Mapping[str, Preset], lines: Mapping[str, int]) -> str | None:
-    """Return the name of the file of a place's preset, if it was only found in a folder."""
+    """Return the file name of the preset at a place, if it comes only from a folder of models."""
     name = place.removeprefix("models.")
     while name and name not in models:
         name = name.rpartition(".")[0]
@@ -82,7 +82,7 @@ def file_found(place: str, models: Mapping[str, Preset], lines: Mapping[str, int
     return posixpath.basename(models[name].model) or None
 
 
-# Of more names than this none is looked for: one suggestion for ten thousand takes 0.1 s.
+# With more unknown names, none gets a suggestion: one among ten thousand names takes 0.1 s.
 _MOST_SUGGESTIONS: Final = 20
 _LOADED: Final = "loaded"  # any preset that is loaded may be the substitute
 
@@ -94,9 +94,9 @@ def resolve_names(
     problem: Problem,
     spot: Spot,
 ) -> None:
-    """Put preset ids where `values` of the file and of its `presets` name them.
+    """Replace names of presets with their ids, in `values` of the file and in its `presets`.
 
-    `default_model` stays as it is written. Mistakes are told to `problem`.
+    `default_model` stays as it is written. Mistakes are reported to `problem`.
     """
     names = _Names(presets, lines, problem, spot)
     names.check_variants(presets)
@@ -118,7 +118,7 @@ def resolve_names(
 
 
 class _Names:
-    """Ids and aliases, the ids first; two presets with one name are a mistake."""
+    """All ids and aliases. An id wins over an alias; two presets with one name are a mistake."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Names:
         self._suggestions = 0
         self._ids = {id: id for id in presets}
         for id, values in presets.items():
-            if id in values.get("aliases", ()):  # llama.cpp's preset files say it so
+            if id in values.get("aliases", ()):  # llama.cpp's preset files repeat the id there
                 values["aliases"] = tuple(each for each in values["aliases"] if each != id)
             for alias in values.get("aliases", ()):
                 self._add(alias, id, presets)
@@ -153,7 +153,7 @@ class _Names:
         self._problem(self._lines[here], here, message, "a name can mean only one preset")
 
     def find(self, name: str, here: str) -> str:
-        """Return the id of the preset that `name`, said at `here`, leads to; else the name."""
+        """Return the id of the preset called `name`, which stands at `here`; else the name."""
         if (known := spelled(name, self._ids)) is not None:
             return self._ids[known]
         remedy = f"known are {', '.join(list(self._ids)[:20])}"
@@ -175,14 +175,14 @@ class _Names:
         return SUBSTITUTE + id
 
     def alias(self, name: str, alias: Alias) -> Alias:
-        """Return an alias that chooses, with the ids of its presets."""
+        """Return the alias with the ids of its presets."""
         here = f"aliases.{name}"
         if name in self._ids:
             message = f"{name!r} already names models.{self._ids[name]}"
             self._problem(self._lines[here], here, message, "a name can mean only one thing")
         if (alias.split is None) == (alias.first is None):
             remedy = "write {first: [a, b]} or {split: {a: 90, b: 10}}"
-            self._problem(self._lines[here], here, "an alias has one of split and first", remedy)
+            self._problem(self._lines[here], here, "an alias needs either split or first", remedy)
         split = None
         if alias.split is not None:
             split = {self.find(each, f"{here}.split"): n for each, n in alias.split.items()}
@@ -194,11 +194,12 @@ class _Names:
         return structs.replace(alias, split=split, first=first)
 
     def group(self, group: PresetGroup, here: str) -> PresetGroup:
-        """Return the group with ids of at least two presets."""
+        """Return the group with the ids of its presets, of which there must be two."""
         ids = tuple(self.find(name, here) for name in group.exclusive)
         line = self._lines[here]
         if len(ids) < 2:
-            self._problem(line, here, "a group has at least two presets", "add one, or remove it")
+            remedy = "add one, or remove the group"
+            self._problem(line, here, "a group needs at least two presets", remedy)
         for place, id in enumerate(ids):
             if id in ids[:place]:
                 message = f"{group.exclusive[place]!r} is the same preset as another name here"
@@ -206,7 +207,7 @@ class _Names:
         return structs.replace(group, exclusive=tuple(dict.fromkeys(ids)))
 
     def check_variants(self, presets: dict[str, dict[str, Any]]) -> None:
-        """Say which variants of a preset have one name."""
+        """Report the variants of a preset that have the same name."""
         for id, own in presets.items():
             names = [variant.name for variant in own.get("variants", ())]
             twice = [name for place, name in enumerate(names) if name in names[:place]]
@@ -217,9 +218,10 @@ class _Names:
 
 
 def bad_name(name: str) -> tuple[str, str] | None:
-    """Return what is wrong with the name of a preset or a group, and the remedy."""
+    """Return message and remedy if a preset or group cannot have this name."""
     if not name or name != name.strip() or len(name) > 255 or CONTROL.search(name):
-        return "this is not a name", "no line breaks, no blanks around it, 1 to 255 characters"
+        remedy = "use 1 to 255 characters, without line breaks, and without blanks around them"
+        return "this is not a name", remedy
     if "," in name:
-        return "a name cannot contain a comma", "llama-server would take it for two names"
+        return "a name cannot contain a comma: llama-server reads it as two names", "remove it"
     return None

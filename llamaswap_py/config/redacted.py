@@ -1,7 +1,7 @@
-"""A configuration as it may be shown to others: its keys, numbers and names, without secrets.
+"""A configuration that may be shown to others: its keys, numbers and names, without secrets.
 
-Values whose meaning lswap does not know are left out: those of `env` and `vars`, whose names the
-owner of the file chose, and those of unknown keys. So are the texts of `request`, and long texts.
+Values that may be secret are left out: those of `env`, `vars` and unknown keys, because lswap does
+not know their meaning; the texts of `request`; and long texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST: Final = 200
 
 
 def redacted(tree: Any) -> Any:
-    """Return the tree of a file, as Python's own values, without what may be secret."""
+    """Return the tree of a file, given as plain Python values, without what may be secret."""
     return _record(tree, Config)
 
 

@@ -22,11 +22,11 @@ _SECTIONS: Final = {
     "models.NAME.variants[]": "Several ways to run one model; each has only the keys that differ.",
 }
 _ONE_OF: Final = {"models": "this or `model_dirs`", "models.NAME.model": "this, `hf` or `cmd`"}
-"""Keys of which one has to be there."""
+"""Keys that may be left out only if another key is set, with what the page says of each."""
 
 
 class Row(NamedTuple):
-    """One line of the reference page; `type` and `default` are as one writes them."""
+    """One line of the reference page; `type` and `default` are spelled as in the file."""
 
     key: str
     type: str
@@ -61,14 +61,14 @@ def _rows(record: type[Record], prefix: str) -> Iterator[Row]:
 
 
 def _said(schema: Any) -> str:
-    """Return a schema in few words: `size or mapping`, `never or duration`."""
+    """Return a schema in a few words, each once: `size or mapping`, `never or duration`."""
     if "anyOf" in schema:
         words = [_said(each) for each in schema["anyOf"]]
         return " or ".join(dict.fromkeys(word for word in words if word != "0"))
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
+        return " or ".join(dict.fromkeys(map(str, schema["enum"])))
     if schema.get("title"):
         return str(schema["title"])
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -87,7 +87,7 @@ def reference_text() -> str:
 
 
 def with_reference(page: str) -> str:
-    """Return a page with what follows the mark made anew. Raises ValueError without a mark."""
+    """Return a page with new tables after the mark. Raises ValueError if it has no mark."""
     written, mark, _ = page.partition(BEGIN)
     if not mark:
         raise ValueError(f"the page has no line {BEGIN}")
@@ -128,7 +128,7 @@ def _line(place: str, row: Row) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """Return a value in one line, as one writes it in braces."""
+    """Return a value as YAML in one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_yaml(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):

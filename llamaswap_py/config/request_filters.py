@@ -1,4 +1,4 @@
-"""Forms of what changes a request (`request`), and of an alias's shares (`split`)."""
+"""Forms of the changes to a request (`request`), and of an alias's shares (`split`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base, Schema
 
 _KEPT: Final = frozenset({"model", "stream"})
-"""Members that decide where a request goes and how it is answered: no filter touches them.
+"""Members that no filter may change: they decide where a request goes and how it is answered.
 
-Only `set` may name the `model` that a program behind `cmd` is to be asked for.
+One exception: `set` may change `model`, to the name by which a program of `cmd` knows its model.
 """
 _VALUES: Final[Schema] = {"type": "object"}
 
@@ -38,7 +38,7 @@ def _one(node: Node, base: Base, *, inner: bool) -> Filters:
             elif name == "per_name" and not inner:
                 found[name] = _per_name(entry.value, base)
             else:
-                raise Invalid(entry, UNKNOWN_KEY, "known are set, default, strip, per_name")
+                raise Invalid(entry, UNKNOWN_KEY, "known here: set, default, strip, per_name")
         except Invalid as error:
             error.key = f"{name}.{error.key}" if error.key else name
             raise
@@ -46,7 +46,7 @@ def _one(node: Node, base: Base, *, inner: bool) -> Filters:
 
 
 def _members(node: Node, *, renames: bool) -> dict[str, Any]:
-    """Read values; `renames`: the program may be told another `model` than lswap was asked for."""
+    """Read members and their values; `renames`: `model` is among those that may be changed."""
     if not isinstance(node, Table):
         raise expected(node, "a mapping like {temperature: 0.7}")
     return {
@@ -106,10 +106,10 @@ def _shares(node: Node, _: Base) -> dict[str, int]:
         value = entry.value
         share = value.value if isinstance(value, Scalar) else None
         if not isinstance(share, int) or isinstance(share, bool) or share < 0:
-            raise Invalid(entry, "a share is a whole number, 0 or more", key=name)
+            raise Invalid(entry, "a share must be a whole number, 0 or more", key=name)
         found[name] = share
     if not sum(found.values()):
-        raise Invalid(node, "no share is above 0")
+        raise Invalid(node, "no share is above 0", "give one name a share of 1 or more")
     return found
 
 

@@ -9,16 +9,16 @@ from llamaswap_py.config.discovery import Folder, GgufFile
 from llamaswap_py.units import is_utf8
 
 _DEEPEST: Final = 6
-"""Folders below the one that is named: LM Studio needs two, the cache of Hugging Face four."""
+"""How many levels of folders are read: LM Studio needs two, the cache of Hugging Face four."""
 _MOST: Final = 20_000
-"""Files and folders looked at; more means that somebody named the root of a disk."""
+"""How many files and folders are read; if there are more, it is probably the root of a disk."""
 
 
 def scan_folder(path: str) -> Folder:
-    """Return the GGUF files below `path`, links followed; never raises.
+    """Return the GGUF files below `path`; links are followed. Never raises.
 
-    Hidden folders, and what may not be read below the folder itself, are passed over. So are names
-    that are not UTF-8: `skipped` has them. `path` may be the file of one model, too.
+    Hidden folders are skipped, and folders below `path` that cannot be read. So are names that are
+    not UTF-8, which are listed in `skipped`. `path` may also be the file of one model.
     """
     path = os.path.normpath(path)
     if not is_utf8(path):
@@ -66,11 +66,11 @@ def _is_unnameable(name: str) -> bool:
 
 
 def _single(path: str) -> Folder:
-    """Return one model's file, with what lies beside it: shards, a projector, a draft."""
+    """Return one model's file, with those beside it: shards, a projector, a draft."""
     folder = os.path.dirname(path)
     try:
         names = [name for name in os.listdir(folder or ".") if _is_model(name)]
-    except OSError:  # a folder may be closed whose files can be read
+    except OSError:  # the file can be readable in a folder that cannot be listed
         names = []
     paths = {path, *(os.path.join(folder, name) for name in names)}
     return Folder(path, tuple(filter(None, map(_file, sorted(paths)))), single=True)

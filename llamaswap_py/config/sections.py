@@ -1,8 +1,8 @@
-"""The sections of the configuration, typed once: names, defaults, descriptions, forms.
+"""The sections of the configuration: the name, default, description and form of each key.
 
-Durations are seconds, sizes bytes. The reader (parse.py), the JSON Schema (json_schema.py) and the
-reference page (reference.py) are derived from these classes. Nothing about a key is written
-anywhere else.
+Durations are in seconds, sizes in bytes. The reader (parse.py), the JSON Schema (json_schema.py)
+and the reference page (reference.py) are derived from these classes, so a key is described only
+here.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Memory(Record, frozen=True):
 
 
 Mistake: TypeAlias = tuple[str, str, str]
-"""Where it is, what is wrong, and what to do."""
+"""Place, message and remedy."""
 
 __all__ = [
     "Alias",
@@ -330,7 +330,7 @@ class Limits(Record, frozen=True):
 
 
 class Config(Record, frozen=True, kw_only=True, dict=True):
-    """The whole file; names of presets in it are ids, whatever alias was written."""
+    """The whole file. Where it names a preset by an alias, this has the preset's id."""
 
     listen: Annotated[
         tuple[Endpoint, ...],
@@ -477,8 +477,8 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
         ),
     ] = None
 
-    # Where the file said what, how it spelled options, what it took from the environment, what lay
-    # in its `model_dirs`, and the presets that it describes wrongly; no keys of it.
+    # The following are not keys: the line of each key, how options are spelled, which values came
+    # from the environment, what `model_dirs` contained, and the presets with mistakes.
     source: str = "config"
     lines: dict[str, int] = field(default_factory=dict)
     spelled: dict[str, str] = field(default_factory=dict)
@@ -487,12 +487,12 @@ class Config(Record, frozen=True, kw_only=True, dict=True):
     folders: tuple[Folder, ...] = ()
     broken: dict[str, tuple[Mistake, ...]] = field(default_factory=dict)
     described: dict[str, Preset] = field(default_factory=dict)
-    """Of the broken ones those of which the rest can be looked at, as far as they can be read."""
+    """The part of a broken preset that could be read, so that commands can examine it."""
 
     def where(self, place: str) -> str:
         """Return `config.yaml:12: models.a.ttl` for a place, without the line if it has none.
 
-        Of a model that was only found in a folder it is `models folder: a.gguf`.
+        For a model that comes only from a folder it returns `models folder: a.gguf`.
         """
         line = self.lines.get(place)
         if line is None and (file := file_found(place, self.models, self.lines)):

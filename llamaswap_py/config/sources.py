@@ -1,10 +1,10 @@
 """Several files read as one, and the variables in them: `${name}` and `${env.NAME}`.
 
-Trees are merged and lines numbered on. Variables are put in before anything else is read. A value
-that is one reference, or has no quotes, is read as if what it comes to had been written there
-without quotes: `max_loaded: ${n}` is a number, as is `{max_loaded: "${n}"}`, where YAML wants the
-quotes. `$${` stands for `${`. What comes from the environment may be a secret, so the tree
-remembers how such a value was written, and `redaction.hide()` takes it out of messages.
+The files become one tree; the lines of the second file are numbered after those of the first, and
+so on. Variables are replaced before anything else is read. A value that has no quotes, or is one
+reference, can become a number: `max_loaded: ${n}` does, and so does `{max_loaded: "${n}"}`, where
+YAML wants the quotes. `$${` stands for `${`. A value from the environment may be a secret. So the
+tree stores how such a value was written, and `redaction.hide()` removes it from messages.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 
 _NAMED: Final = ("models", "groups", "aliases", "vars")
-"""Mappings whose entries belong to one file each."""
+"""Mappings in which two files must not have the same entry."""
 _JOINED: Final = ("model_dirs",)
-"""Lists that each file adds to."""
+"""Lists to which each file adds."""
 
 
 class SourceText(Struct, frozen=True):
-    """One file: how it is named in errors, its folder (where relative paths start), its text."""
+    """One file: its name in errors, its folder (where relative paths start), and its text."""
 
     name: str
     dir: str
@@ -51,7 +51,7 @@ class SourceText(Struct, frozen=True):
 
 
 class Sources(Struct, frozen=True):
-    """Whose a line is: those of the second file begin after those of the first, and so on."""
+    """Which file a line number belongs to: those of the second file follow those of the first."""
 
     starts: tuple[int, ...]
     names: tuple[str, ...]
@@ -63,15 +63,15 @@ class Sources(Struct, frozen=True):
         return f"{self.names[file]}:{line - self.starts[file]}"
 
     def spot(self, line: int) -> str:
-        """Return `line 3`, or where that is if there are several files."""
+        """Return `line 3`, with the file if there are several."""
         return f"line {line}" if len(self.names) == 1 else self.where(line)
 
     def file(self, line: int) -> str:
-        """Return the file that a line is of, by the name it has in errors."""
+        """Return the name in errors of the file that has a line."""
         return self.names[self._file(line)]
 
     def dir(self, line: int) -> str:
-        """Return the folder of the file that a line is of."""
+        """Return the folder of the file that has a line."""
         return self.dirs[self._file(line)]
 
     def _file(self, line: int) -> int:
@@ -79,7 +79,7 @@ class Sources(Struct, frozen=True):
 
 
 def sources_of(files: Sequence[SourceText]) -> Sources:
-    """Return how the lines of files are numbered together."""
+    """Return the numbering of the lines of several files."""
     starts, start = [], 0
     for file in files:
         starts.append(start)
@@ -89,11 +89,10 @@ def sources_of(files: Sequence[SourceText]) -> Sources:
 
 
 def read_together(files: Sequence[SourceText], sources: Sources, problem: Problem) -> Table | None:
-    """Return one tree of all files; None when nothing is said. Raises ConfigError.
+    """Return one tree of all files; None if they are all empty. Raises ConfigError.
 
-    Presets, groups, aliases and variables are each said once, which is told to `problem`
-    otherwise. Of other keys what a later file says wins, mappings key by key; lists of model
-    folders add up.
+    Two presets, groups, aliases or variables of one name are a mistake, reported to `problem`. For
+    other keys the later file wins, in mappings key by key. Lists of model folders are joined.
     """
     root: Table | None = None
     for file, start in zip(files, sources.starts, strict=True):
@@ -110,7 +109,7 @@ def read_together(files: Sequence[SourceText], sources: Sources, problem: Proble
 
 
 class _Shifted:
-    """Rebuilds a tree with other line numbers; what aliases share is built once."""
+    """Rebuilds a tree with other line numbers; a node that aliases share is built once."""
 
     def __init__(self, by: int) -> None:
         self._by = by
@@ -157,7 +156,7 @@ def _merged(one: Table, other: Table, sources: Sources, problem: Problem) -> Tab
 
 
 def _over(one: Node, other: Node) -> Node:
-    """Return `other`, with the keys that only `one` has where both are mappings."""
+    """Return `other`; if both are mappings, with the keys that only `one` has."""
     if not (isinstance(one, Table) and isinstance(other, Table)):
         return other
     entries = dict(one.entries)
@@ -176,10 +175,10 @@ _ENV: Final = "env."
 def expand(
     root: Table, env: Mapping[str, str], problem: Problem, spot: Spot
 ) -> tuple[Table, dict[str, str]]:
-    """Return the tree with every reference replaced, and what came from `env`.
+    """Return the tree with every reference replaced, and the values that came from `env`.
 
-    The latter maps values to how they are written: `{"hunter2": "${env.TOKEN}"}`. Mistakes are
-    told to `problem`; a value with one stays as it is written.
+    The latter maps a value to its reference: `{"hunter2": "${env.TOKEN}"}`. Mistakes are reported
+    to `problem`; a value with a mistake stays as it is written.
     """
     variables = _Variables(root, env, problem, spot)
     expanded = _Walk(variables).table(root, "")
@@ -187,7 +186,7 @@ def expand(
 
 
 class _Variables:
-    """What names stand for: the entries of `vars`, and the environment."""
+    """The values of variables: the entries of `vars`, and the environment."""
 
     def __init__(self, root: Table, env: Mapping[str, str], problem: Problem, spot: Spot) -> None:
         self.spot = spot
@@ -201,13 +200,13 @@ class _Variables:
         for name, one in self._vars.items():
             if not _NAME.fullmatch(name):
                 message, remedy = (
-                    f"{name!r} is not a name of a variable",
-                    "letters, digits, _ and -",
+                    f"{name!r} is not the name of a variable",
+                    "use letters, digits, _ and -",
                 )
                 problem(one.line, f"vars.{name}", message, remedy)
 
     def text(self, text: str, line: int, place: str) -> str:
-        """Return `text` with what its references stand for."""
+        """Return `text` with its references replaced."""
 
         def replaced(match: re.Match[str]) -> str:
             if match[1] is None:
@@ -227,7 +226,8 @@ class _Variables:
             return self._known[name]
         if name in self._open:
             chain = " -> ".join([*self._open[self._open.index(name) :], name])
-            self.problem(line, place, f"${{{name}}} needs itself: {chain}", "write a value out")
+            message = f"${{{name}}} refers to itself: {chain}"
+            self.problem(line, place, message, "write one of the values out")
             return None
         entry = self._vars.get(name)
         if entry is None:
@@ -235,7 +235,7 @@ class _Variables:
             self.problem(line, place, f"there is no variable ${{{name}}}", remedy)
             return None
         if not isinstance(entry.value, Scalar):
-            return None  # it has its own error
+            return None  # already reported where it is defined
         self._open.append(name)
         self._known[name] = self.text(entry.value.text, entry.line, f"vars.{name}")
         self._open.pop()
@@ -254,7 +254,7 @@ class _Variables:
 
 
 class _Walk:
-    """Rebuilds a tree where it has references; what aliases share is built once."""
+    """Rebuilds a tree with references replaced; a node that aliases share is built once."""
 
     def __init__(self, variables: _Variables) -> None:
         self._variables = variables
@@ -291,5 +291,8 @@ class _Walk:
 
 def _remedy(name: str, known: Mapping[str, object]) -> str:
     if known:
-        return f"known are {', '.join(list(known)[:20])}; ${{env.{name}}} is of the environment"
-    return f"write it under vars: {{{name}: …}}, ${{env.{name}}} for the environment, or $${{"
+        return f"known: {', '.join(list(known)[:20])}; from the environment: ${{env.{name}}}"
+    return (
+        f"define it under vars: {{{name}: …}}; from the environment: ${{env.{name}}}; "
+        "for ${ itself write $${"
+    )

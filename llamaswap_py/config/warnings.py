@@ -1,4 +1,4 @@
-"""What in a valid file deserves a warning: it works, but probably not as it is meant."""
+"""Warnings about a valid file: settings that work, but probably not as their author means."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def skipped_files(config: Config) -> tuple[str, ...]:
-    """Return what to say of files in folders of models whose names are not UTF-8."""
+    """Return a warning for each folder of models with file names that are not UTF-8."""
     where = config.where("model_dirs")
     return tuple(f"{where}: {one.warning}" for one in config.folders if one.warning)
 
 
 def warnings(config: Config) -> tuple[str, ...]:
-    """Return what will work, but probably not as meant; one line each, with its place."""
+    """Return all warnings about a configuration, each one line with its place."""
     found = [
         f"{config.where('model_dirs')}: {folder.path}: {folder.problem}"
         for folder in config.folders
@@ -53,22 +53,24 @@ def _on_waiting(preset: Preset, config: Config) -> Iterator[str]:
     timeout, max_wait = config.policy.queue.timeout, config.policy.max_wait
     if timeout < max_wait + preset.drain_timeout:
         yield (
-            f"{config.where('policy.queue.timeout')}: a request gives up after "
-            f"{format_duration(timeout)}, but others may keep the memory {preset.id} holds for "
-            f"max_wait + drain_timeout = {format_duration(max_wait + preset.drain_timeout)}"
+            f"{config.where('policy.queue.timeout')}: a request waits at most "
+            f"{format_duration(timeout)}, but {preset.id} may hold the memory for max_wait + "
+            f"drain_timeout = {format_duration(max_wait + preset.drain_timeout)} - raise "
+            "policy.queue.timeout above that"
         )
 
 
 def _on_sleep(preset: Preset, config: Config) -> Iterator[str]:
     if preset.sleep is not None and preset.ttl is not None and preset.ttl <= preset.sleep:
         yield (
-            f"{config.where(f'models.{preset.id}')}: it never sleeps: ttl unloads it after "
-            f"{format_duration(preset.ttl)}, before sleep = {format_duration(preset.sleep)}"
+            f"{config.where(f'models.{preset.id}')}: sleep ({format_duration(preset.sleep)}) does "
+            f"nothing, because ttl unloads the model after {format_duration(preset.ttl)} - make "
+            "sleep shorter than ttl, or remove it"
         )
 
 
 def _on_port(preset: Preset, config: Config) -> Iterator[str]:
-    """Warn of a `cmd` that starts a container, whose port must be allowed (`served_by`)."""
+    """Warn of a `cmd` that starts a container without `served_by: container`."""
     if preset.cmd is None or preset.cmd.takes_socket or preset.served_by != "cmd":
         return
     if (name := starts_container(preset.cmd.words)) is not None:
@@ -104,6 +106,12 @@ def _on_keep_kv(preset: Preset) -> Iterator[str]:
         yield f"keep_kv does nothing: {reason}"
         return
     if preset.sleep is not None:
-        yield "keep_kv keeps nothing of a model that has gone to sleep: llama-server forgot it all"
+        yield (
+            "keep_kv saves nothing once the model sleeps, because llama-server then drops its KV "
+            "cache - remove sleep"
+        )
     if preset.args.get("mmproj"):
-        yield "keep_kv with a projector: a llama-server that cannot save images keeps nothing"
+        yield (
+            "keep_kv saves nothing if this llama-server cannot save images, which the model "
+            "takes (it has a projector)"
+        )

@@ -1,13 +1,13 @@
-"""YAML text as a tree of values that remember their lines, and what is wrong with other text.
+"""YAML text -> a tree of values with their lines, or an error that explains the mistake.
 
-The scalars are those of YAML 1.2, not 1.1: `on`, `off`, `yes` and `no` stay words (llama-server's
-`--flash-attn on` means them), `1:30` is not a number in base 60, `2024-01-01` is not a date, `007`
-is not 7. Aliases and merge keys (`<<`) work. A node shared by many aliases is built once and
-measured, so an alias bomb costs nothing.
+The scalars are those of YAML 1.2, not 1.1: `on`, `off`, `yes` and `no` stay words (`--flash-attn
+on` of llama-server takes the word), `1:30` is not a number in base 60, `2024-01-01` is not a date,
+`007` is not 7. Aliases and merge keys (`<<`) work. A node that many aliases share is built once,
+and its size is counted once per alias, so an alias bomb is refused early.
 
-The tree is built from events while they come: libyaml's where PyYAML has it (ten thousand presets
-in half a second), else PyYAML's own. Only the latter explains mistakes well, so it reads a text of
-a usual size once more when libyaml refuses it.
+The tree is built from parser events, one by one. The parser is libyaml if PyYAML has it (ten
+thousand presets take half a second), else PyYAML's own. Only PyYAML's own explains mistakes well.
+So when libyaml refuses a text of usual size, PyYAML reads it once more.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from yaml.scanner import Scanner
 from llamaswap_py.errors import ConfigError
 
 Problem: TypeAlias = Callable[[int, str, str, str], None]
-"""Called with line, place, message and remedy."""
+"""Reports a mistake: line, place, message, remedy."""
 Spot: TypeAlias = Callable[[int], str]
-"""Says where a line is: `line 3`, or of which file."""
+"""Returns the name of a line: `line 3`, with the file if there are several."""
 
 
 Plain: TypeAlias = bool | int | float | str | None
 
 UNKNOWN_KEY: Final = "unknown key"
-"""What is said of a key that nobody knows: wherever it stands, the whole file is refused."""
+"""The message for an unknown key; such a key anywhere makes the whole file invalid."""
 
 
 class Scalar(Struct, frozen=True, gc=False):
     """One value; `text` is how it was written, `plain` says that it had no quotes.
 
-    `shown` is what errors show of a value with variables: how it was written before.
+    `shown` is how a value with variables was written, which is what errors show.
     """
 
     line: int
@@ -81,7 +81,7 @@ Node: TypeAlias = Scalar | Listing | Table
 
 
 class Invalid(ValueError):
-    """A value that cannot be used; `key` is added to the place the reader is at."""
+    """A value that cannot be used; `key` is added to the place where the reader is."""
 
     def __init__(
         self, node: Node | Entry, message: str, remedy: str = "", *, key: str = ""
@@ -94,7 +94,7 @@ class Invalid(ValueError):
 
 
 def plain_value(node: Node) -> Any:
-    """Return a tree as Python's own values."""
+    """Return a tree as plain Python values."""
     match node:
         case Table():
             return {name: plain_value(entry.value) for name, entry in node.entries.items()}
@@ -104,7 +104,7 @@ def plain_value(node: Node) -> Any:
 
 
 def describe(node: Node) -> str:
-    """Return how to name a value in an error: `a list`, `nothing`, `'abc'`."""
+    """Return what an error calls a value: `a list`, `nothing`, `'abc'`."""
     match node:
         case Listing():
             return "a list"
@@ -118,7 +118,7 @@ def describe(node: Node) -> str:
 
 
 def join_errors(problems: list[ConfigError]) -> ConfigError:
-    """Return one error with a line for each problem; `.where` is that of the first."""
+    """Return one error with a line for each problem; its `where` is that of the first."""
     if len(problems) == 1:
         return problems[0]
     joined = ConfigError("\n".join(str(problem) for problem in problems))
@@ -126,8 +126,8 @@ def join_errors(problems: list[ConfigError]) -> ConfigError:
     return joined
 
 
-# (part of PyYAML's or libyaml's message, what to do about it), first match wins. A release of these
-# libraries which words a mistake differently loses the remedy; the place is still right.
+# Part of a message of PyYAML or libyaml -> the remedy; the first match wins. If a release words a
+# message differently, only the remedy is lost.
 _REMEDIES: Final = (
     ("found character '\\t'", "YAML indents with spaces: replace the tab"),
     (
@@ -171,7 +171,7 @@ def syntax_error(error: yaml.YAMLError, text: str, source: str) -> ConfigError:
 
 
 def _names_variable(error: yaml.MarkedYAMLError, text: str) -> bool:
-    """Tell whether the mistake is the brace of an unquoted `${`."""
+    """Return whether the mistake is the brace of an unquoted `${`."""
     mark = error.problem_mark
     if mark is None or "${" not in text:
         return False
@@ -229,7 +229,7 @@ def read_yaml(text: str, source: str) -> Node | None:
     except Invalid as error:
         where = f"{source}:{error.line}"
         raise ConfigError(error.message, where=where, remedy=error.remedy) from None
-    except (ValueError, OverflowError) as error:  # "\U7fffffff": not a character, PyYAML tries it
+    except (ValueError, OverflowError) as error:  # "\U7fffffff" is not a character
         raise ConfigError(f"this is not YAML: {error}", where=source) from None
     if builder.problems:
         raise join_errors(builder.problems)
@@ -252,7 +252,7 @@ def _built(text: str, source: str) -> _Builder:
         except Invalid:
             raise
         except (yaml.YAMLError, ValueError):
-            Reader(text)  # what is not a text at all is best said by PyYAML, whatever the size
+            Reader(text)  # of a text with forbidden characters PyYAML has the better message
             if len(text) > _EXPLAINED:
                 raise
     return _Builder(_Slow(text), source)
@@ -436,12 +436,12 @@ def _scalar(event: Any) -> Scalar:
 def _check_characters(line: int, text: str) -> None:
     if _UNFIT.search(text):
         here = Scalar(line, text, text)
-        message = "a value contains a character that no program accepts (NUL or half of one)"
-        raise Invalid(here, message)
+        message = "a value contains a character that no program accepts (NUL or a lone surrogate)"
+        raise Invalid(here, message, "remove it")
 
 
 def _name(event: Any) -> str:
-    """Return the type of a scalar: what its tag says, else what its text looks like."""
+    """Return the type of a scalar, by its tag or else by its text."""
     tag: str | None = event.tag
     if tag is not None and tag != "!":
         return tag.removeprefix(_TAG)
@@ -458,7 +458,7 @@ def _check_tag(event: Any, name: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question after the name that may be meant; empty if none is similar."""
+    """Return `did you mean NAME?` with the most similar name; "" if none is similar."""
     simple = {each.replace("_", "").replace("-", "").lower(): each for each in known}
     wanted = name.replace("_", "").replace("-", "").lower()
     close = difflib.get_close_matches(wanted, simple, n=1, cutoff=0.6)

@@ -76,7 +76,7 @@ def parse_ref(text: str) -> HubRef:
     repo, _, tag = bare.partition(":")
     repo = repo.rstrip("/").removesuffix("/tree/main")
     if not _REPO.fullmatch(repo) or ("/" in tag and not tag.endswith(".gguf")):
-        raise HubError(f"{text!r} names no repository", remedy=instead_of(bare))
+        raise HubError(f"{text!r} is not a repository", remedy=instead_of(bare))
     return HubRef(repo, tag)
 
 

@@ -53,7 +53,7 @@ def test_the_largest_that_fits_is_fetched_and_added_to_the_file(
     again = pull(hub, tmp_path, REPO, "--config", str(file))
     assert again.returncode == 2
     assert len(hub.ranges) == asked, "a name that is taken is found before the download"
-    assert "there is a model 'tiny-3b' already" in again.stderr
+    assert "there is already a model 'tiny-3b'" in again.stderr
 
 
 def test_what_there_is_is_listed_and_a_tag_is_obeyed(hub: FakeHub, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_there_is_is_listed_and_a_tag_is_obeyed(hub: FakeHub, tmp_path: Pat
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("nobody", "names no repository"),
+        ("nobody", "is not a repository"),
         ("some/where", "no repository some/where"),
         ("some/empty", "has no GGUF model"),
         (f"{REPO}:Q2_K", "has no Q2_K - it has Q4_K_M, Q8_0, BF16"),

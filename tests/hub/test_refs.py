@@ -48,7 +48,7 @@ def test_references_are_read_as_people_write_them(text: str, want: HubRef) -> No
 
 @pytest.mark.parametrize("text", ["", "model", "/b", "a/", "a/b/c", "a b/c", "../x"])
 def test_what_names_no_repository_is_refused(text: str) -> None:
-    with pytest.raises(HubError, match="names no repository"):
+    with pytest.raises(HubError, match="is not a repository"):
         parse_ref(text)
 
 

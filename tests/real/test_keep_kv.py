@@ -377,8 +377,8 @@ async def test_check_says_where_it_does_nothing(lab: Lab) -> None:
     warnings = [line for line in said.out.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 2
     assert "models.lora: keep_kv does nothing" in warnings[0]
-    assert "models.sleepy: keep_kv keeps nothing of a model that has gone to sleep" in warnings[1]
+    assert "models.sleepy: keep_kv saves nothing once the model sleeps" in warnings[1]
     models["good"]["args"] = {**ARGS, "slot-save-path": str(lab.folder)}
     said = await lab.cli("check", str(lab.write_config(models)))
     assert said.code == 1
-    assert "keep_kv has a folder of its own for slots" in said.out
+    assert "keep_kv has its own folder for slots" in said.out

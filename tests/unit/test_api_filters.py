@@ -108,11 +108,11 @@ def test_a_wrong_filter_is_named(text: str, says: str) -> None:
     ("text", "says"),
     [
         ("best: {first: [a, gone]}", "there is no preset 'gone'"),
-        ("best: {first: [a], split: {a: 1}}", "one of split and first"),
-        ("best: {}", "one of split and first"),
+        ("best: {first: [a], split: {a: 1}}", "either split or first"),
+        ("best: {}", "either split or first"),
         ("best: {first: []}", "names no preset"),
         ("best: {split: {a: 0}}", "no share is above 0"),
-        ("best: {split: {a: much}}", "a share is a whole number"),
+        ("best: {split: {a: much}}", "a share must be a whole number"),
         ("a: {first: [b]}", "'a' already names models.a"),
     ],
 )

@@ -69,7 +69,7 @@ def test_its_files_go_if_asked(path: Path) -> None:
     [
         (("delta", "--files", "--yes"), "'gamma' uses the same files"),
         (("alpha", "--files", "--yes"), "its file .*a.gguf is yours"),
-        (("alpha", "--yes"), "left as it was: .*alpha"),
+        (("alpha", "--yes"), "was not removed, because without it the file is wrong: .*alpha"),
         (("nobody", "--yes"), "there is no model 'nobody' in it - it has: alpha, beta"),
         (("beta",), "pass --yes"),
     ],

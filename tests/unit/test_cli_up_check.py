@@ -183,7 +183,7 @@ models:
         ("c.yaml:16: models.bad.args.jinja", "no list of lists"),
         ("c.yaml:17: models.bad.args.mmproj", "gone.gguf: there is no such file"),
         ("c.yaml:18: models.bad.env.LLAMA_ARG_X", "use `args`"),
-        ("c.yaml:18: models.bad.env", "not a name of a variable"),
+        ("c.yaml:18: models.bad.env", "not the name of a variable"),
         *([("c.yaml:2: limits.bodi", "body")] if top else []),
     ):
         assert any(place in each and words in each for each in said), (place, said)
@@ -340,8 +340,8 @@ WRONG = {
     "no_mapping": ("model.gguf", "is not a mapping"),
     "no_port": ("{cmd: [docker, compose, up]}", "told where to listen"),
     "no_words": ("{cmd: []}", "the list is empty"),
-    "two_sources": ("{model: a.gguf, cmd: [x, '{port}']}", "has a cmd, too"),
-    "no_repository": ("{hf: gemma}", "names no repository"),
+    "two_sources": ("{model: a.gguf, cmd: [x, '{port}']}", "but the preset has cmd"),
+    "no_repository": ("{hf: gemma}", "is not a repository"),
     "bad_value": ("{model: a.gguf, ttl: soon}", "ttl"),
     "out_of_range": ("{model: a.gguf, priority: 1000}", "priority"),
     "no_variable": ("{model: '${env.LSWAP_NEVER_SET}/a.gguf'}", "LSWAP_NEVER_SET"),

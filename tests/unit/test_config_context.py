@@ -57,8 +57,10 @@ def test_a_share_under_half_is_warned_about() -> None:
 def test_a_queue_timeout_that_cuts_waiting_short_is_warned_about() -> None:
     assert warnings(load("", top="policy: {queue: {timeout: 3m}}")) == ()
     (warning,) = warnings(load("", top="policy: {queue: {timeout: 179s}}"))
-    assert warning.startswith("config:2: policy.queue.timeout: a request gives up after 3 m")
-    assert warning.endswith("max_wait + drain_timeout = 3 m")
+    assert warning.startswith("config:2: policy.queue.timeout: a request waits at most 3 m")
+    assert warning.endswith(
+        "max_wait + drain_timeout = 3 m - raise policy.queue.timeout above that"
+    )
 
 
 def test_a_sleep_that_never_comes_is_warned_about() -> None:
@@ -69,7 +71,8 @@ def test_a_sleep_that_never_comes_is_warned_about() -> None:
     assert said("sleep: 5m, ttl: 30m") == said("sleep: 5m") == said("ttl: 5m") == ()
     (warning,) = said("sleep: 30m, ttl: 30m")
     assert warning == (
-        "config:1: models.a: it never sleeps: ttl unloads it after 30 m, before sleep = 30 m"
+        "config:1: models.a: sleep (30 m) does nothing, because ttl unloads the model after 30 m "
+        "- make sleep shorter than ttl, or remove it"
     )
 
 

@@ -188,7 +188,7 @@ def test_settings_for_a_model_that_is_nowhere_are_named(tmp_path: Path) -> None:
     assert list(broken) == ["GLM-4.5-Air"], "the others are served"
     ((where, message, _),) = broken["GLM-4.5-Air"]
     assert where == f"{tmp_path}/c.yaml:5: models.GLM-4.5-Air"
-    assert message == "it names no file, and no model of this name is in model_dirs"
+    assert message == "it has no file, and model_dirs have no model of this name"
     (tmp_path / "c.yaml").write_text("models: {a: {ttl: 5m}}")
     with pytest.raises(ConfigError, match="the preset names no file"):
         read_config(tmp_path / "c.yaml")

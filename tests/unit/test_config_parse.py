@@ -222,7 +222,7 @@ def test_a_file_says_where_things_are() -> None:
         ("a: ", "models.a: the preset names no file"),
         ("a: {file: x, model: y}", "models.a.file: unknown key - did you mean model?"),
         ("a: {model: x, args: [-c 1]}", "models.a.args: a list is not a mapping like {ctx-size: 8"),
-        ("a: {model: x, args: -c 1}", "write each option as NAME: VALUE; words as they are go"),
+        ("a: {model: x, args: -c 1}", "write each option as NAME: VALUE; put whole words of"),
         ("a: {hf: 'https://huggingface.co/q/R-GGUF/tree/main'}", "repository - write q/R-GGUF"),
         ("a: {model: 'https://huggingface.co/q/R/resolve/main/x.gguf'}", "write hf: q/R instead"),
         ("a: x.gguf", "models.a: 'x.gguf' is not a mapping of keys - write model: PATH below"),
@@ -504,8 +504,8 @@ def test_mistakes_in_scheduling_keys(text: str, expected: str) -> None:
         ("groups: []", "groups: a list is not a mapping of keys"),
         ("groups: {g: [a, b]}", "groups.g: a list is not a mapping of keys"),
         ("groups: {g: {}}", "groups.g: exclusive is missing - add exclusive: …"),
-        ("groups: {g: {exclusive: [a]}}", "groups.g.exclusive: a group has at least two presets"),
-        ("groups: {g: {exclusive: []}}", "groups.g.exclusive: a group has at least two presets"),
+        ("groups: {g: {exclusive: [a]}}", "groups.g.exclusive: a group needs at least two presets"),
+        ("groups: {g: {exclusive: []}}", "groups.g.exclusive: a group needs at least two presets"),
         ("groups: {g: {exclusive: [a, a]}}", "groups.g.exclusive: 'a' is here twice"),
         ("groups: {g: {exclusive: [a, x]}}", "'x' is the same preset as another name here"),
         ("groups: {g: {exclusive: [a, d]}}", "groups.g.exclusive: there is no preset 'd'"),
@@ -562,4 +562,4 @@ def test_a_file_in_a_folder_of_a_repository_can_be_named() -> None:
     preset = read_command(words, {}, Draft(), "")
     found = load(f"models: {{b: {{hf: '{preset['hf']}'}}}}").models["b"]
     assert found.hf == "a/b:UD/b-UD-Q4_K_XL-00001-of-00002.gguf"
-    assert "names no repository" in errors("models: {b: {hf: 'a/b:UD/Q4'}}")[0]
+    assert "is not a repository" in errors("models: {b: {hf: 'a/b:UD/Q4'}}")[0]

@@ -81,8 +81,8 @@ models:
         (
             "vars: {root: /m}\nmodels: {a: {model: '${qqq}'}}",
             (
-                "c.yaml:2: models.a.model: there is no variable ${qqq} - known are root; "
-                "${env.qqq} is of the environment"
+                "c.yaml:2: models.a.model: there is no variable ${qqq} - known: root; "
+                "from the environment: ${env.qqq}"
             ),
         ),
         (
@@ -102,9 +102,12 @@ models:
         ),
         (
             "vars:\n  a: ${b}\n  b: x${a}\nmodels: {m: {model: '${a}'}}",
-            "c.yaml:2: vars.a: ${b} needs itself: b -> a -> b - write a value out",
+            "c.yaml:2: vars.a: ${b} refers to itself: b -> a -> b - write one of the values out",
         ),
-        ("vars: {a.b: 1}\nmodels: {m: {model: '$${'}}", "c.yaml:1: vars.a.b: 'a.b' is not a name"),
+        (
+            "vars: {a.b: 1}\nmodels: {m: {model: '$${'}}",
+            "c.yaml:1: vars.a.b: 'a.b' is not the name",
+        ),
         ("vars: {a: [1]}\nmodels: {m: {model: '$${'}}", "c.yaml:1: vars.a: a list is not a text"),
         (
             "vars: {a: x}\nmodels:\n  x: {model: y}\n  '${a}': {model: z}",

@@ -305,7 +305,7 @@ def test_an_entry_that_cannot_run_is_named_once_and_stops_no_other() -> None:
         assert len(lines) <= 1
         assert f"models.{name}" in text
     remedies = [remedy for some in config.broken.values() for *_, remedy in some]
-    assert not [remedy for remedy in remedies if "llama-server says so" in remedy]
+    assert not [remedy for remedy in remedies if "lswap knows when llama-server is ready" in remedy]
 
 
 def test_groups_keep_what_they_mean() -> None:

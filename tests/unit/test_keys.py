@@ -90,7 +90,7 @@ def test_a_key_is_made_listed_and_revoked_and_only_its_hash_is_kept(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("new", "a/b"), "is not a name of a key"),
+        (("new", "a/b"), "a key cannot be named 'a/b'"),
         (("new", "x", "--kind", "root"), "'root' is not a kind of key - write inference or admin"),
         (("new", "x", "--right", "load"), "'load' is not a right - known: unload, ttl, pin, slots"),
         (("revoke", "nobody"), "there is no key named 'nobody' - `lswap key list` shows"),
@@ -125,7 +125,7 @@ def test_an_empty_or_missing_file_locks_nobody_out_unsaid(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="lswap key new"):
         read_keys(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("keys: []\n")
-    with pytest.raises(ConfigError, match="nobody could ask"):
+    with pytest.raises(ConfigError, match="nobody could use lswap"):
         read_keys(tmp_path / "empty.yaml")
 
 
