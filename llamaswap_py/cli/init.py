@@ -27,6 +27,7 @@ from llamaswap_py.estimate import Estimator
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
+from llamaswap_py.storage.record_folder import xdg_base
 from llamaswap_py.storage.regular_files import write_whole
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.prepare import Engines, prepare
@@ -68,8 +69,7 @@ def choose_origin(
 
 def usual_files() -> tuple[Path, ...]:
     """Return the places where a configuration is looked for, in order."""
-    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path("lswap.yaml"), Path(config).expanduser() / "lswap" / "config.yaml"
+    return Path("lswap.yaml"), xdg_base("XDG_CONFIG_HOME", ".config") / "lswap" / "config.yaml"
 
 
 def usual_file() -> Path | None:
@@ -87,7 +87,7 @@ def usual_model_dirs() -> tuple[Path, ...]:
     Sources: llama.cpp's fs_get_cache_directory (common/common.cpp), LM Studio's "My Models",
     huggingface_hub's constants.py.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = xdg_base("XDG_CACHE_HOME", ".cache")
     places = (
         Path("~/models"),
         Path(os.environ.get("LLAMA_CACHE") or f"{cache}/llama.cpp"),

@@ -221,9 +221,11 @@ def _files(config: Config) -> Iterable[str]:
 def _writable(config: Config, account: struct_passwd) -> Iterable[str]:
     """Return the folders that lswap and llama-server write to, besides that of the file (into
     which POST /models writes)."""
+    from llamaswap_py.storage.record_folder import xdg_base
+
     home = Path(account.pw_dir)
-    yield os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")  # estimates, models, shaders
-    yield os.environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
+    yield str(xdg_base("XDG_CACHE_HOME", ".cache", home))  # estimates, models, shaders
+    yield str(xdg_base("XDG_STATE_HOME", ".local/state", home))
     yield str(home / ".nv")  # the CUDA driver's compiled kernels
     for key in ("HF_HOME", "HF_HUB_CACHE"):
         if os.environ.get(key):
@@ -275,8 +277,9 @@ def _group_exists(name: str) -> bool:
 def _folder(user: bool) -> Path:
     if not user:
         return _SYSTEM
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base, "systemd", "user")
+    from llamaswap_py.storage.record_folder import xdg_base
+
+    return xdg_base("XDG_CONFIG_HOME", ".config") / "systemd" / "user"
 
 
 def _write(file: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from llamaswap_py.hub.cache import cache_folder, find_cached, remove_cached, rep
 from llamaswap_py.hub.refs import parse_ref
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
 from llamaswap_py.storage.kv_files import sweep_kept
-from llamaswap_py.storage.record_folder import learned_folder
+from llamaswap_py.storage.record_folder import learned_folder, xdg_base
 from llamaswap_py.storage.regular_files import read_regular
 from llamaswap_py.units import format_size
 
@@ -136,8 +136,7 @@ def _runtime() -> Iterator[Path]:
 
 def _completions() -> Iterator[Path]:
     """Yield the scripts of `lswap completion`, at the places that its help names."""
-    data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    data, config = xdg_base("XDG_DATA_HOME", ".local/share"), xdg_base("XDG_CONFIG_HOME", ".config")
     for path in (
         data / "bash-completion" / "completions" / "lswap",
         Path("~/.zfunc/_lswap").expanduser(),

@@ -28,6 +28,7 @@ from llamaswap_py.hub.refs import (
     heads_of,
     projector_of,
 )
+from llamaswap_py.storage.record_folder import xdg_base
 from llamaswap_py.storage.regular_files import open_regular, read_regular
 from llamaswap_py.units import is_utf8
 
@@ -55,15 +56,18 @@ class Cached:
         return self.files[0]
 
 
-def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Return the hub's cache folder, as huggingface_hub's constants.py finds it."""
-    env = os.environ if environment is None else environment
+def cache_folder() -> Path:
+    """Return the hub's cache folder, as huggingface_hub's constants.py finds it.
+
+    A relative `XDG_CACHE_HOME` is ignored, as the XDG specification wants; huggingface_hub takes it
+    from the folder that it runs in.
+    """
+    env = os.environ
     if folder := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
         return Path(folder).expanduser()
     if home := env.get("HF_HOME"):
         return Path(home).expanduser() / "hub"
-    base = env.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "huggingface" / "hub"
+    return xdg_base("XDG_CACHE_HOME", ".cache") / "huggingface" / "hub"
 
 
 def repo_folder(ref: HubRef, folder: Path | None = None) -> Path:

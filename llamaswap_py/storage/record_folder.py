@@ -157,10 +157,10 @@ def kept_folder() -> Path:
     return xdg_base("XDG_CACHE_HOME", ".cache") / "lswap" / "kv"
 
 
-def xdg_base(variable: str, default: str) -> Path:
+def xdg_base(variable: str, default: str, home: Path | None = None) -> Path:
     """Return a folder of the XDG Base Directory Specification: of the environment, else `default`.
 
-    `default` is below the home folder. The specification says to ignore a relative path.
+    `default` is below `home` (this user's). The specification says to ignore a relative path.
     """
     value = os.environ.get(variable, "")
-    return Path(value) if value.startswith("/") else Path.home() / default
+    return Path(value) if value.startswith("/") else (home or Path.home()) / default

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llamaswap_py.cli import init
+from llamaswap_py.cli import init, service
 from llamaswap_py.cli.check import check_file
-from llamaswap_py.cli.init import choose_origin, usual_model_dirs
+from llamaswap_py.cli.init import choose_origin, usual_files, usual_model_dirs
 from llamaswap_py.config.discovery import FoundModel, GgufFile
 from llamaswap_py.config.load import Origin, read_config
 from llamaswap_py.devices import Device
@@ -42,6 +42,16 @@ def test_nothing_at_all_is_one_line_with_remedies() -> None:
     assert "\n" not in said
     for word in ("lswap.yaml", "~/models", "--models-dir", "lswap pull", "~/.cache/huggingface"):
         assert word in said
+
+
+def test_a_relative_xdg_folder_is_ignored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The XDG specification wants it: such a path would depend on the folder one stands in."""
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "here")
+    assert usual_files()[1] == home / ".config/lswap/config.yaml"
+    assert {home / ".cache/llama.cpp", home / ".cache/huggingface/hub"} <= set(usual_model_dirs())
+    unit = put(home / ".config/systemd/user/mine.service", service.MARK)
+    assert (True, "mine", [unit]) in service.installed()
 
 
 def test_the_usual_places_in_their_order(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
