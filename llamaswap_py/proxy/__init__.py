@@ -2,8 +2,9 @@
 
 server    listens, and owns one task per client connection
 places    who holds the connections that there can be, and which give way
-client    one client connection, whose requests are answered one after another
-incoming, pending     its transport, and from its bytes to its requests, in their order
+client    the life of a client connection, whose requests are answered one after another
+incoming, pending     from its bytes to its requests, in their order
+eager     a handler that begins, and may end, without the connection's task
 exchange  one request and its answer, as a handler sees them
 intake    the body of a request, on its way to its reader
 relay     one answer on its way from a child to a client

@@ -1,22 +1,88 @@
-"""A coroutine that was run by hand up to its first wait, and is then a task's."""
+"""A coroutine that is run by hand up to its first wait, and is then a task's.
+
+What has not to wait wakes no task, and makes no turn of the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from asyncio.tasks import _enter_task, _leave_task
 from types import coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Awaitable, Coroutine, Generator
 
 _Result = TypeVar("_Result")
 
 
+class Eager(Generic[_Result]):
+    """One such coroutine at a time, which runs as a part of a task that waits meanwhile.
+
+    What asks for the current task (a timeout, a task group) finds the one that will go on.
+    """
+
+    __slots__ = ("_loop", "awaited", "begun", "handed", "result")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        #: the coroutine, until it has ended or its task goes on with it; set it to begin
+        self.begun: Coroutine[Any, Any, _Result] | None = None
+        #: what it waits for; None while it runs, or where the task goes on with it
+        self.awaited: asyncio.Future[Any] | None = None
+        #: the same, where the task is to go on with it
+        self.handed: tuple[asyncio.Future[Any] | None] | None = None
+        #: of the last one that ended by hand
+        self.result: _Result | None = None
+
+    def step(self, task: asyncio.Task[Any]) -> bool:
+        """Run it until it waits; tell whether it has ended. Raises what it raises."""
+        begun = self.begun
+        assert begun is not None
+        try:
+            _enter_task(self._loop, task)
+        except RuntimeError:  # another task runs: it has told what was awaited
+            self.hand_over()
+            return False
+        self.awaited = None
+        try:
+            awaited = begun.send(None)
+        except StopIteration as end:
+            self.begun = None
+            self.result = end.value
+            return True
+        except BaseException:
+            self.begun = None
+            raise
+        finally:
+            _leave_task(self._loop, task)
+        self.awaited = awaited
+        if awaited is None:
+            self.hand_over()
+        return False
+
+    def hand_over(self) -> None:
+        """Let the task go on with it, by `rest`."""
+        self.handed, self.awaited = (self.awaited,), None
+
+    def rest(self, *, cancel: bool = False) -> Awaitable[_Result]:
+        """Return what goes on with it until it ends; `cancel` it there instead."""
+        begun, handed = self.begun, self.handed
+        assert begun is not None
+        self.begun = self.awaited = self.handed = None
+        return _rest(begun, None if handed is None else handed[0], cancel=cancel)
+
+    def close(self) -> None:
+        """End it where it waits."""
+        if self.begun is not None:
+            self.begun.close()
+            self.begun = None
+
+
 @coroutine
-def rest(
+def _rest(
     begun: Coroutine[Any, Any, _Result], awaited: Any, *, cancel: bool
 ) -> Generator[Any, Any, _Result]:
-    """Go on with a coroutine that waits for `awaited` until it ends; `cancel` it there instead."""
     error: BaseException | None = asyncio.CancelledError() if cancel else None
     while True:
         if error is None:

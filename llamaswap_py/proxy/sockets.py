@@ -218,35 +218,36 @@ class Input:
     8 MB, behind which every stream would wait.
     """
 
-    __slots__ = ("_loop", "_off", "_resting", "transport")
+    __slots__ = ("_loop", "_resting", "off", "transport")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.transport = cast("asyncio.Transport", None)
         self._loop = loop
-        self._off = self._resting = False
+        #: it was paused
+        self.off = self._resting = False
 
     def pause(self) -> None:
         """Read no more for now."""
-        if not self._off:
-            self._off = True
+        if not self.off:
+            self.off = True
             if not self._resting:
                 self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read again."""
-        if self._off:
-            self._off = False
+        if self.off:
+            self.off = False
             if not self._resting:
                 self.transport.resume_reading()
 
     def took_much(self) -> None:
         """A LARGE piece was read: the others have their turn first."""
-        if not self._resting and not self._off:
+        if not self._resting and not self.off:
             self._resting = True
             self.transport.pause_reading()
             self._loop.call_soon(self._rested)
 
     def _rested(self) -> None:
         self._resting = False
-        if not self._off and not self.transport.is_closing():
+        if not self.off and not self.transport.is_closing():
             self.transport.resume_reading()

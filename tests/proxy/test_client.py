@@ -272,8 +272,8 @@ async def test_where_nobody_can_know_the_moment_decides(
     monkeypatch: pytest.MonkeyPatch, window: float
 ) -> None:
     """Over a network a half-close comes with the request; a departure comes later."""
-    monkeypatch.setattr("llamaswap_py.proxy.incoming.client_is_gone", lambda _: None)
-    monkeypatch.setattr("llamaswap_py.proxy.incoming._HALF_CLOSE_WINDOW", window)
+    monkeypatch.setattr("llamaswap_py.proxy.client.client_is_gone", lambda _: None)
+    monkeypatch.setattr("llamaswap_py.proxy.client._HALF_CLOSE_WINDOW", window)
     started, released, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def handler(exchange: Exchange) -> None:

@@ -22,7 +22,7 @@ from llamaswap_py.proxy.backpressure import Outbox
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.client import ClientConnection
 from llamaswap_py.proxy.head_cache import KnownRequests
-from llamaswap_py.proxy.messages import WireLimits
+from llamaswap_py.proxy.messages import LAST_CHUNK, WireLimits, chunk
 from llamaswap_py.proxy.places import Places
 from llamaswap_py.proxy.upstream import UpstreamConnection
 
@@ -208,16 +208,42 @@ def parsed(data: bytes) -> tuple[bytes, bool]:
     return sink.body, sink.whole
 
 
-def post(path: str, body: bytes) -> bytes:
-    return b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (
-        path.encode(),
-        len(body),
-        body,
-    )
-
-
 WAYS = ("refused", "read", "later")
 """What the handler does with a body: nothing, read it, or wait for something else first."""
+FRAMINGS = ("known", "counted", "chunked", "expected")
+"""A head that came before, one that is parsed, a chunked body, and one that waits to be asked."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it is sent."""
+
+    way: str
+    body: bytes
+    framing: str = "known"
+    number: int = 0
+
+    @property
+    def may_end_the_connection(self) -> bool:
+        """Whether nobody knows how much would still come when it is refused."""
+        return self.way == "refused" and self.framing in ("chunked", "expected")
+
+    def head(self) -> bytes:
+        head = f"POST /{self.way} HTTP/1.1\r\nHost: a\r\n"
+        if self.framing == "expected":
+            head += "Expect: 100-continue\r\n"
+        if self.framing != "known":
+            head += f"X-Own: {self.number}\r\n"
+        if self.framing == "chunked":
+            return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
+        return f"{head}Content-Length: {len(self.body)}\r\n\r\n".encode()
+
+    def rest(self) -> bytes:
+        if self.framing != "chunked":
+            return self.body
+        middle = len(self.body) // 2
+        halves = (self.body[:middle], self.body[middle:])
+        return b"".join(chunk(half) for half in halves if half) + LAST_CHUNK
 
 
 async def act_as_told(exchange: Exchange) -> None:
@@ -229,39 +255,127 @@ async def act_as_told(exchange: Exchange) -> None:
     exchange.respond(200, f"<{way}>".encode())
 
 
-@settings(max_examples=400, deadline=None)
-@given(data=st.data())
-def test_every_request_is_answered_wherever_the_bytes_are_split(data: st.DataObject) -> None:
-    bodies = st.sampled_from((b"", b"{}", b"x" * 50))
-    requests = data.draw(st.lists(st.tuples(st.sampled_from(WAYS), bodies), min_size=1, max_size=8))
-    sent, telling = b"", [0]
-    for way, body in requests:
-        sent += post(way, body)
-        telling += [len(sent) - len(body), len(sent) - len(body) // 2, len(sent)]
-    cut = st.sampled_from(telling) | st.integers(0, len(sent))
-    heads = [post(way, b"{}") for way in WAYS]  # known from then on
-    pieces = heads + split(sent, data.draw(st.lists(cut, max_size=12)))
-    turns = data.draw(st.lists(st.integers(0, 9), min_size=len(pieces), max_size=len(pieces)))
+KNOWN = [Sent(way, b"{}") for way in WAYS]
+"""The heads that are known once these were sent."""
 
-    async def main() -> bytes:
+
+def deliver(sent: list[Sent], pieces: list[bytes], turns: list[int], *, half_close: bool) -> Played:
+    """Send what makes the heads of KNOWN known, then `pieces`, each as soon as it is read."""
+
+    async def main() -> Played:
         server = StubServer(act_as_told)
         client = ClientConnection(server)  # type: ignore[arg-type]
         transport = MockTransport()
         client.connection_made(transport)
-        for piece, more in zip(pieces, turns, strict=True):
-            client.data_received(piece)
-            for _ in range(more):
+        loop = asyncio.get_running_loop()
+
+        async def pass_turns(most: int) -> None:
+            for _ in range(most):
                 await asyncio.sleep(0)
-        for _ in range(9 * len(requests)):
-            await asyncio.sleep(0)
+
+        def half_close_now() -> None:
+            if transport.ended is None and not client.eof_received():
+                transport.abort()
+
+        whole = [one.head() + one.rest() for one in KNOWN]
+        for piece, more in zip(whole + pieces, [9] * len(KNOWN) + turns, strict=True):
+            for _ in range(99):
+                if transport.reading:
+                    break
+                await asyncio.sleep(0)
+            assert transport.reading, "what was sent is never read"
+            if transport.ended is None:
+                loop.call_soon(client.data_received, piece)  # as a loop does, in no task
+                await asyncio.sleep(0)
+            await pass_turns(more)
+        if half_close:
+            loop.call_soon(half_close_now)
+        await pass_turns(20 * (len(sent) + 1))
+        ended = transport.ended
         client.connection_lost(None)
         await asyncio.wait(server.tasks)
-        return transport.written
+        return Played(transport.written, ended, reads=transport.reading)
 
-    written = asyncio.run(main())
-    ways = [*WAYS, *(way for way, _ in requests)]
-    assert re.findall(rb"<(\w+)>", written) == [way.encode() for way in ways]
-    assert written.count(b"HTTP/1.1 ") == written.count(b" 200 OK") == len(ways)
+    return asyncio.run(main())
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of a connection: what its client got, how it was ended, whether it was read."""
+
+    written: bytes
+    ended: str | None
+    reads: bool
+
+    @property
+    def answered(self) -> list[str]:
+        return [way.decode() for way in re.findall(rb"<(\w+)>", self.written)]
+
+    @property
+    def statuses(self) -> set[bytes]:
+        return set(re.findall(rb"HTTP/1.1 (\d+)", self.written))
+
+
+@pytest.fixture
+def _little_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so little be enough that the bodies and requests of these tests pause the input."""
+    monkeypatch.setattr("llamaswap_py.proxy.incoming._HELD_LIMIT", 90)
+    monkeypatch.setattr("llamaswap_py.proxy.incoming._STEP", 70)
+    monkeypatch.setattr("llamaswap_py.proxy.intake._HIGH_WATER", 30)
+    monkeypatch.setattr("llamaswap_py.proxy.client.client_is_gone", lambda _: False)
+
+
+@pytest.mark.usefixtures("_little_may_wait")
+@pytest.mark.parametrize("half_close", [False, True], ids=["stays", "half-closes"])
+@settings(max_examples=250, deadline=None)
+@given(data=st.data())
+def test_every_request_is_answered_wherever_the_bytes_are_split(
+    half_close: bool, data: st.DataObject
+) -> None:
+    bodies = st.sampled_from((b"", b"{}", b"x" * 50))
+    kinds = st.tuples(st.sampled_from(WAYS), bodies, st.sampled_from(FRAMINGS))
+    drawn = data.draw(st.lists(kinds, min_size=1, max_size=8))
+    sent = [Sent(*kind, number) for number, kind in enumerate(drawn)]
+    stream, telling = b"", [0]
+    for one in sent:
+        rest = one.rest()
+        stream += one.head() + rest
+        telling += [len(stream) - len(rest), len(stream) - len(rest) // 2, len(stream)]
+    cut = st.sampled_from(telling) | st.integers(0, len(stream))
+    pieces = split(stream, data.draw(st.lists(cut, max_size=12)))
+    turns = data.draw(st.lists(st.integers(0, 9), min_size=len(pieces), max_size=len(pieces)))
+
+    played = deliver(sent, pieces, turns, half_close=half_close)
+    expected = [*KNOWN, *sent]
+    answered = len(played.answered)
+    assert played.answered == [one.way for one in expected[:answered]]
+    assert played.statuses <= {b"100", b"200"}
+    if answered < len(expected):
+        assert expected[answered - 1].may_end_the_connection
+        assert played.written.rpartition(b"HTTP/1.1 200 OK")[2].count(b"connection: close") == 1
+    elif not half_close:
+        assert played.reads
+
+
+@pytest.mark.parametrize("framing", ["counted", "chunked"])
+def test_a_request_that_comes_with_the_end_of_a_body_is_answered_next(framing: str) -> None:
+    """Whoever waited for the body goes on in the call that brings both."""
+    first, second = Sent("read", b"x" * 50, framing, 1), Sent("later", b"{}")
+    cut = len(first.head()) + 10
+    stream = first.head() + first.rest() + second.head() + second.rest()
+    third = Sent("refused", b"{}")
+    pieces = [stream[:cut], stream[cut:], third.head() + third.rest()]
+    played = deliver([first, second, third], pieces, [9, 9, 9], half_close=False)
+    assert played.answered[len(KNOWN) :] == ["read", "later", "refused"]
+
+
+@pytest.mark.usefixtures("_little_may_wait")
+def test_a_body_that_its_client_ended_early_is_refused_although_it_was_held_back() -> None:
+    first, second = Sent("later", b"{}"), Sent("read", b"x" * 50)
+    stream = first.head() + first.rest() + second.head() + b"x" * 10
+    played = deliver([first, second], [stream], [0], half_close=True)
+    assert played.answered[len(KNOWN) :] == ["later"]
+    assert played.statuses == {b"200", b"400"}
 
 
 @pytest.mark.parametrize("request_head", [GET, GET_1_0], ids=["1.1", "1.0"])

@@ -102,7 +102,7 @@ async def test_a_client_that_sends_more_than_it_is_answered_has_to_wait() -> Non
         exchange.respond(200, b"{}")
         await asyncio.sleep(0)  # in which more comes
         connection = cast("ClientConnection", exchange.connection)
-        held = max(held, connection._held.size)
+        held = max(held, connection._incoming.held.size)
 
     async with serving(answer) as served, connected(served.endpoint) as client:
         reading = asyncio.create_task(client.rest())
