@@ -25,6 +25,7 @@ from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.hub.cache import cache_folder
+from llamaswap_py.llamacpp import backends
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
 from llamaswap_py.storage.record_folder import xdg_base
@@ -221,9 +222,9 @@ def look(model_dirs: tuple[Path, ...]) -> Machine:
         engine = locate_engine()
     except EngineError:
         engine = None
-    backends = {"cpu", "cuda", "rocm", "vulkan", "metal"} if engine is None else {engine.backend}
+    kinds = backends.NAMES if engine is None else (engine.backend,)
     devices = read_devices(
-        None, lambda _: _MARGIN, backends=frozenset(backends), environment=os.environ
+        None, lambda _: _MARGIN, backends=frozenset(kinds), environment=os.environ
     )
     folders = found_folders(looked)
     machine = Machine(devices, engine, models_in(folders), [one.path for one in folders], looked)

@@ -29,6 +29,7 @@ from llamaswap_py.hub.refs import (
     parse_ref,
     projector_of,
 )
+from llamaswap_py.llamacpp import backends
 from llamaswap_py.units import GIB, format_size
 
 if TYPE_CHECKING:
@@ -136,14 +137,13 @@ def _tag_of(build: Build, builds: Sequence[Build]) -> str:
 
 def _devices(config: Path | None) -> tuple[Device, ...]:
     """Return the devices of this machine, limited as the file says."""
-    backends = frozenset({"cpu", "cuda", "rocm", "vulkan", "metal"})
     memory = None
     if config is not None and config.exists():
         with suppress(ConfigError):  # this may be the file's first model
             memory = read_config(config).memory
     sizes = None if memory is None else memory.devices
     margin = (lambda _: _MARGIN) if memory is None else memory.margin.of
-    return read_devices(sizes, margin, backends=backends, environment=os.environ)
+    return read_devices(sizes, margin, backends=frozenset(backends.NAMES), environment=os.environ)
 
 
 def _overheads(

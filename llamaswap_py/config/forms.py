@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -307,14 +307,12 @@ WHEN_FULL: Final = Form(
 )
 
 
-Backend: TypeAlias = Literal["cpu", "cuda", "rocm", "vulkan", "metal"]
-
-
 class EngineChoice(msgspec.Struct, frozen=True):
     """Which of the installed llama-servers: a build number, a backend, or both."""
 
     build: int | None = None
-    backend: Backend | None = None
+    backend: str | None = None
+    """One of llamacpp.backends.NAMES."""
 
 
 EngineSpec: TypeAlias = str | EngineChoice

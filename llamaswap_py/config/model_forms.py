@@ -6,7 +6,7 @@ It also checks which keys of one preset exclude each other (`combined_mistakes`)
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import units
 from llamaswap_py.config.forms import (
@@ -14,7 +14,6 @@ from llamaswap_py.config.forms import (
     SIZE,
     SOCKET,
     TEXT,
-    Backend,
     Command,
     EngineChoice,
     Form,
@@ -36,6 +35,7 @@ from llamaswap_py.config.yaml_tree import (
     Table,
     describe,
 )
+from llamaswap_py.llamacpp import backends
 from llamaswap_py.llamacpp.env_variables import RESERVED
 from llamaswap_py.llamacpp.options import long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
@@ -416,17 +416,17 @@ def _engine(node: Node, base: Base) -> str | EngineChoice:
 
 def _choice(node: Table, base: Base) -> EngineChoice:
     build: int | None = None
-    backend: Backend | None = None
+    backend: str | None = None
     for key, entry in node.entries.items():
         text = at_key(key, TEXT, entry.value, base)
         if key == "build" and re.fullmatch(r"b?[0-9]{1,9}", text, re.ASCII):
             build = int(text.removeprefix("b"))
         elif key == "build":
             raise Invalid(entry.value, f"{text!r} is not a build", "write one like b11434", key=key)
-        elif key == "backend" and text in get_args(Backend):
+        elif key == "backend" and text in backends.NAMES:
             backend = text
         elif key == "backend":
-            known = ", ".join(get_args(Backend))
+            known = ", ".join(backends.NAMES)
             raise Invalid(entry.value, f"{text!r} is not a backend", f"one of {known}", key=key)
         else:
             raise Invalid(entry, UNKNOWN_KEY, "known here: build, backend", key=key)
@@ -447,7 +447,7 @@ ENGINE: Final = Form(
                 "minProperties": 1,
                 "properties": {
                     "build": {"type": ["string", "integer"], "pattern": "^b?[0-9]{1,9}$"},
-                    "backend": {"enum": list(get_args(Backend))},
+                    "backend": {"enum": list(backends.NAMES)},
                 },
             },
         ]

@@ -15,7 +15,6 @@ from typing import Final
 
 from llamaswap_py.devices.host import ROOT, read_host_total
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
-from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.devices.sysfs import (
     AMD,
     INTEL,
@@ -31,8 +30,8 @@ from llamaswap_py.devices.visible import (
     needs_cuda_order,
     visible_agents,
     visible_gpus,
-    vulkan_indices,
 )
+from llamaswap_py.llamacpp.backends import SELECTABLE, vulkan_indices
 from llamaswap_py.units import HOST
 
 _log: Final = logging.getLogger("lswap.devices")
@@ -137,7 +136,7 @@ def _find_gpus(
 
     If several backends can use a GPU, it has the first one's name, so that its memory counts once.
     """
-    if backends.isdisjoint(PREFIXES):
+    if backends.isdisjoint(SELECTABLE):
         return ()
     rows = read_nvml() if backends & {"cuda", "vulkan"} else ()
     cards = read_cards(root) if backends & {"rocm", "vulkan"} else ()

@@ -2,8 +2,9 @@
 
 Each runtime reads its own variables. CUDA: CUDA_VISIBLE_DEVICES (CUDA C++ Programming Guide, "CUDA
 environment variables"). ROCm: ROCR_VISIBLE_DEVICES (ROCr, amd_filter_device.cpp), and of what that
-leaves HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES (clr, rocdevice.cpp). llama.cpp's Vulkan backend:
-GGML_VK_VISIBLE_DEVICES. All but the last end the list at the first entry that names no device.
+leaves HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES (clr, rocdevice.cpp). All end the list at the
+first entry that names no device. The variable of llama.cpp's Vulkan backend is read in
+llamacpp/backends.py.
 """
 
 from __future__ import annotations
@@ -84,22 +85,6 @@ def visible_agents(agents: Sequence[_N], environment: Mapping[str, str]) -> tupl
         seen = _pick(seen, rocr)
     hip = environment.get("HIP_VISIBLE_DEVICES") or environment.get("CUDA_VISIBLE_DEVICES")
     return _pick(seen, hip) if hip else seen
-
-
-def vulkan_indices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Return the driver's numbers of Vulkan0, Vulkan1, …; None where nothing restricts them.
-
-    Read as `ggml_vk_instance_init` (ggml-vulkan.cpp) does: up to the first word without a number.
-    """
-    value = environment.get("GGML_VK_VISIBLE_DEVICES")
-    if value is None:
-        return None
-    numbers: list[int] = []
-    for word in value.replace(",", " ").split():
-        if not word.isdigit():
-            break
-        numbers.append(int(word))
-    return tuple(numbers)
 
 
 def _entries(value: str) -> list[str]:

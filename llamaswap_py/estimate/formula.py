@@ -13,6 +13,7 @@ from typing import Final
 
 from llamaswap_py.estimate.types import PROMPT_CACHE, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
+from llamaswap_py.llamacpp.backends import BACKENDS
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
 from llamaswap_py.units import HOST, MIB
 
@@ -416,8 +417,6 @@ PROCESS: Final = 8 * MIB
 """llama-server itself: code, libraries, threads; a 3 MiB model measured 8 MiB above its tensors."""
 WORD: Final = 210
 """Bytes per word of the vocabulary: 128,000 words instead of 1,000 measured 27 MiB more."""
-DRIVER_ON_DEVICE: Final[dict[str, int]] = {"CUDA": 450 * MIB, "ROCm": 400 * MIB}
-"""What a process takes of a GPU before any tensor (docs/design/engine.md, "Memory")."""
 PROJECTOR_FACTOR: Final = 1.3
 """A projector's file, and its compute buffer beside it (docs/design/engine.md, "Memory")."""
 CHECKPOINTS_PER_REQUEST: Final = 2
@@ -484,7 +483,7 @@ def process_parts(
     if settings.prompt_cache:
         parts.append(Part(HOST, PROMPT_CACHE, settings.prompt_cache, grows=True))
     for gpu in gpus:
-        driver = next((size for name, size in DRIVER_ON_DEVICE.items() if gpu.startswith(name)), 0)
+        driver = next((one.driver for one in BACKENDS if gpu.startswith(one.prefix)), 0)
         parts.append(Part(gpu, "driver", driver))
     if projector:
         device = gpus[0] if gpus and settings.projector_on_gpu else HOST

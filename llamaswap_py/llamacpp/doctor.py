@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.llamacpp.backends import BACKENDS
 from llamaswap_py.llamacpp.binaries import Broken, EngineSpec, find_engines
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
 from llamaswap_py.units import format_size
@@ -112,12 +113,13 @@ def _engine(engine: Engine) -> Check:
 def _unused_gpus(engines: list[Engine], devices: list[Check]) -> Iterator[Check]:
     """Name every kind of GPU that no engine can use."""
     backends = {engine.backend for engine in engines}
-    for backend, group in (("cuda", "NVIDIA"), ("rocm", "AMD")):
+    for kind in (one for one in BACKENDS if one.vendor):
+        group = kind.vendor
         gpus = [check.name for check in devices if check.group == group and "free" in check.detail]
-        if gpus and not backends & {backend, "vulkan"}:
-            remedy = f"`lswap engine build --backend {backend}`"
+        if gpus and not backends & {kind.name, "vulkan"}:
+            remedy = f"`lswap engine build --backend {kind.name}`"
             yield Check(
-                "engines", backend, CheckState.ABSENT, f"no engine uses {', '.join(gpus)}", remedy
+                "engines", kind.name, CheckState.ABSENT, f"no engine uses {', '.join(gpus)}", remedy
             )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.backends import BACKENDS, CPU, SELECTABLE
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import (
     CHILD_MODE_MARK,
@@ -37,18 +38,10 @@ __all__ = ["PROBE_TIMEOUT", "Engine", "probe_engine"]
 
 PROBE_TIMEOUT: Final = 20.0
 _SCHEMA: Final = 1  # of the cache files; raise it when Probe or its meaning changes
-_HIDE_GPUS: Final = {
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "ROCR_VISIBLE_DEVICES": "-1",
-    "GGML_VK_VISIBLE_DEVICES": "-1",
-}
+_HIDE_GPUS: Final = {one.variable: "-1" for one in SELECTABLE.values()}
 # A statically linked backend shows in the binary, a dynamic one in the name of a library beside it.
-_BACKEND_MARKS: Final = (
-    ("rocm", b"libamdhip64", "libggml-hip"),
-    ("cuda", b"ggml_cuda_init", "libggml-cuda"),
-    ("vulkan", b"ggml_vulkan: ", "libggml-vulkan"),
-    ("metal", b"ggml_metal", "libggml-metal"),
-)
+# An engine for ROCm is made of the sources for CUDA and has their texts, so ROCm is tried first.
+_IN_ORDER: Final = sorted(BACKENDS, key=lambda one: one.name != "rocm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +210,12 @@ def _binary_files(path: Path) -> list[Path]:
 
 
 def _backend(path: Path, files: Iterable[Path]) -> str:
-    for backend, mark, library in _BACKEND_MARKS:
-        if any(file.name.startswith(library) for file in files):
-            return backend
-        if _contains(path.resolve(), mark):
-            return backend
-    return "cpu"
+    for backend in _IN_ORDER:
+        if any(file.name.startswith(backend.library) for file in files):
+            return backend.name
+        if _contains(path.resolve(), backend.mark):
+            return backend.name
+    return CPU
 
 
 def _contains(path: Path, mark: bytes) -> bool:

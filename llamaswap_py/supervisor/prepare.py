@@ -21,11 +21,11 @@ from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.sections import Config, Preset, groups_of
 from llamaswap_py.devices import Device, placement_env
-from llamaswap_py.devices.placement import PREFIXES
 from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.types import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
+from llamaswap_py.llamacpp.backends import SELECTABLE
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.features import Option
@@ -83,7 +83,7 @@ def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, s
     Without devices it sees what lswap sees.
     """
     env: dict[str, str] = {}
-    for backend in PREFIXES if devices else ():
+    for backend in SELECTABLE if devices else ():
         env |= placement_env(devices, backend, uuids)
     return env
 

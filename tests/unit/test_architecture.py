@@ -47,7 +47,13 @@ LOOSE = {"__main__", "__init__", "endpoint", "snapshot", "redaction", "units", "
 PURE = (
     *("errors", "units", "endpoint", "snapshot", "redaction", "tasks.tick"),
     *("scheduler", "config", "gguf", "simulator", "importing"),
-    *("llamacpp.output", "llamacpp.failures", "llamacpp.features", "llamacpp.slots"),
+    *(
+        "llamacpp.backends",
+        "llamacpp.output",
+        "llamacpp.failures",
+        "llamacpp.features",
+        "llamacpp.slots",
+    ),
     *("llamacpp.options", "llamacpp.option_values", "llamacpp.renamed_options"),
     *("llamacpp.memory_settings", "llamacpp.quoting", "llamacpp.env_variables"),
     *("llamacpp.props", "llamacpp.router_mode", "llamacpp.path_options"),
@@ -124,7 +130,7 @@ class Import:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Return every module by its dotted name inside the package (`wire.client`, `wire`)."""
+    """Return every module by its dotted name inside the package (`proxy.client`, `proxy`)."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
