@@ -15,6 +15,7 @@ DEFAULT_SOURCE_SHA256=ed4c8850f09367b76ee2e3453b84ef3cb07cfa2b12c2f3131f0b03a36d
 CMAKE_PIN=cmake==4.4.5
 NINJA_PIN=ninja==1.13.2
 CONNECT_TIMEOUT=20
+WANTED_HEADERS='1.3.275 and newer'
 
 usage() {
     cat <<USAGE
@@ -29,7 +30,13 @@ Usage: build_llama_cpp.sh [options] [-- extra cmake options]
   --prefix DIR     install there (default: \$XDG_DATA_HOME/lswap/engines/<build>-<backend>)
   --portable       do not tune for this machine's processor
   --ui             build llama.cpp's web UI too, for lswap to serve (needs npm)
-  --targets "A B"  build these instead of llama-server and llama-fit-params (e.g. add ggml-rpc-server)
+  --rpc            build ggml-rpc-server too, and engines that use the devices it lends
+  --vulkan-headers DIR
+                   Vulkan and SPIR-V headers: a folder with include/ and share/, or usr/ with both
+                   (default: \$LSWAP_VULKAN_HEADERS, \$VULKAN_SDK, the system's if they are new enough,
+                   what scripts/fetch_vulkan_headers.sh fetched)
+  --targets "A B"  build these instead of llama-server and llama-fit-params
+  --check          say what is missing for a build of this backend, and stop
   --dry-run        print what would be done and stop
 
 Sources and build trees are kept in \$XDG_CACHE_HOME/lswap/build: an interrupted build resumes, and a
@@ -65,7 +72,8 @@ sha256_of() { if have sha256sum; then sha256sum "$1"; else shasum -a 256 "$1"; f
 
 parse_options() {
     mirror=${LSWAP_LLAMA_CPP_MIRROR:-}
-    backend=auto ref=$DEFAULT_REF source=git jobs='' prefix='' portable=no ui=no dry_run=no
+    vulkan_headers=${LSWAP_VULKAN_HEADERS:-}
+    backend=auto ref=$DEFAULT_REF source=git jobs='' prefix='' portable=no ui=no rpc=no check=no dry_run=no
     targets='llama-server llama-fit-params'
     extra_flags=()
     while [ $# -gt 0 ]; do
@@ -75,6 +83,13 @@ parse_options() {
             printf -v "${1#--}" %s "$2"
             shift
             ;;
+        --vulkan-headers)
+            [ -n "${2:-}" ] || fail "$1 needs a value" "see --help"
+            vulkan_headers=$2
+            shift
+            ;;
+        --rpc) rpc=yes ;;
+        --check) check=yes ;;
         --portable) portable=yes ;;
         --ui) ui=yes ;;
         --dry-run) dry_run=yes ;;
@@ -97,6 +112,8 @@ parse_options() {
     [[ $ref =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "'$ref' is not a release tag" "for example --ref $DEFAULT_REF"
     [[ $jobs =~ ^([1-9][0-9]*)?$ ]] || fail "--jobs $jobs is not a positive number" "for example --jobs 4"
     [ -n "$jobs" ] || jobs=$(default_jobs)
+    case " $targets " in *" ggml-rpc-server "*) rpc=yes ;; esac
+    case " $rpc $targets " in *" ggml-rpc-server "* | " no "*) ;; *) targets+=' ggml-rpc-server' ;; esac
 }
 
 # One job per core, but at least 1 GiB of memory for each: a compiler killed for memory fails obscurely.
@@ -114,7 +131,6 @@ default_jobs() {
 
 find_nvcc() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
 nvidia_gpu() { [ -e /dev/nvidiactl ] || { have nvidia-smi && nvidia-smi -L >/dev/null 2>&1; }; }
-vulkan_headers() { have glslc && { [ -e /usr/include/vulkan/vulkan.h ] || [ -n "${VULKAN_SDK:-}" ]; }; }
 render_node() { compgen -G '/dev/dri/renderD*' >/dev/null; }
 
 # A toolkit alone is not enough for `auto`: a binary for a GPU that is not here would not be used.
@@ -125,7 +141,7 @@ choose_backend() {
         backend=cuda
     elif have hipcc && [ -e /dev/kfd ]; then
         backend=rocm
-    elif vulkan_headers && render_node; then
+    elif have glslc && render_node && find_vulkan_headers && [ -z "$(missing_for_vulkan)" ]; then
         backend=vulkan
     else
         backend=cpu
@@ -135,6 +151,8 @@ choose_backend() {
             say "an NVIDIA GPU is here but no nvcc: building for cpu (install the CUDA toolkit for cuda)"
         elif [ -e /dev/kfd ]; then
             say "an AMD GPU is here but no hipcc: building for cpu (install ROCm for rocm)"
+        elif have glslc && render_node; then
+            say "a GPU is here but not all that Vulkan needs: building for cpu (lswap engine doctor says what)"
         fi
     fi
 }
@@ -163,23 +181,121 @@ choose_flags() {
     cpu) [ "$(uname -s)" != Darwin ] || flags+=(-DGGML_METAL=OFF) ;;
     esac
     flags+=("-DGGML_NATIVE=$native")
-    case " $targets " in *" ggml-rpc-server "*) flags+=(-DGGML_RPC=ON) ;; esac
+    [ "$rpc" = no ] || flags+=(-DGGML_RPC=ON)
     flags+=("-DLLAMA_BUILD_NUMBER=$build" ${extra_flags[@]+"${extra_flags[@]}"})
+}
+
+# --- what a build for Vulkan needs -----------------------------------------------------------------
+
+# Sets `headers` to the folder that has include/ and share/: the one that was named, or else the first
+# whose headers are new enough, or else the first that has any. Returns 1 where there is none.
+find_vulkan_headers() {
+    local place found='' places=("$vulkan_headers")
+    [ -n "$vulkan_headers" ] || places=("${VULKAN_SDK:-/usr}" /usr /usr/local "$cache/vulkan-headers")
+    for place in "${places[@]}"; do
+        [ -e "$place/include/vulkan/vulkan_core.h" ] || place=$place/usr
+        [ -e "$place/include/vulkan/vulkan_core.h" ] || continue
+        found=${found:-$place}
+        headers=$place
+        ! new_enough || return 0
+    done
+    headers=$found
+    [ -n "$headers" ]
+}
+
+# Asked for by its name, because the version that brought it is not the same for every distributor.
+new_enough() { grep -q VkLayerSettingsCreateInfoEXT "$headers/include/vulkan/vulkan_core.h"; }
+
+headers_version() { # headers_version FOLDER; prints 1.3.239, for example
+    awk '$2 == "VK_HEADER_VERSION" { patch = $3 }
+        $2 == "VK_HEADER_VERSION_COMPLETE" { split($0, part, /[(,)] */); version = part[3] "." part[4] }
+        END { print version "." patch }' "$1/include/vulkan/vulkan_core.h"
+}
+
+# Prints the folder that cmake needs of the SPIR-V headers in FOLDER; returns 1 where they are not.
+spirv_config() { # spirv_config FOLDER
+    local place
+    [ -e "$1/include/spirv/unified1/spirv.hpp" ] || return 1
+    for place in share lib lib64; do
+        [ ! -e "$1/$place/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake" ] ||
+            { echo "$1/$place/cmake/SPIRV-Headers" && return; }
+    done
+    return 1
+}
+
+has_vulkan_library() {
+    [ "$(uname -s)" = Darwin ] || [ -e "${VULKAN_SDK:+$VULKAN_SDK/lib/libvulkan.so}" ] ||
+        "${CXX:-$(first_of c++ g++ clang++)}" -x c++ - -lvulkan -o /dev/null 2>/dev/null <<<'int main() {}'
+}
+
+first_of() { local name && for name in "$@"; do ! have "$name" || { echo "$name" && return; }; done; }
+
+# Prints what is missing, one thing a line. find_vulkan_headers comes first.
+missing_for_vulkan() {
+    have glslc || echo 'glslc (the shader compiler)'
+    if [ -z "$headers" ]; then
+        echo "the Vulkan headers${vulkan_headers:+ (there are none in $vulkan_headers)}"
+    elif ! new_enough; then
+        echo "newer Vulkan headers (those in $headers/include are $(headers_version "$headers")," \
+            "$WANTED_HEADERS are known to do)"
+    elif ! { spirv_config "$headers" || spirv_config /usr; } >/dev/null; then
+        echo "the SPIR-V headers (neither in $headers nor in /usr)"
+    fi
+    has_vulkan_library || echo 'libvulkan.so (the loader, to link with)'
+}
+
+check_vulkan() {
+    find_vulkan_headers || true
+    local missing
+    missing=$(missing_for_vulkan)
+    [ -n "$missing" ] || return 0
+    fail "--backend vulkan needs ${missing//$'\n'/, }" "$(remedy_for_vulkan "$missing")"
+}
+
+remedy_for_vulkan() { # remedy_for_vulkan MISSING
+    local packages='' remedy=''
+    [[ $1 != *glslc* ]] || packages+=' glslc'
+    [[ $1 != *libvulkan.so* && $1 != *'the Vulkan headers'* ]] || packages+=' libvulkan-dev'
+    [[ $1 != *SPIR-V* && $1 != *'the Vulkan headers'* ]] || packages+=' spirv-headers'
+    [ -z "$packages" ] || remedy="apt-get install$packages"
+    if [[ $1 = *'newer Vulkan'* ]]; then
+        remedy+="${remedy:+; }on Debian 12 run scripts/fetch_vulkan_headers.sh of lswap's repository; elsewhere unpack"
+        remedy+=" libvulkan-dev and spirv-headers of a newer release into a folder (dpkg -x) or get LunarG's Vulkan"
+        remedy+=' SDK, and name the folder with --vulkan-headers'
+    fi
+    printf %s "$remedy"
+}
+
+# Fills `local_flags`, which are no part of the build's identity: places of this machine, and what must
+# be taken back because an earlier build in the same tree may have set it.
+choose_local_flags() {
+    local_flags=()
+    [ "$rpc" = yes ] || local_flags+=(-DGGML_RPC=OFF)
+    [ "$backend" = vulkan ] && [ "$headers" != /usr ] || return 0
+    local_flags+=("-DVulkan_INCLUDE_DIR=$headers/include")
+    local config
+    ! config=$(spirv_config "$headers") || local_flags+=("-DSPIRV-Headers_DIR=$config")
 }
 
 check_compilers() {
     [ "$ui" = no ] || have npm || fail "--ui needs npm" "apt-get install npm, or leave --ui out"
-    ! is_installed || return 0
+    [ "$check" = yes ] || ! is_installed || return 0
     have "${CXX:-c++}" || have g++ || have clang++ ||
         fail "no C++ compiler found" "apt-get install build-essential (macOS: xcode-select --install)"
     case $backend in
     cuda) find_nvcc >/dev/null || fail "--backend cuda needs nvcc" \
         "install the CUDA toolkit (apt-get install nvidia-cuda-toolkit) and put nvcc on PATH" ;;
     rocm) have hipcc || fail "--backend rocm needs hipcc" "install ROCm (apt-get install hipcc) and put it on PATH" ;;
-    vulkan) vulkan_headers || fail "--backend vulkan needs glslc and the Vulkan headers" \
-        "apt-get install glslc libvulkan-dev (or set VULKAN_SDK)" ;;
+    vulkan) check_vulkan ;;
     metal) [ "$(uname -s)" = Darwin ] || fail "--backend metal needs macOS" "choose another backend" ;;
     esac
+}
+
+# For --check: check_compilers has found everything.
+say_ready() {
+    local note=''
+    [ "$backend" != vulkan ] || note=" (Vulkan headers $(headers_version "$headers") in $headers)"
+    echo "nothing is missing for --backend $backend$note"
 }
 
 # --- where things go -------------------------------------------------------------------------------
@@ -206,6 +322,8 @@ choose_tree() {
 print_plan() {
     printf '%-9s %s\n' backend "$backend" source "$source ($ref)" targets "$targets" \
         tree "$tree" install "$prefix" jobs "$jobs" flags "${flags[*]}"
+    [ "$backend" != vulkan ] || ! find_vulkan_headers ||
+        printf '%-9s %s\n' headers "$(headers_version "$headers") ($headers)"
     local state='to be built'
     ! is_installed || state='already installed'
     ! is_installed || has_ui || state+=', web UI to be built'
@@ -378,7 +496,8 @@ configure() {
     fi
     [ "$backend" != cuda ] || environment=("CUDACXX=$(find_nvcc)")
     env ${environment[@]+"${environment[@]}"} "$cmake" -S "$source_dir" -B "$tree" -G Ninja \
-        "-DCMAKE_MAKE_PROGRAM=$ninja" "${flags[@]}" "-DLLAMA_BUILD_COMMIT=$(commit_of "$source_dir")" \
+        "-DCMAKE_MAKE_PROGRAM=$ninja" ${local_flags[@]+"${local_flags[@]}"} "${flags[@]}" \
+        "-DLLAMA_BUILD_COMMIT=$(commit_of "$source_dir")" \
         >"$tree/configure.log" 2>&1 || {
         grep -A8 'CMake Error' "$tree/configure.log" | tail -n 30 >&2 || tail -n 30 "$tree/configure.log" >&2
         fail "cmake could not configure llama.cpp" "the whole log: $tree/configure.log"
@@ -517,6 +636,7 @@ main() {
     choose_flags
     choose_tree
     if [ "$dry_run" = yes ]; then print_plan && return; fi
+    if [ "$check" = yes ]; then check_compilers && say_ready && return; fi
     if is_installed && has_ui; then say "already built: $prefix" && return; fi
     check_compilers
     take_lock
@@ -527,6 +647,7 @@ main() {
     if ! is_installed; then
         ninja=$(provide_tool ninja)
         cmake=$(provide_tool cmake)
+        choose_local_flags
         configure
         compile
         install_tree

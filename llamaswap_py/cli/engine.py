@@ -35,6 +35,12 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel compile jobs.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Install into this folder.")] = None,
     targets: Annotated[str | None, typer.Option(help="CMake targets to build, in quotes.")] = None,
+    vulkan_headers: Annotated[
+        str | None, typer.Option(help="A folder with the headers that a Vulkan build needs.")
+    ] = None,
+    rpc: Annotated[
+        bool, typer.Option("--rpc", help="Also build ggml-rpc-server, and use what it lends.")
+    ] = False,
     portable: Annotated[
         bool, typer.Option("--portable", help="Build a binary that also runs on other CPUs.")
     ] = False,
@@ -48,8 +54,8 @@ def build(
 
     values: dict[str, object] = {"backend": backend, "ref": ref, "source": source, "mirror": mirror}
     values |= {"jobs": jobs, "prefix": prefix}
-    values["targets"] = targets
-    switches = {"--portable": portable, "--ui": ui, "--dry-run": dry_run}
+    values |= {"targets": targets, "vulkan-headers": vulkan_headers}
+    switches = {"--portable": portable, "--ui": ui, "--rpc": rpc, "--dry-run": dry_run}
     options = [part for k, v in values.items() if v is not None for part in (f"--{k}", str(v))]
     build_engine([*options, *(switch for switch, on in switches.items() if on)])
 

@@ -12,8 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.backends import BACKENDS
 from llamaswap_py.llamacpp.binaries import Broken, EngineSpec, find_engines
+from llamaswap_py.llamacpp.install import check_build
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
 from llamaswap_py.units import format_size
 
@@ -236,6 +238,15 @@ def _vulkan() -> Iterator[Check]:
         "" if library else "apt-get install libvulkan1 to run a Vulkan engine",
     )
     yield _tool("Vulkan", "glslc", "--version", "apt-get install glslc libvulkan-dev to build one")
+    yield _vulkan_build()
+
+
+def _vulkan_build() -> Check:
+    """Say what the build script would say: headers that are too old fail in the compiler."""
+    try:
+        return Check("Vulkan", "build", CheckState.OK, check_build("vulkan"))
+    except EngineError as error:
+        return Check("Vulkan", "build", CheckState.ABSENT, error.message, error.remedy)
 
 
 # --- limits and folders ------------------------------------------------------------------------

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-__all__ = ["build_engine", "find_script", "install_archive"]
+__all__ = ["build_engine", "check_build", "find_script", "install_archive"]
 
 SCRIPT: Final = "build_llama_cpp.sh"
 
@@ -62,6 +62,28 @@ def build_engine(options: Sequence[str]) -> None:
         raise EngineError(
             f"the engine was not built (status {status})", remedy="see the messages above"
         )
+
+
+def check_build(backend: str) -> str:
+    """Ask the script whether this machine can build for `backend`; return its answer.
+
+    Raises EngineError that names what is missing.
+    """
+    command = ["bash", str(find_script()), "--backend", backend, "--check"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError as error:
+        raise EngineError("building needs bash", remedy="apt-get install bash") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"{SCRIPT} --check: {error}", remedy="run it by hand") from error
+    if done.returncode == 0:
+        return done.stdout.strip()
+    said = re.search(r"^error: (.*)\n  what to do: (.*)$", done.stderr, re.MULTILINE)
+    if said is None:
+        raise EngineError(
+            f"{SCRIPT} --check failed ({done.stderr.strip()})", remedy="run it by hand"
+        )
+    raise EngineError(said[1], remedy=said[2])
 
 
 _CHUNK: Final = 1 << 20
