@@ -1,4 +1,4 @@
-"""What URLs mean: routes, model names, errors. It asks the supervisor and uses the proxy."""
+"""The HTTP API: routes, model names, errors. It is built on the supervisor and the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point of every request, and the one place where an error becomes an answer."""
+"""The entry point of every request, and the only place where an error becomes an answer."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _access: Final = logging.getLogger("lswap.access")
 _LATER: Final = (429, 503)
 _MAX_ID: Final = 128
 _TWICE: Final = ("/v1/v1/", "/v1/api/")
-"""How paths begin whose client was given a base URL with a /v1 that it adds, or does not want."""
+"""Paths begin like this if a client's base URL ends with /v1 and the client adds its own path."""
 
 
 async def _nothing(call: Call) -> None:
     path = call.exchange.head.path
     remedy = "GET /v1/models lists the models; /upstream/MODEL/PATH reaches any path of a child"
     if path.startswith(_TWICE):
-        remedy = "the client adds its own path to the base URL: take a /v1 out of that"
+        remedy = "the client adds its own path to the base URL: remove a /v1 from the base URL"
     raise ApiError("not_found", f"there is no {path[:200]}", remedy=remedy)
 
 
@@ -49,7 +49,7 @@ _NO_ROUTE: Final = Route(_nothing)
 
 
 class App:
-    """Answers requests: `handle` is what `serve()` is given."""
+    """Answers requests; the proxy's `serve()` calls its `handle`."""
 
     def __init__(self, supervisor: Supervisor, keys: KeyRing | None = None) -> None:
         places = Places(keyed=keys is not None)
@@ -65,11 +65,11 @@ class App:
         config = supervisor.config
         self._hosts = HostRule(own_names(config), config.cors.origins)
         self._cors = Cors(config.cors.origins)
-        self._prefix = secrets.token_hex(4)  # two runs of lswap never make the same id
+        self._prefix = secrets.token_hex(4)  # so that two runs of lswap do not make the same id
         self._numbers = count(1)
 
     async def handle(self, exchange: Exchange) -> None:
-        """Answer one request. Raises nothing but cancellation, unless an answer has begun."""
+        """Answer one request. Raises only cancellation, unless the answer has begun."""
         call = self._open(exchange)
         call.task = asyncio.current_task()
         try:
@@ -82,7 +82,7 @@ class App:
         except ApiError as error:
             self._fail(call, error)
             without_frames(error)
-        except WireError as error:  # broken HTTP: the wire answers and closes
+        except WireError as error:  # broken HTTP: the proxy answers and closes the connection
             call.status, call.outcome = error.status, "bad_request"
             raise
         except asyncio.CancelledError:
@@ -100,11 +100,11 @@ class App:
             self._close(call)
 
     def new_id(self) -> str:
-        """Return an id for a request that brings none."""
+        """Return an id for a request that was sent without one."""
         return f"{self._prefix}-{next(self._numbers)}"
 
     def busy(self) -> bool:
-        """Return whether requests are in flight, other than those that wait for news."""
+        """Return whether requests are in flight, except those that only follow events or logs."""
         return any(one.counted for one in self.services.calls.values())
 
     def _open(self, exchange: Exchange) -> Call:
@@ -125,7 +125,7 @@ class App:
         if self.services.captures is not None and call.tap is not None:
             self.services.captures.keep(_captured(call, call.tap))
         _write_access(call)
-        call.ticket = call.task = None  # both hold the call: no cycle is left
+        call.ticket = call.task = None  # both refer to the call, so this breaks a reference cycle
 
     async def _dispatch(self, call: Call) -> None:
         head = call.exchange.head
@@ -136,7 +136,7 @@ class App:
         if not match.trusted and call.exchange.peer != "unix" and self.services.access.keys is None:
             self._hosts.check(head)
             match.trusted = True
-        if head.path == "*":  # OPTIONS, of the server as a whole (RFC 9110 section 9.3.7)
+        if head.path == "*":  # OPTIONS * asks about the whole server (RFC 9110 section 9.3.7)
             call.status = 204
             call.exchange.respond(204, headers=[_allow(None)])
             return
@@ -164,7 +164,7 @@ class App:
         await route.handle(call)
 
     def _let_in_again(self, call: Call) -> None:
-        """Let a request in whose head was let in before. Raises ApiError."""
+        """Admit a request whose head has been admitted before. Raises ApiError."""
         match = call.match
         assert match.route is not None
         call.route, call.family, call.key = match.route, match.family, match.key
@@ -175,7 +175,7 @@ class App:
         call.counted = match.principal
 
     def _cross_origin(self, call: Call) -> bool:
-        """Answer a preflight; else add to the answer what pages of other origins need."""
+        """Answer a preflight, or add the CORS headers to the answer of another request."""
         head = call.exchange.head
         if (allowed := self._cors.preflight(head)) is not None:
             call.status = 204
@@ -202,7 +202,7 @@ class App:
             self.services.counters.count_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
-        """Answer with `error`; where an answer has begun, raise: the wire cuts the connection."""
+        """Answer with `error`; if an answer has begun, raise, so that the connection is cut."""
         if error.status in _LATER:
             reason = str(error.details.get("reason", error.code))
             self.services.counters.count_refusal(reason, "" if call.key is None else call.key.name)
@@ -212,7 +212,7 @@ class App:
         call.fail(error)
 
     def _request_id(self, head: RequestHead) -> str:
-        """Take the client's id if it is sane and not in use, else make one."""
+        """Return the client's id if it is valid and not in use, else a new one."""
         given = head.get(b"x-request-id")
         if given is not None and 0 < len(given) <= _MAX_ID and given.isascii():
             text = given.decode("ascii")
@@ -227,7 +227,7 @@ def _goes_on(exchange: Exchange) -> bool:
 
 
 def _was_ended(call: Call) -> bool:
-    """Return whether a handler was cancelled because its request was ended, and for that alone."""
+    """Return whether a handler was cancelled only because its request was ended."""
     return call.cancelled is not None and call.task is not None and not call.task.uncancel()
 
 
@@ -236,7 +236,7 @@ def _allow(methods: dict[str, Route] | None) -> tuple[bytes, bytes]:
 
 
 def _captured(call: Call, tap: Tap) -> dict[str, Any]:
-    """Return what is stored of a request."""
+    """Return the record of a request that `capture` stores."""
     return {
         "at": time.time(),
         "id": call.id,
@@ -253,12 +253,12 @@ def _internal(request_id: str) -> ApiError:
     return ApiError(
         "internal",
         "lswap failed to handle this request; this is a bug",
-        remedy=f"its log has the details under request id {request_id}",
+        remedy=f"lswap's log has the details under request id {request_id}",
     )
 
 
 def _write_access(call: Call) -> None:
-    """One line per request; without a level for successes, only what failed inside is written."""
+    """Write one log line for a request; if the log level hides it, only internal failures."""
     level = logging.WARNING if call.status >= 500 else logging.INFO
     if not _access.isEnabledFor(level):
         return

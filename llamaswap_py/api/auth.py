@@ -1,9 +1,9 @@
-"""Who asks, and whether they may: keys, open requests of each, and the rule for hosts and origins.
+"""Authentication: API keys, the open requests of each key, and the rule for Host and Origin.
 
-Without keys the Host/Origin rule says who may talk to lswap. A web page that points its own name at
-127.0.0.1 (DNS rebinding) sends that name as Host, and its own Origin: both must name this machine.
-An IP address cannot be rebound, so any will do as Host. As Origin it means a page that comes from
-that address, so it must be this machine's own.
+The Host/Origin rule protects a server without keys against web pages. A page can point its own name
+at 127.0.0.1 (DNS rebinding). Its requests then have that name as Host, and the page's Origin. So
+both headers must name this machine. An IP address cannot be rebound, so any address is accepted as
+Host. As Origin an address means a page from that machine, so it must be this machine's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("lswap")
 _BEARER: Final = b"bearer "
 _REMEMBERED: Final = 1024
-"""Header values of known keys that are kept, so that a request costs no hashing."""
+"""How many header values are stored with their keys, so that they need not be hashed again."""
 _LABEL: Final = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _HOST: Final = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>" + _LABEL + rb"(?:\." + _LABEL + rb")*)\.?)"
@@ -40,31 +40,31 @@ _HOST: Final = re.compile(
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")
 _LAST_PORT: Final = 65535
 _REMEMBERED_ORIGINS: Final = 256
-"""Accepted header values kept, so that the rule costs a set lookup per request."""
+"""How many accepted header values are stored, so that the rule costs one set lookup."""
 
 
 class Access:
-    """Finds the key of each request; without keys everybody may do everything."""
+    """Finds the key of each request; without keys every client may do everything."""
 
     def __init__(self, keys: KeyRing | None, places: Places | None = None) -> None:
         self.keys = keys
         self._places = Places() if places is None else places
         self._known: dict[bytes, ApiKey] = {}
         self.in_flight: dict[str, int] = {}
-        """Open requests that count, by principal."""
+        """The number of open requests that count, by principal."""
         self._told: set[str] = set()
 
     def replace(self, keys: KeyRing | None) -> None:
-        """Use other keys for new requests; revoking.py ends open ones that are not allowed now."""
+        """Use other keys for new requests; revoking.py ends open requests that lost their right."""
         self.keys = keys
         self._places.keyed = keys is not None
         self._known.clear()
 
     def check(self, head: RequestHead, *, admin: bool, right: Right | None = None) -> ApiKey | None:
-        """Return the key of a request, None where none is needed.
+        """Return the key of a request, None if lswap has no keys.
 
-        Raises ApiError `unauthorized` without a known key, `forbidden` where it takes an admin key
-        or a `right` that the key has not.
+        Raises ApiError: `unauthorized` without a known key; `forbidden` if the route needs an admin
+        key, or a `right` that the key does not have.
         """
         if self.keys is None:
             return None
@@ -79,7 +79,7 @@ class Access:
         if admin and not key.is_admin:
             raise ApiError(
                 "forbidden",
-                f"the key {key.name!r} may not do this: it takes an admin key",
+                f"the key {key.name!r} may not do this: an admin key is needed",
                 remedy="`lswap key new NAME --kind admin` makes one",
             )
         if right is not None and not key.may(right):
@@ -87,7 +87,7 @@ class Access:
         return key
 
     def claim(self, key: ApiKey | None, exchange: Exchange) -> None:
-        """Count a connection as its key's; raises ApiError `too_many_requests`."""
+        """Count a connection against its key; raises ApiError `too_many_requests`."""
         if key is not None and not exchange.connection.claim(principal_of(key.name, exchange.peer)):
             raise ApiError(
                 "too_many_requests",
@@ -96,12 +96,12 @@ class Access:
             )
 
     def tell_ignored(self, key: ApiKey) -> None:
-        """Say once in the log that the `keep_alive` of a key's requests is ignored."""
+        """Log once per key that the `keep_alive` of its requests is ignored."""
         if key.name not in self._told:
             self._told.add(key.name)
             _log.info(
-                "the key %r sends keep_alive, which is ignored: it takes the right ttl. Models "
-                "keep their own ttl. rights: [ttl] in its entry of the key file allows it",
+                "keep_alive in requests of the key %r is ignored, because the key lacks the right "
+                "ttl - write rights: [ttl] in its entry of the key file to allow it",
                 key.name,
             )
 
@@ -110,8 +110,8 @@ class Access:
     ) -> None:
         """Count a request of a principal; raises ApiError `too_many_requests`.
 
-        `default` is the limit if the key has none of its own; 0: no limit. A request that
-        `replaces` a counted one may exceed the limit by one, until the older one has ended.
+        `default` is the limit of a key that has no limit of its own; 0: no limit. A request that
+        `replaces` an older one may exceed the limit by one, until the older one has ended.
         """
         most = default if key is None or key.max_in_flight is None else key.max_in_flight
         count = self.in_flight.get(principal, 0)
@@ -120,7 +120,7 @@ class Access:
         self.in_flight[principal] = count + 1
 
     def leave(self, principal: str) -> None:
-        """A counted request ended."""
+        """Count a request as ended."""
         in_flight = self.in_flight
         count = in_flight.get(principal, 0)
         if count > 1:
@@ -137,13 +137,13 @@ def _too_many(principal: str, key: ApiKey | None, count: int) -> ApiError:
         more = "raise its max_in_flight" if own else f"give it a max_in_flight, or {more}"
     return ApiError(
         "too_many_requests",
-        f"{who} has {count} requests open, as many as it may",
+        f"{who} has {count} requests open, which is its limit",
         remedy=f"wait for one of them, or {more}",
     )
 
 
 def _secret(head: RequestHead) -> bytes:
-    """Return what a client shows: `Authorization: Bearer …`, else `x-api-key` (Anthropic's)."""
+    """Return the secret of a request: `Authorization: Bearer …`, else Anthropic's `x-api-key`."""
     given = head.get(b"authorization")
     if given is not None and given[: len(_BEARER)].lower() == _BEARER:
         return given[len(_BEARER) :].strip()
@@ -151,10 +151,10 @@ def _secret(head: RequestHead) -> bytes:
 
 
 def lacks(key: ApiKey, right: Right) -> ApiError:
-    """Return the error of a request whose key lacks a right."""
+    """Return the error for a request whose key lacks a right."""
     return ApiError(
         "forbidden",
-        f"the key {key.name!r} may not do this: it takes the right {right!r}, or an admin key",
+        f"the key {key.name!r} may not do this: the right {right!r} or an admin key is needed",
         remedy=f"write rights: [{right}] in the key's entry of the key file",
     )
 
@@ -162,13 +162,13 @@ def lacks(key: ApiKey, right: Right) -> ApiError:
 def _unauthorized(*, given: bool) -> ApiError:
     return ApiError(
         "unauthorized",
-        "this key is not known here" if given else "this server wants an API key",
+        "this API key is unknown" if given else "this server needs an API key",
         remedy="send it as `Authorization: Bearer KEY`; `lswap key new NAME` makes one",
     )
 
 
 class Origins:
-    """The origins of pages that the file names, patterns among them."""
+    """The origins of the section `cors`, some of which are patterns."""
 
     def __init__(self, written: Iterable[str]) -> None:
         self.written = tuple(written)
@@ -179,7 +179,7 @@ class Origins:
         return bool(self.written)
 
     def match(self, origin: bytes) -> bool:
-        """Tell whether a request's Origin is one of them."""
+        """Return whether a request's Origin is one of them."""
         if origin in self._known:
             return True
         low = origin.strip().lower()
@@ -190,7 +190,7 @@ class Origins:
         return True
 
     def refusal(self, origin: bytes) -> ApiError:
-        """Return the error for another one, with the very line that lets it in."""
+        """Return the error for another origin, with the line for the file that allows it."""
         shown = origin.decode("latin-1")[:200]
         try:
             line = json.dumps([*self.written, origin_of(shown)], ensure_ascii=False)
@@ -200,14 +200,14 @@ class Origins:
             remedy = "open the page from a web server, not from a file or in a sandboxed frame"
         else:
             line = f"cors: {{origins: {line}}}"
-            remedy = f"if it should be, put this line into the file and restart lswap: {line}"
+            remedy = f"to trust it, put this line into the file and restart lswap: {line}"
         return ApiError(
             "forbidden", f"pages of the origin {shown!r} are not trusted here", remedy=remedy
         )
 
 
 class HostRule:
-    """Accept requests whose Host and Origin are IP literals, localhost or names of this machine."""
+    """Accepts requests whose Host and Origin are IP addresses or names of this machine."""
 
     def __init__(self, names: Iterable[str], origins: Iterable[str] = ()) -> None:
         self.names = frozenset(name.lower().rstrip(".") for name in names)
@@ -216,7 +216,7 @@ class HostRule:
         self._pages: set[bytes] = set()
 
     def check(self, head: RequestHead) -> None:
-        """Raise ApiError `forbidden`, naming the line to add to the file."""
+        """Raise ApiError `forbidden`, with the line for the file that allows the request."""
         host, origin = head.get(b"host"), head.get(b"origin")
         if host is not None and host not in self._hosts:
             self._judge_host(host)
@@ -235,7 +235,7 @@ class HostRule:
             raise ApiError(
                 "forbidden",
                 f"the Host header names {name!r}, which is not this machine",
-                remedy=f"if it should be trusted, add it to the file: allowed_hosts: [{name}]",
+                remedy=f"to trust it, add this line to the file: allowed_hosts: [{name}]",
             )
         _remember(self._hosts, value)
 
@@ -243,7 +243,7 @@ class HostRule:
         name = parse_origin(value)
         if name is not None and is_ip(name):
             if name == parse_host(host):
-                return  # a page of this very server; not remembered, for the next Host may differ
+                return  # a page of this server; not stored, because the next Host may differ
             known = ipaddress.ip_address(name).is_loopback or name in self.names
         else:
             known = name is not None and (is_localhost(name) or name in self.names)
@@ -258,15 +258,15 @@ def _remember(known: set[bytes], value: bytes) -> None:
 
 
 class Cors:
-    """Lets pages of the origins that the file names read answers (CORS, in the Fetch standard)."""
+    """Lets pages of the origins in the file read answers (CORS, in the Fetch standard)."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = Origins(origins)
         self.on = bool(self._origins)
-        """Whether the file names any origin."""
+        """Whether the file has any origin."""
 
     def headers(self, head: RequestHead) -> list[tuple[bytes, bytes]]:
-        """Return what to send besides; nothing for a request of no such page."""
+        """Return the CORS headers of an answer; none unless a page of such an origin asks."""
         origin = head.get(b"origin")
         if not self.on or origin is None:
             return []
@@ -279,9 +279,9 @@ class Cors:
         ]
 
     def preflight(self, head: RequestHead) -> list[tuple[bytes, bytes]] | None:
-        """Return the headers that answer a preflight; None for any other request.
+        """Return the headers that answer a preflight; None if the request is not a preflight.
 
-        Raises ApiError `forbidden` for one of another page, with the line that lets it in.
+        Raises ApiError `forbidden` for other origins, with the line for the file that allows it.
         """
         origin = head.get(b"origin")
         asked = head.get(b"access-control-request-method")
@@ -302,7 +302,7 @@ class Cors:
 
 
 def own_names(config: Config) -> set[str]:
-    """Return the names this machine goes by: its host name, the listeners' and `allowed_hosts`."""
+    """Return the names of this machine: its host name, those of `listen` and `allowed_hosts`."""
     host = socket.gethostname()
     short = host.partition(".")[0]
     listeners = {listen.host for listen in config.listen if listen.path is None}
@@ -310,9 +310,9 @@ def own_names(config: Config) -> set[str]:
 
 
 def parse_host(value: bytes) -> str | None:
-    """Return the host of a Host header (RFC 9110 section 7.2), lower-cased; None for another text.
+    """Return the host of a Host header (RFC 9110 section 7.2) in lower case; None if it has none.
 
-    Addresses come in one spelling (`[0::1]:80` -> `::1`), names without the dot of the root.
+    Addresses are returned in one spelling (`[0::1]:80` -> `::1`), names without a final dot.
     """
     found = _HOST.fullmatch(value)
     if found is None or int(found["port"] or 0) > _LAST_PORT:
@@ -326,16 +326,16 @@ def parse_host(value: bytes) -> str | None:
 
 
 def parse_origin(value: bytes) -> str | None:
-    """Return the host of an Origin header (RFC 6454 section 7), as parse_host() does.
+    """Return the host of an Origin header (RFC 6454 section 7), spelled as by parse_host().
 
-    None for `null` (a sandboxed frame, a local file) and for what is not an origin.
+    None for `null` (a sandboxed frame, a local file) and for a text that is not an origin.
     """
     scheme, mark, rest = value.partition(b"://")
     return parse_host(rest) if mark and _SCHEME.fullmatch(scheme) else None
 
 
 def is_ip(name: str) -> bool:
-    """Tell whether `name` is an IPv4 or IPv6 literal."""
+    """Return whether `name` is an IPv4 or IPv6 literal."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -344,5 +344,5 @@ def is_ip(name: str) -> bool:
 
 
 def is_localhost(name: str) -> bool:
-    """Tell whether `name` is localhost or below it (RFC 6761 section 6.3)."""
+    """Return whether `name` is localhost or a name below it (RFC 6761 section 6.3)."""
     return name == "localhost" or name.endswith(".localhost")

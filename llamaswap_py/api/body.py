@@ -1,7 +1,8 @@
-"""What a request's body asks for, and how the file changes it. Pure.
+"""Reads the model's name from a request's body, and applies the `request` filters. Pure.
 
-The model's name is taken from the JSON body (whatever Content-Type says: curl -d claims to send a
-form), the form field, or `?model=`; the caller adds the path and the configured default.
+The name is in the JSON body, the form field, or `?model=`. A body that begins as JSON is read as
+JSON, whatever its Content-Type, because `curl -d` claims to send a form. The caller handles names
+in the path, and the configured default.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FORM: Final = b"application/x-www-form-urlencoded"
 decode: Final = msgspec.json.Decoder(float_hook=float).decode
-"""Decodes what a client sent. Without the hook 250,000 numbers like 1.5e300 take four seconds."""
+"""Decodes a client's JSON. Without the hook 250,000 numbers like 1.5e300 take four seconds."""
 _BOM: Final = b"\xef\xbb\xbf"
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _MALFORMED: Final = "JSON is malformed: "
@@ -34,11 +35,11 @@ _ESCAPE: Final = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|.)", re.DOTALL)
 _BROKEN_OFF: Final = re.compile(rb"(\\(u[0-9A-Fa-f]{0,3})?)?")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
 _PIECE: Final = 256 * KIB
-"""Bytes of small pieces that are joined before they are sent."""
+"""The size in bytes up to which neighbouring pieces are joined before they are sent."""
 
 
 class Ask(msgspec.Struct):
-    """What a body asks for: `model` is None if it names no model."""
+    """What a body asks for; `model` is None if it does not name one."""
 
     model: str | None = None
     stream: bool = False
@@ -46,8 +47,8 @@ class Ask(msgspec.Struct):
 
     @property
     def plain(self) -> bool:
-        """Whether any model could answer: it is small, and has words only - no images, no audio, no
-        tools. It is worked out when it is asked for, which is rare."""
+        """Whether any model could answer: the body is small, and has only text: no images, audio or
+        tools. It is computed on demand, which is rare."""
         text = self._json
         if not text or len(text) > _PLAIN_LIMIT:
             return False
@@ -59,10 +60,10 @@ NOTHING: Final = Ask()
 
 
 class Cut(NamedTuple):
-    """What was left out: the body's bytes from `start` to `end`, with so many ends of `lines`.
+    """A part that was left out of a skim: the body's bytes from `start` to `end`.
 
-    In the text `size` bytes at `where` stand for them, of which the first `lead` come before the
-    mark.
+    They have `lines` line ends. In the skim's text they are replaced by `size` bytes at `where`; in
+    these the mark comes after `lead` bytes.
     """
 
     where: int
@@ -75,9 +76,9 @@ class Cut(NamedTuple):
 
 @dataclass(slots=True)
 class Skim:
-    """A body, and the short `text` to read in its place: the body itself where nothing was cut.
+    """A body, and the short `text` that is read in its place; the same bytes if nothing was cut.
 
-    `cuts` are what is missing, in order.
+    `cuts` are the parts that were left out, in order.
     """
 
     body: Body
@@ -85,10 +86,10 @@ class Skim:
     mark: bytes = b""
     cuts: list[Cut] = field(default_factory=list)
     may_name_url: bool = False
-    """Whether the body, of which all was looked at, may name a medium by a URL."""
+    """Whether the whole body, not only the text, may name a medium by a URL."""
 
     def place(self, at: int) -> int:
-        """Return where in the body an offset in the text is."""
+        """Return the offset in the body for an offset in the text."""
         ahead = 0
         for cut in self.cuts:
             if at < cut.where + cut.size:
@@ -97,8 +98,8 @@ class Skim:
         return at + ahead
 
     def lines(self, at: int) -> tuple[int, int]:
-        """Return how many line ends come before an offset in the text, and where in the body the
-        last of them is; -1 where none is."""
+        """Return how many line ends of the body come before an offset in the text, and the offset
+        of the last one in the body; -1 if there is none."""
         kept = self.text.count(b"\n", 0, at)
         last = self.place(self.text.rfind(b"\n", 0, at))
         cuts = [cut for cut in self.cuts if cut.lines and cut.where < at]
@@ -116,7 +117,7 @@ class Skim:
         return -1
 
     def restore(self, text: bytes) -> Body:
-        """Return a text made of parts of this one as a body, with what its marks stand for."""
+        """Return a body made of `text`, which has parts of this one, with its marks replaced."""
         if not self.cuts:
             return Body.of(text)
         pieces: list[bytes | memoryview] = []
@@ -132,7 +133,7 @@ class Skim:
         return Body(_gathered(pieces), sum(map(len, pieces)))
 
     def _slices(self, cut: Cut, ends: list[int]) -> Iterator[memoryview]:
-        """Yield what was cut; `ends` are where the body's pieces end in it."""
+        """Yield the bytes of a cut; `ends` are the offsets at which the body's pieces end."""
         for number in range(bisect(ends, cut.start), len(ends)):
             piece = self.body.pieces[number]
             offset = ends[number] - len(piece)
@@ -142,9 +143,9 @@ class Skim:
 
 
 class _Peek(msgspec.Struct, gc=False):
-    """The members that matter; msgspec skips all others and builds nothing of them.
+    """The members that lswap needs; msgspec skips all others and builds no objects for them.
 
-    Of a member that comes twice the last one counts, as in llama-server (nlohmann::json).
+    If a member comes twice, the last one counts, as in llama-server (nlohmann::json).
     """
 
     model: msgspec.Raw = msgspec.Raw(b"null")
@@ -153,14 +154,14 @@ class _Peek(msgspec.Struct, gc=False):
 
 
 class _Usual(msgspec.Struct, gc=False):
-    """The members that matter, with the types that almost every body gives them."""
+    """The members that lswap needs, with the types that they have in almost every body."""
 
     model: str | None = None
     stream: bool = False
 
 
 _PLAIN_LIMIT: Final = 256 * KIB
-# Parts of a message that are not text: OpenAI's chat and responses, Anthropic's messages.
+# Types of message parts that are not text: OpenAI's chat and responses, Anthropic's messages.
 _NOT_WORDS: Final = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"image"', b'"file"')
 _PEEK: Final = msgspec.json.Decoder(_Peek)
 _USUAL: Final = msgspec.json.Decoder(_Usual)
@@ -182,7 +183,7 @@ def read_ask(content_type: bytes, body: bytes, skim: Skim | None = None) -> Ask:
 
 
 def usual_ask(body: bytes) -> Ask | None:
-    """Return what an ordinary JSON body asks for; None: `read_ask` has to look."""
+    """Return what an ordinary JSON body asks for; None if `read_ask` has to decide."""
     try:
         usual = _USUAL.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -191,7 +192,7 @@ def usual_ask(body: bytes) -> Ask | None:
 
 
 def looks_like_json(body: bytes) -> bool:
-    """Tell whether what claims to be a form is JSON: `curl -d` calls everything a form."""
+    """Return whether a body is JSON though it may claim to be a form, as `curl -d` makes it."""
     start = body[:64].removeprefix(_BOM).lstrip()
     return start[:1] in (b"{", b"[") or b"=" not in body
 
@@ -203,11 +204,11 @@ def _ask_of_json(body: bytes, skim: Skim | None) -> Ask:
         usual = _USUAL.decode(body)
         return Ask(usual.model or None, usual.stream, body if skim is None else b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # unusual, or wrong: say where
+        pass  # unusual, or a mistake, which is located below
     try:
         peek = _PEEK.decode(body)
     except msgspec.ValidationError:
-        return Ask()  # an array or a bare value: legal JSON that names no model
+        return Ask()  # an array or a single value: valid JSON without a model's name
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_json(body, error, skim) from None
     text = body if skim is None else b""
@@ -228,7 +229,7 @@ def _model(raw: msgspec.Raw) -> str | None:
 
 
 def bad_json(body: bytes, error: Exception, skim: Skim | None = None) -> ApiError:
-    """Return what is wrong with a body, or with the text of its `skim`, that was not decoded."""
+    """Return the error for a body, or for the text of its `skim`, that cannot be decoded."""
     if isinstance(error, RecursionError):
         return ApiError("bad_json", "arrays or objects in the body are nested too deeply")
     match = _BYTE.search(str(error))
@@ -236,7 +237,7 @@ def bad_json(body: bytes, error: Exception, skim: Skim | None = None) -> ApiErro
     half = _half_character(body)
     if half is not None and (at is None or half <= at):
         shown = body[half : half + 6].decode("ascii")
-        at, what = half, f"an incomplete character, {shown} without its other half,"
+        at, what = half, f"half a surrogate pair, {shown} without its other half,"
     elif isinstance(error, UnicodeDecodeError):
         at, what = _not_utf8(body), "it is not UTF-8"
     elif at is None or match is None:
@@ -255,7 +256,7 @@ def bad_json(body: bytes, error: Exception, skim: Skim | None = None) -> ApiErro
 
 
 def _half_character(body: bytes) -> int | None:
-    """Return where an escape is one half of a surrogate pair, without the other half."""
+    """Return the offset of an escape that is half of a surrogate pair without the other half."""
     high: re.Match[bytes] | None = None
     for found in _ESCAPE.finditer(body):
         code = int(found[1], 16) if found[1] else 0
@@ -279,7 +280,7 @@ def _not_utf8(body: bytes) -> int:
 
 
 def _ask_of_form(content_type: bytes, body: bytes) -> Ask:
-    """Read `model` alone: looking for `stream` too would scan a large upload to its end."""
+    """Read only `model`: to look for `stream` as well would scan a large upload to its end."""
     boundary = multipart.parameters(content_type).get(b"boundary", b"")
 
     def read(text: bytes, name: bytes) -> bytes | None:
@@ -308,7 +309,7 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Join small neighbours: each piece of a body is sent by itself."""
+    """Join small neighbouring pieces, because each piece is sent by itself."""
     found: list[bytes | memoryview] = []
     small: list[bytes | memoryview] = []
     size = 0
@@ -324,10 +325,10 @@ def _gathered(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
 
 
 def filter_body(body: bytes, filters: Filters, name: str) -> bytes:
-    """Return a JSON body with the changes that `filters` make for a request that asked for `name`.
+    """Return a JSON body after the changes of `filters` for a request that asked for `name`.
 
-    The values of members that stay are copied as they came, byte for byte. What is not JSON object
-    stays as it is.
+    The values of other members are copied byte for byte. A body that is not a JSON object stays as
+    it is.
     """
     try:
         members: dict[str, Any] = _MEMBERS.decode(body)

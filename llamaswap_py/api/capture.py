@@ -1,6 +1,6 @@
-"""Prompts and answers on disk, where the file asks for it (`capture: on`); off by default.
+"""Writes prompts and answers to disk if the configuration says `capture: on`; off by default.
 
-A `Tap` keeps what one client sent and was sent, up to a bound; `Captures` writes it.
+A `Tap` collects the request and the answer of one client, up to a bound; `Captures` writes them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _LAST_WRITES: Final = 2.0
-"""Seconds that the last records may take to be written."""
+"""Seconds that lswap waits at its end for the last records to be written."""
 _MOST: Final = MIB
-"""Bytes that are kept of a prompt, and of an answer."""
+"""The most bytes that are stored of a prompt, and of an answer."""
 _log: Final = logging.getLogger("lswap")
 
 
 class Captures:
-    """Appends one line of JSON a request to a file that only its owner can read."""
+    """Appends a line of JSON for each request to a file that only its owner can read."""
 
     def __init__(self, name: str, rotate: int | None) -> None:
         self.path: Path = captures_folder() / f"{name}.jsonl"
@@ -41,7 +41,7 @@ class Captures:
         self._said = -1
 
     def keep(self, record: Mapping[str, Any]) -> None:
-        """Write a record soon; a disk that is full or slow loses it, and the log says so."""
+        """Write a record soon; if the disk is full or slow, it is lost, and the log says so."""
         self._file.write(msgspec.json.encode(record) + b"\n")
         for line in self._trouble.tail(1):
             if line.number != self._said:
@@ -54,14 +54,14 @@ class Captures:
         try:
             await self._file.run(self._trouble)
         finally:
-            with suppress(TimeoutError):  # lswap ends even if the disk hangs
+            with suppress(TimeoutError):  # so that lswap ends even if the disk hangs
                 async with asyncio.timeout(_LAST_WRITES):
                     await self._file.flush(self._trouble)
 
 
 @dataclass(slots=True)
 class Tap:
-    """Takes the bytes of an answer as they are written, heads and framing among them."""
+    """Collects the bytes of an answer as they are written, with its head and framing."""
 
     asked: str | msgspec.Raw = ""
     asked_whole: bool = True
@@ -69,7 +69,7 @@ class Tap:
     _size: int = 0
 
     def ask(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Keep what was asked: as JSON where it is."""
+        """Store the body of the request, as JSON if it is JSON."""
         text = b""
         for piece in pieces:
             text += piece[: _MOST + 1 - len(text)]
@@ -84,9 +84,9 @@ class Tap:
         self._size += len(data)
 
     def record(self) -> dict[str, Any]:
-        """Return `request`, `answer`, and whether they are all of it."""
+        """Return `request`, `answer`, and whether each is complete."""
         reader = _Reader()
-        # An answer that was cut, or switched to another protocol, ends in an error.
+        # The parser raises for an answer that was cut, or that switched to another protocol.
         with suppress(httptools.HttpParserError):
             httptools.HttpResponseParser(reader).feed_data(b"".join(self._pieces))
         return {

@@ -1,10 +1,10 @@
-"""Which path of a child a request may use, and in which spelling it is sent.
+"""Decides which path of a child a request may use, and in which spelling it is sent.
 
-Three things are decided here, in this order: the one spelling of the path, the key that its route
-takes, and whether lswap does itself what is asked for.
+The steps, in this order: bring the path into one spelling; check the key that its route needs;
+refuse what lswap does itself.
 
-`ROUTES` has the routes of llama-server; docs/security.md prints the list. A route that is not in it
-takes an admin key, because a route of a later engine may do anything.
+`ROUTES` lists the routes of llama-server, as does docs/security.md. A route that is not in the list
+needs an admin key, because a route of a later engine may do anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FILE: Final = re.compile(
 _SLOT: Final = re.compile("/slots/[^/]*/?")
 _NESTED: Final = re.compile("%(?:25)+")
 _DECODED: Final = 4
-"""How often a path is decoded, besides escapes of escapes (%252570), at most."""
+"""How often a path is decoded at most, not counting escapes of escapes (%252570)."""
 _PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+")
 _ESCAPE: Final = re.compile("%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -38,11 +38,11 @@ _KEPT: Final = "/%!$&'()*+,;=:@"
 
 
 class Role(Enum):
-    """Which key a route takes. No route is public: below /upstream every request needs a key."""
+    """The key that a route needs. No route is public: below /upstream every request needs one."""
 
     INFERENCE = "inference"
     SLOTS = "slots"
-    """An inference key with that right."""
+    """An inference key with the right `slots`."""
     ADMIN = "admin"
 
 
@@ -75,10 +75,10 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
         "GET",
         "/health /v1/health /metrics /props /lora-adapters /models /v1/models",
     ),
-    # GET can show the beginning of an answer that another client sent to be continued.
+    # GET can show the beginning of another client's answer, sent by that client to be continued.
     **_all(Role.SLOTS, "GET", "/slots"),
     **_all(Role.SLOTS, "POST", "/slots/:id_slot"),
-    # llama-server's list of conversations has no owners; lswap answers these routes itself.
+    # llama-server lists conversations of all clients; lswap answers these routes itself.
     **_all(Role.ADMIN, "GET", "/v1/stream"),
     **_all(Role.ADMIN, "POST", "/v1/streams/lookup"),
     **_all(Role.ADMIN, "DELETE", "/v1/stream"),
@@ -98,10 +98,10 @@ _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is n
 
 
 def reach(call: Call, preset: str, path: str) -> Way:
-    """Return how `path` goes to a child of a preset.
+    """Return the spelling of `path` for a child of a preset.
 
-    Raises ApiError `bad_request` for a path that could be read in several ways, `forbidden` if the
-    key of the request may not use it, `not_implemented` for what lswap does itself.
+    Raises ApiError: `bad_request` for a path that could be read in several ways, `forbidden` if the
+    key of the request may not use it, `not_implemented` if lswap does itself what it asks for.
     """
     if call.supervisor.config.models[preset].cmd is None:
         known = call.match.way
@@ -118,7 +118,7 @@ def _to_native(call: Call, preset: str, path: str) -> Way:
     one_reading(way.sent, way.read)
     role = role_of(call.exchange.head.method, way.read)
     _check_native(call, preset, way.read, role)
-    if role is Role.INFERENCE:  # then any key may ask for it, of any llama-server
+    if role is Role.INFERENCE:  # any key may use it, at any llama-server
         call.match.way = way
     return way
 
@@ -129,7 +129,7 @@ def _check_native(call: Call, preset: str, read: str, role: Role | None) -> None
         what = f"{head.method} {read[:200]}"
         raise ApiError(
             "forbidden",
-            f"lswap does not know the route {what} of {preset}, so it takes an admin key",
+            f"lswap does not know the route {what} of {preset}, so it needs an admin key",
             remedy="use an admin key; docs/security.md lists the routes that lswap knows",
         )
     _check(call, role or Role.INFERENCE)
@@ -138,7 +138,7 @@ def _check_native(call: Call, preset: str, read: str, role: Role | None) -> None
 def _check_program(call: Call, read: str) -> None:
     head = call.exchange.head
     _check(call, role_at_program(head.method, read))
-    # The program may be a second lswap: a route of lswap takes the same key there as here.
+    # The program may be another lswap, so lswap's own routes need the same key there as here.
     ours = call.services.route_of(head.method, folded(read))
     if ours is not None:
         call.services.access.check(head, admin=ours.admin, right=ours.right)
@@ -154,19 +154,19 @@ def _check(call: Call, role: Role) -> None:
 def check_slot_files(call: Call, preset: str, path: str) -> None:
     """Refuse `POST /slots/N?action=…` of a model with `keep_kv`; raises ApiError.
 
-    lswap keeps the slots of such a model itself. A client could fill the folder with files, or get
-    another client's conversation. `path` is as the child reads it.
+    lswap saves the slots of such a model itself. Otherwise a client could fill the folder with
+    files, or restore another client's conversation. `path` is as the child reads it.
     """
     asks = call.exchange.head.method == "POST" and path.startswith("/slots/")
     if asks and call.supervisor.kv_cache.guards(preset):
-        message = f"lswap keeps the slots of {preset} itself (keep_kv)"
-        raise ApiError("not_implemented", message, remedy=f"switch keep_kv off for {preset}")
+        message = f"lswap saves the slots of {preset} itself (keep_kv)"
+        raise ApiError("not_implemented", message, remedy=f"write keep_kv: false for {preset}")
 
 
 def canonical(path: str) -> tuple[str, str]:
-    """Return a path as it is sent and as it is read: encoded, and decoded.
+    """Return a path encoded, as it is sent, and decoded, as the child reads it.
 
-    Raises ApiError `bad_request` for a path that is read differently by different programs.
+    Raises ApiError `bad_request` for a path that programs read differently.
     """
     if _PLAIN.fullmatch(path):
         return path, path
@@ -181,7 +181,7 @@ def canonical(path: str) -> tuple[str, str]:
     except UnicodeDecodeError:
         raise _odd(path, "its escapes are not UTF-8", "encode its letters as UTF-8") from None
     if _CONTROL.search(text):
-        raise _odd(path, "it has a control character", "leave the character out")
+        raise _odd(path, "it has a control character", "remove the character")
     parts = text.replace("\\", "/").split("/")
     if any(part.partition(";")[0] in (".", "..") for part in parts):
         raise _odd(path, "it has a part `.` or `..`", "write the path without such parts")
@@ -189,7 +189,7 @@ def canonical(path: str) -> tuple[str, str]:
 
 
 def one_reading(sent: str, text: str) -> None:
-    """Refuse a path that has more parts when it is decoded than as it is written (`%2F`)."""
+    """Refuse a path that has more parts when decoded than as written (`%2F`)."""
     if sent.count("/") != text.count("/"):
         raise _odd(sent, "it has an escaped slash", "write %2F as /")
 
@@ -204,9 +204,10 @@ def _odd(path: str, why: str, remedy: str) -> ApiError:
 
 
 def role_of(method: str, path: str) -> Role | None:
-    """Return the role of a route of llama-server, None for one that is not known.
+    """Return the role of a route of llama-server, None for an unknown route.
 
-    `path` is decoded, as llama-server compares it. HEAD is a GET to it; it answers OPTIONS itself.
+    `path` is decoded, as llama-server compares it. llama-server treats HEAD as GET, and answers
+    OPTIONS itself.
     """
     if method == "OPTIONS":
         return Role.INFERENCE
@@ -217,20 +218,20 @@ def role_of(method: str, path: str) -> Role | None:
 
 
 def role_at_program(method: str, path: str) -> Role:
-    """Return the role of a path of a program that is not known to be llama-server.
+    """Return the role of a path at a program that may not be llama-server.
 
-    It has routes of its own, which an inference key reaches. A path takes more where a program that
-    reads it loosely could take it for one that does so at llama-server.
+    An inference key may use the program's own routes. But a path that a loose reader could take for
+    a route of llama-server needs the key of that route.
     """
     path = folded(path)
     return role_of(method, path) or _GUARDED.get(_named(path)) or Role.INFERENCE
 
 
 def folded(path: str) -> str:
-    """Return what the loosest reader of a path takes it for.
+    """Return a path as the loosest reader understands it.
 
-    It decodes more than once, and looks at neither case, repeated and last slashes, backslashes,
-    parameters, nor spaces around a part.
+    Such a reader decodes it more than once. It ignores case, repeated and final slashes,
+    parameters, and spaces around a part, and it takes a backslash for a slash.
     """
     for _ in range(_DECODED):
         path = unquote(_NESTED.sub("%", path))

@@ -1,6 +1,6 @@
-"""Counts of what was answered, kept in plain ints; `api/metrics.py` renders them on a scrape. Pure.
+"""Counts answered requests, their times and tokens; `api/metrics.py` renders the counts. Pure.
 
-How many tokens an answer took is read from its last bytes: OpenAI's `usage`, Anthropic's, and
+The tokens of an answer are read from its last bytes: OpenAI's or Anthropic's `usage`, or
 llama-server's own `timings` and counts (server-task.cpp).
 """
 
@@ -12,16 +12,16 @@ from collections import defaultdict
 from typing import Final
 
 BOUNDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""Upper bounds of the buckets, seconds: from a cached answer to a long generation."""
+"""Upper bounds of the buckets in seconds, from a cached answer to a long generation."""
 _FIRST: Final = BOUNDS[0]
 OTHER: Final = "other"
-"""The route label of every path that is not a route, so that strangers cannot make labels."""
+"""The route label of all paths that are not routes, so that clients cannot create labels."""
 _IN: Final = (b'"prompt_tokens"', b'"input_tokens"', b'"tokens_evaluated"')
 _OUT: Final = (b'"completion_tokens"', b'"output_tokens"', b'"tokens_predicted"')
 _TIMED_IN: Final = (b'"prompt_n"',)
 _TIMED_OUT: Final = (b'"predicted_n"',)
 _USAGE: Final = 128
-"""Bytes in which an OpenAI answer's `usage` names both figures."""
+"""In the last so many bytes of an OpenAI answer, `usage` has both figures."""
 # As llama-server writes it (server-task.cpp).
 _USUAL: Final = re.compile(
     rb'"usage":\{"completion_tokens":(\d{1,12}),"prompt_tokens":(\d{1,12})[,}]'
@@ -32,7 +32,7 @@ _FIGURE: Final = re.compile(rb"\s*:\s*(\d{1,12})")
 
 
 class Histogram:
-    """Counts of durations, and their sum in seconds; `counts` has one more entry than BOUNDS."""
+    """Counts durations by bucket, and adds them up; `counts` has one more entry than BOUNDS."""
 
     __slots__ = ("counts", "total")
 
@@ -46,7 +46,7 @@ class Histogram:
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return the cumulative counts as Prometheus wants them, `+Inf` last."""
+        """Return the cumulative counts in Prometheus' form, `+Inf` last."""
         found: list[tuple[str, float]] = []
         running = 0
         for bound, count in zip((*BOUNDS, None), self.counts, strict=True):
@@ -56,13 +56,13 @@ class Histogram:
 
 
 class Counters:
-    """What happened since the start, by model; `""` is a request that reached no known model."""
+    """The counts since the start, by model; `""` stands for requests without a known model."""
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
-        """By (model, route template, status); status 0: the client left before its end."""
+        """By (model, route template, status); status 0: the client disconnected first."""
         self.refusals: dict[tuple[str, str], int] = {}
-        """By (reason, name of the key); "" of a request without a key."""
+        """By (reason, name of the key); "" stands for requests without a key."""
         self.tokens_in: dict[str, int] = defaultdict(int)
         self.tokens_out: dict[str, int] = defaultdict(int)
         self.first_byte: dict[str, Histogram] = defaultdict(Histogram)
@@ -77,11 +77,11 @@ class Counters:
         self.total[model].observe(total)
 
     def count_refusal(self, reason: str, key: str) -> None:
-        """Count one request that was told to come back later."""
+        """Count one request that was refused for now (429, 503)."""
         self.refusals[reason, key] = self.refusals.get((reason, key), 0) + 1
 
     def count_answer(self, model: str, first_byte: float, tail: bytes) -> None:
-        """Count one child's answer: seconds to its first byte, and the tokens its end tells."""
+        """Count one answer of a child: seconds to its first byte, and the tokens in its `tail`."""
         self.first_byte[model].observe(first_byte)
         if tail:
             prompt, answer = tokens_of(tail)
@@ -91,15 +91,15 @@ class Counters:
                 self.tokens_out[model] += answer
 
     def count_wait(self, model: str, queue: float, load: float) -> None:
-        """Count what one leased request waited, in seconds."""
+        """Count the seconds for which one leased request waited."""
         self.queue[model].observe(queue)
         self.load[model].observe(load)
 
 
 def tokens_of(tail: bytes) -> tuple[int, int]:
-    """Return the tokens of the prompt and of the answer; 0 for what the tail does not say.
+    """Return the tokens of the prompt and of the answer; 0 for a figure that is not in the tail.
 
-    The last figure counts: streams of Anthropic's shape repeat it while it grows.
+    The last figure counts, because streams in Anthropic's form repeat it while it grows.
     """
     start = tail.rfind(b'"usage"')
     if start >= 0:
@@ -116,7 +116,7 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
 
 
 def _last(names: tuple[bytes, ...], tail: bytes) -> int:
-    """Return the last figure that follows one of the names; 0 for none."""
+    """Return the last figure that follows one of the names; 0 if there is none."""
     best, figure = -1, 0
     for name in names:
         at = tail.rfind(name)

@@ -1,4 +1,4 @@
-"""ApiError -> bytes, in the shape each family of clients understands. Pure."""
+"""ApiError -> bytes, in the form that each family of clients understands. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Family(Enum):
-    """Whose clients call a route; decides the shape of its errors."""
+    """The API to which a route belongs; it decides the form of errors."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -47,8 +47,8 @@ def error_body(error: ApiError, family: Family, request_id: str) -> bytes:
 
 
 def error_headers(error: ApiError) -> Headers:
-    """Return the headers the answer needs besides: `Retry-After` in whole seconds, at least 1, and
-    which coding of a body is accepted where another was not (RFC 9110 section 12.5.3).
+    """Return the headers of an error's answer: `Retry-After` in whole seconds, at least 1, and
+    `Accept-Encoding` if the coding of the body was refused (RFC 9110 section 12.5.3).
     """
     if error.code == "unsupported_encoding":
         return [(b"accept-encoding", b"identity")]
@@ -66,7 +66,7 @@ def error_event(error: ApiError, family: Family, request_id: str) -> bytes:
 
 
 def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
-    """Render a child's error answer as an event of the stream that was begun while it loaded."""
+    """Render a child's error as an event of the stream that had begun while the child loaded."""
     try:
         data = msgspec.json.encode(msgspec.json.decode(body))
     except msgspec.DecodeError:
@@ -77,10 +77,10 @@ def refusal_event(body: bytes, family: Family, request_id: str) -> bytes:
 
 
 def render_wire_error(status: int, message: str, head: RequestHead | None) -> tuple[Headers, bytes]:
-    """Render what the proxy refuses by itself (bad framing, header too large, timeouts).
+    """Render a refusal of the proxy itself (bad framing, header too large, timeouts).
 
-    Its statuses (400, 408, 413, 417, 431, 501, 503, 505) are HTTP's own: the code says
-    `bad_request` where there is none for them.
+    It has a status of HTTP (400, 408, 413, 417, 431, 501, 503, 505). If no code of lswap belongs to
+    the status, the code is `bad_request`.
     """
     error = ApiError(_WIRE_CODES.get(status, "bad_request"), message)
     error.status = status
@@ -90,7 +90,7 @@ def render_wire_error(status: int, message: str, head: RequestHead | None) -> tu
 
 
 def family_of(path: str) -> Family:
-    """Return the family of a path that may not be in the table."""
+    """Return the family of a path, even if it is not a route."""
     if path.startswith("/api/"):
         return Family.OLLAMA
     if path == "/models" or path.startswith("/models/"):
@@ -99,26 +99,26 @@ def family_of(path: str) -> Family:
 
 
 def upstream_failed(message: str, *, remedy: str = "") -> ApiError:
-    """Return the error for a child that broke off or never answered."""
+    """Return the error for a child that broke off its answer, or never answered."""
     return ApiError(
         "upstream_failed",
         message,
-        remedy=remedy or "`lswap logs MODEL` shows what llama-server said",
+        remedy=remedy or "`lswap logs MODEL` shows the output of its llama-server",
     )
 
 
 def draining() -> ApiError:
-    """Return the error of a request that comes while lswap stops."""
+    """Return the error for a request that arrives while lswap stops."""
     return ApiError("draining", "lswap is stopping and takes no new requests")
 
 
 def cancelled() -> ApiError:
-    """Return the error of a request that was ended by command; clients do not try it again."""
+    """Return the error for a request that was ended by command; clients do not send it again."""
     return ApiError("cancelled", "the request was cancelled by command")
 
 
 def stopped() -> ApiError:
-    """Return the error of a request whose conversation was stopped before a model answered it."""
+    """Return the error for a request whose conversation was stopped before a model answered."""
     what = "the request was cancelled by DELETE /v1/stream before its model was ready"
     return ApiError("stopped", what)
 
@@ -140,7 +140,7 @@ def _error_object(error: ApiError, family: Family, request_id: str) -> dict[str,
         kind = _ANTHROPIC_TYPES.get(error.status, API_CODES[error.code][1])
         inner = {"type": kind, "message": str(error), "code": error.code, **error.details}
         return {"type": "error", "error": inner, "request_id": request_id}
-    if family is Family.OLLAMA:  # one text; Ollama's clients do not look at the rest
+    if family is Family.OLLAMA:  # a single text; Ollama's clients ignore other members
         return {"error": str(error), "code": error.code, **error.details}
     if family is Family.ROUTER:
         inner = {"code": error.status, "message": str(error), "type": error.type}

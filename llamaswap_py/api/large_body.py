@@ -1,13 +1,13 @@
-"""Large bodies, read piece by piece as they come: what is long is left out of what is parsed. Pure.
+"""Shortens large bodies, piece by piece as they arrive, to a text that is quick to parse. Pure.
 
-One call of a parser over 50 MB would hold every stream up. A skimmer takes steps of some 256 KiB
-and keeps a short text that means the same. Of a form only the heads of its parts stay. Of JSON the
-long strings (images, audio) are cut after their first characters, and a mark stands for the rest.
-Where only the top level is looked at, a mark stands for very many short values too: once much was
-kept, all that lies below the top level's members is left out, piece by piece.
+To parse 50 MB in one call would stop all streams meanwhile. A skimmer works in steps of about 256
+KiB, and collects a short text with the same meaning. From a form it keeps only the heads of the
+parts. In JSON it cuts long strings (images, audio) after their first characters, and puts a mark in
+place of the rest. If only the top level of the JSON is needed, a mark can also replace very many
+short values: once the text is large, all that lies below the members of the top level is left out.
 
-Pieces are checked by the parser that reads the whole later (msgspec), so both agree on what JSON
-is. Brackets are counted only where that does not already tell where a piece ends.
+Pieces are checked by the parser that later reads the text (msgspec), so both agree on what JSON is.
+Brackets are counted only if this check does not tell where a piece ends.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ if TYPE_CHECKING:
     _State: TypeAlias = Callable[["JsonSkimmer", bytes, int], int]
 
 STEP: Final = 256 * KIB
-"""Bytes that may be looked at without a pause; bodies up to this size are read in one go."""
+"""The most bytes to process without a pause; a body up to this size is read in one step."""
 BELOW_MEMBERS: Final = 2
-"""Brackets that are open below the members of the top level."""
+"""The number of open brackets below which the values of top-level members lie."""
 _DEEPEST: Final = 64
 _MOST_PASSES: Final = 16
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _CLOSING: Final = bytes.maketrans(b"[{", b"]}")
 _CHECK: Final = msgspec.json.Decoder(msgspec.Raw)
 _MUCH: Final = 512 * KIB
-"""Bytes that are kept before any of them is looked at once more."""
+"""The size of the text, in bytes, at which it is shortened for the first time."""
 _MORE: Final = 64 * KIB
-"""Bytes after which that is done again."""
+"""The bytes that are added before it is shortened again."""
 _TOO_MUCH: Final = MIB
-"""Bytes that are not looked at once more: it would take too long for one turn of the loop."""
+"""Above so many bytes it is not shortened, which would take too long for one turn of the loop."""
 _NEVER: Final = 1 << 60
 _LONG: Final = 4 * KIB
-"""Strings from this size on are cut."""
+"""The size in bytes from which strings are cut."""
 _PART: Final = MAX_PART_HEAD + MAX_VALUE + 4 * KIB
 _QUOTE, _BACKSLASH = 0x22, 0x5C
 _FAR: Final = 1 << 60
-# Up to a string that is long, or does not end here: runs without an escape and escapes are few.
+# Matches up to a string that is long or incomplete, or that has many escapes.
 _OUTSIDE: Final = re.compile(
     rb'(?:[^"]++|"[^"\\]{0,4095}+(?:\\.[^"\\]{0,4095}+){0,64}+")*+', re.DOTALL
 )
 _INSIDE: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _UNESCAPED: Final = re.compile(rb'[^"\\]*+')
-# Whole characters, no half of an escape or of a surrogate pair (RFC 8259 section 7): what comes
-# first in a string says what it is (`data:image/png;base64,iVBOR…`), so it stays.
+# The first characters of a string, which tell its type (`data:image/png;base64,iVBOR…`), so they
+# are kept. It never splits an escape or a surrogate pair (RFC 8259 section 7).
 _FIRST: Final = re.compile(
     rb"(?>[\x20-\x5b\x5d-\x7f]|[\xc2-\xf4][\x80-\xbf]++"
     rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -67,9 +67,9 @@ _FIRST: Final = re.compile(
 
 
 class Place(NamedTuple):
-    """Between two tokens: `last` is the one before, of `[{,:`.
+    """A position between two tokens of JSON: `last` is the token before it, one of `[{,:`.
 
-    `open` are the brackets that are open, the outermost first.
+    `open` are the open brackets, the outermost first.
     """
 
     open: bytes
@@ -77,13 +77,13 @@ class Place(NamedTuple):
 
 
 START: Final = Place(b"", b"")
-"""Before the first token."""
+"""The position before the first token."""
 
 
 def last_place(text: bytes) -> int:
-    """Return the offset of the last place in a text that ends outside of any string, or 0.
+    """Return the offset of the last place in a text that ends outside of strings, or 0.
 
-    It is not before more than one string: such a text is not JSON.
+    At most one string can follow that place: two strings in a row are not JSON.
     """
     end = len(text)
     for _ in range(2):
@@ -96,7 +96,7 @@ def last_place(text: bytes) -> int:
 
 
 def _begin_of_string(text: bytes, end: int) -> int:
-    """Return where a string begins, by its last quotation mark: no other but escaped ones."""
+    """Return where a string begins, given the offset of its closing quotation mark."""
     at = end
     while (at := text.rfind(b'"', 0, at)) > 0:
         slash = at
@@ -108,13 +108,13 @@ def _begin_of_string(text: bytes, end: int) -> int:
 
 
 def place_after(text: bytes, before: Place) -> Place | None:
-    """Return the place at the end of `text`, which stands at `before`, by its brackets alone.
+    """Return the place at the end of `text`, which begins at `before`, from its brackets alone.
 
-    None: brackets that do not belong together, or nest too deeply to follow them.
+    None if brackets do not match, or nest too deeply.
     """
     parts = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
     if len(parts) % 2 == 0:
-        return None  # it ends within a string
+        return None  # the text ends within a string
     left = b"".join(parts[::2]).translate(None, _NO_BRACKETS)
     for _ in range(_MOST_PASSES):
         fewer = left.replace(b"{}", b"").replace(b"[]", b"")
@@ -131,9 +131,9 @@ def place_after(text: bytes, before: Place) -> Place | None:
 
 
 def leads(text: bytes, before: Place, after: Place) -> bool:
-    """Tell whether `text` is what may stand between two places, all of it below one member's value.
+    """Return whether `text` may stand between two places, wholly within one member's value.
 
-    It is read within that value and nothing around it, so it cannot end it unseen.
+    The text is parsed inside that value alone, so it cannot close the value unnoticed.
     """
     if len(before.open) < BELOW_MEMBERS:
         return False
@@ -146,7 +146,7 @@ def leads(text: bytes, before: Place, after: Place) -> bool:
 
 
 def stand_in(before: Place, after: Place, string: bytes) -> bytes:
-    """Return a short text that leads from one place to another, and begins with a string.
+    """Return a short JSON text that leads from one place to another, and begins with `string`.
 
     Both places must be below the value of the same member.
     """
@@ -159,7 +159,7 @@ def stand_in(before: Place, after: Place, string: bytes) -> bytes:
 
 
 def _from_outside(place: Place, depth: int) -> bytes:
-    """Return a shortest text that opens the brackets of a place from a depth on, and is there."""
+    """Return the shortest text that opens the brackets of a place, from `depth` on."""
     inner = place.open[depth:]
     opened = inner[:-1].replace(b"{", b'{"":') + inner[-1:]
     if place.last == b":":
@@ -168,7 +168,7 @@ def _from_outside(place: Place, depth: int) -> bytes:
 
 
 def _to_outside(place: Place, depth: int) -> bytes:
-    """Return a shortest text that goes on at a place, and closes its brackets down to a depth."""
+    """Return the shortest text that follows a place, and closes its brackets down to `depth`."""
     ends = {b",": _member(place), b":": b"0"}
     return ends.get(place.last, b"") + _closers(place.open[depth:])
 
@@ -182,14 +182,14 @@ def _closers(opened: bytes) -> bytes:
 
 
 def mark_of(mark: bytes, number: int) -> bytes:
-    """Return what stands for a cut, by its number."""
+    """Return the mark that stands for the cut with this number."""
     return b"%b%d;" % (mark, number)
 
 
 class KeptText:
-    """Grows with what is kept of a body, and shrinks where `shorten` says that it may.
+    """The text that is kept of a body; with `shorten` it can also become shorter again.
 
-    A buffer that grows: no turn of the event loop has to join it.
+    It is one growing buffer, because to join many pieces would take a long turn of the event loop.
     """
 
     def __init__(self, mark: bytes, *, shorten: bool) -> None:
@@ -197,17 +197,17 @@ class KeptText:
         self._mark = mark
         self._text = io.BytesIO()
         self._place = START
-        """At `_done`: all before it was looked at, with so many cuts."""
+        """The place at `_done`; the text before it has been processed, with `_cuts_done` cuts."""
         self._done = 0
         self._done_in_body = 0
         self._cuts_done = 0
         self._run: Place | None = None
-        """Where the last of these cuts begins, if it ends at `_done` and may grow."""
+        """The place where the last of these cuts begins, if it ends at `_done` and may grow."""
         self._due = _MUCH if shorten else _NEVER
 
     @property
     def size(self) -> int:
-        """Bytes of the text until now."""
+        """The size of the text so far, in bytes."""
         return self._text.tell()
 
     def value(self) -> bytes:
@@ -215,17 +215,17 @@ class KeptText:
         return self._text.getvalue()
 
     def keep(self, data: bytes) -> None:
-        """Add what stays."""
+        """Add bytes to the text."""
         self._text.write(data)
 
     def cut(self, start: int, end: int) -> None:
-        """Add a mark for bytes of the body, within a string."""
+        """Add a mark for bytes of the body that are within a string."""
         mark = mark_of(self._mark, len(self.cuts))
         self.cuts.append(Cut(self._text.tell(), len(mark), start, end))
         self._text.write(mark)
 
     def shorten(self) -> None:
-        """Leave out what is not looked at, if much was kept. The text must not end in a string."""
+        """Cut values below the top level, if the text is large. It must not end in a string."""
         if self._text.tell() - self._done < self._due:
             return
         with self._text.getbuffer() as text:
@@ -245,16 +245,16 @@ class KeptText:
             self._text.write(new[size:])
 
     def _look_at(self, piece: bytes) -> tuple[Place | None, bool]:
-        """Return the place after a piece, if it can be told, and whether it may be left out."""
+        """Return the place after a piece, None if unknown, and whether the piece may be cut."""
         before = self._place
-        likely = Place(before.open, piece[-1:])  # most often what is open is what was
+        likely = Place(before.open, piece[-1:])  # most often the same brackets are open
         if leads(piece, before, likely):
             return likely, True
         after = place_after(piece, before)
         return after, after is not None and leads(piece, before, after)
 
     def _settle(self, piece: bytes, after: Place, *, unseen: bool) -> None:
-        """Keep a piece, or leave it out, and go on behind it."""
+        """Keep a piece, or cut it if it is `unseen`, and continue after it."""
         within = self.cuts[self._cuts_done :]
         end = self._done_in_body + len(piece)
         end += sum(cut.end - cut.start - cut.size for cut in within)
@@ -267,7 +267,7 @@ class KeptText:
         self._cuts_done = len(self.cuts)
 
     def _leave_out(self, piece: bytes, after: Place, end: int) -> None:
-        """Put a stand-in where a piece was, or was left out up to here."""
+        """Replace a piece with a stand-in, or extend the last cut by the piece."""
         where, start, lines = self._done, self._done_in_body, 0
         if self._run is None:
             self._run = self._place
@@ -277,7 +277,7 @@ class KeptText:
         lines += piece.count(b"\n") if b"\n" in piece else 0
         string = b'"%b"' % mark_of(self._mark, self._cuts_done)
         text = stand_in(self._run, after, string)
-        # What was cut within it goes with it.
+        # The cuts within the piece are now part of this cut.
         self.cuts[self._cuts_done :] = [Cut(where, len(text), start, end, 1, lines)]
         self._text.seek(where)
         self._text.truncate()
@@ -286,12 +286,12 @@ class KeptText:
 
 
 class JsonSkimmer:
-    """Takes JSON in pieces. `mark` is text that no client can know; it stands in the cut strings.
+    """Skims JSON in pieces. `mark` is a text that clients cannot know; it replaces cut parts.
 
-    The skim of a text is JSON if and only if the text is, but for what stands in the cut parts of
-    strings. `unescaped`: cut only what has no escapes, so that it may stand in a string within a
-    string. `top_level_only`: only the top level of the text is looked at, and its values are taken
-    as they are; once much was kept, what lies deeper is cut even if it is short.
+    The skim is JSON if and only if the body is, except for mistakes inside the cut parts of
+    strings. `unescaped`: cut only parts without escapes, so that they may stand in a string within
+    a string. `top_level_only`: the caller needs only the members of the top level; once the text is
+    large, values below them are cut even if they are short.
     """
 
     def __init__(self, mark: str, *, unescaped: bool = False, top_level_only: bool = False) -> None:
@@ -300,14 +300,14 @@ class JsonSkimmer:
         self._kept = KeptText(self._mark, shorten=top_level_only)
         self._keep = self._kept.keep
         self._taken = 0  # bytes of the body before `_rest`
-        self._rest = b""  # an escape of which only the backslash is here
-        self._begin = b""  # of a string that may become long
+        self._rest = b""  # the backslash of an escape that continues in the next piece
+        self._begin = b""  # the begin of a string that may become long
         self._cut_from = 0
         self._state: _State = JsonSkimmer._outside
         self._urls = Scan()
 
     def feed(self, piece: bytes) -> int:
-        """Take the next piece; return the bytes that are kept until now."""
+        """Take the next piece; return the size of the text so far, in bytes."""
         for start in range(0, len(piece), STEP):
             new = piece[start : start + STEP]
             self._urls.feed(new)
@@ -321,18 +321,18 @@ class JsonSkimmer:
 
     @property
     def size(self) -> int:
-        """The bytes that are kept until now."""
+        """The size of the text so far, in bytes."""
         return self._kept.size
 
     def finish(self, body: Body) -> Skim:
-        """Return the skim of `body`, which was fed."""
+        """Return the skim of `body`, all of which has been fed."""
         if self._state is JsonSkimmer._cutting:
             self._kept.cut(self._cut_from, self._taken)
         self._keep(self._begin + self._rest)
         return Skim(body, self._kept.value(), self._mark, self._kept.cuts, self._urls.found)
 
     def _outside(self, data: bytes, at: int) -> int:
-        """Keep everything up to a string that is long, or may be."""
+        """Keep all bytes up to a string that is long, or may become long."""
         end = _end_of(_OUTSIDE, data, at)
         self._keep(data[at:end])
         self._kept.shorten()
@@ -367,7 +367,7 @@ class JsonSkimmer:
         return end
 
     def _cutting(self, data: bytes, at: int) -> int:
-        """Leave out what comes of a long string."""
+        """Cut the rest of a long string."""
         end = _end_of(_UNESCAPED if self._unescaped else _INSIDE, data, at)
         if end == len(data):
             return end
@@ -380,7 +380,7 @@ class JsonSkimmer:
         return end
 
     def _keeping(self, data: bytes, at: int) -> int:
-        """Keep the rest of a long string of which nothing can be cut."""
+        """Keep the rest of a long string that cannot be cut."""
         end = _end_of(_INSIDE, data, at)
         self._keep(data[at:end])
         if end == len(data):
@@ -393,34 +393,34 @@ class JsonSkimmer:
         return at + 1
 
     def _hold(self, data: bytes, at: int) -> int:
-        """Leave a backslash to the next piece, which has what it escapes."""
+        """Keep a backslash for the next piece, which has the character that it escapes."""
         self._rest = data[at:]
         return len(data)
 
 
 class FormSkimmer:
-    """Takes a multipart body in pieces, and keeps of each part as much as a field may have.
+    """Skims a multipart body in pieces, and keeps of each part as much as a field may have.
 
-    What `multipart_field` finds in the skim's text is what it finds in the body.
+    `multipart_field` finds the same in the skim's text as in the body.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"--" + boundary
-        self._around = len(self._delimiter) + 4  # with the line end before, and what follows it
+        self._around = len(self._delimiter) + 4  # with the line end before it, and the text after
         self._text: list[bytes] = []
         self._rest = b""
         self._wanted = _PART
         self.size = 0
-        """The bytes that are kept until now."""
+        """The size of the text so far, in bytes."""
 
     def feed(self, piece: bytes) -> int:
-        """Take the next piece; return the bytes that are kept until now."""
+        """Take the next piece; return the size of the text so far, in bytes."""
         for start in range(0, len(piece), STEP):
             data = self._rest + piece[start : start + STEP]
             at = 0
             while (found := data.find(self._delimiter, at)) >= 0:
                 self._part(data, at, max(at, found - 2))
-                # What stands before a delimiter is the end of its line, and no part of a value.
+                # Before a delimiter comes a line end, which does not belong to the value.
                 self._text.append(data[max(at, found - 2) : found])
                 at = found + len(self._delimiter)
                 self._text.append(self._delimiter)
@@ -431,12 +431,12 @@ class FormSkimmer:
         return self.size
 
     def finish(self, body: Body) -> Skim:
-        """Return the skim of `body`, which was fed; nothing can be restored from it."""
+        """Return the skim of `body`, all of which has been fed; it cannot restore anything."""
         self._text.append(self._rest)
         return Skim(body, b"".join(self._text))
 
     def _part(self, data: bytes, at: int, end: int) -> None:
-        """Keep what is still wanted of a part."""
+        """Keep the bytes of a part that are still wanted."""
         kept = min(at + self._wanted, end)
         self._text.append(data[at:kept])
         self.size += kept - at
@@ -444,6 +444,6 @@ class FormSkimmer:
 
 
 def _end_of(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int = _FAR) -> int:
-    """Return where a pattern that also matches nothing stops to match."""
+    """Return where the match of a pattern ends that may match the empty text."""
     found = pattern.match(data, at, stop)
     return at if found is None else found.end()

@@ -1,6 +1,6 @@
-"""llama.cpp's router mode (server-models.cpp): models are loaded, unloaded, added and removed.
+"""llama.cpp's router mode (server-models.cpp): routes that load, unload, add and remove models.
 
-Models of Hugging Face are added to the file while lswap serves, and taken out again.
+Models from Hugging Face are added to the configuration file, and removed from it, while lswap runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INVALID = "invalid_request_error"
 
 
 async def load(call: Call) -> None:
-    """POST /models/load {"model"}: begins, and answers at once."""
+    """POST /models/load {"model"}: begins a load, and answers at once."""
     preset = await _preset(call, status=404, kind="not_found_error")
     if preset is None:
         return
@@ -36,7 +36,7 @@ async def load(call: Call) -> None:
 
 
 async def unload(call: Call) -> None:
-    """POST /models/unload {"model"}: drains first, and answers at once."""
+    """POST /models/unload {"model"}: begins an unload, which drains first, and answers at once."""
     preset = await _preset(call, status=400, kind="invalid_request_error")
     if preset is None:
         return
@@ -48,12 +48,12 @@ async def unload(call: Call) -> None:
 
 
 async def tools(call: Call) -> None:
-    """GET, POST /tools: none are offered."""
+    """GET, POST /tools: refused, because lswap has no tools of its own."""
     refuse(call, 403, "tools are not enabled", "permission_error")
 
 
 async def cors_proxy(call: Call) -> None:
-    """GET, POST /cors-proxy: nothing is fetched for pages."""
+    """GET, POST /cors-proxy: refused, because lswap does not fetch URLs for pages."""
     refuse(call, 403, "the CORS proxy is not enabled", "permission_error")
 
 
@@ -92,7 +92,7 @@ def refuse(call: Call, status: int, message: str, kind: str, headers: Headers = 
 
 
 async def download(call: Call) -> None:
-    """POST /models {"model": "user/repo[:QUANT]"}: adds a preset of that name, and fetches it."""
+    """POST /models {"model": "user/repo[:QUANT]"}: adds a preset, and downloads its model."""
     text = await read_control(call)
     try:
         asked = decode(text)
@@ -119,7 +119,7 @@ async def download(call: Call) -> None:
 
 
 async def remove(call: Call) -> None:
-    """DELETE /models?model=: a model of a repository; unloads it, drops its entry and its files."""
+    """DELETE /models?model=: unloads a model of a repository, deletes its entry and its files."""
     name = call.query.get("model", "")
     if not name:
         refuse(call, 400, "model must be a non-empty string", _INVALID)
@@ -138,14 +138,14 @@ async def remove(call: Call) -> None:
 
 
 async def remove_model(call: Call, preset: str) -> None:
-    """Take a model of a repository out of the file, and delete its files; raises ApiError."""
+    """Remove a model of a repository from the file, and delete its files; raises ApiError."""
     config = call.supervisor.config
     repository = config.models[preset].hf
     if repository is None:
         raise ApiError(
             "bad_request",
-            f"{preset!r} is not from a repository: its files are left to you",
-            remedy="take it out of the configuration by hand",
+            f"{preset!r} is not from a repository, so lswap does not delete its files",
+            remedy="remove it from the configuration by hand",
         )
     reloader = _reloader(call)
     others = [one for one in config.models.values() if one.id != preset]
@@ -164,7 +164,7 @@ def _reloader(call: Call) -> Reloader:
     if call.services.reloader is None:
         raise ApiError(
             "not_implemented",
-            "models can be added and removed where they come from a file only",
+            "models can be added and removed only if lswap has a configuration file",
             remedy="start lswap with a configuration file",
         )
     return call.services.reloader

@@ -1,7 +1,7 @@
-"""Loading a model without a prompt (`/models/load`, Ollama's empty prompt), for an inference key.
+"""Loads a model without a prompt (`/models/load`, Ollama's empty prompt), for an inference key.
 
-It is queued like any other request, but generates nothing. It has its key's priority and its turn.
-It can be refused, and it waits while a failed model backs off.
+Such a load is queued like any other request, with the priority and the turns of its key. It can be
+refused, and it waits while a failed model backs off. It generates nothing.
 """
 
 from __future__ import annotations

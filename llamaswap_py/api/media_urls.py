@@ -24,7 +24,7 @@ from llamaswap_py.units import KIB
 _BEGIN: Final = b'"http'
 _ESCAPE: Final = b"\\u00"
 _ESCAPES: Final = (b"\\u0068", b"\\u0074", b"\\u0070")
-"""`h`, `t` and `p` as escapes: only an attacker writes them so."""
+"""`h`, `t` and `p` as escapes, which only an attacker would write."""
 _MEDIA: Final = frozenset(
     (
         *("image_url", "video_url", "audio_url", "file_url", "input_image", "input_audio"),
@@ -34,30 +34,30 @@ _MEDIA: Final = frozenset(
 """Members that hold a medium: a text, or an object with its `url` or `data` (server-common.cpp and
 server-chat.cpp of b11434; vLLM and SGLang, which may be a `cmd`)."""
 _OBJECTS: Final = _MEDIA | {"source"}
-"""Anthropic's `source` is an object; a text there is where a search result comes from."""
+"""Members that hold a medium only as an object: a text in `source` names a search result."""
 _WITHIN: Final = ("url", "data")
 _NAMES: Final = frozenset(name.encode() for name in (*_MEDIA, *_WITHIN))
 _EXACT: Final = 512 * KIB
 _EXACT_VALUES: Final = 40_000
-"""Of a text up to this it is looked up where the URL stands; it takes some milliseconds."""
+"""Up to this size a text is decoded to see which member has the URL, in some milliseconds."""
 _STEP: Final = 20_000
-"""Values that are looked at before others have their turn."""
+"""The number of values that are examined in one turn of the event loop."""
 _MOST: Final = 50_000
-"""Strings that are looked at; no more are looked at in one turn of the loop."""
+"""The most strings that are examined, which is what one turn of the event loop allows."""
 _NO_VALUE: Final = (b"\\", b",", b"[", b"{")
-"""What stands before a mark within a string, an element of a list, a name."""
+"""The bytes before a quotation mark that is escaped, or that begins a list element or a name."""
 _BLANKS: Final = b" \t\r\n"
 _LONGEST_NAME: Final = 200
-"""Bytes of a member's name, and of the blanks behind it, that are looked at."""
+"""The most bytes of a member's name, and of the blanks after it, that are examined."""
 _LONGEST_MARK: Final = 5
-"""Bytes of a mark or an escape, less one."""
+"""The length of the longest mark or escape, less one."""
 _CARRIED: Final = 2 * _LONGEST_NAME
 
 
 def may_hold(text: bytes) -> bool:
-    """Tell whether JSON has a string that begins with `http`, however that is escaped."""
-    # `rfind` looks for the first byte, which is rare in words, and `in` for the last one: `rfind`
-    # takes half the time. One byte alone is found at once.
+    """Return whether JSON has a string that begins with `http`, escaped or not."""
+    # `rfind` searches for the first byte, a quotation mark, which is rare in text. `in` searches
+    # for the last one, and takes twice the time. A single byte is found at once.
     return text.rfind(_BEGIN) >= 0 or (
         b"\\" in text and text.rfind(_ESCAPE) >= 0 and _is_escaped(text)
     )
@@ -68,14 +68,14 @@ def _is_escaped(text: bytes) -> bool:
 
 
 def may_name_url(text: bytes) -> bool:
-    """Tell whether JSON may name a medium by a URL, by the names of members alone."""
+    """Return whether JSON may name a medium by a URL, judged by the names of members alone."""
     return may_hold(text) and _names(text, 0)
 
 
 class Scan:
-    """Takes a text piece by piece, and says whether it may name a medium by a URL.
+    """Reads a text piece by piece, and tells whether it may name a medium by a URL.
 
-    It goes by the names of members alone, so the URL of an annotation counts, too.
+    It judges by the names of members alone, so the URL of an annotation counts as well.
     """
 
     def __init__(self) -> None:
@@ -93,18 +93,18 @@ class Scan:
 
 
 def holds(text: bytes) -> bool:
-    """Tell whether JSON that may do so names a medium by a URL: where it stands is looked up."""
+    """Return whether JSON that may name a medium by a URL does so, judged by its members."""
     values = text.count(b",") + text.count(b"[") + text.count(b"{")
     if len(text) > _EXACT or values > _EXACT_VALUES:
-        return True  # to decode it would hold up the event loop
+        return True  # decoding it would stop the event loop for too long
     try:
         return found_in(decode(text.removeprefix(b"\xef\xbb\xbf")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True  # the child may read it in another way
+        return True  # the child may be able to read it
 
 
 def _names(text: bytes, at: int) -> bool:
-    """Tell whether a member with the name of a medium has a value that begins with `http`."""
+    """Return whether a member with the name of a medium has a value that begins with `http`."""
     if _is_escaped(text):
         return True
     for _ in range(_MOST):
@@ -117,12 +117,12 @@ def _names(text: bytes, at: int) -> bool:
 
 
 def _is_medium(text: bytes, quote: int) -> bool:
-    """Tell whether the string at a quotation mark may be the value of a medium's member."""
+    """Return whether the string at a quotation mark may be the value of a medium's member."""
     before = text[max(quote - _LONGEST_NAME, 0) : quote].rstrip(_BLANKS)
     if not before:
-        return True  # behind very many blanks
+        return True  # so many blanks come before it that its name is not searched for
     if not before.endswith(b":"):
-        return False  # a name itself, or in a list
+        return False  # it is a name, or an element of a list
     before = before[:-1].rstrip(_BLANKS)
     begin = before.rfind(b'"', 0, max(len(before) - 1, 0))
     if begin < 0:
@@ -132,12 +132,12 @@ def _is_medium(text: bytes, quote: int) -> bool:
 
 
 def found_in(value: Any) -> bool:
-    """Tell whether decoded JSON names a medium by a URL, at any depth."""
+    """Return whether decoded JSON names a medium by a URL, at any depth."""
     return any(looking(value))
 
 
 def looking(value: Any) -> Iterator[bool]:
-    """Look for what `found_in` tells; yield now and then whether it was found so far."""
+    """Search like `found_in`, in steps: yield now and then whether it has been found."""
     left, looked_at = [value], 0
     while left:
         looked_at += 1
@@ -163,10 +163,10 @@ def _fetched(name: str, value: Any) -> bool:
 
 
 def refused() -> ApiError:
-    """Return the error of a request that names a medium by a URL."""
+    """Return the error for a request that names a medium by a URL."""
     return ApiError(
         "bad_request",
-        "images, sounds and videos are not fetched from http(s):// URLs here",
+        "this server does not fetch images, sounds or videos from http(s):// URLs",
         remedy="send the file itself, as a data: URL (data:image/png;base64,…); or set "
         "`allow_media_urls: true` in the configuration (see docs/security.md)",
         param="url",

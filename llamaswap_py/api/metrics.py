@@ -1,6 +1,6 @@
 """GET /metrics: lswap's counts and its snapshot in Prometheus' text format.
 
-The metrics of the children that are ready stand beside them; none is woken or loaded for it.
+The answer also has the metrics of children that are ready; no child is woken or loaded for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llamaswap_py.tasks.loop_lag import Turns
 
 _PATIENCE: Final = 1.0
-"""Seconds; a busy child answers between two batches."""
+"""Seconds to wait for a child's metrics; a busy child answers between two batches."""
 STATES: Final = (
     *("unloaded", "downloading", "loading", "ready", "sleeping", "draining", "stopping"),
     "failed",
@@ -76,8 +76,8 @@ def render(
 ) -> tuple[bytes, str]:
     """Return the exposition and its content type.
 
-    `happened` counts `stops`, `failures` and `kept_slots`; `children` are expositions of children
-    by model; `shows` says which models are shown; `more` are families of others.
+    `happened` counts `stops`, `failures` and `kept_slots`. `children` are the expositions of
+    children, by model. `shows` says which models are shown. `more` are further metrics.
     """
     own = [
         *_counters(counters),
@@ -87,7 +87,7 @@ def render(
         *more,
     ]
     own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
-    blocks = "Pieces of memory that lswap's objects take: flat in the long run, or something leaks."
+    blocks = "Memory blocks of lswap's Python objects; steady growth over days means a leak."
     own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
     families = [*own, *_merged(children)]
     for family in families:
@@ -101,15 +101,15 @@ def render(
 
 
 def _tasks() -> int:
-    """Return how many tasks run: one for each connection and child, and a handful."""
+    """Return how many tasks run: one for each connection and each child, and a few more."""
     try:
         return len(asyncio.all_tasks())
-    except RuntimeError:  # nothing runs here
+    except RuntimeError:  # no event loop runs in this thread
         return 0
 
 
 class _Once:
-    """A collector of families that are already made."""
+    """A collector that returns given metrics."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -122,7 +122,7 @@ def _counters(counters: Counters) -> Iterator[Metric]:
 
     requests = CounterMetricFamily(
         "lswap_requests",
-        "Requests that have ended; status 0: the client left before the end of its answer.",
+        "Requests that have ended; status 0: the client disconnected before its answer ended.",
         labels=("model", "route", "status"),
     )
     for (model, route, status), count in counters.requests.items():
@@ -130,15 +130,15 @@ def _counters(counters: Counters) -> Iterator[Metric]:
     yield requests
     refusals = CounterMetricFamily(
         "lswap_refusals",
-        "Requests that were told to come back later (429, 503), by reason and name of the key.",
+        "Requests that were refused for now (429, 503), by reason and name of the key.",
         labels=("reason", "key"),
     )
     for (reason, key), count in counters.refusals.items():
         refusals.add_metric((reason, key), count)
     yield refusals
     for name, text, counts in (
-        ("tokens_in", "Tokens of prompts, as the answers told.", counters.tokens_in),
-        ("tokens_out", "Tokens of answers, as they told.", counters.tokens_out),
+        ("tokens_in", "Tokens of prompts, as reported by the answers.", counters.tokens_in),
+        ("tokens_out", "Tokens of answers, as reported by the answers.", counters.tokens_out),
     ):
         tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
         for model, total in counts.items():
@@ -163,16 +163,18 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
     yield CounterMetricFamily("lswap_evictions", "Evictions.", value=snapshot.evictions_total)
     yield CounterMetricFamily(
         "lswap_read_ahead_bytes",
-        "Bytes of model files brought into the page cache ahead of their load.",
+        "Bytes of model files read into the page cache before their load.",
         value=snapshot.read_ahead_bytes_total,
     )
-    text = "Conversations kept for models that are not loaded (keep_kv)."
+    text = "Saved conversations of models that are not loaded (keep_kv)."
     yield GaugeMetricFamily("lswap_kept_kv_bytes", text, value=snapshot.kept_kv)
     state = GaugeMetricFamily(
-        "lswap_model_state", "1 for the state a model is in.", labels=("model", "state")
+        "lswap_model_state", "1 for the present state of a model.", labels=("model", "state")
     )
-    leases = GaugeMetricFamily("lswap_model_leases", "Requests on a model.", labels=("model",))
-    waiting = GaugeMetricFamily("lswap_model_waiting", "Requests that wait.", labels=("model",))
+    text = "Requests that a model is answering."
+    leases = GaugeMetricFamily("lswap_model_leases", text, labels=("model",))
+    text = "Requests that wait for a model."
+    waiting = GaugeMetricFamily("lswap_model_waiting", text, labels=("model",))
     for one in snapshot.models:
         for name in STATES:
             state.add_metric((one.id, name), float(one.state == name))
@@ -188,9 +190,9 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         (
             "task_failures",
             "task",
-            "Failures of lswap's background work, which then went on; each kind is a bug.",
+            "Failures of lswap's background work, which then continued; each of them is a bug.",
         ),
-        ("kept_slots", "result", "Slots kept over evictions (keep_kv), by what became of them."),
+        ("kept_slots", "result", "Slots saved at unloads (keep_kv), by the result."),
     ):
         family = CounterMetricFamily(f"lswap_{name}", text, labels=(label,))
         for kind, count in happened.get(name, {}).items():
@@ -200,19 +202,20 @@ def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
 
 def _places(places: Places) -> Iterator[Metric]:
     yield GaugeMetricFamily("lswap_connections", "Open connections of clients.", value=places.count)
-    text = "How many connections of clients may be open."
+    text = "The most connections that clients may have open."
     yield GaugeMetricFamily("lswap_connections_limit", text, value=places.most)
-    text = "Connections closed to make room for others, while lswap waited for their client."
+    text = "Connections closed for the sake of new ones, while they waited for their client."
     yield CounterMetricFamily("lswap_connections_gave_way", text, value=places.gave_way)
-    text = "Connections and keys for which there was no room."
+    text = "Connections refused because all of them, or those of one key, were in use."
     yield CounterMetricFamily("lswap_connections_refused", text, value=places.refused)
 
 
 def _bodies(bodies: Bodies) -> Iterator[Metric]:
     text = "Bytes of large request bodies in memory."
     yield GaugeMetricFamily("lswap_bodies_bytes", text, value=bodies.taken)
-    yield GaugeMetricFamily("lswap_bodies_limit_bytes", "How many there may be.", value=bodies.most)
-    text = "Requests refused because their body did not fit."
+    text = "The most bytes of large request bodies in memory."
+    yield GaugeMetricFamily("lswap_bodies_limit_bytes", text, value=bodies.most)
+    text = "Requests refused because their body did not fit into this limit."
     yield CounterMetricFamily("lswap_bodies_refused", text, value=bodies.refused)
 
 
@@ -222,7 +225,7 @@ def _turns(turns: Turns) -> Iterator[Metric]:
     for name, count in turns.slow.items():
         family.add_metric((name,), count)
     yield family
-    text = "The longest of them."
+    text = "The longest turn of lswap's event loop, by the function that ran."
     longest = GaugeMetricFamily("lswap_slow_turn_seconds_max", text, labels=("what",))
     for name, seconds in turns.longest.items():
         longest.add_metric((name,), seconds)
@@ -230,7 +233,7 @@ def _turns(turns: Turns) -> Iterator[Metric]:
 
 
 def _merged(children: Mapping[str, str]) -> list[Metric]:
-    """Return the families of all children as one, each sample with its model; no garbage."""
+    """Return the metrics of all children, each sample with its model; invalid ones are left out."""
     merged: dict[str, Metric] = {}
     for model, text in children.items():
         try:
@@ -239,7 +242,7 @@ def _merged(children: Mapping[str, str]) -> list[Metric]:
             continue
         for family in families:
             if not family.name.startswith(METRICS_PREFIX):
-                continue  # lswap's own names are not theirs to use
+                continue  # a child must not use the names of lswap's own metrics
             known = merged.setdefault(family.name, family)
             samples = [
                 one._replace(labels={**one.labels, "model": model}) for one in family.samples
@@ -252,11 +255,11 @@ def _devices(snapshot: Snapshot) -> Iterator[Metric]:
 
     for name, text in (
         ("total", "Memory of a device."),
-        ("used", "Memory that lswap's instances are charged."),
-        ("margin", "Memory that is kept free."),
+        ("used", "Memory of lswap's models, estimated or measured."),
+        ("margin", "Memory that lswap keeps free."),
         ("strangers", "Memory that other programs hold, as last measured."),
         ("reserved", "Memory that is reserved for other programs."),
-        ("free", "Memory that may still be promised; below 0 where others took the margin."),
+        ("free", "Memory left for models; below 0 if other programs use the margin."),
     ):
         family = GaugeMetricFamily(f"lswap_device_{name}_bytes", text, labels=("device",))
         for device in snapshot.devices:
@@ -265,7 +268,7 @@ def _devices(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 async def scrape_children(supervisor: Supervisor) -> dict[str, str]:
-    """Return each ready child's `GET /metrics` by preset; one that does not answer is left out."""
+    """Return `GET /metrics` of each ready child, by preset; a child without answer is left out."""
     children = {}
     for key, one in supervisor.scheduler.state.instances.items():
         running = supervisor.running.get(key)

@@ -1,6 +1,6 @@
-"""The lists of models: OpenAI's fields and those of llama.cpp's router mode, in one object.
+"""The lists of models, with the fields of OpenAI and of llama.cpp's router mode in one object.
 
-`listed` has the names that clients find in every such list, each with the model it means.
+`listed` yields the names that are in every list, each with its model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def list_models(call: Call) -> None:
-    """GET /v1/models, /models; with ?reload=1 the file is read again first, if it has changed."""
+    """GET /v1/models, /models: the list; ?reload=1 first reads the file again if it has changed."""
     if call.flag("reload") and call.services.reloader is not None:
         await call.services.reloader.catch_up()
     snapshot = call.supervisor.snapshot()
@@ -34,7 +34,7 @@ async def list_models(call: Call) -> None:
 
 
 async def show_model(call: Call) -> None:
-    """GET /v1/models/{id}, by any of its names; also of a model that is not listed."""
+    """GET /v1/models/{id}: one model, by any of its names, even if it is not listed."""
     preset = call.find_preset(unquote(call.captured))
     snapshot = call.supervisor.snapshot()
     running = {instance.preset: instance for instance in snapshot.instances}
@@ -45,7 +45,7 @@ async def show_model(call: Call) -> None:
 
 
 async def router_props(call: Call) -> None:
-    """GET /props without a model: what llama.cpp's router says of itself."""
+    """GET /props without a model: the properties that llama.cpp's router reports of itself."""
     snapshot = call.supervisor.snapshot()
     config = call.supervisor.config
     build = snapshot.engine.build
@@ -66,10 +66,10 @@ async def router_props(call: Call) -> None:
 
 
 def listed(call: Call, snapshot: Snapshot) -> Iterator[tuple[str, ModelView]]:
-    """Yield every name that this request's key may use and that is to be listed.
+    """Yield every listed name that this request's key may use.
 
-    A preset comes first, then its other names; names that choose among presets come last, each with
-    the model that stands for it now.
+    Each preset is followed by its other names. Aliases that choose among presets come last, each
+    with the model that stands for it now.
     """
     with_aliases = call.supervisor.config.list_aliases
     models = {model.id: model for model in snapshot.models if call.may_use(model.id)}
@@ -85,9 +85,9 @@ def listed(call: Call, snapshot: Snapshot) -> Iterator[tuple[str, ModelView]]:
 
 
 def standing_for(alias: AliasView, models: dict[str, ModelView]) -> ModelView:
-    """Return the model that an alias is shown with: the first that is not unloaded, else the first.
+    """Return the model to show for an alias: the first that is not unloaded, else the first.
 
-    It chooses anew for each request.
+    The alias chooses a model for each request, so this one stands for all of them.
     """
     members = [models[preset] for preset in alias.presets]
     awake = (one for one in members if one.state not in ("unloaded", "failed"))
@@ -95,7 +95,7 @@ def standing_for(alias: AliasView, models: dict[str, ModelView]) -> ModelView:
 
 
 def names_of_model(call: Call, preset: str) -> list[str]:
-    """Return the names under which a model is listed, its id first, also where that is not."""
+    """Return the id of a model, followed by its other names that are listed."""
     snapshot = call.supervisor.snapshot()
     return [preset, *(name for name, model in listed(call, snapshot) if name != model.id == preset)]
 
@@ -103,9 +103,9 @@ def names_of_model(call: Call, preset: str) -> list[str]:
 def model_object(
     model: ModelView, instance: InstanceView | None, name: str, facts: ModelFacts
 ) -> dict[str, Any]:
-    """Return the entry of `data` for one name of a model; `meta` only while an instance runs.
+    """Return the entry of `data` for one name of a model; it has `meta` while an instance runs.
 
-    The entry of another name than its id says in `root` which model it means.
+    If the name is not the model's id, `root` is the id.
     """
     status: dict[str, Any] = {
         "value": router_status(model.state),
@@ -150,7 +150,7 @@ def preset_ini(model: ModelView) -> str:
 
 
 def _options(args: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Pair `--name value`; an option without a value is a flag that is on."""
+    """Yield the options as pairs of name and value; an option without a value is a flag."""
     at = 0
     while at < len(args):
         name = args[at]

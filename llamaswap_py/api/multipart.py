@@ -1,6 +1,6 @@
-"""One field of a form body: multipart (RFC 7578, tolerant) and urlencoded. Pure.
+"""Reads one field of a form body: multipart (RFC 7578, tolerant) or urlencoded. Pure.
 
-Only what is needed to learn a model's name: the body itself goes to the child untouched.
+It is used to find the model's name; the body itself goes to the child unchanged.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_VALUE: Final = 1024
-"""Longest field value that is read, in bytes: model names are short."""
+"""The longest field value that is read, in bytes; model names are short."""
 MAX_PART_HEAD: Final = 16 * 1024
-"""Longest head of a part that is read, in bytes."""
+"""The longest head of a part that is read, in bytes."""
 _MAX_BOUNDARY: Final = 256  # RFC 2046 says 70; be generous
 
-# One parameter at a time, so that a quoted file name cannot pretend to be another parameter.
+# Matches one parameter at a time, so that a quoted file name cannot pose as another parameter.
 _PARAMETER: Final = re.compile(rb';\s*([^=;\s"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 _DISPOSITION: Final = re.compile(rb"^content-disposition[ \t]*:[ \t]*form-data", re.I | re.M)
 
@@ -35,10 +35,10 @@ def parameters(header: bytes) -> dict[bytes, bytes]:
 
 
 def multipart_field(body: bytes, boundary: bytes, name: bytes) -> bytes | None:
-    """Return the value of the first top-level part called `name`; None when there is none.
+    """Return the value of the first top-level part called `name`; None if there is none.
 
-    Tolerates bare LF line ends, a preamble, and a missing end; reads no nested multipart.
-    Raises ValueError when the value is longer than MAX_VALUE or the boundary is unusable.
+    It accepts bare LF line ends, a preamble, and a missing end. It does not read nested multipart.
+    Raises ValueError if the value is longer than MAX_VALUE or the boundary cannot be used.
     """
     if not boundary or len(boundary) > _MAX_BOUNDARY:
         raise ValueError("the multipart boundary is missing or too long")
@@ -53,7 +53,7 @@ def multipart_field(body: bytes, boundary: bytes, name: bytes) -> bytes | None:
 
 
 def urlencoded_field(body: bytes, name: bytes) -> bytes | None:
-    """Return the decoded value of the first `name=` pair; None when there is none."""
+    """Return the decoded value of the first `name=` pair; None if there is none."""
     for pair in re.finditer(rb"(?:^|&)" + re.escape(name) + rb"=([^&]*)", body):
         if len(pair[1]) > MAX_VALUE * 3:
             raise ValueError(f"the form field is longer than {MAX_VALUE} bytes")
@@ -62,7 +62,7 @@ def urlencoded_field(body: bytes, name: bytes) -> bytes | None:
 
 
 def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each part: its head and content, without the line end before `--`."""
+    """Yield (start, end) of each part with its head, without the line end before the delimiter."""
     at = _next_delimiter(body, delimiter, 0)
     while at is not None:
         start, last = _after_delimiter(body, at + len(delimiter))
@@ -77,7 +77,7 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _next_delimiter(body: bytes, delimiter: bytes, start: int) -> int | None:
-    """Find a delimiter that stands at the start of a line and is not the start of a longer word."""
+    """Return the offset of a delimiter that begins a line and is not the start of a longer word."""
     while (at := body.find(delimiter, start)) >= 0:
         follows = body[at + len(delimiter) : at + len(delimiter) + 2]
         if (at == 0 or body[at - 1] == 0x0A) and (follows == b"--" or follows[:1] in b" \t\r\n"):

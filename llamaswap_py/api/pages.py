@@ -1,4 +1,4 @@
-"""What browsers get: llama.cpp's web UI, and a page that explains itself where there is none."""
+"""Pages for browsers: llama.cpp's web UI, or a page that says why there is none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _READS: Final = frozenset({"GET", "HEAD"})
 
 
 async def index(call: Call) -> None:
-    """GET /: the web UI; to anything but a browser, what Ollama's clients look for."""
+    """GET /: the web UI for browsers; for other clients the text that Ollama's clients expect."""
     call.extra = [*call.extra, (b"vary", b"accept")]
     call.stamp()
     if not _is_browser(call):
@@ -36,7 +36,10 @@ async def index(call: Call) -> None:
 
 
 def _is_browser(call: Call) -> bool:
-    """The page's own service worker fetches `/` too, and takes anything (Fetch Metadata, 2.3)."""
+    """Return whether a browser asks, by `Accept`, or as a service worker (Fetch Metadata, 2.3).
+
+    The web UI's service worker fetches `/` and accepts any type.
+    """
     head = call.exchange.head
     if b"text/html" in (head.get(b"accept") or b""):
         return True
@@ -44,7 +47,7 @@ def _is_browser(call: Call) -> bool:
 
 
 async def serve_file(call: Call) -> bool:
-    """Answer with a file of the web UI; False if the path is none."""
+    """Answer with a file of the web UI; return False if it has no such file."""
     head = call.exchange.head
     if head.method not in _READS or "." not in PurePosixPath(head.path).name:
         return False
@@ -56,7 +59,7 @@ async def serve_file(call: Call) -> bool:
 
 
 def _send(call: Call, asset: Asset) -> None:
-    """Send a file, or 304 where the browser has it already (RFC 9110, 13.1.2)."""
+    """Send a file, or 304 if the browser has it already (RFC 9110, 13.1.2)."""
     head = call.exchange.head
     kind = asset.header(b"content-type").decode("latin-1")
     headers = [one for one in asset.headers if one[0] != b"content-type"]
@@ -98,7 +101,7 @@ def _page(call: Call, ui: str) -> str:
     rows = "".join(map(_row, snapshot.models))
     models = f"<table><tr><th>model<th>state<th>context</tr>{rows}</table>"
     if call.services.access.keys is not None:
-        models = "<p>This server asks for an API key; <code>GET /v1/models</code> lists the models."
+        models = "<p>This server needs an API key; <code>GET /v1/models</code> lists the models."
     host = (call.exchange.head.get(b"host") or b"").decode("latin-1") or "127.0.0.1:8080"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -107,8 +110,8 @@ def _page(call: Call, ui: str) -> str:
         f"<h1>lswap {escape(__version__)}</h1>"
         "<p>Many local models, one address: each is loaded when a request names it.</p>"
         f"{models}<h2>Point a client here</h2>"
-        f"<pre>base URL   http://{escape(host)}/v1\nAPI key    anything, unless keys are asked for"
-        "</pre><p>Ollama's and Anthropic's clients: the same address without <code>/v1</code>.</p>"
+        f"<pre>base URL   http://{escape(host)}/v1\nAPI key    any text, unless keys are needed"
+        "</pre><p>Clients of Ollama and Anthropic: the same address without <code>/v1</code>.</p>"
         f"<h2>No web UI</h2><p>{_why_no_ui(ui)}</p></html>"
     )
 
@@ -126,6 +129,6 @@ def _why_no_ui(ui: str) -> str:
             f"<code>{escape(ui)}</code> has no index.html (<code>ui</code> in the configuration)."
         )
     return (
-        "The llama-server in use was built without one. <code>lswap engine build --ui</code> adds "
-        "llama.cpp's (it needs npm); <code>ui: FOLDER</code> in the configuration serves another."
+        "The llama-server in use has no web UI. <code>lswap engine build --ui</code> builds one "
+        "that has it (needs npm); <code>ui: FOLDER</code> in the configuration serves another UI."
     )

@@ -1,9 +1,9 @@
-"""Reading the body of a request, in steps that hold no other request up.
+"""Reads the body of a request in short steps, so that other requests do not wait for it.
 
-A large body is cut while it comes (large_body.py), and JSON is decoded only up to a bound, because
-the event loop does nothing else meanwhile. Decoding makes an object of every value, about a
-millisecond for 4000 of them. Bytes alone bound that badly: a body of 60 MB may hold one text, or
-20 million empty lists.
+A large body is shortened while it arrives (large_body.py), and JSON is decoded only up to a bound,
+because the event loop stands still meanwhile. Decoding makes an object of every value, which takes
+about a millisecond for 4000 values. The number of bytes says little about that: a body of 60 MB may
+be one text, or 20 million empty lists. So the number of values is bounded as well.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.messages import Body, RequestHead
 
 CONTROL: Final = MIB
-"""Bytes of a body that only names models and such."""
+"""The most bytes of a body that only has names, numbers and options."""
 _CONTROL_VALUES: Final = 50_000
 TEXTS: Final = 16 * MIB
-"""Bytes that are decoded of a request that is translated; its images are not among them."""
+"""The most bytes that are decoded of a request to be translated, not counting its images."""
 VALUES: Final = 250_000
 DECIMALS: Final = 20_000
-"""Numbers with a point or an exponent: each costs as much as ten other values."""
+"""The most numbers with a point or an exponent; each costs as much as ten other values."""
 SKIPPED: Final = 600_000
-"""Of a request that is passed on: no object is made of them but of its members."""
+"""The most values of a request that is passed on; only its top-level members become objects."""
 FREE: Final = 64 * KIB
-"""Bytes of a body up to which a route that is free stays so."""
+"""The size of a body in bytes above which a request counts even if its route is free."""
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
-"""Stands for what was cut; a client cannot know it."""
+"""Stands for the parts that were cut; a client cannot know it."""
 _BEFORE_JSON: Final = b" \t\r\n\xef\xbb\xbf"
 """Blanks, and the bytes of a byte order mark."""
 
 
 def refuse_coded_body(head: RequestHead, route: Route) -> None:
-    """Raise ApiError `unsupported_encoding` for a body that is compressed, and is to be read here.
+    """Raise ApiError `unsupported_encoding` for a compressed body that lswap would have to read.
 
-    Below /upstream it goes to the child as it is.
+    Below /upstream such a body goes to the child as it is.
     """
     coding = head.get(b"content-encoding")
     if coding is None or head.content_length == 0 or route.as_it_is:
@@ -57,8 +57,8 @@ def refuse_coded_body(head: RequestHead, route: Route) -> None:
         shown = coding[:80].decode("latin-1")
         raise ApiError(
             "unsupported_encoding",
-            f"the body has Content-Encoding: {shown}, which is not read here",
-            remedy="send it without compression, and without that header",
+            f"the body has Content-Encoding: {shown}, which lswap cannot read",
+            remedy="send it without compression and without this header",
         )
 
 
@@ -83,10 +83,10 @@ async def read_control(call: Call) -> bytes:
 async def read_skimmed(
     call: Call, content_type: bytes, limit: int, *, translated: bool = False
 ) -> tuple[Body, Skim | None]:
-    """Return a body, and of a large one what is to be read in its place.
+    """Return a body and, if it is large, a skim to read in its place.
 
-    `translated`: all of it will be read, and its texts may go into other texts.
-    Raises what `Exchange.read_body` does.
+    `translated`: all of the body will be read, and its texts may be put into other texts.
+    Raises the errors of `Exchange.read_body`.
     """
     length = call.exchange.head.content_length
     if length is not None and length <= STEP:
@@ -100,7 +100,7 @@ async def read_skimmed(
         skimmer = JsonSkimmer(_MARK, unescaped=translated, top_level_only=not translated)
 
     def scan(piece: bytes) -> int:
-        # What is too much is refused once it is here; until then no more of it is kept.
+        # A body that is too large is refused once it is complete; until then nothing is added.
         return skimmer.size if translated and skimmer.size > TEXTS else skimmer.feed(piece)
 
     body = await call.exchange.read_body(limit, scan)
@@ -109,14 +109,14 @@ async def read_skimmed(
     if translated:
         _check_size(skimmer.size)
     skim = skimmer.finish(body)
-    await asyncio.sleep(0)  # what is parsed next may be long still: many short strings
+    await asyncio.sleep(0)  # the text may still take long to parse, with many short strings
     if kind == FORM and not looks_like_json(skim.text):
         return body, None
     return body, skim
 
 
 def check_text(text: bytes) -> None:
-    """Raise ApiError `body_too_large` for a text that is too much for one turn of the loop."""
+    """Raise ApiError `body_too_large` for a text that is too large for one turn of the loop."""
     _check_size(len(text))
     check_values(text, VALUES)
 
@@ -127,7 +127,7 @@ def _check_size(size: int) -> None:
 
 
 def decode_large(text: bytes) -> Any:
-    """Decode JSON; raises ApiError `body_too_large` for too many decimals, and msgspec's errors."""
+    """Decode JSON; raises msgspec's errors, and ApiError `body_too_large` for too many decimals."""
     left = DECIMALS
 
     def number(digits: str) -> float:
@@ -155,9 +155,9 @@ def _too_large(limit: str) -> ApiError:
 
 
 def check_media(body: Body, skim: Skim | None) -> None:
-    """Raise ApiError for a body, large ones with their `skim`, that names a medium by a URL.
+    """Raise ApiError for a body that names a medium by a URL; `skim` is that of a large body.
 
-    What begins as JSON is looked at as such, whatever its Content-Type says.
+    A body that begins as JSON is examined as JSON, whatever its Content-Type says.
     """
     if skim is not None and not skim.mark:  # a large form
         if begins_json(body):
@@ -169,7 +169,7 @@ def check_media(body: Body, skim: Skim | None) -> None:
     may_name = may_name_url(text) if skim is None else skim.may_name_url
     if not may_name or not begins_json(body):
         return
-    # Where objects were cut, nothing tells whether what held them is a medium.
+    # If objects were cut, the text does not show whether they were part of a medium.
     cut = skim is not None and any(one.lead for one in skim.cuts)
     if cut or holds(text):
         raise refused()
@@ -178,7 +178,7 @@ def check_media(body: Body, skim: Skim | None) -> None:
 async def check_unread_media(body: Body) -> None:
     """Raise ApiError for a body that is passed on unread and names a medium by a URL.
 
-    Other requests have their turn between its pieces.
+    The event loop runs other requests between the pieces.
     """
     if body.size <= STEP:
         check_media(body, None)
@@ -194,7 +194,7 @@ async def check_unread_media(body: Body) -> None:
 
 
 def begins_json(body: Body) -> bool:
-    """Tell whether a body begins with an object or a list, after blanks."""
+    """Return whether a body begins with an object or a list, after blanks."""
     for piece in body.pieces:
         for start in range(0, len(piece), KIB):
             if part := bytes(piece[start : start + KIB]).lstrip(_BEFORE_JSON):

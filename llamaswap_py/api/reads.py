@@ -1,7 +1,7 @@
-"""Requests that only read from a child: they load, wake and evict nothing, and do not count as use.
+"""Requests that only read from a child: they do not load, wake or evict a model, nor count as use.
 
-Polling the state of a model must not change that state. So a loaded instance answers a read, or
-lswap refuses it. With `?autoload=true` it is treated like any other request.
+To poll the state of a model must not change that state. So a read is answered by a loaded instance,
+or it is refused. With `?autoload=true` it is treated like any other request.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ _ASLEEP: Final = frozenset(
 )
 """Paths that llama-server answers without waking up (server-context.cpp, create_response(true))."""
 _HOLDS_UP: Final = frozenset({"/slots", "/lora-adapters"})
-"""Paths that keep it from falling asleep (server-queue.cpp, task_resets_idle_timer)."""
+"""Paths that keep llama-server from falling asleep (server-queue.cpp, task_resets_idle_timer)."""
 
 
 def is_read(call: Call) -> bool:
-    """Tell whether a request only reads: it is a GET without `autoload=true`."""
+    """Return whether a request only reads: a GET without `autoload=true`."""
     head = call.exchange.head
     return head.method in _READS and not head.upgrade and not may_load(call)
 
 
 def may_load(call: Call) -> bool:
-    """Tell whether a request may load its model; GETs do only where they say so."""
+    """Return whether a request may load its model; a GET may only with `autoload=true`."""
     head = call.exchange.head
     asked = call.flag("autoload") if head.query else None
     if head.method not in _READS:
         return call.supervisor.config.autoload if asked is None else asked
-    # An image or a frame in another site's page sends no Origin, but this (Fetch Metadata).
+    # A browser sends no Origin for an image or a frame in another site's page, but this header
+    # (Fetch Metadata).
     return bool(asked) and head.get(b"sec-fetch-site") != b"cross-site"
 
 
 async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
-    """Answer from an instance of a preset as it is. Raises ApiError where none can."""
+    """Answer from a loaded instance of a preset. Raises ApiError if no instance can answer."""
     path = request.target.partition("?")[0]
     wakes = path not in _ASLEEP and "." not in path.rpartition("/")[2]  # nor do the UI's files
     patience: float | None = None
@@ -61,7 +62,7 @@ async def read(call: Call, preset: str, request: UpstreamRequest) -> None:
         if call.cancelled is not None:
             raise call.cancelled
         if result.outcome is RelayOutcome.CUT:
-            call.exchange.cut_event = None  # it has left: the next look finds another, or none
+            call.exchange.cut_event = None  # that instance is gone; look again
         elif not _may_come(result):
             raise upstream_failed(f"{preset} did not answer: {result.error}")
         patience = patience or time.monotonic() + REAPING
@@ -75,7 +76,7 @@ def _may_come(result: RelayResult) -> bool:
 
 
 async def _answered_once(call: Call, lease: Lease, request: UpstreamRequest) -> bool:
-    """Answer for a child that may fall asleep without asking it again while it is idle."""
+    """Answer for a child that may fall asleep: it is asked once, and not again while it is idle."""
     if call.supervisor.config.models[lease.preset].sleep is None or not request.target.isascii():
         return False
     try:

@@ -1,4 +1,4 @@
-"""One request as the handlers see it, and the record the access log is written from."""
+"""`Call`: one request as the handlers see it, with the data for the access log."""
 
 from __future__ import annotations
 
@@ -56,17 +56,20 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a path and method mean. The flags matter to relayed routes only.
+    """The handler of a path and method, and the properties of the route.
 
-    `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again when
-    a child died before its first byte. `talk`: another model could answer, if that is asked for.
-    `admin`: it takes an admin key; `right`: one with that right; `public`: none. `free`: it
-    does not count against `max_in_flight` (nor does a public one): what shows or ends other
-    requests works when there are too many, and holds next to nothing. `replay`: what it changed in
-    a child is done again to those that follow. `starts`: it begins what lswap that stops would not
-    end. `as_it_is`: its body is passed on unread.
-    `relayed`: the request goes to the child of the model that its body names.
-    `without_model` answers a request that names none, where the path then means lswap itself.
+    For all routes:
+    `admin`: it needs an admin key. `right`: it needs a key with this right. `public`: it needs no
+    key. `free`: it does not count against `max_in_flight` (nor does a public route), so that
+    requests can be listed and ended even if there are too many. `starts`: it is refused while lswap
+    stops, because it begins something that would not end. `as_it_is`: its body is passed on unread.
+    `relayed`: the request goes to the child of the model that its body names. `without_model`
+    answers a request without a model's name, if the path then means lswap itself.
+
+    For relayed routes:
+    `slot`: it generates, so it counts against `concurrency`. `retry`: it may be sent again if a
+    child died before its first byte. `talk`: another model may answer, if the client asks for that.
+    `replay`: the change that it makes in a child is repeated in the children that follow.
     """
 
     handle: Callable[[Call], Awaitable[None]]
@@ -86,7 +89,7 @@ class Route:
 
 
 class Way(NamedTuple):
-    """A path as it was asked for, as it is sent to a child, and as the child reads it."""
+    """A path as the client wrote it, as it is sent to a child, and as the child reads it."""
 
     asked: str
     sent: str
@@ -95,9 +98,9 @@ class Way(NamedTuple):
 
 @dataclass(slots=True)
 class RouteMatch:
-    """The route of one head on one connection under one configuration, and what is known of it.
+    """The route of one head on one connection under one configuration, with results of checks.
 
-    `methods` is None where there is no such path, `route` where it does not take this method.
+    `methods` is None if the path is unknown, `route` if the path does not have this method.
     """
 
     config: Config
@@ -107,26 +110,26 @@ class RouteMatch:
     family: Family
     template: str
     unscheduled: bool
-    """No header asks anything of the scheduler."""
+    """The head has no scheduling headers."""
     relayed: bool
-    """A body of JSON is sent to a child as it is, once more where a child died unseen."""
+    """A JSON body is sent to a child as it is, and again if the child died before it answered."""
     trusted: bool = False
-    """The Host/Origin rule has been asked."""
+    """The head has passed the Host/Origin rule."""
     plain: bool = False
-    """A request was let in that asks for nothing but its model."""
+    """A request with this head was admitted that has no other wish than its model."""
     scheduling: SchedulingOptions = NOT_SUBSTITUTABLE
-    """What it then asks of the scheduler."""
+    """The scheduling options of such a request."""
     keys: KeyRing | None = None
     key: ApiKey | None = None
-    """Which keys were asked then, and whose request it was."""
+    """The keys among which its key was found, and that key."""
     principal: str = ""
-    """Whose it counts as then."""
+    """The principal against which it counts."""
     way: Way | None = None
-    """How a path goes to a llama-server, where any key may ask for that."""
+    """The path at a llama-server, if any key may use it."""
     _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
 
     def lines(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
-        """Return the header lines that a child gets to see, without those in `dropped`."""
+        """Return the header lines for a child, without those in `dropped`."""
         lines = self._lines.get(dropped)
         if lines is None:
             lines = forward_lines(exchange.head, drop=dropped, peer=exchange.peer)
@@ -134,7 +137,7 @@ class RouteMatch:
         return lines
 
     def let_in(self, keys: KeyRing | None, key: ApiKey | None, principal: str) -> None:
-        """A request was let in: those like it are while the `keys` are these."""
+        """Note that a request was admitted; others like it are, as long as `keys` are the same."""
         self.keys, self.key, self.principal = keys, key, principal
         self.plain = self.relayed and (key is None or (key.models is None and not key.priority))
         weight = 1 if key is None else key.weight
@@ -143,68 +146,70 @@ class RouteMatch:
 
 @dataclass(slots=True, eq=False)
 class Services:
-    """What handlers may use besides their own request: the supervisor, and what counts and limits.
+    """The shared objects that handlers use: the supervisor, counters, limits, and so on.
 
-    `server/` fills in what a start of lswap may lack: the log, the file, the captures.
+    `server/` sets those that not every start of lswap has: the log, the file, the captures.
     """
 
     supervisor: Supervisor
     access: Access
     places: Places
-    """Who holds the connections that there can be: `serve()` is given it."""
+    """The open connections of all clients and their limit; `serve()` uses the same object."""
     bodies: Bodies
-    """Whose bytes of bodies are in memory, likewise."""
+    """The bytes of large bodies in memory and their limit; `serve()` uses the same object."""
     counters: Counters
     turns: Turns
-    """The turns of the event loop that take long, where somebody watches."""
+    """The long turns of the event loop, if they are measured."""
     route_of: Callable[[str, str], Route | None]
-    """What a method and a path mean to lswap, None: nothing."""
+    """Returns lswap's own route of a method and a path, None if there is none."""
     web_ui: WebUi = field(default_factory=WebUi)
     """The files of the web UI; until `server/` knows a llama-server, only those of a folder."""
     calls: dict[str, Call] = field(default_factory=dict)
-    """Every request that is open, by its id."""
+    """All open requests, by id."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when lswap stops: endless answers (followed logs) end then."""
+    """Set when lswap stops, to end answers without an end (followed logs and events)."""
     captures: Captures | None = None
-    """Set where the file says `capture: on`."""
+    """None unless the file says `capture: on`."""
     own_log: ChildLog | None = None
-    """lswap's own last lines, where something keeps them."""
+    """The last lines of lswap's own log, if they are kept."""
     reloader: Reloader | None = None
-    """Set where the configuration comes from a file."""
+    """None unless the configuration comes from a file."""
 
 
 class Call:
-    """One request: what was asked, and how it went. Every request makes one: what few of them
-    change has its first value in the class.
+    """One request: what its client asked for, and how it went.
+
+    One is made for every request. To save time, attributes that few requests change have their
+    first value in the class.
     """
 
     captured = ""
-    """The {id} of its path."""
+    """The part of the path that `{id}` stands for."""
     family = Family.OPENAI
     key: ApiKey | None = None
     extra: Headers = ()
-    """Headers of whatever answer follows, besides its own."""
+    """Headers to add to the answer."""
     ticket: Ticket | None = None
     tap: Tap | None = None
-    """What is captured of it."""
+    """Collects request and answer for `capture`."""
     cancelled: ApiError | None = None
-    """What it was ended with from outside."""
+    """The error with which another request, or lswap, ended this one."""
     task: asyncio.Task[None] | None = None
-    """Its handler's, if one runs."""
+    """The task of its handler, while one runs."""
     counted = ""
     """The principal whose `max_in_flight` this request counts against; "": it does not count."""
-    # What became of it.
+    # Its result, for the access log.
     model = ""
     asked = ""
-    """The name that its model was asked for by, as the file spells it."""
+    """The name by which it asked for its model, as the file spells it."""
     epoch = 0
-    """Of the instance that answers; 0 before it has one."""
+    """The epoch of the instance that answers; 0 before there is one."""
     status = 0
     leased = False
     queue_ms = 0.0
     load_ms = 0.0
     first_byte_at = 0.0
-    """Of the child's answer, on `time.monotonic()`; 0.0 before it."""
+    """The `time.monotonic()` of the first byte of the child's answer; 0.0 before it."""
     tail = b""
     outcome = "ok"
     _query: dict[str, str] | None = None
@@ -217,7 +222,7 @@ class Call:
         self.exchange = exchange
         self.id = id
         self.id_line = b"x-request-id: %b\r\n" % id.encode("ascii")
-        """A header line, for the answer and for the child."""
+        """The header line with its id, for the answer and for the child."""
         self.route = route
         self.match = match
         self.began = time.monotonic()
@@ -226,28 +231,28 @@ class Call:
 
     @property
     def client(self) -> str:
-        """Who asks, for people: the key's name, else the client's address."""
+        """The client, as shown to people: the key's name, else the client's address."""
         return self.exchange.peer if self.key is None else f"key {self.key.name}"
 
     @property
     def principal(self) -> str:
-        """Whose turn it is, and whose share it takes."""
+        """The principal whose turns, limits and shares apply to it."""
         if self.counted:
             return self.counted
         return principal_of(None if self.key is None else self.key.name, self.exchange.peer)
 
     @property
     def owner(self) -> str:
-        """The owner of the conversations that it begins and finds; without keys all share them."""
+        """The owner of the conversations that it begins and finds; "" without keys."""
         return "" if self.key is None else self.principal
 
     @property
     def sees_all(self) -> bool:
-        """Whether it finds the conversations of others, too."""
+        """Whether it also finds the conversations of other owners."""
         return self.key is not None and self.key.is_admin
 
     def is_own(self, request_id: str) -> bool:
-        """Return whether an open request is this client's own, or this client sees all."""
+        """Return whether an open request belongs to this client, or this client sees all."""
         if self.key is None or self.sees_all:
             return True
         if (one := self.services.calls.get(request_id)) is not None:
@@ -257,7 +262,7 @@ class Call:
 
     @property
     def replaces_its_own(self) -> bool:
-        """Whether an answer that its client left goes on, and ends when this request begins."""
+        """Whether it replaces an older answer that has continued without its client."""
         given = self.exchange.head.get(b"x-conversation-id")
         if given is None:
             return False
@@ -265,13 +270,13 @@ class Call:
         return older is not None and older.goes_on
 
     def count(self) -> None:
-        """Count it against its principal; raises ApiError `too_many_requests`."""
+        """Count this request against its principal; raises ApiError `too_many_requests`."""
         principal, limit = self.principal, self.match.config.limits.max_in_flight
         self.services.access.enter(principal, self.key, limit, replaces=self.replaces_its_own)
         self.counted = principal
 
     def hand_over_count(self) -> Callable[[], None]:
-        """Count this request even after its client is gone; return a call which ends that."""
+        """Keep counting it after its client has disconnected; return a call that ends this."""
         counted, self.counted = self.counted, ""
         access = self.services.access
         return lambda: access.leave(counted) if counted else None
@@ -290,7 +295,7 @@ class Call:
         return self.key is None or self.key.may_use(preset)
 
     def snapshot(self) -> Snapshot:
-        """Return everything at this moment, but for models that this request's key may not use."""
+        """Return the present state, without the models that this request's key may not use."""
         whole = self.supervisor.snapshot()
         if self.key is None or self.key.models is None:
             return whole
@@ -301,13 +306,13 @@ class Call:
 
     @property
     def query(self) -> dict[str, str]:
-        """The decoded query parameters; of duplicates the first. Raises ApiError `bad_request`."""
+        """The decoded query parameters; the first of duplicates. Raises ApiError `bad_request`."""
         if self._query is None:
             self._query = _first_of_each(self.exchange.head.query)
         return self._query
 
     def flag(self, name: str) -> bool | None:
-        """Return a boolean query parameter (`?wait=false`), None when it is not given.
+        """Return a boolean query parameter (`?wait=false`), None if it is not given.
 
         Raises ApiError `bad_request`.
         """
@@ -339,18 +344,18 @@ class Call:
             raise ApiError(
                 "forbidden",
                 f"the key {self.key.name!r} may not use model {preset!r}",
-                remedy="GET /v1/models lists what it may use",
+                remedy="GET /v1/models lists the models that it may use",
             )
         self.model = preset
         self.asked = self.supervisor.names.known(name) or preset
         return preset
 
     def failure_event(self, reason: str) -> bytes:
-        """Return what ends a stream whose child has failed."""
+        """Return the event that ends a stream whose child has failed."""
         return error_event(upstream_failed(reason), self.family, self.id)
 
     def cancel(self, error: ApiError | None = None) -> None:
-        """End this request from outside: with an error, or with an event of its stream."""
+        """End this request from another task, with an error or an event of its stream."""
         self.cancelled = error = error or cancelled()
         if self.ticket is not None:
             self.ticket.give_up(error)
@@ -358,7 +363,7 @@ class Call:
         self.exchange.cut(event, "cancelled", close=_closing_code(error))
 
     def end(self, error: ApiError) -> None:
-        """End this request with an error, whatever it is doing: also one that no model answers."""
+        """End this request with an error, even if no model is answering it."""
         if self.exchange.finished:
             return
         self.cancel(error)
@@ -377,7 +382,7 @@ class Call:
         self.exchange.respond(status, text.encode(), "text/plain; charset=utf-8")
 
     async def follow(self, writing: Coroutine[Any, Any, None]) -> None:
-        """Do what writes an endless answer, until it ends or lswap stops."""
+        """Run the coroutine that writes an answer without an end, until it ends or lswap stops."""
         self.exchange.stays = True
         async with asyncio.TaskGroup() as group:
             tasks = {group.create_task(writing), group.create_task(self.services.closing.wait())}
@@ -386,14 +391,14 @@ class Call:
                 task.cancel()
 
     def granted(self, lease: Lease) -> None:
-        """Note a lease, and say so in the headers of whatever answer follows."""
+        """Store the data of a lease, and put them into the headers of the answer."""
         self.leased = True
         self.model, self.epoch = lease.preset, lease.epoch
         self.queue_ms, self.load_ms = lease.queue_ms, lease.load_ms
         self.stamp()
 
     def stamp(self) -> None:
-        """Write the headers that every answer carries; later calls replace them."""
+        """Set the headers that every answer has; a later call replaces them."""
         lines = self.id_line
         if self.model:
             lines += _leased_lines(self.model, int(self.queue_ms), int(self.load_ms))
@@ -402,7 +407,7 @@ class Call:
         self.exchange.response_lines = lines
 
     def fail(self, error: ApiError, headers: Headers = ()) -> None:
-        """Answer with `error` in the shape of the route's family."""
+        """Answer with `error` in the form of the route's family."""
         self.status = error.status
         if self.outcome == "ok":
             self.outcome = error.code
@@ -420,7 +425,7 @@ class Call:
 
 
 def _closing_code(error: ApiError) -> int:
-    """Return what a WebSocket is closed with (RFC 6455 section 7.4.1)."""
+    """Return the code with which a WebSocket is closed (RFC 6455 section 7.4.1)."""
     return _POLICY if error.status in (401, 403) else _GOING_AWAY
 
 
@@ -443,6 +448,6 @@ def _leased_lines(model: str, queue_ms: int, load_ms: int) -> bytes:
 
 
 def _header_text(preset: str) -> bytes:
-    """A model id that is not plain ASCII travels percent-encoded."""
+    """Return a model id for a header, percent-encoded if it is not plain ASCII."""
     plain = preset.isascii() and preset.isprintable()
     return (preset if plain else quote(preset, safe="/:")).encode("ascii")

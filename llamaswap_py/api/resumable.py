@@ -1,8 +1,8 @@
-"""Resumable streams: answers that go on without their client, and that it may read again.
+"""Resumable streams: answers that continue without their client, which can then read them again.
 
-llama.cpp's web UI sends a conversation's id with its requests. The answer to such a request goes on
-when its page is closed (`begin_conversation`, `outlast`), and the page asks for it by llama.cpp's
-routes (server-stream.cpp).
+llama.cpp's web UI sends the id of a conversation with its requests. The answer to such a request
+continues when the page is closed (`begin_conversation`, `outlast`). The page gets it again by
+llama.cpp's routes (server-stream.cpp).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STEP = 256 * KIB
 
 
 async def begin_conversation(call: Call, preset: str) -> ResumableStream | None:
-    """Return the conversation whose answer may outlive its client, None for any other request."""
+    """Return the conversation of a request whose answer may outlive its client, else None."""
     given = call.exchange.head.get(b"x-conversation-id")
     if not given or not call.supervisor.config.models[preset].resume:
         return None
@@ -46,7 +46,7 @@ async def begin_conversation(call: Call, preset: str) -> ResumableStream | None:
 
 
 def outlast(call: Call, conversation: ResumableStream, request: UpstreamRequest) -> None:
-    """Let a request go on whose client has left before it had a lease (a page is reloaded)."""
+    """Continue a request whose client disconnected before it had a lease (a page was reloaded)."""
     ticket = call.ticket
     if ticket is None or conversation.lease is not None or not ticket.waits:
         return
@@ -63,7 +63,7 @@ def outlast(call: Call, conversation: ResumableStream, request: UpstreamRequest)
 
 
 async def look_up(call: Call) -> None:
-    """POST /v1/streams/lookup {"conversation_ids"}: those that a child has, as it tells."""
+    """POST /v1/streams/lookup {"conversation_ids"}: those of them that a child still has."""
     text = await read_control(call)
     try:
         asked = decode(text)
@@ -77,7 +77,7 @@ async def look_up(call: Call) -> None:
 
 
 async def resume(call: Call) -> None:
-    """GET /v1/stream?conv_id=&from=: the answer from that byte on, and what follows."""
+    """GET /v1/stream?conv_id=&from=: the answer from that byte on, until it ends."""
     conversation = _find(call)
     if conversation is None:
         _not_found(call)
@@ -99,7 +99,7 @@ async def resume(call: Call) -> None:
 
 
 async def _send_whole(call: Call, whole: bytes) -> None:
-    """Send an answer that its child need not have any more."""
+    """Send a complete answer that lswap has, so no child is asked."""
     start = call.number("from", 0, most=len(whole))
     call.status = 200
     call.stamp()
@@ -110,10 +110,10 @@ async def _send_whole(call: Call, whole: bytes) -> None:
 
 
 async def _resumed(call: Call, conversation: ResumableStream) -> None:
-    """Relay what a child keeps of a conversation, under the lease of its answer if there is one."""
+    """Relay an answer that a child keeps, under the lease of that answer if it still has one."""
     conversations = call.supervisor.streams
     head, lease = call.exchange.head, conversation.lease
-    target = conversation.path  # of which a child knows more than the client
+    target = conversation.path  # with the id that the child knows
     if (start := call.query.get("from")) is not None:
         target += f"&from={quote(start, safe='')}"
     request = build_request(call, target, await call.exchange.read_body(0))
@@ -138,7 +138,7 @@ async def _resumed(call: Call, conversation: ResumableStream) -> None:
 
 
 async def stop(call: Call) -> None:
-    """DELETE /v1/stream?conv_id=: the generation ends, and nothing is kept of it."""
+    """DELETE /v1/stream?conv_id=: ends the generation, and deletes the answer."""
     conversation = _find(call)
     if conversation is not None:
         await call.supervisor.streams.stop(conversation)
@@ -147,7 +147,7 @@ async def stop(call: Call) -> None:
 
 
 def _find(call: Call) -> ResumableStream | None:
-    """Return the conversation that is named, if it is this client's, or an admin asks."""
+    """Return the conversation of the query, if it is this client's or an admin asks."""
     name = call.query.get("conv_id")
     if not name:
         raise ApiError("bad_request", "the conversation is missing", param="conv_id")

@@ -1,7 +1,7 @@
-"""What a change of the keys ends: requests of keys that were revoked, or may do less than before.
+"""Ends requests when the keys change: those of revoked keys, and those that are no longer allowed.
 
-The keys are read again while requests go on. If a key was revoked, its streams, WebSockets, readers
-of events, waiting requests, and answers without a client end.
+The key file is read again while requests run. If a key was revoked, all its requests end: streams,
+WebSockets, followed events, waiting requests, and answers that continue without a client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def take_keys(services: Services, keys: KeyRing | None) -> None:
-    """Use other keys from now on, and end what is open of keys that lost something."""
+    """Use other keys from now on, and end open requests that they no longer allow."""
     before = services.access.keys
     services.access.replace(keys)
     if before is None or keys is None:
@@ -35,7 +35,7 @@ def take_keys(services: Services, keys: KeyRing | None) -> None:
 
 
 def _leave_behind(services: Services, key: ApiKey, now: ApiKey | None) -> None:
-    """End what a key has without a request: loads that it began, answers that its clients left."""
+    """End work of a key that has no open request: its loads, and answers without a client."""
 
     def may_use(preset: str) -> bool:
         return now is not None and now.may_use(preset)
@@ -63,4 +63,4 @@ def _revoked(key: ApiKey) -> ApiError:
 
 
 def _narrowed(key: ApiKey) -> ApiError:
-    return ApiError("forbidden", f"the key {key.name!r} may not do this any more")
+    return ApiError("forbidden", f"the key {key.name!r} is no longer allowed to do this")

@@ -19,7 +19,7 @@ _JSON: Final = b"application/json"
 
 
 def match_route(exchange: Exchange, config: Config) -> RouteMatch:
-    """Return the route of the head of `exchange` under `config`, with what is known of both."""
+    """Return the route of the head of `exchange` under `config`, stored with the head."""
     head = exchange.head
     known = head.memo.value
     if isinstance(known, RouteMatch) and known.config is config:

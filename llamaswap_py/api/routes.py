@@ -1,4 +1,4 @@
-"""Every path, on one screen: (path, method) -> Route."""
+"""The table of all routes: (path, method) -> Route."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GENERATE: Final = replace(_COMPUTE, slot=True)
 _TALK: Final = replace(_GENERATE, talk=True)
 _ADMIN: Final = replace(_CHANGE, admin=True, replay=True)
 _FREE: Final = partial(Route, free=True)
-"""Of what an operator needs when there are too many requests: it shows them, or ends some."""
+"""For routes that show or end requests, which must work even if there are too many."""
 _UPSTREAM: Final = Route(inference.pass_through, as_it_is=True)
 
 
@@ -40,7 +40,7 @@ def _get(route: Route, *paths: str) -> dict[str, dict[str, Route]]:
 
 
 def every_route() -> Iterator[tuple[str, str, Route]]:
-    """Yield each method, path (with `{}` for what it captures) and route."""
+    """Yield the method, path and route of each; `{}` in a path stands for the captured part."""
     patterns = ((f"{start}{{}}{end}", methods) for start, end, methods in PATTERNS)
     for path, methods in (*ROUTES.items(), *patterns):
         for method, route in methods.items():
@@ -48,7 +48,7 @@ def every_route() -> Iterator[tuple[str, str, Route]]:
 
 
 ROUTES: Final[dict[str, dict[str, Route]]] = {
-    # OpenAI; the paths without /v1 are those that llama-server has (server.cpp, b11434).
+    # OpenAI; paths without /v1 are those of llama-server (server.cpp, b11434).
     **_post(_TALK, "/v1/chat/completions", "/chat/completions", "/v1/completions"),
     **_post(_TALK, "/v1/responses", "/responses"),
     **_post(_GENERATE, "/v1/embeddings"),
@@ -117,7 +117,8 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
     },
 }
 
-# (start, end, methods): what lies between is captured, slashes and all. First match wins.
+# (start, end, methods): the part between start and end is captured, with its slashes. The first
+# match wins.
 PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/upstream/", "", {ANY: _UPSTREAM}),
     ("/v1/models/", "", {"GET": Route(model_lists.show_model)}),
@@ -136,7 +137,7 @@ PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
 
 
 def look_up(path: str) -> tuple[dict[str, Route] | None, str]:
-    """Return the methods of `path` (None: no such path), and what a pattern captured."""
+    """Return the methods of `path` (None if it is unknown), and the captured part."""
     methods = ROUTES.get(path)
     if methods is not None:
         return methods, ""
@@ -148,13 +149,13 @@ def look_up(path: str) -> tuple[dict[str, Route] | None, str]:
 
 
 def route_of(method: str, path: str) -> Route | None:
-    """Return what a method and a path mean, None when nothing."""
+    """Return the route of a method and a path, None if there is none."""
     methods, _ = look_up(path)
     return None if methods is None else pick(methods, method)
 
 
 def template(path: str) -> str:
-    """Return the route of `path` with what it captures as `{id}`, "other" for no route."""
+    """Return the pattern of `path` with `{id}` for the captured part; "other" without a route."""
     if path in ROUTES:
         return path
     for start, end, _ in PATTERNS:
@@ -170,7 +171,7 @@ def pick(methods: dict[str, Route], method: str) -> Route | None:
 
 
 def allowed(methods: dict[str, Route] | None) -> list[str]:
-    """Return the methods that a path takes, for `Allow`; without one those of the whole server."""
+    """Return the methods of a path, for `Allow`; of the whole server if `methods` is None."""
     if methods is None:
         every = [one for there in ROUTES.values() for one in there]
         return list(dict.fromkeys(["OPTIONS", "HEAD", *every]))

@@ -1,4 +1,4 @@
-"""The request headers with which a client asks something of the scheduler. Pure."""
+"""Reads the request headers that set scheduling options: priority, waiting, substitutes. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOWEST: Final = -100
 
 
 def has_scheduling_headers(head: RequestHead) -> bool:
-    """Return whether any of the headers is there."""
+    """Return whether a head has any scheduling header."""
     return not head.first.keys().isdisjoint(_ALL)
 
 
@@ -37,11 +37,12 @@ def read_scheduling_headers(
     is_own: Callable[[str], bool] = lambda _: True,
     weight: int = 1,
 ) -> SchedulingOptions:
-    """Return what the headers ask for; raises ApiError `bad_request` naming the header.
+    """Return the options of the headers; raises ApiError `bad_request` that names the header.
 
-    `highest` is the key's priority: what its requests have, and the most they may ask for;
-    `allowed` are the key's models, `weight` is its own. Only a request that `is_own` is one
-    to be made under: under somebody else's it would pass a gate that is closed for all others.
+    `highest` is the key's priority: the default of its requests, and the most they may ask for.
+    `allowed` are the models of the key, `weight` is its weight. `is_own` tells whether a request id
+    is the client's own. Only then may it be a parent: a child request may pass a queue that is
+    closed to others, so a client could jump the queue with the id of another client's request.
     """
     if highest == 0 and weight == 1 and not has_scheduling_headers(head):
         return _SUBSTITUTABLE if substitutable else NOT_SUBSTITUTABLE

@@ -1,7 +1,7 @@
-"""The web UI of llama.cpp: files of a folder, or what the located llama-server embeds.
+"""The web UI of llama.cpp: files of a folder, or those embedded in the located llama-server.
 
-llama-server without a model serves its UI like one with a model (server-http.cpp). So for `auto`
-one is run for as long as a page is being opened; what it answers is kept.
+llama-server serves its UI even without a model (server-http.cpp). So for `auto` lswap runs one
+without a model while a page is being opened, and keeps its answers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from llamaswap_py.units import MIB
 
 _log: Final = logging.getLogger("lswap")
 _IDLE: Final = 20.0
-"""Seconds after the last file was asked for, before that llama-server is stopped."""
+"""Seconds after the last request for a file, after which that llama-server is stopped."""
 _PATIENCE: Final = 10.0
 _MOST_KEPT: Final = 64 * MIB
 _LARGEST: Final = 32 * MIB
 _MOST_MISSES: Final = 1000
-"""Names without a file that are remembered; a client may ask for any name."""
+"""How many names without a file are stored; a client may ask for any name."""
 INDEX: Final = "index.html"
 _TYPES: Final = {
     ".js": "application/javascript",
@@ -49,7 +49,7 @@ _ISOLATED: Final = (b"cross-origin-embedder-policy", b"cross-origin-opener-polic
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file of the UI, and the headers it is sent with."""
+    """One file of the UI, with the headers of its answer."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
@@ -60,10 +60,10 @@ class Asset:
 
 
 class WebUi:
-    """Finds the files of the UI that the configuration's `ui` means.
+    """Finds the files of the UI that the configuration's `ui` names.
 
-    `engine` is the located llama-server, None where there is none; `socket` is where one of our own
-    may listen. That one runs only within the context.
+    `engine` is the located llama-server, None if there is none. `socket` is the path at which an
+    instance for the UI may listen; that instance runs only within the context.
     """
 
     def __init__(self, engine: Path | None = None, socket: str | None = None) -> None:
@@ -103,7 +103,7 @@ class WebUi:
 
 
 def read_file(folder: Path, name: str) -> Asset | None:
-    """Read a file below `folder`; None for anything else, links out of it included. Blocks."""
+    """Read a file below `folder`; None if there is none, or if a link leads outside. Blocks."""
     if "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts:
         return None
     try:
@@ -130,9 +130,9 @@ def read_file(folder: Path, name: str) -> Asset | None:
 
 @dataclass(slots=True)
 class Embedded:
-    """The UI inside a llama-server binary, of which one process at a time runs.
+    """The UI inside a llama-server binary; at most one process of it runs at a time.
 
-    `pause` is how long one that failed is not tried again, in seconds.
+    After a failure it is not started again for `pause` seconds.
     """
 
     engine: Path
@@ -151,7 +151,7 @@ class Embedded:
     _idle: asyncio.TimerHandle | None = None
 
     async def find(self, name: str) -> Asset | None:
-        """Return one of its files, by its path without the first slash."""
+        """Return a file, by its path without the first slash."""
         if name in self._kept:
             return self._kept[name]
         async with self._lock:
@@ -172,7 +172,7 @@ class Embedded:
             return self._kept[name]
         try:
             asset = await self._fetch(name)
-        except (OSError, ValueError) as error:  # nobody knows yet whether there is such a file
+        except (OSError, ValueError) as error:  # it is not known whether there is such a file
             _log.debug("the web UI's %s: %s", name, error)
             return None
         if asset is None and name != INDEX:
@@ -198,7 +198,7 @@ class Embedded:
         return Asset(answer.body, headers)
 
     async def _serving(self) -> Endpoint:
-        """Return where it serves, starting it if need be; raises OSError. May be cancelled."""
+        """Return its endpoint, starting it if needed; raises OSError. May be cancelled."""
         if self._life is not None and self._stopping:
             await asyncio.wait({self._life})
         if self._life is None or self._ready is None:
@@ -220,7 +220,7 @@ class Embedded:
         return endpoint
 
     def _start(self) -> asyncio.Future[Endpoint | None]:
-        """Run llama-server without a model; the future says where it serves, None: nowhere."""
+        """Run llama-server without a model; the future gives its endpoint, None if it failed."""
         ready: asyncio.Future[Endpoint | None] = asyncio.get_running_loop().create_future()
 
         def said(event: ChildEvent) -> None:

@@ -52,7 +52,7 @@ def test_unknown_paths(path: str) -> None:
 async def test_a_base_url_with_v1_too_many_is_named(path: str) -> None:
     exchange = await ask("POST", path, b"{}")
     assert exchange.status == 404
-    assert "take a /v1 out of" in exchange.answer.decode()
+    assert "remove a /v1 from" in exchange.answer.decode()
 
 
 async def test_every_route_answers_json_and_never_an_internal_error() -> None:

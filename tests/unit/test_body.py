@@ -57,7 +57,7 @@ def test_json_is_read_whatever_content_type_says(kind: bytes) -> None:
         (b"hello", "bad_json", "byte 0"),
         (b'{"model":7}', "bad_request", "must be a string"),
         (b'{"model":["a"]}', "bad_request", "must be a string"),
-        (rb'{"a":"\ud800"}', "bad_json", r"an incomplete character, \ud800 without its other half"),
+        (rb'{"a":"\ud800"}', "bad_json", r"half a surrogate pair, \ud800 without its other half"),
         (rb'{"a":1,"b":"x\uDC00"}', "bad_json", "at byte 13 (line 1, column 14)"),
         (rb'{"a":"\ud800\u0041"}', "bad_json", "at byte 6 (line 1, column 7)"),
         (rb'{"model":"\ud800 and more"}', "bad_json", "at byte 10"),

@@ -1,4 +1,4 @@
-"""lswap's own routes: health, state, decisions, load, unload, pin, logs, and open requests."""
+"""lswap's own routes: health, state, decisions, load, unload, pin, logs, open requests, reload."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _PLAIN: Final = "text/plain"
 _MODEL: Final = Parameter("id", "path", TEXT, "A model or an alias of it; `/` written as `%2F`.")
 _WAIT: Final = Parameter("wait", "query", BOOLEAN, "false: answer at once.")
 _LINES: Final = (
-    Parameter("tail", "query", COUNT, "The last so many lines."),
-    Parameter("follow", "query", BOOLEAN, "Go on with live ones."),
+    Parameter("tail", "query", COUNT, "Only so many of the last lines."),
+    Parameter("follow", "query", BOOLEAN, "Continue with new lines as they come."),
 )
 _OWN: Final = "/lswap/"
-"""Operators' own requests are for lswap, also where they name a model: its log, a load."""
+"""Paths of requests to lswap itself, even if they name a model: its log, a load."""
 
 
 @described({200: Health})
 async def health(call: Call) -> None:
-    """GET /livez, /health, /v1/health: The process answers."""
+    """GET /livez, /health, /v1/health: Whether lswap runs."""
     call.respond(200, Health("ok"))
 
 
 @described({200: Health}, errors=(503,))
 async def readyz(call: Call) -> None:
-    """GET /readyz: Whether new requests are taken."""
+    """GET /readyz: Whether lswap accepts new requests."""
     if call.supervisor.snapshot().state != "serving":
         raise draining()
     call.respond(200, Health("ok"))
@@ -61,18 +61,18 @@ async def readyz(call: Call) -> None:
 
 @described({200: Snapshot})
 async def state(call: Call) -> None:
-    """GET /lswap/v1/state: Everything at one moment."""
+    """GET /lswap/v1/state: The present state of models, devices and queues."""
     call.respond(200, call.snapshot())
 
 
 @described(
     {200: Decisions},
-    Parameter("model", "query", TEXT, "Of this model only."),
-    Parameter("limit", "query", COUNT, "So many at most; 100 if left."),
+    Parameter("model", "query", TEXT, "Only decisions about this model."),
+    Parameter("limit", "query", COUNT, "The most decisions to return; the default is 100."),
     errors=(404,),
 )
 async def decisions(call: Call) -> None:
-    """GET /lswap/v1/decisions: What was decided and why, the newest last."""
+    """GET /lswap/v1/decisions: The scheduler's decisions with their reasons, the newest last."""
     name = call.query.get("model")
     preset = call.find_preset(name) if name else None
     limit = call.number("limit", 100, most=_MOST_DECISIONS)
@@ -89,7 +89,7 @@ async def decisions(call: Call) -> None:
 async def list_requests(call: Call) -> None:
     """GET /lswap/v1/requests: The open requests.
 
-    Those for models, the oldest first, and the tokens of each model.
+    It lists requests for models, the oldest first, and the tokens of each model.
     """
     now = time.monotonic()
     found = [
@@ -121,7 +121,7 @@ async def list_requests(call: Call) -> None:
 
 
 def _detached(call: Call, now: float) -> list[RequestView]:
-    """Return the answers that go on without their clients."""
+    """Return the answers that continue without their clients."""
     return [
         RequestView(
             id=one.request_id,
@@ -170,7 +170,8 @@ async def load(call: Call) -> None:
     waits = call.flag("wait") is not False
     if args is not None:
         if not waits:
-            raise ApiError("bad_request", "loading with args waits for the load", param="wait")
+            message = "?wait=false does not go together with args"
+            raise ApiError("bad_request", message, param="wait", remedy="leave one of them out")
         await call.supervisor.overrides.load(preset, args)
     elif not waits:
         call.supervisor.request_load(preset)
@@ -182,7 +183,7 @@ async def load(call: Call) -> None:
 
 
 async def _read_args(call: Call) -> dict[str, Argument] | None:
-    """Return the options of a load, None where it gives none."""
+    """Return the options in the body of a load, None if it has none."""
     text = (await read_control(call)).strip()
     if not text:
         return None
@@ -195,8 +196,8 @@ async def _read_args(call: Call) -> dict[str, Argument] | None:
     if not call.supervisor.config.allow_args:
         raise ApiError(
             "forbidden",
-            "models are loaded with the arguments of the file only",
-            remedy="the line `allow_args: true` in the file allows others",
+            "this server loads models only with the arguments of its file",
+            remedy="the line `allow_args: true` in the file allows other arguments",
         )
     return read_args(asked.args)
 
@@ -212,7 +213,7 @@ async def unload(call: Call) -> None:
     preset = call.find_preset(unquote(call.captured))
     began = time.monotonic()
     force, waits = call.flag("force") or False, call.flag("wait") is not False
-    if force:  # which ends the requests of others
+    if force:  # this ends requests of other clients
         call.services.access.check(call.exchange.head, admin=True)
     found = call.supervisor.unload(preset, force=force)
     if found and not waits:
@@ -221,7 +222,7 @@ async def unload(call: Call) -> None:
     await call.supervisor.unloaded(preset)
     seconds = time.monotonic() - began
     state = "unloaded"
-    if not found:  # nothing was there, or a load goes on because somebody waits for it
+    if not found:  # it was not loaded, or its load continues because a request waits for it
         models = call.supervisor.snapshot().models
         state = next(one.state for one in models if one.id == preset)
     call.respond(200, UnloadAnswer(preset, state, found, seconds))
@@ -229,13 +230,13 @@ async def unload(call: Call) -> None:
 
 @described({200: PinAnswer}, _MODEL)
 async def pin(call: Call) -> None:
-    """POST /lswap/v1/models/{id}/pin: Never evict it for another."""
+    """POST /lswap/v1/models/{id}/pin: Never unload this model for another one."""
     _set_pin(call, pinned=True)
 
 
 @described({200: PinAnswer}, _MODEL)
 async def unpin(call: Call) -> None:
-    """POST /lswap/v1/models/{id}/unpin: Evict it again where its memory is needed."""
+    """POST /lswap/v1/models/{id}/unpin: Allow to unload this model for another one."""
     _set_pin(call, pinned=False)
 
 
@@ -247,13 +248,13 @@ def _set_pin(call: Call, *, pinned: bool) -> None:
 
 @described({200: _PLAIN}, _MODEL, *_LINES)
 async def logs(call: Call) -> None:
-    """GET /lswap/v1/logs/{id}: What its llama-server wrote."""
+    """GET /lswap/v1/logs/{id}: The output of the model's process."""
     await _answer_log(call, call.supervisor.logs(call.find_preset(unquote(call.captured))))
 
 
 @described({200: _PLAIN}, *_LINES)
 async def own_log(call: Call) -> None:
-    """GET /lswap/v1/logs: What lswap itself wrote."""
+    """GET /lswap/v1/logs: The last lines of lswap's own log."""
     await _answer_log(call, call.services.own_log)
 
 
@@ -279,10 +280,11 @@ async def _write_lines(call: Call, log: ChildLog, after: int | None) -> None:
 
 @described({200: ReloadReport}, errors=(400, 501))
 async def reload(call: Call) -> None:
-    """POST /lswap/v1/reload: Read the file again; a wrong one changes nothing."""
+    """POST /lswap/v1/reload: Read the file again; if it has a mistake, nothing changes."""
     reloader = call.services.reloader
     if reloader is None:
-        raise ApiError("not_implemented", "this lswap was not started from a file")
+        message = "this lswap was not started from a file"
+        raise ApiError("not_implemented", message, remedy="start it with a configuration file")
     try:
         report = await reloader.reload()
     except LswapError as error:

@@ -1,4 +1,4 @@
-"""Server-sent events: lswap's own feed, and that of llama.cpp's router made from it."""
+"""Server-sent events: lswap's own stream, and one in the form of llama.cpp's router."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.event_log import EventRecord
 
 HEARTBEAT: Final = 10.0
-"""Seconds of silence after which a comment line shows that the connection lives."""
+"""Seconds of silence after which a comment line is sent, to show that the connection works."""
 _OF_ROUTER: Final = frozenset({"downloading", "loading", "ready", "sleeping", "unloaded", "failed"})
-"""States that llama.cpp's router has a word for."""
+"""States that llama.cpp's router also has."""
 
 
 @described(
     {200: "text/event-stream"},
-    Parameter("after", "query", COUNT, "Replay what came after this."),
-    Parameter("Last-Event-ID", "header", COUNT, "The same."),
-    Parameter("follow", "query", BOOLEAN, "Go on with live ones, which is the default."),
+    Parameter("after", "query", COUNT, "Replay the events after this id."),
+    Parameter("Last-Event-ID", "header", COUNT, "The same as `after`."),
+    Parameter("follow", "query", BOOLEAN, "Continue with new events, which is the default."),
 )
 async def events(call: Call) -> None:
-    """GET /lswap/v1/events: What happens, as it happens: decision, state, progress, request,
-    reload.
+    """GET /lswap/v1/events: A stream of events: decision, state, progress, request, reload.
 
-    It replays what comes after `Last-Event-ID` (or `?after=`), then goes on. `?follow=false` ends
-    after the replay, of everything that is kept if nothing says after what.
+    It replays the events after `Last-Event-ID` (or `?after=`), then continues with new ones. With
+    `?follow=false` it ends after the replay, which then has all stored events if no id is given.
     """
     after = _after(call)
     feed = call.supervisor.event_log
@@ -70,7 +69,7 @@ async def router_events(call: Call) -> None:
         said = _router_event(call, record)
         if said is None:
             return b""
-        # Its other names have entries of their own in the list, which have to follow.
+        # Each other name has its own entry in the list, which must be updated too.
         names = [said["model"]]
         if said["event"] != "models_reload":
             names = names_of_model(call, said["model"])
@@ -112,7 +111,7 @@ def _router_event(call: Call, record: EventRecord) -> dict[str, Any] | None:
         said["exit_code"] = 1 if data["state"] == "failed" else 0
     if status == "loaded" and (info := _loaded_info(call, model)):
         said["info"] = info
-    # The first of a load is another event there: it comes from the spawn.
+    # In the router, the begin of a load is a different event.
     event = "model_status" if data["state"] == "loading" else "status_change"
     return {"model": model, "event": event, "data": said}
 

@@ -1,7 +1,7 @@
-"""lswap's own API as an OpenAPI 3.1 document, made from the routes and the types of their handlers.
+"""Makes an OpenAPI 3.1 document of lswap's own API, from the routes and their handlers.
 
-A handler says with `@described` what it takes and answers. Its method, its path and the key that it
-takes come from its route, its summary from its docstring.
+The decorator `@described` gives the types of a handler's requests and answers. The method, the path
+and the key come from its route, the summary from its docstring.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = Callable[["Call"], Awaitable[None]]
 Routes: TypeAlias = Callable[[], Iterable[tuple[str, str, "Route"]]]
-"""Yields the method, the path (with `{}` for what it captures) and the route of each."""
+"""Yields the method, path and route of each; `{}` in a path stands for the captured part."""
 TEXT: Final = {"type": "string"}
 BOOLEAN: Final = {"type": "boolean"}
 COUNT: Final = {"type": "integer", "minimum": 0}
@@ -41,9 +41,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a handler takes, and what it answers by status: a type, or a media type.
+    """The parameters and the body of a handler, and its answers by status: a type or a media type.
 
-    `errors` are the statuses besides those that every such route has.
+    `errors` are the statuses that not every route of this kind has.
     """
 
     answers: Mapping[int, Any]
@@ -63,7 +63,7 @@ def described(
     body_is_required: bool = False,
     errors: tuple[int, ...] = (),
 ) -> Callable[[Handler], Handler]:
-    """Put a handler into the document."""
+    """Return a decorator that puts a handler into the document."""
 
     def keep(handler: Handler) -> Handler:
         _OPERATIONS[handler] = Operation(answers, body, body_is_required, parameters, errors)
@@ -73,7 +73,7 @@ def described(
 
 
 async def serve(routes: Routes, call: Call) -> None:
-    """GET /openapi.json: this API, for tools."""
+    """GET /openapi.json: the description of this API, for tools."""
     call.status = 200
     call.exchange.respond(200, document(routes), "application/json")
 
@@ -101,14 +101,14 @@ _HEAD: Final = {
     "info": {
         "title": "lswap",
         "version": __version__,
-        "description": "lswap's own routes. Those of OpenAI, Anthropic, Ollama and llama.cpp "
-        "are described by whom they come from.",
+        "description": "lswap's own routes. For those of OpenAI, Anthropic, Ollama and llama.cpp "
+        "see their own documentation.",
     },
 }
 
 
 def _components(schemas: dict[str, Any]) -> dict[str, Any]:
-    key = "An API key that has the right which is named, or an admin key."
+    key = "An admin key, or an API key with the named right."
     bearer = {"type": "http", "scheme": "bearer"}
     return {
         "schemas": schemas,
@@ -149,7 +149,7 @@ def _operation(method: str, path: str, route: Route, one: Operation) -> dict[str
 
 
 def _summary(handler: Handler) -> str:
-    """Return what the first sentence of a docstring says after the method and the path."""
+    """Return the first sentence of a docstring, without the method and the path before it."""
     first = (handler.__doc__ or "").partition("\n\n")[0]
     return " ".join(first.partition(": ")[2].split())
 
@@ -168,7 +168,7 @@ def _errors(route: Route, one: Operation) -> set[int]:
 
 def _answer(kind: Any) -> dict[str, Any]:
     if isinstance(kind, str):
-        return {"description": "A stream of it.", "content": {kind: {"schema": TEXT}}}
+        return {"description": "A stream.", "content": {kind: {"schema": TEXT}}}
     text = (kind.__doc__ or "").strip().split("\n", 1)[0]
     return {"description": text, "content": {"application/json": {"schema": _schema(kind)}}}
 
@@ -176,7 +176,7 @@ def _answer(kind: Any) -> dict[str, Any]:
 def _failure(status: int) -> dict[str, Any]:
     codes = ", ".join(code for code, (its, _) in API_CODES.items() if its == status)
     content = {"application/json": {"schema": _schema(ErrorAnswer)}}
-    return {"description": f"One of the codes {codes}.", "content": content}
+    return {"description": f"An error with one of the codes {codes}.", "content": content}
 
 
 def _schema(kind: type) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Reservations over HTTP: alive as long as the connection, or as heartbeats come."""
+"""Routes for reservations; one lasts as long as its connection, or while heartbeats come."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
 
 HEARTBEAT: Final = 30.0
-_NAME: Final = Parameter("name", "path", TEXT, "Its name.")
+_NAME: Final = Parameter("name", "path", TEXT, "The name of the reservation.")
 _T = TypeVar("_T", bound=msgspec.Struct)
 _SIGN: Final = 10.0
-"""Seconds between two lines of a held connection, so that a dead one is noticed."""
+"""Seconds between two lines on an open connection, by which a dead connection is noticed."""
 
 
 @described({200: Reservations})
 async def list_reservations(call: Call) -> None:
-    """GET /lswap/v1/reservations: Memory held for other programs."""
+    """GET /lswap/v1/reservations: The memory that is held for other programs."""
     call.respond(200, Reservations(call.supervisor.reservations.views()))
 
 
@@ -43,9 +43,9 @@ async def list_reservations(call: Call) -> None:
     errors=(409, 413, 503),
 )
 async def reserve(call: Call) -> None:
-    """POST /lswap/v1/reservations: Make room for another program; answers when the memory is held.
+    """POST /lswap/v1/reservations: Hold memory for another program; answers when it is free.
 
-    Models are evicted and drained for it.
+    Models are drained and unloaded for it.
     """
     asked = await _read(call, ReservationRequest)
     footprint = _footprint(call, asked.memory)
@@ -67,7 +67,7 @@ async def reserve(call: Call) -> None:
 
 @described({200: ReservationAnswer}, _NAME, body=HeartbeatRequest, errors=(413,))
 async def heartbeat(call: Call) -> None:
-    """POST /lswap/v1/reservations/{name}/heartbeat: It is still needed; due every 30 s."""
+    """POST /lswap/v1/reservations/{name}/heartbeat: Keep a reservation for another 30 s."""
     asked = await _read(call, HeartbeatRequest)
     reservation = call.supervisor.reservations.find(unquote(call.captured))
     if asked.pid is not None:
@@ -79,19 +79,19 @@ async def heartbeat(call: Call) -> None:
 
 @described({200: ReservationAnswer}, _NAME)
 async def release(call: Call) -> None:
-    """DELETE /lswap/v1/reservations/{name}: Give the memory back."""
+    """DELETE /lswap/v1/reservations/{name}: Release the memory of a reservation."""
     reservation = call.supervisor.reservations.find(unquote(call.captured))
     call.supervisor.reservations.release(reservation)
     call.respond(200, ReservationAnswer(reservation.name, "released"))
 
 
 async def _hold_open(call: Call, asked: ReservationRequest, footprint: dict[str, int]) -> None:
-    """Answer in lines of JSON: waiting, held, and a sign of life now and then."""
+    """Answer in lines of JSON: `waiting`, `held`, and then a line at intervals."""
     exchange, held = call.exchange, call.supervisor.reservations
     reservation = held.ask(footprint, name=asked.name, pid=asked.pid)
     try:
         if reservation.settled.done():
-            await reservation.settled  # refused at once: an ordinary error
+            await reservation.settled  # if it is refused at once, the answer is a normal error
         call.status = 200
         await exchange.start(200, "application/x-ndjson")
         first = {"name": reservation.name, "state": "waiting", "memory": footprint}
@@ -110,7 +110,7 @@ async def _hold_open(call: Call, asked: ReservationRequest, footprint: dict[str,
 
 
 async def _say_held(call: Call, ended: asyncio.Event) -> None:
-    """Write a line now and then, until it is released by hand or lswap stops."""
+    """Write a line at intervals, until the reservation is released or lswap stops."""
     closing = call.services.closing
     async with asyncio.TaskGroup() as group:
         ends = {group.create_task(ended.wait()), group.create_task(closing.wait())}
@@ -128,7 +128,7 @@ def _footprint(call: Call, memory: dict[str, int | str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for device, size in memory.items():
         if device not in known:
-            message = f"there is no device {device!r} here"
+            message = f"this machine has no device {device!r}"
             raise ApiError(
                 "bad_request", message, param="memory", remedy=f"known: {', '.join(known)}"
             )

@@ -1,4 +1,4 @@
-"""What lswap's own routes take and answer, besides the views of snapshot.py."""
+"""Types of the requests and answers of lswap's own routes; snapshot.py has the others."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from llamaswap_py.snapshot import DecisionView, ReservationView
 
 
 class Health(msgspec.Struct, frozen=True):
-    """It lives, or takes requests."""
+    """lswap runs, or accepts requests."""
 
     status: str
 
 
 class Decisions(msgspec.Struct, frozen=True):
-    """What was decided, the newest last."""
+    """Decisions, the newest last."""
 
     decisions: tuple[DecisionView, ...]
 
 
 class RequestView(msgspec.Struct, frozen=True):
-    """One open request; `age` in seconds, `bytes` what its client got.
+    """One open request; `age` is in seconds, `bytes` have been sent to its client.
 
-    `state` is `running`, `waiting`, or `detached`: its client has left and may come back.
-    `tokens` are those its stream brought so far, about: llama-server writes an event for each.
+    `state` is `running`, `waiting`, or `detached`: its client disconnected and may come back.
+    `tokens` is about the number of tokens in its stream so far, one for each event.
     """
 
     id: str
@@ -42,7 +42,7 @@ class RequestView(msgspec.Struct, frozen=True):
 
 
 class TokensView(msgspec.Struct, frozen=True):
-    """The tokens of a model's finished answers since the start, as the answers told."""
+    """The tokens of a model's finished answers since the start, as reported by the answers."""
 
     prompt: int
     answer: int
@@ -56,7 +56,7 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class LoadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`ready` after so many seconds, or `loading` for who did not wait."""
+    """`ready`, with the seconds of the load, or `loading` with `wait=false`."""
 
     model: str
     state: str
@@ -64,7 +64,7 @@ class LoadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UnloadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`unloaded` says whether an instance was told to go; `state` is what the model is now."""
+    """`unloaded`: whether an instance is being unloaded; `state`: the model's present state."""
 
     model: str
     state: str
@@ -73,27 +73,27 @@ class UnloadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PinAnswer(msgspec.Struct, frozen=True):
-    """Whether it is pinned now."""
+    """Whether the model is pinned now."""
 
     model: str
     pinned: bool
 
 
 class CancelAnswer(msgspec.Struct, frozen=True):
-    """The request ends."""
+    """The request is being ended."""
 
     id: str
     state: str
 
 
 class Reservations(msgspec.Struct, frozen=True):
-    """Memory that is held, or waited for, in the name of other programs."""
+    """Memory that other programs hold or wait for."""
 
     reservations: tuple[ReservationView, ...]
 
 
 class ReservationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`state` is `held` or `released`; `memory` in bytes per device."""
+    """`state` is `held` or `released`; `memory` is in bytes per device."""
 
     name: str
     state: str
@@ -102,16 +102,17 @@ class ReservationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """`args` are options of llama-server over those of the file, until the model is unloaded."""
+    """`args` are options of llama-server that override the file's until the model is unloaded."""
 
     args: dict[str, bool | int | float | str | list[bool | int | float | str]] | None = None
 
 
 class ReservationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What a program asks for: bytes per device, as a number or with a unit (`14GiB`).
+    """The memory that a program needs: bytes per device, as a number or with a unit (`14GiB`).
 
-    `pid` is its process: what its tree takes counts against the reservation. `stream`: hold it as
-    long as this connection is open, and say so in lines of JSON; else heartbeats keep it (30 s).
+    `pid` is the program's process; the memory of its process tree counts against the reservation.
+    `stream`: the reservation lasts as long as this connection, which gets lines of JSON; without it
+    a heartbeat is needed every 30 s.
     """
 
     memory: Annotated[dict[str, int | str], msgspec.Meta(min_length=1)]
@@ -121,13 +122,13 @@ class ReservationRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HeartbeatRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A sign of life; `pid` may be told late."""
+    """Keeps a reservation; `pid` may be given here if it was not known before."""
 
     pid: int | None = None
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
-    """What went wrong. `code` is one of the table in docs/api.md; some have more members."""
+    """An error. `code` is one of those in docs/api.md; some errors have more members."""
 
     message: str
     type: str
@@ -136,6 +137,6 @@ class ErrorObject(msgspec.Struct, frozen=True):
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
-    """Every failure."""
+    """The answer of every failed request."""
 
     error: ErrorObject

@@ -1,1 +1,1 @@
-"""Ollama's API: its requests and answers, turned into llama-server's and back."""
+"""Ollama's API: requests are translated for llama-server, and its answers back."""

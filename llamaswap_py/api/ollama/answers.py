@@ -1,4 +1,4 @@
-"""llama-server's answers -> Ollama's: lines of JSON while they come, or one object. Pure."""
+"""llama-server's answers -> Ollama's: a stream of JSON lines, or one object. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import msgspec
 from llamaswap_py.api.ollama.context import LONGEST, Said, write_context
 
 _NS: Final = 1_000_000
-"""Nanoseconds of a millisecond: llama-server counts the one, Ollama the other."""
+"""Nanoseconds in a millisecond: Ollama reports nanoseconds, llama-server milliseconds."""
 _REASONS: Final = {"length": "length", "limit": "length"}
 _MOST_LINE: Final = 16 << 20
-"""Bytes of one event; more is not an answer of a model."""
+"""The most bytes of one event; a longer one cannot be a model's answer."""
 _MOST_VALUES: Final = 250_000
-"""In one event: decoding makes an object of each, and others wait meanwhile."""
+"""The most values in one event: decoding makes an object of each, while other requests wait."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """What an answer says of time: `now` an RFC 3339 stamp, `elapsed` nanoseconds so far."""
+    """The times in an answer: `now` is an RFC 3339 stamp, `elapsed` the nanoseconds so far."""
 
     now: Callable[[], str]
     elapsed: Callable[[], int]
@@ -32,7 +32,7 @@ class Clock:
 
 @dataclass(slots=True)
 class OllamaAnswer:
-    """Builds Ollama's objects from what llama-server said.
+    """Builds Ollama's objects from llama-server's answer.
 
     `shape` (`chat`, `generate` or `native`), `top_logprobs` and `talk` are as in `Translated`;
     `model` is the name that was asked for.
@@ -43,7 +43,7 @@ class OllamaAnswer:
     clock: Clock
     top_logprobs: int = 0
     talk: Sequence[Said] | None = None
-    """What was said before, where the answer ends with a `context`."""
+    """The conversation so far, if the answer ends with a `context`."""
     said: list[str] = field(default_factory=list)
     reason: str = "stop"
     failed: bool = False
@@ -51,7 +51,7 @@ class OllamaAnswer:
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def parts(self, event: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the objects that one event of a stream (or a whole answer) comes to."""
+        """Return the objects for one event of a stream, or for a whole answer."""
         if isinstance(event.get("error"), dict | str):
             self.failed = True
             return [{"error": error_text(event["error"])}]
@@ -76,14 +76,14 @@ class OllamaAnswer:
         return found
 
     def part(self, text: str, thinking: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the object of a piece of text."""
+        """Return the object for a piece of text."""
         if self.talk is not None:
             self.said.append(text)
         more = {"logprobs": logprobs} if logprobs else {}
         return {**self._head(), **self._said(text, thinking), **more, "done": False}
 
     def last(self) -> list[dict[str, Any]]:
-        """Return what ends a stream: calls of tools, and the object with the figures."""
+        """Return the last objects of a stream: tool calls, and the object with the figures."""
         if self.failed:
             return []
         found = []
@@ -93,7 +93,7 @@ class OllamaAnswer:
         return [*found, {**self._head(), **self._said("", ""), **self.figures()}]
 
     def whole(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return the one object of an answer that was not streamed."""
+        """Return the object for an answer that was not streamed."""
         parts = self.parts(event)
         if self.failed:
             return parts[0]
@@ -128,7 +128,7 @@ class OllamaAnswer:
         }
 
     def tool_calls(self) -> list[dict[str, Any]]:
-        """Return the calls of tools; arguments are objects here, where they can be read."""
+        """Return the tool calls; their arguments are objects, if they can be decoded."""
         found = []
         for index, call in enumerate(self.calls.values()):
             try:
@@ -161,7 +161,10 @@ class OllamaAnswer:
             known["arguments"] += function.get("arguments") or ""
 
     def _logprobs(self, tokens: Any) -> list[dict[str, Any]]:
-        """Return log probabilities of tokens; llama-server gives at least one other to each."""
+        """Return the log probabilities of tokens, with as many alternatives as were asked for.
+
+        llama-server returns at least one alternative for each token.
+        """
         found = []
         for token in tokens or ():
             one = _logprob(token)
@@ -172,7 +175,7 @@ class OllamaAnswer:
 
     def _count(self, event: dict[str, Any]) -> None:
         usage, timings = event.get("usage") or {}, event.get("timings") or {}
-        # Prompt tokens that were still in the cache were not evaluated, but are part of it.
+        # Tokens from the cache were not evaluated, but they belong to the prompt.
         counts = {
             "prompt_eval_count": usage.get("prompt_tokens", timings.get("prompt_n")),
             "eval_count": usage.get("completion_tokens", timings.get("predicted_n")),
@@ -183,17 +186,17 @@ class OllamaAnswer:
 
 
 class LineStream:
-    """Turns a child's event stream into Ollama's lines, wherever its pieces are cut."""
+    """Turns a child's event stream into Ollama's lines; pieces may end anywhere."""
 
     content_type: Final = b"application/x-ndjson"
 
     def __init__(self, answer: OllamaAnswer) -> None:
         self._answer = answer
         self._rest = bytearray()
-        """A line that has begun: each byte is looked at once, however many pieces it comes in."""
+        """The begin of an incomplete line; each byte is searched only once."""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the lines that are complete with this piece; raises ValueError for a long one."""
+        """Return the lines that this piece completes; raises ValueError for one too long."""
         *lines, rest = piece.split(b"\n")
         if lines:
             lines[0] = bytes(self._rest + lines[0])
@@ -224,12 +227,12 @@ class LineStream:
         try:
             parts = self._answer.parts(event) if isinstance(event, dict) else []
         except (AttributeError, TypeError, ValueError, OverflowError):
-            return b""  # an event of another shape than llama-server's says nothing to us
+            return b""  # an event in an unknown form is ignored
         return b"".join(map(as_line, parts))
 
 
 def embed_answer(answer: dict[str, Any], clock: Clock, model: str, size: int | None) -> Any:
-    """Return /api/embed's answer; `size` cuts the vectors, which are made unit length again."""
+    """Return the answer of /api/embed; vectors are cut to `size`, and scaled to unit length."""
     rows = sorted(answer.get("data") or (), key=lambda one: one.get("index", 0))
     vectors = [_cut(one.get("embedding") or [], size) for one in rows]
     usage = answer.get("usage") or {}

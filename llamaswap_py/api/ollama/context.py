@@ -1,8 +1,8 @@
-"""The `context` of /api/generate: a conversation as whole numbers, as Ollama's clients keep it.
+"""The `context` of /api/generate: a conversation encoded as whole numbers. Pure.
 
-Ollama calls it an encoding of the conversation, to be sent back with the next request. In Ollama it
-is a list of tokens. Here it is the messages, compressed: a template, thinking and images go on
-working, and the server keeps no conversation. Pure.
+A client gets it with an answer, and sends it back with the next request. In Ollama it is a list of
+tokens. Here it has the compressed messages. So templates, thinking and images still work, and the
+server need not store conversations.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.units import KIB, MIB
 
 _MARK: Final = 0x6C737701
-"""The first number: larger than any token, so that tokens of another server are told apart."""
+"""The first number; it is larger than any token, so tokens of another server are recognized."""
 _STEP: Final = 3
-"""Bytes in a number."""
+"""The number of bytes in each number."""
 _LONG: Final = 64 * KIB
-"""Bytes from which packing well takes too long for one turn of the event loop."""
+"""Above so many bytes good compression takes too long for one turn of the event loop."""
 LONGEST: Final = 2 * MIB
-"""Characters of a conversation of which a `context` is made."""
+"""The most characters of a conversation that can become a `context`."""
 _MOST: Final = 8 * MIB
-"""Bytes of a conversation that is unpacked."""
+"""The most bytes of an uncompressed conversation."""
 _MOST_LISTS: Final = 200_000
-"""Opening brackets in it: those of its messages, and those in their texts."""
+"""The most opening brackets in it, counting those in its texts."""
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True):
@@ -57,8 +57,8 @@ def read_context(numbers: Any) -> list[Said]:
     except (ValueError, TypeError, OverflowError, zlib.error):
         raise ApiError(
             "bad_request",
-            "this `context` was not made by lswap: tokens of another server cannot be read",
-            remedy="leave it out, or send the conversation to /api/chat",
+            "this `context` was not made by lswap, which cannot read tokens of another server",
+            remedy="leave `context` out, or send the conversation to /api/chat",
             param="context",
         ) from None
 

@@ -1,4 +1,4 @@
-"""Ollama's /api/embed and /api/embeddings: inputs that are too long are cut, as it does."""
+"""Ollama's /api/embed and /api/embeddings; inputs that are too long are cut, as in Ollama."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
 
 _SPECIAL: Final = 16
-"""Tokens that may come to those of the text: its begin, its end, a blank in front."""
+"""The most tokens that are added to those of a text: begin, end, and a blank before it."""
 _USUAL: Final = 2
-"""Characters in a token: more than twice as many are usual in most languages."""
+"""Characters per token in a cautious guess: most languages have more than twice as many."""
 _STEP: Final = 10_000
-"""Texts that are looked at before others have their turn."""
+"""The number of texts that are processed in one turn of the event loop."""
 _TOO_LONG: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
-_HINT: Final = "write args: {embeddings: true} for this model, which then does nothing else"
+_HINT: Final = "write args: {embeddings: true} for this model, which then only makes embeddings"
 
 
 async def embed(call: Call) -> None:
@@ -80,7 +80,7 @@ async def _embed(
     limit = await _most_tokens(call, preset)
     inputs = await _fitted(call, preset, texts, limit, cuts=cuts, guess=cuts)
     status, said = await _vectors(call, preset, ask, inputs)
-    if cuts and status in _TOO_LONG:  # a guess was wrong, or fit has shrunk the context
+    if cuts and status in _TOO_LONG:  # the guess was wrong, or `fit` has shortened the context
         real = await _context_of_child(call, preset)
         limit = limit if not real or 0 < limit <= real else real - 1
         shorter = await _fitted(call, preset, texts, limit, cuts=True, guess=False)
@@ -112,7 +112,7 @@ async def _answer(call: Call, preset: str, request: UpstreamRequest) -> tuple[in
 
     load_ms = call.load_ms
     await inference.translated(call, preset, request, translate=None, answer=answer)
-    call.load_ms = max(load_ms, call.load_ms)  # the first of several requests has waited for it
+    call.load_ms = max(load_ms, call.load_ms)  # the first of several requests waited for the load
     call.stamp()
     return found[-1] if found else (HTTPStatus.BAD_GATEWAY, {})
 
@@ -121,7 +121,7 @@ async def _answer(call: Call, preset: str, request: UpstreamRequest) -> tuple[in
 
 
 async def _most_tokens(call: Call, preset: str) -> int:
-    """Return the tokens that a child of a preset takes of one input, 0 if that is not known."""
+    """Return the most tokens that a child of a preset takes as one input, 0 if unknown."""
     facts = await call.supervisor.facts.of(preset)
     trained = read_trained(facts.family, facts.metadata)
     ways = call.supervisor.prepared[preset].ways.values()
@@ -131,10 +131,10 @@ async def _most_tokens(call: Call, preset: str) -> int:
 async def _fitted(
     call: Call, preset: str, texts: list[str], limit: int, *, cuts: bool, guess: bool
 ) -> list[str | list[int]]:
-    """Return the inputs, those that are too long as the tokens that are left of them.
+    """Return the inputs; one that is too long is replaced by a list of its first tokens.
 
-    Without `cuts` such an input is an ApiError `bad_request`. With `guess` a text of so many
-    characters as usually fit is not looked at: that takes a question to the child.
+    Without `cuts` such an input raises ApiError `bad_request`. To count tokens, the child is asked.
+    With `guess` it is not asked about a text that is short enough to fit in most languages.
     """
     inputs: list[str | list[int]] = [*texts]
     end: list[int] | None = None
@@ -162,12 +162,12 @@ async def _fitted(
 
 
 def _at_most(text: str) -> int:
-    """Return a number that the tokens of a text do not exceed; a blank may be three of them."""
+    """Return an upper bound of a text's tokens; one blank may be three of them."""
     return len(text.encode("utf-8", "replace")) + 2 * text.count(" ") + _SPECIAL
 
 
 def closing(tokens: list[int], none: list[int]) -> list[int]:
-    """Return the tokens that end every input; `none` are those of an empty one: begin and end."""
+    """Return the tokens that end every input; `none` are those of an empty input."""
     begin = 1 if none and tokens[:1] == none[:1] else 0
     end = none[begin:]
     return end if end and tokens[-len(end) :] == end else []
@@ -182,12 +182,12 @@ async def _tokens(call: Call, preset: str, text: str) -> list[int]:
     tokens = said.get("tokens")
     if status != HTTPStatus.OK or not isinstance(tokens, list):
         reason = error_text(said.get("error", f"status {status}"))
-        raise ApiError("upstream_failed", f"{preset} could not tell the input's tokens: {reason}")
+        raise ApiError("upstream_failed", f"{preset} could not count the input's tokens: {reason}")
     return tokens
 
 
 async def _context_of_child(call: Call, preset: str) -> int:
-    """Return the context that the running child gives a request, 0 where it does not say."""
+    """Return the context of one request in the running child, 0 if the child does not report it."""
     call.route = replace(call.route, slot=False, retry=True)
     _, said = await _answer(call, preset, UpstreamRequest("GET", "/props", [], Body.of(b"")))
     return context_in(said) or 0

@@ -1,4 +1,4 @@
-"""Ollama's /api/chat and /api/generate: translated for a child, and its answers back."""
+"""Ollama's /api/chat and /api/generate: translates requests for a child, and its answers back."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ async def _generate(
         await _render_only(call, preset, translated, name_of(ask), skim)
         return
     if skim is not None and any(skim.mark.decode() in one.content for one in translated.talk or ()):
-        translated = replace(translated, talk=None)  # the text itself is not here
+        translated = replace(translated, talk=None)  # parts of the text were cut
     call.route = replace(call.route, slot=True, retry=True, talk=True)
     answer = partial(_whole, call, translated, name_of(ask))
     stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
-    await asyncio.sleep(0)  # it may have been long; what is encoded next, too
+    await asyncio.sleep(0)  # the request may be large, and encoding it comes next
     request = child_request(call, preset, translated, skim)
     await inference.translated(call, preset, request, translate=stream, answer=answer)
     keep_loaded(call, preset, keep)
@@ -82,7 +82,7 @@ def _stream(call: Call, translated: Translated, name: str) -> LineStream:
 
 
 def _whole(call: Call, translated: Translated, name: str, status: int, body: bytes) -> None:
-    """Answer with the translation of a whole answer, or of a child's refusal."""
+    """Answer with the translation of a whole answer, or of a child's error."""
     said = decoded(body)
     if status != 200:
         text = error_text(said.get("error", body[:500].decode("utf-8", "replace")))
@@ -94,7 +94,7 @@ def _whole(call: Call, translated: Translated, name: str, status: int, body: byt
 async def _render_only(
     call: Call, preset: str, translated: Translated, name: str, skim: Skim | None
 ) -> None:
-    """Answer with the prompt that a model would get."""
+    """Answer with the prompt that the model would get."""
     head = {"model": name, "created_at": stamp(time.time())}
     contents = [message["content"] for message in translated.body.get("messages", ())]
     parts = [part for content in contents if isinstance(content, list) for part in content]
@@ -118,7 +118,7 @@ async def _render_only(
 
 
 async def _only_keep(call: Call, preset: str, name: str, keep: float | None, empty: str) -> None:
-    """An empty prompt loads a model; with keep_alive 0 it unloads it."""
+    """Answer an empty prompt, which loads the model, or unloads it with `keep_alive: 0`."""
     reason = await only_keep(call, preset, keep)
     said: dict[str, Any] = {"response": ""}
     if empty == "messages":

@@ -1,8 +1,8 @@
-"""Every route and member of Ollama's API, and what lswap does with it. Pure.
+"""Tables of Ollama's API: every route and member, and what lswap does with each. Pure.
 
 The sources are Ollama's API page, api/types.go and server/routes.go (0.33), and its Python client
-(0.6.3). The code takes the names of options and what it refuses from these tables, and
-docs/ollama.md is made of them.
+(0.6.3). The code looks up option names and refused members in these tables. docs/ollama.md is
+generated from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Fate = Literal["translated", "refused", "ignored"]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a request or an answer. Of a refused one `note` is what to do instead."""
+    """A member of a request or an answer. If it is refused, `note` is the remedy."""
 
     name: str
     fate: Fate
@@ -27,7 +27,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class OllamaOption:
-    """An entry of `options`: llama-server's name of it ("" where it is ignored), and its type."""
+    """An entry of `options`: its name in llama-server ("" if it is ignored), and its type."""
 
     name: str
     becomes: str
@@ -48,20 +48,20 @@ def _ignored(note: str, *names: str) -> tuple[Member, ...]:
 
 _MODEL: Final = _translated(model="a name of the file or an alias; the older `name` is read too")
 _KEEP: Final = _translated(
-    keep_alive='seconds, or a text like `5m`, `"300"`; 0 unloads after the request, below 0 keeps'
+    keep_alive='seconds, or a text like `5m`, `"300"`; 0: unload after the request, below 0: keep'
 )
 _LONG: Final = _ignored(
-    "a prompt that is longer than the context is refused with both numbers, nothing is dropped",
+    "a prompt that is longer than the context is refused with both numbers; it is never cut",
     "truncate",
 ) + _ignored("the preset decides: args: {context-shift: true}", "shift")
-_LOADING: Final = "set when the model is loaded: the file decides"
+_LOADING: Final = "set in the configuration, because it needs a new load"
 _REMOTE: Final = "lswap does not tell which models run on other hosts"
 _THINK: Final = (
-    "`true`, `false`, or `low`, `medium`, `high`, `max` (`reasoning_effort`); a model whose "
-    "template knows nothing of it is not refused"
+    "`true`, `false`, or `low`, `medium`, `high`, `max` (`reasoning_effort`); ignored by a model "
+    "whose template does not use it"
 )
 _LOGPROBS: Final = _translated(
-    logprobs="with `tools` only where the answer is not streamed",
+    logprobs="with `tools` only if the answer is not streamed",
     top_logprobs="0 to 20, with `logprobs`",
 )
 _RENDER: Final = _translated(
@@ -75,7 +75,7 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
         *_MODEL,
         *_translated(
             prompt="the user's message; an empty one only loads the model",
-            suffix="what follows the answer: llama-server's `/infill`, for models that can fill in",
+            suffix="the text after the answer: llama-server's `/infill`, if the model supports it",
             system="the system message",
         ),
         *_refused(
@@ -106,7 +106,7 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
         *_STREAM,
         *_translated(format='`"json"` or a JSON schema'),
         *_KEEP,
-        *_translated(tools="as they are"),
+        *_translated(tools="unchanged"),
         *_OPTIONS,
         *_translated(think=_THINK),
         *_LONG,
@@ -118,7 +118,7 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
         content="",
         thinking="`reasoning_content`",
         images="base64; sounds (WAV, MP3) too",
-        tool_calls="with ids, which are made where they are missing",
+        tool_calls="missing ids are added",
         tool_name="finds the call that a message of role `tool` answers",
         tool_call_id="the same",
     ),
@@ -150,8 +150,8 @@ REQUESTS: Final[dict[str, tuple[Member, ...]]] = {
     "/api/pull": (
         *_MODEL,
         *_STREAM,
-        *_ignored("lswap fetches nothing here", "insecure", "username"),
-        *_ignored("lswap fetches nothing here", "password"),
+        *_ignored("this route does not download", "insecure", "username"),
+        *_ignored("this route does not download", "password"),
     ),
     "/api/delete": _MODEL,
 }
@@ -196,7 +196,7 @@ _FIGURES: Final = (
 )
 _LISTED: Final = (
     *_translated(name="", model="", modified_at="of the newest file", size="of all files"),
-    *_translated(digest="of path, size and time of the files, not of what is in them"),
+    *_translated(digest="of the path, size and time of the files, not of their content"),
     *_translated(
         details="`format`, `family`, `families`, `parameter_size`, `quantization_level`, "
         "`context_length`, `embedding_length`"
@@ -250,7 +250,7 @@ ANSWERS: Final[dict[str, tuple[Member, ...]]] = {
     ),
 }
 
-_SHOP: Final = "the file decides which models there are: change the file"
+_SHOP: Final = "models are defined by the configuration file: change the file"
 _CLOUD: Final = "a service of ollama.com, which lswap does not call"
 
 ROUTES: Final[dict[str, str]] = {
@@ -274,10 +274,10 @@ ROUTES: Final[dict[str, str]] = {
     "POST /api/experimental/web_fetch": f"501: {_CLOUD}",
     "GET /api/experimental/model-recommendations": f"501: {_CLOUD}",
 }
-"""Those of Ollama's account (/api/me and the like) are not here."""
+"""The routes, without those of Ollama accounts (/api/me and the like)."""
 
 VERSION: Final = "0.35.0"
-"""What GET /api/version answers: the highest that is wanted by a client because of the API."""
+"""The answer of GET /api/version: the highest version that a known client requires."""
 
 CLIENTS: Final[dict[str, tuple[str, str]]] = {
     "OllamaSharp's System One": ("0.35.0", "`/v1/systemone`"),
@@ -290,11 +290,11 @@ CLIENTS: Final[dict[str, tuple[str, str]]] = {
     "Open WebUI": ("", "it only shows the version"),
     "Home Assistant, Zed": ("", "they do not read the version"),
 }
-"""Clients that look at the version -> the lowest that each accepts, and what for."""
+"""Clients that check the version -> the lowest that each accepts, and the feature it needs."""
 
 
 def refuse(route: str, ask: Mapping[str, Any]) -> None:
-    """Raise ApiError `bad_request` for a member of a request that is refused by name."""
+    """Raise ApiError `bad_request` if a request has a member that lswap refuses."""
     for member in REQUESTS[route]:
         if member.fate == "refused" and ask.get(member.name):
             what = f"`{member.name}` is not supported"
@@ -302,7 +302,7 @@ def refuse(route: str, ask: Mapping[str, Any]) -> None:
 
 
 def as_markdown() -> str:
-    """Return all of it as the tables of docs/ollama.md."""
+    """Return the tables of docs/ollama.md."""
     return "\n".join(_lines())
 
 
@@ -318,7 +318,7 @@ def _lines() -> Iterator[str]:
     yield "| any other | passed on under its name: llama-server's own sampling parameters |"
     yield ""
     yield from _tables("Answers", ANSWERS)
-    yield from ("## Clients that look at the version", "")
+    yield from ("## Clients that check the version", "")
     yield from ("| client | at least | because of |", "|---|---|---|")
     for client, (version, why) in CLIENTS.items():
         yield f"| {client} | {version} | {why} |"

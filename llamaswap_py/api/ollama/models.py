@@ -1,4 +1,4 @@
-"""Ollama's lists, made from ours, and its routes that would change models."""
+"""Ollama's lists of models, and its routes that change models, most of which lswap refuses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def tags(call: Call) -> None:
 
 
 async def ps(call: Call) -> None:
-    """GET /api/ps: what is loaded."""
+    """GET /api/ps: the loaded models."""
     snapshot = call.supervisor.snapshot()
     models = {model.id: model for model in snapshot.models}
     found = []
@@ -97,7 +97,7 @@ def _details(facts: ModelFacts) -> dict[str, Any]:
 
 
 async def show(call: Call) -> None:
-    """POST /api/show: read from the file's header, whether it was ever loaded or not."""
+    """POST /api/show: facts of a model from the header of its file, loaded or not."""
     ask = await read(call)
     preset = preset_of(call, ask)
     facts = await call.supervisor.facts.of(preset)
@@ -108,7 +108,7 @@ async def show(call: Call) -> None:
     if facts.family:
         info[f"{facts.family}.context_length"] = facts.context_length
     if (call.exchange.head.get(b"user-agent") or b"").startswith(_COPILOT):
-        info["general.basename"] = name_of(ask)  # what it shows people, as with Ollama
+        info["general.basename"] = name_of(ask)  # clients show it as the name, as with Ollama
     license = facts.metadata.get("general.license")
     call.respond(
         200,
@@ -126,7 +126,7 @@ async def show(call: Call) -> None:
 
 
 def _parameters(call: Call, model: ModelView, facts: ModelFacts) -> str:
-    """Return lines as of a Modelfile: the context, and what requests get where they say nothing."""
+    """Return lines like those of a Modelfile: the context, and defaults of requests."""
     known = {option.becomes: option.name for option in OPTIONS if option.becomes}
     filters = call.supervisor.config.models[model.id].request
     defaults = {**filters.default, **filters.set}
@@ -146,13 +146,13 @@ def _as_list(value: Any) -> list[Any]:
 
 
 async def pull(call: Call) -> None:
-    """POST /api/pull: a model of the file is there already."""
+    """POST /api/pull: succeeds for a model of the configuration, and refuses any other."""
     ask = await read(call)
     name = name_of(ask)
     if call.supervisor.names.known(name) is None:
         raise ApiError(
             "not_implemented",
-            f"model {name!r} is not in the configuration, and clients do not add any",
+            f"model {name!r} is not in the configuration, and this route cannot add it",
             remedy=pull_hint(name),
         )
     preset_of(call, ask)
@@ -167,23 +167,23 @@ async def pull(call: Call) -> None:
 
 
 async def delete(call: Call) -> None:
-    """DELETE /api/delete: a model of a repository, its files and its entry."""
+    """DELETE /api/delete: deletes a model of a repository, with its files and its entry."""
     await remove_model(call, preset_of(call, await read(call)))
     call.status = 200
     call.exchange.respond(200)
 
 
 async def unsupported(call: Call) -> None:
-    """POST /api/create, /api/copy, /api/push, /api/blobs/…: models are in the file."""
+    """POST /api/create, /api/copy, /api/push, /api/blobs/…: refused, as the file has the models."""
     raise ApiError(
         "not_implemented",
-        f"{call.exchange.head.path} is not supported: the models are those of the configuration",
-        remedy="change the file",
+        f"{call.exchange.head.path} is not supported: models are defined by the configuration",
+        remedy="change the configuration file",
     )
 
 
 async def elsewhere(call: Call) -> None:
-    """Answer below /api/experimental/: services of ollama.com."""
+    """Any path below /api/experimental/: refused, because these are services of ollama.com."""
     raise ApiError(
         "not_implemented",
         f"{call.exchange.head.path} is not supported: it is a service of ollama.com",

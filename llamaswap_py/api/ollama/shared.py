@@ -1,4 +1,4 @@
-"""What every request of Ollama's API needs: its body, its model, and a request for a child."""
+"""Helpers for all routes of Ollama's API: read the body, find the model, make a child's request."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 async def read(call: Call) -> dict[str, Any]:
-    """Read a request that holds nothing large."""
+    """Read a request whose body is always small."""
     return _object(await read_control(call))
 
 
 async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
-    """Read a request that may hold images: what its skim has cut is not in what is returned."""
+    """Read a request that may have images; the parts that its skim has cut are not returned."""
     limit = call.supervisor.config.limits.body
-    # Arguments of tools become texts within texts, so nothing with escapes may be cut.
+    # Arguments of tools become texts within texts, so parts with escapes must not be cut.
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
     text = body.join() if skim is None else skim.text
     check_text(text)
@@ -53,7 +53,7 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
 
 
 async def read_whole(call: Call) -> dict[str, Any]:
-    """Read a request all of whose texts are needed, however long they are."""
+    """Read a request with all of its texts, which may be long."""
     limit = min(TEXTS, call.supervisor.config.limits.body)
     body, _ = await read_skimmed(call, b"application/json", limit)
     text = body.join()
@@ -64,7 +64,7 @@ async def read_whole(call: Call) -> dict[str, Any]:
 
 
 async def others_turn(text: bytes) -> None:
-    """Let others have a turn of the loop after a step with a large text."""
+    """Let the event loop run other requests after a step with a large text."""
     if len(text) > FREE:
         await asyncio.sleep(0)
 
@@ -95,7 +95,7 @@ def preset_of(call: Call, ask: dict[str, Any]) -> str:
 def child_request(
     call: Call, preset: str, translated: Translated, skim: Skim | None
 ) -> UpstreamRequest:
-    """Return the request for a child, with what the preset's `request` makes of it."""
+    """Return the request for a child, after the filters of the preset's `request`."""
     filters = call.supervisor.config.models[preset].request
     asked = filtered(translated.body, filters, call.asked)
     body = msgspec.json.encode({"model": preset, **asked})
@@ -107,7 +107,7 @@ def child_request(
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """Return the object that a child answered, an empty one if it answered anything else."""
+    """Return the JSON object of a child's answer, an empty one if it is not an object."""
     try:
         said = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -121,7 +121,7 @@ def stamp(seconds: float) -> str:
 
 
 def clock_of(call: Call) -> Clock:
-    """Return what the answer of a call says of time."""
+    """Return the times for the answer of a call."""
     began = call.began
     return Clock(
         now=lambda: stamp(time.time()),
@@ -131,10 +131,10 @@ def clock_of(call: Call) -> Clock:
 
 
 def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
-    """Keep a model loaded for as long as a request wished (-1: for ever), if it did.
+    """Keep a model loaded for `keep` seconds (-1: for ever; None: the request does not say).
 
-    Clients send `keep_alive` with every request, so without the right `ttl` it is ignored, and the
-    log says so once.
+    Without the right `ttl` this is ignored, which is logged once. It is not an error, because many
+    clients send `keep_alive` with every request.
     """
     if keep is None:
         return
@@ -145,9 +145,9 @@ def keep_loaded(call: Call, preset: str, keep: float | None) -> None:
 
 
 async def only_keep(call: Call, preset: str, keep: float | None) -> str:
-    """Load the model of a request that asks nothing of it, or unload it with `keep_alive: 0`.
+    """Load the model of a request without a prompt, or unload it with `keep_alive: 0`.
 
-    Return Ollama's word for what was done.
+    Return Ollama's `done_reason`.
     """
     if keep != 0:
         await load_as_asked(call, preset)

@@ -1,4 +1,4 @@
-"""Ollama's requests -> llama-server's (by Ollama's api/types.go and its API page). Pure."""
+"""Ollama's requests -> llama-server's, after Ollama's api/types.go and its API page. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IMAGES: Final = (
 )
 _FOREVER: Final = -1.0
 _LIFETIME: Final = 100 * 365 * 86400.0
-"""Seconds; what is longer is for ever."""
+"""In seconds; a longer time means for ever."""
 _GO_UNITS: Final = {
     **{"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3},
     **{"s": 1.0, "m": 60.0, "h": 3600.0},
@@ -39,17 +39,17 @@ _EFFORTS: Final = ("low", "medium", "high", "max")
 MOST_MESSAGES: Final = 20_000
 MOST_WITHIN: Final = 5_000
 MOST_OPTIONS: Final = 1_000
-"""Bounds of what is translated in one turn of the event loop: some 40 milliseconds each."""
+"""The most parts to translate in one turn of the event loop; each bound takes about 40 ms."""
 _RAW_REFUSES: Final = ("system", "template", "context", "images")
 
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """A request for a child: its path and body, and how its answer is to be read.
+    """A request for a child: its path and body, and how to translate its answer.
 
-    `shape` is `chat`, `generate` (an answer of chat completions as `response`) or `native` (of
-    llama.cpp's /completion and /infill). `top_logprobs` is how many others are wanted beside each
-    token. `talk`: the conversation that a `context` carries on, None where an answer has none.
+    `shape` is `chat`, `generate` (a chat completion becomes `response`) or `native` (the answer of
+    llama.cpp's /completion or /infill). `top_logprobs` is the number of alternatives per token.
+    `talk` is the conversation for the `context` of the answer, None if the answer has no `context`.
     """
 
     path: str
@@ -76,7 +76,7 @@ def translate_generate(ask: Mapping[str, Any]) -> Translated:
     raw = read_switch(ask, "raw", default=False)
     for key in _RAW_REFUSES if raw else ():
         if ask.get(key):
-            what = f"`{key}` does not go with `raw`, which takes the prompt as it is"
+            what = f"`{key}` does not go together with `raw`, which sends the prompt unchanged"
             raise ApiError("bad_request", what, param=key)
     refuse("/api/generate", ask)
     if raw:
@@ -97,7 +97,7 @@ def translate_generate(ask: Mapping[str, Any]) -> Translated:
 def texts_to_embed(ask: Mapping[str, Any]) -> list[str]:
     """Return the texts of /api/embed (`input`) or /api/embeddings (`prompt`).
 
-    A single empty text is none, as in Ollama; an empty text of a list is one.
+    A single empty text gives no text, as in Ollama; an empty text in a list is a text.
     Raises ApiError `bad_request`.
     """
     key = "input" if "input" in ask else "prompt"
@@ -110,7 +110,7 @@ def texts_to_embed(ask: Mapping[str, Any]) -> list[str]:
 
 
 def read_dimensions(ask: Mapping[str, Any]) -> int | None:
-    """Return how long vectors shall be, None for as long as they are; raises ApiError."""
+    """Return the wanted length of vectors, None for their full length; raises ApiError."""
     size = ask.get("dimensions")
     if size is None:
         return None
@@ -121,7 +121,7 @@ def read_dimensions(ask: Mapping[str, Any]) -> int | None:
 
 
 def read_switch(ask: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    """Return a member that is true or false; raises ApiError `bad_request`."""
+    """Return the value of a boolean member; raises ApiError `bad_request`."""
     value = ask.get(key)
     if value is None:
         return default
@@ -131,7 +131,7 @@ def read_switch(ask: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def read_keep_alive(value: Any) -> float | None:
-    """Return seconds from `5m`, `300`, `"1h30m"`; -1 for ever; None when it is not given.
+    """Return the seconds of `5m`, `300` or `"1h30m"`; -1: for ever; None: it is not given.
 
     Raises ApiError `bad_request`.
     """
@@ -142,13 +142,13 @@ def read_keep_alive(value: Any) -> float | None:
     except (ValueError, OverflowError):
         message = f"keep_alive: {value!r} is not a duration"
         raise ApiError(
-            "bad_request", message, param="keep_alive", remedy="like 5m, 0, -1"
+            "bad_request", message, param="keep_alive", remedy="write one like 5m, 0 or -1"
         ) from None
     return _FOREVER if seconds < 0 or seconds > _LIFETIME else seconds
 
 
 def _seconds(value: Any) -> float:
-    """Return a number of seconds, or a duration as Go writes them; raises ValueError."""
+    """Return the seconds of a number, or of a duration in Go's form; raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError
     if not isinstance(value, str):
@@ -214,10 +214,10 @@ def _options(ask: Mapping[str, Any]) -> dict[str, Any]:
         if not becomes or value is None:
             continue
         whole = known is not None and known.whole and isinstance(value, float)
-        # Ollama takes 40.0 for 40.
+        # Like Ollama, accept 40.0 as 40.
         found[becomes] = int(value) if whole and math.isfinite(value) else value
     if isinstance(limit := found.get("max_tokens"), int) and limit <= 0:
-        del found["max_tokens"]  # 0, -1 and -2: until the end
+        del found["max_tokens"]  # 0, -1 and -2 mean no limit
     return found
 
 
@@ -230,7 +230,7 @@ def _think(ask: Mapping[str, Any]) -> bool | str | None:
 
 
 def _logprobs(ask: Mapping[str, Any]) -> tuple[bool, int]:
-    """Return whether log probabilities are wanted, and of how many others beside each token."""
+    """Return whether log probabilities are wanted, and the number of alternatives per token."""
     others = ask.get("top_logprobs")
     others = 0 if others is None else others
     if isinstance(others, bool) or not isinstance(others, int) or not 0 <= others <= _MOST_LOGPROBS:
@@ -250,7 +250,7 @@ def _format(wanted: Any) -> dict[str, Any]:
 
 
 def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Turn messages over; calls of tools get the ids that OpenAI's form wants."""
+    """Return the messages in OpenAI's form, in which tool calls must have ids."""
     _check_work(messages)
     found: list[dict[str, Any]] = []
     calls = Calls()
@@ -285,7 +285,7 @@ def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _check_work(messages: Sequence[Any]) -> None:
-    """Raise ApiError `body_too_large` for more than one turn of the event loop should translate."""
+    """Raise ApiError `body_too_large` if translating takes too long for one turn of the loop."""
     within = sum(
         len(inner)
         for one in messages
@@ -298,8 +298,8 @@ def _check_work(messages: Sequence[Any]) -> None:
         (within, MOST_WITHIN, "`tool_calls` and `images` of its messages"),
     ):
         if count > most:
-            message = f"the request has {count} {what}, and {most} are translated at most"
-            remedy = "send less, or send it to /v1/chat/completions, which passes it on"
+            message = f"the request has {count} {what}, but this route translates at most {most}"
+            remedy = "send fewer, or use /v1/chat/completions, which has no such limit"
             raise ApiError("body_too_large", message, remedy=remedy, param="messages")
 
 
@@ -313,7 +313,7 @@ def _content(message: Mapping[str, Any]) -> Any:
 
 
 def _medium(image: Any) -> dict[str, Any]:
-    """Return an image, or a sound, which Ollama takes in the same list."""
+    """Return the part for an image or a sound; Ollama has both in one list."""
     if not isinstance(image, str):
         raise ApiError("bad_request", "`images` must be base64 texts", param="images")
     if image.startswith("data:"):
@@ -331,19 +331,19 @@ def _medium(image: Any) -> dict[str, Any]:
 
 
 def _sound(start: bytes) -> str:
-    """Return the format of a sound by its first bytes, "" for anything else."""
+    """Return the format of a sound by its first bytes, "" if they are not of a known sound."""
     if start.startswith(b"RIFF") and start[8:12] == b"WAVE":
         return "wav"
-    frame = start[:1] == b"\xff" and start[1:2] >= b"\xe0"  # eleven bits of a frame of MPEG audio
+    frame = start[:1] == b"\xff" and start[1:2] >= b"\xe0"  # the sync word of an MPEG audio frame
     return "mp3" if frame or start.startswith(b"ID3") else ""
 
 
 class Calls:
-    """Calls without an answer, the oldest first."""
+    """Tool calls that have no result yet, the oldest first."""
 
     def __init__(self) -> None:
         self._open: dict[int, str] = {}
-        """Ids by number, in the order in which they were asked."""
+        """Their ids by number, in the order of the calls."""
         self._by_id: dict[str, deque[int]] = {}
         self._by_name: dict[str, deque[int]] = {}
         self._next = 0
@@ -356,9 +356,9 @@ class Calls:
         self._next += 1
 
     def answered(self, id: Any, name: Any) -> str:
-        """Return the id of the call that is answered: by id, else by name, else the oldest.
+        """Return the id of the call that a result belongs to: by id, else by name, else the oldest.
 
-        What a message says may be of any type. An id that no call has stays as it is.
+        The members of a message may have any type. An unknown id is returned unchanged.
         """
         number = None
         if id is not None:
