@@ -14,9 +14,9 @@ from llamaswap_py.estimate.formula import (
     lay_out,
     without_spare_logits,
 )
-from llamaswap_py.estimate.types import EstimateError, Part, total
+from llamaswap_py.estimate.types import DoesNotRunError, EstimateError, Part, total
 from llamaswap_py.gguf.header import Header
-from llamaswap_py.llamacpp.fit_params import has_table, read_figures
+from llamaswap_py.llamacpp.fit_params import Refusal, has_table, read_figures
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
 from llamaswap_py.units import HOST
 
@@ -98,13 +98,28 @@ def dry_parts(
     return corrected + growing_parts(header, settings, context, gpus=gpus)
 
 
+def as_does_not_run(message: str, refusal: Refusal | None, gpus: Sequence[str]) -> DoesNotRunError:
+    """Return the error for a dry run that aborted, with lswap's name of the device."""
+    try:
+        device = "" if refusal is None else _named(refusal.device, gpus)
+    except EstimateError:  # a buffer that no device of lswap stands for
+        device = ""
+    tensor = refusal.tensor if refusal is not None and device else ""
+    return DoesNotRunError(message, tensor=tensor, device=device)
+
+
 def _renamed(part: Part, gpus: Sequence[str]) -> Part:
-    """Give a device lswap's name: a child numbers the GPUs that it sees from zero."""
+    """Give a device lswap's name."""
     if part.device == HOST:
         return part
-    match = _NUMBER.fullmatch(part.device)
+    return Part(_named(part.device, gpus), part.what, part.size, part.grows)
+
+
+def _named(device: str, gpus: Sequence[str]) -> str:
+    """Return lswap's name of a device: a child numbers the GPUs that it sees from zero."""
+    match = _NUMBER.fullmatch(device)
     number = int(match[2]) if match else len(gpus)
     if match is None or number >= len(gpus) or not gpus[number].startswith(match[1]):
         known = ", ".join(gpus) or "the host only"
-        raise EstimateError(f"llama-fit-params counts on {part.device}, but there is {known}")
-    return Part(gpus[number], part.what, part.size, part.grows)
+        raise EstimateError(f"llama-fit-params counts on {device}, but there is {known}")
+    return gpus[number]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
-from llamaswap_py.estimate.dry_run import dry_parts
+from llamaswap_py.estimate.buffer_limits import BufferLimits
+from llamaswap_py.estimate.dry_run import as_does_not_run, dry_parts
 from llamaswap_py.estimate.files import (
     FileIdentity,
     cpu_flags,
@@ -35,6 +37,7 @@ from llamaswap_py.estimate.formula import (
 )
 from llamaswap_py.estimate.types import (
     PROMPT_CACHE,
+    DoesNotRunError,
     Estimate,
     EstimateError,
     Part,
@@ -45,6 +48,7 @@ from llamaswap_py.estimate.wanted import SCHEMA, Wanted
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.fit_params import (
     DryRuns,
+    FitParamsAbortError,
     FitParamsError,
     draft_args,
     fit_args,
@@ -87,6 +91,7 @@ class Estimator:
     ) -> None:
         self._learned = learned or LearnedFacts(learned_folder())
         self._cache = cache or RecordFolder(estimates_folder(), Estimate, version=SCHEMA)
+        self.limits = BufferLimits(self._cache.folder)
         self._dry_runs = dry_runs or DryRuns()
         self._room = room
         self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
@@ -97,19 +102,29 @@ class Estimator:
         Raises EstimateError if none works: a file is missing or damaged, or of a kind that neither
         the engine nor the formulas know.
         """
+        return await self._estimate(wanted, strict=False)
+
+    async def prove(self, wanted: Wanted) -> Estimate:
+        """Return the same; raises DoesNotRunError if the engine aborts with these options."""
+        return await self._estimate(wanted, strict=True)
+
+    async def _estimate(self, wanted: Wanted, *, strict: bool) -> Estimate:
         if wanted.declared is not None:
             return _declared(wanted)
         files = await asyncio.to_thread(identify, wanted.files)
         facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
         if facts is not None and {HOST, *wanted.gpus} <= facts.at_ready.keys():
             return _measured(facts)
-        worked_out = await self.work_out(wanted, files)
+        worked_out = await self._work_out(wanted, files, strict=strict)
         return worked_out if facts is None or not facts.at_ready else _merged(facts, worked_out)
 
-    async def work_out(
-        self, wanted: Wanted, files: Sequence[FileIdentity] | None = None
-    ) -> Estimate:
+    async def work_out(self, wanted: Wanted) -> Estimate:
         """Return what `wanted` takes without measured figures: by a dry run, else the formulas."""
+        return await self._work_out(wanted, None, strict=False)
+
+    async def _work_out(
+        self, wanted: Wanted, files: Sequence[FileIdentity] | None, *, strict: bool
+    ) -> Estimate:
         if wanted.is_program:
             raise EstimateError(
                 "what this program takes is known once it has run",
@@ -120,11 +135,25 @@ class Estimator:
         key = wanted.key(files, exact=True)
         if (known := await asyncio.to_thread(self._cache.read, key)) is not None:
             return known
-        found = await self._fresh(wanted)
+        found = await self._fresh(wanted, strict=strict)
         # A dry run that failed may work next time, so only a final result is kept.
         if found.source is Source.DRY_RUN or wanted.fit_params is None:
             await asyncio.to_thread(self._cache.write, key, found)
         return found
+
+    async def measured(self, wanted: Wanted, each: Sequence[Sequence[str]]) -> dict[int, Facts]:
+        """Return what was measured with the arguments in `each`, by their place there."""
+        files = await asyncio.to_thread(identify, wanted.files)
+
+        def look() -> dict[int, Facts]:
+            found: dict[int, Facts] = {}
+            for at, args in enumerate(each):
+                key = replace(wanted, args=tuple(args)).key(files, exact=False)
+                if (facts := self._learned.get(key)) is not None and facts.at_ready:
+                    found[at] = facts
+            return found
+
+        return await asyncio.to_thread(look)
 
     async def dry_run(self, wanted: Wanted) -> Estimate:
         """Return a dry run's figures; raises EstimateError when it does not work."""
@@ -193,13 +222,15 @@ class Estimator:
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
         await asyncio.to_thread(self._learned.record_peak, key, use)
 
-    async def _fresh(self, wanted: Wanted) -> Estimate:
+    async def _fresh(self, wanted: Wanted, *, strict: bool) -> Estimate:
         try:
             if self._room is None or wanted.fit_params is None:
                 return await self.dry_run(wanted)
             async with self._room(wanted.gpus):
                 return await self.dry_run(wanted)
         except EstimateError as error:
+            if strict and isinstance(error, DoesNotRunError):
+                raise
             found = await self.analytic(wanted)
             note = f"no dry run: {error}"
             return Estimate(found.source, found.parts, (*found.notes, note))
@@ -224,6 +255,8 @@ class Estimator:
                     break
             used = devices_used(settings, wanted.gpus)
             return dry_parts(output, headers, settings, used, self._repackable)
+        except FitParamsAbortError as error:
+            raise as_does_not_run(error.message, error.refusal, wanted.gpus) from error
         except FitParamsError as error:
             raise EstimateError(error.message) from error
 

@@ -13,8 +13,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.estimate.fitting import FitStep, FitWish, fit_steps
-from llamaswap_py.estimate.types import Estimate, EstimateError, Source
-from llamaswap_py.llamacpp.memory_settings import read_settings
+from llamaswap_py.estimate.formula import layer_devices
+from llamaswap_py.estimate.layer_sizes import layer_bytes, refused_devices
+from llamaswap_py.estimate.quantisations import smaller, weights_of
+from llamaswap_py.estimate.splits import divide_layers
+from llamaswap_py.estimate.types import DoesNotRunError, Estimate, EstimateError, Part, Source
+from llamaswap_py.llamacpp.memory_settings import option_words, read_settings, with_split
 from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ __all__ = ["FitStep", "FitWish", "Fitted", "Fitter", "Tried"]
 
 PROOFS: Final = 4
 """Dry runs of one fit at most; after them the formulas alone decide."""
+MEASURED_BEYOND: Final = "measured beyond the estimate"
+_PLACES: Final = frozenset({"tensor-split", "split-mode", "override-tensor", "main-gpu"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +45,31 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class Smaller:
+    """The largest quantisation with which a model would fit, and how it would then run.
+
+    `size` is the bytes of its weights, by the header and the usual bits of a weight.
+    """
+
+    quantisation: str
+    size: int
+    step: FitStep
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """What a preset runs as; `step` is None if nothing is open, or if nothing fits.
 
-    `estimate` is that of the step, else of the smallest one that was tried.
+    `estimate` is that of the step, else of the step that lacks the least memory: `closest`.
+    `smaller` is set if nothing fits, but a smaller quantisation would.
     """
 
     step: FitStep | None
     estimate: Estimate
     tried: tuple[Tried, ...]
     fits: bool
+    closest: FitStep | None = None
+    smaller: Smaller | None = None
 
 
 class Fitter:
@@ -58,31 +79,47 @@ class Fitter:
         self._estimator = estimator
 
     async def fit(
-        self, wanted: Wanted, room: Mapping[str, int], wish: FitWish, *, said: Collection[str]
+        self,
+        wanted: Wanted,
+        room: Mapping[str, int],
+        wish: FitWish,
+        *,
+        said: Collection[str],
+        after: int = -1,
     ) -> Fitted:
         """Return the first step that fits into `room` (bytes per device).
 
-        `said` names the options that the file gives. Raises EstimateError like the estimator.
+        `said` names the options that the file gives. `after` is the rank of a step that ran out of
+        memory: only later ones are tried. Raises EstimateError like the estimator.
         """
         if wanted.declared is not None or wanted.is_program:
-            return _unfitted(await self._estimator.estimate(wanted), room)
+            return _as_it_is(await self._estimator.estimate(wanted), room)
         try:
             opened = await self._estimator.open(wanted)
         except EstimateError:  # the engine may read files that lswap cannot
-            return _unfitted(await self._estimator.estimate(wanted), room)
+            return _as_it_is(await self._estimator.estimate(wanted), room)
         settings = read_settings(wanted.args)
         steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish)
-        search = _Search(self._estimator, opened, wanted, dict(room), steps)
-        return await search.run()
+        splits = len(wanted.gpus) > 1 and not _PLACES & set(said)
+        limits = await asyncio.to_thread(self._estimator.limits.refused, wanted)
+        search = _Search(
+            self._estimator, opened, wanted, dict(room), steps, limits, splits=splits, after=after
+        )
+        if len(steps) > 1 or splits:
+            return await search.run()
+        as_it_is = _as_it_is(await self._estimator.estimate(wanted), room)
+        if as_it_is.fits:
+            return as_it_is
+        return replace(as_it_is, smaller=await search.smaller())
 
 
-def _unfitted(estimate: Estimate, room: Mapping[str, int]) -> Fitted:
-    return Fitted(None, estimate, (), fits_in(estimate.footprint, room))
+def _as_it_is(estimate: Estimate, room: Mapping[str, int]) -> Fitted:
+    return Fitted(None, estimate, (), not _shortfall(estimate.footprint, room))
 
 
-def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
-    """Return whether every device has room for its part."""
-    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
+def _shortfall(footprint: Mapping[str, int], room: Mapping[str, int]) -> int:
+    """Return the bytes that are missing, over all devices."""
+    return sum(max(size - room.get(device, 0), 0) for device, size in footprint.items())
 
 
 @dataclass(slots=True)
@@ -94,41 +131,60 @@ class _Search:
     wanted: Wanted
     room: dict[str, int]
     steps: tuple[FitStep, ...]
+    limits: dict[str, int]
+    splits: bool = False
+    after: int = -1
     worked_out: dict[int, Estimate] = field(default_factory=dict)
-    proven: dict[int, Tried] = field(default_factory=dict)
+    words: dict[int, tuple[str, ...]] = field(default_factory=dict)
     estimates: dict[int, Estimate] = field(default_factory=dict)
+    proven: dict[int, Tried] = field(default_factory=dict)
     beyond: dict[str, int] = field(default_factory=dict)
     """By how many bytes the last proof exceeded the formula, per device."""
+    excess: dict[str, int] = field(default_factory=dict)
+    """By how many bytes measured memory exceeded a dry run, per device."""
 
     async def run(self) -> Fitted:
         """Find, prove, correct, until a proven step is the first that fits."""
         best: int | None = None
-        for _ in range(PROOFS):
+        for attempt in range(PROOFS):
             found = await asyncio.to_thread(self._first, best)
+            if found is None and best is None and attempt == 0:
+                found = await asyncio.to_thread(self._closest)
             if found is None:
                 break
+            if attempt == 0:
+                await self._measure(found)
             if await self._prove(found):
                 best = found
         if best is None and (found := await asyncio.to_thread(self._first, None)) is not None:
             best = found
             self._believe(found)
-        return self._fitted(best)
+        if best is None:
+            return self._unfitted(await self.smaller())
+        return Fitted(self.proven[best].step, self.estimates[best], self._tried(), fits=True)
+
+    async def smaller(self) -> Smaller | None:
+        """Return the largest quantisation that the formulas say would fit."""
+        return await asyncio.to_thread(self._smaller)
+
+    # By the formulas
 
     def _first(self, before: int | None) -> int | None:
         """Return the first step that should fit and is not proven yet, before another one."""
-        end = len(self.steps) if before is None else before
-        for run in _runs(self.steps[:end]):
-            start = self._leaves_devices(run)
+        for run in _runs(self.steps[max(self.after + 1, 0) : before]):
+            start = self._where_devices_have_room(run)
             for step in run[start:]:
-                if step.rank not in self.proven and self._should_fit(step):
+                if step.rank in self.proven:
+                    continue
+                if self._should_fit(step):
                     return step.rank
+                if step.moved and _places(step) != _places(run[start]):
+                    break  # the host is too small, and further steps take more of it
         return None
 
-    def _leaves_devices(self, run: Sequence[FitStep]) -> int:
-        """Return where in a run of steps that move more and more, devices are full no longer."""
-        if not run[0].moved:
-            return 0
-        low, high = 0, len(run)
+    def _where_devices_have_room(self, run: Sequence[FitStep]) -> int:
+        """Return the place in a run of steps where ever less is on devices, by halving."""
+        low, high = 0, len(run) if run[0].moved else 0
         while low < high:
             middle = (low + high) // 2
             if self._should_fit(run[middle], devices_only=True):
@@ -141,61 +197,182 @@ class _Search:
         footprint = self._corrected(self._estimate(step).footprint)
         if devices_only:
             footprint.pop(HOST, None)
-        return fits_in(footprint, self.room)
+        return not _shortfall(footprint, self.room) and not self._refused(step)
+
+    def _refused(self, step: FitStep) -> bool:
+        """Return whether a device cannot hold a tensor of a step, or the engine has aborted."""
+        if any(
+            one.note and one.step.context == step.context and _places(one.step) == _places(step)
+            for one in self.proven.values()
+        ):
+            return True
+        if not self.limits:
+            return False
+        settings = read_settings(self._args(step))
+        return bool(refused_devices(self.opened.model[0], settings, self.wanted.gpus, self.limits))
 
     def _estimate(self, step: FitStep) -> Estimate:
         if step.rank not in self.worked_out:
-            args = (*self.wanted.args, *step.words)
-            found = self.estimator.reckon(self.opened, args, self.wanted.gpus)
+            found = self.estimator.reckon(self.opened, self._args(step), self.wanted.gpus)
+            if self.splits and step.layers_on_devices:
+                self.words[step.rank] = self._split(step, found)
+                found = self.estimator.reckon(self.opened, self._args(step), self.wanted.gpus)
             self.worked_out[step.rank] = found
         return self.worked_out[step.rank]
 
+    def _args(self, step: FitStep) -> tuple[str, ...]:
+        return (*self.wanted.args, *step.words, *self.words.get(step.rank, ()))
+
+    def _split(self, step: FitStep, unsplit: Estimate) -> tuple[str, ...]:
+        """Return the words that divide the layers by the room there is for them."""
+        settings, gpus = read_settings(self._args(step)), self.wanted.gpus
+        sizes = layer_bytes(self.opened.model, settings)
+        held = {gpu: unsplit.footprint.get(gpu, 0) for gpu in gpus}
+        for device, size in zip(
+            layer_devices(self.opened.model[0], settings, gpus), sizes, strict=True
+        ):
+            if device in held:
+                held[device] -= size
+        rooms = [max(self.room.get(gpu, 0) - self._more(gpu), 0) for gpu in gpus]
+        there = sizes[len(sizes) - step.layers_on_devices :]
+        counts = divide_layers(there, [held[gpu] for gpu in gpus], rooms)
+        return tuple(w for one in with_split(counts).items() for w in option_words(*one))
+
     def _corrected(self, footprint: Mapping[str, int]) -> dict[str, int]:
-        return {
-            device: max(size + self.beyond.get(device, 0), 0) for device, size in footprint.items()
+        return {device: max(size + self._more(device), 0) for device, size in footprint.items()}
+
+    def _more(self, device: str) -> int:
+        return self.beyond.get(device, 0) + self.excess.get(device, 0)
+
+    def _closest(self) -> int | None:
+        """Return the step that lacks the least memory of those worked out."""
+        lacking = {
+            rank: _shortfall(self._corrected(one.footprint), self.room)
+            for rank, one in self.worked_out.items()
+            if not self._refused(self.steps[rank])
+        }
+        return min(lacking, key=lambda rank: (lacking[rank], -rank), default=None)
+
+    # By dry runs and measurements
+
+    async def _measure(self, near: int) -> None:
+        """Note how far measured memory exceeded the worked-out one, with the most similar words."""
+        ranks = sorted(self.worked_out) if self.splits else [one.rank for one in self.steps]
+        each = [self._args(self.steps[rank]) for rank in ranks]
+        found = await self.estimator.measured(self.wanted, each)
+        if not found:
+            return
+        at = min(found, key=lambda at: abs(ranks[at] - near))
+        try:
+            worked_out = await self.estimator.work_out(replace(self.wanted, args=each[at]))
+        except EstimateError:
+            return
+        self.excess = {
+            device: more
+            for device, size in found[at].footprint.items()
+            if (more := size - worked_out.footprint.get(device, 0)) > 0
         }
 
     async def _prove(self, rank: int) -> bool:
+        """Estimate a step as it would be loaded; return whether it fits."""
         step = self.steps[rank]
-        wanted = replace(self.wanted, args=(*self.wanted.args, *step.words))
-        estimate = await self.estimator.estimate(wanted)
         formula = self._estimate(step).footprint
+        wanted = replace(self.wanted, args=self._args(step))
+        try:
+            estimate = await self.estimator.prove(wanted)
+        except DoesNotRunError as error:
+            await self._note_refusal(step, error)
+            footprint = self._corrected(formula)
+            source = Source.DRY_RUN.value
+            self.proven[rank] = Tried(self._said(step), footprint, False, source, error.message)
+            return False
+        if estimate.source is Source.DRY_RUN:
+            more = [Part(device, MEASURED_BEYOND, size) for device, size in self.excess.items()]
+            estimate = Estimate(estimate.source, (*estimate.parts, *more), estimate.notes)
+        said, footprint = self._said(step), estimate.footprint
         if estimate.source is not Source.ANALYTIC:
             self.beyond = {
-                device: size - formula.get(device, 0) for device, size in estimate.footprint.items()
+                device: size - formula.get(device, 0) - self.excess.get(device, 0)
+                for device, size in footprint.items()
             }
-        fits = fits_in(estimate.footprint, self.room)
+            if self.splits:  # the room for layers is another one
+                self.worked_out.clear()
+        fits = not _shortfall(footprint, self.room)
         self.estimates[rank] = estimate
-        self.proven[rank] = Tried(step, estimate.footprint, fits, estimate.source.value)
+        self.proven[rank] = Tried(said, footprint, fits, estimate.source.value)
         return fits
+
+    async def _note_refusal(self, step: FitStep, error: DoesNotRunError) -> None:
+        """Keep the size of a tensor that a device refused, for this search and for later ones."""
+        if not error.device:
+            return
+        settings, gpus = read_settings(self._args(step)), self.wanted.gpus
+        sizes = refused_devices(self.opened.model[0], settings, gpus, {error.device: 0})
+        if size := sizes.get(error.device):
+            self.limits[error.device] = min(size, self.limits.get(error.device, size))
+            await asyncio.to_thread(self.estimator.limits.note, self.wanted, error.device, size)
 
     def _believe(self, rank: int) -> None:
         """Take a step by the formulas alone."""
-        step, estimate = self.steps[rank], self._estimate(self.steps[rank])
-        note = f"{PROOFS} dry runs did not find a step that fits: this one is not proven"
-        self.estimates[rank] = replace_notes(estimate, note)
+        step = self.steps[rank]
+        estimate = self._estimate(step)
+        note = f"not proven: {PROOFS} dry runs of larger steps did not fit"
+        self.estimates[rank] = Estimate(estimate.source, estimate.parts, (*estimate.notes, note))
         footprint = self._corrected(estimate.footprint)
-        self.proven[rank] = Tried(step, footprint, True, estimate.source.value, note)
+        self.proven[rank] = Tried(self._said(step), footprint, True, estimate.source.value)
 
-    def _fitted(self, best: int | None) -> Fitted:
-        at = len(self.steps) - 1 if best is None else best
-        estimate = self.estimates.get(at) or self._estimate(self.steps[at])
+    # The result
+
+    def _said(self, step: FitStep) -> FitStep:
+        """Return a step with all its words."""
+        return replace(step, words=(*step.words, *self.words.get(step.rank, ())))
+
+    def _tried(self) -> tuple[Tried, ...]:
         tried = {
             rank: Tried(
-                self.steps[rank], one.footprint, self._should_fit(self.steps[rank]), one.source
+                self._said(self.steps[rank]),
+                self._corrected(one.footprint),
+                self._should_fit(self.steps[rank]),
+                one.source.value,
             )
             for rank, one in self.worked_out.items()
         }
         tried |= self.proven
-        step = None if best is None else self.steps[best]
-        return Fitted(
-            step, estimate, tuple(tried[rank] for rank in sorted(tried)), best is not None
-        )
+        return tuple(tried[rank] for rank in sorted(tried))
+
+    def _unfitted(self, helpful: Smaller | None) -> Fitted:
+        tried = self._tried()
+        least = min(tried, key=lambda one: (_shortfall(one.footprint, self.room), -one.step.rank))
+        rank = least.step.rank
+        estimate = self.estimates.get(rank) or self._estimate(self.steps[rank])
+        return Fitted(None, estimate, tried, fits=False, closest=least.step, smaller=helpful)
+
+    def _smaller(self) -> Smaller | None:
+        """Return the largest quantisation that the formulas say would fit."""
+        there = list(smaller(self.opened.model))
+        found: Smaller | None = None
+        low, high = 0, len(there)
+        while low < high:
+            middle = (low + high) // 2
+            quantisation, headers = there[middle]
+            other = replace(
+                self,
+                opened=self.opened._replace(model=headers),
+                worked_out={},
+                words={},
+                proven={},
+            )
+            if (rank := other._first(None)) is None:
+                low = middle + 1
+            else:
+                high = middle
+                step = other._said(self.steps[rank])
+                found = Smaller(quantisation.name, weights_of(headers), step)
+        return found
 
 
-def replace_notes(estimate: Estimate, note: str) -> Estimate:
-    """Return an estimate with one note more."""
-    return Estimate(estimate.source, estimate.parts, (*estimate.notes, note))
+def _places(step: FitStep) -> tuple[int, int, int]:
+    return step.slots, step.layers_on_devices, step.experts_on_host
 
 
 def _runs(steps: Sequence[FitStep]) -> list[list[FitStep]]:

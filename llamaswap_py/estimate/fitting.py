@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, Literal
 
-from llamaswap_py.estimate.formula import layer_devices, layers_with_experts
+from llamaswap_py.estimate.formula import layer_devices
+from llamaswap_py.estimate.layer_sizes import layers_with_experts
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
+    SPLIT,
     Settings,
     on_host_alone,
     option_words,
@@ -72,7 +74,7 @@ class FitStep:
         if self.context < self.trained:
             said = [f"{self.context:,} of {self.trained:,} context"]
         if gpus:
-            where = " and ".join(gpus)
+            where = self._where(gpus)
             if self.layers_on_devices >= self.layers:
                 said.append(f"all {self.layers} layers on {where}")
             elif self.layers_on_devices:
@@ -86,6 +88,16 @@ class FitStep:
         if f"--{CACHE_RAM}" in self.words:
             said.append("no prompt cache")
         return ", ".join(said)
+
+    def _where(self, gpus: Sequence[str]) -> str:
+        """Return the devices, with the layers of each if words divide them."""
+        if (option := f"--{SPLIT}") not in self.words:
+            return " and ".join(gpus)
+        counts = self.words[self.words.index(option) + 1].split(",")
+        shares = [
+            f"{gpu} ({count})" for gpu, count in zip(gpus, counts, strict=False) if count != "0"
+        ]
+        return " and ".join(shares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,11 @@ def is_recurrent(header: Header) -> bool:
 
 def _cell_bytes(header: Header, settings: Settings, layers: int) -> list[int]:
     """Return the bytes of K and V of one token, for each layer."""
+    return [key + value for key, value in cell_rows(header, settings, layers)]
+
+
+def cell_rows(header: Header, settings: Settings, layers: int) -> list[tuple[int, int]]:
+    """Return the bytes of K and those of V of one token, for each layer."""
     heads = max(header.integer("attention.head_count", 1), 1)
     size = header.integer("embedding_length") // heads
     key = header.integer("attention.key_length", size)
@@ -139,7 +144,7 @@ def _cell_bytes(header: Header, settings: Settings, layers: int) -> list[int]:
     found = []
     for layer in range(layers):
         if layer >= kept or (interval and (layer + 1) % interval):
-            found.append(0)
+            found.append((0, 0))
             continue
         k, v = key, value
         if windowed[layer]:
@@ -147,7 +152,8 @@ def _cell_bytes(header: Header, settings: Settings, layers: int) -> list[int]:
             v = header.integer("attention.value_length_swa", value)
         row = row_bytes(settings.type_k, kv_heads[layer] * k)
         # With latent attention (MLA) the values are a view of the keys.
-        found.append(row if latent else row + row_bytes(settings.type_v, kv_heads[layer] * v))
+        other = 0 if latent else row_bytes(settings.type_v, kv_heads[layer] * v)
+        found.append((row, other))
     return found
 
 
@@ -338,14 +344,6 @@ def devices_used(settings: Settings, gpus: Sequence[str]) -> tuple[str, ...]:
     return () if settings.host_alone else tuple(gpus)
 
 
-def layers_with_experts(header: Header) -> tuple[int, ...]:
-    """Return the layers that consist of experts, of which a token uses a few."""
-    if not header.integer("expert_count"):
-        return ()
-    dense = header.integer("leading_dense_block_count")
-    return tuple(range(dense, header.integer("block_count")))
-
-
 def layer_devices(header: Header, settings: Settings, gpus: Sequence[str]) -> tuple[str, ...]:
     """Return the device of each layer and of the output."""
     count = header.integer("block_count") + 1
@@ -361,7 +359,7 @@ def layer_devices(header: Header, settings: Settings, gpus: Sequence[str]) -> tu
     bounds = [sum(shares[: at + 1]) / sum(shares) for at in range(len(gpus))]
     on_gpu = count - first
     placed = tuple(
-        gpus[next(at for at, bound in enumerate(bounds) if (layer + 0.5) / on_gpu <= bound + 1e-9)]
+        gpus[next(at for at, bound in enumerate(bounds) if layer / on_gpu < bound)]
         for layer in range(on_gpu)
     )
     return (HOST,) * first + placed

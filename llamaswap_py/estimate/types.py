@@ -20,6 +20,19 @@ class EstimateError(LswapError):
     """Raised if one way of estimating does not work; then the next one is tried."""
 
 
+class DoesNotRunError(EstimateError):
+    """Raised if the engine aborts with the options of a preset, whatever memory there is.
+
+    `tensor` is the engine's name of a tensor that is too large for the device `device` of lswap;
+    both are "" if the reason is another one.
+    """
+
+    def __init__(self, message: str, *, tensor: str = "", device: str = "") -> None:
+        super().__init__(message)
+        self.tensor = tensor
+        self.device = device
+
+
 class Source(StrEnum):
     """How an estimate is known, the most reliable first."""
 

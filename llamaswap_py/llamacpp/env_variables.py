@@ -22,6 +22,8 @@ RESERVED: Final[dict[str, str]] = {
 """Beginnings of the variables that a preset cannot set, and why."""
 CHILD_MODE: Final[dict[str, str]] = {"LLAMA_SERVER_ROUTER_PORT": "1"}
 """The variable that turns child mode on, if a llama-server has it (server-models.cpp)."""
+_NO_BACKTRACE: Final[dict[str, str]] = {"GGML_NO_BACKTRACE": "1"}
+"""Without it, a llama.cpp program that aborts starts gdb on itself, if there is one (ggml.c)."""
 _NO_CONFIG: Final = "/dev/null/empty"  # a folder that cannot exist
 
 
@@ -29,10 +31,11 @@ def clean_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without the variables that would change a child unnoticed.
 
     Left out are options (`LLAMA_ARG_*`), keys, variables of llama-server's router, and the user's
-    own config.ini, which llama-server looks for in `XDG_CONFIG_HOME`.
+    own config.ini, which llama-server looks for in `XDG_CONFIG_HOME`. A program that aborts writes
+    its reason and no backtrace.
     """
     kept = {name: value for name, value in base.items() if not name.startswith(tuple(RESERVED))}
-    return {**kept, "XDG_CONFIG_HOME": _NO_CONFIG}
+    return {**kept, **_NO_BACKTRACE, "XDG_CONFIG_HOME": _NO_CONFIG}
 
 
 # Without an engine to ask: the variables that are not called as their options are.

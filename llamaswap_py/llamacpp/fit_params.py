@@ -35,6 +35,27 @@ class FitParamsError(LswapError):
     """Raised when llama-fit-params cannot be run, or gives no figures that can be used."""
 
 
+class Refusal(NamedTuple):
+    """A tensor that a device cannot hold, or cannot compute with, because of its size.
+
+    `tensor` is the engine's name of it, `device` the engine's name of the device.
+    """
+
+    tensor: str
+    device: str
+
+
+class FitParamsAbortError(FitParamsError):
+    """Raised when llama-fit-params aborts, as llama-server would with the same options.
+
+    `refusal` is the reason, if it is one that applies to other options too.
+    """
+
+    def __init__(self, message: str, refusal: Refusal | None) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
 class Figure(NamedTuple):
     """Bytes of one device for one purpose; `device` is the engine's name, None for main memory.
 
@@ -94,11 +115,41 @@ class DryRuns:
             except OSError as error:
                 raise FitParamsError(f"{binary} cannot be run ({error.strerror})") from error
         printed = output.decode(errors="replace")
+        if status in _ABORTED and (said := _reason_to_abort(printed)):
+            raise FitParamsAbortError(f"{binary.name} aborted: {said}", read_refusal(printed))
         if status != 0:
             lines = [line.strip() for line in printed.splitlines() if line.strip()]
             tail = " / ".join(line[:200] for line in lines[-_SHOWN:]) or "it said nothing"
             raise FitParamsError(f"{binary.name} failed with status {status}: {tail}")
         return printed
+
+
+_ABORTED: Final = (-signal.SIGABRT, 128 + signal.SIGABRT)
+# What GGML_ABORT and GGML_ASSERT print: the place in the source, then the message (ggml.c).
+_PLACE: Final = re.compile(r"^\S+\.(?:c|cc|cpp|cu|h|m|mm):\d+: (?P<why>.+)", re.MULTILINE)
+_FULL: Final = re.compile(r"out of memory|(?:CUDA|ROCm|HIP|MUSA|SYCL) error", re.IGNORECASE)
+_REFUSED: Final = re.compile(
+    r"pre-allocated tensor \((?P<tensor>[^ )]+).*?\) in a buffer \((?P<device>[^)]+)\)"
+)
+
+
+def _reason_to_abort(printed: str) -> str:
+    """Return why the engine cannot run with these options; "" if it may run another time.
+
+    A device that is full now, or a driver that fails, says nothing of the options.
+    """
+    found = _PLACE.search(printed)
+    return "" if found is None or _FULL.search(printed) else found["why"].strip()
+
+
+def read_refusal(printed: str) -> Refusal | None:
+    """Return which tensor was too large for which device, by the lines of a llama.cpp program.
+
+    A backend refuses each operation on a tensor above its buffer limit. A cache cannot go elsewhere
+    then (ggml-backend.cpp, ggml_backend_sched_backend_id_from_cur).
+    """
+    found = _REFUSED.search(printed)
+    return None if found is None else Refusal(found["tensor"], found["device"])
 
 
 async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes]:

@@ -15,6 +15,7 @@ from llamaswap_py.units import MIB
 PAD: Final = 256
 """Contexts are rounded up to a multiple of this (GGML_PAD in llama-context.cpp)."""
 CACHE_RAM: Final = "cache-ram"
+SPLIT: Final = "tensor-split"
 ALL: Final = 10**9
 """As a number of layers: every one."""
 
@@ -120,7 +121,7 @@ def read_settings(args: Sequence[str]) -> Settings:
         if words.switch("cpu-moe", default=False)
         else words.integer("n-cpu-moe", 0),
         cache_on_gpu=words.switch("kv-offload", default=True),
-        tensor_split=_shares(words.text("tensor-split", "")),
+        tensor_split=_shares(words.text(SPLIT, "")),
         split_mode=words.text("split-mode", "layer"),
         main_gpu=words.integer("main-gpu", 0),
         embedding=words.switch("embeddings", default=False)
@@ -274,6 +275,11 @@ def with_experts_on_host(layers: int) -> dict[str, str]:
 def with_layers_on_card(layers: int) -> dict[str, str]:
     """Return the option that puts so many layers on GPUs, and the rest in main memory."""
     return {"n-gpu-layers": str(layers)}
+
+
+def with_split(layers: Sequence[int]) -> dict[str, str]:
+    """Return the option that gives each device so many of the layers on devices."""
+    return {SPLIT: ",".join(map(str, layers))}
 
 
 def on_host_alone(settings: Settings, said: Collection[str]) -> dict[str, str]:

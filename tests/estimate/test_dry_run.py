@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from llamaswap_py.estimate.dry_run import MOVED, dry_parts, parse_answer, window_correction
+from llamaswap_py.estimate.dry_run import (
+    MOVED,
+    as_does_not_run,
+    dry_parts,
+    parse_answer,
+    window_correction,
+)
 from llamaswap_py.estimate.formula import context_of, is_recurrent, lay_out
 from llamaswap_py.estimate.types import EstimateError, Part, total
-from llamaswap_py.llamacpp.fit_params import DryRuns, FitParamsError, draft_args, fit_args
+from llamaswap_py.llamacpp.fit_params import (
+    DryRuns,
+    FitParamsAbortError,
+    FitParamsError,
+    Refusal,
+    draft_args,
+    fit_args,
+)
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.units import HOST, MIB
 from tests.estimate.models import model
@@ -229,6 +242,64 @@ async def test_failures_carry_what_it_said(script: Script) -> None:
         await DryRuns().answer(path, [], {})
     with pytest.raises(FitParamsError, match="cannot be run"):
         await DryRuns().answer(path.with_name("absent"), [], {})
+
+
+ABORT = (
+    "/b/ggml/src/ggml-backend.cpp:1081: pre-allocated tensor (cache_k_l0 (view)) in a buffer "
+    "(Vulkan0) that cannot run the operation (SET_ROWS)"
+)
+
+
+@pytest.mark.anyio
+async def test_an_abort_tells_the_tensor_that_a_device_refused(script: Script) -> None:
+    path = script(f"echo '{ABORT}' >&2; kill -ABRT $$")
+    with pytest.raises(FitParamsAbortError) as caught:
+        await DryRuns().answer(path, [], {})
+    assert caught.value.refusal == Refusal("cache_k_l0", "Vulkan0")
+    assert caught.value.message == (
+        "llama-fit-params aborted: pre-allocated tensor (cache_k_l0 (view)) in a buffer (Vulkan0) "
+        "that cannot run the operation (SET_ROWS)"
+    )
+
+
+@pytest.mark.anyio
+async def test_an_abort_for_another_reason_has_no_refused_tensor(script: Script) -> None:
+    path = script("echo '/b/src/llama-context.cpp:7: GGML_ASSERT(n > 0) failed'; kill -ABRT $$")
+    with pytest.raises(FitParamsAbortError, match=r"GGML_ASSERT\(n > 0\) failed") as caught:
+        await DryRuns().answer(path, [], {})
+    assert caught.value.refusal is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/b/ggml-cuda.cu:98: CUDA error: out of memory",
+        "/b/ggml-cuda.cu:98: ROCm error",
+        "failed to load model",
+    ],
+)
+@pytest.mark.anyio
+async def test_an_abort_on_a_full_device_says_nothing_of_the_options(
+    script: Script, line: str
+) -> None:
+    path = script(f"echo '{line}'; kill -ABRT $$")
+    with pytest.raises(FitParamsError) as caught:
+        await DryRuns().answer(path, [], {})
+    assert not isinstance(caught.value, FitParamsAbortError)
+
+
+@pytest.mark.anyio
+async def test_a_program_that_aborts_starts_no_debugger(script: Script) -> None:
+    path = script('echo "[$GGML_NO_BACKTRACE]"')
+    assert await DryRuns().answer(path, [], {}) == "[1]\n"
+
+
+def test_a_refused_device_has_the_name_that_lswap_gives_it() -> None:
+    error = as_does_not_run("why", Refusal("cache_k_l0", "Vulkan0"), ("Vulkan2",))
+    assert (error.message, error.tensor, error.device) == ("why", "cache_k_l0", "Vulkan2")
+    other = as_does_not_run("why", Refusal("cache_k_l0", "BLAS"), ("Vulkan2",))
+    assert (other.tensor, other.device) == ("", "")
+    assert as_does_not_run("why", None, ("Vulkan2",)).device == ""
 
 
 @pytest.mark.anyio

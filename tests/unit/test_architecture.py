@@ -68,7 +68,8 @@ PURE = (
     *("tui.cells", "tui.drawing", "tui.history", "tui.picture"),
     *("client.address", "client.answers", "client.calls"),
     *("hub.refs", "server.systemd_unit", "cli.quants", "estimate.contexts"),
-    *("estimate.fitting", "estimate.formula", "estimate.types"),
+    *("estimate.fitting", "estimate.formula", "estimate.layer_sizes", "estimate.splits"),
+    *("estimate.quantisations", "estimate.types"),
 )
 """Modules and folders that decide or parse, and touch neither machine nor clock."""
 

@@ -101,6 +101,7 @@ async def test_the_environment_is_scrubbed_and_told(
             "LLAMA_ARG_HOST",
         }
         assert env["KEPT"] == "yes"
+        assert env["GGML_NO_BACKTRACE"] == "1"
         assert not exists(env["XDG_CONFIG_HOME"])
         spawned = await run.seen(ChildSpawned)
         assert told["pid"] == spawned.pid == run.child.pid
