@@ -5,33 +5,46 @@ The script's progress goes to lswap's own output. The SHA-256 of an archive is c
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.archives import unpack
 from llamaswap_py.llamacpp.paths import EngineManifest, digest_file, engines_folder, write_manifest
 from llamaswap_py.llamacpp.probe import Engine, probe_engine
 from llamaswap_py.redaction import without_user
-from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-__all__ = ["build_engine", "check_build", "find_script", "install_archive"]
+__all__ = [
+    "build_engine",
+    "check_build",
+    "check_digest",
+    "check_name",
+    "find_script",
+    "install_archive",
+    "pinned_ref",
+    "place_engine",
+    "read_digest",
+    "scratch_folder",
+    "unpack_server",
+]
 
 SCRIPT: Final = "build_llama_cpp.sh"
+_SCRATCH: Final = ".unfinished.install-"
+_FRESH: Final = 60.0
 
 
 def find_script() -> Path:
@@ -44,6 +57,15 @@ def find_script() -> Path:
         if path.is_file():
             return path
     raise EngineError(f"{SCRIPT} is missing from this installation", remedy="install lswap again")
+
+
+def pinned_ref() -> str:
+    """Return the release of llama.cpp that lswap is tested with, as the build script says it."""
+    path = find_script()
+    found = re.search(r"^DEFAULT_REF=(b\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise EngineError(f"{path} has no line DEFAULT_REF=bNNNN", remedy="install lswap again")
+    return found[1]
 
 
 def build_engine(options: Sequence[str]) -> None:
@@ -86,12 +108,6 @@ def check_build(backend: str) -> str:
     raise EngineError(said[1], remedy=said[2])
 
 
-_CHUNK: Final = 1 << 20
-_SPARE: Final = 256 << 20
-"""Bytes of the disk that stay free."""
-_TIMEOUT: Final = 20.0  # seconds without a byte, and to connect
-
-
 def install_archive(
     location: str,
     sha256: str,
@@ -107,45 +123,108 @@ def install_archive(
     Raises EngineError, and installs nothing, when the archive cannot be read, has another SHA-256,
     reaches outside its folder, or does not hold a llama-server that runs here.
     """
-    wanted = sha256.lower().removeprefix("sha256:")
-    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise EngineError("--sha256 needs 64 hexadecimal digits", remedy="see the release page")
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise EngineError(
-            f"{name!r} is not a good name for an engine", remedy="letters, digits, - _ ."
-        )
-    with _scratch_folder() as scratch:
+    wanted = read_digest(sha256)
+    check_name(name)
+    with scratch_folder() as scratch:
         if re.match(r"https?://", location):
+            # This import takes a tenth of a second, so only a download does it.
+            from llamaswap_py.llamacpp.archive_download import download  # noqa: PLC0415
+
             archive = scratch / "archive"
-            _download(location, archive, on_progress)
+            download(location, archive, on_progress)
         else:
             archive = Path(location).expanduser()
             if not archive.is_file():
                 raise EngineError(f"there is no file {archive}", remedy="check the path")
-        if (actual := digest_file(archive)) != wanted:
-            raise EngineError(
-                f"{location} has SHA-256 {actual}, not {wanted}",
-                remedy="it is another file than you think: do not use it",
-            )
-        tree = scratch / "tree"
-        _unpack(archive, tree)
-        return _install_tree(tree, without_user(location), name)
+        check_digest(archive, location, wanted)
+        server = unpack_server(archive, scratch / "tree")
+        engine = probe_engine(server, "archive", cached=False)
+        return place_engine(scratch / "tree", engine, without_user(location), name)
 
 
-def _install_tree(tree: Path, source: str, name: str | None) -> Engine:
-    server = _find_server(tree)
+# --- the steps, which releases.py takes too ------------------------------------------------------
+
+
+def read_digest(sha256: str) -> str:
+    """Return the hexadecimal digits of `sha256:…`, in lower case; raises EngineError."""
+    digits = sha256.lower().removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise EngineError("--sha256 needs 64 hexadecimal digits", remedy="see the release page")
+    return digits
+
+
+def check_name(name: str | None) -> None:
+    """Raise EngineError for a name that cannot be that of an installation."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise EngineError(
+            f"{name!r} is not a good name for an engine", remedy="letters, digits, - _ ."
+        )
+
+
+def check_digest(archive: Path, location: str, wanted: str) -> None:
+    """Raise EngineError if the archive, which came from `location`, has another SHA-256."""
+    if (actual := digest_file(archive)) != wanted:
+        raise EngineError(
+            f"{location} has SHA-256 {actual}, not {wanted}",
+            remedy="it is another file than you think: do not use it",
+        )
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a scratch folder beside the installations, so that a rename finishes the work.
+
+    It is locked while it is used. What a killed lswap left behind has no lock, and is removed.
+    """
+    parent = engines_folder()
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _FRESH:  # else its owner may be about to lock
+                with _locked(left):
+                    shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def unpack_server(archive: Path, tree: Path) -> Path:
+    """Unpack an archive into `tree`, and return the llama-server in it; raises EngineError."""
+    unpack(archive, tree)
+    found = sorted(p for p in tree.rglob("llama-server") if p.is_file() and not p.is_symlink())
+    if not found:
+        raise EngineError(
+            "the archive holds no llama-server", remedy="choose a binary release for this system"
+        )
+    server = found[0]
     server.chmod(server.stat().st_mode | 0o755)
-    engine = probe_engine(server, "archive", cached=False)
-    relative = server.relative_to(tree)
+    return server
+
+
+def place_engine(
+    tree: Path, engine: Engine, source: str, name: str | None = None, ref: str = ""
+) -> Engine:
+    """Make the unpacked `tree`, in which `engine` was probed, an installation of ours."""
+    relative = engine.path.relative_to(tree)
     write_manifest(
         tree,
         EngineManifest(
             build=engine.build or 0,
+            ref=ref,
             backend=engine.backend,
             source=source,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             version=engine.version,
-            sha256=digest_file(server),
+            sha256=digest_file(engine.path),
             features=tuple(f for f in engine.features.__slots__ if getattr(engine.features, f)),
             server=str(relative),
         ),
@@ -155,99 +234,3 @@ def _install_tree(tree: Path, source: str, name: str | None) -> Engine:
         target.rename(tree.with_name("replaced"))  # removed together with the scratch folder
     tree.rename(target)
     return probe_engine(target / relative, f"installed {target.name}")
-
-
-def _find_server(tree: Path) -> Path:
-    found = sorted(p for p in tree.rglob("llama-server") if p.is_file() and not p.is_symlink())
-    if not found:
-        raise EngineError(
-            "the archive holds no llama-server", remedy="choose a binary release for this system"
-        )
-    return found[0]
-
-
-@contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """Make a scratch folder beside the installations, so that a rename finishes the work."""
-    parent = engines_folder()
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished.", dir=parent) as folder:
-        yield Path(folder)
-
-
-def _download(url: str, target: Path, on_progress: Callable[[int, int | None], None]) -> None:
-    # This import takes a tenth of a second, so only a download does it.
-    import httpx  # noqa: PLC0415
-
-    from llamaswap_py.hub.redirects import Guard, OutgoingError  # noqa: PLC0415
-
-    most = max(shutil.disk_usage(target.parent).free - _SPARE, 0)
-    try:
-        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
-            Guard(url).watch(client)
-            with client.stream("GET", url) as answer, target.open("wb") as file:
-                answer.raise_for_status()
-                length = answer.headers.get("content-length", "")
-                total = int(length) if length.isdigit() and len(length) < 20 else None
-                for chunk in answer.iter_raw(_CHUNK):
-                    if max(file.tell() + len(chunk), total or 0) > most:
-                        raise EngineError(
-                            f"{url} does not fit on the disk: {target.parent} has room for "
-                            f"{format_size(most)}",
-                            remedy="make room, or name another address",
-                        )
-                    file.write(chunk)
-                    on_progress(file.tell(), total)
-    except OutgoingError as error:
-        raise EngineError(error.message, remedy=error.remedy) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise EngineError(
-            f"{url} cannot be downloaded ({error})",
-            remedy="check the address, or download it yourself and name the file",
-        ) from error
-
-
-# --- archives ----------------------------------------------------------------------------------
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    target.mkdir()
-    try:
-        if zipfile.is_zipfile(archive):
-            _unzip(archive, target)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise EngineError(
-            f"{archive.name} cannot be unpacked ({error})",
-            remedy="it must be a .tar.gz or .zip whose members stay inside their folder",
-        ) from error
-
-
-def _unzip(archive: Path, target: Path) -> None:
-    """Extract with modes and symbolic links, which ZipFile.extractall drops."""
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            name = PurePosixPath(member.filename)
-            mode = member.external_attr >> 16
-            if name.is_absolute() or ".." in name.parts:
-                raise zipfile.BadZipFile(f"{member.filename} reaches outside")
-            path = target / name
-            if member.is_dir():
-                path.mkdir(parents=True, exist_ok=True)
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if stat.S_ISLNK(mode):
-                _link(path, file.read(member).decode(errors="replace"))
-                continue
-            with file.open(member) as content, path.open("xb") as copy:
-                shutil.copyfileobj(content, copy)
-            path.chmod(0o755 if mode & 0o100 else 0o644)
-
-
-def _link(path: Path, destination: str) -> None:
-    # Libraries link to files beside them; a release does not need any other link.
-    if os.sep in destination or destination in ("", ".", ".."):
-        raise zipfile.BadZipFile(f"{path.name} links to {destination}")
-    path.symlink_to(destination)

@@ -20,7 +20,7 @@ import pytest
 
 from llamaswap_py.errors import EngineError
 from llamaswap_py.hub import redirects
-from llamaswap_py.llamacpp import install
+from llamaswap_py.llamacpp import archives
 from llamaswap_py.llamacpp.binaries import locate_engine
 from llamaswap_py.llamacpp.install import install_archive
 from llamaswap_py.llamacpp.paths import engines_folder, read_manifest
@@ -243,7 +243,7 @@ def test_a_server_that_means_harm(
 ) -> None:
     monkeypatch.setattr(redirects, "_WINDOW", 0.5)
     real = shutil.disk_usage(home)
-    few = real._replace(free=install._SPARE + (8 << 20))
+    few = real._replace(free=archives.SPARE + (8 << 20))
     monkeypatch.setattr("shutil.disk_usage", lambda _: few)
     with answering(answer) as url, pytest.raises(EngineError, match=said):
         install_archive(url, "0" * 64)
