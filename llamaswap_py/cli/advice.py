@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SAME: Final = {
     "lswap": {"serve": "up", "list": "models", "ls": "models", "down": "stop", "log": "logs"},
     "lswap key": {"create": "new", "add": "new", "ls": "list", "rm": "revoke", "delete": "revoke"},
-    "lswap engine": {"ls": "list"},
+    "lswap engine": {"ls": "list", "upgrade": "update"},
     "lswap service": {"remove": "uninstall"},
 }
 """By command group: a word that means a command of ours."""
@@ -23,8 +23,7 @@ _ASK = "start `lswap up`, then send a request with the model's name: lswap loads
 _KEEP = "`lswap up` serves until Ctrl-C, `lswap service install --now` keeps it running"
 _STOP = "`lswap stop` ends lswap, `lswap unload MODEL` a model"
 _UPGRADE = (
-    "install the new version and restart lswap; `lswap engine build --ref bNNNN` builds another "
-    "llama-server"
+    "install the new version and restart lswap; `lswap engine update` installs a newer llama-server"
 )
 _FILE = "`lswap init` writes a file, `lswap check` finds what is wrong with it"
 _INSTEAD: Final[dict[str, dict[str, str]]] = {
@@ -45,7 +44,7 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
         ),
         **dict.fromkeys(("build", "doctor", "use"), "`lswap engine build`, `use` and `doctor`"),
         **dict.fromkeys(("bug", "issue", "diagnose", "debug"), "`lswap report` writes a report"),
-        "install": "`lswap engine build` for llama-server, `lswap service install` for systemd",
+        "install": "`lswap engine install` for llama-server, `lswap service install` for systemd",
         "restart": "`lswap stop`, then `lswap up`; `lswap reload` only reads the file again",
         "show": "`lswap models` lists all models, `lswap why MODEL` explains one",
         "help": "`lswap --help`, `lswap COMMAND --help`",
@@ -61,10 +60,6 @@ _INSTEAD: Final[dict[str, dict[str, str]]] = {
         **dict.fromkeys(("log", "logs"), "`lswap service status` says the command"),
     },
     "lswap engine": {
-        **dict.fromkeys(
-            ("update", "upgrade"),
-            "`lswap engine build` builds the newest llama-server that it knows",
-        ),
         **dict.fromkeys(("rm", "remove"), "`lswap engine list` prints its folder: delete that"),
     },
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +9,6 @@ import typer
 from llamaswap_py.cli.common import command_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from llamaswap_py.llamacpp.binaries import Broken
     from llamaswap_py.llamacpp.doctor import Check
     from llamaswap_py.llamacpp.probe import Engine
@@ -22,6 +19,9 @@ __all__ = ["app"]
 app = command_group("Find, build and check llama-server binaries.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Backend = Annotated[
+    str, typer.Option(help="cpu, vulkan, rocm, metal, cuda or auto: what this machine can use.")
+]
 
 
 @app.command()
@@ -73,7 +73,7 @@ def list_engines(as_json: AsJson = False) -> None:
         _print_json([_record(entry) for entry in found])
         return
     if not found:
-        typer.echo("no llama-server found - run `lswap engine build`")
+        typer.echo("no llama-server found - run `lswap engine install` or `lswap engine build`")
         return
     for entry in found:
         record = _record(entry)
@@ -117,34 +117,137 @@ def use(
 
 @app.command()
 def install(
-    location: Annotated[str, typer.Argument(help="A release archive: a file or URL.")],
-    sha256: Annotated[str, typer.Option(help="SHA-256 of the archive.")],
-    name: Annotated[str | None, typer.Option(help="Install under this name.")] = None,
+    location: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ARCHIVE]",
+            help="A .tar.gz or .zip with a llama-server: a file or URL. Without it, lswap "
+            "downloads the one of llama.cpp's release that fits this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(help="SHA-256 of the archive; needed with ARCHIVE.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Install under this name.", show_default=False)
+    ] = None,
+    ref: Annotated[
+        str | None,
+        typer.Option(
+            help="Release of llama.cpp, like b11434 (default: the one lswap is tested with).",
+            show_default=False,
+        ),
+    ] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Take the newest release.")] = False,
+    backend: Backend = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Install a release archive of llama.cpp.
+    """Install a llama-server without compiling: a release of llama.cpp.
 
-    It is a .tar.gz or .zip; lswap checks its SHA-256 first.
+    lswap checks the SHA-256 that the release names, and that the llama-server starts here.
+    Engines that are installed already stay; `lswap engine use` chooses between them.
     """
-    from llamaswap_py.llamacpp.install import install_archive
+    from llamaswap_py.cli.download_progress import progress, say
 
-    with _progress() as on_progress:
-        engine = install_archive(location, sha256, name=name, on_progress=on_progress)
+    _check_choice(location, sha256, ref, latest, backend)
+    with progress() as on_progress:
+        if location is not None and sha256 is not None:
+            from llamaswap_py.llamacpp.install import install_archive
+
+            engine = install_archive(location, sha256, name=name, on_progress=on_progress)
+        else:
+            from llamaswap_py.llamacpp.releases import install_release
+
+            engine = install_release(
+                ref,
+                newest=latest,
+                backend=backend,
+                sha256=sha256,
+                name=name,
+                say=say,
+                on_progress=on_progress,
+            )
+    _tell_installed(engine, as_json=as_json)
+
+
+def _check_choice(
+    location: str | None, sha256: str | None, ref: str | None, latest: bool, backend: str
+) -> None:
+    from llamaswap_py.errors import ConfigError
+
+    if location is not None:
+        if sha256 is None:
+            raise ConfigError(
+                "an ARCHIVE needs its --sha256", remedy="the page of the release lists it"
+            )
+        if ref is not None or latest or backend != "auto":
+            raise ConfigError(
+                "--ref, --latest and --backend choose a release, not an ARCHIVE",
+                remedy="leave them out, or the ARCHIVE",
+            )
+    if ref is not None and latest:
+        raise ConfigError("--ref and --latest name two releases", remedy="leave one out")
+
+
+@app.command()
+def update(backend: Backend = "auto", as_json: AsJson = False) -> None:
+    """Install the newest release of llama.cpp, if it is newer than the engine in use.
+
+    The engine in use stays installed, and the last line says how to go back to it.
+    """
+    from llamaswap_py.cli.download_progress import progress, say
+    from llamaswap_py.errors import EngineError
+    from llamaswap_py.llamacpp.binaries import locate_engine
+    from llamaswap_py.llamacpp.releases import update_engine
+
+    try:
+        before = locate_engine()
+    except EngineError:
+        before = None
+    with progress() as on_progress:
+        engine = update_engine(before, backend=backend, say=say, on_progress=on_progress)
+    if engine is not None:
+        _tell_installed(engine, as_json=as_json)
+        if before is not None and not as_json:
+            typer.echo(f"to go back: `lswap engine use {_name_of(before)}`")
+    elif before is not None and as_json:
+        _print_json(_record(before))
+    elif before is not None:
+        typer.echo(f"{before.label} is as new as llama.cpp's newest release for this machine")
+
+
+def _tell_installed(engine: Engine, *, as_json: bool) -> None:
+    """Print what was installed, and whether `engine: auto` takes it."""
+    from llamaswap_py.errors import EngineError
+    from llamaswap_py.llamacpp.binaries import locate_engine
+
     if as_json:
         _print_json(_record(engine))
+        return
+    typer.echo(f"installed {engine.label} ({engine.path})")
+    try:
+        taken = locate_engine()
+    except EngineError as error:  # LSWAP_LLAMA_SERVER names one that does not work
+        typer.echo(f"lswap does not use it: {error}")
+        return
+    if taken.path.resolve() == engine.path.resolve():
+        typer.echo("lswap uses it from its next start on")
     else:
-        typer.echo(f"installed {engine.label} ({engine.path})")
+        typer.echo(
+            f"lswap still uses {taken.label} ({taken.source}); "
+            f"`lswap engine use {_name_of(engine)}` chooses the new one"
+        )
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int | None], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+def _name_of(engine: Engine) -> str:
+    """Return what `lswap engine use` calls an engine: an installation's name, else the path."""
+    from llamaswap_py.llamacpp.paths import engines_folder
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("download", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    folder = engines_folder()
+    inside = engine.path.is_relative_to(folder)
+    return engine.path.relative_to(folder).parts[0] if inside else str(engine.path)
 
 
 @app.command()
@@ -165,7 +268,9 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         print_checks(report.checks)
         typer.echo(
-            f"\n{'ready' if report.usable else 'no usable engine: run `lswap engine build`'}"
+            "\nready"
+            if report.usable
+            else "\nno usable engine: run `lswap engine install` or `lswap engine build`"
         )
     raise typer.Exit(0 if report.usable else 1)
 

@@ -204,7 +204,10 @@ def run(path: Path, model_dirs: tuple[Path, ...], *, force: bool) -> None:
             " downloads"
         )
     if machine.engine is None:
-        print("no llama-server was found: get one with `lswap engine build`", file=sys.stderr)
+        print(
+            "no llama-server was found: `lswap engine install` or `lswap engine build` gets one",
+            file=sys.stderr,
+        )
     print(f"next: lswap check {path} && lswap up {path}")
 
 
@@ -262,7 +265,7 @@ def _head(machine: Machine, path: str) -> Iterator[str]:
         yield f"#   {device.id}: {format_size(device.total)} ({device.source})"
     engine = machine.engine
     if engine is None:
-        yield "#   no llama-server yet: get one with `lswap engine build`"
+        yield "#   no llama-server yet: `lswap engine install` or `lswap engine build` gets one"
     else:
         yield f"#   llama-server {engine.label} ({short_path(engine.path)})"
     yield f"# Try it: `lswap check {path}`, then `lswap up {path}`; changes take effect while"

@@ -17,7 +17,11 @@ _OfModel = Annotated[str | None, typer.Argument(hidden=True)]
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
     build: Annotated[
-        bool, typer.Option("--build", help="Build a llama-server first if there is none.")
+        bool,
+        typer.Option(
+            "--build",
+            help="If there is no llama-server, download a release of llama.cpp, or build it.",
+        ),
     ] = False,
     config: Annotated[
         Path | None,
@@ -31,8 +35,11 @@ def demo(
 
     It needs a llama-server, and no model of yours.
     """
+    from llamaswap_py.cli.offer import offer_engine
     from llamaswap_py.demo.run import run
 
+    if not build:
+        offer_engine()
     raise typer.Exit(run(config, keep=keep, build=build))
 
 

@@ -10,9 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamaswap_py.cli.init import serves_text
+from llamaswap_py.cli.offer import offer_engine
 from llamaswap_py.cli.show import device_line, memory_text, trouble_text
 from llamaswap_py.cli.tables import table_text
 from llamaswap_py.cli.version import commit, lswap_text
+from llamaswap_py.errors import EngineError
 from llamaswap_py.server import run as server
 from llamaswap_py.supervisor.recorder import RunRecord
 
@@ -37,7 +39,8 @@ def run(
 ) -> None:
     """Serve until a signal. Raises LswapError if it cannot start."""
     commit()  # read it now: no file is opened while the event loop runs
-    server.run(
+    serve = partial(
+        server.run,
         origin,
         greeting=banner,
         served_as=serves_text(origin),
@@ -48,6 +51,12 @@ def run(
         record=partial(_record, record) if record is not None else None,
         verbose=verbose,
     )
+    try:
+        serve()
+    except EngineError:  # raised before anything was started
+        if not offer_engine():
+            raise
+        serve()
 
 
 def _record(path: Path, own_log: OwnLog) -> RunRecord:

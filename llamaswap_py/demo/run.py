@@ -25,6 +25,7 @@ from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.llamacpp.binaries import VARIABLE, Engine, locate_engine
 from llamaswap_py.llamacpp.install import build_engine
 from llamaswap_py.llamacpp.paths import demo_folder
+from llamaswap_py.llamacpp.releases import install_release
 from llamaswap_py.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ _QUESTION: Final = "Who are you?"
 _PATH: Final = "/v1/chat/completions"
 _ANSWER_SECONDS: Final = 60.0
 _HOW_TO_GET_ONE: Final = (
-    "`lswap demo --build` builds llama-server first (some minutes, once); "
-    "`lswap engine build` and `lswap engine install` have more choices"
+    "`lswap demo --build` downloads or builds llama-server first; `lswap engine install` and "
+    "`lswap engine build` have more choices"
 )
 _TINY: Final = 32 * 1024**2
 """A larger file is not a tiny model, and is not overwritten."""
@@ -46,7 +47,8 @@ _TINY: Final = 32 * 1024**2
 def run(path: Path | None = None, *, keep: bool = False, build: bool = False) -> int:
     """Run the demonstration; return the exit code.
 
-    `keep`: serve on afterwards. `build`: build a llama-server if there is none.
+    `keep`: serve on afterwards. `build`: get a llama-server if there is none, from a release of
+    llama.cpp if it can be had, else by building it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # even if a shell has started it with Ctrl-C ignored
@@ -127,15 +129,20 @@ def _provide_engine(*, build: bool) -> None:
             raise
         if not build:
             raise DemoError(error.message, remedy=_HOW_TO_GET_ONE) from error
-        engine, how = _build(), "built"
+        engine, how = _get_engine()
     _row("engine", f"llama-server {engine.label} ({engine.source})", how, began)
 
 
-def _build() -> Engine:
-    print("  no llama-server on this machine: building one (some minutes, once)", flush=True)
+def _get_engine() -> tuple[Engine, str]:
+    print("  no llama-server on this machine: taking one from llama.cpp's releases", flush=True)
+    try:
+        return install_release(say=lambda line: print(f"    {line}", flush=True)), "installed"
+    except EngineError as error:
+        print(f"    {error.message}", flush=True)
+    print("  building one instead (some minutes, once)", flush=True)
     build_engine([])
     print()
-    return locate_engine("auto")
+    return locate_engine("auto"), "built"
 
 
 def _write_models(config: Config) -> None:

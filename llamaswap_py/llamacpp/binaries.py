@@ -91,10 +91,13 @@ def locate_engine(spec: EngineSpec = "auto") -> Engine:
 
 
 def _remedy(wanted: Mapping[str, object]) -> str:
-    """Return the remedy for a missing engine, as a command ready to paste."""
+    """Return the remedy for a missing engine, as commands ready to paste."""
     options = f" --ref b{wanted['build']}" if "build" in wanted else ""
     options += f" --backend {wanted['backend']}" if "backend" in wanted else ""
-    return f"run `lswap engine build{options}`, or set `engine:` to the path of a llama-server"
+    ways = f"`lswap engine build{options}` (compiles)"
+    if wanted.get("backend") != "cuda":  # of which there is no release for Linux
+        ways = f"`lswap engine install{options}` (downloads a release) or {ways}"
+    return f"run {ways}, or set `engine:` to the path of a llama-server"
 
 
 def find_engines(spec: EngineSpec = "auto") -> list[Engine | Broken]:

@@ -95,7 +95,11 @@ def _engines(found: list[Engine | Broken]) -> Iterator[Check]:
             yield _engine(entry)
     if all(isinstance(entry, Broken) for entry in found):
         yield Check(
-            "engines", "llama-server", CheckState.PROBLEM, "none works", "run `lswap engine build`"
+            "engines",
+            "llama-server",
+            CheckState.PROBLEM,
+            "none works",
+            "run `lswap engine install` or `lswap engine build`",
         )
 
 

@@ -175,7 +175,7 @@ def test_without_an_engine_it_says_how_to_get_one(
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # ours are pytest's here
     assert run.run(config) == 1
     said = capsys.readouterr().err
-    assert said.startswith("\ndemo failed: no llama-server found\n  `lswap demo --build` builds")
+    assert said.startswith("\ndemo failed: no llama-server found\n  `lswap demo --build` downl")
     assert not list(config.parent.parent.rglob("*.gguf"))
 
 
@@ -208,9 +208,11 @@ def test_an_engine_that_cannot_be_built_ends_the_demo(
 
     monkeypatch.delenv("LSWAP_LLAMA_SERVER", raising=False)
     monkeypatch.setattr(run, "locate_engine", find_none)
+    monkeypatch.setenv("LSWAP_RELEASES_URL", "https://releases.invalid/r")
     monkeypatch.setattr(run, "build_engine", fail_to_build)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # ours are pytest's here
     assert run.run(config, build=True) == 1
     said = capsys.readouterr()
+    assert "releases.invalid cannot be reached" in said.out
     assert "building one" in said.out
     assert "demo failed: the engine was not built (status 1)\n  see the messages above" in said.err

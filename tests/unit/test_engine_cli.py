@@ -79,7 +79,7 @@ def test_install_reports_errors_with_a_remedy(home: Path) -> None:
 def test_doctor_is_content_with_an_engine_only() -> None:
     status, text = call("doctor")
     assert status == 1
-    assert "no usable engine: run `lswap engine build`" in text
+    assert "no usable engine: run `lswap engine install` or `lswap engine build`" in text
     install_server(7001)
     status, text = call("doctor", "--json")
     assert status == 0
