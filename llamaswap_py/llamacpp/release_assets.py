@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.backends import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "BACKENDS",
+    "CHOICES",
     "Offer",
     "Platform",
     "Release",
@@ -29,7 +30,7 @@ __all__ = [
     "too_old_for",
 ]
 
-BACKENDS: Final = ("auto", "cpu", "vulkan", "rocm", "metal", "cuda")
+CHOICES: Final = ("auto", *NAMES)
 """What `--backend` may say."""
 BUILD_IT: Final = "`lswap engine build` builds one for this machine"
 
@@ -100,7 +101,7 @@ class Offer:
 
 
 def backends_for(machine: Platform, wanted: str) -> tuple[str, ...]:
-    """Return the backends to look for, the best first; `wanted` is one of BACKENDS.
+    """Return the backends to look for, the best first; `wanted` is one of CHOICES.
 
     Raises EngineError when no release runs on such a machine, or none with that backend.
     """

@@ -27,8 +27,8 @@ from llamaswap_py.llamacpp.install import (
 from llamaswap_py.llamacpp.paths import digest_file, engines_folder, read_manifest
 from llamaswap_py.llamacpp.probe import Engine, probe_engine
 from llamaswap_py.llamacpp.release_assets import (
-    BACKENDS,
     BUILD_IT,
+    CHOICES,
     Offer,
     Platform,
     backends_for,
@@ -61,7 +61,7 @@ def install_release(
     """Install the llama-server of a release, beside the engines that are there.
 
     The release is `ref`, or the newest one that has an archive for this machine, or the one that
-    lswap is tested with. `backend` is one of BACKENDS. `sha256` is that of the archive, where the
+    lswap is tested with. `backend` is one of CHOICES. `sha256` is that of the archive, where the
     release does not say it. `say` gets a line for each step.
 
     Raises EngineError, and installs nothing, when there is no archive that fits and starts.
@@ -100,7 +100,7 @@ def update_engine(
     """
     machine = this_platform()
     if backend == "auto" and current is not None:
-        backend = current.backend if current.backend in BACKENDS else "auto"
+        backend = current.backend if current.backend in CHOICES else "auto"
     backends = _backends(machine, backend)
     with ReleaseServer() as server:
         offers = newest_offers(server.newest(), machine, backends)
@@ -134,9 +134,9 @@ def this_platform() -> Platform:
 
 
 def _backends(machine: Platform, backend: str) -> tuple[str, ...]:
-    if backend not in BACKENDS:
+    if backend not in CHOICES:
         raise EngineError(
-            f"there is no backend {backend}", remedy=f"take one of {', '.join(BACKENDS)}"
+            f"there is no backend {backend}", remedy=f"take one of {', '.join(CHOICES)}"
         )
     return backends_for(machine, backend)
 
