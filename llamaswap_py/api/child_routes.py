@@ -3,98 +3,29 @@
 The steps, in this order: bring the path into one spelling; check the key that its route needs;
 refuse what lswap does itself.
 
-`ROUTES` lists the routes of llama-server, as does docs/security.md. A route that is not in the list
-needs an admin key, because a route of a later engine may do anything.
+`llamacpp/server_routes.py` lists the routes of llama-server, as does docs/security.md. A route that
+is not in the list needs an admin key, because a route of a later engine may do anything.
 """
 
 from __future__ import annotations
 
 import re
-from enum import Enum
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from llamaswap_py.api.request import Way
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.server_routes import Role, folded, role_at_program, role_of
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call
 
-_READS: Final = frozenset({"GET", "HEAD"})
-_FILE: Final = re.compile(
-    r"/(?:.*[^/]\.(?:html|m?js|css|map|json|webmanifest|txt|wasm|svg|png|ico|jpe?g|webp|woff2?))?"
-)
-"""A file of a web interface; no route of llama-server has a dot in its last part."""
-_SLOT: Final = re.compile("/slots/[^/]*/?")
-_NESTED: Final = re.compile("%(?:25)+")
-_DECODED: Final = 4
-"""How often a path is decoded at most, not counting escapes of escapes (%252570)."""
 _PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+")
 _ESCAPE: Final = re.compile("%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNRESERVED: Final = re.compile("[A-Za-z0-9_.~-]")
 _KEPT: Final = "/%!$&'()*+,;=:@"
-
-
-class Role(Enum):
-    """The key that a route needs. No route is public: below /upstream every request needs one."""
-
-    INFERENCE = "inference"
-    SLOTS = "slots"
-    """An inference key with the right `slots`."""
-    ADMIN = "admin"
-
-
-def _all(role: Role, method: str, paths: str) -> dict[tuple[str, str], Role]:
-    return {(method, path): role for path in paths.split()}
-
-
-ROUTES: Final[dict[tuple[str, str], Role]] = {
-    **_all(
-        Role.INFERENCE,
-        "POST",
-        """
-        /v1/chat/completions /chat/completions /v1/completions /completion /completions
-        /v1/responses /responses /v1/messages /v1/embeddings /embedding /embeddings /infill
-        /rerank /reranking /v1/rerank /v1/reranking /v1/systemone
-        /v1/audio/transcriptions /audio/transcriptions
-        /v1/chat/completions/input_tokens /chat/completions/input_tokens
-        /v1/responses/input_tokens /responses/input_tokens /v1/messages/count_tokens
-        /v1/chat/completions/control /tokenize /detokenize /apply-template
-        """,
-    ),
-    # Routes of OpenAI which a later llama-server may have.
-    **_all(
-        Role.INFERENCE,
-        "POST",
-        "/v1/audio/speech /v1/audio/translations /v1/images/generations /v1/images/edits",
-    ),
-    **_all(
-        Role.INFERENCE,
-        "GET",
-        "/health /v1/health /metrics /props /lora-adapters /models /v1/models",
-    ),
-    # GET can show the beginning of another client's answer, sent by that client to be continued.
-    **_all(Role.SLOTS, "GET", "/slots"),
-    **_all(Role.SLOTS, "POST", "/slots/:id_slot"),
-    # llama-server lists conversations of all clients; lswap answers these routes itself.
-    **_all(Role.ADMIN, "GET", "/v1/stream"),
-    **_all(Role.ADMIN, "POST", "/v1/streams/lookup"),
-    **_all(Role.ADMIN, "DELETE", "/v1/stream"),
-    # They change a model for all of its clients.
-    **_all(Role.ADMIN, "POST", "/props /lora-adapters"),
-    # They run programs, open files, and fetch addresses of this machine's network.
-    **_all(Role.ADMIN, "GET", "/tools /cors-proxy"),
-    **_all(Role.ADMIN, "POST", "/tools /cors-proxy"),
-    # Only llama.cpp's own router has these.
-    **_all(Role.ADMIN, "GET", "/models/sse"),
-    **_all(Role.ADMIN, "POST", "/models /models/load /models/unload"),
-    **_all(Role.ADMIN, "DELETE", "/models"),
-}
-"""(method, path) -> role, for every route that llama-server registers (b11434)."""
-_PATHS: Final = frozenset(path for _, path in ROUTES)
-_GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is not Role.INFERENCE}
 
 
 def reach(call: Call, preset: str, path: str) -> Way:
@@ -201,45 +132,3 @@ def _normal(found: re.Match[str]) -> str:
 
 def _odd(path: str, why: str, remedy: str) -> ApiError:
     return ApiError("bad_request", f"the path {path[:200]} is refused: {why}", remedy=remedy)
-
-
-def role_of(method: str, path: str) -> Role | None:
-    """Return the role of a route of llama-server, None for an unknown route.
-
-    `path` is decoded, as llama-server compares it. llama-server treats HEAD as GET, and answers
-    OPTIONS itself.
-    """
-    if method == "OPTIONS":
-        return Role.INFERENCE
-    known = ROUTES.get(("GET" if method == "HEAD" else method, _named(path)))
-    if known is None and method in _READS and path not in _PATHS and _FILE.fullmatch(path):
-        return Role.INFERENCE
-    return known
-
-
-def role_at_program(method: str, path: str) -> Role:
-    """Return the role of a path at a program that may not be llama-server.
-
-    An inference key may use the program's own routes. But a path that a loose reader could take for
-    a route of llama-server needs the key of that route.
-    """
-    path = folded(path)
-    return role_of(method, path) or _GUARDED.get(_named(path)) or Role.INFERENCE
-
-
-def folded(path: str) -> str:
-    """Return a path as the loosest reader understands it.
-
-    Such a reader decodes it more than once. It ignores case, repeated and final slashes,
-    parameters, and spaces around a part, and it takes a backslash for a slash.
-    """
-    for _ in range(_DECODED):
-        path = unquote(_NESTED.sub("%", path))
-    path = re.sub(r"[?#].*|;[^/]*", "", path.replace("\\", "/"), flags=re.DOTALL)
-    parts = [part for part in map(str.strip, path.split("/")) if part]
-    return "/" + "/".join(parts).casefold()
-
-
-def _named(path: str) -> str:
-    """Return a path with `:id_slot` for a slot, as llama-server matches it."""
-    return "/slots/:id_slot" if _SLOT.fullmatch(path) else path

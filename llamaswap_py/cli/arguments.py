@@ -16,6 +16,7 @@ from llamaswap_py.config.load import Origin
 from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.hub.refs import HubRef, instead_of, parse_ref
+from llamaswap_py.llamacpp.router_mode import CONTEXT
 from llamaswap_py.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def origin_of(
         said["allow_unauthenticated"] = True
     if context is not None:
         if origin.path is not None:
-            remedy = f"write it into the file: `defaults: {{args: {{ctx-size: {context}}}}}`"
+            remedy = f"write it into the file: `defaults: {{args: {{{CONTEXT}: {context}}}}}`"
             raise ConfigError("-c does not set the context here", where=origin.name, remedy=remedy)
-        said["defaults"] = {"args": {"ctx-size": context}}
+        said["defaults"] = {"args": {CONTEXT: context}}
     return changed(origin, said=_yaml(said)) if said else origin
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from llamaswap_py.llamacpp.router_mode import CONTEXT, MODEL_WORDS
+
 FAILED: Final = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -87,9 +89,9 @@ def up(
     config: Annotated[list[str] | None, typer.Option("--config", "-c", hidden=True)] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", "--hf-repo", "-hf", "-hfr", "--models-preset", hidden=True),
+        typer.Option(*MODEL_WORDS, hidden=True),
     ] = None,
-    ctx_size: Annotated[int | None, typer.Option("--ctx-size", min=0, hidden=True)] = None,
+    ctx_size: Annotated[int | None, typer.Option(f"--{CONTEXT}", min=0, hidden=True)] = None,
 ) -> None:
     """Serve the models of CONFIG on one port, until Ctrl-C.
 

@@ -21,14 +21,14 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from llamaswap_py.gguf.sidecars import (
+from llamaswap_py.llamacpp.model_files import (
     INFERRED,
     bits_of,
     folder_kind,
     home_of,
     sidecar_kind,
 )
-from llamaswap_py.gguf.sidecars import (
+from llamaswap_py.llamacpp.model_files import (
     PROJECTOR as PROJECTOR_KIND,
 )
 from llamaswap_py.llamacpp.path_options import DRAFT_MODEL, PROJECTOR

@@ -18,7 +18,12 @@ from llamaswap_py.estimate.layer_sizes import layer_bytes, refused_devices
 from llamaswap_py.estimate.quantisations import smaller, weights_of
 from llamaswap_py.estimate.splits import divide_layers
 from llamaswap_py.estimate.types import DoesNotRunError, Estimate, EstimateError, Part, Source
-from llamaswap_py.llamacpp.memory_settings import option_words, read_settings, with_split
+from llamaswap_py.llamacpp.memory_settings import (
+    OF_DIVISION,
+    option_words,
+    read_settings,
+    with_split,
+)
 from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
@@ -30,7 +35,6 @@ __all__ = ["FitStep", "FitWish", "Fitted", "Fitter", "Tried"]
 PROOFS: Final = 4
 """Dry runs of one fit at most; after them the formulas alone decide."""
 MEASURED_BEYOND: Final = "measured beyond the estimate"
-_PLACES: Final = frozenset({"tensor-split", "split-mode", "override-tensor", "main-gpu"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Fitter:
             return _as_it_is(await self._estimator.estimate(wanted), room)
         settings = read_settings(wanted.args)
         steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish)
-        splits = len(wanted.gpus) > 1 and not _PLACES & set(said)
+        splits = len(wanted.gpus) > 1 and not OF_DIVISION & set(said)
         limits = await asyncio.to_thread(self._estimator.limits.refused, wanted)
         search = _Search(
             self._estimator, opened, wanted, dict(room), steps, limits, splits=splits, after=after

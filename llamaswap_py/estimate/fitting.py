@@ -16,6 +16,11 @@ from llamaswap_py.estimate.layer_sizes import layers_with_experts
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
+    OF_CONTEXT,
+    OF_EXPERTS,
+    OF_LAYERS,
+    OF_TENSORS,
+    SLOTS,
     SPLIT,
     Settings,
     on_host_alone,
@@ -83,7 +88,7 @@ class FitStep:
                 said.append("all layers on the host")
             if self.experts_on_host and self.layers_on_devices:
                 said.append(f"the experts of {self.experts_on_host} layers on the host")
-        if "--parallel" in self.words:
+        if f"--{SLOTS}" in self.words:
             said.append(f"{self.slots} slot{'s' * (self.slots > 1)}")
         if f"--{CACHE_RAM}" in self.words:
             said.append("no prompt cache")
@@ -199,21 +204,21 @@ class _Form:
         self._layers = header.integer("block_count") + 1
         placed = layer_devices(header, settings, gpus)
         self._on_devices = sum(device != HOST for device in placed)
-        self._moves = not {"override-tensor", "n-cpu-ffn"} & said and bool(gpus)
+        self._moves = not OF_TENSORS & said and bool(gpus)
 
     # What is open
 
     @property
     def _context_is_open(self) -> bool:
-        return not {"ctx-size", "kv-unified-per-slot"} & self._said
+        return not OF_CONTEXT & self._said
 
     @property
     def _layers_are_open(self) -> bool:
-        return self._moves and "n-gpu-layers" not in self._said
+        return self._moves and not OF_LAYERS & self._said
 
     @property
     def _experts_are_open(self) -> bool:
-        given = {"n-cpu-moe", "cpu-moe"} & self._said
+        given = OF_EXPERTS & self._said
         return self._moves and bool(self._experts) and not given
 
     def caches(self) -> tuple[bool, ...]:
@@ -293,7 +298,7 @@ class _Form:
             each = 1 if self._settings.unified else cut.slots
             options |= with_context(cut.context * each)
         if cut.slots != self._settings.slots:
-            options["parallel"] = str(cut.slots)
+            options[SLOTS] = str(cut.slots)
         if self._layers_are_open:
             options |= with_layers_on_card(place.layers)
             if not place.layers:

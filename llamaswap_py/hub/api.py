@@ -76,8 +76,8 @@ def prepare_session() -> None:
 
 @cache
 def _set_factory() -> None:
+    from llamaswap_py.client.outgoing import Guard
     from llamaswap_py.hub.huggingface import constants, default_client_factory, set_client_factory
-    from llamaswap_py.hub.redirects import Guard
 
     def session() -> httpx.Client:
         client = default_client_factory()
@@ -214,8 +214,8 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
     """Turn what huggingface_hub raises into HubError with a remedy."""
     import httpx
 
+    from llamaswap_py.client.outgoing import OutgoingError
     from llamaswap_py.hub.huggingface import errors
-    from llamaswap_py.hub.redirects import OutgoingError
 
     try:
         yield
@@ -341,7 +341,7 @@ def _host(url: str) -> str:
 
 def headers_for(location: str, url: str, headers: dict[str, str]) -> dict[str, str]:
     """Return the headers for the host that has the file: only the hub's own host gets the token."""
-    from llamaswap_py.hub.redirects import same_place
+    from llamaswap_py.client.outgoing import same_place
 
     if same_place(url, location):
         return headers

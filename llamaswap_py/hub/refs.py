@@ -1,28 +1,31 @@
 """References like `user/repo:QUANT`, and the files of a repository that they name. Pure.
 
-The rules are llama.cpp's (common/download.cpp). A tag may stand anywhere in the path. Without a tag
-Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and importance matrices
-are never the model.
+Without a tag Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and
+importance matrices are never the model. `llamacpp/model_files.py` has llama.cpp's rules for names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llamaswap_py.errors import LswapError
 from llamaswap_py.gguf.shards import is_first_shard, shard_paths
-from llamaswap_py.gguf.sidecars import HEADS, PROJECTOR, bits_of, home_of, is_home, sidecar_kind
+from llamaswap_py.llamacpp.model_files import (
+    HEADS,
+    PREFERRED,
+    PROJECTOR,
+    bits_of,
+    find_tagged,
+    home_of,
+    is_home,
+    quant_of,
+    sidecar_kind,
+)
 
 _REPO: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-_QUANT: Final = re.compile(
-    r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|BF16|F16|F32|FP16|(?:MX|NV)FP4(?:_MOE)?|TQ[12]_0))"
-    r"(?![A-Za-z0-9])",
-    re.IGNORECASE,
-)
-_PREFERRED: Final = ("Q4_K_M", "Q8_0")
 
 
 class HubError(LswapError):
@@ -120,13 +123,6 @@ def _known_repository(name: str, tag: str) -> str:
     return _OF_OLLAMA[name].format(size)
 
 
-def quant_of(path: str) -> str:
-    """Return the quantisation in a file name, in capitals; "" if the name has none."""
-    folder, _, name = path.rpartition("/")
-    found = _QUANT.findall(name) or _QUANT.findall(folder)
-    return str(found[-1]).upper() if found else ""
-
-
 def builds_of(files: Iterable[HubFile]) -> list[Build]:
     """Return the models among a repository's files, smallest first.
 
@@ -202,31 +198,11 @@ def choose(ref: HubRef, builds: Sequence[Build]) -> Build:
             remedy="look for a repository of the same model whose name ends in -GGUF",
         )
     by_path = sorted(builds, key=lambda build: build.files[0].path)
-    for tag in (ref.tag,) if ref.tag else _PREFERRED:
-        if (found := _tagged(tag, by_path)) is not None:
-            return found
+    told = [(build.quant, build.files[0].path) for build in by_path]
+    for tag in (ref.tag,) if ref.tag else PREFERRED:
+        if (found := find_tagged(tag, told)) is not None:
+            return by_path[found]
     if not ref.tag:
         return by_path[0]
     names = [build.quant or build.files[0].path for build in builds]
     raise HubError(f"{ref.repo} has no {ref.tag}", remedy=f"it has {', '.join(names)}")
-
-
-def _tagged(tag: str, builds: Sequence[Build]) -> Build | None:
-    """Return the model of a tag: a file, a quantisation, else a part of a path as llama.cpp does.
-
-    There the tag ends at a `-` or a `.`, so `Q4_K_XL` is found in `UD-Q4_K_XL-00001-of-00002.gguf`.
-    Exact names come first, because `F16` is a part of `BF16`; a folder of that name comes last.
-    """
-    wanted = tag.lower()
-    part = re.compile(re.escape(wanted) + "[.-]")
-    rules: tuple[Callable[[Build, str], bool], ...] = (
-        lambda build, path: path == wanted or path.rpartition("/")[2] == wanted,
-        lambda build, path: build.quant.lower() == wanted,
-        lambda build, path: part.search(path) is not None,
-        lambda build, path: f"{wanted}/" in path,
-    )
-    for rule in rules:
-        for build in builds:
-            if rule(build, build.files[0].path.lower()):
-                return build
-    return None

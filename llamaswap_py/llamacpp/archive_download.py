@@ -1,6 +1,6 @@
 """Downloads an archive from an address that the user names.
 
-The limits of hub/redirects.py hold, and the disk is not filled.
+The limits of client/outgoing.py hold, and the disk is not filled.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.client.lean_httpx import httpx
+from llamaswap_py.client.outgoing import Guard, OutgoingError
 from llamaswap_py.errors import EngineError
-from llamaswap_py.hub.redirects import Guard, OutgoingError
 from llamaswap_py.llamacpp.archives import room_for
 from llamaswap_py.units import format_size
 

@@ -256,6 +256,15 @@ def _is_option(word: str) -> bool:
 
 # Options that take less memory, over those of a preset
 
+SLOTS: Final = "parallel"
+OF_CONTEXT: Final = frozenset({"ctx-size", "kv-unified-per-slot"})
+"""Options that set the context: it is open if none is given. So with those below."""
+OF_LAYERS: Final = frozenset({"n-gpu-layers"})
+OF_EXPERTS: Final = frozenset({"n-cpu-moe", "cpu-moe"})
+OF_TENSORS: Final = frozenset({"override-tensor", "n-cpu-ffn"})
+OF_DIVISION: Final = frozenset({"tensor-split", "split-mode", "override-tensor", "main-gpu"})
+"""Options that say which part of a model lies on which device."""
+
 
 def unmapped(has: Callable[[str], bool]) -> dict[str, str]:
     """Return the option to load weights without mapping; `has` knows the engine's options."""

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llamaswap_py.client.lean_httpx import httpx
+from llamaswap_py.client.outgoing import Guard, OutgoingError, is_proxied, same_place
 from llamaswap_py.errors import EngineError
-from llamaswap_py.hub.redirects import Guard, OutgoingError, is_proxied, same_place
 from llamaswap_py.llamacpp.archives import room_for
 from llamaswap_py.llamacpp.release_assets import Release, ReleaseAsset
 from llamaswap_py.redaction import without_user

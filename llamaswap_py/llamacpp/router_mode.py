@@ -22,6 +22,9 @@ PRESET_ONLY: Final[dict[str, str]] = {
     "__PRESET_DEDUP_CACHE_MODELS": "dedup-cache-models",
 }
 """Variables for keys of a preset file that are not options."""
+MODEL_WORDS: Final = ("--model", "-m", "--hf-repo", "-hf", "-hfr", "--models-preset")
+"""The options that name a model, or a file of them, when people start llama-server."""
+CONTEXT: Final = "ctx-size"
 FILES_ONLY: Final = ("--offline", "--no-models-autoload")
 """The words with which a llama-server serves its web UI without loading a model."""
 

@@ -12,10 +12,10 @@ import msgspec
 from llamaswap_py.config.edit import add_preset
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.gguf.shards import shard_paths
-from llamaswap_py.gguf.sidecars import heads_in
 from llamaswap_py.hub.api import list_repo
 from llamaswap_py.hub.cache import find_cached, remove_cached
 from llamaswap_py.hub.refs import HubError, HubRef, builds_of, choose, parse_ref
+from llamaswap_py.llamacpp.model_files import heads_in
 from llamaswap_py.llamacpp.options import SPECULATION
 from llamaswap_py.llamacpp.path_options import DRAFT_MODEL, PROJECTOR, decides_projector
 

@@ -20,9 +20,9 @@ import httpx
 import msgspec
 import pytest
 
+from llamaswap_py.client.outgoing import Guard, OutgoingError, kind_of
 from llamaswap_py.hub.api import headers_for
 from llamaswap_py.hub.fetch import Order, Step
-from llamaswap_py.hub.redirects import Guard, OutgoingError, kind_of
 
 REPO = "someone/Tiny-GGUF"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,7 +35,7 @@ SHORT = """
 import sys
 import llamaswap_py.hub.fetch as fetch
 import llamaswap_py.hub.api as listing
-import llamaswap_py.hub.redirects as outgoing
+import llamaswap_py.client.outgoing as outgoing
 fetch._STALLED = listing.ANSWERS = fetch.ANSWERS = 3.0
 outgoing._WINDOW = 2.0
 code = fetch.main()

@@ -13,8 +13,8 @@ from llamaswap_py.hub.refs import (
     heads_of,
     parse_ref,
     projector_of,
-    quant_of,
 )
+from llamaswap_py.llamacpp.model_files import quant_of
 
 REPO = [
     HubFile("README.md", 100),

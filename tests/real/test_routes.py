@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from llamaswap_py.api import routes as table
-from llamaswap_py.api.child_routes import ROUTES, role_of
 from llamaswap_py.llamacpp.paths import probes_folder
+from llamaswap_py.llamacpp.server_routes import ROUTES, role_of
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab

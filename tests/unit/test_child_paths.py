@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.api import routes as table
-from llamaswap_py.api.child_routes import (
-    ROUTES,
-    Role,
-    canonical,
-    folded,
-    one_reading,
-    role_at_program,
-    role_of,
-)
+from llamaswap_py.api.child_routes import canonical, one_reading
 from llamaswap_py.api.inference import relay
 from llamaswap_py.api.request import Route
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.server_routes import ROUTES, Role, folded, role_at_program, role_of
 
 _PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 

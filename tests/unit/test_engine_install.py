@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llamaswap_py.client import outgoing
 from llamaswap_py.errors import EngineError
-from llamaswap_py.hub import redirects
 from llamaswap_py.llamacpp import archives
 from llamaswap_py.llamacpp.binaries import locate_engine
 from llamaswap_py.llamacpp.install import install_archive
@@ -241,7 +241,7 @@ def drip(request: Any) -> None:
 def test_a_server_that_means_harm(
     home: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Any], None], said: str
 ) -> None:
-    monkeypatch.setattr(redirects, "_WINDOW", 0.5)
+    monkeypatch.setattr(outgoing, "_WINDOW", 0.5)
     real = shutil.disk_usage(home)
     few = real._replace(free=archives.SPARE + (8 << 20))
     monkeypatch.setattr("shutil.disk_usage", lambda _: few)

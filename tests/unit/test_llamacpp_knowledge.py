@@ -31,8 +31,6 @@ EXCEPTIONS: dict[str, set[str] | None] = {
     "redaction.py": {"api-key", "hf-token", "hft"},
     # People type what they know from llama-server: what lswap says instead.
     "cli/advice.py": {"api-key"},
-    "cli/arguments.py": {"ctx-size"},
-    "cli/common.py": {"ctx-size", "hf", "hfr", "hf-repo", "models-preset"},
     "cli/importing.py": {"models-preset"},
 }
 """Files or folders that may name options, and which (None: all), each with the reason."""
@@ -43,7 +41,8 @@ TEXTS = (
     *("unknown model architecture", "server is listening", "couldn't bind", "loading shared"),
     *("fit_memory_breakdown", "llamacpp:", "total_slots", "n_prompt_tokens", "is_processing"),
     *("prompt_tokens_total", "n_restored", "LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_"),
-    *("__PRESET_", "the argument has been removed"),
+    *("__PRESET_", "the argument has been removed", "GGML_VK_VISIBLE_DEVICES", "ggml_cuda_init"),
+    *("tokens_predicted", "dspark-", "imatrix"),
 )
 """What llama.cpp prints, answers or reads, as far as lswap acts on it."""
 MAY_SAY = {("api/model_lists.py", "total_slots")}
@@ -86,16 +85,20 @@ def allowed(place: str, name: str) -> bool:
 
 
 def own_options() -> set[str]:
-    """Return the options of lswap's own commands: they may be called like llama-server's."""
+    """Return the options of lswap's own commands: they may be called like llama-server's.
+
+    Hidden ones are no names of lswap's: `lswap up` takes them from people who know llama-server.
+    """
     import typer
 
     def names(command: Any) -> Iterator[str]:
-        for one in command.params:
+        for one in (one for one in command.params if not getattr(one, "hidden", False)):
             yield from (plain_name(each) for each in (*one.opts, *one.secondary_opts))
         for inner in getattr(command, "commands", {}).values():
             yield from names(inner)
 
-    return {*names(typer.main.get_command(app)), "help", "ui"}  # the last of `lswap engine build`
+    of_build = {"ui", "rpc"}  # of `lswap engine build`
+    return {*names(typer.main.get_command(app)), "help", *of_build}
 
 
 def named(known: Collection[str]) -> list[str]:

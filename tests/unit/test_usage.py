@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaswap_py.api.counters import tokens_of
+from llamaswap_py.llamacpp.token_counts import tokens_of
 
 
 @pytest.mark.parametrize(

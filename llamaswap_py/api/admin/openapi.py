@@ -15,8 +15,8 @@ import msgspec
 
 from llamaswap_py import __version__
 from llamaswap_py.api.admin.types import ErrorAnswer
-from llamaswap_py.api.child_routes import ROUTES as OF_LLAMA_SERVER
 from llamaswap_py.errors import API_CODES
+from llamaswap_py.llamacpp.server_routes import ROUTES as OF_LLAMA_SERVER
 
 if TYPE_CHECKING:
     from llamaswap_py.api.request import Call, Route

@@ -1,13 +1,23 @@
-"""Recognises files beside a model that are not models: projectors, matrices, draft heads.
+"""What the name of a file says: a model or a sidecar, its quantisation, whether a tag means it.
 
-Repositories and folders use the same rule, so that a draft head is never served as a model. The
-names are llama.cpp's (common/download.cpp, common/preset.cpp).
+Sidecars are files beside a model: projectors, matrices, draft heads. Repositories and folders use
+the same rule, so that a draft head is never served as a model. The rules and names are llama.cpp's
+(common/download.cpp, common/preset.cpp).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Final
 
+_QUANT: Final = re.compile(
+    r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|BF16|F16|F32|FP16|(?:MX|NV)FP4(?:_MOE)?|TQ[12]_0))"
+    r"(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
+PREFERRED: Final = ("Q4_K_M", "Q8_0")
+"""The quantisations that a reference without a tag means, the best first."""
 PROJECTOR: Final = "mmproj"
 HEADS: Final = {
     "draft-mtp": "mtp-",
@@ -77,3 +87,32 @@ def bits_of(quant: str) -> int:
         elif digits:
             break
     return int(digits) if digits else 0
+
+
+def quant_of(path: str) -> str:
+    """Return the quantisation in a file name, in capitals; "" if the name has none."""
+    folder, _, name = path.rpartition("/")
+    found = _QUANT.findall(name) or _QUANT.findall(folder)
+    return str(found[-1]).upper() if found else ""
+
+
+def find_tagged(tag: str, models: Sequence[tuple[str, str]]) -> int | None:
+    """Return which of the models (quantisation, path) a tag means: a place in the list, or None.
+
+    It is a file, a quantisation, else a part of a path as in llama.cpp. There the tag ends at a `-`
+    or a `.`, so `Q4_K_XL` is found in `UD-Q4_K_XL-00001-of-00002.gguf`. Exact names come first,
+    because `F16` is a part of `BF16`; a folder of that name comes last.
+    """
+    wanted = tag.lower()
+    part = re.compile(re.escape(wanted) + "[.-]")
+    rules: tuple[Callable[[str, str], bool], ...] = (
+        lambda quant, path: path == wanted or path.rpartition("/")[2] == wanted,
+        lambda quant, path: quant == wanted,
+        lambda quant, path: part.search(path) is not None,
+        lambda quant, path: f"{wanted}/" in path,
+    )
+    for rule in rules:
+        for place, (quant, path) in enumerate(models):
+            if rule(quant.lower(), path.lower()):
+                return place
+    return None
