@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,11 @@ from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.argv import PresetProblem
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.warnings import warnings
-from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.llamacpp.context_size import context_per_request
+from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
 
@@ -88,12 +87,7 @@ def check(origin: Origin) -> Report:
             engine = f"{default.path} ({default.label})"
     except EngineError as error:
         problems.append(f"{config.where('engine')}: {error}")
-    devices = read_devices(
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
-    )
+    devices = find_devices(config, engines)
     prepared = prepare(config, engines, devices)
     fit_check = FitCheck(config, devices, Estimator(), fresh=False)
     judged = asyncio.run(fit_check.all(list(prepared.values()), BOUND))
@@ -124,12 +118,7 @@ def _besides(config: Config | None) -> list[str]:
     if config is None:
         return []
     engines = Engines(config)
-    devices = read_devices(
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
-    )
+    devices = find_devices(config, engines)
     return [
         str(problem)
         for preset in config.models.values()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from llamaswap_py.cli.show import device_name
 from llamaswap_py.cli.tables import print_table
-from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
+from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import FitCheck
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import format_size
@@ -90,12 +89,7 @@ async def estimate_config(
 ) -> Report:
     """Estimate every preset, or only `chosen`, on the devices of this machine."""
     engines = Engines(config)
-    devices = read_devices(
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
-    )
+    devices = find_devices(config, engines)
     prepared = prepare(config, engines, devices)
     fit_check = FitCheck(config, devices, estimator or Estimator(), fresh=fresh)
     chosen_ones = [one for name, one in prepared.items() if chosen in (None, name)]

@@ -295,15 +295,12 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
 
 def _say_missing(config: Config) -> None:
     """Print what `lswap check` will report on this machine, one line for each kind of mistake."""
-    from llamaswap_py.devices import read_devices
+    from llamaswap_py.supervisor.device_lists import find_devices
     from llamaswap_py.supervisor.prepare import Engines, prepare
     from llamaswap_py.supervisor.preset_files import PUT_IT_THERE
 
     engines = Engines(config)
-    memory = config.memory
-    devices = read_devices(
-        memory.devices, memory.margin.of, backends=engines.backends, environment=os.environ
-    )
+    devices = find_devices(config, engines)
     found: dict[str, list[str]] = {}
     for name, prepared in prepare(config, engines, devices).items():
         for each in prepared.problems if name not in config.broken else ():

@@ -21,15 +21,15 @@ from llamaswap_py.config.discovery import Folder, models_in, preset_of
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.scan import scan_folder
-from llamaswap_py.devices import read_devices
+from llamaswap_py.config.sections import Memory
 from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.hub.cache import cache_folder
-from llamaswap_py.llamacpp import backends
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.features import EngineFeatures
 from llamaswap_py.storage.record_folder import xdg_base
 from llamaswap_py.storage.regular_files import write_whole
+from llamaswap_py.supervisor.device_lists import devices_for
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.units import GIB, HOST, format_size, showable
@@ -148,7 +148,6 @@ def short_path(path: Path) -> str:
 
 _BESIDE: Final = 1.1
 """Memory of a model as a multiple of its weights, with a usual context and its buffers."""
-_MARGIN: Final = GIB
 _PLAIN: Final = re.compile(r"[A-Za-z~/][\w./+@~-]*", re.ASCII)
 _WORDS: Final = ("true", "false", "null", "yes", "no", "on", "off")
 _STARTER: Final = "Qwen/Qwen3-0.6B-GGUF:Q8_0"
@@ -225,10 +224,7 @@ def look(model_dirs: tuple[Path, ...]) -> Machine:
         engine = locate_engine()
     except EngineError:
         engine = None
-    kinds = backends.NAMES if engine is None else (engine.backend,)
-    devices = read_devices(
-        None, lambda _: _MARGIN, backends=frozenset(kinds), environment=os.environ
-    )
+    devices = devices_for(engine, Memory())
     folders = found_folders(looked)
     machine = Machine(devices, engine, models_in(folders), [one.path for one in folders], looked)
     return replace(machine, judged=_judge(machine))

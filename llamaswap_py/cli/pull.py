@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,8 +12,8 @@ from llamaswap_py.cli.quants import best, described, judge, least, verdict
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.edit import add_preset, check_free
 from llamaswap_py.config.load import read_config
-from llamaswap_py.devices import read_devices
-from llamaswap_py.errors import ConfigError
+from llamaswap_py.config.sections import Memory
+from llamaswap_py.errors import ConfigError, EngineError
 from llamaswap_py.estimate.contexts import overheads_of
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.hub.api import list_repo, read_remote_header
@@ -29,8 +28,9 @@ from llamaswap_py.hub.refs import (
     parse_ref,
     projector_of,
 )
-from llamaswap_py.llamacpp import backends
-from llamaswap_py.units import GIB, format_size
+from llamaswap_py.llamacpp.binaries import locate_engine
+from llamaswap_py.supervisor.device_lists import devices_for
+from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from llamaswap_py.estimate.contexts import Overheads
     from llamaswap_py.hub.api import RepoListing
     from llamaswap_py.hub.refs import Build
-
-_MARGIN: Final = GIB
 
 
 class Pulled(msgspec.Struct):
@@ -137,13 +135,14 @@ def _tag_of(build: Build, builds: Sequence[Build]) -> str:
 
 def _devices(config: Path | None) -> tuple[Device, ...]:
     """Return the devices of this machine, limited as the file says."""
-    memory = None
+    memory = Memory()
     if config is not None and config.exists():
         with suppress(ConfigError):  # this may be the file's first model
             memory = read_config(config).memory
-    sizes = None if memory is None else memory.devices
-    margin = (lambda _: _MARGIN) if memory is None else memory.margin.of
-    return read_devices(sizes, margin, backends=frozenset(backends.NAMES), environment=os.environ)
+    engine = None
+    with suppress(EngineError):
+        engine = locate_engine()
+    return devices_for(engine if engine is not None and engine.backend != "cpu" else None, memory)
 
 
 def _overheads(

@@ -37,13 +37,13 @@ from llamaswap_py.client.remote import Remote
 from llamaswap_py.config.redacted import redacted
 from llamaswap_py.config.sections import Memory
 from llamaswap_py.config.yaml_tree import MAX_TEXT, plain_value, read_yaml
-from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError, LswapError, RemoteError
-from llamaswap_py.llamacpp.binaries import locate_engine
+from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.doctor import examine
 from llamaswap_py.llamacpp.quoting import without_quotation, without_quotes
 from llamaswap_py.redaction import Redactor
 from llamaswap_py.storage.regular_files import read_regular, write_whole
+from llamaswap_py.supervisor.device_lists import devices_for, find_devices
 from llamaswap_py.supervisor.prepare import Engines
 from llamaswap_py.units import MIB, format_size, showable
 
@@ -406,12 +406,9 @@ class _File:
         """Yield the devices, with the budgets and margins of the configuration if there is one."""
         try:
             config = self._config()
-            memory, backends = config.memory, Engines(config).backends
+            found = find_devices(config, Engines(config))
         except LswapError:  # the next part reports it
-            memory, backends = Memory(), _backends()
-        found = read_devices(
-            memory.devices, memory.margin.of, backends=backends, environment=os.environ
-        )
+            found = devices_for(_usual_engine(), Memory())
         for one in found:
             sizes = f"{format_size(one.total)} ({one.source}), {format_size(one.margin)} kept free"
             yield f"{show.device_name(one.id)}: {sizes}{', is main memory' if one.unified else ''}"
@@ -438,10 +435,10 @@ class _File:
         return _printed(check.run, self._origin, as_json=False)
 
 
-def _backends() -> frozenset[str]:
+def _usual_engine() -> Engine | None:
     with suppress(LswapError):
-        return frozenset({locate_engine().backend})
-    return frozenset()
+        return locate_engine()
+    return None
 
 
 def _fewer_models(tree: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,12 +9,12 @@ import msgspec
 
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.load import read_config
-from llamaswap_py.devices import read_devices
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.simulator.policies import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.report import COLUMNS, row_of
 from llamaswap_py.simulator.scenario import SimulatedChild, make_case
 from llamaswap_py.simulator.trace_file import parse_trace
+from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
 from llamaswap_py.units import format_duration, parse_size
 
@@ -89,12 +88,7 @@ def read_case(config_path: Path, trace_path: Path, read_rate: str = READ_RATE) -
     config = read_config(config_path)
     rate = _rate(read_rate)
     engines = Engines(config)
-    devices = read_devices(
-        config.memory.devices,
-        config.memory.margin.of,
-        backends=engines.backends,
-        environment=os.environ,
-    )
+    devices = find_devices(config, engines)
     prepared = prepare(config, engines, devices)
     asks = parse_trace(_read(trace_path), tuple(prepared), name=str(trace_path))
     plans = [(one.plan, _loading(one, rate)) for one in prepared.values()]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.devices.inventory import Device
+from llamaswap_py.devices.device import Device
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
 from llamaswap_py.units import HOST
 

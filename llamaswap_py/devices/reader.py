@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from llamaswap_py.devices.device import Device
 from llamaswap_py.devices.host import (
     ROOT,
     held_by_process,
@@ -17,7 +18,6 @@ from llamaswap_py.devices.host import (
     read_host,
     sees_all_processes,
 )
-from llamaswap_py.devices.inventory import Device
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
 from llamaswap_py.devices.sysfs import SysfsMeter, held_on_card, read_memory
 from llamaswap_py.units import HOST

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
-from llamaswap_py.devices.inventory import Device
+from llamaswap_py.devices.device import Device
 from llamaswap_py.devices.reader import DeviceSample, MachineReader, Measurement
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.tick import BEAT, until_beat

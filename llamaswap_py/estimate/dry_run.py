@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from llamaswap_py.estimate.formula import (
@@ -65,13 +66,16 @@ def dry_parts(
     settings: Settings,
     gpus: Sequence[str],
     repackable: Collection[str],
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Part]:
     """Return the parts of one model from a dry run's output and its shards' headers.
+
+    `names` are the engine's names of devices -> ours; without them it numbers `gpus` from zero.
 
     Without headers (a file that only the engine can read) the output is used unchanged.
     Raises EstimateError if the output cannot be used.
     """
-    parts = [_renamed(part, gpus) for part in parse_answer(output)]
+    parts = [_renamed(part, gpus, names) for part in parse_answer(output)]
     if not headers:
         return parts
     header = headers[0]
@@ -98,25 +102,32 @@ def dry_parts(
     return corrected + growing_parts(header, settings, context, gpus=gpus)
 
 
-def as_does_not_run(message: str, refusal: Refusal | None, gpus: Sequence[str]) -> DoesNotRunError:
+def as_does_not_run(
+    message: str,
+    refusal: Refusal | None,
+    gpus: Sequence[str],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> DoesNotRunError:
     """Return the error for a dry run that aborted, with lswap's name of the device."""
     try:
-        device = "" if refusal is None else _named(refusal.device, gpus)
+        device = "" if refusal is None else _named(refusal.device, gpus, names)
     except EstimateError:  # a buffer that no device of lswap stands for
         device = ""
     tensor = refusal.tensor if refusal is not None and device else ""
     return DoesNotRunError(message, tensor=tensor, device=device)
 
 
-def _renamed(part: Part, gpus: Sequence[str]) -> Part:
+def _renamed(part: Part, gpus: Sequence[str], names: Mapping[str, str]) -> Part:
     """Give a device lswap's name."""
     if part.device == HOST:
         return part
-    return Part(_named(part.device, gpus), part.what, part.size, part.grows)
+    return Part(_named(part.device, gpus, names), part.what, part.size, part.grows)
 
 
-def _named(device: str, gpus: Sequence[str]) -> str:
-    """Return lswap's name of a device: a child numbers the GPUs that it sees from zero."""
+def _named(device: str, gpus: Sequence[str], names: Mapping[str, str]) -> str:
+    """Return lswap's name of a device: a child that sees some GPUs numbers them from zero."""
+    if device in names:
+        return names[device]
     match = _NUMBER.fullmatch(device)
     number = int(match[2]) if match else len(gpus)
     if match is None or number >= len(gpus) or not gpus[number].startswith(match[1]):

@@ -254,9 +254,11 @@ class Estimator:
                 if has_table(output):
                     break
             used = devices_used(settings, wanted.gpus)
-            return dry_parts(output, headers, settings, used, self._repackable)
+            return dry_parts(output, headers, settings, used, self._repackable, wanted.names)
         except FitParamsAbortError as error:
-            raise as_does_not_run(error.message, error.refusal, wanted.gpus) from error
+            raise as_does_not_run(
+                error.message, error.refusal, wanted.gpus, wanted.names
+            ) from error
         except FitParamsError as error:
             raise EstimateError(error.message) from error
 

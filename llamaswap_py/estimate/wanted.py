@@ -35,6 +35,8 @@ class Wanted:
     files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The child's names of devices -> ours; without them it numbers `gpus` from zero."""
     variant: str = ""
     engine: str = ""
     fit_params: Path | None = None

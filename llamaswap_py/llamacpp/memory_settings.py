@@ -157,6 +157,19 @@ def names_of(args: Sequence[str]) -> set[str]:
     return _Words(args).names
 
 
+def devices_named(args: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the engine's names of devices after `--device`; None without it, () for `none`."""
+    words = _Words(args)
+    if "device" not in words.found:
+        return None
+    return tuple(name for name in words.text("device", "").split(",") if name not in ("", "none"))
+
+
+def rpc_endpoints(args: Sequence[str]) -> tuple[str, ...]:
+    """Return the endpoints after `--rpc`, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in _Words(args).every("rpc")))
+
+
 def projector_of(args: Sequence[str]) -> str:
     """Return the projector's file that these words name; "" if they name none."""
     words = _Words(args)

@@ -73,7 +73,7 @@ class Effects:
 
     def _reserve(self, preset: Preset, why: str) -> None:
         name = preset.plan.preset
-        self.state.ledger.reserved[name] = dict(preset.plan.choices[0].footprint or {})
+        self.state.ledger.reserved[name] = self.state.ledger.charge_of(preset.plan)
         self.clear_wanted(preset)
         self.record_preset("reserved", preset, why)
         self.out.append(Reserve(name))

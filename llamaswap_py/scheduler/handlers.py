@@ -117,11 +117,11 @@ class OnInstances:
         if instance is None or instance.state is not State.READY or instance.leases:
             return False  # a request is on its way to it, and wakes it at once
         instance.move(Trigger.SLEPT)
-        full = instance.choice.footprint or {}
-        left = instance.choice.sleeping
+        ledger, left = self.state.ledger, instance.choice.sleeping
         if left is not None:
+            full = ledger.spread(instance.choice.footprint or {})
             kept = {pool: size for pool, size in instance.charge.items() if pool not in full}
-            self.effects.recharge(instance, {**kept, **left})
+            self.effects.recharge(instance, {**kept, **ledger.spread(left)})
         self.effects.record("sleep", instance, "idle: it gave its memory back")
         return True
 

@@ -99,7 +99,7 @@ class Ledger:
         Without a `choice` it is for the plan's first one.
         """
         choice = choice or plan.choices[0]
-        charge: Amounts = dict(choice.footprint or {})
+        charge = self.spread(choice.footprint or {})
         if plan.reservation:
             return charge
         if self.policy.max_loaded:
@@ -108,6 +108,22 @@ class Ledger:
             charge.update(dict.fromkeys(self._unmeasured(choice), 1))
         charge.update(dict.fromkeys(_exclusive(plan), 1))
         return charge
+
+    def spread(self, footprint: Footprint) -> Amounts:
+        """Return bytes per pool with what they take of the pools around them: memory counts once.
+
+        A model on an integrated GPU takes main memory, and CUDA0 and Vulkan0 may be one card.
+        """
+        charge: Amounts = dict(footprint)
+        for pool, size in footprint.items():
+            around = self._around(pool)
+            while around is not None:
+                charge[around] = charge.get(around, 0) + size
+                around = self._around(around)
+        return charge
+
+    def _around(self, pool: PoolId) -> PoolId | None:
+        return self.pools[pool].within if pool in self.pools else None
 
     def open_pools(self, plan: PresetPlan) -> None:
         """Make the counting pools that `plan` may be charged to, if they do not exist."""
@@ -118,7 +134,13 @@ class Ledger:
     def _unmeasured(self, choice: Choice) -> list[PoolId]:
         """Return the counting pools of a choice: of its devices, else of every GPU, else host."""
         gpus = [pool for pool in self.pools if pool != HOST and not is_counting(pool)]
-        return [PoolId(_UNMEASURED + device) for device in choice.devices or gpus or (HOST,)]
+        devices = dict.fromkeys(map(self._card, choice.devices or gpus or (PoolId(HOST),)))
+        return [PoolId(_UNMEASURED + device) for device in devices]
+
+    def _card(self, device: PoolId) -> PoolId:
+        """Return the name that stands for a card which several engines call differently."""
+        around = self._around(device)
+        return device if around is None or around == HOST else self._card(around)
 
     def free(self) -> Amounts:
         """Return bytes per pool that may still be promised; negative where strangers took them.

@@ -45,13 +45,15 @@ class Pool:
     """Memory that instances share, in bytes; `margin` always stays free.
 
     `strangers` is what other programs hold. `watched`: lswap keeps measuring it, so a stopped child
-    counts until the device shows its bytes as free; a declared pool is not watched.
+    counts until the device shows its bytes as free; a declared pool is not watched. `within` is the
+    pool whose memory this one is a part of: each charge here is charged there too.
     """
 
     total: int
     margin: int = 0
     strangers: int = 0
     watched: bool = False
+    within: PoolId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,6 @@ from llamaswap_py.children.runtime_dir import RuntimeDir
 from llamaswap_py.config.load import keys_of
 from llamaswap_py.config.sections import Config
 from llamaswap_py.config.warnings import skipped_files
-from llamaswap_py.devices import Device, read_devices
 from llamaswap_py.errors import StateError
 from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.proxy import WireLimits, bind, serve
@@ -49,6 +48,7 @@ from llamaswap_py.server.budgets import (
 from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
+from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.supervisor.recorder import RunRecord
 from llamaswap_py.supervisor.reload import Reloader
@@ -82,7 +82,9 @@ async def open_supervisor(
     """
     engines = await asyncio.to_thread(Engines, config)
     devices, _ = await asyncio.gather(
-        asyncio.to_thread(_devices, config, engines),  # a driver that does not work may take long
+        asyncio.to_thread(
+            find_devices, config, engines
+        ),  # a driver that does not work may take long
         asyncio.to_thread(prepare_to_spawn),
     )
     about = About(
@@ -95,13 +97,6 @@ async def open_supervisor(
     supervisor = Supervisor(config, prepared, devices, runtime_dir, about, record)
     async with supervisor:
         yield supervisor
-
-
-def _devices(config: Config, engines: Engines) -> tuple[Device, ...]:
-    memory = config.memory
-    return read_devices(
-        memory.devices, memory.margin.of, backends=engines.backends, environment=os.environ
-    )
 
 
 def _view(engine: Engine | None) -> EngineView:

@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.config.sections import Config
-from llamaswap_py.devices import Device, placement_env
+from llamaswap_py.devices import Device, in_main_memory, seen_by
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.remedies import Leaner, Remedies
 from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
-from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of, sleeping_footprint
+from llamaswap_py.supervisor.prepare import (
+    LoadWay,
+    Prepared,
+    policy_of,
+    pools_of,
+    sleeping_footprint,
+)
 from llamaswap_py.units import HOST
 
 BOUND: Final = 30.0
@@ -151,9 +158,13 @@ def wanted_for(
     )
     if wanted is None or variant.engine is None:
         return wanted
-    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
-    kept = placement_env(choice.devices, variant.engine.backend, uuids)
-    return replace(wanted, env={**wanted.env, **kept})
+    kept = variant.ways[choice.variant].place(choice.devices, devices, variant.engine)
+    return replace(
+        wanted,
+        args=(*wanted.args, *kept.args),
+        env={**wanted.env, **kept.env},
+        names=dict(kept.names),
+    )
 
 
 def _wanted_of(
@@ -171,11 +182,9 @@ def _wanted_of(
     engine, command = prepared.engine, prepared.preset.cmd
     if engine is None and command is None:
         return None
-    on_cpu = engine is not None and engine.backend == "cpu"
-    gpus = tuple(one for one in devices if one.id != HOST and not on_cpu)
-    named = placement
-    if named is None and prepared.preset.device != "auto":
-        named = prepared.preset.device
+    way = next(iter(prepared.ways.values()))
+    gpus = tuple(usable(way, engine, devices))
+    named = placement if placement is not None else way.named
     if named is not None:
         by_name = {one.id: one for one in gpus}
         gpus = tuple(by_name[name] for name in named if name in by_name)
@@ -275,10 +284,30 @@ def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice
 
 def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[PoolId, ...]]:
     """Return where a preset may be loaded: its own devices, else each GPU, then all together."""
-    if prepared.preset.device != "auto":
-        return [tuple(PoolId(one) for one in prepared.preset.device)]
-    gpus = tuple(PoolId(one.id) for one in devices if one.id != HOST)
-    if prepared.engine is None or prepared.engine.backend == "cpu" or not gpus:
+    way = next(iter(prepared.ways.values()))
+    if way.named is not None:
+        return [tuple(PoolId(one) for one in way.named)]
+    gpus = [PoolId(one.id) for one in _worth(usable(way, prepared.engine, devices), devices)]
+    if prepared.engine is None or not gpus:
         return [()]
     singles = [(gpu,) for gpu in gpus]
-    return list(chain(singles, [gpus] if len(gpus) > 1 else []))
+    return list(chain(singles, [tuple(gpus)] if len(gpus) > 1 else []))
+
+
+def usable(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> list[Device]:
+    """Return the devices besides the host that an engine can use, in its order.
+
+    One that does not list its devices uses all that are known, unless it is built for the CPU.
+    """
+    names = None if engine is None else seen_by(way.view, devices)
+    if names is not None:
+        by_id = {one.id: one for one in devices}
+        return [by_id[id] for id in names]
+    on_cpu = engine is not None and engine.backend == "cpu"
+    return [one for one in devices if one.id != HOST and not on_cpu]
+
+
+def _worth(gpus: Sequence[Device], devices: Sequence[Device]) -> list[Device]:
+    """Return the GPUs to choose from: integrated ones only where there is no card, as llama.cpp."""
+    cards = [one for one in gpus if one.is_lent or not in_main_memory(one, devices)]
+    return cards or list(gpus)

@@ -39,7 +39,7 @@ from llamaswap_py.children.containment import limits_of
 from llamaswap_py.children.liveness import ChildRequests
 from llamaswap_py.children.logs import log_name
 from llamaswap_py.config.sections import Config
-from llamaswap_py.devices import Device, placement_env
+from llamaswap_py.devices import Device
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.proxy.upstream import UpstreamPool
@@ -146,7 +146,7 @@ class Instances:
         self.gone = asyncio.Event()
         self.replays = Replays()
         self._config = config
-        self._uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
+        self._devices = devices
         self._runtime_dir = runtime_dir
         self._pool = pool
         self._tasks = tasks
@@ -208,19 +208,21 @@ class Instances:
                 spec,
                 binary=find_program(preset) or preset.cmd.words[0],
                 args=preset.cmd.words[1:],
-                env={**preset.env, **program_env(choice.devices, self._uuids)},
+                env={**preset.env, **program_env(choice.devices, self._devices)},
                 socket_path=spec.socket_path if preset.cmd.takes_socket else None,
                 program=program_of(preset),
             )
         engine = prepared.engine
         assert engine is not None, "a preset without an engine is never loaded"
+        placement = way.place(choice.devices, self._devices, engine)
         return replace(
             spec,
             binary=str(engine.path),
+            args=(*spec.args, *placement.args),
             env={
                 "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
                 **preset.env,
-                **placement_env(choice.devices, engine.backend, self._uuids),
+                **placement.env,
             },
             socket_path=spec.socket_path if engine.features.unix_socket else None,
             child_mode=engine.features.child_mode,

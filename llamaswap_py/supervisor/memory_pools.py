@@ -9,6 +9,7 @@ from types import MappingProxyType
 from llamaswap_py.devices import Device, Measurement, strangers_by_charge
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler.types import Footprint, Pool, PoolId
+from llamaswap_py.supervisor.prepare import pools_of
 from llamaswap_py.supervisor.reservations import Reservation
 from llamaswap_py.units import HOST
 
@@ -17,9 +18,7 @@ class MemoryPools:
     """The pools as last measured. What was not read stays as it was."""
 
     def __init__(self, devices: tuple[Device, ...]) -> None:
-        self.pools = {
-            PoolId(one.id): Pool(one.total, one.margin, watched=one.watched) for one in devices
-        }
+        self.pools = pools_of(devices)
 
     def update(
         self,

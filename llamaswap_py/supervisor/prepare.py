@@ -20,7 +20,7 @@ from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
 from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.sections import Config, Preset, groups_of
-from llamaswap_py.devices import Device, placement_env
+from llamaswap_py.devices import Device, Placement, meant, place, placement_env, seen_by
 from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.types import PROMPT_CACHE, named
@@ -29,6 +29,7 @@ from llamaswap_py.llamacpp.backends import SELECTABLE
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.features import Option
+from llamaswap_py.llamacpp.memory_settings import devices_named
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
@@ -42,6 +43,7 @@ from llamaswap_py.scheduler.types import (
     PresetId,
     PresetPlan,
 )
+from llamaswap_py.supervisor.device_views import view_of
 from llamaswap_py.supervisor.hub_models import with_files
 from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
 from llamaswap_py.units import HOST, MIB, format_size
@@ -77,14 +79,15 @@ def _fault(name: str) -> tuple[str, str]:
     return f"{name}: there is no such program", "check the path"
 
 
-def program_env(devices: Sequence[str], uuids: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that keep a program to `devices`, whichever backend it has.
+def program_env(chosen: Sequence[str], devices: Iterable[Device]) -> dict[str, str]:
+    """Return the variables that keep a program to `chosen`, whichever backend it has.
 
     Without devices it sees what lswap sees.
     """
+    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
     env: dict[str, str] = {}
-    for backend in SELECTABLE if devices else ():
-        env |= placement_env(devices, backend, uuids)
+    for backend in SELECTABLE if chosen else ():
+        env |= placement_env(chosen, backend, uuids)
     return env
 
 
@@ -114,11 +117,31 @@ _ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class LoadWay:
-    """One variant of a preset: the preset as it says, its command line, the files it reads."""
+    """One variant of a preset: the preset as it says, its command line, the files it reads.
+
+    `view` is how its engine sees the devices, `named` the devices that it may use, None where that
+    is left open. `own_choice`: its arguments name them, as the engine calls them.
+    """
 
     preset: Preset
     args: tuple[str, ...]
     files: tuple[str, ...]
+    view: str = ""
+    named: tuple[str, ...] | None = None
+    own_choice: bool = False
+
+    def place(
+        self, chosen: Sequence[str], devices: tuple[Device, ...], engine: Engine
+    ) -> Placement:
+        """Return how its child is kept to the chosen devices."""
+        return place(
+            chosen,
+            devices,
+            view=self.view,
+            backend=engine.backend,
+            own_env=self.preset.env,
+            own_choice=self.own_choice,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +206,10 @@ class Engines:
         raise self._default
 
     @property
-    def backends(self) -> frozenset[str]:
-        """The backends of all engines that were found."""
-        return frozenset(one.backend for one in self._found.values() if isinstance(one, Engine))
+    def found_ones(self) -> tuple[Engine, ...]:
+        """All engines that were found, each once."""
+        found = (one for one in self._found.values() if isinstance(one, Engine))
+        return tuple({one.path: one for one in found}.values())
 
     def found(self, preset: Preset) -> Engine | None:
         """Return a preset's engine if it has been located."""
@@ -226,7 +250,15 @@ def policy_of(config: Config) -> Policy:
 
 def pools_of(devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
     """Return the devices as the scheduler's pools."""
-    return {PoolId(one.id): Pool(one.total, one.margin, watched=one.watched) for one in devices}
+    return {
+        PoolId(one.id): Pool(
+            one.total,
+            one.margin,
+            watched=one.watched,
+            within=None if one.within is None else PoolId(one.within),
+        )
+        for one in devices
+    }
 
 
 def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> dict[str, Prepared]:
@@ -279,9 +311,11 @@ def _prepare_one(
     options = engine.options if isinstance(engine, Engine) else None
     ways = {one.variant: _way(one, config, options) for one, _ in named}
     problems: list[PresetProblem] = []
+    if isinstance(engine, Engine):
+        ways = {name: _sighted(way, engine, devices) for name, way in ways.items()}
     for way in ways.values():
         problems += _file_problems(way, config)
-        problems += _device_problems(way.preset, config, devices)
+        problems += _device_problems(way.preset, config, devices, way.view)
     if isinstance(engine, EngineError):
         where = config.where(f"models.{preset.id}.engine")
         problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
@@ -350,15 +384,29 @@ def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[
 
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> LoadWay:
     if preset.cmd is not None:
-        return LoadWay(preset, preset.cmd.words, ())
+        return LoadWay(preset, preset.cmd.words, (), named=_named(preset))
     preset = with_whole_batch(preset)
     args = build_args(preset, config, options, devices=_named(preset))
-    return LoadWay(preset, args, model_files(preset))
+    return LoadWay(preset, args, model_files(preset), named=_named(preset))
 
 
 def _named(preset: Preset) -> tuple[str, ...] | None:
     """Return the devices a preset names, None where it leaves them open."""
     return None if preset.device == "auto" else preset.device
+
+
+def _sighted(way: LoadWay, engine: Engine, devices: tuple[Device, ...]) -> LoadWay:
+    """Return a way to load a preset with what its engine sees of the devices."""
+    view = view_of(engine, way.preset.env, way.args).key
+    asked = devices_named(way.args)
+    if asked is None:
+        named = _named(way.preset)
+        if named is not None:
+            named = tuple(meant(one, view, devices) or one for one in named)
+        return replace(way, view=view, named=named)
+    ours = {name: id for id, name in (seen_by(view, devices) or {}).items()}
+    named = tuple(ours.get(one, one) for one in asked) or (HOST,)
+    return replace(way, view=view, named=named, own_choice=True)
 
 
 def is_mended(prepared: Prepared, config: Config) -> bool:
@@ -377,12 +425,12 @@ def _file_problems(way: LoadWay, config: Config) -> list[PresetProblem]:
 
 
 def _device_problems(
-    preset: Preset, config: Config, devices: tuple[Device, ...]
+    preset: Preset, config: Config, devices: tuple[Device, ...], view: str = ""
 ) -> list[PresetProblem]:
     known = [one.id for one in devices]
     named = {"device": () if preset.device == "auto" else preset.device}
     named["memory"] = tuple(preset.memory or ())
-    return [
+    found = [
         PresetProblem(
             preset.id,
             config.where(f"models.{preset.id}.{key}"),
@@ -391,8 +439,21 @@ def _device_problems(
         )
         for key, names in named.items()
         for name in names
-        if name not in known
+        if name not in known and meant(name, view, devices) is None
     ]
+    usable = seen_by(view, devices)
+    if usable is not None:
+        found += [
+            PresetProblem(
+                preset.id,
+                config.where(f"models.{preset.id}.device"),
+                f"its engine does not list {name}",
+                f"it lists: {', '.join(usable) or 'none'}; take one of them, or another engine",
+            )
+            for name in named["device"]
+            if name in known and meant(name, view, devices) is None
+        ]
+    return found
 
 
 def _plan(
@@ -410,7 +471,7 @@ def _plan(
     undeclared = any(way.preset.memory is None for way in ways.values())
     return PresetPlan(
         preset=PresetId(preset.id),
-        choices=tuple(_choice(way.preset, config) for way in ways.values()),
+        choices=tuple(_choice(way, config) for way in ways.values()),
         prefer_fit=preset.prefer == "fit",
         groups=(groups := groups_of(config, preset.id)),
         persistent=tuple(one for one in groups if config.groups[one].persistent),
@@ -429,8 +490,9 @@ def _plan(
     )
 
 
-def _choice(preset: Preset, config: Config) -> Choice:
-    placement = tuple(PoolId(one) for one in _named(preset) or ())
+def _choice(way: LoadWay, config: Config) -> Choice:
+    preset = way.preset
+    placement = tuple(PoolId(one) for one in way.named or ())
     footprint = _footprint(preset, config)
     return Choice(
         footprint,

@@ -121,7 +121,7 @@ def test_init_writes_what_fits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, str(lab.folder))
     total = 2 * GIB + 170 * MIB  # the margin, the prompt cache, and what it needs without a copy
     device = Device(HOST, total, GIB, "declared")
-    monkeypatch.setattr(init, "read_devices", lambda *_, **__: (device,))
+    monkeypatch.setattr(init, "devices_for", lambda *_: (device,))
     text = init.config_text(init.look((folder,)), "c.yaml")
     assert "  big:    # 115.4 MiB, with load-mode: none it needs host 1." in text
     assert "      load-mode: none\n" in text

@@ -1,0 +1,55 @@
+"""A device to schedule on: its size, how it is measured, and in whose memory it computes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.devices.found import SeenAs
+from llamaswap_py.units import HOST
+
+if TYPE_CHECKING:
+    from llamaswap_py.devices.nvml import NvmlMeter
+    from llamaswap_py.devices.sysfs import SysfsMeter
+
+_UNWATCHED: Final = ("declared", "engine")
+"""Sources of a total whose use is not measured: the user's word, and the engine's list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. `id` is its shown name (`CUDA0`, `host`), `total` and `margin` bytes.
+
+    `source` says how `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil` or `cgroup`.
+    `uuid` is the name that restricts a child to this GPU, if there is one: a UUID, or the driver's
+    number. `meter` says how to read a GPU again. `within` is the device in whose memory this one
+    computes (the host, or the same card under another name): a charge here is charged there too.
+    `seen` are the engines that list it, and their names for it. `in_process`: its memory is that of
+    the child's own process.
+    """
+
+    id: str
+    total: int
+    margin: int
+    source: str
+    uuid: str | None = None
+    meter: NvmlMeter | SysfsMeter | None = None
+    within: str | None = None
+    description: str = ""
+    seen: tuple[SeenAs, ...] = ()
+    in_process: bool = False
+
+    @property
+    def unified(self) -> bool:
+        """Whether its memory is part of the host's."""
+        return self.within == HOST
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether an RPC server lends it, perhaps one of another machine."""
+        return any(one.name.startswith("RPC") for one in self.seen)
+
+    @property
+    def watched(self) -> bool:
+        """Whether lswap keeps measuring its use; else only its own charges tell what is free."""
+        return self.source not in _UNWATCHED

@@ -1,0 +1,213 @@
+"""Joins the lists of several engines: which of their names mean the same memory. Pure.
+
+A name is not a pool. CUDA0 of one engine and Vulkan0 of another may be one card; a software driver
+computes in main memory; two RPC servers of this machine lend the same memory. What cannot be told
+apart counts as the same memory, so that it is never promised twice.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from llamaswap_py.devices.found import EngineList, FoundGpu, SeenAs
+from llamaswap_py.devices.matching import (
+    alike,
+    is_integrated,
+    is_software,
+    match_cards,
+    plain_description,
+)
+from llamaswap_py.llamacpp.device_list import ListedDevice
+from llamaswap_py.units import HOST, MIB
+
+CardsOf: TypeAlias = Callable[[str, Mapping[str, str]], Sequence[FoundGpu]]
+"""The cards that devices of a kind can be in an environment, in the backend's order."""
+
+_RPC: Final = "RPC"
+_NEAR: Final = 0.95
+"""A lender on this machine that offers at least this part of main memory lends main memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A device in the list of an engine, and the card that it is if that is certain."""
+
+    listing: EngineList
+    place: int
+    device: ListedDevice
+    card: FoundGpu | None
+
+    @property
+    def in_software(self) -> bool:
+        return is_software(self.device.description)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """One piece of memory, and the devices that mean it: by kind, and by their order in a list."""
+
+    identity: str
+    entries: dict[tuple[str, int], list[_Entry]] = field(default_factory=dict)
+
+    def add(self, entry: _Entry) -> None:
+        kind = entry.device.kind
+        mine = (one for them in self.entries.values() for one in them)
+        before = sum(one.listing is entry.listing and one.device.kind == kind for one in mine)
+        self.entries.setdefault((kind, before), []).append(entry)
+
+    def is_in(self, listing: EngineList) -> bool:
+        return any(one.listing is listing for them in self.entries.values() for one in them)
+
+    @property
+    def root(self) -> list[_Entry]:
+        """The entries whose name stands for the memory: of a card that is known, else the first."""
+        them = self.entries.values()
+        return next((one for one in them if one[0].card is not None), next(iter(them)))
+
+    @property
+    def first(self) -> _Entry:
+        return self.root[0]
+
+
+def join_lists(
+    lists: Sequence[EngineList], cards_of: CardsOf, host_total: int
+) -> tuple[FoundGpu, ...]:
+    """Return the devices of all lists, each under the first engine's name for it.
+
+    `host_total` are the bytes of main memory: a lender of this machine that has as much lends that.
+    """
+    entries = [entry for listing in lists for entry in _entries(listing, cards_of)]
+    memories: dict[str, _Memory] = {}
+
+    def put(entry: _Entry, identity: str) -> None:
+        memories.setdefault(identity, _Memory(identity)).add(entry)
+
+    for entry in entries:
+        if entry.card is not None:
+            put(entry, _card_identity(entry.card))
+    for entry in entries:
+        if entry.card is None:
+            put(entry, _identity(entry, entries, memories))
+    return _named(entries, memories, host_total)
+
+
+def _entries(listing: EngineList, cards_of: CardsOf) -> Iterator[_Entry]:
+    cards: dict[str, FoundGpu | None] = {}
+    for kind in dict.fromkeys(one.kind for one in listing.devices):
+        mine = [one for one in listing.devices if one.kind == kind and kind != _RPC]
+        hardware = [one for one in mine if not is_software(one.description)]
+        if hardware:
+            found = match_cards(hardware, cards_of(kind, listing.environment))
+            cards |= {one.name: card for one, card in zip(hardware, found, strict=True)}
+    for place, device in enumerate(listing.devices):
+        yield _Entry(listing, place, device, cards.get(device.name))
+
+
+def _card_identity(card: FoundGpu) -> str:
+    """Return the PCI address; an instance of a divided GPU has only its UUID."""
+    uuid = card.uuid or ""
+    return uuid if uuid.startswith("MIG-") or not card.bus_id else card.bus_id
+
+
+def _identity(entry: _Entry, entries: Sequence[_Entry], memories: Mapping[str, _Memory]) -> str:
+    """Return what tells a device without a card apart from others, as far as that is possible."""
+    device = entry.device
+    peers = [
+        one
+        for one in entries
+        if one.listing is entry.listing and one.place < entry.place and one.card is None
+    ]
+    if device.kind == _RPC:
+        if _is_here(device.description):
+            lent = [one for one in memories.values() if _may_lend(one.first, device)]
+            return lent[0].identity if lent else f"rpc-here-{device.total // MIB}"
+        number = sum(one.device.description == device.description for one in peers)
+        return f"rpc-{device.description}-{number}"
+    if not entry.in_software:
+        for memory in memories.values():
+            other = memory.first
+            same_sort = other.device.kind != _RPC and not other.in_software
+            if same_sort and not memory.is_in(entry.listing) and alike(device, other.device):
+                return memory.identity
+    plain = plain_description(device.description)
+    number = sum(plain_description(one.device.description) == plain for one in peers)
+    return f"{plain}-{number}"
+
+
+def _may_lend(entry: _Entry, lent: ListedDevice) -> bool:
+    """Return whether a lender of this machine may lend that card."""
+    if entry.device.kind == _RPC or entry.in_software or not lent.total:
+        return False
+    return _NEAR <= entry.device.total / lent.total <= 1 / _NEAR
+
+
+def _is_here(endpoint: str) -> bool:
+    host = endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _named(
+    entries: Sequence[_Entry], memories: Mapping[str, _Memory], host_total: int
+) -> tuple[FoundGpu, ...]:
+    """Give each device its name, and say within which other device its memory lies."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    of_entry = {
+        id(entry): them
+        for memory in memories.values()
+        for them in memory.entries.values()
+        for entry in them
+    }
+    identities = {
+        id(them): memory.identity
+        for memory in memories.values()
+        for them in memory.entries.values()
+    }
+    for entry in entries:
+        them = of_entry[id(entry)]
+        if id(them) not in names:
+            name = entry.device.name
+            if name in taken:  # an engine that sees fewer cards counts them anew
+                name = f"{name}-{identities[id(them)]}"
+            taken.add(name)
+            names[id(them)] = name
+    found = []
+    for memory in memories.values():
+        root = memory.root
+        for them in memory.entries.values():
+            inside = _inside(root, host_total) if them is root else names[id(root)]
+            found.append(_found(names[id(them)], them, inside))
+    order = list(names.values())
+    return tuple(sorted(found, key=lambda one: order.index(one.id)))
+
+
+def _inside(root: Sequence[_Entry], host_total: int) -> str | None:
+    """Return the host if it is main memory, else None."""
+    one = root[0]
+    if one.card is not None:
+        unknown = one.card.total is None and one.device.total >= host_total / 2
+        return HOST if unknown or one.card.within == HOST else None
+    if one.device.kind == _RPC:
+        mine = _is_here(one.device.description) and one.device.total >= _NEAR * host_total
+        return HOST if mine else None
+    return HOST if one.in_software or is_integrated(one.device.description) else None
+
+
+def _found(name: str, them: Sequence[_Entry], inside: str | None) -> FoundGpu:
+    """Return one device with what is known of it."""
+    one = them[0]
+    seen = tuple(SeenAs(each.listing.view, each.device.name, each.place) for each in them)
+    known = FoundGpu(name, one.device.total, "engine", description=one.device.description)
+    if one.card is not None:
+        card = one.card
+        known = replace(card, id=name, description=one.device.description)
+        if card.total is None:  # its memory cannot be measured
+            known = replace(known, total=one.device.total, source="engine", meter=None)
+    in_process = one.card is None and one.in_software
+    return replace(known, within=inside, seen=seen, in_process=in_process)

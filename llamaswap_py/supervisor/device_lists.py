@@ -1,0 +1,124 @@
+"""Finds the devices of a configuration: asks each engine for its own, in each environment.
+
+An engine is asked at the start, and again after a change of its binary, of its environment or of
+the cards, because each time it opens a context on every card.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llamaswap_py.config.argv import build_args
+from llamaswap_py.config.preset import variant_presets
+from llamaswap_py.devices import Device, EngineList, read_devices
+from llamaswap_py.devices.cards import Cards
+from llamaswap_py.devices.host import ROOT
+from llamaswap_py.devices.placement import listing_env
+from llamaswap_py.errors import EngineError
+from llamaswap_py.llamacpp.backends import NAMES, SELECTABLE
+from llamaswap_py.llamacpp.device_list import OPTION
+from llamaswap_py.llamacpp.device_query import query_devices
+from llamaswap_py.supervisor.device_views import View, view_of
+
+if TYPE_CHECKING:
+    from llamaswap_py.config.sections import Config, Memory, Preset
+    from llamaswap_py.llamacpp.binaries import Engine
+    from llamaswap_py.llamacpp.device_list import ListedDevice
+    from llamaswap_py.supervisor.prepare import Engines
+
+_log: Final = logging.getLogger("lswap.devices")
+
+
+@dataclass(slots=True)
+class DeviceLists:
+    """What the engines have listed so far; a list is asked for once for as long as it is true."""
+
+    _known: dict[tuple[object, ...], tuple[ListedDevice, ...] | EngineError] = field(
+        default_factory=dict
+    )
+
+    def find(
+        self,
+        memory: Memory,
+        views: Iterable[View],
+        backends: frozenset[str] = frozenset(),
+        root: Path = ROOT,
+    ) -> tuple[Device, ...]:
+        """Return the devices that engines see, the host last. Blocks.
+
+        `backends` are those of engines that are not there to be asked.
+        """
+        cards = Cards(root)
+        lists: list[EngineList] = []
+        silent = set(backends)
+        for view in dict.fromkeys(views):
+            listed = self._ask(view, cards)
+            if listed is None:
+                silent.add(view.engine.backend)
+            else:
+                lists.append(listed)
+        return read_devices(
+            memory.devices,
+            memory.margin.of,
+            backends=frozenset(silent),
+            environment=os.environ,
+            lists=lists,
+            root=root,
+        )
+
+    def _ask(self, view: View, cards: Cards) -> EngineList | None:
+        """Return the list of an engine; None, with a line in the log, if it cannot be had."""
+        engine = view.engine
+        if OPTION not in engine.help_text:
+            return None
+        own = dict(view.own_env)
+        kind = SELECTABLE.get(engine.backend)
+        known = cards.of(kind.prefix, os.environ) if kind is not None else []
+        uuids = {one.id: one.uuid for one in known if one.uuid is not None}
+        env = {**os.environ, **own, **listing_env(engine.backend, uuids, own)}
+        status = engine.path.stat()
+        now = (view, status.st_mtime_ns, status.st_size, cards.identities(engine.backend))
+        if now not in self._known:
+            try:
+                self._known[now] = query_devices(engine.path, env, view.rpc)
+            except EngineError as error:
+                self._known[now] = error
+                _log.warning("%s; lswap counts the cards that the drivers know instead", error)
+        found = self._known[now]
+        if isinstance(found, EngineError):
+            return None
+        return EngineList(view.key, engine.backend, env, found, view.rpc)
+
+
+def find_devices(config: Config, engines: Engines) -> tuple[Device, ...]:
+    """Return the devices of a configuration, the host last. Blocks."""
+    return DeviceLists().find(config.memory, views_of(config, engines))
+
+
+def devices_for(engine: Engine | None, memory: Memory) -> tuple[Device, ...]:
+    """Return the devices where there are no presets yet; without an engine, what drivers know."""
+    if engine is None:
+        return DeviceLists().find(memory, (), frozenset(NAMES))
+    return DeviceLists().find(memory, [View(engine)])
+
+
+def views_of(config: Config, engines: Engines) -> Iterator[View]:
+    """Yield each engine alone, then as presets with variables or endpoints of their own see it."""
+    for engine in engines.found_ones:
+        yield View(engine)
+    for preset in config.models.values():
+        own = None if preset.id in config.broken else engines.found(preset)
+        if own is None or preset.cmd is not None:
+            continue
+        for way in variant_presets(preset):
+            args = build_args(way, config, own.options) if _has_endpoints(way) else ()
+            yield view_of(own, way.env, args)
+
+
+def _has_endpoints(preset: Preset) -> bool:
+    return "rpc" in preset.args or "--rpc" in preset.extra
