@@ -62,7 +62,10 @@ C_COMPILER: Final = Need(
     "tests that compile a stand-in: NVIDIA's driver, a clock that jumps, a load generator",
 )
 CURL: Final = Need("curl", ("curl",), "apt-get install curl", "the test of curl as a client")
-ALL: Final = (*BUILD_TOOLS, NPM, BROWSER, SYSTEMD, C_COMPILER, CURL)
+OPENSSL: Final = Need(
+    "openssl", ("openssl",), "apt-get install openssl", "the test of a release over TLS"
+)
+ALL: Final = (*BUILD_TOOLS, NPM, BROWSER, SYSTEMD, C_COMPILER, CURL, OPENSSL)
 
 
 def report(needs: tuple[Need, ...] = ALL) -> list[str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -105,8 +107,8 @@ def redirecting(target: str) -> Answer:
 
 
 @contextmanager
-def serving() -> Iterator[FakeReleases]:
-    """Serve on a port of this machine while the block runs."""
+def serving(certificate: Path | None = None) -> Iterator[FakeReleases]:
+    """Serve on a port of this machine while the block runs; over TLS with a certificate and key."""
     fake = FakeReleases()
 
     class Handler(BaseHTTPRequestHandler):
@@ -118,7 +120,11 @@ def serving() -> Iterator[FakeReleases]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    fake.base = f"http://127.0.0.1:{server.server_port}"
+    fake.base = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

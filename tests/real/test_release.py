@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -129,6 +130,42 @@ def test_the_first_start_at_a_terminal_offers_a_release(
         finally:
             up.kill()
             os.close(master)
+
+
+def test_an_engine_for_a_newer_c_library_is_explained(
+    bare: tuple[FakeReleases, dict[str, str]], llama_server: str
+) -> None:
+    """The words are those of this machine's own loader."""
+    fake, env = bare
+    binary = Path(llama_server).resolve().read_bytes()
+    newest = max(re.findall(rb"\0GLIBC_2\.\d\d\0", binary))
+    changed = binary.replace(newest, b"\0GLIBC_9.99\0")
+    fake.releases.clear()
+    content = tar_of({f"llama-{pinned_ref()}/llama-server": changed})
+    fake.release(pinned_ref()).asset(asset_name(this_platform()), content)
+    done = subprocess.run(
+        [sys.executable, "-m", "llamaswap_py", "engine", "install"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=env,
+    )
+    assert done.returncode == 1
+    said = "does not start here: it needs glibc 9.99 or newer, and this machine has glibc "
+    assert said in done.stderr
+    assert "`lswap engine build` builds one" in done.stderr
+    assert os.listdir(Path(env["XDG_DATA_HOME"]) / "lswap" / "engines") == []
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o755
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def read_until(master: int, mark: str, process: subprocess.Popen[bytes]) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -27,6 +28,7 @@ from llamaswap_py.llamacpp.install import pinned_ref
 from llamaswap_py.llamacpp.paths import engines_folder, read_manifest
 from llamaswap_py.llamacpp.release_assets import Platform
 from llamaswap_py.llamacpp.releases import install_release, this_platform, update_engine
+from tests import needs
 from tests.fakes.fake_releases import FakeReleases, redirecting, send_file, send_json, serving
 
 from .engine_fakes import install_server, server_script
@@ -336,6 +338,28 @@ def test_a_mirror_needs_tls(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWAP_RELEASES_URL", base)
     with pytest.raises(EngineError, match=r"is not an address that lswap asks.*https"):
         install_release()
+
+
+def test_over_tls_the_server_must_prove_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = tmp_path / "own.pem"
+    made = (
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"),
+        *("-keyout", str(certificate), "-out", str(tmp_path / "certificate.pem")),
+    )
+    subprocess.run([needs.OPENSSL.require(), *made], check=True, capture_output=True)
+    with certificate.open("a") as file:
+        file.write((tmp_path / "certificate.pem").read_text())
+    with serving(certificate) as fake:
+        monkeypatch.setenv("LSWAP_RELEASES_URL", f"{fake.base}/releases")
+        fake.release(PINNED).asset(CPU, packed(PINNED))
+        with pytest.raises(EngineError, match=r"cannot be reached \(.*certificate verify failed"):
+            install_release()
+        assert fake.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        assert install_release().build == int(PINNED[1:])
 
 
 def test_without_a_network_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
