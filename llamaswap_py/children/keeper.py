@@ -1,12 +1,13 @@
-"""A small process between lswap and a child without a cgroup: it inherits what the child starts.
+"""The keeper: a small process between lswap and a child without a cgroup.
 
-It is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): processes that the child starts stay below it,
-in any session, even after their own parent has ended. It ends them all when the child has ended,
-when it is told to, and when lswap is gone. Its exit status is the child's.
+It makes sure that no process which the child started stays behind. It is a subreaper (prctl(2),
+PR_SET_CHILD_SUBREAPER), so such processes stay below it, in any session, even after their own
+parent has ended. It ends them all when the child has ended, when lswap asks for it, and when lswap
+itself has ended. Its exit status is the child's.
 
-Over the link (a socket) lswap sends it numbers of signals, a byte each; SIGKILL means all
-processes. It answers with the child's pid, or with the error number if the child cannot be
-executed. The file runs as a script, with the standard library alone: see `command`.
+Over the link, a socket, lswap sends signal numbers, one byte each; SIGKILL is for all processes.
+The keeper answers with the child's pid, or with the error number if the child cannot be executed.
+This file runs as a script that needs only the standard library: see `command`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _CHANGED = (*_IGNORED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals set back to their defaults for the child; Python itself changes the last two."""
+"""Signals that are reset to their defaults for the child; Python itself changes the last two."""
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.5
 
@@ -31,8 +32,11 @@ _LONGEST_PAUSE = 0.5
 def command(
     link: int, groups: Iterable[str], env: Mapping[str, str], argv: Sequence[str]
 ) -> list[str]:
-    """Return the command of a keeper: the descriptor of its link, cgroups to join, and `argv`."""
-    known = "1" if "LC_CTYPE" in env else "0"  # Python sets that in the C locale (PEP 538)
+    """Return the command of a keeper that joins the cgroups `groups` and runs `argv`.
+
+    `link` is the descriptor of its link.
+    """
+    known = "1" if "LC_CTYPE" in env else "0"  # in the C locale Python sets LC_CTYPE (PEP 538)
     words = [sys.executable, "-I", "-S", __file__, str(link), known]
     return [*words, *groups, "--", *argv]
 
@@ -58,7 +62,7 @@ class _Keeper:
         self._status: int | None = None
 
     def run(self, groups: list[str], argv: list[str]) -> int:
-        """Start the child, and return its wait status when all of it is gone."""
+        """Start the child, and return its wait status when all of its processes have ended."""
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         os.set_inheritable(self._link, False)
@@ -68,7 +72,7 @@ class _Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         error = self._start(groups, argv)
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):  # only the child has these
+        for descriptor in (0, 1, 2):  # only the child keeps these
             os.dup2(nothing, descriptor)
         said = f"error {error}\n" if error else f"pid {self._pid}\n"
         with contextlib.suppress(OSError):
@@ -84,7 +88,7 @@ class _Keeper:
         return self._status or 0
 
     def _start(self, groups: list[str], argv: list[str]) -> int:
-        """Fork and execute; return the error number, 0 when it runs."""
+        """Fork and execute the child; return the error number, 0 if it runs."""
         heard, told = os.pipe()
         self._pid = os.fork()
         if not self._pid:
@@ -104,14 +108,14 @@ class _Keeper:
         return int(os.read(heard, 16) or b"0")
 
     def _heed(self) -> bool:
-        """Pass on the signals that came over the link; False when all processes have to end."""
+        """Pass on the signals from the link; return False if all processes have to end."""
         try:
             numbers = os.read(self._link, 64)
         except OSError:
             numbers = b""
         if not numbers or signal.SIGKILL in numbers:
             return False
-        self._reap()  # or its number may be another's
+        self._reap()  # before that, so that no signal goes to a new process with the child's pid
         for one in numbers if self._status is None else b"":
             os.kill(self._pid, one)
         return True
@@ -123,18 +127,21 @@ class _Keeper:
                     self._status = ended[1]
 
     def _is_dying(self) -> bool:
-        """Tell whether the child is a zombie that cannot be reaped yet: its threads still end."""
+        """Return whether the child is a zombie that cannot be reaped yet: its threads still end."""
         return self._status is None and _stat(self._pid)[2] in (b"Z", b"X")
 
     def _kill_all(self) -> None:
-        """SIGSTOP, then SIGKILL, until none is left: a stopped process cannot start another."""
+        """Kill all processes below this one, again and again until none is left.
+
+        SIGSTOP comes before SIGKILL, because a stopped process cannot start another.
+        """
         pause = _FIRST_PAUSE
         while True:
             stopped: dict[int, bytes] = {}
             while new := {k: v for k, v in _descendants().items() if k not in stopped}:
                 stopped |= {pid: at for pid, at in new.items() if _send(pid, at, signal.SIGSTOP)}
                 if not new.keys() & stopped.keys():
-                    break  # those of another user
+                    break  # the rest belongs to another user
             for pid, at in stopped.items():
                 _send(pid, at, signal.SIGKILL)
             self._reap()
@@ -145,7 +152,7 @@ class _Keeper:
 
 
 def _descendants() -> dict[int, bytes]:
-    """Return the pids below this process that still run, each with its time of start."""
+    """Return the pids of running processes below this one, each with its start time."""
     found = {int(name): _stat(name) for name in os.listdir("/proc") if name.isdigit()}
     below = {os.getpid()}
     grown = 0
@@ -157,7 +164,7 @@ def _descendants() -> dict[int, bytes]:
 
 
 def _stat(pid: int | str) -> tuple[int, bytes, bytes]:
-    """Return parent, time of start and state of a process; see proc_pid_stat(5)."""
+    """Return parent, start time and state of a process; see proc_pid_stat(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -167,7 +174,7 @@ def _stat(pid: int | str) -> tuple[int, bytes, bytes]:
 
 
 def _send(pid: int, started: bytes, number: int) -> bool:
-    """Signal a process, unless its number is another's by now; False if that is forbidden."""
+    """Signal a process, unless its pid has been reused; return False if that is forbidden."""
     descriptor = -1
     with contextlib.suppress(OSError):  # Linux before 5.3, no more files
         descriptor = os.pidfd_open(pid)

@@ -1,5 +1,6 @@
 """`lswap top`: a dashboard in the terminal.
 
-`history` keeps what a server said, `picture` makes rows of it, `drawing` makes styled texts of the
-rows: pure, all of them. `widgets` and `app` put the texts on the screen, `top.tcss` says where.
+`history` stores the answers of a server, `picture` makes rows of them, and `drawing` makes styled
+texts of the rows. These three are pure. `widgets` and `app` show the texts; `top.tcss` has the
+layout.
 """

@@ -1,4 +1,4 @@
-"""`lswap top` on the screen: keys, tasks that ask the server, and textual's widgets."""
+"""The application `lswap top`: its keys, its tasks that ask the server, and textual's widgets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llamaswap_py.tui.picture import ModelRow, Picture
 
 INTERVAL: Final = 1.0
-"""Seconds between looks at the server; what happens there is looked at sooner."""
+"""Seconds between requests for the server's state; after an event it is requested sooner."""
 _SOON: Final = 0.2
 RETRY: Final = 1.0
 _LOG_LINES: Final = 2_000
@@ -49,34 +49,36 @@ _LOG_TAIL: Final = 500
 PANES: Final = ("models", "requests", "lower")
 _MOST_WRAPPED: Final = 12
 _ONE_PANE: Final = 8
-"""Lines below which there is room for one pane only."""
+"""On a screen with fewer lines, only one pane is shown."""
 
 
 def _key(keys: str, shown: str, action: str, word: str, text: str) -> Binding:
-    """Return a key; `word` is what the last line says of it (nothing: it is not there)."""
+    """Return a key; `word` is its name in the last line (empty: it is not shown there)."""
     return Binding(keys, action, word, bool(word), shown, priority=keys == "tab", tooltip=text)
 
 
 KEYS: Final = (
     _key("l", "l", "load", "load", "load the model"),
-    _key("u", "u", "unload", "unload", "unload it, once its requests have ended"),
-    _key("U", "U", "force_unload", "", "unload it now: its requests get an error"),
-    _key("p", "p", "pin", "pin", "pin it against eviction, or let it go"),
+    _key("u", "u", "unload", "unload", "unload the model when its requests have ended"),
+    _key("U", "U", "force_unload", "", "unload the model now: its requests end with an error"),
+    _key(
+        "p", "p", "pin", "pin", "pin it, so that it stays loaded when others need room; or unpin it"
+    ),
     _key("c", "c", "cancel", "", "end the chosen request (in REQUESTS)"),
-    _key("enter,o", "enter", "log", "log", "the model's log, or decisions again"),
-    _key("d", "d", "decisions", "", "decisions"),
-    _key("slash", "/", "filter", "filter", "show only what has this text in it"),
-    _key("tab", "tab", "turn(1)", "next", "the next pane; a click works too"),
-    _key("z", "z", "zoom", "zoom", "the pane alone, or all of them"),
-    _key("escape", "esc", "undo", "", "one step back"),
-    _key("question_mark,f1", "?", "help", "help", "the keys"),
-    _key("q,ctrl+c", "q", "quit", "quit", "quit; nothing of the server changes"),
+    _key("enter,o", "enter", "log", "log", "show the model's log, or decisions again"),
+    _key("d", "d", "decisions", "", "show decisions"),
+    _key("slash", "/", "filter", "filter", "show only rows that contain a text"),
+    _key("tab", "tab", "turn(1)", "next", "go to the next pane; a click does so too"),
+    _key("z", "z", "zoom", "zoom", "show only this pane, or all panes"),
+    _key("escape", "esc", "undo", "", "go one step back: clear the filter, the zoom, the log"),
+    _key("question_mark,f1", "?", "help", "help", "show the keys"),
+    _key("q,ctrl+c", "q", "quit", "quit", "quit; the server goes on unchanged"),
 )
 _BACK: Final = Binding("shift+tab", "turn(-1)", show=False, priority=True)
 
 
 class Top(App[None]):
-    """`lswap top`."""
+    """The application `lswap top`."""
 
     CSS_PATH = "top.tcss"
     AUTO_FOCUS = None
@@ -92,15 +94,15 @@ class Top(App[None]):
         self.picture: Picture = make_picture(self.history)
         self.pane = "models"
         self.log_of: str | None = None
-        """Whose log the lower pane shows; None: decisions."""
+        """The model whose log the lower pane shows; None: it shows decisions."""
         self.zoomed = False
         self.filter = ""
         self.log_lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._poke = asyncio.Event()
         self._asked: tuple[str, str] | None = None
-        """An action that waits for its key to be pressed a second time."""
+        """The action that is done if its key is pressed a second time."""
         self._answered: tuple[str, str] | None = None
-        """The one that waited when the last key was pressed."""
+        """The action that waited for a second key press when the last key was pressed."""
         self._last_key: Key | None = None
 
         self.lines = {name: TextLine(id=name) for name in ("title", "devices", "detail", "head")}
@@ -111,14 +113,14 @@ class Top(App[None]):
         self.last = ContentSwitcher(id="last", initial="keys")
 
     def compose(self) -> ComposeResult:
-        """Put the widgets in their order."""
+        """Yield the widgets, in their order."""
         yield from (self.lines["title"], self.lines["devices"], self.models, self.lines["detail"])
         yield from (self.requests, self.lines["head"], self.lower)
         with self.last:
             yield from (self.keys, self.message, self.field)
 
     def on_mount(self) -> None:
-        """Start what asks the server; textual ends it with the app."""
+        """Start the tasks that ask the server; textual ends them with the app."""
         self.watch(self.lower, "scroll_y", self._show_head, init=False)
         self._go_to(self.pane)
         self.run_worker(self._look(), name="look")
@@ -130,11 +132,11 @@ class Top(App[None]):
         self.call_after_refresh(self.write_lower)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Return what is done to each line: ASCII where the encoding has nothing else."""
+        """Return the filters of each line: one to ASCII if the encoding has no other characters."""
         return [*super().get_line_filters(), *self._ascii]
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Return what the command palette (ctrl+p) offers: what has a key."""
+        """Return the commands of the palette (ctrl+p): those that have a key."""
         for one in KEYS:
             run = partial(self.run_action, one.action)
             yield SystemCommand(one.tooltip, f"key: {one.key_display}", run)
@@ -142,7 +144,7 @@ class Top(App[None]):
     # Drawing
 
     def redraw(self) -> None:
-        """Draw what is known now."""
+        """Draw all panes from the history."""
         picture = self.picture = make_picture(self.history, self.filter)
         width, height = self.size
         screen = self.screen_stack[0]
@@ -154,37 +156,37 @@ class Top(App[None]):
         self.lines["title"].say(drawing.title_text(picture, width))
         devices = drawing.device_lines(picture.devices, width, colour=not self.no_color)
         self.lines["devices"].say(devices)
-        missing = "no model matches the filter (esc clears it)"
+        missing = "no model matches the filter (esc clears the filter)"
         self.models.nothing = missing if picture.models_total else "no models"
         self.models.show(drawing.model_table(picture, width))
-        missing = "none matches the filter"
-        self.requests.nothing = missing if picture.requests_total else "none is open"
+        missing = "no request matches the filter"
+        self.requests.nothing = missing if picture.requests_total else "no open requests"
         self.requests.show(drawing.request_table(picture, width))
         room = self.lines["detail"].size.height
         self.lines["detail"].say(drawing.detail_lines(self._row(), width, room))
         self._show_head()
 
     def _show_head(self) -> None:
-        """Say what the lower pane shows, and how far it is scrolled up."""
+        """Show the title of the lower pane, with the number of lines below its end."""
         title = " DECISIONS" if self.log_of is None else f" LOG {clean(self.log_of)}"
         note = f"{self.lower.below} lines below " if self.lower.below else ""
         room = self.size.width - cell_len(title)
         self.lines["head"].say(title + fit(note, room, right=True))
 
     def write_lower(self) -> None:
-        """Write the lower pane anew: for another width, another filter, other lines."""
+        """Write the lower pane again, after a change of its width, filter or contents."""
         self.lower.clear()
         self._write(*(self.history.happenings if self.log_of is None else self.log_lines))
         if not self.lower.lines and self.lower.size.width:
-            log = "nothing was written yet: it was not loaded"
-            said = "nothing was decided yet" if self.log_of is None else log
+            log = "no output yet: the model was not loaded"
+            said = "no decisions yet" if self.log_of is None else log
             self.lower.write(Text(f" {said}", drawing.DIM))
             self.lower.empty = True
 
     def _write(self, *items: Happening | str) -> None:
-        """Add lines to the lower pane, each folded into as many as there is room for."""
+        """Add lines to the lower pane; long lines are folded."""
         if not self.lower.size.width:
-            return  # it is written when it is seen
+            return  # the pane is hidden; it is written when it is shown
         few = 3 if self.log_of is None and self.lower.size.height > 7 else 1
         most = _MOST_WRAPPED if self.zoomed else few
         width, wanted = self.lower.size.width, self.filter.strip().lower()
@@ -198,7 +200,7 @@ class Top(App[None]):
     # What asks the server
 
     async def _look(self) -> None:
-        """Look at the server every second, and soon after something happened there."""
+        """Request the server's state every second, and soon after each event."""
         while True:
             try:
                 state = await self.remote.ask(calls.state())
@@ -214,7 +216,7 @@ class Top(App[None]):
             await asyncio.sleep(_SOON)
 
     async def _listen(self) -> None:
-        """Follow what happens; after a break go on where it broke off."""
+        """Follow the server's events; after a break continue from the last one."""
         while True:
             try:
                 after = self.history.resume_after(await self.remote.ask(calls.state()))
@@ -225,12 +227,12 @@ class Top(App[None]):
                             self._write(happening)
                         self._poke.set()
             except RemoteError:
-                pass  # the look says so
+                pass  # _look() shows the error
             self._poke.set()
             await asyncio.sleep(RETRY)
 
     async def _follow(self, model: str) -> None:
-        """Keep the lines of a model's log; begins again when the server was away."""
+        """Follow a model's log; start again after the server could not be reached."""
         while True:
             fresh = True
             try:
@@ -250,7 +252,7 @@ class Top(App[None]):
     # Keys
 
     async def on_event(self, event: events.Event) -> None:
-        """A key ends a message, and a question that it does not answer."""
+        """Handle a key: it ends a message, and a question unless it answers it."""
         if isinstance(event, Key) and event is not self._last_key:
             self._last_key = event
             self._answered, self._asked = self._asked, None
@@ -259,12 +261,12 @@ class Top(App[None]):
         await super().on_event(event)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """A click chose a pane."""
+        """Go to the pane that was clicked."""
         if event.widget.id in PANES and event.widget.id != self.pane:
             self._go_to(event.widget.id)
 
     def on_data_table_row_highlighted(self) -> None:
-        """Say why the model under the cursor is as it is."""
+        """Show the reason for the state of the model under the cursor."""
         self.redraw()
 
     def _go_to(self, pane: str) -> None:
@@ -284,39 +286,39 @@ class Top(App[None]):
         self._go_to(PANES[(PANES.index(self.pane) + step) % len(PANES)])
 
     def action_load(self) -> None:
-        """Load the model that is pointed at."""
+        """Load the selected model."""
         if model := self._model():
-            self._do(calls.load(model, wait=False), f"{model} is asked for")
+            self._do(calls.load(model, wait=False), f"{model}: load requested")
 
     def action_unload(self) -> None:
-        """Unload it, once its requests have ended."""
+        """Unload the selected model when its requests have ended."""
         if model := self._model():
-            self._do(calls.unload(model, wait=False), f"{model} goes once its requests have ended")
+            self._do(calls.unload(model, wait=False), f"{model}: unload when its requests end")
 
     def action_force_unload(self) -> None:
-        """Unload it now; asks first."""
+        """Unload the selected model now; asks first."""
         model = self._model()
         if model and self._sure("U", model, f"end every request of {model} and unload it"):
-            self._do(calls.unload(model, force=True, wait=False), f"{model} is unloaded")
+            self._do(calls.unload(model, force=True, wait=False), f"{model}: unload requested")
 
     def action_pin(self) -> None:
-        """Pin it, or let it go."""
+        """Pin or unpin the selected model."""
         if row := self._row():
             done = f"{row.id} is {'unpinned' if row.pinned else 'pinned'}"
             self._do(calls.pin(row.id, pinned=not row.pinned), done)
 
     def action_cancel(self) -> None:
-        """End the request that is pointed at; asks first."""
+        """End the selected request; asks first."""
         one = self._request()
         if self.pane != "requests":
             self._say("c ends a request: choose one with tab and the arrows")
         elif one is None:
             self._say("no request is open")
         elif self._sure("c", one.id, f"end this request to {one.model}"):
-            self._do(calls.cancel(one.id), f"request {one.id} is ended")
+            self._do(calls.cancel(one.id), f"request {one.id}: end requested")
 
     def action_log(self) -> None:
-        """Show the log of the model that is pointed at; once more: decisions again."""
+        """Show the log of the selected model, or decisions if the log is shown already."""
         model = self._model()
         if model is None or model == self.log_of:
             self.action_decisions()
@@ -329,13 +331,13 @@ class Top(App[None]):
         self.write_lower()
 
     def action_decisions(self) -> None:
-        """Show decisions below."""
+        """Show decisions in the lower pane."""
         self.workers.cancel_group(self, "log")
         self.log_of = None
         self.write_lower()
 
     def action_zoom(self) -> None:
-        """Give the pane with the focus the whole screen, or not any more."""
+        """Show only the pane with the focus, or all panes again."""
         self.zoomed = not self.zoomed
         self.redraw()
         self.call_after_refresh(self.write_lower)
@@ -347,12 +349,12 @@ class Top(App[None]):
         self.push_screen(Help("\n".join(f" {key:<8} {text}" for key, text in keys)))
 
     def action_filter(self) -> None:
-        """Write a filter; the rows follow while it is written."""
+        """Open the filter's input field; the rows follow while it is typed."""
         self.last.current = "filter"
-        self.set_focus(self.field)  # at once: the next key may be here already
+        self.set_focus(self.field)  # at once, because the next key may have been pressed already
 
     def action_undo(self) -> None:
-        """Undo one thing: the filter, the zoom, the log."""
+        """Undo one step: the filter, else the zoom, else the log."""
         if self.field.has_focus or self.filter:
             self.field.value = ""
             self._end_filter()
@@ -362,13 +364,13 @@ class Top(App[None]):
             self.action_decisions()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter by what is written so far."""
+        """Filter by the text typed so far."""
         self.filter = self.keys.filter = event.value
         self.redraw()
         self.write_lower()
 
     def on_input_submitted(self) -> None:
-        """Keep the filter, go back to the rows."""
+        """Keep the filter, and return to the rows."""
         self._end_filter()
 
     def _end_filter(self) -> None:
@@ -380,7 +382,7 @@ class Top(App[None]):
     # Asking the server to do something
 
     def _model(self) -> str | None:
-        """Return the model that a key means."""
+        """Return the model to which a key applies."""
         if self.pane == "requests":
             one = self._request()
             return None if one is None else one.model
@@ -404,11 +406,11 @@ class Top(App[None]):
             self._say(f"no: {error.message}")
         else:
             absent = isinstance(answer, UnloadReport) and not answer.unloaded
-            self._say("it is not loaded" if absent else done)
+            self._say("the model is not loaded" if absent else done)
         self._poke.set()
 
     def _sure(self, key: str, what: str, question: str) -> bool:
-        """Return whether a key was pressed twice for the same; the first time asks."""
+        """Return whether a key was pressed twice for the same thing; the first press asks."""
         if self._answered == (key, what):
             return True
         self._asked = (key, what)
@@ -422,7 +424,7 @@ class Top(App[None]):
 
 
 def trouble_of(error: RemoteError) -> str:
-    """Return the first line while a server gives no answer, or one that says no."""
+    """Return the first line of the screen while a server does not answer, or refuses."""
     if isinstance(error, UnreachableError):
         return f"not reachable, trying again: {error.message.partition(' (')[0]}"
     return f"no answer, trying again: {error.message}"

@@ -18,17 +18,17 @@ _IN_ASCII: Final = str.maketrans("·…–—×→↑↓“”‘’█░▓▚
 
 
 def clean(text: str) -> str:
-    """Return text without escape sequences and control characters: it may be anybody's."""
+    """Return text without escape sequences and control characters, which clients may have sent."""
     return _CONTROLS.sub(" ", _ESCAPES.sub("", text.replace("\t", "    ")))
 
 
 def in_ascii(text: str) -> str:
-    """Return text of the same length that every terminal can show."""
+    """Return text of the same length in ASCII, which every terminal can show."""
     return text.translate(_IN_ASCII).encode("ascii", "replace").decode()
 
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
-    """Return `text` in exactly `width` cells, cut where it is too long."""
+    """Return `text` in exactly `width` cells, cut if it is too long."""
     if width <= 0:
         return ""
     length = cell_len(text)
@@ -39,9 +39,9 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
 
 
 def fit_middle(text: str, width: int) -> str:
-    """Return `text` in exactly `width` cells; of one too long both ends are kept, if there is room.
+    """Return `text` in exactly `width` cells; if it is too long, it is cut in the middle.
 
-    Names of models differ anywhere: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K, Qwen3-Coder-30B-Q4_K_M.
+    Both ends of a model's name matter: Qwen3-32B-Q4_K_M, Qwen3-32B-Q6_K, Qwen3-Coder-30B-Q4_K_M.
     """
     if width < 12 or cell_len(text) <= width:
         return fit(text, width)
@@ -90,7 +90,7 @@ def short_count(number: float) -> str:
 
 
 def short_size(size: int) -> str:
-    """Return `512M`, `9.5G` or `1.2T`: what `format_size` says, in fewer cells."""
+    """Return `512M`, `9.5G` or `1.2T`: a size in fewer cells than `format_size` needs."""
     return format_size(size).replace(" ", "").replace("iB", "")
 
 
@@ -101,9 +101,10 @@ def progress_bar(fraction: float, width: int) -> str:
 
 
 def shares(sizes: Sequence[int], total: int, width: int) -> list[int]:
-    """Return how many of `width` cells each size gets; at least one where it is above 0.
+    """Return how many of `width` cells each size gets; a size above 0 gets at least one.
 
-    Largest remainders first, so that the sum is right; the largest give way for the least.
+    The cells left after rounding down go to the largest remainders, so that the sum is right. If
+    the smallest sizes need more, the largest ones lose cells.
     """
     whole = max(total, sum(sizes), 1)
     exact = [size * width / whole for size in sizes]

@@ -1,4 +1,4 @@
-"""A picture made into styled texts that fit a width. Pure: rich's texts are plain data."""
+"""Turns a picture into styled texts that fit a width. Pure: rich's texts are plain data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _COLOURS: Final = {
     "reserved": "cyan",
     "margin": DIM,
 }
-"""Of states, of kinds of decisions, and of parts of a device."""
+"""The styles of states, kinds of decisions, and parts of a device."""
 _MODEL_COLOURS: Final = ("green", "bright_blue", "yellow", "magenta", "cyan", "bright_green")
 _PART_MARKS: Final = {"reserved": "▚", "strangers": "▒", "margin": "╱"}
 _BAR: Final = 6
@@ -48,7 +48,7 @@ _KIND_WIDTH: Final = 8
 
 
 class Column(NamedTuple):
-    """A column: `rank` 0 always stays, those with the highest go first where space is short."""
+    """A column. If space is short, columns with the highest `rank` are left out first; 0: never."""
 
     name: str
     title: str
@@ -94,7 +94,7 @@ _REQUEST_COLUMNS: Final = (
 
 
 def title_text(picture: Picture, width: int) -> str:
-    """Return the first line: what this server is, or that it does not answer."""
+    """Return the first line: the title of this server, or that it does not answer."""
     if picture.trouble is not None:
         return fit(f" {clean(picture.trouble)}", width)
     words = clean(picture.title)
@@ -107,7 +107,7 @@ def title_text(picture: Picture, width: int) -> str:
 
 
 def device_lines(devices: Sequence[DeviceRow], width: int, *, colour: bool = True) -> Text:
-    """Return a line for each device, names of the same width."""
+    """Return a line for each device, with names of equal width."""
     name_width = min(12, max((len(each.id) for each in devices), default=6))
     lines = (device_line(each, width, colour=colour, name_width=name_width) for each in devices)
     return Text("\n").join(lines)
@@ -136,12 +136,12 @@ def device_line(device: DeviceRow, width: int, *, colour: bool = True, name_widt
 
 
 def _legend(parts: Sequence[BarPart], width: int) -> list[str]:
-    """Return `alpha 9.5G` for as many parts as fit, names as long as they may be."""
+    """Return `alpha 9.5G` for as many parts as fit, with names as long as possible."""
     for longest in (40, 24, 16, 12, 9):
         said = [f"{_shortened(clean(one.name), longest)} {short_size(one.size)}" for one in parts]
         if sum(cell_len(text) + 4 for text in said) <= width:
             return said
-    room = width - 4  # for what says how many are left out
+    room = width - 4  # without the cells for the number of parts that are left out
     kept: list[str] = []
     for text in said if parts else ():
         room -= cell_len(text) + 4
@@ -156,7 +156,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _marks(parts: Sequence[BarPart], colour: bool) -> list[tuple[str, str]]:
-    """Return a character and a style for each part; models take turns."""
+    """Return a character and a style for each part; those of models alternate."""
     found = []
     turn = 0
     for part in parts:
@@ -173,14 +173,14 @@ def _marks(parts: Sequence[BarPart], colour: bool) -> list[tuple[str, str]]:
 
 
 def model_table(picture: Picture, width: int) -> DrawnTable:
-    """Return the models; where there is room the last column has their reasons."""
+    """Return the table of models; if there is room, its last column has their reasons."""
     columns = fit_columns(_MODEL_COLUMNS, width - 1)
     rows = {row.id: _cells(columns, *_of_model(row)) for row in picture.models}
     return DrawnTable(_titles(columns, len(rows), picture.models_total), rows)
 
 
 def _of_model(row: ModelRow) -> tuple[dict[str, str], dict[str, str], str]:
-    """Return the texts of its columns, the styles of some, and that of the others."""
+    """Return the texts of a model's columns, the styles of some, and that of the others."""
     texts = {
         "id": ("*" if row.pinned else "") + row.id,
         "state": state_text(row),
@@ -198,7 +198,7 @@ def _of_model(row: ModelRow) -> tuple[dict[str, str], dict[str, str], str]:
 
 
 def state_text(row: ModelRow) -> str:
-    """Return `ready`, or `load ███░░░  43% 12s`: a bar, how far it is, and how long still."""
+    """Return `ready`, or `load ███░░░  43% 12s`: bar, progress, and remaining time of a load."""
     if row.progress is None:
         ready_in = "" if row.eta is None else f" ~{short_time(row.eta)}"
         return f"{row.state}{ready_in}"
@@ -208,7 +208,7 @@ def state_text(row: ModelRow) -> str:
 
 
 def request_table(picture: Picture, width: int) -> DrawnTable:
-    """Return the open requests."""
+    """Return the table of open requests."""
     columns = fit_columns(_REQUEST_COLUMNS, width - 1)
     rows = {one.id: _cells(columns, *_of_request(one)) for one in picture.requests}
     return DrawnTable(_titles(columns, len(rows), picture.requests_total), rows)
@@ -246,7 +246,7 @@ def _titles(columns: Sequence[Column], shown: int, total: int) -> tuple[str, ...
 
 
 def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
-    """Return the columns that fit `width`, one cell between them."""
+    """Return the columns that fit `width`, with one cell between them."""
     kept = list(columns)
     while kept and _left(kept, width) < 0:
         last = max(kept, key=lambda column: column.rank)
@@ -257,7 +257,7 @@ def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
 
 
 def fit_columns(columns: Sequence[Column], width: int) -> list[Column]:
-    """Return those that fit; the first and, if it begins at its left, the last get what is left."""
+    """Return the columns that fit; remaining cells go to the first, and to a left-aligned last."""
     kept = choose_columns(columns, width)
     for at, most in ((0, width if kept[-1].right else 14), (-1, width)):
         more = min(max(0, _left(kept, width)), most)
@@ -269,11 +269,11 @@ def _left(columns: Sequence[Column], width: int) -> int:
     return width - sum(column.width + 1 for column in columns) + 1
 
 
-# What is said below
+# The lower part
 
 
 def detail_lines(row: ModelRow | None, width: int, count: int) -> str:
-    """Return the reason of the model under the cursor, in full as far as `count` lines reach."""
+    """Return the reason of the model under the cursor, in at most `count` lines."""
     if row is None or not row.reason:
         return ""
     lines = wrap(f"{row.id}: {clean(row.reason)}", width - 2, count)

@@ -1,4 +1,4 @@
-"""What has been seen of a server so far: decisions, and how fast its models answer. Pure."""
+"""Stores a server's last state, its decisions, and its tokens per second. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from llamaswap_py.snapshot import Snapshot
 
 KEPT: Final = 1_000
-"""Decisions that are kept."""
+"""How many decisions are stored."""
 WINDOW: Final = 5.0
 """Seconds over which tokens per second are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """A line of the pane of decisions; `at` is Unix time, `model` empty for what concerns all."""
+    """A line of the pane of decisions; `at` is Unix time, `model` is empty if it concerns all."""
 
     at: float
     kind: str
@@ -27,10 +27,11 @@ class Happening:
 
 
 class Rates:
-    """Tokens per second of each model, from counts that are seen now and then.
+    """Computes the tokens per second of each model from samples of token counts.
 
-    Counts of finished answers and of running streams are added up: a stream that ends moves from
-    one to the other. A sum that falls (a stream was cut, the server is a new one) counts nothing.
+    The counts of finished answers and of running streams are added, because a stream that ends
+    moves from one to the other. If the sum falls (a stream was cut, the server was restarted), the
+    sample adds nothing.
     """
 
     def __init__(self, window: float = WINDOW) -> None:
@@ -39,7 +40,7 @@ class Rates:
         self._gains: deque[tuple[float, dict[str, int]]] = deque()
 
     def sample(self, now: float, seen: OpenRequests) -> None:
-        """Take counts; `now` is the server's Unix time."""
+        """Add a sample of the counts; `now` is the server's Unix time."""
         sums = {model: tokens.answer for model, tokens in seen.tokens.items()}
         for one in seen.requests:
             sums[one.model] = sums.get(one.model, 0) + one.tokens
@@ -57,7 +58,7 @@ class Rates:
             self._gains.popleft()
 
     def of(self, model: str) -> float:
-        """Return the tokens per second of late; 0.0 when nothing came."""
+        """Return the recent tokens per second; 0.0 if there were none."""
         if len(self._gains) < 2:
             return 0.0
         seconds = self._gains[-1][0] - self._gains[0][0]
@@ -66,7 +67,7 @@ class Rates:
 
 
 class History:
-    """What is remembered between one look at the server and the next."""
+    """The data that is kept between two requests for the server's state."""
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
@@ -74,33 +75,33 @@ class History:
         self.happenings: deque[Happening] = deque(maxlen=KEPT)
         self.rates = Rates()
         self.trouble: str | None = None
-        """Why the last look failed; None when it did not."""
+        """Why the last request for the state failed; None if it succeeded."""
         self._life: tuple[int, float] | None = None
         self._last_id = 0
 
     def saw(self, snapshot: Snapshot, requests: OpenRequests) -> None:
-        """Take the state of a server that answered."""
+        """Store the state that a server answered."""
         self.trouble = None
         self.snapshot, self.requests = snapshot, requests
         self.rates.sample(snapshot.now, requests)
 
     def failed(self, reason: str) -> None:
-        """Note that the server did not answer; what was seen last stays."""
+        """Note that the server did not answer; the last state stays."""
         self.trouble = reason
 
     def resume_after(self, snapshot: Snapshot) -> int:
-        """Return the id after which events are wanted: 0 for a server that was not seen before."""
+        """Return the id after which to request events: 0 for a new server process."""
         life = (snapshot.pid, snapshot.started_at)
         if self._life != life:
             if self._life is not None:
-                reason = "lswap was started again; what its models did before is above"
+                reason = "lswap was restarted; decisions from before are above"
                 self.happenings.append(Happening(snapshot.started_at, "restart", "", reason))
                 self.rates = Rates()
             self._life, self._last_id = life, 0
         return self._last_id
 
     def heard(self, event: ServerEvent) -> Happening | None:
-        """Take an event; return the line that it makes, if it makes one."""
+        """Store an event; return its line for the pane, if it has one."""
         if event.id is not None:
             self._last_id = event.id
         line = _happening(event)
@@ -124,5 +125,5 @@ def _happening(event: ServerEvent) -> Happening | None:
     if event.event == "lost":
         return Happening(0.0, "lost", "", f"events {data.get('from')} to {data.get('to')}")
     if event.event == "dropped":
-        return Happening(at, "lost", "", "events: they came faster than they were read")
+        return Happening(at, "lost", "", "events, because they came faster than they were read")
     return None

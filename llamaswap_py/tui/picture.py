@@ -1,4 +1,4 @@
-"""What is on the screen, as rows: everything worked out, nothing drawn. Pure."""
+"""The contents of the screen as rows of values, before they are drawn. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llamaswap_py.tui.history import History
 
 _EARLY = 0.05
-"""A fraction from which the rest of a load is told from what it took so far."""
+"""Above this fraction, the remaining time of a load is computed from its speed so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class BarPart:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """A device: sizes in bytes; what `parts` leave of `total` is free."""
+    """A device, with sizes in bytes; `total` without `parts` is free."""
 
     id: str
     total: int
@@ -40,7 +40,7 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model. Times are seconds; `eta` until it is ready, `ttl_left` until it is unloaded."""
+    """A model, with times in seconds: `eta` until it is ready, `ttl_left` until it is unloaded."""
 
     id: str
     state: str
@@ -58,13 +58,13 @@ class ModelRow:
 
     @property
     def active(self) -> bool:
-        """Whether it is more than a name in the file."""
+        """Whether it is in any other state than unloaded, or requests wait for it."""
         return self.state != "unloaded" or self.waiting > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Everything that is shown; what the filter left out is only counted."""
+    """All rows that are shown, and the numbers of all models and requests without the filter."""
 
     title: str = ""
     trouble: str | None = None
@@ -76,7 +76,7 @@ class Picture:
 
 
 def make_picture(history: History, filter_text: str = "") -> Picture:
-    """Return what is to be shown; `filter_text` keeps the rows that have it somewhere."""
+    """Return the picture, with only those rows that contain `filter_text`."""
     snapshot, wanted = history.snapshot, filter_text.strip().lower()
     if snapshot is None:
         return Picture(trouble=history.trouble)
@@ -96,11 +96,12 @@ def make_picture(history: History, filter_text: str = "") -> Picture:
 
 
 def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceRow:
-    """Return who holds what of a device; the margin is what others left of it."""
+    """Return the parts of a device; the margin is shown as far as others have not used it."""
     charged = [(one.memory.get(device.id, 0), one.preset) for one in instances]
     charged.sort(key=lambda each: (-each[0], each[1]))
     parts = [BarPart("model", name, size) for size, name in charged if size]
-    # An older server does not say whose the charge is; and a child just gone may still be charged.
+    # An older server does not report memory by model; and memory of a child that has just ended may
+    # still count.
     rest = device.used - sum(part.size for part in parts)
     if rest > 0:
         parts.append(BarPart("model", "being given back" if parts else "models", rest))
@@ -117,7 +118,7 @@ def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceR
 
 
 def model_rows(snapshot: Snapshot, rates: Rates) -> list[ModelRow]:
-    """Return a row for each model: those with something to see first, else as the file has them."""
+    """Return a row for each model: active ones first, then the others, in the file's order."""
     newest: dict[str, InstanceView] = {}
     for one in snapshot.instances:
         if one.preset not in newest or one.epoch > newest[one.preset].epoch:
@@ -156,7 +157,7 @@ def _model_row(
 
 
 def _eta(model: ModelView, loading: InstanceView | None, now: float) -> float | None:
-    """Return the seconds until it is ready: as learned, or less if this load goes faster."""
+    """Return the seconds until a model is ready: as learned, or less if this load is faster."""
     if model.state not in ("loading", "downloading") and not model.waiting:
         return None
     learned = model.eta_seconds or None
@@ -195,7 +196,7 @@ def _title(snapshot: Snapshot) -> str:
 
 
 def _place(snapshot: Snapshot) -> str:
-    """Return what tells this server from others: its file, or where it listens."""
+    """Return the server's file, or where it listens, to tell it from other servers."""
     folder, _, name = (snapshot.config_path or "").rpartition("/")
     if name:
         return f"{folder.rpartition('/')[2]}/{name}".lstrip("/")
@@ -208,5 +209,5 @@ def _model_has(row: ModelRow, snapshot: Snapshot, wanted: str) -> bool:
 
 
 def any_has(wanted: str, *texts: str) -> bool:
-    """Return whether a filter leaves in what has these texts; it is in lower case."""
+    """Return whether any text contains `wanted`, which is in lower case."""
     return not wanted or any(wanted in text.lower() for text in texts)

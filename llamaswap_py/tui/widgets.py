@@ -1,4 +1,4 @@
-"""The parts of the screen: tables whose cursor stays with its row, lines that stand still, keys."""
+"""The widgets of the screen: tables, scrolling lines, the line of keys, and the help page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MARK = "mark"
 
 
 class Rows(DataTable[Text], inherit_bindings=False):
-    """A table whose cursor stays with its row when the others move."""
+    """A table whose cursor stays on its row when other rows move."""
 
     BINDINGS: ClassVar = [
         Binding("up,k", "cursor_up"),
@@ -39,12 +39,12 @@ class Rows(DataTable[Text], inherit_bindings=False):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", cell_padding=0)
         self.nothing = ""
-        """What is said where there are no rows."""
+        """The text that is shown if there are no rows."""
         self._shown = DrawnTable((), {})
         self._keys: list[str] = []
         self._chosen: str | None = None
-        """The row that was gone to. On the first rows ever seen the cursor only rests: what
-        becomes active moves up to it."""
+        """The key of the row that the user selected, None until then. Until then the cursor stays
+        on the first line, to which rows move up when they become active."""
         self._filling = False
 
     @property
@@ -83,25 +83,25 @@ class Rows(DataTable[Text], inherit_bindings=False):
         self.mark(self.cursor_row)
 
     def watch_cursor_coordinate(self, old: Coordinate, new: Coordinate) -> None:
-        """Remember the row, and move the mark to it."""
+        """Store the row, and move the mark to it."""
         super().watch_cursor_coordinate(old, new)
         if not self._filling and self._keys:
             self._chosen = self.pointed
             self.mark(old.row, new.row)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
-        """A click on the row where the cursor rests."""
+        """Store the row that was clicked."""
         self._chosen = event.row_key.value
 
     def mark(self, *rows: int) -> None:
-        """Mark the row under the cursor, if keys mean this table; take the mark from others."""
+        """Mark the row under the cursor, if keys apply to this table, and unmark the others."""
         for at in rows:
             if at < len(self._keys):
                 here = self.screen.has_class(f"-{self.id}") and at == self.cursor_row
                 self.update_cell(self._keys[at], _MARK, Text("›" if here else " "))
 
     def render_line(self, y: int) -> Strip:
-        """Return a line of the table, or what is said where there are no rows."""
+        """Return a line of the table, or the text that is shown if there are no rows."""
         if y != 1 or self._keys:
             return super().render_line(y)
         said = [Segment(f" {self.nothing}", self.rich_style)]
@@ -109,7 +109,7 @@ class Rows(DataTable[Text], inherit_bindings=False):
 
 
 class Lines(RichLog):
-    """Texts that follow their end, or stand still where their reader has scrolled up."""
+    """Lines that scroll to their end, unless the user has scrolled up."""
 
     BINDINGS: ClassVar = [
         Binding("k", "scroll_up", show=False),
@@ -120,15 +120,15 @@ class Lines(RichLog):
     ]
 
     empty = False
-    """Whether it only says that there is nothing."""
+    """Whether it only has the text that there are no lines."""
 
     @property
     def below(self) -> int:
-        """How many lines are below those that are seen."""
+        """How many lines are below the visible ones."""
         return max(0, len(self.lines) - self.size.height - int(self.scroll_target_y))
 
     def clear(self) -> Self:
-        """Take all lines away, and follow the end again."""
+        """Remove all lines, and follow the end again."""
         super().clear()
         self.anchor()
         return self
@@ -141,7 +141,7 @@ class Lines(RichLog):
         self.write(text, width=self.size.width, scroll_end=False)
 
     def on_resize(self, event: Resize) -> None:
-        """Lay out again: the end was found with the size of before."""
+        """Scroll to the end again, which was computed with the old size."""
         self.refresh(layout=True)
 
 
@@ -163,7 +163,7 @@ class TextLine(Static):
 
 
 class KeyLine(Footer):
-    """The keys that mean something; first of all the one that ends the filter."""
+    """The line of keys; the key that clears the filter comes first."""
 
     filter = ""
 
@@ -171,21 +171,21 @@ class KeyLine(Footer):
         super().__init__(id=id, show_command_palette=False, compact=True)
 
     def compose(self) -> ComposeResult:
-        """Make the parts."""
+        """Yield the widgets."""
         if self.filter:
             yield Label(f" esc no filter ({self.filter})", markup=False)
         yield from super().compose()
 
 
 class Help(ModalScreen[None]):
-    """A page that any key closes."""
+    """The help page, which any key closes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self._text = text
 
     def compose(self) -> ComposeResult:
-        """Make the page."""
+        """Yield the widgets."""
         yield Static(self._text, markup=False)
 
     def on_key(self, event: Key) -> None:
@@ -196,7 +196,7 @@ class Help(ModalScreen[None]):
 
 
 class Ascii(LineFilter):
-    """Draws with characters that every terminal has."""
+    """Replaces characters with ASCII, for terminals without others."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """Return segments of the same length in ASCII."""

@@ -91,7 +91,7 @@ async def test_what_cannot_be_done_is_said(lab: Lab) -> None:
     async with lab.lswap(models) as lswap, watching(lswap.url) as seat:
         await seat.sees("alpha", "unloaded")
         await seat.press("u")
-        await seat.sees("it is not loaded")
+        await seat.sees("the model is not loaded")
         await seat.press("c")
         await seat.sees("c ends a request")
         await seat.press("j")
@@ -122,7 +122,7 @@ async def test_requests_are_seen_and_one_is_ended(lab: Lab) -> None:
         assert stream.error["code"] == "cancelled"
         async with asyncio.timeout(PATIENCE):
             assert (await waiting).status_code == 200
-        await seat.sees("none is open")
+        await seat.sees("no open requests")
 
 
 async def test_a_forced_unload_asks_first(lab: Lab) -> None:
@@ -176,10 +176,10 @@ async def test_the_log_of_a_model(lab: Lab) -> None:
         await seat.sees("alpha", "unloaded")
         await seat.press("enter")
         await seat.sees("LOG alpha")
-        await seat.sees("nothing was written yet")
+        await seat.sees("no output yet")
         await seat.press("l")
         await seat.sees("listening on")  # what llama-server says
-        await seat.sees("none is open")  # reading a log is not a request for a model
+        await seat.sees("no open requests")  # reading a log is not a request for a model
         await seat.resize(80, 15)
         await seat.press("tab", "tab")
         await seat.sees("d decisions")  # the pane is there, at its end
@@ -209,7 +209,7 @@ async def test_a_restart_of_the_server_is_survived(lab: Lab) -> None:
         async with lab.lswap(models, listen=listen) as lswap:
             await seat.sees("serving", "0 of 1 loaded")
             await seat.press("d")
-            await seat.sees("restart", "lswap was started again")
+            await seat.sees("restart", "lswap was restarted")
             await lswap.chat("alpha")
             await seat.until(lambda: len(re.findall(r"load +alpha", seat.text)) == 2)
             await seat.sees("alpha", "ready")

@@ -138,7 +138,7 @@ def test_what_was_lost_and_reloads_are_told() -> None:
     assert [line.reason for line in history.happenings] == [
         "events 1 to 9",
         "added x; changed y, z",
-        "events: they came faster than they were read",
+        "events, because they came faster than they were read",
     ]
 
 
@@ -576,7 +576,7 @@ async def test_what_has_a_key_is_in_the_command_palette_too() -> None:
     server = full_server()
     async with seated(server) as seat:
         await seat.press("ctrl+p", *"pin it")
-        await seat.sees("pin it against eviction")
+        await seat.sees("pin it, so that")
         await seat.press("enter", "enter")
         await seat.until(lambda: server.asked == ["/lswap/v1/models/alpha/pin"])
 
