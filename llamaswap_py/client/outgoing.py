@@ -1,8 +1,8 @@
-"""Limits of lswap's own requests: where redirects may lead, and how much may come back.
+"""Limits of lswap's own requests: where redirects may lead, and how long an answer may be.
 
-A server that answers a download may redirect it. Without these checks it could have lswap ask
-this machine's own ports, its network, or the address where clouds keep secrets. It could also
-send without end, or a byte a minute.
+The server of a download may redirect lswap. Without these checks it could make lswap send requests
+to this machine's own ports, to its network, or to the address where clouds keep secrets. It could
+also send an endless answer, or a byte a minute.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MOST_SAID: Final = MIB
-"""The most bytes of an error's body."""
+"""The most bytes in the body of an error."""
 _WINDOW: Final = 60.0
 _LEAST: Final = 60 * KIB
-"""Bytes that have to come in each window of time; any usable connection is faster."""
+"""The least bytes that must arrive in each window of time; any usable connection is faster."""
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -59,10 +59,10 @@ def kinds_of(host: str, port: int) -> set[str]:
 
 
 class Guard:
-    """Event hooks of an httpx client, for requests that begin at `url`, which is configured.
+    """Event hooks of an httpx client, for requests that begin at the configured `url`.
 
-    A redirect may lead to public addresses, and to those of the kind that `url` itself has; lswap
-    does not send a token there. If a proxy is set, the proxy resolves names, not lswap.
+    A redirect may lead to public addresses, and to addresses of the same kind as those of `url`. It
+    never gets a token. If a proxy is set, the proxy resolves names, so lswap cannot check them.
     """
 
     def __init__(self, url: str) -> None:
@@ -108,12 +108,12 @@ class Guard:
         if wrong := sorted(kinds - self._may):
             raise OutgoingError(
                 f"the answer of {self._origin} leads to {host}, a {wrong[0]} address",
-                remedy="lswap does not follow it there; use a server that sends the files itself",
+                remedy="lswap does not follow it; use a server that sends the files itself",
             )
 
 
 class _Bounded(httpx.SyncByteStream):
-    """The body of an answer, with limits: it must end, and come at some speed."""
+    """The body of an answer, with limits of its size and its speed."""
 
     def __init__(self, inner: httpx.SyncByteStream, host: str, most: int | None) -> None:
         self._inner = inner
@@ -132,18 +132,18 @@ class _Bounded(httpx.SyncByteStream):
             if waited > _WINDOW:
                 if size - begun < _LEAST:
                     what = f"{self._host} sends less than {format_size(_LEAST)} a minute"
-                    raise OutgoingError(what, remedy="try again; what is there is kept")
+                    raise OutgoingError(what, remedy="try again; the bytes so far are kept")
                 begun, waited = size, 0.0
             yield chunk
             asked = time.monotonic()
 
     def close(self) -> None:
-        """Close the connection's own stream."""
+        """Close the stream of the connection."""
         self._inner.close()
 
 
 def is_proxied(url: str) -> bool:
-    """Tell whether a proxy of the environment asks for a URL."""
+    """Return whether requests for a URL go through a proxy that the environment sets."""
     parts = urlsplit(url)
     proxies = getproxies()
     if not (proxies.get(parts.scheme) or proxies.get("all")):
@@ -152,7 +152,7 @@ def is_proxied(url: str) -> bool:
 
 
 def same_place(first: str, second: str) -> bool:
-    """Tell whether two URLs are on the same server, the second with TLS if the first has it."""
+    """Return whether two URLs are on the same server, the second with TLS if the first has it."""
     one, other = _origin(first), _origin(second)
     return other in (one, one.replace("http:", "https:", 1))
 

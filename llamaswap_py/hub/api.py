@@ -1,6 +1,6 @@
 """The API of the Hugging Face hub: lists of repositories, headers of remote files, and errors.
 
-The HTTP session is made safe for a process that forks, and against harmful answers.
+The HTTP session is safe in a process that forks, and limits harmful answers.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 
 ANSWERS: Final = 60.0
-"""Seconds for a whole answer without a file: a server that sends single bytes never reaches a
-timeout per read."""
+"""Seconds for a whole answer that is not a file. A timeout per read is not enough, because a server
+that sends single bytes never reaches it."""
 _T = TypeVar("_T")
 
 
 def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | None = None) -> _T:
-    """Return what a call returns; raises HubError when it takes longer.
+    """Return the result of a call; raises HubError if it takes longer than `seconds`.
 
     `moved` returns the time (`time.monotonic()`) of its last progress; the seconds count from then.
-    The call goes on in its daemon thread, so that the process can end.
+    The call runs in a daemon thread, which may go on, but does not keep the process from ending.
     """
     threads = Workers(1, "hub")
     job = threads.submit(call)
@@ -53,7 +53,7 @@ def within(seconds: float, call: Callable[[], _T], moved: Callable[[], float] | 
                     continue
                 raise HubError(
                     f"the hub has sent nothing usable for {seconds:.0f} s",
-                    remedy="try again; what is there is kept",
+                    remedy="try again; the files so far are kept",
                 ) from None
     finally:
         threads.shutdown(wait=False)
@@ -193,7 +193,7 @@ def _sha256(text: str) -> str:
 
 
 def _is_path(path: str) -> bool:
-    """Tell whether a path stays in its folder, and can name a file there."""
+    """Return whether a path stays in its folder, and can name a file there."""
     if not path.isprintable() or not is_utf8(path) or len(path.encode()) > _LONGEST_PATH:
         return False
     parts = path.split("/")
@@ -223,19 +223,19 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
         raise HubError(error.message, remedy=error.remedy) from error
     except errors.GatedRepoError as error:
         raise HubError(
-            f"{ref.repo} is gated: its authors must let you in",
-            remedy=f"ask at {_page(ref)}, then set HF_TOKEN",
+            f"{ref.repo} is gated: its authors must give you access",
+            remedy=f"ask for it at {_page(ref)}, then set HF_TOKEN",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
             f"there is no repository {ref.repo}, or it is private",
-            remedy="check the name; for a private one set HF_TOKEN",
+            remedy="check the name; for a private repository set HF_TOKEN",
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status == 404:
-            message = f"{ref.repo} has no such file (any more)"
-            raise HubError(message, remedy="list it anew: lswap pull") from error
+            message = f"{ref.repo} does not have this file, or no longer has it"
+            raise HubError(message, remedy="get its new list of files: lswap pull") from error
         if status in (401, 403):
             message = f"the hub refused access to {ref.repo} (HTTP {status})"
             raise HubError(message, remedy="set HF_TOKEN to a valid token") from error
@@ -246,7 +246,7 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
         said = str(error) or type(error).__name__
         raise HubError(
             f"the hub cannot be reached: {said}",
-            remedy="check the network and HF_ENDPOINT; downloads go on where they stopped",
+            remedy="check the network and HF_ENDPOINT; a download continues where it stopped",
         ) from error
 
 
@@ -258,9 +258,9 @@ def _page(ref: HubRef) -> str:
 
 
 FIRST: Final = 4 << 20
-"""Bytes of the first range; each further range doubles the bytes fetched so far."""
+"""The size of the first range in bytes; each further range doubles what has been fetched."""
 MOST: Final = 64 << 20
-"""Bytes in all. Vocabularies of 260,000 words with their merges make headers of 16 MB."""
+"""The most bytes of a header; vocabularies of 260,000 words with their merges take 16 MB."""
 _TIMEOUT: Final = 30.0
 _WHOLE: Final = 300.0
 """Seconds for a whole header."""
@@ -288,7 +288,7 @@ def read_remote_header(ref: HubRef, commit: str, file: HubFile) -> Header:
 
 
 class _Beginning:
-    """The beginning of a remote file, fetched as far as it was asked for."""
+    """The beginning of a remote file, of which more is fetched as it is read."""
 
     def __init__(self, ref: HubRef, file: HubFile, place: str, headers: Mapping[str, str]) -> None:
         self._ref = ref

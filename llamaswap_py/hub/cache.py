@@ -1,9 +1,9 @@
 """Finds downloaded models in the cache that all tools of Hugging Face share, without their code.
 
 Layout (huggingface_hub's documentation, "Understand caching"):
-`models--USER--REPO/refs/main` holds a commit, `snapshots/COMMIT/PATH` links to a complete file.
-Beside them `.lswap.json` keeps the repository's list of files. So a reference always means the same
-file, whichever of its files are downloaded.
+`models--USER--REPO/refs/main` contains a commit, `snapshots/COMMIT/PATH` links to a complete file.
+Beside them lswap writes the repository's list of files, `.lswap.json`. With it a reference always
+means the same file, whichever files of the repository are downloaded.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from llamaswap_py.storage.regular_files import open_regular, read_regular
 from llamaswap_py.units import is_utf8
 
 PART: Final = ".lswap-part"
-"""Ending of a file that is not complete."""
+"""The ending of the name of an incomplete file."""
 _LISTING: Final = ".lswap.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A model that is on the disk: its first file, all of them, and the projector beside it.
+    """A model on the disk: all its files, the first one first, and its projector.
 
     `heads` are the draft heads on the disk, by the value of `spec-type` that uses them. `others`
-    are further kinds that its repository has, as far as that is known.
+    are further kinds of draft heads in its repository, as far as they are known.
     """
 
     files: tuple[str, ...]
@@ -71,12 +71,12 @@ def cache_folder() -> Path:
 
 
 def repo_folder(ref: HubRef, folder: Path | None = None) -> Path:
-    """Return where the cache keeps a repository."""
+    """Return the folder of a repository in the cache."""
     return (folder or cache_folder()) / f"models--{ref.repo.replace('/', '--')}"
 
 
 def keep_listing(ref: HubRef, files: Iterable[HubFile]) -> None:
-    """Keep the list of a repository's files beside the files that were fetched of it."""
+    """Write the list of a repository's files beside its downloaded files."""
     repo = repo_folder(ref)
     repo.mkdir(parents=True, exist_ok=True)
     sizes = {file.path: file.size for file in files if file.path.lower().endswith(".gguf")}
@@ -151,8 +151,8 @@ def own_files(
 ) -> tuple[str, ...]:
     """Return the files that only this model uses: shards, projector, draft heads.
 
-    `used` are the real paths of files that other presets need. A sidecar stays while another model
-    that can use it is here.
+    `used` are the real paths of files that other presets need. A sidecar is not among the files if
+    another downloaded model can use it.
     """
     cached = find_cached(ref, folder)
     if cached is None:
@@ -176,10 +176,11 @@ def own_files(
 def remove_cached(
     ref: HubRef, folder: Path | None = None, *, used: Collection[str] = (), alone: bool = False
 ) -> int:
-    """Delete the files of one model from the cache; returns the bytes that this freed.
+    """Delete the files of one model from the cache; returns the freed bytes.
 
-    Blobs that another snapshot still links to stay. `alone`: nothing else needs any file of this
-    repository. Then, if no model of it is left, its other files and begun downloads go too.
+    A blob stays if another snapshot links to it. `alone`: no other preset needs a file of this
+    repository. Then, if it has no other model, its other files and partial downloads are deleted
+    as well.
     """
     repo = repo_folder(ref, folder)
     snapshots = repo / "snapshots"
@@ -195,7 +196,7 @@ def remove_cached(
 
 
 def _unlink(repo: Path, files: Iterable[str]) -> int:
-    """Delete files of snapshots, and those of their blobs to which no other file links."""
+    """Delete files of snapshots, and their blobs unless other files link to them."""
     blobs = set()
     for file in map(Path, files):
         blobs.add(file.resolve())
@@ -219,7 +220,7 @@ def _inside(file: str, snapshot: Path) -> str:
 
 
 def _is_written(part: Path) -> bool:
-    """Tell whether a download holds a file (fetch.py locks what it writes)."""
+    """Return whether a download is writing a file, which fetch.py then has locked."""
     try:
         with open_regular(part) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

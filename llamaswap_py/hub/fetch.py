@@ -1,7 +1,7 @@
 """The process that downloads: `python -m llamaswap_py.hub.fetch`, one JSON line per step.
 
-It is a separate process for two reasons. It can be killed at any byte, and the next one continues
-from the bytes that are there. And lswap itself never loads the hub's library.
+It is a separate process for two reasons. It can be killed at any byte, after which the next one
+continues from the downloaded bytes. And lswap itself does not load the hub's library.
 
 Standard input: one JSON object, `Order`. Standard output: `Step` lines, the last one `done` or
 `failed`.
@@ -32,13 +32,13 @@ from llamaswap_py.units import format_size
 _EVERY: Final = 0.2
 """Seconds between two progress lines."""
 _CHUNK: Final = 256 << 10
-"""Bytes of one read, the most that a kill loses. With the library's 10 MiB progress would jump."""
+"""Bytes of one read, which are lost by a kill. With the library's 10 MiB progress would jump."""
 _BLOCK: Final = 4 << 20
 _STALLED: Final = 360.0
 """Seconds without a byte of a file until the download fails. The hub's own rate limits last 300."""
 _ETAG: Final = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)
 _SPARE: Final = 256 << 20
-"""Bytes of the disk that a download leaves free."""
+"""The free bytes that a download leaves on the disk."""
 
 
 class WantedFile(msgspec.Struct, frozen=True):
@@ -80,7 +80,8 @@ Report = Callable[[Step], None]
 def fetch(order: Order, report: Report) -> tuple[str, ...]:
     """Download all files of an order into the shared cache; returns their paths.
 
-    Raises HubError: no room, refused, cut off for good, or a file other than the hub lists.
+    Raises HubError if the disk is full, the server refuses or breaks off, or a file is not the one
+    that the hub lists.
     """
     total = sum(file.size for file in order.files)
     _check_room(order, total)
@@ -94,7 +95,7 @@ def fetch(order: Order, report: Report) -> tuple[str, ...]:
 
 
 def complete(order: Order) -> Order:
-    """Ask the hub which files an order means: all shards, the projector, the heads it asks for."""
+    """Return an order with its files, asked from the hub: all shards, projector, wanted heads."""
     from llamaswap_py.hub.api import list_repo
 
     ref = HubRef(order.repo, order.tag)
@@ -120,9 +121,9 @@ def _fetch_one(ref: HubRef, commit: str, file: WantedFile, meter: _Meter) -> str
         full = error.errno == errno.ENOSPC
         raise HubError(
             f"{file.path} could not be written: {error.strerror or error}",
-            remedy=f"make room in {cache_folder()}; what is there is kept"
+            remedy=f"make room in {cache_folder()}; the bytes so far are kept"
             if full
-            else "try again; the download goes on where it stopped",
+            else "try again; the download continues where it stopped",
         ) from error
     return str(there)
 
@@ -227,13 +228,13 @@ def _check_room(order: Order, total: int) -> None:
     free = shutil.disk_usage(folder).free
     if missing > 0 and missing + _SPARE > free:
         raise HubError(
-            f"{format_size(missing)} are to be downloaded, {folder} has {format_size(free)} free",
+            f"the download needs {format_size(missing)}, but {folder} has {format_size(free)} free",
             remedy="make room, or set HF_HUB_CACHE to a folder on another disk",
         )
 
 
 def _already_there(order: Order, folder: Path) -> int:
-    """Return the bytes of an order that are on the disk, in whole files and begun ones."""
+    """Return the bytes of an order that are on the disk, in complete and partial files."""
     blobs = folder / f"models--{order.repo.replace('/', '--')}" / "blobs"
     there = 0
     for file in order.files:
@@ -285,17 +286,17 @@ class _Meter:
         """The time of the last progress."""
 
     def at(self, done: int, state: str) -> None:
-        """Note that `done` bytes of this file are there (or verified)."""
+        """Note that `done` bytes of this file have been downloaded or verified."""
         self.moved = now = time.monotonic()
         begins = state != self._state
         if (begins or now >= self._next) and (state, done) != (self._state, self._done):
             self._state, self._done = state, done
-            self._next = 0.0 if begins else now + _EVERY  # the first step is shown at once, too
+            self._next = 0.0 if begins else now + _EVERY  # the next step is reported at once
             self._report(Step(state, self._before + done, self._total, self._file))
 
 
 def _bar_class(meter: _Meter) -> Any:
-    """Return a progress bar, as huggingface_hub wants one, that draws nothing and tells `meter`."""
+    """Return a progress bar for huggingface_hub that draws nothing and reports to `meter`."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -316,14 +317,14 @@ def _bar_class(meter: _Meter) -> Any:
 
 class _Nowhere:
     def write(self, _: str) -> None:
-        """Drop it."""
+        """Discard a text."""
 
     def flush(self) -> None:
         """Nothing to do."""
 
 
 def main() -> int:
-    """Carry out the order on standard input; exit code 1 when it failed."""
+    """Execute the order on standard input; return 1 if it failed."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     total = 0
@@ -340,7 +341,7 @@ def main() -> int:
     except HubError as error:
         report(Step("failed", error=error.message, remedy=error.remedy))
         return 1
-    except Exception as error:  # the library may raise anything for an odd answer
+    except Exception as error:  # the library may raise any error for an invalid answer
         report(Step("failed", error=f"{type(error).__name__}: {error}"[:500]))
         return 1
     report(Step("done", total, total, paths=paths))

@@ -1,7 +1,7 @@
-"""All that lswap uses of huggingface_hub, and the one place of what the library does not publish.
+"""All names that lswap uses from huggingface_hub, the private ones among them.
 
-Importing this module loads the library, which takes long, so others import it inside of functions.
-`tests/hub/test_huggingface.py` says by name what a release no longer has.
+Importing this module loads the library, which takes long, so other modules import it in functions.
+If a release lacks one of the names, `tests/hub/test_huggingface.py` fails and says which.
 """
 
 from __future__ import annotations

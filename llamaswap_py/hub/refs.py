@@ -1,7 +1,7 @@
 """References like `user/repo:QUANT`, and the files of a repository that they name. Pure.
 
-Without a tag Q4_K_M is taken, else Q8_0, else the first by path. Draft heads, projectors and
-importance matrices are never the model. `llamacpp/model_files.py` has llama.cpp's rules for names.
+Without a tag the model is Q4_K_M, else Q8_0, else the first by path. Draft heads, projectors and
+importance matrices are not models. `llamacpp/model_files.py` has llama.cpp's rules for names.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _REPO: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
 class HubError(LswapError):
-    """Raised when a repository, a file of it, or the hub itself cannot be reached or used."""
+    """Raised if a repository, one of its files, or the hub itself cannot be reached or used."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubRef:
-    """A repository, and which of its models: a quantisation, a file name, or "" for lswap's choice.
+    """A repository and the tag of a model in it: a quantization, a file name, or "" for none.
 
     `text` is its written form: `user/repo:Q4_K_M`.
     """
@@ -57,21 +57,21 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One model of a repository: all shards of one quantisation, first one first."""
+    """One model of a repository: all shards of one quantization, in order."""
 
     quant: str
     files: tuple[HubFile, ...]
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """The size of all its files, in bytes."""
         return sum(file.size for file in self.files)
 
 
 def parse_ref(text: str) -> HubRef:
     """Read `user/repo`, `user/repo:TAG` or `hf.co/user/repo:TAG`; raises HubError.
 
-    A tag is a quantisation, or the path of a file.
+    A tag is a quantization, or the path of a file.
     """
     bare = text.strip()
     for start in ("https://", "http://", "hf.co/", "huggingface.co/", "hf:"):
@@ -96,8 +96,8 @@ def instead_of(text: str) -> str:
     else:
         command = "lswap pull USER/REPO"
     return (
-        f"this looks like a name of Ollama: models come from Hugging Face, `{command}` ({found}); "
-        "`lswap import ollama` takes over what Ollama has fetched"
+        f"this looks like a name of Ollama, but models come from Hugging Face: `{command}` "
+        f"({found}); `lswap import ollama` takes over models that Ollama has downloaded"
     )
 
 
@@ -108,13 +108,13 @@ _OF_OLLAMA: Final = {
     "gemma3": "ggml-org/gemma-3-{}-it-GGUF",
     "gpt-oss": "ggml-org/gpt-oss-{}-GGUF",
 }
-"""Name in Ollama's library -> repository of the same model; `{}` is its size."""
+"""A name in Ollama's library -> the repository of the same model; `{}` stands for its size."""
 _LOWER: Final = frozenset({"gemma3", "gpt-oss"})
 _PARTLY: Final = {"30b": "30B-A3B", "235b": "235B-A22B"}
 
 
 def _known_repository(name: str, tag: str) -> str:
-    """Return the repository of a model of Ollama's library; "" if no rule for it is known."""
+    """Return the repository of a model of Ollama's library; "" if it is unknown."""
     if name not in _OF_OLLAMA or not re.fullmatch(r"[\d.]+b", tag):
         return ""
     size = (
@@ -126,8 +126,8 @@ def _known_repository(name: str, tag: str) -> str:
 def builds_of(files: Iterable[HubFile]) -> list[Build]:
     """Return the models among a repository's files, smallest first.
 
-    Sidecars and incomplete sets of shards are not models. If by llama.cpp's rule every file is a
-    sidecar, a less strict rule decides, because a model may have such a name.
+    Sidecars and incomplete sets of shards are not models. If llama.cpp's rule takes every file for
+    a sidecar, a less strict rule is used, because a model can have such a name.
     """
     by_path = {file.path: file for file in files}
     named = [path for path in by_path if path.lower().endswith(".gguf")]
@@ -160,8 +160,8 @@ def projector_of(files: Iterable[HubFile], model: str = "") -> HubFile | None:
 def heads_of(files: Iterable[HubFile], model: str) -> dict[str, HubFile]:
     """Return the draft heads for a model, by the value of `spec-type` that uses them.
 
-    Of several it prefers the one in the nearest folder, then the one with the model's own
-    quantisation, then the nearest number of bits (find_best_sibling in common/download.cpp).
+    Among several it prefers the nearest folder, then the model's own quantization, then the nearest
+    number of bits (find_best_sibling in common/download.cpp).
     """
     files, quant = list(files), quant_of(model)
     heads = {}
@@ -191,7 +191,7 @@ def _beside(files: Iterable[HubFile], model: str, kind: str) -> list[HubFile]:
 
 
 def choose(ref: HubRef, builds: Sequence[Build]) -> Build:
-    """Return the model that `ref` names; the HubError it raises lists the models there are."""
+    """Return the model that `ref` names; raises HubError, which lists the repository's models."""
     if not builds:
         raise HubError(
             f"{ref.repo} has no GGUF model",

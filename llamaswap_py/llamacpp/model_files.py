@@ -90,7 +90,7 @@ def bits_of(quant: str) -> int:
 
 
 def quant_of(path: str) -> str:
-    """Return the quantisation in a file name, in capitals; "" if the name has none."""
+    """Return the quantization in a file name, in capitals; "" if the name has none."""
     folder, _, name = path.rpartition("/")
     found = _QUANT.findall(name) or _QUANT.findall(folder)
     return str(found[-1]).upper() if found else ""

@@ -103,7 +103,10 @@ def test_an_address_of_hugging_face_is_its_repository(address: str, hf: str) -> 
     ("words", "says"),
     [
         (["nope.gguf"], "nope.gguf: there is no such file or folder - name a *.gguf"),
-        (["qwen3:8b"], "no such file or folder - this looks like a name of Ollama: models come"),
+        (
+            ["qwen3:8b"],
+            "no such file or folder - this looks like a name of Ollama, but models come",
+        ),
         (["qwen3"], "`lswap import ollama` takes Ollama's models"),
         (["org/nope.gguf"], "org/nope.gguf: there is no such file or folder"),
         (["models/nope"], "models/nope: there is no such file or folder"),
