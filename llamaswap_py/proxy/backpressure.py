@@ -1,4 +1,4 @@
-"""What goes out: whether a client takes any more, and small writes that are done together."""
+"""Output to clients: notices a client that does not read, and joins small writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-#: Seconds after which writes that were put off should have been done.
+#: Seconds after which delayed writes should have been done.
 _LATE: Final = 0.5
 
 
@@ -19,17 +19,17 @@ def _nobody() -> None:
 
 
 class Outflow:
-    """Follows the transport's pauses; calls `stalled` when nothing could be written for `limit`.
+    """Follows the transport's pauses; calls `stalled` if nothing could be written for `limit`.
 
-    A client that reads slowly is let be, whatever its pace: only one that takes not a byte for
-    `limit` seconds is given up, because it holds a slot of its model that others wait for.
+    A client may read slowly. Only one that reads not a byte for `limit` seconds is given up,
+    because it holds a slot of its model for which others may wait.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limit: float, stalled: Callable[[], None]
     ) -> None:
         self.writable = True
-        #: on the loop's clock, where it is not
+        #: since when writing is paused, on the loop's clock; 0.0: it is not
         self.paused_at = 0.0
         self._loop = loop
         self._limit = limit
@@ -39,25 +39,25 @@ class Outflow:
         self._timer: asyncio.TimerHandle | None = None
 
     async def drained(self) -> None:
-        """Wait while the client has much to read."""
+        """Wait while the client has much unread output."""
         while not self.writable and not self._closed:
             self._drained = self._loop.create_future()
             await self._drained
 
     def pause(self, transport: asyncio.WriteTransport) -> None:
-        """The transport's buffer is full."""
+        """Note that the transport's buffer is full."""
         self.writable = False
         self.paused_at = self._loop.time()
         if not self._closed:
             self._watch(transport)
 
     def resume(self) -> None:
-        """The transport's buffer has drained."""
+        """Note that the transport's buffer has drained."""
         self.writable = True
         self._let_go()
 
     def close(self) -> None:
-        """Nothing will be written any more: let go of who would be told."""
+        """End the watch after the last write, and drop the reference to `stalled`."""
         self._closed = True
         self._stalled = _nobody
         self._let_go()
@@ -82,25 +82,25 @@ class Outflow:
 
 
 class Outbox:
-    """Writes a moment later what is ready now.
+    """Delays writes to the end of a turn of the event loop, to do them together.
 
-    Each write to a socket wakes the process that waits at its other end. Where a turn of the loop
-    has many requests or answers, one wake for all of them costs less, and so does the code that
-    runs without the kernel's in between. Who is alone is not put off.
+    Each write to a socket wakes the process at its other end. If a turn of the loop has many
+    requests or answers, it is cheaper to write them one after another: the other process is woken
+    once, and the loop's own code is not interrupted by the kernel's. A single write is not delayed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        #: relays that are not over
+        #: number of running relays
         self.open = 0
-        #: when the first of those that wait was put here, on the loop's clock
+        #: when the first delayed write was added, on the loop's clock
         self._since = 0.0
         self._waiting: list[tuple[Callable[[bytes], None], bytes]] = []
 
     def put(self, write: Callable[[bytes], None], data: bytes) -> None:
-        """Call `write(data)` before anything else that is asked for from now on.
+        """Call `write(data)` before any callback that is scheduled from now on.
 
-        It has to look itself whether its connection is open still.
+        `write` must check itself whether its connection is still open.
         """
         if not self._waiting:
             if self.open <= 1:
@@ -110,12 +110,12 @@ class Outbox:
             self._loop.call_soon(self._flush)
         self._waiting.append((write, data))
         if self._loop.time() - self._since > _LATE:
-            self._flush()  # that call has failed
+            self._flush()  # the scheduled call seems to have failed
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for write, data in waiting:
             try:
                 write(data)
-            except Exception as error:  # of one connection; the others get theirs
+            except Exception as error:  # it concerns one connection; continue with the others
                 report("write", error)

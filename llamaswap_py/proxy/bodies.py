@@ -1,7 +1,7 @@
-"""How many bytes of request bodies are in memory, and for which clients.
+"""Counts the bytes of large request bodies in memory, by client, and limits them.
 
-A body that does not fit is refused while it comes, and what came of it is given back: none waits
-for another, so none can wait for ever.
+A body that does not fit is refused while it arrives, and its bytes are freed. No body waits for
+another one, so none can wait for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llamaswap_py.units import KIB, MIB, format_size
 
 UNLIMITED: Final = 1 << 62
 FREE: Final = 256 * KIB
-"""Bytes of each body that are not counted: almost all of them have no more."""
+"""The first bytes of each body, which are not counted; almost all bodies have no more."""
 _STEP: Final = MIB
 
 
@@ -28,7 +28,10 @@ class Bodies:
         self._by_owner: dict[str, int] = {}
 
     def take(self, owner: str) -> int:
-        """Count a step of an owner's body, and return it; raises ApiError `bodies_full`."""
+        """Count the next bytes of an owner's body; raises ApiError `bodies_full`.
+
+        Return how many were counted.
+        """
         held = self._by_owner.get(owner, 0)
         share = self.most // 2 if is_key(owner) else self.most
         if self.taken + _STEP > self.most or held + _STEP > share:
@@ -44,7 +47,7 @@ class Bodies:
         return _STEP
 
     def give_back(self, owner: str, size: int) -> None:
-        """A body is gone."""
+        """Subtract the bytes of a body that is no longer in memory."""
         self.taken -= size
         left = self._by_owner.get(owner, 0) - size
         if left > 0:

@@ -1,4 +1,4 @@
-"""The Date of answers (RFC 9110 section 6.6.1), written once a second and not once an answer."""
+"""The Date header of answers (RFC 9110 section 6.6.1), rendered once a second, not per answer."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class _Dating:
         return self._line
 
 
-#: Returns the header line of this second.
+#: Returns the header line for the present second.
 date_line: Final = _Dating().line

@@ -1,4 +1,4 @@
-"""A deadline that is moved for every request, and a timer that is not."""
+"""A deadline that can be moved for every request at little cost."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ class Wait(Enum):
 
 
 def _nobody(_: Wait) -> None:
-    """It is closed."""
+    """Take the place of `expired` after the deadline is closed."""
 
 
 class Deadline:
-    """At most one thing is awaited at a time.
+    """A time limit for the one thing that a connection waits for.
 
-    Moving the deadline away costs two assignments: the timer wakes early and looks again, instead
-    of being cancelled and set anew with every request.
+    To move the deadline costs two assignments. The timer is not cancelled and set again for every
+    request: if it fires too early, it is set for the rest of the time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[Wait], None]) -> None:
         self._loop = loop
         self._expired = expired
-        #: what is awaited; set it to None to await nothing
+        #: the present wait; set it to None to end the wait
         self.wait: Wait | None = None
-        #: until when, on the loop's clock
+        #: its deadline, on the loop's clock
         self.when = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_when = 0.0
 
     def set(self, wait: Wait, delay: float) -> None:
-        """Call `expired(wait)` in `delay` seconds, and forget what was awaited before."""
+        """Call `expired(wait)` in `delay` seconds, instead of an earlier wait."""
         self.wait = wait
         self.when = self._loop.time() + delay
         if self._timer is None or self._timer_when > self.when:
             self._start()
 
     def close(self) -> None:
-        """Await nothing, ever again, and let go of who would be told."""
+        """End the wait for good, and drop the reference to `expired`."""
         self.wait = None
         self._expired = _nobody
         if self._timer is not None:

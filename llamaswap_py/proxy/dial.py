@@ -1,7 +1,8 @@
-"""Connections to a child: made so that nothing is said to anybody else, and what a refusal means.
+"""Opens connections to a child, and makes sure that no other process gets the request.
 
-A TCP connection is made first and judged then, because only a connection that exists cannot be
-taken away any more. Not a byte is sent before.
+A TCP connection is opened first and checked then: once it exists, no other process can take it
+over. Nothing is sent before the check. The module also tells the owner of an endpoint about
+refusals.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
 
 _Pair = TypeVar("_Pair")
 _TRIES: Final = 4
-"""A server that is started anew inside of its child is known from the second connection on."""
+"""How often to connect: a server restarted inside its child is recognized at the second try."""
 _REFUSALS: Final = (errno.ECONNREFUSED, errno.ENOENT)
-"""Nobody listens there, or the socket is gone."""
+"""No process listens there, or the socket file does not exist."""
 
 
 def is_refusal(number: int | None) -> bool:
-    """Return whether a connection with that error number failed because nobody serves there."""
+    """Return whether an error number means that no process listens at an endpoint."""
     return number in _REFUSALS
 
 
 def note_refusal(endpoint: Endpoint, number: int | None) -> bool:
-    """Tell the owner of an endpoint that a connection was refused, if it was; return whether.
+    """Tell the owner of an endpoint if a connection was refused; return whether it was.
 
-    Whoever connects to a child calls this, so that no further lease of it is granted.
+    It must be called after every failed connection to a child, so that no more leases are granted.
     """
     if number is None or not is_refusal(number):
         return False
@@ -42,9 +43,9 @@ def note_refusal(endpoint: Endpoint, number: int | None) -> bool:
 
 
 async def open_tcp(endpoint: Endpoint) -> socket.socket:
-    """Return a connected socket, of which the endpoint has confirmed whom it reaches.
+    """Return a connected socket after the endpoint has confirmed which process it reaches.
 
-    Raises OSError: nobody listens there, or somebody else than should (ECONNREFUSED).
+    Raises OSError if no process listens there, or (ECONNREFUSED) if it is not the right one.
     """
     loop = asyncio.get_running_loop()
     for _ in range(_TRIES):
@@ -67,11 +68,11 @@ async def open_tcp(endpoint: Endpoint) -> socket.socket:
 
 
 async def opened(opening: Coroutine[Any, Any, _Pair], close: Callable[[_Pair], object]) -> _Pair:
-    """Return what `opening` makes of a connected socket: a transport, and what is beside it.
+    """Return the result of `opening`, which makes a transport and its protocol for a socket.
 
-    It is never cancelled half-way, but closed once it is there. uvloop up to 0.22 goes on watching
-    the socket of an opening that was cancelled, and ends the process when that is closed (libuv:
-    `uv__epoll_ctl_flush` aborts on EBADF).
+    If this call is cancelled, `opening` runs to its end, and its result is closed then. To cancel
+    `opening` itself is dangerous: uvloop up to 0.22 would continue to watch the socket, and abort
+    the process when the socket is closed (libuv: `uv__epoll_ctl_flush` aborts on EBADF).
     """
     task = asyncio.get_running_loop().create_task(opening)
     try:

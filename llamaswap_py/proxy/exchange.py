@@ -1,4 +1,4 @@
-"""One request and its answer, as a handler sees them: one linear coroutine."""
+"""`Exchange`: one request and its answer, as a handler sees them."""
 
 from __future__ import annotations
 
@@ -36,56 +36,56 @@ if TYPE_CHECKING:
 
 
 class Client(Sender, AnswerReader, Protocol):
-    """The client's connection, as the exchanges on it need it."""
+    """The client's connection, as far as an exchange needs it."""
 
     closed: bool
     peer: str
 
     @property
     def answers_last(self) -> bool:
-        """Whether no request is served after the current one."""
+        """Whether the connection closes after the current answer."""
 
     @property
     def at_once(self) -> bool:
-        """Whether its handler still runs in the call that brought its request."""
+        """Whether the handler still runs in the call that delivered the request."""
 
     def claim(self, owner: str) -> bool:
-        """Count the connection as the owner's; False where that one has too many."""
+        """Count the connection for an owner; return False if the owner has too many."""
 
     def abandon(self) -> None:
-        """End the connection and whatever goes on for it."""
+        """End the connection with its handler and its relay."""
 
 
 class Exchange:
-    """One request, and the one answer to it.
+    """One request and its answer.
 
-    Its handler is cancelled when the client goes away; writing to that does nothing then.
+    If the client disconnects, the handler is cancelled. To write to that client then does nothing.
     """
 
-    #: header lines, each with its line end, sent with whatever answer follows
+    #: header lines, each with its line end, that are added to the answer
     response_lines = b""
     response_started: bool = False
     finished: bool = False
-    # The answer, as the relay needs it
+    # The state of the answer, for the relay
     running: Relay | None = None
     cut_event: bytes | None = None
     cut_reason = ""
-    #: what a WebSocket is then closed with
+    #: the code with which a WebSocket is closed
     cut_close = 1001
     chunked = False
     event_stream = False
-    #: gets a copy of every byte of the answer
+    #: called with a copy of every byte of the answer
     tap: Callable[[bytes], None] | None = None
-    #: its answer goes on for as long as the client likes, and nobody's work is lost with it
+    #: whether the answer has no end of its own (followed logs), so that cutting it loses no work
     stays = False
-    #: only blanks were sent so far: any JSON may follow
+    #: whether only blanks were sent so far, after which any JSON may follow
     padded = False
     ends_by_closing = False
     _bodiless = False
     _sent = 0
 
     def __init__(self, connection: Client, head: RequestHead, whole: bytes | None = None) -> None:
-        """Begin an exchange, with its `whole` body where that is here already."""
+        """Begin an exchange; `whole` is its body if that has already arrived."""
         self.head = head
         self.connection: Client = connection
         #: the client's address, or "unix"
@@ -99,40 +99,40 @@ class Exchange:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the answer handed to the client's connection so far, heads included."""
+        """The bytes of the answer written so far, with its head."""
         return self._sent + (self.running.passed if self.running is not None else 0)
 
     @property
     def awaited(self) -> asyncio.Future[None] | None:
-        """What its handler waits for, where its connection or its relay tells: a body, an end."""
+        """The future for which the handler waits: the body, or the end of a relay; else None."""
         return self.intake.waiter if self.running is None else self.running.done
 
     @property
     def events_relayed(self) -> int:
-        """Events of the running stream that came from the child; 0 where nothing streams."""
+        """The number of events of the running stream from the child; 0 without a stream."""
         return self.running.events if self.running is not None else 0
 
     @property
     def held_up(self) -> bool:
-        """Whether the client has so much to read that the child must wait."""
+        """Whether the client has so much unread output that the child must wait."""
         return not self.connection.outflow.writable
 
     # --- reading the request ------------------------------------------------------------------
 
     async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
-        """Return the whole body once it is here; `scan` sees a large one piece by piece before.
+        """Return the whole body when it has arrived; `scan` gets the pieces of a large one before.
 
-        Raises BodyTooLarge as soon as it is known to be larger than `limit` bytes, and WireError
-        (let it pass) when the client sends something that is not a body, or stops sending.
+        Raises BodyTooLarge as soon as the body is known to be larger than `limit` bytes. Raises
+        WireError, which a handler must not catch, if the client sends an invalid body, or stops.
         """
         return await self.intake.read(limit, scan)
 
     def small_body(self, limit: int) -> Body | None:
-        """Return the whole body if it is here, and no larger than `limit`; else None."""
+        """Return the whole body if it has arrived and is not larger than `limit`; else None."""
         return self.intake.small(limit)
 
     def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives; a slow taker makes the client wait. Raises WireError."""
+        """Yield the body as it arrives; a slow reader makes the client wait. Raises WireError."""
         return self.intake.pieces()
 
     # --- answering ----------------------------------------------------------------------------
@@ -155,21 +155,21 @@ class Exchange:
     async def start(
         self, status: int, content_type: str, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
-        """Start a streamed answer: chunked for HTTP/1.1, ended by closing for HTTP/1.0."""
+        """Start a streamed answer: chunked in HTTP/1.1, ended by closing in HTTP/1.0."""
         lines = [(b"content-type", content_type.encode()), (b"x-accel-buffering", b"no"), *headers]
         self.event_stream = content_type.startswith("text/event-stream")
         self.begin_stream(status, lines)
         await self.connection.outflow.drained()
 
     async def pad(self) -> None:
-        """Send a blank before a JSON answer, of which status 200 is promised with the first."""
+        """Send a blank before a JSON answer; the first one also sends the status 200."""
         if not self.response_started:
             await self.start(200, "application/json")
             self.padded = True
         await self.write(b" ")
 
     async def write(self, data: bytes) -> None:
-        """Send a part of a streamed answer, once the client has taken most of what came before."""
+        """Send a part of a streamed answer when the client has read most of the earlier parts."""
         if data:
             self._write(self.encode(data))
         await self.connection.outflow.drained()
@@ -180,7 +180,7 @@ class Exchange:
         await self.connection.outflow.drained()
 
     def begin_stream(self, status: int, lines: Headers, *, reason: bytes = b"") -> None:
-        """Send the head of an answer whose length nobody knows."""
+        """Send the head of an answer of unknown length."""
         self._bodiless = is_bodiless(self.head.method, status)
         if not is_bodiless("GET", status):
             self.chunked = self.head.version == "1.1"
@@ -198,14 +198,14 @@ class Exchange:
         self._write(render_response(status, lines, reason, self._own_lines()) + rest)
 
     def send_known(self, known: KnownAnswer, length: int, rest: bytes, *, whole: bool) -> None:
-        """Send the head of a child's answer that was seen before, and `rest` in the same write.
+        """Send the cached head of a child's answer, and `rest` in the same write.
 
-        `whole`: nothing follows.
+        `whole`: `rest` is the whole body.
         """
         self._write(known.render(length, self._own_lines(), rest), whole=whole)
 
     def _own_lines(self) -> bytes:
-        """Begin the answer; return the header lines that are not the child's."""
+        """Mark the answer as begun; return the header lines that lswap adds."""
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
@@ -219,13 +219,13 @@ class Exchange:
         return lines
 
     def encode(self, data: bytes) -> bytes:
-        """Return `data` as the running stream wants it."""
+        """Return `data` in the framing of the running stream."""
         if self._bodiless:
             return b""
         return chunk(data) if self.chunked else data
 
     def end_stream(self, event: bytes = b"") -> None:
-        """End a running stream, with a last event."""
+        """End a running stream, after `event`."""
         if self.finished:
             return
         self.finished = True
@@ -239,7 +239,7 @@ class Exchange:
         return bodiless or self.head.method == "HEAD"
 
     def write_tapped(self, data: bytes | bytearray | memoryview) -> None:
-        """Write what a relay passes on, and its copy."""
+        """Write the bytes of a relay to the client and to `tap`."""
         assert self.tap is not None
         self.tap(bytes(data))
         self.connection.transport.write(data)
@@ -265,14 +265,14 @@ class Exchange:
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
     ) -> RelayResult:
-        """Send `request` to a child and pass its answer through, untouched but for the framing.
+        """Send `request` to a child and pass on its answer; only the framing is changed.
 
-        With `translate` a stream of the child becomes another one; any other answer then (and,
-        with `collect`, every answer) is only collected, as `RelayResult.refusal`.
+        With `translate` a stream of the child is translated. Any other answer is then collected in
+        `RelayResult.refusal`; with `collect` every answer is.
 
-        Where the result says that nothing started, the client waits for another answer.
-        `error_event` renders a complete SSE event for a child that dies in the middle of a stream.
-        After `start()` the child's event stream continues what was started.
+        If the result says that nothing was started, the client still needs an answer. `error_event`
+        renders a complete SSE event for a child that dies in the middle of a stream. After
+        `start()` the child's event stream continues the stream that was started.
         """
         if self.cut_event is not None or self.connection.closed:
             return self._was_cut()
@@ -288,16 +288,16 @@ class Exchange:
         )
 
     def release(self) -> None:
-        """Let go of the request's body and of its handler: it has ended."""
+        """Drop the references to the body and the handler after the request has ended."""
         self.intake.release()
         self.tap = None
 
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool
     ) -> RelayResult:
-        """Ask a child to switch protocols, and pass bytes both ways until either side closes.
+        """Ask a child to switch protocols, and pass on bytes both ways until either side closes.
 
-        When the child refuses, its answer is relayed as any other.
+        If the child refuses, its answer is relayed like any other.
         """
         if self._unwanted():
             return self._was_cut()
@@ -333,11 +333,12 @@ class Exchange:
         return await Relay(upstream, self, error_event, translate, collect).run(wire, body)
 
     def cut(self, event: bytes, reason: str, *, close: int = 1001) -> None:
-        """End a relay from outside, as when its lease is revoked.
+        """End a relay from another task, for example because its lease was revoked.
 
-        Before the first byte for the client the relay returns `Outcome.CUT` and the handler may
-        answer otherwise. An event stream ends with `event`, a whole `data: …` event, a WebSocket
-        with the code `close`. Anything else is aborted, for half a document must not look whole.
+        Before the first byte for the client the relay returns `RelayOutcome.CUT`, and the handler
+        may send another answer. An event stream ends with `event`, a complete `data: …` event. A
+        WebSocket is closed with the code `close`. Any other answer is aborted, because half a
+        document must not look complete.
         """
         if self.finished or self.cut_event is not None:
             return
@@ -347,7 +348,7 @@ class Exchange:
             self.running.cut()
 
     def relay_ended(self, passed: int) -> None:
-        """The upstream has let go, after it passed that many bytes."""
+        """Note that a relay has ended, after `passed` bytes."""
         self._sent += passed
         self.running = None
 
@@ -358,7 +359,7 @@ class Exchange:
         return RelayResult(RelayOutcome.CUT, started=self.response_started, error=self.cut_reason)
 
 
-#: of a request whose head made no sense
+#: stands for the head of a request that could not be parsed
 NO_HEAD: Final = RequestHead("GET", "/", "/", "", "1.1", [], keep_alive=False)
 
 

@@ -1,8 +1,9 @@
-"""Heads that come again: what was parsed once means the same the next time.
+"""Caches of parsed heads, by their bytes: a head that is repeated need not be parsed again.
 
 A client sends the same head with every request of a connection, and a child with every answer,
-but for the digits of Content-Length. A parser at the start of a message is deterministic: the same
-bytes are compared instead of parsed, at a tenth of the cost. Whatever differs by a byte is parsed.
+except for the digits of Content-Length. The parser is deterministic at the start of a message. So
+equal bytes give an equal head, and to compare them costs a tenth of parsing. A head that differs by
+one byte is parsed.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,15})(?=\r\n)", re.IGNORECASE)
 _MOST_DIGITS: Final = 15
 _REMEMBERED: Final = 64
-"""Heads of answers that are kept; a child has few kinds of them."""
+"""How many heads of answers are stored; a child has few different ones."""
 _MOST_REQUESTS: Final = 1024
 _LARGEST: Final = 4096
-"""Heads of requests that are kept, and the bytes of one."""
+"""How many heads of requests are stored, and the most bytes of one."""
 VARYING: Final = (
     *(b"traceparent", b"tracestate", b"baggage", b"b3", b"x-request-id", b"x-correlation-id"),
     *(b"x-amzn-trace-id", b"x-cloud-trace-context", b"idempotency-key", b"x-request-start"),
 )
-"""Headers that clients and proxies send with another value each time, and that mean nothing here;
-x-request-id alone is looked at, with every request."""
+"""Headers with another value in each request. lswap does not use them, except x-request-id, which
+it reads from every request."""
 _VARIES: Final = re.compile(
     rb"\r\n(?:(%b): ?([!-~]+(?: [!-~]+)*)|content-length: ?([0-9]{1,15}))(?=\r\n)"
     % b"|".join(VARYING),
@@ -37,17 +38,17 @@ _VARIES: Final = re.compile(
 
 
 class KnownRequests:
-    """Heads that clients have sent, whole, and what they say; the same bytes say it again.
+    """The complete heads that clients have sent, each with its parsed form.
 
-    What differs from one request to the next is looked at apart: the length, and the values of
-    VARYING. Each address has heads of its own, for what is remembered with a head may depend on it.
+    The parts that differ from one request to the next are not compared: the length, and the values
+    of VARYING. Heads are stored by address, because the data stored with a head may depend on it.
     """
 
     def __init__(self) -> None:
         self._known: dict[_Key, RequestHead] = {}
 
     def read(self, peer: str, data: bytes) -> tuple[RequestHead, int] | None:
-        """Return the head that `data` begins with and where its body begins, if it is known."""
+        """Return the head at the begin of `data` and the offset of its body, if it is known."""
         cut = _cut_request(peer, data)
         if cut is None:
             return None
@@ -61,7 +62,7 @@ class KnownRequests:
         return head, end
 
     def note(self, peer: str, data: bytes, head: RequestHead) -> None:
-        """Remember a head that the parser found at the beginning of `data`, if it is plain."""
+        """Store the head that the parser found at the begin of `data`, if it is plain."""
         cut = _cut_request(peer, data)
         if cut is None or not _is_plain(data, head):
             return
@@ -93,15 +94,15 @@ def _is_plain(data: bytes, head: RequestHead) -> bool:
 
 
 def _cut_request(peer: str, data: bytes) -> tuple[_Key, bytes, Headers, int] | None:
-    """Return what is the same in a whole head, its length's digits, what varies, and its end.
+    """Return the constant part of a head, its length's digits, the varying headers, and its end.
 
-    None where it is not whole, or not plain: a length that comes twice.
+    None if the head is not complete, or not plain (it has two lengths).
     """
     end = data.find(_END, 0, _LARGEST)
     if end < 0:
         return None
     parts: list[Any] = _VARIES.split(data[: end + 2])
-    if len(parts) == 5 and parts[1] is None:  # what most are like
+    if len(parts) == 5 and parts[1] is None:  # most heads are like this
         return (peer, True, parts[0], parts[4]), parts[3], [], end + len(_END)
     digits = b""
     varied: Headers = []
@@ -117,21 +118,21 @@ def _cut_request(peer: str, data: bytes) -> tuple[_Key, bytes, Headers, int] | N
 
 
 class KnownAnswer:
-    """The head of an answer with a length, ready to be sent on."""
+    """The head of an answer with a length, in the form in which it is sent to clients."""
 
     __slots__ = ("_after", "_before", "_raw_after", "_raw_before", "reason", "status")
 
     def __init__(
         self, status: int, reason: bytes, raw: tuple[bytes, bytes], shown: tuple[bytes, bytes]
     ) -> None:
-        """Take what stands before and after the length, as it came and as it is sent on."""
+        """Store the parts before and after the length: `raw` from the child, `shown` to clients."""
         self.status = status
         self.reason = reason
         self._raw_before, self._raw_after = raw
         self._before, self._after = shown
 
     def read(self, data: bytes) -> tuple[int, bytes] | None:
-        """Return the length and what follows the head if `data` begins with this one."""
+        """Return the length, and the bytes after the head, if `data` begins with this head."""
         if not data.startswith(self._raw_before):
             return None
         at = len(self._raw_before)
@@ -142,19 +143,19 @@ class KnownAnswer:
         return int(digits), data[end + len(self._raw_after) :]
 
     def render(self, length: int, lines: bytes, body: bytes) -> bytes:
-        """Return it for a body of `length` bytes, with more header lines and what follows it."""
+        """Return the head for a body of `length` bytes, with more header lines, and `body`."""
         return b"%b%d%b%b\r\n%b" % (self._before, length, self._after, lines, body)
 
 
 class KnownAnswers:
-    """The heads that children have answered with, as far as they differ in their length alone."""
+    """The heads of children's answers; heads that differ only in their length are stored once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes], KnownAnswer] = {}
         self._last: KnownAnswer | None = None
 
     def find(self, data: bytes) -> tuple[KnownAnswer, int, bytes] | None:
-        """Return the known head that `data` begins with, its length, and what follows."""
+        """Return the known head at the begin of `data`, its length, and the bytes after it."""
         known = self._last
         if known is not None and (read := known.read(data)) is not None:
             return known, *read
@@ -166,8 +167,8 @@ class KnownAnswers:
         return None if known is None else (known, int(digits), rest)
 
     def note(self, data: bytes, status: int, reason: bytes, headers: Headers) -> None:
-        """Remember the whole head that `data` is: an answer of HTTP/1.1 that has a length, is no
-        stream, and keeps its connection; `headers` are what a client gets to see of it.
+        """Store a complete head, `data`, of an HTTP/1.1 answer that has a length, is not a stream,
+        and keeps its connection open. `headers` are those that a client gets.
         """
         cut = _cut(data)
         if cut is None or is_bodiless("GET", status):
@@ -185,7 +186,7 @@ class KnownAnswers:
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes, bytes, bytes] | None:
-    """Return a whole head before its length's digits, these, the head after them, and the rest."""
+    """Return a head up to its length's digits, the digits, the head after them, and the body."""
     end = data.find(_END)
     found = _LENGTH.search(data, 0, end + 2) if end > 0 else None
     if found is None:

@@ -1,4 +1,4 @@
-"""The body of one request, from the client's connection to whoever reads it."""
+"""The body of one request, on its way from the client's connection to its reader."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.bodies import Bodies
     from llamaswap_py.proxy.messages import RequestHead, WireError
 
-#: Body bytes that wait for a reader before the client is made to wait.
+#: The bytes that may wait for the reader before lswap stops reading from the client.
 _HIGH_WATER: Final = 256 * KIB
-#: From here on a body is looked at while it comes: all at once would hold every stream up.
+#: A body above this size is scanned while it arrives; at once it would stop all streams meanwhile.
 SCANNED_FROM: Final = 256 * KIB
-#: An unread rest of a body up to this size is thrown away to keep the connection.
+#: An unread rest of a body up to this size is read and dropped, to keep the connection.
 _SMALL_REST: Final = 64 * KIB
-#: Pieces that are made one where they come to little: each costs more than its bytes.
+#: So many small pieces are joined, because a piece costs more than its bytes.
 _MANY: Final = 256
 _LITTLE: Final = 64 * KIB
 
 
 class Sender(Protocol):
-    """The client's connection, as the body that comes over it needs it."""
+    """The client's connection, as far as the body needs it."""
 
     bodies: Bodies
     owner: str
 
     def write(self, data: bytes) -> None:
-        """Write unless the client is gone."""
+        """Write to the client, unless it has disconnected."""
 
     def await_body(self, waiting: bool) -> None:
-        """Give the client a time for the next piece, or no more."""
+        """Start the time limit for the next piece of the body, or stop it."""
 
     def pause_input(self) -> None:
         """Read no more from the client for now."""
@@ -47,9 +47,9 @@ class Sender(Protocol):
 
 
 class Intake:
-    """Collects pieces as they come; a task wakes only when its reader has something to do."""
+    """Collects the pieces of a body; its reader wakes up only if it has something to do."""
 
-    #: bytes of the body that have come
+    #: bytes of the body that have arrived
     received = 0
     _limit: int | None = None
     _streaming = False
@@ -58,11 +58,11 @@ class Intake:
     _scan: Callable[[bytes], int] | None = None
     _shown = 0
     _joined = 0
-    #: bytes that may come before more are counted, those that are, and for whom
+    #: bytes that may arrive before more are counted, the counted ones, and their owner
     _room = FREE
     _counted = 0
     _owner = ""
-    #: what its reader waits for
+    #: the future for which its reader waits
     waiter: asyncio.Future[None] | None = None
 
     def __init__(self, connection: Sender, head: RequestHead, whole: bytes | None = None) -> None:
@@ -81,8 +81,8 @@ class Intake:
     async def read(self, limit: int, scan: Callable[[bytes], int] | None) -> Body:
         """Return the whole body; raises BodyTooLarge and WireError.
 
-        A body that is larger than SCANNED_FROM is shown to `scan`, piece by piece as it comes.
-        `scan` returns how many bytes it keeps of all that it has seen: these count, too.
+        A body that is larger than SCANNED_FROM is passed to `scan`, piece by piece as it arrives.
+        `scan` returns how many bytes it has kept so far; these are counted as well.
         """
         if (self._length or 0) > limit or self._body.size > limit:
             raise BodyTooLarge(limit)
@@ -98,13 +98,13 @@ class Intake:
         return self._body
 
     def small(self, limit: int) -> Body | None:
-        """Return a body that is complete and needs no scan, None for any other."""
+        """Return the body if it is complete and needs no scan, else None."""
         if not self.complete or self._error is not None:
             return None
         return self._body if self._body.size <= min(limit, SCANNED_FROM) else None
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield what comes; raises WireError."""
+        """Yield the pieces as they arrive; raises WireError."""
         self._streaming = True
         self._start()
         while True:
@@ -139,7 +139,7 @@ class Intake:
     # --- for the client's connection ----------------------------------------------------------
 
     def add(self, piece: bytes) -> None:
-        """Take a piece."""
+        """Add a piece."""
         self.received += len(piece)
         if self._discarding or self._error is not None:
             return
@@ -160,7 +160,7 @@ class Intake:
             self._wake()
 
     def _count(self, size: int) -> None:
-        """Count what came against the bytes that there may be of bodies."""
+        """Count the body's bytes against the limit for all bodies."""
         if not self._counted:
             self._owner = self._connection.owner
         try:
@@ -172,7 +172,7 @@ class Intake:
             self.fail(error)
 
     def _join(self, pieces: list[bytes | memoryview]) -> None:
-        """Make one piece of the last ones, which were shown all or not at all."""
+        """Join the last pieces if they are small; either all or none of them have been scanned."""
         new = pieces[self._joined :]
         if sum(map(len, new)) <= _LITTLE:
             if self._shown:
@@ -190,12 +190,12 @@ class Intake:
                 self._count(self._body.size + beside)
 
     def finish(self) -> None:
-        """The body is here in full."""
+        """Note that the body is complete."""
         self.complete = True
         self._wake()
 
     def fail(self, error: WireError | ApiError) -> None:
-        """The body will never be complete: its reader gets `error`."""
+        """Note that the body will never be complete; its reader gets `error`."""
         if self._error is None:
             without_frames(error)
             self._error = error
@@ -204,7 +204,7 @@ class Intake:
 
     @property
     def ends_soon(self) -> bool:
-        """What is left is so little that reading it costs less than a new connection."""
+        """Whether the rest is so small that reading it costs less than a new connection."""
         if self.complete:
             return True
         if self._error is not None or self._continue_owed or self._length is None:
@@ -212,7 +212,7 @@ class Intake:
         return self._length - self.received <= _SMALL_REST
 
     def discard(self) -> bool:
-        """Throw away what is left; False when that is not worth it, or impossible."""
+        """Drop the rest as it arrives; return False if closing the connection is better."""
         if not self.ends_soon:
             return False
         self._discarding = True
@@ -221,9 +221,9 @@ class Intake:
         return True
 
     def release(self) -> None:
-        """Let go of the body, its reader and its error: their request has ended.
+        """Drop the references to the body, its reader and its error after the request has ended.
 
-        What refers to its own connection would else keep them until the collector comes by.
+        They refer to the connection, so such a cycle would stay until the garbage collector runs.
         """
         if self._counted:
             self._connection.bodies.give_back(self._owner, self._counted)

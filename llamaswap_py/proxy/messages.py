@@ -1,4 +1,4 @@
-"""What passes over the wire, as records, and the rules for rewriting heads (RFC 9110, 9112)."""
+"""Records of HTTP messages, and the rules for rewriting heads (RFC 9110, 9112)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-#: Renders the body of an answer that only the wire layer knows is needed: status, message, and the
-#: head where one was understood, to headers and body.
+#: Renders an error that the proxy itself answers: from status, message, and the head if it was
+#: parsed, to headers and body.
 WireErrorRenderer: TypeAlias = "Callable[[int, str, RequestHead | None], tuple[Headers, bytes]]"
 
-#: RFC 9110 section 7.6.1, and the proxy headers; a connection's business, never passed on.
+#: Headers of one connection, which are never passed on (RFC 9110 section 7.6.1, proxy headers).
 HOP_BY_HOP: Final = frozenset(
     (
         b"connection",
@@ -45,10 +45,10 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class WireError(LswapError):
-    """Raised when a request breaks HTTP itself, so that its connection can't go on.
+    """Raised if a request violates HTTP itself, so that its connection cannot continue.
 
-    A handler lets it pass: the connection answers with `status` (400, 408, 413, 431, 501, 505) in
-    the shape that the server's `on_wire_error` gives, and closes.
+    A handler must not catch it. The connection answers with `status` (400, 408, 413, 431, 501, 505)
+    in the form of the server's `on_wire_error`, and closes.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -57,7 +57,7 @@ class WireError(LswapError):
 
 
 class BodyTooLarge(ApiError):
-    """Raised when a request body is larger than the limit that its reader set."""
+    """Raised if a request body is larger than the limit of its reader."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -70,22 +70,22 @@ class BodyTooLarge(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class WireLimits:
-    """What a client may take: sizes in bytes, times in seconds."""
+    """The limits of clients: sizes in bytes, times in seconds."""
 
     header: int = 64 * KIB
     header_count: int = 200
-    #: from the first byte of a head to its last
+    #: time from the first byte of a head to its last
     head_read: float = 30.0
-    #: a connection without a request
+    #: time of a connection without a request
     idle: float = 75.0
-    #: no byte of a request body for that long
+    #: time without a byte of a request body
     body_idle: float = 60.0
-    #: a client that takes nothing of its answer
+    #: time in which a client reads nothing of its answer
     stall: float = 300.0
 
 
 class Memo:
-    """Keeps one object for all requests that repeat a head."""
+    """Stores an object with a head, for all requests that repeat the head."""
 
     __slots__ = ("value",)
 
@@ -95,7 +95,7 @@ class Memo:
 
 @dataclass(slots=True)
 class RequestHead:
-    """The head of a request, checked; header names are lower-cased, their order kept."""
+    """The checked head of a request; header names are in lower case, in their original order."""
 
     method: str
     #: raw, as received
@@ -108,16 +108,16 @@ class RequestHead:
     version: str
     headers: Headers
     keep_alive: bool
-    #: a switch to WebSocket is asked; other upgrades are ignored, as RFC 9110 section 7.8 allows
+    #: whether it asks for WebSocket; other upgrades are ignored, as RFC 9110 section 7.8 allows
     upgrade: bool = False
     #: None when chunked; 0 when there is no body
     content_length: int | None = 0
     expects_continue: bool = False
     #: the first value of each header, by its lower-case name
     first: dict[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
-    #: those of the headers that come with another value each time; they stand last
+    #: the headers that have another value in each request; in `headers` they come last
     varied: Headers = field(default_factory=list, repr=False, compare=False)
-    #: for the handler, which finds it again when the same head comes again
+    #: for the handler, which finds it again if the same head is repeated
     memo: Memo = field(default_factory=Memo, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -130,17 +130,17 @@ class RequestHead:
 
     @property
     def steady(self) -> Headers:
-        """The headers that are the same each time, but for the length."""
+        """The headers that are the same in each request, except the length."""
         return self.headers[: len(self.headers) - len(self.varied)] if self.varied else self.headers
 
     def vary(self, varied: Headers) -> None:
-        """Take these of the headers for what comes with other values."""
+        """Set which headers have another value in each request."""
         names = {name for name, _ in varied}
         self.headers = [*(pair for pair in self.headers if pair[0] not in names), *varied]
         self.varied = varied
 
     def again(self, digits: bytes, varied: Headers) -> RequestHead:
-        """Return the same head with another Content-Length, and other values of what varies."""
+        """Return the same head with another Content-Length and other varying headers."""
         headers = self.steady
         if digits:
             new = (b"content-length", digits)
@@ -160,18 +160,18 @@ class RequestHead:
 
 
 class Body(msgspec.Struct):
-    """A request body in the pieces in which it came; `size` is their sum in bytes."""
+    """A request body in the pieces in which it arrived; `size` is their sum in bytes."""
 
     pieces: list[bytes | memoryview] = []
     size: int = 0
 
     @classmethod
     def of(cls, data: bytes) -> Body:
-        """Make a body of one piece."""
+        """Return a body of one piece."""
         return cls([data], len(data)) if data else cls()
 
     def join(self) -> bytes:
-        """Return the whole body; joined once, then kept as one piece."""
+        """Return the whole body; it is joined once, and then stored as one piece."""
         if len(self.pieces) == 1 and isinstance(whole := self.pieces[0], bytes):
             return whole
         whole = b"".join(self.pieces)
@@ -184,18 +184,18 @@ class Translator(Protocol):
 
     @property
     def content_type(self) -> bytes:
-        """Of the client's stream."""
+        """The content type of the client's stream."""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return what the client gets for this piece; raises ValueError for what means nothing."""
+        """Return the client's bytes for this piece; raises ValueError if it has no translation."""
 
     def end(self) -> bytes:
-        """Return what ends the client's stream."""
+        """Return the bytes that end the client's stream."""
 
 
 class UpstreamRequest(msgspec.Struct):
-    """What to send to a child: `lines` are header lines as they go over the wire (`forward_lines`),
-    `headers` more of them."""
+    """A request to a child: `lines` are rendered header lines (`forward_lines`), `headers` are
+    more headers."""
 
     method: str
     target: str
@@ -210,36 +210,36 @@ class RelayOutcome(Enum):
     """How one relay ended."""
 
     COMPLETE = "complete"
-    #: the connection could not be made
+    #: the connection failed
     UNREACHABLE = "unreachable"
-    #: connected, but it went away before a complete head: nothing reached the client
+    #: the child closed the connection before a complete head; nothing reached the client
     DIED_BEFORE_HEAD = "died before head"
-    #: the client saw a part; its stream ended with an error event, or was aborted
+    #: the client got a part; its stream ended with an error event, or was aborted
     DIED_MIDSTREAM = "died midstream"
     #: `Exchange.cut` ended it
     CUT = "cut"
-    #: what came instead of a head is not HTTP; nothing reached the client
+    #: the child's answer is not valid HTTP; nothing reached the client
     BAD_UPSTREAM = "bad upstream"
 
 
 class RelayResult(msgspec.Struct):
-    """What a relay did; times are of `time.monotonic()`, 0.0 where it never came to that."""
+    """The result of a relay; times are of `time.monotonic()`, 0.0 if the event did not happen."""
 
     outcome: RelayOutcome
-    #: the client has received bytes of an answer to this request (also from `Exchange.start`)
+    #: whether bytes of an answer were sent to the client (also by `Exchange.start`)
     started: bool = False
-    #: of the upstream's answer, 0 without one
+    #: the status of the child's answer, 0 without one
     status: int = 0
     error: str = ""
     first_byte_at: float = 0.0
     finished_at: float = 0.0
-    #: the last bytes of a whole answer's body (at most 2 KiB), its framing among them
+    #: the last bytes of a complete answer's body, with its framing (at most 2 KiB)
     tail: bytes = b""
-    #: The body of an answer that was collected instead of passed on. Either the client's stream had
-    #: been started locally, and the upstream then said something that is not an event stream (at
-    #: most 64 KiB; the stream is still open), or the answer is translated as a whole.
+    #: The body of an answer that was collected and not passed on. Either the answer is translated
+    #: as a whole. Or lswap had started the client's stream, and the child's answer is not an event
+    #: stream (at most 64 KiB; the client's stream is still open).
     refusal: bytes | None = None
-    #: of an upstream that could not be reached
+    #: the error number if the child could not be reached
     errno: int = 0
 
 
@@ -256,11 +256,11 @@ def forward_headers(
     scheme: str = "http",
     steady: bool = False,
 ) -> Headers:
-    """Return the headers a child may see of a client's request.
+    """Return the headers of a client's request for a child.
 
-    Leaves out hop-by-hop headers and those named in Connection, framing (recomputed by
-    `render_request`), Expect, and the lower-case names in `drop`; where only the `steady` ones
-    are asked for, also what varies (`varied_lines`). Host becomes `localhost`.
+    It leaves out hop-by-hop headers and those named in Connection, framing (which `render_request`
+    adds), Expect, and the lower-case names in `drop`. With `steady` it also leaves out the varying
+    headers (`varied_lines`). Host becomes `localhost`.
     """
     unwanted = _NOT_FORWARDED | drop if drop else _NOT_FORWARDED
     if head.get(b"connection") is not None:
@@ -280,18 +280,18 @@ def forward_headers(
 
 
 def forward_lines(head: RequestHead, *, drop: frozenset[bytes], peer: str) -> bytes:
-    """Return the lines of `forward_headers` that are the same whenever the head comes again."""
+    """Return the lines of `forward_headers` that are the same if the head is repeated."""
     headers = forward_headers(head, drop=drop, peer=peer, steady=True)
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
 def varied_lines(head: RequestHead, *, drop: frozenset[bytes]) -> bytes:
-    """Return the other lines."""
+    """Return the lines of `forward_headers` that vary if the head is repeated."""
     return b"".join([b"%b: %b\r\n" % pair for pair in head.varied if pair[0] not in drop])
 
 
 def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
-    """Return the head of a request for a child; the body follows as it is, never chunked."""
+    """Return the head of a request for a child; its body is never chunked."""
     lines = request.lines
     if request.headers:
         lines += b"".join([b"%b: %b\r\n" % pair for pair in request.headers])
@@ -310,7 +310,7 @@ def render_response(
     reason: bytes = b"",
     more: bytes = b"",
 ) -> bytes:
-    """Return the head of a response; `more` are lines that follow the headers."""
+    """Return the head of a response; `more` are rendered lines after the headers."""
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
     lines += [b"%b: %b\r\n" % pair for pair in headers]
     lines.append(more + b"\r\n")
@@ -323,5 +323,5 @@ def chunk(data: bytes) -> bytes:
 
 
 def is_bodiless(method: str, status: int) -> bool:
-    """Tell whether such an answer has no body, whatever its headers say (RFC 9112 section 6.3)."""
+    """Return whether an answer never has a body, whatever its headers (RFC 9112 section 6.3)."""
     return method == "HEAD" or status in (204, 304) or status < 200

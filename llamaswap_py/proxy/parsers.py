@@ -1,10 +1,12 @@
-"""The strict parser of requests: bytes in, checked heads and body pieces out.
+"""Parsers of HTTP/1.1: a strict one for requests, and one that finds where an answer ends.
 
-llhttp (behind httptools) refuses CL with TE, a repeated or odd Content-Length, obs-fold, bare LF or
-CR, NUL and control characters, spaces around names, and bad chunks. Added here: sizes, counts,
-versions, Host, target forms, transfer codings other than `chunked`, and upgrades with a body.
+Requests: bytes in, checked heads and body pieces out. llhttp (used by httptools) refuses
+Content-Length with Transfer-Encoding, a repeated or invalid Content-Length, obs-fold, bare LF or
+CR, NUL and control characters, spaces around names, and bad chunks. This module also checks sizes,
+counts, versions, Host, target forms, transfer codings other than `chunked`, and upgrades with a
+body.
 
-Watches the framing of a child's answers, without touching their bodies.
+Answers: `ResponseWatch` follows the framing of a child's answers, without changing their bodies.
 """
 
 from __future__ import annotations
@@ -32,15 +34,15 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.head_cache import KnownAnswer
 
 
-#: llhttp counts in 64 bits; more than this is a mistake or an attack.
+#: llhttp counts in 64 bits; a larger body is a mistake or an attack.
 _LARGEST_BODY: Final = 2**62
 _LONGEST_METHOD: Final = 64
-# Every registered method is in capitals: what is not is the rest of a body, or a mistake.
+# Every registered method is in capitals. Other bytes are the rest of a body, or a mistake.
 _METHOD: Final = re.compile(rb"[\r\n]*[A-Z][A-Z0-9_-]*(?= |$)")
 
 
 class RequestSink(Protocol):
-    """Takes what a RequestParser finds, in order."""
+    """Receives the heads and body pieces of a RequestParser, in order."""
 
     def on_request(self, head: RequestHead) -> None: ...
     def on_piece(self, piece: bytes) -> None: ...
@@ -48,13 +50,13 @@ class RequestSink(Protocol):
 
 
 class RequestParser:
-    """Parses one connection's requests, however they are cut into pieces."""
+    """Parses the requests of one connection; pieces may end anywhere."""
 
     def __init__(self, sink: RequestSink, limits: WireLimits) -> None:
         self._sink = sink
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
-        #: a head has begun and is not complete
+        #: whether a head has begun and is not complete
         self.in_head = False
         self._in_body = False
         self._ignored_upgrade = False
@@ -62,13 +64,13 @@ class RequestParser:
         self._fields: Headers = []
         self._headers: Headers = []
         self._in_message = False
-        #: what the request begins with
+        #: the first bytes of the request
         self._start = b""
-        # Bytes since the last progress: an endless header, trailer or chunk extension.
+        # Bytes since the last progress, to refuse an endless header, trailer or chunk extension.
         self._fruitless = 0
 
     def feed(self, data: bytes) -> bytes | None:
-        """Parse `data`; after an upgrade return what follows it, else None. Raises WireError."""
+        """Parse `data`; after an upgrade return the bytes after it, else None. Raises WireError."""
         while True:
             self._fruitless += len(data)
             if not self._in_message:
@@ -88,7 +90,7 @@ class RequestParser:
             return None
 
     def close(self) -> None:
-        """Break the reference cycles with the C parser and with who is told."""
+        """Break the reference cycles with the C parser and with the sink."""
         self.__dict__.pop("_parser", None)
         self.__dict__.pop("_sink", None)
 
@@ -101,12 +103,12 @@ class RequestParser:
         reason = str(error) or "not HTTP"
         invalid = isinstance(error, httptools.HttpParserInvalidMethodError)
         if (invalid or "Invalid method" in reason) and _METHOD.match(self._start):
-            return WireError(501, "the method of the request is not known here")
+            return WireError(501, "the method of the request is unknown")
         status = 505 if "HTTP version" in reason or "PRI" in reason else 400
         return WireError(status, f"malformed HTTP request: {reason}")
 
     def _head_without_upgrade(self) -> bytes:
-        """Start over with a head that asks for no upgrade, so that llhttp reads its body."""
+        """Parse the head again without its upgrade, so that llhttp reads the body."""
         self._ignored_upgrade = False
         version = self._parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b\r\n" % (self._parser.get_method(), self._url, version)]
@@ -137,7 +139,7 @@ class RequestParser:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Also trailers, which nobody looks at.
+        # It is also called for trailers, which are not used.
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -182,11 +184,11 @@ class RequestParser:
 
 def _check_head(method: str, target: bytes, version: str, headers: Headers) -> RequestHead:
     if version not in ("1.1", "1.0"):
-        raise WireError(505, f"HTTP/{version} is not supported, HTTP/1.1 is")
+        raise WireError(505, f"HTTP/{version} is not supported, use HTTP/1.1")
     authority, text = _split_authority(method, target)
     path, _, query = text.partition("?")
     seen = _framing_headers(headers, version)
-    if authority is not None:  # RFC 9112 section 3.2.2: what Host says does not count
+    if authority is not None:  # then Host does not count (RFC 9112 section 3.2.2)
         headers = [(b"host", authority), *(pair for pair in headers if pair[0] != b"host")]
     connection = tokens(seen.get(b"connection", b""))
     keep_alive = b"close" not in connection and (version == "1.1" or b"keep-alive" in connection)
@@ -204,7 +206,7 @@ def _check_head(method: str, target: bytes, version: str, headers: Headers) -> R
 
 
 def _framing_headers(headers: Headers, version: str) -> dict[bytes, bytes]:
-    """Return the headers that steer the connection; several of one name are joined by commas."""
+    """Return the headers that control the connection; those of one name are joined by commas."""
     seen: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _STEERING:
@@ -219,7 +221,7 @@ def _framing_headers(headers: Headers, version: str) -> dict[bytes, bytes]:
 _STEERING: Final = frozenset(
     (b"host", b"origin", b"connection", b"content-length", b"transfer-encoding", b"expect")
 )
-# Two parsers could each believe another one: these decide who may ask.
+# These decide which clients are allowed. Given two of them, two parsers could pick different ones.
 _ONCE: Final = {b"host": "Host", b"origin": "Origin"}
 
 
@@ -250,14 +252,14 @@ def _expects_continue(seen: dict[bytes, bytes], version: str) -> bool:
 
 
 def _split_authority(method: str, target: bytes) -> tuple[bytes | None, str]:
-    """Return what an absolute-form target says of the host, and the target without it.
+    """Return the host of an absolute-form target, and the target without it.
 
-    It is in origin-form then, or `*`.
+    The latter is in origin-form, or `*`.
     """
     if method == "CONNECT":
         raise WireError(501, "CONNECT is not supported")
     if b"#" in target:
-        raise WireError(400, "a request target has no fragment")
+        raise WireError(400, "a request target must not have a fragment")
     text = target.decode("ascii")
     if text.startswith("/") or (text == "*" and method == "OPTIONS"):
         return None, text
@@ -266,7 +268,7 @@ def _split_authority(method: str, target: bytes) -> tuple[bytes | None, str]:
         raise WireError(400, f"bad request target {text[:80]!r}")
     authority = rest.partition("?")[0].partition("/")[0]
     if not authority or "@" in authority:  # RFC 9110 sections 4.2.1 and 4.2.4
-        raise WireError(400, f"the request target {text[:80]!r} names no host alone")
+        raise WireError(400, f"the request target {text[:80]!r} must name a host and no user")
     text = rest[len(authority) :]
     if not text and method == "OPTIONS":
         text = "*"
@@ -276,7 +278,7 @@ def _split_authority(method: str, target: bytes) -> tuple[bytes | None, str]:
 
 
 _HEAD_LIMIT: Final = 64 * KIB
-# The server in front says these itself: a child's would stand there twice.
+# lswap writes these headers itself, so a child's would come twice.
 _SAID_HERE: Final = frozenset(
     (
         b"date",
@@ -303,7 +305,7 @@ _HEAD_END: Final = b"\r\n\r\n"
 
 
 class BadResponse(Exception):
-    """Raised when what a child sends is not HTTP as we understand it."""
+    """Raised if a child's answer is not valid HTTP."""
 
 
 class Framing(Enum):
@@ -317,8 +319,8 @@ class Framing(Enum):
 class ResponseWatch:
     """Follows the answers on one connection, one after another.
 
-    It has no `on_body` on purpose: while a stream passes through, a piece costs one call into C
-    and one short callback at each edge of a chunk.
+    It has no `on_body`, to save time: a piece of a stream costs one call into C, and one short
+    callback at each begin and end of a chunk.
     """
 
     def __init__(self) -> None:
@@ -327,15 +329,15 @@ class ResponseWatch:
 
     def _start_parser(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        #: Feed bytes of a body. Raises httptools.HttpParserError.
+        #: Feeds bytes of a body. Raises httptools.HttpParserError.
         self.feed: Callable[[bytes], None] = self._parser.feed_data
         self._counted = False
 
     def begin(self) -> None:
-        """Forget the last answer; a new one is expected."""
+        """Reset the state for the next answer."""
         if self._counted:
             self._start_parser()
-        #: something is known of an answer
+        #: whether any bytes of an answer have been seen
         self.used = False
         self.status = 0
         self.reason = b""
@@ -345,15 +347,15 @@ class ResponseWatch:
         self.event_stream = False
         self.head_complete = False
         self.in_chunk = False
-        #: chunks begun so far; of a stream of llama-server each is an event, about one per token
+        #: number of chunks so far; in a stream of llama-server each is an event, about a token
         self.chunks = 0
         self.complete = False
-        #: bytes came after the end of the answer
+        #: whether bytes came after the end of the answer
         self.surplus = False
-        #: the upstream keeps the connection open; known once complete
+        #: whether the child keeps the connection open; known when the answer is complete
         self.keeps_alive = False
         self.head_size = 0
-        #: the head as it came, empty where it came in pieces
+        #: the bytes of the head, empty if it came in several pieces
         self.raw_head = b""
         self._tail = b""
 
@@ -362,26 +364,26 @@ class ResponseWatch:
         del self._parser, self.feed
 
     def recall(self, known: KnownAnswer, length: int) -> None:
-        """Take a head that was seen before: it does not go through the parser."""
+        """Use a head from the cache; the parser does not see it."""
         self.used = True
         self.status, self.reason = known.status, known.reason
         self.framing, self.content_length = Framing.LENGTH, length
         self.head_complete = self.keeps_alive = True
 
     def count_out(self) -> None:
-        """A body with a length is complete; the parser has seen nothing of it."""
+        """Note that a body with a length is complete, which the parser has not seen."""
         if not self.complete:
             self.complete = True
             self._counted = bool(self.head_size)
 
     @property
     def is_over(self) -> bool:
-        """Whether the answer has ended so that its connection can have another."""
+        """Whether the answer has ended, and its connection can be used again."""
         return self.complete and self.keeps_alive and not self.surplus and not self.event_stream
 
     @property
     def is_plain(self) -> bool:
-        """Whether the head says nothing of its connection, which is kept, and is no stream's."""
+        """Whether the head can be cached: its connection is kept open, and it is not a stream's."""
         return (
             not self.event_stream
             and self.keeps_alive
@@ -389,9 +391,9 @@ class ResponseWatch:
         )
 
     def feed_head(self, data: bytes) -> bytes | None:
-        """Feed bytes of a head; return what follows it, or None while it is incomplete.
+        """Feed bytes of a head; return the bytes after it, or None while it is incomplete.
 
-        The parser sees no byte of the body here, and so tells garbage before the head's end.
+        The parser gets no byte of the body here. So any error is one of the head.
         """
         self.used = True
         window = self._tail + data
@@ -405,7 +407,7 @@ class ResponseWatch:
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, BadResponse):
                 raise error.__context__ from None
-            # llhttp pauses after any 101, also where no upgrade header announced it
+            # llhttp pauses after any 101, even without an upgrade header
             if not (self.status == 101 and self.head_complete):
                 raise BadResponse(str(error) or "not HTTP") from None
         if end >= 0 and self.head_complete:
@@ -419,9 +421,9 @@ class ResponseWatch:
         return None
 
     def end_to_end_headers(self) -> Headers:
-        """Return the headers a client may see; of those that frame the body only a length.
+        """Return the headers for the client; of those that frame the body only the length.
 
-        What a child says of other origins is not for its clients: the server in front decides.
+        CORS headers of a child are dropped, because lswap decides about other origins.
         """
         unwanted = _NOT_THE_CHILDS
         if self.status == HTTPStatus.NO_CONTENT:  # RFC 9110 section 8.6
@@ -477,13 +479,13 @@ class ResponseWatch:
         self.in_chunk = False
 
     def on_message_complete(self) -> None:
-        # Only here does the parser know: one call later it always says no.
+        # The parser knows this only here; later it always returns False.
         self.keeps_alive = self._parser.should_keep_alive()
         self.complete = True
 
 
 class DecodingWatch(ResponseWatch):
-    """Also hands out the body without its framing, for clients that can't take it as it is."""
+    """Also returns the body without its framing, for clients that need another framing."""
 
     def __init__(self) -> None:
         self._decoded: list[bytes] = []

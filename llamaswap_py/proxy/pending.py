@@ -1,4 +1,4 @@
-"""Bytes of a client that wait until the requests before them are answered."""
+"""A queue of bytes: those of a client that must wait for the answers to earlier requests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import deque
 
 
 class Pending:
-    """The pieces as they were read, and how far the first of them was taken.
+    """The queued pieces as they were read, and how much of the first one has been taken.
 
-    Nothing is joined or cut anew for each step: a client that pipelines costs what it sends, once.
+    The rest is not copied at each step, so the cost grows only linearly with the bytes.
     """
 
     __slots__ = ("_at", "_pieces", "size")
@@ -19,13 +19,13 @@ class Pending:
         self.size = 0
 
     def add(self, data: bytes) -> None:
-        """Add what came last."""
+        """Add bytes at the end."""
         if data:
             self._pieces.append(data)
             self.size += len(data)
 
     def take(self, most: int) -> bytes:
-        """Remove and return what comes first: up to `most` bytes, of one piece."""
+        """Remove and return the first bytes: up to `most`, from one piece."""
         if not self._pieces:
             return b""
         first, at = self._pieces[0], self._at
@@ -40,7 +40,7 @@ class Pending:
         return step
 
     def put_back(self, data: bytes) -> None:
-        """Put in front what was taken, and is not for the parser of requests."""
+        """Put bytes that were taken back to the front."""
         if not data:
             return
         if self._at:
@@ -50,12 +50,12 @@ class Pending:
         self.size += len(data)
 
     def take_all(self) -> bytes:
-        """Remove and return everything."""
+        """Remove and return all bytes."""
         whole = b"".join([self.take(self.size) for _ in range(len(self._pieces))])
         self.size = 0
         return whole
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all bytes."""
         self._pieces.clear()
         self._at = self.size = 0

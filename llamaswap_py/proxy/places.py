@@ -1,9 +1,9 @@
-"""Which client holds which connections, and which of these are closed to make room for others.
+"""Limits the connections of clients, and closes some to make room for new ones.
 
 Open files are limited. Each key, and each address of clients without a key, has a share of the
-connections. When none is left, lswap closes some on which it waits for the client, and none that
-is being answered: those of the client that holds most, and of these the one it waited for longest.
-So a client that sends a request finds room, however many others only hold connections open.
+connections. If no connection is left, lswap closes some that wait for their client, never one whose
+request is being answered. They are taken from the client that holds most, the longest waiting
+first. So a client that sends a request finds room, even if others hold many idle connections open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llamaswap_py.proxy.principals import is_key
 
 UNLIMITED: Final = 1 << 30
 _AT_ONCE: Final = 16
-"""Of the connections that may be closed, one in so many is closed at a time: a look costs time."""
+"""One in so many of the connections that may be closed is closed at a time, as a search is slow."""
 
 
 class Guest(Protocol):
@@ -24,22 +24,22 @@ class Guest(Protocol):
     owner: str
 
     def awaited_since(self) -> float | None:
-        """Return since when its client has to do something, None for one that is answered."""
+        """Return since when it waits for its client, None while its request is being answered."""
 
     def has_input(self) -> bool:
-        """Tell whether its client has sent something that was not read yet."""
+        """Return whether its client has sent bytes that have not been read yet."""
 
     def give_way(self) -> None:
-        """Close, and give the descriptor back."""
+        """Close the connection, which frees its file descriptor."""
 
 
 class Places:
-    """Counts connections by their owner: a key, else the address."""
+    """Counts connections by their owner, a key or else an address."""
 
     def __init__(self, most: int = UNLIMITED, *, keyed: bool = False) -> None:
         self.most = most
         self.keyed = keyed
-        """Whether there are API keys: a client that has not shown one is then a stranger."""
+        """Whether there are API keys; then clients without one get a smaller share."""
         self.count = 0
         self.gave_way = 0
         self.refused = 0
@@ -47,7 +47,7 @@ class Places:
         self._held: dict[str, dict[Guest, None]] = {}
 
     def enter(self, guest: Guest) -> bool:
-        """Take a connection in; False: there is no place for it."""
+        """Add a connection; return False if there is no place for it."""
         owner = guest.owner
         found = True
         if len(self._held.get(owner, ())) >= self._share(owner):
@@ -63,11 +63,11 @@ class Places:
         return True
 
     def claim(self, guest: Guest, owner: str) -> bool:
-        """A connection has shown whose it is; False: that one has no place left."""
+        """Count a connection for the owner that it has shown; False if that share is used up."""
         if guest.owner == owner:
             return True
         if guest not in self._held.get(guest.owner, ()):
-            return True  # it has left meanwhile
+            return True  # it has been closed meanwhile
         if len(self._held.get(owner, ())) >= self._share(owner) and not self._make_room(owner):
             self.refused += 1
             return False
@@ -77,7 +77,7 @@ class Places:
         return True
 
     def leave(self, guest: Guest) -> None:
-        """A connection is closed."""
+        """Remove a connection that is closed."""
         held = self._held.get(guest.owner)
         if held is None or guest not in held:
             return
@@ -95,13 +95,16 @@ class Places:
             self._strangers += 1
 
     def _share(self, owner: str) -> int:
-        """Return how many places one may hold; what is left is for whoever comes."""
+        """Return how many places one owner may hold; the others are left for new clients."""
         if is_key(owner):
             return max(self.most // 2, 1)
         return max(self.most // 4 if self.keyed else self.most - self.most // 8, 1)
 
     def _make_room_among(self, *, strangers: bool) -> bool:
-        """Close connections of whoever holds most and has any that may be closed."""
+        """Close connections of the owner that holds most of those that may be closed.
+
+        `strangers`: only of owners without a key. Return False if no connection may be closed.
+        """
         owners = [
             (len(held), owner)
             for owner, held in self._held.items()
@@ -110,7 +113,7 @@ class Places:
         return any(self._make_room(owner) for _, owner in sorted(owners, reverse=True))
 
     def _make_room(self, owner: str) -> bool:
-        """Close some connections of one; False: all of them are answered."""
+        """Close some connections of an owner; return False if all of them are being answered."""
         awaited = [
             (since, number, guest)
             for number, guest in enumerate(self._held[owner])
@@ -120,7 +123,7 @@ class Places:
             return False
         some = len(awaited) // _AT_ONCE + 1
         oldest = [guest for _, _, guest in nsmallest(4 * some, awaited)]
-        # What was sent and not read yet may be what is awaited.
+        # Prefer connections without unread input, which may be what lswap waits for.
         silent = [guest for guest in oldest if not guest.has_input()]
         for guest in (silent or oldest)[:some]:
             self.leave(guest)

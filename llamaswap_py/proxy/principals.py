@@ -1,8 +1,8 @@
-"""The principal of a request: the key that it shows, or else the address that it comes from.
+"""The principal of a request: its key, or else the address that it comes from.
 
 Shares and limits count by principal: places in a queue, turns, requests in flight, connections,
-bytes of bodies. A client does not become another principal by what it chooses itself: a
-connection, a port, a header, an address within its own network.
+bytes of bodies. A client must not become another principal by a choice of its own: another
+connection, port, header, or address within its own network.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 UNIX: Final = "unix"
-"""The peer address, and the principal, of every client of a unix socket."""
+"""The address and the principal of all clients of a unix socket."""
 _KEY: Final = "key "
 _LOOPBACK: Final = "127.0.0.1"
 _HOST_BITS: Final = 64
-"""One client of IPv6 has this many bits to choose its address from (RFC 4291 section 2.5.4)."""
+"""The prefix of an IPv6 network; a client can choose the other bits (RFC 4291 section 2.5.4)."""
 
 
 def principal_of(key_name: str | None, peer: str) -> str:
-    """Return the principal of a request; `key_name` is None if it shows no key."""
+    """Return the principal of a request; `key_name` is None if it has no key."""
     return of_address(peer) if key_name is None else f"{_KEY}{key_name}"
 
 
 def is_key(principal: str) -> bool:
-    """Tell whether a principal is a key, and not an address."""
+    """Return whether a principal is a key, not an address."""
     return principal.startswith(_KEY)
 
 

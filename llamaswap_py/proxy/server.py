@@ -1,4 +1,4 @@
-"""Listens for clients, and owns one task per client connection."""
+"""The HTTP server: listens for clients, and owns one task for each connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Server:
-    """Accepts clients until told not to; made by `serve`."""
+    """Accepts clients until it is told to stop; made by `serve`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Server:
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         return len(self._clients)
 
     async def listen(self, sock: socket.socket) -> None:
@@ -73,7 +73,7 @@ class Server:
     def adopt(
         self, connection: ClientConnection, life: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None] | None:
-        """Own a client's task until it ends; None for a client that comes too late."""
+        """Run a connection's task, and own it until it ends; None if the server is closing."""
         if self._ended:
             life.close()
             return None
@@ -90,7 +90,7 @@ class Server:
             self._empty.set()
 
     async def stop_accepting(self) -> None:
-        """Close the listening sockets; clients that are connected stay."""
+        """Close the listening sockets; connected clients stay."""
         self._stopping = True
         for listener, sock in self._listeners:
             if not self._inherited:
@@ -112,7 +112,7 @@ class Server:
             await self._all_gone()
 
     def close(self) -> None:
-        """Take no client any more, also none that was accepted a moment ago."""
+        """Refuse all further clients, even one that was accepted a moment ago."""
         self._ended = True
         self.abort()
 
@@ -140,12 +140,9 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """Serve HTTP on sockets that are bound and listen; leaving the block ends every connection.
 
-    `handler` is called once per request, and cancelled when its client goes away. A request that
-    came whole, with a head that came before, is shown to `begin` first, with its body: it starts
-    the answer with `Exchange.relay_at_once` and returns True, or does nothing and returns False.
-    `places` has a place for each connection, or refuses it; `bodies` counts large bodies.
-    The paths of unix sockets are removed, unless the sockets are `inherited` from somebody who
-    listens on.
+    `handler` is called once for each request, and cancelled if its client disconnects. `places`
+    limits connections; `bodies` counts large bodies. The paths of unix sockets are removed, unless
+    the sockets are `inherited` from a process that continues to listen.
     """
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
@@ -157,7 +154,7 @@ async def serve(
                 await server.listen(sock)
             yield server
         except Exception as error:
-            failure = error  # what the block raises leaves it as it is, in no group
+            failure = error  # raised again below, outside of an exception group
         finally:
             await server.stop_accepting()
             server.close()

@@ -1,4 +1,4 @@
-"""What asyncio has no word for: listening sockets with clear errors, and who has left a socket."""
+"""Sockets beyond asyncio: listening with clear errors, and whether a client has disconnected."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 BACKLOG: Final = 1024
 #: sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)).
 _LONGEST_PATH: Final = 107
-#: A piece of this size has filled the buffer it was read into.
+#: A piece of this size has filled the buffer into which it was read.
 LARGE: Final = 128 * KIB
 
 
 def bind(endpoint: Endpoint, backlog: int = BACKLOG) -> socket.socket:
     """Return a socket that listens at `endpoint`. Raises StateError with the remedy.
 
-    A unix socket gets mode 0600; one that is there already is replaced only when nobody answers.
+    A unix socket gets mode 0600. An existing one is replaced only if no process listens on it.
     """
     try:
         return (
@@ -87,7 +87,7 @@ def _bind_unix(path: str, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
-        # Nobody can connect before listen(): no moment at which others could.
+        # Set before listen(), so that no other user can connect at any moment.
         os.chmod(path, 0o600)
         sock.listen(backlog)
     except BaseException:
@@ -104,8 +104,8 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise StateError(
-            f"cannot listen on unix:{path}: a file that is not a socket is there",
-            remedy="remove it, or choose another path",
+            f"cannot listen on unix:{path}: this file is not a socket",
+            remedy="remove the file, or choose another path",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
@@ -127,7 +127,7 @@ def remove_path(sock: socket.socket) -> None:
 
 
 def reset_on_close(transport: asyncio.BaseTransport) -> None:
-    """Let the coming close be a reset, so that a body ended by closing can't look whole."""
+    """Make the coming close a reset, so that a body that ends by closing does not look complete."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
         with suppress(OSError):
@@ -135,7 +135,7 @@ def reset_on_close(transport: asyncio.BaseTransport) -> None:
 
 
 def end_output(transport: asyncio.Transport) -> None:
-    """Half-close; where the other side has reset already, reading will tell."""
+    """Half-close; if the other side has reset the connection, reading reports it later."""
     with suppress(OSError):
         transport.write_eof()
 
@@ -146,8 +146,8 @@ def end_output(transport: asyncio.Transport) -> None:
 def client_is_gone(transport: asyncio.BaseTransport) -> bool | None:
     """Tell a full close from a half-close (`shutdown(SHUT_WR)`), both of which read as end of file.
 
-    Exact for unix sockets, and on Linux for clients on this host. None when nobody can know: over a
-    network the two look the same until something is written.
+    It is exact for unix sockets, and on Linux for clients on this host. None if it cannot be known:
+    over a network the two look the same until something is written.
     """
     sock = transport.get_extra_info("socket")
     if sock is None:
@@ -166,7 +166,7 @@ def client_is_gone(transport: asyncio.BaseTransport) -> bool | None:
 
 
 def has_input(transport: asyncio.BaseTransport) -> bool:
-    """Tell whether something can be read from a transport's socket."""
+    """Return whether a transport's socket has input to read."""
     sock = transport.get_extra_info("socket")
     if sock is None or transport.is_closing():
         return False
@@ -187,7 +187,7 @@ _INODE_OFFSET: Final = 16 + 4 + 48 + 16  # nlmsghdr, state bytes, inet_diag_sock
 def _has_owner(family: int, local: tuple[Any, ...], remote: tuple[Any, ...]) -> bool:
     """Ask the kernel whether a process still holds the TCP socket `local` (linux/inet_diag.h).
 
-    Raises OSError where the kernel can't tell.
+    Raises OSError if the kernel does not support the question.
     """
     if not hasattr(socket, "AF_NETLINK"):
         raise OSError(errno.EPROTONOSUPPORT, "no netlink")
@@ -212,10 +212,10 @@ def _has_owner(family: int, local: tuple[Any, ...], remote: tuple[Any, ...]) -> 
 
 
 class Input:
-    """Reading from a transport: on or off, and one large piece in a turn of the loop.
+    """Pauses and resumes reading from a transport, and limits it to one large piece per turn.
 
-    libuv reads up to 32 times in a turn while its buffer gets full (uv__read in unix/stream.c):
-    8 MB, behind which every stream would wait.
+    libuv reads up to 32 times in a turn while its buffer gets full (uv__read in unix/stream.c).
+    These are 8 MB, for which all streams would wait.
     """
 
     __slots__ = ("_loop", "_resting", "off", "transport")
@@ -227,7 +227,7 @@ class Input:
         self.off = self._resting = False
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Stop reading for now."""
         if not self.off:
             self.off = True
             if not self._resting:
@@ -241,7 +241,7 @@ class Input:
                 self.transport.resume_reading()
 
     def took_much(self) -> None:
-        """A LARGE piece was read: the others have their turn first."""
+        """Note that a LARGE piece was read; reading continues after the other connections' turn."""
         if not self._resting and not self.off:
             self._resting = True
             self.transport.pause_reading()

@@ -1,6 +1,6 @@
-"""Connections to children: made, kept for another use where that is safe, and dropped.
+"""Connections to children: the pool that opens, reuses and closes them, and one connection.
 
-One connection to a child: its flow control, its uses, and who gets what it says.
+A connection is reused only where that is safe. It does its own flow control.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     from llamaswap_py.proxy.messages import Body
 
 
-#: llama-server closes idle connections after 5 s: stay below, or a request meets its FIN.
+#: llama-server closes idle connections after 5 s. lswap closes them before, or a request could be
+#: sent into a connection that is being closed.
 _IDLE_LIMIT: Final = 4.0
 _MOST_IDLE: Final = 32
 _CONNECT_LIMIT: Final = 10.0
-#: First and longest pause before a full listen queue of a unix socket is tried again.
+#: The first and the longest pause before a full listen queue of a unix socket is tried again.
 _BACKLOG_PAUSE: Final = (0.002, 0.05)
 
 
 class UpstreamPool:
-    """Owns every connection to a child; as a context manager it closes them all at its end."""
+    """Owns all connections to children; as a context manager it closes them at its end."""
 
     def __init__(self) -> None:
         self._idle: dict[Endpoint, list[UpstreamConnection]] = {}
         self._connections: set[UpstreamConnection] = set()
         self._closed = False
-        #: heads that children have answered with
+        #: the cached heads of children's answers
         self.answers = KnownAnswers()
 
     async def __aenter__(self) -> UpstreamPool:
@@ -62,11 +63,11 @@ class UpstreamPool:
 
     @property
     def idle(self) -> int:
-        """How many connections wait for another use."""
+        """The number of idle connections."""
         return sum(map(len, self._idle.values()))
 
     def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
-        """Return the connection that was idle for the shortest time, if it is still good."""
+        """Remove and return the connection that was idle for the shortest time, if it is usable."""
         idle = self._idle.get(endpoint)
         while idle:
             connection = idle.pop()
@@ -78,7 +79,7 @@ class UpstreamPool:
         return None
 
     def keep(self, connection: UpstreamConnection) -> None:
-        """Take back a connection after a complete answer."""
+        """Store a connection after a complete answer."""
         idle = self._idle.get(connection.endpoint)
         if idle is None:
             idle = self._idle[connection.endpoint] = []
@@ -89,7 +90,7 @@ class UpstreamPool:
         idle.append(connection)
 
     def drop(self, endpoint: Endpoint) -> None:
-        """Close what is idle, and keep nothing that is busy: the child is about to stop."""
+        """Close idle connections to a child that is about to stop, and busy ones after use."""
         for connection in self._idle.pop(endpoint, []):
             connection.abort()
         for connection in self._connections:
@@ -97,7 +98,7 @@ class UpstreamPool:
                 connection.retire()
 
     def forget(self, connection: UpstreamConnection) -> None:
-        """The connection is lost."""
+        """Remove a connection that was lost."""
         self._connections.discard(connection)
         idle = self._idle.get(connection.endpoint)
         if idle and connection in idle:
@@ -108,7 +109,7 @@ class UpstreamPool:
     async def connect(
         self, endpoint: Endpoint, *, wanted: Callable[[], bool] = lambda: True
     ) -> UpstreamConnection:
-        """Return a fresh connection. Raises OSError; also when it is no longer wanted."""
+        """Return a new connection. Raises OSError, also if it is no longer wanted."""
 
         def make() -> UpstreamConnection:
             return UpstreamConnection(endpoint, self)
@@ -129,7 +130,10 @@ class UpstreamPool:
 
 
 async def _connect_unix(path: str, wanted: Callable[[], bool]) -> socket.socket:
-    """Connect to a unix socket; where its listen queue is full the kernel offers no wait."""
+    """Connect to a unix socket; if its listen queue is full, try again.
+
+    The kernel cannot wait for a place in the queue of a non-blocking unix socket.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CONNECT_LIMIT
     pause, longest = _BACKLOG_PAUSE
@@ -151,28 +155,29 @@ async def _connect_unix(path: str, wanted: Callable[[], bool]) -> socket.socket:
         raise
 
 
-#: A body goes out in slices of this size, so that a large one never holds the loop.
+#: A body is sent in slices of this size, so that a large one does not stop the event loop.
 ONE_WRITE: Final = 256 * KIB
-#: llama-server says `Connection: close` on the 100th answer of a connection; stay below.
+#: llama-server sends `Connection: close` with the 100th answer of a connection, so stay below.
 _MOST_USES: Final = 99
-#: What is decoded or translated is looked at in steps of so many bytes: a child may send an event
-#: or a chunk in each six of them. A turn of the loop takes one step, and more within `_TURN` s.
+#: Answers that are decoded or translated are processed in steps of so many bytes, because a child
+#: may send an event or a chunk in every six bytes. A turn of the loop takes one step, and more as
+#: long as it has taken less than `_TURN` seconds.
 STEP: Final = 4 * KIB
 _TURN: Final = 0.001
 
 
 class TunnelInput(Protocol):
-    """The side that a tunnel's bytes come from."""
+    """The client's side of a tunnel, as far as its input is concerned."""
 
     def pause_input(self) -> None:
-        """Read no more from it for now."""
+        """Stop reading for now."""
 
     def resume_input(self) -> None:
         """Read again."""
 
 
 class Use(Protocol):
-    """What a connection to a child is used for: a relay."""
+    """A use of a connection to a child, which is a relay."""
 
     tunnelling: bool
 
@@ -181,14 +186,14 @@ class Use(Protocol):
         """The client's connection."""
 
     def upstream_finished(self) -> bool:
-        """The child has sent its last byte; tell whether its connection stays open."""
+        """Note that the child has sent its last byte; return whether the connection stays open."""
 
     def upstream_lost(self, error: Exception | None) -> None:
-        """The child's connection is gone."""
+        """Note that the child's connection was lost."""
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Serves one relay at a time; what comes in goes to `on_bytes`, the relay's current state."""
+    """A connection that serves one relay at a time; input goes to `on_bytes`, the relay's state."""
 
     def __init__(self, endpoint: Endpoint, pool: UpstreamPool) -> None:
         self.endpoint = endpoint
@@ -199,19 +204,19 @@ class UpstreamConnection(asyncio.Protocol):
         self.answers = pool.answers
         self._transport = cast("asyncio.Transport", None)
         self._uses = 0
-        # The client is slow; the transport does not read
+        # Whether the client is slow, and whether the transport has stopped reading
         self._slow = self._paused = False
-        # What was read and is left for the next turns, where the relay decodes what comes
+        # Whether the relay decodes its input, and then the input that is left for the next turns
         self._stepwise = False
         self._rest = Pending()
         self._turn: asyncio.Handle | None = None
-        # The connection was lost before the rest was taken, and why
+        # Whether the connection was lost before `_rest` was empty, and the reason
         self._gone = False
         self._error: Exception | None = None
         self._may_write = True
         self._drained: asyncio.Future[None] | None = None
         self._uploaded = True
-        # The relay that runs
+        # The running relay
         self.relay: Use | None = None
         self.watch = ResponseWatch()
         self.on_bytes: Callable[[bytes], None] = self._on_idle
@@ -260,24 +265,24 @@ class UpstreamConnection(asyncio.Protocol):
             self.relay.client.resume_input()
 
     def _on_idle(self, data: bytes) -> None:
-        """Nobody asked: the connection is of no use any more."""
+        """Close the connection, because a child that sends without a request is not reliable."""
         self.abort()
 
     # --- commands -----------------------------------------------------------------------------
 
     def abort(self) -> None:
-        """Close at once; the child stops generating within a millisecond."""
+        """Close at once, which makes the child stop generating within a millisecond."""
         if not self.closed:
-            # From here on the transport must not be touched: uvloop raises where asyncio shrugs.
+            # After this the transport must not be used: uvloop raises, though asyncio does not.
             self.closed = True
             self._transport.abort()
 
     def retire(self) -> None:
-        """Close after the answer that is running."""
+        """Close after the running answer."""
         self._uses = _MOST_USES
 
     def pause(self) -> None:
-        """Stop reading: the client is slow."""
+        """Stop reading, because the client is slow."""
         self._slow = True
         self._steer()
 
@@ -287,7 +292,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._steer()
 
     def _steer(self) -> None:
-        """Take what is left in the next turn; read on where nothing is."""
+        """Schedule a turn for the rest of the input, and read more only if there is no rest."""
         if self._rest.size:
             if not self._slow and self._turn is None:
                 self._turn = self._loop.call_soon(self._take_steps)
@@ -303,7 +308,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _take_steps(self) -> None:
-        """Hand on a little of what was read, so that others get their turn."""
+        """Process a few steps of the input, so that other connections get their turn."""
         self._turn = None
         until = time.monotonic() + _TURN
         try:
@@ -324,14 +329,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def finish_sending(self) -> None:
-        """Pass the end of a tunnel's bytes on. Nothing else ever half-closes towards a child."""
+        """Pass on the end of a tunnel's input. In no other case is a child's input half-closed."""
         if not self.closed:
             end_output(self._transport)
 
     # --- one use ------------------------------------------------------------------------------
 
     def begin(self, relay: Use, *, decoding: bool) -> None:
-        """Hand what comes in to `relay`, the body without its framing where `decoding`."""
+        """Give the input to `relay`; with `decoding` bodies come without their framing."""
         self._uses += 1
         self.relay = relay
         self._stepwise = decoding
@@ -342,7 +347,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.watch.begin()
 
     def end(self, *, over: bool) -> None:
-        """Let go of the relay; keep the connection where the answer is `over`, and no stream's."""
+        """End the use; keep the connection if the answer is `over` and all of it was processed."""
         self.relay = None
         self.on_bytes = self._on_idle
         if self._drained is not None:
@@ -359,7 +364,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
 
     async def upload(self, head: bytes, body: Body) -> None:
-        """Send a request; returns early when the connection or the relay ends meanwhile."""
+        """Send a request; return early if the connection or the relay ends meanwhile."""
         self._uploaded = False
         self._transport.write(head)
         for piece in body.pieces:
@@ -373,7 +378,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     async def _writable(self) -> None:
         if self._may_write:
-            # A fast child never fills the buffer: let the other streams run between the slices.
+            # With a fast child the buffer is never full, so let other streams run between slices.
             await asyncio.sleep(0)
             return
         self._drained = self._loop.create_future()

@@ -1,4 +1,4 @@
-"""The little that is known here of WebSockets (RFC 6455): how to close one from the outside."""
+"""Closes a WebSocket that is relayed (RFC 6455); lswap needs no more of the protocol."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def close_frame(code: int) -> bytes:
 
 
 def ends_a_frame(data: bytes) -> bool:
-    """Tell whether a server's bytes, read from the start of a frame, end with a frame (5.2).
+    """Return whether a server's bytes, read from the start of a frame, end with a frame (5.2).
 
-    Servers write whole frames. So the bytes that came last tell, most often, whether another
-    frame may follow; where they do not begin with a frame, this is all but surely False.
+    Servers write whole frames. So the last bytes tell, in most cases, whether another frame may
+    follow. If they do not begin with a frame, the result is almost certainly False.
     """
     at = 0
     while at < len(data):
