@@ -1,4 +1,4 @@
-"""How many functions of lswap a request calls, which no noise of a machine changes.
+"""How many functions of lswap a request calls, and in which folders, however busy the machine is.
 
 Each limit is what a release took and a few more: raise it knowingly, for what has to be done.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from itertools import count
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from tests.proxy.harness import connected
 from tests.unit.test_plain_requests import request, staged
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import FrameType
 
     from tests.proxy.harness import Client
@@ -78,3 +78,24 @@ async def test_a_request_calls_few_functions(
             sys.setprofile(before)
         assert all(stage.at_once[1:])
         assert median(costs) < limit  # now and then something else runs beside a request
+
+
+async def test_a_request_enters_few_folders(short_dir: Path) -> None:
+    """A part that it enters besides has to be read by everybody who wants to follow a request."""
+    entered: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        place = Path(frame.f_code.co_filename)
+        if event == "call" and place.is_relative_to(_OWN) and not _in_background():
+            entered.add(place.relative_to(_OWN).parts[0])
+
+    async with staged(short_dir) as stage, connected(stage.endpoint) as client:
+        assert (await client.ask(request(BODY))).status == 200
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            assert (await client.ask(request(BODY))).status == 200
+        finally:
+            sys.setprofile(before)
+    assert {"proxy", "api", "supervisor", "scheduler"} <= entered
+    assert entered <= {"proxy", "api", "supervisor", "scheduler", "llamacpp", "units.py"}
