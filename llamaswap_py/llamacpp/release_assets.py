@@ -80,12 +80,14 @@ class Platform:
     """What decides which archive can run here.
 
     `system` and `processor` are those of Python's `platform`, in lower case. `libc` is like
-    `glibc 2.36`, "" if it is not glibc. `rocm` is the installed version of ROCm, "" without.
+    `glibc 2.36`, "" if it is not glibc. `card` tells whether there is a graphics card, `nvidia` one
+    of NVIDIA. `rocm` is the installed version of ROCm, "" without. `vulkan` needs its loader, too.
     """
 
     system: str
     processor: str
     libc: str = ""
+    card: bool = False
     nvidia: bool = False
     rocm: str = ""
     vulkan: bool = False

@@ -41,7 +41,7 @@ from llamaswap_py.redaction import without_user
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["install_release", "this_platform", "update_engine"]
 
@@ -80,8 +80,9 @@ def install_release(
             offers = offers_of(server.release(tag), machine, backends)
         if not offers:
             raise _no_archive("the newest releases have" if newest else f"{tag} has", backends)
-        if machine.nvidia and backend == "auto" and offers[0].backend != "cuda":
-            say(f"{_NO_CUDA}; for the NVIDIA card: `lswap engine build --backend cuda`")
+        if backend == "auto":
+            for line in _unused(machine, offers[0].backend):
+                say(line)
         return _first_that_starts(
             server, offers[:1] if wanted else offers, machine, wanted, name, say, on_progress
         )
@@ -94,12 +95,13 @@ def update_engine(
     say: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Engine | None:
-    """Install the newest release, if it is newer than `current`; return None if it is not.
+    """Install the newest release; return None if `current` is as new, and of the same backend.
 
     Without `backend` it is the one of `current`.
     """
     machine = this_platform()
-    if backend == "auto" and current is not None:
+    asked = backend
+    if asked == "auto" and current is not None:
         backend = current.backend if current.backend in CHOICES else "auto"
     backends = _backends(machine, backend)
     with ReleaseServer() as server:
@@ -107,7 +109,8 @@ def update_engine(
         if not offers:
             raise _no_archive("the newest releases have", backends)
         build = int(offers[0].tag.removeprefix("b"))
-        if current is not None and (current.build or 0) >= build:
+        same = current is not None and asked in ("auto", current.backend)
+        if current is not None and same and (current.build or 0) >= build:
             return None
         return _first_that_starts(server, offers, machine, None, None, say, on_progress)
 
@@ -115,7 +118,7 @@ def update_engine(
 def this_platform() -> Platform:
     """Find out what decides which archive can run here."""
     nvidia = os.path.exists("/dev/nvidiactl")
-    cards = nvidia or any(Path("/dev/dri").glob("renderD*"))
+    card = nvidia or any(Path("/dev/dri").glob("renderD*"))
     rocm = ""
     if os.path.exists("/dev/kfd"):
         with suppress(OSError, UnicodeDecodeError):
@@ -127,10 +130,24 @@ def this_platform() -> Platform:
         system=sys.platform,
         processor=platform.machine().lower(),
         libc=libc,
+        card=card,
         nvidia=nvidia,
         rocm=rocm,
-        vulkan=cards and ctypes.util.find_library("vulkan") is not None,
+        vulkan=card and ctypes.util.find_library("vulkan") is not None,
     )
+
+
+def _unused(machine: Platform, backend: str) -> Iterator[str]:
+    """Say which card the archive for `backend` does not use as well as another engine could."""
+    if machine.nvidia and backend != "cuda":
+        yield f"{_NO_CUDA}; for the NVIDIA card: `lswap engine build --backend cuda`"
+    if machine.card and backend == "cpu":
+        yield (
+            "this archive uses no graphics card: libvulkan is not installed here (apt-get install "
+            "libvulkan1, then `lswap engine install --backend vulkan`)"
+            if not machine.vulkan
+            else "this archive uses no graphics card: the release has no other that fits"
+        )
 
 
 def _backends(machine: Platform, backend: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -497,6 +498,27 @@ def test_for_an_nvidia_card_it_says_that_there_is_no_cuda_build(
         install_release(backend="sycl")
 
 
+def test_a_card_that_the_archive_cannot_use_is_named(
+    fake: FakeReleases, machine: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.release(PINNED).asset(CPU, packed(PINNED))
+    lines: list[str] = []
+    card = replace(machine, card=True)
+    for found, said in (
+        (replace(card, nvidia=True), ["no CUDA build for Linux", "apt-get install libvulkan1"]),
+        (card, ["apt-get install libvulkan1"]),
+        (replace(card, vulkan=True), ["has no other that fits"]),
+    ):
+        monkeypatch.setattr(releases, "this_platform", partial(lambda it: it, found))
+        lines.clear()
+        install_release(say=lines.append)
+        assert len(lines) == len(said) + 1
+        assert all(part in line for part, line in zip(said, lines, strict=False))
+        lines.clear()
+        install_release(backend="cpu", say=lines.append)
+        assert len(lines) == 1
+
+
 def test_this_machine_is_known() -> None:
     found = this_platform()
     assert found.system in ("linux", "darwin")
@@ -546,6 +568,12 @@ def test_an_update_keeps_the_backend_of_the_engine_in_use(
     with pytest.raises(EngineError, match=r"no CUDA build.*engine build --backend cuda"):
         update_engine(locate_engine())
     assert update_engine(None) is not None
+    # Another backend than that of the engine in use is installed although that is as new.
+    cpu = install_server(7300, "cpu")
+    assert update_engine(locate_engine(str(cpu))) is None
+    other = update_engine(locate_engine(str(cpu)), backend="vulkan")
+    assert other is not None
+    assert other.path.parent.parent.name == "b7200-ubuntu-vulkan-x64"
 
 
 def test_install_prints_json_and_keeps_its_lines_apart(fake: FakeReleases) -> None:
