@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.estimate.fitting import FitStep, FitWish, fit_steps
 from llamaswap_py.estimate.formula import layer_devices
-from llamaswap_py.estimate.layer_sizes import layer_bytes, refused_devices
+from llamaswap_py.estimate.layer_sizes import is_cache_tensor, layer_bytes, refused_devices
 from llamaswap_py.estimate.quantisations import smaller, weights_of
 from llamaswap_py.estimate.splits import divide_layers
 from llamaswap_py.estimate.types import DoesNotRunError, Estimate, EstimateError, Part, Source
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FitStep", "FitWish", "Fitted", "Fitter", "Tried"]
 
-PROOFS: Final = 4
+PROOFS: Final = 6
 """Dry runs of one fit at most; after them the formulas alone decide."""
 MEASURED_BEYOND: Final = "measured beyond the estimate"
 
@@ -89,12 +89,14 @@ class Fitter:
         wish: FitWish,
         *,
         said: Collection[str],
+        known: Collection[str] | None = None,
         after: int = -1,
     ) -> Fitted:
         """Return the first step that fits into `room` (bytes per device).
 
-        `said` names the options that the file gives. `after` is the rank of a step that ran out of
-        memory: only later ones are tried. Raises EstimateError like the estimator.
+        `said` names the options that the file gives, `known` those of the engine (with dashes;
+        None: all of them). `after` is the rank of a step that ran out of memory: only later ones
+        are tried. Raises EstimateError like the estimator.
         """
         if wanted.declared is not None or wanted.is_program:
             return _as_it_is(await self._estimator.estimate(wanted), room)
@@ -103,7 +105,7 @@ class Fitter:
         except EstimateError:  # the engine may read files that lswap cannot
             return _as_it_is(await self._estimator.estimate(wanted), room)
         settings = read_settings(wanted.args)
-        steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish)
+        steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish, known=known)
         splits = len(wanted.gpus) > 1 and not OF_DIVISION & set(said)
         limits = await asyncio.to_thread(self._estimator.limits.refused, wanted)
         search = _Search(
@@ -146,6 +148,8 @@ class _Search:
     """By how many bytes the last proof exceeded the formula, per device."""
     excess: dict[str, int] = field(default_factory=dict)
     """By how many bytes measured memory exceeded a dry run, per device."""
+    doubted: dict[str, int] = field(default_factory=dict)
+    """Sizes from which on a device may refuse a tensor, until it has taken a smaller one."""
 
     async def run(self) -> Fitted:
         """Find, prove, correct, until a proven step is the first that fits."""
@@ -210,10 +214,10 @@ class _Search:
             for one in self.proven.values()
         ):
             return True
-        if not self.limits:
+        if not (limits := {**self.limits, **self.doubted}):
             return False
         settings = read_settings(self._args(step))
-        return bool(refused_devices(self.opened.model[0], settings, self.wanted.gpus, self.limits))
+        return bool(refused_devices(self.opened.model[0], settings, self.wanted.gpus, limits))
 
     def _estimate(self, step: FitStep) -> Estimate:
         if step.rank not in self.worked_out:
@@ -290,6 +294,8 @@ class _Search:
             source = Source.DRY_RUN.value
             self.proven[rank] = Tried(self._said(step), footprint, False, source, error.message)
             return False
+        if step.layers_on_devices and estimate.source is Source.DRY_RUN:
+            self.doubted.clear()
         if estimate.source is Source.DRY_RUN:
             more = [Part(device, MEASURED_BEYOND, size) for device, size in self.excess.items()]
             estimate = Estimate(estimate.source, (*estimate.parts, *more), estimate.notes)
@@ -307,13 +313,17 @@ class _Search:
         return fits
 
     async def _note_refusal(self, step: FitStep, error: DoesNotRunError) -> None:
-        """Keep the size of a tensor that a device refused, for this search and for later ones."""
-        if not error.device:
+        """Keep the size of a tensor that a device refused, for this search and for later ones.
+
+        The limits of devices are powers of two, so the search goes on with half of the size.
+        """
+        if not is_cache_tensor(error.tensor):
             return
         settings, gpus = read_settings(self._args(step)), self.wanted.gpus
         sizes = refused_devices(self.opened.model[0], settings, gpus, {error.device: 0})
         if size := sizes.get(error.device):
             self.limits[error.device] = min(size, self.limits.get(error.device, size))
+            self.doubted[error.device] = size // 2 + 1
             await asyncio.to_thread(self.estimator.limits.note, self.wanted, error.device, size)
 
     def _believe(self, rank: int) -> None:

@@ -140,14 +140,16 @@ def fit_steps(
     said: Collection[str],
     gpus: Sequence[str],
     wish: FitWish,
+    *,
+    known: Collection[str] | None = None,
 ) -> tuple[FitStep, ...]:
     """Return every way to run a model of this header, in the order in which they are tried.
 
     `settings` are those of the file; `said` names the options that the file gives (`cache-ram` also
-    where another key of the file sets it), which stand. Without `gpus` only the context and the
-    prompt cache are open.
+    where another key of the file sets it), which stand. `known` are the options of the engine with
+    dashes; None means all. Without `gpus` only the context and the prompt cache are open.
     """
-    form = _Form(header, settings, frozenset(said), tuple(gpus))
+    form = _Form(header, settings, frozenset(said), tuple(gpus), known)
     cuts = form.cuts(wish)
     order = _by_context(form, cuts) if wish.favor == "context" else _by_speed(form, cuts)
     steps: list[FitStep] = []
@@ -194,9 +196,15 @@ class _Form:
     """What one model leaves open on one placement, and its steps as words."""
 
     def __init__(
-        self, header: Header, settings: Settings, said: frozenset[str], gpus: tuple[str, ...]
+        self,
+        header: Header,
+        settings: Settings,
+        said: frozenset[str],
+        gpus: tuple[str, ...],
+        known: Collection[str] | None,
     ) -> None:
         self._settings = settings
+        self._known = known
         self._said = said
         self._gpus = gpus
         self._trained = header.integer("context_length", 4096)
@@ -204,9 +212,12 @@ class _Form:
         self._layers = header.integer("block_count") + 1
         placed = layer_devices(header, settings, gpus)
         self._on_devices = sum(device != HOST for device in placed)
-        self._moves = not OF_TENSORS & said and bool(gpus)
 
     # What is open
+
+    def _has(self, name: str) -> bool:
+        """Return whether the engine has an option."""
+        return self._known is None or f"--{name}" in self._known
 
     @property
     def _context_is_open(self) -> bool:
@@ -214,16 +225,18 @@ class _Form:
 
     @property
     def _layers_are_open(self) -> bool:
-        return self._moves and not OF_LAYERS & self._said
+        return bool(self._gpus) and not OF_LAYERS & self._said
 
     @property
     def _experts_are_open(self) -> bool:
-        given = OF_EXPERTS & self._said
-        return self._moves and bool(self._experts) and not given
+        given = (OF_EXPERTS | OF_TENSORS) & self._said
+        there = bool(self._gpus and self._experts and self._on_devices)
+        return there and not given and self._has("n-cpu-moe")
 
     def caches(self) -> tuple[bool, ...]:
         """Return whether the prompt cache is kept: always, or first kept and then left out."""
-        if CACHE_RAM in self._said or not self._settings.prompt_cache:
+        given = CACHE_RAM in self._said or not self._has(CACHE_RAM)
+        if given or not self._settings.prompt_cache:
             return (True,)
         return (True, False)
 
@@ -293,7 +306,7 @@ class _Form:
 
     def step(self, rank: int, cut: _Cut, place: _Place, *, keeps_cache: bool) -> FitStep:
         """Return a step with the words that lead to it."""
-        options: dict[str, str] = {"fit": "off"}
+        options: dict[str, str] = {"fit": "off"} if self._has("fit") else {}
         if self._context_is_open:
             each = 1 if self._settings.unified else cut.slots
             options |= with_context(cut.context * each)

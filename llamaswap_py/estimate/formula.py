@@ -324,7 +324,7 @@ def lay_out(
     for header in headers:
         held: list[Tensor] = []
         for tensor in header.tensors:
-            device = _device(tensor, devices, settings)
+            device = _overridden(tensor, settings, gpus) or _device(tensor, devices, settings)
             weights[device] = weights.get(device, 0) + tensor.size
             if tied and tensor.name == "token_embd.weight" and devices[-1] != HOST:
                 weights[devices[-1]] = weights.get(devices[-1], 0) + tensor.size
@@ -363,6 +363,16 @@ def layer_devices(header: Header, settings: Settings, gpus: Sequence[str]) -> tu
         for layer in range(on_gpu)
     )
     return (HOST,) * first + placed
+
+
+def _overridden(tensor: Tensor, settings: Settings, gpus: Sequence[str]) -> str:
+    """Return the device that an option names for a tensor; "" if none does."""
+    for pattern, device in settings.overrides:
+        if re.search(pattern, tensor.name):
+            number = device[-1:]
+            is_gpu = number.isdecimal() and int(number) < len(gpus)
+            return gpus[int(number)] if is_gpu else HOST
+    return ""
 
 
 def _device(tensor: Tensor, devices: tuple[str, ...], settings: Settings) -> str:
@@ -531,6 +541,9 @@ def caveats(header: Header, settings: Settings, context: Context) -> list[str]:
         )
     if settings.draft is None and "draft" in settings.speculation:
         notes.append("the context of the model's own draft layers is not counted")
-    if settings.overrides:
-        notes.append("tensors that override-tensor moves are counted where they would be without")
+    if settings.unread_overrides:
+        notes.append(
+            "some tensors that override-tensor or override-tensor-draft moves are counted where "
+            "they would be without"
+        )
     return notes

@@ -16,7 +16,7 @@ from llamaswap_py.units import HOST
 if TYPE_CHECKING:
     from llamaswap_py.estimate.files import FileIdentity
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """The version in the keys. Raise it when the formulas change: old cached estimates then expire."""
 
 

@@ -5,6 +5,7 @@ Defaults are those of llama-server build 11434 (common/common.h, tools/server/se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,8 @@ from llamaswap_py.units import MIB
 PAD: Final = 256
 """Contexts are rounded up to a multiple of this (GGML_PAD in llama-context.cpp)."""
 CACHE_RAM: Final = "cache-ram"
+CPU: Final = "CPU"
+"""The engine's name of main memory as a device."""
 SPLIT: Final = "tensor-split"
 ALL: Final = 10**9
 """As a number of layers: every one."""
@@ -78,8 +81,10 @@ class Settings:
     draft_tokens: int = 0
     speculation: str = "none"
     """The kinds of speculative decoding asked for, commas between them."""
-    overrides: bool = False
-    """Whether --override-tensor or a similar option moves tensors, which the formulas ignore."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """Patterns of tensors' names, and the engine's name of the device that holds them."""
+    unread_overrides: bool = False
+    """Whether an option moves tensors in a way that is not read here."""
     host_alone: bool = False
     """Whether the model runs without any device."""
 
@@ -100,6 +105,7 @@ def read_settings(args: Sequence[str]) -> Settings:
     if context <= 0 and per_slot > 0 and "ctx-size" not in words.found:
         context = slots * per_slot
     draft = _draft(words)
+    overrides, unread = _overrides(words)
     speculation = ",".join(words.every(SPECULATION)) or "none"
     return Settings(
         context=max(context, 0),
@@ -132,9 +138,8 @@ def read_settings(args: Sequence[str]) -> Settings:
         draft=draft,
         draft_tokens=0 if speculation == "none" else words.integer("spec-draft-n-max", 3),
         speculation=speculation,
-        overrides=bool(
-            {"override-tensor", "n-cpu-ffn", "spec-draft-override-tensor"} & words.names
-        ),
+        overrides=overrides,
+        unread_overrides=unread or "override-tensor-draft" in words.names,
         host_alone=words.text("device", "") == "none",
     )
 
@@ -187,6 +192,27 @@ def _draft(words: _Words) -> DraftModel | None:
         _layers(words.text("n-gpu-layers-draft", "auto")),
         words.text("device-draft", "") or None,
     )
+
+
+def _overrides(words: _Words) -> tuple[tuple[tuple[str, str], ...], bool]:
+    """Read where tensors are put by name; also whether a pattern could not be read.
+
+    llama.cpp uses ECMAScript's patterns, which mostly mean the same here.
+    """
+    found: list[tuple[str, str]] = []
+    unread = False
+    for one in words.every("override-tensor"):
+        pattern, _, device = one.rpartition("=")
+        try:
+            re.compile(pattern)
+        except re.error:
+            unread = True
+        else:
+            found.append((pattern, device))
+    if layers := words.integer("n-cpu-ffn", 0):
+        numbers = "|".join(map(str, range(layers)))
+        found.append((rf"blk\.(?:{numbers})\.ffn_(up|down|gate)\.", CPU))
+    return tuple(found), unread
 
 
 def _mapped(words: _Words) -> bool:

@@ -275,12 +275,14 @@ async def test_an_abort_is_a_step_that_does_not_fit(engine: Engine, files: Path)
 
 
 async def test_the_size_that_a_device_refused_is_remembered(engine: Engine, files: Path) -> None:
-    """A K tensor of 24k tokens is too large; the next model's search begins below that."""
+    """A K tensor of 24k tokens is too large; the next search begins below that."""
     room = MACHINES["card-24"]
     engine.longest, engine.refuses = 16384, ("cache_k_l0", "CUDA0")
     first = await fit(engine, dry("dense-8b", room, files), room, FitWish())
     assert first.step is not None
     assert first.step.context == 16384
+    # After a refusal half the size is tried, and what lies between only then.
+    assert [context for context, _ in engine.runs] == [32768, 16384, 24576]
     engine.runs.clear()
     kept = Engine(repackable=(), cache=RecordFolder(files / "dry-runs", Estimate, version=1))
     kept.more, kept.longest, kept.refuses, kept.runs = {}, 16384, engine.refuses, engine.runs
@@ -290,19 +292,41 @@ async def test_the_size_that_a_device_refused_is_remembered(engine: Engine, file
     assert [context for context, _ in kept.runs] == [16384]
     longer = ("--cache-type-k", "q8_0", "--cache-type-v", "q8_0")
     third = await fit(kept, dry("dense-8b", room, files, *longer), room, FitWish())
-    assert [context for context, _ in kept.runs][1:] == [32768, 24576, 16384]  # its tensors: half
+    assert [context for context, _ in kept.runs][1:] == [32768, 16384, 24576]  # half as large
     assert third.step is not None
 
 
-async def test_after_four_dry_runs_the_formulas_decide_and_say_so(
+async def test_a_limit_far_below_the_wanted_context_is_found(engine: Engine, files: Path) -> None:
+    room = MACHINES["card-24"]
+    engine.longest, engine.refuses = 8192, ("cache_v_l3", "CUDA0")
+    found = await fit(engine, dry("dense-8b", room, files), room, FitWish(want=131072))
+    assert found.step is not None
+    assert found.step.context == 8192
+    assert found.estimate.source is Source.DRY_RUN
+    assert [context // 1024 for context, _ in engine.runs][-2:] == [8, 12]
+
+
+async def test_another_refused_tensor_says_nothing_of_the_cache(
+    engine: Engine, files: Path
+) -> None:
+    room = MACHINES["card-24"]
+    engine.longest, engine.refuses = 24576, ("cache_s_l0", "CUDA0")
+    wanted = dry("dense-8b", room, files)
+    found = await fit(engine, wanted, room, FitWish())
+    assert found.step is not None
+    assert found.step.context == 24576
+    assert engine.limits.refused(wanted) == {}
+
+
+async def test_after_six_dry_runs_the_formulas_decide_and_say_so(
     engine: Engine, files: Path
 ) -> None:
     room = MACHINES["card-24"]
     engine.longest = 0
     found = await fit(engine, dry("dense-8b", room, files), room, FitWish())
-    assert len(engine.runs) == 4
+    assert len(engine.runs) == 6
     assert found.step is not None
-    assert "not proven: 4 dry runs of larger steps did not fit" in found.estimate.notes
+    assert "not proven: 6 dry runs of larger steps did not fit" in found.estimate.notes
 
 
 async def test_what_was_measured_with_the_same_words_wins(engine: Engine, files: Path) -> None:

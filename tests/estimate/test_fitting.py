@@ -145,9 +145,11 @@ def test_given_experts_stand_and_layers_may_still_leave() -> None:
         assert not any("--n-cpu-moe" in one.words for one in steps)
 
 
-def test_with_given_overrides_nothing_leaves_the_devices() -> None:
-    steps = steps_of("--override-tensor", "exps=CPU", layers=2, experts=4)
-    assert {(one.layers_on_devices, one.experts_on_host) for one in steps} == {(3, 0)}
+def test_given_overrides_stand_and_layers_may_still_leave() -> None:
+    for given in (("--override-tensor", "exps=CPU"), ("--n-cpu-ffn", "1")):
+        steps = steps_of(*given, layers=2, experts=4)
+        assert {one.layers_on_devices for one in steps} == {3, 2, 1, 0}
+        assert not any("--n-cpu-moe" in one.words for one in steps)
 
 
 def test_only_layers_with_experts_lose_them() -> None:
@@ -236,3 +238,17 @@ def test_texts_say_how_a_model_runs() -> None:
     assert fewer[6].text(()) == "8,192 of 131,072 context, 1 slot"
     uncached = fit_steps(model(), read_settings(()), (), (), FitWish())[1]
     assert uncached.text(()) == "8,192 context, no prompt cache"
+
+
+def test_an_option_that_the_engine_lacks_is_not_used() -> None:
+    header, settings = model(layers=2, experts=4), read_settings(())
+    old = ("--ctx-size", "--n-gpu-layers", "--device")
+    steps = fit_steps(header, settings, (), CARD, FitWish(), known=old)
+    words = {word for one in steps for word in one.words if word.startswith("--")}
+    assert words == set(old)
+    assert {one.experts_on_host for one in steps} == {0}
+
+
+def test_without_layers_on_devices_no_expert_can_leave() -> None:
+    steps = steps_of("--n-gpu-layers", "0", layers=2, experts=4)
+    assert len({one.words for one in steps}) == len(steps)

@@ -138,6 +138,8 @@ def test_splits() -> None:
     assert layer_devices(header, settings("-ts 3,1"), gpus) == ("CUDA0",) * 6 + ("CUDA1",) * 2
     assert layer_devices(header, settings("-sm none -mg 1"), gpus) == ("CUDA1",) * 8
     assert layer_devices(header, settings("-ts 0,1"), gpus) == ("CUDA1",) * 8
+    # The first device whose share lies above layer / layers has it: 4 / 8 < 0.51, and 5 / 8 is not.
+    assert layer_devices(header, settings("-ts 51,49"), gpus) == ("CUDA0",) * 5 + ("CUDA1",) * 3
 
 
 def test_a_tied_embedding_is_there_twice_on_a_gpu() -> None:
@@ -300,3 +302,25 @@ def test_what_may_differ_is_said_of_drafts() -> None:
 def test_what_is_no_language_model() -> None:
     with pytest.raises(EstimateError, match="clip file without layers"):
         analytic_parts([model("clip", layers=0, block_count=0)], Settings(), (), ())
+
+
+def test_tensors_are_where_override_tensor_puts_them() -> None:
+    header, gpus = model(layers=4, experts=8), ("CUDA2", "CUDA3")
+    experts = sum(one.size for one in header.tensors if "exps" in one.name)
+    as_usual = lay_out([header], Settings(), gpus, ()).weights
+    on_host = lay_out([header], read_settings(["-ot", "exps=CPU"]), gpus, ()).weights
+    assert on_host[HOST] == as_usual[HOST] + experts
+    moved = lay_out([header], read_settings(["-ot", r"blk\.\d+\.=CUDA1"]), gpus, ()).weights
+    of_layers = sum(one.size for one in header.tensors if one.name.startswith("blk"))
+    assert moved["CUDA3"] >= of_layers
+    assert "CUDA2" not in moved
+    same = lay_out([header], read_settings(["--cpu-moe"]), gpus, ()).weights
+    assert on_host == same
+
+
+def test_the_dense_part_of_first_layers_is_on_the_host_by_n_cpu_ffn() -> None:
+    header = model(layers=12)
+    settings = read_settings(["--n-cpu-ffn", "11"])
+    weights = lay_out([header], settings, ("CUDA0",), ()).weights
+    kept = {"token_embd.weight", *(f"blk.{at}.ffn_up.weight" for at in range(11))}
+    assert weights[HOST] == sum(one.size for one in header.tensors if one.name in kept)

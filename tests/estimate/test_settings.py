@@ -78,7 +78,12 @@ def test_experts_splits_and_switches() -> None:
     assert settings.whole_window
     assert settings.prompt_cache == 0
     assert read_settings(["--cpu-moe"]).cpu_expert_layers == ALL
-    assert read_settings(["-ot", "exps=CPU"]).overrides
+    assert read_settings(["-ot", "exps=CPU"]).overrides == (("exps", "CPU"),)
+    two = read_settings(["-ot", r"blk\.(1|2)\.ffn=CPU,attn=CUDA1"])
+    assert two.overrides == ((r"blk\.(1|2)\.ffn", "CPU"), ("attn", "CUDA1"))
+    assert not two.unread_overrides
+    assert read_settings(["-ot", "(=CPU"]).unread_overrides
+    assert read_settings(["--spec-draft-override-tensor", "x=CPU"]).unread_overrides
 
 
 def test_draft_projector_and_adapters() -> None:
