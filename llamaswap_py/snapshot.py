@@ -16,12 +16,16 @@ class DeviceView(msgspec.Struct, frozen=True):
     margin: int
     used: int
     source: str
-    """How `total` is known: `declared`, `nvml`, `psutil` or `cgroup`."""
-    strangers: int = 0
-    """What other programs hold, as last measured."""
+    """How `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil` or `cgroup`."""
+    strangers: int | None = 0
+    """What other programs hold, as last measured; None: it is not measured."""
     reserved: int = 0
     free: int = 0
     """What may still be promised: below 0 where other programs took the margin."""
+    within: str | None = None
+    """The device in whose memory it computes: what it is charged, that one is charged too."""
+    description: str = ""
+    """What its driver calls it."""
 
 
 class FailureView(msgspec.Struct, frozen=True):

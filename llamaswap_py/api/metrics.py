@@ -263,8 +263,14 @@ def _devices(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         family = GaugeMetricFamily(f"lswap_device_{name}_bytes", text, labels=("device",))
         for device in snapshot.devices:
-            family.add_metric((device.id,), getattr(device, name))
+            if (size := getattr(device, name)) is not None:
+                family.add_metric((device.id,), size)
         yield family
+    labels = ("device", "source", "within")
+    info = GaugeMetricFamily("lswap_device_info", "How a device's memory is known.", labels=labels)
+    for device in snapshot.devices:
+        info.add_metric((device.id, device.source, device.within or ""), 1)
+    yield info
 
 
 async def scrape_children(supervisor: Supervisor) -> dict[str, str]:

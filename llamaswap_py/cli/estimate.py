@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -12,18 +12,21 @@ from llamaswap_py.cli.tables import print_table
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import evicted_for, fits, largest_sets
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.types import PoolId
 from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import FitCheck
-from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
 from llamaswap_py.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llamaswap_py.config.load import Origin
     from llamaswap_py.config.sections import Config
     from llamaswap_py.supervisor.fit import FitResult
 
+_SOURCES: Final = {"engine": "the engine's list; other programs not measured"}
 COLUMNS = ("model", "device", "memory", "source", "made of")
 
 
@@ -47,6 +50,8 @@ class Room(msgspec.Struct):
     total: int
     margin: int
     source: str
+    within: str | None = None
+    """The device in whose memory it computes."""
 
 
 class Report(msgspec.Struct):
@@ -95,9 +100,14 @@ async def estimate_config(
     chosen_ones = [one for name, one in prepared.items() if chosen in (None, name)]
     judged = await fit_check.all(chosen_ones, None)
     lines = [_line(judged[one.preset.id]) for one in chosen_ones]
-    rooms = [Room(one.id, one.total, one.margin, one.source) for one in devices]
+    rooms = [Room(one.id, one.total, one.margin, one.source, one.within) for one in devices]
     room = {one.device: one.total - one.margin for one in rooms}
-    needs = {line.model: line.memory for line in lines if line.memory and not line.problem}
+    ledger = Ledger(pools_of(devices), policy_of(config))
+    needs = {
+        line.model: _spread(ledger, line.memory)
+        for line in lines
+        if line.memory and not line.problem
+    }
     for line in lines:
         if line.model in needs:
             line.evicts = evicted_for(line.model, _others(line.model, needs, room), needs, room)
@@ -131,6 +141,12 @@ def _others(name: str, needs: dict[str, dict[str, int]], room: dict[str, int]) -
     return loaded
 
 
+def _spread(ledger: Ledger, memory: Mapping[str, int]) -> dict[str, int]:
+    """Return what a model takes of each device, and of the memory around it."""
+    charge = ledger.spread({PoolId(device): size for device, size in memory.items()})
+    return {str(pool): size for pool, size in charge.items()}
+
+
 def _print(report: Report) -> None:
     rows = [row for line in report.models for row in _rows(line)]
     if rows:
@@ -138,7 +154,8 @@ def _print(report: Report) -> None:
     for room in report.devices:
         use = format_size(max(room.total - room.margin, 0))
         name, kept = device_name(room.device), format_size(room.margin)
-        total = f"{format_size(room.total)} ({room.source})"
+        inside = "" if room.within is None else f" of {device_name(room.within)}"
+        total = f"{format_size(room.total)}{inside} ({_SOURCES.get(room.source, room.source)})"
         print(f"{name}: {total} – kept free {kept}, available {use}")
     for names in report.together:
         print("fit together: " + ", ".join(names))

@@ -411,7 +411,9 @@ class _File:
             found = devices_for(_usual_engine(), Memory())
         for one in found:
             sizes = f"{format_size(one.total)} ({one.source}), {format_size(one.margin)} kept free"
-            yield f"{show.device_name(one.id)}: {sizes}{', is main memory' if one.unified else ''}"
+            within = ", is main memory" if one.unified else f", is {one.within}'s memory"
+            what = f", {one.description}" if one.description else ""
+            yield f"{show.device_name(one.id)}: {sizes}{within if one.within else ''}{what}"
 
     def configuration(self) -> Iterator[str]:
         """Yield the files, redacted."""

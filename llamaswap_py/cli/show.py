@@ -96,14 +96,15 @@ def memory_text(footprint: dict[str, int] | None) -> str:
 def device_line(device: DeviceView) -> str:
     """Return `RAM: 23.5 GiB – models 0 B, other programs 1.6 GiB, kept free 1 GiB, …`."""
     declared = " (declared)" if device.source == "declared" else ""
+    inside = f" of {device_name(device.within)}" if device.within is not None else ""
     parts = [("models", device.used), ("reserved", device.reserved)]
-    parts += [("other programs", device.strangers), ("kept free", device.margin)]
-    said = ", ".join(
-        f"{word} {format_size(size)}" for word, size in parts if size or word[0] == "m"
-    )
+    parts += [("other programs", device.strangers or 0), ("kept free", device.margin)]
+    words = [f"{word} {format_size(size)}" for word, size in parts if size or word[0] == "m"]
+    if device.source == "engine":
+        words.insert(-1 if device.margin else len(words), "other programs not measured")
     available = format_size(max(device.free, 0))
-    total = format_size(device.total)
-    return f"{device_name(device.id)}: {total}{declared} – {said}, available {available}"
+    total = f"{format_size(device.total)}{inside}{declared}"
+    return f"{device_name(device.id)}: {total} – {', '.join(words)}, available {available}"
 
 
 def device_name(id: str) -> str:

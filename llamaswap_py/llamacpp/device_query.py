@@ -19,7 +19,7 @@ from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_list import OPTION, ListedDevice, parse_device_list
 from llamaswap_py.llamacpp.env_variables import clean_environment
 
-TIMEOUT: Final = 30.0
+TIMEOUT: Final = 20.0
 """Seconds for one run: a driver that wakes up several cards takes some."""
 _CONNECT: Final = 1.0
 _REMEDY: Final = "run it by hand; until it works, declare the devices under memory.devices"

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.backends import BACKENDS
 from llamaswap_py.llamacpp.binaries import Broken, EngineSpec, find_engines
+from llamaswap_py.llamacpp.device_list import OPTION
+from llamaswap_py.llamacpp.device_query import query_devices
 from llamaswap_py.llamacpp.install import check_build
 from llamaswap_py.llamacpp.paths import engines_folder, probes_folder
 from llamaswap_py.units import format_size
@@ -93,6 +95,7 @@ def _engines(found: list[Engine | Broken]) -> Iterator[Check]:
             )
         else:
             yield _engine(entry)
+            yield from _listed(entry)
     if all(isinstance(entry, Broken) for entry in found):
         yield Check(
             "engines",
@@ -114,6 +117,23 @@ def _engine(engine: Engine) -> Check:
         "; ".join([f"{engine.label} ({engine.source})", *lacks]),
         "`lswap engine build` makes a newer one" if lacks else "",
     )
+
+
+def _listed(engine: Engine) -> Iterator[Check]:
+    """Say which devices an engine lists: they are lswap's devices."""
+    name = f"{engine.label} devices"
+    if OPTION not in engine.help_text:
+        return
+    try:
+        devices = query_devices(engine.path, os.environ)
+    except EngineError as error:
+        yield Check("engines", name, CheckState.PROBLEM, error.message, error.remedy)
+        return
+    sizes = (format_size(one.total) if one.total else "size not reported" for one in devices)
+    said = [
+        f"{one.name}: {one.description} ({size})" for one, size in zip(devices, sizes, strict=True)
+    ]
+    yield Check("engines", name, CheckState.OK, "; ".join(said) or "none but the CPU")
 
 
 def _unused_gpus(engines: list[Engine], devices: list[Check]) -> Iterator[Check]:

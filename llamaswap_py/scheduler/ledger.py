@@ -116,14 +116,16 @@ class Ledger:
         """
         charge: Amounts = dict(footprint)
         for pool, size in footprint.items():
-            around = self._around(pool)
-            while around is not None:
+            for around in self.chain(pool)[1:]:
                 charge[around] = charge.get(around, 0) + size
-                around = self._around(around)
         return charge
 
-    def _around(self, pool: PoolId) -> PoolId | None:
-        return self.pools[pool].within if pool in self.pools else None
+    def chain(self, pool: PoolId) -> list[PoolId]:
+        """Return a pool and those whose memory it is a part of, from the inside to the outside."""
+        found = [pool]
+        while found[-1] in self.pools and (within := self.pools[found[-1]].within) is not None:
+            found.append(within)
+        return found
 
     def open_pools(self, plan: PresetPlan) -> None:
         """Make the counting pools that `plan` may be charged to, if they do not exist."""
@@ -139,8 +141,7 @@ class Ledger:
 
     def _card(self, device: PoolId) -> PoolId:
         """Return the name that stands for a card which several engines call differently."""
-        around = self._around(device)
-        return device if around is None or around == HOST else self._card(around)
+        return [pool for pool in self.chain(device) if pool != HOST or device == HOST][-1]
 
     def free(self) -> Amounts:
         """Return bytes per pool that may still be promised; negative where strangers took them.

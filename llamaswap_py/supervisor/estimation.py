@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,11 +16,18 @@ from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.files import file_sizes
-from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.estimate.types import EstimateError, Part
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.record_folder import traffic_folder
-from llamaswap_py.supervisor.fit import as_remedies, leaner_for, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.fit import (
+    as_remedies,
+    leaner_for,
+    usable,
+    wanted_for,
+    ways_to_load,
+    weighed,
+)
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.tasks import guard
@@ -263,13 +270,33 @@ class Estimation:
                 await self._estimator.learn_peak(wanted, await self._use(ready))
 
     async def _use(self, ready: ReadyChild) -> dict[str, int]:
-        files = self._prepared[ready.preset].ways[ready.choice.variant].files
-        gpus = [one for one in self._devices if one.id != HOST]
+        prepared = self._prepared[ready.preset]
+        way = prepared.ways[ready.choice.variant]
         devices = [
-            one for one in gpus if not ready.choice.devices or one.id in ready.choice.devices
+            one
+            for one in usable(way, prepared.engine, self._devices)
+            if not ready.choice.devices or one.id in ready.choice.devices
         ]
-        used = await asyncio.to_thread(read_process_use, [ready.pid], files, devices)
-        return dict(used.devices)
+        used = await asyncio.to_thread(read_process_use, [ready.pid], way.files, devices)
+        known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
+        parts = known.parts if known is not None else ()
+        inside = {one.id for one in devices if one.in_process}
+        return without_inside(used.devices, parts, inside)
+
+
+def without_inside(
+    used: Mapping[str, int], parts: Iterable[Part], inside: Collection[str]
+) -> dict[str, int]:
+    """Return what a process uses, without the devices of `inside`, whose memory is its own.
+
+    A driver that computes on the CPU takes the memory of its process. It cannot be measured apart,
+    so the estimate of such a device stays, and the host has the rest.
+    """
+    kept = {device: size for device, size in used.items() if device not in inside}
+    if inside and HOST in kept:
+        at_ready = sum(part.size for part in parts if part.device in inside and not part.grows)
+        kept[HOST] = max(kept[HOST] - at_ready, 0)
+    return kept
 
 
 def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:

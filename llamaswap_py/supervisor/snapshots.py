@@ -129,9 +129,11 @@ class Snapshots:
                     one.margin,
                     used.get(one.id, 0),
                     one.source,
-                    strangers=ledger.pools[pool].strangers,
+                    strangers=None if one.source == "engine" else ledger.pools[pool].strangers,
                     reserved=reserved,
-                    free=free[pool],
+                    free=min(free[each] for each in ledger.chain(pool)),
+                    within=one.within,
+                    description=one.description,
                 )
             )
         return tuple(views)

@@ -131,6 +131,8 @@ def device_line(device: DeviceRow, width: int, *, colour: bool = True, name_widt
         line.append(f" {said}")
     if len(names) < len(marks):
         line.append(f" +{len(marks) - len(names)}")
+    if device.note and line.cell_len + 2 + cell_len(device.note) <= width:
+        line.append(f"  {device.note}", DIM)
     line.truncate(width, pad=True)
     return line
 

@@ -36,6 +36,7 @@ class DeviceRow:
     total: int
     used: int
     parts: tuple[BarPart, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,15 @@ def device_row(device: DeviceView, instances: Sequence[InstanceView]) -> DeviceR
         parts.append(BarPart("model", "being given back" if parts else "models", rest))
     for kind, name, size in (
         ("reserved", "reserved", device.reserved),
-        ("strangers", "others", device.strangers),
+        ("strangers", "others", device.strangers or 0),
     ):
         if size > 0:
             parts.append(BarPart(kind, name, size))
     left = device.total - sum(part.size for part in parts)
     if left > 0 and device.margin > 0:
         parts.append(BarPart("margin", "margin", min(left, device.margin)))
-    return DeviceRow(device.id, device.total, device.used, tuple(parts))
+    note = "others not measured" if device.source == "engine" else ""
+    return DeviceRow(device.id, device.total, device.used, tuple(parts), note)
 
 
 def model_rows(snapshot: Snapshot, rates: Rates) -> list[ModelRow]:

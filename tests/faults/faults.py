@@ -32,6 +32,7 @@ from tests.faults.attackers import (
 )
 from tests.real.answers import PATIENCE, chat_body, instances_of
 from tests.real.harness import poll
+from tests.real.lab import ASKED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -187,7 +188,7 @@ async def until_failed_once(scene: Scene) -> None:
 
 def wrapped(lab: Lab, name: str, line: str, preset: Preset) -> Preset:
     """Run the real engine after a line of shell, whose `$gate` exists once the fault is over."""
-    asked = "--version | --help) ;;"
+    asked = f"{ASKED}) ;;"
     line = f'gate={lab.folder}/gate-{name}; case "$1" in {asked} *) {line} ;; esac'
     return {**preset, "engine": lab._engine(line, lab.engine)}
 

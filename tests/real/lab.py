@@ -47,6 +47,10 @@ asyncio.run(main())
 """
 
 
+ASKED = "--version | --help | --list-devices"
+"""What an engine is asked before it runs a model, as a pattern of the shell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cli:
     """What a command printed, and its exit code."""
@@ -178,7 +182,7 @@ class Lab:
         Before it, as the same process, goes a `line` of shell.
         """
         command = f"env LSWAP_TAPE={self.folder}/tape {sys.executable} {recording_child.__file__}"
-        ask = "--version | --help) ;;"
+        ask = f"{ASKED}) ;;"
         line = f'case "$1" in {ask} *) {line or ":"} ;; esac  # speaks cmd_child_to_router:state:'
         return self._engine(line, command)
 
@@ -201,7 +205,7 @@ class Lab:
     def held_engine(self, gate: Path) -> str:
         """Write an engine that is the real one, and loads only once the file `gate` exists."""
         wait = f"while ! [ -e {gate} ]; do sleep 0.05; done"
-        line = f'case "$1" in --version | --help) ;; *) {wait} ;; esac'
+        line = f'case "$1" in {ASKED}) ;; *) {wait} ;; esac'
         return self._engine(line, self.engine)
 
     def _engine(self, line: str, command: str, lacks: tuple[str, ...] = ()) -> str:
@@ -210,7 +214,7 @@ class Lab:
         hide = "".join(f" | grep -v -e {word}" for word in lacks)
         path.write_text(
             f"#!/bin/sh\n{line}\n"
-            f'case "$1" in --version | --help) {self.engine} "$@" 2>&1 {hide}; exit 0 ;; esac\n'
+            f'case "$1" in {ASKED}) {self.engine} "$@" 2>&1 {hide}; exit 0 ;; esac\n'
             f'exec {command} "$@"\n'
         )
         path.chmod(0o755)
