@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.estimate.fitting import FitStep, FitWish, fit_steps
 from llamaswap_py.estimate.formula import layer_devices
-from llamaswap_py.estimate.layer_sizes import is_cache_tensor, layer_bytes, refused_devices
+from llamaswap_py.estimate.layer_sizes import layer_bytes, refused_devices
 from llamaswap_py.estimate.quantisations import smaller, weights_of
 from llamaswap_py.estimate.splits import divide_layers
 from llamaswap_py.estimate.types import DoesNotRunError, Estimate, EstimateError, Part, Source
+from llamaswap_py.llamacpp.fit_params import is_cache_tensor
 from llamaswap_py.llamacpp.memory_settings import (
     OF_DIVISION,
     option_words,

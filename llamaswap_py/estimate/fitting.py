@@ -16,6 +16,7 @@ from llamaswap_py.estimate.layer_sizes import layers_with_experts
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
+    EXPERTS,
     OF_CONTEXT,
     OF_EXPERTS,
     OF_LAYERS,
@@ -231,7 +232,7 @@ class _Form:
     def _experts_are_open(self) -> bool:
         given = (OF_EXPERTS | OF_TENSORS) & self._said
         there = bool(self._gpus and self._experts and self._on_devices)
-        return there and not given and self._has("n-cpu-moe")
+        return there and not given and self._has(EXPERTS)
 
     def caches(self) -> tuple[bool, ...]:
         """Return whether the prompt cache is kept: always, or first kept and then left out."""

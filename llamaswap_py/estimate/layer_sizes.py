@@ -68,8 +68,3 @@ def refused_devices(
     """
     largest = largest_cache_tensors(header, settings, devices_used(settings, gpus))
     return {gpu: size for gpu, size in largest.items() if gpu in refused and size >= refused[gpu]}
-
-
-def is_cache_tensor(name: str) -> bool:
-    """Return whether the engine calls a K or V tensor so; a recurrent state has other names."""
-    return name.startswith(("cache_k_l", "cache_v_l"))

@@ -152,6 +152,11 @@ def read_refusal(printed: str) -> Refusal | None:
     return None if found is None else Refusal(found["tensor"], found["device"])
 
 
+def is_cache_tensor(name: str) -> bool:
+    """Return whether the engine calls a K or V tensor so; a recurrent state has other names."""
+    return name.startswith(("cache_k_l", "cache_v_l"))
+
+
 async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes]:
     """Return exit status and output; even if cancelled, it leaves no process behind.
 

@@ -296,10 +296,11 @@ def _is_option(word: str) -> bool:
 # Options that take less memory, over those of a preset
 
 SLOTS: Final = "parallel"
+EXPERTS: Final = "n-cpu-moe"
 OF_CONTEXT: Final = frozenset({"ctx-size", "kv-unified-per-slot"})
 """Options that set the context: it is open if none is given. So with those below."""
 OF_LAYERS: Final = frozenset({"n-gpu-layers"})
-OF_EXPERTS: Final = frozenset({"n-cpu-moe", "cpu-moe"})
+OF_EXPERTS: Final = frozenset({EXPERTS, "cpu-moe"})
 OF_TENSORS: Final = frozenset({"override-tensor", "n-cpu-ffn"})
 OF_DIVISION: Final = frozenset({"tensor-split", "split-mode", "override-tensor", "main-gpu"})
 """Options that say which part of a model lies on which device."""
@@ -317,7 +318,7 @@ def with_context(tokens: int) -> dict[str, str]:
 
 def with_experts_on_host(layers: int) -> dict[str, str]:
     """Return the option that keeps the experts of the first layers in main memory."""
-    return {"n-cpu-moe": str(layers)}
+    return {EXPERTS: str(layers)}
 
 
 def with_layers_on_card(layers: int) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from llamaswap_py.estimate.formula import context_of
 from llamaswap_py.estimate.layer_sizes import (
-    is_cache_tensor,
     largest_cache_tensors,
     layer_bytes,
     layers_with_experts,
     refused_devices,
 )
+from llamaswap_py.llamacpp.fit_params import is_cache_tensor
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.units import MIB
 from tests.estimate.models import model
