@@ -109,7 +109,10 @@ class App:
 
     def _open(self, exchange: Exchange) -> Call:
         head = exchange.head
-        id = self._request_id(head) if b"x-request-id" in head.first else self.new_id()
+        if b"x-request-id" in head.first:
+            id = self._request_id(head)
+        else:
+            id = f"{self._prefix}-{next(self._numbers)}"
         match = match_route(exchange, self.services.supervisor.config)
         call = Call(self.services, exchange, id, _NO_ROUTE, match)
         self.services.calls[id] = call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
@@ -33,10 +34,12 @@ from llamaswap_py.api.sending import (
     FORCE,
     REAPING,
     REAPING_STEP,
+    begin_sending,
     build_request,
     cut,
     is_ending,
     may_retry,
+    record_result,
     revoked,
     send,
 )
@@ -47,7 +50,7 @@ from llamaswap_py.proxy.messages import Body, RelayOutcome, UpstreamRequest
 from llamaswap_py.supervisor.leases import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from llamaswap_py.api.request import Call
     from llamaswap_py.proxy.messages import RelayResult, Translator
@@ -60,16 +63,31 @@ _MOST_SEGMENTS: Final = 64
 _NOTICE_EVERY: Final = 10.0
 
 
-async def relay(call: Call) -> None:
+def relay(call: Call) -> Awaitable[None]:
     """Read the body, learn the model, relay to an instance of it."""
+    if not (call.match.plain and 0 < (call.exchange.head.content_length or 0) <= STEP):
+        return _look_closer(call)
+    limit = call.supervisor.config.limits.body
+    body = call.exchange.small_body(limit)
+    return _await_small(call, limit) if body is None else _relay_small(call, body)
+
+
+async def _await_small(call: Call, limit: int) -> None:
+    await _relay_small(call, await call.exchange.read_body(limit))
+
+
+def _relay_small(call: Call, body: Body) -> Awaitable[None]:
+    """Relay a request that asks for nothing but its model, if its body doesn't either."""
+    ask = _plain(call, body)
+    if ask is None:
+        return _look_closer(call)
+    request = build_request(call, call.exchange.head.path, body)
+    return _to_instance(call, call.model, request, ask=ask, scheduling=call.match.scheduling)
+
+
+async def _look_closer(call: Call) -> None:
+    """Read a body of any size, and look at all that it may ask for."""
     head = call.exchange.head
-    if call.match.plain and 0 < (head.content_length or 0) <= STEP:
-        limit = call.supervisor.config.limits.body
-        body = call.exchange.small_body(limit) or await call.exchange.read_body(limit)
-        if (ask := _plain(call, body)) is not None:
-            request = build_request(call, head.path, body)
-            await _to_instance(call, call.model, request, ask=ask, scheduling=call.match.scheduling)
-            return
     if call.route.free and (head.query or head.content_length != 0):
         call.count()  # it is a model's, or it sends something
     content_type = head.get(b"content-type") or b""
@@ -183,8 +201,7 @@ async def _to_instance(
     """Relay under a lease. Nothing has reached the client when a lease was revoked early (back
     into the queue, at the old place) or a child died unseen (once more, on a fresh instance)."""
     since: float | None = None
-    died: int | None = None  # the epoch of the instance that did
-    patience = 0.0
+    died, patience = 0, 0.0  # the epoch of the child that did, until when its exit is awaited
     scheduling = scheduling or _scheduling(call, ask, preset)
     if call.services.captures is not None and call.route.slot:
         _capture(call, request.body)
@@ -199,23 +216,23 @@ async def _to_instance(
             autoload=may_load(call),
             since=since,
             scheduling=scheduling,
-            notice=lambda: _notice(call, preset, ask),
+            notice=partial(_notice, call, preset, ask),
         )
         if conversation is not None:
             conversation.lease, call.ticket.stays = None, True
         async with call.ticket as lease:
             since = lease.arrived
             call.granted(lease)
-            lease.on_revoke(lambda reason: cut(call, reason))
+            lease.on_revoke(partial(cut, call))
             collect = answer is not None or call.exchange.padded
             if conversation is None:
-                result = await send(call, lease, request, tunnel, translate, collect=collect)
+                sending = begin_sending(call, lease, request, tunnel, translate, collect=collect)
+                record_result(call, lease, result := await sending)
             else:
                 result = await _send_lasting(call, lease, request, conversation, collect=collect)
-            if result.outcome is RelayOutcome.CUT:
-                lease.outcome = call.outcome = "cut"
-            elif result.outcome is not RelayOutcome.COMPLETE:
-                lease.outcome = call.outcome = "upstream_error"
+            if result.outcome is not RelayOutcome.COMPLETE:
+                was_cut = result.outcome is RelayOutcome.CUT
+                lease.outcome = call.outcome = "cut" if was_cut else "upstream_error"
         if result.refusal is not None:
             _pass_on(call, result.status, result.refusal, answer)
             return
@@ -227,7 +244,7 @@ async def _to_instance(
             raise revoked(call, lease.revoked or FORCE)
         elif is_ending(call, lease, result):
             continue  # no lease on it is granted any more: the next one is another instance's
-        elif died is None and may_retry(call, result):
+        elif not died and may_retry(call, result):
             died, patience = lease.epoch, time.monotonic() + REAPING
         elif died == lease.epoch and time.monotonic() < patience and may_retry(call, result):
             await asyncio.sleep(REAPING_STEP)

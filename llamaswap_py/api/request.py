@@ -24,7 +24,6 @@ from llamaswap_py.api.errors import (
 from llamaswap_py.api.scheduling_headers import NOT_SUBSTITUTABLE
 from llamaswap_py.api.web_ui import WebUi
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import forward_lines
 from llamaswap_py.proxy.principals import principal_of
 from llamaswap_py.supervisor.leases import SchedulingOptions
 
@@ -126,15 +125,8 @@ class RouteMatch:
     """The principal against which it counts."""
     way: Way | None = None
     """The path at a llama-server, if any key may use it."""
-    _lines: dict[frozenset[bytes], bytes] = field(default_factory=dict)
-
-    def lines(self, exchange: Exchange, dropped: frozenset[bytes]) -> bytes:
-        """Return the header lines for a child, without those in `dropped`."""
-        lines = self._lines.get(dropped)
-        if lines is None:
-            lines = forward_lines(exchange.head, drop=dropped, peer=exchange.peer)
-            self._lines[dropped] = lines
-        return lines
+    lines: bytes = b""
+    """The header lines for a child, once one was needed."""
 
     def let_in(self, keys: KeyRing | None, key: ApiKey | None, principal: str) -> None:
         """Note that a request was admitted; others like it are, as long as `keys` are the same."""

@@ -17,10 +17,16 @@ import msgspec
 from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.dial import is_refusal, note_refusal
-from llamaswap_py.proxy.messages import Body, RelayOutcome, UpstreamRequest, varied_lines
+from llamaswap_py.proxy.messages import (
+    Body,
+    RelayOutcome,
+    UpstreamRequest,
+    forward_lines,
+    varied_lines,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from llamaswap_py.api.request import Call
     from llamaswap_py.proxy.messages import RelayResult, Translator
@@ -59,8 +65,10 @@ _IN_STREAM: Final = b'data: {"error"'
 
 def build_request(call: Call, target: str, body: Body) -> UpstreamRequest:
     """Return what a child gets of a request: its method, its headers but for DROPPED, a body."""
-    head = call.exchange.head
-    lines = call.match.lines(call.exchange, DROPPED)
+    head, match = call.exchange.head, call.match
+    lines = match.lines
+    if not lines:
+        lines = match.lines = forward_lines(head, drop=DROPPED, peer=call.exchange.peer)
     if head.varied:
         lines += varied_lines(head, drop=DROPPED)
     return UpstreamRequest(head.method, target, [], body, lines)
@@ -84,6 +92,15 @@ def cut(call: Call, reason: str) -> None:
 
 
 async def send(
+    call: Call, lease: Lease, request: UpstreamRequest, *, collect: bool = False
+) -> RelayResult:
+    """Send a request to the child of a lease, and its answer to the client."""
+    result = await begin_sending(call, lease, request, collect=collect)
+    record_result(call, lease, result)
+    return result
+
+
+def begin_sending(
     call: Call,
     lease: Lease,
     request: UpstreamRequest,
@@ -91,40 +108,40 @@ async def send(
     translate: Callable[[], Translator] | None = None,
     *,
     collect: bool = False,
-) -> RelayResult:
-    """Send a request to the child of a lease, and its answer to the client."""
+) -> Awaitable[RelayResult]:
+    """Do what `send` does, but for `record_result`, which has to follow under the same lease."""
     exchange, pool = call.exchange, call.supervisor.pool
     request.id = call.id
     if tunnel:
-        result = await exchange.tunnel(lease.endpoint, request, pool=pool)
-    else:
-        lease.watch(exchange)
-        result = await exchange.relay(
-            lease.endpoint,
-            request,
-            pool=pool,
-            error_event=call.failure_event,
-            translate=translate,
-            collect=collect,
-        )
+        return exchange.tunnel(lease.endpoint, request, pool=pool)
+    lease.watch(exchange)
+    return exchange.relay(
+        lease.endpoint,
+        request,
+        pool=pool,
+        error_event=call.failure_event,
+        translate=translate,
+        collect=collect,
+    )
+
+
+def record_result(call: Call, lease: Lease, result: RelayResult) -> None:
+    """Note what became of a request, of its child, and what that answered.
+
+    What the child refused gets a line in the log.
+    """
     if result.outcome is RelayOutcome.UNREACHABLE:
         # before its lease is given back, and granted to somebody else
         note_refusal(lease.endpoint, result.errno)
     elif result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
         call.supervisor.instances.doubt(lease.key)
-    record_answer(call, result)
-    return result
-
-
-def record_answer(call: Call, result: RelayResult) -> None:
-    """Note what a child answered; what it refused gets a line in the log."""
     call.status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail
     streams = call.exchange.event_stream
     if result.outcome is not RelayOutcome.COMPLETE:
         return
     call.outcome = "ok"
-    if is_failure(result.status, call.tail, streams=streams):
+    if (streams or result.status >= 400) and is_failure(result.status, call.tail, streams=streams):
         call.outcome = "refused" if 400 <= result.status < 500 else "error"
         if call.exchange.head.method == "POST":
             _log_refusal(call)

@@ -207,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
     def _await_head(self) -> None:
         """Let the time of a head that has begun run from its first byte."""
         incoming = self._incoming
-        if incoming.current is not None or incoming.queue or not incoming.in_head:
+        if incoming.current is not None or incoming.queue or not incoming.parser.in_head:
             return
         if self._deadline.wait is not Wait.HEAD:
             self._deadline.set(Wait.HEAD, self._limits.head_read)
@@ -320,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
         if waiting is not None and (waiting.response_started or not self.outflow.writable):
             self.abandon()
             return
-        if waiting is not None or self._incoming.in_head or self._task is None:
+        if waiting is not None or self._incoming.parser.in_head or self._task is None:
             self._refuse(WireError(503, _FULL), waiting)
         self.closed = True
         self.outflow.close()
@@ -434,7 +434,7 @@ class ClientConnection(asyncio.Protocol):
             or incoming.held.size
             or incoming.ended
             or incoming.receiving is not None
-            or incoming.in_head
+            or incoming.parser.in_head
             or self._input.off
             or not self.outflow.writable
         ):
@@ -529,7 +529,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         if incoming.receiving is not None:
             self._deadline.set(Wait.BODY, self._limits.body_idle)
-        elif incoming.in_head:
+        elif incoming.parser.in_head:
             self._await_head()
         else:
             self._deadline.set(Wait.IDLE, self._limits.idle)

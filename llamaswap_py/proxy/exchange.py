@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.proxy.dating import date_line
@@ -20,7 +21,7 @@ from llamaswap_py.proxy.relay import AnswerReader, Relay
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.head_cache import KnownAnswer
@@ -129,7 +130,7 @@ class Exchange:
 
     def small_body(self, limit: int) -> Body | None:
         """Return the whole body if it has arrived and is not larger than `limit`; else None."""
-        return self.intake.small(limit)
+        return self.intake.small(limit) if self.intake.complete else None
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives; a slow reader makes the client wait. Raises WireError."""
@@ -202,14 +203,21 @@ class Exchange:
 
         `whole`: `rest` is the whole body.
         """
-        self._write(known.render(length, self._own_lines(), rest), whole=whole)
+        data = known.render(length, self._own_lines(), rest)
+        if not whole:
+            self._write(data)
+            return
+        if self.tap is not None:
+            self.tap(data)
+        self._sent += len(data)
+        self.connection.outbox.put(self.connection.write, data)
 
     def _own_lines(self) -> bytes:
         """Mark the answer as begun; return the header lines that lswap adds."""
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
-        if self.connection.answers_last or not self.intake.ends_soon:
+        if self.connection.answers_last or not (self.intake.complete or self.intake.ends_soon):
             self.keep_alive = False
         lines = self.response_lines + date_line()
         if not self.keep_alive:
@@ -244,18 +252,15 @@ class Exchange:
         self.tap(bytes(data))
         self.connection.transport.write(data)
 
-    def _write(self, data: bytes, *, whole: bool = False) -> None:
+    def _write(self, data: bytes) -> None:
         if self.tap is not None:
             self.tap(data)
         self._sent += len(data)
-        if whole:
-            self.connection.outbox.put(self.connection.write, data)
-        else:
-            self.connection.write(data)
+        self.connection.write(data)
 
     # --- relaying -----------------------------------------------------------------------------
 
-    async def relay(
+    def relay(
         self,
         endpoint: Endpoint,
         request: UpstreamRequest,
@@ -264,7 +269,7 @@ class Exchange:
         error_event: Callable[[str], bytes] | None = None,
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
-    ) -> RelayResult:
+    ) -> Awaitable[RelayResult]:
         """Send `request` to a child and pass on its answer; only the framing is changed.
 
         With `translate` a stream of the child is translated. Any other answer is then collected in
@@ -274,18 +279,15 @@ class Exchange:
         renders a complete SSE event for a child that dies in the middle of a stream. After
         `start()` the child's event stream continues the stream that was started.
         """
+        wire, body = render_request(request), request.body
+        how = (pool, error_event, translate, collect)
+        fresh = partial(self._relay_fresh, endpoint, wire, body, *how)
         if self.cut_event is not None or self.connection.closed:
-            return self._was_cut()
-        wire = render_request(request)
+            return fresh()
         upstream = pool.take(endpoint)
-        if upstream is not None:
-            relay = Relay(upstream, self, error_event, translate, collect)
-            result = await relay.run(wire, request.body)
-            if result.outcome is not RelayOutcome.DIED_BEFORE_HEAD or relay.heard:
-                return result
-        return await self._relay_fresh(
-            endpoint, wire, request.body, pool, error_event, translate, collect
-        )
+        if upstream is None:
+            return fresh()
+        return Relay(upstream, self, error_event, translate, collect).run(wire, body, fresh)
 
     def release(self) -> None:
         """Drop the references to the body and the handler after the request has ended."""
@@ -316,6 +318,8 @@ class Exchange:
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
     ) -> RelayResult:
+        if self._unwanted():
+            return self._was_cut()
         try:
             upstream = await pool.connect(endpoint, wanted=lambda: not self._unwanted())
         except OSError as error:

@@ -37,6 +37,39 @@ _VARIES: Final = re.compile(
 )
 
 
+class KnownRequest:
+    """A head that a client has sent.
+
+    Where only its length differs the next time, comparing it with what comes is enough.
+    """
+
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, head: RequestHead, data: bytes) -> None:
+        """Take a head, and the bytes that it was read from."""
+        self.head = head
+        self._before = self._after = b""
+        length = None if head.varied else _LENGTH.search(data)
+        if length is not None:
+            start, stop = length.span(1)
+            self._before, self._after = data[:start], data[stop:]
+
+    def read(self, data: bytes) -> tuple[RequestHead, int] | None:
+        """Return the head and where the body begins if `data` begins with this head."""
+        before, after = self._before, self._after
+        if not before or not data.startswith(before):
+            return None
+        at = len(before)
+        end = data.find(b"\r", at, at + _MOST_DIGITS + 1)
+        digits = data[at:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(after, end):
+            return None
+        head = self.head
+        if int(digits) != head.content_length:
+            head = head.again(digits, [])
+        return head, end + len(after)
+
+
 class KnownRequests:
     """The complete heads that clients have sent, each with its parsed form.
 
@@ -45,28 +78,32 @@ class KnownRequests:
     """
 
     def __init__(self) -> None:
-        self._known: dict[_Key, RequestHead] = {}
+        self._known: dict[_Key, KnownRequest] = {}
 
-    def read(self, peer: str, data: bytes) -> tuple[RequestHead, int] | None:
-        """Return the head at the begin of `data` and the offset of its body, if it is known."""
+    def read(self, peer: str, data: bytes) -> tuple[RequestHead, int, KnownRequest] | None:
+        """Return the head at the begin of `data` and the offset of its body, if it is known.
+
+        The third item is the stored head: its `read` finds the next head of this client faster.
+        """
         cut = _cut_request(peer, data)
         if cut is None:
             return None
         key, digits, varied, end = cut
-        head = self._known.get(key)
-        if head is None:
+        known = self._known.get(key)
+        if known is None:
             return None
+        head = known.head
         length = int(digits) if digits else 0
         if varied or head.varied or length != head.content_length:
             head = head.again(digits, varied)
-        return head, end
+        return head, end, known
 
     def note(self, peer: str, data: bytes, head: RequestHead) -> None:
         """Store the head that the parser found at the begin of `data`, if it is plain."""
         cut = _cut_request(peer, data)
         if cut is None or not _is_plain(data, head):
             return
-        key, digits, varied, _ = cut
+        key, digits, varied, end = cut
         names = [name for name, _ in head.headers]
         if names.count(b"content-length") != bool(digits):
             return
@@ -76,7 +113,7 @@ class KnownRequests:
             head.vary(varied)
         if len(self._known) >= _MOST_REQUESTS:
             del self._known[next(iter(self._known))]  # the oldest
-        self._known[key] = head
+        self._known[key] = KnownRequest(head, data[:end])
 
 
 _Key: TypeAlias = tuple[str | bool | bytes, ...]

@@ -13,7 +13,7 @@ from llamaswap_py.proxy.pending import Pending
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
-    from llamaswap_py.proxy.head_cache import KnownRequests
+    from llamaswap_py.proxy.head_cache import KnownRequest, KnownRequests
     from llamaswap_py.proxy.messages import RequestHead, WireLimits
 
 #: Requests are parsed in steps of this size, so that few of them wait at a time.
@@ -52,7 +52,7 @@ class Incoming:
         self._owner = owner
         self._heads = heads
         self._time = asyncio.get_running_loop().time
-        self._parser = RequestParser(self, limits)
+        self.parser = RequestParser(self, limits)
         #: the request that is answered
         self.current: Exchange | None = None
         #: the request whose body comes
@@ -73,13 +73,10 @@ class Incoming:
         self._pieces: list[bytes] = []
         #: what the head that is parsed next begins with
         self._begins = b""
+        #: the head that came last, if it was known
+        self._last_known: KnownRequest | None = None
         #: bytes that are left of a body whose head was not parsed
         self._left = 0
-
-    @property
-    def in_head(self) -> bool:
-        """Whether a head has begun and is not complete."""
-        return self._parser.in_head
 
     @property
     def idle(self) -> bool:
@@ -98,11 +95,15 @@ class Incoming:
 
         To be asked only between two requests, with nothing held.
         """
-        owner = self._owner
-        found = self._heads.read(owner.peer, data)
+        owner, last = self._owner, self._last_known
+        found = None if last is None else last.read(data)
         if found is None:
-            return None
-        head, start = found
+            read = self._heads.read(owner.peer, data)
+            if read is None:
+                return None
+            head, start, self._last_known = read
+        else:
+            head, start = found
         self.body_began = self.last_input = self._time()
         end = start + (head.content_length or 0)
         size = len(data)
@@ -131,7 +132,7 @@ class Incoming:
             self._take_rest(data)
             self.parse_held()  # what follows the body came along with its end
             return
-        if self.receiving is None and not self._parser.in_head:
+        if self.receiving is None and not self.parser.in_head:
             if known and (exchange := self.take_known(data)) is not None:
                 self._owner.request_begins()
                 self.queue.append(exchange)
@@ -152,7 +153,7 @@ class Incoming:
         """Parse what was held, until a request has to be answered first; `begins`: all of it."""
         while self.held.size and self._is_free():
             step = self.held.take(_STEP if self.receiving is None else _ALL)
-            if self.receiving is None and not self._parser.in_head:
+            if self.receiving is None and not self.parser.in_head:
                 self._begins, begins = begins or step, b""
             if not self._feed(step):
                 break
@@ -183,7 +184,7 @@ class Incoming:
         self.current = self.receiving = None
         self.queue.clear()
         self.held.clear()
-        self._parser.close()
+        self.parser.close()
         self.__dict__.pop("_owner", None)
 
     # --- steps --------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class Incoming:
             self._take_rest(data)
             return True
         try:
-            rest = self._parser.feed(data)
+            rest = self.parser.feed(data)
         except WireError as error:
             self._pieces.clear()
             self.break_off(error)

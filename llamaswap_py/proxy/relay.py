@@ -16,7 +16,7 @@ from llamaswap_py.proxy.websocket import close_frame, ends_a_frame
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from llamaswap_py.proxy.backpressure import Outbox, Outflow
     from llamaswap_py.proxy.head_cache import KnownAnswer
@@ -151,8 +151,17 @@ class Relay:
             self._write = exchange.write_tapped
         self._refusal: list[bytes] = []
 
-    async def run(self, head: bytes, body: Body) -> RelayResult:
-        """Send a request and pass its answer on; cancelled, it closes the upstream at once."""
+    async def run(
+        self,
+        head: bytes,
+        body: Body,
+        again: Callable[[], Awaitable[RelayResult]] | None = None,
+    ) -> RelayResult:
+        """Send a request and pass its answer on; cancelled, it closes the upstream at once.
+
+        `again` is for a connection that was used before. The child may have closed it before it
+        read the request: without a byte of it, the result is that of `again`.
+        """
         self.done = asyncio.get_running_loop().create_future()
         self.upstream.on_bytes = self._on_head
         self.exchange.running = self
@@ -171,7 +180,10 @@ class Relay:
             if not self.ended:
                 self._end(RelayOutcome.CUT, "cancelled")
             outbox.open -= 1
-        return self.result
+        result = self.result
+        if result.outcome is RelayOutcome.DIED_BEFORE_HEAD and again is not None and not self.heard:
+            return await again()
+        return result
 
     @property
     def events(self) -> int:

@@ -352,8 +352,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_bytes = self._on_idle
         if self._drained is not None:
             self._wake_upload()
-        over = over and not self._rest.size
-        self._rest.clear()
+        if self._rest.size:
+            over = False
+            self._rest.clear()
         if self._gone:
             self._loop.call_soon(self._steer)
         if over and not self.closed and self._uploaded and self._uses < _MOST_USES:

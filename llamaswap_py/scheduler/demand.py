@@ -39,7 +39,9 @@ class Rate:
 
     def count(self, now: float) -> None:
         """One request came."""
-        self.value = self.read(now) + 1 / self.tau
+        age = now - self.at
+        decayed = self.value * exp(-age / self.tau) if age > 0 else self.value
+        self.value = decayed + 1 / self.tau
         self.at = now
 
     def read(self, now: float) -> float:
@@ -190,7 +192,8 @@ class Demand:
         """A request for `preset` came; `again`: it lost its lease unused, and waits once more."""
         self.circulation.open += 1
         if not again:
-            self.habits(preset).arrived(now)
+            habits = self._habits.get(preset) or self.habits(preset)
+            habits.arrived(now)
             self.successors.arrived(preset)
 
     def traffic(self, now: float) -> Traffic:

@@ -401,7 +401,7 @@ class OnRequests:
             or serving is None
             or preset.plan.problem is not None
             or self.timers.closing_at is not None
-            or len(preset.queue) >= min(1, state.policy.queue_limit)
+            or preset.queue.size >= min(1, state.policy.queue_limit)
             or not serving.admits(slot=event.slot)
             or (state.wanted and not serving.leases)
         ):

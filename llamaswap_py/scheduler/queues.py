@@ -172,19 +172,20 @@ class WaitQueue:
     Within a lane the client that has the turn comes first, with its oldest request.
     """
 
-    __slots__ = ("_ageing", "_hasty", "_lanes", "_size", "nested", "places")
+    __slots__ = ("_ageing", "_hasty", "_lanes", "nested", "places", "size")
 
     def __init__(self, ageing: float = 60.0) -> None:
         self._lanes: dict[int, _Lane] = {}
         self._ageing = ageing
         self._hasty: dict[RequestId, Waiter] = {}
-        self._size = 0
+        self.size = 0
+        """How many wait; `len` says the same, and takes longer."""
         self.places = QueuePlaces()
         self.nested: dict[RequestId, Waiter] = {}
         """Waiters that another request made (it is their parent)."""
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __iter__(self) -> Iterator[Waiter]:
         """Iterate roughly in the order of service, without ageing."""
@@ -194,7 +195,7 @@ class WaitQueue:
     def push(self, waiter: Waiter) -> None:
         """Queue a waiter; one that comes back takes its old place among its client's others."""
         self._lanes.setdefault(waiter.priority, _Lane()).push(waiter)
-        self._size += 1
+        self.size += 1
         self.places.add(waiter.client, waiter.weight)
         if waiter.deadline is not None:
             self._hasty[waiter.request] = waiter
@@ -221,7 +222,7 @@ class WaitQueue:
         lane.take(waiter)
         if not lane.clients:
             del self._lanes[waiter.priority]
-        self._size -= 1
+        self.size -= 1
         self.places.remove(waiter.client)
         self._hasty.pop(waiter.request, None)
         self.nested.pop(waiter.request, None)

@@ -98,7 +98,7 @@ class Instance:
         """
         if self.state is not _READY or (self.gate_for is not None and not nested):
             return False
-        return not slot or self.generating < self.concurrency
+        return not slot or self.generating < (self.plan.concurrency or self.slots)
 
 
 @dataclass(slots=True, eq=False)
@@ -248,7 +248,7 @@ class SchedulerState:
     def has_demand(self, instance: Instance) -> bool:
         """Return whether a request uses it or waits for it."""
         preset = self.presets.get(instance.key.preset)
-        waiting = preset is not None and preset.serving is instance and len(preset.queue) > 0
+        waiting = preset is not None and preset.serving is instance and preset.queue.size > 0
         return bool(instance.leases) or waiting
 
     def wanted_since(self, instance: Instance) -> float | None:

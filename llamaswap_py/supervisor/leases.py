@@ -412,7 +412,7 @@ class Leases:
         place of a request that comes back; `slot` False is for what generates nothing.
         """
         event = ev.RequestArrived(
-            request=new_request_id(request_id),
+            request=RequestId(f"{request_id}/{next(_numbers)}"),
             preset=PresetId(preset),
             client=ClientId(client),
             slot=slot,
