@@ -168,7 +168,7 @@ def test_damaged_bytes_are_found_and_deleted(downloader: Downloader, hub: FakeHu
     [
         ({"token": "secret"}, "no repository"),
         ({"status": 500}, "HTTP 500"),
-        ({"repos": {}}, "no such file"),
+        ({"repos": {}}, "does not have this file"),
     ],
 )
 def test_a_refusal_is_explained(
@@ -201,7 +201,7 @@ def test_a_disk_without_room_is_found_before_anything_is_fetched(
     huge = Order(REPO, COMMIT, (WantedFile("tiny-Q4_K_M-00001-of-00002.gguf", 1 << 60, "x"),))
     last = downloader.run(huge)[-1]
     assert last.state == "failed"
-    assert "are to be downloaded" in last.error
+    assert "the download needs" in last.error
     assert "HF_HUB_CACHE" in last.remedy
     assert hub.ranges == []
 

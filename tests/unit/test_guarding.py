@@ -200,7 +200,7 @@ _HARMLESS = {
     "_set_exited": "sets an event",
     "settle_once": "sets a future",
     "extend": "lines of the log for those who follow it",
-    "end": "sets an event",
+    "finish": "sets an event",
     "_steer": "lets go of a connection that is lost, of which nobody waits for anything",
 }
 """Callbacks that chaos.py leaves alone, and why they may fail: the loop reports them."""
