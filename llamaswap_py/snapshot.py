@@ -16,7 +16,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     margin: int
     used: int
     source: str
-    """How `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil` or `cgroup`."""
+    """How `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil`, `cgroup`, `gone`."""
     strangers: int | None = 0
     """What other programs hold, as last measured; None: it is not measured."""
     reserved: int = 0

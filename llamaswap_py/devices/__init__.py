@@ -5,7 +5,7 @@ from __future__ import annotations
 from llamaswap_py.devices.device import Device
 from llamaswap_py.devices.found import EngineList
 from llamaswap_py.devices.host import read_cache_room
-from llamaswap_py.devices.inventory import read_devices
+from llamaswap_py.devices.inventory import read_devices, with_gone
 from llamaswap_py.devices.placement import (
     Placement,
     in_main_memory,
@@ -34,4 +34,5 @@ __all__ = [
     "seen_by",
     "strangers_by_charge",
     "translate",
+    "with_gone",
 ]

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from llamaswap_py.devices.nvml import NvmlMeter
     from llamaswap_py.devices.sysfs import SysfsMeter
 
-_UNWATCHED: Final = ("declared", "engine")
+GONE: Final = "gone"
+"""The source of a device that was there before, and is not any more."""
+_UNWATCHED: Final = ("declared", "engine", GONE)
 """Sources of a total whose use is not measured: the user's word, and the engine's list."""
 
 
@@ -20,12 +22,12 @@ _UNWATCHED: Final = ("declared", "engine")
 class Device:
     """One device. `id` is its shown name (`CUDA0`, `host`), `total` and `margin` bytes.
 
-    `source` says how `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil` or `cgroup`.
-    `uuid` is the name that restricts a child to this GPU, if there is one: a UUID, or the driver's
-    number. `meter` says how to read a GPU again. `within` is the device in whose memory this one
-    computes (the host, or the same card under another name): a charge here is charged there too.
-    `seen` are the engines that list it, and their names for it. `in_process`: its memory is that of
-    the child's own process.
+    `source` says how `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil`, `cgroup`;
+    or `gone`. `uuid` is the name that restricts a child to this GPU, if there is one: a UUID, or
+    the driver's number. `meter` says how to read a GPU again. `within` is the device in whose
+    memory this one computes (the host, or the same card under another name): a charge here is
+    charged there too. `seen` are the engines that list it, and their names for it. `in_process`:
+    its memory is that of the child's own process.
     """
 
     id: str

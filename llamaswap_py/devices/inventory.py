@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.devices.cards import Cards
-from llamaswap_py.devices.device import Device
+from llamaswap_py.devices.device import GONE, Device
 from llamaswap_py.devices.found import EngineList, FoundGpu, SeenAs
 from llamaswap_py.devices.host import ROOT, read_host_total
 from llamaswap_py.devices.joining import join_lists
@@ -50,6 +50,20 @@ def read_devices(
     if declared is None or HOST not in declared:
         found.append(Device(HOST, total, margin_of(HOST), source))
     return _rooted(found, gpus, lists)
+
+
+def with_gone(now: Sequence[Device], before: Sequence[Device]) -> tuple[Device, ...]:
+    """Return the devices that there are now, and those that are gone, with nothing.
+
+    So idle models leave a device that is gone, and a model that wants it is told that it is empty.
+    """
+    ids = {one.id for one in now}
+    gone = [one for one in before if one.id not in ids]
+    without = [Device(one.id, 0, 0, GONE, description=one.description) for one in gone]
+    if not without:
+        return tuple(now)
+    on_host = [one for one in now if one.id == HOST]
+    return (*(one for one in now if one.id != HOST), *without, *on_host)
 
 
 def _find(

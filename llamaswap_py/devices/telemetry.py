@@ -109,6 +109,12 @@ class Telemetry:
             self._thread.submit(self._reader.close)
             self._thread.stop()
 
+    def use(self, devices: Sequence[Device]) -> None:
+        """Measure these from now on; the next measurement has them."""
+        before, self._reader = self._reader, MachineReader(devices)
+        self._thread.submit(before.close)
+        self.measure_soon()
+
     @property
     def unreadable(self) -> Mapping[str, str]:
         """Which watched pools could not be read the last time, and why."""

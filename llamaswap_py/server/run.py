@@ -48,7 +48,7 @@ from llamaswap_py.server.budgets import (
 from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
-from llamaswap_py.supervisor.device_lists import find_devices
+from llamaswap_py.supervisor.device_lists import DeviceLists
 from llamaswap_py.supervisor.prepare import Engines, prepare
 from llamaswap_py.supervisor.recorder import RunRecord
 from llamaswap_py.supervisor.reload import Reloader
@@ -74,17 +74,17 @@ async def open_supervisor(
     engine: Engine | None,
     runtime_dir: RuntimeDir,
     record: RunRecord | None = None,
+    lists: DeviceLists | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a supervisor for `config`; `engine` is that of the file's top level, if it needs one.
 
-    `record` records the scheduler's events and decisions. Presets that cannot work are listed with
-    the reason; the others are served.
+    `record` records the scheduler's events and decisions. `lists` asks for the devices. Presets
+    that cannot work are listed with the reason; the others are served.
     """
     engines = await asyncio.to_thread(Engines, config)
     devices, _ = await asyncio.gather(
-        asyncio.to_thread(
-            find_devices, config, engines
-        ),  # a driver that does not work may take long
+        # A driver that does not work may take long.
+        asyncio.to_thread((lists or DeviceLists()).of, config, engines),
         asyncio.to_thread(prepare_to_spawn),
     )
     about = About(
@@ -240,7 +240,8 @@ async def _serve(
     sockets, notifier = outside.sockets, outside.notifier
     asyncio.get_running_loop().set_default_executor(Workers(_WORKERS, "lswap-worker"))
     guard.heed(asyncio.get_running_loop())
-    async with open_supervisor(config, engine, runtime, outside.record) as supervisor:
+    lists = DeviceLists()
+    async with open_supervisor(config, engine, runtime, outside.record, lists) as supervisor:
         with (
             _signals() as stops
         ):  # not before: a driver that hangs must not keep signals from ending us
@@ -260,6 +261,7 @@ async def _serve(
                 outside.origin,
                 also=lambda new: _take_over(app, outside.own_log, new),
                 during=notifier.reloading,
+                find=lists.of,
             )
             async with (
                 app.services.web_ui,

@@ -42,6 +42,10 @@ class DeviceLists:
         default_factory=dict
     )
 
+    def of(self, config: Config, engines: Engines) -> tuple[Device, ...]:
+        """Return the devices of a configuration, the host last. Blocks."""
+        return self.find(config.memory, views_of(config, engines))
+
     def find(
         self,
         memory: Memory,
@@ -97,7 +101,7 @@ class DeviceLists:
 
 def find_devices(config: Config, engines: Engines) -> tuple[Device, ...]:
     """Return the devices of a configuration, the host last. Blocks."""
-    return DeviceLists().find(config.memory, views_of(config, engines))
+    return DeviceLists().of(config, engines)
 
 
 def devices_for(engine: Engine | None, memory: Memory) -> tuple[Device, ...]:

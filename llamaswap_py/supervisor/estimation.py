@@ -88,6 +88,11 @@ class Estimation:
         self._ready: deque[ReadyChild] = deque()
         self._work = asyncio.Event()
 
+    def use(self, devices: tuple[Device, ...]) -> None:
+        """Take other devices: each preset is worked out anew for them."""
+        self._devices = devices
+        self.redo(tuple(self._prepared))
+
     def hurry(self, preset: str) -> None:
         """A request waits for this preset: estimate it next. An unknown name is ignored."""
         if preset not in self._seen and preset in self._prepared:

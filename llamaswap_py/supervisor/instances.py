@@ -160,6 +160,10 @@ class Instances:
         self._config = config
         self._kv_cache.use(config)
 
+    def use_devices(self, devices: tuple[Device, ...]) -> None:
+        """Take other devices for the children to come."""
+        self._devices = devices
+
     def close(self) -> None:
         """Give back what outlives the children: their log files, their kept conversations."""
         for log in self.logs.values():

@@ -20,6 +20,14 @@ class MemoryPools:
     def __init__(self, devices: tuple[Device, ...]) -> None:
         self.pools = pools_of(devices)
 
+    def use(self, devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
+        """Take other devices; what was measured of those that stay is kept."""
+        before, self.pools = self.pools, pools_of(devices)
+        for pool, now in self.pools.items():
+            if now.watched and pool in before:
+                self.pools[pool] = replace(now, strangers=before[pool].strangers)
+        return dict(self.pools)
+
     def update(
         self,
         measurement: Measurement,
@@ -37,6 +45,8 @@ class MemoryPools:
         """
         for name, reading in measurement.pools.items():
             pool = PoolId(name)
+            if pool not in self.pools or not self.pools[pool].watched:
+                continue  # it was measured just before it went away
             strangers, given_up = reading.strangers, kept if name == HOST else 0
             if strangers is None:
                 promised = {key: charge.get(pool, 0) for key, charge in charges.items()}

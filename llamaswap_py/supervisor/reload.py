@@ -22,13 +22,15 @@ from llamaswap_py.config.scan import scan_folder
 from llamaswap_py.config.sections import Config
 from llamaswap_py.config.warnings import skipped_files
 from llamaswap_py.config.yaml_tree import join_errors
+from llamaswap_py.devices import with_gone
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.snapshot import ReloadReport
-from llamaswap_py.supervisor.prepare import Prepared, is_mended
+from llamaswap_py.supervisor.prepare import Engines, Prepared, is_mended, prepare
 from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.tasks.tick import BEAT, until_beat
 
 if TYPE_CHECKING:
+    from llamaswap_py.devices import Device
     from llamaswap_py.supervisor.supervisor import Supervisor
 
 _Found = TypeVar("_Found")
@@ -47,7 +49,8 @@ class Reloader:
     """Watches where a configuration comes from, and applies it when it changes or is asked to.
 
     `also` reads what else comes from files, and returns what takes that over; `during` makes the
-    context that each reload runs in. Making one looks at the files, which may block.
+    context that each reload runs in. `find` finds the devices anew; without it they stay. Making
+    one looks at the files, which may block.
     """
 
     def __init__(
@@ -56,11 +59,13 @@ class Reloader:
         origin: Origin,
         also: Callable[[Config], Awaitable[Callable[[], None]]] | None = None,
         during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        find: Callable[[Config, Engines], tuple[Device, ...]] | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._origin = origin
         self._also = also
         self._during = during
+        self._find = find
         self._one_at_a_time = asyncio.Lock()
         self._seen = self._looks()
         self._models = supervisor.config.folders
@@ -118,7 +123,7 @@ class Reloader:
             _refuse_newly_broken(config, supervisor.config)
             self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
-            prepared = await supervisor.presets.prepare_all(config)
+            devices, prepared = await asyncio.to_thread(self._made_ready, config)
             also = await self._also(config) if self._also is not None else None
         except LswapError as error:
             _log.error("the file is not taken over, what was loaded serves on: %s", error)
@@ -128,6 +133,8 @@ class Reloader:
         for line in skipped_files(config):
             if line not in skipped_files(supervisor.config):
                 _log.warning("%s", line)
+        if devices != supervisor.devices:
+            supervisor.use_devices(devices)
         changes = supervisor.adopt(config, prepared)
         report = ReloadReport(changes.added, changes.removed, changes.changed, waits)
         _say(report)
@@ -136,6 +143,13 @@ class Reloader:
                 _log.warning("%s cannot run: %s", name, problem)
         supervisor.event_log.publish("reload", report)
         return report
+
+    def _made_ready(self, config: Config) -> tuple[tuple[Device, ...], dict[str, Prepared]]:
+        """Return the devices that there are now, and the presets made ready to run on them."""
+        engines, devices = Engines(config), self._supervisor.devices
+        if self._find is not None:
+            devices = with_gone(self._find(config, engines), devices)
+        return devices, prepare(config, engines, devices)
 
     async def check(self) -> None:
         """Raise ConfigError if the file is wrong as it is; changes nothing."""

@@ -60,6 +60,7 @@ from llamaswap_py.supervisor.resumable_streams import ResumableStreams
 from llamaswap_py.supervisor.snapshots import About, Snapshots
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import PatientDisk
+from llamaswap_py.units import format_size
 
 
 class Timer:
@@ -339,7 +340,20 @@ class Supervisor:
         """End every request and kill every child."""
         self.dispatch(ev.ShutdownAsked(0.0, force=True))
 
-    # A changed file
+    # A changed file, or machine
+
+    def use_devices(self, devices: tuple[Device, ...]) -> None:
+        """Take the devices that there are now; idle models leave those that are gone."""
+        known = {one.id: one for one in self.devices}
+        for one in devices:
+            if one.id not in known or known[one.id].total != one.total:
+                size = format_size(one.total) if one.total else "it is not there any more"
+                _log.info("device %s: %s", one.id, size)
+        self.devices = self.presets.devices = devices
+        self.telemetry.use(devices)
+        self.instances.use_devices(devices)
+        self.dispatch(ev.PoolsMeasured(self._memory_pools.use(devices)))
+        self.estimation.use(devices)
 
     def adopt(self, config: Config, prepared: Mapping[str, Prepared]) -> Changes:
         """Put another configuration in place, all in one step of the loop."""
