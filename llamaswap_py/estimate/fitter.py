@@ -101,11 +101,12 @@ class Fitter:
         """
         if wanted.declared is not None or wanted.is_program:
             return _as_it_is(await self._estimator.estimate(wanted), room)
+        settings = read_settings(wanted.args)
         try:
             opened = await self._estimator.open(wanted)
-        except EstimateError:  # the engine may read files that lswap cannot
+            self._estimator.reckon(opened, wanted.args, wanted.gpus)
+        except EstimateError:  # the engine may know models that the formulas do not
             return _as_it_is(await self._estimator.estimate(wanted), room)
-        settings = read_settings(wanted.args)
         steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish, known=known)
         splits = len(wanted.gpus) > 1 and not OF_DIVISION & set(said)
         limits = await asyncio.to_thread(self._estimator.limits.refused, wanted)
@@ -356,6 +357,8 @@ class _Search:
         return tuple(tried[rank] for rank in sorted(tried))
 
     def _unfitted(self, helpful: Smaller | None) -> Fitted:
+        if not self.worked_out:  # no step is left after the one that ran out of memory
+            self._estimate(self.steps[-1])
         tried = self._tried()
         least = min(tried, key=lambda one: (_shortfall(one.footprint, self.room), -one.step.rank))
         rank = least.step.rank

@@ -370,6 +370,16 @@ async def test_after_a_step_that_ran_out_of_memory_only_later_ones_are_tried(
     assert second.step.rank > first.step.rank
 
 
+async def test_after_the_last_step_nothing_fits(engine: Engine, files: Path) -> None:
+    room = {HOST: 64 * GIB}
+    wanted = dry("dense-8b", room, files)
+    found = await Fitter(engine).fit(wanted, room, FitWish(), said=(), after=10**6)
+    assert found.step is None
+    assert not found.fits
+    assert found.closest is not None
+    assert found.closest.context == 4096
+
+
 # What stands, and what is said when nothing fits
 
 
@@ -381,6 +391,22 @@ async def test_nothing_is_chosen_where_the_file_says_all(engine: Engine, files: 
     assert found.step is None
     assert found.fits
     assert found.estimate == await engine.estimate(wanted)
+
+
+async def test_a_file_that_formulas_do_not_know_is_estimated_as_it_is(
+    engine: Engine, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = replace(HEADERS["dense-8b"], metadata={"general.architecture": "newer"})
+    monkeypatch.setattr(module, "open_headers", lambda _: (unknown,))
+
+    async def known_to_the_engine(_: Wanted) -> Estimate:
+        return Estimate(Source.DRY_RUN, (Part(HOST, "weights", GIB),))
+
+    monkeypatch.setattr(engine, "dry_run", known_to_the_engine)
+    found = await fit(engine, dry("dense-8b", CARD_6, files), CARD_6, FitWish())
+    assert found.step is None
+    assert found.fits
+    assert found.estimate.footprint == {HOST: GIB}
 
 
 async def test_declared_memory_is_not_fitted(engine: Engine, files: Path) -> None:
