@@ -77,7 +77,7 @@ async def _await_small(call: Call, limit: int) -> None:
 
 
 def _relay_small(call: Call, body: Body) -> Awaitable[None]:
-    """Relay a request that asks for nothing but its model, if its body doesn't either."""
+    """Relay a body with no other wish than its model; look closer at any other body."""
     ask = _plain(call, body)
     if ask is None:
         return _look_closer(call)
@@ -86,7 +86,7 @@ def _relay_small(call: Call, body: Body) -> Awaitable[None]:
 
 
 async def _look_closer(call: Call) -> None:
-    """Read a body of any size, and look at all that it may ask for."""
+    """Relay a request after reading all that its head and its body may ask for."""
     head = call.exchange.head
     if call.route.free and (head.query or head.content_length != 0):
         call.count()  # it is a model's, or it sends something

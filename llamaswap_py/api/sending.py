@@ -109,7 +109,7 @@ def begin_sending(
     *,
     collect: bool = False,
 ) -> Awaitable[RelayResult]:
-    """Do what `send` does, but for `record_result`, which has to follow under the same lease."""
+    """Do what `send` does without `record_result`, which the caller has to call under the lease."""
     exchange, pool = call.exchange, call.supervisor.pool
     request.id = call.id
     if tunnel:
@@ -126,10 +126,7 @@ def begin_sending(
 
 
 def record_result(call: Call, lease: Lease, result: RelayResult) -> None:
-    """Note what became of a request, of its child, and what that answered.
-
-    What the child refused gets a line in the log.
-    """
+    """Record the result of a relay. A request that the child refused gets a line in the log."""
     if result.outcome is RelayOutcome.UNREACHABLE:
         # before its lease is given back, and granted to somebody else
         note_refusal(lease.endpoint, result.errno)

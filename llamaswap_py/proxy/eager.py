@@ -1,6 +1,6 @@
-"""A coroutine that is run by hand up to its first wait, and is then a task's.
+"""Runs a coroutine by hand until it has to wait, and lets a task continue it then.
 
-What has not to wait wakes no task, and makes no turn of the event loop.
+A coroutine that does not have to wait needs no task and no turn of the event loop.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ _Result = TypeVar("_Result")
 
 
 class Eager(Generic[_Result]):
-    """One such coroutine at a time, which runs as a part of a task that waits meanwhile.
+    """Runs one such coroutine at a time, as a part of a task that waits meanwhile.
 
-    What asks for the current task (a timeout, a task group) finds the one that will go on.
+    Code that asks for the current task (a timeout, a task group) gets the task that will continue
+    the coroutine.
     """
 
     __slots__ = ("_loop", "awaited", "begun", "handed", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        #: the coroutine, until it has ended or its task goes on with it; set it to begin
+        #: the coroutine, until it ends or the task continues it; set it to start one
         self.begun: Coroutine[Any, Any, _Result] | None = None
-        #: what it waits for; None while it runs, or where the task goes on with it
+        #: what it waits for; None while it runs, and when the task continues it
         self.awaited: asyncio.Future[Any] | None = None
-        #: the same, where the task is to go on with it
+        #: what it waited for when it was handed over to the task
         self.handed: tuple[asyncio.Future[Any] | None] | None = None
-        #: of the last one that ended by hand
+        #: the result of the last coroutine that ended here
         self.result: _Result | None = None
 
     def step(self, task: asyncio.Task[Any]) -> bool:
@@ -41,7 +42,7 @@ class Eager(Generic[_Result]):
         assert begun is not None
         try:
             _enter_task(self._loop, task)
-        except RuntimeError:  # another task runs: it has told what was awaited
+        except RuntimeError:  # another task is running: it has brought what was awaited
             self.hand_over()
             return False
         self.awaited = None
@@ -62,18 +63,18 @@ class Eager(Generic[_Result]):
         return False
 
     def hand_over(self) -> None:
-        """Let the task go on with it, by `rest`."""
+        """Let the task continue it, with `rest`."""
         self.handed, self.awaited = (self.awaited,), None
 
     def rest(self, *, cancel: bool = False) -> Awaitable[_Result]:
-        """Return what goes on with it until it ends; `cancel` it there instead."""
+        """Return an awaitable that continues it to its end, or cancels it with `cancel`."""
         begun, handed = self.begun, self.handed
         assert begun is not None
         self.begun = self.awaited = self.handed = None
         return _rest(begun, None if handed is None else handed[0], cancel=cancel)
 
     def close(self) -> None:
-        """End it where it waits."""
+        """Close the coroutine, if it has not ended."""
         if self.begun is not None:
             self.begun.close()
             self.begun = None

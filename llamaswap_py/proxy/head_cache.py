@@ -40,13 +40,13 @@ _VARIES: Final = re.compile(
 class KnownRequest:
     """A head that a client has sent.
 
-    Where only its length differs the next time, comparing it with what comes is enough.
+    The next head of a client often differs in its length alone. Then comparing the bytes is enough.
     """
 
     __slots__ = ("_after", "_before", "head")
 
     def __init__(self, head: RequestHead, data: bytes) -> None:
-        """Take a head, and the bytes that it was read from."""
+        """Store a head with the bytes from which it was parsed."""
         self.head = head
         self._before = self._after = b""
         length = None if head.varied else _LENGTH.search(data)
@@ -55,7 +55,7 @@ class KnownRequest:
             self._before, self._after = data[:start], data[stop:]
 
     def read(self, data: bytes) -> tuple[RequestHead, int] | None:
-        """Return the head and where the body begins if `data` begins with this head."""
+        """Return the head and the offset of the body if `data` begins with this head."""
         before, after = self._before, self._after
         if not before or not data.startswith(before):
             return None

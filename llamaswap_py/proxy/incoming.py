@@ -1,4 +1,4 @@
-"""From a client's bytes to its requests, in their order."""
+"""Makes requests of the bytes of a client, in their order."""
 
 from __future__ import annotations
 
@@ -20,60 +20,60 @@ if TYPE_CHECKING:
 _STEP: Final = 4 * KIB
 #: Bytes of pipelined requests that may wait unparsed before the client must.
 _HELD_LIMIT: Final = 64 * KIB
-#: All of a piece.
+#: Larger than any piece: take all of it.
 _ALL: Final = 1 << 60
 
 
 class Owner(Client, Protocol):
-    """The client's connection, which is told what has come."""
+    """The connection of the client. Incoming calls it when something has arrived."""
 
     def request_begins(self) -> None:
-        """A head is complete."""
+        """The head of a request is complete."""
 
     def body_came(self) -> None:
-        """A piece of a body has come."""
+        """A piece of a body has arrived."""
 
     def body_ended(self) -> None:
         """The body that was being received is complete."""
 
     def broke_off(self) -> None:
-        """The client's bytes make no sense from here on: nothing after them is read."""
+        """The client broke the protocol: nothing that it sends from now on is read."""
 
 
 class Incoming:
-    """Parses what comes while a request may be taken, and holds back what comes too early.
+    """Parses the bytes of a client, and holds back those that arrive too early.
 
-    Requests are taken one after another: what follows a whole request is held until `current` and
-    everything in `queue` are answered. Then `parse_held` has to be called.
+    Bytes that follow a complete request are held until `current` and all of `queue` are answered.
+    The connection has to call `parse_held` then.
     """
 
     def __init__(self, owner: Owner, limits: WireLimits, heads: KnownRequests) -> None:
-        """Give the exchanges to `owner`; a head that is among `heads` is not parsed again."""
+        """Make exchanges on `owner`. A head that is in `heads` is not parsed again."""
         self._owner = owner
         self._heads = heads
         self._time = asyncio.get_running_loop().time
         self.parser = RequestParser(self, limits)
-        #: the request that is answered
+        #: the request that is being answered
         self.current: Exchange | None = None
-        #: the request whose body comes
+        #: the request whose body is not complete
         self.receiving: Exchange | None = None
-        #: requests that wait for those before them, and the error that ends them
+        #: requests that wait for their turn; the last item may be the error that ends them
         self.queue: deque[Exchange | WireError] = deque()
         self.held = Pending()
-        #: no request after the one that was received last
+        #: no further request is taken
         self.last = False
-        #: what comes after the last request belongs to the protocol that it asks for
+        #: the last request asks for another protocol; the bytes after it belong to that
         self.upgrading = False
-        #: the client's bytes made no sense
+        #: the client broke the protocol
         self.broken = False
-        #: nothing more comes
+        #: the client has half-closed: it sends nothing more
         self.ended = False
         self.last_input = self.body_began = 0.0
-        #: of a body, found in this step
+        #: pieces of a body that the parser found in this step
         self._pieces: list[bytes] = []
-        #: what the head that is parsed next begins with
+        #: the bytes in which the next head begins
         self._begins = b""
-        #: the head that came last, if it was known
+        #: the last head that was known
         self._last_known: KnownRequest | None = None
         #: bytes that are left of a body whose head was not parsed
         self._left = 0

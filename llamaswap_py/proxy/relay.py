@@ -159,8 +159,8 @@ class Relay:
     ) -> RelayResult:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once.
 
-        `again` is for a connection that was used before. The child may have closed it before it
-        read the request: without a byte of it, the result is that of `again`.
+        `again` sends the request on a new connection. It is used if the child closed a connection
+        that was used before, and sent nothing: it has not read the request.
         """
         self.done = asyncio.get_running_loop().create_future()
         self.upstream.on_bytes = self._on_head
