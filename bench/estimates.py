@@ -139,7 +139,7 @@ CASES = (
     ),
     Case(
         "rearranged",
-        "Q4_0, mapped: the CPU backend keeps a second copy",
+        "Q4_0, mapped: the CPU backend computes from a copy",
         ModelShape(layers=16, width=2048, heads=16, kv_heads=4, feed_forward=5632, kind="Q4_0"),
         ("-c", "1024", "-np", "1"),
     ),
@@ -229,7 +229,8 @@ async def _measure(
 ) -> Result:
     dry_run = await estimator.dry_run(wanted)
     analytic = await estimator.analytic(wanted)
-    ready, full = await asyncio.to_thread(_live, engine, wanted, threads)
+    in_place = await estimator.in_place(wanted)
+    ready, full = await asyncio.to_thread(_live, engine, wanted, threads, in_place)
     await estimator.learn_ready(wanted, dry_run, {HOST: ready}, None)
     await estimator.learn_peak(wanted, {HOST: full})
     measured = await estimator.estimate(wanted)
@@ -244,15 +245,18 @@ async def _measure(
     )
 
 
-def _live(engine: Engine, wanted: Wanted, threads: int) -> tuple[int, int]:
-    """Start the server, fill every slot's context; returns bytes at readiness and then."""
+def _live(engine: Engine, wanted: Wanted, threads: int, in_place: int | None) -> tuple[int, int]:
+    """Start the server, fill every slot's context; returns bytes at readiness and then.
+
+    Pages of the file beyond those `in_place` are page cache, and left out.
+    """
     with _server(engine, wanted, threads) as (process, url):
         ready = read_host_use(process.pid, wanted.files)
         _fill(url, wanted)
         full = read_host_use(process.pid, wanted.files)
         assert ready is not None
         assert full is not None
-        return ready.total, full.total
+        return ready.kept(in_place), full.kept(in_place)
 
 
 @contextmanager

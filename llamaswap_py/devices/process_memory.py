@@ -1,9 +1,10 @@
 """What one process uses: host memory by /proc/PID/smaps, GPU memory by NVML.
 
-Host memory of a process is its share of every mapping (PSS), but of its own model files all mapped
-pages (RSS): a second process on the same file halves the share, not the need. Page cache of files
-that were only read belongs to no process. smaps_rollup is not enough, because it adds up the mapped
-model and the libraries.
+Host memory of a process is its share of every mapping (PSS), but of its own model files the mapped
+pages (RSS) that it computes from: a second process on the same file halves the share, not the need.
+Other pages of these files are page cache: they stay mapped after the weights were rearranged or
+moved to a device, and the kernel may drop them. Page cache of files that were only read belongs to
+no process. smaps_rollup is not enough, because it adds up the mapped model and the libraries.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ class HostUse:
 
     @property
     def total(self) -> int:
-        return self.own_files + self.anonymous + self.other_files
+        """All that is resident, page cache included."""
+        return self.kept(None)
+
+    def kept(self, in_place: int | None) -> int:
+        """Return the bytes that must stay: of its own files at most `in_place`; None is all."""
+        own = self.own_files if in_place is None else min(self.own_files, in_place)
+        return own + self.anonymous + self.other_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,15 @@ class ProcessUse:
 
 
 def read_process_use(
-    pids: Collection[int], files: Collection[str], devices: Iterable[Device]
+    pids: Collection[int],
+    files: Collection[str],
+    devices: Iterable[Device],
+    in_place: int | None = None,
 ) -> ProcessUse:
     """Return what the processes together use of `devices` and the host. May take milliseconds.
 
-    `files` are the model's own. A GPU on which NVML lists none of `pids` counts as unknown: in
+    `files` are the model's own, and `in_place` the bytes of them that must stay mapped; None means
+    all of them. A GPU on which NVML lists none of `pids` counts as unknown: in
     containers NVML hides processes, or gives them other ids.
     """
     found: dict[str, int] = {}
@@ -64,7 +75,7 @@ def read_process_use(
             sum(one.anonymous for one in hosts),
             sum(one.other_files for one in hosts),
         )
-        found[HOST] = host.total
+        found[HOST] = host.kept(in_place)
     else:
         unknown.append(HOST)
     gpus = [one for one in devices if one.id != HOST]

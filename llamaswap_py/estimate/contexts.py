@@ -13,13 +13,13 @@ from typing import Final
 
 from llamaswap_py.config.sections import Memory
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
+from llamaswap_py.estimate.types import WEIGHTS
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import Settings
 from llamaswap_py.units import HOST
 
 USUAL: Final = tuple(thousands * 1024 for thousands in (4, 8, 16, 32, 64, 128))
 """Contexts that are tried, in tokens."""
-_OF_THE_FILE: Final = ("weights", "mapped pages of moved weights")
 _SLOTS: Final = 2
 
 
@@ -70,6 +70,4 @@ def _beside(header: Header, context: int, device: str, projector: int) -> int:
     gpus = () if device == HOST else (device,)
     parts = analytic_parts([header], settings, gpus, repackable=())
     parts += process_parts(settings, gpus, projector=projector, adapters=0)
-    return sum(
-        part.size for part in parts if part.device == device and part.what not in _OF_THE_FILE
-    )
+    return sum(part.size for part in parts if part.device == device and part.what != WEIGHTS)

@@ -13,15 +13,21 @@ from llamaswap_py.estimate.formula import (
     growing_parts,
     is_recurrent,
     lay_out,
+    locked_parts,
     without_spare_logits,
 )
-from llamaswap_py.estimate.types import DoesNotRunError, EstimateError, Part, total
+from llamaswap_py.estimate.types import (
+    MOVED,
+    WEIGHTS,
+    DoesNotRunError,
+    EstimateError,
+    Part,
+    total,
+)
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.fit_params import Refusal, has_table, read_figures
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
 from llamaswap_py.units import HOST
-
-MOVED: Final = "rearranged weights"
 
 
 def parse_answer(output: str) -> list[Part]:
@@ -33,7 +39,7 @@ def parse_answer(output: str) -> list[Part]:
     return [
         Part(
             figure.device or HOST,
-            MOVED if figure.moved else "weights" if figure.purpose == "model" else figure.purpose,
+            MOVED if figure.moved else WEIGHTS if figure.purpose == "model" else figure.purpose,
             figure.size,
             grows=figure.purpose == "compute" and figure.device is None,
         )
@@ -57,7 +63,6 @@ def window_correction(settings: Settings, header: Header, context: Context) -> i
 
 
 _NUMBER: Final = re.compile(r"(\D+)(\d+)")
-_ALIKE: Final = 0.02
 
 
 def dry_parts(
@@ -91,14 +96,9 @@ def dry_parts(
     if extra := window_correction(settings, header, context):
         held = total(part for part in parts if part.what == "context")
         corrected.append(Part(max(held, key=held.__getitem__, default=HOST), "context", extra))
-    moved = sum(part.size for part in parts if part.what == MOVED)
     if not has_table(output) and layout.repacked:
-        moved = layout.repacked
-        corrected.append(Part(HOST, MOVED, moved))
-    if settings.mapped:
-        as_thought = abs(moved - layout.repacked) <= _ALIKE * moved
-        again = layout.mapped_again if as_thought else moved
-        corrected.append(Part(HOST, "mapped pages of moved weights", again))
+        corrected.append(Part(HOST, MOVED, layout.repacked))
+    corrected += locked_parts(corrected, layout, settings)
     return corrected + growing_parts(header, settings, context, gpus=gpus)
 
 

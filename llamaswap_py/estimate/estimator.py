@@ -31,6 +31,7 @@ from llamaswap_py.estimate.formula import (
     draft_settings,
     has_windows,
     is_recurrent,
+    page_cache_notes,
     process_parts,
     repackable_kinds,
     token_bytes,
@@ -163,13 +164,14 @@ class Estimator:
         headers, notes = await _headers(wanted.model)
         projector, adapters = await asyncio.to_thread(_sizes_beside, settings)
         opened = Opened(headers, (), projector, adapters)
+        used = devices_used(settings, wanted.gpus)
         parts = await self._dry_model(wanted, wanted.model, wanted.args, settings, headers)
+        notes += page_cache_notes(parts, headers, settings, used, self._repackable)
         if settings.draft is not None:
             words, aside = draft_args(settings, wanted.args), draft_settings(settings)
             draft, more = await _headers(settings.draft.path)
             notes += more
             parts += await self._dry_model(wanted, settings.draft.path, words, aside, draft)
-        used = devices_used(settings, wanted.gpus)
         return _finished(Source.DRY_RUN, parts, used, settings, opened, notes)
 
     async def analytic(self, wanted: Wanted) -> Estimate:
@@ -185,9 +187,21 @@ class Estimator:
         settings = read_settings(args)
         used = devices_used(settings, gpus)
         parts = analytic_parts(opened.model, settings, used, self._repackable)
+        notes = page_cache_notes(parts, opened.model, settings, used, self._repackable)
         if settings.draft is not None and opened.draft:
             parts += analytic_parts(opened.draft, draft_settings(settings), used, self._repackable)
-        return _finished(Source.ANALYTIC, parts, used, settings, opened, [])
+        return _finished(Source.ANALYTIC, parts, used, settings, opened, notes)
+
+    async def in_place(self, wanted: Wanted) -> int | None:
+        """Return the bytes of its files that must stay mapped while it runs; None if unknown."""
+        if wanted.is_program:
+            return None
+        try:
+            if wanted.declared is not None:  # such a preset has no dry run for anything else
+                return (await self.analytic(wanted)).in_place
+            return (await self.work_out(wanted)).in_place
+        except EstimateError:
+            return None
 
     async def learned_load(self, wanted: Wanted) -> float | None:
         """Return the seconds that loads took in earlier lives, None if there were none."""

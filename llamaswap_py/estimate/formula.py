@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llamaswap_py.estimate.types import PROMPT_CACHE, EstimateError, Part
+from llamaswap_py.estimate.types import LOCKED, MOVED, PROMPT_CACHE, WEIGHTS, EstimateError, Part
 from llamaswap_py.gguf.header import ArrayInfo, Header, Tensor, row_bytes
 from llamaswap_py.llamacpp.backends import BACKENDS
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings
-from llamaswap_py.units import HOST, MIB
+from llamaswap_py.units import HOST, MIB, format_size
 
 # The context: KV cache, recurrent state, sliding windows
 #
@@ -297,15 +297,15 @@ _REPACK_ROWS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Bytes of weights per device, and what a mapped file costs the host beyond them.
+    """Bytes of weights per device, and of the pages of a mapped file that no tensor is used from.
 
-    `repacked` is the part of the host's weights that is rearranged into separate memory;
-    `mapped_again` are pages of the files that stay mapped although no tensor there is used.
+    `repacked` is the part of the host's weights that is rearranged into separate memory. The
+    `unused_pages` stay mapped, but the kernel may drop them like other page cache.
     """
 
     weights: dict[str, int]
     repacked: int
-    mapped_again: int
+    unused_pages: int
     layer_devices: tuple[str, ...]
     """The device of each layer; one more at the end, for the output."""
 
@@ -319,7 +319,7 @@ def lay_out(
     """Place every tensor of the shards `headers`; `repackable` are types this CPU rearranges."""
     devices = layer_devices(headers[0], settings, gpus)
     weights: dict[str, int] = {HOST: 0}
-    repacked = again = 0
+    repacked = unused = 0
     tied = not any(tensor.name == "output.weight" for one in headers for tensor in one.tensors)
     for header in headers:
         held: list[Tensor] = []
@@ -335,8 +335,8 @@ def lay_out(
             else:
                 held.append(tensor)
         if settings.mapped:
-            again += _span(held) - sum(tensor.size for tensor in held)
-    return Layout(weights, repacked, again, devices)
+            unused += _span(held) - sum(tensor.size for tensor in held)
+    return Layout(weights, repacked, unused, devices)
 
 
 def devices_used(settings: Settings, gpus: Sequence[str]) -> tuple[str, ...]:
@@ -421,6 +421,7 @@ def repackable_kinds(cpu_flags: Collection[str]) -> frozenset[str]:
     return frozenset(kinds)
 
 
+_WORTH_A_NOTE: Final = MIB
 PROCESS: Final = 8 * MIB
 """llama-server itself: code, libraries, threads; a 3 MiB model measured 8 MiB above its tensors."""
 WORD: Final = 210
@@ -453,8 +454,10 @@ def analytic_parts(
         )
     layout = lay_out(headers, settings, gpus, repackable)
     context = context_of(header, settings)
-    parts = [Part(device, "weights", size) for device, size in layout.weights.items()]
-    parts += mapping_parts(layout)
+    weights = {**layout.weights, HOST: layout.weights[HOST] - layout.repacked}
+    parts = [Part(device, WEIGHTS, size) for device, size in weights.items()]
+    parts.append(Part(HOST, MOVED, layout.repacked))
+    parts += locked_parts(parts, layout, settings)
     for at, size in enumerate(context.layers):
         device = layout.layer_devices[at] if settings.cache_on_gpu else HOST
         parts.append(Part(device, "context", size))
@@ -464,9 +467,41 @@ def analytic_parts(
     return parts + growing_parts(header, settings, context, gpus=gpus)
 
 
-def mapping_parts(layout: Layout) -> list[Part]:
-    """Return the memory of file pages that stay mapped although no tensor there is used."""
-    return [Part(HOST, "mapped pages of moved weights", layout.mapped_again)]
+_ALIKE: Final = 0.02
+
+
+def unused_pages(parts: Iterable[Part], layout: Layout) -> int:
+    """Return the bytes of files that stay mapped although no tensor there is used.
+
+    `parts` have what was rearranged: an engine may rearrange other types than `layout` expects.
+    """
+    moved = sum(part.size for part in parts if part.what == MOVED)
+    as_expected = abs(moved - layout.repacked) <= _ALIKE * moved
+    return layout.unused_pages if as_expected else moved
+
+
+def locked_parts(parts: Iterable[Part], layout: Layout, settings: Settings) -> list[Part]:
+    """Return the unused pages that the kernel may not drop, because they are locked."""
+    if not (settings.mapped and settings.locked):
+        return []
+    return [Part(HOST, LOCKED, unused_pages(parts, layout))]
+
+
+def page_cache_notes(
+    parts: Iterable[Part],
+    headers: Sequence[Header],
+    settings: Settings,
+    gpus: Sequence[str],
+    repackable: Collection[str],
+) -> list[str]:
+    """Return a line about the pages of files that stay mapped and are not counted."""
+    if not headers or not settings.mapped or settings.locked:
+        return []
+    size = unused_pages(parts, lay_out(headers, settings, gpus, repackable))
+    if size < _WORTH_A_NOTE:
+        return []
+    where = "beside the weights that were rearranged or moved"
+    return [f"{format_size(size)} of its file stay mapped {where}: page cache, not counted"]
 
 
 def growing_parts(

@@ -20,7 +20,6 @@ from llamaswap_py.llamacpp.memory_settings import (
     names_of,
     option_words,
     read_settings,
-    unmapped,
     with_context,
     with_experts_on_host,
     with_layers_on_card,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 BOUND: Final = 15.0
 """Seconds to seek all remedies of one preset; the message names those found by then."""
-_MAPPED: Final = "mapped pages of moved weights"
 _KEYS: Final = {CACHE_RAM: "memory.cache_ram"}
 """Options that are keys of the file, outside `args`."""
 Args: TypeAlias = Mapping[str, str]
@@ -128,8 +126,6 @@ class Remedies:
         unknown = self._estimate.source in (Source.MEASURED, Source.DECLARED)
         settings = read_settings(self._wanted.args)
         found: list[Args] = []
-        if settings.mapped and (unknown or _MAPPED in held):
-            found.append(unmapped(self._has))
         if settings.prompt_cache and (unknown or PROMPT_CACHE in held):
             found.append({CACHE_RAM: "0"})
         return [one for one in found if self._may(one)]

@@ -9,9 +9,12 @@ from typing import Final
 import msgspec
 
 from llamaswap_py.errors import LswapError
-from llamaswap_py.units import format_size
+from llamaswap_py.units import HOST, format_size
 
 PROMPT_CACHE: Final = "prompt cache"
+WEIGHTS: Final = "weights"
+MOVED: Final = "rearranged weights"
+LOCKED: Final = "locked pages of moved weights"
 TOLERANCE: Final = 0.05
 """If an estimate was wrong by more than this share, a line in the log says so."""
 
@@ -67,6 +70,15 @@ class Estimate(msgspec.Struct, frozen=True):
     def footprint(self) -> dict[str, int]:
         """Bytes per device."""
         return total(self.parts)
+
+    @property
+    def in_place(self) -> int:
+        """Bytes of the host that may be pages of the model's files, and must stay there.
+
+        The model computes from them where the files are mapped, or has locked them.
+        """
+        host = (part for part in self.parts if part.device == HOST)
+        return sum(part.size for part in host if part.what in (WEIGHTS, LOCKED))
 
     @property
     def growth(self) -> dict[str, int]:

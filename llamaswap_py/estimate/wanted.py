@@ -16,8 +16,11 @@ from llamaswap_py.units import HOST
 if TYPE_CHECKING:
     from llamaswap_py.estimate.files import FileIdentity
 
-SCHEMA: Final = 2
-"""The version in the keys. Raise it when the formulas change: old cached estimates then expire."""
+SCHEMA: Final = 3
+"""The version in the keys. Raise it when the formulas or the meaning of measured figures change.
+
+Older records are then not used any more. An older lswap goes on with them, and sees no newer ones.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Defaults are those of llama-server build 11434 (common/common.h, tools/server/se
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,6 +61,8 @@ class Settings:
     type_v: str = "f16"
     flash: bool = True
     mapped: bool = True
+    locked: bool = False
+    """Whether pages of mapped files are kept in memory (mlock)."""
     direct: bool = False
     """Whether the weights are read past the page cache."""
     repack: bool = True
@@ -117,6 +119,7 @@ def read_settings(args: Sequence[str]) -> Settings:
         type_v=words.text("cache-type-v", "f16").lower(),
         flash=words.switch("flash-attn", default=True),
         mapped=_mapped(words),
+        locked=_locked(words),
         direct=_direct(words),
         repack=words.switch("repack", default=True),
         whole_window=words.switch("swa-full", default=False),
@@ -221,6 +224,12 @@ def _mapped(words: _Words) -> bool:
     return words.text("load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
 
 
+def _locked(words: _Words) -> bool:
+    if words.text("load-mode", "") in ("mlock", "mmap+mlock"):
+        return True
+    return words.switch("mlock", default=False)
+
+
 def _direct(words: _Words) -> bool:
     if words.text("load-mode", "") == "dio":
         return True
@@ -304,11 +313,6 @@ OF_EXPERTS: Final = frozenset({EXPERTS, "cpu-moe"})
 OF_TENSORS: Final = frozenset({"override-tensor", "n-cpu-ffn"})
 OF_DIVISION: Final = frozenset({"tensor-split", "split-mode", "override-tensor", "main-gpu"})
 """Options that say which part of a model lies on which device."""
-
-
-def unmapped(has: Callable[[str], bool]) -> dict[str, str]:
-    """Return the option to load weights without mapping; `has` knows the engine's options."""
-    return {"load-mode": "none"} if has("load-mode") else {"no-mmap": "true"}
 
 
 def with_context(tokens: int) -> dict[str, str]:

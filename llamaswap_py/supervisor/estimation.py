@@ -82,6 +82,7 @@ class Estimation:
         self._estimator = estimator or Estimator(room=self._room)
         self._load_rates = LoadRates(traffic_folder())
         self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
+        self._in_place: dict[tuple[str, str, tuple[PoolId, ...]], int | None] = {}
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
         self._done: set[str] = set()
@@ -106,6 +107,7 @@ class Estimation:
         self._seen -= gone
         self._done -= gone
         self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
+        self._in_place = {key: one for key, one in self._in_place.items() if key[0] not in gone}
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
@@ -246,7 +248,7 @@ class Estimation:
         if wanted is None:
             return
         engine = self._prepared[ready.preset].engine  # it may be gone from the file at any await
-        use = await self._use(ready)
+        use = await self._use(ready, wanted)
         known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
         try:
             estimate = known
@@ -272,9 +274,9 @@ class Estimation:
             if wanted is None:
                 continue
             with contextlib.suppress(LswapError):  # its file is gone: it serves on all the same
-                await self._estimator.learn_peak(wanted, await self._use(ready))
+                await self._estimator.learn_peak(wanted, await self._use(ready, wanted))
 
-    async def _use(self, ready: ReadyChild) -> dict[str, int]:
+    async def _use(self, ready: ReadyChild, wanted: Wanted) -> dict[str, int]:
         prepared = self._prepared[ready.preset]
         way = prepared.ways[ready.choice.variant]
         devices = [
@@ -282,11 +284,19 @@ class Estimation:
             for one in usable(way, prepared.engine, self._devices)
             if not ready.choice.devices or one.id in ready.choice.devices
         ]
-        used = await asyncio.to_thread(read_process_use, [ready.pid], way.files, devices)
+        in_place = None if wanted.is_program else await self._in_place_of(ready, wanted)
+        used = await asyncio.to_thread(read_process_use, [ready.pid], way.files, devices, in_place)
         known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
         parts = known.parts if known is not None else ()
         inside = {one.id for one in devices if one.in_process}
         return without_inside(used.devices, parts, inside)
+
+    async def _in_place_of(self, ready: ReadyChild, wanted: Wanted) -> int | None:
+        """Return the bytes of its files that must stay mapped; worked out once."""
+        kind = ready.preset, ready.choice.variant, ready.choice.devices
+        if kind not in self._in_place:
+            self._in_place[kind] = await self._estimator.in_place(wanted)
+        return self._in_place.get(kind)  # a reload may have dropped it
 
 
 def without_inside(

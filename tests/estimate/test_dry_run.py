@@ -10,14 +10,13 @@ import anyio
 import pytest
 
 from llamaswap_py.estimate.dry_run import (
-    MOVED,
     as_does_not_run,
     dry_parts,
     parse_answer,
     window_correction,
 )
-from llamaswap_py.estimate.formula import context_of, is_recurrent, lay_out
-from llamaswap_py.estimate.types import EstimateError, Part, total
+from llamaswap_py.estimate.formula import context_of, is_recurrent, lay_out, page_cache_notes
+from llamaswap_py.estimate.types import LOCKED, MOVED, WEIGHTS, EstimateError, Part, total
 from llamaswap_py.llamacpp.fit_params import (
     DryRuns,
     FitParamsAbortError,
@@ -27,7 +26,7 @@ from llamaswap_py.llamacpp.fit_params import (
     fit_args,
 )
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
-from llamaswap_py.units import HOST, MIB
+from llamaswap_py.units import HOST, MIB, format_size
 from tests.estimate.models import model
 
 if TYPE_CHECKING:
@@ -167,20 +166,35 @@ def test_spare_logits_leave_the_device_of_the_output() -> None:
     assert compute["CUDA0"] == 299 * MIB + HALF - 512 * 4 * (128256 - 3 * 14336)
 
 
-def test_a_second_copy_of_rearranged_weights() -> None:
+def test_pages_beside_rearranged_weights_count_only_if_they_are_locked() -> None:
     header, settings = model(layers=4), read_settings(["-c", "256", "-np", "1"])
-    again = lay_out([header], settings, (), ("Q4_K",)).mapped_again
+    again = lay_out([header], settings, (), ("Q4_K",)).unused_pages
     moved = row("buffer_type", "CPU_REPACK", again // MIB, 0, 0)
 
-    def mapped_again(words: str, kinds: tuple[str, ...]) -> int:
+    def parts_of(words: str, kinds: tuple[str, ...]) -> tuple[int, int, list[str]]:
+        """Return what is charged as locked, and as weights, and what is noted."""
         chosen = read_settings(words.split())
         parts = dry_parts(answer(HOST_ROW, moved), [header], chosen, (), kinds)
-        return sum(part.size for part in parts if part.what == "mapped pages of moved weights")
+        sizes = {
+            what: sum(one.size for one in parts if one.what == what)
+            for what in (LOCKED, WEIGHTS, MOVED)
+        }
+        weights = sizes[WEIGHTS] + sizes[MOVED]
+        return sizes[LOCKED], weights, page_cache_notes(parts, [header], chosen, (), kinds)
 
-    assert mapped_again("-np 1", ("Q4_K",)) == again
+    told = again // MIB * MIB + HALF
+    once = told + 3 * MIB + HALF
+
+    def noted(size: int) -> list[str]:
+        where = "beside the weights that were rearranged or moved"
+        return [f"{format_size(size)} of its file stay mapped {where}: page cache, not counted"]
+
+    assert parts_of("-np 1", ("Q4_K",)) == (0, once, noted(again))
     # Where the engine moved more than expected of this CPU, its figure is taken.
-    assert mapped_again("-np 1", ()) == again // MIB * MIB + HALF
-    assert mapped_again("-np 1 --load-mode none", ("Q4_K",)) == 0
+    assert parts_of("-np 1", ()) == (0, once, noted(told))
+    assert parts_of("-np 1 --load-mode none", ("Q4_K",)) == (0, once, [])
+    assert parts_of("-np 1 --load-mode mmap+mlock", ("Q4_K",)) == (again, once, [])
+    assert parts_of("-np 1 --mlock", ()) == (told, once, [])
 
 
 def test_windows_of_slots_that_share_a_cache_are_added() -> None:

@@ -15,16 +15,26 @@ from llamaswap_py.estimate.formula import (
     is_recurrent,
     lay_out,
     layer_devices,
+    page_cache_notes,
     process_parts,
     repackable_kinds,
     widest_row,
     window_layers,
     without_spare_logits,
 )
-from llamaswap_py.estimate.types import EstimateError, Part, total
+from llamaswap_py.estimate.types import (
+    LOCKED,
+    MOVED,
+    WEIGHTS,
+    Estimate,
+    EstimateError,
+    Part,
+    Source,
+    total,
+)
 from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
-from llamaswap_py.units import GIB, HOST, MIB
+from llamaswap_py.units import GIB, HOST, MIB, format_size
 from tests.estimate.models import model
 
 
@@ -159,15 +169,50 @@ def test_experts_kept_by_the_cpu() -> None:
     assert everything.weights[HOST] == header.tensors[0].size + sum(experts)
 
 
-def test_rearranged_weights_stay_mapped_too() -> None:
+def test_rearranged_weights_stay_mapped_as_page_cache() -> None:
     header = model(layers=4)
     moved = sum(one.size for one in header.tensors if one.kind == "Q4_K") - header.tensors[0].size
     layout = lay_out([header], Settings(), (), ("Q4_K",))
     assert layout.repacked == moved
-    assert layout.mapped_again == moved
-    assert lay_out([header], settings("--load-mode none"), (), ("Q4_K",)).mapped_again == 0
+    assert layout.unused_pages == moved
+    assert lay_out([header], settings("--load-mode none"), (), ("Q4_K",)).unused_pages == 0
     assert lay_out([header], settings("--no-repack"), (), ("Q4_K",)).repacked == 0
     assert lay_out([header], Settings(), ("CUDA0",), ("Q4_K",)).repacked == 0
+
+
+def test_the_host_is_charged_with_each_weight_once() -> None:
+    """However it is loaded: the pages beside a rearranged copy are noted, and not counted."""
+    header = model(layers=4)
+    whole = sum(one.size for one in header.tensors)
+    moved = lay_out([header], Settings(), (), ("Q4_K",)).repacked
+    for words in ("", "--load-mode none", "--no-mmap", "--no-repack", "--load-mode mlock"):
+        chosen = settings(words)
+        parts = analytic_parts([header], chosen, (), ("Q4_K",))
+        sizes = {part.what: part.size for part in parts if part.what in (WEIGHTS, MOVED, LOCKED)}
+        assert sum(sizes.values()) == whole, words
+        estimate = Estimate(Source.ANALYTIC, tuple(parts))
+        assert estimate.in_place == whole - (moved if chosen.repack else 0)
+        notes = page_cache_notes(parts, [header], chosen, (), ("Q4_K",))
+        where = "beside the weights that were rearranged or moved"
+        said = [f"{format_size(moved)} of its file stay mapped {where}: page cache, not counted"]
+        assert notes == (said if chosen.mapped and chosen.repack else [])
+
+
+def test_locked_pages_are_charged_because_the_kernel_cannot_drop_them() -> None:
+    header = model(layers=4)
+    whole = sum(one.size for one in header.tensors)
+    for words in ("--load-mode mmap+mlock", "--mlock"):
+        parts = analytic_parts([header], settings(words), (), ("Q4_K",))
+        moved = sum(part.size for part in parts if part.what == MOVED)
+        assert Part(HOST, LOCKED, moved) in parts
+        assert Estimate(Source.ANALYTIC, tuple(parts)).in_place == whole
+        assert page_cache_notes(parts, [header], settings(words), (), ("Q4_K",)) == []
+
+
+def test_pages_of_layers_on_a_device_are_not_charged() -> None:
+    header = model(layers=4)
+    parts = analytic_parts([header], Settings(), ("CUDA0",), ())
+    assert Estimate(Source.ANALYTIC, tuple(parts)).in_place == header.tensors[0].size
 
 
 def test_what_a_cpu_rearranges() -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llamaswap_py.estimate import Estimate, Estimator, Part, Source, Wanted, surprise
+from llamaswap_py.estimate import wanted as questions
 from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.estimate.wanted import SCHEMA
 from llamaswap_py.storage import LearnedFacts, RecordFolder
 from llamaswap_py.units import HOST, MIB
 
@@ -198,6 +200,35 @@ async def test_what_was_learned_is_another_presets_only_with_the_same_arguments(
         replace(wanted, env={"GGML_X": "1"}),
     ):
         assert (await bench.estimator.estimate(other)).source is Source.DRY_RUN
+
+
+async def test_what_was_measured_with_another_meaning_is_not_used(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by this version, nor by an earlier one that is installed again."""
+    wanted = bench.wanted("-c", "512")
+    worked_out = await bench.estimator.work_out(wanted)
+    monkeypatch.setattr(questions, "SCHEMA", SCHEMA - 1)
+    await bench.estimator.learn_ready(wanted, worked_out, {HOST: 990 * MIB}, None)
+    earlier = await bench.estimator.estimate(wanted)
+    assert earlier.source is Source.MEASURED
+    monkeypatch.setattr(questions, "SCHEMA", SCHEMA)
+    assert (await bench.estimator.estimate(wanted)).source is Source.DRY_RUN
+    await bench.estimator.learn_ready(wanted, worked_out, {HOST: 99 * MIB}, None)
+    monkeypatch.setattr(questions, "SCHEMA", SCHEMA - 1)
+    assert await bench.estimator.estimate(wanted) == earlier
+
+
+async def test_what_must_stay_of_its_files_is_known_of_every_kind_of_preset(bench: Bench) -> None:
+    wanted = bench.wanted("-np", "1")
+    worked_out = await bench.estimator.estimate(wanted)
+    assert await bench.estimator.in_place(wanted) == worked_out.in_place > 0
+    declared = replace(wanted, declared={HOST: 7 * MIB})
+    analytic = await bench.estimator.analytic(wanted)
+    assert await bench.estimator.in_place(declared) == analytic.in_place
+    assert await bench.estimator.in_place(replace(wanted, is_program=True)) is None
+    gone = replace(wanted, model="/no/such.gguf", files=("/no/such.gguf",))
+    assert await bench.estimator.in_place(gone) is None
 
 
 async def test_a_device_that_could_not_be_measured_is_worked_out(bench: Bench) -> None:

@@ -57,6 +57,14 @@ def test_mappings_are_told_apart() -> None:
     assert parse_smaps([], set()).total == 0
 
 
+def test_pages_that_are_not_computed_from_are_page_cache() -> None:
+    """A rearranged model keeps its file mapped; only what it computes from has to stay."""
+    use = HostUse(own_files=900 * MIB, anonymous=800 * MIB, other_files=MIB)
+    assert use.kept(100 * MIB) == 901 * MIB
+    assert use.kept(1000 * MIB) == use.kept(None) == use.total == 1701 * MIB
+    assert use.kept(0) == 801 * MIB
+
+
 def test_a_real_process_with_a_mapped_model(tmp_path: Path) -> None:
     """A child maps 24 MiB of a sparse file and touches 16; a hole is memory once it is touched."""
     path = tmp_path / "model.gguf"
@@ -106,6 +114,22 @@ def test_a_file_that_was_only_read_is_nobodys(tmp_path: Path) -> None:
     use = read_host_use(os.getpid(), [str(path)])
     assert use is not None
     assert use.own_files == 0
+
+
+def test_a_measurement_leaves_pages_out_that_need_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(24 * MIB))
+    host = [Device("host", MIB, 0, "psutil")]
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
+        assert sum(view[at] for at in range(0, 24 * MIB, mmap.PAGESIZE)) == 0
+        whole = read_process_use([os.getpid()], [str(path)], host)
+        part = read_process_use([os.getpid()], [str(path)], host, in_place=8 * MIB)
+    assert part.host is not None
+    assert part.devices["host"] == part.host.total - 16 * MIB
+    assert 15 * MIB < whole.devices["host"] - part.devices["host"] < 17 * MIB
 
 
 def test_a_link_to_the_model_is_the_model(tmp_path: Path) -> None:
@@ -172,6 +196,8 @@ def test_gpus_that_do_not_tell_are_unknown_and_never_zero(monkeypatch: pytest.Mo
     use = read_process_use([me], [], devices)
     assert use.devices["CUDA0"] == 5 * MIB
     assert use.unknown == ("CUDA1", "CUDA2", "CUDA3", "ROCm0")
+    assert use.host is not None
+    assert use.devices["host"] == use.host.total
     assert use.devices["host"] > MIB
     assert nvml.closed
 

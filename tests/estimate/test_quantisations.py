@@ -31,7 +31,7 @@ def test_tensors_stay_side_by_side() -> None:
     header = HEADERS["dense-1b"]
     for _, headers in smaller([header]):
         layout = lay_out(headers, Settings(), (), ())
-        assert layout.mapped_again == 0
+        assert layout.unused_pages == 0
         assert layout.weights[HOST] == weights_of(headers)
 
 

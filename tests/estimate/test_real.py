@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from llamaswap_py.devices.process_memory import read_host_use
+from llamaswap_py.devices.process_memory import read_host_use, read_process_use
 from llamaswap_py.estimate import Estimate, Estimator, Source, Wanted
+from llamaswap_py.estimate.files import cpu_flags
+from llamaswap_py.estimate.formula import repackable_kinds
 from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.llamacpp.probe import probe_engine
 from llamaswap_py.storage import LearnedFacts, RecordFolder
@@ -98,6 +100,36 @@ async def test_estimates_meet_reality_and_learn_from_it(
     second = await estimator.estimate(wanted)
     assert second.source is Source.MEASURED
     assert full.total <= second.footprint[HOST] < full.total + allowed
+
+
+@pytest.mark.skipif(
+    "Q4_0" not in repackable_kinds(cpu_flags()), reason="this CPU rearranges no weights"
+)
+async def test_a_rearranged_model_is_charged_once(
+    llama_server: str, tiny_model: TinyModel, estimator: Estimator
+) -> None:
+    """Its file stays mapped beside the copy: measured and estimated figures leave that out."""
+    model = tiny_model(
+        "rearranged", "heavy is the crown", layers=8, pad_bytes=640 * MIB, quantized=True
+    )
+    size = model.stat().st_size
+    wanted = wanted_for(llama_server, model)
+    dry, formula = await estimator.estimate(wanted), await estimator.analytic(wanted)
+    in_place = await estimator.in_place(wanted)
+    assert in_place is not None
+    with serve(llama_server, wanted) as (pid, _):
+        use = read_host_use(pid, wanted.files)
+        measured = read_process_use([pid], wanted.files, [], in_place).devices[HOST]
+    assert use is not None
+    assert use.own_files > 0.8 * size  # almost all of it is resident, and needed no more
+    assert in_place < 0.1 * size
+    allowed = 0.08 * size + 4 * MIB
+    for estimate in (dry, formula):
+        ready = estimate.footprint[HOST] - estimate.growth[HOST]
+        assert abs(ready - measured) < allowed, estimate
+        assert any("page cache, not counted" in note for note in estimate.notes)
+    said = await estimator.learn_ready(wanted, dry, {HOST: measured}, 0.1)
+    assert said == ""
 
 
 async def test_server_options_and_a_draft_do_not_disturb_the_dry_run(

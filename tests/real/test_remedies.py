@@ -26,11 +26,11 @@ pytestmark = [
     ),
 ]
 HELPS = re.compile(r"with (.+?) it needs ([\d.]+ .iB) and fits")
-LARGE = {"devices": {"host": "400MiB"}, "margin": "60MiB", "cache_ram": "20MiB"}
+LARGE = {"devices": {"host": "350MiB"}, "margin": "20MiB", "cache_ram": "40MiB"}
 
 
 def model(lab: Lab) -> Path:
-    """Write a model of which a CPU keeps a second, rearranged copy, with a large context."""
+    """Write a model of which a CPU keeps a rearranged copy, with a large context."""
     return lab.write_model(
         "rearranged",
         lab.sentence("big"),
@@ -59,11 +59,12 @@ async def test_check_estimate_up_and_a_request_say_the_same(lab: Lab) -> None:
         error = error_of(await lswap.post_chat("big"), 400)
         assert error["code"] == "model_too_large"
         assert said in error["message"]
-        assert any("can never fit" in line and "load-mode: none" in line for line in lswap.log)
+        assert any("can never fit" in line and "ctx-size: " in line for line in lswap.log)
         listed = await lab.cli("models", "--url", lswap.url)
         assert f"can never fit: {said}" in listed.out
-    assert "`load-mode: none`" in said
+    assert "`memory.cache_ram: 0`" in said
     assert "`ctx-size: " in said
+    assert "load-mode" not in said  # the pages beside the rearranged copy are not charged
     assert "memory.margin" not in said  # not even without any
     assert check.out.count("to be estimated") == 0
 
@@ -119,9 +120,9 @@ def test_init_writes_what_fits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LSWAP_LLAMA_SERVER", lab.engine)
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(lab.folder))
-    total = 2 * GIB + 170 * MIB  # the margin, the prompt cache, and what it needs without a copy
+    total = 2 * GIB + 145 * MIB  # the margin, the prompt cache, what it needs with a short context
     device = Device(HOST, total, GIB, "declared")
     monkeypatch.setattr(init, "devices_for", lambda *_: (device,))
     text = init.config_text(init.look((folder,)), "c.yaml")
-    assert "  big:    # 115.4 MiB, with load-mode: none it needs host 1." in text
-    assert "      load-mode: none\n" in text
+    assert "  big:    # 115.4 MiB, with ctx-size: 8192 it needs host 1." in text
+    assert "      ctx-size: 8192\n" in text
