@@ -258,22 +258,19 @@ async def test_failures_carry_what_it_said(script: Script) -> None:
         await DryRuns().answer(path.with_name("absent"), [], {})
 
 
-ABORT = (
-    "/b/ggml/src/ggml-backend.cpp:1081: pre-allocated tensor (cache_k_l0 (view)) in a buffer "
-    "(Vulkan0) that cannot run the operation (SET_ROWS)"
-)
-
-
+@pytest.mark.parametrize("tensor", ["cache_k_l0", "cache_k_l0 (view)"])
 @pytest.mark.anyio
-async def test_an_abort_tells_the_tensor_that_a_device_refused(script: Script) -> None:
-    path = script(f"echo '{ABORT}' >&2; kill -ABRT $$")
+async def test_an_abort_tells_the_tensor_that_a_device_refused(script: Script, tensor: str) -> None:
+    """The line of b11434 with Mesa's software driver and a K tensor of 256 MiB."""
+    said = (
+        f"pre-allocated tensor ({tensor}) in a buffer (Vulkan0) that cannot run the operation "
+        "(NONE)"
+    )
+    path = script(f"echo '/b/ggml/src/ggml-backend.cpp:1081: {said}' >&2; kill -ABRT $$")
     with pytest.raises(FitParamsAbortError) as caught:
         await DryRuns().answer(path, [], {})
     assert caught.value.refusal == Refusal("cache_k_l0", "Vulkan0")
-    assert caught.value.message == (
-        "llama-fit-params aborted: pre-allocated tensor (cache_k_l0 (view)) in a buffer (Vulkan0) "
-        "that cannot run the operation (SET_ROWS)"
-    )
+    assert caught.value.message == f"llama-fit-params aborted: {said}"
 
 
 @pytest.mark.anyio

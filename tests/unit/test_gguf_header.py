@@ -167,6 +167,15 @@ def test_the_writer_of_the_format_agrees(tiny_model: TinyModel) -> None:
     assert ours.integer("expert_count") == int(theirs.fields["llama.expert_count"].parts[-1][0])
 
 
+def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header(PAIRS))
+    first = open_header(str(path))
+    assert open_header(str(path)) is first
+    path.write_bytes(header({**PAIRS, "llama.context_length": 4096}))
+    assert open_header(str(path)).integer("context_length") == 4096
+
+
 def test_block_sizes_agree_with_the_writer() -> None:
     sizes = {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
     # ggml.c: a block of Q8_1 has two half floats; gguf-py says 40, from when they were whole ones.
