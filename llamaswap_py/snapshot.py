@@ -112,6 +112,8 @@ class ModelView(msgspec.Struct, frozen=True):
     """Where its files are fetched from (`hf`)."""
     made_of: dict[str, str] = {}
     """For people: the parts of its footprint, by device."""
+    chosen: str = ""
+    """For people: what lswap chose where the file leaves things open, and for how much memory."""
     read_ahead: ReadAheadView | None = None
     """While it waits for memory: what of its files is in the page cache by now."""
     per_name: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Sizes and durations, as people write them and as the code holds them (bytes, seconds).
+"""Sizes, durations and numbers of tokens, as people write them and as the code holds them.
 
 Beside them: the name of main memory, and texts that a terminal can show.
 """
@@ -45,11 +45,13 @@ _DURATION_UNITS: Final[dict[str, float]] = {
 }
 # The same, for editors (ECMA regular expressions have no flag for case).
 SIZE_PATTERN: Final = r"^\s*(0|[0-9]+(\.[0-9]+)?\s*([KkMmGgTt]([Ii]?[Bb])?|[Bb]))\s*$"
+TOKENS_PATTERN: Final = r"^\s*[0-9]+(\.[0-9]+)?\s?[KkMm]\s*$"
 DURATION_PATTERN: Final = r"^\s*(0\s*|([0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)\s*)+)$"
 
 # Above these the arithmetic of the rest of the code means nothing: 8 EiB, and a hundred years.
 _MAX_SIZE: Final = 2**63 - 1
 _MAX_DURATION: Final = 100 * 366 * 86400.0
+_TOKENS: Final = re.compile(r"(\d+(?:\.\d+)?)\s?([kKmM])", re.ASCII)
 _NUMBER_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)", re.ASCII)
 
 
@@ -92,6 +94,14 @@ def parse_duration(text: str) -> float:
     if seconds > _MAX_DURATION:
         raise ValueError(f"{text!r} is longer than a hundred years")
     return seconds
+
+
+def parse_tokens(text: str) -> int | None:
+    """Return 8192 for `8k`, as people write numbers of tokens; None for a text of another form."""
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
+        return None
+    return round(float(match[1]) * (KIB if match[2] in "kK" else MIB))
 
 
 def format_size(size: int | float) -> str:

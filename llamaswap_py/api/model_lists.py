@@ -105,7 +105,8 @@ def model_object(
 ) -> dict[str, Any]:
     """Return the entry of `data` for one name of a model; it has `meta` while an instance runs.
 
-    If the name is not the model's id, `root` is the id.
+    `chosen` says what lswap chose where the file leaves things open. If the name is not the model's
+    id, `root` is the id.
     """
     status: dict[str, Any] = {
         "value": router_status(model.state),
@@ -138,6 +139,8 @@ def model_object(
         entry["root"] = model.id
     if instance is not None and instance.n_ctx is not None:
         entry["meta"] = {"n_ctx": instance.n_ctx}
+    if model.chosen:
+        entry["chosen"] = model.chosen
     if model.metadata:
         entry["metadata"] = dict(model.metadata)
     return entry

@@ -113,6 +113,9 @@ def estimate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore declared and measured memory; estimate again.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the contexts and layers that were tried.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show each model's memory, and which models fit together.
@@ -122,7 +125,8 @@ def estimate(
     from llamaswap_py.cli.arguments import origin_and_model
     from llamaswap_py.cli.estimate import run
 
-    if not run(*origin_and_model(what or ()), fresh=fresh, as_json=as_json):
+    origin, model = origin_and_model(what or ())
+    if not run(origin, model, fresh=fresh, as_json=as_json, explain=explain):
         raise typer.Exit(FAILED)
 
 

@@ -45,6 +45,8 @@ class Checked(msgspec.Struct):
     """Why `memory` is not known."""
     port: str = ""
     """Which process may listen on the port of a `cmd` program."""
+    chosen: str = ""
+    """What lswap chose where the file leaves things open, and for how much memory."""
 
 
 class Report(msgspec.Struct):
@@ -148,12 +150,13 @@ def _checked(prepared: Prepared, said: list[str], judged: FitResult, config: Con
     estimate = judged.estimate
     return Checked(
         preset.id,
-        context_per_request(preset),
+        judged.context or context_per_request(preset),
         preset.memory if estimate is None else estimate.footprint,
         problems,
         None if estimate is None else estimate.source.value,
         judged.unknown if estimate is None and preset.memory is None else "",
         port_text(preset, can_tell=can_tell()),
+        "" if problems else judged.chosen,
     )
 
 
@@ -170,6 +173,9 @@ def _print(name: str, report: Report) -> None:
     for model in report.models:
         if model.memory_unknown and not model.problems:
             print(f"note: {model.id}: its memory is unknown: {model.memory_unknown}")
+    for model in report.models:
+        if model.chosen:
+            print(f"note: {model.id}: {model.chosen}")
     for model in report.models:
         if model.port and not model.problems:
             print(f"note: {model.id}: {model.port}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.cli.show import device_name
+from llamaswap_py.cli.show import device_name, memory_text
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
@@ -17,17 +17,28 @@ from llamaswap_py.scheduler.types import PoolId
 from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import FitCheck
 from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
-from llamaswap_py.units import format_size
+from llamaswap_py.units import HOST, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llamaswap_py.config.load import Origin
     from llamaswap_py.config.sections import Config
+    from llamaswap_py.estimate.fitter import Tried
     from llamaswap_py.supervisor.fit import FitResult
 
 _SOURCES: Final = {"engine": "the engine's list; other programs not measured"}
 COLUMNS = ("model", "device", "memory", "source", "made of")
+
+
+class TriedStep(msgspec.Struct):
+    """One way to run a model that was tried: bytes per device, and how they are known."""
+
+    what: str
+    memory: dict[str, int]
+    source: str
+    fits: bool
+    note: str = ""
 
 
 class Line(msgspec.Struct):
@@ -39,6 +50,10 @@ class Line(msgspec.Struct):
     made_of: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     problem: str = ""
+    chosen: str = ""
+    """What was chosen where the file leaves things open, and for how much memory."""
+    steps: tuple[TriedStep, ...] = ()
+    """With `--explain`: what was tried, the best first."""
     evicts: tuple[str, ...] | None = None
     """The models to unload for it if all others that fit are loaded; None if it never fits."""
 
@@ -67,11 +82,13 @@ class Report(msgspec.Struct):
         return all(not line.problem and line.evicts is not None for line in self.models)
 
 
-def run(origin: Origin, model: str | None, *, fresh: bool, as_json: bool) -> bool:
+def run(
+    origin: Origin, model: str | None, *, fresh: bool, as_json: bool, explain: bool = False
+) -> bool:
     """Print the estimates of a configuration or of one model; return True if there are no problems.
 
-    `fresh` ignores declared and measured memory. Raises ConfigError for a file that cannot
-    be read, LswapError for a model that is not in it.
+    `fresh` ignores declared and measured memory. `explain` prints the steps tried. Raises
+    ConfigError for a file that cannot be read, LswapError for a model that is not in it.
     """
     config = origin.read()
     chosen = None
@@ -82,6 +99,9 @@ def run(origin: Origin, model: str | None, *, fresh: bool, as_json: bool) -> boo
             raise LswapError(f"{origin.name} has no model {model}", remedy=f"it has: {known}")
         chosen = found.id
     report = asyncio.run(estimate_config(config, chosen, fresh=fresh))
+    if not explain:
+        for line in report.models:
+            line.steps = ()
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
@@ -129,7 +149,15 @@ def _line(judged: FitResult) -> Line:
         {device: estimate.explain(device) for device in footprint},
         estimate.notes,
         f"{judged.problem} - {judged.remedy}" if judged.problem else "",
+        judged.chosen,
+        tuple(_step(one) for one in judged.tried),
     )
+
+
+def _step(tried: Tried) -> TriedStep:
+    gpus = [device for device in tried.footprint if device != HOST]
+    text = tried.step.text(gpus)
+    return TriedStep(text, dict(tried.footprint), tried.source, tried.fits, tried.note)
 
 
 def _others(name: str, needs: dict[str, dict[str, int]], room: dict[str, int]) -> list[str]:
@@ -157,6 +185,15 @@ def _print(report: Report) -> None:
         inside = "" if room.within is None else f" of {device_name(room.within)}"
         total = f"{format_size(room.total)}{inside} ({_SOURCES.get(room.source, room.source)})"
         print(f"{name}: {total} – kept free {kept}, available {use}")
+    for line in report.models:
+        if line.chosen:
+            print(f"{line.model}: {line.chosen}")
+        if line.steps:
+            rows = [
+                (one.what, memory_text(one.memory), one.source, _fit_text(one))
+                for one in line.steps
+            ]
+            print_table(("tried", "memory", "source", "fits"), rows)
     for names in report.together:
         print("fit together: " + ", ".join(names))
     for line in report.models:
@@ -168,6 +205,11 @@ def _print(report: Report) -> None:
     for line in report.models:
         if line.problem:
             print(f"problem: {line.model}: {line.problem}")
+
+
+def _fit_text(step: TriedStep) -> str:
+    """Return whether a step fits, with what is noted of it."""
+    return ("yes" if step.fits else "no") + (f": {step.note}" if step.note else "")
 
 
 def _listed(names: Sequence[str]) -> str:

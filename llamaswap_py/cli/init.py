@@ -280,9 +280,9 @@ def _settings(machine: Machine) -> Iterator[str]:
         "",
         "defaults:                 # every model starts from these",
         "  args:                   # llama-server's options, by their names in its --help",
-        "    ctx-size: 16384       # shared by the requests that run at the same time",
-        "    parallel: 2           # at most this many",
-        "    kv-unified: true",
+        "    parallel: 2           # requests at the same time, at most",
+        "    kv-unified: true      # they share the context, which lswap chooses so that it fits",
+        "    # ctx-size: 16k       # or this context for every model",
         "  ttl: 30m                # unload after this time without a request; or never",
     )
 

@@ -8,9 +8,19 @@ from typing import Annotated, Final
 import typer
 
 from llamaswap_py.cli.common import Json
+from llamaswap_py.units import parse_tokens
 
 CTX: Final = 16384
-"""The context that models have when lswap runs without a file (config/load.py, BARE)."""
+"""The context down to which models stay wholly on a device (estimate/fitting.py, COMFORTABLE)."""
+
+
+def _tokens(text: str | int) -> int:
+    """Read a number of tokens: 16384, 16k."""
+    said = str(text)
+    tokens = int(said) if said.isdecimal() else parse_tokens(said)
+    if not tokens:
+        raise typer.BadParameter(f"{said!r} is not a number of tokens like 16384 or 16k")
+    return tokens
 
 
 def pull(
@@ -25,7 +35,9 @@ def pull(
     ctx: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Choose one that fits with this many tokens of context."
+            parser=_tokens,
+            metavar="N",
+            help="Choose one that fits with this many tokens of context (16384, 16k).",
         ),
     ] = CTX,
     as_json: Json = False,

@@ -193,7 +193,10 @@ def _reason_text(reason: str) -> str:
 
 def _notes(model: ModelView) -> list[str]:
     trouble = trouble_text(model)
-    return [*(["unlisted"] if model.unlisted else []), *([trouble] if trouble else [])]
+    return [
+        *(["unlisted"] if model.unlisted else []),
+        *([trouble] if trouble else [model.chosen] if model.chosen else []),
+    ]
 
 
 def _alias_row(alias: AliasView) -> tuple[str, ...]:
@@ -209,6 +212,8 @@ def _alias_row(alias: AliasView) -> tuple[str, ...]:
 def print_why(model: ModelView, decisions: Sequence[DecisionView], now: float) -> None:
     """Print what a model's state is, why, and the decisions that led there."""
     print(_state_line(model, decisions, now))
+    if model.chosen:
+        print(model.chosen)
     for device, size in (model.footprint or {}).items():
         parts = model.made_of.get(device)
         print(f"{device}: {format_size(size)}{f' = {parts}' if parts else ''}")

@@ -85,7 +85,7 @@ def banner(
             "failed" if model.failure else model.state,
             f"{model.context_per_request:,}" if model.context_per_request else "the model's",
             "estimating …" if model.id in estimated_now else memory_text(model.footprint),
-            trouble_text(model),
+            trouble_text(model) or model.chosen,
         )
         for model in snapshot.models[: server.SHOWN]
     ]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.llamacpp.command_line import (
-    FIT_TARGET,
     SLEEP,
     own_words,
     place_of_slot_folder,
@@ -21,12 +20,10 @@ from llamaswap_py.llamacpp.command_line import (
 from llamaswap_py.llamacpp.context_size import slots
 from llamaswap_py.llamacpp.options import table_of
 from llamaswap_py.llamacpp.renamed_options import GivenOption
-from llamaswap_py.units import HOST, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from llamaswap_py.config.forms import PerDevice
     from llamaswap_py.config.sections import Config, Preset
     from llamaswap_py.llamacpp.features import Option
 
@@ -53,25 +50,21 @@ def build_args(
     config: Config,
     options: Mapping[str, Option] | None,
     *,
-    devices: Sequence[str] | None = None,
     cache_ram: int | None = None,
 ) -> tuple[str, ...]:
     """Return the arguments of the binary, without `--host` and `--port`.
 
     `preset` may be one of variant_presets(). `options` are those of the binary (None: unknown, so
-    no argument is left out). `devices` is the placement, in the order in which the child sees it
-    (None: as the preset says). `cache_ram` is in bytes (None: as the file says). Arguments that
+    no argument is left out). `cache_ram` is in bytes (None: as the file says). Arguments that
     check_args() reports are left out.
     """
     table = table_of(options)
-    shrinks = preset.fit == "shrink"
     command = own_words(
         table,
         model=preset.model,
         alias=preset.id,
         cache_ram=config.memory.cache_ram if cache_ram is None else cache_ram,
         requests=max(slots(preset), preset.concurrency or 0),
-        fit_target=_fit_target(preset, config.memory.margin, devices) if shrinks else None,
         sleep=preset.sleep,
     )
     for setting in settings_of(_said(preset, config), table):
@@ -113,29 +106,8 @@ def check_preset(
 
 def _needed(preset: Preset) -> Iterator[tuple[str, str]]:
     """Yield the keys of a preset that need an option of llama-server, with that option."""
-    if preset.fit == "shrink":
-        yield "fit", FIT_TARGET
     if preset.sleep is not None:
         yield "sleep", SLEEP
-
-
-def _fit_target(preset: Preset, margin: PerDevice, devices: Sequence[str] | None) -> str:
-    """Return how much of each device must stay free, in MiB; one value counts for all devices.
-
-    If the placement is open, that value is the largest margin of any card.
-    """
-    if devices is None:
-        devices = () if preset.device == "auto" else preset.device
-    cards = [each for each in devices if each != HOST]
-    if cards:
-        sizes = [margin.of(each) for each in cards]
-    elif devices:
-        sizes = [margin.of(HOST)]
-    else:
-        named = (size for device, size in margin.devices.items() if device != HOST)
-        sizes = [max((margin.default, *named))]
-    targets = [str(-(-size // MIB)) for size in sizes]
-    return targets[0] if len(set(targets)) == 1 else ",".join(targets)
 
 
 def place_of(config: Config, preset: Preset, key: str) -> str:

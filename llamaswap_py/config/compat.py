@@ -20,6 +20,8 @@ PROGRAMS: Final = "presets with cmd"
 # before the change gets a line.
 OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
+        # What a preset left open was left to the engine, with all layers on the devices.
+        ("defaults", "fit"): "exact",
         ("list_aliases",): False,
         ("keys", "strict_modes"): False,
         # Every inference key could change how long a model stays, and what is in slots.
@@ -36,6 +38,9 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         (PROGRAMS, "liveness"): "never",
         # lswap did not check which process holds their ports.
         (PROGRAMS, "served_by"): "anyone",
+    },
+    "0.2": {
+        ("defaults", "fit"): "exact",
     },
 }
 

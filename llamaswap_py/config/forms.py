@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -369,3 +369,24 @@ class PerDevice(msgspec.Struct, frozen=True):
     def of(self, device: str) -> int:
         """Return the size for `device`, in bytes."""
         return self.devices.get(device, self.default)
+
+
+Favor: TypeAlias = Literal["speed", "context"]
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """What lswap may choose of a preset's context and placement.
+
+    `least` and `want` are tokens that one request gets. `margin` stays free on each device, if it
+    is more than `memory.margin`.
+    """
+
+    chooses: bool = True
+    least: int = 8192
+    want: int = 32768
+    favor: Favor = "speed"
+    margin: PerDevice = PerDevice(0)
+
+
+EXACT: Final = Fit(chooses=False)
+"""Nothing is chosen: the engine runs with the options that the file gives."""

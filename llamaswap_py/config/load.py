@@ -94,9 +94,9 @@ class Origin:
 COMMAND_LINE: Final = "the command line"
 """The name of `Origin.said` in errors."""
 BARE: Final = """\
-defaults: {args: {ctx-size: 16384, parallel: 2, kv-unified: true}, ttl: 30m}
+defaults: {args: {parallel: 2, kv-unified: true}, ttl: 30m}
 """
-"""The settings without a file: a context for which most machines have enough memory."""
+"""The settings without a file: two requests at once, which share the context."""
 
 
 def _yaml_files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llamaswap_py import units
 from llamaswap_py.config.forms import (
+    EXACT,
     PORT,
     SIZE,
     SOCKET,
@@ -37,6 +38,7 @@ from llamaswap_py.config.yaml_tree import (
 )
 from llamaswap_py.llamacpp import backends
 from llamaswap_py.llamacpp.env_variables import RESERVED
+from llamaswap_py.llamacpp.option_values import token_count
 from llamaswap_py.llamacpp.options import long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 from llamaswap_py.units import HOST, spell_size
@@ -103,7 +105,7 @@ def _one(name: str, node: Node, base: Base) -> bool | int | float | str:
         return base.path(node.text, node)
     if name in PATH_LISTS and not isinstance(node.value, bool):
         return ",".join(base.path(part, node) for part in node.text.split(","))
-    return node.text if node.value is None else node.value
+    return token_count(name, node.text if node.value is None else node.value)
 
 
 ARGS: Final = Form(
@@ -316,7 +318,7 @@ def is_runner(word: str) -> bool:
 
 def as_program(values: dict[str, Any]) -> dict[str, Any]:
     """Return the merged keys of a preset with `cmd`, without those that only llama-server uses."""
-    without: dict[str, Any] = {"args": {}, "extra": (), "fit": "exact", "sleep": None}
+    without: dict[str, Any] = {"args": {}, "extra": (), "fit": EXACT, "sleep": None}
     return values | without | {"model": "", "prefer": "fit", "resume": False, "keep_kv": False}
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import field, structs
 
+from llamaswap_py.config.fit_form import FIT
 from llamaswap_py.config.forms import (
     DURATION,
     NAME,
@@ -20,6 +21,7 @@ from llamaswap_py.config.forms import (
     Command,
     EngineSpec,
     Filters,
+    Fit,
     ReadyCheck,
     Record,
     key,
@@ -59,7 +61,7 @@ class Defaults(Record, frozen=True):
             "llama-server's options, by their names in --help. Switches take true or false. A "
             "list repeats the option. Paths start at this file's folder.",
             ARGS,
-            {"ctx-size": 16384, "parallel": 2, "kv-unified": True},
+            {"ctx-size": "16k", "parallel": 2, "kv-unified": True},
         ),
     ] = field(default_factory=dict)
     extra: Annotated[
@@ -217,13 +219,21 @@ class Defaults(Record, frozen=True):
         ),
     ] = None
     fit: Annotated[
-        Literal["exact", "shrink"],
-        plain(
-            "shrink: if the model is too large for the card, llama-server puts layers on the CPU "
-            "and shortens the context until the model fits. It changes only what `args` do not "
-            "set, and needs a card. exact: change nothing."
+        Fit,
+        key(
+            "auto: lswap chooses what `args` leave open so that the model fits: the context, the "
+            "layers and experts on each device, the slots. exact: nothing is chosen, and the "
+            "engine's own defaults hold. shrink: the same as auto. A mapping sets limits: "
+            "`context.least` and `context.want` are tokens that one request gets (8192 and 32768 "
+            "by default), `favor: context` moves layers to the host before it shortens the "
+            "context, and `margin` is the memory that stays free on a device, if it is more than "
+            "`memory.margin`.",
+            FIT,
+            "exact",
+            {"context": {"least": "8k", "want": "64k"}, "favor": "context"},
+            {"margin": {"CUDA0": "2GiB"}},
         ),
-    ] = "exact"
+    ] = Fit()
     sleep: Annotated[
         float | None,
         key(
@@ -316,6 +326,10 @@ class Variant(Record, frozen=True):
         key(
             "Where the variant may run, instead of the model's `device`.", or_null(DEVICES), "CUDA1"
         ),
+    ] = None
+    fit: Annotated[
+        Fit | None,
+        key("What lswap may choose, instead of the model's `fit`.", or_null(FIT), "exact"),
     ] = None
 
 
@@ -414,7 +428,7 @@ def variant_preset(preset: Preset, variant: Variant) -> Preset:
     args = {name: value for name, value in preset.args.items() if name not in variant.args}
     changed = {
         name: value
-        for name in ("extra", "memory", "device")
+        for name in ("extra", "memory", "device", "fit")
         if (value := getattr(variant, name)) is not None
     }
     return structs.replace(preset, variant=variant.name, args=args | variant.args, **changed)

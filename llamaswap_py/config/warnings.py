@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llamaswap_py.config.forms import Fit
 from llamaswap_py.config.model_forms import starts_container
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.llamacpp.context_size import (
     context_asked,
     context_per_request,
-    leaves_nothing_to_fit,
-    sets_least_context,
+    gives_context,
+    least_context,
     slots,
 )
 from llamaswap_py.llamacpp.slots import keeps_nothing
@@ -44,7 +45,7 @@ def warnings(config: Config) -> tuple[str, ...]:
         found += _on_port(preset, config)
         for number, way in enumerate(variant_presets(preset)):
             place = f"models.{preset.id}" + (f".variants[{number}]" if way.variant else "")
-            said = (*_on_share(way), *_on_fit(way), *_on_keep_kv(way))
+            said = (*_on_share(way), *_on_fit(way, config, place), *_on_keep_kv(way))
             found += [f"{config.where(place)}: {each}" for each in said]
     return tuple(found)
 
@@ -89,14 +90,21 @@ def _on_share(preset: Preset) -> Iterator[str]:
         )
 
 
-def _on_fit(preset: Preset) -> Iterator[str]:
-    if preset.fit == "shrink" and leaves_nothing_to_fit(preset):
-        yield (
-            "fit: shrink changes nothing, because args set both ctx-size and n-gpu-layers - "
-            "leave one of them out"
-        )
-    if preset.fit == "exact" and sets_least_context(preset):
-        yield "fit-ctx does nothing without fit: shrink"
+def _on_fit(preset: Preset, config: Config, place: str) -> Iterator[str]:
+    """Warn of limits of `fit` that the preset itself makes useless."""
+    fit = preset.fit
+    if not fit.chooses:
+        if least_context(preset) is not None:
+            yield "fit-ctx does nothing with fit: exact"
+        return
+    if f"{place}.fit" not in config.lines:
+        return  # what `defaults` say is for other presets, too
+    if gives_context(preset) and (fit.least, fit.want) != (Fit().least, Fit().want):
+        yield "fit.context changes nothing, because args set ctx-size - leave one of them out"
+    named = {device: size for device, size in fit.margin.devices.items() if size}
+    kept = config.memory.margin
+    if named and all(size <= kept.of(device) for device, size in named.items()):
+        yield "fit.margin changes nothing, because memory.margin keeps as much free"
 
 
 def _on_keep_kv(preset: Preset) -> Iterator[str]:

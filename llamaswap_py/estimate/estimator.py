@@ -7,6 +7,7 @@ The header of a model also tells how large a saved slot is, and whether llama-se
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -95,7 +96,14 @@ class Estimator:
         self.limits = BufferLimits(self._cache.folder)
         self._dry_runs = dry_runs or DryRuns()
         self._room = room
+        self._measured = True
         self._repackable = repackable_kinds(cpu_flags()) if repackable is None else repackable
+
+    def without_measured(self) -> Estimator:
+        """Return one that works out everything anew, and shares the rest with this one."""
+        other = copy.copy(self)
+        other._measured = False
+        return other
 
     async def estimate(self, wanted: Wanted) -> Estimate:
         """Return what `wanted` takes, by the most reliable way that works.
@@ -113,6 +121,8 @@ class Estimator:
         if wanted.declared is not None:
             return _declared(wanted)
         files = await asyncio.to_thread(identify, wanted.files)
+        if not self._measured:
+            return await self._work_out(wanted, files, strict=strict)
         facts = await asyncio.to_thread(self._learned.get, wanted.key(files, exact=False))
         if facts is not None and {HOST, *wanted.gpus} <= facts.at_ready.keys():
             return _measured(facts)

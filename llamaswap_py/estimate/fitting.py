@@ -307,7 +307,7 @@ class _Form:
 
     def step(self, rank: int, cut: _Cut, place: _Place, *, keeps_cache: bool) -> FitStep:
         """Return a step with the words that lead to it."""
-        options: dict[str, str] = {"fit": "off"} if self._has("fit") else {}
+        options: dict[str, str] = {}
         if self._context_is_open:
             each = 1 if self._settings.unified else cut.slots
             options |= with_context(cut.context * each)

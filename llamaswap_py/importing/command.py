@@ -21,6 +21,7 @@ from llamaswap_py.llamacpp.options import (
     long_name,
     owned,
     plain_name,
+    switched,
 )
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 from llamaswap_py.units import HOST
@@ -32,6 +33,8 @@ _CONTINUED: Final = re.compile(r"\\[^\S\n]*(?:\n|\Z)")
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _CARDS: Final = re.compile(r"[0-9]+(?:,[0-9]+)*")
 
+OF_FIT: Final = ("fit", "fit-target", "fit-ctx")
+"""The options that the key `fit` stands for."""
 _NO_OPTION: Final = "left out: a word that belongs to no option"
 
 
@@ -111,13 +114,12 @@ def read_command(
         else:
             _add(args, _name_in_args(option), values[0] if values else None)
     _take_hub(preset, args, draft, place)
-    if "fit-ctx" in args:
-        preset.setdefault("fit", "shrink")
     if args:
         preset["args"] = args
     if extra:
         preset["extra"] = extra
     _take_env(env, preset, draft, place)
+    _take_fit(preset, args, draft, place)
     return _ordered(preset)
 
 
@@ -143,11 +145,8 @@ def _take_key(
         preset["aliases"] = list(dict.fromkeys([*preset.get("aliases", []), *names]))
     elif name == "sleep-idle-seconds":
         preset["sleep"] = "never" if value.startswith("-") else f"{value}s"
-    elif name == "fit":
-        preset["fit"] = "shrink" if value in ("on", "true", "1", "enabled") else "exact"
-    elif name == "fit-target":
-        preset.setdefault("fit", "shrink")
-        draft.margins[place] = value
+    elif name in OF_FIT:
+        preset[f"__{name}"] = value
     elif name == "models-dir":
         draft.settings.setdefault("model_dirs", []).append(value)
     elif name == "models-max" and value.isdigit():
@@ -182,6 +181,40 @@ def _take_hub(preset: dict[str, Any], args: dict[str, Any], draft: Draft, place:
         preset["hf"] = f"{repo.partition(':')[0]}:{file}" if file else repo
     elif not args.get("model") and "model_dirs" not in draft.settings:
         draft.note(place, "names no model file: add `model:`")
+
+
+def _take_fit(preset: dict[str, Any], args: Mapping[str, Any], draft: Draft, place: str) -> None:
+    """Turn --fit, --fit-target and --fit-ctx into the key `fit`."""
+    fit, target, least = (preset.pop(f"__{name}", None) for name in OF_FIT)
+    if fit is not None and switched(fit) is False:
+        preset["fit"] = "exact"
+        return
+    limits: dict[str, Any] = {}
+    if least is not None and least.isdigit() and int(least):
+        limits["context"] = {"least": int(least)}
+    elif least is not None:
+        draft.note(f"{place}.--fit-ctx", "left out: it is not a number of tokens", least)
+    if target is not None:
+        draft.margins[place] = target
+        sizes = [f"{int(each)}MiB" for each in target.split(",") if each.strip().isdigit()]
+        devices = _devices_of(preset, args)
+        if devices and len(sizes) in (1, len(devices)):
+            sizes *= len(devices) if len(sizes) == 1 else 1
+            limits["margin"] = dict(zip(devices, sizes, strict=True))
+        elif sizes:
+            limits["margin"] = max(sizes, key=lambda size: int(size.removesuffix("MiB")))
+            if len(set(sizes)) > 1:
+                draft.note(f"{place}.--fit-target", "the largest counts for all devices", target)
+    if limits:
+        preset["fit"] = limits
+    elif fit is not None:
+        preset["fit"] = "auto"
+
+
+def _devices_of(preset: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
+    """Return the devices that a preset is told to use, in their order; [] if it is told none."""
+    said = preset.get("device") or args.get("device") or []
+    return said.split(",") if isinstance(said, str) else list(said)
 
 
 def _take_variables(

@@ -22,21 +22,22 @@ _USUAL_MARGIN: Final = 1024
 
 
 def settle_margin(draft: Draft) -> None:
-    """Set the margin that the source asked for: lswap has one, llama-server one for each model.
+    """Lower `memory.margin` where the whole source asks for less than lswap keeps free.
 
-    The largest value counts, so that each model's own margin stays free.
+    Each preset has its own margin in `fit`, but what stays free for all counts besides. The largest
+    value counts, so that each model's own margin stays free.
     """
     if not draft.margins:
         return
     asked = [_mib(text) for text in draft.margins.values()]
     of_llama_server = [one for one in draft.models.values() if "cmd" not in one]
     everywhere = "[*]" in draft.margins or len(draft.margins) >= len(of_llama_server)
-    sizes = [*asked, *([] if everywhere else [_USUAL_MARGIN])]
-    if (largest := max(sizes)) != _USUAL_MARGIN:
-        draft.setting("memory", "margin", f"{largest}MiB")
-    if len({*sizes}) > 1 or any("," in text for text in draft.margins.values()):
-        text = f"lswap keeps one margin for all models, `memory.margin`: {largest}MiB, the largest"
-        for place, said in draft.margins.items():
+    kept = min(max(asked), _USUAL_MARGIN) if everywhere else _USUAL_MARGIN
+    if kept != _USUAL_MARGIN:
+        draft.setting("memory", "margin", f"{kept}MiB")
+    for place, said in draft.margins.items():
+        if _mib(said) < kept:
+            text = f"lswap keeps {kept}MiB of every device free, for all models (`memory.margin`)"
             draft.note(f"{place}.--fit-target", text, said)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from llamaswap_py.errors import ConfigError
-from llamaswap_py.importing.command import read_command
+from llamaswap_py.importing.command import OF_FIT, read_command
 from llamaswap_py.importing.draft import Draft
 from llamaswap_py.llamacpp.env_variables import OPTION_PREFIX, option_of
 from llamaswap_py.llamacpp.options import (
@@ -79,6 +79,8 @@ class _Reader:
         self.unnamed: list[str] = []
         """Sections that do not name a file."""
         self._inherited: dict[str, Any] = {}
+        self._fit: dict[str, str] = {}
+        """What all sections inherit of the options that make the key `fit`."""
 
     def names_file(self, entries: Iterable[str]) -> bool:
         """Return whether a section names the file that it runs."""
@@ -87,6 +89,8 @@ class _Reader:
 
     def take_defaults(self, entries: Mapping[str, str]) -> None:
         """Read the section that all others inherit from."""
+        named = ((long_name(self._name(key)), value) for key, value in entries.items())
+        self._fit = {name: value for name, value in named if name in OF_FIT}
         if preset := self._preset("[*]", entries):
             for key in ("model", "hf", "aliases"):
                 if (said := preset.pop(key, None)) is not None:
@@ -101,6 +105,10 @@ class _Reader:
                 entries = {"hf-repo": name, **entries}
             else:
                 self.unnamed.append(name)
+        own = {key: long_name(self._name(key)) for key in entries}
+        if not set(OF_FIT).isdisjoint(own.values()):  # they make one key, which is inherited whole
+            rest = {key: said for key, said in self._fit.items() if key not in own.values()}
+            entries = {**rest, **entries}
         preset = self._preset(f"[{name}]", entries)
         preset["aliases"] = [each for each in preset.get("aliases", []) if each != name]
         if not preset["aliases"]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from llamaswap_py.llamacpp.options import Argument, Given
 
-FIT_TARGET: Final = "fit-target"
 SLEEP: Final = "sleep-idle-seconds"
 SLOT_FOLDER: Final = "slot-save-path"
 """The option that names the folder where slots are saved."""
@@ -88,23 +87,21 @@ def own_words(
     alias: str,
     cache_ram: int,
     requests: int,
-    fit_target: str | None,
     sleep: float | None,
 ) -> list[str]:
     """Return the words that lswap adds itself, without those that an older binary does not know.
 
-    `cache_ram` in bytes, `requests` at once, `fit_target` MiB that stay free (None: nothing is
-    shrunk), `sleep` in seconds.
+    `cache_ram` in bytes, `requests` at once, `sleep` in seconds.
     """
     found = ["--model", model]
-    for name, value in _own_options(alias, cache_ram, requests, fit_target, sleep):
+    for name, value in _own_options(alias, cache_ram, requests, sleep):
         if table.knows(name):
             found += [f"--{name}"] if value is None else [f"--{name}", value]
     return found
 
 
 def _own_options(
-    alias: str, cache_ram: int, requests: int, fit_target: str | None, sleep: float | None
+    alias: str, cache_ram: int, requests: int, sleep: float | None
 ) -> Iterator[tuple[str, str | None]]:
     yield "alias", alias
     yield "metrics", None
@@ -115,11 +112,7 @@ def _own_options(
     yield "cors-origins", "localhost"  # it warns of pages of any origin, which never reach it
     yield "cache-ram", str(cache_ram // MIB)
     yield "threads-http", str(requests + _SPARE_HTTP_THREADS)
-    if fit_target is None:
-        yield "fit", "off"
-    else:
-        yield "fit", "on"
-        yield FIT_TARGET, fit_target
+    yield "fit", "off"  # what is open is chosen by lswap, and written out
     if sleep is not None:  # it takes whole seconds, from 1 on
         yield SLEEP, str(math.ceil(sleep))
 

@@ -25,6 +25,11 @@ def context_asked(given: Given) -> int:
     return max(number(given, "ctx-size") or 0, 0)
 
 
+def gives_context(given: Given) -> bool:
+    """Return whether the options say how much context there is, be it all of it."""
+    return effective(given, "ctx-size") is not None
+
+
 def context_per_request(given: Given) -> int | None:
     """Return the tokens one request may use, None when the model file decides.
 
@@ -46,16 +51,7 @@ def _is_unified(given: Given) -> bool:
     return effective(given, "kv-unified") in (True, "on", "yes") or parallel == 1
 
 
-def leaves_nothing_to_fit(given: Given) -> bool:
-    """Return whether `fit` cannot change anything.
-
-    llama-server never changes an option that is set (common/fit.cpp). It changes the context only
-    if that is left to the model, and the offload only if that is left to llama-server.
-    """
-    layers = effective(given, "n-gpu-layers")
-    return context_asked(given) > 0 and layers not in (None, "auto", -1, "-1")
-
-
-def sets_least_context(given: Given) -> bool:
-    """Return whether the options set the smallest context that `fit` may choose."""
-    return effective(given, "fit-ctx") is not None
+def least_context(given: Given) -> int | None:
+    """Return the smallest context that `fit` may choose, where `fit-ctx` says one."""
+    least = number(given, "fit-ctx")
+    return least if least is not None and least > 0 else None

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from llamaswap_py.llamacpp.path_options import PATH_LISTS
+from llamaswap_py.units import parse_tokens
 
 if TYPE_CHECKING:
     from llamaswap_py.llamacpp.options import Argument, Option
@@ -50,6 +51,21 @@ _COUNTS: Final = frozenset({"ctx-size", "batch-size", "ubatch-size"})
 
 REPEATED: Final = PATH_LISTS | {"override-tensor", "override-kv", "logit-bias"}
 """Options that may be repeated; each one adds to the ones before."""
+
+
+TOKENS: Final = _COUNTS | {
+    *("fit-ctx", "ctx-size-draft", "kv-unified-per-slot", "predict", "keep", "cache-reuse"),
+    *("yarn-orig-ctx", "checkpoint-min-step", "image-min-tokens", "image-max-tokens"),
+    *("grp-attn-w", "reasoning-budget"),
+}
+"""Options whose value is a number of tokens."""
+
+
+def token_count(name: str, value: bool | int | float | str) -> bool | int | float | str:
+    """Return the number that `8k` means where an option counts tokens, else the value itself."""
+    if name not in TOKENS or not isinstance(value, str):
+        return value
+    return value if (tokens := parse_tokens(value)) is None else tokens
 
 
 class ValueFault(NamedTuple):

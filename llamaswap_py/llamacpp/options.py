@@ -195,12 +195,12 @@ OWNED: Final[dict[str, Owned]] = {
     ),
     "threads-http": Owned("lswap derives it from the slots", "set the preset's `concurrency`"),
     "fit": Owned(
-        "a preset means what it says, unless it says otherwise",
-        "set the preset's key `fit: shrink`",
+        "lswap chooses what the options leave open",
+        "set the preset's key `fit`: auto or exact",
     ),
     "fit-target": Owned(
         "it is the margin of the preset's devices",
-        "set the preset's key `fit: shrink`, and `memory.margin`",
+        "set `fit: {margin: {DEVICE: SIZE}}`, or `memory.margin`",
     ),
     **dict.fromkeys(
         ("log-disable", "log-file", "log-jsonl", "log-colors", "log-prefix", "log-timestamps"),

@@ -136,18 +136,22 @@ def _places(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> It
         yield f"`policy.max_loaded: {taken + 1}` leaves a place beside them"
 
 
+_SMALLER: Final = "take a smaller file of this model"
+
+
 def _nothing(plan: PresetPlan) -> str:
     tried = [one for choice in plan.choices for one in choice.remedies]
     if plan.reservation:
         return "reserve less"
     if plan.kind == "program":
         return "no change of its settings makes it fit here"
+    smaller = next((one.smaller for one in plan.choices if one.smaller), _SMALLER)
     if not tried:
-        return "no change of its settings makes it fit here: take a smaller file of this model"
+        return f"no change of its settings makes it fit here: {smaller}"
     least = min(tried, key=lambda one: sum(one.footprint.values()))
     return (
         f"no change of its settings makes it fit here: with {least.words} it still needs "
-        f"{footprint_text(least.footprint)}; take a smaller file of this model"
+        f"{footprint_text(least.footprint)}; {smaller}"
     )
 
 

@@ -322,6 +322,7 @@ class OnOperators:
             for choice in choices
             if choice.variant == instance.choice.variant
             and choice.devices == instance.choice.devices
+            and choice.words == instance.choice.words
         ]
         if same and instance.state is not State.SLEEPING:
             instance.choice = same[0]

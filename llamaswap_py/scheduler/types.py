@@ -83,6 +83,12 @@ class Choice:
     """Settings that lower its footprint, the best first; sought only if it does not fit."""
     made_of: tuple[tuple[str, str], ...] = ()
     """Text for messages: the parts of its footprint, for each device."""
+    words: tuple[str, ...] = ()
+    """Added to the preset's command line: what was chosen where its file leaves things open."""
+    chosen: str = ""
+    """Text for people: what was chosen, and for how much memory."""
+    smaller: str = ""
+    """Text for people: the smaller file of the model that would fit; sought only if none does."""
 
 
 ANY_CHOICE = Choice()

@@ -8,28 +8,25 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
 
+from llamaswap_py.config.preset import Preset
 from llamaswap_py.devices import Device
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.files import file_sizes
+from llamaswap_py.estimate.fitter import Fitter
 from llamaswap_py.estimate.types import EstimateError, Part
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.record_folder import traffic_folder
-from llamaswap_py.supervisor.fit import (
-    as_remedies,
-    leaner_for,
-    usable,
-    wanted_for,
-    ways_to_load,
-    weighed,
-)
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.fit import as_remedies, leaner_for
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
+from llamaswap_py.supervisor.ways import fits_in, usable, wanted_for, ways_to_load, weighed
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import HOST, format_size
 
@@ -39,6 +36,10 @@ _PEAK_INTERVAL: Final = 30.0
 
 DRY_RUN: Final = 512 << 20
 """Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
+_CHANGE: Final = 0.1
+"""Share by which the memory for a preset must have changed before it is chosen anew for it, …"""
+_STEADY: Final = 600.0
+"""… and for how many seconds."""
 _AHEAD: Final = 32
 """How many presets are estimated before they are asked for: a file may have thousands."""
 
@@ -72,6 +73,7 @@ class Estimation:
         ready_children: Callable[[], list[ReadyChild]],
         estimator: Estimator | None = None,
         reservations: Reservations | None = None,
+        strangers: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._prepared = prepared
         self._devices = devices
@@ -79,10 +81,14 @@ class Estimation:
         self._tell = tell
         self._ready_children = ready_children
         self._reservations = reservations
+        self._strangers = strangers
         self._estimator = estimator or Estimator(room=self._room)
+        self._fitter = Fitter(self._estimator)
         self._load_rates = LoadRates(traffic_folder())
-        self._found: dict[tuple[str, str, tuple[PoolId, ...]], Estimate] = {}
-        self._in_place: dict[tuple[str, str, tuple[PoolId, ...]], int | None] = {}
+        self._found: dict[_Way, Estimate] = {}
+        self._in_place: dict[_Way, int | None] = {}
+        self._chosen: dict[str, _Chosen] = {}
+        self._told: dict[str, tuple[Choice, ...]] = {}
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
         self._done: set[str] = set()
@@ -108,6 +114,8 @@ class Estimation:
         self._done -= gone
         self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
         self._in_place = {key: one for key, one in self._in_place.items() if key[0] not in gone}
+        self._chosen = {name: one for name, one in self._chosen.items() if name not in gone}
+        self._told = {name: one for name, one in self._told.items() if name not in gone}
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
@@ -123,15 +131,17 @@ class Estimation:
                 await self._learn_ready(self._ready.popleft())
             elif self._todo:
                 preset = self._todo.popleft()
-                if preset not in self._done and preset in self._prepared:
-                    self._done.add(preset)
-                    await self._estimate_or_say_unknown(preset)
+                for one in (*self._pinned_before(preset), preset):
+                    if one not in self._done and one in self._prepared:
+                        self._done.add(one)
+                        await self._estimate_or_say_unknown(one)
             else:
                 self._work.clear()
                 try:
                     await asyncio.wait_for(self._work.wait(), _PEAK_INTERVAL)
                 except TimeoutError:
                     await self._learn_peaks()
+                    self.choose_anew(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _room(self, gpus: Sequence[str]) -> AsyncIterator[None]:
@@ -158,13 +168,85 @@ class Estimation:
         prepared = self._prepared[preset]
         choices = list(prepared.plan.choices)
         if prepared.plan.estimating:
-            ways = ways_to_load(prepared, self._devices)
-            choices = [await self._estimated(preset, one) for one in ways]
+            choices = await self._ways(preset, prepared)
             choices = await self._with_remedies(preset, choices)
         seconds, seeded = await self._learned_load(preset, choices), False
         if seconds is None:
             seconds, seeded = await self._seeded_load(prepared), True
+        self._told[preset] = tuple(choices)
         self._tell(preset, tuple(choices), seconds, seeded)
+
+    async def _ways(self, preset: str, prepared: Prepared) -> list[Choice]:
+        """Return the ways to load a preset, with what each takes."""
+        every = ways_to_load(prepared, self._devices)
+        found: list[Choice] = []
+        for variant in prepared.ways:
+            if chooses(prepared, variant):
+                try:
+                    found += await self._choices(preset, prepared, variant)
+                    continue
+                except LswapError as error:
+                    _log.warning("%s: no estimate of its memory: %s", preset, error)
+                    found += [one for one in every if one.variant == variant]
+                    continue
+            found += [await self._estimated(preset, one) for one in every if one.variant == variant]
+        return found
+
+    async def _choices(self, preset: str, prepared: Prepared, variant: str) -> list[Choice]:
+        """Return what a variant runs as: what was chosen before, as long as it fits."""
+        said = prepared.ways[variant].preset
+        rooms = self._rooms(preset, said)
+        before = self._chosen.get(preset)
+        kept: list[Choice] = []
+        if before is not None and variant in before.choices:
+            kept = [await self._estimated(preset, one) for one in before.choices[variant]]
+            if any(_fits(one, room) for one in kept for room in rooms):
+                before.choices[variant] = tuple(kept)
+                return kept
+        ways = await choose_ways(
+            prepared, variant, self._devices, self._fitter, self._cache_ram, rooms
+        )
+        for way in ways:
+            self._found[_way_of(preset, way.choice)] = way.estimate
+        chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
+        chosen.choices[variant] = tuple(way.choice for way in ways)
+        # What runs as before is charged by what it takes, though it does not fit any more.
+        known = {_way_of(preset, one) for one in chosen.choices[variant]}
+        return [
+            *chosen.choices[variant],
+            *(one for one in kept if _way_of(preset, one) not in known),
+        ]
+
+    def _rooms(self, preset: str, said: Preset) -> list[dict[str, int]]:
+        """Return what a preset may have: beside what stays and other programs, or without them.
+
+        What other programs hold may go, and a pin may be lifted: neither makes a preset too large.
+        """
+        pinned = self._pinned(preset)
+        held: Counter[str] = Counter(self._strangers())
+        for one in () if self._reservations is None else self._reservations.held:
+            held.update({str(pool): size for pool, size in one.footprint.items()})
+        nothing: dict[str, int] = {}
+        taken = (held + Counter(pinned), pinned, nothing)
+        return [room_for(said, self._devices, one) for one in taken]
+
+    def choose_anew(self, now: float) -> None:
+        """Choose again for presets that could have much more or less memory for long by `now`.
+
+        A preset that is loaded keeps what it runs with.
+        """
+        loaded = {one.preset for one in self._ready_children()}
+        for preset, chosen in list(self._chosen.items()):
+            if preset not in self._prepared or preset in loaded:
+                continue
+            room = self._rooms(preset, self._prepared[preset].preset)[0]
+            if not _differs(chosen.room, room):
+                chosen.changed_at = None
+            elif chosen.changed_at is None:
+                chosen.changed_at = now
+            elif now - chosen.changed_at >= _STEADY:
+                _log.info("%s: it could have other memory for 10 minutes, choosing anew", preset)
+                self.redo([preset])
 
     async def _seeded_load(self, prepared: Prepared) -> float | None:
         """Return the expected seconds of a first load, by the bytes to read; None if unknown."""
@@ -197,7 +279,7 @@ class Estimation:
         except LswapError as error:
             _log.warning("%s: no estimate of its memory: %s", preset, error)
             return choice
-        self._found[preset, choice.variant, choice.devices] = estimate
+        self._found[_way_of(preset, choice)] = estimate
         return weighed(known, choice, estimate)
 
     async def _with_remedies(self, preset: str, choices: list[Choice]) -> list[Choice]:
@@ -206,7 +288,7 @@ class Estimation:
         if prepared is None:
             return choices
         last = choices[-1]
-        estimate = self._found.get((preset, last.variant, last.devices))
+        estimate = self._found.get(_way_of(preset, last))
         wanted = None if estimate is None else self._wanted(preset, last)
         if estimate is None or wanted is None or wanted.declared is not None:
             return choices
@@ -221,21 +303,18 @@ class Estimation:
         )
         return [*choices[:-1], replace(last, remedies=as_remedies(leaner))]
 
-    def _pinned(self, newcomer: str) -> dict[str, int]:
-        """Return the bytes per device that presets pinned by the file take."""
-        kept: dict[str, dict[str, int]] = {
-            name: {str(pool): size for pool, size in one.plan.choices[0].footprint.items()}
-            for name, one in self._prepared.items()
-            if one.preset.pin and one.plan.choices[0].footprint is not None
-        }
-        for (name, *_), estimate in self._found.items():
-            if name in self._prepared and self._prepared[name].preset.pin:
-                kept[name] = estimate.footprint
-        pinned: Counter[str] = Counter()
-        for name, footprint in kept.items():
-            if name != newcomer:
-                pinned.update(footprint)
-        return dict(pinned)
+    def _pinned_before(self, preset: str) -> list[str]:
+        """Return the presets that the file pins and that are fitted before this one."""
+        pinned = [name for name, one in self._prepared.items() if one.preset.pin]
+        return pinned[: pinned.index(preset)] if preset in pinned else pinned
+
+    def _pinned(self, preset: str) -> dict[str, int]:
+        """Return the bytes per device of what the file pins and that is fitted before this one."""
+        taken: Counter[str] = Counter()
+        for name in self._pinned_before(preset):
+            first = self._told.get(name, self._prepared[name].plan.choices)[0]
+            taken.update({str(pool): size for pool, size in (first.footprint or {}).items()})
+        return dict(taken)
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
         known = self._prepared.get(preset)
@@ -249,7 +328,7 @@ class Estimation:
             return
         engine = self._prepared[ready.preset].engine  # it may be gone from the file at any await
         use = await self._use(ready, wanted)
-        known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
+        known = self._found.get(_way_of(ready.preset, ready.choice))
         try:
             estimate = known
             if estimate is None and (engine is not None or wanted.declared is not None):
@@ -286,14 +365,14 @@ class Estimation:
         ]
         in_place = None if wanted.is_program else await self._in_place_of(ready, wanted)
         used = await asyncio.to_thread(read_process_use, [ready.pid], way.files, devices, in_place)
-        known = self._found.get((ready.preset, ready.choice.variant, ready.choice.devices))
+        known = self._found.get(_way_of(ready.preset, ready.choice))
         parts = known.parts if known is not None else ()
         inside = {one.id for one in devices if one.in_process}
         return without_inside(used.devices, parts, inside)
 
     async def _in_place_of(self, ready: ReadyChild, wanted: Wanted) -> int | None:
         """Return the bytes of its files that must stay mapped; worked out once."""
-        kind = ready.preset, ready.choice.variant, ready.choice.devices
+        kind = _way_of(ready.preset, ready.choice)
         if kind not in self._in_place:
             self._in_place[kind] = await self._estimator.in_place(wanted)
         return self._in_place.get(kind)  # a reload may have dropped it
@@ -312,6 +391,35 @@ def without_inside(
         at_ready = sum(part.size for part in parts if part.device in inside and not part.grows)
         kept[HOST] = max(kept[HOST] - at_ready, 0)
     return kept
+
+
+_Way: TypeAlias = tuple[str, str, tuple[PoolId, ...], tuple[str, ...]]
+"""A preset, a variant, a placement, and the words that were chosen."""
+
+
+def _way_of(preset: str, choice: Choice) -> _Way:
+    return preset, choice.variant, choice.devices, choice.words
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """What was chosen for a preset, by variant, and the bytes of each device it was chosen for."""
+
+    room: Mapping[str, int]
+    choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
+    changed_at: float | None = None
+    """Since when it could have clearly more or less."""
+
+
+def _differs(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
+    return any(
+        abs(now.get(device, 0) - size) > _CHANGE * max(size, 1) for device, size in before.items()
+    )
+
+
+def _fits(choice: Choice, room: Mapping[str, int]) -> bool:
+    footprint = choice.footprint
+    return footprint is None or fits_in({str(one): footprint[one] for one in footprint}, room)
 
 
 def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:

@@ -6,31 +6,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from llamaswap_py.config.sections import Config
-from llamaswap_py.devices import Device, in_main_memory, seen_by
+from llamaswap_py.devices import Device
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
+from llamaswap_py.estimate.fitter import Fitter, Tried
 from llamaswap_py.estimate.remedies import Leaner, Remedies
 from llamaswap_py.estimate.types import EstimateError
-from llamaswap_py.llamacpp.binaries import Engine
+from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
-from llamaswap_py.supervisor.prepare import (
-    LoadWay,
-    Prepared,
-    policy_of,
-    pools_of,
-    sleeping_footprint,
-)
-from llamaswap_py.units import HOST
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
+from llamaswap_py.supervisor.ways import fits_in, wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""
@@ -43,7 +38,8 @@ class FitResult:
 
     `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
     "" if it fits. `unknown` says why there is no estimate. `mend` is what its `args` may say so
-    that it fits, if that is enough.
+    that it fits, if that is enough. `context` are the tokens that one request gets, None if only
+    the model's file says. `chosen` says what was chosen for it, `tried` the steps on the way.
     """
 
     id: str
@@ -53,57 +49,57 @@ class FitResult:
     remedy: str = ""
     mend: Leaner | None = None
     choices: tuple[Choice, ...] = ()
+    context: int | None = None
+    chosen: str = ""
+    tried: tuple[Tried, ...] = ()
 
 
 class FitCheck:
-    """Says of each preset of one configuration whether it fits; loads nothing."""
+    """Says of each preset of one configuration whether it fits; loads nothing.
+
+    What the file pins is judged first, because the others have to fit beside it.
+    """
 
     def __init__(
         self, config: Config, devices: tuple[Device, ...], estimator: Estimator, *, fresh: bool
     ) -> None:
         self._devices = devices
         self._cache_ram = config.memory.cache_ram
-        self._estimator = estimator
+        self._estimator = estimator.without_measured() if fresh else estimator
+        self._fitter = Fitter(self._estimator)
         self._fresh = fresh
         self._ledger = Ledger(pools_of(devices), policy_of(config))
+        self._pinned: Counter[str] = Counter()
 
     async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, FitResult]:
         """Return a judgement of each; with `bound`, as many as can be had in so many seconds."""
         found = {one.preset.id: FitResult(one.preset.id, unknown=_LATE) for one in prepared}
         try:
             async with asyncio.timeout(bound):
-                for one in prepared:
-                    found[one.preset.id] = await self.one(one)
+                for one in sorted(prepared, key=lambda one: not one.preset.pin):
+                    found[one.preset.id] = judged = await self.one(one)
+                    if one.preset.pin and judged.estimate is not None:
+                        self._pinned.update(judged.estimate.footprint)
         except TimeoutError:
             pass
         return found
 
     async def one(self, prepared: Prepared) -> FitResult:
-        """Return the judgement of one preset, as if nothing else were loaded."""
+        """Return the judgement of one preset, as if nothing else were loaded that can go."""
         judged = FitResult(prepared.preset.id)
         if prepared.plan.absent:
             judged.unknown = "known once its files are here (`lswap pull`)"
             return judged
-        estimates: dict[int, Estimate] = {}
-        choices = list(prepared.plan.choices)
-        if self._fresh or any(one.footprint is None for one in choices):
-            choices = ways_to_load(prepared, self._devices)
-        for at, choice in enumerate(choices):
-            wanted = wanted_for(prepared, choice, self._devices, self._cache_ram)
-            if wanted is None:
-                judged.unknown = prepared.problems[0].message if prepared.problems else "no engine"
-                judged.problem = judged.unknown
-                return judged
+        ways: list[_Way] = []
+        for variant in prepared.ways:
             try:
-                estimates[at] = await self._estimate(wanted)
+                ways += await self._ways(prepared, variant, judged)
             except EstimateError as error:
-                judged.unknown = str(error)
-                if not wanted.is_program:
-                    judged.problem, judged.remedy = error.message, error.remedy
-                continue
-            choices[at] = weighed(prepared, choice, estimates[at])
+                _note_failure(judged, error, prepared)
+        estimates = {at: way.estimate for at, way in enumerate(ways) if way.estimate is not None}
         if not estimates:
             return judged
+        choices = [way.choice for way in ways]
         last = len(choices) - 1
         wanted = wanted_for(prepared, choices[last], self._devices, self._cache_ram)
         if wanted is not None and last in estimates and wanted.declared is None:
@@ -115,18 +111,49 @@ class FitCheck:
             enough = (one for one in leaner if one.entry and fits_in(one.footprint, room))
             judged.mend = next(enough, None)
         judged.choices = tuple(choices)
-        return self._verdict(prepared, judged, estimates)
+        return self._verdict(prepared, judged, ways)
 
-    def _verdict(
-        self, prepared: Prepared, judged: FitResult, estimates: Mapping[int, Estimate]
-    ) -> FitResult:
+    async def _ways(self, prepared: Prepared, variant: str, judged: FitResult) -> list[_Way]:
+        """Return the ways to load a variant, each with its estimate; raises EstimateError."""
+        if chooses(prepared, variant):
+            preset = prepared.ways[variant].preset
+            beside, alone = dict(self._pinned), dict[str, int]()
+            rooms = [room_for(preset, self._devices, taken) for taken in (beside, alone)]
+            found = await choose_ways(
+                prepared, variant, self._devices, self._fitter, self._cache_ram, rooms
+            )
+            return [_Way(one.choice, one.estimate, one.tried) for one in found]
+        choices = [one for one in prepared.plan.choices if one.variant == variant]
+        if self._fresh or any(one.footprint is None for one in choices):
+            every = ways_to_load(prepared, self._devices)
+            choices = [one for one in every if one.variant == variant]
+        ways: list[_Way] = []
+        for choice in choices:
+            wanted = wanted_for(prepared, choice, self._devices, self._cache_ram)
+            if wanted is None:
+                problems = prepared.problems
+                raise EstimateError(problems[0].message if problems else "no engine")
+            try:
+                estimate = await self._estimate(wanted)
+            except EstimateError as error:
+                _note_failure(judged, error, prepared)
+                ways.append(_Way(choice))
+                continue
+            ways.append(_Way(weighed(prepared, choice, estimate), estimate))
+        return ways
+
+    def _verdict(self, prepared: Prepared, judged: FitResult, ways: Sequence[_Way]) -> FitResult:
         plan = replace(prepared.plan, choices=judged.choices)
         judged.problem = judged.remedy = judged.unknown = ""
         self._ledger.open_pools(plan)
         options, shortfall = judge(self._ledger, plan)
         first = self._first(options)
-        at = next((at for at, one in enumerate(judged.choices) if one is first), max(estimates))
-        judged.estimate = estimates.get(at)
+        known = [at for at, way in enumerate(ways) if way.estimate is not None]
+        at = next((at for at, one in enumerate(judged.choices) if one is first), known[-1])
+        way, choice = ways[at], judged.choices[at]
+        judged.estimate, judged.tried, judged.chosen = way.estimate, way.tried, choice.chosen
+        used = prepared.ways[choice.variant].chosen(choice.words if options else ())
+        judged.context = context_per_request(used.preset)
         if not options:
             judged.problem = f"it can never fit: {shortfall}"
             judged.remedy = remedies(self._ledger, plan)
@@ -144,87 +171,18 @@ class FitCheck:
         return await self._estimator.estimate(wanted)
 
 
-def wanted_for(
-    prepared: Prepared, choice: Choice, devices: tuple[Device, ...], cache_ram: int
-) -> Wanted | None:
-    """Return what to estimate for one way to load a preset; None without its engine."""
-    variant = prepared.as_variant(choice.variant)
-    wanted = _wanted_of(
-        variant,
-        devices,
-        cache_ram=cache_ram,
-        placement=choice.devices or None,
-        variant=choice.variant,
-    )
-    if wanted is None or variant.engine is None:
-        return wanted
-    kept = variant.ways[choice.variant].place(choice.devices, devices, variant.engine)
-    return replace(
-        wanted,
-        args=(*wanted.args, *kept.args),
-        env={**wanted.env, **kept.env},
-        names=dict(kept.names),
-    )
+class _Way(NamedTuple):
+    """One way to load a preset; `estimate` None if there is none."""
+
+    choice: Choice
+    estimate: Estimate | None = None
+    tried: tuple[Tried, ...] = ()
 
 
-def _wanted_of(
-    prepared: Prepared,
-    devices: Sequence[Device],
-    *,
-    cache_ram: int,
-    placement: Sequence[str] | None = None,
-    variant: str = "",
-) -> Wanted | None:
-    """Return what to estimate for a preset; None for one that needs an engine and has none.
-
-    `placement` are device names and overrules what the preset says; both may leave it open.
-    """
-    engine, command = prepared.engine, prepared.preset.cmd
-    if engine is None and command is None:
-        return None
-    way = next(iter(prepared.ways.values()))
-    gpus = tuple(usable(way, engine, devices))
-    named = placement if placement is not None else way.named
-    if named is not None:
-        by_name = {one.id: one for one in gpus}
-        gpus = tuple(by_name[name] for name in named if name in by_name)
-    return Wanted(
-        preset=prepared.preset.id,
-        model=prepared.preset.model,
-        args=prepared.args,
-        files=prepared.files,
-        gpus=tuple(one.id for one in gpus),
-        env=dict(prepared.env),
-        variant=variant,
-        engine="program" if engine is None else f"{engine.label}:{_binary_identity(engine.path)}",
-        fit_params=None if engine is None else engine.fit_params,
-        machine=tuple(f"{one.id}={one.uuid or one.source}:{one.total}" for one in gpus),
-        declared=prepared.preset.memory,
-        cache_ram=cache_ram if command is None else 0,
-        is_program=command is not None,
-    )
-
-
-def _binary_identity(path: Path) -> str:
-    """A rebuilt engine of the same number is another engine."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
-    """Return a choice with what it takes."""
-    footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
-    asleep = sleeping_footprint(prepared.preset, footprint)
-    return replace(
-        choice,
-        footprint=footprint,
-        source=estimate.source.value,
-        sleeping=asleep,
-        made_of=tuple((device, estimate.explain(device)) for device in estimate.footprint),
-    )
+def _note_failure(judged: FitResult, error: EstimateError, prepared: Prepared) -> None:
+    judged.unknown = str(error)
+    if prepared.preset.cmd is None:
+        judged.problem, judged.remedy = error.message, error.remedy
 
 
 async def leaner_for(
@@ -262,52 +220,7 @@ def as_remedies(leaner: Sequence[Leaner]) -> tuple[Remedy, ...]:
     )
 
 
-def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
-    """Return whether every device has room for its part."""
-    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
-
-
 def _fits(choice: Choice, room: Mapping[str, int]) -> bool:
     if choice.footprint is None:
         return True
     return fits_in({str(pool): size for pool, size in choice.footprint.items()}, room)
-
-
-def ways_to_load(prepared: Prepared, devices: tuple[Device, ...]) -> list[Choice]:
-    """Return every variant on every placement, footprints unknown."""
-    return [
-        Choice(None, placement, variant, "unknown")
-        for variant in prepared.ways
-        for placement in placements(prepared.as_variant(variant), devices)
-    ]
-
-
-def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[PoolId, ...]]:
-    """Return where a preset may be loaded: its own devices, else each GPU, then all together."""
-    way = next(iter(prepared.ways.values()))
-    if way.named is not None:
-        return [tuple(PoolId(one) for one in way.named)]
-    gpus = [PoolId(one.id) for one in _worth(usable(way, prepared.engine, devices), devices)]
-    if prepared.engine is None or not gpus:
-        return [()]
-    singles = [(gpu,) for gpu in gpus]
-    return list(chain(singles, [tuple(gpus)] if len(gpus) > 1 else []))
-
-
-def usable(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> list[Device]:
-    """Return the devices besides the host that an engine can use, in its order.
-
-    One that does not list its devices uses all that are known, unless it is built for the CPU.
-    """
-    names = None if engine is None else seen_by(way.view, devices)
-    if names is not None:
-        by_id = {one.id: one for one in devices}
-        return [by_id[id] for id in names]
-    on_cpu = engine is not None and engine.backend == "cpu"
-    return [one for one in devices if one.id != HOST and not on_cpu]
-
-
-def _worth(gpus: Sequence[Device], devices: Sequence[Device]) -> list[Device]:
-    """Return the GPUs to choose from: integrated ones only where there is no card, as llama.cpp."""
-    cards = [one for one in gpus if one.is_lent or not in_main_memory(one, devices)]
-    return cards or list(gpus)

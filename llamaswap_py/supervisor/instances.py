@@ -174,8 +174,8 @@ class Instances:
         """Start the child of an instance; its events follow."""
         log = self.logs.setdefault(key.preset, ChildLog())
         self._kv_cache.give_way(key.preset)
-        way = prepared.ways[choice.variant]
-        spec = self._spec(key, prepared, choice)
+        way = prepared.ways[choice.variant].chosen(choice.words)
+        spec = self._spec(key, prepared, way, choice)
         spec, kv = self._kv_cache.prepare(key.preset, prepared, way, spec)
         open_leases = OpenLeases()
         child = self._child(
@@ -184,8 +184,9 @@ class Instances:
         self._tasks.create_task(self._run_child(key, child), name=str(key))
         self.running[key] = Running(child, prepared, way, open_leases, kv=kv)
 
-    def _spec(self, key: InstanceKey, prepared: Prepared, choice: Choice) -> ChildSpec:
-        way = prepared.ways[choice.variant]
+    def _spec(
+        self, key: InstanceKey, prepared: Prepared, way: LoadWay, choice: Choice
+    ) -> ChildSpec:
         preset = way.preset
         folder = self._config.log.dir
         spec = ChildSpec(
@@ -222,7 +223,7 @@ class Instances:
         return replace(
             spec,
             binary=str(engine.path),
-            args=(*spec.args, *placement.args),
+            args=(*prepared.ways[choice.variant].args, *placement.args, *choice.words),
             env={
                 "XDG_CONFIG_HOME": str(self._runtime_dir.config_home),
                 **preset.env,
@@ -384,7 +385,7 @@ class Instances:
                 heed = partial(self.refused, key)
                 running.endpoint = event.endpoint._replace(on_refused=heed)
                 running.n_ctx, running.inputs, running.stage = event.n_ctx, event.inputs, None
-                _say_what_was_shrunk(key, running)
+                _say_what_it_gives(key, running)
                 if key.preset in self.replays or running.kv is not None:
                     life = self._bring_back(key, running, event.slots)
                     self._tasks.create_task(guard.contained("replay", life))
@@ -450,12 +451,10 @@ def _as_failure(failure: ChildFailure | None, ended: ChildExited) -> Failure | N
     return Failure(failure.kind.value, failure.summary, code, ended.tail[-20:])
 
 
-def _say_what_was_shrunk(key: InstanceKey, running: Running) -> None:
+def _say_what_it_gives(key: InstanceKey, running: Running) -> None:
     """Say what the engine made of the context that was asked for, where it is less."""
-    preset, got = running.way.preset, running.n_ctx
-    asked = context_per_request(preset)
+    got, asked = running.n_ctx, context_per_request(running.way.preset)
     if got is None or asked is None or got >= asked:
         return
-    who = "fit: shrink left" if preset.fit == "shrink" else "llama-server gives"
-    text = "%s: %s %d tokens of context per request, of %d asked for"
-    _log.warning(text, key, who, got, asked)
+    text = "%s: llama-server gives %d tokens of context per request, of %d asked for"
+    _log.warning(text, key, got, asked)

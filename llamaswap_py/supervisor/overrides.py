@@ -10,6 +10,7 @@ import msgspec
 from llamaswap_py.config.preset import Preset
 from llamaswap_py.config.sections import Config
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.option_values import token_count
 from llamaswap_py.llamacpp.options import Argument, long_name
 from llamaswap_py.llamacpp.path_options import PATH_LISTS, PATH_OPTIONS
 from llamaswap_py.supervisor.prepare import Prepared, Presets
@@ -125,5 +126,5 @@ def read_args(given: Mapping[str, _Scalar | list[_Scalar]]) -> dict[str, Argumen
         name = long_name(key)
         if name in args:
             raise ApiError("bad_request", f"args gives {name} twice", param=f"args.{key}")
-        args[name] = tuple(value) if isinstance(value, list) else value
+        args[name] = tuple(value) if isinstance(value, list) else token_count(name, value)
     return args

@@ -29,7 +29,11 @@ from llamaswap_py.llamacpp.backends import SELECTABLE
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.features import Option
-from llamaswap_py.llamacpp.memory_settings import devices_named
+from llamaswap_py.llamacpp.memory_settings import (
+    CACHE_RAM,
+    devices_named,
+    names_of,
+)
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
@@ -120,7 +124,8 @@ class LoadWay:
     """One variant of a preset: the preset as it says, its command line, the files it reads.
 
     `view` is how its engine sees the devices, `named` the devices that it may use, None where that
-    is left open. `own_choice`: its arguments name them, as the engine calls them.
+    is left open. `own_choice`: its arguments name them, as the engine calls them. `said` are the
+    options that may not be chosen, because the file or lswap gives them.
     """
 
     preset: Preset
@@ -129,6 +134,7 @@ class LoadWay:
     view: str = ""
     named: tuple[str, ...] | None = None
     own_choice: bool = False
+    said: frozenset[str] = frozenset()
 
     def place(
         self, chosen: Sequence[str], devices: tuple[Device, ...], engine: Engine
@@ -142,6 +148,13 @@ class LoadWay:
             own_env=self.preset.env,
             own_choice=self.own_choice,
         )
+
+    def chosen(self, words: tuple[str, ...]) -> LoadWay:
+        """Return the way with words that were chosen besides, which come last and count."""
+        if not words:
+            return self
+        preset = msgspec.structs.replace(self.preset, extra=(*self.preset.extra, *words))
+        return replace(self, preset=preset, args=(*self.args, *words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +185,9 @@ class Prepared:
         """The environment of every child, besides its placement."""
         return self.preset.env
 
-    def as_variant(self, name: str) -> Prepared:
-        """Return the preset as if that variant were all there is."""
-        way = self.ways[name]
+    def as_variant(self, name: str, words: tuple[str, ...] = ()) -> Prepared:
+        """Return the preset as if that variant, with chosen words, were all there is."""
+        way = self.ways[name].chosen(words)
         return replace(self, preset=way.preset, ways={name: way})
 
 
@@ -386,8 +399,12 @@ def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -
     if preset.cmd is not None:
         return LoadWay(preset, preset.cmd.words, (), named=_named(preset))
     preset = with_whole_batch(preset)
-    args = build_args(preset, config, options, devices=_named(preset))
-    return LoadWay(preset, args, model_files(preset), named=_named(preset))
+    args = build_args(preset, config, options)
+    said = names_of(args)
+    if "memory.cache_ram" not in config.lines:
+        said.discard(CACHE_RAM)
+    files, named = model_files(preset), _named(preset)
+    return LoadWay(preset, args, files, named=named, said=frozenset(said))
 
 
 def _named(preset: Preset) -> tuple[str, ...] | None:

@@ -14,7 +14,7 @@ from llamaswap_py.redaction import redact_args
 from llamaswap_py.scheduler import Scheduler
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.state import Instance, Preset
-from llamaswap_py.scheduler.types import InstanceKey, PoolId, PresetId
+from llamaswap_py.scheduler.types import Choice, InstanceKey, PoolId, PresetId
 from llamaswap_py.snapshot import (
     AliasView,
     DeviceView,
@@ -54,6 +54,7 @@ class _Shown:
     """What is said of a preset as long as it is what it is: half of what a snapshot costs."""
 
     prepared: Prepared
+    choice: Choice
     args: tuple[str, ...]
     context_per_request: int | None
     metadata: dict[str, Any]
@@ -178,7 +179,7 @@ class Snapshots:
         preset = self._scheduler.state.presets[PresetId(name)]
         choice = preset.serving.choice if preset.serving else preset.plan.choices[0]
         known = choice.footprint is not None
-        shown = self._settings(name, prepared)
+        shown = self._settings(name, prepared, choice)
         return ModelView(
             id=name,
             aliases=prepared.preset.aliases,
@@ -201,6 +202,7 @@ class Snapshots:
             metadata=shown.metadata,
             created=int(self._about.started_at),
             args=shown.args,
+            chosen=choice.chosen,
             downloaded=None if preset.downloading_since is None else preset.downloaded,
             repository=prepared.preset.hf,
             read_ahead=self._prefetch.view(name),
@@ -211,13 +213,17 @@ class Snapshots:
         running = self._running.get(preset.serving.key) if preset.serving is not None else None
         return None if running is None else running.n_ctx
 
-    def _settings(self, name: str, prepared: Prepared) -> _Shown:
+    def _settings(self, name: str, prepared: Prepared, choice: Choice) -> _Shown:
         shown = self._shown.get(name)
-        if shown is None or shown.prepared is not prepared:  # a reload makes all of them anew
+        # A reload makes all presets anew, and an estimate their choices.
+        if shown is None or shown.prepared is not prepared or shown.choice is not choice:
+            way = prepared.ways.get(choice.variant) or next(iter(prepared.ways.values()))
+            way = way.chosen(choice.words)
             shown = self._shown[name] = _Shown(
                 prepared,
-                redact_args(prepared.args, self._presets.config.secrets),
-                context_per_request(prepared.preset),
+                choice,
+                redact_args(way.args, self._presets.config.secrets),
+                context_per_request(way.preset),
                 dict(prepared.preset.metadata),
             )
         return shown

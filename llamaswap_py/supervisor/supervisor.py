@@ -58,6 +58,7 @@ from llamaswap_py.supervisor.request_history import RequestHistory
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import ResumableStreams
 from llamaswap_py.supervisor.snapshots import About, Snapshots
+from llamaswap_py.supervisor.strangers import SteadyStrangers
 from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import PatientDisk
 from llamaswap_py.units import format_size
@@ -131,9 +132,8 @@ class Supervisor:
         self._pending, self._dispatching = deque[ev.Event](), False
         self._timer = Timer(lambda: self.dispatch(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
-        self._stack = AsyncExitStack()
-        self._tasks = tasks = asyncio.TaskGroup()
-        self._memory_pools = MemoryPools(devices)
+        self._stack, self._tasks = AsyncExitStack(), (tasks := asyncio.TaskGroup())
+        self._memory_pools, self.strangers = MemoryPools(devices), SteadyStrangers()
         self.reservations = Reservations(self.dispatch)
         self.estimation = Estimation(
             self.prepared,
@@ -142,6 +142,7 @@ class Supervisor:
             self._estimated,
             self._ready_children,
             reservations=self.reservations,
+            strangers=self.strangers.least,
         )
         self.telemetry = Telemetry(
             devices,
@@ -175,12 +176,14 @@ class Supervisor:
         await self._stack.enter_async_context(self.pool)
         await self._stack.enter_async_context(self._tasks)
         await self._stack.enter_async_context(self.telemetry)
+        await self.strangers.recall()
         await self.telemetry.measure_now()
         if recalled := await self.request_history.recall():
             self.dispatch(recalled)
         for name, run in (
             ("Estimating", self.estimation.run),
             ("Remembering", self.request_history.run),
+            ("RememberingStrangers", self.strangers.run),
             ("ReadingAhead", self.prefetch.run),
         ):  # names of `lswap_task_failures_total`
             work = guard.keep_going(name, run)
@@ -206,7 +209,9 @@ class Supervisor:
             self._timer.cancel()
             self.instances.close()
             with suppress(OSError):  # a disk that hangs must not delay the end
-                PatientDisk("lswap-traffic")(self.request_history.save)
+                disk = PatientDisk("lswap-traffic")
+                disk(self.request_history.save)
+                disk(self.strangers.save)
 
     @property
     def running(self) -> dict[InstanceKey, Running]:
@@ -253,6 +258,7 @@ class Supervisor:
         pools = self._memory_pools.update(
             measurement, ledger.charges, changing, reserved, held, kept
         )
+        self.strangers.record({str(pool): one.strangers for pool, one in pools.items()})
         self.dispatch(ev.PoolsMeasured(pools))
         self.kv_cache.give_way()
 

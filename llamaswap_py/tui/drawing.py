@@ -275,10 +275,14 @@ def _left(columns: Sequence[Column], width: int) -> int:
 
 
 def detail_lines(row: ModelRow | None, width: int, count: int) -> str:
-    """Return the reason of the model under the cursor, in at most `count` lines."""
-    if row is None or not row.reason:
+    """Return the reason of the model under the cursor, and what was chosen for it.
+
+    It has at most `count` lines.
+    """
+    said = "" if row is None else "; ".join(filter(None, (row.reason, row.chosen)))
+    if row is None or not said:
         return ""
-    lines = wrap(f"{row.id}: {clean(row.reason)}", width - 2, count)
+    lines = wrap(f"{row.id}: {clean(said)}", width - 2, count)
     return "\n".join(f" {line}" for line in lines)
 
 

@@ -56,6 +56,7 @@ class ModelRow:
     pinned: bool = False
     memory: int | None = None
     reason: str = ""
+    chosen: str = ""
 
     @property
     def active(self) -> bool:
@@ -155,6 +156,7 @@ def _model_row(
         pinned=model.pinned,
         memory=sum(footprint.values()) if footprint else None,
         reason=_reason(model, instance, now),
+        chosen=model.chosen,
     )
 
 

@@ -11,6 +11,7 @@ from llamaswap_py.cli.library import CTX
 from llamaswap_py.config.load import BARE
 from llamaswap_py.config.sections import Memory
 from llamaswap_py.estimate.contexts import Overheads, overheads_of
+from llamaswap_py.estimate.fitting import COMFORTABLE
 from llamaswap_py.estimate.formula import analytic_parts, process_parts
 from llamaswap_py.estimate.types import EstimateError, total
 from llamaswap_py.llamacpp.memory_settings import read_settings
@@ -26,9 +27,10 @@ def overheads(asked: int = CTX, projector: int = 0, **keys: Any) -> Overheads:
     return overheads_of(header, ["CUDA0", "host"], asked=asked, projector=projector)
 
 
-def test_the_context_that_is_asked_for_is_that_of_a_start_without_a_file() -> None:
+def test_the_context_that_is_asked_for_is_one_that_is_chosen_before_layers_leave_a_device() -> None:
+    assert CTX == COMFORTABLE
     args = yaml.safe_load(BARE)["defaults"]["args"]
-    assert args == {"ctx-size": CTX, "parallel": 2, "kv-unified": True}
+    assert args == {"parallel": 2, "kv-unified": True}
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,7 @@ def test_ranks_are_places_in_the_order() -> None:
 def test_without_devices_the_context_alone_is_open() -> None:
     steps = steps_of(gpus=())
     assert [one.words for one in steps] == [
-        ("--fit", "off", "--ctx-size", str(context))
-        for context in (32768, 24576, 16384, 12288, 8192, 4096)
+        ("--ctx-size", str(context)) for context in (32768, 24576, 16384, 12288, 8192, 4096)
     ]
 
 
@@ -179,8 +178,8 @@ def test_slots_that_divide_a_context_have_it_each_and_become_fewer_at_last() -> 
         (8192, 1),
         (4096, 1),
     ]
-    assert steps[0].words == ("--fit", "off", "--ctx-size", "131072")
-    assert steps[5].words == ("--fit", "off", "--ctx-size", "16384", "--parallel", "2")
+    assert steps[0].words == ("--ctx-size", "131072")
+    assert steps[5].words == ("--ctx-size", "16384", "--parallel", "2")
 
 
 def test_a_given_context_is_divided_among_given_slots() -> None:

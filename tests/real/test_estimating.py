@@ -39,8 +39,8 @@ class Removing(Estimator):
         self._presets = prepared
         self._at = at
 
-    async def estimate(self, wanted: Wanted) -> Estimate:
-        found = await super().estimate(wanted)
+    async def prove(self, wanted: Wanted) -> Estimate:
+        found = await super().prove(wanted)
         if self._at == "estimate":
             self._presets.pop("alpha", None)
         return found

@@ -120,9 +120,10 @@ def test_init_writes_what_fits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LSWAP_LLAMA_SERVER", lab.engine)
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(lab.folder))
-    total = 2 * GIB + 145 * MIB  # the margin, the prompt cache, what it needs with a short context
+    total = GIB + 145 * MIB  # the margin, and what it needs with a short context
     device = Device(HOST, total, GIB, "declared")
     monkeypatch.setattr(init, "devices_for", lambda *_: (device,))
     text = init.config_text(init.look((folder,)), "c.yaml")
-    assert "  big:    # 115.4 MiB, with ctx-size: 8192 it needs host 1." in text
-    assert "      ctx-size: 8192\n" in text
+    assert "  big:    # 115.4 MiB, fits: needs host 1" in text
+    assert "\n    # ctx-size: 16k " in text
+    assert "\n      ctx-size" not in text

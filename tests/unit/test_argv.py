@@ -211,30 +211,20 @@ def test_every_owned_option_is_refused_with_a_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margin", "device", "placement", "target"),
+    "fit",
     [
-        ("1GiB", "auto", None, "1024"),
-        ("1GiB", "[CUDA0, CUDA1]", None, "1024"),
-        ("0", "CUDA0", None, "0"),
-        ("1500KiB", "CUDA0", None, "2"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "CUDA0", None, "2048"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "[CUDA1, CUDA0]", None, "1024,2048"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "host", None, "4096"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "auto", None, "2048"),
-        ("{CUDA0: 512MiB, host: 4GiB}", "auto", None, "1024"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "auto", ("CUDA1", "CUDA0"), "1024,2048"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "auto", ("CUDA0", "host"), "2048"),
-        ("{CUDA0: 2GiB, host: 4GiB}", "[CUDA0, CUDA1]", ("CUDA1",), "1024"),
+        "auto",
+        "exact",
+        "shrink",
+        "{context: {least: 4k, want: 64k}, favor: context}",
+        "{margin: {CUDA0: 2GiB, host: 4GiB}}",
     ],
 )
-def test_what_may_shrink_keeps_the_margin(
-    margin: str, device: str, placement: tuple[str, ...] | None, target: str
-) -> None:
-    config = load(
-        f"memory: {{margin: {margin}}}\nmodels: {{a: {{model: x, fit: shrink, device: {device}}}}}"
-    )
-    found = build_args(config.models["a"], config, TABLE, devices=placement)
-    assert found[-4:] == ("--fit", "on", "--fit-target", target)
+def test_llama_server_never_fits_because_lswap_chooses(fit: str) -> None:
+    config = load(f"models: {{a: {{model: x, fit: {fit}}}}}")
+    found = build_args(config.models["a"], config, TABLE)
+    assert found[-2:] == FIT_OFF
+    assert "--fit-target" not in found
 
 
 def test_sleep_is_whole_seconds() -> None:
@@ -244,11 +234,11 @@ def test_sleep_is_whole_seconds() -> None:
 
 
 def test_an_older_binary_that_cannot_do_what_a_key_says() -> None:
-    gone = ("--fit-target", "-fitt", "--sleep-idle-seconds")
+    gone = ("--fit", "-fit", "--fit-target", "-fitt", "--sleep-idle-seconds")
     older = {name: option for name, option in TABLE.items() if name not in gone}
     config = load("defaults: {sleep: 5m}\nmodels:\n  a:\n    model: x\n    fit: shrink\n")
-    on_fit, on_sleep = problems(config, older)
-    assert on_fit.startswith("config:5: models.a.fit: this llama-server has no --fit-target - ")
+    (on_sleep,) = problems(config, older)
+    assert "--fit" not in build_args(config.models["a"], config, older)
     assert on_sleep.startswith("config:1: defaults.sleep: this llama-server has no --sleep-idle-")
     assert problems(config, None) == []
 
@@ -327,7 +317,9 @@ def test_the_built_in_names_agree_with_a_real_binary(llama_server: str) -> None:
     assert {word for word in words(config, options) if word.startswith("--")} <= table.keys()
 
 
-@pytest.mark.parametrize("keys", ["fit: exact", "fit: shrink", "sleep: 200ms", "sleep: 5m"])
+@pytest.mark.parametrize(
+    "keys", ["fit: exact", "fit: auto", "fit: shrink", "sleep: 200ms", "sleep: 5m"]
+)
 def test_a_real_binary_takes_what_the_keys_become(llama_server: str, keys: str) -> None:
     config = load(
         "memory: {margin: {CUDA0: 2GiB}}\n"

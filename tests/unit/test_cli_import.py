@@ -134,7 +134,7 @@ def test_what_is_written_passes_check_and_a_hundred_models_give_a_page(
     assert written["models"]["m7"] == {
         "model": str(model),
         "args": {"ctx-size": 8192, "n-gpu-layers": "all", "load-mode": "none"},
-        "fit": "shrink",
+        "fit": {"margin": "512MiB"},
     }
     assert written["memory"] == {"margin": "512MiB"}
     assert len(done.stderr.splitlines()) < 10

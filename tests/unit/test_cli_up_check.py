@@ -136,11 +136,11 @@ def test_a_mistake_in_the_defaults_is_said_once(
 ) -> None:
     (tmp_path / "there.gguf").write_bytes(b"GGUF")
     models = "".join(f"  m{number}: {{model: there.gguf}}\n" for number in range(5))
-    text = f"engine: {llama_server}\ndefaults: {{args: {{c: 8k}}}}\nmodels:\n{models}"
+    text = f"engine: {llama_server}\ndefaults: {{args: {{c: 8x}}}}\nmodels:\n{models}"
     assert not run(Origin(write(tmp_path, text)), as_json=False)
     said = capsys.readouterr().out
     assert said.count("problem: ") == 1
-    assert "c.yaml:2: defaults.args.ctx-size: '8k' is not a whole number" in said
+    assert "c.yaml:2: defaults.args.ctx-size: '8x' is not a whole number" in said
 
 
 @pytest.mark.parametrize("top", ["", "limits: {bodi: 1MiB}"], ids=["a preset", "the file"])
@@ -161,7 +161,7 @@ models:
     concurrency: none
     device: CUDA7
     args:
-      ctx-size: 8k
+      ctx-size: 8kB
       port: 1
       lora: {{a: 1}}
       jinja: [[1]]

@@ -90,11 +90,21 @@ def test_every_old_default_is_a_key_and_differs_from_todays(version: str) -> Non
 
 @pytest.mark.parametrize("version", OLD_DEFAULTS)
 def test_the_changelog_names_each_old_default_and_the_key_which_restores_it(version: str) -> None:
+    """Those that changed with the next release, and those that changed later."""
+    named: dict[tuple[str, ...], Any] = {}
+    for since in list(OLD_DEFAULTS)[list(OLD_DEFAULTS).index(version) :]:
+        for place, value in in_the_changelog(since).items():
+            named.setdefault(place, value)
+    assert named == OLD_DEFAULTS[version]
+
+
+def in_the_changelog(version: str) -> dict[tuple[str, ...], Any]:
+    """Return the defaults of a release that the next one changed, by their places."""
     table = CHANGELOG.read_text().partition(f"\n| what | {version} | ")[2].partition("\n\n")[0]
     rows = re.findall(r"^\|.*\| `([\w.-]+: .+)`(| in its entry) \|$", table, re.MULTILINE)
-    assert len(rows) == len(table.splitlines()) - 2  # all but the table's head
+    assert len(rows) == len(table.splitlines()) - 2 > 0  # all but the table's head
     named = {}
     for key, of_program in rows:
         ((place, value),) = yaml.safe_load(key).items()
         named[(PROGRAMS, place) if of_program else tuple(place.split("."))] = value
-    assert named == OLD_DEFAULTS[version]
+    return named

@@ -79,13 +79,17 @@ def test_a_sleep_that_never_comes_is_warned_about() -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("fit: shrink, args: {c: 4096, ngl: 99}", "shrink changes nothing"),
-        ("fit: shrink, args: {c: 4096, ngl: all}", "shrink changes nothing"),
-        ("fit: shrink, args: {c: 0, ngl: 99}", ""),
-        ("fit: shrink, args: {c: 4096, ngl: auto}", ""),
+        ("fit: shrink, args: {c: 4096, ngl: 99}", ""),
+        ("fit: auto, args: {c: 0, ngl: 99}", ""),
         ("fit: shrink, args: {c: 4096, fit-ctx: 2048}", ""),
         ("fit: exact, args: {c: 4096, ngl: 99}", ""),
-        ("args: {fit-ctx: 2048}", "fit-ctx does nothing without fit: shrink"),
+        ("args: {fit-ctx: 2048}", ""),
+        ("fit: exact, args: {fit-ctx: 2048}", "fit-ctx does nothing with fit: exact"),
+        ("fit: {context: {least: 4k}}, args: {c: 4096}", "fit.context changes nothing"),
+        ("fit: {context: {want: 64k}}, args: {c: 0}", "fit.context changes nothing"),
+        ("fit: {favor: context}, args: {c: 4096}", ""),
+        ("fit: {margin: {CUDA0: 1GiB}}", "fit.margin changes nothing"),
+        ("fit: {margin: {CUDA0: 2GiB, host: 1MiB}}", ""),
     ],
 )
 def test_what_fit_cannot_do_is_warned_about(keys: str, expected: str) -> None:

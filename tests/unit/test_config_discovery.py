@@ -120,10 +120,11 @@ def test_a_folder_that_is_not_there_is_a_warning_while_there_are_models(tmp_path
         read_config(tmp_path / "c.yaml")
 
 
-def test_without_a_file_every_model_is_served_with_a_context_that_fits(tmp_path: Path) -> None:
+def test_without_a_file_the_context_of_every_model_is_chosen(tmp_path: Path) -> None:
     put(tmp_path, "a.gguf", "b/b.gguf", "b/mmproj.gguf")
     config = Origin(model_dirs=(tmp_path,)).read()
-    assert config.models["a"].args == {"ctx-size": 16384, "parallel": 2, "kv-unified": True}
+    assert config.models["a"].args == {"parallel": 2, "kv-unified": True}
+    assert config.models["a"].fit.chooses
     assert config.models["b"].args["mmproj"] == str(tmp_path / "b" / "mmproj.gguf")
     with pytest.raises(ConfigError, match="nothing was found in"):
         Origin(model_dirs=(tmp_path / "none",)).read()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from llamaswap_py.config.forms import EngineChoice, PerDevice
+from llamaswap_py.config.forms import EXACT, EngineChoice, Fit, PerDevice
 from llamaswap_py.config.parse import load_config, parse_listen
 from llamaswap_py.config.preset import variant_preset, variant_presets
 from llamaswap_py.config.sections import Config, Preset, PresetGroup, groups_of
@@ -380,8 +380,8 @@ defaults: {priority: 3, fit: shrink, sleep: 5m, prefer: first}
 models: {a: {model: a}, b: {model: b, priority: -4, fit: exact, sleep: never, prefer: fit}}
 """)
     a, b = config.models.values()
-    assert (a.priority, a.fit, a.sleep, a.prefer) == (3, "shrink", 300, "first")
-    assert (b.priority, b.fit, b.sleep, b.prefer) == (-4, "exact", None, "fit")
+    assert (a.priority, a.fit, a.sleep, a.prefer) == (3, Fit(), 300, "first")
+    assert (b.priority, b.fit, b.sleep, b.prefer) == (-4, EXACT, None, "fit")
 
 
 def kept(text: str) -> tuple[bool, bool, float | None]:
@@ -468,7 +468,15 @@ def test_groups() -> None:
         ("priority: high", "models.a.priority: 'high' is not a whole number"),
         ("priority: 101", "models.a.priority: 101 is not a whole number from -100 to 100"),
         ("priority: 1.5", "models.a.priority: 1.5 is not a whole number"),
-        ("fit: loose", "models.a.fit: 'loose' is not exact or shrink"),
+        ("fit: loose", "models.a.fit: 'loose' is not auto, exact, shrink, or a mapping"),
+        ("fit: {ctx: 1}", "models.a.fit.ctx: unknown key - known here: context, favor, margin"),
+        ("fit: {favor: x}", "models.a.fit.favor: 'x' is not speed or context"),
+        ("fit: {context: 8k}", "models.a.fit.context: '8k' is not a mapping like {least: 8k"),
+        ("fit: {context: {most: 1}}", "models.a.fit.context.most: unknown key"),
+        ("fit: {context: {least: 8kb}}", "models.a.fit.context.least: '8kb' is not a number of"),
+        ("fit: {context: {want: 0}}", "models.a.fit.context.want: '0' is not a number of tokens"),
+        ("fit: {context: {least: 9k, want: 8k}}", "models.a.fit.context: least is more than want"),
+        ("fit: {margin: {gpu 0: 1GiB}}", "models.a.fit.margin: 'gpu 0' is not a device"),
         ("prefer: last", "models.a.prefer: 'last' is not fit or first"),
         ("sleep: 0", "models.a.sleep: must be more than 0"),
         ("sleep: 5", "models.a.sleep: 5 has no unit"),

@@ -61,7 +61,7 @@ models:
     metadata: {note: x, n: 1}
     priority: -3
     when_full: "substitute: b/c:q4"
-    fit: shrink
+    fit: {context: {least: 8k, want: 65536}, favor: context, margin: {CUDA0: 2GiB}}
     sleep: 5m
     prefer: first
     variants: [{name: full}, {name: lean, args: {ncmoe: 20}, memory: {CUDA0: 1GiB}, device: CUDA1}]

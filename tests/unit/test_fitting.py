@@ -109,17 +109,19 @@ def test_variables_are_options_that_the_command_overrules() -> None:
 @pytest.mark.parametrize(
     ("said", "margin", "notes"),
     [
-        ({"a": "2048", "b": "2048"}, "2048MiB", 0),
+        ({"a": "2048", "b": "2048"}, None, 0),
         ({"a": "512", "b": "512"}, "512MiB", 0),
-        ({"a": "2048"}, "2048MiB", 1),
+        ({"a": "512", "b": "256"}, "512MiB", 1),
+        ({"a": "2048"}, None, 0),
         ({"a": "512"}, None, 1),
         ({"a": "1024", "b": "1024"}, None, 0),
-        ({"a": "512,2048", "b": "512"}, "2048MiB", 2),
-        ({"*": "2048"}, "2048MiB", 0),
-        ({"*": "2048", "a": "512"}, "2048MiB", 2),
+        ({"a": "512,2048", "b": "512"}, None, 2),
+        ({"*": "2048"}, None, 0),
+        ({"*": "512"}, "512MiB", 0),
+        ({"*": "2048", "a": "512"}, None, 1),
     ],
 )
-def test_what_is_to_stay_free_is_the_margin(
+def test_each_preset_has_its_margin_and_all_of_them_the_least(
     said: dict[str, str], margin: str | None, notes: int
 ) -> None:
     text = "".join(
@@ -131,8 +133,27 @@ def test_what_is_to_stay_free_is_the_margin(
     settle_margin(draft)
     assert draft.settings.get("memory", {}).get("margin") == margin
     assert len(draft.notes) == notes
-    shrinking = draft.settings["defaults"] if "*" in said else draft.models["a"]
-    assert shrinking["fit"] == "shrink"
+    for name, mib in said.items():
+        preset = draft.settings["defaults"] if name == "*" else draft.models[name]
+        assert preset["fit"] == {"margin": f"{max(map(int, mib.split(',')))}MiB"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fit"),
+    [
+        ("[a]\nm = /a.gguf\n", None),
+        ("[*]\nfit = off\n[a]\nm = /a.gguf\n", None),  # inherited from `defaults`
+        ("[*]\nfit = off\n[a]\nm = /a.gguf\nfit = on\n", "auto"),
+        ("[*]\nfit = off\n[a]\nm = /a.gguf\nfit-ctx = 4096\n", "exact"),
+        (
+            "[*]\nfitt = 2048\n[a]\nm = /a.gguf\nfit-ctx = 4096\n",
+            {"context": {"least": 4096}, "margin": "2048MiB"},
+        ),
+        ("[*]\nfitt = 2048\n[a]\nm = /a.gguf\nfit = off\n", "exact"),
+    ],
+)
+def test_what_a_section_says_of_the_fit_is_one_key(text: str, fit: object) -> None:
+    assert read_ini(text, "x.ini", OPTIONS).models["a"].get("fit") == fit
 
 
 def test_without_an_engine_everything_is_kept() -> None:

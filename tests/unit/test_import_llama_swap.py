@@ -348,7 +348,7 @@ def test_commands_are_read_as_llama_swap_reads_them() -> None:
             "chat-template-kwargs": '{"enable_thinking": false}',
             "no-mmap": True,
         },
-        "fit": "shrink",
+        "fit": {"margin": "512MiB"},
     }
     assert not [line for line in draft.lines() if "unknown" in line]
 

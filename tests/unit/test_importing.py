@@ -388,7 +388,29 @@ def test_models_of_ollama_are_used_where_they_lie() -> None:
         ),
         (
             "llama-server -m a.gguf --fit on --sleep-idle-seconds 300 -np 2 -np 4",
-            {"model": "a.gguf", "args": {"parallel": 4}, "sleep": "300s", "fit": "shrink"},
+            {"model": "a.gguf", "args": {"parallel": 4}, "sleep": "300s", "fit": "auto"},
+        ),
+        ("llama-server -m a.gguf", {"model": "a.gguf"}),
+        ("llama-server -m a.gguf --fit off -fitt 9", {"model": "a.gguf", "fit": "exact"}),
+        (
+            "llama-server -m a.gguf -fitc 4096 -fitt 2048",
+            {"model": "a.gguf", "fit": {"context": {"least": 4096}, "margin": "2048MiB"}},
+        ),
+        (
+            "CUDA_VISIBLE_DEVICES=1,0 llama-server -m a.gguf -fitt 512,2048",
+            {
+                "model": "a.gguf",
+                "device": ["CUDA1", "CUDA0"],
+                "fit": {"margin": {"CUDA1": "512MiB", "CUDA0": "2048MiB"}},
+            },
+        ),
+        (
+            "llama-server -m a.gguf -dev Vulkan0 --fit-target 512",
+            {
+                "model": "a.gguf",
+                "args": {"device": "Vulkan0"},
+                "fit": {"margin": {"Vulkan0": "512MiB"}},
+            },
         ),
         (
             "LLAMA_ARG_CTX_SIZE=512 llama-server -m a.gguf",

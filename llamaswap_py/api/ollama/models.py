@@ -114,7 +114,7 @@ async def show(call: Call) -> None:
         200,
         {
             **({"license": license} if license else {}),
-            "modelfile": f"# lswap: {model.id}\nFROM {model.id}\n",
+            "modelfile": _modelfile(model),
             "parameters": _parameters(call, model, facts),
             "template": facts.template,
             "details": _details(facts),
@@ -123,6 +123,11 @@ async def show(call: Call) -> None:
             "modified_at": stamp(facts.modified or model.created),
         },
     )
+
+
+def _modelfile(model: ModelView) -> str:
+    chosen = f"# {model.chosen}\n" if model.chosen else ""
+    return f"# lswap: {model.id}\n{chosen}FROM {model.id}\n"
 
 
 def _parameters(call: Call, model: ModelView, facts: ModelFacts) -> str:

@@ -1,0 +1,177 @@
+"""Chooses what a preset runs as on each placement, where its file leaves things open.
+
+`lswap up`, `check`, `estimate` and `init` all choose here, so that they choose alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llamaswap_py.config.preset import Preset
+from llamaswap_py.devices import Device
+from llamaswap_py.estimate import Estimate, Wanted
+from llamaswap_py.estimate.fitter import Fitted, Fitter, FitWish, Tried
+from llamaswap_py.llamacpp.context_size import least_context
+from llamaswap_py.scheduler.types import Choice, PoolId
+from llamaswap_py.supervisor.prepare import LoadWay, Prepared
+from llamaswap_py.supervisor.ways import placements, wanted_for, weighed
+from llamaswap_py.units import HOST, format_size
+
+_ATTEMPTS: Final = 6
+"""How often a device is given less of the memory that it shares, before nothing fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenWay:
+    """One placement of a variant, with what was chosen for it and the steps that were tried.
+
+    `rank` is the place of the chosen step in the order of preference; None if nothing fits.
+    """
+
+    choice: Choice
+    estimate: Estimate
+    tried: tuple[Tried, ...]
+    rank: int | None
+
+
+def chooses(prepared: Prepared, variant: str) -> bool:
+    """Return whether lswap may choose anything of a variant."""
+    preset = prepared.ways[variant].preset
+    return preset.fit.chooses and preset.memory is None and prepared.engine is not None
+
+
+def wish_of(preset: Preset) -> FitWish:
+    """Return what the file wishes of the choice; `fit-ctx` is llama.cpp's word for the least."""
+    least = least_context(preset) or preset.fit.least
+    return FitWish(least, max(preset.fit.want, least), preset.fit.favor)
+
+
+def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of each device that a preset may have, `taken` ones left out."""
+    whole = _with_inner(taken, devices)
+    return {
+        one.id: max(
+            one.total - max(one.margin, preset.fit.margin.of(one.id)) - whole.get(one.id, 0), 0
+        )
+        for one in devices
+    }
+
+
+def _with_inner(taken: Mapping[str, int], devices: Sequence[Device]) -> dict[str, int]:
+    """Return bytes per device, in which a device counts the devices whose memory is its own."""
+    whole = dict(taken)
+    by_id = {one.id: one for one in devices}
+    for device, size in taken.items():
+        outer = by_id[device].within if device in by_id else None
+        while outer is not None and outer in by_id:
+            whole[outer] = whole.get(outer, 0) + size
+            outer = by_id[outer].within
+    return whole
+
+
+async def choose_ways(
+    prepared: Prepared,
+    variant: str,
+    devices: tuple[Device, ...],
+    fitter: Fitter,
+    cache_ram: int,
+    rooms: Sequence[Mapping[str, int]],
+) -> list[ChosenWay]:
+    """Return the best ways to load a variant, those on the fewest and smallest devices first.
+
+    `rooms` are bytes per device; the next one counts if nothing fits into the one before. If
+    nothing fits at all, every placement is returned with the least that was tried, for the
+    arithmetic. Raises EstimateError.
+    """
+    found: list[ChosenWay] = []
+    for room in dict.fromkeys(tuple(sorted(one.items())) for one in rooms):
+        found = await _choose_each(prepared, variant, devices, fitter, cache_ram, dict(room))
+        if any(one.rank is not None for one in found):
+            return _best(found, devices)
+    return found
+
+
+async def _choose_each(
+    prepared: Prepared,
+    variant: str,
+    devices: tuple[Device, ...],
+    fitter: Fitter,
+    cache_ram: int,
+    room: Mapping[str, int],
+) -> list[ChosenWay]:
+    way = prepared.ways[variant]
+    found: list[ChosenWay] = []
+    for placement in placements(prepared.as_variant(variant), devices):
+        choice = Choice(None, placement, variant, "unknown")
+        wanted = wanted_for(prepared, choice, devices, cache_ram)
+        assert wanted is not None, "nothing is chosen for a preset without an engine"
+        fitted = await _fit(prepared, way, wanted, devices, fitter, room)
+        step = fitted.step
+        if step is None and fitted.closest is not None:  # it says how much is missing
+            choice = replace(choice, words=fitted.closest.words)
+        elif step is not None:
+            text = f"{step.text(wanted.gpus)}: chosen for {_room_text(placement, devices, room)}"
+            choice = replace(choice, words=step.words, chosen=text)
+        rank = (0 if step is None else step.rank) if fitted.fits else None
+        if (smaller := fitted.smaller) is not None:
+            text = (
+                f"take {smaller.quantisation} of this model ({format_size(smaller.size)}): it "
+                f"would run with {smaller.step.text(wanted.gpus)}"
+            )
+            choice = replace(choice, smaller=text)
+        choice = weighed(prepared, choice, fitted.estimate)
+        found.append(ChosenWay(choice, fitted.estimate, fitted.tried, rank))
+    return found
+
+
+async def _fit(
+    prepared: Prepared,
+    way: LoadWay,
+    wanted: Wanted,
+    devices: Sequence[Device],
+    fitter: Fitter,
+    room: Mapping[str, int],
+) -> Fitted:
+    """Fit into the room of every device, and into that of the memory which several share.
+
+    The fitter knows devices one by one. Where one is part of another, as an integrated GPU of main
+    memory, it gets less until both together have room.
+    """
+    known = (prepared.engine.options or None) if prepared.engine is not None else None
+    left = dict(room)
+    for _ in range(_ATTEMPTS):
+        fitted = await fitter.fit(wanted, left, wish_of(way.preset), said=way.said, known=known)
+        footprint = fitted.estimate.footprint
+        whole = _with_inner(footprint, devices)
+        over = max((size - room.get(device, 0) for device, size in whole.items()), default=0)
+        if over <= 0 or not fitted.fits:
+            return fitted
+        for one in devices:
+            if one.within is not None and footprint.get(one.id):
+                left[one.id] = max(min(left[one.id], footprint[one.id]) - over, 0)
+    return replace(fitted, step=None, fits=False)
+
+
+def _best(found: Sequence[ChosenWay], devices: Sequence[Device]) -> list[ChosenWay]:
+    """Keep the ways of the lowest rank; several devices only where no single one does."""
+    best = min(one.rank for one in found if one.rank is not None)
+    kept = [one for one in found if one.rank == best]
+    fewest = min(len(one.choice.devices) for one in kept)
+    totals = {PoolId(one.id): one.total for one in devices}
+    return sorted(
+        (one for one in kept if len(one.choice.devices) == fewest),
+        key=lambda one: sum(totals.get(pool, 0) for pool in one.choice.devices),
+    )
+
+
+def _room_text(placement: Sequence[str], devices: Sequence[Device], room: Mapping[str, int]) -> str:
+    """Return `2 GiB less 128 MiB`, of each device where there are several."""
+    used = [one for one in devices if one.id in (placement or (HOST,))]
+    said = []
+    for one in used:
+        less = one.total - room.get(one.id, 0)
+        size = format_size(one.total) + (f" less {format_size(less)}" if less else "")
+        said.append(f"{one.id} {size}" if len(used) > 1 else size)
+    return " and ".join(said)

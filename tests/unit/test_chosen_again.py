@@ -1,0 +1,178 @@
+"""When it is chosen again what a preset runs as: a choice stays until it does not fit any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from llamaswap_py.devices import Device
+from llamaswap_py.estimate import Estimate, Part, Source
+from llamaswap_py.scheduler.types import Choice, PoolId, PresetId
+from llamaswap_py.supervisor import estimation
+from llamaswap_py.supervisor.chosen_ways import ChosenWay
+from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
+from llamaswap_py.units import GIB
+from tests.unit.supervisors import configured, prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llamaswap_py.estimate import Estimator, Wanted
+    from llamaswap_py.supervisor.prepare import Prepared
+
+pytestmark = pytest.mark.anyio
+HOST = (Device("host", 16 * GIB, GIB, "psutil"),)
+TWO = "models: {open: {model: /open.gguf}, kept: {model: /kept.gguf, pin: true}}"
+
+
+class Measured:
+    """An estimator: what a command line takes, by the last of its words."""
+
+    def __init__(self) -> None:
+        self.takes: dict[str, int] = {}
+
+    async def estimate(self, wanted: Wanted) -> Estimate:
+        size = self.takes.get(wanted.args[-1] if wanted.args else "", GIB)
+        return Estimate(Source.MEASURED, (Part("host", "weights", size),))
+
+    async def learn_ready(self, *_: object) -> str:
+        return ""
+
+    async def learned_load(self, _: object) -> float:
+        return 1.0
+
+    async def in_place(self, _: object) -> None:
+        return None
+
+
+class Bench:
+    """An Estimation whose choices are scripted, and what it told."""
+
+    def __init__(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prepared = {
+            name: _estimating(prepared(preset)) for name, preset in configured(text).models.items()
+        }
+        self.rooms: list[tuple[str, list[Mapping[str, int]]]] = []
+        self.script = ["32768", "8192", "4096"]
+        self.told: asyncio.Queue[tuple[str, tuple[Choice, ...]]] = asyncio.Queue()
+        self.measured = Measured()
+        self.held: dict[str, int] = {}
+        self.loaded: list[ReadyChild] = []
+        monkeypatch.setattr(estimation, "choose_ways", self._choose)
+        self.estimation = Estimation(
+            self.prepared,
+            HOST,
+            0,
+            lambda preset, choices, *_: self.told.put_nowait((preset, choices)),
+            lambda: self.loaded,
+            cast("Estimator", self.measured),
+            strangers=lambda: self.held,
+        )
+
+    async def _choose(self, one: Prepared, variant: str, *rest: Any) -> Sequence[ChosenWay]:
+        self.rooms.append((one.preset.id, rest[-1]))
+        words = ("--ctx-size", self.script.pop(0))
+        choice = Choice({PoolId("host"): 4 * GIB}, (), variant, "dry-run", words=words)
+        return [ChosenWay(choice, Estimate(Source.DRY_RUN, ()), (), 0)]
+
+    async def next(self) -> tuple[str, list[str]]:
+        """Return the next preset that was told, and the context of each of its choices."""
+        async with asyncio.timeout(30):
+            preset, choices = await self.told.get()
+        return preset, [choice.words[-1] for choice in choices]
+
+    def is_ready(self, preset: str, context: str) -> ReadyChild:
+        choice = Choice(None, words=("--ctx-size", context))
+        return ReadyChild(PresetId(preset), choice, os.getpid(), 1.0)
+
+
+def _estimating(one: Prepared) -> Prepared:
+    choices = (Choice(None, source="unknown"),)
+    return replace(one, plan=replace(one.plan, choices=choices, estimating=True))
+
+
+async def run(bench: Bench, then: Callable[[Bench], Any]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bench.estimation.run())
+        await then(bench)
+        running.cancel()
+
+
+async def test_what_the_file_pins_comes_first_and_takes_its_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(TWO, monkeypatch)
+    bench.held = {"host": 2 * GIB}
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("kept", ["32768"])
+        assert await bench.next() == ("open", ["8192"])
+
+    await run(bench, then)
+    rooms = {name: [room["host"] // GIB for room in each] for name, each in bench.rooms}
+    assert rooms["kept"] == [13, 15, 15], "less the margin, and what other programs hold"
+    assert rooms["open"] == [9, 11, 15], "less what is pinned; and then as if nothing were"
+
+
+async def test_a_measurement_changes_no_choice_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+    bench.measured.takes["32768"] = 5 * GIB
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.held = {"host": 14 * GIB}  # it would be chosen for less now
+        bench.estimation.record_ready(bench.is_ready("open", "32768"))
+        async with asyncio.timeout(30):
+            preset, (choice,) = await bench.told.get()
+        assert (preset, choice.words) == ("open", ("--ctx-size", "32768"))
+        assert choice.footprint == {"host": 5 * GIB}
+        assert choice.source == "measured"
+
+    await run(bench, then)
+
+
+async def test_what_turns_out_too_large_is_chosen_anew_and_still_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+    bench.measured.takes["32768"] = 20 * GIB
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.estimation.record_ready(bench.is_ready("open", "32768"))
+        assert await bench.next() == ("open", ["8192", "32768"])
+
+    await run(bench, then)
+
+
+async def test_another_amount_of_memory_for_ten_minutes_is_a_reason_unless_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+
+    def looked(*minutes: int) -> None:
+        for minute in minutes:
+            bench.estimation.choose_anew(60.0 * minute)
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.held = {"host": GIB}  # less than a tenth
+        looked(0, 11)
+        bench.held = {"host": 8 * GIB}
+        looked(20, 29)
+        bench.held = {}  # it comes and goes
+        looked(30)
+        bench.held = {"host": 8 * GIB}
+        looked(31, 40)
+        bench.loaded = [bench.is_ready("open", "32768")]
+        looked(45)
+        assert len(bench.rooms) == 1
+        bench.loaded = []
+        looked(46)
+        assert await bench.next() == ("open", ["8192"])
+
+    await run(bench, then)

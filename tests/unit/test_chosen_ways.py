@@ -1,0 +1,182 @@
+"""What a preset runs as on each placement: the best step, the smallest card, and for which room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from llamaswap_py.devices import Device
+from llamaswap_py.estimate import Estimate, Part, Source
+from llamaswap_py.estimate.fitter import Fitted, Smaller
+from llamaswap_py.estimate.fitting import FitStep
+from llamaswap_py.llamacpp.probe import Engine
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for, wish_of
+from llamaswap_py.units import GIB, MIB
+from tests.unit.supervisors import configured, prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llamaswap_py.estimate import Wanted
+    from llamaswap_py.estimate.fitter import Fitter
+    from llamaswap_py.estimate.fitting import FitWish
+    from llamaswap_py.supervisor.prepare import Prepared
+
+pytestmark = pytest.mark.anyio
+CARDS = (
+    Device("CUDA0", 24 * GIB, GIB, "nvml"),
+    Device("CUDA1", 12 * GIB, GIB, "nvml"),
+    Device("host", 64 * GIB, GIB, "psutil"),
+)
+
+
+def one(keys: str = "", **of_engine: Any) -> Prepared:
+    config = configured(f"models: {{a: {{model: /a.gguf{keys}}}}}")
+    made = prepared(config.models["a"])
+    engine = cast("Engine", made.engine)
+    return replace(made, engine=replace(engine, backend="cuda", **of_engine))
+
+
+class Needing:
+    """A fitter of a model that takes so many GiB in its best step, and half in the next one."""
+
+    def __init__(self, gib: float) -> None:
+        self.gib = gib
+        self.asked: list[tuple[tuple[str, ...], dict[str, int], FitWish]] = []
+
+    async def fit(
+        self, wanted: Wanted, room: Mapping[str, int], wish: FitWish, **_: object
+    ) -> Fitted:
+        self.asked.append((wanted.gpus, dict(room), wish))
+        for rank, context in ((0, 32768), (1, 8192)):
+            size = round(self.gib * GIB / (rank + 1) / len(wanted.gpus))
+            step = FitStep(rank, ("--ctx-size", str(context)), context, 131072, 4, 33, 33, 0)
+            parts = tuple(Part(gpu, "weights", size) for gpu in wanted.gpus)
+            estimate = Estimate(Source.DRY_RUN, parts)
+            if all(size <= room[gpu] for gpu in wanted.gpus):
+                return Fitted(step, estimate, (), fits=True)
+        smaller = Smaller("Q3_K_M", GIB, step)
+        return Fitted(None, estimate, (), fits=False, closest=step, smaller=smaller)
+
+
+async def chosen(needing: Needing, *rooms: dict[str, int], keys: str = "") -> list[Any]:
+    fitter = cast("Fitter", needing)
+    rooms = rooms or ({each.id: each.total - each.margin for each in CARDS},)
+    return await choose_ways(one(keys), "", CARDS, fitter, 0, rooms)
+
+
+@pytest.mark.parametrize(
+    ("gib", "placements", "context"),
+    [
+        (8, [("CUDA1",), ("CUDA0",)], 32768),  # the smallest card first
+        (20, [("CUDA0",)], 32768),  # only the large one holds it as it is wanted
+        (44, [("CUDA0",)], 8192),  # half of it is too much for the small card
+    ],
+)
+async def test_the_best_step_decides_and_then_the_smallest_card(
+    gib: float, placements: list[tuple[str, ...]], context: int
+) -> None:
+    ways = await chosen(Needing(gib))
+    assert [way.choice.devices for way in ways] == placements
+    assert {way.choice.words for way in ways} == {("--ctx-size", str(context))}
+
+
+async def test_several_devices_are_taken_where_no_single_one_does() -> None:
+    equal = tuple(replace(each, total=12 * GIB) for each in CARDS[:2]) + CARDS[2:]
+    room = {each.id: each.total - each.margin for each in equal}
+    fitter = cast("Fitter", Needing(20))
+    (way,) = await choose_ways(one(), "", equal, fitter, 0, [room])
+    assert way.choice.devices == ("CUDA0", "CUDA1")
+    assert way.choice.chosen.endswith(
+        ": chosen for CUDA0 12 GiB less 1 GiB and CUDA1 12 GiB less 1 GiB"
+    )
+
+
+async def test_a_device_that_is_part_of_main_memory_gets_less_until_both_have_room() -> None:
+    shared = (
+        Device("Vulkan0", 20 * GIB, GIB, "engine", within="host"),
+        Device("host", 16 * GIB, GIB, "psutil"),
+    )
+    needing = Needing(17)
+    room = {each.id: each.total - each.margin for each in shared}
+    (way,) = await choose_ways(one(), "", shared, cast("Fitter", needing), 0, [room])
+    assert way.choice.words == ("--ctx-size", "8192")
+    assert [asked["Vulkan0"] for _, asked, _ in needing.asked] == [19 * GIB, 15 * GIB]
+    (way,) = await choose_ways(one(), "", shared, cast("Fitter", Needing(31)), 0, [room])
+    assert way.rank is None
+    assert room_for(one().preset, shared, {"Vulkan0": 4 * GIB})["host"] == 11 * GIB
+
+
+async def test_it_is_said_what_was_chosen_and_for_how_much_memory() -> None:
+    (way,) = await chosen(Needing(20))
+    assert way.choice.chosen == (
+        "32,768 of 131,072 context, all 33 layers on CUDA0: chosen for 24 GiB less 1 GiB"
+    )
+    assert way.choice.footprint == {"CUDA0": 20 * GIB}
+    assert way.choice.source == "dry-run"
+
+
+async def test_the_next_room_counts_if_nothing_fits_into_the_first() -> None:
+    """What others hold makes no preset too large."""
+    needing = Needing(8)
+    tight = {"CUDA0": GIB, "CUDA1": GIB, "host": GIB}
+    whole = {each.id: each.total - each.margin for each in CARDS}
+    ways = await chosen(needing, tight, tight, whole)
+    assert [way.choice.devices for way in ways] == [("CUDA1",), ("CUDA0",)]
+    assert len(needing.asked) == 6, "the same room is not tried twice"
+
+
+async def test_what_fits_nowhere_says_what_is_missing_and_what_would_do() -> None:
+    ways = await chosen(Needing(200))
+    assert [way.rank for way in ways] == [None] * 3
+    assert {way.choice.words for way in ways} == {("--ctx-size", "8192")}
+    assert ways[0].choice.smaller == (
+        "take Q3_K_M of this model (1 GiB): it would run with "
+        "8,192 of 131,072 context, all 33 layers on CUDA0"
+    )
+    assert not ways[0].choice.chosen
+
+
+async def test_the_wishes_of_the_file_are_handed_on() -> None:
+    needing = Needing(8)
+    await chosen(needing, keys=", fit: {context: {least: 4k, want: 64k}, favor: context}")
+    _, _, wish = needing.asked[0]
+    assert (wish.least, wish.want, wish.favor) == (4096, 65536, "context")
+    least = wish_of(one(", args: {fit-ctx: 48k}").preset)
+    assert (least.least, least.want) == (49152, 49152)
+
+
+@pytest.mark.parametrize(
+    ("keys", "free"),
+    [
+        ("", 23 * GIB),
+        (", fit: {margin: 2GiB}", 22 * GIB),
+        (", fit: {margin: {CUDA0: 3GiB}}", 21 * GIB),
+        (", fit: {margin: {CUDA1: 3GiB}}", 23 * GIB),
+        (", fit: {margin: 512MiB}", 23 * GIB),  # memory.margin is kept all the same
+    ],
+)
+def test_the_larger_margin_stays_free(keys: str, free: int) -> None:
+    assert room_for(one(keys).preset, CARDS, {})["CUDA0"] == free
+    assert room_for(one(keys).preset, CARDS, {"CUDA0": 2 * GIB})["CUDA0"] == free - 2 * GIB
+    assert room_for(one(keys).preset, CARDS, {"CUDA0": 99 * GIB})["CUDA0"] == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("", True),
+        (", fit: shrink", True),
+        (", fit: exact", False),
+        (", memory: {host: 1GiB}", False),
+    ],
+)
+def test_nothing_is_chosen_for_what_is_exact_or_declared(keys: str, expected: bool) -> None:
+    assert chooses(one(keys), "") is expected
+
+
+def test_small_budgets_are_said_as_they_are() -> None:
+    small = (Device("Vulkan0", 2 * GIB, 128 * MIB, "declared"),)
+    assert room_for(one().preset, small, {}) == {"Vulkan0": 2 * GIB - 128 * MIB}
