@@ -67,11 +67,11 @@ def match_cards(listed: Sequence[ListedDevice], cards: Sequence[FoundGpu]) -> li
 
 def agree(listed: ListedDevice, card: FoundGpu) -> bool:
     """Return whether a listed device can be this card."""
-    if vendor_of(listed.description) != vendor_of(card.description):
-        return False
-    known = plain_description(card.description)
-    exact = card.source == "nvml" and known  # sysfs knows the vendor only
-    if exact and known != plain_description(listed.description):
+    known = plain_description(card.description) if card.source == "nvml" else ""
+    if known:  # sysfs knows the vendor only
+        if known != plain_description(listed.description):
+            return False
+    elif vendor_of(listed.description) != (vendor_of(card.description) or "nvidia"):
         return False
     if card.within is not None or not listed.total or card.total is None:
         return True  # the size of a part of main memory is counted in many ways

@@ -72,6 +72,7 @@ class NvmlWorker:
         backends: Sequence[str] = ("cuda",),
         root: Path = Path("/"),
         environment: Mapping[str, str] = NO_VARIABLES,
+        lists: Sequence[Mapping[str, object]] = (),
     ) -> Answer:
         """Read the devices; the host, always last, is left out."""
         answer = self._ask(
@@ -80,6 +81,7 @@ class NvmlWorker:
             backends=list(backends),
             root=str(root),
             environment=dict(environment),
+            lists=list(lists),
         )
         host = answer.result.pop()
         assert host["id"] == "host"

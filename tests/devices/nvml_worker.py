@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamaswap_py.devices import read_devices
+from llamaswap_py.devices import EngineList, read_devices
 from llamaswap_py.devices.reader import MachineReader
+from llamaswap_py.llamacpp.device_list import ListedDevice
 
 
 class _Records(logging.Handler):
@@ -43,6 +44,7 @@ def main() -> None:
                 lambda name: 1,
                 backends=frozenset(asked["backends"]),
                 environment=environment(asked["environment"]),
+                lists=[engine_list(one) for one in asked.get("lists", ())],
                 root=root,
             )
             result = [asdict(one) for one in devices]
@@ -51,6 +53,12 @@ def main() -> None:
                     reader.close()
                 reader = MachineReader(devices, root=root)
         print(json.dumps({"result": result, "log": records.lines}, default=str), flush=True)
+
+
+def engine_list(asked: dict[str, Any]) -> EngineList:
+    """Return what an engine lists: `devices` are names, descriptions and bytes."""
+    listed = tuple(ListedDevice(name, said, size, size) for name, said, size in asked["devices"])
+    return EngineList(asked["view"], asked["view"], environment(asked["environment"]), listed)
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from llamaswap_py.devices import Device, read_devices
+from llamaswap_py.devices import Device, EngineList, read_devices, with_gone
 from llamaswap_py.devices.reader import MachineReader
+from llamaswap_py.llamacpp.device_list import ListedDevice
 from tests.devices.roots import GIB, MIB, Root
 
 FIRST, SECOND, APU = "0000:03:00.0", "0000:0a:00.0", "0000:c5:00.0"
@@ -200,3 +201,102 @@ def test_a_card_that_goes_away_is_unreadable(root: Root) -> None:
     measurement = reader.read(0.0, []).measurement
     assert set(measurement.pools) == {"ROCm1"}
     assert "mem_info_vram_used" in measurement.unreadable["ROCm0"]
+
+
+# What engines list
+
+
+def listing(view: str, *devices: tuple[str, str, int]) -> EngineList:
+    return EngineList(
+        view, view, {}, tuple(ListedDevice(name, said, size, size) for name, said, size in devices)
+    )
+
+
+def listed(root: Root, *lists: EngineList, **sizes: int) -> dict[str, Device]:
+    found = read_devices(
+        sizes or None,
+        lambda name: 0,
+        backends=frozenset(),
+        environment={},
+        lists=lists,
+        root=root.path,
+    )
+    return {one.id: one for one in found}
+
+
+RADEON = "AMD Radeon RX 7900 XTX"
+
+
+def test_two_engines_on_the_same_amd_cards(root: Root) -> None:
+    """ROCm and Vulkan count them in opposite orders."""
+    two_cards(root)
+    found = listed(
+        root,
+        listing("rocm", ("ROCm0", RADEON, 24 * GIB), ("ROCm1", "AMD Radeon RX 6800", 16 * GIB)),
+        listing(
+            "vulkan",
+            ("Vulkan0", "AMD Radeon RX 6800 (RADV NAVI21)", 16 * GIB),
+            ("Vulkan1", f"{RADEON} (RADV NAVI31)", 24 * GIB),
+        ),
+    )
+    assert {name: one.within for name, one in found.items()} == {
+        **{"ROCm0": None, "ROCm1": None, "Vulkan0": "ROCm1", "Vulkan1": "ROCm0", "host": None},
+    }
+    assert found["ROCm0"].uuid == "GPU-bbbb000000000002"
+    pools = MachineReader(list(found.values()), root=root.path).read(0.0, []).measurement.pools
+    assert (pools["ROCm0"].used, pools["Vulkan1"].used) == (2 * GIB, 2 * GIB)
+
+
+def test_an_apu_under_two_engines_is_main_memory_once(root: Root) -> None:
+    apu(root, GIB // 2, 32 * GIB)
+    root.process(CHILD, RssAnon=GIB)
+    root.write(f"sys/class/kfd/kfd/proc/{CHILD}/vram_333", f"{2 * GIB}\n")
+    root.memory(64 * GIB, 50 * GIB)
+    found = listed(
+        root,
+        listing("rocm", ("ROCm0", "AMD Radeon 780M", 32 * GIB)),
+        listing("vulkan", ("Vulkan0", "AMD Radeon 780M (RADV PHOENIX)", 24 * GIB)),
+    )
+    assert {name: one.within for name, one in found.items()} == {
+        **{"ROCm0": "host", "Vulkan0": "ROCm0", "host": None},
+    }
+    pools = MachineReader(list(found.values()), root=root.path).read(0.0, [CHILD]).measurement.pools
+    assert pools["host"].ours == 3 * GIB
+
+
+def test_a_device_that_does_not_tell_its_size_is_left_out_and_its_name_kept(
+    root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = listing("sycl", ("SYCL0", "Intel(R) Arc(TM) A770 Graphics", 0))
+    found = listed(root, silent)
+    assert set(found) == {"host"}
+    assert [(one.name, one.place) for one in found["host"].seen] == [("host", -1), ("SYCL0", 0)]
+    assert "SYCL0: its memory cannot be read" in caplog.text
+    declared = listed(root, silent, SYCL0=8 * GIB)
+    assert (declared["SYCL0"].total, declared["SYCL0"].source) == (8 * GIB, "declared")
+    assert [one.name for one in declared["SYCL0"].seen] == ["SYCL0"]
+
+
+def test_a_card_is_within_another_name_only_if_that_is_declared(root: Root) -> None:
+    two_cards(root)
+    lists = (
+        listing("rocm", ("ROCm0", RADEON, 24 * GIB)),
+        listing("vulkan", ("Vulkan0", f"{RADEON} (RADV NAVI31)", 24 * GIB)),
+    )
+    both = listed(root, *lists, ROCm0=20 * GIB, Vulkan0=20 * GIB)
+    assert both["Vulkan0"].within == "ROCm0"
+    one = listed(root, *lists, Vulkan0=20 * GIB)
+    assert one["Vulkan0"].within is None
+    assert [each.name for each in one["host"].seen] == ["host", "host", "ROCm0"]
+
+
+def test_devices_that_are_gone_stay_with_nothing(root: Root) -> None:
+    two_cards(root)
+    before = tuple(listed(root, listing("rocm", ("ROCm0", RADEON, 24 * GIB))).values())
+    now = tuple(listed(root, listing("rocm")).values())
+    after = with_gone(now, before)
+    assert [(one.id, one.total > 0, one.watched) for one in after] == [
+        ("ROCm0", False, False),
+        ("host", True, True),
+    ]
+    assert with_gone(before, after) == before

@@ -299,3 +299,55 @@ def test_an_old_driver_lists_processes_too(tmp_path: Path, root: Root) -> None:
         assert worker.pool("CUDA0", CHILD) == (9, 8, 1)
     finally:
         worker.close()
+
+
+# What engines list, and what the driver knows of it
+
+RTX = "NVIDIA GeForce RTX 4090"
+CARD = 24 * GIB
+AS_CUDA_COUNTS = CARD - GIB // 2
+
+
+def engine(view: str, *devices: tuple[str, str, int], **environment: str) -> dict[str, object]:
+    return {"view": view, "devices": devices, "environment": environment}
+
+
+def matched(nvml: NvmlWorker, *lists: dict[str, object]) -> dict[str, tuple[str | None, ...]]:
+    """Return name -> (source, UUID, within)."""
+    found = nvml.devices(backends=(), lists=lists).result
+    return {one["id"]: (one["source"], one["uuid"], one["within"]) for one in found}
+
+
+def test_listed_devices_have_the_figures_of_their_cards(nvml: NvmlWorker) -> None:
+    nvml.script(gpu(A, "41", name="T400", used=GIB), gpu(B, "0a", name="H100", used=2 * GIB))
+    cuda = engine(
+        "cuda", ("CUDA0", "NVIDIA H100", AS_CUDA_COUNTS), ("CUDA1", "NVIDIA T400", AS_CUDA_COUNTS)
+    )
+    assert matched(nvml, cuda) == {"CUDA0": ("nvml", B, None), "CUDA1": ("nvml", A, None)}
+
+
+def test_one_card_under_two_engines_counts_once(nvml: NvmlWorker) -> None:
+    nvml.script(gpu(A, "41", name="T400"), gpu(B, "0a", name="H100"))
+    cuda = engine("cuda", ("CUDA0", "NVIDIA H100", AS_CUDA_COUNTS))
+    vulkan = engine("vulkan", ("Vulkan0", "NVIDIA H100", CARD), ("Vulkan1", "NVIDIA T400", CARD))
+    assert matched(nvml, cuda | {"environment": {"CUDA_VISIBLE_DEVICES": B}}, vulkan) == {
+        "CUDA0": ("nvml", B, None),
+        "Vulkan0": ("nvml", "0", "CUDA0"),
+        "Vulkan1": ("nvml", "1", None),
+    }
+
+
+def test_a_card_that_the_list_does_not_have_is_no_device(nvml: NvmlWorker) -> None:
+    nvml.script(gpu(A, "41", name="T400"), gpu(B, "0a", name="H100"))
+    assert matched(nvml, engine("cuda")) == {}
+
+
+def test_listed_devices_that_no_card_agrees_with_are_not_measured(nvml: NvmlWorker) -> None:
+    nvml.script(gpu(A, "41", name="T400"))
+    one = engine("cuda", ("CUDA0", "NVIDIA H100", AS_CUDA_COUNTS))
+    assert matched(nvml, one) == {"CUDA0": ("engine", None, None)}
+    two = engine("v", ("Vulkan0", "NVIDIA T400", CARD), ("Vulkan1", "NVIDIA T400", CARD))
+    assert matched(nvml, two) == {
+        "Vulkan0": ("engine", None, None),
+        "Vulkan1": ("engine", None, None),
+    }
