@@ -19,10 +19,12 @@ class MemoryPools:
 
     def __init__(self, devices: tuple[Device, ...]) -> None:
         self.pools = pools_of(devices)
+        self._lent = _lent(devices)
 
     def use(self, devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
         """Take other devices; what was measured of those that stay is kept."""
         before, self.pools = self.pools, pools_of(devices)
+        self._lent = _lent(devices)
         for pool, now in self.pools.items():
             if now.watched and pool in before:
                 self.pools[pool] = replace(now, strangers=before[pool].strangers)
@@ -60,8 +62,35 @@ class MemoryPools:
             else:
                 strangers = max(strangers - given_up, 0)
                 strangers = _without_reserved(pool, strangers, reserved, held)
+                if name == HOST and self._lent:
+                    strangers = self._without_lent(strangers, charges, loading)
             self.pools[pool] = replace(self.pools[pool], total=reading.total, strangers=strangers)
         return dict(self.pools)
+
+    def _without_lent(
+        self,
+        strangers: int,
+        charges: Mapping[InstanceKey, Footprint],
+        loading: frozenset[InstanceKey],
+    ) -> int:
+        """Return what strangers hold of the host, less what lenders hold for our models.
+
+        An RPC server of this machine is another program, but models on its devices are charged.
+        """
+        lent = {
+            key: sum(charge.get(pool, 0) for pool in self._lent) for key, charge in charges.items()
+        }
+        return strangers_by_charge(
+            strangers,
+            settled=sum(size for key, size in lent.items() if key not in loading),
+            loading=sum(size for key, size in lent.items() if key in loading),
+            previous=self.pools[PoolId(HOST)].strangers,
+        )
+
+
+def _lent(devices: Sequence[Device]) -> frozenset[PoolId]:
+    """Return the devices of main memory that RPC servers lend; others may be parts of these."""
+    return frozenset(PoolId(one.id) for one in devices if one.is_lent and one.unified)
 
 
 def _without_reserved(

@@ -98,6 +98,29 @@ def test_doctor_is_content_with_an_engine_only() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("answer", "state", "detail"),
+    [
+        (
+            'echo "Available devices:"; echo "  SYCL0: Arc (8192 MiB, 8000 MiB free)"',
+            CheckState.OK,
+            "SYCL0: Arc (8 GiB)",
+        ),
+        ('echo "Available devices:"; echo "  (none)"', CheckState.OK, "none but the CPU"),
+        ("echo no such driver >&2; exit 1", CheckState.PROBLEM, "status 1: no such driver"),
+    ],
+)
+def test_doctor_names_the_devices_of_an_engine(
+    home: Path, answer: str, state: CheckState, detail: str
+) -> None:
+    server = install_server(7001)
+    script = server.read_text().replace("--metrics", "--list-devices   show devices\n--metrics", 1)
+    server.write_text(script.replace("esac", f"--list-devices) {answer} ;;\nesac"))
+    (check,) = [one for one in examine().checks if one.name.endswith(" devices")]
+    assert check.state is state
+    assert detail in check.detail
+
+
 def test_doctor_names_what_an_old_engine_lacks_and_what_is_broken() -> None:
     install_server(7001)
     write_script(install_server(7000), "echo libcuda.so.1 is missing >&2; exit 127")

@@ -1,0 +1,53 @@
+"""Pools from measurements: memory that a lender holds for our models is not a stranger's."""
+
+from __future__ import annotations
+
+from llamaswap_py.devices import Device, Measurement, PoolReading
+from llamaswap_py.devices.found import SeenAs
+from llamaswap_py.scheduler.types import InstanceKey, PoolId, PresetId
+from llamaswap_py.supervisor.memory_pools import MemoryPools
+
+HOST, RPC0, RPC1 = PoolId("host"), PoolId("RPC0"), PoolId("RPC1")
+A = InstanceKey(PresetId("a"), 1)
+
+
+def device(name: str, total: int, source: str, within: str | None = None) -> Device:
+    return Device(name, total, 0, source, within=within, seen=(SeenAs("v", name, 0),))
+
+
+DEVICES = (
+    device("RPC0", 100, "engine", "host"),
+    device("RPC1", 100, "engine", "RPC0"),
+    device("host", 100, "psutil"),
+)
+
+
+def strangers(pools: MemoryPools, used: int, ours: int, lent: int, *, loads: bool = False) -> int:
+    """Measure the host while a model is charged with `lent` on RPC1, and so on RPC0, too."""
+    measured = Measurement(0.0, {"host": PoolReading(100, used, ours, used - ours)})
+    charges = {A: {RPC1: lent, RPC0: lent, HOST: lent}} if lent else {}
+    loading = frozenset({A}) if loads else frozenset()
+    return pools.update(measured, charges, loading)[HOST].strangers
+
+
+def test_what_a_lender_holds_for_a_model_counts_once() -> None:
+    pools = MemoryPools(DEVICES)
+    assert strangers(pools, used=10, ours=0, lent=0) == 10
+    assert strangers(pools, used=10, ours=0, lent=30, loads=True) == 10  # nothing taken yet
+    assert strangers(pools, used=42, ours=2, lent=30, loads=True) == 10  # all of it
+    assert strangers(pools, used=42, ours=2, lent=30) == 10
+    assert strangers(pools, used=52, ours=2, lent=30) == 20  # somebody else came
+    assert strangers(pools, used=20, ours=0, lent=0) == 20
+
+
+def test_without_a_lender_here_it_is_a_strangers() -> None:
+    pools = MemoryPools((device("RPC0", 100, "engine"), DEVICES[-1]))
+    assert strangers(pools, used=42, ours=2, lent=30) == 40
+
+
+def test_other_devices_keep_what_was_measured_of_those_that_stay() -> None:
+    pools = MemoryPools(DEVICES)
+    strangers(pools, used=10, ours=0, lent=0)
+    after = pools.use((device("RPC0", 0, "gone"), DEVICES[-1]))
+    assert (after[HOST].strangers, after[RPC0].total) == (10, 0)
+    assert RPC1 not in after
