@@ -25,11 +25,11 @@ PORTABLE := tests/scheduler tests/simulator tests/ollama tests/unit/test_config_
 	tests/unit/test_gguf_*.py tests/unit/test_import*.py tests/unit/test_units.py \
 	tests/unit/test_output.py tests/unit/test_failures.py tests/unit/test_docs_*.py
 
-.PHONY: help demo serve engine test quick portable needs lint format wheel compat bench
+.PHONY: help demo serve engine engine-vulkan test quick portable needs lint format wheel compat bench
 .PHONY: lock newest lowest dist release-check clean
 
 help: ## say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## two tiny models, one port, memory for one: watch them swap (KEEP=1 goes on serving)
 	@$(BIN)/lswap demo --build $(if $(KEEP),--keep)
@@ -40,6 +40,10 @@ serve: $(VENV)/.run ## the same, and go on serving until Ctrl-C
 engine: $(VENV)/.run ## build llama-server if there is none
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
 
+# It lies where `engine: auto` does not find it: tests/device_engine.py.
+engine-vulkan: $(VENV)/.dev ## build the llama-server with Vulkan and RPC that tests of devices use
+	@$(BIN)/python -m tests.device_engine
+
 # All of it runs, whatever fails first; pytest comes last, and with it the list of what was missing.
 test: $(VENV)/.dev needs ## everything: style, types, the wheel, all tests with a real llama-server
 	@failed=; \
@@ -47,6 +51,8 @@ test: $(VENV)/.dev needs ## everything: style, types, the wheel, all tests with 
 	$(MAKE) --no-print-directory wheel || failed+=' wheel'; \
 	$(MAKE) --no-print-directory engine || \
 		echo 'no llama-server: the tests that need it are skipped, and named last'; \
+	$(MAKE) --no-print-directory engine-vulkan || \
+		echo 'no llama-server with Vulkan and RPC: the tests that need it are skipped, and named last'; \
 	! command -v npm >/dev/null || $(BIN)/lswap engine build --ui || \
 		echo 'no web UI: the tests that need it are skipped, and named last'; \
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) || failed+=' pytest'; \

@@ -46,6 +46,12 @@ BUILD_TOOLS: Final = (
     Need("ninja", ("ninja",), "apt-get install ninja-build", _BUILD),
     Need("git", ("git",), "apt-get install git", _BUILD),
 )
+GLSLC: Final = Need(
+    "glslc",
+    ("glslc",),
+    "apt-get install glslc libvulkan-dev",
+    "the tests of Vulkan and RPC devices, unless their llama-server is built",
+)
 _BROWSER_TESTS: Final = "the tests of the web UI in a browser"
 BROWSER: Final = Need("chromium", CHROMIUM, "apt-get install chromium", _BROWSER_TESTS)
 NPM: Final = Need("npm", ("npm",), "apt-get install npm", "the tests of the web UI, unless built")
@@ -65,7 +71,7 @@ CURL: Final = Need("curl", ("curl",), "apt-get install curl", "the test of curl 
 OPENSSL: Final = Need(
     "openssl", ("openssl",), "apt-get install openssl", "the test of a release over TLS"
 )
-ALL: Final = (*BUILD_TOOLS, NPM, BROWSER, SYSTEMD, C_COMPILER, CURL, OPENSSL)
+ALL: Final = (*BUILD_TOOLS, GLSLC, NPM, BROWSER, SYSTEMD, C_COMPILER, CURL, OPENSSL)
 
 
 def report(needs: tuple[Need, ...] = ALL) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import gguf
@@ -13,6 +11,7 @@ import pytest
 
 from llamaswap_py.demo.tiny_gguf import sentence_tokens, write_tiny_model
 from llamaswap_py.errors import LswapError
+from tests.real.bare import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,30 +20,6 @@ if TYPE_CHECKING:
     from tests.conftest import TinyModel
 
 SENTENCE = "Hello, I am alpha; the cat and the dog and the I I I bird say: grüße dich, 你好 a b."
-
-
-@contextmanager
-def serve(llama_server: str, model: Path, *args: str) -> Iterator[httpx.Client]:
-    command = [llama_server, "-m", str(model), "--host", "127.0.0.1", "--port", "0", "--offline"]
-    with subprocess.Popen(
-        [*command, "-t", "1", "-c", "512", "--fit", "off", *args],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            log = []
-            for line in process.stderr:
-                log.append(line)
-                if "listening on http" in line:
-                    url = line.split("listening on ")[1].split()[0]
-                    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-                        yield client
-                    return
-            pytest.fail("llama-server ended: " + "".join(log))
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
