@@ -178,6 +178,8 @@ def _model_row(model: ModelView) -> tuple[str, ...]:
 def _state_line(model: ModelView, decisions: Sequence[DecisionView], now: float) -> str:
     """Return `beta: unloaded 44 s ago to make room for alpha (…)`, or `beta is ready: …`."""
     last = decisions[-1] if decisions else None
+    if model.waiting and model.state == "unloaded" and model.reason.startswith("waiting for"):
+        return f"{model.id} is {model.reason}"
     if model.state == "unloaded" and last is not None and last.kind == "gone":
         reason = _reason_text(last.reason)
         glue = " " if reason.startswith("to ") else ": "

@@ -234,6 +234,13 @@ class Effects:
         self.record_preset("refused", preset, refusal.message)
         self.out.append(refusal)
 
+    def refuse_full_queue(self, preset: Preset, waiter: Waiter) -> None:
+        """Refuse a request that finds no place; many in a row are one decision."""
+        why = f"its queue is full: {len(preset.queue)} waiting, as `policy.queue.limit` allows"
+        if preset.reason != f"refused: {why}":
+            self.record_preset("refused", preset, why)
+        self.out.append(self.refusals.queue_full(preset, waiter, self.now))
+
     def find_place(self, preset: Preset, waiter: Waiter) -> tuple[bool, Waiter | None]:
         """Return whether a queue has a place for `waiter`, and which waiter has to leave for it."""
         if waiter.came_back or len(preset.queue) < self.policy.queue_limit:

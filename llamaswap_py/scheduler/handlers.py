@@ -434,8 +434,7 @@ class OnRequests:
         admitted = serving is not None and its_turn and serving.admits(slot=event.slot)
         has_place, leaver = (True, None) if admitted else self.effects.find_place(preset, waiter)
         if not has_place:
-            refusal = self.effects.refusals.queue_full(preset, waiter, self.effects.now)
-            self.effects.out.append(refusal)
+            self.effects.refuse_full_queue(preset, waiter)
             return False
         self.state.demand.arrived(event.preset, self.effects.now, again=waiter.came_back)
         if serving is not None and admitted:

@@ -19,6 +19,7 @@ _Refuse: TypeAlias = Callable[[Waiter], Reject]
 
 _UNCONFIGURED_RETRY = 60.0
 """Seconds that a client is told to wait if only a changed configuration can repair the preset."""
+_FOR_MEMORY = "waiting for memory"
 _TOLD = 4
 """How many models a message names as holding memory; it counts the others."""
 DISPLACED = "displaced"
@@ -259,6 +260,19 @@ class Refusals:
             details=details,
         )
 
+    def waits(self, preset: Preset) -> str:
+        """Return what memory a preset waits for and which models hold it; "" if it does not."""
+        waiting = len(preset.queue) > 0 or preset.wanted_since is not None
+        if not waiting or preset.plan.estimating or self._state_of(preset) != _FOR_MEMORY:
+            return ""
+        return f"{_FOR_MEMORY}{self._arithmetic(preset)}{self._in_the_way(preset)}"
+
+    def timed_out_reason(self, preset: Preset) -> str:
+        """Return why requests for a preset gave up, with what was in their way."""
+        timeout = format_duration(self._state.policy.queue_timeout)
+        told = f"{self._state_of(preset)}{self._arithmetic(preset)}{self._in_the_way(preset)}"
+        return f"requests gave up waiting (at most {timeout}) for it: {told}"
+
     def _arithmetic(self, preset: Preset) -> str:
         """Return the needed and the free memory, for a preset that waits for memory."""
         if preset.serving is not None or preset.downloading_since is not None:
@@ -309,7 +323,7 @@ class Refusals:
         if preset.downloading_since is not None:
             return "downloading"
         if serving is None:
-            return "waiting for memory"
+            return _FOR_MEMORY
         return "draining" if serving.gate_for is not None else serving.state.value
 
 

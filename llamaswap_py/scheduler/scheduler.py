@@ -180,6 +180,10 @@ class Scheduler:
         """Return the expected seconds until a waiter at `position` gets its lease."""
         return self._effects.refusals.eta(self.state.presets[preset], position, self._effects.now)
 
+    def waits(self, preset: PresetId) -> str:
+        """Return what memory a preset waits for, and which models hold it; "" if it does not."""
+        return self._effects.refusals.waits(self.state.presets[preset])
+
 
 def _answering(state: SchedulerState, preset: Preset) -> Instance | None:
     """Return the instance that serves, else the newest one that still finishes its answers."""

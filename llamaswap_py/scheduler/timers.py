@@ -63,6 +63,8 @@ class Timers:
             due = preset.queue.next_give_up(timeout)
             if due is None or due > now:
                 continue
+            why = self.effects.refusals.timed_out_reason(preset)
+            self.effects.record_preset("refused", preset, why)
             for waiter in [one for one in preset.queue if one.gives_up_at(timeout) <= now]:
                 self.effects.out.append(self.effects.refusals.timed_out(preset, waiter, now))
                 self.effects.remove_waiter(preset, waiter)

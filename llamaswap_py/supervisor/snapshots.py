@@ -197,7 +197,7 @@ class Snapshots:
             context_per_request=self._context(preset) or shown.context_per_request,
             loads=preset.loads,
             load_seconds=preset.load_seconds,
-            reason=preset.reason,
+            reason=self._scheduler.waits(PresetId(name)) or preset.reason,
             failure=_failure(preset, clock),
             metadata=shown.metadata,
             created=int(self._about.started_at),

@@ -105,6 +105,30 @@ def test_a_request_that_waited_too_long_is_told_what_holds_the_memory() -> None:
     assert "(host: needs 60 B · free 40 B" in refusal.message
     assert "raise `policy.queue.timeout`, which is 5 s" in refusal.remedy
     assert "the memory is held by a (60 B, 1 request)" in refusal.remedy
+    (decision,) = [one for one in play.scheduler.decisions if one.preset == B]
+    assert decision.kind == "refused"
+    assert (
+        "(at most 5 s) for it: waiting for memory (host: needs 60 B · free 40 B" in decision.reason
+    )
+    assert decision.reason.endswith("the memory is held by a (60 B, 1 request)")
+
+
+def test_why_a_model_waits_is_known_while_it_waits() -> None:
+    play = Play(play_plan("a", 60), play_plan("b", 60), queue_timeout=50, max_wait=100)
+    pools = {HOST: Pool(100, strangers=30)}
+    assert play.scheduler.waits(B) == ""
+    lease = play.ask(A)
+    play.pass_time(3)
+    play.feed(ev.PoolsMeasured(pools))
+    play.ask(B)
+    assert play.scheduler.waits(B) == (
+        "waiting for memory (host: needs 60 B · free 10 B · other programs 30 B); "
+        "the memory is held by a (60 B, 1 request)"
+    )
+    assert play.scheduler.waits(A) == ""
+    play.finish(lease)
+    play.pass_time(3)
+    assert play.scheduler.waits(B) == ""
 
 
 def test_a_full_queue_names_its_limit() -> None:
@@ -114,6 +138,9 @@ def test_a_full_queue_names_its_limit() -> None:
     assert refusal is not None
     assert refusal.code == "queue_full"
     assert "`policy.queue.limit`, which is 1" in refusal.remedy
+    play.ask(A, client="another")
+    (decision,) = [one for one in play.scheduler.decisions if one.kind == "refused"]
+    assert decision.reason == "its queue is full: 1 waiting, as `policy.queue.limit` allows"
 
 
 def test_what_can_never_fit_is_said_before_anybody_asks() -> None:

@@ -77,3 +77,15 @@ def test_why_says_when_and_for_whom_it_was_unloaded(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines()[0] == (
         "alpha: unloaded 44 s ago to make room for beta (needs 18.5 GiB, 8.7 GiB were free)"
     )
+
+
+def test_why_says_what_a_model_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if it was loaded before: what it waits for now comes first."""
+    gone = DecisionView(seq=1, at=100.0, kind="gone", preset="alpha", epoch=1, reason=REASON)
+    reason = (
+        "waiting for memory (host: needs 2 GiB · free 1 GiB); the memory is held by beta (1 GiB)"
+    )
+    for decisions in ([], [gone]):
+        view = model_view("alpha", state="unloaded", waiting=1, reason=reason)
+        print_why(view, decisions, 144.0)
+        assert capsys.readouterr().out.splitlines()[0] == f"alpha is {reason}"
