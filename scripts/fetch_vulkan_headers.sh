@@ -24,11 +24,12 @@ esac
 other="get LunarG's Vulkan SDK, and name its folder to build_llama_cpp.sh with --vulkan-headers"
 mirror=''
 ! command -v apt-get >/dev/null || mirror=$(
-    apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ { print $3; exit }'
+    # Without the information of releases, it also tells what `apt-get update` has not read yet.
+    apt-get --no-release-info indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 == "main" && $2 !~ /security/ && !seen { print $2; seen = 1 }'
 )
-[ -n "$mirror" ] || fail 'apt knows no mirror of Debian here' "run apt-get update where this is Debian; else $other"
-[ -r $KEYRING ] || fail "$KEYRING is missing" 'apt-get install debian-archive-keyring'
+[ -n "$mirror" ] || fail 'apt knows no mirror of Debian here' "$other"
+[ -r $KEYRING ] || fail "$KEYRING is missing" "where this is Debian, apt-get install debian-archive-keyring; else $other"
 
 mkdir -p "$(dirname "$folder")"
 scratch=$(mktemp -d "$(dirname "$folder")/.unfinished.XXXXXX")

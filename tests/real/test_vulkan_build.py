@@ -113,10 +113,11 @@ def test_a_folder_without_headers_is_named(machine: Machine) -> None:
     assert "apt-get install libvulkan-dev spirv-headers" in text
 
 
-def test_missing_spirv_headers_are_named(machine: Machine) -> None:
-    if Path("/usr/share/cmake/SPIRV-Headers").exists():
-        pytest.skip("missing: a system without SPIR-V headers")
+def test_spirv_headers_come_from_the_system_or_are_named_as_missing(machine: Machine) -> None:
     folder = write_headers(machine.folder / "new", 290, spirv=False)
+    if Path("/usr/share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake").exists():
+        assert machine.run("--check", "--vulkan-headers", str(folder))[0] == 0
+        return
     text = machine.missing("--vulkan-headers", str(folder))
     assert f"the SPIR-V headers (neither in {folder} nor in /usr)" in text
     assert "apt-get install spirv-headers" in text
@@ -221,3 +222,61 @@ def test_doctor_says_what_the_script_says(
     (check,) = [c for c in examine().checks if (c.group, c.name) == ("Vulkan", "build")]
     assert check.state is CheckState.OK
     assert "1.3.290" in check.detail
+
+
+# --- fetching newer headers ----------------------------------------------------------------------
+
+APT = """\
+case "$*" in
+*indextargets*)
+    echo 'main https://mirror.test/debian-security/'
+    echo 'contrib https://mirror.test/other/'
+    echo 'main https://mirror.test/debian/'
+    echo 'main https://mirror.test/second/' ;;
+*update*) for word; do case $word in Dir::Etc::SourceList=*) cat "${word#*=}" ;; esac; done
+    $FAKE_UPDATE ;;
+*download*) touch libvulkan-dev.deb spirv-headers.deb ;;
+*) exit 9 ;;
+esac"""
+DPKG = """\
+[ "$1" = -x ] && mkdir -p "$3/usr/include/vulkan" "$3/usr/include/spirv/unified1" \\
+    "$3/usr/share/cmake/SPIRV-Headers"
+echo '#define VK_HEADER_VERSION 309' >"$3/usr/include/vulkan/vulkan_core.h"
+echo 'VkLayerSettingsCreateInfoEXT' >>"$3/usr/include/vulkan/vulkan_core.h"
+touch "$3/usr/include/spirv/unified1/spirv.hpp"
+touch "$3/usr/share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake"
+"""
+
+
+def fetch(machine: Machine, **env: str) -> subprocess.CompletedProcess[str]:
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+        pytest.skip("missing: Debian's keyring (apt-get install debian-archive-keyring)")
+    write_program(machine.folder / "tools/apt-get", APT)
+    write_program(machine.folder / "tools/dpkg", DPKG)
+    script = find_script().with_name("fetch_vulkan_headers.sh")
+    return subprocess.run(
+        ["bash", str(script)],
+        env={**machine.env, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_headers_come_from_the_mirror_that_apt_uses(machine: Machine) -> None:
+    done = fetch(machine, FAKE_UPDATE="true")
+    assert done.returncode == 0, done.stderr
+    assert "gpg] https://mirror.test/debian/ trixie main\n" in done.stdout
+    status, text = machine.run("--check")
+    assert status == 0, text
+    folder = machine.folder / "cache/lswap/build"
+    assert [path.name for path in folder.iterdir()] == ["vulkan-headers"]
+    assert fetch(machine).stdout == f"already here: {folder}/vulkan-headers\n"
+
+
+def test_a_mirror_without_the_release_is_named_and_leaves_nothing(machine: Machine) -> None:
+    done = fetch(machine, FAKE_UPDATE="exit 100")
+    assert done.returncode == 1
+    assert "apt cannot read Debian trixie from this machine's mirror" in done.stderr
+    assert "--vulkan-headers" in done.stderr
+    assert list((machine.folder / "cache/lswap/build").iterdir()) == []
