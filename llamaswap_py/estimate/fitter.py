@@ -25,7 +25,7 @@ from llamaswap_py.llamacpp.memory_settings import (
     read_settings,
     with_split,
 )
-from llamaswap_py.units import HOST
+from llamaswap_py.units import HOST, format_size
 
 if TYPE_CHECKING:
     from llamaswap_py.estimate.estimator import Estimator, Opened
@@ -209,17 +209,20 @@ class _Search:
             footprint.pop(HOST, None)
         return not _shortfall(footprint, self.room) and not self._refused(step)
 
-    def _refused(self, step: FitStep) -> bool:
-        """Return whether a device cannot hold a tensor of a step, or the engine has aborted."""
-        if any(
-            one.note and one.step.context == step.context and _places(one.step) == _places(step)
-            for one in self.proven.values()
-        ):
-            return True
+    def _refused(self, step: FitStep) -> str:
+        """Return why the engine cannot run a step, whatever memory there is; "" if it can."""
+        for one in self.proven.values():
+            alike = one.step.context == step.context and _places(one.step) == _places(step)
+            if one.note and alike:
+                return one.note
         if not (limits := {**self.limits, **self.doubted}):
-            return False
+            return ""
         settings = read_settings(self._args(step))
-        return bool(refused_devices(self.opened.model[0], settings, self.wanted.gpus, limits))
+        refused = refused_devices(self.opened.model[0], settings, self.wanted.gpus, limits)
+        return "; ".join(
+            f"a cache tensor of {format_size(size)} is too large for {device}"
+            for device, size in refused.items()
+        )
 
     def _estimate(self, step: FitStep) -> Estimate:
         if step.rank not in self.worked_out:
@@ -298,7 +301,7 @@ class _Search:
             return False
         if step.layers_on_devices and estimate.source is Source.DRY_RUN:
             self.doubted.clear()
-        if estimate.source is Source.DRY_RUN:
+        if estimate.source is not Source.MEASURED:
             more = [Part(device, MEASURED_BEYOND, size) for device, size in self.excess.items()]
             estimate = Estimate(estimate.source, (*estimate.parts, *more), estimate.notes)
         said, footprint = self._said(step), estimate.footprint
@@ -350,6 +353,7 @@ class _Search:
                 self._corrected(one.footprint),
                 self._should_fit(self.steps[rank]),
                 one.source.value,
+                self._refused(self.steps[rank]),
             )
             for rank, one in self.worked_out.items()
         }

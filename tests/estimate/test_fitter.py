@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -290,6 +290,9 @@ async def test_the_size_that_a_device_refused_is_remembered(engine: Engine, file
     assert second.step is not None
     assert second.step.context == 16384
     assert [context for context, _ in kept.runs] == [16384]
+    notes = {one.step.context: one.note for one in second.tried}
+    assert notes[32768] == "a cache tensor of 64 MiB is too large for CUDA0"
+    assert notes[16384] == ""
     longer = ("--cache-type-k", "q8_0", "--cache-type-v", "q8_0")
     third = await fit(kept, dry("dense-8b", room, files, *longer), room, FitWish())
     assert [context for context, _ in kept.runs][1:] == [32768, 16384, 24576]  # half as large
@@ -342,10 +345,14 @@ async def test_what_was_measured_with_the_same_words_wins(engine: Engine, files:
     assert {one.step.rank: one.source for one in second.tried}[first.step.rank] == "measured"
 
 
-async def test_an_excess_of_a_similar_command_line_is_added(engine: Engine, files: Path) -> None:
+@pytest.mark.parametrize("has_dry_runs", [True, False])
+async def test_an_excess_of_a_similar_command_line_is_added(
+    engine: Engine, estimator: Estimator, files: Path, has_dry_runs: bool
+) -> None:
     """With 8k it took 300 MiB more than worked out, so that much is counted with 32k as well."""
+    engine = engine if has_dry_runs else cast("Engine", estimator)
     room = MACHINES["card-24"]
-    wanted = dry("dense-8b", room, files)
+    wanted = dry("dense-8b", room, files) if has_dry_runs else wanted_for("dense-8b", room, files)
     words = ("--ctx-size", "8192", "--n-gpu-layers", "33")
     ran = replace(wanted, args=(*wanted.args, *words))
     worked_out = await engine.work_out(ran)
