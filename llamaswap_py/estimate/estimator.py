@@ -154,6 +154,8 @@ class Estimator:
 
     async def measured(self, wanted: Wanted, each: Sequence[Sequence[str]]) -> dict[int, Facts]:
         """Return what was measured with the arguments in `each`, by their place there."""
+        if not self._measured:
+            return {}
         files = await asyncio.to_thread(identify, wanted.files)
 
         def look() -> dict[int, Facts]:
