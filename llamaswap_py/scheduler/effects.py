@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from llamaswap_py.scheduler.actions import (
     Action,
@@ -24,6 +25,7 @@ from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.state import Instance, Lease, Preset, SchedulerState
 from llamaswap_py.scheduler.types import (
+    REDUCED,
     Choice,
     Decision,
     Failure,
@@ -178,7 +180,8 @@ class Effects:
             return
         preset.failures += 1
         preset.failure = failure
-        if loading and failure.kind == "out_of_memory" and self._retry_memory(preset, instance):
+        no_memory = loading and failure.kind == "out_of_memory"
+        if no_memory and (self._retry_memory(preset, instance) or self._reduce(preset, instance)):
             return
         steps = preset.failures - (1 if loading else 2)
         if steps >= 0:
@@ -206,6 +209,19 @@ class Effects:
             self.evictions += 1
             why = f"{preset.plan.preset} ran out of memory beside it and is tried once more"
             self.stop(one, StopReason.EVICTED, why, hurried=True)
+        return True
+
+    def _reduce(self, preset: Preset, failed: Instance) -> bool:
+        """Let less be chosen for a preset that ran out of memory alone; its requests wait for it.
+
+        The supervisor hears of it by the decision, and answers with an estimate.
+        """
+        if not failed.choice.leaner:
+            return False
+        preset.failures -= 1
+        self.state.add_preset(replace(preset.plan, estimating=True))
+        chosen = failed.choice.chosen or "what was chosen"
+        self.record_preset(REDUCED, preset, f"it ran out of memory with {chosen}; now with less")
         return True
 
     def abandon_unwanted(self, preset: Preset) -> None:

@@ -30,6 +30,10 @@ TOO_LARGE = "too_large"
 """The kind of a problem that another attempt cannot solve: the preset can never fit."""
 
 
+REDUCED = "reduced"
+"""The kind of the decision that less is to be chosen for a preset: its load ran out of memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a child ended: kind, one line of text, exit code and the last log lines."""
@@ -87,6 +91,8 @@ class Choice:
     """Added to the preset's command line: what was chosen where its file leaves things open."""
     chosen: str = ""
     """Text for people: what was chosen, and for how much memory."""
+    leaner: bool = False
+    """Whether less may be chosen if a load with it runs out of memory."""
     smaller: str = ""
     """Text for people: the smaller file of the model that would fit; sought only if none does."""
 

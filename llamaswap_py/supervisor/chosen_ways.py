@@ -78,16 +78,21 @@ async def choose_ways(
     fitter: Fitter,
     cache_ram: int,
     rooms: Sequence[Mapping[str, int]],
+    *,
+    after: int = -1,
 ) -> list[ChosenWay]:
     """Return the best ways to load a variant, those on the fewest and smallest devices first.
 
     `rooms` are bytes per device; the next one counts if nothing fits into the one before. If
     nothing fits at all, every placement is returned with the least that was tried, for the
-    arithmetic. Raises EstimateError.
+    arithmetic. Only steps `after` that rank are tried: one of it ran out of memory. Raises
+    EstimateError.
     """
     found: list[ChosenWay] = []
     for room in dict.fromkeys(tuple(sorted(one.items())) for one in rooms):
-        found = await _choose_each(prepared, variant, devices, fitter, cache_ram, dict(room))
+        found = await _choose_each(
+            prepared, variant, devices, fitter, cache_ram, dict(room), after=after
+        )
         if any(one.rank is not None for one in found):
             return _best(found, devices)
     return found
@@ -100,6 +105,8 @@ async def _choose_each(
     fitter: Fitter,
     cache_ram: int,
     room: Mapping[str, int],
+    *,
+    after: int,
 ) -> list[ChosenWay]:
     way = prepared.ways[variant]
     found: list[ChosenWay] = []
@@ -107,13 +114,15 @@ async def _choose_each(
         choice = Choice(None, placement, variant, "unknown")
         wanted = wanted_for(prepared, choice, devices, cache_ram)
         assert wanted is not None, "nothing is chosen for a preset without an engine"
-        fitted = await _fit(prepared, way, wanted, devices, fitter, room)
+        fitted = await _fit(prepared, way, wanted, devices, fitter, room, after=after)
         step = fitted.step
         if step is None and fitted.closest is not None:  # it says how much is missing
             choice = replace(choice, words=fitted.closest.words)
         elif step is not None:
             text = f"{step.text(wanted.gpus)}: chosen for {_room_text(placement, devices, room)}"
-            choice = replace(choice, words=step.words, chosen=text)
+            if after >= 0:
+                text += ", and less than that, because a load ran out of memory"
+            choice = replace(choice, words=step.words, chosen=text, leaner=after < 0)
         rank = (0 if step is None else step.rank) if fitted.fits else None
         if (smaller := fitted.smaller) is not None:
             text = (
@@ -133,6 +142,8 @@ async def _fit(
     devices: Sequence[Device],
     fitter: Fitter,
     room: Mapping[str, int],
+    *,
+    after: int,
 ) -> Fitted:
     """Fit into the room of every device, and into that of the memory which several share.
 
@@ -142,7 +153,9 @@ async def _fit(
     known = (prepared.engine.options or None) if prepared.engine is not None else None
     left = dict(room)
     for _ in range(_ATTEMPTS):
-        fitted = await fitter.fit(wanted, left, wish_of(way.preset), said=way.said, known=known)
+        fitted = await fitter.fit(
+            wanted, left, wish_of(way.preset), said=way.said, known=known, after=after
+        )
         footprint = fitted.estimate.footprint
         whole = _with_inner(footprint, devices)
         over = max((size - room.get(device, 0) for device, size in whole.items()), default=0)

@@ -119,6 +119,15 @@ class Estimation:
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
+    def reduce(self, preset: str) -> None:
+        """A load ran out of memory: choose the next step instead, until something changes."""
+        if (chosen := self._chosen.get(preset)) is not None:
+            chosen.after = dict(chosen.ranks)
+            chosen.choices = {}
+        self._done.discard(preset)
+        self._todo.appendleft(preset)
+        self._work.set()
+
     def record_ready(self, ready: ReadyChild) -> None:
         """A child is ready: measure it soon."""
         self._ready.append(ready)
@@ -203,13 +212,16 @@ class Estimation:
             if any(_fits(one, room) for one in kept for room in rooms):
                 before.choices[variant] = tuple(kept)
                 return kept
-        ways = await choose_ways(
-            prepared, variant, self._devices, self._fitter, self._cache_ram, rooms
-        )
+        after = -1 if before is None else before.after.get(variant, -1)
+        asked = (prepared, variant, self._devices, self._fitter, self._cache_ram, rooms)
+        ways = await choose_ways(*asked, after=after)
+        if after >= 0 and all(way.rank is None for way in ways):
+            ways = await choose_ways(*asked)  # there is nothing less
         for way in ways:
             self._found[_way_of(preset, way.choice)] = way.estimate
         chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
         chosen.choices[variant] = tuple(way.choice for way in ways)
+        chosen.ranks[variant] = max((way.rank or 0 for way in ways), default=0)
         # What runs as before is charged by what it takes, though it does not fit any more.
         known = {_way_of(preset, one) for one in chosen.choices[variant]}
         return [
@@ -407,6 +419,9 @@ class _Chosen:
 
     room: Mapping[str, int]
     choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+    """The ranks of steps that ran out of memory, by variant."""
     changed_at: float | None = None
     """Since when it could have clearly more or less."""
 

@@ -38,7 +38,7 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     Wake,
 )
-from llamaswap_py.scheduler.types import Choice, Failure, PresetId
+from llamaswap_py.scheduler.types import REDUCED, Choice, Failure, PresetId
 from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.supervisor.downloads import Downloads
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild, describe
@@ -505,6 +505,8 @@ class Supervisor:
             case Note(decision):
                 if decision.kind == "ready" and decision.epoch is not None:
                     self._child_ready(InstanceKey(decision.preset, decision.epoch))
+                elif decision.kind == REDUCED:
+                    self.estimation.reduce(decision.preset)
 
 
 async def _passed(ticket: Ticket) -> ApiError | None:

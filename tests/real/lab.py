@@ -193,6 +193,10 @@ class Lab:
         """
         return self._engine("unset LLAMA_SERVER_ROUTER_PORT", self.engine, lacks)
 
+    def engine_behind(self, line: str) -> str:
+        """Write an engine that is the real one, after a line of shell."""
+        return self._engine(line, self.engine)
+
     def engine_with(self, arguments: str) -> str:
         """Write an engine that is the real one, with more arguments."""
         return self._engine("# the real one", f"{self.engine} {arguments}")

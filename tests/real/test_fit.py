@@ -69,6 +69,25 @@ async def test_a_model_whose_context_has_no_place_runs_with_less(
         await server.stop()
 
 
+async def test_what_runs_out_of_memory_is_loaded_with_less_once(lab: Lab) -> None:
+    """The engine has no memory for the first context; the request that asked gets its answer."""
+    full = 'case "$*" in *"--ctx-size 32768"*) echo "cudaMalloc failed: out of memory" >&2; exit 1'
+    engine = lab.engine_behind(f"{full};; esac  # speaks cmd_child_to_router:state:")
+    models = {"open": {"model": str(long_context(lab)), "engine": engine}}
+    memory = {**SMALL, "devices": {"host": "4GiB"}}
+    config = lab.config(models, memory=memory, defaults={"args": {"threads": 1}})
+    (lab.folder / "fit.yaml").write_text(yaml.safe_dump(config))
+    server = Lswap(lab.folder / "fit.yaml", lab.environment())
+    async with server.running():
+        assert await server.chat("open") == SAID
+        model = await server.model("open")
+        assert model.context_per_request == 24576
+        assert model.chosen.endswith("because a load ran out of memory")
+        kinds = [one.kind for one in await server.decisions("open")]
+        assert kinds.count("reduced") == 1
+        await server.stop()
+
+
 async def test_the_steps_that_were_tried_are_explained(lab: Lab) -> None:
     path = written(lab, {"memory": SMALL, "models": {"open": {"model": str(long_context(lab))}}})
     done = await lab.cli("estimate", "--explain", str(path))

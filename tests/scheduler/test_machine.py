@@ -12,6 +12,7 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import (
     Download,
     Kill,
+    Note,
     Refuse,
     Reject,
     Reserve,
@@ -24,6 +25,7 @@ from llamaswap_py.scheduler.actions import (
 from llamaswap_py.scheduler.invariants import check
 from llamaswap_py.scheduler.lifecycle import TRANSITIONS, IllegalTransition, State, Trigger, advance
 from llamaswap_py.scheduler.types import (
+    REDUCED,
     Choice,
     ClientId,
     Failure,
@@ -849,6 +851,43 @@ def test_a_load_that_runs_out_of_memory_is_tried_once_more_alone() -> None:
     refusal = play.rejected(request)
     assert refusal is not None
     assert refusal.code == "model_failed"
+
+
+def test_what_was_chosen_and_runs_out_of_memory_alone_is_chosen_smaller_once() -> None:
+    large = Choice({HOST: 30}, words=("--ctx-size", "32768"), leaner=True, chosen="32k")
+    small = Choice({HOST: 20}, words=("--ctx-size", "16384"), chosen="16k")
+    chosen = PresetPlan(preset=B, choices=(large,))
+    play = Play(plan("a", 30), chosen, load_seconds=1.0, stop_seconds=0.5)
+    play.finish(_ready(play, A))
+    request = play.ask(B)
+    no_memory = Failure("out_of_memory", "cudaMalloc failed", 1)
+    play.feed(ev.InstanceExited(InstanceKey(B, 2), no_memory))
+    play.pass_time(0.6)
+    assert play.loads() == ["a", "b", "b"], "first the one retry without a beside it"
+    play.feed(ev.InstanceExited(InstanceKey(B, 3), no_memory))
+    assert play.rejected(request) is None, "it waits for what is chosen next"
+    play.pass_time(5)
+    assert play.loads() == ["a", "b", "b"]
+    reasons = [one.decision.reason for one in play.actions(Note) if one.decision.kind == REDUCED]
+    assert reasons == ["it ran out of memory with 32k; now with less"]
+    play.feed(ev.ChoicesEstimated(B, (small,)))
+    assert play.loads() == ["a", "b", "b", "b"]
+    assert play.actions(Spawn)[-1].choice is small
+    play.feed(ev.InstanceExited(InstanceKey(B, 4), no_memory))
+    refusal = play.rejected(request)
+    assert refusal is not None
+    assert refusal.code == "model_failed", "once is enough"
+
+
+def test_figures_of_other_words_do_not_change_what_a_running_model_is_charged() -> None:
+    large = Choice({HOST: 30}, words=("--ctx-size", "32768"))
+    play = Play(PresetPlan(preset=A, choices=(large,)))
+    play.finish(_ready(play, A))
+    key = InstanceKey(A, 1)
+    play.feed(ev.ChoicesEstimated(A, (Choice({HOST: 20}, words=("--ctx-size", "16384")),)))
+    assert play.scheduler.state.ledger.charges[key][HOST] == 30
+    play.feed(ev.ChoicesEstimated(A, (replace(large, footprint={HOST: 40}),)))
+    assert play.scheduler.state.ledger.charges[key][HOST] == 40
 
 
 def test_a_stopped_child_counts_until_its_device_shows_the_bytes_back() -> None:

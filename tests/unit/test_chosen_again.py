@@ -57,6 +57,7 @@ class Bench:
             name: _estimating(prepared(preset)) for name, preset in configured(text).models.items()
         }
         self.rooms: list[tuple[str, list[Mapping[str, int]]]] = []
+        self.after: list[int] = []
         self.script = ["32768", "8192", "4096"]
         self.told: asyncio.Queue[tuple[str, tuple[Choice, ...]]] = asyncio.Queue()
         self.measured = Measured()
@@ -73,11 +74,14 @@ class Bench:
             strangers=lambda: self.held,
         )
 
-    async def _choose(self, one: Prepared, variant: str, *rest: Any) -> Sequence[ChosenWay]:
+    async def _choose(
+        self, one: Prepared, variant: str, *rest: Any, after: int = -1
+    ) -> Sequence[ChosenWay]:
         self.rooms.append((one.preset.id, rest[-1]))
+        self.after.append(after)
         words = ("--ctx-size", self.script.pop(0))
         choice = Choice({PoolId("host"): 4 * GIB}, (), variant, "dry-run", words=words)
-        return [ChosenWay(choice, Estimate(Source.DRY_RUN, ()), (), 0)]
+        return [ChosenWay(choice, Estimate(Source.DRY_RUN, ()), (), after + 1)]
 
     async def next(self) -> tuple[str, list[str]]:
         """Return the next preset that was told, and the context of each of its choices."""
@@ -176,3 +180,21 @@ async def test_another_amount_of_memory_for_ten_minutes_is_a_reason_unless_it_is
         assert await bench.next() == ("open", ["8192"])
 
     await run(bench, then)
+
+
+async def test_what_ran_out_of_memory_is_chosen_after_that_step_until_something_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.estimation.reduce("open")
+        assert await bench.next() == ("open", ["8192"])
+        bench.estimation.record_ready(bench.is_ready("open", "8192"))
+        assert await bench.next() == ("open", ["8192"])
+        bench.estimation.redo(["open"])  # a reload
+        assert await bench.next() == ("open", ["4096"])
+
+    await run(bench, then)
+    assert bench.after == [-1, 0, -1]
