@@ -7,9 +7,10 @@ import re
 import pytest
 from rich.cells import cell_len
 
-from llamaswap_py.cli.show import MODEL_COLUMNS, PS_COLUMNS, print_why, ps_rows
+from llamaswap_py.cli.show import MODEL_COLUMNS, PS_COLUMNS, device_line, print_why, ps_rows
 from llamaswap_py.cli.tables import fitted_table, plain_table
-from llamaswap_py.snapshot import DecisionView
+from llamaswap_py.snapshot import DecisionView, DeviceView
+from llamaswap_py.units import GIB
 from tests.unit.api_fakes import failure_view, instance_view, make_snapshot, model_view
 
 LONG = "Qwen3-Coder-480B-A35B-Instruct-UD-Q4_K_XL-with-a-projector-and-a-draft"
@@ -89,3 +90,14 @@ def test_why_says_what_a_model_waits_for(capsys: pytest.CaptureFixture[str]) -> 
         view = model_view("alpha", state="unloaded", waiting=1, reason=reason)
         print_why(view, decisions, 144.0)
         assert capsys.readouterr().out.splitlines()[0] == f"alpha is {reason}"
+
+
+def test_a_device_that_is_not_measured_says_so_and_where_its_memory_is() -> None:
+    card = DeviceView("SYCL0", 8 * GIB, GIB, GIB, "engine", strangers=None, free=6 * GIB)
+    assert device_line(card) == (
+        "SYCL0: 8 GiB – models 1 GiB, other programs not measured, kept free 1 GiB, available 6 GiB"
+    )
+    inside = DeviceView("Vulkan0", 8 * GIB, 0, GIB, "engine", strangers=None, within="host")
+    assert device_line(inside).startswith("Vulkan0: 8 GiB of RAM – models 1 GiB, other programs")
+    measured = DeviceView("CUDA0", 8 * GIB, GIB, GIB, "nvml", free=6 * GIB)
+    assert "other programs" not in device_line(measured)

@@ -459,6 +459,16 @@ def test_a_legend_that_is_too_long_says_how_many_are_missing() -> None:
     assert device_line(DeviceRow("host", 0, 0, ()), 80).cell_len == 80
 
 
+def test_the_bar_of_a_device_that_is_not_measured_says_so_where_there_is_room() -> None:
+    unknown = DeviceView("SYCL0", 8 * GIB, GIB, GIB, "engine", strangers=None)
+    row = device_row(unknown, [])
+    assert [part.kind for part in row.parts] == ["model", "margin"]
+    assert device_line(row, 120).plain.rstrip().endswith("others not measured")
+    assert "measured" not in device_line(row, 60).plain
+    known = device_row(DeviceView("SYCL0", 8 * GIB, GIB, GIB, "nvml"), [])
+    assert "measured" not in device_line(known, 120).plain
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("focus", ["models", "requests", "lower"])
 async def test_heights_never_exceed_the_screen(focus: str) -> None:
