@@ -6,6 +6,7 @@ clock. A driver that hangs or an endpoint that is gone makes it fail, and the fa
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_list import OPTION, ListedDevice, parse_device_list
 from llamaswap_py.llamacpp.env_variables import clean_environment
 
+_log: Final = logging.getLogger("lswap.devices")
 TIMEOUT: Final = 20.0
 """Seconds for one run: a driver that wakes up several cards takes some."""
 _CONNECT: Final = 1.0
@@ -46,7 +48,7 @@ def query_devices(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**clean_environment(environment), "GGML_NO_BACKTRACE": "1"},
+            env=clean_environment(environment),
             start_new_session=True,
         )
     except OSError as error:
@@ -62,10 +64,12 @@ def query_devices(
                 with suppress(OSError):
                     os.killpg(run.pid, signal.SIGKILL)
     devices = parse_device_list(out.decode(errors="replace"))
+    lines = (said or out).decode(errors="replace").strip().splitlines()
+    last = lines[-1][:200] if lines else "no output"
     if run.returncode != 0 or devices is None:
-        lines = (said or out).decode(errors="replace").strip().splitlines()
-        last = lines[-1][:200] if lines else "no output"
         raise EngineError(f"{what} failed with status {run.returncode}: {last}", remedy=_REMEDY)
+    if not devices and said:
+        _log.info("%s lists no devices: %s", binary, last)
     return devices
 
 

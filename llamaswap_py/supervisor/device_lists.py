@@ -38,9 +38,7 @@ _log: Final = logging.getLogger("lswap.devices")
 class DeviceLists:
     """What the engines have listed so far; a list is asked for once for as long as it is true."""
 
-    _known: dict[tuple[object, ...], tuple[ListedDevice, ...] | EngineError] = field(
-        default_factory=dict
-    )
+    _known: dict[tuple[object, ...], tuple[ListedDevice, ...]] = field(default_factory=dict)
 
     def of(self, config: Config, engines: Engines) -> tuple[Device, ...]:
         """Return the devices of a configuration, the host last. Blocks."""
@@ -90,13 +88,10 @@ class DeviceLists:
         if now not in self._known:
             try:
                 self._known[now] = query_devices(engine.path, env, view.rpc)
-            except EngineError as error:
-                self._known[now] = error
+            except EngineError as error:  # a reload asks again
                 _log.warning("%s; lswap counts the cards that the drivers know instead", error)
-        found = self._known[now]
-        if isinstance(found, EngineError):
-            return None
-        return EngineList(view.key, engine.backend, env, found, view.rpc)
+                return None
+        return EngineList(view.key, engine.backend, env, self._known[now], view.rpc)
 
 
 def find_devices(config: Config, engines: Engines) -> tuple[Device, ...]:

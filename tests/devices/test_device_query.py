@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_it_is_run_without_a_debugger_and_in_the_given_environment(tmp_path: Pat
 def test_a_run_that_fails_is_named(tmp_path: Path, script: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         query_devices(engine(tmp_path, script), os.environ, timeout=0.5)
+
+
+def test_the_reason_for_an_empty_list_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = 'echo "Available devices:"; echo "  (none)"'
+    with caplog.at_level(logging.INFO):
+        assert query_devices(engine(tmp_path, empty), os.environ) == ()
+        assert caplog.messages == []
+        said = f"{empty}; echo Invalid device index 5 >&2"
+        assert query_devices(engine(tmp_path, said), os.environ) == ()
+    assert [one.rpartition(": ")[2] for one in caplog.messages] == ["Invalid device index 5"]
 
 
 def test_a_file_that_cannot_be_run_is_named(tmp_path: Path) -> None:

@@ -161,7 +161,10 @@ async def test_a_list_that_fails_is_named_and_lswap_serves(lab: Lab) -> None:
         await lswap.says("--list-devices failed with status 134: Invalid device index")
         assert await devices(lswap) == {}
         assert await lswap.chat("alpha") == lab.sentence("alpha")
-    assert device_of(engine.told()[0]) is None
+        assert device_of(engine.told()[0]) is None
+        engine.lists(ONE)
+        await _reload(lswap)  # what failed is asked for again
+        assert await devices(lswap) == {"SYCL0": (8192, "engine", None)}
 
 
 async def test_a_device_that_does_not_tell_its_size_is_not_used(lab: Lab) -> None:
