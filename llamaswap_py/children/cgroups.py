@@ -247,6 +247,35 @@ def group_of(pid: int) -> Group | None:
     return None
 
 
+def group_named(part: str, root: str = "") -> Group | None:
+    """Return the group with `part` in its name that some process is in; None if there is none.
+
+    Engines name the group of a container by its id: `/docker/ID`, `/libpod_parent/libpod-ID`,
+    `/system.slice/docker-ID.scope`.
+    """
+    for pid in filter(str.isdigit, os.listdir(f"{root}/proc")):
+        if not any(part in place for place in places_of(int(pid), root)):
+            continue
+        for _, path, mount in _own_paths(pid, root):
+            parts = path.split("/")
+            at = next((at for at, name in enumerate(parts) if part in name), None)
+            if at is None:
+                continue
+            folder = os.path.join(mount, *parts[: at + 1])
+            if os.path.isdir(folder):
+                return Group((folder,))
+    return None
+
+
+def places_of(pid: int, root: str = "") -> list[str]:
+    """Return a process's place in each hierarchy; empty if it is gone."""
+    try:
+        with open(f"{root}/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            return [line.rstrip("\n").split(":", 2)[2] for line in file]
+    except (OSError, IndexError):
+        return []
+
+
 def is_ours(folder: str) -> bool:
     """Tell whether `Home` made this folder or one above it: lswap removes no other folder."""
     parts = folder.split("/")
@@ -263,15 +292,16 @@ def _places() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "cgroup1", (own["freezer"].rstrip("/"), *counted)
 
 
-def _own_paths(pid: str) -> Iterator[tuple[str, str, str]]:
+def _own_paths(pid: str, root: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield the kind of each hierarchy (of version 2: ""), a process's place in it, and its mount.
 
     See cgroups(7) and proc_pid_mountinfo(5). The mount may show only a part of the hierarchy.
     """
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{root}/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             placed = [line.rstrip("\n").split(":", 2) for line in file]
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        shown = f"{root}/proc/self/mountinfo"
+        with open(shown, encoding="utf-8", errors="surrogateescape") as file:
             mounts = [line.split() for line in file if " - cgroup" in line]
     except OSError:
         return
@@ -282,7 +312,7 @@ def _own_paths(pid: str) -> Iterator[tuple[str, str, str]]:
                 fits = kind in shows[2].split(",") if kind else shows[0] == "cgroup2"
                 below = os.path.relpath(path, fields[3])
                 if fits and not below.startswith(".."):
-                    yield kind, "" if below == "." else below, fields[4]
+                    yield kind, "" if below == "." else below, f"{root}{fields[4]}"
                     break
 
 

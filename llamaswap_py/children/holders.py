@@ -53,14 +53,34 @@ def serves_itself(pid: int, endpoint: Endpoint) -> bool:
 
     A program that is only the client of another one (`docker run`, `ssh`) does not hold it.
     """
+    return not _listening(endpoint).isdisjoint(look_at(pid).sockets)
+
+
+def holder_outside(pid: int, endpoint: Endpoint) -> int | None:
+    """Return a process that holds the socket at `endpoint`, if none of the family does.
+
+    Processes of lswap itself do not count, nor those that this user may not look at.
+    """
+    inodes = _listening(endpoint)
+    if not inodes or not inodes.isdisjoint(look_at(pid).sockets):
+        return None
+    for one in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if inodes.isdisjoint(sockets_of(one.pid)):
+                continue
+            above = {each.pid for each in one.parents()} | {one.pid}
+            return None if os.getpid() in above else one.pid
+    return None
+
+
+def _listening(endpoint: Endpoint) -> set[int]:
+    """Return the inodes of the sockets that listen at `endpoint`; none if that is not shown."""
     try:
         if endpoint.path is None:
-            inodes = {one.inode for one in takers(endpoint.host, endpoint.port)}
-        else:
-            inodes = {int(each[6]) for each in table("unix") if each[-1] == endpoint.path}
+            return {one.inode for one in takers(endpoint.host, endpoint.port)}
+        return {int(each[6]) for each in table("unix") if each[-1] == endpoint.path}
     except OSError:
-        return False
-    return not inodes.isdisjoint(look_at(pid).sockets)
+        return set()
 
 
 def look_at(pid: int) -> ProcessFamily:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.devices.device import Device
+from llamaswap_py.devices.host import held_by_process
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter
 from llamaswap_py.units import HOST
 
@@ -85,11 +86,17 @@ def read_process_use(
 
 
 def read_host_use(pid: int, files: Collection[str]) -> HostUse | None:
-    """Return the host memory of a process; None when it is gone or another user's."""
+    """Return the host memory of a process; None when it is gone.
+
+    Of another user's process only anonymous, shared and locked memory is known.
+    """
     try:
         with Path(f"/proc/{pid}/smaps").open(encoding="utf-8", errors="replace") as lines:
             own = {str(Path(file).resolve()) for file in files}
             use = parse_smaps(lines, own | set(files))
+    except PermissionError:
+        held = held_by_process(pid)
+        return HostUse(anonymous=held) if held else None
     except OSError as error:
         _log.debug("cannot read the memory of process %d: %s", pid, error)
         return None

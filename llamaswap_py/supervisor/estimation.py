@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from llamaswap_py.config.preset import Preset
 from llamaswap_py.devices import Device
+from llamaswap_py.devices.host import process_trees
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
@@ -54,6 +55,8 @@ class ReadyChild:
     choice: Choice
     pid: int
     load_seconds: float
+    outside: tuple[int, ...] = ()
+    """Processes of its container, which are not below it."""
 
 
 class Estimation:
@@ -375,8 +378,13 @@ class Estimation:
             for one in usable(way, prepared.engine, self._devices)
             if not ready.choice.devices or one.id in ready.choice.devices
         ]
-        in_place = None if wanted.is_program else await self._in_place_of(ready, wanted)
-        used = await asyncio.to_thread(read_process_use, [ready.pid], way.files, devices, in_place)
+        in_place, pids = None, [ready.pid]
+        if wanted.is_program:
+            trees = await asyncio.to_thread(process_trees, [ready.pid, *ready.outside])
+            pids = sorted(frozenset().union(*trees.values()))
+        else:
+            in_place = await self._in_place_of(ready, wanted)
+        used = await asyncio.to_thread(read_process_use, pids, way.files, devices, in_place)
         known = self._found.get(_way_of(ready.preset, ready.choice))
         parts = known.parts if known is not None else ()
         inside = {one.id for one in devices if one.in_process}

@@ -35,6 +35,13 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.ask import HttpAnswer, ask, get
+from llamaswap_py.children.containers import (
+    Outside,
+    find_container,
+    find_holder,
+    read_command,
+    words_of,
+)
 from llamaswap_py.children.containment import limits_of
 from llamaswap_py.children.liveness import ChildRequests
 from llamaswap_py.children.logs import log_name
@@ -55,6 +62,8 @@ from llamaswap_py.units import format_duration
 
 _log: Final = logging.getLogger("lswap")
 _PATIENCE: Final = 5.0
+_BETWEEN_LOOKS: Final = 2.0
+"""Seconds between looks for a container that is not there yet."""
 
 
 class Replays:
@@ -116,6 +125,18 @@ class Running:
     """What it said to reads that keep it from sleeping, each with its `OpenLeases.idle_since`."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
+    outside: Outside | None = None
+    """The container that its program started, once that is found."""
+
+    @property
+    def may_be_outside(self) -> bool:
+        """Whether it is a program that something else may serve for."""
+        program = self.child.spec.program
+        return program is not None and program.served_by == "container"
+
+    def roots_outside(self) -> tuple[int, ...]:
+        """Return the processes of its container that have the others below them."""
+        return () if self.outside is None else tuple(self.outside.roots())
 
 
 MakeChild: TypeAlias = Callable[
@@ -378,6 +399,10 @@ class Instances:
             case ChildSpawned(pid):
                 running.pid = pid
                 self._record(key, running)
+                if running.may_be_outside:
+                    look = self._look_for_container(key, running)
+                    name = f"{key} container"
+                    self._tasks.create_task(guard.contained("container", look), name=name)
             case ChildProgress(fraction, stage):
                 running.stage = stage
                 self._dispatch(ev.InstanceProgressed(key, fraction))
@@ -386,7 +411,7 @@ class Instances:
                 running.endpoint = event.endpoint._replace(on_refused=heed)
                 running.n_ctx, running.inputs, running.stage = event.n_ctx, event.inputs, None
                 _say_what_it_gives(key, running)
-                if key.preset in self.replays or running.kv is not None:
+                if key.preset in self.replays or running.kv is not None or running.may_be_outside:
                     life = self._bring_back(key, running, event.slots)
                     self._tasks.create_task(guard.contained("replay", life))
                 else:
@@ -420,6 +445,8 @@ class Instances:
         """Make a fresh child what those before it were, and only then let requests come."""
         endpoint = running.endpoint
         assert endpoint is not None
+        with guard.reporting("container"):
+            await self._find_outside(running, endpoint)
         await guard.contained("replay", self.replays.replay(key.preset, endpoint))
         with guard.reporting("keeping"):
             use = running.kv
@@ -431,6 +458,33 @@ class Instances:
             self._dispatch(ev.InstanceReady(key, slots))
             if running.ending or running.refused is not None:  # that was not heard while it loaded
                 self._dispatch_refusal(key, running)
+
+    async def _look_for_container(self, key: InstanceKey, running: Running) -> None:
+        """Look for the container of a program until it is found, or the program is ready."""
+        while running.outside is None and running.endpoint is None and key in self.running:
+            await self._find_container(running)
+            await asyncio.sleep(_BETWEEN_LOOKS)
+
+    async def _find_container(self, running: Running) -> None:
+        assert running.pid is not None
+        if (command := read_command(words_of(running.pid))) is not None:
+            spec = running.child.spec
+            folder = spec.program.cwd if spec.program is not None else None
+            running.outside = await find_container(command, spec.env, folder)
+
+    async def _find_outside(self, running: Running, endpoint: Endpoint) -> None:
+        """Find the container of a program that is ready, or else what holds its port."""
+        if not running.may_be_outside or running.outside is not None or running.pid is None:
+            return
+        await self._find_container(running)
+        if running.outside is None:
+            running.outside = await asyncio.to_thread(find_holder, running.pid, endpoint)
+        if running.outside is None:
+            _log.info(
+                "%s: what serves it is not found, so its memory counts as other programs' "
+                "beyond what cmd's own processes take",
+                running.prepared.preset.id,
+            )
 
     def _tail(self, key: InstanceKey) -> tuple[str, ...]:
         return tuple(str(line) for line in self.logs[key.preset].tail(20))

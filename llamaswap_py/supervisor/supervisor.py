@@ -228,7 +228,10 @@ class Supervisor:
         """Return the children that are ready, for measuring them."""
         known = self.scheduler.state.instances
         return [
-            ReadyChild(key.preset, known[key].choice, one.pid, known[key].load_seconds)
+            ReadyChild(
+                *(key.preset, known[key].choice, one.pid, known[key].load_seconds),
+                outside=one.roots_outside(),
+            )
             for key, one in self.running.items()
             if one.pid is not None and key in known and known[key].ready_at is not None
         ]
@@ -250,7 +253,8 @@ class Supervisor:
     def _pids(self) -> list[int]:
         """Return the roots of all process trees whose memory is accounted for."""
         children = [one.pid for one in self.running.values() if one.pid is not None]
-        return children + self.reservations.pids
+        outside = [pid for one in self.running.values() for pid in one.roots_outside()]
+        return children + outside + self.reservations.pids
 
     def _measured(self, measurement: Measurement) -> None:
         ledger, changing = self.scheduler.state.ledger, self.scheduler.state.changing()

@@ -1,9 +1,11 @@
 """Stands for a container engine: the client waits, the container is the child of a daemon.
 
     fake_container.py daemon FOLDER           start what clients want
-    fake_container.py run FOLDER NAME PORT    start one that heeds no SIGTERM, wait for its end
+    fake_container.py run FOLDER NAME PORT [MIB]
+                                              start one that heeds no SIGTERM and takes so much
+                                              memory, wait for its end
     fake_container.py stop FOLDER NAME        SIGTERM, and soon SIGKILL, as `docker stop` does
-    fake_container.py serve FOLDER NAME PORT  the container itself
+    fake_container.py serve FOLDER NAME PORT MIB  the container itself
 
 A name that is in use is refused. FOLDER/NAME.pid has the process of a container that runs.
 """
@@ -47,18 +49,20 @@ def running(file: Path) -> int | None:
     return pid
 
 
-def serve(file: Path, port: str) -> None:
+def serve(file: Path, port: str, size: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    held = bytearray(b"x") * (int(size) << 20)
+    assert len(held) == int(size) << 20
     file.write_text(str(os.getpid()))
     ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 
 
-def run(file: Path, port: str) -> None:
+def run(file: Path, *port_and_size: str) -> None:
     if running(file):
         sys.exit(f"Conflict: the container name {file.stem} is already in use")
     file.unlink(missing_ok=True)
     part = file.with_suffix(".part")
-    part.write_text(port)
+    part.write_text(" ".join(port_and_size))
     part.rename(file.with_suffix(".wanted"))
     while not running(file):
         time.sleep(_PAUSE)
@@ -77,9 +81,9 @@ def daemon(folder: Path) -> None:
     while True:
         for wanted in folder.glob("*.wanted"):
             words = [sys.executable, __file__, "serve", str(folder), wanted.stem]
-            port = wanted.read_text()
+            port, *size = wanted.read_text().split()
             wanted.unlink()
-            subprocess.Popen([*words, port])
+            subprocess.Popen([*words, port, *(size or ["0"])])
         time.sleep(_PAUSE)
 
 
@@ -108,6 +112,6 @@ if __name__ == "__main__":
     if what == "stop":
         stop(file)
     elif what == "run":
-        run(file, rest[1])
+        run(file, *rest[1:])
     else:
-        serve(file, rest[1])
+        serve(file, rest[1], rest[2])

@@ -163,6 +163,21 @@ async def test_a_container_is_stopped_by_its_own_command(lab: Lab) -> None:
     assert not fake_container.running(file)
 
 
+async def test_the_memory_of_a_container_is_its_models(lab: Lab) -> None:
+    """It is measured with the model, though no process of it is below lswap."""
+    box = container(lab)
+    box["cmd"] = [*box["cmd"], "200"]
+    del box["memory"]
+    room = {"devices": {"host": "2GiB"}}
+    async with containers(lab), lab.lswap({"box": box}, memory=room) as lswap:
+        answer = await lswap.client.get("/upstream/box/?autoload=true")
+        assert answer.status_code == 200, answer.text
+        view = (await lswap.until(lambda now: now.models[0].footprint is not None)).models[0]
+        assert view.footprint_source == "measured"
+        assert view.footprint is not None
+        assert 200 << 20 < view.footprint["host"] < 300 << 20
+
+
 async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab: Lab) -> None:
     words = ("sh", "-c", "echo no such container {pid} >&2; exit 3")
     models = {
