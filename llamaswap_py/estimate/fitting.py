@@ -88,7 +88,10 @@ class FitStep:
             else:
                 said.append("all layers on the host")
             if self.experts_on_host and self.layers_on_devices:
-                said.append(f"the experts of {self.experts_on_host} layers on the host")
+                layers = (
+                    "1 layer" if self.experts_on_host == 1 else f"{self.experts_on_host} layers"
+                )
+                said.append(f"the experts of {layers} on the host")
         if f"--{SLOTS}" in self.words:
             said.append(f"{self.slots} slot{'s' * (self.slots > 1)}")
         if f"--{CACHE_RAM}" in self.words:
