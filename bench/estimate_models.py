@@ -7,6 +7,7 @@ page-cache pages with zeros. So what a process takes is the same as with real we
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,29 @@ def write_model(path: Path, shape: ModelShape) -> None:
     """Write the model sparsely."""
     writer = gguf.GGUFWriter(None, shape.arch)
     _add_metadata(writer, shape)
+    tensors = [(name, dimensions, _kind_of(shape, name)) for name, dimensions in _tensors(shape)]
+    write_sparsely(path, writer, tensors, shape.alignment, shape.trailing)
+
+
+def _kind_of(shape: ModelShape, name: str) -> str:
+    return "F32" if "gate_inp" in name else shape.kind
+
+
+def write_sparsely(
+    path: Path,
+    writer: Any,
+    tensors: Iterable[tuple[str, tuple[int, ...], str]],
+    alignment: int = 32,
+    trailing: int = 0,
+) -> None:
+    """Write a file with the metadata of a writer. `tensors` are (name, rows and columns, type).
+
+    A tensor of one dimension is F32 and has ones; all others are holes.
+    """
     end = 0
     data: list[tuple[int, Any]] = []
-    for name, dimensions in _tensors(shape):
-        kind = gguf.GGMLQuantizationType[shape.kind if len(dimensions) > 1 else "F32"]
-        if "gate_inp" in name:
-            kind = gguf.GGMLQuantizationType.F32
+    for name, dimensions, type_name in tensors:
+        kind = gguf.GGMLQuantizationType[type_name if len(dimensions) > 1 else "F32"]
         block, size = BLOCK[kind]
         length = math.prod(dimensions) // block * size
         stored = (
@@ -57,7 +75,7 @@ def write_model(path: Path, shape: ModelShape) -> None:
         dtype = {0: np.float32, 1: np.float16}.get(kind, np.uint8)
         raw = None if kind in (0, 1) else kind
         writer.add_tensor_info(name, stored, np.dtype(dtype), length, raw_dtype=raw)
-        end += -end % shape.alignment
+        end += -end % alignment
         if len(dimensions) == 1:
             data.append((end, np.ones(dimensions, np.float32)))
         end += length
@@ -67,11 +85,11 @@ def write_model(path: Path, shape: ModelShape) -> None:
     writer.close()
     with path.open("r+b") as file:
         start = file.seek(0, 2)
-        start += -start % shape.alignment
+        start += -start % alignment
         for offset, values in data:
             file.seek(start + offset)
             file.write(values.tobytes())
-        file.truncate(start + end + -end % shape.alignment + shape.trailing)
+        file.truncate(start + end + -end % alignment + trailing)
 
 
 def _tensors(shape: ModelShape) -> list[tuple[str, tuple[int, ...]]]:
@@ -131,11 +149,16 @@ def _add_metadata(writer: Any, shape: ModelShape) -> None:
         writer.add_expert_used_count(shape.experts_used)
     if shape.alignment != 32:
         writer.add_custom_alignment(shape.alignment)
+    add_vocabulary(writer, shape.vocabulary)
+
+
+def add_vocabulary(writer: Any, size: int) -> None:
+    """Add a tokenizer of so many words, with a token for each byte."""
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    words = [f"▁word{number}" for number in range(shape.vocabulary - len(special))]
+    words = [f"▁word{number}" for number in range(size - len(special))]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([*special, *words])
-    writer.add_token_scores([0.0] * shape.vocabulary)
+    writer.add_token_scores([0.0] * size)
     writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(words)])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)

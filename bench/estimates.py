@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -250,9 +251,9 @@ def _live(engine: Engine, wanted: Wanted, threads: int, in_place: int | None) ->
 
     Pages of the file beyond those `in_place` are page cache, and left out.
     """
-    with _server(engine, wanted, threads) as (process, url):
+    with serving(engine, wanted, threads) as (process, url):
         ready = read_host_use(process.pid, wanted.files)
-        _fill(url, wanted)
+        fill(url, wanted)
         full = read_host_use(process.pid, wanted.files)
         assert ready is not None
         assert full is not None
@@ -260,9 +261,10 @@ def _live(engine: Engine, wanted: Wanted, threads: int, in_place: int | None) ->
 
 
 @contextmanager
-def _server(
+def serving(
     engine: Engine, wanted: Wanted, threads: int
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run llama-server as a preset wants it; yield its process and its URL once it is ready."""
     settings = read_settings(wanted.args)
     command = [
         *(str(engine.path), *wanted.args, "--host", "127.0.0.1", "--port", "0", "--offline"),
@@ -270,7 +272,12 @@ def _server(
         *("--threads-http", str(settings.slots + 16), "--log-jsonl", "--log-colors", "off"),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, **wanted.env},
     )
     assert process.stdout is not None
     watchdog = threading.Timer(LOAD_TIMEOUT, process.kill)
@@ -287,16 +294,22 @@ def _server(
         # Its log must go on being read, or it stops at a full pipe.
         drain = threading.Thread(target=process.stdout.read)
         drain.start()
-        yield process, listening[1]
-        process.terminate()
-        drain.join()
+        try:
+            yield process, listening[1]
+            process.terminate()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            drain.join()
     finally:
         watchdog.cancel()
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
-def _fill(url: str, wanted: Wanted) -> None:
+def fill(url: str, wanted: Wanted) -> None:
     """Give every slot a prompt of its own that fills its context but for the answer."""
     with httpx.Client(base_url=url, timeout=FILL_TIMEOUT, trust_env=False) as client:
         slots: list[dict[str, Any]] = client.get("/slots").json()

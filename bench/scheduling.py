@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Final
 
+from bench.markers import write_into
 from llamaswap_py.simulator.cases import library
 from llamaswap_py.simulator.peers import fewest_loads, most_runs
 from llamaswap_py.simulator.policies import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.report import COLUMNS, markdown, row_of
 from llamaswap_py.simulator.run_records import Case
 
-BEGIN: Final = "<!-- table: python -m bench.scheduling --write docs/scheduling.md -->"
-END: Final = "<!-- end of table -->"
+COMMAND: Final = "python -m bench.scheduling --write docs/scheduling.md"
 
 
 def measure_scheduling(cases: tuple[Case, ...] | None = None) -> str:
@@ -57,15 +57,6 @@ def describe(cases: tuple[Case, ...]) -> str:
     return "\n".join(f"* **{case.name}**: {case.note}" for case in cases)
 
 
-def write_into(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a file."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{path}: the lines {BEGIN} and {END} are not both in it")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Print the table, with what each case is, or write both into a page."""
     parser = argparse.ArgumentParser(prog="python -m bench.scheduling", description=__doc__)
@@ -80,7 +71,7 @@ def main() -> None:
     began = time.perf_counter()
     text = f"{describe(cases)}\n\n{measure_scheduling(cases)}"
     if asked.write:
-        write_into(asked.write, text)
+        write_into(asked.write, COMMAND, text)
     else:
         print(text)
     print(f"\n{time.perf_counter() - began:.1f} s of wall time")

@@ -31,17 +31,23 @@ class Shape:
     keys: dict[str, int] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     projector: int = 0
+    heads: int = 0
+    """0: as many as the width has room for."""
+
+    @property
+    def query_heads(self) -> int:
+        """How many heads ask; a multiple of those with keys, or the engine aborts."""
+        return self.heads or max(self.width // HEAD, 1)
 
     @property
     def header(self) -> Header:
         """The header of its file."""
-        heads = max(self.width // HEAD, 1)
         numbers: dict[str, int] = {
             "block_count": self.layers,
             "context_length": self.trained,
             "embedding_length": self.width,
             "feed_forward_length": self.hidden,
-            "attention.head_count": heads,
+            "attention.head_count": self.query_heads,
             "attention.head_count_kv": self.kv_heads,
             "attention.key_length": HEAD,
             "attention.value_length": HEAD,
@@ -57,17 +63,17 @@ class Shape:
         return Header(3, metadata, tuple(self._tensors()), 0, 1 << 60)
 
     def _tensors(self) -> list[Tensor]:
-        width, kv = self.width, self.kv_heads * HEAD
+        width, kv, query = self.width, self.kv_heads * HEAD, self.query_heads * HEAD
         rows: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (width, self.vocabulary))]
         suffix, stack = ("_exps", (self.experts,)) if self.experts else ("", ())
         for layer in range(self.layers):
             block = f"blk.{layer}."
             rows += [
                 (block + "attn_norm.weight", (width,)),
-                (block + "attn_q.weight", (width, width)),
+                (block + "attn_q.weight", (width, query)),
                 (block + "attn_k.weight", (width, kv)),
                 (block + "attn_v.weight", (width, kv)),
-                (block + "attn_output.weight", (width, width)),
+                (block + "attn_output.weight", (query, width)),
                 (block + f"ffn_gate{suffix}.weight", (width, self.hidden, *stack)),
                 (block + f"ffn_up{suffix}.weight", (width, self.hidden, *stack)),
                 (block + f"ffn_down{suffix}.weight", (self.hidden, width, *stack)),
@@ -101,6 +107,7 @@ SHAPES: dict[str, Shape] = {
         15360,
         vocabulary=262144,
         architecture="gemma3",
+        heads=32,
         keys={"attention.sliding_window": 1024},
     ),
     "hybrid": Shape(
@@ -120,10 +127,10 @@ SHAPES: dict[str, Shape] = {
             "ssm.conv_kernel": 4,
         },
     ),
-    "with-projector": Shape(36, 2560, 8, 9728, vocabulary=151936, projector=836 * MIB),
+    "with-projector": Shape(36, 2560, 8, 9728, vocabulary=151936, heads=32, projector=836 * MIB),
     "with-draft": Shape(
         32, 4096, 8, 14336, args=("--model-draft", "dense-1b", "--spec-type", "draft-simple")
     ),
-    "tiny-context": Shape(12, 768, 12, 3072, vocabulary=50257, trained=256),
+    "tiny-context": Shape(12, 768, 6, 3072, vocabulary=50257, trained=256),
 }
 HEADERS: dict[str, Header] = {name: shape.header for name, shape in SHAPES.items()}
