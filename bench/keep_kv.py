@@ -28,8 +28,11 @@ from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 
 TOKENS = 1500
 """Of the conversation. Its KV cache takes 8 KiB a token, the model's weights 70 MB."""
-_SHAPE = ModelShape(
+SHAPE = ModelShape(
     layers=8, width=512, heads=8, kv_heads=4, head_size=64, feed_forward=2048, vocabulary=8000
+)
+_SMALL = ModelShape(
+    layers=1, width=64, heads=2, kv_heads=2, head_size=32, feed_forward=64, vocabulary=8000
 )
 _WITH, _WITHOUT, _OTHER = "keep_kv", "without", "other"
 _PATIENCE = 300.0
@@ -47,27 +50,52 @@ _COLUMNS = [
 
 
 def measure_keep_kv(
-    place: Workplace, engine: Engine, rounds: int, note: Callable[[str], None]
+    place: Workplace,
+    engine: Engine,
+    rounds: int,
+    note: Callable[[str], None],
+    *,
+    on: str = "",
+    tokens: int = TOKENS,
+    shape: ModelShape = SHAPE,
+    host: str = "512MiB",
 ) -> str:
-    """Measure swaps of a long conversation, both ways in turns; return the table."""
+    """Measure swaps of a long conversation, both ways in turns; return the table.
+
+    `on` is the device of both models, the host if it is "". `host` is what they are given of that.
+    """
     scores, chance = Rounds(), random.Random(0)
+    large, small = place.folder / "large.gguf", place.folder / "small.gguf"
+    write_model(large, shape)
+    write_model(small, _SMALL)
     with ExitStack() as stack:
-        client = _start(place, stack, engine)
+        port = free_port()
+        said = _config(port, engine, large, small, on=on, host=host, context=2 * tokens + 1096)
+        client = _start(place, stack, port, said)
         for name in (_WITH, _WITHOUT, _OTHER):  # what is read for the first time counts for nobody
             _ask(client, name, [1, 300])
         for number in range(rounds):
             for name in in_turns([_WITH, _WITHOUT], number):
                 note(f"{name}, round {number + 1} of {rounds}")
-                _measure_one(client, scores, name, chance)
+                _measure_one(client, scores, name, chance, tokens)
     title = (
-        f"A conversation of {TOKENS:,} tokens over a swap: medians of {rounds} interleaved rounds "
-        f"(ratio to {_WITHOUT}); a model of 32 million parameters"
+        f"A conversation of {tokens:,} tokens over a swap: medians of {rounds} interleaved rounds "
+        f"(ratio to {_WITHOUT}); a model of {_parameters(shape)} million parameters"
     )
     return render(title, scores, _COLUMNS, [_WITHOUT, _WITH], _WITHOUT)
 
 
-def _measure_one(client: httpx.Client, scores: Rounds, name: str, chance: random.Random) -> None:
-    words = [1, *(chance.randrange(300, 7999) for _ in range(TOKENS - 1))]
+def _parameters(shape: ModelShape) -> int:
+    """Return the parameters of a shape's layers in millions."""
+    attention = 2 * (shape.heads + shape.kv_heads) * shape.head_size
+    each = shape.width * (attention + 3 * shape.feed_forward)
+    return round(shape.layers * each / 1e6)
+
+
+def _measure_one(
+    client: httpx.Client, scores: Rounds, name: str, chance: random.Random, tokens: int
+) -> None:
+    words = [1, *(chance.randrange(300, 7999) for _ in range(tokens - 1))]
     _ask(client, name, words)
     before = _kept(client)  # what the other way round has left
     out, _ = _ask(client, _OTHER, [1, 300])
@@ -107,18 +135,9 @@ def _ask(client: httpx.Client, model: str, prompt: list[int]) -> tuple[float, di
     return time.perf_counter() - began, answer.json()["timings"]
 
 
-def _start(place: Workplace, stack: ExitStack, engine: Engine) -> httpx.Client:
-    large, small = place.folder / "large.gguf", place.folder / "small.gguf"
-    write_model(large, _SHAPE)
-    write_model(
-        small,
-        ModelShape(
-            layers=1, width=64, heads=2, kv_heads=2, head_size=32, feed_forward=64, vocabulary=8000
-        ),
-    )
-    port = free_port()
+def _start(place: Workplace, stack: ExitStack, port: int, said: Mapping[str, Any]) -> httpx.Client:
     config = place.folder / "keep_kv.yaml"
-    config.write_text(json.dumps(_config(port, engine, large, small)))
+    config.write_text(json.dumps(said))
     argv = [sys.executable, "-m", "llamaswap_py", "up", str(config)]
     env = {"XDG_CACHE_HOME": str(place.folder / "cache")}
     stack.enter_context(running(argv, port=port, log=place.folder / "keep_kv.log", env=env))
@@ -126,13 +145,19 @@ def _start(place: Workplace, stack: ExitStack, engine: Engine) -> httpx.Client:
     return stack.enter_context(client)
 
 
-def _config(port: int, engine: Engine, large: Path, small: Path) -> Mapping[str, Any]:
-    args = {"ctx-size": 4096, "parallel": 1}
-    preset = {"model": str(large), "memory": {"host": "512MiB"}, "args": args}
+def _config(
+    port: int, engine: Engine, large: Path, small: Path, *, on: str, host: str, context: int
+) -> Mapping[str, Any]:
+    args = {"ctx-size": context, "parallel": 1, **({"n-gpu-layers": 99} if on else {})}
+    preset = {"model": str(large), "memory": {"host": host}, "args": args}
+    devices = {"host": "8GiB"}
+    if on:  # one model at a time, so any size will do
+        preset |= {"device": on, "memory": {on: "1GiB", "host": host}}
+        devices[on] = "2GiB"
     return {
         "listen": f"127.0.0.1:{port}",
         "engine": str(engine.path),
-        "memory": {"margin": 0, "cache_ram": 0, "devices": {"host": "8GiB"}},
+        "memory": {"margin": 0, "cache_ram": 0, "devices": devices},
         "policy": {"max_loaded": 1},
         "models": {
             _WITHOUT: preset,

@@ -57,6 +57,7 @@ class _Case:
     alpha: Path
     beta: Path
     drain: float
+    on: str = ""
 
 
 def measure_read_ahead(
@@ -65,8 +66,15 @@ def measure_read_ahead(
     rounds: int,
     note: Callable[[str], None],
     size: int = 4 * GIB,
+    *,
+    on: str = "",
+    kept: bool = True,
 ) -> str:
-    """Measure swaps to a model of at least `size` bytes on disk; return the tables."""
+    """Measure swaps to a model of at least `size` bytes on disk; return the tables.
+
+    `on` is the device of both models, the host if it is "". With `kept` it also measures a file
+    that lswap keeps in memory.
+    """
     _check_room(place.folder, size)
     note(f"writing {format_size(size)}")
     alpha, beta = place.folder / "alpha.gguf", place.folder / "large.gguf"
@@ -77,7 +85,7 @@ def measure_read_ahead(
             note(f"a plain read, {number + 1} of 3")
             reads.append(_plain_read(beta))
         drain = max(reads)
-        case = _Case(place, engine, alpha, beta, drain)
+        case = _Case(place, engine, alpha, beta, drain, on)
         speed = beta.stat().st_size / MIB / median(reads)
         title = (
             f"B is a file of {format_size(beta.stat().st_size)}; a plain sequential read of it "
@@ -86,7 +94,9 @@ def measure_read_ahead(
             f"Medians of {rounds} interleaved rounds, in brackets the median of the rounds' own "
             "ratios."
         )
-        tables = [_drained(case, rounds, note), _kept(case, rounds, note)]
+        tables = [_drained(case, rounds, note)]
+        if kept:
+            tables.append(_kept(case, rounds, note))
         return "\n\n".join([title, *tables])
     finally:
         beta.unlink(missing_ok=True)
@@ -213,18 +223,23 @@ def _start(
     """Start `lswap up` with A, which never stops talking, and the large B; one is loaded."""
     port = free_port()
     config = case.place.folder / f"lswap-{port}.yaml"
-    args = {"ctx-size": 512, "parallel": 1, "threads": 1}
+    args: dict[str, Any] = {"ctx-size": 512, "parallel": 1, "threads": 1}
     size = case.beta.stat().st_size + 512 * MIB
-    alpha = {
+    alpha: dict[str, Any] = {
         "model": str(case.alpha),
         "args": {**args, "context-shift": True},
         "memory": {"host": "100MiB"},
     }
     beta = {"model": str(case.beta), "args": args, "memory": {"host": f"{size // MIB}MiB"}}
+    said_memory: dict[str, Any] = {"cache_ram": 0, **(memory or {})}
+    if case.on:  # one model at a time, so any size of the device will do
+        args["n-gpu-layers"] = alpha["args"]["n-gpu-layers"] = 99
+        alpha |= {"device": case.on, "memory": {case.on: "1GiB", "host": "100MiB"}}
+        beta |= {"device": case.on, "memory": {case.on: "1GiB", "host": f"{size // MIB}MiB"}}
     said = {
         "listen": f"127.0.0.1:{port}",
         "engine": str(case.engine.path),
-        "memory": {"cache_ram": 0, **(memory or {})},
+        "memory": said_memory,
         "policy": {"max_loaded": 1, "max_wait": "0s"},
         "models": {"alpha": alpha, "beta": {**beta, **(preset or {})}},
     }
