@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 # Heavy modules are imported inside the commands: `lswap --help` must be quick.
-app = command_group("Find, build and check llama-server binaries.")
+app = command_group("Install, build, choose and check llama-server binaries.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Backend = Annotated[
@@ -39,7 +39,7 @@ def build(
         str | None, typer.Option(help="A folder with the headers that a Vulkan build needs.")
     ] = None,
     rpc: Annotated[
-        bool, typer.Option("--rpc", help="Also build ggml-rpc-server, and use what it lends.")
+        bool, typer.Option("--rpc", help="Also build ggml-rpc-server, and support its devices.")
     ] = False,
     portable: Annotated[
         bool, typer.Option("--portable", help="Build a binary that also runs on other CPUs.")
@@ -192,7 +192,12 @@ def _check_choice(
 
 
 @app.command()
-def update(backend: Backend = "auto", as_json: AsJson = False) -> None:
+def update(
+    backend: Annotated[
+        str, typer.Option(help="cpu, vulkan, rocm, metal, cuda or auto: as the engine in use.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
     """Install the newest release of llama.cpp, if it is newer than the engine in use.
 
     The engine in use stays installed, and the last line says how to go back to it.

@@ -22,7 +22,7 @@ def offer_engine() -> bool:
         return False
     if any(not isinstance(one, Broken) for one in find_engines()):
         return False
-    question = "There is no llama-server on this machine. Download one, a release of llama.cpp?"
+    question = "There is no llama-server on this machine. Download a release of llama.cpp?"
     if not typer.confirm(question, default=True, err=True):
         return False
     from llamaswap_py.cli.download_progress import progress, say

@@ -1,4 +1,4 @@
-"""Unpacks archives that came from elsewhere: nothing outside their folder, and not without end.
+"""Unpacks archives that came from elsewhere: only into their folder, and only up to a size.
 
 An archive may name any path, link anywhere, and hold far more than its own size. All of it is
 checked before its bytes reach the disk.

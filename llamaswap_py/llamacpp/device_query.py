@@ -1,7 +1,7 @@
 """Asks an engine for its devices: runs `llama-server --list-devices`. Blocks.
 
-The run opens a context on every card, so it is made at the start and after changes, never by a
-clock. A driver that hangs or an endpoint that is gone makes it fail, and the failure is named.
+The run opens a context on every card, so it is made at the start and after changes, not at
+intervals. A driver that hangs or an endpoint that is gone makes it fail; the error says which.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def check_digest(archive: Path, location: str, wanted: str) -> None:
     if (actual := digest_file(archive)) != wanted:
         raise EngineError(
             f"{location} has SHA-256 {actual}, not {wanted}",
-            remedy="it is another file than you think: do not use it",
+            remedy="the file is not the one that you expect: do not use it",
         )
 
 

@@ -109,7 +109,7 @@ def backends_for(machine: Platform, wanted: str) -> tuple[str, ...]:
     """
     if machine.system not in _SYSTEMS:
         raise EngineError(
-            f"llama.cpp's releases for {machine.system} are not used", remedy=BUILD_IT
+            f"lswap does not use llama.cpp's releases for {machine.system}", remedy=BUILD_IT
         )
     if machine.processor not in _ARCHES:
         raise EngineError(

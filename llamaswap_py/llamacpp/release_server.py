@@ -40,7 +40,7 @@ API_HOST: Final = "https://api.github.com"
 _ASSET_HOSTS: Final = re.compile(r"(api\.)?github\.com|[a-z0-9-]+\.githubusercontent\.com")
 _LOOPBACK: Final = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost")
 _CONNECT: Final = 5.0
-"""Seconds for the name, and again for the connection: who is offline should not wait."""
+"""Seconds for the name, and again for the connection: offline, the command should fail soon."""
 _TIMEOUT: Final = 20.0  # seconds without a byte
 _HOPS: Final = 5
 _LISTED: Final = 30
@@ -49,7 +49,7 @@ _MOST_ASSET: Final = 4 * GIB
 _FRUITLESS: Final = 3
 """Tries without a new byte, after which a download that breaks off is given up."""
 _MOST_TRIES: Final = 20
-_WITHOUT: Final = "check the network; `lswap engine build` builds one without it"
+_WITHOUT: Final = "check the network; `lswap engine build` compiles one, and needs no release"
 
 T = TypeVar("T")
 
@@ -90,9 +90,10 @@ class ReleaseServer:
         return self._read(f"{self._base}/tags/{tag}", Release, missing)
 
     def newest(self) -> list[Release]:
-        """Return the newest releases; the first may lack its assets yet."""
+        """Return the newest releases; the first may not have its assets yet."""
         url = f"{self._base}?per_page={_LISTED}"
-        return self._read(url, list[Release], EngineError(f"{_host(url)} lists no releases"))
+        missing = EngineError(f"{_host(url)} lists no releases", remedy=f"check {VARIABLE}")
+        return self._read(url, list[Release], missing)
 
     def _read(self, url: str, kind: type[T], missing: EngineError) -> T:
         self._resolve(url)
@@ -169,7 +170,7 @@ class ReleaseServer:
                         raise EngineError(
                             f"{asset.name} is longer than the release says "
                             f"({format_size(asset.size)})",
-                            remedy="it is another file than you think: nothing was installed",
+                            remedy="nothing was installed: the file is not that of the release",
                         )
                     file.write(chunk)
                     on_progress(file.tell(), asset.size)
@@ -200,7 +201,7 @@ class ReleaseServer:
             raise EngineError(
                 f"{_host(self._base)} leads to {parts.scheme}://{parts.netloc.rpartition('@')[2]}, "
                 "which is not a server of the release",
-                remedy="lswap does not follow it there; nothing was installed",
+                remedy=f"nothing was installed; check {VARIABLE} if it is set",
             )
 
     def _refuse(self, answer: httpx.Response) -> None:
@@ -213,7 +214,7 @@ class ReleaseServer:
             how = "wait" if self._token else f"wait, or set {TOKEN} to a token of yours"
             raise EngineError(
                 f"{host} answers no more requests {ends}: {why} ({answer.status_code})",
-                remedy=f"{how}; `lswap engine build` asks no release",
+                remedy=f"{how}; `lswap engine build` needs no release",
             )
         if answer.status_code == 401:
             raise EngineError(

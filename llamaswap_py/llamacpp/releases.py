@@ -233,21 +233,21 @@ def _install(
 
 
 def _digest_of(offer: Offer, sha256: str | None) -> str:
-    """Return the SHA-256 that the archive must have; raises EngineError when nobody says it."""
+    """Return the SHA-256 that the archive must have; raises EngineError if it is unknown."""
     said = offer.asset.digest or ""
     if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", said):
         if sha256 is None:
             raise EngineError(
                 f"the release {offer.tag} does not say the SHA-256 of {offer.asset.name}, so "
                 "nothing was installed",
-                remedy="find it out from someone you trust, and give it with --sha256",
+                remedy="give it with --sha256, from a source that you trust",
             )
         return sha256
     digest = read_digest(said)
     if sha256 is not None and sha256 != digest:
         raise EngineError(
             f"{offer.asset.name} has SHA-256 {digest} in the release, not {sha256}",
-            remedy="it is another file than you think: do not use it",
+            remedy="the file is not the one that you expect: do not use it",
         )
     return digest
 

@@ -43,13 +43,13 @@ def chooses(prepared: Prepared, variant: str) -> bool:
 
 
 def wish_of(preset: Preset) -> FitWish:
-    """Return what the file wishes of the choice; `fit-ctx` is llama.cpp's word for the least."""
+    """Return what the file wishes of the choice; `fit-ctx` in `args` is its least context."""
     least = least_context(preset) or preset.fit.least
     return FitWish(least, max(preset.fit.want, least), preset.fit.favor)
 
 
 def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]) -> dict[str, int]:
-    """Return the bytes of each device that a preset may have, `taken` ones left out."""
+    """Return the bytes of each device that a preset may have, without those in `taken`."""
     whole = _with_inner(taken, devices)
     return {
         one.id: max(
@@ -60,7 +60,7 @@ def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]
 
 
 def _with_inner(taken: Mapping[str, int], devices: Sequence[Device]) -> dict[str, int]:
-    """Return bytes per device, in which a device counts the devices whose memory is its own."""
+    """Return bytes per device, with those of devices that compute in its memory."""
     whole = dict(taken)
     by_id = {one.id: one for one in devices}
     for device, size in taken.items():
@@ -83,10 +83,10 @@ async def choose_ways(
 ) -> list[ChosenWay]:
     """Return the best ways to load a variant, those on the fewest and smallest devices first.
 
-    `rooms` are bytes per device; the next one counts if nothing fits into the one before. If
-    nothing fits at all, every placement is returned with the least that was tried, for the
-    arithmetic. Only steps `after` that rank are tried: one of it ran out of memory. Raises
-    EstimateError.
+    `rooms` are bytes per device; each is tried if nothing fits into those before it. If nothing
+    fits at all, every placement is returned with the step that lacks the least memory, so that
+    messages can say how much is missing. `after` is the rank of a step that ran out of memory:
+    only later ones are tried. Raises EstimateError.
     """
     found: list[ChosenWay] = []
     for room in dict.fromkeys(tuple(sorted(one.items())) for one in rooms):

@@ -36,7 +36,7 @@ _log: Final = logging.getLogger("lswap.devices")
 
 @dataclass(slots=True)
 class DeviceLists:
-    """What the engines have listed so far; a list is asked for once for as long as it is true."""
+    """What the engines have listed so far; each is asked once, until a change outdates its list."""
 
     _known: dict[tuple[object, ...], tuple[ListedDevice, ...]] = field(default_factory=dict)
 

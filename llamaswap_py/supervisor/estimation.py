@@ -38,9 +38,9 @@ _PEAK_INTERVAL: Final = 30.0
 DRY_RUN: Final = 512 << 20
 """Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
 _CHANGE: Final = 0.1
-"""Share by which the memory for a preset must have changed before it is chosen anew for it, …"""
+"""By which share the memory for a preset has to change before lswap chooses anew for it."""
 _STEADY: Final = 600.0
-"""… and for how many seconds."""
+"""For how many seconds it has to stay changed."""
 _AHEAD: Final = 32
 """How many presets are estimated before they are asked for: a file may have thousands."""
 
@@ -62,9 +62,10 @@ class ReadyChild:
 class Estimation:
     """Owns one task that estimates presets one by one, first those that requests wait for.
 
-    `tell(preset, choices, load_seconds, seeded)` hands over what was found, and what its loads
-    took in earlier lives; `seeded`: what a load should take, by the size of its files. `lives`
-    names the children that are ready.
+    `tell(preset, choices, load_seconds, seeded)` hands over what was found. `load_seconds` is what
+    earlier loads took, or, if `seeded`, what a load should take by the size of the files.
+    `ready_children` returns the children to measure, `strangers` the bytes of each device that
+    other programs steadily hold.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Estimation:
             self._work.set()
 
     def redo(self, presets: Iterable[str]) -> None:
-        """Work these out anew: what was known is of an older configuration."""
+        """Work these out anew: what was known of them is out of date."""
         gone = set(presets)
         self._seen -= gone
         self._done -= gone
@@ -246,7 +247,7 @@ class Estimation:
         return [room_for(said, self._devices, one) for one in taken]
 
     def choose_anew(self, now: float) -> None:
-        """Choose again for presets that could have much more or less memory for long by `now`.
+        """Choose again for presets whose memory has been clearly more or less for long, by `now`.
 
         A preset that is loaded keeps what it runs with.
         """
@@ -260,7 +261,7 @@ class Estimation:
             elif chosen.changed_at is None:
                 chosen.changed_at = now
             elif now - chosen.changed_at >= _STEADY:
-                _log.info("%s: it could have other memory for 10 minutes, choosing anew", preset)
+                _log.info("%s: its memory has differed for 10 minutes; lswap chooses anew", preset)
                 self.redo([preset])
 
     async def _seeded_load(self, prepared: Prepared) -> float | None:

@@ -91,7 +91,7 @@ def _wanted_of(
 ) -> Wanted | None:
     """Return what to estimate for a preset; None for one that needs an engine and has none.
 
-    `placement` are device names and overrules what the preset says; both may leave it open.
+    `placement` names devices, and overrules those of the preset; both may leave them open.
     """
     engine, command = prepared.engine, prepared.preset.cmd
     if engine is None and command is None:
@@ -129,7 +129,7 @@ def _binary_identity(path: Path) -> str:
 
 
 def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
-    """Return a choice with what it takes."""
+    """Return a choice with the footprint of an estimate, and its parts as text."""
     footprint = {PoolId(device): size for device, size in estimate.footprint.items()}
     asleep = sleeping_footprint(prepared.preset, footprint)
     return replace(

@@ -86,7 +86,7 @@ def test_rocm_of_another_major_version_is_left_out() -> None:
     [
         ({"libc": ""}, "auto", "need glibc.*engine build"),
         ({"processor": "riscv64"}, "auto", r"no release for this processor \(riscv64\)"),
-        ({"system": "freebsd14"}, "auto", "for freebsd14 are not used"),
+        ({"system": "freebsd14"}, "auto", "does not use llama.cpp's releases for freebsd14"),
         ({}, "metal", "Metal is for macOS"),
         ({"system": "darwin"}, "vulkan", "no vulkan release for macOS"),
     ],
