@@ -85,7 +85,7 @@ async def test_ollama_s_delete(lab: Lab) -> None:
         assert set(await _ids(lswap)) == {"beta"}
         kept = await lswap.client.request("DELETE", "/api/delete", json={"model": "beta"})
         assert kept.status_code == 400
-        assert "left to you" in kept.json()["error"]
+        assert "does not delete its files" in kept.json()["error"]
         unknown = await lswap.client.request("DELETE", "/api/delete", json={"model": "gamma"})
         assert unknown.status_code == 404
 

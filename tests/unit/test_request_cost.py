@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 _MANY = 50
-_BACKGROUND = {"telemetry", "Estimating", "Remembering", "ReadingAhead"}
+_BACKGROUND = {"telemetry", "Estimating", "Remembering", "ReadingAhead", "RememberingStrangers"}
 _OWN = llamaswap_py.__path__[0]
 BODY = {"model": "alpha", "messages": [{"role": "user", "content": "a line\nand one \u2014 more"}]}
 
@@ -82,20 +82,23 @@ async def test_a_request_calls_few_functions(
 
 async def test_a_request_enters_few_folders(short_dir: Path) -> None:
     """A part that it enters besides has to be read by everybody who wants to follow a request."""
-    entered: set[str] = set()
+    entered: list[set[str]] = []
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         place = Path(frame.f_code.co_filename)
         if event == "call" and place.is_relative_to(_OWN) and not _in_background():
-            entered.add(place.relative_to(_OWN).parts[0])
+            entered[-1].add(place.relative_to(_OWN).parts[0])
 
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
         assert (await client.ask(request(BODY))).status == 200
         before = sys.getprofile()
         sys.setprofile(note)
         try:
-            assert (await client.ask(request(BODY))).status == 200
+            for _ in range(5):
+                entered.append(set())
+                assert (await client.ask(request(BODY))).status == 200
         finally:
             sys.setprofile(before)
-    assert {"proxy", "api", "supervisor", "scheduler"} <= entered
-    assert entered <= {"proxy", "api", "supervisor", "scheduler", "llamacpp", "units.py"}
+    by_each = set.intersection(*entered)  # now and then something else runs beside a request
+    assert {"proxy", "api", "supervisor", "scheduler"} <= by_each
+    assert by_each <= {"proxy", "api", "supervisor", "scheduler", "llamacpp", "units.py"}
