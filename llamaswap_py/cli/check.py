@@ -181,7 +181,17 @@ def _print(name: str, report: Report) -> None:
             print(f"note: {model.id}: {model.port}")
     for warning in report.warnings:
         print(f"warning: {warning}")
-    print(f"{name}: " + ("fine" if report.ok else "not usable: see the problems above"))
+    print(f"{name}: {_verdict(report)}")
+
+
+def _verdict(report: Report) -> str:
+    """Return `fine`, or what cannot be used: `lswap up` serves the models without a problem."""
+    if report.ok:
+        return "fine"
+    failed = sum(bool(model.problems) for model in report.models)
+    some = not report.problems and failed < len(report.models)
+    what = f"{failed} of {len(report.models)} models not usable" if some else "not usable"
+    return f"{what}: see the problems above"
 
 
 def _row(model: Checked) -> tuple[str, ...]:

@@ -53,12 +53,14 @@ class Tried:
 class Smaller:
     """The largest quantisation with which a model would fit, and how it would then run.
 
-    `size` is the bytes of its weights, by the header and the usual bits of a weight.
+    `size` is the bytes of its weights, by the header and the usual bits of a weight; `footprint`
+    is what it would take on each device, by the formulas.
     """
 
     quantisation: str
     size: int
     step: FitStep
+    footprint: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +391,8 @@ class _Search:
             else:
                 high = middle
                 step = other._said(self.steps[rank])
-                found = Smaller(quantisation.name, weights_of(headers), step)
+                takes = other._corrected(other._estimate(self.steps[rank]).footprint)
+                found = Smaller(quantisation.name, weights_of(headers), step, takes)
         return found
 
 

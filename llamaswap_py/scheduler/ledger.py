@@ -166,17 +166,24 @@ class Ledger:
         return [left for left in self.settling.values() if pool in left.charge]
 
     def shortfall(self, charge: Footprint, kept: Iterable[InstanceKey]) -> str:
-        """Say why `charge` can never fit beside the instances `kept`; empty if it can."""
+        """Say why `charge` can never fit beside the instances `kept`; empty if it can.
+
+        Where several devices have too little, it names the one that lacks the most.
+        """
         room = {pool: size.total - size.margin for pool, size in self.pools.items()}
         held: Amounts = {}
         for key in kept:
             add(held, self.charges.get(key, {}), 1)
+        short: Amounts = {}
         for pool, need in charge.items():
             if pool not in room:
                 known = ", ".join(p for p in self.pools if not is_counting(p)) or "none"
                 return f"there is no device {pool} here (known: {known})"
-            if need > room[pool] - held.get(pool, 0):
-                return self._arithmetic(pool, need, held.get(pool, 0))
+            if (lack := need - room[pool] + held.get(pool, 0)) > 0:
+                short[pool] = lack
+        if short:
+            worst = max(short, key=lambda pool: (is_counting(pool), short[pool]))
+            return self._arithmetic(worst, charge[worst], held.get(worst, 0))
         return ""
 
     def explain(self, charge: Footprint, free: Mapping[PoolId, int]) -> str:

@@ -1,4 +1,4 @@
-"""Background work beside serving: systemd's notifications, captures, watching the file.
+"""Background work beside serving: notifications, captures, watching the file, late estimates.
 
 Each starts again if it fails (tasks/guard.py).
 """
@@ -6,17 +6,20 @@ Each starts again if it fails (tasks/guard.py).
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llamaswap_py.api.capture import Captures
+from llamaswap_py.scheduler.feasibility import footprint_text
 from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.tasks import guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from llamaswap_py.api.request import Services
     from llamaswap_py.config.sections import Config
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from llamaswap_py.server import Notifier
     from llamaswap_py.supervisor.reload import Reloader
     from llamaswap_py.supervisor.supervisor import Supervisor
+
+_log: Final = logging.getLogger("lswap")
+_LOOK: Final = 0.2
+"""Seconds between two looks for estimates that have come."""
 
 
 @asynccontextmanager
@@ -84,3 +91,43 @@ async def watching(reloader: Reloader) -> AsyncIterator[None]:
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
             watching.cancel()
+
+
+@asynccontextmanager
+async def telling_choices(supervisor: Supervisor, names: Sequence[str]) -> AsyncIterator[None]:
+    """Log what is chosen for these models, which the first lines could not say yet."""
+    async with asyncio.TaskGroup() as tasks:
+        tell = partial(_tell_choices, supervisor, list(names))
+        telling = tasks.create_task(guard.keep_going("telling", tell), name="telling")
+        try:
+            yield
+        finally:
+            telling.cancel()
+
+
+async def _tell_choices(supervisor: Supervisor, waiting: list[str]) -> None:
+    # Polled, because there is no event for an estimate.
+    while waiting:
+        for line in take_choices(supervisor.scheduler.state, waiting):
+            _log.info("%s", line)
+        await asyncio.sleep(_LOOK)
+
+
+def take_choices(state: SchedulerState, waiting: list[str]) -> list[str]:
+    """Return `NAME: what was chosen; its memory` of models that are estimated by now.
+
+    They leave `waiting`. A model for which nothing was chosen, or that can never fit, has no line
+    here: the scheduler logs its refusal.
+    """
+    lines = []
+    for name in list(waiting):
+        preset = state.presets.get(PresetId(name))
+        if preset is not None and preset.plan.estimating:
+            continue
+        waiting.remove(name)
+        choices = preset.plan.choices if preset is not None else ()
+        if choices and choices[0].chosen:
+            lines.append(
+                f"{name}: {choices[0].chosen}; {footprint_text(choices[0].footprint or {})}"
+            )
+    return lines

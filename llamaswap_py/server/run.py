@@ -38,7 +38,12 @@ from llamaswap_py.proxy import WireLimits, bind, serve
 from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.server import Notifier, inherited_sockets
 from llamaswap_py.server.addresses import asked_listeners, listen_elsewhere, typeable
-from llamaswap_py.server.background import capturing, notifying, watching
+from llamaswap_py.server.background import (
+    capturing,
+    notifying,
+    telling_choices,
+    watching,
+)
 from llamaswap_py.server.budgets import (
     give_memory_back,
     most_bodies,
@@ -282,7 +287,8 @@ async def _serve(
                 runtime.tell(served)
                 await _first_estimates(supervisor, stops)
                 shown, models = supervisor.snapshot(SHOWN), len(supervisor.prepared)
-                lines = outside.greeting(shown, models, served.urls, _estimated_now(supervisor))
+                waiting = _estimated_now(supervisor)
+                lines = outside.greeting(shown, models, served.urls, waiting)
                 app.services.own_log.extend(lines.splitlines())
                 with suppress(OSError):  # a full disk, or a closed pipe
                     sys.stdout.write(f"{lines}\n")
@@ -290,7 +296,8 @@ async def _serve(
                 gc.freeze()  # else a collection looks at all modules: streams wait 15 ms
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
-                await stops.get()
+                async with telling_choices(supervisor, waiting):
+                    await stops.get()
                 notifier.stopping()
                 runtime.tell(msgspec.structs.replace(served, stopping=True))
                 await _stop(app, server, supervisor, stops)

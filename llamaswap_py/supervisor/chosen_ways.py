@@ -148,23 +148,31 @@ async def _fit(
     """Fit into the room of every device, and into that of the memory which several share.
 
     The fitter knows devices one by one. Where one is part of another, as an integrated GPU of main
-    memory, it gets less until both together have room.
+    memory, it gets less until both together have room. The same holds for the quantisation that
+    is named where nothing fits.
     """
     known = (prepared.engine.options or None) if prepared.engine is not None else None
     left = dict(room)
+    refused: Fitted | None = None
     for _ in range(_ATTEMPTS):
         fitted = await fitter.fit(
             wanted, left, wish_of(way.preset), said=way.said, known=known, after=after
         )
-        footprint = fitted.estimate.footprint
+        if fitted.fits:
+            footprint: Mapping[str, int] = fitted.estimate.footprint
+        elif fitted.smaller is not None:
+            footprint = fitted.smaller.footprint
+            refused = refused or fitted
+        else:
+            return replace(refused, smaller=None) if refused else fitted
         whole = _with_inner(footprint, devices)
         over = max((size - room.get(device, 0) for device, size in whole.items()), default=0)
-        if over <= 0 or not fitted.fits:
-            return fitted
+        if over <= 0:
+            return replace(refused, smaller=fitted.smaller) if refused else fitted
         for one in devices:
             if one.within is not None and footprint.get(one.id):
                 left[one.id] = max(min(left[one.id], footprint[one.id]) - over, 0)
-    return replace(fitted, step=None, fits=False)
+    return replace(refused or fitted, step=None, fits=False, smaller=None)
 
 
 def _best(found: Sequence[ChosenWay], devices: Sequence[Device]) -> list[ChosenWay]:

@@ -47,6 +47,15 @@ def test_only_settings_that_are_enough_are_named_in_their_order() -> None:
     )
 
 
+def test_the_device_that_lacks_the_most_is_named() -> None:
+    charge = {GPU: 6 * GIB, HOST: 40 * GIB}
+    several = PresetPlan(preset=B, choices=(Choice(charge, source="dry-run"),))
+    _, said = judge(ledger(gpu=6 * GIB), several)
+    assert said == "host: needs 40 GiB, but 24 GiB in all - 1 GiB margin leave 23 GiB"
+    _, said = judge(ledger(host=40 * GIB, gpu=4 * GIB), several)
+    assert said == "CUDA0: needs 6 GiB, but 4 GiB in all - 1 GiB margin leave 3 GiB"
+
+
 def test_if_nothing_is_enough_that_is_said() -> None:
     said = remedies(ledger(), plan(90 * GIB, ("`ctx-size: 4096`", 60 * GIB)))
     assert said.startswith("no change of its settings makes it fit here: with `ctx-size: 4096`")

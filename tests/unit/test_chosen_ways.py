@@ -57,7 +57,7 @@ class Needing:
             estimate = Estimate(Source.DRY_RUN, parts)
             if all(size <= room[gpu] for gpu in wanted.gpus):
                 return Fitted(step, estimate, (), fits=True)
-        smaller = Smaller("Q3_K_M", GIB, step)
+        smaller = Smaller("Q3_K_M", GIB, step, dict.fromkeys(wanted.gpus, GIB))
         return Fitted(None, estimate, (), fits=False, closest=step, smaller=smaller)
 
 
@@ -107,6 +107,41 @@ async def test_a_device_that_is_part_of_main_memory_gets_less_until_both_have_ro
     (way,) = await choose_ways(one(), "", shared, cast("Fitter", Needing(31)), 0, [room])
     assert way.rank is None
     assert room_for(one().preset, shared, {"Vulkan0": 4 * GIB})["host"] == 11 * GIB
+
+
+class Naming:
+    """A fitter of a model that never fits; it names the quantisation that fills the room."""
+
+    def __init__(self, least: float) -> None:
+        self.least = round(least * GIB)
+
+    async def fit(
+        self, wanted: Wanted, room: Mapping[str, int], wish: FitWish, **_: object
+    ) -> Fitted:
+        step = FitStep(0, (), 8192, 131072, 4, 33, 17, 0)
+        parts = (Part("Vulkan0", "weights", 6 * GIB), Part("host", "weights", 20 * GIB))
+        size = sum(room.values())
+        smaller = Smaller(f"{size // GIB} GiB", size, step, dict(room))
+        named = smaller if size >= self.least else None
+        estimate = Estimate(Source.DRY_RUN, parts)
+        return Fitted(None, estimate, (), fits=False, closest=step, smaller=named)
+
+
+@pytest.mark.parametrize(
+    ("least", "said"), [(1, "take 15 GiB of this model"), (16, "")], ids=["one fits", "none fits"]
+)
+async def test_the_quantisation_that_is_named_fits_into_memory_that_devices_share(
+    least: float, said: str
+) -> None:
+    shared = (
+        Device("Vulkan0", 6 * GIB, GIB, "engine", within="host"),
+        Device("host", 16 * GIB, GIB, "psutil"),
+    )
+    room = {each.id: each.total - each.margin for each in shared}
+    naming = cast("Fitter", Naming(least))
+    way, *_ = await choose_ways(one(), "", shared, naming, 0, [room])
+    assert way.choice.smaller.partition(" (")[0] == said
+    assert way.estimate.footprint == {"Vulkan0": 6 * GIB, "host": 20 * GIB}
 
 
 async def test_it_is_said_what_was_chosen_and_for_how_much_memory() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from llamaswap_py.cli import check as check_module
 from llamaswap_py.cli import up
 from llamaswap_py.cli.app import exit_code
-from llamaswap_py.cli.check import check_file, run
+from llamaswap_py.cli.check import Checked, Report, check_file, run
 from llamaswap_py.cli.load_progress import progress_line
 from llamaswap_py.cli.show import ps_rows, state_text
 from llamaswap_py.cli.tables import plain_table
@@ -30,7 +32,6 @@ from tests.unit.api_fakes import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -190,6 +191,27 @@ models:
     assert len(said) == (14 if top else 13)
     if not top:
         assert [each.id for each in report.models if not each.problems] == ["fine"]
+
+
+@pytest.mark.parametrize(
+    ("problems", "verdict"),
+    [
+        (((), ()), "fine"),
+        (((), ("too large",)), "1 of 2 models not usable: see the problems above"),
+        ((("a typo",), ("too large",)), "not usable: see the problems above"),
+    ],
+)
+def test_the_last_line_says_whether_the_other_models_can_be_served(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problems: tuple[tuple[str, ...], ...],
+    verdict: str,
+) -> None:
+    models = [Checked(f"m{at}", 4096, None, list(them)) for at, them in enumerate(problems)]
+    report = Report(ok=not any(problems), models=models)
+    monkeypatch.setattr(check_module, "check", lambda _: report)
+    assert run(Origin(Path("c.yaml")), as_json=False) is report.ok
+    assert capsys.readouterr().out.splitlines()[-1] == f"c.yaml: {verdict}"
 
 
 def test_each_file_of_a_list_is_looked_for(tmp_path: Path, llama_server: str) -> None:
