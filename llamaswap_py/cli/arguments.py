@@ -18,6 +18,7 @@ from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.hub.refs import HubRef, instead_of, parse_ref
 from llamaswap_py.llamacpp.router_mode import CONTEXT
 from llamaswap_py.storage.regular_files import open_regular
+from llamaswap_py.units import parse_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,9 +97,10 @@ def _names_a_place(word: str) -> bool:
 def options_said(
     config: Sequence[str], ctx_size: int | None = None
 ) -> tuple[list[str], int | None]:
-    """Return the files that -c names, and the context: llama-server's -c is a number."""
-    files = [word for word in config if not word.isdecimal()]
-    numbers = [int(word) for word in config if word.isdecimal()]
+    """Return the files that -c names, and the context: llama-server's -c is a number, or 16k."""
+    said = [(word, int(word) if word.isdecimal() else parse_tokens(word)) for word in config]
+    files = [word for word, tokens in said if tokens is None]
+    numbers = [tokens for _, tokens in said if tokens is not None]
     return files, numbers[-1] if numbers else ctx_size
 
 

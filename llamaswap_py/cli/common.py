@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from llamaswap_py.llamacpp.router_mode import CONTEXT, MODEL_WORDS
+from llamaswap_py.units import parse_tokens
 
 FAILED: Final = 1
 
@@ -56,6 +57,26 @@ RecordFile = Annotated[
 ]
 
 
+def read_tokens(text: str | int) -> int:
+    """Read a number of tokens: 16384, 16k."""
+    said = str(text)
+    tokens = int(said) if said.isdecimal() else parse_tokens(said)
+    if tokens is None:
+        raise typer.BadParameter(f"{said!r} is not a number of tokens like 16384 or 16k")
+    return tokens
+
+
+ContextSize = Annotated[
+    int | None,
+    typer.Option(
+        f"--{CONTEXT}",
+        parser=read_tokens,
+        metavar="N",
+        help="The context of each model (16384, 16k; default: chosen so that it fits).",
+    ),
+]
+
+
 def up(
     what: Annotated[
         list[str] | None,
@@ -91,7 +112,7 @@ def up(
         list[str] | None,
         typer.Option(*MODEL_WORDS, hidden=True),
     ] = None,
-    ctx_size: Annotated[int | None, typer.Option(f"--{CONTEXT}", min=0, hidden=True)] = None,
+    ctx_size: ContextSize = None,
 ) -> None:
     """Serve the models of CONFIG on one port, until Ctrl-C.
 

@@ -7,19 +7,16 @@ from typing import Annotated, Final
 
 import typer
 
-from llamaswap_py.cli.common import Json
-from llamaswap_py.units import parse_tokens
+from llamaswap_py.cli.common import Json, read_tokens
 
 CTX: Final = 16384
 """The context down to which models stay wholly on a device (estimate/fitting.py, COMFORTABLE)."""
 
 
 def _tokens(text: str | int) -> int:
-    """Read a number of tokens: 16384, 16k."""
-    said = str(text)
-    tokens = int(said) if said.isdecimal() else parse_tokens(said)
-    if not tokens:
-        raise typer.BadParameter(f"{said!r} is not a number of tokens like 16384 or 16k")
+    """Read a number of tokens that is not 0."""
+    if not (tokens := read_tokens(text)):
+        raise typer.BadParameter(f"{text!r} is not a number of tokens like 16384 or 16k")
     return tokens
 
 

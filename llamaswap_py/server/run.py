@@ -285,14 +285,7 @@ async def _serve(
                 notifying(notifier, supervisor),
             ):
                 runtime.tell(served)
-                await _first_estimates(supervisor, stops)
-                shown, models = supervisor.snapshot(SHOWN), len(supervisor.prepared)
-                waiting = _estimated_now(supervisor)
-                lines = outside.greeting(shown, models, served.urls, waiting)
-                app.services.own_log.extend(lines.splitlines())
-                with suppress(OSError):  # a full disk, or a closed pipe
-                    sys.stdout.write(f"{lines}\n")
-                    sys.stdout.flush()
+                waiting = await _greet(outside, supervisor, served.urls, stops)
                 gc.freeze()  # else a collection looks at all modules: streams wait 15 ms
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
@@ -301,6 +294,24 @@ async def _serve(
                 notifier.stopping()
                 runtime.tell(msgspec.structs.replace(served, stopping=True))
                 await _stop(app, server, supervisor, stops)
+
+
+async def _greet(
+    outside: _Outside,
+    supervisor: Supervisor,
+    urls: Sequence[str],
+    stops: asyncio.Queue[None],
+) -> list[str]:
+    """Print the first lines; return the models that they call `estimating …`."""
+    await _first_estimates(supervisor, stops)
+    shown, models = supervisor.snapshot(SHOWN), len(supervisor.prepared)
+    waiting = _estimated_now(supervisor)
+    lines = outside.greeting(shown, models, urls, waiting)
+    outside.own_log.lines.extend(lines.splitlines())
+    with suppress(OSError):  # a full disk, or a closed pipe
+        sys.stdout.write(f"{lines}\n")
+        sys.stdout.flush()
+    return waiting
 
 
 def _wire_limits(config: Config) -> WireLimits:

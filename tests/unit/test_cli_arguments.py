@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llamaswap_py.cli import up
+from llamaswap_py.cli.app import app
 from llamaswap_py.cli.arguments import options_said, origin_of
 from llamaswap_py.config.load import Origin
 from llamaswap_py.endpoint import Endpoint
@@ -153,7 +156,28 @@ def test_what_options_say_goes_over_the_file() -> None:
 
 def test_c_is_a_file_or_a_context() -> None:
     assert options_said(["c.yaml", "4096"]) == (["c.yaml"], 4096)
+    assert options_said(["8k"]) == ([], 8192)
     assert options_said([], 8192) == ([], 8192)
+
+
+@pytest.mark.parametrize(
+    ("typed", "tokens"), [("0", 0), ("8192", 8192), ("64k", 65536)], ids=["all", "plain", "short"]
+)
+def test_up_takes_a_context_as_people_write_it(
+    monkeypatch: pytest.MonkeyPatch, typed: str, tokens: int
+) -> None:
+    origins: list[Origin] = []
+    monkeypatch.setattr(up, "run", lambda origin, **_: origins.append(origin))
+    Path("a.gguf").write_bytes(b"")
+    assert CliRunner().invoke(app, ["up", "a.gguf", "--ctx-size", typed]).exit_code == 0
+    (origin,) = origins
+    assert origin.read().models["a"].args["ctx-size"] == tokens
+
+
+def test_up_says_what_a_context_looks_like() -> None:
+    done = CliRunner().invoke(app, ["up", "a.gguf", "--ctx-size", "much"])
+    assert done.exit_code == 2
+    assert "'much' is not a number of tokens like 16384 or 16k" in done.output
 
 
 def test_without_words_the_usual_file_counts() -> None:
