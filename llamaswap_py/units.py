@@ -51,6 +51,7 @@ DURATION_PATTERN: Final = r"^\s*(0\s*|([0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)\s*)+)$"
 # Above these the arithmetic of the rest of the code means nothing: 8 EiB, and a hundred years.
 _MAX_SIZE: Final = 2**63 - 1
 _MAX_DURATION: Final = 100 * 366 * 86400.0
+_MAX_TOKENS: Final = 2**31 - 1  # llama-server's int
 _TOKENS: Final = re.compile(r"(\d+(?:\.\d+)?)\s?([kKmM])", re.ASCII)
 _NUMBER_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)", re.ASCII)
 
@@ -101,7 +102,8 @@ def parse_tokens(text: str) -> int | None:
     match = _TOKENS.fullmatch(text.strip())
     if match is None:
         return None
-    return round(float(match[1]) * (KIB if match[2] in "kK" else MIB))
+    number = float(match[1]) * (KIB if match[2] in "kK" else MIB)
+    return round(number) if number <= _MAX_TOKENS else None
 
 
 def format_size(size: int | float) -> str:

@@ -115,7 +115,7 @@ class Fitter:
         search = _Search(
             self._estimator, opened, wanted, dict(room), steps, limits, splits=splits, after=after
         )
-        if len(steps) > 1 or splits:
+        if len(steps) > 1 or splits or steps[0].words:
             return await search.run()
         as_it_is = _as_it_is(await self._estimator.estimate(wanted), room)
         if as_it_is.fits:

@@ -175,16 +175,27 @@ def scratch_folder() -> Iterator[Path]:
     """Make a scratch folder beside the installations, so that a rename finishes the work.
 
     It is locked while it is used. What a killed lswap left behind has no lock, and is removed.
+    Raises EngineError where the disk is full, or does not let lswap write.
     """
     parent = engines_folder()
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{_SCRATCH}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _FRESH:  # else its owner may be about to lock
-                with _locked(left):
-                    shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(Path(name)):
-        yield Path(name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{_SCRATCH}*"):
+            _remove_left(left)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(Path(name)):
+            yield Path(name)
+    except OSError as error:
+        raise EngineError(
+            f"nothing was installed in {parent} ({error.strerror or error})",
+            remedy="make room there or let lswap write, or name another place by XDG_DATA_HOME",
+        ) from error
+
+
+def _remove_left(scratch: Path) -> None:
+    with suppress(OSError):
+        if time.time() - scratch.stat().st_mtime > _FRESH:  # else its owner may be about to lock
+            with _locked(scratch):
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -230,7 +241,7 @@ def place_engine(
         ),
     )
     target = engines_folder() / (name or f"b{engine.build or 0}-{engine.backend}")
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere, too
         target.rename(tree.with_name("replaced"))  # removed together with the scratch folder
     tree.rename(target)
     return probe_engine(target / relative, f"installed {target.name}")

@@ -112,7 +112,7 @@ class ReleaseServer:
                     )
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise EngineError(
                 f"{_host(url)} does not answer as GitHub's API does ({error})",
                 remedy=f"check {VARIABLE}; `lswap engine build` needs no release",
@@ -196,6 +196,11 @@ class ReleaseServer:
         raise EngineError(f"{_host(url)} redirects without end", remedy=_WITHOUT)
 
     def _check(self, url: str) -> None:
+        if not _is_address(url):
+            raise EngineError(
+                f"{_host(self._base)} leads to {without_user(url)!r}, which is not an address",
+                remedy="nothing was installed; try again later, or take another --ref",
+            )
         parts = urlsplit(url)
         if not _is_asset_host(url) and not same_place(self._base, url):
             raise EngineError(
@@ -258,7 +263,16 @@ def _unreachable(url: str, why: str) -> EngineError:
     return EngineError(f"{_host(url)} cannot be reached ({why})", remedy=_WITHOUT)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:  # brackets without an end, or a port that is not one
+        return False
+
+
 def _is_safe(url: str) -> bool:
+    if not _is_address(url):
+        return False
     parts = urlsplit(url)
     if parts.scheme == "http":
         return bool(_LOOPBACK.fullmatch(parts.hostname or ""))

@@ -93,6 +93,7 @@ class Estimation:
         self._in_place: dict[_Way, int | None] = {}
         self._chosen: dict[str, _Chosen] = {}
         self._told: dict[str, tuple[Choice, ...]] = {}
+        self._redone: Counter[str] = Counter()
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
         self._done: set[str] = set()
@@ -120,14 +121,16 @@ class Estimation:
         self._in_place = {key: one for key, one in self._in_place.items() if key[0] not in gone}
         self._chosen = {name: one for name, one in self._chosen.items() if name not in gone}
         self._told = {name: one for name, one in self._told.items() if name not in gone}
+        self._redone.update(gone)
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
     def reduce(self, preset: str) -> None:
         """A load ran out of memory: choose the next step instead, until something changes."""
         if (chosen := self._chosen.get(preset)) is not None:
-            chosen.after = dict(chosen.ranks)
-            chosen.choices = {}
+            ranks = chosen.ranks
+            self._chosen[preset] = _Chosen(chosen.room, ranks=dict(ranks), after=dict(ranks))
+        self._redone[preset] += 1
         self._done.discard(preset)
         self._todo.appendleft(preset)
         self._work.set()
@@ -170,15 +173,17 @@ class Estimation:
 
     async def _estimate_or_say_unknown(self, preset: str) -> None:
         """Estimate; if that fails, tell the scheduler, so that requests do not wait for ever."""
+        redone = self._redone[preset]
         try:
             await self._estimate(preset)
         except Exception as error:
             guard.report("estimate", error)
-            if (prepared := self._prepared.get(preset)) is not None:
+            prepared = self._prepared.get(preset)
+            if prepared is not None and redone == self._redone[preset]:
                 self._tell(preset, tuple(prepared.plan.choices), None, False)
 
     async def _estimate(self, preset: str) -> None:
-        prepared = self._prepared[preset]
+        prepared, redone = self._prepared[preset], self._redone[preset]
         choices = list(prepared.plan.choices)
         if prepared.plan.estimating:
             choices = await self._ways(preset, prepared)
@@ -186,6 +191,8 @@ class Estimation:
         seconds, seeded = await self._learned_load(preset, choices), False
         if seconds is None:
             seconds, seeded = await self._seeded_load(prepared), True
+        if redone != self._redone[preset]:
+            return  # this is of an older configuration, and it is worked out anew
         self._told[preset] = tuple(choices)
         self._tell(preset, tuple(choices), seconds, seeded)
 
@@ -209,21 +216,23 @@ class Estimation:
         """Return what a variant runs as: what was chosen before, as long as it fits."""
         said = prepared.ways[variant].preset
         rooms = self._rooms(preset, said)
-        before = self._chosen.get(preset)
+        # Whatever makes this out of date puts another one in its place.
+        chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
         kept: list[Choice] = []
-        if before is not None and variant in before.choices:
-            kept = [await self._estimated(preset, one) for one in before.choices[variant]]
+        if variant in chosen.choices:
+            kept = [await self._estimated(preset, one) for one in chosen.choices[variant]]
             if any(_fits(one, room) for one in kept for room in rooms):
-                before.choices[variant] = tuple(kept)
+                chosen.choices[variant] = tuple(kept)
                 return kept
-        after = -1 if before is None else before.after.get(variant, -1)
+        after = chosen.after.get(variant, -1)
         asked = (prepared, variant, self._devices, self._fitter, self._cache_ram, rooms)
         ways = await choose_ways(*asked, after=after)
         if after >= 0 and all(way.rank is None for way in ways):
-            ways = await choose_ways(*asked)  # there is nothing less
+            # There is nothing less, so its load is not repeated when it runs out of memory again.
+            again = await choose_ways(*asked)
+            ways = [replace(one, choice=replace(one.choice, leaner=False)) for one in again]
         for way in ways:
             self._found[_way_of(preset, way.choice)] = way.estimate
-        chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
         chosen.choices[variant] = tuple(way.choice for way in ways)
         chosen.ranks[variant] = max((way.rank or 0 for way in ways), default=0)
         # What runs as before is charged by what it takes, though it does not fit any more.

@@ -119,6 +119,17 @@ async def test_the_first_step_that_fits_is_found(
             assert fits(found.estimate.footprint, room), machine
 
 
+async def test_the_only_step_is_taken_too(estimator: Estimator, files: Path) -> None:
+    """A wish for just one context, where nothing else is open."""
+    wish = FitWish(least=4096, want=4096)
+    room = {HOST: 16 * GIB}
+    wanted = replace(wanted_for("dense-8b", room, files), args=("--cache-ram", "0"))
+    found = await fit(estimator, wanted, room, wish)
+    assert found.step is not None
+    assert (found.step.context, found.step.words) == (4096, ("--ctx-size", "4096"))
+    assert fits(found.estimate.footprint, room)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 async def test_words_say_what_the_step_says(name: str, estimator: Estimator, files: Path) -> None:
     room = MACHINES["card-8"]

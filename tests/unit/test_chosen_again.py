@@ -198,3 +198,54 @@ async def test_what_ran_out_of_memory_is_chosen_after_that_step_until_something_
 
     await run(bench, then)
     assert bench.after == [-1, 0, -1]
+
+
+async def test_what_was_chosen_for_a_file_that_changed_meanwhile_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reload comes while it is worked out what the preset of the older file runs as."""
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+    began, reloaded = asyncio.Event(), asyncio.Event()
+    choose = bench._choose
+
+    async def slow(one: Prepared, *rest: Any, after: int = -1) -> Sequence[ChosenWay]:
+        found = await choose(one, *rest, after=after)
+        if not reloaded.is_set():
+            began.set()
+            await reloaded.wait()
+        return found
+
+    monkeypatch.setattr(estimation, "choose_ways", slow)
+
+    async def then(bench: Bench) -> None:
+        await began.wait()
+        bench.estimation.redo(["open"])
+        reloaded.set()
+        assert await bench.next() == ("open", ["8192"])
+
+    await run(bench, then)
+    assert bench.told.empty()
+
+
+async def test_the_last_step_is_not_loaded_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("models: {open: {model: /open.gguf}}", monkeypatch)
+    choose = bench._choose
+
+    async def only(one: Prepared, *rest: Any, after: int = -1) -> Sequence[ChosenWay]:
+        (way,) = await choose(one, *rest, after=after)
+        choice = replace(way.choice, leaner=after < 0)
+        return [replace(way, choice=choice, rank=0 if after < 0 else None)]
+
+    monkeypatch.setattr(estimation, "choose_ways", only)
+
+    async def told(bench: Bench) -> Choice:
+        async with asyncio.timeout(30):
+            _, (choice,) = await bench.told.get()
+        return choice
+
+    async def then(bench: Bench) -> None:
+        assert (await told(bench)).leaner
+        bench.estimation.reduce("open")
+        assert not (await told(bench)).leaner, "or it would be reduced again and again"
+
+    await run(bench, then)

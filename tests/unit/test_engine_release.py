@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -262,6 +263,57 @@ def test_other_failures_of_the_server_are_named(fake: FakeReleases) -> None:
         with pytest.raises(EngineError, match="does not answer as GitHub's API does"):
             install_release()
     assert installed() == []
+
+
+def test_a_list_of_endless_depth_is_refused(fake: FakeReleases) -> None:
+    deep = b'{"tag_name": "b1", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    fake.special[f"/releases/tags/{PINNED}"] = [partial(send_file, content=deep)]
+    with pytest.raises(EngineError, match="does not answer as GitHub's API does"):
+        install_release()
+
+
+@pytest.mark.parametrize("odd", ["https://[here/x", "https://github.com:99999/x"])
+def test_what_is_not_an_address_is_refused(
+    odd: str, fake: FakeReleases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.release(PINNED).asset(CPU, packed(PINNED), browser_download_url=odd)
+    with pytest.raises(EngineError, match="which is not an address"):
+        install_release()
+    monkeypatch.setenv("LSWAP_RELEASES_URL", odd)
+    with pytest.raises(EngineError, match="is not an address that lswap asks"):
+        install_release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(fake: FakeReleases) -> None:
+    fake.release(PINNED).asset(CPU, packed(PINNED))
+    engines_folder().parent.mkdir(parents=True)
+    engines_folder().write_text("a file stands where the folder should be")
+    with pytest.raises(EngineError, match=f"nothing was installed in {engines_folder()}") as caught:
+        install_release()
+    assert "XDG_DATA_HOME" in caught.value.remedy
+
+
+def test_a_disk_that_is_full_meanwhile_is_named(
+    fake: FakeReleases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.release(PINNED).asset(CPU, packed(PINNED))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(install, "write_manifest", full)
+    with pytest.raises(EngineError, match="No space left on device"):
+        install_release()
+    assert installed() == []
+
+
+def test_a_link_that_leads_nowhere_is_replaced(fake: FakeReleases) -> None:
+    fake.release(PINNED).asset(CPU, packed(PINNED))
+    engines_folder().mkdir(parents=True)
+    name = f"{PINNED}-ubuntu-x64"
+    (engines_folder() / name).symlink_to("/nowhere")
+    assert install_release().path.is_file()
+    assert installed() == [name]
 
 
 def test_a_list_without_end_is_refused(fake: FakeReleases, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from llamaswap_py.units import (
     format_size,
     parse_duration,
     parse_size,
+    parse_tokens,
     showable,
 )
 
@@ -120,3 +121,15 @@ def test_format_duration(seconds: float, text: str) -> None:
 )
 def test_what_could_command_a_terminal_is_shown_as_it_is_written(text: str, shown: str) -> None:
     assert showable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("8k", 8192), (" 8.5 K ", 8704), ("1m", MIB), ("8kk", None), ("-8k", None), ("2048m", None)],
+)
+def test_tokens_with_a_unit_are_read_as_people_write_them(text: str, tokens: int | None) -> None:
+    assert parse_tokens(text) == tokens
+
+
+def test_more_tokens_than_llama_server_counts_are_not_a_number_of_tokens() -> None:
+    assert parse_tokens("9" * 400 + "k") is None
