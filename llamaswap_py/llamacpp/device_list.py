@@ -10,13 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from llamaswap_py.units import MIB
+from llamaswap_py.units import HOST, MIB, showable
 
 OPTION: Final = "--list-devices"
 _TITLE: Final = "Available devices:"
 # `common_print_available_devices` in common/arg.cpp; a description may hold brackets too.
+# A name that has a comma, or begins with a dash, could not be given to `--device`.
 _LINE: Final = re.compile(
-    r"\s+(?P<name>[^\s:]+): (?P<description>.*) "
+    r"\s+(?P<name>[A-Za-z_][!-+\--9;-~]*): (?P<description>.*) "
     r"\((?P<total>\d{1,12}) MiB, (?P<free>\d{1,12}) MiB free\)",
     re.ASCII,
 )
@@ -49,11 +50,11 @@ def parse_device_list(printed: str) -> tuple[ListedDevice, ...] | None:
     devices = [
         ListedDevice(
             name=one["name"],
-            description=one["description"],
+            description=showable(one["description"]),
             total=int(one["total"]) * MIB,
             free=int(one["free"]) * MIB,
         )
         for one in found
         if one is not None
     ]
-    return tuple(one for one in devices if one.kind not in _HELPERS)
+    return tuple(one for one in devices if one.kind not in _HELPERS and one.name != HOST)

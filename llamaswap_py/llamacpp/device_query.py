@@ -19,6 +19,7 @@ from typing import Final
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_list import OPTION, ListedDevice, parse_device_list
 from llamaswap_py.llamacpp.env_variables import clean_environment
+from llamaswap_py.units import showable
 
 _log: Final = logging.getLogger("lswap.devices")
 TIMEOUT: Final = 20.0
@@ -65,7 +66,7 @@ def query_devices(
                     os.killpg(run.pid, signal.SIGKILL)
     devices = parse_device_list(out.decode(errors="replace"))
     lines = (said or out).decode(errors="replace").strip().splitlines()
-    last = lines[-1][:200] if lines else "no output"
+    last = showable(lines[-1][:200]) if lines else "no output"
     if run.returncode != 0 or devices is None:
         raise EngineError(f"{what} failed with status {run.returncode}: {last}", remedy=_REMEDY)
     if not devices and said:

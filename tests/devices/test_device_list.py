@@ -37,6 +37,18 @@ def test_an_empty_list_is_not_the_same_as_none() -> None:
     assert parse_device_list("error: invalid argument: --list-devices\n") is None
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mCUDA0", "A,B0", "-x0", "CUDA 0", "a:b", "host", "0"])
+def test_what_cannot_be_the_name_of_a_device_is_left_out(name: str) -> None:
+    line = f"  {name}: NVIDIA (8192 MiB, 8000 MiB free)"
+    assert parse_device_list(f"Available devices:\n{line}\n") == ()
+
+
+def test_a_description_cannot_command_a_terminal() -> None:
+    line = "  RPC0: \x1b[31mred (8192 MiB, 8000 MiB free)"
+    (device,) = parse_device_list(f"Available devices:\n{line}\n") or ()
+    assert device.description == "\\x1b[31mred"
+
+
 RTX: Final = "NVIDIA GeForce RTX 4090"
 RADEON: Final = "AMD Radeon RX 7900 XTX"
 NAVI: Final = f"{RADEON} (RADV NAVI31)"
