@@ -17,7 +17,7 @@ from llamaswap_py.devices.host import process_trees
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
-from llamaswap_py.estimate.files import file_sizes
+from llamaswap_py.estimate.files import FileIdentity, file_sizes, identify
 from llamaswap_py.estimate.fitter import Fitter
 from llamaswap_py.estimate.types import EstimateError, Part
 from llamaswap_py.scheduler.types import Choice, PoolId
@@ -94,6 +94,7 @@ class Estimation:
         self._chosen: dict[str, _Chosen] = {}
         self._told: dict[str, tuple[Choice, ...]] = {}
         self._redone: Counter[str] = Counter()
+        self._pins = _pins(prepared)
         self._todo = deque(_ahead_of_need(prepared))
         self._seen: set[str] = set()
         self._done: set[str] = set()
@@ -113,8 +114,14 @@ class Estimation:
             self._work.set()
 
     def redo(self, presets: Iterable[str]) -> None:
-        """Work these out anew: what was known of them is out of date."""
+        """Work these out anew: what was known of them is out of date.
+
+        What the file pins leaves other memory to all presets, so they are out of date with it.
+        """
         gone = set(presets)
+        before, self._pins = self._pins, _pins(self._prepared)
+        if before != self._pins or gone & self._pins:
+            gone |= self._chosen.keys()
         self._seen -= gone
         self._done -= gone
         self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
@@ -129,7 +136,9 @@ class Estimation:
         """A load ran out of memory: choose the next step instead, until something changes."""
         if (chosen := self._chosen.get(preset)) is not None:
             ranks = chosen.ranks
-            self._chosen[preset] = _Chosen(chosen.room, ranks=dict(ranks), after=dict(ranks))
+            self._chosen[preset] = _Chosen(
+                chosen.room, files=dict(chosen.files), ranks=dict(ranks), after=dict(ranks)
+            )
         self._redone[preset] += 1
         self._done.discard(preset)
         self._todo.appendleft(preset)
@@ -218,8 +227,12 @@ class Estimation:
         rooms = self._rooms(preset, said)
         # Whatever makes this out of date puts another one in its place.
         chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
+        files = await asyncio.to_thread(_identities, prepared.ways[variant].files)
         kept: list[Choice] = []
-        if variant in chosen.choices:
+        if files is not None and files != chosen.files.get(variant):
+            chosen.after.pop(variant, None)
+            chosen.files[variant] = files
+        elif variant in chosen.choices:
             kept = [await self._estimated(preset, one) for one in chosen.choices[variant]]
             if any(_fits(one, room) for one in kept for room in rooms):
                 chosen.choices[variant] = tuple(kept)
@@ -433,15 +446,28 @@ def _way_of(preset: str, choice: Choice) -> _Way:
 
 @dataclass(slots=True)
 class _Chosen:
-    """What was chosen for a preset, by variant, and the bytes of each device it was chosen for."""
+    """What was chosen for a preset, by variant, for which files, and for which room per device."""
 
     room: Mapping[str, int]
     choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
+    files: dict[str, Sequence[FileIdentity]] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
     """The ranks of steps that ran out of memory, by variant."""
     changed_at: float | None = None
     """Since when it could have clearly more or less."""
+
+
+def _identities(files: Sequence[str]) -> tuple[FileIdentity, ...] | None:
+    """Return the identities of a preset's files; None if one is gone. Blocks."""
+    try:
+        return identify(files)
+    except EstimateError:
+        return None
+
+
+def _pins(prepared: Mapping[str, Prepared]) -> set[str]:
+    return {name for name, one in prepared.items() if one.preset.pin}
 
 
 def _differs(before: Mapping[str, int], now: Mapping[str, int]) -> bool:

@@ -20,6 +20,7 @@ from tests.unit.supervisors import configured, prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from llamaswap_py.estimate import Estimator, Wanted
     from llamaswap_py.supervisor.prepare import Prepared
@@ -249,3 +250,47 @@ async def test_the_last_step_is_not_loaded_for_ever(monkeypatch: pytest.MonkeyPa
         assert not (await told(bench)).leaner, "or it would be reduced again and again"
 
     await run(bench, then)
+
+
+async def test_a_reload_that_pins_one_makes_the_others_fit_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(TWO.replace(", pin: true", ""), monkeypatch)
+    pinned = _estimating(prepared(configured(TWO).models["kept"]))
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        assert await bench.next() == ("kept", ["8192"])
+        bench.prepared["kept"] = pinned
+        bench.script = ["4096", "2048"]
+        bench.estimation.redo(["kept"])
+        assert await bench.next() == ("kept", ["4096"])
+        assert await bench.next() == ("open", ["2048"])
+
+    await run(bench, then)
+    assert bench.rooms[-1][0] == "open"
+    assert bench.rooms[-1][1][0]["host"] == 11 * GIB, "less the 4 GiB that are pinned now"
+
+
+async def test_a_file_that_was_replaced_is_chosen_for_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "open.gguf"
+    file.write_bytes(b"small")
+    bench = Bench(f"models: {{open: {{model: {file}}}}}", monkeypatch)
+    one = bench.prepared["open"]
+    way = replace(one.ways[""], files=(str(file),))
+    bench.prepared["open"] = replace(one, ways={"": way})
+
+    async def then(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.estimation.reduce("open")
+        assert await bench.next() == ("open", ["8192"])
+        bench.estimation.record_ready(bench.is_ready("open", "8192"))
+        assert await bench.next() == ("open", ["8192"])
+        file.write_bytes(b"another one")
+        bench.estimation.record_ready(bench.is_ready("open", "8192"))
+        assert await bench.next() == ("open", ["4096"])
+
+    await run(bench, then)
+    assert bench.after == [-1, 0, -1], "what ran out of memory was the older file"
