@@ -27,7 +27,7 @@ from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
 from llamaswap_py.supervisor.fit import as_remedies, leaner_for
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
-from llamaswap_py.supervisor.ways import fits_in, usable, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.ways import may_fit, usable, wanted_for, ways_to_load, weighed
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import HOST, format_size
 
@@ -234,7 +234,7 @@ class Estimation:
             chosen.files[variant] = files
         elif variant in chosen.choices:
             kept = [await self._estimated(preset, one) for one in chosen.choices[variant]]
-            if any(_fits(one, room) for one in kept for room in rooms):
+            if any(may_fit(one, room) for one in kept for room in rooms):
                 chosen.choices[variant] = tuple(kept)
                 return kept
         after = chosen.after.get(variant, -1)
@@ -474,11 +474,6 @@ def _differs(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
     return any(
         abs(now.get(device, 0) - size) > _CHANGE * max(size, 1) for device, size in before.items()
     )
-
-
-def _fits(choice: Choice, room: Mapping[str, int]) -> bool:
-    footprint = choice.footprint
-    return footprint is None or fits_in({str(one): footprint[one] for one in footprint}, room)
 
 
 def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:

@@ -25,7 +25,7 @@ from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
-from llamaswap_py.supervisor.ways import fits_in, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.ways import fits_in, may_fit, wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""
@@ -200,9 +200,9 @@ async def leaner_for(
     """
     alone = {one.id: one.total - one.margin for one in devices}
     beside = {device: room - (pinned or {}).get(device, 0) for device, room in alone.items()}
-    if any(_fits(one, beside) for one in choices):
+    if any(may_fit(one, beside) for one in choices):
         return ()
-    room = beside if any(_fits(one, alone) for one in choices) else alone
+    room = beside if any(may_fit(one, alone) for one in choices) else alone
     known = None if prepared.engine is None else prepared.engine.options
     extra = prepared.as_variant(choices[-1].variant).preset.extra
     try:
@@ -218,9 +218,3 @@ def as_remedies(leaner: Sequence[Leaner]) -> tuple[Remedy, ...]:
         Remedy(one.words, {PoolId(device): size for device, size in one.footprint.items()})
         for one in leaner
     )
-
-
-def _fits(choice: Choice, room: Mapping[str, int]) -> bool:
-    if choice.footprint is None:
-        return True
-    return fits_in({str(pool): size for pool, size in choice.footprint.items()}, room)

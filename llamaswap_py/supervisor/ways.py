@@ -144,3 +144,9 @@ def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
 def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
     """Return whether every device has room for its part."""
     return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
+
+
+def may_fit(choice: Choice, room: Mapping[str, int]) -> bool:
+    """Return whether a choice fits into `room` (bytes per device), or has an unknown footprint."""
+    footprint = choice.footprint
+    return footprint is None or fits_in({str(one): footprint[one] for one in footprint}, room)
