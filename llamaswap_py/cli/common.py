@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperGroup
 
 from llamaswap_py.llamacpp.router_mode import CONTEXT, MODEL_WORDS
-from llamaswap_py.units import parse_tokens
 
 FAILED: Final = 1
 
@@ -59,6 +58,8 @@ RecordFile = Annotated[
 
 def read_tokens(text: str | int) -> int:
     """Read a number of tokens: 16384, 16k."""
+    from llamaswap_py.units import parse_tokens
+
     said = str(text)
     tokens = int(said) if said.isdecimal() else parse_tokens(said)
     if tokens is None:

@@ -110,7 +110,7 @@ async def test_a_rearranged_model_is_charged_once(
 ) -> None:
     """Its file stays mapped beside the copy: measured and estimated figures leave that out."""
     model = tiny_model(
-        "rearranged", "heavy is the crown", layers=8, pad_bytes=640 * MIB, quantized=True
+        "charged-once", "heavy is the crown", layers=8, pad_bytes=640 * MIB, quantized=True
     )
     size = model.stat().st_size
     wanted = wanted_for(llama_server, model)

@@ -55,7 +55,7 @@ async def test_a_child_that_hangs_every_time_gets_a_rest(lab: Lab) -> None:
 async def test_a_child_that_spins(lab: Lab) -> None:
     """Processor time alone keeps it for thirty times its patience, and no longer."""
     env = {"FAKE_STALL": "cpu", "FAKE_STALL_GATE": str(lab.folder / "gate")}
-    async with lab.lswap({"alpha": lab.fake("alpha", env=env, liveness="400ms")}) as lswap:
+    async with lab.lswap({"alpha": lab.fake("alpha", env=env, liveness="1s")}) as lswap:
         answer = await lswap.client.post("/completion", json={"model": "alpha"})
         assert "alpha hung" in error_of(answer, 502)["message"]
         said = await lswap.says("failed alpha#1")

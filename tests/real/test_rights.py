@@ -67,7 +67,7 @@ async def test_keep_alive_of_a_key_without_the_right_changes_nothing_for_others(
                 answer = await lswap.client.post(path, json=asked, headers=as_key("ann"))
                 assert answer.status_code == 200, answer.text
                 assert {one["ttl"] for one in (await instances(lswap)).values()} == {3600}
-        assert sum("sends keep_alive" in line for line in lswap.log) == 1
+        assert sum("keep_alive in requests of the key 'ann'" in line for line in lswap.log) == 1
         # To unload a model is what such a request is for: that is refused.
         for path in ("/api/generate", "/api/chat"):
             body = {"model": "alpha", "keep_alive": 0}
