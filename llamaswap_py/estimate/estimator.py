@@ -32,7 +32,9 @@ from llamaswap_py.estimate.formula import (
     draft_settings,
     has_windows,
     is_recurrent,
+    lay_out,
     page_cache_notes,
+    parts_and_layout,
     process_parts,
     repackable_kinds,
     token_bytes,
@@ -178,7 +180,9 @@ class Estimator:
         opened = Opened(headers, (), projector, adapters)
         used = devices_used(settings, wanted.gpus)
         parts = await self._dry_model(wanted, wanted.model, wanted.args, settings, headers)
-        notes += page_cache_notes(parts, headers, settings, used, self._repackable)
+        if headers:
+            layout = lay_out(headers, settings, used, self._repackable)
+            notes += page_cache_notes(parts, layout, settings)
         if settings.draft is not None:
             words, aside = draft_args(settings, wanted.args), draft_settings(settings)
             draft, more = await _headers(settings.draft.path)
@@ -198,8 +202,8 @@ class Estimator:
         """Return what the formulas say of opened files with other arguments. Pure."""
         settings = read_settings(args)
         used = devices_used(settings, gpus)
-        parts = analytic_parts(opened.model, settings, used, self._repackable)
-        notes = page_cache_notes(parts, opened.model, settings, used, self._repackable)
+        parts, layout = parts_and_layout(opened.model, settings, used, self._repackable)
+        notes = page_cache_notes(parts, layout, settings)
         if settings.draft is not None and opened.draft:
             parts += analytic_parts(opened.draft, draft_settings(settings), used, self._repackable)
         return _finished(Source.ANALYTIC, parts, used, settings, opened, notes)

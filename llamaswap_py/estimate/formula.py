@@ -441,7 +441,17 @@ def analytic_parts(
     gpus: Sequence[str],
     repackable: Collection[str],
 ) -> list[Part]:
-    """Return the parts of one model whose shards have these headers.
+    """Return the parts of one model whose shards have these headers; see parts_and_layout()."""
+    return parts_and_layout(headers, settings, gpus, repackable)[0]
+
+
+def parts_and_layout(
+    headers: Sequence[Header],
+    settings: Settings,
+    gpus: Sequence[str],
+    repackable: Collection[str],
+) -> tuple[list[Part], Layout]:
+    """Return the parts of one model whose shards have these headers, and where its tensors are.
 
     `gpus` are the devices it may use, in the engine's order; none means the host alone. Raises
     EstimateError for files that are not a language model.
@@ -464,7 +474,7 @@ def analytic_parts(
     compute = compute_of(header, settings, context)
     for device in dict.fromkeys(layout.layer_devices):
         parts.append(Part(device, "compute", compute.buffer, grows=device == HOST))
-    return parts + growing_parts(header, settings, context, gpus=gpus)
+    return parts + growing_parts(header, settings, context, gpus=gpus), layout
 
 
 _ALIKE: Final = 0.02
@@ -487,18 +497,10 @@ def locked_parts(parts: Iterable[Part], layout: Layout, settings: Settings) -> l
     return [Part(HOST, LOCKED, unused_pages(parts, layout))]
 
 
-def page_cache_notes(
-    parts: Iterable[Part],
-    headers: Sequence[Header],
-    settings: Settings,
-    gpus: Sequence[str],
-    repackable: Collection[str],
-) -> list[str]:
+def page_cache_notes(parts: Iterable[Part], layout: Layout, settings: Settings) -> list[str]:
     """Return a line about the pages of files that stay mapped and are not counted."""
-    if not headers or not settings.mapped or settings.locked:
-        return []
-    size = unused_pages(parts, lay_out(headers, settings, gpus, repackable))
-    if size < _WORTH_A_NOTE:
+    size = unused_pages(parts, layout)
+    if not settings.mapped or settings.locked or size < _WORTH_A_NOTE:
         return []
     where = "beside the weights that were rearranged or moved"
     return [f"{format_size(size)} of its file stay mapped {where}: page cache, not counted"]

@@ -180,7 +180,8 @@ def test_pages_beside_rearranged_weights_count_only_if_they_are_locked() -> None
             for what in (LOCKED, WEIGHTS, MOVED)
         }
         weights = sizes[WEIGHTS] + sizes[MOVED]
-        return sizes[LOCKED], weights, page_cache_notes(parts, [header], chosen, (), kinds)
+        layout = lay_out([header], chosen, (), kinds)
+        return sizes[LOCKED], weights, page_cache_notes(parts, layout, chosen)
 
     told = again // MIB * MIB + HALF
     once = told + 3 * MIB + HALF

@@ -192,7 +192,7 @@ def test_the_host_is_charged_with_each_weight_once() -> None:
         assert sum(sizes.values()) == whole, words
         estimate = Estimate(Source.ANALYTIC, tuple(parts))
         assert estimate.in_place == whole - (moved if chosen.repack else 0)
-        notes = page_cache_notes(parts, [header], chosen, (), ("Q4_K",))
+        notes = page_cache_notes(parts, lay_out([header], chosen, (), ("Q4_K",)), chosen)
         where = "beside the weights that were rearranged or moved"
         said = [f"{format_size(moved)} of its file stay mapped {where}: page cache, not counted"]
         assert notes == (said if chosen.mapped and chosen.repack else [])
@@ -206,7 +206,8 @@ def test_locked_pages_are_charged_because_the_kernel_cannot_drop_them() -> None:
         moved = sum(part.size for part in parts if part.what == MOVED)
         assert Part(HOST, LOCKED, moved) in parts
         assert Estimate(Source.ANALYTIC, tuple(parts)).in_place == whole
-        assert page_cache_notes(parts, [header], settings(words), (), ("Q4_K",)) == []
+        layout = lay_out([header], settings(words), (), ("Q4_K",))
+        assert page_cache_notes(parts, layout, settings(words)) == []
 
 
 def test_pages_of_layers_on_a_device_are_not_charged() -> None:
