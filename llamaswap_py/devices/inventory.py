@@ -31,6 +31,7 @@ def read_devices(
     backends: frozenset[str],
     environment: Mapping[str, str],
     lists: Sequence[EngineList] = (),
+    cards: Cards | None = None,
     root: Path = ROOT,
 ) -> tuple[Device, ...]:
     """Return the devices to schedule on, the host last.
@@ -38,10 +39,11 @@ def read_devices(
     `lists` are what the engines say. `backends` are those of engines that do not say it: their GPUs
     are what the drivers know. If there are `declared` budgets, the devices are these and the host,
     which is measured if it is not declared. GPUs keep the UUIDs that a driver tells. Devices that
-    cannot be read are left out; they never count as zero. `root` is that of the file system.
+    cannot be read are left out; they never count as zero. `root` is that of the file system, and
+    `cards` are those of it that the caller has read.
     """
     total, source = read_host_total(root)
-    gpus = {one.id: one for one in _find(backends, environment, lists, total, root)}
+    gpus = {one.id: one for one in _find(backends, environment, lists, total, cards or Cards(root))}
     if declared is not None:
         named = [(name, gpus.get(name) or FoundGpu(name, None, "declared")) for name in declared]
         found = [_declared(declared[name], margin_of(name), one) for name, one in named]
@@ -71,9 +73,8 @@ def _find(
     environment: Mapping[str, str],
     lists: Sequence[EngineList],
     host_total: int,
-    root: Path,
+    cards: Cards,
 ) -> tuple[FoundGpu, ...]:
-    cards = Cards(root)
     listed = join_lists(lists, cards.of, host_total)
     if backends.isdisjoint(SELECTABLE):
         return listed

@@ -70,6 +70,7 @@ class DeviceLists:
             backends=frozenset(silent),
             environment=os.environ,
             lists=lists,
+            cards=cards,
             root=root,
         )
 
