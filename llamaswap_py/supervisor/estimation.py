@@ -120,7 +120,7 @@ class Estimation:
         """
         gone = set(presets)
         before, self._pins = self._pins, _pins(self._prepared)
-        if before != self._pins or gone & self._pins:
+        if before != self._pins or not gone.isdisjoint(self._pins):
             gone |= self._chosen.keys()
         self._seen -= gone
         self._done -= gone
@@ -210,15 +210,15 @@ class Estimation:
         every = ways_to_load(prepared, self._devices)
         found: list[Choice] = []
         for variant in prepared.ways:
-            if chooses(prepared, variant):
-                try:
-                    found += await self._choices(preset, prepared, variant)
-                    continue
-                except LswapError as error:
-                    _log.warning("%s: no estimate of its memory: %s", preset, error)
-                    found += [one for one in every if one.variant == variant]
-                    continue
-            found += [await self._estimated(preset, one) for one in every if one.variant == variant]
+            plain = [one for one in every if one.variant == variant]
+            if not chooses(prepared, variant):
+                found += [await self._estimated(preset, one) for one in plain]
+                continue
+            try:
+                found += await self._choices(preset, prepared, variant)
+            except LswapError as error:
+                _log.warning("%s: no estimate of its memory: %s", preset, error)
+                found += plain
         return found
 
     async def _choices(self, preset: str, prepared: Prepared, variant: str) -> list[Choice]:
@@ -261,12 +261,16 @@ class Estimation:
         What other programs hold may go, and a pin may be lifted: neither makes a preset too large.
         """
         pinned = self._pinned(preset)
+        nothing: Counter[str] = Counter()
+        taken = (self._held() + pinned, pinned, nothing)
+        return [room_for(said, self._devices, one) for one in taken]
+
+    def _held(self) -> Counter[str]:
+        """Return the bytes per device of other programs and of reservations."""
         held: Counter[str] = Counter(self._strangers())
         for one in () if self._reservations is None else self._reservations.held:
             held.update({str(pool): size for pool, size in one.footprint.items()})
-        nothing: dict[str, int] = {}
-        taken = (held + Counter(pinned), pinned, nothing)
-        return [room_for(said, self._devices, one) for one in taken]
+        return held
 
     def choose_anew(self, now: float) -> None:
         """Choose again for presets whose memory has been clearly more or less for long, by `now`.
@@ -274,10 +278,12 @@ class Estimation:
         A preset that is loaded keeps what it runs with.
         """
         loaded = {one.preset for one in self._ready_children()}
+        held = self._held()
         for preset, chosen in list(self._chosen.items()):
             if preset not in self._prepared or preset in loaded:
                 continue
-            room = self._rooms(preset, self._prepared[preset].preset)[0]
+            said = self._prepared[preset].preset
+            room = room_for(said, self._devices, held + self._pinned(preset))
             if not _differs(chosen.room, room):
                 chosen.changed_at = None
             elif chosen.changed_at is None:
@@ -341,18 +347,18 @@ class Estimation:
         )
         return [*choices[:-1], replace(last, remedies=as_remedies(leaner))]
 
-    def _pinned_before(self, preset: str) -> list[str]:
+    def _pinned_before(self, preset: str) -> tuple[str, ...]:
         """Return the presets that the file pins and that are fitted before this one."""
-        pinned = [name for name, one in self._prepared.items() if one.preset.pin]
+        pinned = self._pins
         return pinned[: pinned.index(preset)] if preset in pinned else pinned
 
-    def _pinned(self, preset: str) -> dict[str, int]:
+    def _pinned(self, preset: str) -> Counter[str]:
         """Return the bytes per device of what the file pins and that is fitted before this one."""
         taken: Counter[str] = Counter()
         for name in self._pinned_before(preset):
             first = self._told.get(name, self._prepared[name].plan.choices)[0]
             taken.update({str(pool): size for pool, size in (first.footprint or {}).items()})
-        return dict(taken)
+        return taken
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
         known = self._prepared.get(preset)
@@ -466,8 +472,9 @@ def _identities(files: Sequence[str]) -> tuple[FileIdentity, ...] | None:
         return None
 
 
-def _pins(prepared: Mapping[str, Prepared]) -> set[str]:
-    return {name for name, one in prepared.items() if one.preset.pin}
+def _pins(prepared: Mapping[str, Prepared]) -> tuple[str, ...]:
+    """Return the presets that the file pins, in its order."""
+    return tuple(name for name, one in prepared.items() if one.preset.pin)
 
 
 def _differs(before: Mapping[str, int], now: Mapping[str, int]) -> bool:

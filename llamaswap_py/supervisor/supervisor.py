@@ -38,7 +38,15 @@ from llamaswap_py.scheduler.actions import (
     Stop,
     Wake,
 )
-from llamaswap_py.scheduler.types import REDUCED, Choice, Failure, PresetId
+from llamaswap_py.scheduler.types import (
+    REDUCED,
+    Choice,
+    Failure,
+    Pool,
+    PoolId,
+    PresetId,
+    PresetPlan,
+)
 from llamaswap_py.snapshot import DecisionView, Snapshot
 from llamaswap_py.supervisor.downloads import Downloads
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild, describe
@@ -122,9 +130,7 @@ class Supervisor:
         self.about, self.pool = about, UpstreamPool()
         plans, pools = self.presets.plans(), pools_of(devices)
         self.scheduler = Scheduler(plans, pools, policy_of(config))
-        self.decider: Decider = self.scheduler
-        if record is not None:
-            self.decider = Recorder(record, self.scheduler, plans, pools)
+        self.decider = _decider_of(self.scheduler, record, plans, pools)
         self.event_log, self.facts = EventLog(), ModelFactsCache(self.prepared)
         state = self.scheduler.state
         self.names = names_of(config, state)
@@ -132,8 +138,10 @@ class Supervisor:
         self._pending, self._dispatching = deque[ev.Event](), False
         self._timer = Timer(lambda: self.dispatch(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
-        self._stack, self._tasks = AsyncExitStack(), (tasks := asyncio.TaskGroup())
-        self._memory_pools, self.strangers = MemoryPools(devices), SteadyStrangers()
+        self._stack = AsyncExitStack()
+        self._tasks = tasks = asyncio.TaskGroup()
+        self._memory_pools = MemoryPools(devices)
+        self.strangers = SteadyStrangers()
         self.reservations = Reservations(self.dispatch)
         self.estimation = Estimation(
             self.prepared,
@@ -229,8 +237,11 @@ class Supervisor:
         known = self.scheduler.state.instances
         return [
             ReadyChild(
-                *(key.preset, known[key].choice, one.pid, known[key].load_seconds),
-                outside=one.roots_outside(),
+                key.preset,
+                known[key].choice,
+                one.pid,
+                known[key].load_seconds,
+                one.roots_outside(),
             )
             for key, one in self.running.items()
             if one.pid is not None and key in known and known[key].ready_at is not None
@@ -529,6 +540,16 @@ class Changes:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+
+
+def _decider_of(
+    scheduler: Scheduler,
+    record: RunRecord | None,
+    plans: tuple[PresetPlan, ...],
+    pools: Mapping[PoolId, Pool],
+) -> Decider:
+    """Return what decides: the scheduler, recorded if there is a `record`."""
+    return scheduler if record is None else Recorder(record, scheduler, plans, pools)
 
 
 def _changes(old: Mapping[str, Prepared], new: Mapping[str, Prepared]) -> Changes:
