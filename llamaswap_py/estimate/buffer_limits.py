@@ -38,7 +38,7 @@ class BufferLimits:
                 found[gpu] = limit.refused
         return found
 
-    def note(self, wanted: Wanted, gpu: str, size: int) -> None:
+    def record(self, wanted: Wanted, gpu: str, size: int) -> None:
         """Keep that a device refused a tensor of `size` bytes."""
         known = self.refused(wanted).get(gpu)
         if known is None or size < known:

@@ -296,7 +296,7 @@ class _Search:
         try:
             estimate = await self.estimator.prove(wanted)
         except DoesNotRunError as error:
-            await self._note_refusal(step, error)
+            await self._record_refusal(step, error)
             footprint = self._corrected(formula)
             source = Source.DRY_RUN.value
             self.proven[rank] = Tried(self._said(step), footprint, False, source, error.message)
@@ -319,7 +319,7 @@ class _Search:
         self.proven[rank] = Tried(said, footprint, fits, estimate.source.value)
         return fits
 
-    async def _note_refusal(self, step: FitStep, error: DoesNotRunError) -> None:
+    async def _record_refusal(self, step: FitStep, error: DoesNotRunError) -> None:
         """Keep the size of a tensor that a device refused, for this search and for later ones.
 
         The limits of devices are powers of two, so the search goes on with half of the size.
@@ -331,7 +331,7 @@ class _Search:
         if size := sizes.get(error.device):
             self.limits[error.device] = min(size, self.limits.get(error.device, size))
             self.doubted[error.device] = size // 2 + 1
-            await asyncio.to_thread(self.estimator.limits.note, self.wanted, error.device, size)
+            await asyncio.to_thread(self.estimator.limits.record, self.wanted, error.device, size)
 
     def _believe(self, rank: int) -> None:
         """Take a step by the formulas alone."""

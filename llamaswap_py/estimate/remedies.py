@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from llamaswap_py.estimate.contexts import USUAL
 from llamaswap_py.estimate.files import open_header
 from llamaswap_py.estimate.formula import context_of
-from llamaswap_py.estimate.types import PROMPT_CACHE, Estimate, EstimateError, Source
+from llamaswap_py.estimate.types import PROMPT_CACHE, Estimate, EstimateError, Source, fits_in
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
     names_of,
@@ -96,11 +96,13 @@ class Remedies:
         together: dict[str, str] = {}
         for args in self._lossless():
             one = await self._need(args)
-            if self._fits(one.footprint):
+            if fits_in(one.footprint, self._room):
                 found.append(one)
             together |= args
-        if not found and len(together) > 1 and self._fits((await self._need(together)).footprint):
-            found.append(await self._need(together))
+        if not found and len(together) > 1:
+            both = await self._need(together)
+            if fits_in(both.footprint, self._room):
+                found.append(both)
         header = await asyncio.to_thread(open_header, self._wanted.model)
         contexts, layers = self._contexts(header), self._layers(header)
         for base in ({}, together):
@@ -156,7 +158,7 @@ class Remedies:
         low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
-            if self._fits((await self._need({**args, **steps[middle]})).footprint):
+            if fits_in((await self._need({**args, **steps[middle]})).footprint, self._room):
                 high = middle
             else:
                 low = middle + 1
@@ -172,9 +174,6 @@ class Remedies:
                 takes[device] = takes.get(device, 0) + more
             self._tried[key] = Leaner(args, takes)
         return self._tried[key]
-
-    def _fits(self, footprint: Mapping[str, int]) -> bool:
-        return all(size <= self._room.get(device, 0) for device, size in footprint.items() if size)
 
     def _has(self, name: str) -> bool:
         return self._known is None or f"--{name}" in self._known

@@ -107,6 +107,11 @@ def total(parts: Iterable[Part]) -> dict[str, int]:
     return sizes
 
 
+def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
+    """Return whether every device has room for its part; both in bytes per device."""
+    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
+
+
 def surprise(estimate: Estimate, measured: Mapping[str, int]) -> str:
     """Say by how much an estimate was wrong, if it was by more than TOLERANCE; else "".
 

@@ -17,7 +17,7 @@ from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.fitter import Fitter, Tried
 from llamaswap_py.estimate.remedies import Leaner, Remedies
-from llamaswap_py.estimate.types import EstimateError
+from llamaswap_py.estimate.types import EstimateError, fits_in
 from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
@@ -25,7 +25,7 @@ from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
-from llamaswap_py.supervisor.ways import fits_in, may_fit, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.ways import may_fit, wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llamaswap_py.devices import Device, in_main_memory, seen_by
 from llamaswap_py.estimate import Estimate, Wanted
+from llamaswap_py.estimate.types import fits_in
 from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.supervisor.prepare import LoadWay, Prepared, sleeping_footprint
@@ -139,11 +140,6 @@ def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
         sleeping=asleep,
         made_of=tuple((device, estimate.explain(device)) for device in estimate.footprint),
     )
-
-
-def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
-    """Return whether every device has room for its part."""
-    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
 
 
 def may_fit(choice: Choice, room: Mapping[str, int]) -> bool:
