@@ -27,6 +27,7 @@ from llamaswap_py.llamacpp.model_files import (
     folder_kind,
     home_of,
     sidecar_kind,
+    split_quant,
 )
 from llamaswap_py.llamacpp.model_files import (
     PROJECTOR as PROJECTOR_KIND,
@@ -35,7 +36,6 @@ from llamaswap_py.llamacpp.path_options import DRAFT_MODEL, PROJECTOR
 from llamaswap_py.units import showable
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-\d{5}", re.DOTALL)
-_QUANT: Final = re.compile(r"[-_.](?:UD-)?(?:I?Q\d\w*|B?F16|F32|FP16|MXFP4\w*)$", re.IGNORECASE)
 _SUFFIX: Final = ".gguf"
 
 
@@ -190,25 +190,16 @@ def _models_beside(kinds: Mapping[GgufFile, str], name: str) -> list[FoundModel]
 def _draft(paths: list[str], stem: str, *, alone: bool) -> str | None:
     """Return the draft head of a model: one named after it, or any if the model is `alone`.
 
-    Among several, the one with the model's quantization wins, else the nearest number of bits.
+    Among several, the one with the model's quantisation wins, else the nearest number of bits.
     """
-    core, quant = _QUANT.sub("", stem).lower(), _quant(stem)
-    named = [path for path in paths if core and core in _stem(path).lower()]
-    fitting = named or (paths if alone else [])
-    return min(
-        fitting,
-        key=lambda path: (
-            _quant(_stem(path)) != quant,
-            abs(bits_of(_quant(_stem(path))) - bits_of(quant)),
-            path,
-        ),
-        default=None,
-    )
+    core, quant = split_quant(stem)
+    named = [path for path in paths if core and core.lower() in _stem(path).lower()]
 
+    def distance(path: str) -> tuple[bool, int, str]:
+        own = split_quant(_stem(path))[1]
+        return own != quant, abs(bits_of(own) - bits_of(quant)), path
 
-def _quant(stem: str) -> str:
-    match = _QUANT.search(stem)
-    return match[0][1:].upper() if match else ""
+    return min(named or (paths if alone else []), key=distance, default=None)
 
 
 def _projector(paths: list[str], stem: str, *, alone: bool) -> str | None:
@@ -216,7 +207,7 @@ def _projector(paths: list[str], stem: str, *, alone: bool) -> str | None:
     ranked = sorted(paths, key=lambda path: ("f16" not in path.lower().replace("bf16", ""), path))
     for path in ranked:
         rest = _stem(path).replace("mmproj", "").strip("-_.")
-        core = _QUANT.sub("", rest).lower()
+        core = split_quant(rest)[0].lower()
         if core and stem.lower().startswith(core):
             return path
     return ranked[0] if ranked and alone else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from llamaswap_py.devices.device import Device
-from llamaswap_py.devices.found import EngineList
+from llamaswap_py.devices.device import Device, EngineList
 from llamaswap_py.devices.host import read_cache_room
 from llamaswap_py.devices.inventory import read_devices, with_gone
 from llamaswap_py.devices.placement import (
@@ -13,7 +12,6 @@ from llamaswap_py.devices.placement import (
     place,
     placement_env,
     seen_by,
-    translate,
 )
 from llamaswap_py.devices.reader import Measurement, PoolReading, strangers_by_charge
 from llamaswap_py.devices.telemetry import Telemetry
@@ -33,6 +31,5 @@ __all__ = [
     "read_devices",
     "seen_by",
     "strangers_by_charge",
-    "translate",
     "with_gone",
 ]

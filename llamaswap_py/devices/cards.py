@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.devices.found import FoundGpu, short_bus_id
+from llamaswap_py.devices.device import Device, short_bus_id
 from llamaswap_py.devices.nvml import Nvml, NvmlError, NvmlMeter, read_cuda_order
 from llamaswap_py.devices.sysfs import (
     AMD,
@@ -59,7 +59,7 @@ class Cards:
         rows = self._rows if backend in ("cuda", "vulkan") else ()
         return (*(one.uuid or one.bus_id for one in rows), *(one.bus_id for one in self._cards))
 
-    def of(self, kind: str, environment: Mapping[str, str]) -> list[FoundGpu]:
+    def of(self, kind: str, environment: Mapping[str, str]) -> list[Device]:
         """Return the cards that devices of a kind (`CUDA`, `Vulkan`, …) can be, in its order."""
         if kind == SELECTABLE["cuda"].prefix:
             return _cuda(self._rows, environment)
@@ -71,13 +71,13 @@ class Cards:
 
     def named_for(
         self, backends: frozenset[str], environment: Mapping[str, str]
-    ) -> tuple[FoundGpu, ...]:
+    ) -> tuple[Device, ...]:
         """Return the GPUs that engines of these backends can use, under llama.cpp's names.
 
         If several backends can use a GPU, it has the first one's name, so that its memory counts
         once.
         """
-        found: list[FoundGpu] = []
+        found: list[Device] = []
         for name, backend in SELECTABLE.items():
             if name in backends:
                 named = {one.bus_id for one in found} if name == "vulkan" else set()
@@ -86,7 +86,7 @@ class Cards:
         return tuple(found)
 
 
-def _cuda(rows: Sequence[GpuRow], environment: Mapping[str, str]) -> list[FoundGpu]:
+def _cuda(rows: Sequence[GpuRow], environment: Mapping[str, str]) -> list[Device]:
     order: tuple[str, ...] = ()
     if needs_cuda_order(rows, environment):
         try:
@@ -107,9 +107,10 @@ def _cuda(rows: Sequence[GpuRow], environment: Mapping[str, str]) -> list[FoundG
         )
     places = {row.index: str(place) for place, row in enumerate(rows)}
     return [
-        FoundGpu(
+        Device(
             id=f"CUDA{number}",
-            total=gpu.total,
+            total=gpu.total or 0,
+            margin=0,
             source="nvml",
             uuid=gpu.uuid or places.get(gpu.index),
             meter=NvmlMeter(gpu.uuid, gpu.bus_id),
@@ -119,7 +120,7 @@ def _cuda(rows: Sequence[GpuRow], environment: Mapping[str, str]) -> list[FoundG
     ]
 
 
-def _rocm(cards: Sequence[Card], environment: Mapping[str, str]) -> list[FoundGpu]:
+def _rocm(cards: Sequence[Card], environment: Mapping[str, str]) -> list[Device]:
     agents = sorted(
         (card for card in cards if card.agent is not None),
         key=lambda card: card.agent.node if card.agent else 0,
@@ -130,14 +131,15 @@ def _rocm(cards: Sequence[Card], environment: Mapping[str, str]) -> list[FoundGp
     ]
 
 
-def _on_card(name: str, card: Card, pools: tuple[str, ...], uuid: str) -> FoundGpu:
+def _on_card(name: str, card: Card, pools: tuple[str, ...], uuid: str) -> Device:
     sizes = [{"vram": card.vram, "gtt": card.gtt}[pool] for pool in pools]
     known = [size for size in sizes if size is not None]
     gpu_id = card.agent.gpu_id if card.agent is not None else None
     on_processor = card.vendor == INTEL and card.bus_id.startswith(_ROOT_BUS)
-    return FoundGpu(
+    return Device(
         id=name,
-        total=sum(known) if len(known) == len(sizes) else None,
+        total=sum(known) if len(known) == len(sizes) else 0,
+        margin=0,
         source="sysfs",
         uuid=uuid,
         meter=SysfsMeter(card.folder, card.bus_id, pools, gpu_id),
@@ -148,7 +150,7 @@ def _on_card(name: str, card: Card, pools: tuple[str, ...], uuid: str) -> FoundG
 
 def _vulkan(
     rows: Sequence[GpuRow], cards: Sequence[Card], environment: Mapping[str, str]
-) -> list[FoundGpu]:
+) -> list[Device]:
     """Return the GPUs in the order of the Vulkan loader: cards, then integrated GPUs, by PCI bus.
 
     The order is that of `linux_read_sorted_physical_devices` in the loader's loader_linux.c. It can
@@ -168,9 +170,9 @@ def _vulkan(
     ]
 
 
-def _on_nvidia(row: GpuRow) -> FoundGpu:
+def _on_nvidia(row: GpuRow) -> Device:
     meter = NvmlMeter(row.uuid, row.bus_id)
-    return FoundGpu("", row.total, "nvml", None, meter, description=row.name)
+    return Device("", row.total or 0, 0, "nvml", meter=meter, description=row.name)
 
 
 def read_nvml() -> tuple[GpuRow, ...]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.devices.cards import Cards
-from llamaswap_py.devices.device import GONE, Device
-from llamaswap_py.devices.found import EngineList, FoundGpu, SeenAs
+from llamaswap_py.devices.device import GONE, Device, EngineList, SeenAs
 from llamaswap_py.devices.host import ROOT, read_host_total
 from llamaswap_py.devices.joining import join_lists
 from llamaswap_py.llamacpp.backends import SELECTABLE
@@ -45,10 +44,11 @@ def read_devices(
     total, source = read_host_total(root)
     gpus = {one.id: one for one in _find(backends, environment, lists, total, cards or Cards(root))}
     if declared is not None:
-        named = [(name, gpus.get(name) or FoundGpu(name, None, "declared")) for name in declared]
-        found = [_declared(declared[name], margin_of(name), one) for name, one in named]
+        named = [gpus.get(name) or Device(name, 0, 0, "declared") for name in declared]
+        sized = [replace(one, total=declared[one.id], source="declared") for one in named]
     else:
-        found = [_device(one, margin_of(one.id)) for one in gpus.values() if _is_readable(one)]
+        sized = [one for one in gpus.values() if _is_readable(one)]
+    found = [replace(one, margin=margin_of(one.id)) for one in sized]
     if declared is None or HOST not in declared:
         found.append(Device(HOST, total, margin_of(HOST), source))
     return _rooted(found, gpus, lists)
@@ -74,7 +74,7 @@ def _find(
     lists: Sequence[EngineList],
     host_total: int,
     cards: Cards,
-) -> tuple[FoundGpu, ...]:
+) -> tuple[Device, ...]:
     listed = join_lists(lists, cards.of, host_total)
     if backends.isdisjoint(SELECTABLE):
         return listed
@@ -84,7 +84,7 @@ def _find(
 
 
 def _rooted(
-    devices: Sequence[Device], gpus: Mapping[str, FoundGpu], lists: Sequence[EngineList]
+    devices: Sequence[Device], gpus: Mapping[str, Device], lists: Sequence[EngineList]
 ) -> tuple[Device, ...]:
     """Return the devices, each within one that is there; the host has what is not used.
 
@@ -106,28 +106,8 @@ def _rooted(
     return tuple(rooted)
 
 
-def _device(found: FoundGpu, margin: int) -> Device:
-    assert found.total is not None
-    return Device(
-        id=found.id,
-        total=found.total,
-        margin=margin,
-        source=found.source,
-        uuid=found.uuid,
-        meter=found.meter,
-        within=found.within,
-        description=found.description,
-        seen=found.seen,
-        in_process=found.in_process,
-    )
-
-
-def _declared(total: int, margin: int, found: FoundGpu) -> Device:
-    return _device(replace(found, total=total, source="declared"), margin)
-
-
-def _is_readable(found: FoundGpu) -> bool:
-    """Return whether its size is known; a total of 0 is one that was not reported."""
+def _is_readable(found: Device) -> bool:
+    """Return whether its size is known, and log a device that is left out without it."""
     if not found.total:
         _log.warning(
             "%s: its memory cannot be read, so lswap leaves it out; declare it (and all others to "

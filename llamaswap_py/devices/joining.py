@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
-from llamaswap_py.devices.found import EngineList, FoundGpu, SeenAs
+from llamaswap_py.devices.device import Device, EngineList, SeenAs
 from llamaswap_py.devices.matching import (
     alike,
     is_integrated,
@@ -23,7 +23,7 @@ from llamaswap_py.devices.matching import (
 from llamaswap_py.llamacpp.device_list import ListedDevice
 from llamaswap_py.units import HOST, MIB
 
-CardsOf: TypeAlias = Callable[[str, Mapping[str, str]], Sequence[FoundGpu]]
+CardsOf: TypeAlias = Callable[[str, Mapping[str, str]], Sequence[Device]]
 """The cards that devices of a kind can be in an environment, in the backend's order."""
 
 _RPC: Final = "RPC"
@@ -38,7 +38,7 @@ class _Entry:
     listing: EngineList
     place: int
     device: ListedDevice
-    card: FoundGpu | None
+    card: Device | None
 
     @property
     def in_software(self) -> bool:
@@ -74,7 +74,7 @@ class _Memory:
 
 def join_lists(
     lists: Sequence[EngineList], cards_of: CardsOf, host_total: int
-) -> tuple[FoundGpu, ...]:
+) -> tuple[Device, ...]:
     """Return the devices of all lists, each under the first engine's name for it.
 
     `host_total` are the bytes of main memory: a lender of this machine that has as much lends that.
@@ -95,7 +95,7 @@ def join_lists(
 
 
 def _entries(listing: EngineList, cards_of: CardsOf) -> Iterator[_Entry]:
-    cards: dict[str, FoundGpu | None] = {}
+    cards: dict[str, Device | None] = {}
     for kind in dict.fromkeys(one.kind for one in listing.devices):
         mine = [one for one in listing.devices if one.kind == kind and kind != _RPC]
         hardware = [one for one in mine if not is_software(one.description)]
@@ -106,7 +106,7 @@ def _entries(listing: EngineList, cards_of: CardsOf) -> Iterator[_Entry]:
         yield _Entry(listing, place, device, cards.get(device.name))
 
 
-def _card_identity(card: FoundGpu) -> str:
+def _card_identity(card: Device) -> str:
     """Return the PCI address; an instance of a divided GPU has only its UUID."""
     uuid = card.uuid or ""
     return uuid if uuid.startswith("MIG-") or not card.bus_id else card.bus_id
@@ -154,7 +154,7 @@ def _is_here(endpoint: str) -> bool:
 
 def _named(
     entries: Sequence[_Entry], memories: Mapping[str, _Memory], host_total: int
-) -> tuple[FoundGpu, ...]:
+) -> tuple[Device, ...]:
     """Give each device its name, and say within which other device its memory lies."""
     names: dict[int, str] = {}
     taken: set[str] = set()
@@ -191,7 +191,7 @@ def _inside(root: Sequence[_Entry], host_total: int) -> str | None:
     """Return the host if it is main memory, else None."""
     one = root[0]
     if one.card is not None:
-        unknown = one.card.total is None and one.device.total >= host_total / 2
+        unknown = not one.card.total and one.device.total >= host_total / 2
         return HOST if unknown or one.card.within == HOST else None
     if one.device.kind == _RPC:
         mine = _is_here(one.device.description) and one.device.total >= _NEAR * host_total
@@ -199,15 +199,15 @@ def _inside(root: Sequence[_Entry], host_total: int) -> str | None:
     return HOST if one.in_software or is_integrated(one.device.description) else None
 
 
-def _found(name: str, them: Sequence[_Entry], inside: str | None) -> FoundGpu:
+def _found(name: str, them: Sequence[_Entry], inside: str | None) -> Device:
     """Return one device with what is known of it."""
     one = them[0]
     seen = tuple(SeenAs(each.listing.view, each.device.name, each.place) for each in them)
-    known = FoundGpu(name, one.device.total, "engine", description=one.device.description)
+    known = Device(name, one.device.total, 0, "engine", description=one.device.description)
     if one.card is not None:
         card = one.card
         known = replace(card, id=name, description=one.device.description)
-        if card.total is None:  # its memory cannot be measured
+        if not card.total:  # its memory cannot be measured
             known = replace(known, total=one.device.total, source="engine", meter=None)
     in_process = one.card is None and one.in_software
     return replace(known, within=inside, seen=seen, in_process=in_process)

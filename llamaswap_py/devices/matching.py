@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from llamaswap_py.devices.found import FoundGpu
+    from llamaswap_py.devices.device import Device
     from llamaswap_py.llamacpp.device_list import ListedDevice
 
 _LEAST, _MOST = 0.85, 1.05
@@ -50,7 +50,7 @@ def plain_description(description: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.replace("nvidia", ""))
 
 
-def match_cards(listed: Sequence[ListedDevice], cards: Sequence[FoundGpu]) -> list[FoundGpu | None]:
+def match_cards(listed: Sequence[ListedDevice], cards: Sequence[Device]) -> list[Device | None]:
     """Return the card of each listed device, None where it is not certain.
 
     `cards` come in the order in which the backend counts them. If the two lists agree throughout,
@@ -65,7 +65,7 @@ def match_cards(listed: Sequence[ListedDevice], cards: Sequence[FoundGpu]) -> li
     ]
 
 
-def agree(listed: ListedDevice, card: FoundGpu) -> bool:
+def agree(listed: ListedDevice, card: Device) -> bool:
     """Return whether a listed device can be this card."""
     known = plain_description(card.description) if card.source == "nvml" else ""
     if known:  # sysfs knows the vendor only
@@ -73,7 +73,7 @@ def agree(listed: ListedDevice, card: FoundGpu) -> bool:
             return False
     elif vendor_of(listed.description) != (vendor_of(card.description) or "nvidia"):
         return False
-    if card.within is not None or not listed.total or card.total is None:
+    if card.within is not None or not listed.total or not card.total:
         return True  # the size of a part of main memory is counted in many ways
     return _LEAST * card.total <= listed.total <= _MOST * card.total
 

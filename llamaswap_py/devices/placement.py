@@ -1,7 +1,7 @@
 """Keeps a child to the devices of its preset, by variables that hide others or by `--device`. Pure.
 
 A child that does not see a card opens no context on it, which saves hundreds of MiB per card. It
-numbers the cards that it sees from 0; `translate` turns its names back into ours.
+numbers the cards that it sees from 0; `Placement.names` are its names for ours.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.devices.device import Device
-
-_HOST_BUFFERS: Final = re.compile(r"CPU.*|AMX|BLAS|host|\w+_Host", re.IGNORECASE)
 
 
 def placement_env(devices: Sequence[str], backend: str, uuids: Mapping[str, str]) -> dict[str, str]:
@@ -36,24 +34,6 @@ def placement_env(devices: Sequence[str], backend: str, uuids: Mapping[str, str]
         return env
     numbers = [uuids.get(one) or one[len(kind.prefix) :] for one in names]
     return {**env, **_hide_others(kind, numbers)}
-
-
-def translate(
-    name: str, devices: Sequence[str], backend: str, uuids: Mapping[str, str]
-) -> str | None:
-    """Return our id for the device or buffer that a child calls `name`; None if it has none.
-
-    The other arguments are those `placement_env` was called with for this child. Buffers in host
-    memory (`CPU_Mapped`, `AMX`, `CUDA_Host`, …) are `host`; `CUDA_Split` lies on several devices.
-    """
-    kind = SELECTABLE.get(backend)
-    if kind is not None and (found := re.fullmatch(rf"{kind.prefix}(\d+)(_\w+)?", name, re.I)):
-        number = int(found[1])
-        names = _visible(devices, kind, uuids)
-        if names:
-            return names[number] if number < len(names) else None
-        return None if devices else f"{kind.prefix}{number}"
-    return HOST if _HOST_BUFFERS.fullmatch(name) else None
 
 
 def _visible(devices: Sequence[str], kind: Backend, uuids: Mapping[str, str]) -> list[str]:

@@ -96,6 +96,15 @@ def quant_of(path: str) -> str:
     return str(found[-1]).upper() if found else ""
 
 
+def split_quant(stem: str) -> tuple[str, str]:
+    """Return a name without the quantisation at its end, and that in capitals; "" if none."""
+    *_, last = [None, *_QUANT.finditer(stem)]
+    core = stem[: last.start()].rstrip("-_.") if last is not None else ""
+    if last is None or last.end() < len(stem) or not core:
+        return stem, ""
+    return core, last[0].upper()
+
+
 def find_tagged(tag: str, models: Sequence[tuple[str, str]]) -> int | None:
     """Return which of the models (quantisation, path) a tag means: a place in the list, or None.
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from llamaswap_py.devices.found import EngineList, FoundGpu
+from llamaswap_py.devices.device import Device, EngineList
 from llamaswap_py.devices.joining import join_lists
 from llamaswap_py.devices.matching import match_cards
 from llamaswap_py.devices.nvml import NvmlMeter
@@ -60,19 +60,19 @@ def listed(name: str, description: str, total: int) -> ListedDevice:
     return ListedDevice(name, description, total, total)
 
 
-def on_nvml(bus: str, description: str = RTX, total: int | None = 24 * GIB) -> FoundGpu:
+def on_nvml(bus: str, description: str = RTX, total: int = 24 * GIB) -> Device:
     uuid = f"GPU-{bus}"
-    return FoundGpu("", total, "nvml", uuid, NvmlMeter(uuid, bus), description=description)
+    return Device("", total, 0, "nvml", uuid, NvmlMeter(uuid, bus), description=description)
 
 
-def on_sysfs(bus: str, vendor: str, total: int | None = 24 * GIB) -> FoundGpu:
-    return FoundGpu("", total, "sysfs", None, NvmlMeter("", bus), description=vendor)
+def on_sysfs(bus: str, vendor: str, total: int = 24 * GIB) -> Device:
+    return Device("", total, 0, "sysfs", None, NvmlMeter("", bus), description=vendor)
 
 
 # A list and the cards
 
 
-def buses(found: Sequence[FoundGpu | None]) -> list[str | None]:
+def buses(found: Sequence[Device | None]) -> list[str | None]:
     return [None if one is None else one.bus_id for one in found]
 
 
@@ -106,7 +106,7 @@ def test_a_card_that_does_not_agree_is_not_matched(description: str, total: int)
 
 def test_a_card_that_tells_no_size_is_matched_by_its_description() -> None:
     one = [listed("CUDA0", RTX, 24 * GIB)]
-    assert buses(match_cards(one, [on_nvml(FIRST, total=None)])) == [FIRST]
+    assert buses(match_cards(one, [on_nvml(FIRST, total=0)])) == [FIRST]
     assert buses(match_cards([listed("CUDA0", RTX, 0)], [on_nvml(FIRST)])) == [FIRST]
 
 
@@ -117,18 +117,18 @@ def engine(view: str, *devices: ListedDevice) -> EngineList:
     return EngineList(view, "any", {}, devices)
 
 
-def join(*lists: EngineList, host: int = 64 * GIB, **cards: list[FoundGpu]) -> list[FoundGpu]:
-    def of(kind: str, environment: Mapping[str, str]) -> list[FoundGpu]:
+def join(*lists: EngineList, host: int = 64 * GIB, **cards: list[Device]) -> list[Device]:
+    def of(kind: str, environment: Mapping[str, str]) -> list[Device]:
         return cards.get(kind, [])
 
     return list(join_lists(lists, of, host))
 
 
-def within(found: Sequence[FoundGpu]) -> dict[str, str | None]:
+def within(found: Sequence[Device]) -> dict[str, str | None]:
     return {one.id: one.within for one in found}
 
 
-def names(found: Sequence[FoundGpu], view: str) -> dict[str, str]:
+def names(found: Sequence[Device], view: str) -> dict[str, str]:
     return {seen.name: one.id for one in found for seen in one.seen if seen.view == view}
 
 
@@ -179,7 +179,7 @@ def test_an_engine_that_sees_fewer_cards_counts_them_anew() -> None:
     two = engine("all", listed("CUDA0", RTX, 23 * GIB), listed("CUDA1", RTX, 23 * GIB))
     one = engine("own", listed("CUDA0", RTX, 23 * GIB))
 
-    def of(kind: str, environment: Mapping[str, str]) -> list[FoundGpu]:
+    def of(kind: str, environment: Mapping[str, str]) -> list[Device]:
         return [cards[int(number)] for number in environment["cards"]]
 
     def seen(own: str) -> tuple[list[str], dict[str, str]]:
@@ -213,14 +213,14 @@ def test_a_software_driver_and_integrated_gpus_compute_in_main_memory() -> None:
 def test_a_card_whose_size_only_the_engine_knows_is_not_measured() -> None:
     (found,) = join(
         engine("a", listed("Vulkan0", "Intel(R) Arc(tm) A770 Graphics", 16 * GIB)),
-        Vulkan=[on_sysfs(FIRST, "Intel", None)],
+        Vulkan=[on_sysfs(FIRST, "Intel", 0)],
     )
     assert (found.total, found.source, found.meter) == (16 * GIB, "engine", None)
 
 
 def test_a_gpu_without_memory_of_its_own_computes_in_main_memory() -> None:
     gb10 = "NVIDIA GB10"
-    cards = [on_nvml(FIRST, gb10, None)]
+    cards = [on_nvml(FIRST, gb10, 0)]
     (found,) = join(engine("a", listed("CUDA0", gb10, 120 * GIB)), host=128 * GIB, CUDA=cards)
     assert found.within == "host"
 

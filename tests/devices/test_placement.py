@@ -11,9 +11,8 @@ from llamaswap_py.devices import (
     place,
     placement_env,
     strangers_by_charge,
-    translate,
 )
-from llamaswap_py.devices.found import SeenAs
+from llamaswap_py.devices.device import SeenAs
 
 CUDA = {"CUDA0": "GPU-a", "CUDA1": "GPU-b", "CUDA10": "MIG-c"}
 ROCM = {"ROCm0": "GPU-x", "ROCm1": "3"}
@@ -51,44 +50,9 @@ def test_the_environment(
     assert placement_env(devices, backend, uuids) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "devices", "backend", "expected"),
-    [
-        ("CUDA0", ("CUDA1",), "cuda", "CUDA1"),
-        ("CUDA1", ("CUDA10", "CUDA0"), "cuda", "CUDA0"),
-        ("CUDA1", ("CUDA1",), "cuda", None),
-        ("CUDA0", ("host",), "cuda", None),
-        ("CUDA2", (), "cuda", "CUDA10"),
-        ("CUDA0", ("host", "CUDA1"), "cuda", "CUDA1"),
-        ("Vulkan1", (), "vulkan", "Vulkan1"),
-        ("Vulkan0", ("Vulkan1",), "vulkan", "Vulkan1"),
-        ("CPU", ("CUDA1",), "cuda", "host"),
-        ("CPU_Mapped", (), "cpu", "host"),
-        ("CPU_REPACK", (), "cpu", "host"),
-        ("AMX", (), "cpu", "host"),
-        ("CUDA_Host", ("CUDA1",), "cuda", "host"),
-        ("Host", (), "cpu", "host"),
-        ("CUDA_Split", ("CUDA1",), "cuda", None),
-        ("CUDA0", (), "cpu", None),
-    ],
-)
-def test_names_in_the_child_mean_ours(
-    name: str, devices: tuple[str, ...], backend: str, expected: str | None
-) -> None:
-    uuids = VULKAN if backend == "vulkan" else CUDA
-    assert translate(name, devices, backend, uuids) == expected
-
-
 def test_devices_are_counted_by_number_not_by_name() -> None:
     many = {f"CUDA{number}": f"GPU-{number}" for number in (10, 2, 0)}
     assert placement_env((), "cuda", many)["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-2,GPU-10"
-
-
-@pytest.mark.parametrize("devices", [("CUDA10", "CUDA0"), ("CUDA1",), ()])
-def test_every_device_of_a_child_has_a_name_there(devices: tuple[str, ...]) -> None:
-    shown = placement_env(devices, "cuda", CUDA)["CUDA_VISIBLE_DEVICES"].split(",")
-    ours = [translate(f"CUDA{number}", devices, "cuda", CUDA) for number in range(len(shown))]
-    assert [CUDA[name or ""] for name in ours] == shown
 
 
 @pytest.mark.parametrize(
@@ -137,6 +101,45 @@ def machine(
 BOTH = seen("v", Vulkan0="Vulkan0", Vulkan1="Vulkan1")
 TWO_CUDA = seen("v", CUDA0="CUDA0", CUDA1="CUDA1")
 UUIDS = {"CUDA0": "GPU-a", "CUDA1": "GPU-b"}
+
+
+THREE_CUDA = seen("v", CUDA0="CUDA0", CUDA1="CUDA1", CUDA10="CUDA2")
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "backend", "expected"),
+    [
+        ("CUDA0", ("CUDA1",), "cuda", "CUDA1"),
+        ("CUDA1", ("CUDA10", "CUDA0"), "cuda", "CUDA0"),
+        ("CUDA1", ("CUDA1",), "cuda", None),
+        ("CUDA0", ("host",), "cuda", None),
+        ("CUDA2", (), "cuda", "CUDA10"),
+        ("CUDA0", ("host", "CUDA1"), "cuda", "CUDA1"),
+        ("CUDA_Split", ("CUDA1",), "cuda", None),
+        ("Vulkan1", (), "vulkan", "Vulkan1"),
+        # It sees both, and is told by `--device` which to use.
+        ("Vulkan0", ("Vulkan1",), "vulkan", "Vulkan0"),
+        ("CUDA0", (), "cpu", None),
+        *((name, ("CUDA1",), "cuda", None) for name in ("CPU", "CPU_Mapped", "AMX", "CUDA_Host")),
+    ],
+)
+def test_names_in_the_child_mean_ours(
+    name: str, devices: tuple[str, ...], backend: str, expected: str | None
+) -> None:
+    listed = {"cuda": (THREE_CUDA, CUDA), "vulkan": (BOTH, VULKAN), "cpu": ({}, {})}[backend]
+    placed = place(
+        devices, machine(listed[0], uuids=listed[1]), view="v", backend=backend, own_env={}
+    )
+    assert placed.names.get(name) == expected
+
+
+@pytest.mark.parametrize("devices", [("CUDA10", "CUDA0"), ("CUDA1",), ()])
+def test_every_device_of_a_child_has_a_name_there(devices: tuple[str, ...]) -> None:
+    placed = place(devices, machine(THREE_CUDA, uuids=CUDA), view="v", backend="cuda", own_env={})
+    shown = placed.env["CUDA_VISIBLE_DEVICES"].split(",")
+    ours = [placed.names[f"CUDA{number}"] for number in range(len(shown))]
+    assert [CUDA[name] for name in ours] == shown
+    assert len(placed.names) == len(shown)
 
 
 @pytest.mark.parametrize(

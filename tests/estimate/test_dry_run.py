@@ -150,6 +150,39 @@ def test_a_childs_devices_get_their_own_names() -> None:
     assert total(parts) == {"CUDA2": 10 * MIB + HALF, "CUDA0": 20 * MIB + HALF}
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        ("CUDA0", ("CUDA1",), "CUDA1"),
+        ("CUDA1", ("CUDA10", "CUDA0"), "CUDA0"),
+        ("CUDA1", ("CUDA1",), ""),
+        ("CUDA0", (), ""),
+        ("CUDA2", ("CUDA0", "CUDA1", "CUDA10"), "CUDA10"),
+        ("Vulkan1", ("Vulkan0", "Vulkan1"), "Vulkan1"),
+        ("Vulkan0", ("Vulkan1",), "Vulkan1"),
+        *((name, ("CUDA1",), "") for name in ("CPU", "CPU_Mapped", "AMX", "CUDA_Host")),
+        ("CUDA_Split", ("CUDA1",), ""),
+    ],
+)
+def test_without_a_list_a_child_numbers_the_devices_that_it_sees(
+    name: str, gpus: tuple[str, ...], expected: str
+) -> None:
+    assert as_does_not_run("why", Refusal("cache_k_l0", name), gpus).device == expected
+    output = answer(row("device", name, 10, 0, 0))
+    if expected:
+        assert total(dry_parts(output, (), Settings(), gpus, ())) == {expected: 10 * MIB + HALF}
+    else:
+        with pytest.raises(EstimateError, match=f"counts on {name}"):
+            dry_parts(output, (), Settings(), gpus, ())
+
+
+@pytest.mark.parametrize("name", ["CPU_Mapped", "CPU_REPACK", "AMX", "CUDA_Host", "Host"])
+def test_buffers_in_main_memory_are_the_hosts(name: str) -> None:
+    for kind in ("host", "buffer_type"):
+        parts = parse_answer(answer(HOST_ROW, row(kind, name, 10, 0, 0)))
+        assert set(total(parts)) == {HOST}
+
+
 @pytest.mark.parametrize("gpus", [(), ("CUDA0",), ("ROCm0", "ROCm1")])
 def test_an_unknown_device_makes_the_dry_run_useless(gpus: tuple[str, ...]) -> None:
     output = answer(row("device", "CUDA1", 10, 0, 0))

@@ -14,7 +14,7 @@ from llamaswap_py.hub.refs import (
     parse_ref,
     projector_of,
 )
-from llamaswap_py.llamacpp.model_files import quant_of
+from llamaswap_py.llamacpp.model_files import quant_of, split_quant
 
 REPO = [
     HubFile("README.md", 100),
@@ -66,6 +66,24 @@ def test_what_names_no_repository_is_refused(text: str) -> None:
 )
 def test_the_quantisation_is_in_the_name(path: str, want: str) -> None:
     assert quant_of(path) == want
+
+
+@pytest.mark.parametrize(
+    ("stem", "want"),
+    [
+        ("Qwen3-8B-Q4_K_M", ("Qwen3-8B", "Q4_K_M")),
+        ("x.UD-IQ1_S", ("x", "UD-IQ1_S")),
+        ("gpt-oss-20b-mxfp4", ("gpt-oss-20b", "MXFP4")),
+        ("big-nvfp4_moe", ("big", "NVFP4_MOE")),
+        ("two-Q4_0-of-Q8_0", ("two-Q4_0-of", "Q8_0")),
+        ("Big-Q8_0-head", ("Big-Q8_0-head", "")),
+        ("F16", ("F16", "")),
+        ("model", ("model", "")),
+        ("", ("", "")),
+    ],
+)
+def test_the_quantisation_at_the_end_of_a_name(stem: str, want: tuple[str, str]) -> None:
+    assert split_quant(stem) == want
 
 
 def test_the_models_of_a_repository_are_whole_and_sorted_by_size() -> None:

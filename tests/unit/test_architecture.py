@@ -61,7 +61,7 @@ PURE = (
     *("api.large_body", "api.media_urls"),
     *("api.ollama.translate", "api.ollama.answers"),
     *("api.ollama.context", "api.ollama.members"),
-    *("devices.visible", "devices.placement", "devices.found", "devices.device"),
+    *("devices.visible", "devices.placement", "devices.device"),
     *("devices.matching", "devices.joining", "llamacpp.device_list"),
     *("tui.cells", "tui.drawing", "tui.history", "tui.picture"),
     *("client.address", "client.answers", "client.calls"),

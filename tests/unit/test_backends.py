@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.cli import engine
-from llamaswap_py.devices.placement import placement_env, translate
+from llamaswap_py.devices.placement import placement_env
+from llamaswap_py.estimate.dry_run import as_does_not_run
 from llamaswap_py.llamacpp.backends import BACKENDS, NAMES, SELECTABLE
+from llamaswap_py.llamacpp.fit_params import Refusal
 
 SCRIPT = (Path(__file__).resolve().parents[2] / "scripts" / "build_llama_cpp.sh").read_text()
 
@@ -35,4 +37,6 @@ def test_a_child_on_the_host_sees_no_device_of_its_backend(name: str) -> None:
     assert env[kind.variable] == kind.hides_all
     one = placement_env([f"{kind.prefix}1"], name, {})
     assert one[kind.variable] == "1"
-    assert translate(f"{kind.prefix}0", [f"{kind.prefix}1"], name, {}) == f"{kind.prefix}1"
+    # Without a list of the engine, the one device that the child sees is its first.
+    seen = Refusal("cache_k_l0", f"{kind.prefix}0")
+    assert as_does_not_run("why", seen, [f"{kind.prefix}1"]).device == f"{kind.prefix}1"

@@ -93,6 +93,16 @@ def test_a_draft_head_is_no_model_and_is_used_by_its_own() -> None:
     assert set(found("mtp/Model-Q8_0.gguf")) == {"mtp"}, "no model lies above it: it is one"
 
 
+def test_a_draft_head_is_paired_by_every_quantisation_that_has_a_name() -> None:
+    models = found(
+        "Big-NVFP4.gguf", "Big-TQ1_0.gguf", "MTP/mtp-Big-NVFP4.gguf", "mtp-Big-Q8_0.gguf"
+    )
+    assert {id: model.draft for id, model in models.items()} == {
+        "Big-NVFP4": "/m/MTP/mtp-Big-NVFP4.gguf",
+        "Big-TQ1_0": "/m/MTP/mtp-Big-NVFP4.gguf",  # the nearest number of bits
+    }
+
+
 def test_the_file_goes_first_by_path_and_by_name(tmp_path: Path) -> None:
     put(tmp_path, "models/mine.gguf", "models/taken.gguf", "models/alias.gguf", "models/new.gguf")
     (tmp_path / "models" / "link.gguf").symlink_to("mine.gguf")

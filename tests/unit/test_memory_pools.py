@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaswap_py.devices import Device, Measurement, PoolReading
-from llamaswap_py.devices.found import SeenAs
+from llamaswap_py.devices.device import SeenAs
 from llamaswap_py.scheduler.types import InstanceKey, PoolId, PresetId
 from llamaswap_py.supervisor.memory_pools import MemoryPools
 
