@@ -37,7 +37,7 @@ MARK: Final = "# Written by `lswap service install`"
 _GPU_GROUPS: Final = ("video", "render")
 _CARRIED: Final = (
     *("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
-    *("HF_HOME", "HF_HUB_CACHE", "LSWAP_LLAMA_SERVER", "CUDA_VISIBLE_DEVICES"),
+    *("HF_HOME", "HF_HUB_CACHE", "LSWAP_LLAMA_SERVER"),
 )
 """Variables of the shell that the unit copies, so that the service finds the same folders. Secrets
 are not among them, because every user may read a unit."""
@@ -200,11 +200,22 @@ def _unit(
         user=None if account is None else account.pw_name,
         groups=tuple(group for group in _GPU_GROUPS if _group_exists(group)),
         writable=() if account is None else (str(path.parent), *_writable(config, account)),
-        env=tuple((key, os.environ[key]) for key in _CARRIED if os.environ.get(key)),
+        env=tuple(_carried()),
         uses_tmp=any(str(file).startswith(("/tmp/", "/var/tmp/")) for file in files),
         modprobe=shutil.which("nvidia-modprobe"),
         by_socket=socket,
     )
+
+
+def _carried() -> Iterable[tuple[str, str]]:
+    """Return the variables of this shell that the unit copies.
+
+    Those of devices are among them, so that the service uses the same; an empty one hides all.
+    """
+    from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES
+
+    yield from ((key, os.environ[key]) for key in _CARRIED if os.environ.get(key))
+    yield from ((key, os.environ[key]) for key in sorted(DEVICE_VARIABLES) if key in os.environ)
 
 
 def _files(config: Config) -> Iterable[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llamaswap_py.llamacpp.backends import SELECTABLE, Backend
+from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES, SELECTABLE, Backend
 from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
@@ -54,16 +54,6 @@ def _hide_others(kind: Backend, shown: Sequence[str]) -> dict[str, str]:
 
 
 # With an engine's own list
-
-HIDING: Final = frozenset(
-    {name for one in SELECTABLE.values() for name in (one.variable, *(one.order or {})) if name}
-    | {one.second_variable for one in SELECTABLE.values() if one.second_variable}
-    | {"VK_DRIVER_FILES", "VK_ICD_FILENAMES", "MESA_VK_DEVICE_SELECT", "GGML_CUDA_DEVICES"}
-    | {"ONEAPI_DEVICE_SELECTOR", "ZE_AFFINITY_MASK", "GGML_OPENCL_PLATFORM", "GGML_OPENCL_DEVICE"}
-    | {"GGML_METAL_DEVICES", "MUSA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"}
-    | {"GGML_HEXAGON_DEVICES"}
-)
-"""Variables that change which devices an engine lists, or how it numbers them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +101,7 @@ def place(
     kind = SELECTABLE[backend].prefix if backend in SELECTABLE else ""
     by_uuid = (
         backend in _BY_UUID
-        and HIDING.isdisjoint(own_env)
+        and DEVICE_VARIABLES.isdisjoint(own_env)
         and all(name.startswith(kind) and id in uuids for id, name in names.items())
     )
     wanted = [one for one in chosen or names if one != HOST]
@@ -168,7 +158,7 @@ def listing_env(
 
     `uuids` are those of all its devices. Children get the same, so that the names mean the same.
     """
-    return {} if not HIDING.isdisjoint(own_env) else placement_env((), backend, uuids)
+    return {} if not DEVICE_VARIABLES.isdisjoint(own_env) else placement_env((), backend, uuids)
 
 
 def _leaves_out(view: str, devices: Iterable[Device]) -> bool:

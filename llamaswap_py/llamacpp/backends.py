@@ -74,6 +74,22 @@ NAMES: Final = (CPU, *(one.name for one in BACKENDS))
 """All that an engine can be built for, in the order in which they are listed."""
 SELECTABLE: Final = {one.name: one for one in BACKENDS if one.variable}
 """Those whose devices a child can be kept to."""
+DEVICE_VARIABLES: Final = frozenset(
+    {name for one in BACKENDS for name in (one.variable, one.second_variable, *(one.order or {}))}
+    - {""}
+    | {"GGML_CUDA_DEVICES", "GGML_METAL_DEVICES", "GGML_HEXAGON_DEVICES"}
+    | {"GGML_OPENCL_PLATFORM", "GGML_OPENCL_DEVICE", "GGML_OPENVINO_DEVICE"}
+    | {"ONEAPI_DEVICE_SELECTOR", "ZE_AFFINITY_MASK", "ZE_FLAT_DEVICE_HIERARCHY"}
+    | {"GPU_DEVICE_ORDINAL", "MUSA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"}
+    | {"VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"}
+    | {"VK_LOADER_DRIVERS_SELECT", "VK_LOADER_DRIVERS_DISABLE", "VK_LOADER_DEVICE_SELECT"}
+    | {"MESA_VK_DEVICE_SELECT", "DRI_PRIME"}
+)
+"""Variables that change which devices an engine lists, or how it numbers them.
+
+They are those of the table, of llama.cpp's other backends (ggml/src/ggml-*), and of the drivers
+below them: CUDA, ROCm, Level Zero, MUSA, CANN, the Vulkan loader and Mesa.
+"""
 
 
 def vulkan_indices(environment: Mapping[str, str]) -> tuple[int, ...] | None:

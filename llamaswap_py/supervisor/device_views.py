@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llamaswap_py.devices.placement import HIDING
+from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES
 from llamaswap_py.llamacpp.memory_settings import rpc_endpoints
 
 if TYPE_CHECKING:
@@ -28,5 +28,5 @@ class View(NamedTuple):
 
 def view_of(engine: Engine, env: Mapping[str, str], args: Sequence[str]) -> View:
     """Return how a preset with these variables and arguments sees the devices."""
-    own = tuple(sorted((name, value) for name, value in env.items() if name in HIDING))
+    own = tuple(sorted((name, value) for name, value in env.items() if name in DEVICE_VARIABLES))
     return View(engine, own, rpc_endpoints(args))

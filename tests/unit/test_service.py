@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from llamaswap_py.cli import service as commands
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ConfigError, StateError
+from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES, SELECTABLE
 from llamaswap_py.server import Notifier, Unit, inherited_sockets, service_text, socket_text
 from llamaswap_py.server.systemd import endpoint_of
 from tests import needs
@@ -159,6 +160,26 @@ def test_print_shows_the_unit_and_writes_nothing(
     assert "TimeoutStopSec=140s" in out
     assert f"Environment=XDG_CONFIG_HOME={tmp_path}/config" in out
     assert not (tmp_path / "config").exists()
+
+
+@pytest.mark.parametrize("value", ["1", ""], ids=["some", "none"])
+def test_the_service_sees_the_devices_that_the_shell_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    for name in DEVICE_VARIABLES:
+        monkeypatch.setenv(name, value)
+    code, out = run("install", "--user", "--print", str(write_config(tmp_path)))
+    assert code == 0
+    copied = [line for line in settings(out)["Environment"] if not line.startswith("XDG_")]
+    assert copied == [f"{name}={value}" for name in sorted(DEVICE_VARIABLES)]
+
+
+def test_every_backend_says_which_variables_choose_its_devices() -> None:
+    for one in SELECTABLE.values():
+        assert {one.variable, *(one.order or {})} <= DEVICE_VARIABLES
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"):
+        assert name in DEVICE_VARIABLES
+    assert "" not in DEVICE_VARIABLES
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> Path:
