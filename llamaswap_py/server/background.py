@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.supervisor import Supervisor
 
 _log: Final = logging.getLogger("lswap")
-_LOOK: Final = 0.2
-"""Seconds between two looks for estimates that have come."""
 
 
 @asynccontextmanager
@@ -106,11 +104,12 @@ async def telling_choices(supervisor: Supervisor, names: Sequence[str]) -> Async
 
 
 async def _tell_choices(supervisor: Supervisor, waiting: list[str]) -> None:
-    # Polled, because there is no event for an estimate.
-    while waiting:
+    while True:
         for line in take_choices(supervisor.scheduler.state, waiting):
             _log.info("%s", line)
-        await asyncio.sleep(_LOOK)
+        if not waiting:
+            return
+        await supervisor.estimation.next()
 
 
 def take_choices(state: SchedulerState, waiting: list[str]) -> list[str]:

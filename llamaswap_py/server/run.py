@@ -385,8 +385,18 @@ def _estimated_now(supervisor: Supervisor) -> list[str]:
 
 async def _first_estimates(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
     """Wait for the estimates of the models shown at the start, but not for long."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_ESTIMATES):
-            # Polled, because there is no event for the last estimate.
-            while _estimated_now(supervisor) and stops.empty():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+    async with asyncio.TaskGroup() as tasks:
+        estimates = tasks.create_task(_all_estimated(supervisor), name="first estimates")
+        stop = tasks.create_task(stops.get(), name="stop before the first lines")
+        await asyncio.wait(
+            (estimates, stop), timeout=_ESTIMATES, return_when=asyncio.FIRST_COMPLETED
+        )
+        estimates.cancel()
+        if stop.done():
+            stops.put_nowait(stop.result())  # for what serves next, which then ends
+        stop.cancel()
+
+
+async def _all_estimated(supervisor: Supervisor) -> None:
+    while _estimated_now(supervisor):
+        await supervisor.estimation.next()

@@ -100,6 +100,12 @@ class Estimation:
         self._done: set[str] = set()
         self._ready: deque[ReadyChild] = deque()
         self._work = asyncio.Event()
+        self._came = asyncio.Event()
+
+    async def next(self) -> None:
+        """Wait until another estimate has been told."""
+        self._came.clear()
+        await self._came.wait()
 
     def use(self, devices: tuple[Device, ...]) -> None:
         """Take other devices: each preset is worked out anew for them."""
@@ -189,7 +195,13 @@ class Estimation:
             guard.report("estimate", error)
             prepared = self._prepared.get(preset)
             if prepared is not None and redone == self._redone[preset]:
-                self._tell(preset, tuple(prepared.plan.choices), None, False)
+                self._hand_over(preset, tuple(prepared.plan.choices), None, False)
+
+    def _hand_over(
+        self, preset: str, choices: tuple[Choice, ...], seconds: float | None, seeded: bool
+    ) -> None:
+        self._tell(preset, choices, seconds, seeded)
+        self._came.set()
 
     async def _estimate(self, preset: str) -> None:
         prepared, redone = self._prepared[preset], self._redone[preset]
@@ -203,7 +215,7 @@ class Estimation:
         if redone != self._redone[preset]:
             return  # this is of an older configuration, and it is worked out anew
         self._told[preset] = tuple(choices)
-        self._tell(preset, tuple(choices), seconds, seeded)
+        self._hand_over(preset, tuple(choices), seconds, seeded)
 
     async def _ways(self, preset: str, prepared: Prepared) -> list[Choice]:
         """Return the ways to load a preset, with what each takes."""
