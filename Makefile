@@ -69,10 +69,11 @@ portable: $(VENV)/.dev ## the tests of what touches no machine: they run on macO
 needs: $(VENV)/.dev
 	@$(BIN)/python -m tests.needs
 
-lint: $(VENV)/.dev ## style and types
+lint: $(VENV)/.dev ## style and types, these for Linux and macOS
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: $(VENV)/.dev ## put the code into shape
 	$(BIN)/ruff check --fix

@@ -132,6 +132,8 @@ def _measure(parts: Sequence[Part], run: Run, write: Path | None) -> int:
 
 
 def _busy() -> str:
+    if sys.platform != "linux":
+        raise NotImplementedError
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load <= cores / 2:
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def _await_ready(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> float:
+    if sys.platform != "linux":
+        raise NotImplementedError
     assert process.stdin is not None
     exited = os.pidfd_open(process.pid)  # Popen.wait() with a timeout would look in steps
     try:

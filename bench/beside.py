@@ -156,6 +156,8 @@ def _write(path: Path, kind: str, size: int) -> None:
     ends = per_weight * 2 * width * _WIDE.vocabulary
     layers = max(round((size - ends) / layer), 1)
     write_model(path, replace(_WIDE, layers=layers, kind=kind))
+    if sys.platform != "linux":
+        raise NotImplementedError
     with path.open("r+b") as file:
         while piece := file.read(4 * MIB):
             file.seek(-len(piece), os.SEEK_CUR)

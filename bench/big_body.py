@@ -225,6 +225,8 @@ def _measure_one(
 
 
 def _start_upload(place: Workplace, port: int, upload: Upload) -> subprocess.Popen[bytes]:
+    if sys.platform != "linux":
+        raise NotImplementedError
     argv = [sys.executable, "-m", "bench.big_body_server", "upload", str(port)]
     argv += [upload.path, upload.kind, str(upload.body)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, **_ENV})

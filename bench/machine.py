@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from llamaswap_py.llamacpp.binaries import Engine
 
 def describe_machine(engine: Engine | str) -> str:
     """Return date, cores, load and versions of everybody who takes part."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     parts = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

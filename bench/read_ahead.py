@@ -328,6 +328,8 @@ def _plain_read(path: Path) -> float:
 
 
 def _drop(path: Path) -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if (left := _cached(path)) > path.stat().st_size // 50:

@@ -175,6 +175,8 @@ async def configuration_invalid(soak: Soak) -> None:
 
 
 async def _limited(soak: Soak, what: int, limit: int, seconds: float) -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
     old = resource.prlimit(soak.lswap.pid, what)
     resource.prlimit(soak.lswap.pid, what, (limit, old[1]))
     try:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ class Workplace:
 @contextmanager
 def open_workplace() -> Iterator[Workplace]:
     """Make a folder (its path short enough for unix sockets), and build what the rounds need."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     folder = Path(tempfile.mkdtemp(prefix="lswap-bench-"))
     try:
         for name in ("stub_upstream", "load"):
@@ -105,6 +108,8 @@ def running(
 @contextmanager
 def pinned(core: int | None) -> Iterator[None]:
     """What is started inside runs on one core; None: anywhere."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     allowed = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})

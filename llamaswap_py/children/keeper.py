@@ -176,15 +176,16 @@ def _stat(pid: int | str) -> tuple[int, bytes, bytes]:
 def _send(pid: int, started: bytes, number: int) -> bool:
     """Signal a process, unless its pid has been reused; return False if that is forbidden."""
     descriptor = -1
-    with contextlib.suppress(OSError):  # Linux before 5.3, no more files
-        descriptor = os.pidfd_open(pid)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # Linux before 5.3, no more files
+            descriptor = os.pidfd_open(pid)
     try:
         if _stat(pid)[1] != started:
             return True
-        if descriptor < 0:
-            os.kill(pid, number)
-        else:
+        if sys.platform == "linux" and descriptor >= 0:
             signal.pidfd_send_signal(descriptor, number)
+        else:
+            os.kill(pid, number)
     except PermissionError:
         return False
     except OSError:

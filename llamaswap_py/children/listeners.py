@@ -85,10 +85,10 @@ def can_tell() -> bool:
 @functools.cache
 def _has_netlink() -> bool:
     """Try netlink once; raises OSError if the attempt itself failed."""
+    if sys.platform != "linux":
+        return False
     try:
         _from_kernel(1)
-    except AttributeError:  # macOS
-        return False
     except OSError as error:
         if error.errno in _EXHAUSTED:
             raise
@@ -124,10 +124,10 @@ def _plain(address: bytes) -> bytes:
 
 
 def _from_kernel(port: int) -> list[Listener]:
+    if sys.platform != "linux":
+        raise NotImplementedError
     found: list[Listener] = []
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-    ) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.setblocking(False)  # the kernel answers at once
         for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
             wanted = _WANTED.pack(family, socket.IPPROTO_TCP, 0, 1 << _LISTEN)

@@ -27,6 +27,7 @@ import psutil
 
 from llamaswap_py.children.cgroups import Group, is_ours
 from llamaswap_py.children.environment import MARK
+from llamaswap_py.children.pidfd import open_pidfd
 from llamaswap_py.children.running_lswaps import start_time
 from llamaswap_py.storage.regular_files import read_regular
 
@@ -211,7 +212,7 @@ def _kill(record: InstanceRecord) -> SweptHow:
     if record.pid <= 1 or start_time(record.pid) != record.started:
         return SweptHow.GONE
     with contextlib.ExitStack() as stack:
-        descriptor = _open_pid(record.pid)
+        descriptor = open_pidfd(record.pid)
         if descriptor is not None:
             stack.callback(os.close, descriptor)
             # Between the check above and the opening, the pid may have changed hands.
@@ -227,13 +228,6 @@ def _kill(record: InstanceRecord) -> SweptHow:
         except PermissionError:
             return SweptHow.KEPT
         return _await_death(record, descriptor)
-
-
-def _open_pid(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
 
 
 def _await_death(record: InstanceRecord, descriptor: int | None) -> SweptHow:

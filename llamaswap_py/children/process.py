@@ -33,6 +33,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from llamaswap_py.children import keeper
 from llamaswap_py.children.cgroups import JOIN
+from llamaswap_py.children.pidfd import open_pidfd
 from llamaswap_py.llamacpp.output import EXIT_COMMAND
 from llamaswap_py.storage.regular_files import open_regular
 
@@ -272,12 +273,11 @@ class Process:
         if self._watched:
             return
         self._watched = True
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):  # macOS; Linux before 5.3, old sandboxes, no more files
+        if (descriptor := open_pidfd(self.pid)) is None:
             threading.Thread(target=self._wait_in_thread, args=(loop,), daemon=True).start()
         else:
-            loop.add_reader(self._pidfd, self._on_exit)
+            self._pidfd = descriptor
+            loop.add_reader(descriptor, self._on_exit)
 
     def _on_exit(self) -> None:
         self._close_pidfd()

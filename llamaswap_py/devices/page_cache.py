@@ -129,7 +129,8 @@ class Reading:
 
     def _read_file(self, file: int, nowhere: int) -> None:
         size = os.fstat(file).st_size
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        if sys.platform == "linux":
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         starts = range(0, size, _STRETCH)
         # Asked before reading: pages that are being read count as present.
         cached = [cached_bytes(file, at, min(_STRETCH, size - at)) for at in starts]

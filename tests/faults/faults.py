@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
@@ -272,6 +273,8 @@ def flooding(lab: Lab, name: str) -> Preset:
 @contextmanager
 def limited(scene: Scene, what: int, most: int) -> Iterator[None]:
     """Take from lswap what it may use of something."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     old = resource.prlimit(scene.lswap.pid, what)
     resource.prlimit(scene.lswap.pid, what, (most, old[1]))
     try:

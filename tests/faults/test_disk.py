@@ -9,6 +9,7 @@ import asyncio
 import resource
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,8 @@ async def test_a_full_disk(lab: Lab, own_mounts: tuple[str, ...]) -> None:
 
         async with asyncio.timeout(100), crowd.asking():
             await crowd.until_answered(2)
+            if sys.platform != "linux":
+                pytest.skip("missing: Linux")
             old = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
             if own_mounts:
                 await asyncio.to_thread(fill, disk)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -75,6 +76,8 @@ async def test_files_of_a_model_are_set_aside(lab: Lab) -> None:
 
 async def test_a_log_that_nobody_reads_or_can_keep_disturbs_nothing(lab: Lab) -> None:
     """stderr is a pipe that is full, stdout and the models' files a disk that is."""
+    if sys.platform != "linux":
+        pytest.skip("missing: Linux")
     models = {"alpha": lab.preset("alpha")}
     path = f"{lab.folder}/clients.sock"
     config = lab.write_config(models, listen=f"unix:{path}", log={"dir": str(lab.folder / "gone")})

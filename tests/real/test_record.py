@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,6 +117,8 @@ async def test_a_record_of_an_lswap_that_was_killed_replays_as_far_as_it_goes(la
 
 
 async def test_a_disk_that_is_full_ends_the_record_and_nothing_else(lab: Lab) -> None:
+    if sys.platform != "linux":
+        pytest.skip("missing: Linux")
     models = {name: lab.preset(name) for name in ("alpha", "beta")}
     server, record = recording(lab, models)
     async with server.running() as lswap:

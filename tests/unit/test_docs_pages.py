@@ -57,6 +57,16 @@ def test_no_heading_stands_twice_on_a_page(page: Path) -> None:
     assert sorted(headings) == sorted(set(headings))
 
 
+def test_what_was_not_tried_is_said_alike_everywhere() -> None:
+    files = [*PAGES, *(ROOT / ".github" / "workflows").glob("*.yml")]
+    for file in files:
+        text = " ".join(file.read_text(encoding="utf-8").replace("\n#", "\n").split())
+        if "macOS" in text and file.name != "release.yml":
+            assert re.search(r"macOS\W.{0,60}\bnot tried\b|[Nn]ot tried\b.*\bmacOS", text), file
+        assert "Linux only" not in text, file
+        assert not re.search(r"macOS.{0,60}not support", text), file
+
+
 def test_every_page_is_linked_from_the_index_and_that_from_the_readme() -> None:
     assert "](docs/README.md)" in PAGES[0].read_text(encoding="utf-8")
     linked = re.findall(r"\]\(([^)#]+)\)", INDEX.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 
 def cold_file(path: Path, size: int = SIZE) -> str:
     """Write a file and drop it from the page cache."""
+    if sys.platform != "linux":
+        pytest.skip("missing: Linux")
     with path.open("wb") as file:
         file.write(os.urandom(1 << 16) * (size // (1 << 16) + 1))
         file.truncate(size)
