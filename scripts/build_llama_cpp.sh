@@ -271,6 +271,8 @@ remedy_for_vulkan() { # remedy_for_vulkan MISSING
 choose_local_flags() {
     local_flags=()
     [ "$rpc" = yes ] || local_flags+=(-DGGML_RPC=OFF)
+    # Older builds keep the web UI in tools/server/public, which a source distribution may lack.
+    [ -d "$source_dir/tools/ui" ] || local_flags+=(-DLLAMA_BUILD_WEBUI=OFF)
     [ "$backend" = vulkan ] && [ "$headers" != /usr ] || return 0
     local_flags+=("-DVulkan_INCLUDE_DIR=$headers/include")
     local config

@@ -256,6 +256,28 @@ def _name_of(engine: Engine) -> str:
 
 
 @app.command()
+def compare(
+    old: Annotated[str, typer.Argument(help="An engine: a name from the list, or a path.")],
+    new: Annotated[str, typer.Argument(help="The engine to compare with it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what another build of llama.cpp changes: options, routes, log lines.
+
+    Both engines run a few times, with a tiny model and as lswap would start them. An option that
+    the new engine lacks is shown with the one that lswap writes instead. Log lines are compared
+    without times, numbers and paths; those that lswap reads are marked.
+    """
+    from llamaswap_py.cli.compare import as_record, compare_engines, print_comparison
+    from llamaswap_py.llamacpp.binaries import named_engine
+
+    found = compare_engines(named_engine(old), named_engine(new))
+    if as_json:
+        _print_json(as_record(found))
+    else:
+        print_comparison(found)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine for engines, and say what is missing.
 

@@ -1,1 +1,4 @@
-"""The demonstration, and the tiny models that it writes. Serving needs none of it."""
+"""The demonstration, the tiny models that it writes, and a trial of an engine with one of them.
+
+Serving needs none of it.
+"""

@@ -57,6 +57,7 @@ from llamaswap_py.llamacpp.fit_params import (
     draft_args,
     fit_args,
     has_table,
+    prints_table,
 )
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
 from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
@@ -279,7 +280,7 @@ class Estimator:
         try:
             known = await self._dry_runs.options(wanted.fit_params)
             words = fit_args(model, args, settings, known, per_slot=per_slot)
-            for _ in range(ATTEMPTS):
+            for _ in range(ATTEMPTS if prints_table(known) else 1):
                 output = await self._dry_runs.answer(wanted.fit_params, words, wanted.env)
                 if has_table(output):
                     break

@@ -31,6 +31,7 @@ __all__ = [
     "chosen_path",
     "find_engines",
     "locate_engine",
+    "named_engine",
 ]
 
 VARIABLE: Final = "LSWAP_LLAMA_SERVER"
@@ -114,8 +115,8 @@ def find_engines(spec: EngineSpec = "auto") -> list[Engine | Broken]:
     return found
 
 
-def choose_engine(name: str) -> Engine:
-    """Make `auto` prefer an engine: the name of an installation, or the path of any llama-server.
+def named_engine(name: str, source: str = "named") -> Engine:
+    """Return the engine of this name: that of an installation, or the path of any llama-server.
 
     Raises EngineError when the engine does not exist or does not work.
     """
@@ -125,12 +126,19 @@ def choose_engine(name: str) -> Engine:
         raise EngineError(
             f"no engine named {name} (installed: {known})", remedy="see `lswap engine list`"
         )
-    path = installed.get(name) or Path(name).expanduser().absolute()
-    engine = probe_engine(path, "chosen")
+    return probe_engine(installed.get(name) or Path(name).expanduser().absolute(), source)
+
+
+def choose_engine(name: str) -> Engine:
+    """Make `auto` prefer an engine: the name of an installation, or the path of any llama-server.
+
+    Raises EngineError when the engine does not exist or does not work.
+    """
+    engine = named_engine(name, "chosen")
     target = current_file()
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".current.{os.getpid()}")
-    unfinished.write_text(f"{path}\n")
+    unfinished.write_text(f"{engine.path}\n")
     unfinished.replace(target)
     return engine
 

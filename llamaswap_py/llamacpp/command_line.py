@@ -7,6 +7,7 @@ lswap always passes some words (docs/design/engine.md, "Spawning"); they are her
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,7 +27,7 @@ from llamaswap_py.llamacpp.renamed_options import GivenOption, carry_over
 from llamaswap_py.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from llamaswap_py.llamacpp.options import Argument, Given
 
@@ -35,6 +36,13 @@ SLOT_FOLDER: Final = "slot-save-path"
 """The option that names the folder where slots are saved."""
 # The default pool stalls under bursts; slots + 16 threads is the least that measured healthy.
 _SPARE_HTTP_THREADS: Final = 16
+SMALL: Final = ("--ctx-size", "512", "--parallel", "1", "--threads", "1")
+"""What a trial of an engine with a tiny model needs."""
+WRONG: Final[Mapping[str, tuple[str, ...]]] = {
+    "an unknown argument": ("--no-such-flag",),
+    "a value that is not a number": ("--ctx-size", "plenty"),
+}
+"""Words that each llama-server refuses, by what is wrong with them."""
 
 
 class Options(NamedTuple):

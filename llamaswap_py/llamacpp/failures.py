@@ -196,6 +196,12 @@ def classify(
     return Failure(FailureKind.EXITED, f"llama-server ended with exit code {code}{because}")
 
 
+def kind_of(line: str) -> FailureKind | None:
+    """Return the kind of failure that a rule reads in one line, None where no rule matches."""
+    found = _match_rules([_PLAIN_PREFIX.sub("", line)])
+    return None if found is None else found.kind
+
+
 def _match_rules(lines: Sequence[str]) -> Failure | None:
     for kind, pattern, summary in _RULES:
         for line in lines:

@@ -182,7 +182,9 @@ async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int,
 
 # What it is asked
 
-_ALWAYS: Final = ("--fit", "off", "--fit-print", "on", "--log-jsonl", "--log-verbosity", "1")
+_ALWAYS: Final = ("--fit", "off", "--fit-print", "on")
+_JSON: Final = "--log-jsonl"
+_IF_KNOWN: Final = ((_JSON,), ("--log-verbosity", "1"))
 _OURS: Final = frozenset(
     {
         *(
@@ -218,6 +220,7 @@ def fit_args(
     slots share is asked for as one slot's.
     """
     words = ["--model", model, *_ALWAYS]
+    words += [word for option in _IF_KNOWN if option[0] in known for word in option]
     place = 0
     while place < len(args):
         word = args[place]
@@ -290,6 +293,11 @@ class _Data(msgspec.Struct):
 class _Line(msgspec.Struct):
     type: str
     data: _Data
+
+
+def prints_table(known: Collection[str]) -> bool:
+    """Return whether a llama-fit-params with these options prints the JSON line (b11434 does)."""
+    return _JSON in known
 
 
 def has_table(output: str) -> bool:

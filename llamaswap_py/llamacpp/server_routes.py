@@ -18,6 +18,7 @@ _FILE: Final = re.compile(
 """A file of a web interface; no route of llama-server has a dot in its last part."""
 _SLOT: Final = re.compile("/slots/[^/]*/?")
 _NESTED: Final = re.compile("%(?:25)+")
+_IN_BINARY: Final = re.compile(rb"\x00(/[a-z0-9][a-z0-9_/:-]{1,60})(?=\x00)|(/v1(?:/[a-z_]+)+)")
 _DECODED: Final = 4
 """How often a path is decoded at most, not counting escapes of escapes (%252570)."""
 
@@ -80,6 +81,12 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
 """(method, path) -> role, for every route that llama-server registers (b11434)."""
 _PATHS: Final = frozenset(path for _, path in ROUTES)
 _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is not Role.INFERENCE}
+
+
+def named_in(binary: bytes) -> set[str]:
+    """Return what looks like a path of a route in a binary; one may be the end of another."""
+    texts = {(one or other).decode() for one, other in _IN_BINARY.findall(binary)}
+    return {text[at:] for text in texts for at in range(len(text)) if text[at] == "/"}
 
 
 def role_of(method: str, path: str) -> Role | None:

@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     Script = Callable[[str], Path]
 
 KNOWN = {"-m": 1, "-c": 1, "--ctx-size": 1, "-ctk": 1, "--cache-type-k": 1, "--cache-type-v": 1}
-KNOWN |= {"--no-mmap": 0, "-md": 1, "--model-draft": 1, "--n-gpu-layers": 1, "-ngl": 1, "-np": 1}
+KNOWN |= {
+    "--log-jsonl": 0,
+    "--log-verbosity": 1,
+    "--no-mmap": 0,
+    "-md": 1,
+    "--model-draft": 1,
+    "--n-gpu-layers": 1,
+    "-ngl": 1,
+    "-np": 1,
+}
 HALF = MIB // 2
 
 
@@ -66,6 +75,18 @@ def asked(words: str, header: Any = None) -> str:
 def test_options_that_only_the_server_knows_are_left_out() -> None:
     words = "--alias x --metrics -ctk q8_0 --jinja --threads-http 20 --mmproj p -c 4096 -np 1"
     assert asked(words) == "-ctk q8_0 --parallel 1 --ctx-size 4096"
+
+
+def test_an_older_program_is_not_asked_for_a_json_log() -> None:
+    """b9093, b9840 and b10456 have no --log-jsonl: with it they print an error and no figures."""
+    args = ("-c", "4096")
+    older = {name: count for name, count in KNOWN.items() if name != "--log-jsonl"}
+    found = fit_args("m.gguf", args, read_settings(args), older, per_slot=False)
+    assert found[:8] == (
+        *("--model", "m.gguf", "--fit", "off", "--fit-print", "on"),
+        *("--log-verbosity", "1"),
+    )
+    assert "--log-jsonl" not in found
 
 
 def test_slots_that_share_a_cache_are_asked_for_as_one() -> None:

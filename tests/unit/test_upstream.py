@@ -14,7 +14,8 @@ from llamaswap_py.errors import EngineError
 from llamaswap_py.hub.cache import find_cached
 from llamaswap_py.hub.refs import HubRef
 from llamaswap_py.llamacpp.paths import EngineManifest, write_manifest
-from tests.upstream.__main__ import outcomes_of, source_of
+from tests.sources import source_of
+from tests.upstream.__main__ import outcomes_of
 from tests.upstream.models import FILES, write_cache
 from tests.upstream.page import REASONS, Reason, only_plain, page, sorted_by_reason
 from tests.upstream.served import config_of

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llamaswap_py.errors import EngineError, LswapError
+from llamaswap_py.errors import LswapError
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
-from llamaswap_py.llamacpp.paths import MANIFEST, read_manifest
+from tests.sources import source_of
 from tests.upstream.models import write_cache
 from tests.upstream.page import Outcomes, page
 
@@ -45,7 +45,7 @@ def main() -> int:
     asked = _parser().parse_args()
     try:
         engine = locate_engine()
-        source = asked.source or source_of(engine.path)
+        source = asked.source or source_of(engine.path, f"{_TESTS}/unit")
     except LswapError as error:
         print(error, file=sys.stderr)
         return 1
@@ -66,22 +66,6 @@ def main() -> int:
     if asked.write:
         asked.write.write_text(text, encoding="utf-8")
     return 0
-
-
-def source_of(server: Path) -> Path:
-    """Return the source tree that a llama-server was built from; raises EngineError."""
-    folder = server.parent.parent
-    if not (folder / MANIFEST).is_file():
-        raise EngineError(f"{server} was not built by lswap", remedy="name its --source")
-    manifest = read_manifest(folder)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    source = cache / "lswap" / "build" / "src" / f"{manifest.source}-{manifest.ref}"
-    if not (source / _TESTS).is_dir():
-        raise EngineError(
-            f"there are no tests of llama-server in {source}",
-            remedy="build the engine again (`lswap engine build`), or name its --source",
-        )
-    return source
 
 
 def bring(source: Path) -> Path:
