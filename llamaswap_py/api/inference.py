@@ -13,6 +13,7 @@ from llamaswap_py.api.body import NOTHING, Ask, filter_body, read_ask, usual_ask
 from llamaswap_py.api.capture import Tap
 from llamaswap_py.api.child_routes import reach
 from llamaswap_py.api.errors import refusal_event, upstream_failed
+from llamaswap_py.api.following import follow_alias
 from llamaswap_py.api.large_body import STEP
 from llamaswap_py.api.media_urls import may_hold
 from llamaswap_py.api.read_body import (
@@ -104,15 +105,25 @@ async def _look_closer(call: Call) -> None:
     if not name and call.route.without_model is not None:
         await call.route.without_model(call)
         return
-    name = name or _default_model(call)
-    preset = call.find_preset(name)
-    path = reach(call, preset, head.path).sent
-    filters = call.supervisor.config.models[preset].request
-    if filters is not NO_FILTERS and call.route.slot and not upload:
-        filtered = filter_body(text, filters, call.asked)
-        body = Body.of(filtered) if skim is None else skim.restore(filtered)
+
+    async def attempt(preset: str) -> None:
+        path, sent = reach(call, preset, head.path).sent, body
+        filters = call.supervisor.config.models[preset].request
+        if filters is not NO_FILTERS and call.route.slot and not upload:
+            filtered = filter_body(text, filters, call.asked)
+            sent = Body.of(filtered) if skim is None else skim.restore(filtered)
+        lasts = ask.stream and call.route.slot and not upload
+        await _relay_read(call, preset, path, sent, ask, lasts=lasts)
+
+    await follow_alias(call, name or _default_model(call), attempt)
+
+
+async def _relay_read(
+    call: Call, preset: str, path: str, body: Body, ask: Ask, *, lasts: bool
+) -> None:
+    """Relay a request that was read and filtered; `lasts`: its client may come back for it."""
+    head = call.exchange.head
     target = f"{path}?{head.query}" if head.query else path
-    lasts = ask.stream and call.route.slot and not upload
     conversation = await begin_conversation(call, preset) if lasts else None
     request = build_request(call, target, body)
     if conversation is not None:

@@ -41,6 +41,7 @@ from llamaswap_py.children.program import (
 from llamaswap_py.children.watchdog import watch_child
 from llamaswap_py.llamacpp.command_line import listen_words
 from llamaswap_py.llamacpp.failures import Failure, FailureKind, classify
+from llamaswap_py.llamacpp.memory_settings import rpc_endpoints
 from llamaswap_py.llamacpp.output import (
     EndingSign,
     LineSplitter,
@@ -407,7 +408,11 @@ class Child:
             asked = self._stopping.is_set() and not self._ended_by_itself(number)
             wall = self.process is not None and self.process.oom_kills > 0
             failure = classify(
-                code, number, self._tail, asked=asked, stalled=self._stalled, oom_killed=wall
+                *(code, number, self._tail),
+                asked=asked,
+                stalled=self._stalled,
+                oom_killed=wall,
+                rpc=rpc_endpoints(self.spec.args),
             )
             if self._taken is not None:  # a stop may have begun after that
                 failure = self._taken

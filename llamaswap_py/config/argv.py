@@ -20,6 +20,7 @@ from llamaswap_py.llamacpp.command_line import (
 from llamaswap_py.llamacpp.context_size import slots
 from llamaswap_py.llamacpp.options import table_of
 from llamaswap_py.llamacpp.renamed_options import GivenOption
+from llamaswap_py.llamacpp.rpc import known_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,6 +91,8 @@ def check_args(
     found += [("extra", *refusal(word, mine)) for word, mine in table.owned_words(preset.extra)]
     if preset.keep_kv and (key := place_of_slot_folder(preset)):
         found.append((key, "keep_kv has its own folder for slots", "keep one of the two"))
+    if (fault := known_fault(build_args(preset, config, options))) is not None:
+        found.append(("args.rpc", *fault))
     return tuple(
         PresetProblem(preset.id, config.where(place_of(config, preset, key)), message, remedy)
         for key, message, remedy in found

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
+from llamaswap_py.errors import EngineError
 from llamaswap_py.estimate.buffer_limits import BufferLimits
 from llamaswap_py.estimate.dry_run import as_does_not_run, dry_parts
 from llamaswap_py.estimate.files import (
@@ -59,13 +60,14 @@ from llamaswap_py.llamacpp.fit_params import (
     has_table,
     prints_table,
 )
-from llamaswap_py.llamacpp.memory_settings import Settings, read_settings
+from llamaswap_py.llamacpp.memory_settings import Settings, read_settings, rpc_endpoints
+from llamaswap_py.llamacpp.rpc_connect import connect
 from llamaswap_py.storage import Facts, LearnedFacts, RecordFolder, estimates_folder, learned_folder
 from llamaswap_py.units import HOST
 
 Headers = tuple[Header, ...]
-Room: TypeAlias = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
-"""Reserves memory on these devices for a dry run; raises EstimateError if they have none free."""
+Room: TypeAlias = Callable[[Sequence[str], Sequence[str]], AbstractAsyncContextManager[None]]
+"""Reserves memory on devices, and RPC servers, for a dry run; raises EstimateError if it cannot."""
 
 ATTEMPTS: Final = 4
 """Runs for the table of llama-fit-params (see has_table), before its plain lines are used."""
@@ -254,10 +256,13 @@ class Estimator:
         await asyncio.to_thread(self._learned.record_peak, key, use)
 
     async def _fresh(self, wanted: Wanted, *, strict: bool) -> Estimate:
+        servers = rpc_endpoints(wanted.args)
         try:
             if self._room is None or wanted.fit_params is None:
+                await _all_answer(servers)
                 return await self.dry_run(wanted)
-            async with self._room(wanted.gpus):
+            async with self._room(wanted.gpus, servers):
+                await _all_answer(servers)
                 return await self.dry_run(wanted)
         except EstimateError as error:
             if strict and isinstance(error, DoesNotRunError):
@@ -292,6 +297,15 @@ class Estimator:
             ) from error
         except FitParamsError as error:
             raise EstimateError(error.message) from error
+
+
+async def _all_answer(servers: Sequence[str]) -> None:
+    """Raise EstimateError unless all RPC servers are there: a dry run would abort."""
+    try:
+        for one in servers:
+            await asyncio.to_thread(connect, one)
+    except EngineError as error:
+        raise EstimateError(error.message) from error
 
 
 async def _headers(model: str) -> tuple[Headers, list[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +18,12 @@ from typing import Final
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_list import OPTION, ListedDevice, parse_device_list
 from llamaswap_py.llamacpp.env_variables import clean_environment
+from llamaswap_py.llamacpp.rpc_connect import connect
 from llamaswap_py.units import showable
 
 _log: Final = logging.getLogger("lswap.devices")
 TIMEOUT: Final = 20.0
 """Seconds for one run: a driver that wakes up several cards takes some."""
-_CONNECT: Final = 1.0
 _REMEDY: Final = "run it by hand; until it works, declare the devices under memory.devices"
 
 
@@ -40,7 +39,7 @@ def query_devices(
     llama-server aborts if one does not answer.
     """
     for endpoint in rpc:
-        _connect(endpoint)
+        connect(endpoint)
     argv = [str(binary), *(("--rpc", ",".join(rpc)) if rpc else ()), OPTION]
     what = " ".join(argv)
     try:
@@ -72,16 +71,3 @@ def query_devices(
     if not devices and said:
         _log.info("%s lists no devices: %s", binary, last)
     return devices
-
-
-def _connect(endpoint: str) -> None:
-    """Raise EngineError unless something listens at HOST:PORT."""
-    host, _, port = endpoint.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT):
-            pass
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"the RPC server {endpoint} does not answer ({error})",
-            remedy="start ggml-rpc-server there, or take the endpoint out of `rpc`",
-        ) from error

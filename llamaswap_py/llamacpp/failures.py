@@ -26,6 +26,7 @@ class FailureKind(Enum):
     CRASHED = "crashed"
     KILLED = "killed"
     OOM_KILLED = "oom_killed"
+    RPC_LOST = "rpc_lost"
     ENGINE = "engine"
     EXITED = "exited"
 
@@ -143,6 +144,9 @@ _RULES: Final[tuple[_Rule, ...]] = (
 _MODEL_NAME: Final = re.compile(r"failed to load (?:draft )?model,? '(?P<what>[^']+)'")
 _PLAIN_PREFIX: Final = re.compile(r"^(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:[IWED] )?")
 _LOG_PREFIX: Final = re.compile(r"^(?:(?:srv|cmn|que|res)\s+\S+: )?")
+# GGML_ABORT in ggml-rpc.cpp: the only place that aborts because a server is gone.
+_RPC_LOST: Final = re.compile(r"\bggml-rpc\.cpp:\d+: (?P<why>.+)")
+_ABORTED: Final = 6
 _ERROR_LINE: Final = re.compile(
     r"^(?:\d+\.\d\d\.\d{3}\.\d{3} )?E "
     r"|\berror\b|\bfailed\b|terminate called|GGML_ASSERT|\bwhat\(\)",
@@ -165,12 +169,13 @@ def classify(
     asked: bool = False,
     stalled: bool = False,
     oom_killed: bool = False,
+    rpc: Sequence[str] = (),
 ) -> Failure | None:
     """Return why a child ended, None when it ended because it was told to.
 
     `asked`: a stop was asked for. `stalled`: it had shown no sign of life for too long, so that an
     asked stop is a failure of kind `timeout`. `oom_killed`: the kernel has killed a process of its
-    cgroup because memory ran out.
+    cgroup because memory ran out. `rpc` are the endpoints of the RPC servers that it used.
     """
     lines = [_PLAIN_PREFIX.sub("", line) for line in tail]
     if stalled:
@@ -178,6 +183,8 @@ def classify(
         return Failure(FailureKind.TIMEOUT, f"loading stalled{last}")
     if asked:
         return None
+    if rpc and (signal == _ABORTED or code == 128 + _ABORTED) and (why := _rpc_reason(lines)):
+        return Failure(FailureKind.RPC_LOST, _rpc_lost(why, rpc))
     found = _match_rules(lines)
     if found is not None:
         return found
@@ -209,6 +216,19 @@ def _match_rules(lines: Sequence[str]) -> Failure | None:
             if match:
                 return Failure(kind, summary(match) + _name_file(kind, line, lines))
     return None
+
+
+def _rpc_reason(lines: Sequence[str]) -> str:
+    """Return what the RPC backend said when it aborted; "" if it did not."""
+    return next((found["why"].strip() for one in lines if (found := _RPC_LOST.search(one))), "")
+
+
+def _rpc_lost(why: str, endpoints: Sequence[str]) -> str:
+    """Name the RPC server that is gone, or those one of which is gone."""
+    named = [one for one in endpoints if re.search(rf"(?<!\S){re.escape(one)}(?!\S)", why)]
+    if len(named or endpoints) == 1:
+        return f"the RPC server {(named or endpoints)[0]} is gone: {why}"
+    return f"one of the RPC servers {' and '.join(endpoints)} is gone: {why}"
 
 
 def _name_file(kind: FailureKind, line: str, lines: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from llamaswap_py.errors import LswapError
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import parse_options
-from llamaswap_py.llamacpp.memory_settings import PAD, Settings
+from llamaswap_py.llamacpp.memory_settings import PAD, Settings, rpc_endpoints
 from llamaswap_py.units import MIB
 
 TIMEOUT: Final = 60.0
@@ -78,7 +78,7 @@ class DryRuns:
         self._timeout = timeout
         self._turn = anyio.Lock()
         self._options: dict[Path, dict[str, int]] = {}
-        self._stuck: dict[Path, FitParamsError] = {}
+        self._stuck: dict[tuple[Path, tuple[str, ...]], FitParamsError] = {}
 
     async def options(self, binary: Path) -> Mapping[str, int]:
         """Return the option names of this llama-fit-params, and how many words follow each."""
@@ -99,8 +99,9 @@ class DryRuns:
         return await self._run(binary, args, env)
 
     async def _run(self, binary: Path, args: Sequence[str], env: Mapping[str, str]) -> str:
+        servers = rpc_endpoints(args)
         async with self._turn:
-            if (known := self._stuck.get(binary)) is not None:
+            if (known := self._stuck.get((binary, servers))) is not None:
                 raise known  # once is enough: each further run would take as long again
             try:
                 with anyio.fail_after(self._timeout):
@@ -108,8 +109,9 @@ class DryRuns:
                         [str(binary), *args], {**clean_environment(os.environ), **env}
                     )
             except TimeoutError as error:
-                self._stuck[binary] = stuck = FitParamsError(
-                    f"{binary.name} did not end within {self._timeout:.0f} s"
+                why = ": an RPC server may be busy with another client" if servers else ""
+                self._stuck[binary, servers] = stuck = FitParamsError(
+                    f"{binary.name} did not end within {self._timeout:.0f} s{why}"
                 )
                 raise stuck from error
             except OSError as error:

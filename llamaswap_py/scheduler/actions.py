@@ -87,6 +87,13 @@ class ReadAhead:
 
 
 @dataclass(frozen=True, slots=True)
+class TryServer:
+    """Try whether an RPC server (HOST:PORT) answers; `ServerTried` follows."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Tell that a reservation holds its memory from now on."""
 
@@ -171,6 +178,7 @@ Action: TypeAlias = (
     | Wake
     | Download
     | ReadAhead
+    | TryServer
     | Reserve
     | Refuse
     | Stop

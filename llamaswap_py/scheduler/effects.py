@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from llamaswap_py.scheduler.actions import (
@@ -18,6 +18,7 @@ from llamaswap_py.scheduler.actions import (
     Spawn,
     Stop,
     StopReason,
+    TryServer,
     Wake,
 )
 from llamaswap_py.scheduler.lifecycle import State, Trigger
@@ -26,6 +27,7 @@ from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.state import Instance, Lease, Preset, SchedulerState
 from llamaswap_py.scheduler.types import (
     REDUCED,
+    RPC_LOST,
     Choice,
     Decision,
     Failure,
@@ -180,6 +182,8 @@ class Effects:
             return
         preset.failures += 1
         preset.failure = failure
+        if failure.kind == RPC_LOST:
+            self.state.rpc_servers.doubt(instance.plan.endpoints)
         no_memory = loading and failure.kind == "out_of_memory"
         if no_memory and (self._retry_memory(preset, instance) or self._reduce(preset, instance)):
             return
@@ -223,6 +227,28 @@ class Effects:
         chosen = failed.choice.chosen or "what was chosen"
         self.record_preset(REDUCED, preset, f"it ran out of memory with {chosen}; now with less")
         return True
+
+    def try_servers(self, endpoints: Iterable[str]) -> None:
+        """Have RPC servers tried, each once at a time."""
+        for endpoint in dict.fromkeys(endpoints):
+            if self.state.rpc_servers.begin(endpoint):
+                self.out.append(TryServer(endpoint))
+
+    def judge_servers(self, preset: Preset) -> None:
+        """Refuse the requests for a preset that cannot load because an RPC server is gone."""
+        lost = self.state.rpc_servers.lost(preset.plan.endpoints)
+        if preset.serving is not None:
+            return  # its child is there, or finds out
+        if lost is None:
+            if preset.failure is not None and preset.failure.kind == RPC_LOST:
+                preset.failure, preset.retry_at = None, self.now
+            return
+        if preset.queue or preset.wanted_since is not None:
+            assert lost.failure is not None
+            self.record_preset("failed", preset, lost.failure.summary)
+        preset.failure, preset.retry_at = lost.failure, lost.retry_at
+        preset.wanted_since = None
+        self.reject_all(preset, self.refusals.failed(preset, self.now))
 
     def abandon_unwanted(self, preset: Preset) -> None:
         """Stop a load that is not wanted any more, unless it has come far enough to keep."""

@@ -270,6 +270,14 @@ class FilesRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTried:
+    """An RPC server (HOST:PORT) was tried; `failure` is None if it answered."""
+
+    endpoint: str
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
 class PoolsMeasured:
     """The memory pools, as measured or declared. `strangers` in them exclude our own children."""
 
@@ -343,6 +351,7 @@ Event: TypeAlias = (
     | DownloadFinished
     | DownloadFailed
     | FilesRead
+    | ServerTried
     | PoolsMeasured
     | ChoicesEstimated
     | TrafficRecalled

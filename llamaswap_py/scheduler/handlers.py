@@ -188,6 +188,14 @@ class OnInstances:
             self.effects.record(event.kind, instance, event.text)
         return False
 
+    def server_tried(self, event: ev.ServerTried) -> bool:
+        """Take or lose all presets that need this RPC server."""
+        self.state.rpc_servers.tried(event.endpoint, event.failure, self.effects.now)
+        for preset in list(self.state.presets.values()):
+            if event.endpoint in preset.plan.endpoints:
+                self.effects.judge_servers(preset)
+        return True
+
     def instance_exited(self, event: ev.InstanceExited) -> bool:
         instance = self.state.instances.pop(event.instance, None)
         if instance is None:

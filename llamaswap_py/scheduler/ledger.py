@@ -1,14 +1,14 @@
 """The memory ledger: which instance is charged with how much of each pool, and what still fits.
 
-Three rules that do not count bytes are pools too, so that the same arithmetic applies to all.
-`max_loaded` is a pool of that many places. An exclusive group is a pool of one place. A preset of
-unknown footprint takes the only place of the pool `unmeasured@DEVICE`. So claims, the search for
-victims and explanations need no special case for them.
+Four rules that do not count bytes are pools too, so that the same arithmetic applies to all.
+`max_loaded` is a pool of that many places. An exclusive group is a pool of one place, and so is an
+RPC server. A preset of unknown footprint takes the only place of the pool `unmeasured@DEVICE`. So
+claims, the search for victims and explanations need no special case for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from llamaswap_py.scheduler.types import (
@@ -26,6 +26,7 @@ from llamaswap_py.units import HOST, format_size
 LOADED = PoolId("max_loaded")
 _UNMEASURED = "unmeasured@"
 _EXCLUSIVE = "exclusive@"
+_RPC = "rpc@"
 
 Amounts = dict[PoolId, int]
 
@@ -106,7 +107,7 @@ class Ledger:
             charge[LOADED] = 1
         elif choice.footprint is None:
             charge.update(dict.fromkeys(self._unmeasured(choice), 1))
-        charge.update(dict.fromkeys(_exclusive(plan), 1))
+        charge.update(dict.fromkeys((*_exclusive(plan), *rpc_pools(plan.endpoints)), 1))
         return charge
 
     def spread(self, footprint: Footprint) -> Amounts:
@@ -132,6 +133,8 @@ class Ledger:
         for choice in plan.choices:
             for pool in (*_exclusive(plan), *self._unmeasured(choice)):
                 self.pools.setdefault(pool, Pool(1))
+        for pool in rpc_pools(plan.endpoints):
+            self.pools.setdefault(pool, Pool(1))
 
     def _unmeasured(self, choice: Choice) -> list[PoolId]:
         """Return the counting pools of a choice: of its devices, else of every GPU, else host."""
@@ -165,6 +168,15 @@ class Ledger:
     def _settling_in(self, pool: PoolId) -> list[Settling]:
         return [left for left in self.settling.values() if pool in left.charge]
 
+    def unused(self, endpoints: Collection[str]) -> list[str]:
+        """Return the RPC servers that no child and no dry run of ours uses."""
+        held = (*self.charges.values(), *self.reserved.values())
+        return [
+            one
+            for one, pool in zip(endpoints, rpc_pools(endpoints), strict=True)
+            if not any(pool in charge for charge in held)
+        ]
+
     def shortfall(self, charge: Footprint, kept: Iterable[InstanceKey]) -> str:
         """Say why `charge` can never fit beside the instances `kept`; empty if it can.
 
@@ -194,6 +206,10 @@ class Ledger:
                 row = "memory unknown, so it is loaded alone"
                 rows.append(row if free.get(pool, 0) > 0 else f"{row}: another such model is there")
                 continue
+            if pool.startswith(_RPC):
+                if free.get(pool, 0) <= 0:
+                    rows.append(f"{pool_name(pool)}: another one uses it")
+                continue
             row = f"{pool_name(pool)}: needs {amount(pool, need)}"
             row += f" · free {amount(pool, max(free.get(pool, 0), 0))}"
             if margin := self.pools[pool].margin:
@@ -211,6 +227,8 @@ class Ledger:
             have = amount(pool, max(free.get(pool, 0), 0))
             if pool == LOADED:
                 rows.append(f"policy.max_loaded is {self.pools[pool].total}")
+            elif pool.startswith(_RPC):
+                rows.append(f"the RPC server {pool.removeprefix(_RPC)} serves one at a time")
             elif is_counting(pool):
                 rows.append(f"of {pool_name(pool)} one at a time")
             else:
@@ -244,9 +262,14 @@ def _exclusive(plan: PresetPlan) -> list[PoolId]:
     return [PoolId(_EXCLUSIVE + group) for group in plan.groups]
 
 
+def rpc_pools(endpoints: Iterable[str]) -> list[PoolId]:
+    """Return the pools of one place that RPC servers are."""
+    return [PoolId(_RPC + one) for one in endpoints]
+
+
 def is_counting(pool: PoolId) -> bool:
     """Return whether the pool holds places, not bytes."""
-    return pool == LOADED or pool.startswith((_UNMEASURED, _EXCLUSIVE))
+    return pool == LOADED or pool.startswith((_UNMEASURED, _EXCLUSIVE, _RPC))
 
 
 def pool_name(pool: PoolId) -> str:
@@ -255,6 +278,8 @@ def pool_name(pool: PoolId) -> str:
         return f"{pool.removeprefix(_UNMEASURED)} (one model of unknown memory at a time)"
     if pool.startswith(_EXCLUSIVE):
         return f"group {pool.removeprefix(_EXCLUSIVE)} (exclusive)"
+    if pool.startswith(_RPC):
+        return f"RPC server {pool.removeprefix(_RPC)} (one model at a time)"
     return str(pool)
 
 

@@ -69,6 +69,8 @@ class Plan:
     """Presets that wait for memory, with the variant that will probably load."""
     impossible: list[tuple[Preset, str, str]] = field(default_factory=list)
     given_up: list[tuple[Preset, str]] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
+    """RPC servers to try before anything is done for a preset that needs them."""
     awaited: bool = False
     """Whether a waiter waits for memory that is being drained or freed."""
     wake: float | None = None
@@ -138,7 +140,8 @@ class _Pass:
         if not options:
             self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
             return
-        if any(key in self.state.instances for key in preset.after):
+        self.plan.unsure += (unsure := self.state.unsure_servers(preset, self.now))
+        if unsure or any(key in self.state.instances for key in preset.after):
             self._await(preset, options[0])
             self._hold(options[0].charge)
             return

@@ -93,6 +93,7 @@ class Scheduler:
             ev.DownloadFinished: files.download_finished,
             ev.DownloadFailed: files.download_failed,
             ev.FilesRead: files.files_read,
+            ev.ServerTried: instances.server_tried,
             ev.PoolsMeasured: operators.pools_measured,
             ev.ChoicesEstimated: operators.choices_estimated,
             ev.TrafficRecalled: operators.traffic_recalled,

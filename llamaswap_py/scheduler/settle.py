@@ -120,6 +120,7 @@ class SchedulingPass:
                 self.state.presets[winner].evicted_at = self.effects.now
                 reason = f"makes room for {winner} ({why})"
             self.effects.stop(instance, StopReason.EVICTED, reason, hurried=winner is None)
+        self.effects.try_servers(plan.unsure)
         self._set_gates(plan)
         self._announce(tuple(plan.upcoming))
         for preset, choice, why in plan.begins:

@@ -14,6 +14,7 @@ from llamaswap_py.scheduler.demand import Demand
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.lifecycle import State, Trigger, advance
 from llamaswap_py.scheduler.queues import Waiter, WaitQueue
+from llamaswap_py.scheduler.rpc_servers import RpcServers
 from llamaswap_py.scheduler.types import (
     Choice,
     Failure,
@@ -152,6 +153,7 @@ class SchedulerState:
         self.detached: dict[RequestId, Lease] = {}
         """The leases without a client that are not revoked yet."""
         self.demand = Demand()
+        self.rpc_servers = RpcServers(policy)
 
     def above(self, waiter: Waiter) -> dict[RequestId, Lease]:
         """Return the leases of the requests that this one was made in, the nearest parent first."""
@@ -198,6 +200,21 @@ class SchedulerState:
         else:
             queue = WaitQueue(self.policy.max_wait)
             self.presets[plan.preset] = Preset(plan, pin=plan.pin, queue=queue)
+
+    def unsure_servers(self, preset: Preset, now: float) -> list[str]:
+        """Return the RPC servers of a preset to try before anything is done for it.
+
+        One that a child or a dry run of ours uses is there, and would not answer.
+        """
+        endpoints = preset.plan.endpoints
+        if not endpoints:
+            return []
+        return self.rpc_servers.unsure(self.ledger.unused(endpoints), now)
+
+    def servers_in_use(self) -> frozenset[str]:
+        """Return the RPC servers that a child or a dry run of ours uses."""
+        every = {one for preset in self.presets.values() for one in preset.plan.endpoints}
+        return frozenset(every.difference(self.ledger.unused(every)))
 
     def patience(self, preset: Preset) -> float:
         """Return how long a waiter waits before it claims the memory of loaded models."""

@@ -34,6 +34,10 @@ REDUCED = "reduced"
 """The kind of the decision that less is to be chosen for a preset: its load ran out of memory."""
 
 
+RPC_LOST = "rpc_lost"
+"""The kind of the failure of a preset whose RPC server is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a child ended: kind, one line of text, exit code and the last log lines."""
@@ -122,6 +126,8 @@ class PresetPlan:
     prefer_fit: bool = True
     groups: tuple[str, ...] = ()
     persistent: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    """The RPC servers that its children connect to: each serves one child at a time."""
     priority: int = 0
     when_full: str = "wait"
     estimating: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,7 +23,9 @@ from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.backends import NAMES, SELECTABLE
 from llamaswap_py.llamacpp.device_list import OPTION
 from llamaswap_py.llamacpp.device_query import query_devices
+from llamaswap_py.llamacpp.rpc_connect import START_IT
 from llamaswap_py.supervisor.device_views import View, view_of
+from llamaswap_py.supervisor.preset_servers import ServerTries
 
 if TYPE_CHECKING:
     from llamaswap_py.config.sections import Config, Memory, Preset
@@ -39,27 +41,34 @@ class DeviceLists:
     """What the engines have listed so far; each is asked once, until a change outdates its list."""
 
     _known: dict[tuple[object, ...], tuple[ListedDevice, ...]] = field(default_factory=dict)
+    _last: dict[View, tuple[ListedDevice, ...]] = field(default_factory=dict)
 
-    def of(self, config: Config, engines: Engines) -> tuple[Device, ...]:
-        """Return the devices of a configuration, the host last. Blocks."""
-        return self.find(config.memory, views_of(config, engines))
+    def of(
+        self, config: Config, engines: Engines, in_use: frozenset[str] = frozenset()
+    ) -> tuple[Device, ...]:
+        """Return the devices of a configuration, the host last. Blocks.
+
+        RPC servers that are `in_use` serve no other client: what they listed before counts.
+        """
+        return self.find(config.memory, views_of(config, engines), in_use=in_use)
 
     def find(
         self,
         memory: Memory,
         views: Iterable[View],
         backends: frozenset[str] = frozenset(),
+        in_use: frozenset[str] = frozenset(),
         root: Path = ROOT,
     ) -> tuple[Device, ...]:
         """Return the devices that engines see, the host last. Blocks.
 
         `backends` are those of engines that are not there to be asked.
         """
-        cards = Cards(root)
+        cards, tries = Cards(root), ServerTries()
         lists: list[EngineList] = []
         silent = set(backends)
         for view in dict.fromkeys(views):
-            listed = self._ask(view, cards)
+            listed = self._ask(view, cards, in_use, tries)
             if listed is None:
                 silent.add(view.engine.backend)
             else:
@@ -74,7 +83,9 @@ class DeviceLists:
             root=root,
         )
 
-    def _ask(self, view: View, cards: Cards) -> EngineList | None:
+    def _ask(
+        self, view: View, cards: Cards, in_use: frozenset[str], tries: ServerTries
+    ) -> EngineList | None:
         """Return the list of an engine; None, with a line in the log, if it cannot be had."""
         engine = view.engine
         if OPTION not in engine.help_text:
@@ -86,13 +97,29 @@ class DeviceLists:
         env = {**os.environ, **own, **listing_env(engine.backend, uuids, own)}
         status = engine.path.stat()
         now = (view, status.st_mtime_ns, status.st_size, cards.identities(engine.backend))
-        if now not in self._known:
+        listed = self._known.get(now)
+        if listed is None and not in_use.isdisjoint(view.rpc):
+            listed = self._last.get(view)  # it would wait for the model that uses the server
+            if listed is None:
+                text = "%s: its devices are not known before the RPC server %s is free"
+                _log.warning(text, engine.path, " or ".join(in_use.intersection(view.rpc)))
+                return None
+        elif listed is None:
             try:
-                self._known[now] = query_devices(engine.path, env, view.rpc)
+                listed = _query(view, env, tries)
             except EngineError as error:  # a reload asks again
                 _log.warning("%s; lswap counts the cards that the drivers know instead", error)
                 return None
-        return EngineList(view.key, engine.backend, env, self._known[now], view.rpc)
+            self._known[now] = self._last[view] = listed
+        return EngineList(view.key, engine.backend, env, listed, view.rpc)
+
+
+def _query(view: View, env: Mapping[str, str], tries: ServerTries) -> tuple[ListedDevice, ...]:
+    """Ask an engine, unless one of its RPC servers is known to be gone; raises EngineError."""
+    for endpoint in view.rpc:
+        if reason := tries.failure(endpoint):
+            raise EngineError(reason, remedy=START_IT)
+    return query_devices(view.engine.path, env, view.rpc)
 
 
 def find_devices(config: Config, engines: Engines) -> tuple[Device, ...]:

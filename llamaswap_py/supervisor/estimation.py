@@ -20,6 +20,7 @@ from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.files import FileIdentity, file_sizes, identify
 from llamaswap_py.estimate.fitter import Fitter
 from llamaswap_py.estimate.types import EstimateError, Part
+from llamaswap_py.scheduler.ledger import rpc_pools
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.record_folder import traffic_folder
@@ -175,13 +176,17 @@ class Estimation:
                     self.choose_anew(asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def _room(self, gpus: Sequence[str]) -> AsyncIterator[None]:
-        """Charge the GPUs with the context of a dry run; no model is unloaded for it."""
-        if self._reservations is None or not gpus:
+    async def _room(self, gpus: Sequence[str], servers: Sequence[str]) -> AsyncIterator[None]:
+        """Charge the GPUs with the context of a dry run; no model is unloaded for it.
+
+        It needs its RPC servers for itself, too: one that a child uses would let it wait.
+        """
+        if self._reservations is None or not (gpus or servers):
             yield
             return
+        taken = {**dict.fromkeys(gpus, DRY_RUN), **dict.fromkeys(map(str, rpc_pools(servers)), 1)}
         try:
-            async with self._reservations.hold(dict.fromkeys(gpus, DRY_RUN), evict=False):
+            async with self._reservations.hold(taken, evict=False):
                 yield
         except ApiError as error:
             raise EstimateError(f"no room for a dry run: {error.message}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import time
 from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler.ledger import fits
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.state import SchedulerState
-from llamaswap_py.scheduler.types import PresetId
+from llamaswap_py.scheduler.types import RPC_LOST, PresetId
 
 
 class Names:
@@ -79,9 +80,22 @@ class Names:
         close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
         return [folded[one] for one in close]
 
+    def _can_load(self, name: str) -> bool:
+        """Return whether there is such a preset, and no RPC server that it needs is gone."""
+        preset = self._state.presets.get(PresetId(name))
+        if preset is None:
+            return False
+        failure = preset.plan.problem or preset.failure
+        if failure is None or failure.kind != RPC_LOST or preset.serving is not None:
+            return True
+        return preset.plan.problem is None and time.monotonic() >= preset.retry_at
+
     def _first(self, presets: tuple[str, ...]) -> str:
-        """Return the first that is ready, else the first that fits, else the first."""
-        known = [one for one in presets if PresetId(one) in self._state.presets]
+        """Return the first that is ready, else the first that fits, else the first.
+
+        One whose RPC server is gone is passed over, if there is another.
+        """
+        known = [one for one in presets if self._can_load(one)]
         for one in known:
             serving = self._state.presets[PresetId(one)].serving
             if serving is not None and serving.state is State.READY and serving.gate_for is None:
@@ -97,7 +111,7 @@ class Names:
                 fits(ledger.charge_of(plan, choice), free) for choice in plan.choices
             ):
                 return one
-        return presets[0]
+        return known[0] if known else presets[0]
 
 
 def names_of(config: Config, state: SchedulerState) -> Names:

@@ -34,6 +34,7 @@ from llamaswap_py.llamacpp.memory_settings import (
     devices_named,
     names_of,
 )
+from llamaswap_py.llamacpp.rpc_connect import START_IT
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
@@ -50,6 +51,12 @@ from llamaswap_py.scheduler.types import (
 from llamaswap_py.supervisor.device_views import view_of
 from llamaswap_py.supervisor.hub_models import with_files
 from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
+from llamaswap_py.supervisor.preset_servers import (
+    ServerTries,
+    endpoints_of,
+    kind_of_problems,
+    server_problems,
+)
 from llamaswap_py.units import HOST, MIB, format_size
 
 
@@ -274,11 +281,16 @@ def pools_of(devices: tuple[Device, ...]) -> dict[PoolId, Pool]:
     }
 
 
-def prepare(config: Config, engines: Engines, devices: tuple[Device, ...]) -> dict[str, Prepared]:
-    """Prepare every preset of the file, in its order."""
-    ledger = Ledger(pools_of(devices), policy_of(config))
+def prepare(
+    config: Config,
+    engines: Engines,
+    devices: tuple[Device, ...],
+    in_use: frozenset[str] = frozenset(),
+) -> dict[str, Prepared]:
+    """Prepare every preset of the file, in its order; `in_use` are RPC servers of our children."""
+    ledger, tries = Ledger(pools_of(devices), policy_of(config)), ServerTries(in_use)
     return {
-        name: _prepare_one(preset, config, engines, devices, ledger)
+        name: _prepare_one(preset, config, engines, devices, ledger, tries)
         for name, preset in config.models.items()
     }
 
@@ -314,6 +326,7 @@ def _prepare_one(
     engines: Engines,
     devices: tuple[Device, ...],
     ledger: Ledger,
+    tries: ServerTries,
 ) -> Prepared:
     if preset.id in config.broken:
         return _broken(preset, config, engines, devices)
@@ -328,7 +341,10 @@ def _prepare_one(
         ways = {name: _sighted(way, engine, devices) for name, way in ways.items()}
     for way in ways.values():
         problems += _file_problems(way, config)
-        problems += _device_problems(way.preset, config, devices, way.view)
+        lost: list[PresetProblem] = []
+        if isinstance(engine, Engine) and seen_by(way.view, devices) is None:
+            lost = server_problems(way.preset, way.args, engine, config, tries)
+        problems += lost or _device_problems(way.preset, config, devices, way.view)
     if isinstance(engine, EngineError):
         where = config.where(f"models.{preset.id}.engine")
         problems.append(PresetProblem(preset.id, where, engine.message, engine.remedy))
@@ -337,7 +353,8 @@ def _prepare_one(
     else:
         problems += check_preset(preset, config, options)
     problems = _without_secrets(problems, config)
-    plan = _plan(preset, config, ways, problems, absent=absent)
+    kind = kind_of_problems(problems)
+    plan = _plan(preset, config, ways, problems, absent=absent, kind=kind)
     ledger.open_pools(plan)
     options_that_fit, shortfall = judge(ledger, plan)
     if not problems and not options_that_fit:
@@ -426,8 +443,10 @@ def _sighted(way: LoadWay, engine: Engine, devices: tuple[Device, ...]) -> LoadW
     return replace(way, view=view, named=named, own_choice=True)
 
 
-def is_mended(prepared: Prepared, config: Config) -> bool:
-    """Tell whether a file's reported problem is solved; blocks."""
+def is_mended(prepared: Prepared, config: Config, tries: ServerTries) -> bool:
+    """Tell whether the reported problem of a file, or of an RPC server, is solved; blocks."""
+    if any(one.remedy == START_IT for one in prepared.problems):
+        return not any(map(tries.failure, prepared.plan.endpoints))
     then = {one for one in prepared.problems if one.remedy in FILE_REMEDIES}
     now = set(
         _without_secrets(
@@ -491,6 +510,7 @@ def _plan(
         choices=tuple(_choice(way, config) for way in ways.values()),
         prefer_fit=preset.prefer == "fit",
         groups=(groups := groups_of(config, preset.id)),
+        endpoints=endpoints_of(way.args for way in ways.values()),
         persistent=tuple(one for one in groups if config.groups[one].persistent),
         priority=preset.priority,
         when_full=preset.when_full,

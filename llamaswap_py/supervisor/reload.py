@@ -26,6 +26,7 @@ from llamaswap_py.devices import with_gone
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.snapshot import ReloadReport
 from llamaswap_py.supervisor.prepare import Engines, Prepared, is_mended, prepare
+from llamaswap_py.supervisor.preset_servers import ServerTries
 from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.tasks.tick import BEAT, until_beat
 
@@ -49,8 +50,8 @@ class Reloader:
     """Watches where a configuration comes from, and applies it when it changes or is asked to.
 
     `also` reads what else comes from files, and returns what takes that over; `during` makes the
-    context that each reload runs in. `find` finds the devices anew; without it they stay. Making
-    one looks at the files, which may block.
+    context that each reload runs in. `find` finds the devices anew, and leaves RPC servers alone
+    that are in use; without it they stay. Making one looks at the files, which may block.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Reloader:
         origin: Origin,
         also: Callable[[Config], Awaitable[Callable[[], None]]] | None = None,
         during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-        find: Callable[[Config, Engines], tuple[Device, ...]] | None = None,
+        find: Callable[[Config, Engines, frozenset[str]], tuple[Device, ...]] | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._origin = origin
@@ -87,7 +88,7 @@ class Reloader:
                     await self.catch_up()
                 files.send(self._looks)
                 if mended.found():
-                    await self.try_reload("a file of a model that was missing or wrong has changed")
+                    await self.try_reload("what kept a model from working has changed")
                 if (now := scout.found()) is not None:
                     if now == before and now != self._models:
                         self._models = now
@@ -97,7 +98,8 @@ class Reloader:
                 if folders and round(loop.time() / BEAT) % _FOLDERS_EVERY:
                     scout.send(partial(scan_folders, folders))
                 if broken := [one for one in self._supervisor.prepared.values() if one.problems]:
-                    mended.send(partial(_any_mended, broken, self._supervisor.config))
+                    in_use = self._supervisor.scheduler.state.servers_in_use()
+                    mended.send(partial(_any_mended, broken, self._supervisor.config, in_use))
 
     async def try_reload(self, why: str) -> None:
         """Reload; what is wrong with the file is logged, and nothing changes."""
@@ -123,7 +125,8 @@ class Reloader:
             _refuse_newly_broken(config, supervisor.config)
             self._models = config.folders
             config, waits = _with_fixed(config, supervisor.config)
-            devices, prepared = await asyncio.to_thread(self._made_ready, config)
+            in_use = supervisor.scheduler.state.servers_in_use()
+            devices, prepared = await asyncio.to_thread(self._made_ready, config, in_use)
             also = await self._also(config) if self._also is not None else None
         except LswapError as error:
             _log.error("the file is not taken over, what was loaded serves on: %s", error)
@@ -144,12 +147,14 @@ class Reloader:
         supervisor.event_log.publish("reload", report)
         return report
 
-    def _made_ready(self, config: Config) -> tuple[tuple[Device, ...], dict[str, Prepared]]:
+    def _made_ready(
+        self, config: Config, in_use: frozenset[str]
+    ) -> tuple[tuple[Device, ...], dict[str, Prepared]]:
         """Return the devices that there are now, and the presets made ready to run on them."""
         engines, devices = Engines(config), self._supervisor.devices
         if self._find is not None:
-            devices = with_gone(self._find(config, engines), devices)
-        return devices, prepare(config, engines, devices)
+            devices = with_gone(self._find(config, engines, in_use), devices)
+        return devices, prepare(config, engines, devices, in_use)
 
     async def check(self) -> None:
         """Raise ConfigError if the file is wrong as it is; changes nothing."""
@@ -245,8 +250,9 @@ def scan_folders(folders: tuple[Folder, ...]) -> tuple[Folder, ...]:
     return tuple(scan_folder(each.path) for each in folders)
 
 
-def _any_mended(broken: list[Prepared], config: Config) -> bool:
-    return any(is_mended(one, config) for one in broken)
+def _any_mended(broken: list[Prepared], config: Config, in_use: frozenset[str]) -> bool:
+    tries = ServerTries(in_use)
+    return any(is_mended(one, config, tries) for one in broken)
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from llamaswap_py.errors import ApiError
 from llamaswap_py.scheduler import events as ev
+from llamaswap_py.scheduler.ledger import is_counting
 from llamaswap_py.scheduler.types import PoolId, PresetId
 from llamaswap_py.snapshot import ReservationView
 
@@ -154,7 +155,9 @@ class Reservations:
         return tuple(
             ReservationView(
                 name=one.name,
-                memory={str(pool): size for pool, size in one.footprint.items()},
+                memory={
+                    str(pool): size for pool, size in one.footprint.items() if not is_counting(pool)
+                },
                 state="waiting" if one.held_at is None else "held",
                 asked_at=one.asked_at,
                 held_at=one.held_at,

@@ -36,6 +36,7 @@ from llamaswap_py.scheduler.actions import (
     Revoke,
     Spawn,
     Stop,
+    TryServer,
     Wake,
 )
 from llamaswap_py.scheduler.types import (
@@ -65,6 +66,7 @@ from llamaswap_py.supervisor.recorder import Decider, Recorder, RunRecord
 from llamaswap_py.supervisor.request_history import RequestHistory
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import ResumableStreams
+from llamaswap_py.supervisor.rpc_tries import begin_try
 from llamaswap_py.supervisor.snapshots import About, Snapshots
 from llamaswap_py.supervisor.strangers import SteadyStrangers
 from llamaswap_py.tasks import guard
@@ -507,6 +509,8 @@ class Supervisor:
                 self.downloads.start(preset, said.hf or "", heads_asked(said))
             case ReadAhead(presets):
                 self.prefetch.aim(presets)
+            case TryServer(endpoint):
+                begin_try(endpoint, self._tasks, self.dispatch)
             case Reserve(name):
                 self.reservations.record_held(name)
             case Refuse(name, message):

@@ -96,12 +96,17 @@ class RpcServer:
         self.process.wait()
 
 
-@contextmanager
-def rpc_server(program: Path, folder: Path) -> Iterator[RpcServer]:
-    """Run one on a port of its own until the end of the block."""
+def unused_port() -> int:
+    """Return a port of this machine that no program listens at."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+        return int(held.getsockname()[1])
+
+
+@contextmanager
+def rpc_server(program: Path, folder: Path, port: int = 0) -> Iterator[RpcServer]:
+    """Run one on that port, or one of its own, until the end of the block."""
+    port = port or unused_port()
     log = folder / f"rpc-{port}.log"
     command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with (

@@ -18,11 +18,21 @@ from llamaswap_py.scheduler.actions import (
     Revoke,
     Spawn,
     Stop,
+    TryServer,
     Wake,
 )
 from llamaswap_py.scheduler.invariants import check, check_spawn, unfair_refusal
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.types import Choice, ClientId, InstanceKey, PoolId, PresetId, RequestId
+from llamaswap_py.scheduler.types import (
+    RPC_LOST,
+    Choice,
+    ClientId,
+    Failure,
+    InstanceKey,
+    PoolId,
+    PresetId,
+    RequestId,
+)
 
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 HOST = PoolId("host")
@@ -151,6 +161,8 @@ class Play:
         """Whether sleeping children wake by themselves when told to, in half a load."""
         self.at_once = False
         """Whether requests that need not wait are granted outside of `handle`."""
+        self.gone: set[str] = set()
+        """RPC servers that do not answer; a try takes 0.05 s."""
         self.now = 0.0
         self.log: list[tuple[float, Action]] = []
         self.history: list[tuple[ev.Event, float, list[Action]]] = []
@@ -237,6 +249,10 @@ class Play:
                 self.later(self.load_seconds, ev.InstanceReady(key, self.slots))
             case Stop(instance=key) | Kill(instance=key):
                 self.later(self.stop_seconds, ev.InstanceExited(key, None))
+            case TryServer(endpoint=endpoint):
+                gone = Failure(RPC_LOST, f"the RPC server {endpoint} does not answer")
+                failure = gone if endpoint in self.gone else None
+                self.later(0.05, ev.ServerTried(endpoint, failure))
             case Wake(instance=key) if self.wakes:
                 self.later(self.load_seconds / 2, ev.InstanceWoke(key))
             case Grant(request=request) if self.asked[request].client in self._service:

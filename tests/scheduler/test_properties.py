@@ -26,7 +26,7 @@ from llamaswap_py.scheduler.recording import (
     encode_step,
     read_steps,
 )
-from llamaswap_py.scheduler.types import Failure, InstanceKey, PresetId, RequestId
+from llamaswap_py.scheduler.types import RPC_LOST, Failure, InstanceKey, PresetId, RequestId
 from llamaswap_py.simulator.replay import replay
 from tests.scheduler.play import HOST, Play, plan
 
@@ -51,6 +51,7 @@ class Machine(RuleBasedStateMachine):
         persistent=st.booleans(),
         absent=st.booleans(),
         at_once=st.booleans(),
+        lent=st.booleans(),
     )
     def begin(
         self,
@@ -65,6 +66,7 @@ class Machine(RuleBasedStateMachine):
         persistent: bool,
         absent: bool,
         at_once: bool,
+        lent: bool,
     ) -> None:
         plans = [
             plan(
@@ -76,6 +78,7 @@ class Machine(RuleBasedStateMachine):
                 groups=("vowels",) if grouped and name in "ae" else (),
                 persistent=("vowels",) if grouped and persistent and name in "ae" else (),
                 absent=absent and name in "bc",
+                endpoints=("box:1", "box:2")[: "cde".index(name)] if lent and name in "de" else (),
                 kind="embedding" if name == "d" else "chat",
             )
             for name, size in zip(NAMES, sizes, strict=False)
@@ -174,8 +177,16 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.play.pass_time(seconds)
 
+    @rule(server=st.sampled_from(["box:1", "box:2"]), gone=st.booleans())
+    def server(self, server: str, gone: bool) -> None:
+        """An RPC server goes, or comes back."""
+        (self.play.gone.add if gone else self.play.gone.discard)(server)
+
     @precondition(lambda self: self.play.scheduler.state.instances)
-    @rule(data=st.data(), kind=st.sampled_from(["crashed", "out_of_memory", "out_of_memory", ""]))
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["crashed", "out_of_memory", "out_of_memory", RPC_LOST, ""]),
+    )
     def exit(self, data: st.DataObject, kind: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.play.scheduler.state.instances)))
         self.play.feed(ev.InstanceExited(key, Failure(kind, "it died", 1) if kind else None))

@@ -54,6 +54,7 @@ PURE = (
     *("llamacpp.memory_settings", "llamacpp.quoting", "llamacpp.env_variables"),
     *("llamacpp.props", "llamacpp.router_mode", "llamacpp.path_options"),
     *("llamacpp.release_assets", "llamacpp.option_changes", "llamacpp.log_changes"),
+    "llamacpp.rpc",
     *("llamacpp.command_line", "llamacpp.context_size", "llamacpp.embedding_models"),
     "children.liveness",
     *("proxy.messages", "proxy.pending", "proxy.head_cache", "proxy.parsers", "proxy.principals"),

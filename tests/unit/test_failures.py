@@ -157,3 +157,52 @@ def test_any_end_has_a_one_line_summary(
     failure = classify(code, signal, tail)
     assert failure is not None
     assert failure.summary
+
+
+ABORTED_CONNECT = (
+    "/src/ggml/src/ggml-rpc/ggml-rpc.cpp:547: Failed to connect to 10.0.0.7:50052",
+    "",
+)
+RESPONSE = "Remote RPC server crashed or returned malformed response"
+ABORTED_USE = (f"/src/ggml/src/ggml-rpc/ggml-rpc.cpp:566: {RESPONSE}",)
+
+
+@pytest.mark.parametrize(
+    ("tail", "servers", "summary"),
+    [
+        (
+            ABORTED_CONNECT,
+            ("10.0.0.7:5005", "10.0.0.7:50052"),
+            "the RPC server 10.0.0.7:50052 is gone: Failed to connect to 10.0.0.7:50052",
+        ),
+        (
+            ABORTED_USE,
+            ("gpubox:50052",),
+            f"the RPC server gpubox:50052 is gone: {RESPONSE}",
+        ),
+        (
+            ABORTED_USE,
+            ("a:1", "b:2"),
+            f"one of the RPC servers a:1 and b:2 is gone: {RESPONSE}",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("code", "signal"), [(None, 6), (134, None)])
+def test_a_lost_rpc_server_is_named(
+    code: int | None,
+    signal: int | None,
+    tail: tuple[str, ...],
+    servers: tuple[str, ...],
+    summary: str,
+) -> None:
+    failure = classify(code, signal, (*tail, "E srv: failed to load model"), rpc=servers)
+    assert failure is not None
+    assert (failure.kind, failure.summary) == (FailureKind.RPC_LOST, summary)
+
+
+def test_what_a_prompt_says_of_rpc_is_no_lost_server() -> None:
+    """Only an abort of a model that has RPC servers counts: prompts are in the output, too."""
+    for code, signal, servers in ((1, None, ("a:1",)), (None, 6, ()), (None, 11, ("a:1",))):
+        failure = classify(code, signal, ABORTED_USE, rpc=servers)
+        assert failure is not None
+        assert failure.kind is not FailureKind.RPC_LOST

@@ -9,6 +9,7 @@ import pytest
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
 from llamaswap_py.supervisor.prepare import Engines, is_mended, prepare
+from llamaswap_py.supervisor.preset_servers import ServerTries
 from llamaswap_py.units import GIB, HOST
 
 
@@ -31,8 +32,8 @@ def test_a_wrong_file_is_told_once_and_forgotten_when_it_is_mended(
     config = load_config(text, path=None, base_dir=str(tmp_path), env={}, home="/")
     one = prepare(config, Engines(config), (Device(HOST, GIB, 0, "declared"),))["a"]
     assert any(says in f"{each.message} - {each.remedy}" for each in one.problems), one.problems
-    assert not is_mended(one, config)
+    assert not is_mended(one, config, ServerTries())
     if make is not None:
         file = tmp_path / make
         file.mkdir() if make.endswith("/") else file.write_bytes(b"GGUF")
-        assert is_mended(one, config)
+        assert is_mended(one, config, ServerTries())

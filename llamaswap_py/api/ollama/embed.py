@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llamaswap_py.api import inference
+from llamaswap_py.api.following import follow_alias
 from llamaswap_py.api.ollama.answers import embed_answer, error_text
 from llamaswap_py.api.ollama.shared import (
     child_request,
@@ -18,7 +20,6 @@ from llamaswap_py.api.ollama.shared import (
     keep_loaded,
     name_of,
     only_keep,
-    preset_of,
     read_whole,
 )
 from llamaswap_py.api.ollama.translate import (
@@ -69,7 +70,12 @@ async def embeddings(call: Call) -> None:
 async def _embed(
     call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    preset = preset_of(call, ask)
+    await follow_alias(call, name_of(ask), partial(_embed_with, call, ask, shape))
+
+
+async def _embed_with(
+    call: Call, ask: dict[str, Any], shape: Callable[[dict[str, Any]], dict[str, Any]], preset: str
+) -> None:
     keep = read_keep_alive(ask.get("keep_alive"))
     texts = texts_to_embed(ask)
     cuts = read_switch(ask, "truncate", default=True)

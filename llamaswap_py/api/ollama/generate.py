@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llamaswap_py.api import inference
+from llamaswap_py.api.following import follow_alias
 from llamaswap_py.api.ollama.answers import LineStream, OllamaAnswer, error_text
 from llamaswap_py.api.ollama.shared import (
     child_request,
@@ -67,8 +68,12 @@ async def _generate(
     answer = partial(_whole, call, translated, name_of(ask))
     stream = partial(_stream, call, translated, name_of(ask)) if translated.stream else None
     await asyncio.sleep(0)  # the request may be large, and encoding it comes next
-    request = child_request(call, preset, translated, skim)
-    await inference.translated(call, preset, request, translate=stream, answer=answer)
+
+    async def attempt(preset: str) -> None:
+        request = child_request(call, preset, translated, skim)
+        await inference.translated(call, preset, request, translate=stream, answer=answer)
+
+    preset = await follow_alias(call, name_of(ask), attempt)
     keep_loaded(call, preset, keep)
 
 
