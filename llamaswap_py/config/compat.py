@@ -22,6 +22,8 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.1": {
         # What a preset left open was left to the engine, with all layers on the devices.
         ("defaults", "fit"): "exact",
+        # Integrated GPUs were used beside cards.
+        ("defaults", "device"): "all",
         ("list_aliases",): False,
         ("keys", "strict_modes"): False,
         # Every inference key could change how long a model stays, and what is in slots.
@@ -41,6 +43,7 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     },
     "0.2": {
         ("defaults", "fit"): "exact",
+        ("defaults", "device"): "all",
     },
 }
 

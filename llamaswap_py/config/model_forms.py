@@ -324,6 +324,9 @@ def as_program(values: dict[str, Any]) -> dict[str, Any]:
 
 # Devices
 
+AUTO: Final = "auto"
+ALL: Final = "all"
+"""Words instead of names in `device`: cards, else integrated GPUs; or both."""
 _DEVICE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.:-]*"
 _DEVICE_SCHEMA: Final[Schema] = {
     "title": "device",
@@ -392,13 +395,17 @@ MARGIN: Final = Form(
 )
 BUDGETS: Final = or_word("auto", SIZES)
 DEVICES: Final = or_word(
-    "auto",
-    Form(
-        _devices,
-        {"anyOf": [_DEVICE_SCHEMA, {"type": "array", "items": _DEVICE_SCHEMA, "minItems": 1}]},
-        lambda value: value[0] if len(value) == 1 else list(value),
+    AUTO,
+    or_word(
+        ALL,
+        Form(
+            _devices,
+            {"anyOf": [_DEVICE_SCHEMA, {"type": "array", "items": _DEVICE_SCHEMA, "minItems": 1}]},
+            lambda value: value[0] if len(value) == 1 else list(value),
+        ),
+        ALL,
     ),
-    "auto",
+    AUTO,
 )
 
 # The engine

@@ -110,10 +110,11 @@ class Defaults(Record, frozen=True):
         bool, plain("Load the model at start, if it fits beside those already loaded.", True)
     ] = False
     device: Annotated[
-        Literal["auto"] | tuple[str, ...],
+        Literal["auto", "all"] | tuple[str, ...],
         key(
-            "Where the model may run: auto, one device, a list of devices to split it over, or "
-            "host.",
+            "Where the model may run: auto, all, one device, a list of devices to split it over, "
+            "or host. auto: cards, and integrated GPUs only if the engine lists no card; all: "
+            "both.",
             DEVICES,
             "CUDA1",
         ),
@@ -322,7 +323,7 @@ class Variant(Record, frozen=True):
         ),
     ] = None
     device: Annotated[
-        Literal["auto"] | tuple[str, ...] | None,
+        Literal["auto", "all"] | tuple[str, ...] | None,
         key(
             "Where the variant may run, instead of the model's `device`.", or_null(DEVICES), "CUDA1"
         ),

@@ -426,7 +426,7 @@ def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -
 
 def _named(preset: Preset) -> tuple[str, ...] | None:
     """Return the devices a preset names, None where it leaves them open."""
-    return None if preset.device == "auto" else preset.device
+    return None if isinstance(preset.device, str) else preset.device
 
 
 def _sighted(way: LoadWay, engine: Engine, devices: tuple[Device, ...]) -> LoadWay:
@@ -464,7 +464,7 @@ def _device_problems(
     preset: Preset, config: Config, devices: tuple[Device, ...], view: str = ""
 ) -> list[PresetProblem]:
     known = [one.id for one in devices]
-    named = {"device": () if preset.device == "auto" else preset.device}
+    named = {"device": _named(preset) or ()}
     named["memory"] = tuple(preset.memory or ())
     found = [
         PresetProblem(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from llamaswap_py.config.model_forms import ALL
 from llamaswap_py.devices import Device, in_main_memory, seen_by
 from llamaswap_py.estimate import Estimate, Wanted
 from llamaswap_py.estimate.types import fits_in
@@ -30,7 +31,7 @@ def placements(prepared: Prepared, devices: tuple[Device, ...]) -> list[tuple[Po
     way = next(iter(prepared.ways.values()))
     if way.named is not None:
         return [tuple(PoolId(one) for one in way.named)]
-    gpus = [PoolId(one.id) for one in _worth(usable(way, prepared.engine, devices), devices)]
+    gpus = [PoolId(one.id) for one in _worth(way, prepared.engine, devices)]
     if prepared.engine is None or not gpus:
         return [()]
     singles = [(gpu,) for gpu in gpus]
@@ -50,10 +51,16 @@ def usable(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> li
     return [one for one in devices if one.id != HOST and not on_cpu]
 
 
-def _worth(gpus: Sequence[Device], devices: Sequence[Device]) -> list[Device]:
-    """Return the GPUs to choose from: integrated ones only where there is no card, as llama.cpp."""
+def _worth(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> list[Device]:
+    """Return the GPUs to choose from: integrated ones only where there is no card, as llama.cpp.
+
+    `device: all` takes both.
+    """
+    gpus = usable(way, engine, devices)
+    if way.preset.device == ALL:
+        return gpus
     cards = [one for one in gpus if one.is_lent or not in_main_memory(one, devices)]
-    return cards or list(gpus)
+    return cards or gpus
 
 
 def wanted_for(

@@ -13,6 +13,7 @@ from llamaswap_py.estimate.fitter import Fitted, Smaller
 from llamaswap_py.estimate.fitting import FitStep
 from llamaswap_py.llamacpp.probe import Engine
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for, wish_of
+from llamaswap_py.supervisor.ways import placements
 from llamaswap_py.units import GIB, MIB
 from tests.unit.supervisors import configured, prepared
 
@@ -68,7 +69,31 @@ async def chosen(needing: Needing, *rooms: dict[str, int], keys: str = "") -> li
 
 
 @pytest.mark.parametrize(
-    ("gib", "placements", "context"),
+    ("text", "expected"),
+    [
+        ("", ["CUDA0"]),
+        ("compat: 0.2\n", ["CUDA0", "Vulkan0", "CUDA0+Vulkan0"]),
+        ("compat: 0.1\n", ["CUDA0", "Vulkan0", "CUDA0+Vulkan0"]),
+        ("defaults: {device: all}\n", ["CUDA0", "Vulkan0", "CUDA0+Vulkan0"]),
+        ("compat: 0.2\ndefaults: {device: auto}\n", ["CUDA0"]),
+        ("compat: 0.2\ndefaults: {device: Vulkan0}\n", ["Vulkan0"]),
+    ],
+)
+def test_an_integrated_gpu_beside_a_card_is_used_as_the_file_says(
+    text: str, expected: list[str]
+) -> None:
+    devices = (CARDS[0], Device("Vulkan0", 32 * GIB, GIB, "sysfs", within="host"), CARDS[2])
+    config = configured(f"{text}models: {{a: {{model: /a.gguf}}}}")
+    made = prepared(config.models["a"])
+    device = made.preset.device
+    way = replace(made.ways[""], named=None if isinstance(device, str) else device)
+    engine = replace(cast("Engine", made.engine), backend="cuda")
+    found = placements(replace(made, engine=engine, ways={"": way}), devices)
+    assert ["+".join(each) for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("gib", "devices", "context"),
     [
         (8, [("CUDA1",), ("CUDA0",)], 32768),  # the smallest card first
         (20, [("CUDA0",)], 32768),  # only the large one holds it as it is wanted
@@ -76,10 +101,10 @@ async def chosen(needing: Needing, *rooms: dict[str, int], keys: str = "") -> li
     ],
 )
 async def test_the_best_step_decides_and_then_the_smallest_card(
-    gib: float, placements: list[tuple[str, ...]], context: int
+    gib: float, devices: list[tuple[str, ...]], context: int
 ) -> None:
     ways = await chosen(Needing(gib))
-    assert [way.choice.devices for way in ways] == placements
+    assert [way.choice.devices for way in ways] == devices
     assert {way.choice.words for way in ways} == {("--ctx-size", str(context))}
 
 
