@@ -192,17 +192,15 @@ class App:
     def _count(self, call: Call) -> None:
         total = time.monotonic() - call.began
         route = call.match.template
-        self.services.counters.count_request(call.model, route, call.status, total)
+        counts = self.services.counters.count_request(call.model, route, call.status, total)
         if call.first_byte_at:
-            self.services.counters.count_answer(
-                call.model, call.first_byte_at - call.began, call.tail
-            )
+            counts.count_answer(call.first_byte_at - call.began, call.tail)
+        if call.leased:
+            counts.count_wait(call.queue_ms / 1000, call.load_ms / 1000)
         feed = self.services.supervisor.event_log
         if call.model and feed.followed:
             told = {"id": call.id, "model": call.model, "client": call.client, "route": route}
             feed.publish("request", {**told, "status": call.status, "seconds": round(total, 3)})
-        if call.leased:
-            self.services.counters.count_wait(call.model, call.queue_ms / 1000, call.load_ms / 1000)
 
     def _fail(self, call: Call, error: ApiError, cause: Exception | None = None) -> None:
         """Answer with `error`; if an answer has begun, raise, so that the connection is cut."""

@@ -29,6 +29,13 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, seconds) if seconds > _FIRST else 0] += 1
         self.total += seconds
 
+    def with_zeros(self, count: int) -> Histogram:
+        """Return a copy with `count` more durations of 0 s."""
+        copy = Histogram()
+        copy.counts = [self.counts[0] + count, *self.counts[1:]]
+        copy.total = self.total
+        return copy
+
     def buckets(self) -> list[tuple[str, float]]:
         """Return the cumulative counts in Prometheus' form, `+Inf` last."""
         found: list[tuple[str, float]] = []
@@ -39,6 +46,47 @@ class Histogram:
         return found
 
 
+class ModelCounts:
+    """The times and tokens of the answered requests of one model."""
+
+    __slots__ = ("_at_once", "_load", "_queue", "first_byte", "tokens_in", "tokens_out", "total")
+
+    def __init__(self) -> None:
+        self.first_byte = Histogram()
+        self.total = Histogram()
+        self.tokens_in = 0
+        self.tokens_out = 0
+        self._queue = Histogram()
+        self._load = Histogram()
+        self._at_once = 0
+
+    @property
+    def queue(self) -> Histogram:
+        """The time in the queue; most requests spend none, so these are added when it is read."""
+        return self._queue.with_zeros(self._at_once)
+
+    @property
+    def load(self) -> Histogram:
+        """The time that requests waited for a load, as `queue`."""
+        return self._load.with_zeros(self._at_once)
+
+    def count_answer(self, first_byte: float, tail: bytes) -> None:
+        """Count one answer of a child: seconds to its first byte, and the tokens in its `tail`."""
+        self.first_byte.observe(first_byte)
+        if tail:
+            prompt, answer = tokens_of(tail)
+            self.tokens_in += prompt
+            self.tokens_out += answer
+
+    def count_wait(self, queue: float, load: float) -> None:
+        """Count the seconds for which one leased request waited."""
+        if queue or load:
+            self._queue.observe(queue)
+            self._load.observe(load)
+        else:
+            self._at_once += 1
+
+
 class Counters:
     """The counts since the start, by model; `""` stands for requests without a known model."""
 
@@ -47,34 +95,16 @@ class Counters:
         """By (model, route template, status); status 0: the client disconnected first."""
         self.refusals: dict[tuple[str, str], int] = {}
         """By (reason, name of the key); "" stands for requests without a key."""
-        self.tokens_in: dict[str, int] = defaultdict(int)
-        self.tokens_out: dict[str, int] = defaultdict(int)
-        self.first_byte: dict[str, Histogram] = defaultdict(Histogram)
-        self.queue: dict[str, Histogram] = defaultdict(Histogram)
-        self.load: dict[str, Histogram] = defaultdict(Histogram)
-        self.total: dict[str, Histogram] = defaultdict(Histogram)
+        self.models: dict[str, ModelCounts] = defaultdict(ModelCounts)
 
-    def count_request(self, model: str, route: str, status: int, total: float) -> None:
-        """Count one request that has ended, after `total` seconds."""
+    def count_request(self, model: str, route: str, status: int, total: float) -> ModelCounts:
+        """Count one request that has ended, after `total` seconds; return its model's counts."""
         key = (model, route, status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        self.total[model].observe(total)
+        counts = self.models[model]
+        counts.total.observe(total)
+        return counts
 
     def count_refusal(self, reason: str, key: str) -> None:
         """Count one request that was refused for now (429, 503)."""
         self.refusals[reason, key] = self.refusals.get((reason, key), 0) + 1
-
-    def count_answer(self, model: str, first_byte: float, tail: bytes) -> None:
-        """Count one answer of a child: seconds to its first byte, and the tokens in its `tail`."""
-        self.first_byte[model].observe(first_byte)
-        if tail:
-            prompt, answer = tokens_of(tail)
-            if prompt:
-                self.tokens_in[model] += prompt
-            if answer:
-                self.tokens_out[model] += answer
-
-    def count_wait(self, model: str, queue: float, load: float) -> None:
-        """Count the seconds for which one leased request waited."""
-        self.queue[model].observe(queue)
-        self.load[model].observe(load)

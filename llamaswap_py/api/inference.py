@@ -219,7 +219,7 @@ async def _to_instance(
     while True:
         if call.cancelled is not None:
             raise call.cancelled
-        call.ticket = call.supervisor.lease(
+        call.ticket = ticket = call.supervisor.lease(
             preset,
             client=call.counted or call.principal,
             request_id=call.id,
@@ -227,11 +227,11 @@ async def _to_instance(
             autoload=may_load(call),
             since=since,
             scheduling=scheduling,
-            notice=partial(_notice, call, preset, ask),
         )
         if conversation is not None:
-            conversation.lease, call.ticket.stays = None, True
-        async with call.ticket as lease:
+            conversation.lease, ticket.stays = None, True
+        lease = ticket.take() or await ticket.granted(partial(_notice, call, preset, ask))
+        with ticket:
             since = lease.arrived
             call.granted(lease)
             lease.on_revoke(partial(cut, call))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from llamaswap_py.api.counters import Counters, Histogram
+    from llamaswap_py.api.counters import Counters
     from llamaswap_py.api.request import Call
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.bodies import Bodies
@@ -136,24 +136,55 @@ def _counters(counters: Counters) -> Iterator[Metric]:
     for (reason, key), count in counters.refusals.items():
         refusals.add_metric((reason, key), count)
     yield refusals
+    models = counters.models.items()
     for name, text, counts in (
-        ("tokens_in", "Tokens of prompts, as reported by the answers.", counters.tokens_in),
-        ("tokens_out", "Tokens of answers, as reported by the answers.", counters.tokens_out),
+        (
+            "tokens_in",
+            "Tokens of prompts, as reported by the answers.",
+            [(model, one.tokens_in) for model, one in models],
+        ),
+        (
+            "tokens_out",
+            "Tokens of answers, as reported by the answers.",
+            [(model, one.tokens_out) for model, one in models],
+        ),
     ):
         tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
-        for model, total in counts.items():
-            tokens.add_metric((model,), total)
+        for model, total in counts:
+            if total:
+                tokens.add_metric((model,), total)
         yield tokens
-    times: tuple[tuple[str, str, dict[str, Histogram]], ...] = (
-        ("queue", "Time a request waited for its turn.", counters.queue),
-        ("load", "Time a request waited for its model to load.", counters.load),
-        ("first_byte", "Time from a request's head to its answer's.", counters.first_byte),
-        ("request", "Time from a request's head to the end of its answer.", counters.total),
-    )
-    for name, text, by_model in times:
+    yield from _times(counters)
+
+
+def _times(counters: Counters) -> Iterator[Metric]:
+    models = counters.models.items()
+    for name, text, by_model in (
+        (
+            "queue",
+            "Time a request waited for its turn.",
+            [(model, one.queue) for model, one in models],
+        ),
+        (
+            "load",
+            "Time a request waited for its model to load.",
+            [(model, one.load) for model, one in models],
+        ),
+        (
+            "first_byte",
+            "Time from a request's head to its answer's.",
+            [(model, one.first_byte) for model, one in models],
+        ),
+        (
+            "request",
+            "Time from a request's head to the end of its answer.",
+            [(model, one.total) for model, one in models],
+        ),
+    ):
         family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
-        for model, one in by_model.items():
-            family.add_metric((model,), one.buckets(), one.total)
+        for model, times in by_model:
+            if any(times.counts):
+                family.add_metric((model,), times.buckets(), times.total)
         yield family
 
 

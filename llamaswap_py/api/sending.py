@@ -111,7 +111,7 @@ def begin_sending(
 ) -> Awaitable[RelayResult]:
     """Do what `send` does without `record_result`, which the caller has to call under the lease."""
     exchange, pool = call.exchange, call.supervisor.pool
-    request.id = call.id
+    request.id_line = call.id_line
     if tunnel:
         return exchange.tunnel(lease.endpoint, request, pool=pool)
     lease.watch(exchange)

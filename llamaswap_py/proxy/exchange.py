@@ -280,8 +280,9 @@ class Exchange:
         `start()` the child's event stream continues the stream that was started.
         """
         wire, body = render_request(request), request.body
-        how = (pool, error_event, translate, collect)
-        fresh = partial(self._relay_fresh, endpoint, wire, body, *how)
+        fresh = partial(
+            self._relay_fresh, endpoint, wire, body, pool, error_event, translate, collect
+        )
         if self.cut_event is not None or self.connection.closed:
             return fresh()
         upstream = pool.take(endpoint)

@@ -202,8 +202,8 @@ class UpstreamRequest(msgspec.Struct):
     headers: Headers
     body: Body = msgspec.field(default_factory=Body)
     lines: bytes = b""
-    #: its X-Request-Id
-    id: str = ""
+    #: the rendered line of its X-Request-Id
+    id_line: bytes = b""
 
 
 class RelayOutcome(Enum):
@@ -292,11 +292,9 @@ def varied_lines(head: RequestHead, *, drop: frozenset[bytes]) -> bytes:
 
 def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
     """Return the head of a request for a child; its body is never chunked."""
-    lines = request.lines
+    lines = request.lines + request.id_line
     if request.headers:
         lines += b"".join([b"%b: %b\r\n" % pair for pair in request.headers])
-    if request.id:
-        lines += b"x-request-id: %b\r\n" % request.id.encode("ascii")
     if upgrade is not None:
         lines += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
     elif request.body.size or request.method in _LENGTH_EXPECTED:

@@ -123,7 +123,11 @@ class Relay:
     _cut_timer: asyncio.TimerHandle | None = None
     #: any byte came from the child
     heard = False
+    _translate: Callable[[], Translator] | None = None
     _translator: Translator | None = None
+    _collect = False
+    #: the pieces of an answer that is collected
+    _refusal: list[bytes]
     _remaining = 0
     _collected = 0
 
@@ -135,11 +139,12 @@ class Relay:
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
     ) -> None:
-        self._translate = translate
-        self._collect = collect or translate is not None
-        recoded = exchange.head.version == "1.0" or exchange.response_started
-        self._recoded = recoded or self._collect
-        upstream.begin(self, decoding=self._recoded)
+        recoded = exchange.response_started or exchange.head.version == "1.0"
+        if collect or translate is not None:
+            recoded = self._collect = True
+            self._translate = translate
+        self._recoded = recoded
+        upstream.begin(self, decoding=recoded)
         self.upstream = upstream
         self.exchange = exchange
         self.client = exchange.connection
@@ -149,7 +154,6 @@ class Relay:
         self._write = self.client.transport.write
         if exchange.tap is not None:
             self._write = exchange.write_tapped
-        self._refusal: list[bytes] = []
 
     async def run(
         self,
@@ -263,6 +267,10 @@ class Relay:
         if watch.complete:
             self._complete()
 
+    def _begin_refusal(self) -> None:
+        self._refusal = []
+        self.upstream.on_bytes = self._on_refusal
+
     def _on_refusal(self, data: bytes) -> None:
         """Collect an answer that can't become part of the stream that was begun."""
         watch = self._watch
@@ -316,7 +324,10 @@ class Relay:
             return
         if exchange.response_started:
             joins = watch.event_stream and watch.status == 200
-            self.upstream.on_bytes = self._on_recoded if joins else self._on_refusal
+            if joins:
+                self.upstream.on_bytes = self._on_recoded
+            else:
+                self._begin_refusal()
             self.upstream.on_bytes(rest)
             return
         headers = watch.end_to_end_headers()
@@ -374,7 +385,7 @@ class Relay:
     def _answer_translated(self, rest: bytes) -> None:
         """Begin the client's own stream where the child streams; else collect what it says."""
         exchange, watch = self.exchange, self._watch
-        self.upstream.on_bytes = self._on_refusal
+        self._begin_refusal()
         if self._translate is not None and watch.event_stream and watch.status == 200:
             self._translator = self._translate()
             self._translated = True

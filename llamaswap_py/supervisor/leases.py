@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llamaswap_py.scheduler import Scheduler
+    from llamaswap_py.scheduler.state import Instance
     from llamaswap_py.supervisor.recorder import Decider
 
 
@@ -144,6 +145,7 @@ class Notice:
 class _Owner(Protocol):
     """What a ticket needs of the supervisor."""
 
+    def take(self, ticket: Ticket) -> Lease | None: ...
     def arrive(self, ticket: Ticket) -> None: ...
     def leave(self, ticket: Ticket) -> None: ...
     def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None: ...
@@ -209,18 +211,16 @@ class Lease:
 
 
 class Ticket:
-    """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back."""
+    """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back.
 
-    __slots__ = ("_kept", "_lease", "_notice", "_owner", "_waiting", "event", "stays")
+    Most requests need not wait. For these there is the same without coroutines: if `take` returns
+    a lease, or else `await granted()`, then `with ticket` gives the lease back at its end.
+    """
 
-    def __init__(
-        self,
-        owner: _Owner,
-        event: ev.RequestArrived,
-        notice: Callable[[], Notice | None] | None = None,
-    ) -> None:
+    __slots__ = ("_kept", "_lease", "_owner", "_waiting", "event", "stays")
+
+    def __init__(self, owner: _Owner, event: ev.RequestArrived) -> None:
         self._owner = owner
-        self._notice = notice
         self._kept = False
         self._lease: Lease | ApiError | None = None
         self._waiting: asyncio.Future[None] | None = None
@@ -228,15 +228,24 @@ class Ticket:
         self.stays = False
         """Whether it keeps its place when its client leaves while it waits; then see `outlast`."""
 
-    async def __aenter__(self) -> Lease:
+    def take(self) -> Lease | None:
+        """Return its lease if it need not wait for one; None: await `granted`."""
+        self._lease = lease = self._owner.take(self)
+        return lease
+
+    async def granted(self, notice: Callable[[], Notice | None] | None = None) -> Lease:
+        """Wait for its lease, and return it. Raises ApiError if the scheduler refuses it.
+
+        `notice` is called if it has to wait, and says what is sent meanwhile.
+        """
         since = self.event.since
         arrived = time.monotonic() if since is None else since
         self._owner.arrive(self)
         if self._lease is None:
-            await self._wait()
-        if isinstance(self._lease, ApiError):
-            raise self._lease
+            await self._wait(notice)
         lease = self._lease
+        if isinstance(lease, ApiError):
+            raise lease
         assert lease is not None
         if self._waiting is None:
             lease.arrived = arrived
@@ -245,14 +254,11 @@ class Ticket:
         lease.open_leases.add(lease, owing=self.event.slot)
         return lease
 
-    async def _wait(self) -> None:
+    async def _wait(self, notice: Callable[[], Notice | None] | None = None) -> None:
         self._waiting = waiting = asyncio.get_running_loop().create_future()
-        await self._wait_for(waiting)
-
-    async def _wait_for(self, waiting: asyncio.Future[None]) -> None:
         try:
-            if self._notice is not None and (notice := self._notice()) is not None:
-                await self._notify(notice, waiting)
+            if notice is not None and (wanted := notice()) is not None:
+                await self._notify(wanted, waiting)
             await waiting
         except BaseException as error:
             if not (self.stays and isinstance(error, asyncio.CancelledError)):
@@ -267,11 +273,10 @@ class Ticket:
     async def outlast(self) -> Lease:
         """Wait on after a client has left that `stays`; the caller releases the lease it gets."""
         self._kept = True
-        arrived, self._notice = time.monotonic(), None
+        arrived = time.monotonic()
         if self._lease is None:
-            self._waiting = asyncio.get_running_loop().create_future()
             self.stays = False
-            await self._wait_for(self._waiting)
+            await self._wait()
         if isinstance(self._lease, ApiError):
             raise self._lease
         assert self._lease is not None
@@ -287,7 +292,7 @@ class Ticket:
         assert isinstance(self._lease, Lease)
         id = new_request_id(self.event.request.rpartition("/")[0])
         event = structs.replace(self.event, request=id, since=self._lease.arrived)
-        ticket = Ticket(self._owner, event, None)
+        ticket = Ticket(self._owner, event)
         ticket._kept = True
         self._owner.arrive(ticket)
         return ticket
@@ -298,24 +303,36 @@ class Ticket:
             await notice.send()
             pause = notice.every
 
+    async def __aenter__(self) -> Lease:
+        return self.take() or await self.granted()
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert isinstance(self._lease, Lease)
+        self.__exit__(kind, error, trace)
+
+    def __enter__(self) -> None:
+        """Hold the lease that was taken or granted before."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._kept:
             return
-        if error is not None:
-            outcome = ev.Outcome.CANCELLED
-        elif self._lease.outcome == "ok":
-            outcome = ev.Outcome.OK
-        elif self._lease.outcome == "cut":
-            outcome = ev.Outcome.CANCELLED
+        assert isinstance(self._lease, Lease)
+        outcome = self._lease.outcome
+        if error is None and outcome == "ok":
+            self.release(ev.Outcome.OK)
+        elif error is not None or outcome == "cut":
+            self.release(ev.Outcome.CANCELLED)
         else:
-            outcome = ev.Outcome.UPSTREAM_ERROR
-        self.release(outcome)
+            self.release(ev.Outcome.UPSTREAM_ERROR)
 
     def detach(self) -> None:
         """Let the lease outlive its context; its keeper has to call `release`."""
@@ -404,7 +421,6 @@ class Leases:
         autoload: bool = True,
         since: float | None = None,
         scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
-        notice: Callable[[], Notice | None] | None = None,
     ) -> Ticket:
         """Return a context manager that waits for a lease and gives it back at its end.
 
@@ -428,7 +444,7 @@ class Leases:
             allowed=scheduling.allowed,
             weight=scheduling.weight,
         )
-        return Ticket(self, event, notice)
+        return Ticket(self, event)
 
     @contextmanager
     def reading(self, preset: str, *, wakes: bool) -> Iterator[Lease]:
@@ -442,7 +458,7 @@ class Leases:
         found = self._scheduler.look(PresetId(preset), now, wakes=wakes)
         if isinstance(found, Reject):
             raise as_error(found)
-        lease = self._lease(found)
+        lease = self._lease_of(found)
         if lease is None:
             raise ApiError("upstream_failed", f"{found} ended before it could answer")
         lease.began(now)
@@ -460,34 +476,36 @@ class Leases:
 
     # For tickets
 
+    def take(self, ticket: Ticket) -> Lease | None:
+        """Grant a request that need not wait; None: nothing has changed."""
+        event, now = ticket.event, time.monotonic()
+        if event.since is not None:
+            return None
+        try:
+            instance = self._decider.grant_at_once(event, now)
+        except Exception as error:
+            guard.report("scheduler", error)
+            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
+            return None
+        if instance is None:
+            return None
+        lease = self._lease(instance)
+        if lease is None:  # it died in this very moment
+            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.UPSTREAM_ERROR))
+            raise _ended(instance.key)
+        self.tickets[event.request] = ticket
+        self.granted += 1
+        lease.arrived = now
+        lease.open_leases.add(lease, owing=event.slot)
+        return lease
+
     def arrive(self, ticket: Ticket) -> None:
         """Hand a request to the scheduler; the ticket is settled when it decides."""
         self.tickets[ticket.event.request] = ticket
-        if ticket.event.since is None and self._grant_at_once(ticket):
-            return
         self._hurry(ticket.event.preset)
         if ticket.event.when_full.startswith(SUBSTITUTE):
             self._hurry(ticket.event.when_full.removeprefix(SUBSTITUTE))
         self._dispatch(ticket.event)
-
-    def _grant_at_once(self, ticket: Ticket) -> bool:
-        """Grant a request that need not wait; False: nothing has changed."""
-        event = ticket.event
-        try:
-            instance = self._decider.grant_at_once(event, time.monotonic())
-        except Exception as error:
-            guard.report("scheduler", error)
-            self._dispatch(ev.RequestFinished(event.request, ev.Outcome.CANCELLED))
-            return False
-        if instance is None:
-            return False
-        lease = self._lease(instance.key)
-        if lease is None:
-            self.grant(event.request, instance.key)
-        else:
-            self.granted += 1
-            ticket.grant(lease)
-        return True
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request is gone."""
@@ -503,12 +521,12 @@ class Leases:
 
     def grant(self, request: RequestId, key: InstanceKey) -> None:
         """A request has its instance."""
-        ticket, lease = self.tickets.get(request), self._lease(key)
+        ticket, lease = self.tickets.get(request), self._lease_of(key)
         if ticket is None:
             return
         if lease is None:
             self.tickets.pop(request)
-            ticket.refuse(ApiError("model_failed", f"{key} ended before it could answer"))
+            ticket.refuse(_ended(key))
             self._dispatch(ev.RequestFinished(request, ev.Outcome.UPSTREAM_ERROR))
             return
         self.granted += 1
@@ -532,14 +550,21 @@ class Leases:
         if ticket := self.tickets.get(request):
             ticket.revoke(reason)
 
-    def _lease(self, key: InstanceKey) -> Lease | None:
-        """Return a lease of an instance, None where it died in this very moment."""
-        running = self._running.get(key)
+    def _lease_of(self, key: InstanceKey) -> Lease | None:
+        instance = self._scheduler.state.instances.get(key)
+        return None if instance is None else self._lease(instance)
+
+    def _lease(self, instance: Instance) -> Lease | None:
+        """Return a lease of an instance, None if it died in this very moment."""
+        running = self._running.get(instance.key)
         if running is None or running.endpoint is None:
             return None
-        instance = self._scheduler.state.instances[key]
-        ready_at = instance.ready_at or instance.spawned_at
-        return Lease(running.endpoint, key, instance.spawned_at, ready_at, running.open_leases)
+        spawned_at, ready_at = instance.spawned_at, instance.ready_at or instance.spawned_at
+        return Lease(running.endpoint, instance.key, spawned_at, ready_at, running.open_leases)
+
+
+def _ended(key: InstanceKey) -> ApiError:
+    return ApiError("model_failed", f"{key} ended before it could answer")
 
 
 def as_error(reject: Reject) -> ApiError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.resumable_streams import ResumableStreams
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from llamaswap_py.children.logs import ChildLog
     from llamaswap_py.config.sections import Config
@@ -154,6 +154,29 @@ class FakeLease:
         self.answer = answer
 
 
+class FakeTicket:
+    """Gives the lease of a context manager, as a `Ticket` gives one that need not be waited for."""
+
+    def __init__(self, lease: AbstractContextManager[FakeLease]) -> None:
+        self._lease = lease
+        self.stays = False
+
+    def take(self) -> FakeLease:
+        return self._lease.__enter__()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        self._lease.__exit__(*error)
+
+    async def __aenter__(self) -> FakeLease:
+        return self.take()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self.__exit__(*error)
+
+
 @dataclass
 class FakeSupervisor:
     """Grants every lease at once, unless `refuse` says no; remembers what it was asked."""
@@ -220,8 +243,11 @@ class FakeSupervisor:
         state = SimpleNamespace(presets={}, ledger=SimpleNamespace(free=dict))
         return names_of(self.config, cast("Any", state))
 
-    @asynccontextmanager
-    async def lease(self, preset: str, **asked: Any) -> AsyncIterator[FakeLease]:
+    def lease(self, preset: str, **asked: Any) -> FakeTicket:
+        return FakeTicket(self.leased(preset, **asked))
+
+    @contextmanager
+    def leased(self, preset: str, **asked: Any) -> Iterator[FakeLease]:
         self.asked.append({"preset": preset, **asked})
         if self.refuse is not None:
             raise self.refuse

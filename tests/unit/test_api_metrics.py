@@ -24,9 +24,10 @@ def samples(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def test_requests_times_and_states_are_rendered() -> None:
     counters = Counters()
     counters.count_request("alpha", "/v1/completions", 200, 0.3)
-    counters.count_request("alpha", "/v1/completions", 200, 700.0)
-    counters.count_wait("alpha", 0.0, 2.0)
-    counters.count_answer("alpha", 0.2, b'"prompt_tokens": 3, "completion_tokens": 5')
+    alpha_counts = counters.count_request("alpha", "/v1/completions", 200, 700.0)
+    alpha_counts.count_wait(0.0, 2.0)
+    alpha_counts.count_wait(0.0, 0.0)
+    alpha_counts.count_answer(0.2, b'"prompt_tokens": 3, "completion_tokens": 5')
     for _ in range(2):
         counters.count_refusal("displaced", "agents")
     snapshot = make_snapshot([model_view("alpha", state="ready", leases=2)])
@@ -47,6 +48,10 @@ def test_requests_times_and_states_are_rendered() -> None:
     assert found["lswap_request_seconds_bucket", (("le", "+Inf"), alpha)] == 2
     assert found["lswap_request_seconds_sum", (alpha,)] == 700.3
     assert found["lswap_load_seconds_sum", (alpha,)] == 2.0
+    for kind_of_wait, at_once in (("queue", 2), ("load", 1)):
+        name = f"lswap_{kind_of_wait}_seconds_bucket"
+        assert found[name, (("le", "0.005"), alpha)] == at_once
+        assert found[name, (("le", "+Inf"), alpha)] == 2
     assert found["lswap_model_state", (alpha, ("state", "ready"))] == 1
     assert found["lswap_model_state", (alpha, ("state", "unloaded"))] == 0
     assert found["lswap_model_leases", (alpha,)] == 2

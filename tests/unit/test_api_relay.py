@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -16,7 +16,7 @@ from llamaswap_py.proxy import UpstreamPool, bind, serve
 from tests.unit.api_fakes import FakeLease, FakeSupervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
     from typing import TypeAlias
 
@@ -38,8 +38,8 @@ class Supervisor(FakeSupervisor):
     epochs: list[int]
     returned: asyncio.Event
 
-    @asynccontextmanager
-    async def lease(self, preset: str, **asked: Any) -> AsyncIterator[FakeLease]:
+    @contextmanager
+    def leased(self, preset: str, **asked: Any) -> Iterator[FakeLease]:
         at = min(len(self.asked), len(self.children) - 1)
         self.asked.append({"preset": preset, **asked})
         lease = FakeLease(endpoint=self.children[at], epoch=self.epochs[at])

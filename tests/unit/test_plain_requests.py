@@ -144,9 +144,11 @@ async def test_it_is_answered_as_the_first_one_was(short_dir: Path) -> None:
             assert {one.partition(b":")[0] for one in lines[0] ^ lines[1]} == {b"x-request-id"}
         counts = stage.app.services.counters
         assert counts.requests == {("alpha", CHAT, 200): 4}
-        assert (counts.tokens_in, counts.tokens_out) == ({"alpha": 20}, {"alpha": 12})
-        for kind in (counts.total, counts.first_byte, counts.queue, counts.load):
-            assert sum(kind["alpha"].counts) == 4
+        assert list(counts.models) == ["alpha"]
+        alpha = counts.models["alpha"]
+        assert (alpha.tokens_in, alpha.tokens_out) == (20, 12)
+        for kind in (alpha.total, alpha.first_byte, alpha.queue, alpha.load):
+            assert sum(kind.counts) == 4
         assert stage.supervisor.leases.granted == 4
 
 

@@ -109,11 +109,10 @@ async def list_requests(call: Call) -> None:
         for one in call.services.calls.values()
         if one.model and call.may_use(one.model) and not one.exchange.head.path.startswith(_OWN)
     ]
-    counts = call.services.counters
     tokens = {
-        model: TokensView(counts.tokens_in.get(model, 0), counts.tokens_out.get(model, 0))
-        for model in counts.tokens_in.keys() | counts.tokens_out.keys()
-        if call.may_use(model)
+        model: TokensView(counts.tokens_in, counts.tokens_out)
+        for model, counts in call.services.counters.models.items()
+        if (counts.tokens_in or counts.tokens_out) and call.may_use(model)
     }
     found += _detached(call, now)
     found.sort(key=lambda one: -one.age)
