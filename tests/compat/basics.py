@@ -69,8 +69,8 @@ async def test_json_logs(engine: Engine) -> None:
 
 async def test_out_of_memory_on_the_host(lab: Lab) -> None:
     """The limit of the process's address space stands for a host that is full."""
-    full = lab.engine_behind('case "$*" in *--model*) ulimit -v 200000;; esac')
-    bad = lab.heavy("heavy", mib=512, engine=full)
+    full = lab.engine_behind('case "$*" in *--model*) ulimit -v 1200000;; esac')
+    bad = lab.heavy("heavy", mib=PADDED, engine=full)
     async with lab.lswap({"heavy": bad}) as lswap:
         error = error_of(await lswap.post_chat("heavy"), 503)
         assert (error["code"], error["failure"]) == ("model_failed", "out_of_memory"), error
