@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 HELP = (
-    "-c,    --ctx-size N                     size\n-np,   --parallel N                     slots\n"
+    "-c,    --ctx-size N                     size\n"
+    "-np,   --parallel N                     slots\n"
+    "--log-jsonl                             logs in JSON\n"
 )
 ROW = {"kind": "host", "name": "Host", "model": 100, "context": 20, "compute": 8}
 
