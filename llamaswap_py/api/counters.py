@@ -29,13 +29,6 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, seconds) if seconds > _FIRST else 0] += 1
         self.total += seconds
 
-    def with_zeros(self, count: int) -> Histogram:
-        """Return a copy with `count` more durations of 0 s."""
-        copy = Histogram()
-        copy.counts = [self.counts[0] + count, *self.counts[1:]]
-        copy.total = self.total
-        return copy
-
     def buckets(self) -> list[tuple[str, float]]:
         """Return the cumulative counts in Prometheus' form, `+Inf` last."""
         found: list[tuple[str, float]] = []
@@ -49,26 +42,15 @@ class Histogram:
 class ModelCounts:
     """The times and tokens of the answered requests of one model."""
 
-    __slots__ = ("_at_once", "_load", "_queue", "first_byte", "tokens_in", "tokens_out", "total")
+    __slots__ = ("first_byte", "load", "queue", "tokens_in", "tokens_out", "total")
 
     def __init__(self) -> None:
+        self.queue = Histogram()
+        self.load = Histogram()
         self.first_byte = Histogram()
         self.total = Histogram()
         self.tokens_in = 0
         self.tokens_out = 0
-        self._queue = Histogram()
-        self._load = Histogram()
-        self._at_once = 0
-
-    @property
-    def queue(self) -> Histogram:
-        """The time in the queue; most requests spend none, so these are added when it is read."""
-        return self._queue.with_zeros(self._at_once)
-
-    @property
-    def load(self) -> Histogram:
-        """The time that requests waited for a load, as `queue`."""
-        return self._load.with_zeros(self._at_once)
 
     def count_answer(self, first_byte: float, tail: bytes) -> None:
         """Count one answer of a child: seconds to its first byte, and the tokens in its `tail`."""
@@ -81,10 +63,11 @@ class ModelCounts:
     def count_wait(self, queue: float, load: float) -> None:
         """Count the seconds for which one leased request waited."""
         if queue or load:
-            self._queue.observe(queue)
-            self._load.observe(load)
-        else:
-            self._at_once += 1
+            self.queue.observe(queue)
+            self.load.observe(load)
+        else:  # as most requests: counted without two calls
+            self.queue.counts[0] += 1
+            self.load.counts[0] += 1
 
 
 class Counters:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from llamaswap_py.api.counters import Counters
+    from llamaswap_py.api.counters import Counters, Histogram
     from llamaswap_py.api.request import Call
     from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.bodies import Bodies
@@ -136,53 +136,24 @@ def _counters(counters: Counters) -> Iterator[Metric]:
     for (reason, key), count in counters.refusals.items():
         refusals.add_metric((reason, key), count)
     yield refusals
-    models = counters.models.items()
-    for name, text, counts in (
-        (
-            "tokens_in",
-            "Tokens of prompts, as reported by the answers.",
-            [(model, one.tokens_in) for model, one in models],
-        ),
-        (
-            "tokens_out",
-            "Tokens of answers, as reported by the answers.",
-            [(model, one.tokens_out) for model, one in models],
-        ),
+    for name, text in (
+        ("tokens_in", "Tokens of prompts, as reported by the answers."),
+        ("tokens_out", "Tokens of answers, as reported by the answers."),
     ):
         tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
-        for model, total in counts:
-            if total:
-                tokens.add_metric((model,), total)
+        for model, one in counters.models.items():
+            if count := getattr(one, name):
+                tokens.add_metric((model,), count)
         yield tokens
-    yield from _times(counters)
-
-
-def _times(counters: Counters) -> Iterator[Metric]:
-    models = counters.models.items()
-    for name, text, by_model in (
-        (
-            "queue",
-            "Time a request waited for its turn.",
-            [(model, one.queue) for model, one in models],
-        ),
-        (
-            "load",
-            "Time a request waited for its model to load.",
-            [(model, one.load) for model, one in models],
-        ),
-        (
-            "first_byte",
-            "Time from a request's head to its answer's.",
-            [(model, one.first_byte) for model, one in models],
-        ),
-        (
-            "request",
-            "Time from a request's head to the end of its answer.",
-            [(model, one.total) for model, one in models],
-        ),
+    for name, text, attribute in (
+        ("queue", "Time a request waited for its turn.", "queue"),
+        ("load", "Time a request waited for its model to load.", "load"),
+        ("first_byte", "Time from a request's head to its answer's.", "first_byte"),
+        ("request", "Time from a request's head to the end of its answer.", "total"),
     ):
         family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
-        for model, times in by_model:
+        for model, one in counters.models.items():
+            times: Histogram = getattr(one, attribute)
             if any(times.counts):
                 family.add_metric((model,), times.buckets(), times.total)
         yield family
