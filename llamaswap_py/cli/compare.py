@@ -90,15 +90,8 @@ def _route(method: str, path: str) -> str:
 
 
 def _behaviour(first: Trial, second: Trial) -> dict[str, tuple[str, str]]:
-    found = {
-        what: (getattr(first, name), getattr(second, name))
-        for what, name in (
-            ("ready", "ready"),
-            ("progress", "progress"),
-            ("answer", "answer"),
-            ("stop", "stop"),
-        )
-    }
+    texts = ("ready", "progress", "answer", "stop")
+    found = {name: (getattr(first, name), getattr(second, name)) for name in texts}
     for what, kind in first.failures.items():
         found[what] = (kind, second.failures[what])
     return found

@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 class PresetProblem:
     """A mistake that stops one preset, while the others serve.
 
-    `where` is like `config.yaml:12: models.a.args.x`.
+    `where` is like `config.yaml:12: models.a.args.x`. `kind` is that of the failure which requests
+    for the preset get.
     """
 
     preset: str
     where: str
     message: str
     remedy: str
+    kind: str = "config"
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
@@ -258,10 +258,8 @@ class Estimator:
     async def _fresh(self, wanted: Wanted, *, strict: bool) -> Estimate:
         servers = rpc_endpoints(wanted.args)
         try:
-            if self._room is None or wanted.fit_params is None:
-                await _all_answer(servers)
-                return await self.dry_run(wanted)
-            async with self._room(wanted.gpus, servers):
+            room = None if wanted.fit_params is None else self._room
+            async with nullcontext() if room is None else room(wanted.gpus, servers):
                 await _all_answer(servers)
                 return await self.dry_run(wanted)
         except EstimateError as error:

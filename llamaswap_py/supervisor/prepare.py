@@ -34,11 +34,11 @@ from llamaswap_py.llamacpp.memory_settings import (
     devices_named,
     names_of,
 )
-from llamaswap_py.llamacpp.rpc_connect import START_IT
 from llamaswap_py.redaction import hide
 from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.types import (
+    RPC_LOST,
     TOO_LARGE,
     Choice,
     Failure,
@@ -445,7 +445,7 @@ def _sighted(way: LoadWay, engine: Engine, devices: tuple[Device, ...]) -> LoadW
 
 def is_mended(prepared: Prepared, config: Config, tries: ServerTries) -> bool:
     """Tell whether the reported problem of a file, or of an RPC server, is solved; blocks."""
-    if any(one.remedy == START_IT for one in prepared.problems):
+    if any(one.kind == RPC_LOST for one in prepared.problems):
         return not any(map(tries.failure, prepared.plan.endpoints))
     then = {one for one in prepared.problems if one.remedy in FILE_REMEDIES}
     now = set(

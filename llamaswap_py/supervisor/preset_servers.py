@@ -58,13 +58,13 @@ def server_problems(
         return []
     where = config.where(place_of(config, preset, "args.rpc"))
     return [
-        PresetProblem(preset.id, where, reason, START_IT)
+        PresetProblem(preset.id, where, reason, START_IT, RPC_LOST)
         for one in rpc_endpoints(args)
         if (reason := tries.failure(one))
     ]
 
 
 def kind_of_problems(problems: Iterable[PresetProblem]) -> str:
-    """Return the kind of failure that these problems are."""
-    remedies = {one.remedy for one in problems}
-    return RPC_LOST if remedies == {START_IT} else "config"
+    """Return the kind of failure that these problems are: theirs, if they have one in common."""
+    kinds = {one.kind for one in problems}
+    return kinds.pop() if len(kinds) == 1 else "config"
