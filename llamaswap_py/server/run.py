@@ -386,8 +386,12 @@ def _estimated_now(supervisor: Supervisor) -> list[str]:
 async def _first_estimates(supervisor: Supervisor, stops: asyncio.Queue[None]) -> None:
     """Wait for the estimates of the models shown at the start, but not for long."""
     async with asyncio.TaskGroup() as tasks:
-        estimates = tasks.create_task(_all_estimated(supervisor), name="first estimates")
-        stop = tasks.create_task(stops.get(), name="stop before the first lines")
+        estimates = tasks.create_task(
+            guard.contained("first estimates", _all_estimated(supervisor)), name="first estimates"
+        )
+        stop = tasks.create_task(
+            guard.contained("first stop", stops.get()), name="stop before the first lines"
+        )
         await asyncio.wait(
             (estimates, stop), timeout=_ESTIMATES, return_when=asyncio.FIRST_COMPLETED
         )

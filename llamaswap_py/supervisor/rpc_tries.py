@@ -20,14 +20,13 @@ def begin_try(
     endpoint: str, tasks: asyncio.TaskGroup, dispatch: Callable[[ev.Event], None]
 ) -> None:
     """Try a server in a task; `ServerTried` follows in any case."""
-    tasks.create_task(_try(endpoint, dispatch), name=f"try {endpoint}")
+    tasks.create_task(guard.contained("rpc", _try(endpoint, dispatch)), name=f"try {endpoint}")
 
 
 async def _try(endpoint: str, dispatch: Callable[[ev.Event], None]) -> None:
     failure: Failure | None = Failure(RPC_LOST, f"lswap failed to try the RPC server {endpoint}")
     try:
-        with guard.reporting("rpc"):
-            failure = await failure_of(endpoint)
+        failure = await failure_of(endpoint)
     finally:
         dispatch(ev.ServerTried(endpoint, failure))
 
