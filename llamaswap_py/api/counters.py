@@ -65,7 +65,7 @@ class ModelCounts:
         if queue or load:
             self.queue.observe(queue)
             self.load.observe(load)
-        else:  # as most requests: counted without two calls
+        else:  # most requests: saves two calls
             self.queue.counts[0] += 1
             self.load.counts[0] += 1
 

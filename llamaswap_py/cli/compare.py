@@ -1,7 +1,7 @@
 """`lswap engine compare OLD NEW`: what a new build of llama.cpp changed for lswap.
 
 It compares the options by `--help`, the routes by asking both, and the log lines of a start, a
-request and a stop, with those that no rule of lswap reads.
+request and a stop: those that no rule of lswap reads, and rules that find no line any more.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ async def _try_both(old: Engine, new: Engine) -> tuple[Trial, Trial]:
 
 
 def _binaries(server: Path) -> list[Path]:
-    """Return the files that may hold the routes: the binary, and a library of it beside it."""
+    """Return the files that may hold the routes: the binary, and its libraries in that folder."""
     real = server.resolve()
     return [real, *sorted(real.parent.glob("lib*server*.so*"))]
 
@@ -101,7 +101,7 @@ def _behaviour(first: Trial, second: Trial) -> dict[str, tuple[str, str]]:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print what differs, in sections; a section without differences says so."""
+    """Print what differs, in sections, and the behaviour in full; an empty section says so."""
     typer.echo(f"{found.old} → {found.new}")
     for title, lines in _sections(found):
         typer.echo(f"\n{title}" + ("" if lines else ": no difference"))
@@ -158,7 +158,7 @@ def _gone_line(one: Gone) -> str:
     elif one.instead:
         what = f"lswap writes {' '.join(one.instead)}"
     else:
-        what = "a file with it is refused by name"
+        what = "a model with it in `args` is refused"
     said = f"; the engine says: {one.said}" if one.said else ""
     return f"- {one.name}: {what}{said}"
 

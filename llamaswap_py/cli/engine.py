@@ -261,11 +261,12 @@ def compare(
     new: Annotated[str, typer.Argument(help="The engine to compare with it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what another build of llama.cpp changes: options, routes, log lines.
+    """Say what another build of llama.cpp changes: options, routes, behaviour, log lines.
 
     Both engines run a few times, with a tiny model and as lswap would start them. An option that
-    the new engine lacks is shown with the one that lswap writes instead. Log lines are compared
-    without times, numbers and paths; those that lswap reads are marked.
+    the new engine lacks is shown with the one that lswap writes instead, if there is one. Log lines
+    are compared without times, numbers and paths. A line that lswap reads and that is gone is
+    marked with `!`.
     """
     from llamaswap_py.cli.compare import as_record, compare_engines, print_comparison
     from llamaswap_py.llamacpp.binaries import named_engine

@@ -210,7 +210,7 @@ def _unit(
 def _carried() -> Iterable[tuple[str, str]]:
     """Return the variables of this shell that the unit copies.
 
-    Those of devices are among them, so that the service uses the same; an empty one hides all.
+    Variables of devices are copied even if they are empty: an empty one hides all devices.
     """
     from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES
 

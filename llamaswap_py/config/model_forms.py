@@ -326,7 +326,8 @@ def as_program(values: dict[str, Any]) -> dict[str, Any]:
 
 AUTO: Final = "auto"
 ALL: Final = "all"
-"""Words instead of names in `device`: cards, else integrated GPUs; or both."""
+"""Words instead of names in `device`. `auto`: cards, or integrated GPUs if there are none. `all`:
+both."""
 _DEVICE_NAME: Final = r"[A-Za-z][A-Za-z0-9_.:-]*"
 _DEVICE_SCHEMA: Final[Schema] = {
     "title": "device",

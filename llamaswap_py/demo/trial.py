@@ -46,7 +46,7 @@ class Trial:
     """What became of the start, the request and the stop; texts for people.
 
     `log` has the lines of a start, a request and a stop. `routes` are those of the asked paths that
-    were answered with anything but 404. `failures` maps what was wrong to the kind of failure that
+    did not answer 404, also silent ones. `failures` maps what was wrong to the kind of failure that
     lswap reads in the log.
     """
 
@@ -60,7 +60,7 @@ class Trial:
 
 
 async def try_engine(engine: Engine, folder: Path, paths: Collection[str]) -> Trial:
-    """Run an engine a few times in `folder`, which must have a short path.
+    """Run an engine a few times in `folder`, which must have a short path (for its socket).
 
     Raises EngineError if it does not get ready.
     """
@@ -158,7 +158,7 @@ async def _run(spec: ChildSpec, use: Callable[[Endpoint], Awaitable[None]] | Non
 
 
 async def _chat(endpoint: Endpoint) -> str:
-    """Return what an answer of the model comes to, "as it should" if it is its sentence."""
+    """Return whether the answer is the model's sentence, and if not, what it is."""
     body = msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}], "stream": False})
     path = "/v1/chat/completions"
     try:
@@ -171,7 +171,7 @@ async def _chat(endpoint: Endpoint) -> str:
 
 
 async def _answered(endpoint: Endpoint, paths: Collection[str]) -> set[tuple[str, str]]:
-    """Return the routes among these paths; one that is silent has a route, too."""
+    """Return the routes among these paths; a silent one counts as a route."""
     found = set()
     for path in sorted(paths):
         for method in _METHODS:

@@ -39,7 +39,7 @@ def read_devices(
     are what the drivers know. If there are `declared` budgets, the devices are these and the host,
     which is measured if it is not declared. GPUs keep the UUIDs that a driver tells. Devices that
     cannot be read are left out; they never count as zero. `root` is that of the file system, and
-    `cards` are those of it that the caller has read.
+    `cards` are its cards, if the caller has read them.
     """
     total, source = read_host_total(root)
     gpus = {one.id: one for one in _find(backends, environment, lists, total, cards or Cards(root))}
@@ -107,7 +107,7 @@ def _rooted(
 
 
 def _is_readable(found: Device) -> bool:
-    """Return whether its size is known, and log a device that is left out without it."""
+    """Return whether its size is known; log if it is not."""
     if not found.total:
         _log.warning(
             "%s: its memory cannot be read, so lswap leaves it out; declare it (and all others to "

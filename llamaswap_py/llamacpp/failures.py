@@ -144,7 +144,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
 _MODEL_NAME: Final = re.compile(r"failed to load (?:draft )?model,? '(?P<what>[^']+)'")
 _PLAIN_PREFIX: Final = re.compile(r"^(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:[IWED] )?")
 _LOG_PREFIX: Final = re.compile(r"^(?:(?:srv|cmn|que|res)\s+\S+: )?")
-# GGML_ABORT in ggml-rpc.cpp: the only place that aborts because a server is gone.
+# GGML_ABORT in ggml-rpc.cpp: the only file that aborts because a server is gone.
 _RPC_LOST: Final = re.compile(r"\bggml-rpc\.cpp:\d+: (?P<why>.+)")
 _ABORTED: Final = 6
 _ERROR_LINE: Final = re.compile(
@@ -224,7 +224,7 @@ def _rpc_reason(lines: Sequence[str]) -> str:
 
 
 def _rpc_lost(why: str, endpoints: Sequence[str]) -> str:
-    """Name the RPC server that is gone, or those one of which is gone."""
+    """Name the RPC server that is gone, or all of them if the output does not say which."""
     named = [one for one in endpoints if re.search(rf"(?<!\S){re.escape(one)}(?!\S)", why)]
     if len(named or endpoints) == 1:
         return f"the RPC server {(named or endpoints)[0]} is gone: {why}"

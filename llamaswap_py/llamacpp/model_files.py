@@ -97,7 +97,7 @@ def quant_of(path: str) -> str:
 
 
 def split_quant(stem: str) -> tuple[str, str]:
-    """Return a name without the quantisation at its end, and that in capitals; "" if none."""
+    """Return a name without the quantisation at its end, and this in capitals, "" if none."""
     *_, last = [None, *_QUANT.finditer(stem)]
     core = stem[: last.start()].rstrip("-_.") if last is not None else ""
     if last is None or last.end() < len(stem) or not core:

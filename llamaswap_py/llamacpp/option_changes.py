@@ -28,15 +28,15 @@ _CHOICES: Final = re.compile(r"[\[{<]?([\w.+-]+(?:[|,][\w.+-]+)+)[\]}>]?")
 class Gone:
     """An option that the later engine does not take.
 
-    `instead` are the words that lswap writes for it, empty if it refuses the option by name. `said`
-    is what the later engine says of it, "" if it does not know the name.
+    `instead` are the words that lswap writes for it, empty if there are none. `said` is what the
+    later engine says of it, "" if it does not know the name.
     """
 
     name: str
     instead: tuple[str, ...] = ()
     said: str = ""
     passed: bool = False
-    """Whether lswap itself sets the option."""
+    """Whether a file may not set it: lswap passes it, or never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _usable(table: Mapping[str, Option]) -> Iterable[Option]:
 
 
 def _same(option: Option, table: Mapping[str, Option]) -> Option | None:
-    """Return the option of a table that has most of an option's spellings, its long name first."""
+    """Return the option of a table that has one of an option's spellings, its long name first."""
     for spelling in (option.name, *option.names, *option.negated):
         found = table.get(spelling)
         if found is not None and not found.removed:

@@ -26,6 +26,6 @@ def known_fault(args: Sequence[str]) -> tuple[str, str] | None:
     if count and _MTP in read_settings(args).speculation.split(","):
         return (
             f"llama-server crashes with `spec-type: {_MTP}` on RPC servers",
-            "take one of the two out of its args",
+            "remove `rpc` or `spec-type` from `args`",
         )
     return None

@@ -84,7 +84,7 @@ _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is n
 
 
 def named_in(binary: bytes) -> set[str]:
-    """Return what looks like a path of a route in a binary; one may be the end of another."""
+    """Return what looks like a path in a binary, and each end of it that begins at a slash."""
     texts = {(one or other).decode() for one, other in _IN_BINARY.findall(binary)}
     return {text[at:] for text in texts for at in range(len(text)) if text[at] == "/"}
 

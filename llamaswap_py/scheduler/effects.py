@@ -235,7 +235,10 @@ class Effects:
                 self.out.append(TryServer(endpoint))
 
     def judge_servers(self, preset: Preset) -> None:
-        """Refuse the requests for a preset that cannot load because an RPC server is gone."""
+        """Refuse the requests for a preset that cannot load because an RPC server is gone.
+
+        End that failure if the server is back.
+        """
         lost = self.state.rpc_servers.lost(preset.plan.endpoints)
         if preset.serving is not None:
             return  # its child is there, or finds out

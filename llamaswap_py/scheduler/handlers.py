@@ -189,7 +189,7 @@ class OnInstances:
         return False
 
     def server_tried(self, event: ev.ServerTried) -> bool:
-        """Take or lose all presets that need this RPC server."""
+        """Note whether an RPC server answered, for all presets that need it."""
         self.state.rpc_servers.tried(event.endpoint, event.failure, self.effects.now)
         for preset in list(self.state.presets.values()):
             if event.endpoint in preset.plan.endpoints:

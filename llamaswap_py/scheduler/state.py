@@ -204,7 +204,7 @@ class SchedulerState:
     def unsure_servers(self, preset: Preset, now: float) -> list[str]:
         """Return the RPC servers of a preset to try before anything is done for it.
 
-        One that a child or a dry run of ours uses is there, and would not answer.
+        One that a child or a dry run of ours uses is there; a try would take a place in its queue.
         """
         endpoints = preset.plan.endpoints
         if not endpoints:

@@ -397,7 +397,7 @@ async def _first_estimates(supervisor: Supervisor, stops: asyncio.Queue[None]) -
         )
         estimates.cancel()
         if stop.done():
-            stops.put_nowait(stop.result())  # for what serves next, which then ends
+            stops.put_nowait(stop.result())  # for the next reader, which then ends
         stop.cancel()
 
 

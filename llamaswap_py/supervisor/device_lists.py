@@ -48,7 +48,7 @@ class DeviceLists:
     ) -> tuple[Device, ...]:
         """Return the devices of a configuration, the host last. Blocks.
 
-        RPC servers that are `in_use` serve no other client: what they listed before counts.
+        RPC servers that are `in_use` serve no other client: what the engine listed before counts.
         """
         return self.find(config.memory, views_of(config, engines), in_use=in_use)
 

@@ -104,7 +104,7 @@ class Estimation:
         self._came = asyncio.Event()
 
     async def next(self) -> None:
-        """Wait until another estimate has been told."""
+        """Wait until the next estimate."""
         self._came.clear()
         await self._came.wait()
 
@@ -179,7 +179,7 @@ class Estimation:
     async def _room(self, gpus: Sequence[str], servers: Sequence[str]) -> AsyncIterator[None]:
         """Charge the GPUs with the context of a dry run; no model is unloaded for it.
 
-        It needs its RPC servers for itself, too: one that a child uses would let it wait.
+        It needs its RPC servers for itself, too: one that a child uses would make it wait for ever.
         """
         if self._reservations is None or not (gpus or servers):
             yield

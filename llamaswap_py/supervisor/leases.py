@@ -213,8 +213,8 @@ class Lease:
 class Ticket:
     """`async with supervisor.lease(…) as lease`: waits, then holds, then gives back.
 
-    Most requests need not wait. For these there is the same without coroutines: if `take` returns
-    a lease, or else `await granted()`, then `with ticket` gives the lease back at its end.
+    Most requests need not wait. For these there is the same without coroutines:
+    `lease = ticket.take() or await ticket.granted()`, then `with ticket`, which gives it back.
     """
 
     __slots__ = ("_kept", "_lease", "_owner", "_waiting", "event", "stays")
@@ -477,7 +477,7 @@ class Leases:
     # For tickets
 
     def take(self, ticket: Ticket) -> Lease | None:
-        """Grant a request that need not wait; None: nothing has changed."""
+        """Grant a request that need not wait; None: it has to wait."""
         event, now = ticket.event, time.monotonic()
         if event.since is not None:
             return None

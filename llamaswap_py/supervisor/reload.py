@@ -50,8 +50,8 @@ class Reloader:
     """Watches where a configuration comes from, and applies it when it changes or is asked to.
 
     `also` reads what else comes from files, and returns what takes that over; `during` makes the
-    context that each reload runs in. `find` finds the devices anew, and leaves RPC servers alone
-    that are in use; without it they stay. Making one looks at the files, which may block.
+    context that each reload runs in. `find` finds the devices anew, and leaves alone the RPC
+    servers in use; without `find` the devices stay. Making one looks at the files, which may block.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def usable(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> li
 
 
 def _worth(way: LoadWay, engine: Engine | None, devices: Sequence[Device]) -> list[Device]:
-    """Return the GPUs to choose from: integrated ones only where there is no card, as llama.cpp.
+    """Return the GPUs to choose from: integrated ones only where there is no card, as in llama.cpp.
 
     `device: all` takes both.
     """

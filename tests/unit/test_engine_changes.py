@@ -42,7 +42,7 @@ LATER = parse_options("""\
 
 
 REFUSED = (
-    "a file with it is refused by name; the engine says: "
+    "a model with it in `args` is refused; the engine says: "
     "the argument has been removed. use --checkpoint-min-step"
 )
 
