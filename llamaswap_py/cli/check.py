@@ -23,7 +23,9 @@ from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
-from llamaswap_py.supervisor.prepare import Engines, further_problems, port_text, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import further_problems, prepare
+from llamaswap_py.supervisor.preset_programs import port_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,8 @@ from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.types import PoolId
 from llamaswap_py.supervisor.device_lists import find_devices
 from llamaswap_py.supervisor.fit import FitCheck
-from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import policy_of, pools_of, prepare
 from llamaswap_py.units import HOST, format_size
 
 if TYPE_CHECKING:

@@ -296,7 +296,8 @@ def _say_wrong(text: str, path: Path, draft: Draft) -> None:
 def _say_missing(config: Config) -> None:
     """Print what `lswap check` will report on this machine, one line for each kind of mistake."""
     from llamaswap_py.supervisor.device_lists import find_devices
-    from llamaswap_py.supervisor.prepare import Engines, prepare
+    from llamaswap_py.supervisor.located_engines import Engines
+    from llamaswap_py.supervisor.prepare import prepare
     from llamaswap_py.supervisor.preset_files import PUT_IT_THERE
 
     engines = Engines(config)

@@ -31,7 +31,8 @@ from llamaswap_py.storage.record_folder import xdg_base
 from llamaswap_py.storage.regular_files import write_whole
 from llamaswap_py.supervisor.device_lists import devices_for
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
-from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import prepare
 from llamaswap_py.units import GIB, HOST, format_size, showable
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ from llamaswap_py.llamacpp.quoting import without_quotation, without_quotes
 from llamaswap_py.redaction import Redactor
 from llamaswap_py.storage.regular_files import read_regular, write_whole
 from llamaswap_py.supervisor.device_lists import devices_for, find_devices
-from llamaswap_py.supervisor.prepare import Engines
+from llamaswap_py.supervisor.located_engines import Engines
 from llamaswap_py.units import MIB, format_size, showable
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from llamaswap_py.simulator.report import COLUMNS, row_of
 from llamaswap_py.simulator.scenario import SimulatedChild, make_case
 from llamaswap_py.simulator.trace_file import parse_trace
 from llamaswap_py.supervisor.device_lists import find_devices
-from llamaswap_py.supervisor.prepare import Engines, policy_of, pools_of, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import policy_of, pools_of, prepare
 from llamaswap_py.units import format_duration, parse_size
 
 if TYPE_CHECKING:

@@ -54,7 +54,8 @@ from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
 from llamaswap_py.supervisor.device_lists import DeviceLists
-from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import prepare
 from llamaswap_py.supervisor.recorder import RunRecord
 from llamaswap_py.supervisor.reload import Reloader
 from llamaswap_py.supervisor.snapshots import About

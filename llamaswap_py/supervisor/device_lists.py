@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llamaswap_py.config.sections import Config, Memory, Preset
     from llamaswap_py.llamacpp.binaries import Engine
     from llamaswap_py.llamacpp.device_list import ListedDevice
-    from llamaswap_py.supervisor.prepare import Engines
+    from llamaswap_py.supervisor.located_engines import Engines
 
 _log: Final = logging.getLogger("lswap.devices")
 

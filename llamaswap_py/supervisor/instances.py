@@ -56,7 +56,8 @@ from llamaswap_py.scheduler.actions import Stop, StopReason
 from llamaswap_py.scheduler.types import Choice, Failure
 from llamaswap_py.supervisor.kv_cache import KvCache, KvUse
 from llamaswap_py.supervisor.leases import OpenLeases
-from llamaswap_py.supervisor.prepare import LoadWay, Prepared, find_program, program_env, program_of
+from llamaswap_py.supervisor.prepare import LoadWay, Prepared
+from llamaswap_py.supervisor.preset_programs import find_program, program_env, program_of
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import format_duration
 

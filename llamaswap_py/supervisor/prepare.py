@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from llamaswap_py.children import Program
 from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
-from llamaswap_py.config.forms import EngineChoice, EngineSpec
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.sections import Config, Preset, groups_of
-from llamaswap_py.devices import Device, Placement, meant, place, placement_env, seen_by
+from llamaswap_py.devices import Device, Placement, meant, place, seen_by
 from llamaswap_py.errors import EngineError, LswapError
 from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.types import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
-from llamaswap_py.llamacpp.backends import SELECTABLE
-from llamaswap_py.llamacpp.binaries import Engine, locate_engine
+from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.features import Option
 from llamaswap_py.llamacpp.memory_settings import (
@@ -50,7 +45,9 @@ from llamaswap_py.scheduler.types import (
 )
 from llamaswap_py.supervisor.device_views import view_of
 from llamaswap_py.supervisor.hub_models import with_files
+from llamaswap_py.supervisor.located_engines import Engines
 from llamaswap_py.supervisor.preset_files import FILE_REMEDIES, file_problems, model_files
+from llamaswap_py.supervisor.preset_programs import program_problems
 from llamaswap_py.supervisor.preset_servers import (
     ServerTries,
     endpoints_of,
@@ -58,70 +55,6 @@ from llamaswap_py.supervisor.preset_servers import (
     server_problems,
 )
 from llamaswap_py.units import HOST, MIB, format_size
-
-
-def find_program(preset: Preset) -> str | None:
-    """Return the path of a preset's program; None if it cannot be run."""
-    assert preset.cmd is not None
-    return _found(preset, preset.cmd.words[0])
-
-
-def _found(preset: Preset, name: str) -> str | None:
-    return shutil.which(name, path=preset.env.get("PATH", os.environ.get("PATH")))
-
-
-def program_problems(preset: Preset, config: Config) -> list[PresetProblem]:
-    """Return why a preset's program, or what stops it, cannot be run."""
-    assert preset.cmd is not None
-    programs = {"cmd": preset.cmd.words[0], "stop_cmd": next(iter(preset.stop_cmd), "")}
-    return [
-        PresetProblem(preset.id, config.where(f"models.{preset.id}.{key}"), *_fault(name))
-        for key, name in programs.items()
-        if name and _found(preset, name) is None
-    ]
-
-
-def _fault(name: str) -> tuple[str, str]:
-    """Return why a program cannot be run, and the remedy."""
-    if "/" not in name:
-        return f"there is no program {name} on the PATH", "install it, or write its path"
-    if os.path.isfile(name):
-        return f"{name} cannot be executed", f"chmod +x {name}"
-    return f"{name}: there is no such program", "check the path"
-
-
-def program_env(chosen: Sequence[str], devices: Iterable[Device]) -> dict[str, str]:
-    """Return the variables that keep a program to `chosen`, whichever backend it has.
-
-    Without devices it sees what lswap sees.
-    """
-    uuids = {one.id: one.uuid for one in devices if one.uuid is not None}
-    env: dict[str, str] = {}
-    for backend in SELECTABLE if chosen else ():
-        env |= placement_env(chosen, backend, uuids)
-    return env
-
-
-def program_of(preset: Preset) -> Program:
-    """Return how a preset's program shows that it serves, and where it runs."""
-    assert preset.cmd is not None
-    ready, cmd = preset.ready, preset.cmd
-    return Program(ready.http, ready.line, cmd.dir, preset.stop_cmd, preset.served_by)
-
-
-def port_text(preset: Preset, *, can_tell: bool) -> str:
-    """Say which processes may hold a program's port; `can_tell`: the system shows it."""
-    if preset.cmd is None or preset.cmd.takes_socket:
-        return ""
-    if not can_tell:
-        return "lswap does not check who holds its port: this system does not show it"
-    if preset.served_by == "anyone":
-        return "lswap does not check who holds its port (served_by: anyone)"
-    others = ", root or the user of lswap" if preset.served_by == "container" else ""
-    return (
-        f"its port has to be held by cmd or what it starts{others} (served_by: {preset.served_by})"
-    )
-
 
 _ASLEEP_GPU, _ASLEEP_HOST = 600 * MIB, 64 * MIB
 
@@ -196,64 +129,6 @@ class Prepared:
         """Return the preset as if that variant, with chosen words, were all there is."""
         way = self.ways[name].chosen(words)
         return replace(self, preset=way.preset, ways={name: way})
-
-
-class Engines:
-    """Locates each engine that a configuration names, once."""
-
-    def __init__(self, config: Config) -> None:
-        self._found: dict[EngineSpec, Engine | EngineError] = {}
-        presets = [one for one in config.models.values() if one.id not in config.broken]
-        needed = [preset for preset in presets if preset.cmd is None]
-        for preset in needed:
-            self._locate(preset.engine)
-        self._default = self._locate(config.engine)
-        self._needed = bool(needed)
-
-    @property
-    def default(self) -> Engine | None:
-        """The engine of the file's top level; raises EngineError when there is none at all.
-
-        Where only the presets' own engines work, the first of those stands for it. None where no
-        preset needs one.
-        """
-        found = [one for one in (self._default, *self._found.values()) if isinstance(one, Engine)]
-        if found:
-            return found[0]
-        if not self._needed:
-            return None
-        assert isinstance(self._default, EngineError)
-        raise self._default
-
-    @property
-    def found_ones(self) -> tuple[Engine, ...]:
-        """All engines that were found, each once."""
-        found = (one for one in self._found.values() if isinstance(one, Engine))
-        return tuple({one.path: one for one in found}.values())
-
-    def found(self, preset: Preset) -> Engine | None:
-        """Return a preset's engine if it has been located."""
-        found = self._found.get(preset.engine)
-        return found if isinstance(found, Engine) else None
-
-    def of(self, preset: Preset) -> Engine | EngineError:
-        """Return a preset's engine, or why there is none."""
-        return self._found[preset.engine]
-
-    def _locate(self, spec: EngineSpec) -> Engine | EngineError:
-        if spec not in self._found:
-            try:
-                self._found[spec] = locate_engine(_as_wanted(spec))
-            except EngineError as error:
-                self._found[spec] = error
-        return self._found[spec]
-
-
-def _as_wanted(spec: EngineSpec) -> str | dict[str, object]:
-    if not isinstance(spec, EngineChoice):
-        return spec
-    wanted: dict[str, object] = {"build": spec.build, "backend": spec.backend}
-    return {key: value for key, value in wanted.items() if value is not None}
 
 
 def policy_of(config: Config) -> Policy:

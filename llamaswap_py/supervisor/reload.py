@@ -25,7 +25,8 @@ from llamaswap_py.config.yaml_tree import join_errors
 from llamaswap_py.devices import with_gone
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.snapshot import ReloadReport
-from llamaswap_py.supervisor.prepare import Engines, Prepared, is_mended, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import Prepared, is_mended, prepare
 from llamaswap_py.supervisor.preset_servers import ServerTries
 from llamaswap_py.tasks.threads import Workers
 from llamaswap_py.tasks.tick import BEAT, until_beat

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -49,6 +47,7 @@ from llamaswap_py.scheduler.types import (
     PresetPlan,
 )
 from llamaswap_py.snapshot import DecisionView, Snapshot
+from llamaswap_py.supervisor.dispatcher import Dispatcher
 from llamaswap_py.supervisor.downloads import Downloads
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild, describe
 from llamaswap_py.supervisor.event_log import EventLog, newest_decisions
@@ -73,40 +72,9 @@ from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import PatientDisk
 from llamaswap_py.units import format_size
 
-
-class Timer:
-    """Calls `ring` once at the time it was last set to (monotonic seconds)."""
-
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
-        self._timer: asyncio.TimerHandle | None = None
-        self._at: float | None = None
-
-    def set(self, at: float | None) -> None:
-        """Ring at `at` instead; None: not at all."""
-        if at == self._at:
-            return
-        self.cancel()
-        self._at = at
-        if at is not None:
-            delay = max(at - time.monotonic(), 0.0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._due)
-
-    def cancel(self) -> None:
-        """Do not ring."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._at = None
-
-    def _due(self) -> None:
-        self._timer = self._at = None
-        self._ring()
-
-
 _log: Final = logging.getLogger("lswap")
 _LOOK: Final = 1.0
-"""Seconds between looks at children that do not end while it stops, and until a scheduler that
-failed to say when it wants to be asked again is asked."""
+"""Seconds between looks at children that do not end while it stops."""
 
 
 class Supervisor:
@@ -132,13 +100,15 @@ class Supervisor:
         self.about, self.pool = about, UpstreamPool()
         plans, pools = self.presets.plans(), pools_of(devices)
         self.scheduler = Scheduler(plans, pools, policy_of(config))
-        self.decider = _decider_of(self.scheduler, record, plans, pools)
+        decider = _decider_of(self.scheduler, record, plans, pools)
         self.event_log, self.facts = EventLog(), ModelFactsCache(self.prepared)
+        self._dispatcher = Dispatcher(
+            self.scheduler, decider, self.event_log.record, self._carry_out, self._failed
+        )
+        self.dispatch = self._dispatcher.dispatch
         state = self.scheduler.state
         self.names = names_of(config, state)
         self.request_history = RequestHistory(about.name, self.scheduler.traffic)
-        self._pending, self._dispatching = deque[ev.Event](), False
-        self._timer = Timer(lambda: self.dispatch(ev.TimePassed()))
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._tasks = tasks = asyncio.TaskGroup()
@@ -154,14 +124,7 @@ class Supervisor:
             reservations=self.reservations,
             strangers=self.strangers.least,
         )
-        self.telemetry = Telemetry(
-            devices,
-            children=self._pids,
-            on_measured=self._measured,
-            busy=lambda: bool(self.leases.tickets or state.changing()),
-            resting=lambda: bool(self.running),
-            settling=lambda: bool(state.ledger.settling),
-        )
+        self.telemetry = self._telemetry()
         self.prefetch = Prefetch(self.prepared, state, config.memory, self.dispatch)
         self.downloads = Downloads(tasks, self.dispatch, self._files_arrived)
         self.overrides = Overrides(self.presets, self.load, self._arguments_changed)
@@ -171,7 +134,7 @@ class Supervisor:
         self.instances = Instances(config, devices, runtime_dir, *owners, child)
         self.leases = Leases(
             self.scheduler,
-            self.decider,
+            decider,
             self.instances.running,
             self.dispatch,
             self.estimation.hurry,
@@ -181,6 +144,17 @@ class Supervisor:
         self.reading = self.leases.reading
         counted = (self.leases, self.reservations, self.prefetch, self.kv_cache)
         self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *counted)
+
+    def _telemetry(self) -> Telemetry:
+        state = self.scheduler.state
+        return Telemetry(
+            self.devices,
+            children=self._pids,
+            on_measured=self._measured,
+            busy=lambda: bool(self.leases.tickets or state.changing()),
+            resting=lambda: bool(self.running),
+            settling=lambda: bool(state.ledger.settling),
+        )
 
     async def __aenter__(self) -> Supervisor:
         await self._stack.enter_async_context(self.pool)
@@ -216,7 +190,7 @@ class Supervisor:
                 self.dispatch(ev.ShutdownAsked(0.0, force=True))
             return await self._stack.__aexit__(kind, error, trace)
         finally:
-            self._timer.cancel()
+            self._dispatcher.close()
             self.instances.close()
             with suppress(OSError):  # a disk that hangs must not delay the end
                 disk = PatientDisk("lswap-traffic")
@@ -433,50 +407,7 @@ class Supervisor:
         """Return the output of a preset's children, None before the first one."""
         return self.instances.logs.get(preset)
 
-    # Events in, actions out
-
-    def dispatch(self, event: ev.Event) -> None:
-        """Give an event to the scheduler and carry out what it says."""
-        if self._dispatching:
-            # An action caused this event; it is handled after that action's siblings.
-            self._pending.append(event)
-            return
-        try:
-            actions = self.decider.handle(event, time.monotonic())
-        except Exception as error:
-            actions = recover(self.decider, event, error)
-        if actions or type(event) is not ev.RequestFinished:
-            self._settle(event, actions)
-        try:
-            at = self.scheduler.deadline()
-        except Exception as error:
-            guard.report("scheduler", error)
-            at = time.monotonic() + _LOOK
-        self._timer.set(at)
-
-    def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
-        """Carry out what followed from an event, and from those that this causes."""
-        self._dispatching = True
-        try:
-            while True:
-                try:
-                    self.event_log.record(event, actions)
-                except Exception as error:
-                    guard.report("feed", error)
-                for action in actions:
-                    try:
-                        self._carry_out(action)
-                    except Exception as error:
-                        self._failed(action, error)
-                if not self._pending:
-                    return
-                event = self._pending.popleft()
-                try:
-                    actions = self.decider.handle(event, time.monotonic())
-                except Exception as error:
-                    actions = recover(self.decider, event, error)
-        finally:
-            self._dispatching = False
+    # Actions
 
     def _failed(self, action: Action, error: Exception) -> None:
         """Handle a bug, or too few file descriptors, without harm to other actions."""
@@ -566,29 +497,3 @@ def _changes(old: Mapping[str, Prepared], new: Mapping[str, Prepared]) -> Change
             if name in old and not one.plan.same_as(old[name].plan)
         ),
     )
-
-
-def recover(decider: Decider, event: ev.Event, error: Exception) -> list[Action]:
-    """Return what is to be done after an event failed; a request that arrived gets an error.
-
-    The scheduler's state cannot be put back. So the actions that it had decided on are carried out:
-    then its state and the children agree. After that the event is handled once more. What the first
-    time has changed is not changed again; what it has not changed is changed now.
-    """
-    guard.report("scheduler", error)
-    actions = decider.begun()
-    again: ev.Event = event
-    if isinstance(event, ev.RequestArrived):
-        if any(isinstance(one, Grant | Reject) and one.request == event.request for one in actions):
-            return actions
-        again = ev.RequestLeft(event.request)
-        message = "lswap failed to schedule this request; this is a bug"
-        remedy = "lswap's log has the details; send the request again"
-        actions.append(Reject(event.request, event.preset, "internal", message, remedy))
-    for one in (again, ev.TimePassed()):  # an event that comes late changes nothing
-        try:
-            actions += decider.handle(one, time.monotonic())
-        except Exception as second:
-            guard.report("scheduler", second)
-            actions += decider.begun()
-    return actions

@@ -13,7 +13,8 @@ from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimate
 from llamaswap_py.estimate.types import Source
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
-from llamaswap_py.supervisor.prepare import Engines, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import prepare
 from llamaswap_py.units import GIB, HOST
 
 pytestmark = pytest.mark.anyio

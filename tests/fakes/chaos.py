@@ -98,9 +98,10 @@ def callbacks() -> dict[type, tuple[str, ...]]:
     from llamaswap_py.proxy.sockets import Input
     from llamaswap_py.proxy.upstream import UpstreamConnection
     from llamaswap_py.scheduler import Scheduler
+    from llamaswap_py.supervisor.dispatcher import Timer
     from llamaswap_py.supervisor.event_log import EventLog
     from llamaswap_py.supervisor.leases import Leases
-    from llamaswap_py.supervisor.supervisor import Supervisor, Timer
+    from llamaswap_py.supervisor.supervisor import Supervisor
     from llamaswap_py.tasks.loop_lag import Turns
 
     protocol = ("connection_made", "data_received", "eof_received", "connection_lost")

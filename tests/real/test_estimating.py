@@ -13,7 +13,8 @@ from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.scheduler.types import ANY_CHOICE
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
-from llamaswap_py.supervisor.prepare import Engines, Prepared, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import Prepared, prepare
 from tests.real.answers import PATIENCE, model_of
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Grant, Reject, Spawn
 from llamaswap_py.scheduler.invariants import check
 from llamaswap_py.scheduler.types import ClientId, Pool, PresetId, RequestId
-from llamaswap_py.supervisor import supervisor as supervisor_module
-from llamaswap_py.supervisor.supervisor import recover
+from llamaswap_py.supervisor import dispatcher
+from llamaswap_py.supervisor.dispatcher import recover
 from llamaswap_py.tasks import guard
 from tests.fakes.chaos import callbacks
 from tests.scheduler.play import HOST, plan
@@ -169,7 +169,7 @@ def test_no_other_event_is_lost(how: str) -> None:
 async def test_a_deadline_that_cannot_be_told_is_looked_at_again(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_LOOK", 0.01)
+    monkeypatch.setattr(dispatcher, "_LOOK", 0.01)
     config = configured("models: {a: {model: /nowhere/a.gguf}}")
     async with loaded_supervisor(short_dir / "run", config, Endpoint(port=1)) as supervisor:
         asked: list[float] = []

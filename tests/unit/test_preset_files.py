@@ -8,7 +8,8 @@ import pytest
 
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.devices import Device
-from llamaswap_py.supervisor.prepare import Engines, is_mended, prepare
+from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.prepare import is_mended, prepare
 from llamaswap_py.supervisor.preset_servers import ServerTries
 from llamaswap_py.units import GIB, HOST
 
