@@ -70,6 +70,10 @@ class InstanceView(msgspec.Struct, frozen=True):
     """What it takes (`text`, `image`, `audio`, `video`), once it has said so."""
 
 
+AWAITS_FIT = "waiting for its fit"
+"""Begins the reason of a model that requests wait for, and whose memory is not known yet."""
+
+
 class ReadAheadView(msgspec.Struct, frozen=True):
     """How far the files of a waiting model were read ahead: the first `there` of `size` bytes.
 

@@ -116,6 +116,13 @@ def estimate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the contexts and layers that were tried.")
     ] = False,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="If MODEL does not fit, write into CONFIG what makes it fit."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --write: do not ask before the change.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show each model's memory, and which models fit together.
@@ -126,6 +133,12 @@ def estimate(
     from llamaswap_py.cli.estimate import run
 
     origin, model = origin_and_model(what or ())
+    if write:
+        from llamaswap_py.cli import mend
+
+        if not mend.run(origin, model, yes=yes):
+            raise typer.Exit(FAILED)
+        return
     if not run(origin, model, fresh=fresh, as_json=as_json, explain=explain):
         raise typer.Exit(FAILED)
 

@@ -101,7 +101,10 @@ def check(origin: Origin) -> Report:
         for name, one in prepared.items()
         if not one.problems and not judged[name].problem
     ]
-    problems += conflicts(config, plans, devices)
+    problems += [
+        f"{config.where(f'models.{name}')}: {why}"
+        for name, why in conflicts(config, plans, devices)
+    ]
     useless = [
         f"{config.where(f'models.{name}')}: keep_kv does nothing with sliding windows - set "
         "swa-full: true in args"

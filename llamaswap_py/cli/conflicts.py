@@ -19,8 +19,8 @@ from llamaswap_py.supervisor.prepare import policy_of, pools_of
 
 def conflicts(
     config: Config, plans: Sequence[PresetPlan], devices: tuple[Device, ...]
-) -> Iterator[str]:
-    """Yield a line for each preset that has no room beside the pinned ones.
+) -> Iterator[tuple[str, str]]:
+    """Yield each preset that has no room beside the pinned ones, and why.
 
     `plans` has the presets that could be loaded alone.
     """
@@ -33,11 +33,8 @@ def conflicts(
         if shortfall:
             kept = [key for key in ledger.charges if key.preset != plan.preset]
             pinned = ", ".join(key.preset for key in kept)
-            yield (
-                f"{config.where(f'models.{plan.preset}')}: it can never be loaded while {pinned} "
-                f"stays (`pin` or `keep`) - {shortfall} - "
-                f"{remedies(ledger, plan, kept)}"
-            )
+            why = f"it can never be loaded while {pinned} stays (`pin` or `keep`) - {shortfall}"
+            yield plan.preset, f"{why} - {remedies(ledger, plan, kept)}"
 
 
 def _settle(plan: PresetPlan, ledger: Ledger) -> str:

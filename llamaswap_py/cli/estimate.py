@@ -157,7 +157,7 @@ def _line(judged: FitResult) -> Line:
 
 def _step(tried: Tried) -> TriedStep:
     gpus = [device for device in tried.footprint if device != HOST]
-    text = tried.step.text(gpus)
+    text = tried.step.text(gpus) or "as the file says"
     return TriedStep(text, dict(tried.footprint), tried.source, tried.fits, tried.note)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llamaswap_py.config.discovery import FoundModel
     from llamaswap_py.devices import Device
     from llamaswap_py.supervisor.fit import FitResult
+    from llamaswap_py.supervisor.mends import Mend
 
 
 def choose_origin(
@@ -306,8 +307,8 @@ def _models(machine: Machine) -> Iterator[str]:
             name: _quoted(short_path(Path(file)))
             for name, file in preset_of(model).get("args", {}).items()
         }
-        if (judged := machine.judged.get(model.id)) and judged.mend:
-            args |= judged.mend.args
+        if (judged := machine.judged.get(model.id)) and (mend := _mend(judged)):
+            args |= mend.args
         if args:
             yield f"  {off}  args:"
             for name, value in args.items():
@@ -324,7 +325,12 @@ def _can_run(model: FoundModel, machine: Machine) -> bool:
     judged = machine.judged.get(model.id)
     if judged is None:
         return bool(_fits(model, machine.devices))
-    return not judged.problem or judged.mend is not None
+    return not judged.problem or _mend(judged) is not None
+
+
+def _mend(judged: FitResult) -> Mend | None:
+    """Return the options of its own entry with which a model fits."""
+    return next((one for one in judged.mends if one.is_of_entry), None)
 
 
 def _about(model: FoundModel, machine: Machine) -> str:
@@ -336,10 +342,10 @@ def _about(model: FoundModel, machine: Machine) -> str:
     needs = memory_text(judged.estimate.footprint)
     if not judged.problem:
         return f"fits: needs {needs}"
-    if judged.mend is None:
+    if (mend := _mend(judged)) is None:
         return f"does not fit: needs {needs}"
-    words = ", ".join(f"{name}: {value}" for name, value in judged.mend.args.items())
-    return f"with {words} it needs {memory_text(dict(judged.mend.footprint))}; without, {needs}"
+    words = ", ".join(f"{name}: {value}" for name, value in mend.args.items())
+    return f"with {words} it needs {memory_text(dict(mend.footprint))}; without, {needs}"
 
 
 def _fits(model: FoundModel, devices: Sequence[Device]) -> list[str]:

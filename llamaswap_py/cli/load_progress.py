@@ -12,6 +12,7 @@ import msgspec
 from llamaswap_py.cli.show import find_model
 from llamaswap_py.client import calls
 from llamaswap_py.errors import RemoteError
+from llamaswap_py.snapshot import AWAITS_FIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +60,8 @@ def progress_line(snapshot: Snapshot, model: str) -> str:
         done = min(1.0, max(0.0, running[-1].progress))
         bar = "#" * round(done * _WIDTH)
         return f"{preset.id}: loading [{bar:<{_WIDTH}}] {done:.0%}"
-    state = "waiting for memory" if preset.state == "unloaded" else preset.state
+    awaits = AWAITS_FIT if preset.reason.startswith(AWAITS_FIT) else "waiting for memory"
+    state = awaits if preset.state == "unloaded" else preset.state
     return f"{preset.id}: {state}"
 
 

@@ -1,19 +1,65 @@
-"""Changes to the configuration file: adds or removes a preset, and leaves all else as written."""
+"""Changes to the configuration file: presets and single keys; all else stays as it is written."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from llamaswap_py.config.yaml_edit import Place, UneditableError, with_key
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.storage.regular_files import read_regular, write_whole
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Held while the file is changed: requests change it in several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of one file that is not written yet: its text before and after."""
+
+    path: Path
+    before: str
+    after: str
+    status: os.stat_result | None
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff."""
+        old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
+        lines = difflib.unified_diff(old, new, str(self.path), str(self.path), n=2)
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+    def write(self) -> None:
+        """Replace the file; raises ConfigError if it was changed since it was read."""
+        with _ONE_AT_A_TIME:
+            try:
+                _replace(self.path, self.status, lambda out: out.write(self.after))
+            except OSError as error:
+                raise _unchangeable(self.path, error) from None
+
+
+def edit_keys(path: Path, values: Mapping[Place, str | int | bool]) -> Edit:
+    """Return the change that gives keys these values; writes nothing. Raises ConfigError."""
+    import yaml
+
+    path = path.resolve()  # a link stays one
+    status = _status(path)
+    try:
+        before = after = read_regular(path).decode() if status else ""
+        for place, value in values.items():
+            after = with_key(after, place, value)
+    except UneditableError as error:
+        remedy = "write it there yourself"
+        raise ConfigError(error.message, where=str(path), remedy=remedy) from None
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise _unchangeable(path, error) from None
+    return Edit(path, before, after, status)
 
 
 def add_preset(path: Path, name: str, values: dict[str, Any]) -> None:
@@ -105,7 +151,7 @@ def _unchangeable(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"the file cannot be changed: {said}", where=str(path), remedy=remedy)
 
 
-def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], None]) -> None:
+def _replace(path: Path, before: os.stat_result | None, write: Callable[[IO[str]], object]) -> None:
     """Replace the file that was read, unless another program has changed it since."""
     out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (it is renamed, or deleted by its name)
         "w", encoding="utf-8", dir=path.parent, prefix=".lswap-", delete=False

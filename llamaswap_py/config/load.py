@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,9 +67,13 @@ class Origin:
         places = (os.path.realpath(place.expanduser()) for place in (*folder, *self.model_dirs))
         return (*sorted(places), *filter(None, [self.said]))
 
-    def read(self) -> Config:
-        """Return the configuration as it is now; raises ConfigError."""
-        files = [_source(path) for path in self.files()]
+    def read(self, instead: Mapping[Path, str] | None = None) -> Config:
+        """Return the configuration as it is now; raises ConfigError.
+
+        `instead` are texts of some of its files to read instead of theirs.
+        """
+        other = instead or {}
+        files = [_source(path, other.get(path.resolve())) for path in self.files()]
         if not files:
             files = [SourceText(self.name, os.getcwd(), BARE)]
         if self.said:
@@ -118,9 +123,9 @@ def _yaml_files(folder: Path) -> list[Path]:
     return files
 
 
-def _source(file: Path) -> SourceText:
+def _source(file: Path, text: str | None = None) -> SourceText:
     folder = os.path.dirname(os.path.abspath(file))  # of the link, if the file is one
-    return SourceText(showable(str(file)), folder, _text(file))
+    return SourceText(showable(str(file)), folder, _text(file) if text is None else text)
 
 
 def _text(file: Path) -> str:

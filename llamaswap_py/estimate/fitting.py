@@ -17,6 +17,7 @@ from llamaswap_py.gguf.header import Header
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
     EXPERTS,
+    OF_BATCH,
     OF_CONTEXT,
     OF_EXPERTS,
     OF_LAYERS,
@@ -26,6 +27,7 @@ from llamaswap_py.llamacpp.memory_settings import (
     Settings,
     on_host_alone,
     option_words,
+    with_batch,
     with_context,
     with_experts_on_host,
     with_layers_on_card,
@@ -75,11 +77,15 @@ class FitStep:
     """Whether it differs from the step before only in the layers or experts on devices."""
 
     def text(self, gpus: Sequence[str]) -> str:
-        """Return `16,384 of 131,072 context, 24 of 33 layers on Vulkan0` for people."""
-        said = [f"{self.context:,} context"]
-        if self.context < self.trained:
-            said = [f"{self.context:,} of {self.trained:,} context"]
-        if gpus:
+        """Return `16,384 of 131,072 context, 24 of 33 layers on Vulkan0` for people.
+
+        It says only what its words choose; "" if that is nothing.
+        """
+        said: list[str] = []
+        if self._chooses(*OF_CONTEXT):
+            of = f" of {self.trained:,}" if self.context < self.trained else ""
+            said.append(f"{self.context:,}{of} context")
+        if gpus and self._chooses(*OF_LAYERS, SPLIT):
             where = self._where(gpus)
             if self.layers_on_devices >= self.layers:
                 said.append(f"all {self.layers} layers on {where}")
@@ -87,16 +93,17 @@ class FitStep:
                 said.append(f"{self.layers_on_devices} of {self.layers} layers on {where}")
             else:
                 said.append("all layers on the host")
-            if self.experts_on_host and self.layers_on_devices:
-                layers = (
-                    "1 layer" if self.experts_on_host == 1 else f"{self.experts_on_host} layers"
-                )
-                said.append(f"the experts of {layers} on the host")
-        if f"--{SLOTS}" in self.words:
+        if self._chooses(EXPERTS):
+            layers = "1 layer" if self.experts_on_host == 1 else f"{self.experts_on_host} layers"
+            said.append(f"the experts of {layers} on the host")
+        if self._chooses(SLOTS):
             said.append(f"{self.slots} slot{'s' * (self.slots > 1)}")
-        if f"--{CACHE_RAM}" in self.words:
+        if self._chooses(CACHE_RAM):
             said.append("no prompt cache")
         return ", ".join(said)
+
+    def _chooses(self, *options: str) -> bool:
+        return any(f"--{option}" in self.words for option in options)
 
     def _where(self, gpus: Sequence[str]) -> str:
         """Return the devices, with the layers of each if words divide them."""
@@ -237,6 +244,11 @@ class _Form:
         there = bool(self._gpus and self._experts and self._on_devices)
         return there and not given and self._has(EXPERTS)
 
+    @property
+    def _batch_is_open(self) -> bool:
+        """Whether lswap has made the batch as long as an input may be, not the file."""
+        return self._settings.embedding and self._context_is_open and not OF_BATCH & self._said
+
     def caches(self) -> tuple[bool, ...]:
         """Return whether the prompt cache is kept: always, or first kept and then left out."""
         given = CACHE_RAM in self._said or not self._has(CACHE_RAM)
@@ -324,6 +336,8 @@ class _Form:
             options |= with_experts_on_host(place.experts_below)
         if not keeps_cache:
             options[CACHE_RAM] = "0"
+        if self._batch_is_open and cut.context < self._settings.micro_batch:
+            options |= with_batch(cut.context)
         experts = sum(layer < self._experts_below(place) for layer in self._experts)
         return FitStep(
             rank,

@@ -58,8 +58,9 @@ class Leaner(NamedTuple):
 class Remedies:
     """Seeks the settings with which one preset fits into `room` (bytes per device).
 
-    `known` are the options of its engine. `fixed` are those in the command line's extra words:
-    `args` cannot change them. `estimate` is what the preset takes unchanged.
+    `within` names the device in whose memory another one computes. `known` are the options of its
+    engine. `fixed` are those in the command line's extra words: `args` cannot change them.
+    `estimate` is what the preset takes unchanged.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Remedies:
         estimate: Estimate,
         room: Mapping[str, int],
         *,
+        within: Mapping[str, str | None],
         known: Collection[str] | None,
         extra: Sequence[str] = (),
     ) -> None:
@@ -76,6 +78,7 @@ class Remedies:
         self._wanted = wanted
         self._estimate = estimate
         self._room = room
+        self._within = within
         self._known = known
         self._fixed = names_of(extra)
         self._beyond: dict[str, int] = {}
@@ -96,12 +99,12 @@ class Remedies:
         together: dict[str, str] = {}
         for args in self._lossless():
             one = await self._need(args)
-            if fits_in(one.footprint, self._room):
+            if self._fits(one):
                 found.append(one)
             together |= args
         if not found and len(together) > 1:
             both = await self._need(together)
-            if fits_in(both.footprint, self._room):
+            if self._fits(both):
                 found.append(both)
         header = await asyncio.to_thread(open_header, self._wanted.model)
         contexts, layers = self._contexts(header), self._layers(header)
@@ -158,7 +161,7 @@ class Remedies:
         low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
-            if fits_in((await self._need({**args, **steps[middle]})).footprint, self._room):
+            if self._fits(await self._need({**args, **steps[middle]})):
                 high = middle
             else:
                 low = middle + 1
@@ -174,6 +177,9 @@ class Remedies:
                 takes[device] = takes.get(device, 0) + more
             self._tried[key] = Leaner(args, takes)
         return self._tried[key]
+
+    def _fits(self, one: Leaner) -> bool:
+        return fits_in(one.footprint, self._room, self._within)
 
     def _has(self, name: str) -> bool:
         return self._known is None or f"--{name}" in self._known

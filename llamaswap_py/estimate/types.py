@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from llamaswap_py.errors import LswapError
+from llamaswap_py.scheduler.ledger import spread
 from llamaswap_py.units import HOST, format_size
 
 PROMPT_CACHE: Final = "prompt cache"
@@ -107,9 +108,15 @@ def total(parts: Iterable[Part]) -> dict[str, int]:
     return sizes
 
 
-def fits_in(footprint: Mapping[str, int], room: Mapping[str, int]) -> bool:
-    """Return whether every device has room for its part; both in bytes per device."""
-    return all(size <= room.get(device, 0) for device, size in footprint.items() if size)
+def fits_in(
+    footprint: Mapping[str, int], room: Mapping[str, int], within: Mapping[str, str | None]
+) -> bool:
+    """Return whether every device has room for its part; both in bytes per device.
+
+    `within` names the device in whose memory one computes, if it does: that needs the room, too.
+    """
+    whole = spread(footprint, within)
+    return all(size <= room.get(device, 0) for device, size in whole.items() if size)
 
 
 def surprise(estimate: Estimate, measured: Mapping[str, int]) -> str:

@@ -308,6 +308,7 @@ SLOTS: Final = "parallel"
 EXPERTS: Final = "n-cpu-moe"
 OF_CONTEXT: Final = frozenset({"ctx-size", "kv-unified-per-slot"})
 """Options that set the context: it is open if none is given. So with those below."""
+OF_BATCH: Final = frozenset({"batch-size", "ubatch-size"})
 OF_LAYERS: Final = frozenset({"n-gpu-layers"})
 OF_EXPERTS: Final = frozenset({EXPERTS, "cpu-moe"})
 OF_TENSORS: Final = frozenset({"override-tensor", "n-cpu-ffn"})
@@ -318,6 +319,11 @@ OF_DIVISION: Final = frozenset({"tensor-split", "split-mode", "override-tensor",
 def with_context(tokens: int) -> dict[str, str]:
     """Return the option for a context."""
     return {"ctx-size": str(tokens)}
+
+
+def with_batch(tokens: int) -> dict[str, str]:
+    """Return the options that read so many tokens at once."""
+    return {"batch-size": str(tokens), "ubatch-size": str(tokens)}
 
 
 def with_experts_on_host(layers: int) -> dict[str, str]:

@@ -75,7 +75,9 @@ def _settings(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> 
             leaner = ledger.charge_of(plan, replace(choice, footprint=remedy.footprint))
             if not ledger.shortfall(leaner, kept):
                 needs = footprint_text(remedy.footprint)
-                yield f"with {remedy.words} it needs {needs} and fits"
+                said = f"with {remedy.words} it needs {needs} and fits"
+                writes = f" (`{remedy.command}` writes that into the file)"
+                yield said + (writes if remedy.command else "")
 
 
 def _declared(ledger: Ledger, plan: PresetPlan) -> Iterator[str]:

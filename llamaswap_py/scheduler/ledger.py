@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from llamaswap_py.scheduler.types import (
     Choice,
@@ -29,6 +30,7 @@ _EXCLUSIVE = "exclusive@"
 _RPC = "rpc@"
 
 Amounts = dict[PoolId, int]
+_Name = TypeVar("_Name", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,7 @@ class Ledger:
 
         A model on an integrated GPU takes main memory, and CUDA0 and Vulkan0 may be one card.
         """
-        charge: Amounts = dict(footprint)
-        for pool, size in footprint.items():
-            for around in self.chain(pool)[1:]:
-                charge[around] = charge.get(around, 0) + size
-        return charge
+        return spread(footprint, {pool: size.within for pool, size in self.pools.items()})
 
     def chain(self, pool: PoolId) -> list[PoolId]:
         """Return a pool and those whose memory it is a part of, from the inside to the outside."""
@@ -245,6 +243,17 @@ class Ledger:
             f"{pool_name(pool)}: needs {amount(pool, need)}, but {amount(pool, size.total)} in all"
             f"{margin}{pinned} leave {amount(pool, max(left, 0))}"
         )
+
+
+def spread(amounts: Mapping[_Name, int], within: Mapping[_Name, _Name | None]) -> dict[_Name, int]:
+    """Return amounts with what they take of the memory around them; `within` names that memory."""
+    whole = dict(amounts)
+    for name, size in amounts.items():
+        around = within.get(name)
+        while around is not None:
+            whole[around] = whole.get(around, 0) + size
+            around = within.get(around)
+    return whole
 
 
 def add(amounts: Amounts, charge: Footprint, sign: int) -> None:

@@ -12,6 +12,7 @@ from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
 from llamaswap_py.scheduler.types import TOO_LARGE, Failure
+from llamaswap_py.snapshot import AWAITS_FIT
 from llamaswap_py.units import format_duration
 
 _Details: TypeAlias = tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...]
@@ -275,7 +276,8 @@ class Refusals:
 
     def _arithmetic(self, preset: Preset) -> str:
         """Return the needed and the free memory, for a preset that waits for memory."""
-        if preset.serving is not None or preset.downloading_since is not None:
+        settled = preset.serving is not None or preset.downloading_since is not None
+        if settled or preset.plan.estimating:
             return ""
         ledger = self._state.ledger
         charge = ledger.charge_of(preset.plan)
@@ -323,7 +325,7 @@ class Refusals:
         if preset.downloading_since is not None:
             return "downloading"
         if serving is None:
-            return _FOR_MEMORY
+            return AWAITS_FIT if preset.plan.estimating else _FOR_MEMORY
         return "draining" if serving.gate_for is not None else serving.state.value
 
 

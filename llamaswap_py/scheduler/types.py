@@ -66,10 +66,14 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """Settings that lower a preset's footprint: their text for messages, and the new footprint."""
+    """Settings that lower a preset's footprint: their text for messages, and the new footprint.
+
+    `command` writes them into the file; "" if others are written instead.
+    """
 
     words: str
     footprint: Footprint
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)

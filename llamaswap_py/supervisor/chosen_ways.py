@@ -14,6 +14,7 @@ from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimate, Wanted
 from llamaswap_py.estimate.fitter import Fitted, Fitter, FitWish, Tried
 from llamaswap_py.llamacpp.context_size import least_context
+from llamaswap_py.scheduler.ledger import spread
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.supervisor.prepare import LoadWay, Prepared
 from llamaswap_py.supervisor.ways import placements, wanted_for, weighed
@@ -61,14 +62,7 @@ def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]
 
 def _with_inner(taken: Mapping[str, int], devices: Sequence[Device]) -> dict[str, int]:
     """Return bytes per device, with those of devices that compute in its memory."""
-    whole = dict(taken)
-    by_id = {one.id: one for one in devices}
-    for device, size in taken.items():
-        outer = by_id[device].within if device in by_id else None
-        while outer is not None and outer in by_id:
-            whole[outer] = whole.get(outer, 0) + size
-            outer = by_id[outer].within
-    return whole
+    return spread(taken, {one.id: one.within for one in devices})
 
 
 async def choose_ways(
@@ -119,15 +113,16 @@ async def _choose_each(
         if step is None and fitted.closest is not None:  # it says how much is missing
             choice = replace(choice, words=fitted.closest.words)
         elif step is not None:
-            text = f"{step.text(wanted.gpus)}: chosen for {_room_text(placement, devices, room)}"
-            if after >= 0:
+            if text := step.text(wanted.gpus):
+                text += f": chosen for {_room_text(placement, devices, room)}"
+            if text and after >= 0:
                 text += ", and less than that, because a load ran out of memory"
             choice = replace(choice, words=step.words, chosen=text, leaner=after < 0)
         rank = (0 if step is None else step.rank) if fitted.fits else None
         if (smaller := fitted.smaller) is not None:
             text = (
                 f"take {smaller.quantisation} of this model ({format_size(smaller.size)}): it "
-                f"would run with {smaller.step.text(wanted.gpus)}"
+                f"would run with {smaller.step.text(wanted.gpus) or 'what the file says'}"
             )
             choice = replace(choice, smaller=text)
         choice = weighed(prepared, choice, fitted.estimate)

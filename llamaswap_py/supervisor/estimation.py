@@ -9,9 +9,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Final, TypeAlias
 
 from llamaswap_py.config.preset import Preset
+from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device
 from llamaswap_py.devices.host import process_trees
 from llamaswap_py.devices.process_memory import read_process_use
@@ -25,12 +27,12 @@ from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.record_folder import traffic_folder
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
-from llamaswap_py.supervisor.fit import as_remedies, leaner_for
+from llamaswap_py.supervisor.mends import Mender
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
 from llamaswap_py.supervisor.ways import may_fit, usable, wanted_for, ways_to_load, weighed
 from llamaswap_py.tasks import guard
-from llamaswap_py.units import HOST, format_size
+from llamaswap_py.units import HOST, format_age, format_size
 
 _log: Final = logging.getLogger("lswap")
 _PEAK_INTERVAL: Final = 30.0
@@ -66,7 +68,7 @@ class Estimation:
     `tell(preset, choices, load_seconds, seeded)` hands over what was found. `load_seconds` is what
     earlier loads took, or, if `seeded`, what a load should take by the size of the files.
     `ready_children` returns the children to measure, `strangers` the bytes of each device that
-    other programs steadily hold.
+    other programs steadily hold, `config` the configuration as it is now.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Estimation:
         estimator: Estimator | None = None,
         reservations: Reservations | None = None,
         strangers: Callable[[], Mapping[str, int]] = dict,
+        config: Callable[[], Config | None] = lambda: None,
     ) -> None:
         self._prepared = prepared
         self._devices = devices
@@ -87,6 +90,7 @@ class Estimation:
         self._ready_children = ready_children
         self._reservations = reservations
         self._strangers = strangers
+        self._config = config
         self._estimator = estimator or Estimator(room=self._room)
         self._fitter = Fitter(self._estimator)
         self._load_rates = LoadRates(traffic_folder())
@@ -97,6 +101,7 @@ class Estimation:
         self._redone: Counter[str] = Counter()
         self._pins = _pins(prepared)
         self._todo = deque(_ahead_of_need(prepared))
+        self._working: tuple[str, float] | None = None
         self._seen: set[str] = set()
         self._done: set[str] = set()
         self._ready: deque[ReadyChild] = deque()
@@ -156,6 +161,22 @@ class Estimation:
         self._ready.append(ready)
         self._work.set()
 
+    def stage(self, preset: str) -> str:
+        """Say for how long a preset is being fitted, or what is fitted before it; "" if neither."""
+        ahead = list(takewhile(lambda one: one != preset, self._todo))
+        working, began = self._working or ("", 0.0)
+        age = format_age(asyncio.get_running_loop().time() - began)
+        if working == preset:
+            prepared = self._prepared.get(preset)
+            chosen = prepared and any(chooses(prepared, variant) for variant in prepared.ways)
+            what = "choosing what it runs as" if chosen else "estimating its memory"
+            return f"lswap has been {what} for {age}"
+        if preset not in self._todo or not (working or ahead):
+            return ""
+        first = [f"{working} (for {age})"] if working else []
+        first += [f"{len(ahead)} other model{'s' * (len(ahead) > 1)}"] if ahead else []
+        return f"lswap first fits {' and '.join(first)}"
+
     async def run(self) -> None:
         """Estimate everything, then learn, until cancelled."""
         while True:
@@ -194,6 +215,7 @@ class Estimation:
     async def _estimate_or_say_unknown(self, preset: str) -> None:
         """Estimate; if that fails, tell the scheduler, so that requests do not wait for ever."""
         redone = self._redone[preset]
+        self._working = preset, asyncio.get_running_loop().time()
         try:
             await self._estimate(preset)
         except Exception as error:
@@ -201,6 +223,8 @@ class Estimation:
             prepared = self._prepared.get(preset)
             if prepared is not None and redone == self._redone[preset]:
                 self._hand_over(preset, tuple(prepared.plan.choices), None, False)
+        finally:
+            self._working = None
 
     def _hand_over(
         self, preset: str, choices: tuple[Choice, ...], seconds: float | None, seeded: bool
@@ -251,7 +275,7 @@ class Estimation:
             chosen.files[variant] = files
         elif variant in chosen.choices:
             kept = [await self._estimated(preset, one) for one in chosen.choices[variant]]
-            if any(may_fit(one, room) for one in kept for room in rooms):
+            if any(may_fit(one, room, self._devices) for one in kept for room in rooms):
                 chosen.choices[variant] = tuple(kept)
                 return kept
         after = chosen.after.get(variant, -1)
@@ -350,19 +374,12 @@ class Estimation:
             return choices
         last = choices[-1]
         estimate = self._found.get(_way_of(preset, last))
-        wanted = None if estimate is None else self._wanted(preset, last)
-        if estimate is None or wanted is None or wanted.declared is not None:
+        if estimate is None or last.variant not in prepared.ways:
             return choices
-        leaner = await leaner_for(
-            prepared,
-            choices,
-            wanted,
-            estimate,
-            self._devices,
-            self._estimator,
-            self._pinned(preset),
+        mender = Mender(
+            self._devices, self._estimator, self._fitter, self._cache_ram, self._config()
         )
-        return [*choices[:-1], replace(last, remedies=as_remedies(leaner))]
+        return (await mender.seek(prepared, choices, estimate, self._pinned(preset)))[0]
 
     def _pinned_before(self, preset: str) -> tuple[str, ...]:
         """Return the presets that the file pins and that are fitted before this one."""

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device
-from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
 from llamaswap_py.estimate.fitter import Fitter, Tried
-from llamaswap_py.estimate.remedies import Leaner, Remedies
-from llamaswap_py.estimate.types import EstimateError, fits_in
+from llamaswap_py.estimate.types import EstimateError
 from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
-from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
+from llamaswap_py.scheduler.types import Choice
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.mends import Mend, Mender
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
-from llamaswap_py.supervisor.ways import may_fit, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.ways import wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
 """Seconds that `check` and `init` give to estimates; what is not done by then is said to be so."""
@@ -37,9 +36,9 @@ class FitResult:
     """One preset: what it takes as it would be loaded first, and what keeps it from fitting.
 
     `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
-    "" if it fits. `unknown` says why there is no estimate. `mend` is what its `args` may say so
-    that it fits, if that is enough. `context` are the tokens that one request gets, None if only
-    the model's file says. `chosen` says what was chosen for it, `tried` the steps on the way.
+    "" if it fits. `unknown` says why there is no estimate. `mends` are what the file may say so
+    that it fits, the best first. `context` are the tokens that one request gets, None if only the
+    model's file says. `chosen` says what was chosen for it, `tried` the steps on the way.
     """
 
     id: str
@@ -47,7 +46,7 @@ class FitResult:
     unknown: str = ""
     problem: str = ""
     remedy: str = ""
-    mend: Leaner | None = None
+    mends: tuple[Mend, ...] = ()
     choices: tuple[Choice, ...] = ()
     context: int | None = None
     chosen: str = ""
@@ -67,6 +66,7 @@ class FitCheck:
         self._cache_ram = config.memory.cache_ram
         self._estimator = estimator.without_measured() if fresh else estimator
         self._fitter = Fitter(self._estimator)
+        self._mender = Mender(devices, self._estimator, self._fitter, self._cache_ram, config)
         self._fresh = fresh
         self._ledger = Ledger(pools_of(devices), policy_of(config))
         self._pinned: Counter[str] = Counter()
@@ -100,16 +100,10 @@ class FitCheck:
         if not estimates:
             return judged
         choices = [way.choice for way in ways]
-        last = len(choices) - 1
-        wanted = wanted_for(prepared, choices[last], self._devices, self._cache_ram)
-        if wanted is not None and last in estimates and wanted.declared is None:
-            leaner = await leaner_for(
-                prepared, choices, wanted, estimates[last], self._devices, self._estimator
+        if (last := len(choices) - 1) in estimates:
+            choices, judged.mends = await self._mender.seek(
+                prepared, choices, estimates[last], self._pinned
             )
-            choices[last] = replace(choices[last], remedies=as_remedies(leaner))
-            room = {one.id: one.total - one.margin for one in self._devices}
-            enough = (one for one in leaner if one.entry and fits_in(one.footprint, room))
-            judged.mend = next(enough, None)
         judged.choices = tuple(choices)
         return self._verdict(prepared, judged, ways)
 
@@ -183,38 +177,3 @@ def _note_failure(judged: FitResult, error: EstimateError, prepared: Prepared) -
     judged.unknown = str(error)
     if prepared.preset.cmd is None:
         judged.problem, judged.remedy = error.message, error.remedy
-
-
-async def leaner_for(
-    prepared: Prepared,
-    choices: Sequence[Choice],
-    wanted: Wanted,
-    estimate: Estimate,
-    devices: tuple[Device, ...],
-    estimator: Estimator,
-    pinned: Mapping[str, int] | None = None,
-) -> tuple[Leaner, ...]:
-    """Return settings that lower what the last choice takes; none if one of them all fits.
-
-    `pinned` are bytes per device that no eviction frees.
-    """
-    alone = {one.id: one.total - one.margin for one in devices}
-    beside = {device: room - (pinned or {}).get(device, 0) for device, room in alone.items()}
-    if any(may_fit(one, beside) for one in choices):
-        return ()
-    room = beside if any(may_fit(one, alone) for one in choices) else alone
-    known = None if prepared.engine is None else prepared.engine.options
-    extra = prepared.as_variant(choices[-1].variant).preset.extra
-    try:
-        seeking = Remedies(estimator, wanted, estimate, room, known=known, extra=extra)
-        return tuple(await seeking.seek())
-    except LswapError:  # the judgement stands without a remedy
-        return ()
-
-
-def as_remedies(leaner: Sequence[Leaner]) -> tuple[Remedy, ...]:
-    """Return them as the scheduler's data."""
-    return tuple(
-        Remedy(one.words, {PoolId(device): size for device, size in one.footprint.items()})
-        for one in leaner
-    )

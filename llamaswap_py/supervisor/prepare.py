@@ -290,9 +290,10 @@ def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[
 def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> LoadWay:
     if preset.cmd is not None:
         return LoadWay(preset, preset.cmd.words, (), named=_named(preset))
-    preset = with_whole_batch(preset)
-    args = build_args(preset, config, options)
-    said = names_of(args)
+    whole = with_whole_batch(preset)
+    args = build_args(whole, config, options)
+    said = names_of(args) - (whole.args.keys() - preset.args.keys())
+    preset = whole
     if "memory.cache_ram" not in config.lines:
         said.discard(CACHE_RAM)
     files, named = model_files(preset), _named(preset)

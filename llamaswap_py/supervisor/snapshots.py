@@ -16,6 +16,7 @@ from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.state import Instance, Preset
 from llamaswap_py.scheduler.types import Choice, InstanceKey, PoolId, PresetId
 from llamaswap_py.snapshot import (
+    AWAITS_FIT,
     AliasView,
     DeviceView,
     EngineView,
@@ -27,7 +28,7 @@ from llamaswap_py.snapshot import (
 from llamaswap_py.supervisor.event_log import UnixClock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from llamaswap_py.config.sections import Alias
     from llamaswap_py.supervisor.instances import Running
@@ -61,7 +62,10 @@ class _Shown:
 
 
 class Snapshots:
-    """Makes snapshots: everything at one moment, in Unix time. Changes nothing."""
+    """Makes snapshots: everything at one moment, in Unix time. Changes nothing.
+
+    `fitting` says how far the estimate of a preset is that is not known yet.
+    """
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Snapshots:
         reservations: Reservations,
         prefetch: Prefetch,
         kv_cache: KvCache,
+        fitting: Callable[[str], str],
     ) -> None:
         self._about = about
         self._presets = presets
@@ -82,6 +87,7 @@ class Snapshots:
         self._reservations = reservations
         self._prefetch = prefetch
         self._kv_cache = kv_cache
+        self._fitting = fitting
         self._shown: dict[str, _Shown] = {}
 
     def take(self, most: int | None = None) -> Snapshot:
@@ -197,7 +203,7 @@ class Snapshots:
             context_per_request=self._context(preset) or shown.context_per_request,
             loads=preset.loads,
             load_seconds=preset.load_seconds,
-            reason=self._scheduler.waits(PresetId(name)) or preset.reason,
+            reason=self._fit_text(preset) or self._scheduler.waits(PresetId(name)) or preset.reason,
             failure=_failure(preset, clock),
             metadata=shown.metadata,
             created=int(self._about.started_at),
@@ -207,6 +213,14 @@ class Snapshots:
             repository=prepared.preset.hf,
             read_ahead=self._prefetch.view(name),
         )
+
+    def _fit_text(self, preset: Preset) -> str:
+        """Say that a preset is being fitted, since when, and what comes next; "" if it is not."""
+        if not preset.plan.estimating or not (stage := self._fitting(preset.plan.preset)):
+            return ""
+        if preset.since is not None:
+            return f"{AWAITS_FIT}: {stage}; then it is loaded"
+        return f"being fitted: {stage}; it is loaded when a request comes"
 
     def _context(self, preset: Preset) -> int | None:
         """Return the context that the child of a preset says it gives a request."""

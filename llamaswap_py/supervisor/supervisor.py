@@ -113,8 +113,7 @@ class Supervisor:
         self._stack = AsyncExitStack()
         self._tasks = tasks = asyncio.TaskGroup()
         self._memory_pools = MemoryPools(devices)
-        self.strangers = SteadyStrangers()
-        self.reservations = Reservations(self.dispatch)
+        self.strangers, self.reservations = SteadyStrangers(), Reservations(self.dispatch)
         self.estimation = Estimation(
             self.prepared,
             devices,
@@ -123,6 +122,7 @@ class Supervisor:
             self._ready_children,
             reservations=self.reservations,
             strangers=self.strangers.least,
+            config=lambda: self.config,
         )
         self.telemetry = self._telemetry()
         self.prefetch = Prefetch(self.prepared, state, config.memory, self.dispatch)
@@ -142,8 +142,8 @@ class Supervisor:
         )
         self.lease = self.leases.lease
         self.reading = self.leases.reading
-        counted = (self.leases, self.reservations, self.prefetch, self.kv_cache)
-        self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *counted)
+        told = (self.leases, self.reservations, self.prefetch, self.kv_cache, self.estimation.stage)
+        self._snapshots = Snapshots(about, self.presets, self.scheduler, self.running, *told)
 
     def _telemetry(self) -> Telemetry:
         state = self.scheduler.state
@@ -258,7 +258,8 @@ class Supervisor:
     def outlook(self, preset: str) -> str:
         """Return the notice for a client that waits: `loading alpha 43% eta 2.1s`."""
         known = self.scheduler.state.presets[PresetId(preset)]
-        doing = known.serving.state.value if known.serving else "waiting for memory for"
+        doing = "waiting for the fit of" if known.plan.estimating else "waiting for memory for"
+        doing = known.serving.state.value if known.serving else doing
         if known.downloading_since is not None:
             doing = f"downloading {known.downloaded:.0%} of"
         words = [doing, preset]

@@ -149,7 +149,9 @@ def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
     )
 
 
-def may_fit(choice: Choice, room: Mapping[str, int]) -> bool:
+def may_fit(choice: Choice, room: Mapping[str, int], devices: Sequence[Device]) -> bool:
     """Return whether a choice fits into `room` (bytes per device), or has an unknown footprint."""
-    footprint = choice.footprint
-    return footprint is None or fits_in({str(one): footprint[one] for one in footprint}, room)
+    if choice.footprint is None:
+        return True
+    within = {one.id: one.within for one in devices}
+    return fits_in({str(one): size for one, size in choice.footprint.items()}, room, within)

@@ -102,7 +102,8 @@ def test_what_the_host_cannot_hold_does_not_run(llama_server: str, tmp_path: Pat
 
 
 def row(*, bare: Bare | None, fits: bool = True, context: int = 8192, device: int = GIB) -> Row:
-    step = FitStep(3, ("--ctx-size", str(context)), context, 131072, 1, 17, 17, 0)
+    words = ("--ctx-size", str(context), "--n-gpu-layers", "17")
+    step = FitStep(3, words, context, 131072, 1, 17, 17, 0)
     parts = (Part("RPC0", "weights", device), Part(HOST, "weights", GIB))
     fitted = Fitted(step if fits else None, Estimate(Source.DRY_RUN, parts), (), fits)
     (placement,) = placements(Machine("6 GiB card", (6,), 16), LENT)

@@ -251,3 +251,31 @@ def test_an_option_that_the_engine_lacks_is_not_used() -> None:
 def test_without_layers_on_devices_no_expert_can_leave() -> None:
     steps = steps_of("--n-gpu-layers", "0", layers=2, experts=4)
     assert len({one.words for one in steps}) == len(steps)
+
+
+def test_only_what_is_chosen_is_said() -> None:
+    """The prompt cache alone is open where the file gives the whole context, and the layers."""
+    words = ("--ctx-size", "0", "--parallel", "200")
+    header = model(context_length=65536)
+    kept, left_out = fit_steps(header, read_settings(words), names_of(words), (), FitWish())
+    assert (kept.text(()), left_out.text(())) == ("", "no prompt cache")
+    layers = steps_of("--ctx-size", "4096", layers=3)
+    assert layers[0].text(CARD) == "all 4 layers on CUDA0"
+    context = steps_of("--n-gpu-layers", "2", layers=3)
+    assert context[0].text(CARD) == "32,768 of 131,072 context"
+
+
+def test_the_batch_of_an_embedding_model_follows_its_context() -> None:
+    """One that lswap has made as long as an input may be; one of the file stands."""
+    batch = ("--batch-size", "8192", "--ubatch-size", "8192")
+    words = ("--cache-ram", "0", "--embeddings", *batch)
+    header, wish = model(context_length=16384), FitWish(least=2048)
+    settings = read_settings(words)
+    steps = fit_steps(header, settings, {"embeddings", "cache-ram"}, (), wish)
+    read = [read_settings((*words, *one.words)) for one in steps]
+    assert [(one.context, one.batch, one.micro_batch) for one in read] == [
+        (context, min(context, 8192), min(context, 8192))
+        for context in (16384, 12288, 8192, 6144, 4096, 2048)
+    ]
+    given = fit_steps(header, settings, {"embeddings", "cache-ram", "ubatch-size"}, (), wish)
+    assert {read_settings((*words, *one.words)).micro_batch for one in given} == {8192}

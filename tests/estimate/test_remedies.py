@@ -51,6 +51,7 @@ async def seek(
     *args: str,
     extra: tuple[str, ...] = (),
     measured: int = 0,
+    within: Mapping[str, str | None] | None = None,
 ) -> list[Leaner]:
     wanted = Wanted(
         "alpha",
@@ -62,7 +63,9 @@ async def seek(
     estimate = await counted.work_out(wanted)
     if measured:
         estimate = Estimate(Source.MEASURED, (Part(HOST, "at readiness", measured),))
-    seeking = Remedies(cast("Any", counted), wanted, estimate, room, known=KNOWN, extra=extra)
+    seeking = Remedies(
+        cast("Any", counted), wanted, estimate, room, within=within or {}, known=KNOWN, extra=extra
+    )
     return await seeking.seek()
 
 
@@ -145,3 +148,12 @@ async def test_few_runs_are_made() -> None:
     counted = Counted()
     await seek(counted, {HOST: 4 * GIB}, "--ctx-size", "131072", "-np", "1")
     assert counted.runs <= 12
+
+
+async def test_memory_that_devices_share_counts_for_both() -> None:
+    """An integrated GPU computes in main memory: 16 layers there and 16 beside take all of it."""
+    room = {"CUDA0": 9 * GIB, HOST: 10 * GIB}
+    shared: dict[str, str | None] = {"CUDA0": HOST}
+    args = "--ctx-size", "32768", "-np", "1"
+    found = await seek(Counted(gpu=True), room, *args, within=shared)
+    assert words(found) == ["`ctx-size: 8192`"], "layers on the host take the same memory"

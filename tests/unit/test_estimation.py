@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from llamaswap_py.cli.load_progress import progress_line
+from llamaswap_py.cli.show import print_why
+from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.scheduler.types import Choice, PresetId
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
-from tests.unit.supervisors import configured, prepared
+from tests.unit.supervisors import configured, make_supervisor, prepared
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llamaswap_py.estimate import Estimator, Wanted
+    from llamaswap_py.supervisor.supervisor import Supervisor
 
 PROGRAMS = """models:
   alpha: {cmd: [sleep, "{port}"]}
@@ -50,3 +56,64 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured() -> None:
             await told.wait()  # of beta: it goes on with the next one
         running.cancel()
     assert measured == ["alpha", "beta"]
+
+
+FITTED = "models: {alpha: {model: /a.gguf}, beta: {model: /b.gguf}, gamma: {model: /c.gguf}}"
+
+
+def reasons(supervisor: Supervisor) -> dict[str, str]:
+    return {one.id: one.reason for one in supervisor.snapshot().models}
+
+
+@pytest.mark.anyio
+async def test_why_says_that_a_model_is_fitted_since_when_and_what_comes_next(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request waits for the fit of a model, and another one for its turn to be fitted."""
+    supervisor = make_supervisor(short_dir, configured(FITTED), Endpoint(port=1))
+    for name, one in supervisor.prepared.items():
+        plan = replace(one.plan, estimating=True, choices=(Choice(),))
+        supervisor.prepared[name] = replace(one, plan=plan)
+        supervisor.scheduler.state.add_preset(plan)
+    began, go_on = asyncio.Event(), asyncio.Event()
+    told: list[str] = []
+    estimation = supervisor.estimation
+
+    async def slow(preset: str) -> None:
+        began.set()
+        await go_on.wait()
+        told.append(preset)
+        supervisor._estimated(preset, (Choice({}),), None, False)
+
+    monkeypatch.setattr(estimation, "_estimate", slow)
+    estimation.redo(["alpha", "beta", "gamma"])
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(estimation.run())
+        for name in ("alpha", "beta"):
+            supervisor.scheduler.state.presets[PresetId(name)].wanted_since = 0.0
+        estimation._todo.clear()
+        estimation._todo.extend(("alpha", "beta", "gamma"))
+        async with asyncio.timeout(30):
+            await began.wait()
+        estimation._working = "alpha", asyncio.get_running_loop().time() - 12
+        said = reasons(supervisor)
+        fitted = "waiting for its fit: lswap has been choosing what it runs as for 12 s; "
+        assert said["alpha"] == f"{fitted}then it is loaded"
+        assert said["beta"] == (
+            "waiting for its fit: lswap first fits alpha (for 12 s); then it is loaded"
+        )
+        assert said["gamma"] == (
+            "being fitted: lswap first fits alpha (for 12 s) and 1 other model; "
+            "it is loaded when a request comes"
+        )
+        snapshot = supervisor.snapshot()
+        print_why(snapshot.models[0], [], snapshot.now)
+        assert capsys.readouterr().out.startswith(f"alpha is unloaded: {fitted}")
+        assert progress_line(snapshot, "alpha") == "alpha: waiting for its fit"
+        assert supervisor.outlook("alpha").startswith("waiting for the fit of alpha")
+        go_on.set()
+        async with asyncio.timeout(30):
+            while len(told) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        running.cancel()
+    assert not any("fit" in reason for reason in reasons(supervisor).values())

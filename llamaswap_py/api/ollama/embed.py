@@ -33,6 +33,7 @@ from llamaswap_py.errors import ApiError
 from llamaswap_py.llamacpp.embedding_models import most_tokens, read_trained
 from llamaswap_py.llamacpp.props import context_in
 from llamaswap_py.proxy.messages import Body, UpstreamRequest
+from llamaswap_py.scheduler.types import PresetId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,8 +131,11 @@ async def _most_tokens(call: Call, preset: str) -> int:
     """Return the most tokens that a child of a preset takes as one input, 0 if unknown."""
     facts = await call.supervisor.facts.of(preset)
     trained = read_trained(facts.family, facts.metadata)
-    ways = call.supervisor.prepared[preset].ways.values()
-    return min((most_tokens(way.preset, trained) for way in ways), default=0)
+    ways = call.supervisor.prepared[preset].ways
+    known = call.supervisor.scheduler.state.presets[PresetId(preset)]
+    choices = [known.serving.choice] if known.serving is not None else known.plan.choices
+    given = [ways[one.variant].chosen(one.words) for one in choices if one.variant in ways]
+    return min((most_tokens(way.preset, trained) for way in given), default=0)
 
 
 async def _fitted(
