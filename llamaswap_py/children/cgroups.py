@@ -267,6 +267,13 @@ def group_named(part: str, root: str = "") -> Group | None:
     return None
 
 
+def groups_around(pid: int) -> Iterator[Group]:
+    """Yield the groups that a process is in, one for each hierarchy, but not the top ones."""
+    for _, path, mount in _own_paths(str(pid)):
+        if path.strip("/"):
+            yield Group((os.path.join(mount, path),))
+
+
 def places_of(pid: int, root: str = "") -> list[str]:
     """Return a process's place in each hierarchy; empty if it is gone."""
     try:

@@ -21,6 +21,7 @@ from llamaswap_py.children.child_events import (
     ChildExited,
     ChildHung,
     ChildLost,
+    ChildOutlived,
     ChildSlept,
     ChildSpawned,
     ChildWoke,
@@ -29,6 +30,7 @@ from llamaswap_py.children.environment import child_env
 from llamaswap_py.children.holders import port_watch
 from llamaswap_py.children.loading import Load
 from llamaswap_py.children.logs import LogFile
+from llamaswap_py.children.outside import OutsideSearch
 from llamaswap_py.children.process import Process
 from llamaswap_py.children.program import (
     ProgramLines,
@@ -143,6 +145,9 @@ class Child:
         self._stalled = False
         self._ending = False
         self._unasked = False
+        self.search: OutsideSearch | None = None
+        """Finds what serves for a program outside of its own processes, where that may be."""
+        self._left_alone = asyncio.Event()
 
     def __repr__(self) -> str:
         state = "stopping" if self._stopping.is_set() else "running"
@@ -172,7 +177,9 @@ class Child:
                 await self._live(process)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._clean_up(process)
+                lives_on = await self._clean_up(process)
+        if lives_on:
+            await self._wait_for_outlived(lives_on)
         return self._finish(failure, None if failure else process.returncode)
 
     async def _begin(self, process: Process) -> Failure | None:
@@ -180,6 +187,8 @@ class Child:
             await process.begun()
         except OSError as error:
             return self._cannot_run(error)
+        if self.search is not None:
+            self.search.begin(process.pid)
         self._emit(ChildSpawned(process.pid))
         if self._file is not None:  # it may hold several lives of a model
             words = (self.spec.binary, *self.spec.args)
@@ -221,6 +230,12 @@ class Child:
         """End a sleep: `ChildWoke` follows once the model is back in memory."""
         self._waking.set()
 
+    def leave(self) -> bool:
+        """Wait no longer for what outlives the program; tell whether it waited for that."""
+        waits = self.search is not None and self.process is not None and self._living is None
+        self._left_alone.set()
+        return waits
+
     def kill(self) -> None:
         """SIGKILL the whole process group now."""
         self._begin_stop()
@@ -252,6 +267,8 @@ class Child:
     def _spawn_program(self, spec: ChildSpec, program: Program) -> Process:
         self._endpoint = endpoint = choose_endpoint(spec)
         argv = told((spec.binary, *spec.args), endpoint)
+        if program.served_by != "cmd":
+            self.search = OutsideSearch(spec, argv)
         self._load = ProgramLoad(spec, self._watched(endpoint), self._emit_unless_stopping)
         env = child_env(os.environ, spec)
         return Process.spawn(argv, env, control=False, cwd=program.cwd, group=spec.group)
@@ -378,19 +395,30 @@ class Child:
         self._tail.append(text[:_TAIL_LINE])
         self._logs.append(text)
 
-    async def _clean_up(self, process: Process) -> None:
+    async def _clean_up(self, process: Process) -> str:
+        """End all that is left, and close everything; return what of it lives on, in words."""
         program = self.spec.program
         asked = self._stopping.is_set() or not process.exited.done() or self._taken is not None
+        was_told = process.killed_at is not None
+        if self.search is not None:
+            with guard.reporting("container"):
+                await self.search.look(self._endpoint)
         await process.close()
         # What it started may outlive it: after a stop that was asked for, that is ended, too.
         if program is not None and program.stop and asked:
-            await self._run_stop_command(process)
+            was_told = await self._run_stop_command(process) or was_told
         ours = program is not None and asked and self._taken is None
         if ours and self._endpoint and await accepts(self._endpoint):
             outlived = (
                 f"cmd has ended, but {self._endpoint} still answers: what cmd started runs on"
             )
             self._append(f"[{self.spec.name}: {outlived} - write a stop_cmd that ends it]")
+        lives_on = ""
+        if self.search is not None and self._taken is None:
+            with guard.reporting("container"):
+                lives_on = await self.search.end(
+                    self.spec.stop_timeout, told=was_told, say=self._say
+                )
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.close())
         if self._file is not None:
@@ -399,6 +427,31 @@ class Child:
         if self.spec.socket_path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.spec.socket_path)
+        return lives_on
+
+    def _say(self, text: str) -> None:
+        self._append(f"[{self.spec.name}: {text}]")
+
+    async def _wait_for_outlived(self, what: str) -> None:
+        """Wait until a container that lswap cannot end is gone, or until lswap stops.
+
+        Until then it has its memory and its name: the next load would fail for want of either.
+        """
+        assert self.search is not None
+        stop = self.spec.program is not None and self.spec.program.stop
+        how = "its stop_cmd left it" if stop else "write a stop_cmd that ends it"
+        text = f"{what} outlives it, and lswap may not end it - end it by hand; {how}"
+        self._say(text)
+        self._emit(ChildOutlived(text))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._until_gone, tasks.cancel_scope)
+            await self._left_alone.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _until_gone(self, scope: anyio.CancelScope) -> None:
+        assert self.search is not None
+        await self.search.gone()
+        scope.cancel()
 
     def _finish(self, failure: Failure | None, returncode: int | None) -> ChildExited:
         """Emit and return the exit; without a known failure, find its cause by `returncode`."""

@@ -129,6 +129,13 @@ class ChildLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildOutlived:
+    """Its process is gone, but what it started lives on; `ChildExited` follows its end."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildExited:
     """It is reaped and its process group is gone.
 
@@ -152,5 +159,6 @@ ChildEvent: TypeAlias = (
     | ChildStalled
     | ChildEnding
     | ChildLost
+    | ChildOutlived
     | ChildExited
 )

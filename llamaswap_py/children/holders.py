@@ -53,7 +53,7 @@ def serves_itself(pid: int, endpoint: Endpoint) -> bool:
 
     A program that is only the client of another one (`docker run`, `ssh`) does not hold it.
     """
-    return not _listening(endpoint).isdisjoint(look_at(pid).sockets)
+    return not listening(endpoint).isdisjoint(look_at(pid).sockets)
 
 
 def holder_outside(pid: int, endpoint: Endpoint) -> int | None:
@@ -61,7 +61,7 @@ def holder_outside(pid: int, endpoint: Endpoint) -> int | None:
 
     Processes of lswap itself do not count, nor those that this user may not look at.
     """
-    inodes = _listening(endpoint)
+    inodes = listening(endpoint)
     if not inodes or not inodes.isdisjoint(look_at(pid).sockets):
         return None
     for one in psutil.process_iter():
@@ -73,7 +73,7 @@ def holder_outside(pid: int, endpoint: Endpoint) -> int | None:
     return None
 
 
-def _listening(endpoint: Endpoint) -> set[int]:
+def listening(endpoint: Endpoint) -> set[int]:
     """Return the inodes of the sockets that listen at `endpoint`; none if that is not shown."""
     try:
         if endpoint.path is None:

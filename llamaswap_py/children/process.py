@@ -33,6 +33,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from llamaswap_py.children import keeper
 from llamaswap_py.children.cgroups import JOIN
+from llamaswap_py.children.containers import tops
 from llamaswap_py.children.pidfd import open_pidfd
 from llamaswap_py.llamacpp.output import EXIT_COMMAND
 from llamaswap_py.storage.regular_files import open_regular
@@ -146,6 +147,18 @@ class Process:
     def returncode(self) -> int | None:
         """The exit code, negative for a signal; None until `end` has reaped it."""
         return self._popen.returncode
+
+    def roots(self) -> list[int]:
+        """Return the processes that have all others of the child below them: its own comes first.
+
+        One that detached itself has another parent: the keeper, or one outside of the cgroup.
+        """
+        beside: list[int] = []
+        if self._link is not None:
+            beside = _children_of(self._popen.pid)
+        elif self._group is not None:
+            beside = tops(self._group.pids())
+        return [self.pid, *(pid for pid in beside if pid != self.pid)]
 
     def watch(self, on_output: Callable[[Stream, bytes], None]) -> None:
         """Begin to read both streams and to wait for the end (`exited`)."""
@@ -302,6 +315,15 @@ def prepare_to_spawn() -> None:
     """Find out what every spawn needs, before the first request would wait for it. Blocks."""
     _death_wrapper()
     _own_kind()
+
+
+def _children_of(pid: int) -> list[int]:
+    """Return the children of a process with one thread; none where the kernel has no such file."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except (OSError, ValueError):
+        return []
 
 
 def _guard_of(group: int) -> subprocess.Popen[bytes] | None:

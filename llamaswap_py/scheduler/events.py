@@ -161,6 +161,17 @@ class InstanceNoted:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceOutlived:
+    """A child's process is gone, but what it started lives on with its memory; `text` says what.
+
+    `InstanceExited` follows once that is gone.
+    """
+
+    instance: InstanceKey
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceExited:
     """A child's process was reaped. `failure` is None if it ended as asked."""
 
@@ -339,6 +350,7 @@ Event: TypeAlias = (
     | InstanceLost
     | InstanceRefused
     | InstanceNoted
+    | InstanceOutlived
     | InstanceExited
     | LoadAsked
     | UnloadAsked

@@ -196,6 +196,23 @@ class OnInstances:
                 self.effects.judge_servers(preset)
         return True
 
+    def instance_outlived(self, event: ev.InstanceOutlived) -> bool:
+        """Keep its memory charged, and let the preset wait until all of it is gone."""
+        instance = self.state.instances.get(event.instance)
+        if instance is None:
+            return False
+        instance.outlived = event.text
+        if instance.state is State.LOADING:
+            ended = Failure("exited", f"it ended while loading; {event.text}", None)
+            self.effects.fail(instance, ended, loading=True)
+        if instance.state is not State.STOPPING:
+            self.effects.revoke_leases(instance, StopReason.REFUSED)
+            self.effects.stop(instance, StopReason.REFUSED, event.text)
+        if preset := self.state.presets.get(instance.key.preset):
+            preset.after |= {instance.key}
+        self.effects.record("outlived", instance, event.text)
+        return True
+
     def instance_exited(self, event: ev.InstanceExited) -> bool:
         instance = self.state.instances.pop(event.instance, None)
         if instance is None:

@@ -141,7 +141,7 @@ class _Pass:
             self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
             return
         self.plan.unsure += (unsure := self.state.unsure_servers(preset, self.now))
-        if unsure or any(key in self.state.instances for key in preset.after):
+        if unsure or self.state.left_by(preset):
             self._await(preset, options[0])
             self._hold(options[0].charge)
             return

@@ -309,6 +309,8 @@ class Refusals:
         return f"; the memory is held by {', '.join(told[:_TOLD])}{more}" if told else ""
 
     def _use(self, one: Instance) -> str:
+        if one.outlived:
+            return f"ended, but {one.outlived}"
         if self._state.is_pinned(one):
             return "pinned"
         count = len(one.leases)
@@ -325,6 +327,8 @@ class Refusals:
         if preset.downloading_since is not None:
             return "downloading"
         if serving is None:
+            if left := [one.outlived for one in self._state.left_by(preset) if one.outlived]:
+                return f"waiting for its last run to end: {left[0]}"
             return AWAITS_FIT if preset.plan.estimating else _FOR_MEMORY
         return "draining" if serving.gate_for is not None else serving.state.value
 

@@ -81,6 +81,7 @@ class Scheduler:
             ev.InstanceLost: instances.instance_lost,
             ev.InstanceRefused: instances.instance_refused,
             ev.InstanceNoted: instances.instance_noted,
+            ev.InstanceOutlived: instances.instance_outlived,
             ev.InstanceExited: instances.instance_exited,
             ev.LoadAsked: operators.load_asked,
             ev.UnloadAsked: operators.unload_asked,

@@ -67,6 +67,8 @@ class Instance:
     drain_reason: StopReason = StopReason.UNLOADED
     revoked_at: float | None = None
     reason: str = ""
+    outlived: str = ""
+    """What lives on of it after its process has ended, in words."""
 
     def __repr__(self) -> str:
         gate = f" gate closed for {self.gate_for}" if self.gate_for else ""
@@ -315,6 +317,12 @@ class SchedulerState:
             for key, one in self.instances.items()
             if key.preset == preset and one.state in (State.DRAINING, State.STOPPING)
         ]
+
+    def left_by(self, preset: Preset) -> list[Instance]:
+        """Return the instances that must end before the preset can load again."""
+        single = self.leaving(preset.plan.preset) if preset.plan.single else ()
+        found = (self.instances.get(key) for key in preset.after.union(single))
+        return [one for one in found if one is not None]
 
     def changing(self) -> frozenset[InstanceKey]:
         """Return the instances that may hold any part of their memory, from nothing to all."""

@@ -140,6 +140,8 @@ class PresetPlan:
     """Its files are not there yet: requests for it wait for their download first."""
     kind: str = "chat"
     """The requests it answers: `chat`, `embedding` or `rerank`. A substitute must have the same."""
+    single: bool = False
+    """It cannot run twice at once, like a container with a name: a load waits for the last one."""
     reservation: bool = False
     """It is memory for another program: lswap holds the memory and spawns nothing."""
     pin: bool = False

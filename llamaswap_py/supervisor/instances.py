@@ -24,6 +24,7 @@ from llamaswap_py.children import (
     ChildHung,
     ChildLog,
     ChildLost,
+    ChildOutlived,
     ChildProgress,
     ChildReady,
     ChildSlept,
@@ -35,13 +36,6 @@ from llamaswap_py.children import (
 )
 from llamaswap_py.children import Failure as ChildFailure
 from llamaswap_py.children.ask import HttpAnswer, ask, get
-from llamaswap_py.children.containers import (
-    Outside,
-    find_container,
-    find_holder,
-    read_command,
-    words_of,
-)
 from llamaswap_py.children.containment import limits_of
 from llamaswap_py.children.liveness import ChildRequests
 from llamaswap_py.children.logs import log_name
@@ -126,18 +120,30 @@ class Running:
     """What it said to reads that keep it from sleeping, each with its `OpenLeases.idle_since`."""
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
-    outside: Outside | None = None
-    """The container that its program started, once that is found."""
+    outlived: bool = False
+    """Whether its process is gone, and what it started lives on."""
 
     @property
     def may_be_outside(self) -> bool:
         """Whether it is a program that something else may serve for."""
-        program = self.child.spec.program
-        return program is not None and program.served_by == "container"
+        return self.child.search is not None
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether something else serves for it that was not found: its memory seems others'."""
+        return self.child.search is not None and self.child.search.unseen
 
     def roots_outside(self) -> tuple[int, ...]:
-        """Return the processes of its container that have the others below them."""
-        return () if self.outside is None else tuple(self.outside.roots())
+        """Return the processes that hold memory of it, but are not below its own process.
+
+        They have the others below them. They have detached themselves, or are its container's.
+        """
+        search, process = self.child.search, self.child.process
+        found = search.found.roots() if search is not None and search.found is not None else []
+        if process is not None and self.child.spec.program is not None and not self.outlived:
+            own = process.roots()[1:]
+            found += [pid for pid in own if pid not in found]
+        return tuple(found)
 
 
 MakeChild: TypeAlias = Callable[
@@ -332,6 +338,8 @@ class Instances:
         """Leave children that the kernel does not end, though they were killed: lswap stops."""
         for key, running in self.running.items():
             process = running.child.process
+            if running.outlived and running.child.leave():
+                continue  # it was said when it outlived
             if process is not None and process.leave_if_stuck():
                 text = "%s (pid %d) was killed and does not end: it hangs in the kernel"
                 _log.warning(text, key, process.pid)
@@ -439,6 +447,10 @@ class Instances:
             case ChildLost():
                 running.lost = True
                 self._dispatch(ev.InstanceLost(key))
+            case ChildOutlived(text):
+                running.outlived = True
+                _log.warning("%s: %s", key, text)
+                self._dispatch(ev.InstanceOutlived(key, text))
             case ChildExited():
                 pass  # run() returns it
 
@@ -462,28 +474,20 @@ class Instances:
 
     async def _look_for_container(self, key: InstanceKey, running: Running) -> None:
         """Look for the container of a program until it is found, or the program is ready."""
-        while running.outside is None and running.endpoint is None and key in self.running:
-            await self._find_container(running)
+        while running.is_unseen and running.endpoint is None and key in self.running:
+            assert running.child.search is not None
+            await running.child.search.look()
             await asyncio.sleep(_BETWEEN_LOOKS)
-
-    async def _find_container(self, running: Running) -> None:
-        assert running.pid is not None
-        if (command := read_command(words_of(running.pid))) is not None:
-            spec = running.child.spec
-            folder = spec.program.cwd if spec.program is not None else None
-            running.outside = await find_container(command, spec.env, folder)
 
     async def _find_outside(self, running: Running, endpoint: Endpoint) -> None:
         """Find the container of a program that is ready, or else what holds its port."""
-        if not running.may_be_outside or running.outside is not None or running.pid is None:
+        if running.child.search is None:
             return
-        await self._find_container(running)
-        if running.outside is None:
-            running.outside = await asyncio.to_thread(find_holder, running.pid, endpoint)
-        if running.outside is None:
+        await running.child.search.look(endpoint)
+        if running.is_unseen:
             _log.info(
                 "%s: what serves it is not found, so its memory counts as other programs' "
-                "beyond what cmd's own processes take",
+                "beyond what cmd's own processes take, or what the file declares",
                 running.prepared.preset.id,
             )
 

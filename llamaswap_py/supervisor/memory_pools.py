@@ -38,12 +38,15 @@ class MemoryPools:
         reserved: Sequence[Reservation] = (),
         held: Mapping[int, Mapping[str, int]] = MappingProxyType({}),
         kept: int = 0,
+        unseen: Mapping[InstanceKey, Sequence[int]] = MappingProxyType({}),
     ) -> dict[PoolId, Pool]:
         """Return all pools; `charges` are those of children that are not reaped.
 
         `held` are the bytes of each process tree that was read. Memory of a reservation's program
         counts as other programs' only beyond the reservation. The `kept` bytes of the host do not
         count either: they are freed as soon as they are needed, like page cache.
+        `unseen` are instances, each with its processes, that something serves for which was not
+        found: what is charged for them is taken off what seems to be other programs'.
         """
         for name, reading in measurement.pools.items():
             pool = PoolId(name)
@@ -62,10 +65,42 @@ class MemoryPools:
             else:
                 strangers = max(strangers - given_up, 0)
                 strangers = _without_reserved(pool, strangers, reserved, held)
+                if unseen:
+                    strangers = self._without_unseen(
+                        pool, strangers, charges, loading, unseen, held
+                    )
                 if name == HOST and self._lent:
                     strangers = self._without_lent(strangers, charges, loading)
             self.pools[pool] = replace(self.pools[pool], total=reading.total, strangers=strangers)
         return dict(self.pools)
+
+    def _without_unseen(
+        self,
+        pool: PoolId,
+        strangers: int,
+        charges: Mapping[InstanceKey, Footprint],
+        loading: frozenset[InstanceKey],
+        unseen: Mapping[InstanceKey, Sequence[int]],
+        held: Mapping[int, Mapping[str, int]],
+    ) -> int:
+        """Return what strangers hold, less what is charged for models whose processes are unknown.
+
+        What their known processes hold was not counted for strangers in the first place.
+        """
+        missing = {
+            key: max(
+                charges.get(key, {}).get(pool, 0)
+                - sum(held.get(pid, {}).get(str(pool), 0) for pid in pids),
+                0,
+            )
+            for key, pids in unseen.items()
+        }
+        return strangers_by_charge(
+            strangers,
+            settled=sum(size for key, size in missing.items() if key not in loading),
+            loading=sum(size for key, size in missing.items() if key in loading),
+            previous=self.pools[pool].strangers,
+        )
 
     def _without_lent(
         self,

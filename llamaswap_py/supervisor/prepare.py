@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from llamaswap_py.config.argv import PresetProblem, build_args, check_preset
+from llamaswap_py.config.model_forms import starts_container
 from llamaswap_py.config.preset import variant_presets
 from llamaswap_py.config.sections import Config, Preset, groups_of
 from llamaswap_py.devices import Device, Placement, meant, place, seen_by
@@ -400,7 +401,12 @@ def _plan(
         drain_timeout=preset.drain_timeout,
         cancel_at_drain_deadline=preset.on_drain_deadline == "cancel",
         problem=problem,
+        single=preset.served_by == "container" or _starts_container(preset),
     )
+
+
+def _starts_container(preset: Preset) -> bool:
+    return preset.cmd is not None and starts_container(preset.cmd.words) is not None
 
 
 def _choice(way: LoadWay, config: Config) -> Choice:

@@ -239,15 +239,21 @@ class Supervisor:
 
     def _pids(self) -> list[int]:
         """Return the roots of all process trees whose memory is accounted for."""
-        children = [one.pid for one in self.running.values() if one.pid is not None]
-        outside = [pid for one in self.running.values() for pid in one.roots_outside()]
+        running = self.running.values()
+        children = [one.pid for one in running if one.pid is not None and not one.outlived]
+        outside = [pid for one in running for pid in one.roots_outside()]
         return children + outside + self.reservations.pids
 
     def _measured(self, measurement: Measurement) -> None:
         ledger, changing = self.scheduler.state.ledger, self.scheduler.state.changing()
         reserved, held, kept = self.reservations.held, self.telemetry.held, self.kv_cache.in_memory
+        unseen = {
+            key: (one.pid or 0, *one.roots_outside())
+            for key, one in self.running.items()
+            if one.is_unseen
+        }
         pools = self._memory_pools.update(
-            measurement, ledger.charges, changing, reserved, held, kept
+            measurement, ledger.charges, changing, reserved, held, kept, unseen
         )
         self.strangers.record({str(pool): one.strangers for pool, one in pools.items()})
         self.dispatch(ev.PoolsMeasured(pools))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.fakes import fake_container, fake_program
+from llamaswap_py.children.cgroups import SWITCH
+from tests.fakes import fake_client, fake_container, fake_program
 from tests.fakes.usurper import usurping
 from tests.real.answers import error_of
+from tests.real.test_containment import each_way
 from tests.unit.child_runs import until
 
 if TYPE_CHECKING:
@@ -178,6 +181,65 @@ async def test_the_memory_of_a_container_is_its_models(lab: Lab) -> None:
         assert 200 << 20 < view.footprint["host"] < 300 << 20
 
 
+@each_way
+async def test_what_a_program_detached_is_its_own(lab: Lab, way: str) -> None:
+    """Its memory counts for the model without a word in the file, so it makes room when idle."""
+    file = lab.folder / "box.pid"
+    box = [sys.executable, fake_client.__file__, "{port}", "300", str(file)]
+    models = {
+        "box": {"cmd": box, "ready": {"http": "/"}, "stop_timeout": "1s"},
+        "other": program(memory={"host": "800MiB"}),
+    }
+    room = {"devices": {"host": "1GiB"}, "margin": {"host": "0"}}
+    config = lab.write_config(models, memory=room)
+    async with lab.server(config, **{SWITCH: way}).running() as lswap:
+        for _ in range(2):
+            answer = await lswap.client.get("/upstream/box/?autoload=true")
+            assert answer.status_code == 200, answer.text
+            pid = fake_client.running(file)
+            assert pid is not None
+            await lswap.until(
+                lambda now: (now.models[0].footprint or {}).get("host", 0) > 300 << 20
+            )
+            await env_of(lswap, "other")
+            await lswap.until_state("box", "unloaded")
+            assert fake_client.running(file) is None
+        await lswap.stop()
+
+
+async def test_a_container_without_a_stop_command_is_ended_with_its_model(lab: Lab) -> None:
+    """Its client passes SIGTERM on, which it does not heed; then lswap kills the client."""
+    file = lab.folder / "box.pid"
+    box = container(lab, stop_timeout="1s")
+    del box["stop_cmd"]
+    models = {"box": box, "alpha": lab.preset("alpha")}
+    async with containers(lab), lab.lswap(models) as lswap:
+        for _ in range(2):  # the second load meets no name that is in use
+            answer = await lswap.client.get("/upstream/box/?autoload=true")
+            assert answer.status_code == 200, answer.text
+            pid = fake_container.running(file)
+            assert await lswap.chat("alpha") == lab.sentence("alpha")
+            assert not fake_container.running(file)
+            assert f"process {pid} (" in await lswap.logs("box")
+
+
+async def test_the_next_load_waits_for_the_end_of_a_container(lab: Lab) -> None:
+    """Both would have one name. There is memory for two."""
+    file = lab.folder / "box.pid"
+    box = container(lab, stop_timeout="1s")
+    del box["stop_cmd"]
+    async with containers(lab), lab.lswap({"box": box}) as lswap:
+        answer = await lswap.client.get("/upstream/box/?autoload=true")
+        first = fake_container.running(file)
+        await lswap.client.post("/lswap/v1/models/box/unload")
+        answer = await lswap.client.get("/upstream/box/?autoload=true")
+        assert answer.status_code == 200, answer.text
+        assert fake_container.running(file) not in (None, first)
+        kinds = [one.kind for one in await lswap.decisions("box")]
+        assert kinds.index("gone") < len(kinds) - 1 - kinds[::-1].index("load")
+        assert "failed" not in kinds
+
+
 async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab: Lab) -> None:
     words = ("sh", "-c", "echo no such container {pid} >&2; exit 3")
     models = {
@@ -196,24 +258,27 @@ async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab:
 
 
 async def test_a_container_that_outlives_its_command_is_said(lab: Lab) -> None:
-    """Nothing that lswap started is left, so only its port tells."""
+    """Nothing that lswap started is left, so its port tells; then lswap ends what held that."""
     file = lab.folder / "box.pid"
     keys = {"stop_timeout": "1s"}
     models = {"box": container(lab, "true", **keys), "talk": program(memory=HOST)}
     async with containers(lab), lab.lswap(models) as lswap:
         answer = await lswap.client.get("/upstream/box/?autoload=true")
         assert answer.status_code == 200, answer.text
-        await env_of(lswap, "talk")
         pid = fake_container.running(file)
         assert pid is not None
+        await env_of(lswap, "talk")
         try:
             for model in models:
                 await lab.cli("unload", model, "--url", lswap.url)
                 await lswap.until_state(model, "unloaded")
             assert "still answers: what cmd started runs on" in await lswap.logs("box")
             assert "still answers" not in await lswap.logs("talk")
+            assert f"process {pid} (" in await lswap.logs("box")
+            assert not fake_container.running(file)
         finally:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 async def test_what_a_stop_command_leaves_is_killed(lab: Lab) -> None:

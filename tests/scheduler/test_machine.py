@@ -473,6 +473,72 @@ def test_an_instance_that_ends_unasked_gives_its_requests_back() -> None:
     assert play.rejected(last)
 
 
+LEFT = "container ab12 (process 7, vllm) outlives it"
+
+
+def test_what_outlives_its_stop_keeps_its_memory_and_its_preset_waits_for_it() -> None:
+    play = Play(plan("a", 40), plan("b", 70), stop_seconds=1000.0, queue_timeout=50.0)
+    play.finish(_ready(play, A))
+    one = play.ask(B)
+    play.feed(ev.InstanceOutlived(InstanceKey(A, 1), LEFT))
+    other = play.ask(A)
+    play.pass_time(60)
+    assert play.loads() == ["a"], "there is memory for another, but not for its name"
+    refused, waited = play.rejected(one), play.rejected(other)
+    assert refused is not None
+    assert f"a (40 B, ended, but {LEFT})" in refused.remedy
+    assert waited is not None
+    assert f"which is waiting for its last run to end: {LEFT}" in waited.message
+    reasons = [note.decision.reason for note in play.actions(Note)]
+    assert LEFT in reasons
+    again = play.ask(A)
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), None))
+    play.pass_time(3)
+    assert play.granted(again) == (A, 2)
+
+
+def test_what_outlives_a_program_that_ended_by_itself() -> None:
+    play = Play(plan("a", 40), stop_seconds=1000.0)
+    lease = _ready(play, A)
+    play.feed(ev.InstanceLost(InstanceKey(A, 1)))
+    play.feed(ev.InstanceOutlived(InstanceKey(A, 1), LEFT))
+    assert play.actions(Revoke) == [Revoke(lease, InstanceKey(A, 1), StopReason.REFUSED)]
+    again = play.ask(A)
+    play.pass_time(3)
+    assert not play.granted(again)
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), Failure("exited", "it crashed")))
+    play.pass_time(5)
+    assert play.granted(again) == (A, 2)
+
+
+def test_what_outlives_a_load_that_failed_is_said_with_the_failure() -> None:
+    play = Play(plan("a", 40), load_seconds=1000.0, stop_seconds=1000.0)
+    asked = play.ask(A)
+    play.feed(ev.InstanceOutlived(InstanceKey(A, 1), LEFT))
+    refused = play.rejected(asked)
+    assert refused is not None
+    assert f"it ended while loading; {LEFT}" in refused.message
+    play.pass_time(20)
+    again = play.ask(A)
+    play.pass_time(3)
+    assert play.loads() == ["a"]
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), None))
+    assert play.loads() == ["a", "a"]
+    assert not play.rejected(again)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_can_run_only_once_waits_for_its_own_end(single: bool) -> None:
+    play = Play(plan("a", 40, single=single), stop_seconds=5.0)
+    play.finish(_ready(play, A))
+    play.feed(ev.UnloadAsked(A))
+    again = play.ask(A)
+    play.pass_time(3)
+    assert (play.granted(again) is None) == single
+    play.pass_time(5)
+    assert play.granted(again) == (A, 2)
+
+
 def test_an_instance_that_sleeps_or_leaves_may_refuse_too() -> None:
     play = Play(plan("a", 60))
     play.finish(_ready(play, A))

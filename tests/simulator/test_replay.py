@@ -167,6 +167,7 @@ WRITTEN: tuple[ev.Event, ...] = (
     ev.PresetsChanged((PLAN,)),
     ev.PoolsMeasured({PoolId("host"): Pool(2**62, 1, 2, True), PoolId("CUDA0"): Pool(1)}),
     ev.InstanceNoted(KEY, "kept", "2 slots"),
+    ev.InstanceOutlived(KEY, "container ab12 (process 7, vllm) outlives it"),
     ev.FilesRead(PresetId("a"), 1, 2, 3, 0.4, True),
     ev.DownloadFinished(PresetId("a"), PLAN),
 )

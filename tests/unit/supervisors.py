@@ -47,6 +47,7 @@ class ScriptedChild:
     """Says at once that it is ready, at an endpoint that somebody else serves."""
 
     process = None
+    search = None
 
     def __init__(
         self, endpoint: Endpoint, spec: ChildSpec, on_event: Callable[[ChildEvent], None], *_: Any

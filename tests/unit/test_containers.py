@@ -153,11 +153,12 @@ async def test_its_engine_is_asked_for_the_id(
 def test_its_processes_are_accounted_for_as_ours() -> None:
     """Telemetry takes what these trees hold for the models', and the rest for other programs'."""
     running = {
-        "box": SimpleNamespace(pid=5, roots_outside=lambda: (7, 8)),
-        "alpha": SimpleNamespace(pid=6, roots_outside=tuple),
+        "box": SimpleNamespace(pid=5, outlived=False, roots_outside=lambda: (7, 8)),
+        "alpha": SimpleNamespace(pid=6, outlived=False, roots_outside=tuple),
+        "gone": SimpleNamespace(pid=4, outlived=True, roots_outside=lambda: (10,)),
     }
     supervisor = SimpleNamespace(running=running, reservations=SimpleNamespace(pids=[9]))
-    assert sorted(Supervisor._pids(cast("Any", supervisor))) == [5, 6, 7, 8, 9]
+    assert sorted(Supervisor._pids(cast("Any", supervisor))) == [5, 6, 7, 8, 9, 10]
 
 
 # --- by its port -------------------------------------------------------------------------------

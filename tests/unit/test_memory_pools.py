@@ -40,6 +40,35 @@ def test_what_a_lender_holds_for_a_model_counts_once() -> None:
     assert strangers(pools, used=20, ours=0, lent=0) == 20
 
 
+BOX = {A: (7,)}
+
+
+def beside_box(pools: MemoryPools, used: int, *, loads: bool, held: int = 2) -> int:
+    """Measure the host while a program is charged with 30, whose container was not found."""
+    measured = Measurement(0.0, {"host": PoolReading(100, used, held, used - held)})
+    loading = frozenset({A}) if loads else frozenset()
+    of = {7: {"host": held}}
+    return pools.update(measured, {A: {HOST: 30}}, loading, held=of, unseen=BOX)[HOST].strangers
+
+
+def test_declared_memory_of_a_container_that_is_not_found_counts_once() -> None:
+    """It is charged, so what appears with the model is not other programs', up to that."""
+    pools = MemoryPools(DEVICES[-1:])
+    assert strangers(pools, used=10, ours=0, lent=0) == 10
+    assert beside_box(pools, used=12, loads=True) == 10  # it has begun to load
+    assert beside_box(pools, used=30, loads=True) == 10
+    assert beside_box(pools, used=40, loads=True) == 10  # all of it
+    assert beside_box(pools, used=40, loads=False) == 10
+    assert beside_box(pools, used=45, loads=False) == 15  # somebody else came
+    assert beside_box(pools, used=38, loads=False) == 8
+    assert strangers(pools, used=15, ours=0, lent=0) == 15  # it is gone
+
+
+def test_what_is_known_to_be_the_programs_is_not_taken_off_twice() -> None:
+    pools = MemoryPools(DEVICES[-1:])
+    assert beside_box(pools, used=40, held=30, loads=False) == 10
+
+
 def test_without_a_lender_here_it_is_a_strangers() -> None:
     pools = MemoryPools((device("RPC0", 100, "engine"), DEVICES[-1]))
     assert strangers(pools, used=42, ours=2, lent=30) == 40
