@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_list import OPTION, ListedDevice, parse_device_list
+from llamaswap_py.llamacpp.engine_output import read_output
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.rpc_connect import connect
 from llamaswap_py.units import showable
@@ -55,8 +57,8 @@ def query_devices(
         raise EngineError(f"{binary} cannot be run ({error.strerror})", remedy=_REMEDY) from error
     with run:
         try:
-            out, said = run.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
+            out, said = read_output(run, what, time.monotonic() + timeout)
+        except TimeoutError as error:
             text = f"{what} did not end within {timeout:g} s"
             raise EngineError(text, remedy=f"a driver may hang: {_REMEDY}") from error
         finally:

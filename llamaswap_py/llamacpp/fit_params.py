@@ -19,6 +19,7 @@ import anyio
 import msgspec
 
 from llamaswap_py.errors import LswapError
+from llamaswap_py.llamacpp.engine_output import MOST_OUTPUT, too_long
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import parse_options
 from llamaswap_py.llamacpp.memory_settings import PAD, Settings, rpc_endpoints
@@ -174,8 +175,12 @@ async def _run_to_end(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int,
     async with process:
         try:
             assert process.stdout is not None
-            output = b"".join([chunk async for chunk in process.stdout])
-            return await process.wait(), output
+            output = bytearray()
+            async for chunk in process.stdout:
+                output += chunk
+                if len(output) > MOST_OUTPUT:
+                    raise FitParamsError(too_long(os.path.basename(argv[0])).message)
+            return await process.wait(), bytes(output)
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -18,6 +18,7 @@ import msgspec
 
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.backends import BACKENDS, CPU, SELECTABLE
+from llamaswap_py.llamacpp.engine_output import read_output
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import (
     CHILD_MODE_MARK,
@@ -186,8 +187,8 @@ def _started(path: Path, argument: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _printed(run: subprocess.Popen[bytes], what: str, end: float) -> str:
     try:
-        out, _ = run.communicate(timeout=max(end - time.monotonic(), 0))
-    except subprocess.TimeoutExpired as error:
+        out, _ = read_output(run, what, end)
+    except TimeoutError as error:
         raise EngineError(
             f"{what} did not end within {PROBE_TIMEOUT:.0f} s",
             remedy="it is not a llama-server, or its GPU driver hangs: run it by hand",

@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from llamaswap_py.llamacpp.archives import room_for
 from llamaswap_py.llamacpp.release_assets import Release, ReleaseAsset
 from llamaswap_py.redaction import without_user
 from llamaswap_py.tasks.threads import Workers
-from llamaswap_py.units import GIB, MIB, format_duration, format_size
+from llamaswap_py.units import GIB, MIB, format_duration, format_size, showable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,12 @@ _LOOPBACK: Final = re.compile(r"127\.\d+\.\d+\.\d+|::1|localhost")
 _CONNECT: Final = 5.0
 """Seconds for the name, and again for the connection: offline, the command should fail soon."""
 _TIMEOUT: Final = 20.0  # seconds without a byte
+_HEAD: Final = 60.0
+"""Seconds until the head of an answer is complete."""
+_LIST: Final = 60.0
+"""Seconds for a list of releases."""
+_DOWNLOAD: Final = 4 * 3600.0
+"""Seconds for one archive: the largest (some 500 MiB) at 35 KiB/s."""
 _HOPS: Final = 5
 _LISTED: Final = 30
 _MOST_JSON: Final = 16 * MIB
@@ -99,12 +106,14 @@ class ReleaseServer:
         self._resolve(url)
         body = bytearray()
         headers = {"accept": "application/vnd.github+json", "x-github-api-version": "2022-11-28"}
+        end = time.monotonic() + _LIST
         with _explained(url), self._open(url, headers) as answer:
             if answer.status_code == 404:
                 raise missing
             self._refuse(answer)
             for chunk in answer.iter_bytes():
                 body += chunk
+                _check_time(url, end, _LIST)
                 if len(body) > _MOST_JSON:
                     raise EngineError(
                         f"{_host(url)} sends a list of more than {format_size(_MOST_JSON)}",
@@ -133,9 +142,10 @@ class ReleaseServer:
                 remedy="make room, or choose another --backend",
             )
         fruitless = done = 0
+        end = time.monotonic() + _DOWNLOAD
         for _ in range(_MOST_TRIES):
             with suppress(_BrokenOffError), _explained(asset.browser_download_url):
-                self._fetch(asset, target, done, on_progress)
+                self._fetch(asset, target, done, end, on_progress)
             got = target.stat().st_size if target.exists() else 0
             if got == asset.size:
                 return
@@ -154,6 +164,7 @@ class ReleaseServer:
         asset: ReleaseAsset,
         target: Path,
         done: int,
+        end: float,
         on_progress: Callable[[int, int | None], None],
     ) -> None:
         headers = {"accept": "application/octet-stream", "accept-encoding": "identity"}
@@ -173,6 +184,7 @@ class ReleaseServer:
                             remedy="nothing was installed: the file is not that of the release",
                         )
                     file.write(chunk)
+                    _check_time(asset.browser_download_url, end, _DOWNLOAD)
                     on_progress(file.tell(), asset.size)
 
     @contextmanager
@@ -183,9 +195,7 @@ class ReleaseServer:
             own = {"user-agent": "lswap", **headers}
             if self._token and url.startswith(f"{API_HOST}/"):
                 own["authorization"] = f"Bearer {self._token}"
-            answer = self._client.send(
-                self._client.build_request("GET", url, headers=own), stream=True
-            )
+            answer = self._send(self._client.build_request("GET", url, headers=own))
             try:
                 if not answer.has_redirect_location:
                     yield answer
@@ -194,6 +204,25 @@ class ReleaseServer:
             finally:
                 answer.close()
         raise EngineError(f"{_host(url)} redirects without end", remedy=_WITHOUT)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        """Return the answer to a request once its head is here.
+
+        httpx waits for each byte of a head anew, so a server could send one byte now and then.
+        """
+        threads = Workers(1, "lswap-release")
+        answer = threads.submit(partial(self._client.send, request, stream=True))
+        try:
+            return answer.result(_HEAD)
+        except TimeoutError as error:
+            if answer.done():  # the system's own: the connection timed out
+                raise
+            raise EngineError(
+                f"{_host(str(request.url))} began no answer within {format_duration(_HEAD)}",
+                remedy=_WITHOUT,
+            ) from error
+        finally:
+            threads.shutdown(wait=False)
 
     def _check(self, url: str) -> None:
         if not _is_address(url):
@@ -226,7 +255,8 @@ class ReleaseServer:
                 f"{host} does not accept {TOKEN} (401)", remedy=f"take {TOKEN} away, or renew it"
             )
         raise EngineError(
-            f"{host} answers {answer.status_code} {answer.reason_phrase}".strip(), remedy=_WITHOUT
+            f"{host} answers {answer.status_code} {showable(answer.reason_phrase)}".strip(),
+            remedy=_WITHOUT,
         )
 
     def _resolve(self, url: str) -> None:
@@ -244,6 +274,14 @@ class ReleaseServer:
             raise _unreachable(url, getattr(error, "strerror", None) or str(error)) from error
         finally:
             threads.shutdown(wait=False)
+
+
+def _check_time(url: str, end: float, most: float) -> None:
+    """Raise EngineError after the time `end`: a server may send just enough to be waited for."""
+    if time.monotonic() > end:
+        raise EngineError(
+            f"{_host(url)} did not send all within {format_duration(most)}", remedy=_WITHOUT
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.device_query import query_devices
+from llamaswap_py.llamacpp.probe import probe_engine
 
 LISTED = "Available devices:\\n  Vulkan0: llvmpipe (LLVM 15) (2048 MiB, 2048 MiB free)\\n"
 
@@ -43,6 +44,15 @@ def test_it_is_run_without_a_debugger_and_in_the_given_environment(tmp_path: Pat
 def test_a_run_that_fails_is_named(tmp_path: Path, script: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         query_devices(engine(tmp_path, script), os.environ, timeout=0.5)
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_run_that_prints_without_end_is_ended(tmp_path: Path, stream: str) -> None:
+    binary = engine(tmp_path, f"exec yes >&{stream}")
+    with pytest.raises(EngineError, match=r"--list-devices prints more than 8 MiB"):
+        query_devices(binary, os.environ, timeout=60)
+    with pytest.raises(EngineError, match=r"--version prints more than 8 MiB"):
+        probe_engine(binary, "test", cached=False)
 
 
 def test_the_reason_for_an_empty_list_is_logged(

@@ -379,6 +379,12 @@ async def test_one_that_hangs_is_ended(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_one_that_prints_without_end_is_ended(script: Script) -> None:
+    with pytest.raises(FitParamsError, match="prints more than 8 MiB"):
+        await DryRuns().answer(script("exec yes"), [], {})
+
+
+@pytest.mark.anyio
 async def test_one_at_a_time(script: Script, tmp_path: Path) -> None:
     """A run that finds another one's mark says so."""
     mark = tmp_path / "mark"

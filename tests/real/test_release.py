@@ -10,10 +10,12 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ from tests.fakes.fake_releases import FakeReleases, serving
 from .test_demo import ALPHA, BETA, config  # noqa: F401
 
 if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
+
     from tests.conftest import TinyModel
 
 ARCHES = {"x86_64": "x64", "aarch64": "arm64"}
@@ -130,6 +134,66 @@ def test_the_first_start_at_a_terminal_offers_a_release(
         finally:
             up.kill()
             os.close(master)
+
+
+def test_an_interrupted_download_leaves_nothing(
+    bare: tuple[FakeReleases, dict[str, str]], archive: bytes
+) -> None:
+    """The server has sent the first half, and sends nothing more."""
+    fake, env = bare
+    ended = threading.Event()
+
+    def stall(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(archive)))
+        request.end_headers()
+        request.wfile.write(archive[: len(archive) // 2])
+        request.wfile.flush()
+        ended.wait(60)
+        request.close_connection = True
+
+    fake.special[f"/download/{pinned_ref()}/{asset_name(this_platform())}"] = [stall]
+    engines = Path(env["XDG_DATA_HOME"]) / "lswap" / "engines"
+    command = [sys.executable, "-m", "llamaswap_py", "engine", "install"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as install:
+        try:
+            until = time.monotonic() + 60
+            while not any(one.stat().st_size for one in engines.glob("*/*.tar.gz")):
+                assert time.monotonic() < until
+                assert install.poll() is None
+                time.sleep(0.01)
+            install.send_signal(signal.SIGINT)
+            _, said = install.communicate(timeout=30)
+        finally:
+            ended.set()
+            install.kill()
+    assert install.returncode == 130
+    assert "Traceback" not in said
+    assert list(engines.iterdir()) == []
+
+
+def test_a_read_only_data_folder_is_named_with_what_to_do(
+    bare: tuple[FakeReleases, dict[str, str]],
+) -> None:
+    _, env = bare
+    home = env["XDG_DATA_HOME"]
+    mount = f"mount -t tmpfs -o ro none {home}"
+    may = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False)
+    if may.returncode:
+        pytest.skip("missing: the right to mount a read-only file system")
+    words = [sys.executable, "-m", "llamaswap_py", "engine", "install"]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount}; exec {shlex.join(words)}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=env,
+    )
+    assert done.returncode == 1
+    assert f"nothing was installed in {home}/lswap/engines (Read-only file system)" in done.stderr
+    assert "XDG_DATA_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_engine_for_a_newer_c_library_is_explained(

@@ -11,7 +11,9 @@ import re
 import socket
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,14 @@ from llamaswap_py.llamacpp.paths import engines_folder, read_manifest
 from llamaswap_py.llamacpp.release_assets import Platform
 from llamaswap_py.llamacpp.releases import install_release, this_platform, update_engine
 from tests import needs
-from tests.fakes.fake_releases import FakeReleases, redirecting, send_file, send_json, serving
+from tests.fakes.fake_releases import (
+    Answer,
+    FakeReleases,
+    redirecting,
+    send_file,
+    send_json,
+    serving,
+)
 
 from .engine_fakes import install_server, server_script
 
@@ -262,6 +271,55 @@ def test_other_failures_of_the_server_are_named(fake: FakeReleases) -> None:
         fake.special[api] = [partial(send_json, value=odd)]
         with pytest.raises(EngineError, match="does not answer as GitHub's API does"):
             install_release()
+    assert installed() == []
+
+
+def test_the_words_of_a_status_line_cannot_command_a_terminal(fake: FakeReleases) -> None:
+    def odd(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 500 \x1b[2JGone\r\nContent-Length: 0\r\n\r\n")
+
+    fake.special[f"/releases/tags/{PINNED}"] = [odd]
+    with pytest.raises(EngineError, match="Gone") as caught:
+        install_release()
+    assert "\x1b" not in str(caught.value)
+
+
+def dripping(head: bytes, drop: bytes, ended: threading.Event) -> Answer:
+    """Return an answer that begins with `head`, and sends `drop` again and again."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        with suppress(OSError):
+            request.wfile.write(head)
+            while not ended.wait(0.02):
+                request.wfile.write(drop)
+        request.close_connection = True
+
+    return answer
+
+
+@pytest.mark.parametrize("slow", ["head", "list", "archive"])
+def test_a_server_that_drips_ends_by_a_deadline(
+    slow: str, fake: FakeReleases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, so no limit of a single wait ends it."""
+    fake.release(PINNED).asset(CPU, packed(PINNED), size=10**6)
+    api, path = f"/releases/tags/{PINNED}", f"/download/{PINNED}/{CPU}"
+    long = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+    ended = threading.Event()
+    how = {
+        "head": ("_HEAD", api, dripping(b"HTTP/1.1 200 OK\r\n", b"x-more: 1\r\n", ended)),
+        "list": ("_LIST", api, dripping(long, b" ", ended)),
+        "archive": ("_DOWNLOAD", path, dripping(long, b" ", ended)),
+    }
+    limit, where, answer = how[slow]
+    monkeypatch.setattr(release_server, limit, 0.3)
+    fake.special[where] = [answer]
+    said = "began no answer within" if slow == "head" else "did not send all within"
+    try:
+        with pytest.raises(EngineError, match=said):
+            install_release()
+    finally:
+        ended.set()
     assert installed() == []
 
 
