@@ -148,6 +148,14 @@ def simulate(
     config: Annotated[
         Path | None, typer.Option("--config", help="The configuration file (YAML).")
     ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="FILE",
+            help="Instead of --config: models by their sizes and load times (docs/scheduling.md).",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Requests as JSON lines (docs/scheduling.md).")
     ] = None,
@@ -155,7 +163,7 @@ def simulate(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="lswap, fifo, router, collate or keep-alive; may be repeated (default: all).",
+            help="lswap, fifo, router, collate, keep-alive, or all (the default); may be repeated.",
         ),
     ] = None,
     read_rate: Annotated[
@@ -183,8 +191,9 @@ def simulate(
     """
     from llamaswap_py.cli.simulate import run_either
 
-    policies = tuple(policy or ())
-    if not run_either(config, trace, policies, read_rate, replay, (first, last), as_json=as_json):
+    policies = () if policy == ["all"] else tuple(policy or ())
+    span = (first, last)
+    if not run_either(config, models, trace, policies, read_rate, replay, span, as_json=as_json):
         raise typer.Exit(FAILED)
 
 

@@ -10,6 +10,8 @@ import msgspec
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.config.load import read_config
 from llamaswap_py.errors import ConfigError
+from llamaswap_py.scheduler.types import Policy
+from llamaswap_py.simulator.models_file import SLOTS, parse_models
 from llamaswap_py.simulator.policies import LSWAP, POLICIES, StuckError, run_case
 from llamaswap_py.simulator.report import COLUMNS, row_of
 from llamaswap_py.simulator.scenario import SimulatedChild, make_case
@@ -27,13 +29,12 @@ if TYPE_CHECKING:
 
 READ_RATE: Final = "2GiB"
 """Bytes per second at which models load, unless the option gives another rate."""
-_SLOTS: Final = 4
-"""llama-server's own choice of slots."""
 _SHORTEST_LOAD: Final = 0.1
 
 
 def run_either(
     config: Path | None,
+    models: Path | None,
     trace: Path | None,
     policies: Sequence[str],
     read_rate: str,
@@ -46,36 +47,41 @@ def run_either(
 
     Raises ConfigError for wrong input, and if neither or both are given.
     """
-    remedy = "give --config and --trace, or --replay FILE alone"
+    remedy = "give --trace and one of --config and --models, or --replay FILE alone"
     if replay is not None:
         from llamaswap_py.cli.replay import run as run_replay
 
-        if config is not None or trace is not None or policies:
+        if any(one is not None for one in (config, models, trace)) or policies:
             raise ConfigError(
-                "--replay needs no --config and no --trace: leave them out", remedy=remedy
+                "--replay needs no --config, --models, --trace or --policy: leave them out",
+                remedy=remedy,
             )
         return run_replay(replay, first=lines[0], last=lines[1], as_json=as_json)
-    if config is None or trace is None:
+    if trace is None:
         raise ConfigError("there is no trace to simulate", remedy=remedy)
-    return run(config, trace, policies=policies, read_rate=read_rate, as_json=as_json)
+    if (config is None) == (models is None):
+        raise ConfigError("the models have to come from one file", remedy=remedy)
+    if models is not None:
+        case = case_of(models, trace)
+    else:
+        assert config is not None
+        case = read_case(config, trace, read_rate)
+    return run(case, policies=policies, as_json=as_json)
 
 
 def run(
-    config: Path,
-    trace: Path,
+    case: Case,
     *,
     policies: Sequence[str] = (),
-    read_rate: str = READ_RATE,
     as_json: bool = False,
 ) -> bool:
-    """Print the result of the trace under each policy; return False if lswap broke an invariant.
+    """Print the result of the case under each policy; return False if lswap broke an invariant.
 
-    Raises ConfigError for a wrong configuration, trace, policy or rate.
+    Raises ConfigError for an unknown policy.
     """
     for name in policies:
         if name not in POLICIES:
             raise ConfigError(f"unknown policy {name!r}", remedy=f"known: {', '.join(POLICIES)}")
-    case = read_case(config, trace, read_rate)
     results = [one for name in policies or POLICIES if (one := _run(case, name)) is not None]
     if as_json:
         print(msgspec.json.encode(results).decode())
@@ -96,6 +102,14 @@ def read_case(config_path: Path, trace_path: Path, read_rate: str = READ_RATE) -
     return make_case(trace_path.stem, plans, pools_of(devices), policy_of(config), asks)
 
 
+def case_of(models_path: Path, trace_path: Path) -> Case:
+    """Return the case for a file of simulated models and a trace; raises ConfigError."""
+    models = parse_models(_read(models_path), str(models_path))
+    names = tuple(plan.preset for plan, _ in models.plans)
+    asks = parse_trace(_read(trace_path), names, name=str(trace_path))
+    return make_case(trace_path.stem, models.plans, models.pools, Policy(), asks)
+
+
 def _rate(text: str) -> int:
     try:
         rate = parse_size(text)
@@ -111,7 +125,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"the trace cannot be read: {reason}", where=str(path)) from None
+        raise ConfigError(f"the file cannot be read: {reason}", where=str(path)) from None
 
 
 def _loading(prepared: Prepared, rate: int) -> SimulatedChild:
@@ -121,7 +135,7 @@ def _loading(prepared: Prepared, rate: int) -> SimulatedChild:
         size = sum((prepared.plan.choices[0].footprint or {}).values())
     parallel = prepared.preset.args.get("parallel")
     named = isinstance(parallel, int) and not isinstance(parallel, bool) and parallel > 0
-    slots = parallel if named else _SLOTS
+    slots = parallel if named else SLOTS
     assert isinstance(slots, int)
     return SimulatedChild(max(size / rate, _SHORTEST_LOAD), slots)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llamaswap_py.scheduler.types import PresetId
-from llamaswap_py.simulator.run_records import Case, Result
+from llamaswap_py.scheduler.types import ClientId, PresetId
+from llamaswap_py.simulator.run_records import Case, Result, TraceRequest
 
 
 class Meter:
@@ -22,6 +22,7 @@ class Meter:
         self.swaps = 0
         self._waits: list[float] = []
         self._worst: dict[PresetId, float] = {}
+        self._of_clients: dict[ClientId, list[float]] = {}
         self._began: float | None = None
         self._last = 0.0
         self._moving = 0
@@ -34,10 +35,11 @@ class Meter:
         if self._began is None:
             self._began = now
 
-    def answered(self, model: PresetId, wait: float) -> None:
+    def answered(self, ask: TraceRequest, wait: float) -> None:
         """Note that a request was served after `wait` seconds."""
         self._waits.append(wait)
-        self._worst[model] = max(wait, self._worst.get(model, 0.0))
+        self._worst[ask.model] = max(wait, self._worst.get(ask.model, 0.0))
+        self._of_clients.setdefault(ask.client, []).append(wait)
 
     def ended(self, now: float) -> None:
         """Note that a request ended, and how."""
@@ -84,6 +86,9 @@ class Meter:
             elapsed=elapsed,
             events=self.events,
             waits=self._worst,
+            client_means={
+                client: math.fsum(waits) / len(waits) for client, waits in self._of_clients.items()
+            },
         )
 
     def _move(self, now: float) -> None:

@@ -42,6 +42,8 @@ class Model:
     drain_timeout: float = 120.0
     faults: tuple[SimulatedCrash, ...] = ()
     given: PresetPlan | None = None
+    variant_loads: Mapping[str, float] = field(default_factory=dict)
+    """The load times of its variants by name, where they differ from `load`."""
 
     def plan(self) -> PresetPlan:
         """Return what the scheduler is told about it."""
@@ -74,6 +76,9 @@ class TraceRequest:
     name: str = ""
     parent: str | None = None
     names_parent: bool = True
+    priority: int = 0
+    retries: int = 0
+    """How often its client asks again after it gave up; its wait counts from the first time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,3 +128,5 @@ class Result:
     breaches: tuple[str, ...] = ()
     waits: Mapping[PresetId, float] = field(default_factory=dict)
     """The worst wait per model."""
+    client_means: Mapping[ClientId, float] = field(default_factory=dict)
+    """The mean wait per client."""

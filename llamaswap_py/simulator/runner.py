@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Action, Grant, Kill, Reject, Revoke, Spawn, Stop
-from llamaswap_py.scheduler.types import Failure, InstanceKey, RequestId
+from llamaswap_py.scheduler.types import Choice, Failure, InstanceKey, RequestId
 from llamaswap_py.simulator.measure import Meter
 from llamaswap_py.simulator.run_records import Case, Model, Result, TraceRequest
 
@@ -59,6 +59,7 @@ class _Request:
     child: InstanceKey | None = None
     started: float | None = None
     due: bool = False
+    asked_again: int = 0
     ended: bool = False
     followers: list[int] = field(default_factory=list)
     nested: list[int] = field(default_factory=list)
@@ -119,8 +120,8 @@ class _Run:
             self.watch(event, self.now, actions)
         for action in actions:
             match action:
-                case Spawn(instance=key):
-                    self._spawn(key)
+                case Spawn(instance=key, choice=choice):
+                    self._spawn(key, choice)
                 case Stop(instance=key) | Kill(instance=key):
                     self._stop(key)
                 case Grant(request=request, instance=key):
@@ -156,7 +157,10 @@ class _Run:
         request = self.requests[index]
         request.asked = self.now
         self.meter.asked(self.now)
-        if (patience := request.ask.gives_up_after) is not None:
+        self._try(index)
+
+    def _try(self, index: int) -> None:
+        if (patience := self.requests[index].ask.gives_up_after) is not None:
             self._later(patience, self._give_up, index)
         self._arrive(index, since=None)
 
@@ -173,6 +177,7 @@ class _Run:
                 slot=ask.slot,
                 since=since,
                 parent=parent,
+                priority=ask.priority,
             )
         )
 
@@ -181,6 +186,10 @@ class _Run:
         if request.ended or request.child is not None:
             return
         self.feed(ev.RequestLeft(RequestId(str(index))))
+        if request.asked_again < request.ask.retries:
+            request.asked_again += 1
+            self._try(index)
+            return
         self.meter.left += 1
         self._end(index)
 
@@ -221,7 +230,7 @@ class _Run:
         if all(self.requests[one].ended for one in request.nested):
             assert request.asked is not None
             assert request.started is not None
-            self.meter.answered(request.ask.model, request.started - request.asked)
+            self.meter.answered(request.ask, request.started - request.asked)
             self._release(index, ev.Outcome.OK)
         else:
             request.due = True
@@ -275,12 +284,13 @@ class _Run:
 
     # Children
 
-    def _spawn(self, key: InstanceKey) -> None:
+    def _spawn(self, key: InstanceKey, choice: Choice) -> None:
         model = self.models[key.preset]
         self.children[key] = _Child(model)
         self.loads[key.preset] += 1
         self.meter.spawned(self.now)
-        self._later(model.load, self._ready, key)
+        load = model.variant_loads.get(choice.variant, model.load)
+        self._later(load, self._ready, key)
         for fault in model.faults:
             if fault.load == self.loads[key.preset]:
                 self._later(fault.after, self._die, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, is_counting
 from llamaswap_py.scheduler.types import Policy, Pool, PoolId, PresetPlan
@@ -12,10 +12,14 @@ from llamaswap_py.simulator.run_records import Case, Model, TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class SimulatedChild:
-    """A preset's behaviour: seconds to load, and how many requests it answers at the same time."""
+    """A preset's behaviour: seconds to load, and how many requests it answers at the same time.
+
+    `by_variant` has the seconds of each variant by its name, where they differ.
+    """
 
     seconds: float
     slots: int
+    by_variant: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_case(
@@ -34,6 +38,7 @@ def make_case(
             name=plan.preset,
             footprint=_footprint(plan, room),
             load=loading.seconds,
+            variant_loads=loading.by_variant,
             slots=loading.slots,
             pin=plan.pin,
             ttl=plan.ttl,

@@ -18,7 +18,11 @@ from llamaswap_py.simulator.run_records import TraceRequest
 _TEXTS: Final = ("client", "model", "id", "parent")
 _TIMES: Final = ("at", "think", "service", "gives_up_after")
 _SWITCHES: Final = ("slot", "names_parent")
-_KEYS: Final = (*_TEXTS, *_TIMES, *_SWITCHES)
+_NUMBERS: Final = ("priority", "retries")
+PRIORITY_MOST: Final = 100
+"""As in a file of keys."""
+RETRIES_MOST: Final = 10_000
+_KEYS: Final = (*_TEXTS, *_TIMES, *_SWITCHES, *_NUMBERS)
 
 
 def parse_trace(
@@ -60,6 +64,9 @@ def format_trace(asks: Iterable[TraceRequest]) -> str:
                 fields[key] = value
         if ask.name:
             fields["id"] = ask.name
+        for key in _NUMBERS:
+            if value := getattr(ask, key):
+                fields[key] = value
         fields |= {key: False for key in _SWITCHES if not getattr(ask, key)}
         lines.append(json.dumps(fields) + "\n")
     return "".join(lines)
@@ -106,6 +113,8 @@ def _ask(fields: dict[str, Any], where: str, models: Collection[str]) -> TraceRe
         name=texts.get("id", ""),
         parent=texts.get("parent"),
         names_parent=switches["names_parent"],
+        priority=_whole(fields, "priority", where, -PRIORITY_MOST, PRIORITY_MOST),
+        retries=_whole(fields, "retries", where, 0, RETRIES_MOST),
     )
 
 
@@ -120,6 +129,13 @@ def _switch(fields: dict[str, Any], key: str, where: str) -> bool:
     value = fields.get(key, True)
     if not isinstance(value, bool):
         raise ConfigError(f"{key!r} must be true or false", where=where)
+    return value
+
+
+def _whole(fields: dict[str, Any], key: str, where: str, least: int, most: int) -> int:
+    value = fields.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigError(f"{key!r} must be a whole number from {least} to {most}", where=where)
     return value
 
 

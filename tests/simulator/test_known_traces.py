@@ -1,0 +1,82 @@
+"""Traces on which the scheduler is known to be weak, and what it does with them today.
+
+They are the measure for every change of the scheduler: `bench/traces` has them with their models.
+A figure that changes is changed here too, in the commit that changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from llamaswap_py.cli.simulate import case_of
+from llamaswap_py.scheduler.types import ClientId
+from llamaswap_py.simulator.policies import LSWAP, run_case
+from llamaswap_py.simulator.run_records import Case, Result
+from llamaswap_py.units import GIB
+
+TRACES = Path(__file__).parents[2] / "bench/traces"
+
+
+class Known(NamedTuple):
+    """What happens to a trace: loads, answers cut, requests unanswered; waits of `client`."""
+
+    loads: int
+    cut: int
+    unanswered: int
+    client: str
+    mean: float
+    worst: float
+
+
+KNOWN = {
+    "1-pollution": Known(91, 0, 0, "", 0.79, 8.05),
+    "2-drain-convoy-and-cut": Known(3, 1, 1, "s", 14.7, 140.56),
+    "3-retry-livelock": Known(29, 0, 2, "", 0.52, 29.65),
+    "5-convoy-slow-load": Known(3, 0, 0, "", 84.88, 97.2),
+    "6-priority-ignored": Known(11, 0, 0, "human", 45.0, 69.0),
+    "7-idle-expensive": Known(22, 0, 0, "", 11.57, 40.05),
+    "8-variants": Known(120, 0, 0, "", 6.81, 12.05),
+}
+
+
+def case(name: str) -> Case:
+    return case_of(TRACES / f"{name}.models.yaml", TRACES / f"{name}.jsonl")
+
+
+@cache
+def result(name: str, policy: str = LSWAP) -> Result:
+    return run_case(case(name), policy)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_lswap_does_with_it(name: str) -> None:
+    known, found = KNOWN[name], result(name)
+    assert found.breaches == ()
+    assert (found.loads, found.cut) == (known.loads, known.cut)
+    assert found.requests - found.answered == known.unanswered
+    mean = found.client_means[ClientId(known.client)] if known.client else found.mean
+    assert mean == pytest.approx(known.mean, rel=0.05)
+    assert found.worst == pytest.approx(known.worst, rel=0.05)
+
+
+def test_more_memory_makes_it_worse() -> None:
+    """The seventh with 4 GiB less: the mean wait is a third."""
+    name = "7-idle-expensive"
+    big = case(name)
+    small = replace(
+        big, pools={one: replace(pool, total=24 * GIB) for one, pool in big.pools.items()}
+    )
+    assert run_case(small, LSWAP).mean == pytest.approx(3.3, rel=0.05)
+    assert result(name).mean > 3 * run_case(small, LSWAP).mean
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "loads"), [("1-pollution", "fifo", 3), ("1-pollution", "router", 3)]
+)
+def test_what_others_do_with_it(name: str, peer: str, loads: int) -> None:
+    assert result(name, peer).loads == loads
