@@ -37,7 +37,7 @@ CONFIG = """models:
 _ANSWER = b'{"choices":[{"message":{"role":"assistant","content":"thanks"}}]}'
 
 
-class _Turns:
+class Turns:
     """The longest turn of the loop so far, in CPU milliseconds."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class _Turns:
 
 
 async def _proxy(port: int, stub: str, sink: str) -> None:
-    turns, stop = _Turns(), asyncio.Event()
+    turns, stop = Turns(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with UpstreamPool() as pool:
         sinks = Endpoint(path=sink)

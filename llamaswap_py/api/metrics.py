@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from http import HTTPStatus
+from itertools import chain, islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.supervisor import Supervisor
     from llamaswap_py.tasks.loop_lag import Turns
 
+_T = TypeVar("_T")
+_PART: Final = 100
+"""Rows of a metric in one turn of the event loop: with the buckets of a histogram some 8 ms."""
 _PATIENCE: Final = 1.0
 """Seconds to wait for a child's metrics; a busy child answers between two batches."""
 STATES: Final = (
@@ -50,54 +54,61 @@ async def scrape(call: Call) -> None:
     happened = {"stops": log.stops, "failures": log.failures, "kept_slots": kept}
     happened["task_failures"] = failures
     children = await scrape_children(call.supervisor)
-    body, content_type = render(
-        call.services.counters,
-        call.supervisor.snapshot(),
-        happened,
-        children,
-        call.may_use,
-        [
-            *_places(call.services.places),
-            *_bodies(call.services.bodies),
-            *_turns(call.services.turns),
-        ],
-    )
+    services = call.services
+    more = [*_places(services.places), *_bodies(services.bodies), *_turns(services.turns)]
+    snapshot = await call.supervisor.snapshot_in_steps()
+    texts = []
+    for text in in_parts(services.counters, snapshot, happened, children, call.may_use, more):
+        texts.append(text)
+        await asyncio.sleep(0)
     call.status = 200
-    call.exchange.respond(200, body, content_type)
+    call.exchange.respond(200, b"".join(texts), CONTENT_TYPE_LATEST)
 
 
-def render(
+def in_parts(
     counters: Counters,
     snapshot: Snapshot,
     happened: Mapping[str, Mapping[str, int]],
     children: Mapping[str, str] = MappingProxyType({}),
     shows: Callable[[str], bool] = lambda _: True,
     more: Iterable[Metric] = (),
-) -> tuple[bytes, str]:
-    """Return the exposition and its content type.
+) -> Iterator[bytes]:
+    """Yield the exposition in parts, each of which takes some milliseconds.
 
     `happened` counts `stops`, `failures` and `kept_slots`. `children` are the expositions of
     children, by model. `shows` says which models are shown. `more` are further metrics.
     """
-    own = [
-        *_counters(counters),
-        *_models(snapshot),
-        *_devices(snapshot),
-        *_happened(happened),
-        *more,
-    ]
-    own.append(GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks()))
-    blocks = "Memory blocks of lswap's Python objects; steady growth over days means a leak."
-    own.append(GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks()))
-    families = [*own, *_merged(children)]
+    families = chain(
+        _counters(counters),
+        _models(snapshot),
+        _devices(snapshot),
+        _happened(happened),
+        more,
+        _python(),
+        _merged(children),
+    )
+    name = ""
     for family in families:
         family.samples = [
             one for one in family.samples if "model" not in one.labels or shows(one.labels["model"])
         ]
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Once([family]))
+        text = generate_latest(registry)
+        if family.name == name:  # its next part: the first one has said what it is
+            lines = text.splitlines(keepends=True)
+            text = b"".join(line for line in lines if not line.startswith(b"#"))
+        name = family.name
+        yield text
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once(families))
     ProcessCollector(registry=registry)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    yield generate_latest(registry)
+
+
+def _python() -> Iterator[Metric]:
+    yield GaugeMetricFamily("lswap_tasks", "Tasks of lswap's event loop.", value=_tasks())
+    blocks = "Memory blocks of lswap's Python objects; steady growth over days means a leak."
+    yield GaugeMetricFamily("lswap_python_blocks", blocks, value=sys.getallocatedblocks())
 
 
 def _tasks() -> int:
@@ -118,16 +129,22 @@ class _Once:
         return self._families
 
 
-def _counters(counters: Counters) -> Iterator[Metric]:
+def _sliced(rows: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
+    """Yield the rows of a metric in slices; one that is empty if there are none."""
+    left = iter(tuple(rows))
+    yield tuple(islice(left, _PART))
+    while piece := tuple(islice(left, _PART)):
+        yield piece
 
-    requests = CounterMetricFamily(
-        "lswap_requests",
-        "Requests that have ended; status 0: the client disconnected before its answer ended.",
-        labels=("model", "route", "status"),
-    )
-    for (model, route, status), count in counters.requests.items():
-        requests.add_metric((model, route, str(status)), count)
-    yield requests
+
+def _counters(counters: Counters) -> Iterator[Metric]:
+    text = "Requests that have ended; status 0: the client disconnected before its answer ended."
+    for counted in _sliced(counters.requests.items()):
+        labels = ("model", "route", "status")
+        requests = CounterMetricFamily("lswap_requests", text, labels=labels)
+        for (model, route, status), count in counted:
+            requests.add_metric((model, route, str(status)), count)
+        yield requests
     refusals = CounterMetricFamily(
         "lswap_refusals",
         "Requests that were refused for now (429, 503), by reason and name of the key.",
@@ -140,27 +157,32 @@ def _counters(counters: Counters) -> Iterator[Metric]:
         ("tokens_in", "Tokens of prompts, as reported by the answers."),
         ("tokens_out", "Tokens of answers, as reported by the answers."),
     ):
-        tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
-        for model, one in counters.models.items():
-            if count := getattr(one, name):
-                tokens.add_metric((model,), count)
-        yield tokens
-    for name, text, attribute in (
-        ("queue", "Time a request waited for its turn.", "queue"),
-        ("load", "Time a request waited for its model to load.", "load"),
-        ("first_byte", "Time from a request's head to its answer's.", "first_byte"),
-        ("request", "Time from a request's head to the end of its answer.", "total"),
+        for models in _sliced(counters.models.items()):
+            tokens = CounterMetricFamily(f"lswap_{name}", text, labels=("model",))
+            for model, one in models:
+                if total := getattr(one, name):
+                    tokens.add_metric((model,), total)
+            yield tokens
+    yield from _times(counters)
+
+
+def _times(counters: Counters) -> Iterator[Metric]:
+    for name, kept, text in (
+        ("queue", "queue", "Time a request waited for its turn."),
+        ("load", "load", "Time a request waited for its model to load."),
+        ("first_byte", "first_byte", "Time from a request's head to its answer's."),
+        ("request", "total", "Time from a request's head to the end of its answer."),
     ):
-        family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
-        for model, one in counters.models.items():
-            times: Histogram = getattr(one, attribute)
-            if any(times.counts):
-                family.add_metric((model,), times.buckets(), times.total)
-        yield family
+        for models in _sliced(counters.models.items()):
+            family = HistogramMetricFamily(f"lswap_{name}_seconds", text, labels=("model",))
+            for model, one in models:
+                times: Histogram = getattr(one, kept)
+                if any(times.counts):
+                    family.add_metric((model,), times.buckets(), times.total)
+            yield family
 
 
 def _models(snapshot: Snapshot) -> Iterator[Metric]:
-
     yield CounterMetricFamily("lswap_loads", "Loads begun.", value=snapshot.loads_total)
     yield CounterMetricFamily("lswap_evictions", "Evictions.", value=snapshot.evictions_total)
     yield CounterMetricFamily(
@@ -170,19 +192,22 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
     )
     text = "Saved conversations of models that are not loaded (keep_kv)."
     yield GaugeMetricFamily("lswap_kept_kv_bytes", text, value=snapshot.kept_kv)
-    state = GaugeMetricFamily(
-        "lswap_model_state", "1 for the present state of a model.", labels=("model", "state")
-    )
-    text = "Requests that a model is answering."
-    leases = GaugeMetricFamily("lswap_model_leases", text, labels=("model",))
-    text = "Requests that wait for a model."
-    waiting = GaugeMetricFamily("lswap_model_waiting", text, labels=("model",))
-    for one in snapshot.models:
-        for name in STATES:
-            state.add_metric((one.id, name), float(one.state == name))
-        leases.add_metric((one.id,), one.leases)
-        waiting.add_metric((one.id,), one.waiting)
-    yield from (state, leases, waiting)
+    text = "1 for the present state of a model."
+    for models in _sliced(snapshot.models):
+        state = GaugeMetricFamily("lswap_model_state", text, labels=("model", "state"))
+        for one in models:
+            for name in STATES:
+                state.add_metric((one.id, name), float(one.state == name))
+        yield state
+    for name, text in (
+        ("leases", "Requests that a model is answering."),
+        ("waiting", "Requests that wait for a model."),
+    ):
+        for models in _sliced(snapshot.models):
+            family = GaugeMetricFamily(f"lswap_model_{name}", text, labels=("model",))
+            for one in models:
+                family.add_metric((one.id,), getattr(one, name))
+            yield family
 
 
 def _happened(happened: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from llamaswap_py import __version__
@@ -19,24 +20,30 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.model_facts import ModelFacts
 
 
+STEP: Final = 1_000
+"""Entries of a list that are made in one turn of the event loop: some 2 ms."""
+
+
 async def list_models(call: Call) -> None:
     """GET /v1/models, /models: the list; ?reload=1 first reads the file again if it has changed."""
     if call.flag("reload") and call.services.reloader is not None:
         await call.services.reloader.catch_up()
-    snapshot = call.supervisor.snapshot()
+    snapshot = await call.supervisor.snapshot_in_steps()
     running = {instance.preset: instance for instance in snapshot.instances}
     found = list(listed(call, snapshot))
     facts = await call.supervisor.facts.of_each({model.id for _, model in found})
-    entries = [
-        model_object(model, running.get(model.id), name, facts[model.id]) for name, model in found
-    ]
+    entries = []
+    for at, (name, model) in enumerate(found, 1):
+        entries.append(model_object(model, running.get(model.id), name, facts[model.id]))
+        if not at % STEP:
+            await asyncio.sleep(0)
     call.respond(200, {"object": "list", "data": entries})
 
 
 async def show_model(call: Call) -> None:
     """GET /v1/models/{id}: one model, by any of its names, even if it is not listed."""
     preset = call.find_preset(unquote(call.captured))
-    snapshot = call.supervisor.snapshot()
+    snapshot = await call.supervisor.snapshot_in_steps()
     running = {instance.preset: instance for instance in snapshot.instances}
     for model in snapshot.models:
         if model.id == preset:

@@ -37,6 +37,8 @@ DECIMALS: Final = 20_000
 """The most numbers with a point or an exponent; each costs as much as ten other values."""
 SKIPPED: Final = 600_000
 """The most values of a request that is passed on; only its top-level members become objects."""
+_COUNTED: Final = MIB
+"""Bytes that are counted at once: a text with far too many values is refused after the first."""
 FREE: Final = 64 * KIB
 """The size of a body in bytes above which a request counts even if its route is free."""
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"
@@ -142,8 +144,12 @@ def decode_large(text: bytes) -> Any:
 
 def check_values(text: bytes, most: int) -> None:
     """Raise ApiError `body_too_large` for JSON that may hold more values than `most`."""
-    if len(text) > most and text.count(b",") + text.count(b"[") + text.count(b"{") > most:
-        raise _too_large(f"{most} commas and opening brackets")
+    found = 0
+    for start in range(0, len(text) if len(text) > most else 0, _COUNTED):
+        end = start + _COUNTED
+        found += sum(text.count(one, start, end) for one in (b",", b"[", b"{"))
+        if found > most:
+            raise _too_large(f"{most} commas and opening brackets")
 
 
 def _too_large(limit: str) -> ApiError:

@@ -286,9 +286,9 @@ class Call:
         """Return whether this request's key may use a preset."""
         return self.key is None or self.key.may_use(preset)
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """Return the present state, without the models that this request's key may not use."""
-        whole = self.supervisor.snapshot()
+        whole = await self.supervisor.snapshot_in_steps()
         if self.key is None or self.key.models is None:
             return whole
         models = tuple(one for one in whole.models if self.may_use(one.id))

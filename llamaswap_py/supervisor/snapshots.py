@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from llamaswap_py import __version__
 from llamaswap_py.llamacpp.context_size import context_per_request
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from llamaswap_py.supervisor.prefetch import Prefetch
     from llamaswap_py.supervisor.prepare import Prepared, Presets
     from llamaswap_py.supervisor.reservations import Reservations
+
+
+_STEP: Final = 500
+"""Models in one turn of the event loop: some 3 ms."""
 
 
 @dataclass(slots=True)
@@ -117,6 +124,16 @@ class Snapshots:
             kept_kv=self._kv_cache.folder.size,
             aliases=tuple(_alias(name, one) for name, one in config.aliases.items()),
         )
+
+    async def take_in_steps(self) -> Snapshot:
+        """Return the same, but let the event loop run others between some models and the next."""
+        clock, models = UnixClock(), []
+        for at, name in enumerate(tuple(self._presets.prepared), 1):
+            if name in self._presets.prepared:  # else a reload has removed it meanwhile
+                models.append(self._model(name, clock))
+            if not at % _STEP:
+                await asyncio.sleep(0)
+        return msgspec.structs.replace(self.take(0), models=tuple(models))
 
     def _devices(self) -> tuple[DeviceView, ...]:
         used: dict[str, int] = {}

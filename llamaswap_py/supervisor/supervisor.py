@@ -406,6 +406,10 @@ class Supervisor:
         """Return everything at this moment; with `most`, only so many of the models."""
         return self._snapshots.take(most)
 
+    async def snapshot_in_steps(self) -> Snapshot:
+        """Return everything within a few turns of the event loop."""
+        return await self._snapshots.take_in_steps()
+
     def decisions(self, *, model: str | None = None, limit: int = 100) -> list[DecisionView]:
         """Return the newest decisions, oldest first."""
         return newest_decisions(self.scheduler, model, limit)

@@ -264,6 +264,9 @@ class FakeSupervisor:
         self.leases.append(lease)
         yield lease
 
+    async def snapshot_in_steps(self) -> Snapshot:
+        return self.snapshot()
+
     def snapshot(self) -> Snapshot:
         if self.picture is not None:
             return self.picture

@@ -94,10 +94,15 @@ async def loaded_supervisor(
     async with make_supervisor(folder, config, endpoint) as supervisor:
         for name in config.models:
             supervisor.request_load(name)
-        async with asyncio.timeout(30):
-            while any(one.state is not State.READY for one in instances_of(supervisor)):  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        await loaded(supervisor)
         yield supervisor
+
+
+async def loaded(supervisor: Supervisor) -> None:
+    """Wait until all that is loading is ready."""
+    async with asyncio.timeout(30):
+        while any(one.state is not State.READY for one in instances_of(supervisor)):  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 def instances_of(supervisor: Supervisor) -> list[Instance]:

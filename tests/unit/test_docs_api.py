@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.api.counters import Counters
-from llamaswap_py.api.metrics import render
+from llamaswap_py.api.metrics import in_parts
 from llamaswap_py.api.routes import PATTERNS, ROUTES
 from llamaswap_py.errors import API_CODES
 from tests.unit.api_fakes import make_snapshot, model_view
@@ -34,7 +34,8 @@ def test_every_code_is_there_with_its_status(code: str) -> None:
 
 def test_every_metric_is_there() -> None:
     snapshot = make_snapshot([model_view("alpha")])
-    body, _ = render(Counters(), snapshot, {"stops": {"x": 1}, "failures": {"x": 1}})
+    parts = in_parts(Counters(), snapshot, {"stops": {"x": 1}, "failures": {"x": 1}})
+    body = b"".join(parts)
     names = re.findall(r"^# TYPE (lswap_\w+) (\w+)", body.decode(), re.MULTILINE)
     assert len(names) > 15
     for name, _ in names:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llamaswap_py.api.large_body import JsonSkimmer
-from llamaswap_py.api.media_urls import holds, may_name_url
+from llamaswap_py.api.large_body import STEP, JsonSkimmer
+from llamaswap_py.api.media_urls import Scan, holds, may_name_url
 from llamaswap_py.api.read_body import check_media
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.errors import ApiError
@@ -188,6 +188,37 @@ async def test_other_urls_pass(name: str) -> None:
     body = json.dumps(PASSING[name]).encode()
     assert await status("/v1/chat/completions", body) == 200
     assert await status("/upstream/alpha/v1/chat/completions", body) == 200
+
+
+def links(count: int) -> bytes:
+    """Return a piece of JSON with so many values that begin with `http`, none of a medium."""
+    piece = b",".join([b'"link":"http://x"'] * count)
+    return b'{"names":["http","http"],' + piece + b',"http":1}'
+
+
+def test_a_piece_with_too_many_urls_to_examine_counts_as_one_with_a_medium() -> None:
+    assert len(links(8_001)) < STEP
+    for pieces, found in (
+        ([links(8_000)], False),
+        ([links(8_001)], True),
+        ([links(8_000), b",", links(8_000)], False),  # the bound is that of a single piece
+        ([links(8_000), b',{"url":"http://x"}'], True),
+    ):
+        scan = Scan()
+        for piece in pieces:
+            scan.feed(piece)
+        assert scan.found is found
+        if len(pieces) == 1:
+            assert may_name_url(pieces[0]) is found
+
+
+@pytest.mark.parametrize(("count", "expected"), [(8_000, 200), (8_001, 400)])
+async def test_a_body_with_too_many_urls_to_examine_is_decoded_or_refused(
+    count: int, expected: int
+) -> None:
+    body = b'{"model":"alpha","messages":[],"x":%b,"y":[%b]}'
+    values = b",".join([b"1"] * 40_000)  # too many for the body to be decoded
+    assert await status("/v1/chat/completions", body % (links(count), values)) == expected
 
 
 async def test_a_form_with_any_bytes_passes() -> None:

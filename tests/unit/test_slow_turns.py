@@ -14,7 +14,7 @@ from llamaswap_py.api import body as body_module
 from llamaswap_py.api import metrics
 from llamaswap_py.api.app import App
 from llamaswap_py.api.counters import Counters
-from llamaswap_py.api.metrics import render
+from llamaswap_py.api.metrics import in_parts
 from llamaswap_py.api.ollama import shared
 from llamaswap_py.api.request import Call
 from llamaswap_py.tasks import loop_lag as turns_module
@@ -109,7 +109,7 @@ def test_what_is_counted_is_shown() -> None:
     turns = Turns()
     turns.slow["api.body.read_ask"] = 2
     turns.longest["api.body.read_ask"] = 0.25
-    body, _ = render(Counters(), make_snapshot([]), {}, {}, more=metrics._turns(turns))
+    body = b"".join(in_parts(Counters(), make_snapshot([]), {}, {}, more=metrics._turns(turns)))
     text = body.decode()
     assert 'lswap_slow_turns_total{what="api.body.read_ask"} 2.0' in text
     assert 'lswap_slow_turn_seconds_max{what="api.body.read_ask"} 0.25' in text

@@ -62,7 +62,7 @@ async def readyz(call: Call) -> None:
 @described({200: Snapshot})
 async def state(call: Call) -> None:
     """GET /lswap/v1/state: The present state of models, devices and queues."""
-    call.respond(200, call.snapshot())
+    call.respond(200, await call.snapshot())
 
 
 @described(

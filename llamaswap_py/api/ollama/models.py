@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llamaswap_py.api.llama_cpp import remove_model
-from llamaswap_py.api.model_lists import listed
+from llamaswap_py.api.model_lists import STEP, listed
 from llamaswap_py.api.ollama.answers import as_line
 from llamaswap_py.api.ollama.members import OPTIONS, VERSION
 from llamaswap_py.api.ollama.shared import name_of, preset_of, read, stamp
@@ -34,12 +35,14 @@ async def version(call: Call) -> None:
 
 async def tags(call: Call) -> None:
     """GET /api/tags: every name that a client may ask for."""
-    snapshot = call.supervisor.snapshot()
+    snapshot = await call.supervisor.snapshot_in_steps()
     every = list(listed(call, snapshot))
     facts = await call.supervisor.facts.of_each({model.id for _, model in every})
     takes = {one.preset: one.inputs for one in snapshot.instances}
     found = []
-    for name, model in every:
+    for at, (name, model) in enumerate(every, 1):
+        if not at % STEP:
+            await asyncio.sleep(0)
         entry = _listed(name, model, facts[model.id])
         capabilities = facts[model.id].capable_of(takes.get(model.id, ()))
         found.append({**entry, "capabilities": capabilities})
@@ -48,7 +51,7 @@ async def tags(call: Call) -> None:
 
 async def ps(call: Call) -> None:
     """GET /api/ps: the loaded models."""
-    snapshot = call.supervisor.snapshot()
+    snapshot = await call.supervisor.snapshot_in_steps()
     models = {model.id: model for model in snapshot.models}
     found = []
     for one in snapshot.instances:
@@ -101,7 +104,7 @@ async def show(call: Call) -> None:
     ask = await read(call)
     preset = preset_of(call, ask)
     facts = await call.supervisor.facts.of(preset)
-    snapshot = call.supervisor.snapshot()
+    snapshot = await call.supervisor.snapshot_in_steps()
     model = next(one for one in snapshot.models if one.id == preset)
     running = next((one for one in snapshot.instances if one.preset == preset), None)
     info: dict[str, Any] = {**facts.metadata, "general.architecture": facts.family}

@@ -42,6 +42,7 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     body, skim = await read_skimmed(call, b"application/json", limit, translated=True)
     text = body.join() if skim is None else skim.text
     check_text(text)
+    await others_turn(text)
     ask = _object(text, skim)
     await others_turn(text)
     if not call.supervisor.config.allow_media_urls and may_hold(text):
