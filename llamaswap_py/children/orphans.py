@@ -34,6 +34,7 @@ from llamaswap_py.storage.regular_files import read_regular
 if TYPE_CHECKING:
     from pathlib import Path
 
+VERSION: Final = 1
 _DEATH_SECONDS: Final = 2.0
 _PAUSE: Final = 0.01
 
@@ -57,6 +58,11 @@ class InstanceRecord:
     namespace: str
     cgroup: tuple[str, ...] = ()
     mark: str = ""
+    version: int = VERSION
+
+
+class _Versioned(msgspec.Struct):
+    version: int = VERSION
 
 
 class SweptHow(Enum):
@@ -135,34 +141,36 @@ def write_record(path: Path, record: InstanceRecord) -> None:
 def sweep(folder: Path) -> list[Swept]:
     """Kill what the records of `folder` name, if their supervisor is dead; drop those records.
 
-    The caller holds the lock of that folder. A file that is not a record is removed.
+    The caller holds the lock of that folder. A file that is not a record is removed, and the record
+    of a newer release is left to that one.
     """
-    swept: list[Swept] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = msgspec.json.decode(read_regular(path), type=InstanceRecord)
-        except (OSError, msgspec.DecodeError):
-            path.unlink(missing_ok=True)
-            continue
-        how = _settle(record)
-        if how is not SweptHow.KEPT:
-            path.unlink(missing_ok=True)
-        swept.append(Swept(record, how))
+    swept = [sweep_file(path) for path in sorted(folder.glob("*.json"))]
     for path in folder.glob("*.tmp"):
-        path.unlink(missing_ok=True)
-    return swept
+        _remove(path)
+    return [one for one in swept if one is not None]
 
 
-def sweep_file(path: Path) -> None:
+def sweep_file(path: Path) -> Swept | None:
     """Settle the record in one file, as `sweep` does; it goes with what it names."""
     try:
-        record = msgspec.json.decode(read_regular(path), type=InstanceRecord)
+        content = read_regular(path)
+        if msgspec.json.decode(content, type=_Versioned).version > VERSION:
+            return None
+        record = msgspec.json.decode(content, type=InstanceRecord)
     except FileNotFoundError:
-        return
-    except (OSError, msgspec.DecodeError):
-        path.unlink(missing_ok=True)
-        return
-    if _settle(record) is not SweptHow.KEPT:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        _remove(path)
+        return None
+    how = _settle(record)
+    if how is not SweptHow.KEPT:
+        _remove(path)
+    return Swept(record, how)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; a folder in its place is left, because lswap has not made it."""
+    with contextlib.suppress(IsADirectoryError, PermissionError):  # the latter on macOS
         path.unlink(missing_ok=True)
 
 

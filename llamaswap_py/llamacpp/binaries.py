@@ -149,7 +149,8 @@ def chosen_path() -> Path | None:
         text = read_regular(current_file()).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return Path(text) if text else None
+    # A damaged file may hold anything; no path has a zero byte.
+    return Path(text) if os.path.isabs(text) and "\0" not in text else None
 
 
 def _wanted(spec: EngineSpec) -> dict[str, object]:

@@ -31,7 +31,10 @@ MANIFEST = "manifest.json"
 
 
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The identity and the origin of an engine. Unknown members are ignored.
+    """The identity and the origin of an engine.
+
+    Unknown members are ignored, those of a newer `schema` too: an engine that a newer lswap has
+    installed is still a llama-server, and it is asked what it can do.
 
     `server` is the path of llama-server inside the folder, `build` 0 when unknown, `date` ISO 8601
     in UTC, `version` a line of `--version`, `sha256` that of the binary.

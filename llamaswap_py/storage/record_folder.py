@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
@@ -27,15 +27,16 @@ _KEPT: Final = 2000
 
 
 class _Envelope(msgspec.Struct):
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, le=999_999)]
     record: msgspec.Raw
 
 
 class RecordFolder(Generic[T]):
     """Records of the type `kind` in `folder`, by name; `version` of their form.
 
-    Records of another version count as absent. No method raises an error of the disk: a record that
-    cannot be read is absent, and one that cannot be written is lost, with one warning.
+    A record of another version is set aside, and comes back when a release reads it which knows
+    that version. No method raises an error of the disk: a record that cannot be read is absent, and
+    one that cannot be written is lost, with one warning.
     """
 
     def __init__(self, folder: Path, kind: type[T], *, version: int, kept: int = _KEPT) -> None:
@@ -44,27 +45,28 @@ class RecordFolder(Generic[T]):
         self._version = version
         self._kept = kept
         self._complained = False
+        self._told = False
 
     def read(self, name: str) -> T | None:
         """Return a record, None if there is none.
 
-        A broken file is set aside as `NAME.json.broken`, with a line in the log.
+        A broken file is set aside as `NAME.json.broken`, with a line in the log, and one of another
+        version as `NAME.json.v2`.
         """
         path = self._path(name)
-        try:
-            content = read_regular(path, _MAX_BYTES + 1)
-        except FileNotFoundError:
+        envelope = self._read(path)
+        if envelope is not None and envelope.version != self._version:
+            self._set_version_aside(path, envelope.version)
+            envelope = None
+        if envelope is None and (own := _aside(path, self._version)).exists():
+            self._move("take back", own, path)
+            envelope = self._read(path)
+        if envelope is None or envelope.version != self._version:
             return None
-        except OSError as error:
-            self._complain("read", path, error)
-            return None
         try:
-            envelope = msgspec.json.decode(content, type=_Envelope)
-            if envelope.version != self._version:
-                return None
             return msgspec.json.decode(envelope.record, type=self._kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            self._set_aside(path, error)
+            self._set_broken_aside(path, error)
             return None
 
     def write(self, name: str, record: T) -> bool:
@@ -91,10 +93,12 @@ class RecordFolder(Generic[T]):
 
     def discard(self, name: str) -> None:
         """Remove a record, if it is there."""
-        try:
-            self._path(name).unlink(missing_ok=True)
-        except OSError as error:
-            self._complain("remove", self._path(name), error)
+        path = self._path(name)
+        for one in (path, _aside(path, self._version)):
+            try:
+                one.unlink(missing_ok=True)
+            except OSError as error:
+                self._complain("remove", one, error)
 
     def prune(self) -> int:
         """Remove the oldest records beyond the limit, and left-overs; returns how many."""
@@ -117,19 +121,46 @@ class RecordFolder(Generic[T]):
             raise ValueError(f"{name!r} cannot be the name of a record")
         return self.folder / f"{name}.json"
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        aside = path.with_name(f"{path.name}.broken")
+    def _read(self, path: Path) -> _Envelope | None:
         try:
-            path.replace(aside)
-        except OSError as failure:
-            self._complain("set aside", path, failure)
-            return
-        _log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
+            return msgspec.json.decode(read_regular(path, _MAX_BYTES + 1), type=_Envelope)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._complain("read", path, error)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._set_broken_aside(path, error)
+        return None
+
+    def _set_broken_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_name(f"{path.name}.broken")
+        if self._move("set aside", path, aside):
+            _log.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
+
+    def _set_version_aside(self, path: Path, version: int) -> None:
+        aside = _aside(path, version)
+        if self._move("set aside", path, aside) and not self._told:
+            self._told = True
+            what = "records of another release of lswap are set aside, for example %s as %s"
+            _log.info(what, path, aside.name)
+
+    def _move(self, what: str, path: Path, target: Path) -> bool:
+        try:
+            path.replace(target)
+        except OSError as error:
+            self._complain(what, path, error)
+            return False
+        return True
 
     def _complain(self, what: str, path: Path, error: OSError) -> None:
         if not self._complained:
             self._complained = True
             _log.warning("cannot %s %s (%s): going on without", what, path, error.strerror or error)
+
+
+def _aside(path: Path, version: int) -> Path:
+    """Return where a record of this version lies while another release uses its name."""
+    return path.with_name(f"{path.name}.v{version}")
 
 
 def learned_folder() -> Path:
