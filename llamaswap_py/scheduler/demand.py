@@ -21,6 +21,10 @@ _SUCCESSION: Final = 20.0
 """Seconds by which the chance of being next is divided to make a rate. With 20 the scheduler finds
 the optimum of a loop over three models with room for two; with 30 one extra request hides it."""
 
+_ONE_USE: Final = 10.0
+"""Seconds between two requests that make two uses. Closer ones count for less: a burst of a
+thousand embeddings is one use of its model, because one load serves them all."""
+
 _SUCCESSOR_MEMORY: Final = 50.0
 """Number of requests over which a count of followers decays to 1/e."""
 _KEPT: Final = exp(-1 / _SUCCESSOR_MEMORY)
@@ -31,17 +35,17 @@ _SLACK: Final = 0.03
 
 @dataclass(slots=True)
 class Rate:
-    """Requests per second, decaying with time constant `tau` (seconds)."""
+    """Uses per second, decaying with time constant `tau` (seconds)."""
 
     tau: float
     value: float = 0.0
     at: float = 0.0
 
-    def count(self, now: float) -> None:
-        """One request came."""
+    def count(self, now: float, uses: float = 1.0) -> None:
+        """A request came, which is so much of a use."""
         age = now - self.at
         decayed = self.value * exp(-age / self.tau) if age > 0 else self.value
-        self.value = decayed + 1 / self.tau
+        self.value = decayed + uses / self.tau
         self.at = now
 
     def read(self, now: float) -> float:
@@ -57,13 +61,17 @@ class Habits:
     short: Rate = field(default_factory=lambda: Rate(SHORT))
     long: Rate = field(default_factory=lambda: Rate(LONG))
     idle_from: float | None = None
+    last: float | None = None
+    """When its last request came."""
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS_KEPT))
     """Seconds it was idle until its next request, the newest last."""
 
     def arrived(self, now: float) -> None:
         """A request for it came."""
-        self.short.count(now)
-        self.long.count(now)
+        uses = 1.0 if self.last is None else min((now - self.last) / _ONE_USE, 1.0)
+        self.last = now
+        self.short.count(now, uses)
+        self.long.count(now, uses)
         if self.idle_from is not None:
             self.gaps.append(now - self.idle_from)
             self.idle_from = None
