@@ -14,6 +14,8 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from llamaswap_py.errors import EngineError
 from llamaswap_py.estimate.buffer_limits import BufferLimits
 from llamaswap_py.estimate.dry_run import as_does_not_run, dry_parts
@@ -40,6 +42,7 @@ from llamaswap_py.estimate.formula import (
     repackable_kinds,
     token_bytes,
 )
+from llamaswap_py.estimate.layer_sizes import refused_devices
 from llamaswap_py.estimate.types import (
     PROMPT_CACHE,
     DoesNotRunError,
@@ -58,7 +61,9 @@ from llamaswap_py.llamacpp.fit_params import (
     draft_args,
     fit_args,
     has_table,
+    is_cache_tensor,
     prints_table,
+    read_refusal,
 )
 from llamaswap_py.llamacpp.memory_settings import Settings, read_settings, rpc_endpoints
 from llamaswap_py.llamacpp.rpc_connect import connect
@@ -71,6 +76,14 @@ Room: TypeAlias = Callable[[Sequence[str], Sequence[str]], AbstractAsyncContextM
 
 ATTEMPTS: Final = 4
 """Runs for the table of llama-fit-params (see has_table), before its plain lines are used."""
+
+
+class _Abort(msgspec.Struct, frozen=True):
+    """A dry run that aborted: see DoesNotRunError."""
+
+    message: str
+    tensor: str = ""
+    device: str = ""
 
 
 class Opened(NamedTuple):
@@ -98,6 +111,7 @@ class Estimator:
     ) -> None:
         self._learned = learned or LearnedFacts(learned_folder())
         self._cache = cache or RecordFolder(estimates_folder(), Estimate, version=SCHEMA)
+        self._aborts = RecordFolder(self._cache.folder, _Abort, version=SCHEMA)
         self.limits = BufferLimits(self._cache.folder)
         self._dry_runs = dry_runs or DryRuns()
         self._room = room
@@ -151,7 +165,7 @@ class Estimator:
         key = wanted.key(files, exact=True)
         if (known := await asyncio.to_thread(self._cache.read, key)) is not None:
             return known
-        found = await self._fresh(wanted, strict=strict)
+        found = await self._fresh(wanted, key, strict=strict)
         # A dry run that failed may work next time, so only a final result is kept.
         if found.source is Source.DRY_RUN or wanted.fit_params is None:
             await asyncio.to_thread(self._cache.write, key, found)
@@ -255,19 +269,55 @@ class Estimator:
         key = wanted.key(await asyncio.to_thread(identify, wanted.files), exact=False)
         await asyncio.to_thread(self._learned.record_peak, key, use)
 
-    async def _fresh(self, wanted: Wanted, *, strict: bool) -> Estimate:
-        servers = rpc_endpoints(wanted.args)
+    async def learn_refusal(self, wanted: Wanted, said: str) -> None:
+        """Keep the size of a cache tensor that a device refused in a load, by what it printed.
+
+        Raises EstimateError for files that cannot be read.
+        """
+        error = as_does_not_run("", read_refusal(said), wanted.gpus, wanted.names)
+        await self.keep_refusal(wanted, await self.open(wanted), error)
+
+    async def keep_refusal(self, wanted: Wanted, opened: Opened, error: DoesNotRunError) -> int:
+        """Keep the size of a cache tensor that a device refused, and return it; 0 if it is another.
+
+        Another tensor says nothing of other contexts.
+        """
+        if not is_cache_tensor(error.tensor) or not opened.model:
+            return 0
+        settings = read_settings(wanted.args)
+        refused = refused_devices(opened.model[0], settings, wanted.gpus, {error.device: 0})
+        if size := refused.get(error.device, 0):
+            await asyncio.to_thread(self.limits.record, wanted, error.device, size)
+        return size
+
+    async def _fresh(self, wanted: Wanted, key: str, *, strict: bool) -> Estimate:
         try:
-            room = None if wanted.fit_params is None else self._room
-            async with nullcontext() if room is None else room(wanted.gpus, servers):
-                await _all_answer(servers)
-                return await self.dry_run(wanted)
+            return await self._dry_run_once(wanted, key)
         except EstimateError as error:
             if strict and isinstance(error, DoesNotRunError):
                 raise
             found = await self.analytic(wanted)
             note = f"no dry run: {error}"
             return Estimate(found.source, found.parts, (*found.notes, note))
+
+    async def _dry_run_once(self, wanted: Wanted, key: str) -> Estimate:
+        """Return what a dry run says; one that aborted before aborts again, and is not repeated.
+
+        With RPC servers it is: their end aborts a dry run, too, whatever its options are.
+        """
+        name, servers = f"abort-{key}", rpc_endpoints(wanted.args)
+        if (abort := await asyncio.to_thread(self._aborts.read, name)) is not None:
+            raise DoesNotRunError(abort.message, tensor=abort.tensor, device=abort.device)
+        try:
+            room = None if wanted.fit_params is None else self._room
+            async with nullcontext() if room is None else room(wanted.gpus, servers):
+                await _all_answer(servers)
+                return await self.dry_run(wanted)
+        except DoesNotRunError as error:
+            abort = _Abort(error.message, error.tensor, error.device)
+            if not servers:
+                await asyncio.to_thread(self._aborts.write, name, abort)
+            raise
 
     async def _dry_model(
         self,

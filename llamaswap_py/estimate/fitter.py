@@ -18,7 +18,6 @@ from llamaswap_py.estimate.layer_sizes import layer_bytes, refused_devices
 from llamaswap_py.estimate.quantisations import smaller, weights_of
 from llamaswap_py.estimate.splits import divide_layers
 from llamaswap_py.estimate.types import DoesNotRunError, Estimate, EstimateError, Part, Source
-from llamaswap_py.llamacpp.fit_params import is_cache_tensor
 from llamaswap_py.llamacpp.memory_settings import (
     OF_DIVISION,
     option_words,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FitStep", "FitWish", "Fitted", "Fitter", "Tried"]
 
 PROOFS: Final = 6
-"""Dry runs of one fit at most; after them the formulas alone decide."""
+"""Dry runs that look for the best step; if none of them fits, each further one skips more steps."""
 MEASURED_BEYOND: Final = "measured beyond the estimate"
 
 
@@ -168,12 +167,32 @@ class _Search:
                 await self._measure(found)
             if await self._prove(found):
                 best = found
-        if best is None and (found := await asyncio.to_thread(self._first, None)) is not None:
-            best = found
-            self._believe(found)
+        if best is None:
+            best = await self._prove_further()
         if best is None:
             return self._unfitted(await self.smaller())
         return Fitted(self.proven[best].step, self.estimates[best], self._tried(), fits=True)
+
+    async def _prove_further(self) -> int | None:
+        """Prove steps ever further down the order, until one fits; None if none does.
+
+        Where formulas are wrong by much, proving one step after the other would take minutes. What
+        was skipped just before the step that fits is tried by halves.
+        """
+        skipped, failed = 1, -1
+        best = await asyncio.to_thread(self._first, None)
+        while best is not None and not await self._prove(best):
+            failed = best
+            best = await asyncio.to_thread(self._first, None, failed + skipped)
+            skipped *= 2
+        left = [] if best is None else await asyncio.to_thread(self._likely, failed, best)
+        while left:
+            middle = len(left) // 2
+            if await self._prove(left[middle]):
+                best, left = left[middle], left[:middle]
+            else:
+                left = left[middle + 1 :]
+        return best
 
     async def smaller(self) -> Smaller | None:
         """Return the largest quantisation that the formulas say would fit."""
@@ -181,9 +200,10 @@ class _Search:
 
     # By the formulas
 
-    def _first(self, before: int | None) -> int | None:
-        """Return the first step that should fit and is not proven yet, before another one."""
-        for run in _runs(self.steps[max(self.after + 1, 0) : before]):
+    def _first(self, before: int | None, after: int = -1) -> int | None:
+        """Return the first step that should fit and is not proven yet, between two others."""
+        steps = self.steps[max(self.after, after) + 1 : before]
+        for run in _runs(steps):
             start = self._where_devices_have_room(run)
             for step in run[start:]:
                 if step.rank in self.proven:
@@ -193,6 +213,14 @@ class _Search:
                 if step.moved and _places(step) != _places(run[start]):
                     break  # the host is too small, and further steps take more of it
         return None
+
+    def _likely(self, after: int, before: int) -> list[int]:
+        """Return the steps between two others that should fit and are not proven."""
+        return [
+            one.rank
+            for one in self.steps[after + 1 : before]
+            if one.rank not in self.proven and self._should_fit(one)
+        ]
 
     def _where_devices_have_room(self, run: Sequence[FitStep]) -> int:
         """Return the place in a run of steps where ever less is on devices, by halving."""
@@ -296,7 +324,10 @@ class _Search:
         try:
             estimate = await self.estimator.prove(wanted)
         except DoesNotRunError as error:
-            await self._record_refusal(step, error)
+            size = await self.estimator.keep_refusal(wanted, self.opened, error)
+            if size:  # the limits of devices are powers of two: go on with half of it
+                self.limits[error.device] = min(size, self.limits.get(error.device, size))
+                self.doubted[error.device] = size // 2 + 1
             footprint = self._corrected(formula)
             source = Source.DRY_RUN.value
             self.proven[rank] = Tried(self._said(step), footprint, False, source, error.message)
@@ -318,29 +349,6 @@ class _Search:
         self.estimates[rank] = estimate
         self.proven[rank] = Tried(said, footprint, fits, estimate.source.value)
         return fits
-
-    async def _record_refusal(self, step: FitStep, error: DoesNotRunError) -> None:
-        """Keep the size of a tensor that a device refused, for this search and for later ones.
-
-        The limits of devices are powers of two, so the search goes on with half of the size.
-        """
-        if not is_cache_tensor(error.tensor):
-            return
-        settings, gpus = read_settings(self._args(step)), self.wanted.gpus
-        sizes = refused_devices(self.opened.model[0], settings, gpus, {error.device: 0})
-        if size := sizes.get(error.device):
-            self.limits[error.device] = min(size, self.limits.get(error.device, size))
-            self.doubted[error.device] = size // 2 + 1
-            await asyncio.to_thread(self.estimator.limits.record, self.wanted, error.device, size)
-
-    def _believe(self, rank: int) -> None:
-        """Take a step by the formulas alone."""
-        step = self.steps[rank]
-        estimate = self._estimate(step)
-        note = f"not proven: {PROOFS} dry runs of larger steps did not fit"
-        self.estimates[rank] = Estimate(estimate.source, estimate.parts, (*estimate.notes, note))
-        footprint = self._corrected(estimate.footprint)
-        self.proven[rank] = Tried(self._said(step), footprint, True, estimate.source.value)
 
     # The result
 

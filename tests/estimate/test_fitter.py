@@ -332,15 +332,70 @@ async def test_another_refused_tensor_says_nothing_of_the_cache(
     assert engine.limits.refused(wanted) == {}
 
 
-async def test_after_six_dry_runs_the_formulas_decide_and_say_so(
+async def test_after_six_dry_runs_each_further_one_skips_more_steps_until_one_is_proven(
     engine: Engine, files: Path
 ) -> None:
     room = MACHINES["card-24"]
     engine.longest = 0
     found = await fit(engine, dry("dense-8b", room, files), room, FitWish())
-    assert len(engine.runs) == 6
     assert found.step is not None
-    assert "not proven: 6 dry runs of larger steps did not fit" in found.estimate.notes
+    assert found.step.layers_on_devices == 0, "only the host runs it"
+    assert found.estimate.source is Source.DRY_RUN
+    assert found.step.context == 32768, "what was skipped last is tried by halves"
+    layers = [count for _, count in engine.runs]
+    assert layers == [33, 33, 33, 33, 33, 32, 31, 30, 29, 26, 22, 13, 0, 5, 1, 0, 0, 0]
+
+
+async def test_what_no_dry_run_admits_is_not_admitted_by_the_formulas(
+    engine: Engine, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def aborts(wanted: Wanted) -> Estimate:
+        engine.runs.append((read_settings(wanted.args).context, 0))
+        raise DoesNotRunError("it aborted")
+
+    monkeypatch.setattr(engine, "dry_run", aborts)
+    room = MACHINES["card-24"]
+    found = await fit(engine, dry("dense-8b", room, files), room, FitWish())
+    assert found.step is None
+    assert not found.fits
+    assert len(engine.runs) < 20
+    before = len(engine.runs)
+    again = await fit(engine, dry("dense-8b", room, files), room, FitWish())
+    assert not again.fits
+    assert len(engine.runs) == before, "an abort is kept like any other result"
+
+
+async def test_an_abort_is_not_repeated_after_a_restart(
+    engine: Engine, files: Path, tmp_path: Path
+) -> None:
+    room = MACHINES["card-24"]
+    engine.longest = 16384
+    await fit(engine, dry("dense-8b", room, files), room, FitWish())
+    cache = RecordFolder(tmp_path / "dry-runs", Estimate, version=1)
+    later = Engine(LearnedFacts(tmp_path / "learned"), cache, repackable=("Q4_K",))
+    later.more, later.longest, later.refuses, later.runs = {}, 16384, ("", ""), []
+    found = await fit(later, dry("dense-8b", room, files), room, FitWish())
+    assert found.step is not None
+    assert found.step.context == 16384
+    assert later.runs == []
+    notes = {one.step.context: one.note for one in found.tried if one.source == "dry-run"}
+    assert notes == {32768: "it aborted", 24576: "it aborted", 16384: ""}
+
+
+async def test_an_abort_with_an_rpc_server_is_not_kept(
+    engine: Engine, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have gone in the middle of it."""
+    monkeypatch.setattr(module, "connect", lambda _: None)
+    room = {"RPC0": 24 * GIB, HOST: 64 * GIB}
+    wanted = dry("dense-8b", room, files, "--rpc", "127.0.0.1:50052", "--ctx-size", "32768")
+    engine.longest = 0
+    for _ in range(2):
+        with pytest.raises(DoesNotRunError):
+            await engine.prove(wanted)
+    assert len(engine.runs) == 2
+    engine.longest = 32768
+    assert (await engine.prove(wanted)).source is Source.DRY_RUN
 
 
 async def test_what_was_measured_with_the_same_words_wins(engine: Engine, files: Path) -> None:
