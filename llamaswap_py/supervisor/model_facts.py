@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate.files import FileIdentity, identify, open_header
@@ -17,6 +18,7 @@ from llamaswap_py.gguf.header import ArrayInfo
 from llamaswap_py.llamacpp.embedding_models import kind_of
 from llamaswap_py.llamacpp.memory_settings import projector_of
 from llamaswap_py.supervisor.prepare import Prepared
+from llamaswap_py.tasks import guard
 from llamaswap_py.tasks.threads import Workers
 
 # enum llama_ftype (include/llama.h, b11434).
@@ -83,6 +85,9 @@ class ModelFacts:
 _READERS: Final = Workers(4, "lswap-facts")
 """Separate threads: models on a disk that hangs delay lists, but no loads."""
 _T = TypeVar("_T")
+_Key: TypeAlias = tuple[tuple[FileIdentity, ...], str]
+MOST_HEADERS: Final = 16
+"""The most headers that one answer waits for; a header with a large vocabulary takes 0.2 s."""
 
 
 async def _aside(read: Callable[[], _T]) -> _T:
@@ -94,7 +99,9 @@ class ModelFactsCache:
 
     def __init__(self, prepared: Mapping[str, Prepared]) -> None:
         self._prepared = prepared
-        self._known: dict[tuple[tuple[FileIdentity, ...], str], ModelFacts] = {}
+        self._known: dict[_Key, ModelFacts] = {}
+        self._reading: Future[None] | None = None
+        """What reads the headers that an answer did not wait for."""
 
     async def of(self, preset: str) -> ModelFacts:
         """Return the facts of a preset; nothing of a header that cannot be read."""
@@ -102,32 +109,73 @@ class ModelFactsCache:
         return ModelFacts() if prepared is None else await _aside(partial(self._read, prepared))
 
     async def of_each(self, presets: Iterable[str]) -> dict[str, ModelFacts]:
-        """Return the facts of several presets, by their ids."""
+        """Return the facts of several presets, by their ids.
+
+        At most `MOST_HEADERS` new headers are read for it. A thread reads the others afterwards;
+        until then their facts are those of the files alone.
+        """
         wanted = {name: self._prepared.get(name) for name in presets}
+        found, unread = await _aside(partial(self._read_some, wanted))
+        if unread and (self._reading is None or self._reading.done()):
+            self._reading = _READERS.submit(self._read_rest, unread)
+        return found
 
-        def read() -> dict[str, ModelFacts]:
-            return {
-                name: ModelFacts() if one is None else self._read(one)
-                for name, one in wanted.items()
-            }
+    def _read_some(
+        self, wanted: Mapping[str, Prepared | None]
+    ) -> tuple[dict[str, ModelFacts], list[Prepared]]:
+        """Return what is found at once, and the presets whose headers are still unread."""
+        found: dict[str, ModelFacts] = {}
+        unread: list[Prepared] = []
+        left = MOST_HEADERS
+        for name, one in wanted.items():
+            key = None if one is None else _key(one)
+            if one is None or key is None:
+                found[name] = ModelFacts()
+            elif key in self._known:
+                found[name] = self._known[key]
+            elif left:
+                left -= 1
+                found[name] = self._read(one)
+            else:
+                found[name] = ModelFacts(*_of_files(key[0]))
+                unread.append(one)
+        return found, unread
 
-        return await _aside(read)
+    def _read_rest(self, unread: Iterable[Prepared]) -> None:
+        for one in unread:
+            if self._prepared.get(one.preset.id) is not one:
+                continue  # a reload has changed it meanwhile
+            try:
+                self._read(one)
+            except Exception as error:
+                guard.report("facts", error)
 
     def _read(self, prepared: Prepared) -> ModelFacts:
-        try:
-            files = identify(prepared.files)
-        except LswapError:
+        key = _key(prepared)
+        if key is None:
             return ModelFacts()
-        key = files, _projector(prepared)
         if key not in self._known:
             self._known[key] = _facts(prepared, *key)
         return self._known[key]
 
 
-def _facts(prepared: Prepared, files: Sequence[FileIdentity], projector: str) -> ModelFacts:
+def _key(prepared: Prepared) -> _Key | None:
+    """Return the versions of a preset's files, with its projector; None if a file is not there."""
+    try:
+        return identify(prepared.files), _projector(prepared)
+    except LswapError:
+        return None
+
+
+def _of_files(files: Sequence[FileIdentity]) -> tuple[int, float, str]:
+    """Return the size, the time of the last change and the digest."""
     size = sum(one.size for one in files)
     modified = max((one.mtime_ns for one in files), default=0) / 1e9
-    digest = hashlib.sha256(repr([tuple(one) for one in files]).encode()).hexdigest()
+    return size, modified, hashlib.sha256(repr([tuple(one) for one in files]).encode()).hexdigest()
+
+
+def _facts(prepared: Prepared, files: Sequence[FileIdentity], projector: str) -> ModelFacts:
+    size, modified, digest = _of_files(files)
     inputs = _inputs(projector)
     try:
         header = open_header(prepared.preset.model)

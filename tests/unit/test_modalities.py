@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gguf
 import pytest
 
-from llamaswap_py.supervisor.model_facts import ModelFactsCache
+from llamaswap_py.supervisor import model_facts
+from llamaswap_py.supervisor.model_facts import MOST_HEADERS, ModelFactsCache
 from tests.unit.api_fakes import (
     FakeSupervisor,
     ask,
@@ -141,3 +144,54 @@ async def test_decision_models_say_what_they_answer_with(tmp_path: Path) -> None
     data = (await ask("GET", "/v1/models", supervisor=supervisor)).json["data"]
     outputs = {one["id"]: one["architecture"]["output_modalities"] for one in data}
     assert outputs == {"decides": ["decisions"], "strange": ["text"]}
+
+
+async def test_a_list_waits_for_few_headers_and_the_others_are_read_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(MOST_HEADERS + 20)]
+    book = Book(tmp_path, dict.fromkeys(names, ()))
+    begun, released = [], threading.Event()
+    facts = model_facts._facts
+
+    def slow(prepared: Any, *args: Any) -> model_facts.ModelFacts:
+        begun.append(prepared.preset.id)
+        if len(begun) > MOST_HEADERS:  # the list must not wait for it
+            assert released.wait(30)
+        return facts(prepared, *args)
+
+    monkeypatch.setattr(model_facts, "_facts", slow)
+    found = await book.of_each(names)
+    assert [name for name in names if found[name].family == "llama"] == names[:MOST_HEADERS]
+    assert all(found[name].size and found[name].digest for name in names)
+    reading = book._reading
+    assert reading is not None
+    assert not reading.done()
+    released.set()
+    await asyncio.wrap_future(reading)
+    assert begun == names
+    again = await book.of_each(names)
+    assert {one.family for one in again.values()} == {"llama"}
+    assert {name: one.digest for name, one in again.items()} == {
+        name: one.digest for name, one in found.items()
+    }
+    assert begun == names
+
+
+async def test_a_header_that_cannot_be_read_does_not_keep_others_from_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(MOST_HEADERS + 3)]
+    book = Book(tmp_path, dict.fromkeys(names, ()))
+    facts = model_facts._facts
+
+    def broken(prepared: Any, *args: Any) -> model_facts.ModelFacts:
+        if prepared.preset.id == names[-2]:
+            raise ZeroDivisionError
+        return facts(prepared, *args)
+
+    monkeypatch.setattr(model_facts, "_facts", broken)
+    await book.of_each(names)
+    assert book._reading is not None
+    await asyncio.wrap_future(book._reading)
+    assert (await book.of(names[-1])).family == "llama"
