@@ -1,8 +1,9 @@
-"""Upgrade from the last release, go back, upgrade again: each serves on what the other left."""
+"""Upgrade from an earlier release, go back, upgrade again: each serves on what the other left."""
 
 from __future__ import annotations
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -21,14 +22,30 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LAST_RELEASE: Final = "f3f26f75ebe9d3744c6b12c1d66c87814e8d28ff"
-"""The commit of 0.1.0; each release puts its own here."""
+RELEASES: Final = {
+    "0.1.0": "f3f26f75ebe9d3744c6b12c1d66c87814e8d28ff",
+    "0.2.0": "3084e5179fdaf03b23d3ed10fc236a113a598301",
+}
+"""The commits of the releases; each release puts its own here."""
+
+KEPT: Final = (
+    "learned/[0-9a-f]*.json",
+    "traffic/load-rate-cpu.json",
+    "traffic/traffic-*.json",
+    "traffic/strangers.json",
+    "estimates/[0-9a-f]*.json",
+    "probes/*.json",
+    "captures/*.jsonl",
+    "[0-9a-f]*/lswap.pid",
+)
+"""What lswap leaves for its next start, below `lswap` in the folders of state and cache, and of
+what runs."""
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of the last release, taken from the repository's history."""
-    command = ["git", "-C", str(ROOT), "archive", LAST_RELEASE, "llamaswap_py"]
+@pytest.fixture(scope="module", params=list(RELEASES))
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of a release, taken from the repository's history."""
+    command = ["git", "-C", str(ROOT), "archive", RELEASES[request.param], "llamaswap_py"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
         pytest.skip("missing: the history of the repository (a full git clone)")
@@ -43,10 +60,14 @@ class Machine:
 
     def __init__(self, lab: Lab, released: Path, **keys: Any) -> None:
         # Without `memory`, so that what a model takes is measured, and learned for the next start.
-        models = {name: {"model": lab.preset(name)["model"]} for name in ("alpha", "beta")}
+        models = {name: {"model": str(self.model(lab, name))} for name in ("alpha", "beta")}
         self.lab = lab
         self.config = lab.write_config(models, **keys)
         self.paths = {"old": str(released), "new": str(ROOT)}
+
+    def model(self, lab: Lab, name: str) -> Path:
+        """Write a model of 80 MiB, which is enough to learn from how long its load took."""
+        return lab.write_model(f"{name}-heavy", lab.sentence(name), layers=4, pad_bytes=80 << 20)
 
     def server(self, release: str) -> Lswap:
         return self.lab.server(self.config, PYTHONPATH=self.paths[release])
@@ -71,6 +92,21 @@ class Machine:
         done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, check=True)
         return Path(done.stdout.decode()).is_relative_to(self.paths[release])
 
+    async def use(self, lswap: Lswap) -> None:
+        """Let the models take turns, until each is measured."""
+        for name in ("alpha", "beta", "alpha"):
+            assert await lswap.chat(name) == self.lab.sentence(name)
+        await poll(partial(self.measured, lswap))
+
+    def kept(self) -> set[str]:
+        """Return which of `KEPT` is there, and each file that is none of them."""
+        base = self.lab.folder / "lswap"
+        files = [path for path in base.rglob("*") if path.is_file()]
+        return {
+            next((one for one in KEPT if path.match(f"lswap/{one}")), str(path.relative_to(base)))
+            for path in files
+        }
+
     async def sources(self, lswap: Lswap) -> set[str]:
         """Return where the models' figures come from, as the release that runs says it."""
         state = (await lswap.client.get("/lswap/v1/state")).json()
@@ -83,11 +119,12 @@ class Machine:
 
 def complaints(lswap: Lswap) -> list[str]:
     words = (" WARNING ", " ERROR ", "Traceback", "damaged", ".broken")
-    return [line for line in lswap.log if any(word in line for word in words)]
+    lines = [line for line in lswap.log if "capture is on" not in line]
+    return [line for line in lines if any(word in line for word in words)]
 
 
 async def test_upgrade_downgrade_upgrade(lab: Lab, released: Path) -> None:
-    machine = Machine(lab, released)
+    machine = Machine(lab, released, capture="on", defaults={"keep_kv": True})
     for turn, release in enumerate(("old", "new", "old", "new")):
         lswap = machine.server(release)
         async with lswap.running():
@@ -96,12 +133,44 @@ async def test_upgrade_downgrade_upgrade(lab: Lab, released: Path) -> None:
                 assert await machine.sources(lswap) == {"dry-run"}
             if turn > 1:
                 assert await machine.sources(lswap) == {"measured"}, "what was learned is kept"
-            for name in ("alpha", "beta", "alpha"):
-                assert await lswap.chat(name) == lab.sentence(name)
-            await poll(partial(machine.measured, lswap))
+            await machine.use(lswap)
             await lswap.stop()
         assert not complaints(lswap), complaints(lswap)
     assert not list(lab.folder.rglob("*.broken"))
+    assert machine.kept() == set(KEPT), "a new file gets a version, and a row in test_state_formats"
+
+
+async def test_files_of_a_later_release_are_set_aside(lab: Lab) -> None:
+    machine = Machine(lab, ROOT)
+    lswap = machine.server("new")
+    async with lswap.running():
+        await machine.use(lswap)
+        await lswap.stop()
+    later = {path: raise_version(path) for path in sorted(lab.folder.rglob("lswap/*/*.json"))}
+    assert {path.parent.name for path in later} == {"learned", "traffic", "estimates", "probes"}
+    lswap = machine.server("new")
+    async with lswap.running():
+        assert await machine.sources(lswap) == {"dry-run"}
+        await machine.use(lswap)
+        await lswap.stop()
+    assert not complaints(lswap), complaints(lswap)
+    for path, content in later.items():
+        if path.parent.name != "probes":  # an engine is asked again
+            assert path.with_name(f"{path.name}.v{version_of(content)}").read_bytes() == content
+        assert version_of(path.read_bytes()) == version_of(content) - 1
+
+
+def version_of(content: bytes) -> int:
+    record = json.loads(content)
+    version: int = record.get("schema", record.get("version"))
+    return version
+
+
+def raise_version(path: Path) -> bytes:
+    record = json.loads(path.read_bytes())
+    member = "schema" if "schema" in record else "version"
+    path.write_text(json.dumps(record | {member: record[member] + 1, "added": []}))
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize(("first", "second"), [("old", "new"), ("new", "old")])

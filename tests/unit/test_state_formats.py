@@ -71,7 +71,7 @@ def traffic() -> TrafficStore:
 
 
 def rates() -> LoadRates:
-    return LoadRates(learned_folder())
+    return LoadRates(traffic_folder())
 
 
 def strangers_write() -> None:
@@ -161,7 +161,7 @@ FORMATS: Final = {
         learned_folder,
     ),
     "load rates": Format(
-        lambda: rates().record("cpu", GIB, 2.0), lambda: rates().expect("cpu", GIB), learned_folder
+        lambda: rates().record("cpu", GIB, 2.0), lambda: rates().expect("cpu", GIB), traffic_folder
     ),
     "traffic": Format(
         lambda: traffic().write(KeptTraffic(saved_at=1.0)),
