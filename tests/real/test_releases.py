@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
 import sys
-import tarfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,18 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.real.harness import Lswap, command_line, poll
+from tests.releases import RELEASES, ROOT, unpack_release
 
 if TYPE_CHECKING:
     from tests.real.lab import Lab
 
 pytestmark = pytest.mark.anyio
-
-ROOT: Final = Path(__file__).resolve().parents[2]
-RELEASES: Final = {
-    "0.1.0": "f3f26f75ebe9d3744c6b12c1d66c87814e8d28ff",
-    "0.2.0": "3084e5179fdaf03b23d3ed10fc236a113a598301",
-}
-"""The commits of the releases; each release puts its own here."""
 
 KEPT: Final = (
     "learned/[0-9a-f]*.json",
@@ -44,15 +36,8 @@ what runs."""
 
 @pytest.fixture(scope="module", params=list(RELEASES))
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of a release, taken from the repository's history."""
-    command = ["git", "-C", str(ROOT), "archive", RELEASES[request.param], "llamaswap_py"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("missing: the history of the repository (a full git clone)")
-    folder = tmp_path_factory.mktemp("released")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    """The package of a release."""
+    return unpack_release(request.param, tmp_path_factory.mktemp("released"))
 
 
 class Machine:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +15,27 @@ import pytest
 import yaml
 
 from llamaswap_py.config.compat import OLD_DEFAULTS, PROGRAMS, with_old_defaults
-from llamaswap_py.config.json_schema import keys_of
+from llamaswap_py.config.json_schema import json_schema, keys_of
 from llamaswap_py.config.parse import load_config
 from llamaswap_py.config.sections import Config, Preset
 from llamaswap_py.config.yaml_tree import plain_value, read_yaml
 from llamaswap_py.errors import ConfigError
+from tests.releases import RELEASES, unpack_release
 
 TABLE: dict[str, dict[tuple[str, ...], Any]] = {
     "0.1": {("memory", "margin"): "3GiB", ("defaults", "pin"): True, ("cors", "origins"): ["*"]}
 }
 MODELS = "models: {a: {model: a.gguf}, p: {cmd: [x, '{port}']}}\n"
+HARMLESS = {
+    *("defaults.keep", "models.*.keep"),  # auto is ttl, pin and preload, as before
+    *("defaults.tasks_max", "models.*.tasks_max"),  # no limit
+    *("defaults.memory_max", "models.*.memory_max"),
+    *("defaults.unlisted", "models.*.unlisted"),  # the models are listed
+    "models.*.stop_cmd",  # a signal stops the program
+    "groups.*.persistent",  # any model evicts one of the group
+    "limits.connections",  # as many as lswap may open files for
+}
+"""Keys that came later, and whose default leaves things as they were."""
 CHANGELOG = Path(__file__).resolve().parents[2] / "CHANGELOG.md"
 
 
@@ -108,3 +123,43 @@ def in_the_changelog(version: str) -> dict[tuple[str, ...], Any]:
         ((place, value),) = yaml.safe_load(key).items()
         named[(PROGRAMS, place) if of_program else tuple(place.split("."))] = value
     return named
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_compat_restores_each_default_that_a_release_had_otherwise(
+    release: str, tmp_path: Path
+) -> None:
+    """The release itself says what its defaults were."""
+    command = [sys.executable, "-m", "llamaswap_py", "schema"]
+    env = {**os.environ, "PYTHONPATH": str(unpack_release(release, tmp_path))}
+    said = subprocess.run(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, check=True)
+    old, new = defaults_of(json.loads(said.stdout)), defaults_of(json_schema())
+    assert old.keys() <= new.keys(), "a key that has a default is still one"
+    changed = {place for place, value in new.items() if old.get(place) != value} - HARMLESS
+    restored = OLD_DEFAULTS[release.rpartition(".")[0]]
+    for place in restored:
+        names = ("models", "*", *place[1:]) if place[0] == PROGRAMS else place
+        changed.discard(".".join(names))
+        if names[0] == "defaults":  # which a preset takes where it says nothing
+            changed.discard(".".join(("models", "*", *names[1:])))
+    assert changed == set()
+
+
+def defaults_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults in a JSON Schema, by the places of their keys."""
+    found: dict[str, Any] = {}
+
+    def walk(part: dict[str, Any], place: tuple[str, ...]) -> None:
+        if "$ref" in part:
+            part = {**schema["$defs"][part["$ref"].rpartition("/")[2]], **part}
+        if "default" in part:
+            found[".".join(place)] = part["default"]
+        for name, inner in part.get("properties", {}).items():
+            walk(inner, (*place, name))
+        if isinstance(inner := part.get("additionalProperties"), dict):
+            walk(inner, (*place, "*"))
+        for one in part.get("anyOf", ()):
+            walk(one, place)
+
+    walk(schema, ())
+    return found
