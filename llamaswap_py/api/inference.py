@@ -47,7 +47,7 @@ from llamaswap_py.api.sending import (
 from llamaswap_py.config.forms import SUBSTITUTE
 from llamaswap_py.config.preset import Defaults
 from llamaswap_py.errors import ApiError
-from llamaswap_py.proxy.messages import Body, RelayOutcome, UpstreamRequest
+from llamaswap_py.proxy.messages import COMPLETE, Body, RelayOutcome, UpstreamRequest
 from llamaswap_py.supervisor.leases import Notice
 
 if TYPE_CHECKING:
@@ -224,7 +224,8 @@ async def _to_instance(
             client=call.counted or call.principal,
             request_id=call.id,
             slot=call.route.slot,
-            autoload=may_load(call),
+            # what is plain is a POST without a query
+            autoload=call.supervisor.config.autoload if call.match.plain else may_load(call),
             since=since,
             scheduling=scheduling,
         )
@@ -241,13 +242,13 @@ async def _to_instance(
                 record_result(call, lease, result := await sending)
             else:
                 result = await _send_lasting(call, lease, request, conversation, collect=collect)
-            if result.outcome is not RelayOutcome.COMPLETE:
+            if result.outcome is not COMPLETE:
                 was_cut = result.outcome is RelayOutcome.CUT
                 lease.outcome = call.outcome = "cut" if was_cut else "upstream_error"
         if result.refusal is not None:
             _pass_on(call, result.status, result.refusal, answer)
             return
-        if result.status or call.exchange.finished or result.outcome is RelayOutcome.COMPLETE:
+        if result.status or call.exchange.finished or result.outcome is COMPLETE:
             return
         if result.outcome is RelayOutcome.CUT and lease.revoked not in FINAL:
             call.exchange.cut_event = None  # the next lease is not revoked

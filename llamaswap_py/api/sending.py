@@ -18,6 +18,7 @@ from llamaswap_py.api.errors import error_event, upstream_failed
 from llamaswap_py.errors import ApiError
 from llamaswap_py.proxy.dial import is_refusal, note_refusal
 from llamaswap_py.proxy.messages import (
+    COMPLETE,
     Body,
     RelayOutcome,
     UpstreamRequest,
@@ -127,19 +128,19 @@ def begin_sending(
 
 def record_result(call: Call, lease: Lease, result: RelayResult) -> None:
     """Record the result of a relay. A request that the child refused gets a line in the log."""
-    if result.outcome is RelayOutcome.UNREACHABLE:
-        # before its lease is given back, and granted to somebody else
-        note_refusal(lease.endpoint, result.errno)
-    elif result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
-        call.supervisor.instances.doubt(lease.key)
-    call.status = result.status
+    call.status = status = result.status
     call.first_byte_at, call.tail = result.first_byte_at, result.tail
-    streams = call.exchange.event_stream
-    if result.outcome is not RelayOutcome.COMPLETE:
+    if result.outcome is not COMPLETE:
+        if result.outcome is RelayOutcome.UNREACHABLE:
+            # before its lease is given back, and granted to somebody else
+            note_refusal(lease.endpoint, result.errno)
+        elif result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
+            call.supervisor.instances.doubt(lease.key)
         return
     call.outcome = "ok"
-    if (streams or result.status >= 400) and is_failure(result.status, call.tail, streams=streams):
-        call.outcome = "refused" if 400 <= result.status < 500 else "error"
+    streams = call.exchange.event_stream
+    if (streams or status >= 400) and is_failure(status, call.tail, streams=streams):
+        call.outcome = "refused" if 400 <= status < 500 else "error"
         if call.exchange.head.method == "POST":
             _log_refusal(call)
 

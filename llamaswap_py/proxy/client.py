@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llamaswap_py.errors import without_frames
 from llamaswap_py.proxy.backpressure import Outflow
-from llamaswap_py.proxy.deadline import Deadline, Wait
+from llamaswap_py.proxy.deadline import BODY, IDLE, Deadline, Wait
 from llamaswap_py.proxy.eager import Eager
 from llamaswap_py.proxy.exchange import NO_HEAD, Exchange, refuse
 from llamaswap_py.proxy.incoming import Incoming
@@ -123,7 +123,7 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(name, tuple):
             self.peer = str(name[0])
             self.owner = of_address(self.peer)
-        self._deadline.set(Wait.IDLE, self._limits.idle)
+        self._deadline.set(IDLE, self._limits.idle)
         if not self._server.places.enter(self):
             self.give_way()
             return
@@ -188,15 +188,15 @@ class ClientConnection(asyncio.Protocol):
 
     def body_came(self) -> None:
         """A piece of a body has come: the next one has its own time."""
-        if self._deadline.wait is Wait.BODY:
-            self._deadline.set(Wait.BODY, self._limits.body_idle)
+        if self._deadline.wait is BODY:
+            self._deadline.set(BODY, self._limits.body_idle)
 
     def body_ended(self) -> None:
         """The body is complete: the client owes no more of it."""
         if self._incoming.idle:
             # It was answered before its body had come: nobody waits for that any more.
-            self._deadline.set(Wait.IDLE, self._limits.idle)
-        elif self._deadline.wait is Wait.BODY:
+            self._deadline.set(IDLE, self._limits.idle)
+        elif self._deadline.wait is BODY:
             self._deadline.wait = None
 
     def broke_off(self) -> None:
@@ -247,7 +247,7 @@ class ClientConnection(asyncio.Protocol):
     def await_body(self, waiting: bool) -> None:
         """A reader waits for the body, or has what it wanted."""
         if waiting:
-            self._deadline.set(Wait.BODY, self._limits.body_idle)
+            self._deadline.set(BODY, self._limits.body_idle)
         else:
             self._deadline.wait = None
 
@@ -298,7 +298,7 @@ class ClientConnection(asyncio.Protocol):
         """
         incoming, deadline = self._incoming, self._deadline
         current = incoming.current
-        if deadline.wait is not None and deadline.wait is not Wait.BODY:
+        if deadline.wait is not None and deadline.wait is not BODY:
             head = deadline.wait is Wait.HEAD
             return deadline.when - (self._limits.head_read if head else self._limits.idle)
         if incoming.receiving is not None and (current is None or not current.response_started):
@@ -441,7 +441,7 @@ class ClientConnection(asyncio.Protocol):
             self._wake()
         elif not self.closed:
             self._waits = True
-            self._deadline.set(Wait.IDLE, self._limits.idle)
+            self._deadline.set(IDLE, self._limits.idle)
 
     def _wake(self) -> None:
         self._waits = False
@@ -528,11 +528,11 @@ class ClientConnection(asyncio.Protocol):
         if incoming.ended:
             return False
         if incoming.receiving is not None:
-            self._deadline.set(Wait.BODY, self._limits.body_idle)
+            self._deadline.set(BODY, self._limits.body_idle)
         elif incoming.parser.in_head:
             self._await_head()
         else:
-            self._deadline.set(Wait.IDLE, self._limits.idle)
+            self._deadline.set(IDLE, self._limits.idle)
             self._waits = True
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,6 +17,11 @@ class Wait(Enum):
     HEAD = auto()
     BODY = auto()
     CLOSING = auto()
+
+
+#: Access to a member of an Enum calls a function of its class, which is slow in Python 3.11.
+IDLE: Final = Wait.IDLE
+BODY: Final = Wait.BODY
 
 
 def _nobody(_: Wait) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llamaswap_py.proxy.dating import date_line
@@ -83,7 +82,8 @@ class Exchange:
     padded = False
     ends_by_closing = False
     _bodiless = False
-    _sent = 0
+    #: bytes of the answer written so far, without those that a running relay has passed
+    sent = 0
 
     def __init__(self, connection: Client, head: RequestHead, whole: bytes | None = None) -> None:
         """Begin an exchange; `whole` is its body if that has already arrived."""
@@ -101,7 +101,7 @@ class Exchange:
     @property
     def bytes_sent(self) -> int:
         """The bytes of the answer written so far, with its head."""
-        return self._sent + (self.running.passed if self.running is not None else 0)
+        return self.sent + (self.running.passed if self.running is not None else 0)
 
     @property
     def awaited(self) -> asyncio.Future[None] | None:
@@ -209,7 +209,7 @@ class Exchange:
             return
         if self.tap is not None:
             self.tap(data)
-        self._sent += len(data)
+        self.sent += len(data)
         self.connection.outbox.put(self.connection.write, data)
 
     def _own_lines(self) -> bytes:
@@ -217,7 +217,8 @@ class Exchange:
         if self.response_started:
             raise RuntimeError(f"{self!r} has been answered already")
         self.response_started = True
-        if self.connection.answers_last or not (self.intake.complete or self.intake.ends_soon):
+        intake = self.intake
+        if self.connection.answers_last or not (intake.complete or intake.ends_soon):
             self.keep_alive = False
         lines = self.response_lines + date_line()
         if not self.keep_alive:
@@ -255,7 +256,7 @@ class Exchange:
     def _write(self, data: bytes) -> None:
         if self.tap is not None:
             self.tap(data)
-        self._sent += len(data)
+        self.sent += len(data)
         self.connection.write(data)
 
     # --- relaying -----------------------------------------------------------------------------
@@ -280,15 +281,11 @@ class Exchange:
         `start()` the child's event stream continues the stream that was started.
         """
         wire, body = render_request(request), request.body
-        fresh = partial(
-            self._relay_fresh, endpoint, wire, body, pool, error_event, translate, collect
-        )
-        if self.cut_event is not None or self.connection.closed:
-            return fresh()
-        upstream = pool.take(endpoint)
+        unwanted = self.cut_event is not None or self.connection.closed
+        upstream = None if unwanted else pool.take(endpoint)
         if upstream is None:
-            return fresh()
-        return Relay(upstream, self, error_event, translate, collect).run(wire, body, fresh)
+            return self.relay_fresh(endpoint, wire, body, pool, error_event, translate, collect)
+        return Relay(upstream, self, error_event, translate, collect).run(wire, body, again=True)
 
     def release(self) -> None:
         """Drop the references to the body and the handler after the request has ended."""
@@ -307,9 +304,9 @@ class Exchange:
         self.keep_alive = False
         self.stays = True
         wire = render_request(request, upgrade=self.head.get(b"upgrade") or b"websocket")
-        return await self._relay_fresh(endpoint, wire, request.body, pool, None)
+        return await self.relay_fresh(endpoint, wire, request.body, pool, None)
 
-    async def _relay_fresh(
+    async def relay_fresh(
         self,
         endpoint: Endpoint,
         wire: bytes,
@@ -319,6 +316,7 @@ class Exchange:
         translate: Callable[[], Translator] | None = None,
         collect: bool = False,
     ) -> RelayResult:
+        """Relay on a new connection to the child."""
         if self._unwanted():
             return self._was_cut()
         try:
@@ -351,11 +349,6 @@ class Exchange:
         self.cut_reason, self.cut_close = reason, close
         if self.running is not None:
             self.running.cut()
-
-    def relay_ended(self, passed: int) -> None:
-        """Note that a relay has ended, after `passed` bytes."""
-        self._sent += passed
-        self.running = None
 
     def _unwanted(self) -> bool:
         return self.cut_event is not None or self.connection.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -172,9 +173,10 @@ class Body(msgspec.Struct):
 
     def join(self) -> bytes:
         """Return the whole body; it is joined once, and then stored as one piece."""
-        if len(self.pieces) == 1 and isinstance(whole := self.pieces[0], bytes):
+        pieces = self.pieces
+        if len(pieces) == 1 and isinstance(whole := pieces[0], bytes):
             return whole
-        whole = b"".join(self.pieces)
+        whole = b"".join(pieces)
         self.pieces = [whole]
         return whole
 
@@ -220,6 +222,10 @@ class RelayOutcome(Enum):
     CUT = "cut"
     #: the child's answer is not valid HTTP; nothing reached the client
     BAD_UPSTREAM = "bad upstream"
+
+
+#: Access to a member of an Enum calls a function of its class, which is slow in Python 3.11.
+COMPLETE: Final = RelayOutcome.COMPLETE
 
 
 class RelayResult(msgspec.Struct):
@@ -292,14 +298,20 @@ def varied_lines(head: RequestHead, *, drop: frozenset[bytes]) -> bytes:
 
 def render_request(request: UpstreamRequest, *, upgrade: bytes | None = None) -> bytes:
     """Return the head of a request for a child; its body is never chunked."""
-    lines = request.lines + request.id_line
+    begin = _request_line(request.method, request.target)
+    more, size = b"", request.body.size
     if request.headers:
-        lines += b"".join([b"%b: %b\r\n" % pair for pair in request.headers])
+        more = b"".join([b"%b: %b\r\n" % pair for pair in request.headers])
     if upgrade is not None:
-        lines += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
-    elif request.body.size or request.method in _LENGTH_EXPECTED:
-        lines += b"content-length: %d\r\n" % request.body.size
-    return f"{request.method} {request.target} HTTP/1.1\r\n".encode() + lines + b"\r\n"
+        more += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
+    elif size or request.method in _LENGTH_EXPECTED:
+        more += b"content-length: %d\r\n" % size
+    return b"".join((begin, request.lines, request.id_line, more, b"\r\n"))
+
+
+@lru_cache(maxsize=64)
+def _request_line(method: str, target: str) -> bytes:
+    return f"{method} {target} HTTP/1.1\r\n".encode()
 
 
 def render_response(

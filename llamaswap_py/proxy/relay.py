@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
-from llamaswap_py.proxy.messages import RelayOutcome, RelayResult, is_bodiless, render_response
+from llamaswap_py.proxy.messages import (
+    COMPLETE,
+    RelayOutcome,
+    RelayResult,
+    is_bodiless,
+    render_response,
+)
 from llamaswap_py.proxy.parsers import BadResponse, DecodingWatch, Framing
 from llamaswap_py.proxy.upstream import ONE_WRITE
 from llamaswap_py.proxy.websocket import close_frame, ends_a_frame
 from llamaswap_py.units import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from llamaswap_py.endpoint import Endpoint
     from llamaswap_py.proxy.backpressure import Outbox, Outflow
     from llamaswap_py.proxy.head_cache import KnownAnswer
     from llamaswap_py.proxy.messages import Body, Headers, RequestHead, Translator
-    from llamaswap_py.proxy.upstream import UpstreamConnection
+    from llamaswap_py.proxy.upstream import UpstreamConnection, UpstreamPool
 
 _REFUSAL_LIMIT: Final = 64 * KIB
 _COLLECTED_LIMIT: Final = 256 * KIB * KIB
@@ -66,6 +73,7 @@ class RelayedAnswer(Protocol):
     response_lines: bytes
     response_started: bool
     finished: bool
+    sent: int
     running: Relay | None
     cut_event: bytes | None
     cut_reason: str
@@ -99,8 +107,17 @@ class RelayedAnswer(Protocol):
     def write_tapped(self, data: bytes | bytearray | memoryview) -> None:
         """Write, and give the tap a copy."""
 
-    def relay_ended(self, passed: int) -> None:
-        """Count what was passed."""
+    async def relay_fresh(
+        self,
+        endpoint: Endpoint,
+        wire: bytes,
+        body: Body,
+        pool: UpstreamPool,
+        error_event: Callable[[str], bytes] | None,
+        translate: Callable[[], Translator] | None = None,
+        collect: bool = False,
+    ) -> RelayResult:
+        """Relay on a new connection to the child."""
 
 
 class Relay:
@@ -148,46 +165,44 @@ class Relay:
         self.upstream = upstream
         self.exchange = exchange
         self.client = exchange.connection
-        self.result = RelayResult(RelayOutcome.COMPLETE)
+        self.result = RelayResult(COMPLETE)
         self._error_event = error_event
         self._watch = upstream.watch
         self._write = self.client.transport.write
         if exchange.tap is not None:
             self._write = exchange.write_tapped
 
-    async def run(
-        self,
-        head: bytes,
-        body: Body,
-        again: Callable[[], Awaitable[RelayResult]] | None = None,
-    ) -> RelayResult:
+    async def run(self, head: bytes, body: Body, *, again: bool = False) -> RelayResult:
         """Send a request and pass its answer on; cancelled, it closes the upstream at once.
 
-        `again` sends the request on a new connection. It is used if the child closed a connection
-        that was used before, and sent nothing: it has not read the request.
+        `again`: send it on a new connection if the child closed this one, that was used before,
+        and sent nothing: it has not read the request.
         """
-        self.done = asyncio.get_running_loop().create_future()
-        self.upstream.on_bytes = self._on_head
+        upstream, client = self.upstream, self.client
+        self.done = done = asyncio.get_running_loop().create_future()
+        upstream.on_bytes = self._on_head
         self.exchange.running = self
-        if not self.client.outflow.writable:
-            self.upstream.pause()
-        outbox = self.client.outbox
+        if not client.outflow.writable:
+            upstream.pause()
+        outbox = client.outbox
         outbox.open += 1
         try:
             if body.size > ONE_WRITE:
-                await self.upstream.upload(head, body)
+                await upstream.upload(head, body)
             else:
-                outbox.put(self.upstream.send, head + body.join())
+                outbox.put(upstream.send, head + body.join())
             if not self.ended:
-                await self.done
+                await done
         finally:
             if not self.ended:
                 self._end(RelayOutcome.CUT, "cancelled")
             outbox.open -= 1
-        result = self.result
-        if result.outcome is RelayOutcome.DIED_BEFORE_HEAD and again is not None and not self.heard:
-            return await again()
-        return result
+        if again and not self.heard and self.result.outcome is RelayOutcome.DIED_BEFORE_HEAD:
+            return await self.exchange.relay_fresh(
+                *(upstream.endpoint, head, body, upstream.pool),
+                *(self._error_event, self._translate, self._collect),
+            )
+        return self.result
 
     @property
     def events(self) -> int:
@@ -364,7 +379,7 @@ class Relay:
             self._last = rest
             self.exchange.send_known(known, length, rest, whole=True)
             self.exchange.finished = True
-            self._end(RelayOutcome.COMPLETE, over=True)
+            self._end(COMPLETE, over=True)
         else:
             self._watch.recall(known, length)
             self.exchange.send_known(known, length, self._count(rest), whole=False)
@@ -444,7 +459,7 @@ class Relay:
             self.exchange.end_stream(self._translator.end() if self._translator else b"")
         else:
             self.exchange.finished = True
-        self._end(RelayOutcome.COMPLETE)
+        self._end(COMPLETE)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -527,12 +542,13 @@ class Relay:
         self.ended = True
         if self._cut_timer is not None:
             self._cut_timer.cancel()
-        self.exchange.relay_ended(self.passed)
-        result = self.result
+        exchange, result = self.exchange, self.result
+        exchange.sent += self.passed
+        exchange.running = None
         result.outcome, result.error = outcome, error
-        result.started = self.exchange.response_started
+        result.started = exchange.response_started
         result.finished_at = time.monotonic()
-        if outcome is RelayOutcome.COMPLETE and not self.tunnelling:
+        if outcome is COMPLETE and not self.tunnelling:
             last = self._last
             if len(last) < TAIL and self._before:
                 last = self._before + last
@@ -543,4 +559,4 @@ class Relay:
         if done is not None and not done.done():
             done.set_result(None)
             # After any other end something else may be done to the client in this very call.
-            self.client.woken(at_once=outcome is RelayOutcome.COMPLETE)
+            self.client.woken(at_once=outcome is COMPLETE)

@@ -200,7 +200,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = False
         self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
-        self._pool = pool
+        self.pool = pool
         self.answers = pool.answers
         self._transport = cast("asyncio.Transport", None)
         self._uses = 0
@@ -238,7 +238,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         aborted, self.closed = self.closed, True
-        self._pool.forget(self)
+        self.pool.forget(self)
         self._wake_upload()
         if self._rest.size and not aborted:
             self._gone, self._error = True, exc
@@ -339,8 +339,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Give the input to `relay`; with `decoding` bodies come without their framing."""
         self._uses += 1
         self.relay = relay
-        self._stepwise = decoding
-        if isinstance(self.watch, DecodingWatch) != decoding:
+        if self._stepwise is not decoding:
+            self._stepwise = decoding
             self.watch.close()
             self.watch = DecodingWatch() if decoding else ResponseWatch()
         if self.watch.used:
@@ -360,7 +360,7 @@ class UpstreamConnection(asyncio.Protocol):
         if over and not self.closed and self._uploaded and self._uses < _MOST_USES:
             if self._slow:
                 self.resume()
-            self._pool.keep(self)
+            self.pool.keep(self)
         else:
             self.abort()
 

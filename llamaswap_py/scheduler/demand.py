@@ -34,32 +34,36 @@ _SLACK: Final = 0.03
 
 
 @dataclass(slots=True)
-class Rate:
-    """Uses per second, decaying with time constant `tau` (seconds)."""
+class UseRates:
+    """Uses per second, decaying over SHORT and over LONG; both as of `at`."""
 
-    tau: float
-    value: float = 0.0
+    short: float = 0.0
+    long: float = 0.0
     at: float = 0.0
 
     def count(self, now: float, uses: float = 1.0) -> None:
         """A request came, which is so much of a use."""
         age = now - self.at
-        decayed = self.value * exp(-age / self.tau) if age > 0 else self.value
-        self.value = decayed + uses / self.tau
+        if age > 0:
+            self.short *= exp(-age / SHORT)
+            self.long *= exp(-age / LONG)
+        self.short += uses / SHORT
+        self.long += uses / LONG
         self.at = now
 
-    def read(self, now: float) -> float:
-        """Return the rate as of now."""
+    def read(self, now: float) -> tuple[float, float]:
+        """Return both rates as of now."""
         age = now - self.at
-        return self.value * exp(-age / self.tau) if age > 0 else self.value
+        if age <= 0:
+            return self.short, self.long
+        return self.short * exp(-age / SHORT), self.long * exp(-age / LONG)
 
 
 @dataclass(slots=True)
 class Habits:
     """The demand for one preset: its rates and idle gaps."""
 
-    short: Rate = field(default_factory=lambda: Rate(SHORT))
-    long: Rate = field(default_factory=lambda: Rate(LONG))
+    rates: UseRates = field(default_factory=UseRates)
     idle_from: float | None = None
     last: float | None = None
     """When its last request came."""
@@ -68,10 +72,9 @@ class Habits:
 
     def arrived(self, now: float) -> None:
         """A request for it came."""
-        uses = 1.0 if self.last is None else min((now - self.last) / _ONE_USE, 1.0)
+        gap = _ONE_USE if self.last is None else now - self.last
         self.last = now
-        self.short.count(now, uses)
-        self.long.count(now, uses)
+        self.rates.count(now, gap / _ONE_USE if gap < _ONE_USE else 1.0)
         if self.idle_from is not None:
             self.gaps.append(now - self.idle_from)
             self.idle_from = None
@@ -156,10 +159,11 @@ class Circulation:
 
     def closed(self, now: float) -> None:
         """A request ended: the number that was open with it lasted until now."""
-        while self._peaks and self._peaks[-1][1] <= self.open:
-            self._peaks.pop()
-        self._peaks.append((now, self.open))
-        self.open -= 1
+        peaks, count = self._peaks, self.open
+        while peaks and peaks[-1][1] <= count:
+            peaks.pop()
+        peaks.append((now, count))
+        self.open = count - 1
 
     def away(self, now: float, window: float) -> int:
         """Return m: the most open together in the last `window` seconds, less those open now."""
@@ -208,7 +212,7 @@ class Demand:
         """Return the statistics that are worth keeping, as of now."""
         habits = self._habits.items()
         return Traffic(
-            {name: (one.short.read(now), one.long.read(now)) for name, one in habits},
+            {name: one.rates.read(now) for name, one in habits},
             {name: tuple(one.gaps) for name, one in habits if one.gaps},
             self.successors.rows(),
         )
@@ -219,8 +223,7 @@ class Demand:
             if name in self._habits:
                 continue
             habits = self.habits(name)
-            habits.short = Rate(SHORT, short * exp(-age / SHORT), now)
-            habits.long = Rate(LONG, long * exp(-age / LONG), now)
+            habits.rates = UseRates(short * exp(-age / SHORT), long * exp(-age / LONG), now)
             habits.gaps.extend(traffic.gaps.get(name, ()))
         self.successors.recall(traffic.followers)
 
@@ -232,4 +235,4 @@ class Demand:
         """Return the expected requests per second (docs/design/scheduler.md, "Victims")."""
         habits = self.habits(preset)
         first, second = self.successors.chances(preset)
-        return habits.short.read(now) + habits.long.read(now) + (first + second / 2) / _SUCCESSION
+        return sum(habits.rates.read(now)) + (first + second / 2) / _SUCCESSION

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -30,6 +30,10 @@ class Outcome(Enum):
     OK = "ok"
     CANCELLED = "cancelled"
     UPSTREAM_ERROR = "upstream_error"
+
+
+#: Access to a member of an Enum calls a function of its class, which is slow in Python 3.11.
+OK: Final = Outcome.OK
 
 
 # The two events of every request are structs: making one takes a fifth of a dataclass's time.

@@ -14,7 +14,7 @@ from llamaswap_py.scheduler.effects import Effects
 from llamaswap_py.scheduler.feasibility import judge, remedies
 from llamaswap_py.scheduler.lifecycle import State, Trigger
 from llamaswap_py.scheduler.queues import Waiter
-from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
+from llamaswap_py.scheduler.state import READY, Instance, Lease, Preset, SchedulerState
 from llamaswap_py.scheduler.timers import Timers
 from llamaswap_py.scheduler.types import Choice, Failure, PresetId, PresetPlan
 from llamaswap_py.units import format_size
@@ -516,24 +516,33 @@ class OnRequests:
         return True
 
     def request_finished(self, event: ev.RequestFinished) -> bool:
-        lease, now = self.state.leases.pop(event.request, None), self.effects.now
+        lease = self.state.leases.get(event.request)
         if lease is None:
             return False
-        self.state.detached.pop(event.request, None)
+        self.close(event, lease)
         instance = lease.instance
-        del instance.leases[event.request]
-        instance.generating -= lease.waiter.slot
-        instance.last_used = now
-        self.state.demand.circulation.closed(now)
-        if not instance.leases and not self.state.has_demand(instance):
-            self.state.demand.habits(instance.key.preset).became_idle(now)
-        if event.outcome is ev.Outcome.OK and lease.waiter.slot:
-            self._learn_service(instance, now - lease.granted_at)
-        if self.state.wanted or instance.state is not State.READY:
+        if self.state.wanted or instance.state is not READY:
             return True
         if instance.ttl is not None and not instance.leases:
             self.timers.wake_by(self.effects.now + instance.ttl)
         return False
+
+    def close(self, event: ev.RequestFinished, lease: Lease) -> None:
+        """Take a lease back, and learn from it."""
+        state, now, request = self.state, self.effects.now, event.request
+        del state.leases[request]
+        if state.detached:
+            state.detached.pop(request, None)
+        instance, slot = lease.instance, lease.waiter.slot
+        leases = instance.leases
+        del leases[request]
+        instance.generating -= slot
+        instance.last_used = now
+        state.demand.circulation.closed(now)
+        if not leases and not state.has_demand(instance):
+            state.demand.habits(instance.key.preset).idle_from = now
+        if slot and event.outcome is ev.OK:
+            self._learn_service(instance, now - lease.granted_at)
 
     def lease_detached(self, event: ev.LeaseDetached) -> bool:
         lease = self.state.leases.get(event.request)

@@ -21,7 +21,7 @@ from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.settle import SchedulingPass
-from llamaswap_py.scheduler.state import Instance, Preset, SchedulerState
+from llamaswap_py.scheduler.state import READY, Instance, Preset, SchedulerState
 from llamaswap_py.scheduler.timers import Timers
 from llamaswap_py.scheduler.types import (
     ClientId,
@@ -150,6 +150,22 @@ class Scheduler:
         effects = self._effects
         effects.now = now if now > effects.now else effects.now
         return self._requests.grant_at_once(event)
+
+    def finish_at_once(self, event: ev.RequestFinished, now: float) -> bool:
+        """Apply the end of a lease if no action follows from it, and no other `deadline`.
+
+        False if `handle` would do anything else: then nothing has changed.
+        """
+        effects, state = self._effects, self.state
+        effects.now = now = now if now > effects.now else effects.now
+        lease = state.leases.get(event.request)
+        if lease is None or state.wanted or lease.instance.state is not READY:
+            return False
+        ttl, due = lease.instance.ttl, self._timers.deadline
+        if ttl is not None and (due is None or due > now + ttl):
+            return False
+        self._requests.close(event, lease)
+        return True
 
     def look(self, name: PresetId, now: float, *, wakes: bool) -> InstanceKey | Reject:
         """Return which instance answers a request that only reads, or why none does.

@@ -27,7 +27,7 @@ from llamaswap_py.scheduler.types import (
 )
 
 # Access to a member of an Enum calls a function of its class, which is slow in Python 3.11.
-_READY: Final = State.READY
+READY: Final = State.READY
 
 
 class Lease(msgspec.Struct, eq=False):
@@ -99,7 +99,7 @@ class Instance:
         A closed gate admits requests that are `nested` in a request of this instance: it could not
         drain without them.
         """
-        if self.state is not _READY or (self.gate_for is not None and not nested):
+        if self.state is not READY or (self.gate_for is not None and not nested):
             return False
         return not slot or self.generating < (self.plan.concurrency or self.slots)
 

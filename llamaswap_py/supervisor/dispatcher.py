@@ -94,6 +94,16 @@ class Dispatcher:
             at = time.monotonic() + _LOOK
         self._timer.set(at)
 
+    def finish(self, event: ev.RequestFinished) -> None:
+        """Give a lease back: at once if nothing follows from that, else as `dispatch` does it."""
+        if not self._dispatching:
+            try:
+                if self._decider.finish_at_once(event, time.monotonic()):
+                    return
+            except Exception as error:
+                guard.report("scheduler", error)
+        self.dispatch(event)
+
     def _settle(self, event: ev.Event, actions: Sequence[Action]) -> None:
         """Carry out what followed from an event, and from those that this causes."""
         self._dispatching = True

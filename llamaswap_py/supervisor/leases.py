@@ -328,7 +328,7 @@ class Ticket:
         assert isinstance(self._lease, Lease)
         outcome = self._lease.outcome
         if error is None and outcome == "ok":
-            self.release(ev.Outcome.OK)
+            self.release(ev.OK)
         elif error is not None or outcome == "cut":
             self.release(ev.Outcome.CANCELLED)
         else:
@@ -344,7 +344,7 @@ class Ticket:
         """Give back the lease."""
         lease = self._lease
         if isinstance(lease, Lease):
-            lease.open_leases.remove(lease, well=outcome is ev.Outcome.OK)
+            lease.open_leases.remove(lease, well=outcome is ev.OK)
             lease._callbacks = ()
         self._owner.finish(self, outcome)
 
@@ -397,6 +397,7 @@ class Leases:
         decider: Decider,
         running: Mapping[InstanceKey, Serving],
         dispatch: Callable[[ev.Event], None],
+        finish: Callable[[ev.RequestFinished], None],
         hurry: Callable[[str], None],
         resolve_substitute: Callable[[str], str],
     ) -> None:
@@ -404,6 +405,7 @@ class Leases:
         self._decider = decider
         self._running = running
         self._dispatch = dispatch
+        self._finish = finish
         self._hurry = hurry
         self._resolve_substitute = resolve_substitute
         self.tickets: dict[RequestId, Ticket] = {}
@@ -514,8 +516,9 @@ class Leases:
 
     def finish(self, ticket: Ticket, outcome: ev.Outcome) -> None:
         """A lease ended."""
-        self.tickets.pop(ticket.event.request, None)
-        self._dispatch(ev.RequestFinished(ticket.event.request, outcome))
+        request = ticket.event.request
+        self.tickets.pop(request, None)
+        self._finish(ev.RequestFinished(request, outcome))
 
     # What the scheduler decided
 

@@ -54,6 +54,7 @@ class Decider(Protocol):
     def handle(self, event: ev.Event, now: float) -> list[Action]: ...
     def begun(self) -> list[Action]: ...
     def grant_at_once(self, event: ev.RequestArrived, now: float) -> Instance | None: ...
+    def finish_at_once(self, event: ev.RequestFinished, now: float) -> bool: ...
 
 
 class RunRecord:
@@ -195,6 +196,13 @@ class Recorder:
         if instance is not None:
             self._write_step(event, now, (Grant(event.request, instance.key),), at_once=True)
         return instance
+
+    def finish_at_once(self, event: ev.RequestFinished, now: float) -> bool:
+        """Have the scheduler end a lease at once, and write it down if it does."""
+        done = self._scheduler.finish_at_once(event, now)
+        if done:
+            self._write_step(event, now, ())  # as if `handle` had returned no action
+        return done
 
     def _write_step(
         self,

@@ -137,6 +137,7 @@ class Supervisor:
             decider,
             self.instances.running,
             self.dispatch,
+            self._dispatcher.finish,
             self.estimation.hurry,
             lambda when_full: self.names.resolve_substitute(when_full),  # noqa: PLW0108 (replaced)
         )

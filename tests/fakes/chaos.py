@@ -108,7 +108,7 @@ def callbacks() -> dict[type, tuple[str, ...]]:
     return {
         ClientConnection: protocol,
         UpstreamConnection: (*protocol, "_take_steps"),
-        Scheduler: ("handle", "grant_at_once", "deadline"),
+        Scheduler: ("handle", "grant_at_once", "finish_at_once", "deadline"),
         Supervisor: ("_carry_out", "_measured"),
         Leases: ("grant", "refuse"),
         EventLog: ("record",),

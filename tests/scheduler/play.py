@@ -160,7 +160,7 @@ class Play:
         self.wakes = False
         """Whether sleeping children wake by themselves when told to, in half a load."""
         self.at_once = False
-        """Whether requests that need not wait are granted outside of `handle`."""
+        """Whether requests that need not wait are granted, and end, outside of `handle`."""
         self.gone: set[str] = set()
         """RPC servers that do not answer; a try takes 0.05 s."""
         self.now = 0.0
@@ -176,7 +176,7 @@ class Play:
     # Doing
 
     def feed(self, event: ev.Event) -> list[Action]:
-        actions = self._arrive_at_once(event) if self.at_once else None
+        actions = self._take_at_once(event) if self.at_once else None
         if actions is None:
             actions = self.scheduler.handle(event, self.now)
         self.history.append((event, self.now, list(actions)))
@@ -194,11 +194,20 @@ class Play:
                 self.ask(asked.preset, asked.client)
         return actions
 
-    def _arrive_at_once(self, event: ev.Event) -> list[Action] | None:
+    def _take_at_once(self, event: ev.Event) -> list[Action] | None:
+        if isinstance(event, ev.RequestFinished):
+            return self._finish_at_once(event)
         if not isinstance(event, ev.RequestArrived) or event.since is not None:
             return None
         instance = self.scheduler.grant_at_once(event, self.now)
         return None if instance is None else [Grant(event.request, instance.key)]
+
+    def _finish_at_once(self, event: ev.RequestFinished) -> list[Action] | None:
+        deadline = self.scheduler.deadline()
+        if not self.scheduler.finish_at_once(event, self.now):
+            return None
+        assert self.scheduler.deadline() == deadline, "nobody would wake it in time"
+        return []
 
     def ask(self, preset: PresetId, client: str = "one", **knobs: object) -> RequestId:
         request = RequestId(f"request-{next(self._ids)}")

@@ -1148,12 +1148,12 @@ def test_what_was_learned_of_requests_survives_a_restart() -> None:
     after = Play(plan("a", 40), plan("b", 40))
     after.feed(ev.TrafficRecalled(kept, age=0.0))
     learned = after.scheduler.state.demand
-    assert learned.habits(A).long.read(0.0) == pytest.approx(kept.rates[A][1])
+    assert learned.habits(A).rates.read(0.0)[1] == pytest.approx(kept.rates[A][1])
     assert learned.successors.rows() == {A: kept.followers[A], B: kept.followers[B]}
     assert kept.followers[A][B] > 1
     later = Play(plan("a", 40))
     later.feed(ev.TrafficRecalled(kept, age=3600.0))
-    assert later.scheduler.state.demand.habits(A).long.read(0.0) == pytest.approx(
+    assert later.scheduler.state.demand.habits(A).rates.read(0.0)[1] == pytest.approx(
         kept.rates[A][1] / math.e
     )
 

@@ -232,7 +232,7 @@ def test_a_text_that_is_not_utf_8_is_written_all_the_same(tmp_path: Path) -> Non
 def test_every_event_goes_by_the_way_of_the_recorder() -> None:
     """Who told the scheduler directly would be missing in the record."""
     package = Path(llamaswap_py.__file__).parent
-    direct = re.compile(r"scheduler\.(handle|grant_at_once)\(")
+    direct = re.compile(r"scheduler\.(handle|grant_at_once|finish_at_once)\(")
     outside = [one for one in package.rglob("*.py") if one.name != "recorder.py"]
     found = [
         str(one)
