@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from llamaswap_py import units
 from llamaswap_py.config.forms import (
     EXACT,
+    AutoVariants,
     Favor,
     Fit,
     Form,
@@ -22,7 +23,9 @@ from llamaswap_py.config.yaml_tree import UNKNOWN_KEY, Invalid, Node, Scalar, Ta
 if TYPE_CHECKING:
     from llamaswap_py.config.forms import Base
 
+_Word = TypeVar("_Word", bound=str)
 _FAVORS: Final[tuple[Favor, ...]] = get_args(Favor)
+_VARIANTS: Final[tuple[AutoVariants, ...]] = get_args(AutoVariants)
 
 
 def _tokens(node: Node, _: Base) -> int:
@@ -55,11 +58,13 @@ def _limits(node: Node, base: Base) -> Fit:
             if name == "context":
                 found |= _context(entry.value, base)
             elif name == "favor":
-                found["favor"] = _favor(entry.value)
+                found["favor"] = _one_of(entry.value, _FAVORS)
+            elif name == "variants":
+                found["variants"] = _one_of(entry.value, _VARIANTS)
             elif name == "margin":
                 found["margin"] = _margin(entry.value, base)
             else:
-                raise Invalid(entry, UNKNOWN_KEY, "known here: context, favor, margin")
+                raise Invalid(entry, UNKNOWN_KEY, "known here: context, favor, margin, variants")
         except Invalid as error:
             error.key = f"{name}.{error.key}" if error.key else name
             raise
@@ -81,12 +86,13 @@ def _context(node: Node, base: Base) -> dict[str, int]:
     return {"least": least, "want": found.get("want", max(Fit().want, least))}
 
 
-def _favor(node: Node) -> Favor:
-    text = read_text(node, "speed or context")
-    for word in _FAVORS:
+def _one_of(node: Node, words: tuple[_Word, ...]) -> _Word:
+    said = " or ".join(words)
+    text = read_text(node, said)
+    for word in words:
         if text == word:
             return word
-    raise Invalid(node, f"{text!r} is not {' or '.join(_FAVORS)}")
+    raise Invalid(node, f"{text!r} is not {said}")
 
 
 def _margin(node: Node, base: Base) -> PerDevice:
@@ -105,6 +111,8 @@ def _spell(fit: Fit) -> Any:
         said["favor"] = fit.favor
     if fit.margin != usual.margin:
         said["margin"] = MARGIN.spell(fit.margin)
+    if fit.variants != usual.variants:
+        said["variants"] = fit.variants
     return said
 
 
@@ -127,6 +135,7 @@ FIT: Final = or_word(
                         },
                         "favor": {"enum": [*_FAVORS]},
                         "margin": MARGIN.schema,
+                        "variants": {"enum": [*_VARIANTS]},
                     },
                 },
                 _spell,

@@ -372,13 +372,15 @@ class PerDevice(msgspec.Struct, frozen=True):
 
 
 Favor: TypeAlias = Literal["speed", "context"]
+AutoVariants: TypeAlias = Literal["auto", "off"]
 
 
 class Fit(msgspec.Struct, frozen=True):
     """What lswap may choose of a preset's context and placement.
 
     `least` and `want` are tokens that one request gets. `margin` stays free on each device, if it
-    is more than `memory.margin`.
+    is more than `memory.margin`. `variants`: whether there is also a way with less context, which
+    fits beside the models in use.
     """
 
     chooses: bool = True
@@ -386,6 +388,7 @@ class Fit(msgspec.Struct, frozen=True):
     want: int = 32768
     favor: Favor = "speed"
     margin: PerDevice = PerDevice(0)
+    variants: AutoVariants = "auto"
 
 
 EXACT: Final = Fit(chooses=False)

@@ -228,11 +228,13 @@ class Defaults(Record, frozen=True):
             "`context.least` and `context.want` are tokens that one request gets (8192 and 32768 "
             "by default), `favor: context` moves layers to the host before it shortens the "
             "context, and `margin` is the memory that stays free on a device, if it is more than "
-            "`memory.margin`.",
+            "`memory.margin`. `variants: off`: no second way with less context, which fits beside "
+            "the models used in the last day.",
             FIT,
             "exact",
             {"context": {"least": "8k", "want": "64k"}, "favor": "context"},
             {"margin": {"CUDA0": "2GiB"}},
+            {"variants": "off"},
         ),
     ] = Fit()
     sleep: Annotated[

@@ -93,12 +93,14 @@ class Fitter:
         said: Collection[str],
         known: Collection[str] | None = None,
         after: int = -1,
+        lower: FitStep | None = None,
     ) -> Fitted:
         """Return the first step that fits into `room` (bytes per device).
 
         `said` names the options that the file gives, `known` those of the engine (with dashes;
         None: all of them). `after` is the rank of a step that ran out of memory: only later ones
-        are tried. Raises EstimateError like the estimator.
+        are tried. With `lower`, only steps that lower that one's context or prompt cache are.
+        Raises EstimateError like the estimator.
         """
         if wanted.declared is not None or wanted.is_program:
             return _as_it_is(await self._estimator.estimate(wanted), room)
@@ -114,12 +116,38 @@ class Fitter:
         search = _Search(
             self._estimator, opened, wanted, dict(room), steps, limits, splits=splits, after=after
         )
+        if lower is not None:
+            search.shut = frozenset(one.rank for one in steps if not one.lowers(lower))
+            return await search.run()
         if len(steps) > 1 or splits or steps[0].words:
             return await search.run()
         as_it_is = _as_it_is(await self._estimator.estimate(wanted), room)
         if as_it_is.fits:
             return as_it_is
         return replace(as_it_is, smaller=await search.smaller())
+
+    async def lightest(
+        self,
+        wanted: Wanted,
+        wish: FitWish,
+        *,
+        said: Collection[str],
+        known: Collection[str] | None = None,
+        after: int = -1,
+        lower: FitStep,
+    ) -> Mapping[str, int] | None:
+        """Return what the last step that lowers another takes, by the formulas; None without one.
+
+        Raises EstimateError for a model that the formulas do not know.
+        """
+        opened = await self._estimator.open(wanted)
+        settings = read_settings(wanted.args)
+        steps = fit_steps(opened.model[0], settings, said, wanted.gpus, wish, known=known)
+        there = [one for one in steps if one.lowers(lower) and one.rank > after]
+        if not there:
+            return None
+        args = (*wanted.args, *there[-1].words)
+        return self._estimator.reckon(opened, args, wanted.gpus).footprint
 
 
 def _as_it_is(estimate: Estimate, room: Mapping[str, int]) -> Fitted:
@@ -143,6 +171,8 @@ class _Search:
     limits: dict[str, int]
     splits: bool = False
     after: int = -1
+    shut: frozenset[int] = frozenset()
+    """Ranks of steps that are not tried."""
     worked_out: dict[int, Estimate] = field(default_factory=dict)
     words: dict[int, tuple[str, ...]] = field(default_factory=dict)
     estimates: dict[int, Estimate] = field(default_factory=dict)
@@ -170,7 +200,7 @@ class _Search:
         if best is None:
             best = await self._prove_further()
         if best is None:
-            return self._unfitted(await self.smaller())
+            return self._unfitted(None if self.shut else await self.smaller())
         return Fitted(self.proven[best].step, self.estimates[best], self._tried(), fits=True)
 
     async def _prove_further(self) -> int | None:
@@ -203,7 +233,7 @@ class _Search:
     def _first(self, before: int | None, after: int = -1) -> int | None:
         """Return the first step that should fit and is not proven yet, between two others."""
         steps = self.steps[max(self.after, after) + 1 : before]
-        for run in _runs(steps):
+        for run in _runs([one for one in steps if one.rank not in self.shut]):
             start = self._where_devices_have_room(run)
             for step in run[start:]:
                 if step.rank in self.proven:
@@ -219,7 +249,7 @@ class _Search:
         return [
             one.rank
             for one in self.steps[after + 1 : before]
-            if one.rank not in self.proven and self._should_fit(one)
+            if one.rank not in self.shut | self.proven.keys() and self._should_fit(one)
         ]
 
     def _where_devices_have_room(self, run: Sequence[FitStep]) -> int:

@@ -76,6 +76,19 @@ class FitStep:
     moved: bool = False
     """Whether it differs from the step before only in the layers or experts on devices."""
 
+    def lowers(self, other: FitStep) -> bool:
+        """Return whether it is another step with less context or prompt cache, and else the same.
+
+        No context below COMFORTABLE counts.
+        """
+        return (
+            self.rank > other.rank
+            and self.context >= COMFORTABLE
+            and self.slots == other.slots
+            and self.layers_on_devices == other.layers_on_devices
+            and self.experts_on_host == other.experts_on_host
+        )
+
     def text(self, gpus: Sequence[str]) -> str:
         """Return `16,384 of 131,072 context, 24 of 33 layers on Vulkan0` for people.
 

@@ -27,6 +27,7 @@ class FailureKind(Enum):
     KILLED = "killed"
     OOM_KILLED = "oom_killed"
     RPC_LOST = "rpc_lost"
+    TENSOR_TOO_LARGE = "tensor_too_large"
     ENGINE = "engine"
     EXITED = "exited"
 
@@ -100,6 +101,11 @@ _RULES: Final[tuple[_Rule, ...]] = (
         r"ggml_aligned_malloc: insufficient memory(?P<more>.*)|std::bad_alloc"
         r"|[Cc]annot allocate memory|unable to allocate \S+ buffer|failed to mlock .*no memory",
         _fixed("not enough memory on the host"),
+    ),
+    _rule(
+        FailureKind.TENSOR_TOO_LARGE,
+        r"pre-allocated tensor \((?P<what>[^ )]+).*?\) in a buffer \((?P<device>[^)]+)\)",
+        lambda m: f"{m['device']} cannot compute with the tensor {m['what']}: it is too large",
     ),
     _rule(
         FailureKind.UNKNOWN_ARCHITECTURE,

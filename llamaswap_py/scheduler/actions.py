@@ -12,6 +12,8 @@ from llamaswap_py.scheduler.types import (
     ANY_CHOICE,
     Choice,
     Decision,
+    Failure,
+    Footprint,
     InstanceKey,
     PresetId,
     RequestId,
@@ -167,6 +169,36 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduce:
+    """Choose less for a preset than `choice`: `failure` says why its load failed.
+
+    `ChoicesEstimated` follows.
+    """
+
+    preset: PresetId
+    choice: Choice
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """Choose what a preset's next load takes, so that it fits into `room`: bytes per pool.
+
+    Other programs keep it out as it is. `ChoicesEstimated` follows.
+    """
+
+    preset: PresetId
+    room: Footprint
+
+
+@dataclass(frozen=True, slots=True)
+class Rechoose:
+    """Choose anew for a preset, because its files have changed; `ChoicesEstimated` follows."""
+
+    preset: PresetId
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Keep and show a decision."""
 
@@ -186,5 +218,8 @@ Action: TypeAlias = (
     | Grant
     | Reject
     | Revoke
+    | Reduce
+    | Refit
+    | Rechoose
     | Note
 )

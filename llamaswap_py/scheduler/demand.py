@@ -177,12 +177,14 @@ class Traffic:
     """All statistics of requests at one moment.
 
     `rates` are requests per second over SHORT and LONG. `gaps` are the seconds of idle gaps.
-    `followers` are decayed counts of which preset follows which.
+    `followers` are decayed counts of which preset follows which. `unused` are the seconds since the
+    last request.
     """
 
     rates: Mapping[PresetId, tuple[float, float]] = field(default_factory=dict)
     gaps: Mapping[PresetId, tuple[float, ...]] = field(default_factory=dict)
     followers: Mapping[PresetId, Mapping[PresetId, float]] = field(default_factory=dict)
+    unused: Mapping[PresetId, float] = field(default_factory=dict)
 
 
 class Demand:
@@ -215,6 +217,13 @@ class Demand:
             {name: one.rates.read(now) for name, one in habits},
             {name: tuple(one.gaps) for name, one in habits if one.gaps},
             self.successors.rows(),
+            {name: now - one.last for name, one in habits if one.last is not None},
+        )
+
+    def used_since(self, then: float) -> frozenset[PresetId]:
+        """Return the presets that a request has come for since `then`."""
+        return frozenset(
+            name for name, one in self._habits.items() if one.last is not None and one.last >= then
         )
 
     def recall(self, traffic: Traffic, age: float, now: float) -> None:
@@ -225,6 +234,8 @@ class Demand:
             habits = self.habits(name)
             habits.rates = UseRates(short * exp(-age / SHORT), long * exp(-age / LONG), now)
             habits.gaps.extend(traffic.gaps.get(name, ()))
+            if (unused := traffic.unused.get(name)) is not None:
+                habits.last = now - age - unused
         self.successors.recall(traffic.followers)
 
     def ended(self, now: float) -> None:

@@ -12,6 +12,9 @@ from llamaswap_py.scheduler.actions import (
     Grant,
     Kill,
     Note,
+    Rechoose,
+    Reduce,
+    Refit,
     Reject,
     Reserve,
     Revoke,
@@ -26,8 +29,13 @@ from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.refusals import Refusals
 from llamaswap_py.scheduler.state import Instance, Lease, Preset, SchedulerState
 from llamaswap_py.scheduler.types import (
+    FILES_CHANGED,
+    OUT_OF_MEMORY,
+    RECHOSEN,
     REDUCED,
+    REFITTED,
     RPC_LOST,
+    TENSOR_TOO_LARGE,
     Choice,
     Decision,
     Failure,
@@ -177,6 +185,9 @@ class Effects:
     def fail(self, instance: Instance, failure: Failure, *, loading: bool) -> None:
         """Count a failure. A failed load begins a back-off; a first crash once ready does not."""
         preset = self.state.presets.get(instance.key.preset)
+        if preset is not None and failure.kind == FILES_CHANGED:
+            self._await_choice(preset, RECHOSEN, failure.summary, Rechoose(preset.plan.preset))
+            return
         self.record("failed", instance, failure.summary)
         if preset is None:
             return
@@ -184,8 +195,7 @@ class Effects:
         preset.failure = failure
         if failure.kind == RPC_LOST:
             self.state.rpc_servers.doubt(instance.plan.endpoints)
-        no_memory = loading and failure.kind == "out_of_memory"
-        if no_memory and (self._retry_memory(preset, instance) or self._reduce(preset, instance)):
+        if loading and self._tries_otherwise(preset, instance, failure):
             return
         steps = preset.failures - (1 if loading else 2)
         if steps >= 0:
@@ -215,17 +225,23 @@ class Effects:
             self.stop(one, StopReason.EVICTED, why, hurried=True)
         return True
 
-    def _reduce(self, preset: Preset, failed: Instance) -> bool:
-        """Let less be chosen for a preset that ran out of memory alone; its requests wait for it.
+    def _tries_otherwise(self, preset: Preset, failed: Instance, failure: Failure) -> bool:
+        """Return whether a failed load is followed by one with more memory or less need."""
+        if failure.kind == OUT_OF_MEMORY:
+            return self._retry_memory(preset, failed) or self._reduce(preset, failed, failure)
+        return failure.kind == TENSOR_TOO_LARGE and self._reduce(preset, failed, failure)
 
-        The supervisor hears of it by the decision, and answers with an estimate.
-        """
+    def _reduce(self, preset: Preset, failed: Instance, failure: Failure) -> bool:
+        """Let less be chosen for a preset whose load failed alone."""
         if not failed.choice.leaner:
             return False
         preset.failures -= 1
-        self.state.add_preset(replace(preset.plan, estimating=True))
-        chosen = failed.choice.chosen or "what was chosen"
-        self.record_preset(REDUCED, preset, f"it ran out of memory with {chosen}; now with less")
+        chosen, what = failed.choice.chosen or "what was chosen", "it ran out of memory"
+        if failure.kind == TENSOR_TOO_LARGE:
+            what = failure.summary
+        why = f"{what} with {chosen}; lswap looks for a way that takes less"
+        reduce = Reduce(preset.plan.preset, failed.choice, failure)
+        self._await_choice(preset, REDUCED, why, reduce)
         return True
 
     def try_servers(self, endpoints: Iterable[str]) -> None:
@@ -252,6 +268,17 @@ class Effects:
         preset.failure, preset.retry_at = lost.failure, lost.retry_at
         preset.wanted_since = None
         self.reject_all(preset, self.refusals.failed(preset, self.now))
+
+    def refit(self, preset: Preset, room: Footprint, why: str) -> None:
+        """Let a preset be fitted to what other programs leave."""
+        preset.refitted = True
+        self._await_choice(preset, REFITTED, why, Refit(preset.plan.preset, room))
+
+    def _await_choice(self, preset: Preset, kind: str, why: str, asked: Action) -> None:
+        """Let something else be chosen for a preset; its requests wait for the estimate."""
+        self.state.add_preset(replace(preset.plan, estimating=True))
+        self.record_preset(kind, preset, why)
+        self.out.append(asked)
 
     def abandon_unwanted(self, preset: Preset) -> None:
         """Stop a load that is not wanted any more, unless it has come far enough to keep."""

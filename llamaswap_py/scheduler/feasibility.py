@@ -34,19 +34,23 @@ def judge(
 
     Without `prefer_fit` it returns only the first variant that can fit at all.
     """
-    variants = list(dict.fromkeys(choice.variant for choice in plan.choices))
+    variants = list(dict.fromkeys(map(_variant, plan.choices)))
     options: list[LoadOption] = []
     first_shortfall = ""
     for choice in plan.choices:
         charge = ledger.charge_of(plan, choice)
         shortfall = ledger.shortfall(charge, kept)
         if not shortfall:
-            options.append(LoadOption(choice, charge, variants.index(choice.variant)))
+            options.append(LoadOption(choice, charge, variants.index(_variant(choice))))
         first_shortfall = first_shortfall or shortfall
     if options and not plan.prefer_fit:
         best = min(option.variant for option in options)
         options = [option for option in options if option.variant == best]
     return options, first_shortfall
+
+
+def _variant(choice: Choice) -> tuple[str, bool, bool]:
+    return choice.variant, choice.beside, choice.passing
 
 
 def remedies(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()) -> str:

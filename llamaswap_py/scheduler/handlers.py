@@ -104,7 +104,7 @@ class OnInstances:
             preset.load_seeded = False
             preset.loads += 1
             preset.failure = None
-            preset.retried_memory = False
+            preset.retried_memory = preset.refitted = False
             preset.after = frozenset()
             self.effects.clear_wanted(preset)
             if not preset.queue:

@@ -163,6 +163,15 @@ class Ledger:
             free[pool] -= max(size - max(self.pools[pool].strangers - shown, 0), 0)
         return free
 
+    def left_by_strangers(self, kept: Iterable[InstanceKey]) -> Amounts:
+        """Return bytes per pool that could be had beside other programs if all but `kept` went."""
+        left = {
+            pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
+        }
+        for charge in (*self.reserved.values(), *(self.charges.get(key, {}) for key in kept)):
+            add(left, charge, -1)
+        return left
+
     def _settling_in(self, pool: PoolId) -> list[Settling]:
         return [left for left in self.settling.values() if pool in left.charge]
 

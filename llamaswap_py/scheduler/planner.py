@@ -71,6 +71,10 @@ class Plan:
     given_up: list[tuple[Preset, str]] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
     """RPC servers to try before anything is done for a preset that needs them."""
+    kept_out: set[PresetId] = field(default_factory=set)
+    """Presets that other programs alone keep out."""
+    refits: list[tuple[Preset, Footprint, str]] = field(default_factory=list)
+    """Presets that they keep out for longer than a load takes, and the memory that is left."""
     awaited: bool = False
     """Whether a waiter waits for memory that is being drained or freed."""
     wake: float | None = None
@@ -137,6 +141,8 @@ class _Pass:
         if preset.serving is not None:
             self.going.add(preset.serving.key)  # it sleeps, and waits for its own waking
             options, shortfall = [waking_option(self.state, preset.serving)], ""
+        if preset.serving is None and not preset.refitted:
+            options = [one for one in options if not one.choice.passing]
         if not options:
             self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
             return
@@ -157,10 +163,37 @@ class _Pass:
             self._hold(on_its_way.charge)
         elif not preset.wanted_by_eviction and not preset.queue:
             self.plan.given_up.append((preset, self._why(options[0])))
-        else:
+        elif not self._refit(preset, kept, options):
             self._await(preset, options[0])
             if not self._evict_idle(preset, since, options):
                 self._disturb(preset, since, options)
+
+    def _refit(self, preset: Preset, kept: list[InstanceKey], options: list[LoadOption]) -> bool:
+        """Fit a preset to what other programs leave, once they keep it out for as long as a load.
+
+        Only what lswap has chosen may be chosen otherwise.
+        """
+        ledger, policy = self.state.ledger, self.state.policy
+        left = ledger.left_by_strangers(kept)
+        whole = {pool: size + ledger.pools[pool].strangers for pool, size in left.items()}
+        if any(fits(one.charge, left) or not fits(one.charge, whole) for one in options):
+            return False
+        if preset.refitted or not all(one.choice.chosen for one in options):
+            return False
+        self.plan.kept_out.add(preset.plan.preset)
+        since = self.now if preset.kept_out_since is None else preset.kept_out_since
+        # A stopped child's memory may look like other programs' for as long as `settle`.
+        due = since + max(self.state.patience(preset), policy.settle)
+        if self.now < due:
+            self.plan.wake_at(due)
+            return False
+        room = {pool: max(size, 0) for pool, size in left.items() if not is_counting(pool)}
+        why = (
+            f"other programs keep it out ({self._why(options[0])}); "
+            "lswap looks for a way that fits into what they leave"
+        )
+        self.plan.refits.append((preset, room, why))
+        return True
 
     def _disturb(self, preset: Preset, since: float, options: list[LoadOption]) -> None:
         """Claim busy instances, but not for waiters that refuse that or would end their parent."""

@@ -190,6 +190,15 @@ class Scheduler:
         """Return the statistics of requests, for a later run."""
         return self.state.demand.traffic(self._effects.now)
 
+    def neighbours(self, seconds: float) -> frozenset[PresetId]:
+        """Return the presets that a request came for in the last so many seconds.
+
+        Others should fit beside them. There are none if one model is loaded at a time.
+        """
+        if self.policy.max_loaded == 1:
+            return frozenset()
+        return self.state.demand.used_since(self._effects.now - seconds)
+
     def deadline(self) -> float | None:
         """Return when to send `TimePassed`, or None."""
         return self._timers.deadline

@@ -121,6 +121,14 @@ class SchedulingPass:
                 reason = f"makes room for {winner} ({why})"
             self.effects.stop(instance, StopReason.EVICTED, reason, hurried=winner is None)
         self.effects.try_servers(plan.unsure)
+        for name in self.state.wanted:
+            preset = self.state.presets[name]
+            if name not in plan.kept_out:
+                preset.kept_out_since = None
+            elif preset.kept_out_since is None:
+                preset.kept_out_since = self.effects.now
+        for preset, room, why in plan.refits:
+            self.effects.refit(preset, room, why)
         self._set_gates(plan)
         self._announce(tuple(plan.upcoming))
         for preset, choice, why in plan.begins:

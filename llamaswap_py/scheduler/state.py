@@ -120,6 +120,10 @@ class Preset:
     after: frozenset[InstanceKey] = frozenset()
     """Instances that must end before its next load, because it ran out of memory beside them."""
     retried_memory: bool = False
+    kept_out_since: float | None = None
+    """Since when other programs alone have kept it out, while it is wanted."""
+    refitted: bool = False
+    """Whether it has been fitted to what they leave, since it was first kept out."""
     failures: int = 0
     failure: Failure | None = None
     retry_at: float = 0.0
@@ -348,4 +352,5 @@ class SchedulerState:
         """Take a preset off the wanted ones once no request or command wants it."""
         if not preset.queue and preset.wanted_since is None:
             self.wanted.pop(preset.plan.preset, None)
-            preset.evicted_at = None
+            preset.evicted_at = preset.kept_out_since = None
+            preset.refitted = False

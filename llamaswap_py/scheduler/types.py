@@ -30,8 +30,20 @@ TOO_LARGE = "too_large"
 """The kind of a problem that another attempt cannot solve: the preset can never fit."""
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The kind of a failure: a load found too little memory."""
+TENSOR_TOO_LARGE = "tensor_too_large"
+"""The kind of a failure: a device cannot compute with one tensor of a model, as it is too large."""
+FILES_CHANGED = "files_changed"
+"""The kind of a failure: nothing was loaded, because the preset's files are not those that its
+choices were made for."""
+
 REDUCED = "reduced"
-"""The kind of the decision that less is to be chosen for a preset: its load ran out of memory."""
+"""The kind of the decision that less is to be chosen for a preset: a load with more failed."""
+REFITTED = "refitted"
+"""The kind of the decision that a preset is to fit into what other programs leave now."""
+RECHOSEN = "rechosen"
+"""The kind of the decision that is made when a preset's files have changed before a load."""
 
 
 RPC_LOST = "rpc_lost"
@@ -101,6 +113,12 @@ class Choice:
     """Text for people: what was chosen, and for how much memory."""
     leaner: bool = False
     """Whether less may be chosen if a load with it runs out of memory."""
+    beside: bool = False
+    """Whether it has less context than the choice of its variant before it, so that it fits beside
+    the models in use: a variant of its own."""
+    passing: bool = False
+    """Whether it was chosen for what other programs left at one moment: one more variant, but only
+    while they keep the preset out."""
     smaller: str = ""
     """Text for people: the smaller file of the model that would fit; sought only if none does."""
 
@@ -114,8 +132,10 @@ class PresetPlan:
     """The scheduler's view of a preset. Times are seconds.
 
     `choices` come in order of preference: variants as the file has them, and for each the
-    placements to consider. With `prefer_fit` the first variant that fits without evicting is
-    taken, else the first one that can fit at all.
+    placements to consider. Those that are chosen to fit beside other models are one more variant,
+    and so are those for what other programs leave.
+    With `prefer_fit` the first variant that fits without evicting is taken, else the first one that
+    can fit at all.
     `concurrency` None means as many open generations as the child has slots. `groups` are
     exclusive: of the presets in one, only one is loaded. Those of them in `persistent` keep it
     from being evicted for a preset that is not in the same group. `when_full` is `wait`,

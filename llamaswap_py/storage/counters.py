@@ -20,13 +20,15 @@ _LEAST: Final = 64 << 20
 class KeptTraffic(msgspec.Struct, frozen=True):
     """Request rates (over half a minute and an hour), idle gaps, and which preset follows which.
 
-    `saved_at` is Unix time. See `scheduler.demand.Traffic`.
+    `saved_at` is Unix time. See `scheduler.demand.Traffic`. `unused` is empty in records of lswap
+    0.2, which ignores it in newer ones.
     """
 
     saved_at: float
     rates: dict[str, tuple[float, float]] = {}
     gaps: dict[str, tuple[float, ...]] = {}
     followers: dict[str, dict[str, float]] = {}
+    unused: dict[str, float] = {}
 
 
 class _LoadRate(msgspec.Struct, frozen=True):

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from llamaswap_py.config.preset import Preset
 from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimate, Wanted
-from llamaswap_py.estimate.fitter import Fitted, Fitter, FitWish, Tried
+from llamaswap_py.estimate.fitter import FitStep, Fitted, Fitter, FitWish, Tried
+from llamaswap_py.estimate.types import fits_in
 from llamaswap_py.llamacpp.context_size import least_context
 from llamaswap_py.scheduler.ledger import spread
 from llamaswap_py.scheduler.types import Choice, PoolId
@@ -28,13 +29,15 @@ _ATTEMPTS: Final = 6
 class ChosenWay:
     """One placement of a variant, with what was chosen for it and the steps that were tried.
 
-    `rank` is the place of the chosen step in the order of preference; None if nothing fits.
+    `rank` is the place of the chosen step in the order of preference; None if nothing fits. `step`
+    is None also where nothing is open.
     """
 
     choice: Choice
     estimate: Estimate
     tried: tuple[Tried, ...]
     rank: int | None
+    step: FitStep | None = None
 
 
 def chooses(prepared: Prepared, variant: str) -> bool:
@@ -51,7 +54,7 @@ def wish_of(preset: Preset) -> FitWish:
 
 def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]) -> dict[str, int]:
     """Return the bytes of each device that a preset may have, without those in `taken`."""
-    whole = _with_inner(taken, devices)
+    whole = spread(taken, outer_of(devices))
     return {
         one.id: max(
             one.total - max(one.margin, preset.fit.margin.of(one.id)) - whole.get(one.id, 0), 0
@@ -60,9 +63,9 @@ def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]
     }
 
 
-def _with_inner(taken: Mapping[str, int], devices: Sequence[Device]) -> dict[str, int]:
-    """Return bytes per device, with those of devices that compute in its memory."""
-    return spread(taken, {one.id: one.within for one in devices})
+def outer_of(devices: Sequence[Device]) -> dict[str, str | None]:
+    """Return the device in whose memory each device computes; None: it has its own."""
+    return {one.id: one.within for one in devices}
 
 
 async def choose_ways(
@@ -92,6 +95,92 @@ async def choose_ways(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The models in use that a way has to fit beside, and the bytes that they leave per device."""
+
+    names: tuple[str, ...]
+    left: Mapping[str, int]
+
+
+def beside(
+    others: Mapping[str, Sequence[Mapping[str, int]]],
+    needs: Sequence[Mapping[str, int]],
+    room: Mapping[str, int],
+    devices: Sequence[Device],
+) -> Beside:
+    """Return as many of `others` as leave place for one of `needs`, in their order.
+
+    Both are bytes per device, for each placement. Of its placements a model gets the one that
+    leaves the most on the device that has the least left.
+    """
+    names: list[str] = []
+    left = dict(room)
+    within = outer_of(devices)
+    for name, ways in others.items():
+        rests = []
+        for way in ways:
+            taken = spread(way, within)
+            rest = {device: size - taken.get(device, 0) for device, size in left.items()}
+            if min(rest.values()) >= 0 and any(fits_in(one, rest, within) for one in needs):
+                rests.append(rest)
+        if rests:
+            left = max(rests, key=lambda rest: sorted(rest.values()))
+            names.append(name)
+    return Beside(tuple(names), left)
+
+
+async def choose_beside(
+    prepared: Prepared,
+    variant: str,
+    devices: tuple[Device, ...],
+    fitter: Fitter,
+    cache_ram: int,
+    others: Beside,
+    lower: FitStep,
+    *,
+    after: int = -1,
+) -> list[ChosenWay]:
+    """Return the best ways to load a variant beside `others`, with less context than `lower`.
+
+    Nothing is returned if there is no such way. `after` is the rank of a step that ran out of
+    memory. Raises EstimateError.
+    """
+    said = f"to fit beside {listed(others.names)}"
+    asked = (prepared, variant, devices, fitter, cache_ram, others.left)
+    found = await _choose_each(*asked, after=after, lower=lower, said=said)
+    found = [one for one in found if one.rank is not None]
+    return _best(found, devices) if found else []
+
+
+async def least_beside(
+    prepared: Prepared,
+    variant: str,
+    devices: tuple[Device, ...],
+    fitter: Fitter,
+    cache_ram: int,
+    lower: FitStep,
+    *,
+    after: int = -1,
+) -> list[Mapping[str, int]]:
+    """Return what a variant takes on each placement with the least context that is chosen for it.
+
+    Only where that is less than with `lower`. Raises EstimateError.
+    """
+    way, known = prepared.ways[variant], _options(prepared)
+    found: list[Mapping[str, int]] = []
+    for placement in placements(prepared.as_variant(variant), devices):
+        choice = Choice(None, placement, variant, "unknown")
+        wanted = wanted_for(prepared, choice, devices, cache_ram)
+        assert wanted is not None, "nothing is chosen for a preset without an engine"
+        wish = wish_of(way.preset)
+        least = await fitter.lightest(
+            wanted, wish, said=way.said, known=known, after=after, lower=lower
+        )
+        found += [] if least is None else [least]
+    return found
+
+
 async def _choose_each(
     prepared: Prepared,
     variant: str,
@@ -101,6 +190,8 @@ async def _choose_each(
     room: Mapping[str, int],
     *,
     after: int,
+    lower: FitStep | None = None,
+    said: str = "",
 ) -> list[ChosenWay]:
     way = prepared.ways[variant]
     found: list[ChosenWay] = []
@@ -108,16 +199,23 @@ async def _choose_each(
         choice = Choice(None, placement, variant, "unknown")
         wanted = wanted_for(prepared, choice, devices, cache_ram)
         assert wanted is not None, "nothing is chosen for a preset without an engine"
-        fitted = await _fit(prepared, way, wanted, devices, fitter, room, after=after)
+        fitted = await _fit(prepared, way, wanted, devices, fitter, room, after=after, lower=lower)
         step = fitted.step
         if step is None and fitted.closest is not None:  # it says how much is missing
             choice = replace(choice, words=fitted.closest.words)
         elif step is not None:
+            why = said or f"for {_room_text(placement, devices, room)}"
             if text := step.text(wanted.gpus):
-                text += f": chosen for {_room_text(placement, devices, room)}"
-            if text and after >= 0:
+                text += f": chosen {why}"
+            if text and after > (-1 if lower is None else lower.rank):
                 text += ", and less than that, because a load ran out of memory"
-            choice = replace(choice, words=step.words, chosen=text, leaner=after < 0)
+            choice = replace(
+                choice,
+                words=step.words,
+                chosen=text,
+                leaner=after < 0 or lower is not None,
+                beside=lower is not None,
+            )
         rank = (0 if step is None else step.rank) if fitted.fits else None
         if (smaller := fitted.smaller) is not None:
             text = (
@@ -126,7 +224,7 @@ async def _choose_each(
             )
             choice = replace(choice, smaller=text)
         choice = weighed(prepared, choice, fitted.estimate)
-        found.append(ChosenWay(choice, fitted.estimate, fitted.tried, rank))
+        found.append(ChosenWay(choice, fitted.estimate, fitted.tried, rank, step))
     return found
 
 
@@ -139,6 +237,7 @@ async def _fit(
     room: Mapping[str, int],
     *,
     after: int,
+    lower: FitStep | None,
 ) -> Fitted:
     """Fit into the room of every device, and into that of the memory which several share.
 
@@ -146,12 +245,18 @@ async def _fit(
     memory, it gets less until both together have room. The same holds for the quantisation that
     is named where nothing fits.
     """
-    known = (prepared.engine.options or None) if prepared.engine is not None else None
+    known = _options(prepared)
     left = dict(room)
     refused: Fitted | None = None
     for _ in range(_ATTEMPTS):
         fitted = await fitter.fit(
-            wanted, left, wish_of(way.preset), said=way.said, known=known, after=after
+            wanted,
+            left,
+            wish_of(way.preset),
+            said=way.said,
+            known=known,
+            after=after,
+            lower=lower,
         )
         if fitted.fits:
             footprint: Mapping[str, int] = fitted.estimate.footprint
@@ -160,7 +265,7 @@ async def _fit(
             refused = refused or fitted
         else:
             return replace(refused, smaller=None) if refused else fitted
-        whole = _with_inner(footprint, devices)
+        whole = spread(footprint, outer_of(devices))
         over = max((size - room.get(device, 0) for device, size in whole.items()), default=0)
         if over <= 0:
             return replace(refused, smaller=fitted.smaller) if refused else fitted
@@ -168,6 +273,11 @@ async def _fit(
             if one.within is not None and footprint.get(one.id):
                 left[one.id] = max(min(left[one.id], footprint[one.id]) - over, 0)
     return replace(refused or fitted, step=None, fits=False, smaller=None)
+
+
+def _options(prepared: Prepared) -> Collection[str] | None:
+    """Return the options of the engine, None where it does not tell them."""
+    return (prepared.engine.options or None) if prepared.engine is not None else None
 
 
 def _best(found: Sequence[ChosenWay], devices: Sequence[Device]) -> list[ChosenWay]:
@@ -191,3 +301,8 @@ def _room_text(placement: Sequence[str], devices: Sequence[Device], room: Mappin
         size = format_size(one.total) + (f" less {format_size(less)}" if less else "")
         said.append(f"{one.id} {size}" if len(used) > 1 else size)
     return " and ".join(said)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

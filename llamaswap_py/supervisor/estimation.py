@@ -8,29 +8,30 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, TypeAlias
 
-from llamaswap_py.config.preset import Preset
 from llamaswap_py.config.sections import Config
 from llamaswap_py.devices import Device
 from llamaswap_py.devices.host import process_trees
 from llamaswap_py.devices.process_memory import read_process_use
 from llamaswap_py.errors import ApiError, LswapError
 from llamaswap_py.estimate import Estimate, Estimator, Wanted
-from llamaswap_py.estimate.files import FileIdentity, file_sizes, identify
+from llamaswap_py.estimate.files import FileIdentity, file_sizes
 from llamaswap_py.estimate.fitter import Fitter
 from llamaswap_py.estimate.types import EstimateError, Part
 from llamaswap_py.scheduler.ledger import rpc_pools
-from llamaswap_py.scheduler.types import Choice, PoolId
+from llamaswap_py.scheduler.types import TENSOR_TOO_LARGE, Choice, Failure, PoolId
 from llamaswap_py.storage.counters import LoadRates
 from llamaswap_py.storage.record_folder import traffic_folder
-from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.chooser import Chooser, identities
+from llamaswap_py.supervisor.chosen_ways import chooses
+from llamaswap_py.supervisor.memory_budgets import Budgets
 from llamaswap_py.supervisor.mends import Mender
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
-from llamaswap_py.supervisor.ways import may_fit, usable, wanted_for, ways_to_load, weighed
+from llamaswap_py.supervisor.ways import usable, wanted_for, ways_to_load, weighed
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import HOST, format_age, format_size
 
@@ -40,10 +41,8 @@ _PEAK_INTERVAL: Final = 30.0
 
 DRY_RUN: Final = 512 << 20
 """Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
-_CHANGE: Final = 0.1
-"""By which share the memory for a preset has to change before lswap chooses anew for it."""
-_STEADY: Final = 600.0
-"""For how many seconds it has to stay changed."""
+_PATIENCE: Final = 5.0
+"""Seconds that looking at a preset's files may delay its load."""
 _AHEAD: Final = 32
 """How many presets are estimated before they are asked for: a file may have thousands."""
 
@@ -82,6 +81,7 @@ class Estimation:
         reservations: Reservations | None = None,
         strangers: Callable[[], Mapping[str, int]] = dict,
         config: Callable[[], Config | None] = lambda: None,
+        used: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._prepared = prepared
         self._devices = devices
@@ -89,19 +89,26 @@ class Estimation:
         self._tell = tell
         self._ready_children = ready_children
         self._reservations = reservations
-        self._strangers = strangers
         self._config = config
+        self._budgets = Budgets(prepared, devices, reservations, strangers, used)
         self._estimator = estimator or Estimator(room=self._room)
         self._fitter = Fitter(self._estimator)
+        self._chooser = Chooser(
+            prepared, self._budgets, self._fitter, cache_ram, self._estimated, self._record_found
+        )
         self._load_rates = LoadRates(traffic_folder())
         self._found: dict[_Way, Estimate] = {}
         self._in_place: dict[_Way, int | None] = {}
-        self._chosen: dict[str, _Chosen] = {}
-        self._told: dict[str, tuple[Choice, ...]] = {}
         self._redone: Counter[str] = Counter()
-        self._pins = _pins(prepared)
         self._todo = deque(_ahead_of_need(prepared))
         self._working: tuple[str, float] | None = None
+        self._files: dict[str, dict[str, tuple[FileIdentity, ...] | None]] = {}
+        """The files that each preset was estimated with, by variant."""
+        self._rechosen: set[str] = set()
+        """Presets that were chosen anew for other files, until they are loaded."""
+        self._leftovers: dict[str, dict[str, int]] = {}
+        self._refused: dict[str, tuple[Choice, str]] = {}
+        """Choices with a tensor that a device refused, and what the engine said of it."""
         self._seen: set[str] = set()
         self._done: set[str] = set()
         self._ready: deque[ReadyChild] = deque()
@@ -115,7 +122,7 @@ class Estimation:
 
     def use(self, devices: tuple[Device, ...]) -> None:
         """Take other devices: each preset is worked out anew for them."""
-        self._devices = devices
+        self._devices = self._budgets.devices = devices
         self.redo(tuple(self._prepared))
 
     def hurry(self, preset: str) -> None:
@@ -131,30 +138,57 @@ class Estimation:
         What the file pins leaves other memory to all presets, so they are out of date with it.
         """
         gone = set(presets)
-        before, self._pins = self._pins, _pins(self._prepared)
-        if before != self._pins or not gone.isdisjoint(self._pins):
-            gone |= self._chosen.keys()
+        if self._budgets.repinned(gone):
+            gone |= self._chooser.known
         self._seen -= gone
         self._done -= gone
         self._found = {key: one for key, one in self._found.items() if key[0] not in gone}
         self._in_place = {key: one for key, one in self._in_place.items() if key[0] not in gone}
-        self._chosen = {name: one for name, one in self._chosen.items() if name not in gone}
-        self._told = {name: one for name, one in self._told.items() if name not in gone}
+        self._chooser.forget(gone)
+        self._budgets.discard(gone)
         self._redone.update(gone)
         self._todo.extend(name for name in gone if name in self._prepared)
         self._work.set()
 
-    def reduce(self, preset: str) -> None:
-        """A load ran out of memory: choose the next step instead, until something changes."""
-        if (chosen := self._chosen.get(preset)) is not None:
-            ranks = chosen.ranks
-            self._chosen[preset] = _Chosen(
-                chosen.room, files=dict(chosen.files), ranks=dict(ranks), after=dict(ranks)
-            )
+    def reduce(self, preset: str, failed: Choice, failure: Failure) -> None:
+        """A load failed for its size: choose the next step instead, until something changes."""
+        self._chooser.reduce(preset, failed)
+        if failure.kind == TENSOR_TOO_LARGE:
+            self._refused[preset] = failed, "\n".join(failure.tail)
+        self._do_next(preset)
+
+    def refit(self, preset: str, room: Mapping[PoolId, int]) -> None:
+        """Choose what fits into `room`, which other programs leave, for the next load alone."""
+        self._leftovers[preset] = {str(pool): size for pool, size in room.items()}
+        self._do_next(preset)
+
+    def _do_next(self, preset: str) -> None:
+        """Estimate a preset again; one that is being worked out now is out of date."""
         self._redone[preset] += 1
         self._done.discard(preset)
         self._todo.appendleft(preset)
         self._work.set()
+
+    async def are_outdated(self, preset: str) -> bool:
+        """Return whether the choices of a preset were made for other files than there are now.
+
+        A file that changes all the time is loaded at last: it is said no more after `rechoose`,
+        until a load has succeeded.
+        """
+        prepared, known = self._prepared.get(preset), self._files.get(preset)
+        if prepared is None or known is None or preset in self._rechosen:
+            return False
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                now = await asyncio.to_thread(_files_of, prepared)
+        except TimeoutError:  # a disk that hangs: the load will tell
+            return False
+        return now != known and None not in now.values()
+
+    def rechoose(self, preset: str) -> None:
+        """Choose anew for a preset with other files."""
+        self._rechosen.add(preset)
+        self.redo((preset,))
 
     def record_ready(self, ready: ReadyChild) -> None:
         """A child is ready: measure it soon."""
@@ -184,10 +218,13 @@ class Estimation:
                 await self._learn_ready(self._ready.popleft())
             elif self._todo:
                 preset = self._todo.popleft()
-                for one in (*self._pinned_before(preset), preset):
+                for one in (*self._budgets.pinned_before(preset), preset):
                     if one not in self._done and one in self._prepared:
                         self._done.add(one)
                         await self._estimate_or_say_unknown(one)
+            elif due := self._chooser.in_other_company(self._loaded()):
+                self._done.difference_update(due)
+                self._todo.extend(due)
             else:
                 self._work.clear()
                 try:
@@ -236,6 +273,8 @@ class Estimation:
         prepared, redone = self._prepared[preset], self._redone[preset]
         choices = list(prepared.plan.choices)
         if prepared.plan.estimating:
+            await self._learn_refusal(preset)
+            self._files[preset] = await asyncio.to_thread(_files_of, prepared)
             choices = await self._ways(preset, prepared)
             choices = await self._with_remedies(preset, choices)
         seconds, seeded = await self._learned_load(preset, choices), False
@@ -243,7 +282,7 @@ class Estimation:
             seconds, seeded = await self._seeded_load(prepared), True
         if redone != self._redone[preset]:
             return  # this is of an older configuration, and it is worked out anew
-        self._told[preset] = tuple(choices)
+        self._budgets.record(preset, choices)
         self._hand_over(preset, tuple(choices), seconds, seeded)
 
     async def _ways(self, preset: str, prepared: Prepared) -> list[Choice]:
@@ -256,82 +295,36 @@ class Estimation:
                 found += [await self._estimated(preset, one) for one in plain]
                 continue
             try:
-                found += await self._choices(preset, prepared, variant)
+                found += await self._chooser.choose(preset, prepared, variant)
             except LswapError as error:
                 _log.warning("%s: no estimate of its memory: %s", preset, error)
                 found += plain
+        if (room := self._leftovers.pop(preset, None)) is not None:
+            found += await self._chooser.choose_for_leftovers(preset, prepared, room)
         return found
 
-    async def _choices(self, preset: str, prepared: Prepared, variant: str) -> list[Choice]:
-        """Return what a variant runs as: what was chosen before, as long as it fits."""
-        said = prepared.ways[variant].preset
-        rooms = self._rooms(preset, said)
-        # Whatever makes this out of date puts another one in its place.
-        chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
-        files = await asyncio.to_thread(_identities, prepared.ways[variant].files)
-        kept: list[Choice] = []
-        if files is not None and files != chosen.files.get(variant):
-            chosen.after.pop(variant, None)
-            chosen.files[variant] = files
-        elif variant in chosen.choices:
-            kept = [await self._estimated(preset, one) for one in chosen.choices[variant]]
-            if any(may_fit(one, room, self._devices) for one in kept for room in rooms):
-                chosen.choices[variant] = tuple(kept)
-                return kept
-        after = chosen.after.get(variant, -1)
-        asked = (prepared, variant, self._devices, self._fitter, self._cache_ram, rooms)
-        ways = await choose_ways(*asked, after=after)
-        if after >= 0 and all(way.rank is None for way in ways):
-            # There is nothing less, so its load is not repeated when it runs out of memory again.
-            again = await choose_ways(*asked)
-            ways = [replace(one, choice=replace(one.choice, leaner=False)) for one in again]
-        for way in ways:
-            self._found[_way_of(preset, way.choice)] = way.estimate
-        chosen.choices[variant] = tuple(way.choice for way in ways)
-        chosen.ranks[variant] = max((way.rank or 0 for way in ways), default=0)
-        # What runs as before is charged by what it takes, though it does not fit any more.
-        known = {_way_of(preset, one) for one in chosen.choices[variant]}
-        return [
-            *chosen.choices[variant],
-            *(one for one in kept if _way_of(preset, one) not in known),
-        ]
-
-    def _rooms(self, preset: str, said: Preset) -> list[dict[str, int]]:
-        """Return what a preset may have: beside what stays and other programs, or without them.
-
-        What other programs hold may go, and a pin may be lifted: neither makes a preset too large.
-        """
-        pinned = self._pinned(preset)
-        nothing: Counter[str] = Counter()
-        taken = (self._held() + pinned, pinned, nothing)
-        return [room_for(said, self._devices, one) for one in taken]
-
-    def _held(self) -> Counter[str]:
-        """Return the bytes per device of other programs and of reservations."""
-        held: Counter[str] = Counter(self._strangers())
-        for one in () if self._reservations is None else self._reservations.held:
-            held.update({str(pool): size for pool, size in one.footprint.items()})
-        return held
+    async def _learn_refusal(self, preset: str) -> None:
+        """Keep the size of a tensor that a device refused in a load, for all later choices."""
+        failed, said = self._refused.pop(preset, (None, ""))
+        wanted = None if failed is None else self._wanted(preset, failed)
+        if wanted is not None:
+            with contextlib.suppress(EstimateError):
+                await self._estimator.learn_refusal(wanted, said)
 
     def choose_anew(self, now: float) -> None:
         """Choose again for presets whose memory has been clearly more or less for long, by `now`.
 
         A preset that is loaded keeps what it runs with.
         """
-        loaded = {one.preset for one in self._ready_children()}
-        held = self._held()
-        for preset, chosen in list(self._chosen.items()):
-            if preset not in self._prepared or preset in loaded:
-                continue
-            said = self._prepared[preset].preset
-            room = room_for(said, self._devices, held + self._pinned(preset))
-            if not _differs(chosen.room, room):
-                chosen.changed_at = None
-            elif chosen.changed_at is None:
-                chosen.changed_at = now
-            elif now - chosen.changed_at >= _STEADY:
-                _log.info("%s: its memory has differed for 10 minutes; lswap chooses anew", preset)
-                self.redo([preset])
+        for preset in self._chooser.outgrown(self._loaded(), now):
+            _log.info("%s: its memory has differed for 10 minutes; lswap chooses anew", preset)
+            self.redo([preset])
+
+    def _loaded(self) -> set[str]:
+        return {str(one.preset) for one in self._ready_children()}
+
+    def _record_found(self, preset: str, choice: Choice, estimate: Estimate) -> None:
+        self._found[_way_of(preset, choice)] = estimate
 
     async def _seeded_load(self, prepared: Prepared) -> float | None:
         """Return the expected seconds of a first load, by the bytes to read; None if unknown."""
@@ -379,20 +372,7 @@ class Estimation:
         mender = Mender(
             self._devices, self._estimator, self._fitter, self._cache_ram, self._config()
         )
-        return (await mender.seek(prepared, choices, estimate, self._pinned(preset)))[0]
-
-    def _pinned_before(self, preset: str) -> tuple[str, ...]:
-        """Return the presets that the file pins and that are fitted before this one."""
-        pinned = self._pins
-        return pinned[: pinned.index(preset)] if preset in pinned else pinned
-
-    def _pinned(self, preset: str) -> Counter[str]:
-        """Return the bytes per device of what the file pins and that is fitted before this one."""
-        taken: Counter[str] = Counter()
-        for name in self._pinned_before(preset):
-            first = self._told.get(name, self._prepared[name].plan.choices)[0]
-            taken.update({str(pool): size for pool, size in (first.footprint or {}).items()})
-        return taken
+        return (await mender.seek(prepared, choices, estimate, self._budgets.pinned(preset)))[0]
 
     def _wanted(self, preset: str, choice: Choice) -> Wanted | None:
         known = self._prepared.get(preset)
@@ -404,6 +384,7 @@ class Estimation:
         wanted = self._wanted(ready.preset, ready.choice)
         if wanted is None:
             return
+        self._rechosen.discard(ready.preset)
         engine = self._prepared[ready.preset].engine  # it may be gone from the file at any await
         use = await self._use(ready, wanted)
         known = self._found.get(_way_of(ready.preset, ready.choice))
@@ -484,37 +465,9 @@ def _way_of(preset: str, choice: Choice) -> _Way:
     return preset, choice.variant, choice.devices, choice.words
 
 
-@dataclass(slots=True)
-class _Chosen:
-    """What was chosen for a preset, by variant, for which files, and for which room per device."""
-
-    room: Mapping[str, int]
-    choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
-    files: dict[str, Sequence[FileIdentity]] = field(default_factory=dict)
-    ranks: dict[str, int] = field(default_factory=dict)
-    after: dict[str, int] = field(default_factory=dict)
-    """The ranks of steps that ran out of memory, by variant."""
-    changed_at: float | None = None
-    """Since when it could have clearly more or less."""
-
-
-def _identities(files: Sequence[str]) -> tuple[FileIdentity, ...] | None:
-    """Return the identities of a preset's files; None if one is gone. Blocks."""
-    try:
-        return identify(files)
-    except EstimateError:
-        return None
-
-
-def _pins(prepared: Mapping[str, Prepared]) -> tuple[str, ...]:
-    """Return the presets that the file pins, in its order."""
-    return tuple(name for name, one in prepared.items() if one.preset.pin)
-
-
-def _differs(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
-    return any(
-        abs(now.get(device, 0) - size) > _CHANGE * max(size, 1) for device, size in before.items()
-    )
+def _files_of(prepared: Prepared) -> dict[str, tuple[FileIdentity, ...] | None]:
+    """Return the identities of the files of each variant. Blocks."""
+    return {name: identities(way.files) for name, way in prepared.ways.items()}
 
 
 def _ahead_of_need(prepared: Mapping[str, Prepared]) -> list[str]:

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
@@ -47,7 +47,7 @@ from llamaswap_py.proxy.upstream import UpstreamPool
 from llamaswap_py.scheduler import InstanceKey
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import Stop, StopReason
-from llamaswap_py.scheduler.types import Choice, Failure
+from llamaswap_py.scheduler.types import FILES_CHANGED, Choice, Failure
 from llamaswap_py.supervisor.kv_cache import KvCache, KvUse
 from llamaswap_py.supervisor.leases import OpenLeases
 from llamaswap_py.supervisor.prepare import LoadWay, Prepared
@@ -57,6 +57,7 @@ from llamaswap_py.units import format_duration
 
 _log: Final = logging.getLogger("lswap")
 _PATIENCE: Final = 5.0
+_OTHER_FILES: Final = "its files have changed; lswap chooses anew before it loads them"
 _BETWEEN_LOOKS: Final = 2.0
 """Seconds between looks for a container that is not there yet."""
 
@@ -155,6 +156,7 @@ class Instances:
     """Runs one child per instance in the supervisor's task group, and turns its words into events.
 
     `running` holds every instance that is not reaped; `gone` is set whenever one was.
+    `are_outdated` tells whether the choices of a preset were made for other files than there are.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class Instances:
         dispatch: Callable[[ev.Event], None],
         on_gone: Callable[[Running], None],
         kv_cache: KvCache,
+        are_outdated: Callable[[str], Awaitable[bool]],
         child: MakeChild = Child,
     ) -> None:
         self.running: dict[InstanceKey, Running] = {}
@@ -181,6 +184,7 @@ class Instances:
         self._dispatch = dispatch
         self._on_gone = on_gone
         self._kv_cache = kv_cache
+        self._are_outdated = are_outdated
         self._child = child
 
     def use(self, config: Config) -> None:
@@ -351,8 +355,11 @@ class Instances:
 
     async def _run_child(self, key: InstanceKey, child: Child) -> None:
         try:
-            ended = await child.run()
-            failure = _as_failure(ended.failure, ended)
+            if await self._are_outdated(key.preset):
+                failure: Failure | None = Failure(FILES_CHANGED, _OTHER_FILES)
+            else:
+                ended = await child.run()
+                failure = _as_failure(ended.failure, ended)
         except Exception as error:
             _log.error("%s: lswap failed to run it", key)
             guard.report("child", error)

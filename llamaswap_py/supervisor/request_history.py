@@ -51,6 +51,7 @@ def _as_traffic(kept: KeptTraffic) -> Traffic:
             PresetId(name): {PresetId(other): count for other, count in row.items()}
             for name, row in kept.followers.items()
         },
+        {PresetId(name): seconds for name, seconds in kept.unused.items()},
     )
 
 
@@ -63,4 +64,5 @@ def _as_kept(traffic: Traffic, now: float) -> KeptTraffic:
             str(name): {str(other): count for other, count in row.items()}
             for name, row in traffic.followers.items()
         },
+        {str(name): seconds for name, seconds in traffic.unused.items()},
     )

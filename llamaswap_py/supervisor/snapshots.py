@@ -31,7 +31,7 @@ from llamaswap_py.snapshot import (
 from llamaswap_py.supervisor.event_log import UnixClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from llamaswap_py.config.sections import Alias
     from llamaswap_py.supervisor.instances import Running
@@ -225,7 +225,7 @@ class Snapshots:
             metadata=shown.metadata,
             created=int(self._about.started_at),
             args=shown.args,
-            chosen=choice.chosen,
+            chosen=choice.chosen if preset.serving else _chosen(preset.plan.choices),
             downloaded=None if preset.downloading_since is None else preset.downloaded,
             repository=prepared.preset.hf,
             read_ahead=self._prefetch.view(name),
@@ -276,6 +276,12 @@ class Snapshots:
     def _lease_count(self, preset: Preset) -> int:
         instances = self._scheduler.state.instances.values()
         return sum(len(one.leases) for one in instances if one.key.preset == preset.plan.preset)
+
+
+def _chosen(choices: Sequence[Choice]) -> str:
+    """Return what a preset would run as: the first choice, and the one beside other models."""
+    lower = next((one.chosen for one in choices if one.beside), "")
+    return "; or ".join(filter(None, (choices[0].chosen, lower)))
 
 
 def _alias(name: str, alias: Alias) -> AliasView:

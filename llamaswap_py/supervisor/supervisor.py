@@ -28,6 +28,9 @@ from llamaswap_py.scheduler.actions import (
     Kill,
     Note,
     ReadAhead,
+    Rechoose,
+    Reduce,
+    Refit,
     Refuse,
     Reject,
     Reserve,
@@ -38,7 +41,6 @@ from llamaswap_py.scheduler.actions import (
     Wake,
 )
 from llamaswap_py.scheduler.types import (
-    REDUCED,
     Choice,
     Failure,
     Pool,
@@ -73,6 +75,7 @@ from llamaswap_py.tasks.threads import PatientDisk
 from llamaswap_py.units import format_size
 
 _log: Final = logging.getLogger("lswap")
+DAY: Final = 86400.0
 _LOOK: Final = 1.0
 """Seconds between looks at children that do not end while it stops."""
 
@@ -123,6 +126,7 @@ class Supervisor:
             reservations=self.reservations,
             strangers=self.strangers.least,
             config=lambda: self.config,
+            used=lambda: self.scheduler.neighbours(DAY),
         )
         self.telemetry = self._telemetry()
         self.prefetch = Prefetch(self.prepared, state, config.memory, self.dispatch)
@@ -131,7 +135,8 @@ class Supervisor:
         self.streams = ResumableStreams(tasks, self.dispatch, self._is_alive)
         self.kv_cache = KvCache(config, runtime_dir.path, state, tasks, self.dispatch)
         owners = (self.pool, tasks, self.dispatch, self._child_gone, self.kv_cache)
-        self.instances = Instances(config, devices, runtime_dir, *owners, child)
+        outdated = self.estimation.are_outdated
+        self.instances = Instances(config, devices, runtime_dir, *owners, outdated, child)
         self.leases = Leases(
             self.scheduler,
             decider,
@@ -464,11 +469,15 @@ class Supervisor:
                 self.instances.stop(action)
             case Kill(key):
                 self.instances.kill(key)
+            case Reduce(preset, choice, failure):
+                self.estimation.reduce(preset, choice, failure)
+            case Refit(preset, room):
+                self.estimation.refit(preset, room)
+            case Rechoose(preset):
+                self.estimation.rechoose(preset)
             case Note(decision):
                 if decision.kind == "ready" and decision.epoch is not None:
                     self._child_ready(InstanceKey(decision.preset, decision.epoch))
-                elif decision.kind == REDUCED:
-                    self.estimation.reduce(decision.preset)
 
 
 async def _passed(ticket: Ticket) -> ApiError | None:

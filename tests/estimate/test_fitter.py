@@ -398,6 +398,38 @@ async def test_an_abort_with_an_rpc_server_is_not_kept(
     assert (await engine.prove(wanted)).source is Source.DRY_RUN
 
 
+async def test_only_context_and_prompt_cache_are_lowered(engine: Engine, files: Path) -> None:
+    """Of a step with all layers on the card those below 16k, and those with fewer layers, are not
+    lower ones."""
+    room = MACHINES["card-24"]
+    wanted = dry("dense-8b", room, files)
+    full = await fit(engine, wanted, room, FitWish())
+    assert full.step is not None
+    assert full.step.context == 32768
+
+    async def lower(gib: float, after: int = -1) -> FitStep | None:
+        less = {"CUDA0": round(gib * GIB), HOST: 16 * GIB}
+        found = await Fitter(engine).fit(
+            wanted, less, FitWish(), said=(), after=after, lower=full.step
+        )
+        return found.step
+
+    taken = full.estimate.footprint["CUDA0"] / GIB
+    step = await lower(taken - 0.5)
+    assert step is not None
+    assert (step.context, step.layers_on_devices) == (24576, 33)
+    step = await lower(taken - 1.5, after=step.rank)
+    assert step is not None
+    assert (step.context, step.layers_on_devices) == (16384, 33)
+    assert await lower(taken - 4) is None
+    assert await lower(taken, after=step.rank + 1) is None
+    least = await Fitter(engine).lightest(wanted, FitWish(), said=(), lower=full.step)
+    assert least is not None
+    assert taken - 2.1 < least["CUDA0"] / GIB < taken - 1.9, "16k of 128 KiB a token less"
+    none = await Fitter(engine).lightest(wanted, FitWish(), said=("ctx-size",), lower=step)
+    assert none is None
+
+
 async def test_what_was_measured_with_the_same_words_wins(engine: Engine, files: Path) -> None:
     wanted = dry("dense-8b", CARD_6, files)
     first = await fit(engine, wanted, CARD_6, FitWish())

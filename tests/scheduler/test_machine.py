@@ -13,6 +13,9 @@ from llamaswap_py.scheduler.actions import (
     Download,
     Kill,
     Note,
+    Rechoose,
+    Reduce,
+    Refit,
     Refuse,
     Reject,
     Reserve,
@@ -934,8 +937,9 @@ def test_what_was_chosen_and_runs_out_of_memory_alone_is_chosen_smaller_once() -
     assert play.rejected(request) is None, "it waits for what is chosen next"
     play.pass_time(5)
     assert play.loads() == ["a", "b", "b"]
+    assert play.actions(Reduce) == [Reduce(B, large, no_memory)]
     reasons = [one.decision.reason for one in play.actions(Note) if one.decision.kind == REDUCED]
-    assert reasons == ["it ran out of memory with 32k; now with less"]
+    assert reasons == ["it ran out of memory with 32k; lswap looks for a way that takes less"]
     play.feed(ev.ChoicesEstimated(B, (small,)))
     assert play.loads() == ["a", "b", "b", "b"]
     assert play.actions(Spawn)[-1].choice is small
@@ -943,6 +947,40 @@ def test_what_was_chosen_and_runs_out_of_memory_alone_is_chosen_smaller_once() -
     refusal = play.rejected(request)
     assert refusal is not None
     assert refusal.code == "model_failed", "once is enough"
+
+
+def test_what_other_programs_keep_out_is_fitted_once_to_what_they_leave() -> None:
+    large = Choice({HOST: 60}, words=("--ctx-size", "32768"), chosen="32k")
+    small = Choice({HOST: 30}, words=("--ctx-size", "8192"), chosen="8k", passing=True)
+    play = Play(PresetPlan(preset=A, choices=(large,)), load_seconds=1.0)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100, strangers=60, watched=True)}))
+    request = play.ask(A)
+    play.pass_time(4)
+    assert play.actions(Refit) == [], "not before a load could have been done"
+    play.pass_time(2)
+    assert play.actions(Refit) == [Refit(A, {HOST: 40})]
+    play.feed(ev.ChoicesEstimated(A, (large, small)))
+    assert play.actions(Spawn)[-1].choice is small
+    play.pass_time(2)
+    play.finish(request)
+    play.feed(ev.UnloadAsked(A))
+    play.pass_time(2)
+    again = play.ask(A)
+    play.pass_time(1)
+    assert play.loads() == ["a"], "what is chosen for one load is not taken for the next"
+    assert play.rejected(again) is None, "nothing is too large for what other programs hold"
+
+
+def test_a_load_of_other_files_waits_for_another_choice() -> None:
+    play = Play(plan("a", 10))
+    request = play.ask(A)
+    play.feed(ev.InstanceExited(InstanceKey(A, 1), Failure("files_changed", "other files")))
+    assert play.actions(Rechoose) == [Rechoose(A)]
+    play.pass_time(5)
+    assert play.loads() == ["a"]
+    play.feed(ev.ChoicesEstimated(A, (Choice({HOST: 20}),)))
+    assert play.loads() == ["a", "a"]
+    assert play.rejected(request) is None
 
 
 def test_figures_of_other_words_do_not_change_what_a_running_model_is_charged() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -11,8 +12,8 @@ import pytest
 
 from llamaswap_py.devices import Device
 from llamaswap_py.estimate import Estimate, Part, Source
-from llamaswap_py.scheduler.types import Choice, PoolId, PresetId
-from llamaswap_py.supervisor import estimation
+from llamaswap_py.scheduler.types import Choice, Failure, PoolId, PresetId
+from llamaswap_py.supervisor import chooser
 from llamaswap_py.supervisor.chosen_ways import ChosenWay
 from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 from llamaswap_py.units import GIB
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 HOST = (Device("host", 16 * GIB, GIB, "psutil"),)
+NO_MEMORY = Failure("out_of_memory", "not enough memory", 1)
 TWO = "models: {open: {model: /open.gguf}, kept: {model: /kept.gguf, pin: true}}"
+
+
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 class Measured:
@@ -64,7 +71,7 @@ class Bench:
         self.measured = Measured()
         self.held: dict[str, int] = {}
         self.loaded: list[ReadyChild] = []
-        monkeypatch.setattr(estimation, "choose_ways", self._choose)
+        monkeypatch.setattr(chooser, "choose_ways", self._choose)
         self.estimation = Estimation(
             self.prepared,
             HOST,
@@ -90,6 +97,9 @@ class Bench:
             preset, choices = await self.told.get()
         return preset, [choice.words[-1] for choice in choices]
 
+    def reduce(self, preset: str, context: str) -> None:
+        self.estimation.reduce(preset, Choice(None, words=("--ctx-size", context)), NO_MEMORY)
+
     def is_ready(self, preset: str, context: str) -> ReadyChild:
         choice = Choice(None, words=("--ctx-size", context))
         return ReadyChild(PresetId(preset), choice, os.getpid(), 1.0)
@@ -98,6 +108,10 @@ class Bench:
 def _estimating(one: Prepared) -> Prepared:
     choices = (Choice(None, source="unknown"),)
     return replace(one, plan=replace(one.plan, choices=choices, estimating=True))
+
+
+def _with_args(one: Prepared, *args: str) -> Prepared:
+    return replace(one, ways={"": replace(one.ways[""], args=args)})
 
 
 async def run(bench: Bench, then: Callable[[Bench], Any]) -> None:
@@ -190,15 +204,70 @@ async def test_what_ran_out_of_memory_is_chosen_after_that_step_until_something_
 
     async def then(bench: Bench) -> None:
         assert await bench.next() == ("open", ["32768"])
-        bench.estimation.reduce("open")
+        bench.reduce("open", "32768")
         assert await bench.next() == ("open", ["8192"])
         bench.estimation.record_ready(bench.is_ready("open", "8192"))
         assert await bench.next() == ("open", ["8192"])
+        bench.prepared["open"] = _with_args(bench.prepared["open"], "--threads", "2")
         bench.estimation.redo(["open"])  # a reload
         assert await bench.next() == ("open", ["4096"])
 
     await run(bench, then)
     assert bench.after == [-1, 0, -1]
+
+
+async def test_what_ran_out_of_memory_is_known_after_a_restart_for_as_much_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "models: {open: {model: /open.gguf}}"
+
+    async def fails(bench: Bench) -> None:
+        assert await bench.next() == ("open", ["32768"])
+        bench.reduce("open", "32768")
+        assert await bench.next() == ("open", ["8192"])
+
+    async def starts(bench: Bench) -> None:
+        await bench.next()
+
+    first = Bench(text, monkeypatch)
+    await run(first, fails)
+    again = Bench(text, monkeypatch)
+    await run(again, starts)
+    assert again.after == [0], "nothing has changed"
+    other = Bench(text.replace("open.gguf", "open.gguf, args: {threads: 2}"), monkeypatch)
+    one = other.prepared["open"]
+    other.prepared["open"] = _with_args(one, "--threads", "2")
+    await run(other, starts)
+    assert other.after == [-1], "other arguments"
+    fuller = Bench(text, monkeypatch)
+    fuller.held = {"host": 4 * GIB}
+    await run(fuller, starts)
+    assert fuller.after == [-1], "another budget"
+    last = Bench(text, monkeypatch)
+    await run(last, starts)
+    assert last.after == [-1], "what may be tried upwards again is forgotten"
+
+
+async def test_a_record_of_a_newer_lswap_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = "models: {open: {model: /open.gguf}}"
+
+    async def fails(bench: Bench) -> None:
+        await bench.next()
+        bench.reduce("open", "32768")
+        await bench.next()
+
+    async def starts(bench: Bench) -> None:
+        await bench.next()
+
+    await run(Bench(text, monkeypatch), fails)
+    (record,) = (tmp_path / "state").rglob("step-down-*.json")
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps({**kept, "version": kept["version"] + 1}))
+    older = Bench(text, monkeypatch)
+    await run(older, starts)
+    assert older.after == [-1]
 
 
 async def test_what_was_chosen_for_a_file_that_changed_meanwhile_is_not_used(
@@ -216,7 +285,7 @@ async def test_what_was_chosen_for_a_file_that_changed_meanwhile_is_not_used(
             await reloaded.wait()
         return found
 
-    monkeypatch.setattr(estimation, "choose_ways", slow)
+    monkeypatch.setattr(chooser, "choose_ways", slow)
 
     async def then(bench: Bench) -> None:
         await began.wait()
@@ -234,10 +303,10 @@ async def test_the_last_step_is_not_loaded_for_ever(monkeypatch: pytest.MonkeyPa
 
     async def only(one: Prepared, *rest: Any, after: int = -1) -> Sequence[ChosenWay]:
         (way,) = await choose(one, *rest, after=after)
-        choice = replace(way.choice, leaner=after < 0)
+        choice = replace(way.choice, leaner=after < 0, chosen="all")
         return [replace(way, choice=choice, rank=0 if after < 0 else None)]
 
-    monkeypatch.setattr(estimation, "choose_ways", only)
+    monkeypatch.setattr(chooser, "choose_ways", only)
 
     async def told(bench: Bench) -> Choice:
         async with asyncio.timeout(30):
@@ -246,8 +315,10 @@ async def test_the_last_step_is_not_loaded_for_ever(monkeypatch: pytest.MonkeyPa
 
     async def then(bench: Bench) -> None:
         assert (await told(bench)).leaner
-        bench.estimation.reduce("open")
-        assert not (await told(bench)).leaner, "or it would be reduced again and again"
+        bench.reduce("open", "32768")
+        last = await told(bench)
+        assert not last.leaner, "or it would be reduced again and again"
+        assert last.chosen == "all; a load ran out of memory, and there is nothing less"
 
     await run(bench, then)
 
@@ -284,7 +355,7 @@ async def test_a_file_that_was_replaced_is_chosen_for_anew(
 
     async def then(bench: Bench) -> None:
         assert await bench.next() == ("open", ["32768"])
-        bench.estimation.reduce("open")
+        bench.reduce("open", "32768")
         assert await bench.next() == ("open", ["8192"])
         bench.estimation.record_ready(bench.is_ready("open", "8192"))
         assert await bench.next() == ("open", ["8192"])

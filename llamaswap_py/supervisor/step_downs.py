@@ -1,0 +1,47 @@
+"""The steps that ran out of memory, kept from run to run with the memory for which they failed.
+
+An estimate that was too low once would be too low again after a restart, and the same load would
+fail again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from llamaswap_py.storage.record_folder import RecordFolder, traffic_folder
+
+_VERSION: Final = 1
+"""Raise it if the order of the steps in `estimate/fitting.py` changes: ranks are kept."""
+
+
+class StepDown(msgspec.Struct, frozen=True):
+    """The ranks of steps that ran out of memory, and the bytes per device that there were.
+
+    `rank` is that of a load beside which others were unloaded, `beside` that of one which was
+    chosen to fit beside others; -1: none.
+    """
+
+    room: dict[str, int]
+    rank: int = -1
+    beside: int = -1
+
+
+class StepDowns:
+    """The steps by a key that names files, arguments, engine and devices. Its calls may block."""
+
+    def __init__(self) -> None:
+        self._folder = RecordFolder(traffic_folder(), StepDown, version=_VERSION)
+
+    def read(self, key: str) -> StepDown | None:
+        """Return what failed, None if nothing did."""
+        return self._folder.read(f"step-down-{key}")
+
+    def write(self, key: str, failed: StepDown) -> None:
+        """Keep what failed."""
+        self._folder.write(f"step-down-{key}", failed)
+
+    def discard(self, key: str) -> None:
+        """It may be tried again."""
+        self._folder.discard(f"step-down-{key}")
