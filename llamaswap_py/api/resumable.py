@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import msgspec
 
@@ -113,9 +113,7 @@ async def _resumed(call: Call, conversation: ResumableStream) -> None:
     """Relay an answer that a child keeps, under the lease of that answer if it still has one."""
     conversations = call.supervisor.streams
     head, lease = call.exchange.head, conversation.lease
-    target = conversation.path  # with the id that the child knows
-    if (start := call.query.get("from")) is not None:
-        target += f"&from={quote(start, safe='')}"
+    target = conversation.target(call.query.get("from"))  # with the id that the child knows
     request = build_request(call, target, await call.exchange.read_body(0))
     if lease is None or not conversations.attach(conversation, call.id, lambda r: cut(call, r)):
         await read(call, conversation.preset, request)
@@ -147,8 +145,11 @@ async def stop(call: Call) -> None:
 
 
 def _find(call: Call) -> ResumableStream | None:
-    """Return the conversation of the query, if it is this client's or an admin asks."""
-    name = call.query.get("conv_id")
+    """Return the conversation of the query or path, if it is this client's or an admin asks.
+
+    Web UIs of older builds (b9840) have its id in the path.
+    """
+    name = call.query.get("conv_id") or unquote(call.captured)
     if not name:
         raise ApiError("bad_request", "the conversation is missing", param="conv_id")
     conversations = call.supervisor.streams

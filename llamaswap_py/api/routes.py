@@ -122,6 +122,11 @@ ROUTES: Final[dict[str, dict[str, Route]]] = {
 PATTERNS: Final[tuple[tuple[str, str, dict[str, Route]], ...]] = (
     ("/upstream/", "", {ANY: _UPSTREAM}),
     ("/v1/models/", "", {"GET": Route(model_lists.show_model)}),
+    (
+        "/v1/stream/",
+        "",
+        {"GET": _FREE(resumable.resume, retry=True), "DELETE": _FREE(resumable.stop)},
+    ),
     ("/slots/", "", {"POST": replace(_CHANGE, right="slots")}),
     ("/api/blobs/", "", dict.fromkeys(("GET", "POST"), Route(models.unsupported, admin=True))),
     ("/api/experimental/", "", dict.fromkeys(("GET", "POST"), Route(models.elsewhere))),

@@ -65,8 +65,11 @@ def open_headers(model: str) -> tuple[Header, ...]:
     return tuple(open_header(path) for path in shard_paths(model))
 
 
-def with_whole_batch(preset: Preset) -> Preset:
-    """Return an embedding model or a reranker with a batch that takes its longest input."""
+def with_whole_batch(preset: Preset, *, ranks_whole: bool = False) -> Preset:
+    """Return an embedding model or a reranker with a batch that takes its longest input.
+
+    `ranks_whole` is as in embedding_models.splits().
+    """
     if not embeds(preset):
         return preset
     try:
@@ -75,7 +78,8 @@ def with_whole_batch(preset: Preset) -> Preset:
         trained = Trained()  # the load itself reports a broken file
     else:
         trained = read_trained(header.architecture, header.metadata)
-    return msgspec.structs.replace(preset, args={**preset.args, **whole_batch(preset, trained)})
+    batch = whole_batch(preset, trained, ranks_whole=ranks_whole)
+    return msgspec.structs.replace(preset, args={**preset.args, **batch})
 
 
 def use_of(model: str) -> str:

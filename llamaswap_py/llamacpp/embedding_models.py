@@ -26,6 +26,7 @@ LONGEST_UNASKED: Final = 8192
 and few embedding models were trained for more."""
 _POOLINGS: Final = dict(enumerate(("none", "mean", "cls", "last", "rank")))
 """enum llama_pooling_type (include/llama.h, b11434)."""
+_SPLITS_RANKING: Final = 11434
 _ON: Final = (True, "on", "yes", "true", "1", 1)
 
 
@@ -66,15 +67,28 @@ def embeds(given: Given) -> bool:
     return any(effective(given, name) in _ON for name in ("embeddings", "reranking"))
 
 
-def splits(given: Given, trained: Trained) -> bool:
-    """Tell whether llama-server can read one input of an embedding model in several batches."""
+def ranks_whole(build: int | None) -> bool:
+    """Tell whether a build reads the input of every reranker in one batch.
+
+    b11434 splits that of a causal one, b10456 does not. A build without a number counts as new.
+    """
+    return build is not None and build < _SPLITS_RANKING
+
+
+def splits(given: Given, trained: Trained, *, ranks_whole: bool = False) -> bool:
+    """Tell whether llama-server can read one input of an embedding model in several batches.
+
+    `ranks_whole`: as ranks_whole() says of the build.
+    """
     pooling = effective(given, "pooling")
     if pooling is None:
         pooling = "rank" if effective(given, "reranking") in _ON else trained.pooling
-    return trained.causal and pooling in ("last", "rank")
+    return trained.causal and pooling in (("last",) if ranks_whole else ("last", "rank"))
 
 
-def whole_batch(given: Given, trained: Trained) -> dict[str, Argument]:
+def whole_batch(
+    given: Given, trained: Trained, *, ranks_whole: bool = False
+) -> dict[str, Argument]:
     """Return the options that make a child's physical batch as long as a request's context.
 
     Empty if nothing has to change: the model does not make embeddings, its inputs can be split, its
@@ -82,7 +96,7 @@ def whole_batch(given: Given, trained: Trained) -> dict[str, Argument]:
     """
     if not embeds(given) or number(given, "ubatch-size") is not None:
         return {}
-    size = 0 if splits(given, trained) else longest_input(given, trained)
+    size = 0 if splits(given, trained, ranks_whole=ranks_whole) else longest_input(given, trained)
     if context_per_request(given) is None:
         size = min(size, LONGEST_UNASKED)
     if (batch := number(given, "batch-size")) is not None:

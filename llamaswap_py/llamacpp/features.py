@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHILD_MODE_MARK",
+    "STREAM_MARK",
     "EngineFeatures",
     "Option",
     "detect_features",
@@ -19,11 +20,14 @@ __all__ = [
     "parse_options",
 ]
 
-CHILD_MODE_MARK = b"cmd_child_to_router:state:"
+CHILD_MODE_MARK = b"cmd_child_to_router:"
 """A binary has child mode if it, or a library beside it, contains these bytes.
 
-The prefix of the state lines in tools/server/server-models.cpp. `--help` does not mention the mode.
+The prefix of the lines for a router in tools/server/server-models.cpp. `--help` does not mention
+the mode.
 """
+STREAM_MARK = b"/v1/stream/:conv_id"
+"""A binary that contains these bytes takes a conversation's id in the path, not in the query."""
 
 # common_arg::to_string in common/arg.cpp: descriptions start in this column, and option names
 # longer than it allows have the line for themselves.
@@ -68,10 +72,20 @@ class EngineFeatures:
     log_jsonl: bool = False
     metrics: bool = False
     fit: bool = False
+    stream_in_path: bool = False
+    """Its route for an answer without a client is `/v1/stream/ID`; newer: `/v1/stream?conv_id=`."""
 
 
-def detect_features(options: Mapping[str, Option], *, child_mode: bool) -> EngineFeatures:
-    """Derive features from the option table; `child_mode`: whether CHILD_MODE_MARK was found."""
+def detect_features(
+    options: Mapping[str, Option],
+    *,
+    child_mode: bool,
+    stream_in_path: bool = False,
+) -> EngineFeatures:
+    """Derive features from the option table.
+
+    `child_mode` and `stream_in_path`: whether CHILD_MODE_MARK and STREAM_MARK were found.
+    """
     host = options.get("--host")
     return EngineFeatures(
         child_mode=child_mode,
@@ -79,6 +93,7 @@ def detect_features(options: Mapping[str, Option], *, child_mode: bool) -> Engin
         log_jsonl="--log-jsonl" in options,
         metrics="--metrics" in options,
         fit="--fit" in options,
+        stream_in_path=stream_in_path,
     )
 
 

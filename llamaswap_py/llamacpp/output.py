@@ -3,7 +3,8 @@
 It has three forms, recognised line by line (llama.cpp b11434: tools/server/server.cpp and
 server-models.cpp, common/log.cpp):
 
-* child mode: stdout carries only `cmd_child_to_router:state:{json}`;
+* child mode: stdout carries only `cmd_child_to_router:state:{json}`, in older builds (b9093)
+  `cmd_child_to_router:` and `ready`, `info:{json}` or `sleep`;
 * `--log-jsonl`: every log line is `{"type":"log","time":…,"level":…,"msg":…}`;
 * plain logs, now (`0.00.013.109 I srv  llama_server: listening on http://…`) and in older builds
   (`main: server is listening on http://… - starting the main loop`).
@@ -64,6 +65,9 @@ class LineSplitter:
 Stream: TypeAlias = Literal["stdout", "stderr"]
 
 STATE_PREFIX: Final = "cmd_child_to_router:state:"
+_OLD_READY: Final = "cmd_child_to_router:ready"
+_OLD_INFO: Final = "cmd_child_to_router:info:"
+_OLD_SLEEP: Final = "cmd_child_to_router:sleep"
 EXIT_COMMAND: Final = "cmd_router_to_child:exit"
 
 _LISTENING: Final = re.compile(
@@ -148,11 +152,15 @@ class Readiness:
     def __init__(self, *, child_mode: bool) -> None:
         self._child_mode = child_mode
         self._fraction = 0.0
+        self._said_info = False
 
     def feed(self, stream: Stream, line: str) -> list[Sign]:
         """Return what one line (without its end) means, at least an `OutputLine` or a state."""
-        if self._child_mode and stream == "stdout" and line.startswith(STATE_PREFIX):
-            return self._read_state(line)
+        if self._child_mode and stream == "stdout":
+            if line.startswith(STATE_PREFIX):
+                return self._read_state(line)
+            if (sign := self._read_old_state(line)) is not None:
+                return [sign]
         if line.startswith('{"'):
             try:
                 entry = _decode_log(line)
@@ -179,6 +187,24 @@ class Readiness:
             case "sleeping":
                 return [SleepingSign()]
         return [OutputLine(line)]
+
+    def _read_old_state(self, line: str) -> Sign | None:
+        """Read a line of child mode as builds write it that do not know state lines.
+
+        `ready` comes before `info` once a model is loaded, and alone when it wakes from sleep.
+        """
+        if line == _OLD_SLEEP:
+            return SleepingSign()
+        if line == _OLD_READY:
+            return ReadySign() if self._said_info else OutputLine(line)
+        if not line.startswith(_OLD_INFO):
+            return None
+        self._said_info = True
+        try:
+            info = msgspec.json.decode(line.removeprefix(_OLD_INFO))
+        except msgspec.DecodeError:
+            return ReadySign()
+        return ReadySign(info if isinstance(info, dict) else {})
 
     def _read_progress(self, payload: dict[str, Any]) -> LoadingSign:
         """Spread the stages evenly over 0..1; the text model is by far the longest, but first."""

@@ -22,6 +22,7 @@ from llamaswap_py.llamacpp.engine_output import read_output
 from llamaswap_py.llamacpp.env_variables import clean_environment
 from llamaswap_py.llamacpp.features import (
     CHILD_MODE_MARK,
+    STREAM_MARK,
     EngineFeatures,
     Option,
     detect_features,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["PROBE_TIMEOUT", "Engine", "probe_engine"]
 
 PROBE_TIMEOUT: Final = 20.0
-_SCHEMA: Final = 1  # of the cache files; raise it when Probe or its meaning changes
+_SCHEMA: Final = 2  # of the cache files; raise it when Probe or its meaning changes
 _HIDE_GPUS: Final = {one.variable: "-1" for one in SELECTABLE.values()}
 # A statically linked backend shows in the binary, a dynamic one in the name of a library beside it.
 # An engine for ROCm is made of the sources for CUDA and has their texts, so ROCm is tried first.
@@ -87,6 +88,7 @@ class _Probe(msgspec.Struct, frozen=True):
     help_text: str
     backend: str
     child_mode: bool
+    stream_in_path: bool
 
 
 def probe_engine(path: Path, source: str, *, cached: bool = True) -> Engine:
@@ -110,7 +112,11 @@ def probe_engine(path: Path, source: str, *, cached: bool = True) -> Engine:
         probe = _ask(path, status)
         if cached:
             _remember(probe)
-    features = detect_features(parse_options(probe.help_text), child_mode=probe.child_mode)
+    features = detect_features(
+        parse_options(probe.help_text),
+        child_mode=probe.child_mode,
+        stream_in_path=probe.stream_in_path,
+    )
     return Engine(
         path=path,
         build=parse_build(probe.version),
@@ -141,6 +147,7 @@ def _ask(path: Path, status: os.stat_result) -> _Probe:
         help_text=help_text,
         backend=_backend(path, files),
         child_mode=any(_contains(file, CHILD_MODE_MARK) for file in files),
+        stream_in_path=any(_contains(file, STREAM_MARK) for file in files),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 _READS: Final = frozenset({"GET", "HEAD"})
 _FILE: Final = re.compile(
@@ -17,6 +17,7 @@ _FILE: Final = re.compile(
 )
 """A file of a web interface; no route of llama-server has a dot in its last part."""
 _SLOT: Final = re.compile("/slots/[^/]*/?")
+_STREAM: Final = re.compile("/v1/stream/[^/]*/?")
 _NESTED: Final = re.compile("%(?:25)+")
 _IN_BINARY: Final = re.compile(rb"\x00(/[a-z0-9][a-z0-9_/:-]{1,60})(?=\x00)|(/v1(?:/[a-z_]+)+)")
 _DECODED: Final = 4
@@ -68,6 +69,9 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
     **_all(Role.ADMIN, "GET", "/v1/stream"),
     **_all(Role.ADMIN, "POST", "/v1/streams/lookup"),
     **_all(Role.ADMIN, "DELETE", "/v1/stream"),
+    # The same, as older builds register it (b9840).
+    **_all(Role.ADMIN, "GET", "/v1/stream/:conv_id"),
+    **_all(Role.ADMIN, "DELETE", "/v1/stream/:conv_id"),
     # They change a model for all of its clients.
     **_all(Role.ADMIN, "POST", "/props /lora-adapters"),
     # They run programs, open files, and fetch addresses of this machine's network.
@@ -81,6 +85,19 @@ ROUTES: Final[dict[tuple[str, str], Role]] = {
 """(method, path) -> role, for every route that llama-server registers (b11434)."""
 _PATHS: Final = frozenset(path for _, path in ROUTES)
 _GUARDED: Final = {path: role for (_, path), role in ROUTES.items() if role is not Role.INFERENCE}
+
+
+def stream_target(conversation: str, start: object = None, *, in_path: bool = False) -> str:
+    """Return the target of an answer that goes on without its client, from a byte on.
+
+    `in_path`: for a build that takes the id in the path (`EngineFeatures.stream_in_path`).
+    """
+    id = quote(conversation, safe="")
+    query = [] if in_path else [f"conv_id={id}"]
+    if start is not None:
+        query.append(f"from={quote(str(start), safe='')}")
+    path = f"/v1/stream/{id}" if in_path else "/v1/stream"
+    return "?".join([path, "&".join(query)] if query else [path])
 
 
 def named_in(binary: bytes) -> set[str]:
@@ -127,5 +144,7 @@ def folded(path: str) -> str:
 
 
 def _named(path: str) -> str:
-    """Return a path with `:id_slot` for a slot, as llama-server matches it."""
+    """Return a path as llama-server registers it: `:id_slot` for a slot, `:conv_id` for an id."""
+    if _STREAM.fullmatch(path):
+        return "/v1/stream/:conv_id"
     return "/slots/:id_slot" if _SLOT.fullmatch(path) else path

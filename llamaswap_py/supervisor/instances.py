@@ -125,6 +125,12 @@ class Running:
     """Whether its process is gone, and what it started lives on."""
 
     @property
+    def stream_in_path(self) -> bool:
+        """As `EngineFeatures.stream_in_path` of its engine."""
+        engine = self.prepared.engine
+        return engine is not None and engine.features.stream_in_path
+
+    @property
     def may_be_outside(self) -> bool:
         """Whether it is a program that something else may serve for."""
         return self.child.search is not None

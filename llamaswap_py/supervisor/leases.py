@@ -164,6 +164,8 @@ class Lease:
     began_at_byte = 0
     outcome = "ok"
     revoked: str | None = None
+    stream_in_path = False
+    """As `EngineFeatures.stream_in_path` of its child."""
     arrived = queue_ms = load_ms = 0.0
     _callbacks: tuple[Callable[[str], None], ...] = ()
 
@@ -382,6 +384,8 @@ class Serving(Protocol):
     def endpoint(self) -> Endpoint | None: ...
     @property
     def open_leases(self) -> OpenLeases: ...
+    @property
+    def stream_in_path(self) -> bool: ...
 
 
 class Leases:
@@ -563,7 +567,9 @@ class Leases:
         if running is None or running.endpoint is None:
             return None
         spawned_at, ready_at = instance.spawned_at, instance.ready_at or instance.spawned_at
-        return Lease(running.endpoint, instance.key, spawned_at, ready_at, running.open_leases)
+        lease = Lease(running.endpoint, instance.key, spawned_at, ready_at, running.open_leases)
+        lease.stream_in_path = running.stream_in_path
+        return lease
 
 
 def _ended(key: InstanceKey) -> ApiError:

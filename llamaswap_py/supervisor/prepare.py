@@ -23,8 +23,7 @@ from llamaswap_py.estimate.files import with_whole_batch
 from llamaswap_py.estimate.types import PROMPT_CACHE, named
 from llamaswap_py.hub.cache import cache_folder
 from llamaswap_py.llamacpp.binaries import Engine
-from llamaswap_py.llamacpp.embedding_models import kind_of
-from llamaswap_py.llamacpp.features import Option
+from llamaswap_py.llamacpp.embedding_models import kind_of, ranks_whole
 from llamaswap_py.llamacpp.memory_settings import (
     CACHE_RAM,
     devices_named,
@@ -210,8 +209,8 @@ def _prepare_one(
     absent = any(missing for _, missing in named)
     preset, _ = with_files(preset)
     engine = engines.of(preset) if preset.cmd is None else None
-    options = engine.options if isinstance(engine, Engine) else None
-    ways = {one.variant: _way(one, config, options) for one, _ in named}
+    found = engine if isinstance(engine, Engine) else None
+    ways = {one.variant: _way(one, config, found) for one, _ in named}
     problems: list[PresetProblem] = []
     if isinstance(engine, Engine):
         ways = {name: _sighted(way, engine, devices) for name, way in ways.items()}
@@ -227,7 +226,7 @@ def _prepare_one(
     elif engine is None:
         problems += program_problems(preset, config)
     else:
-        problems += check_preset(preset, config, options)
+        problems += check_preset(preset, config, engine.options)
     problems = _without_secrets(problems, config)
     kind = kind_of_problems(problems)
     plan = _plan(preset, config, ways, problems, absent=absent, kind=kind)
@@ -238,7 +237,6 @@ def _prepare_one(
         message, remedy = f"it can never fit: {shortfall}", remedies(ledger, plan)
         problems.append(PresetProblem(preset.id, where, message, remedy))
         plan = _plan(preset, config, ways, problems, absent=absent, kind=TOO_LARGE)
-    found = engine if isinstance(engine, Engine) else None
     return Prepared(preset, plan, found, ways, tuple(problems))
 
 
@@ -269,7 +267,7 @@ def further_problems(
     except LswapError:  # its repository has no name that can be: said already
         return []
     for one in ways:
-        problems += _file_problems(_way(one, config, options), config)
+        problems += _file_problems(_way(one, config, engine), config)
         problems += _device_problems(one, config, devices)
     problems += check_preset(preset, config, options)
     return _without_secrets(problems, config)
@@ -288,11 +286,12 @@ def _without_secrets(problems: Iterable[PresetProblem], config: Config) -> list[
     return list(dict.fromkeys(told))
 
 
-def _way(preset: Preset, config: Config, options: Mapping[str, Option] | None) -> LoadWay:
+def _way(preset: Preset, config: Config, engine: Engine | None) -> LoadWay:
     if preset.cmd is not None:
         return LoadWay(preset, preset.cmd.words, (), named=_named(preset))
-    whole = with_whole_batch(preset)
-    args = build_args(whole, config, options)
+    ranks = engine is not None and ranks_whole(engine.build)
+    whole = with_whole_batch(preset, ranks_whole=ranks)
+    args = build_args(whole, config, None if engine is None else engine.options)
     said = names_of(args) - (whole.args.keys() - preset.args.keys())
     preset = whole
     if "memory.cache_ram" not in config.lines:

@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote
 
 import msgspec
 
 from llamaswap_py.children.ask import ask
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import ApiError
+from llamaswap_py.llamacpp.server_routes import stream_target
 from llamaswap_py.proxy.dial import is_refusal
 from llamaswap_py.scheduler import events as ev
 from llamaswap_py.scheduler.actions import StopReason
@@ -107,10 +107,10 @@ class ResumableStream:
         """Whether a child has something of it, or it was kept."""
         return bool(self.whole) or (self.lease is not None and self.begun)
 
-    @property
-    def path(self) -> str:
-        """The child's route for it."""
-        return f"/v1/stream?conv_id={quote(self.id, safe='')}"
+    def target(self, start: object = None) -> str:
+        """Return the child's target for it, from a byte on."""
+        in_path = self.lease is not None and self.lease.stream_in_path
+        return stream_target(self.id, start, in_path=in_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +315,7 @@ class ResumableStreams:
         if newest is not stream and there == lease.endpoint:
             return
         try:
-            await ask(lease.endpoint, "DELETE", stream.path, timeout=ASKING)
+            await ask(lease.endpoint, "DELETE", stream.target(), timeout=ASKING)
         except OSError as error:
             _log.debug("%s: its child could not be asked to stop: %s", stream.id, error)
 
@@ -425,7 +425,7 @@ class ResumableStreams:
         if stream.readers:
             return
         try:
-            answer = await ask(lease.endpoint, "GET", stream.path, timeout=ASKING)
+            answer = await ask(lease.endpoint, "GET", stream.target(), timeout=ASKING)
         except OSError:
             return
         if answer.status == HTTPStatus.OK:
@@ -465,7 +465,7 @@ class ResumableStreams:
             if mine[0].get("is_done"):
                 await self._keep_whole(stream, lease)
                 break
-            path = f"{stream.path}&from={mine[0].get('total_bytes', 0)}"
+            path = stream.target(mine[0].get("total_bytes", 0))
             try:  # silent until more comes; the answer to it ends with the generation
                 answer = await ask(lease.endpoint, "GET", path, timeout=None, keep=False)
             except OSError:

@@ -13,6 +13,8 @@ import pytest
 
 from llamaswap_py.errors import EngineError
 from llamaswap_py.llamacpp.options import table_of
+from llamaswap_py.llamacpp.output import STATE_PREFIX
+from tests.builds import require
 from tests.real.answers import error_of, instance_of
 from tests.real.test_routes import registered, served
 from tests.sources import source_of
@@ -50,12 +52,9 @@ async def test_the_bytes_of_a_load_are_counted(lab: Lab) -> None:
         assert await lswap.chat("heavy") == lab.sentence("heavy")
 
 
-async def test_the_stages_of_a_load_are_told(lab: Lab, engine: Engine) -> None:
-    if not engine.features.child_mode:
-        pytest.skip(
-            "llama-server writes no state lines. lswap reads its log, shows the bytes read as the "
-            "progress of a load, and stops it by SIGTERM"
-        )
+async def test_the_stages_of_a_load_are_told(lab: Lab) -> None:
+    lacking = "llama-server does not tell it. lswap shows the bytes read as the progress of a load"
+    require(lab.engine, STATE_PREFIX, lacking)
     async with lab.lswap({"heavy": lab.heavy("heavy", mib=PADDED)}) as lswap:
         await lswap.client.post("/lswap/v1/models/heavy/load", params={"wait": "false"})
         await lswap.until(lambda now: any(one.stage for one in now.instances))

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.anyio
         ("POST", "/apply-template", ""),
         ("GET", "/slots", ""),
         ("POST", "/slots/3", "3"),
+        ("GET", "/v1/stream/a::b", "a::b"),
+        ("DELETE", "/v1/stream/a%3A%3Ab", "a%3A%3Ab"),
         ("GET", "/v1/models/org/beta:8b", "org/beta:8b"),
         ("DELETE", "/upstream/org/beta/x/y", "org/beta/x/y"),
         ("POST", "/lswap/v1/models/org/beta/load", "org/beta"),

@@ -13,6 +13,7 @@ from llamaswap_py.llamacpp.embedding_models import (
     embeds,
     kind_of,
     most_tokens,
+    ranks_whole,
     read_trained,
     splits,
     whole_batch,
@@ -74,6 +75,16 @@ def both(size: int) -> dict[str, Any]:
 )
 def test_the_batch(args: str, extra: str, trained: Trained, expected: dict[str, Any]) -> None:
     assert whole_batch(preset(args, extra=extra), trained) == expected
+
+
+def test_a_build_that_reads_each_ranking_whole() -> None:
+    """As b10456, which splits only what is pooled by its last token."""
+    assert [ranks_whole(build) for build in (10456, 11434, None)] == [True, False, False]
+    ranks = preset("reranking: true, c: 16384")
+    trained = Trained(32768, "rank")
+    assert whole_batch(ranks, trained, ranks_whole=True) == both(16384)
+    assert whole_batch(ranks, trained) == {}
+    assert whole_batch(preset("embeddings: true, c: 16384"), QWEN, ranks_whole=True) == {}
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,8 @@ def test_features_come_from_the_table(options: dict[str, Option]) -> None:
     found = detect_features(options, child_mode=False)
     assert found == EngineFeatures(unix_socket=True)
     assert detect_features({}, child_mode=True) == EngineFeatures(child_mode=True)
+
+
+def test_features_of_an_older_build() -> None:
+    old = detect_features({}, child_mode=True, stream_in_path=True)
+    assert old == EngineFeatures(child_mode=True, stream_in_path=True)

@@ -213,6 +213,15 @@ def test_child_mode_is_read_from_the_binary_or_a_library_beside_it(home: Path) -
     (home / "thin/libllama-server-impl.so").write_bytes(b"..cmd_child_to_router:state:..")
     os.utime(thin, (1, 1))
     assert locate_engine(str(thin)).features.child_mode
+    old = write_server(home / "old/llama-server", marks="cmd_child_to_router:ready")
+    assert locate_engine(str(old)).features.child_mode
+
+
+def test_the_route_of_a_conversation_is_read_from_the_binary(home: Path) -> None:
+    new = write_server(home / "new/llama-server", marks="/v1/stream")
+    assert not locate_engine(str(new)).features.stream_in_path
+    old = write_server(home / "old/llama-server", marks="/v1/stream/:conv_id")
+    assert locate_engine(str(old)).features.stream_in_path
 
 
 def test_options_and_neighbours(home: Path) -> None:

@@ -104,6 +104,26 @@ def test_ready_with_an_empty_payload_and_sleeping() -> None:
     assert signs(null, stream="stdout") == [ReadySign({})]
 
 
+def test_the_lines_of_a_build_without_state_lines() -> None:
+    """As b9093 writes them: `ready` and what it loaded, then sleep, then `ready` alone."""
+    readiness = Readiness(child_mode=True)
+    prefix = "cmd_child_to_router:"
+
+    def fed(line: str, stream: Stream = "stdout") -> list[Sign]:
+        found = readiness.feed(stream, prefix + line)
+        return [one for one in found if not isinstance(one, OutputLine)]
+
+    assert fed("ready") == []
+    assert fed('info:{"id":"a"}', "stderr") == []
+    assert fed('info:{"id":"a"}') == [ReadySign({"id": "a"})]
+    assert fed("sleep") == [SleepingSign()]
+    assert fed("ready") == [ReadySign({})]
+    assert fed("sleeping") == []
+    assert fed("info:{") == [ReadySign({})]
+    assert fed("info:[]") == [ReadySign({})]
+    assert signs(f"{prefix}sleep", stream="stdout", child_mode=False) == []
+
+
 def test_a_broken_or_unknown_state_is_a_log_line() -> None:
     for line in ("cmd_child_to_router:state:{", state("dreaming"), "cmd_child_to_router:state:[]"):
         assert signs(line, stream="stdout") == []

@@ -29,6 +29,15 @@ def test_no_name_of_one_owner_is_the_id_of_another() -> None:
     assert id_in_child("key a", id_in_child("key b", "x")) not in ids
 
 
+async def test_a_child_is_asked_for_a_conversation_as_its_build_wants_it() -> None:
+    stream = await begin(some(), "", "a::b/c")
+    assert stream.target() == "/v1/stream?conv_id=a%3A%3Ab%2Fc"
+    assert stream.target(7) == "/v1/stream?conv_id=a%3A%3Ab%2Fc&from=7"
+    stream.lease = cast("Any", SimpleNamespace(stream_in_path=True))
+    assert stream.target() == "/v1/stream/a%3A%3Ab%2Fc"
+    assert stream.target(7) == "/v1/stream/a%3A%3Ab%2Fc?from=7"
+
+
 async def test_of_the_owner_that_has_most_the_oldest_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -52,7 +61,7 @@ async def test_of_the_owner_that_keeps_most_the_oldest_answer_goes(
 
     monkeypatch.setattr(resumable_streams, "ask", ask)
     monkeypatch.setattr(resumable_streams, "_KEPT_BYTES", 400)
-    these, lease = some(), cast("Any", SimpleNamespace(endpoint=None))
+    these, lease = some(), cast("Any", SimpleNamespace(endpoint=None, stream_in_path=False))
     for owner, name in (("key ann", "x"), *(("key bob", f"{number}") for number in range(9))):
         await these._keep_whole(await begin(these, owner, name), lease)
     kept = [(one.owner, one.name) for one in these._known.values() if one.whole]
