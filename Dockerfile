@@ -25,8 +25,9 @@ ARG BACKEND
 ARG LLAMA_CPP_REF=
 # CUDA architectures like 86;89: fewer compile faster. Empty: the usual ones.
 ARG CUDAARCHS=
+# python3-venv: without a way to GitHub the script takes the source from PyPI.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends build-essential ca-certificates cmake git ninja-build libssl-dev \
+    && apt-get install -y --no-install-recommends build-essential ca-certificates cmake git libssl-dev ninja-build python3-venv \
     && rm -rf /var/lib/apt/lists/*
 COPY scripts/build_llama_cpp.sh /tmp/
 # The driver's libcuda is not here, only the toolkit's stand-in for it: hence the linker's flag.

@@ -21,6 +21,7 @@ from llamaswap_py.children.child_events import (
     ChildSpawned,
     ChildSpec,
     ChildStalled,
+    ChildStopFailed,
     ChildWoke,
     Program,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "ChildSpawned",
     "ChildSpec",
     "ChildStalled",
+    "ChildStopFailed",
     "ChildWoke",
     "Failure",
     "FailureKind",

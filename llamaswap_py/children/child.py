@@ -24,6 +24,7 @@ from llamaswap_py.children.child_events import (
     ChildOutlived,
     ChildSlept,
     ChildSpawned,
+    ChildStopFailed,
     ChildWoke,
 )
 from llamaswap_py.children.environment import child_env
@@ -341,7 +342,7 @@ class Child:
         env, patience = child_env(os.environ, self.spec), self.spec.stop_timeout
         failure = await asyncio.to_thread(run_stop, program, endpoint, pid, env, patience)
         if failure:
-            self._append(f"[{self.spec.name}: stop_cmd failed: {failure}]")
+            self._say_stop_failed(f"stop_cmd failed: {failure}")
         return not failure
 
     def _give_up(self, process: Process) -> None:
@@ -412,7 +413,11 @@ class Child:
             outlived = (
                 f"cmd has ended, but {self._endpoint} still answers: what cmd started runs on"
             )
-            self._append(f"[{self.spec.name}: {outlived} - write a stop_cmd that ends it]")
+            text = f"{outlived} - write a stop_cmd that ends it"
+            if self.search is None:
+                self._say_stop_failed(text)
+            else:  # it is ended next
+                self._say(text)
         lives_on = ""
         if self.search is not None and self._taken is None:
             with guard.reporting("container"):
@@ -431,6 +436,10 @@ class Child:
 
     def _say(self, text: str) -> None:
         self._append(f"[{self.spec.name}: {text}]")
+
+    def _say_stop_failed(self, text: str) -> None:
+        self._say(text)
+        self._emit(ChildStopFailed(showable(self._redact(text))[:_TAIL_LINE]))
 
     async def _wait_for_outlived(self, what: str) -> None:
         """Wait until a container that lswap cannot end is gone, or until lswap stops.

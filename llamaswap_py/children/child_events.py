@@ -129,6 +129,13 @@ class ChildLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildStopFailed:
+    """Its stop did not go as it should: its command failed, or what it started runs on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildOutlived:
     """Its process is gone, but what it started lives on; `ChildExited` follows its end."""
 
@@ -159,6 +166,7 @@ ChildEvent: TypeAlias = (
     | ChildStalled
     | ChildEnding
     | ChildLost
+    | ChildStopFailed
     | ChildOutlived
     | ChildExited
 )

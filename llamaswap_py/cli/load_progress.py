@@ -35,19 +35,29 @@ def load_with_progress(remote: Remote, model: str, *, wait: bool, quiet: bool) -
 def unload_each(
     remote: Remote, models: Sequence[str] | None, force: bool, wait: bool, as_json: bool
 ) -> None:
-    """Unload models (None: all that are loaded), and print the state of each."""
+    """Unload models (None: all that are loaded), and print the state of each.
+
+    Raises RemoteError at the end if something outlives one of them.
+    """
     if models is None:
         models = list(dict.fromkeys(one.preset for one in remote.ask(calls.state()).instances))
         if not models and not as_json:
             print("nothing is loaded")
+    outlived: list[str] = []
     for model in models:
         report = remote.ask(calls.unload(model, force=force, wait=wait))
+        if report.problem and report.state == "stopping":
+            outlived.append(f"{report.model} is not unloaded: {report.problem}")
         if as_json:
             print(msgspec.json.encode(report).decode(), flush=True)
         elif not report.unloaded:
             print(f"{report.model} was not loaded")
-        else:
+        elif not report.problem:
             print(f"{report.model} is {report.state}")
+        elif report.state != "stopping":
+            print(f"{report.model} is {report.state}, but {report.problem}")
+    if outlived:
+        raise RemoteError("; ".join(outlived))
 
 
 def progress_line(snapshot: Snapshot, model: str) -> str:

@@ -18,12 +18,16 @@ class LoadReport(msgspec.Struct):
 
 
 class UnloadReport(msgspec.Struct):
-    """What `unload` answers; `unloaded` is False when there was nothing to unload."""
+    """What `unload` answers; `unloaded` is False when there was nothing to unload.
+
+    `problem` says what did not go as it should; with the state `stopping` something outlives it.
+    """
 
     model: str
     state: str
     unloaded: bool
     seconds: float = 0.0
+    problem: str = ""
 
 
 class ReservationLine(msgspec.Struct):

@@ -31,6 +31,7 @@ from llamaswap_py.children import (
     ChildSpawned,
     ChildSpec,
     ChildStalled,
+    ChildStopFailed,
     ChildWoke,
     RuntimeDir,
 )
@@ -123,6 +124,8 @@ class Running:
     """Set where its conversations can be kept."""
     outlived: bool = False
     """Whether its process is gone, and what it started lives on."""
+    stop_failed: tuple[str, ...] = ()
+    """What did not go as it should when it was stopped."""
 
     @property
     def stream_in_path(self) -> bool:
@@ -355,7 +358,7 @@ class Instances:
                 _log.warning(text, key, process.pid)
 
     async def wait_gone(self) -> None:
-        """Wait until the next child is reaped."""
+        """Wait until the next child is reaped, or outlived by what it started."""
         self.gone.clear()
         await self.gone.wait()
 
@@ -460,10 +463,16 @@ class Instances:
             case ChildLost():
                 running.lost = True
                 self._dispatch(ev.InstanceLost(key))
+            case ChildStopFailed(text):
+                running.stop_failed += (text,)
+                _log.warning("%s: %s", key, text)
+                self._dispatch(ev.InstanceNoted(key, "stop failed", text))
             case ChildOutlived(text):
                 running.outlived = True
+                running.stop_failed += (text,)
                 _log.warning("%s: %s", key, text)
                 self._dispatch(ev.InstanceOutlived(key, text))
+                self.gone.set()
             case ChildExited():
                 pass  # run() returns it
 

@@ -330,11 +330,19 @@ class Supervisor:
         """Let the instance of a preset go after so long without a request; None: never."""
         self.dispatch(ev.TtlChanged(PresetId(preset), seconds))
 
-    async def unloaded(self, preset: str) -> None:
-        """Wait until the instances of the preset that leave now are gone."""
+    async def unloaded(self, preset: str) -> str:
+        """Wait until the instances of the preset that leave now are gone.
+
+        Returns what did not go as it should, in words. It does not wait for what outlives a
+        program: only a person can end that.
+        """
         leaving = self.scheduler.state.leaving(preset)
-        while any(key in self.scheduler.state.instances for key in leaving):
+        running = {key: self.running[key] for key in leaving if key in self.running}
+        outlived = {key for key, one in running.items() if one.outlived}
+        while any(key in self.scheduler.state.instances for key in set(leaving) - outlived):
             await self.instances.wait_gone()
+            outlived = {key for key, one in running.items() if one.outlived}
+        return "; ".join(text for one in running.values() for text in one.stop_failed)
 
     async def shut_down(self, grace: float) -> None:
         """Refuse new requests, let open ones finish for `grace` seconds, stop every child."""

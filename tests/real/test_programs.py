@@ -248,8 +248,12 @@ async def test_a_stop_command_that_fails_is_said_and_the_program_still_ends(lab:
     }
     async with lab.lswap(models) as lswap:
         pid = (await env_of(lswap, "talk"))["pid"]
-        await lab.cli("unload", "talk", "--url", lswap.url)
+        said = (await lab.cli("unload", "talk", "--url", lswap.url)).out
         await lswap.until_state("talk", "unloaded")
+        problem = f"stop_cmd failed: exit code 3: no such container {pid}"
+        assert said == f"talk is unloaded, but {problem}\n"
+        noted = [one for one in await lswap.decisions("talk") if one.kind == "stop failed"]
+        assert [one.reason for one in noted] == [problem]
         log = await lswap.logs("talk")
         assert f"stop_cmd failed: exit code 3: no such container {pid}" in log
         assert "told to end" in log

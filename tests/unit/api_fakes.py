@@ -187,6 +187,7 @@ class FakeSupervisor:
     leases: list[FakeLease] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     unloads: list[tuple[str, bool]] = field(default_factory=list)
+    unload_problem: str = ""
     log: ChildLog | None = None
     picture: Snapshot | None = None
     pool: Any = None
@@ -301,8 +302,8 @@ class FakeSupervisor:
         self.unloads.append((preset, force))
         return preset == "alpha"
 
-    async def unloaded(self, preset: str) -> None:
-        pass
+    async def unloaded(self, preset: str) -> str:
+        return self.unload_problem
 
     def logs(self, preset: str) -> ChildLog | None:
         return self.log

@@ -145,7 +145,18 @@ async def test_unload() -> None:
     assert exchange.status == 202
     exchange = await ask("POST", "/lswap/v1/models/org/beta:8b/unload", supervisor=supervisor)
     assert exchange.json["unloaded"] is False
+    assert "problem" not in exchange.json
     assert supervisor.unloads == [("alpha", True), ("alpha", False), ("org/beta:8b", False)]
+
+
+@pytest.mark.parametrize("state", ["unloaded", "stopping"])
+async def test_an_unload_that_did_not_go_well_says_so(state: str) -> None:
+    supervisor = FakeSupervisor(unload_problem="stop_cmd failed: exit code 3")
+    supervisor.picture = make_snapshot([model_view("alpha", state=state)])
+    exchange = await ask("POST", "/lswap/v1/models/alpha/unload", supervisor=supervisor)
+    assert exchange.status == 200
+    assert exchange.json["state"] == state
+    assert exchange.json["problem"] == "stop_cmd failed: exit code 3"
 
 
 async def test_gets_change_nothing() -> None:

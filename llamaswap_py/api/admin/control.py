@@ -218,13 +218,15 @@ async def unload(call: Call) -> None:
     if found and not waits:
         call.respond(202, UnloadAnswer(preset, "draining", unloaded=True))
         return
-    await call.supervisor.unloaded(preset)
+    problem = await call.supervisor.unloaded(preset)
     seconds = time.monotonic() - began
     state = "unloaded"
-    if not found:  # it was not loaded, or its load continues because a request waits for it
+    if not found or problem:
         models = call.supervisor.snapshot().models
-        state = next(one.state for one in models if one.id == preset)
-    call.respond(200, UnloadAnswer(preset, state, found, seconds))
+        now = next(one.state for one in models if one.id == preset)
+        # It was not loaded, its load continues because a request waits for it, or it is outlived.
+        state = now if not found or now == "stopping" else state
+    call.respond(200, UnloadAnswer(preset, state, found, seconds, problem))
 
 
 @described({200: PinAnswer}, _MODEL)

@@ -64,12 +64,16 @@ class LoadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UnloadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`unloaded`: whether an instance is being unloaded; `state`: the model's present state."""
+    """`unloaded`: whether an instance is being unloaded; `state`: the model's present state.
+
+    `problem`: what did not go as it should. With the state `stopping`, something outlives it.
+    """
 
     model: str
     state: str
     unloaded: bool
     seconds: float | None = None
+    problem: str = ""
 
 
 class PinAnswer(msgspec.Struct, frozen=True):
