@@ -46,10 +46,15 @@ _REMEMBERED_ORIGINS: Final = 256
 class Access:
     """Finds the key of each request; without keys every client may do everything."""
 
-    def __init__(self, keys: KeyRing | None, places: Places | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeyRing | None,
+        places: Places | None = None,
+        known: dict[bytes, ApiKey] | None = None,
+    ) -> None:
         self.keys = keys
         self._places = Places() if places is None else places
-        self._known: dict[bytes, ApiKey] = {}
+        self._known = {} if known is None else known
         self.in_flight: dict[str, int] = {}
         """The number of open requests that count, by principal."""
         self._told: set[str] = set()

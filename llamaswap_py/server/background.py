@@ -19,7 +19,7 @@ from llamaswap_py.scheduler.types import PresetId
 from llamaswap_py.tasks import guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from llamaswap_py.api.request import Services
     from llamaswap_py.config.sections import Config
@@ -92,10 +92,12 @@ async def watching(reloader: Reloader) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def telling_choices(supervisor: Supervisor, names: Sequence[str]) -> AsyncIterator[None]:
+async def telling_choices(
+    state: SchedulerState, next_estimate: Callable[[], Awaitable[None]], names: Sequence[str]
+) -> AsyncIterator[None]:
     """Log what is chosen for these models, which the first lines could not say yet."""
     async with asyncio.TaskGroup() as tasks:
-        tell = partial(_tell_choices, supervisor, list(names))
+        tell = partial(_tell_choices, state, next_estimate, list(names))
         telling = tasks.create_task(guard.keep_going("telling", tell), name="telling")
         try:
             yield
@@ -103,13 +105,15 @@ async def telling_choices(supervisor: Supervisor, names: Sequence[str]) -> Async
             telling.cancel()
 
 
-async def _tell_choices(supervisor: Supervisor, waiting: list[str]) -> None:
+async def _tell_choices(
+    state: SchedulerState, next_estimate: Callable[[], Awaitable[None]], waiting: list[str]
+) -> None:
     while True:
-        for line in take_choices(supervisor.scheduler.state, waiting):
+        for line in take_choices(state, waiting):
             _log.info("%s", line)
         if not waiting:
             return
-        await supervisor.estimation.next()
+        await next_estimate()
 
 
 def take_choices(state: SchedulerState, waiting: list[str]) -> list[str]:

@@ -290,7 +290,8 @@ async def _serve(
                 gc.freeze()  # else a collection looks at all modules: streams wait 15 ms
                 gc.set_threshold(*_COLLECT)
                 gc.enable()
-                async with telling_choices(supervisor, waiting):
+                state, estimated = supervisor.scheduler.state, supervisor.estimation.next
+                async with telling_choices(state, estimated, waiting):
                     await stops.get()
                 notifier.stopping()
                 runtime.tell(msgspec.structs.replace(served, stopping=True))

@@ -146,6 +146,7 @@ class FakeLease:
     revoked: str | None = None
     revoke: Callable[[str], None] | None = None
     answer: Any = None
+    stream_in_path: bool = False
 
     def on_revoke(self, callback: Callable[[str], None]) -> None:
         self.revoke = callback
@@ -193,6 +194,7 @@ class FakeSupervisor:
     pool: Any = None
     endpoint: Endpoint = CHILD
     running: dict[Any, Any] = field(default_factory=dict)
+    facts: ModelFactsCache = field(default_factory=lambda: ModelFactsCache({}))
 
     @cached_property
     def reservations(self) -> Reservations:
@@ -227,10 +229,6 @@ class FakeSupervisor:
 
     def pin(self, preset: str, pinned: bool) -> None:
         self.loaded.append(f"{preset} pinned {pinned}")
-
-    @cached_property
-    def facts(self) -> ModelFactsCache:
-        return ModelFactsCache({})
 
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         self.loaded.append(f"{preset} for {seconds}")

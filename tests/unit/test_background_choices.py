@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.scheduler.types import Choice, PoolId, PresetId, PresetPlan
+from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.state import SchedulerState
+from llamaswap_py.scheduler.types import Choice, Policy, PoolId, PresetId, PresetPlan
 from llamaswap_py.server.background import take_choices, telling_choices
 from llamaswap_py.units import GIB
 from tests.unit.supervisors import configured, make_supervisor
@@ -19,8 +20,13 @@ from tests.unit.supervisors import configured, make_supervisor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llamaswap_py.scheduler.state import SchedulerState
-    from llamaswap_py.supervisor.supervisor import Supervisor
+
+def state_of(*plans: PresetPlan) -> SchedulerState:
+    state = SchedulerState(Ledger({}, Policy()), Policy())
+    for plan in plans:
+        state.add_preset(plan)
+    return state
+
 
 FITS = Choice({PoolId("host"): GIB}, chosen="8,192 of 131,072 context")
 
@@ -34,14 +40,13 @@ def test_a_choice_is_told_once_as_soon_as_it_is_known() -> None:
         "refused": PresetPlan(preset=PresetId("refused"), choices=(Choice({PoolId("host"): GIB}),)),
         "late": PresetPlan(preset=PresetId("late"), choices=(), estimating=True),
     }
-    presets = {PresetId(name): SimpleNamespace(plan=plan) for name, plan in plans.items()}
-    state = cast("SchedulerState", SimpleNamespace(presets=presets))
+    state = state_of(*plans.values())
     waiting = ["fits", "gone", "late", "refused"]
     assert take_choices(state, waiting) == [
         "fits: 8,192 of 131,072 context; CUDA0 5 GiB + host 1 GiB"
     ]
     assert waiting == ["late"]
-    presets[PresetId("late")].plan = replace(plans["late"], choices=(fits,), estimating=False)
+    state.add_preset(replace(plans["late"], choices=(fits,), estimating=False))
     assert take_choices(state, waiting) == [
         "late: 8,192 of 131,072 context; CUDA0 5 GiB + host 1 GiB"
     ]
@@ -53,30 +58,23 @@ async def test_it_is_looked_for_only_when_an_estimate_has_come(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     late = PresetPlan(preset=PresetId("late"), choices=(), estimating=True)
-    presets = {PresetId("late"): SimpleNamespace(plan=late)}
+    state = state_of(late)
     estimates = iter((late, replace(late, choices=(FITS,), estimating=False)))
     told, came = asyncio.Event(), []
 
     async def next_estimate() -> None:
-        presets[PresetId("late")].plan = next(estimates)
+        state.add_preset(next(estimates))
         came.append(caplog.text)
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             told.set()
 
-    state = SimpleNamespace(presets=presets)
-    supervisor = SimpleNamespace(
-        scheduler=SimpleNamespace(state=state), estimation=SimpleNamespace(next=next_estimate)
-    )
     handler = Handler()
     logging.getLogger("lswap").addHandler(handler)
     try:
         with caplog.at_level(logging.INFO, "lswap"):
-            async with (
-                asyncio.timeout(30),
-                telling_choices(cast("Supervisor", supervisor), ["late"]),
-            ):
+            async with asyncio.timeout(60), telling_choices(state, next_estimate, ["late"]):
                 await told.wait()
     finally:
         logging.getLogger("lswap").removeHandler(handler)

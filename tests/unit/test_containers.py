@@ -7,7 +7,6 @@ import socket
 import stat
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
@@ -24,7 +23,10 @@ from llamaswap_py.children.containers import (
 )
 from llamaswap_py.children.holders import holder_outside
 from llamaswap_py.endpoint import Endpoint
-from llamaswap_py.supervisor.supervisor import Supervisor
+from llamaswap_py.scheduler.types import InstanceKey, PresetId
+from llamaswap_py.supervisor.instances import Running
+from llamaswap_py.supervisor.leases import OpenLeases
+from tests.unit.supervisors import configured, make_supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,15 +152,34 @@ async def test_its_engine_is_asked_for_the_id(
     assert await find_container(gone, {}, str(tmp_path)) is None
 
 
-def test_its_processes_are_accounted_for_as_ours() -> None:
+class Ended:
+    """A child whose program has processes outside of its own."""
+
+    process = None
+
+    def __init__(self, *outside: int) -> None:
+        self.search = self.found = self if outside else None
+        self.outside = outside
+
+    def roots(self) -> list[int]:
+        return list(self.outside)
+
+
+@pytest.mark.anyio
+async def test_its_processes_are_accounted_for_as_ours(short_dir: Path) -> None:
     """Telemetry takes what these trees hold for the models', and the rest for other programs'."""
-    running = {
-        "box": SimpleNamespace(pid=5, outlived=False, roots_outside=lambda: (7, 8)),
-        "alpha": SimpleNamespace(pid=6, outlived=False, roots_outside=tuple),
-        "gone": SimpleNamespace(pid=4, outlived=True, roots_outside=lambda: (10,)),
-    }
-    supervisor = SimpleNamespace(running=running, reservations=SimpleNamespace(pids=[9]))
-    assert sorted(Supervisor._pids(cast("Any", supervisor))) == [5, 6, 7, 8, 9, 10]
+    config = configured("models: {alpha: {model: /a.gguf}}")
+    supervisor = make_supervisor(short_dir, config, Endpoint(port=1))
+    alpha = supervisor.prepared["alpha"]
+    for epoch, (pid, outlived, outside) in enumerate(
+        ((5, False, (7, 8)), (6, False, ()), (4, True, (10,)))
+    ):
+        child = cast("Any", Ended(*outside))
+        one = Running(child, alpha, alpha.ways[""], OpenLeases(), pid=pid, outlived=outlived)
+        supervisor.running[InstanceKey(PresetId("alpha"), epoch)] = one
+    supervisor.reservations.ask({"host": 1}, name="held", pid=9)
+    supervisor.reservations.record_held("held")
+    assert sorted(supervisor._pids()) == [5, 6, 7, 8, 9, 10]
 
 
 # --- by its port -------------------------------------------------------------------------------

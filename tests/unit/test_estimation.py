@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -17,6 +18,7 @@ from llamaswap_py.supervisor.estimation import Estimation, ReadyChild
 from tests.unit.supervisors import configured, make_supervisor, prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from llamaswap_py.estimate import Estimator, Wanted
@@ -58,6 +60,10 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured() -> None:
     assert measured == ["alpha", "beta"]
 
 
+def later_by(clock: Callable[[], float], seconds: float) -> float:
+    return clock() + seconds
+
+
 FITTED = "models: {alpha: {model: /a.gguf}, beta: {model: /b.gguf}, gamma: {model: /c.gguf}}"
 
 
@@ -86,16 +92,16 @@ async def test_why_says_that_a_model_is_fitted_since_when_and_what_comes_next(
         supervisor._estimated(preset, (Choice({}),), None, False)
 
     monkeypatch.setattr(estimation, "_estimate", slow)
-    estimation.redo(["alpha", "beta", "gamma"])
+    for name in ("gamma", "beta", "alpha"):  # the last one is first
+        estimation.hurry(name)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(estimation.run())
         for name in ("alpha", "beta"):
             supervisor.scheduler.state.presets[PresetId(name)].wanted_since = 0.0
-        estimation._todo.clear()
-        estimation._todo.extend(("alpha", "beta", "gamma"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await began.wait()
-        estimation._working = "alpha", asyncio.get_running_loop().time() - 12
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", partial(later_by, loop.time, 12))
         said = reasons(supervisor)
         fitted = "waiting for its fit: lswap has been choosing what it runs as for 12 s; "
         assert said["alpha"] == f"{fitted}then it is loaded"

@@ -70,8 +70,7 @@ async def said(book: Book, inputs: tuple[str, ...] | None = None) -> dict[str, l
         [] if inputs is None else [instance_view(n, inputs=inputs) for n in book.config.models]
     )
     picture = make_snapshot([model_view(name) for name in book.config.models], running)
-    supervisor = FakeSupervisor(config=book.config, picture=picture)
-    supervisor.__dict__["facts"] = book
+    supervisor = FakeSupervisor(config=book.config, picture=picture, facts=book)
     found: dict[str, list[Any]] = {}
     for path in ("/v1/models", "/models"):
         for entry in (await ask("GET", path, supervisor=supervisor)).json["data"]:
@@ -139,8 +138,7 @@ async def test_decision_models_say_what_they_answer_with(tmp_path: Path) -> None
     write(tmp_path / "strange.gguf", "llama", **{"llama.decision.type": "oracle"})
     book = Book(tmp_path, {"decides": (), "strange": ()})
     picture = make_snapshot([model_view("decides"), model_view("strange")])
-    supervisor = FakeSupervisor(config=book.config, picture=picture)
-    supervisor.__dict__["facts"] = book
+    supervisor = FakeSupervisor(config=book.config, picture=picture, facts=book)
     data = (await ask("GET", "/v1/models", supervisor=supervisor)).json["data"]
     outputs = {one["id"]: one["architecture"]["output_modalities"] for one in data}
     assert outputs == {"decides": ["decisions"], "strange": ["text"]}

@@ -154,16 +154,26 @@ async def test_a_stop_of_lswap_leaves_what_cannot_be_ended(
         os.kill(pid, signal.SIGKILL)
 
 
+def started_after(older: int) -> subprocess.Popen[bytes]:
+    """Start a process whose time is later than another's; the system counts in hundredths."""
+    while True:
+        program = subprocess.Popen(["sleep", "60"])
+        if began_at(program.pid) > began_at(older):
+            return program
+        program.kill()
+        program.wait()
+
+
 def test_a_process_that_was_there_before_is_not_the_programs(folder: Path) -> None:
     """It holds memory without the model, too, and must not be ended with it."""
     with subprocess.Popen(["sleep", "60"]) as older:
         spec = box(folder)
         search = OutsideSearch(spec, ())
-        with subprocess.Popen(["sleep", "60"]) as program:
+        with started_after(older.pid) as program:
             try:
                 search.begin(program.pid)
-                search._since = began_at(program.pid) + 1000
-                assert not Outside(process=psutil.Process(older.pid)).began_after(search._since)
+                began = began_at(program.pid)
+                assert not Outside(process=psutil.Process(older.pid)).began_after(began)
                 search.found = Outside(process=psutil.Process(older.pid))
                 search._send(search.found, signal.SIGKILL)
                 assert older.poll() is None
@@ -254,7 +264,7 @@ async def test_a_container_is_ended_by_its_engine(
         engine = write_engine(tmp_path, kill)
         monkeypatch.setattr(OutsideSearch, "_send", lambda *_: None)
         search = OutsideSearch(spec_of(tmp_path), ())
-        search._pid, search._since = os.getpid(), began_at(os.getpid())
+        search.begin(os.getpid())
         search.found = Outside(Group((str(tmp_path),)), id=ID, engine=(engine,))
         said: list[str] = []
         left = asyncio.create_task(search.end(0.2, told=False, say=said.append))

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -202,11 +201,18 @@ async def test_what_is_looked_at_each_time_is_answered_alike(short_dir: Path, da
         assert len(stage.sent()) == (3 if answers[0].status == 200 else 0)
 
 
+class Kept:
+    """Captures that keep what they get in a list."""
+
+    def __init__(self, records: list[Any]) -> None:
+        self.keep = records.append
+
+
 async def test_capturing_sees_every_request(short_dir: Path) -> None:
     kept: list[Any] = []
     async with staged(short_dir) as stage, connected(stage.endpoint) as client:
         await ask(client, request())
-        stage.app.services.captures = cast("Any", SimpleNamespace(keep=kept.append))
+        stage.app.services.captures = cast("Any", Kept(kept))
         for _ in range(2):
             await ask(client, request())
         assert stage.at_once == [False, True, True]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from llamaswap_py.children.ask import HttpAnswer
 from llamaswap_py.supervisor import resumable_streams
 from llamaswap_py.supervisor.resumable_streams import ResumableStream, ResumableStreams, id_in_child
+from tests.unit.api_fakes import FakeLease
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +34,7 @@ async def test_a_child_is_asked_for_a_conversation_as_its_build_wants_it() -> No
     stream = await begin(some(), "", "a::b/c")
     assert stream.target() == "/v1/stream?conv_id=a%3A%3Ab%2Fc"
     assert stream.target(7) == "/v1/stream?conv_id=a%3A%3Ab%2Fc&from=7"
-    stream.lease = cast("Any", SimpleNamespace(stream_in_path=True))
+    stream.lease = cast("Any", FakeLease(stream_in_path=True))
     assert stream.target() == "/v1/stream/a%3A%3Ab%2Fc"
     assert stream.target(7) == "/v1/stream/a%3A%3Ab%2Fc?from=7"
 
@@ -57,11 +58,11 @@ async def test_of_the_owner_that_keeps_most_the_oldest_answer_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def ask(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(status=200, body=b"x" * 100)
+        return HttpAnswer(200, b"x" * 100)
 
     monkeypatch.setattr(resumable_streams, "ask", ask)
     monkeypatch.setattr(resumable_streams, "_KEPT_BYTES", 400)
-    these, lease = some(), cast("Any", SimpleNamespace(endpoint=None, stream_in_path=False))
+    these, lease = some(), cast("Any", FakeLease())
     for owner, name in (("key ann", "x"), *(("key bob", f"{number}") for number in range(9))):
         await these._keep_whole(await begin(these, owner, name), lease)
     kept = [(one.owner, one.name) for one in these._known.values() if one.whole]
