@@ -118,6 +118,7 @@ class Effects:
         instance.leases[waiter.request] = lease
         instance.generating += waiter.slot
         instance.last_used = self.now
+        instance.priority = waiter.priority
         self.state.leases[waiter.request] = lease
 
     def drain(self, instance: Instance, reason: StopReason, why: str) -> None:

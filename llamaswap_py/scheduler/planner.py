@@ -107,16 +107,25 @@ class _Pass:
     def run(self) -> Plan:
         self._give_way()
         wants = [
-            (self._urgency(preset), since, preset.plan.preset, preset)
+            (self._urgency(preset), self._place_in_line(preset, since), since, preset)
             for preset in (self.state.presets[one] for one in self.state.wanted)
             if (preset.serving is None or preset.serving.is_asleep)
             and not preset.plan.estimating
             and not preset.plan.absent
             and (since := preset.since) is not None
         ]
-        for _, since, _, preset in sorted(wants, key=_turn):
+        for _, _, since, preset in sorted(wants, key=_turn):
             self._place(preset, since)
         return self.plan
+
+    def _place_in_line(self, preset: Preset, since: float) -> float:
+        """Return the time by which it is ordered: its oldest wait, and its load per waiter.
+
+        A short load that many wait for goes before a long one that one waits for, but puts it off
+        by at most its own load time (and by `max_wait`).
+        """
+        load = min(preset.load_seconds or 0.0, self.state.policy.max_wait)
+        return since + load / max(preset.queue.size, 1)
 
     def _urgency(self, preset: Preset) -> int:
         return preset.plan.priority + preset.queue.urgency(self.now)
@@ -235,7 +244,7 @@ class _Pass:
     def _evict_idle(self, preset: Preset, since: float, options: list[LoadOption]) -> bool:
         """Evict the cheapest idle set; wait a little if it would need lingering instances."""
         idle = [one for one in self.state.idle(preset.plan) if one.key not in self.going]
-        ends = {one.key: self._idle_end(one, since) for one in idle}
+        ends = {one.key: self._idle_end(one, preset, since) for one in idle}
         over = [one for one in idle if ends[one.key] <= self.now]
         found = self._cheapest(options, over)
         if found is not None and self._suffices(*found):
@@ -250,15 +259,22 @@ class _Pass:
             if ends[one.key] > self.now:
                 self.plan.wake_at(ends[one.key])
             drained = one.gate_for == preset.plan.preset
-            if drained or (aged and self.now >= self.state.residency_end(one, since)):
+            if drained or (aged and self.now >= self._stays_until(one, preset, since)):
                 self._close(one, preset.plan.preset, option)  # it takes no more requests
             self._count_as_coming(one)
         self._hold(option.charge)
         return True
 
-    def _idle_end(self, one: Instance, since: float) -> float:
+    def _idle_end(self, one: Instance, preset: Preset, since: float) -> float:
         """Return until when an idle instance stays, against a waiter that came at `since`."""
-        return min(self.state.linger_end(one, self.now), self.state.residency_end(one, since))
+        end = self._stays_until(one, preset, since)
+        return min(self.state.linger_end(one, self.now), end)
+
+    def _stays_until(self, one: Instance, preset: Preset, since: float) -> float:
+        """Return until when an instance serves on: no longer, if a higher priority waits."""
+        if self.state.outranks(preset, one, self.now):
+            return self.now
+        return self.state.residency_end(one, since)
 
     def _suffices(self, option: LoadOption, victims: list[Instance]) -> bool:
         """Return whether evicting `victims` makes room now, not counting memory only claimed."""
@@ -304,15 +320,17 @@ class _Pass:
 
         docs/design/scheduler.md, "Claim and gate", has the rule.
         """
+        name = preset.plan.preset
+        order = [one for one in self._claimable(preset, since) if one.key not in spared]
         patient_until = since + self.state.patience(preset)
         if self.now < patient_until:
             self.plan.wake_at(patient_until)
-            return
-        name = preset.plan.preset
-        order = [one for one in self._claimable(preset, since) if one.key not in spared]
-        found = self._least_disturbing(name, since, options, order)
-        if found is None:  # then it keeps the memory of loading instances from other waiters
-            found = self._least_disturbing(name, since, options, [*order, *self._loading(preset)])
+            order = [one for one in order if self.state.outranks(preset, one, self.now)]
+        found = self._least_disturbing(preset, since, options, order)
+        if found is None and self.now >= patient_until:
+            # It keeps the memory of loading instances from other waiters.
+            order += self._loading(preset)
+            found = self._least_disturbing(preset, since, options, order)
         if found is None:
             return
         option, victims, ends = found
@@ -345,14 +363,15 @@ class _Pass:
         ]
 
     def _least_disturbing(
-        self, name: PresetId, since: float, options: list[LoadOption], order: list[Instance]
+        self, preset: Preset, since: float, options: list[LoadOption], order: list[Instance]
     ) -> tuple[LoadOption, list[Instance], dict[InstanceKey, float]] | None:
         """Return the option to claim for, its victims and when their gates close.
 
         An earlier claim stays; else it takes the best variant, then the earliest gates.
         """
+        name = preset.plan.preset
         found = [
-            (option, victims, self._gate_ends(name, victims, since))
+            (option, victims, self._gate_ends(preset, victims, since))
             for option in options
             if (victims := enough(option.charge, self.coming, order)) is not None
         ]
@@ -384,13 +403,13 @@ class _Pass:
             key=lambda one: (
                 one.claimed_by != name,
                 self.state.has_demand(one),
-                self.state.residency_end(one, since),
+                self._stays_until(one, preset, since),
                 one.key,
             ),
         )
 
     def _gate_ends(
-        self, name: PresetId, victims: list[Instance], since: float
+        self, preset: Preset, victims: list[Instance], since: float
     ) -> dict[InstanceKey, float]:
         """Return when each gate closes for the waiter. A gate that has closed for it stays closed.
 
@@ -398,7 +417,9 @@ class _Pass:
         were busy itself.
         """
         ends = {
-            one.key: self.now if one.gate_for == name else self.state.residency_end(one, since)
+            one.key: self.now
+            if one.gate_for == preset.plan.preset
+            else self._stays_until(one, preset, since)
             for one in victims
         }
         busy = [ends[one.key] for one in victims if self.state.has_demand(one)]
@@ -413,14 +434,14 @@ class _Pass:
 
 
 def _turn(
-    want: tuple[int, float, PresetId, Preset],
+    want: tuple[int, float, float, Preset],
 ) -> tuple[bool, int, float, PresetId]:
-    """Order wants: first those that memory is being freed for, then by priority, then by age.
+    """Order wants: first those that memory is being freed for, then by priority, then by place.
 
     Without the first rule, older waiters for an evicted preset would take its memory back.
     """
-    urgency, since, name, preset = want
-    started = preset.evicted_at
+    urgency, place, _, preset = want
+    name, started = preset.plan.preset, preset.evicted_at
     if started is not None:
         return False, 0, started, name
-    return True, -urgency, since, name
+    return True, -urgency, place, name

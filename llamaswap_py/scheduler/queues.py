@@ -239,6 +239,11 @@ class WaitQueue:
         hasty = (one.gives_up_at(timeout) for one in self._hasty.values())
         return min((oldest + timeout, *hasty))
 
+    @property
+    def priority(self) -> int:
+        """The highest priority that waits, as it was asked for."""
+        return max(self._lanes, default=0)
+
     def urgency(self, now: float) -> int:
         """Return the highest priority that waits, ageing included."""
         return max((self._aged(one, now) for one in self._lanes), default=0)

@@ -59,6 +59,8 @@ class Instance:
     ttl: float | None = None
     """The ttl of its plan, unless a client asked for another."""
     served: int = 0
+    priority: int = 0
+    """Of the request that was let in last: between two requests it stands for its clients."""
     claimed_by: PresetId | None = None
     gate_for: PresetId | None = None
     waking: bool = False
@@ -241,6 +243,24 @@ class SchedulerState:
             since + self.policy.max_wait, incumbent.ready_at + self.policy.residency_cut * load
         )
         return min(end, cut)
+
+    def outranks(self, preset: Preset, incumbent: Instance, now: float) -> bool:
+        """Return whether a waiter has a higher priority than the requests of an instance.
+
+        These are the open ones, the last one, and those that wait for it, whose priority rises as
+        they wait. An instance that has not served since it was loaded is not outranked: else low
+        priorities would load it for nothing.
+        """
+        if not (incumbent.served or incumbent.leases):
+            return False
+        rank = preset.plan.priority + preset.queue.priority
+        below = self.presets[incumbent.key.preset]
+        base = below.plan.priority
+        if rank <= base:
+            return False
+        using = [one.waiter.priority for one in incumbent.leases.values()]
+        waiting = [below.queue.urgency(now)] if below.queue.size else []
+        return rank > base + max([incumbent.priority, *using, *waiting])
 
     def linger_end(self, idle: Instance, now: float) -> float:
         """Return until when an idle instance keeps its wanted memory for its own clients.

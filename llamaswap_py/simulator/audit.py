@@ -53,6 +53,7 @@ class _Seen:
     stopping: bool = False
     holders: set[RequestId] = field(default_factory=set)
     grants: int = 0
+    priority: int = 0
     gate: tuple[float, bool] | None = None
 
 
@@ -70,8 +71,11 @@ class Audit:
         self._waiting: dict[RequestId, WaitingRequest] = {}
         self._by_preset: dict[PresetId, dict[RequestId, WaitingRequest]] = {}
         self._held: dict[RequestId, InstanceKey] = {}
+        self._priority_of: dict[RequestId, int] = {}
+        self._priorities = {one.name: one.plan().priority for one in case.models}
         self._ended: set[RequestId] = set()
-        self._turns: dict[tuple[PresetId, ClientId], int] = {}
+        self._turns: dict[tuple[PresetId, ClientId, int], int] = {}
+        """The order of the last turn of each client, at each priority."""
         self._order = 0
         self._failures: dict[PresetId, tuple[int, float]] = {}
         self._now = 0.0
@@ -116,7 +120,7 @@ class Audit:
         since = self._now if event.since is None else event.since
         self._order += 1
         about = (event.request, event.preset, event.client, event.slot, since, self._order)
-        waiting = WaitingRequest(*about, event.since is not None)
+        waiting = WaitingRequest(*about, event.since is not None, event.priority)
         waiting.bound = self.bound.of(waiting, self._by_preset, self._incumbents())
         self._waiting[event.request] = waiting
         self._by_preset.setdefault(event.preset, {})[event.request] = waiting
@@ -179,8 +183,28 @@ class Audit:
         load = self.models[seen.key.preset].load
         aged = self._now - oldest >= self.policy.max_wait - _EPSILON
         least = (self.policy.residency_cut if aged else self.policy.residency) * load
-        if self._now - seen.ready < least - _EPSILON:
+        if self._now - seen.ready < least - _EPSILON and not self._outranked(seen, winner):
             self._breach(5, f"{seen.key} had {self._now - seen.ready:.2f} s of {least:.2f} s")
+
+    def _outranked(self, seen: _Seen, winner: PresetId) -> bool:
+        """Return whether a waiter has a higher priority than all who use or want an instance.
+
+        Waiting raises the priority of those who wait for the instance. It has served before.
+        """
+        row = self._by_preset.get(winner, {}).values()
+        rank = self._priorities[winner] + max((one.priority for one in row), default=0)
+        below = self._priorities[seen.key.preset]
+        using = [below + seen.priority, *(below + self._priority_of[one] for one in seen.holders)]
+        using += [self._urgency(seen.key.preset)] if seen.key.preset in self._by_preset else []
+        return seen.grants > 0 and rank > max(using)
+
+    def _urgency(self, preset: PresetId) -> int:
+        """Return the highest priority that waits for a preset, which rises with the time waited."""
+        waiting = (
+            one.priority + int((self._now - one.since) // self.policy.max_wait)
+            for one in self._by_preset.get(preset, {}).values()
+        )
+        return self._priorities[preset] + max(waiting, default=0)
 
     def _spawned(self, key: InstanceKey, charge: Footprint) -> None:
         self._instances[key] = _Seen(key, self._now, charge)
@@ -216,8 +240,10 @@ class Audit:
         if seen.ready is None or seen.stopping:
             self._breach(1, f"request {request} was granted on {key}, which is not ready")
         self._held[request] = key
+        self._priority_of[request] = waiting.priority
         seen.holders.add(request)
         seen.grants += 1
+        seen.priority = waiting.priority
         wait = self._now - waiting.since
         if waiting.bound > 0:
             self.eta_used = max(self.eta_used, wait / waiting.bound)
@@ -234,18 +260,20 @@ class Audit:
         """Check invariant 6: a client's requests keep their order, and clients take turns."""
         if not granted.slot:
             return
-        mine = self._turns.get((granted.preset, granted.client), 0)
+        mine = self._turns.get((granted.preset, granted.client, granted.priority), 0)
         for rival in self._by_preset.get(granted.preset, {}).values():
-            if not rival.slot:
+            if not rival.slot or rival.priority != granted.priority:
                 continue
             if rival.client == granted.client:
                 if rival.since < granted.since - _EPSILON:
                     self._breach(6, f"request {granted.request} overtook {rival.request}")
-            elif max(rival.order, self._turns.get((rival.preset, rival.client), 0)) < mine:
+                continue
+            last = self._turns.get((rival.preset, rival.client, rival.priority), 0)
+            if max(rival.order, last) < mine:
                 # It has waited since before this client's last turn, and got no turn since.
                 self._breach(6, f"{granted.client} had two turns while {rival.client} waited")
         self._order += 1
-        self._turns[granted.preset, granted.client] = self._order
+        self._turns[granted.preset, granted.client, granted.priority] = self._order
 
     def _check_share(self, refused: WaitingRequest, newcomer: WaitingRequest | None) -> None:
         """Check invariant 10: a full queue is shared."""
@@ -264,23 +292,26 @@ class Audit:
         """Check invariant 4: no gate stays open longer than that against the same waiter.
 
         It is checked only where it is certain which instance is in the waiter's way: the two can
-        never be loaded together, nothing is loading or stopping, and no older waiter needs a load.
+        never be loaded together, nothing is loading or stopping, and no older waiter, or one of a
+        higher priority, needs a load.
         """
         serving = {one.key.preset for one in self._instances.values() if not one.stopping}
         if any(one.ready is None or one.stopping for one in self._instances.values()):
             return
         absent = [
-            (min(one.since for one in row.values()), name)
+            (-self._urgency(name), min(one.since for one in row.values()), name)
             for name, row in self._by_preset.items()
             if name not in serving
         ]
         if not absent or seen.ready is None:
             return
-        since, name = min(absent)
+        _, since, name = min(absent)
         if self.bound.together(name, seen.key.preset):
             return
         load = self.models[seen.key.preset].load
         limit = max(since + self.policy.max_wait, seen.ready + self.policy.residency_cut * load)
+        # Presets that more wait for go first, if they came up to one of its own loads later.
+        limit += min(self.models[name].load, self.policy.max_wait)
         if self._now > limit + _EPSILON:
             late = self._now - limit
             self._breach(4, f"{seen.key} kept its gate open against {name} {late:.1f} s too long")

@@ -5,10 +5,13 @@ longer than max(`max_wait`, 2 × its load time). Then come its drain, the loads 
 the waiter's own load. `stop` is the time in which a child ends, `drain` its longest open request
 (at most its `drain_timeout`, and the grace after it):
 
-    bound = gate + rounds of older presets + own rounds + own queue
+    bound = gate + put off + rounds of older presets + own rounds + own queue
 
     gate        max_wait, and of the worst incumbent: its load if it is still loading,
                 2 × its load, drain, stop
+    put off     a preset that came up to one own load later may go first, if more wait for it; the
+                last of these has a round. With a priority below the highest of the case: until
+                waiting has raised it to that, one level in `max_wait`
     round(q)    stop + load + 2 × load + drain: an older waiter's preset comes first, and is an
                 incumbent itself when it is ready; `max_wait` is counted once, in `gate`
     rounds(q)   as many as are needed to serve the older waiters: one residency serves at least
@@ -42,6 +45,7 @@ class WaitingRequest:
     since: float
     order: int
     came_back: bool = False
+    priority: int = 0
     bound: float = 0.0
 
 
@@ -72,6 +76,7 @@ class Bound:
         self._clients = {name: len(found) for name, found in clients.items()}
         self._rounds = {name: self._round(one) for name, one in self.models.items()}
         self._worst_round = max(self._rounds.values())
+        self._highest = max(self._rank(ask.model, ask.priority) for ask in case.asks)
         self._faults = sum(
             len(one.faults) * (self._rounds[one.name] + case.policy.backoff_last)
             for one in case.models
@@ -103,8 +108,22 @@ class Bound:
         own = self._how_many(waiter.preset, ahead)
         model = self.models[waiter.preset]
         queue = self._turns(waiter.preset, ahead) / model.slots * self._service[waiter.preset]
+        max_wait = self.case.policy.max_wait
+        below = self._highest - self._rank(waiter.preset, waiter.priority)
+        put_off = min(model.load, max_wait) + self._worst_round + below * max_wait
         between = (own - 1) * self._worst_round
-        return gate + older + own * self._rounds[waiter.preset] + between + queue + self._faults
+        return (
+            gate
+            + put_off
+            + older
+            + own * self._rounds[waiter.preset]
+            + between
+            + queue
+            + self._faults
+        )
+
+    def _rank(self, preset: PresetId, priority: int) -> int:
+        return self.models[preset].plan().priority + priority
 
     def _round(self, model: Model) -> float:
         return self.case.stop + 3 * model.load + self._service[model.name]

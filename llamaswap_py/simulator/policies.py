@@ -32,7 +32,7 @@ def run_case(case: Case, policy: str, *, audit: bool = True) -> Result:
     """
     if policy != LSWAP:
         return simulate(case, PEERS[policy](case), policy)
-    scheduler = Scheduler([one.plan() for one in case.models], case.pools, case.policy)
+    scheduler = _scheduler(case)
     if not audit:
         return simulate(case, scheduler, policy)
     auditor = Audit(case)
@@ -44,6 +44,19 @@ def run_case(case: Case, policy: str, *, audit: bool = True) -> Result:
     result = simulate(case, scheduler, policy, watch)
     auditor.finish()
     return replace(result, eta_used=auditor.eta_used, breaches=tuple(auditor.breaches))
+
+
+def _scheduler(case: Case) -> Scheduler:
+    """Return lswap's scheduler, which knows load times by the size of the files, as in `lswap up`.
+
+    The simulated load times are exact, where those of `lswap up` are estimates.
+    """
+    plans = [one.plan() for one in case.models]
+    scheduler = Scheduler(plans, case.pools, case.policy)
+    for model, plan in zip(case.models, plans, strict=True):
+        seeded = ev.ChoicesEstimated(model.name, plan.choices, model.load, seeded=True)
+        scheduler.handle(seeded, 0.0)
+    return scheduler
 
 
 __all__ = ["LSWAP", "PEERS", "POLICIES", "StuckError", "run_case"]

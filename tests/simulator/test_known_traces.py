@@ -37,8 +37,8 @@ KNOWN = {
     "1-pollution": Known(3, 0, 0, "", 0.18, 8.05),
     "2-drain-convoy-and-cut": Known(3, 1, 1, "s", 14.7, 140.56),
     "3-retry-livelock": Known(29, 0, 2, "", 0.52, 29.65),
-    "5-convoy-slow-load": Known(3, 0, 0, "", 84.88, 97.2),
-    "6-priority-ignored": Known(11, 0, 0, "human", 45.0, 69.0),
+    "5-convoy-slow-load": Known(3, 0, 0, "", 19.34, 84.1),
+    "6-priority-ignored": Known(13, 0, 0, "human", 11.1, 25.55),
     "7-idle-expensive": Known(22, 0, 0, "", 11.57, 40.05),
     "8-variants": Known(120, 0, 0, "", 6.81, 12.05),
 }
