@@ -8,8 +8,10 @@ apart counts as the same memory, so that it is never promised twice.
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Final, TypeAlias
 
 from llamaswap_py.devices.device import Device, EngineList, SeenAs
@@ -58,9 +60,6 @@ class _Memory:
         before = sum(one.listing is entry.listing and one.device.kind == kind for one in mine)
         self.entries.setdefault((kind, before), []).append(entry)
 
-    def is_in(self, listing: EngineList) -> bool:
-        return any(one.listing is listing for them in self.entries.values() for one in them)
-
     @property
     def root(self) -> list[_Entry]:
         """The entries whose name stands for the memory: of a card that is known, else the first."""
@@ -88,9 +87,12 @@ def join_lists(
     for entry in entries:
         if entry.card is not None:
             put(entry, _card_identity(entry.card))
-    for entry in entries:
-        if entry.card is None:
-            put(entry, _identity(entry, entries, memories))
+    for _, mine in groupby(entries, lambda one: id(one.listing)):
+        before = _Before(memories, them := list(mine))
+        for entry in them:
+            if entry.card is None:
+                put(entry, identity := _identity(entry, before, memories))
+                before.add(entry, identity)
     return _named(entries, memories, host_total)
 
 
@@ -112,29 +114,51 @@ def _card_identity(card: Device) -> str:
     return uuid if uuid.startswith("MIG-") or not card.bus_id else card.bus_id
 
 
-def _identity(entry: _Entry, entries: Sequence[_Entry], memories: Mapping[str, _Memory]) -> str:
+class _Before:
+    """What comes before a device in its list, and the memory of other lists that it may be."""
+
+    def __init__(self, memories: Mapping[str, _Memory], entries: Sequence[_Entry]) -> None:
+        listing = entries[0].listing if entries else None
+        self.others = {
+            memory.identity: memory.first.device
+            for memory in memories.values()
+            if memory.first.device.kind != _RPC
+            and not memory.first.in_software
+            and not any(one.listing is listing for them in memory.entries.values() for one in them)
+        }
+        """Those that no device of the list means so far, by the device that stands for each."""
+        self._same, self._plain = Counter[str](), Counter[str]()
+
+    def add(self, entry: _Entry, identity: str) -> None:
+        """Count a device without a card, which means the memory of that identity."""
+        self.others.pop(identity, None)
+        description = entry.device.description
+        self._same[description] += 1
+        self._plain[plain_description(description)] += 1
+
+    def same(self, description: str) -> int:
+        """Return how many have exactly this description."""
+        return self._same[description]
+
+    def plain(self, plain: str) -> int:
+        """Return how many are plainly described so."""
+        return self._plain[plain]
+
+
+def _identity(entry: _Entry, before: _Before, memories: Mapping[str, _Memory]) -> str:
     """Return what tells a device without a card apart from others, as far as that is possible."""
     device = entry.device
-    peers = [
-        one
-        for one in entries
-        if one.listing is entry.listing and one.place < entry.place and one.card is None
-    ]
     if device.kind == _RPC:
         if _is_here(device.description):
             lent = [one for one in memories.values() if _may_lend(one.first, device)]
             return lent[0].identity if lent else f"rpc-here-{device.total // MIB}"
-        number = sum(one.device.description == device.description for one in peers)
-        return f"rpc-{device.description}-{number}"
+        return f"rpc-{device.description}-{before.same(device.description)}"
     if not entry.in_software:
-        for memory in memories.values():
-            other = memory.first
-            same_sort = other.device.kind != _RPC and not other.in_software
-            if same_sort and not memory.is_in(entry.listing) and alike(device, other.device):
-                return memory.identity
+        for identity, other in before.others.items():
+            if alike(device, other):
+                return identity
     plain = plain_description(device.description)
-    number = sum(plain_description(one.device.description) == plain for one in peers)
-    return f"{plain}-{number}"
+    return f"{plain}-{before.plain(plain)}"
 
 
 def _may_lend(entry: _Entry, lent: ListedDevice) -> bool:
@@ -183,8 +207,8 @@ def _named(
         for them in memory.entries.values():
             inside = _inside(root, host_total) if them is root else names[id(root)]
             found.append(_found(names[id(them)], them, inside))
-    order = list(names.values())
-    return tuple(sorted(found, key=lambda one: order.index(one.id)))
+    order = {name: at for at, name in enumerate(names.values())}
+    return tuple(sorted(found, key=lambda one: order[one.id]))
 
 
 def _inside(root: Sequence[_Entry], host_total: int) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _LEAST, _MOST = 0.85, 1.05
 """CUDA counts up to a tenth less than NVML, which counts the driver's own share."""
+_MANY: Final = 4_096
+"""Descriptions that are kept: each is compared with those of all other devices."""
 _SOFTWARE: Final = re.compile(r"llvmpipe|lavapipe|swiftshader|softpipe|basic render|\bpocl\b", re.I)
 _VENDORS: Final = {
     "nvidia": re.compile(r"nvidia|geforce|quadro|tesla|\brtx\b|\bgtx\b", re.I),
@@ -27,6 +30,7 @@ _VENDORS: Final = {
 _INTEL_CARD: Final = re.compile(r"arc\S*\s+(pro\s+)?[ab]\d|data center|flex|max \d|\bdg1\b", re.I)
 
 
+@lru_cache(maxsize=_MANY)
 def vendor_of(description: str) -> str:
     """Return the vendor that a description names; "" if none."""
     return next((name for name, words in _VENDORS.items() if words.search(description)), "")
@@ -43,6 +47,7 @@ def is_integrated(description: str) -> bool:
     return vendor == "apple" or (vendor == "intel" and not _INTEL_CARD.search(description))
 
 
+@lru_cache(maxsize=_MANY)
 def plain_description(description: str) -> str:
     """Return a description as all backends would say it: `AMD … (RADV NAVI31)` is `amd…`."""
     text = re.sub(r"\((r|tm)\)", "", description.lower())

@@ -136,9 +136,12 @@ class Ledger:
 
     def _unmeasured(self, choice: Choice) -> list[PoolId]:
         """Return the counting pools of a choice: of its devices, else of every GPU, else host."""
-        gpus = [pool for pool in self.pools if pool != HOST and not is_counting(pool)]
-        devices = dict.fromkeys(map(self._card, choice.devices or gpus or (PoolId(HOST),)))
+        of = choice.devices or self._gpus() or (PoolId(HOST),)
+        devices = dict.fromkeys(map(self._card, of))
         return [PoolId(_UNMEASURED + device) for device in devices]
+
+    def _gpus(self) -> tuple[PoolId, ...]:
+        return tuple(one for one in self.pools if one != HOST and not is_counting(one))
 
     def _card(self, device: PoolId) -> PoolId:
         """Return the name that stands for a card which several engines call differently."""
