@@ -10,7 +10,7 @@ import msgspec
 
 from llamaswap_py.children.containment import unenforced_here
 from llamaswap_py.children.listeners import can_tell
-from llamaswap_py.cli.conflicts import conflicts
+from llamaswap_py.cli.conflicts import conflicts, shut_out
 from llamaswap_py.cli.init import serves_text
 from llamaswap_py.cli.show import memory_text
 from llamaswap_py.cli.tables import print_table
@@ -101,9 +101,12 @@ def check(origin: Origin) -> Report:
         for name, one in prepared.items()
         if not one.problems and not judged[name].problem
     ]
-    problems += [
+    never = dict(conflicts(config, plans, devices))
+    problems += [f"{config.where(f'models.{name}')}: {why}" for name, why in never.items()]
+    beside_groups = [
         f"{config.where(f'models.{name}')}: {why}"
-        for name, why in conflicts(config, plans, devices)
+        for name, why in shut_out(config, plans, devices)
+        if name not in never
     ]
     useless = [
         f"{config.where(f'models.{name}')}: keep_kv does nothing with sliding windows - set "
@@ -115,7 +118,7 @@ def check(origin: Origin) -> Report:
         ok=not problems and not any(model.problems for model in models),
         engine=engine,
         problems=problems,
-        warnings=[*warnings(config), *useless, *unenforced_here(config)],
+        warnings=[*warnings(config), *beside_groups, *useless, *unenforced_here(config)],
         models=models,
     )
 

@@ -6,8 +6,9 @@ they always agree. Pure: the settings that may help come as data (`Choice.remedi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting
@@ -53,12 +54,19 @@ def _variant(choice: Choice) -> tuple[str, bool, bool]:
     return choice.variant, choice.beside, choice.passing
 
 
-def remedies(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()) -> str:
+def remedies(
+    ledger: Ledger,
+    plan: PresetPlan,
+    kept: Sequence[InstanceKey] = (),
+    groups: Mapping[InstanceKey, str] = MappingProxyType({}),
+) -> str:
     """Return the changes that make a preset fit beside `kept`, with numbers, the best first.
 
     It names only changes that were computed to be enough. If none is enough, it says so.
+    `groups` has the persistent group of each of the `kept` that stays for that, and is not pinned.
     """
-    found = [*_settings(ledger, plan, kept), *_declared(ledger, plan), *_pins(ledger, plan, kept)]
+    found = [*_settings(ledger, plan, kept), *_declared(ledger, plan)]
+    found += _kept_loaded(ledger, plan, kept, groups)
     found += [text for choice in plan.choices for text in _margin(ledger, plan, choice, kept)]
     found += _places(ledger, plan, kept)
     return "; ".join(dict.fromkeys(found)) or _nothing(plan)
@@ -122,17 +130,36 @@ def _margin(
         yield f"`memory.margin: {{{written}}}` would be enough"
 
 
-def _pins(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
-    """Yield the pinned models in the way: the smallest that is enough, else all together."""
+def _kept_loaded(
+    ledger: Ledger,
+    plan: PresetPlan,
+    kept: Sequence[InstanceKey],
+    groups: Mapping[InstanceKey, str],
+) -> Iterator[str]:
+    """Yield the models in the way that stay: the smallest that is enough, else all together."""
     if not kept or not judge(ledger, plan, ())[0]:
         return
     enough = [key for key in kept if judge(ledger, plan, [one for one in kept if one != key])[0]]
     if enough:
         least = min(enough, key=lambda key: sum(_bytes(ledger, key).values()))
-        yield f"pinned {_told(ledger, least)} is in the way: `lswap unpin {least.preset}`"
-    else:
+        if group := groups.get(least):
+            yield (
+                f"{_told(ledger, least)} stays, because the group {group} is persistent: "
+                f"`persistent: false` in `groups.{group}` lets it leave"
+            )
+        else:
+            yield f"pinned {_told(ledger, least)} is in the way: `lswap unpin {least.preset}`"
+    elif not groups:
         told = ", ".join(_told(ledger, key) for key in kept)
         yield f"pinned models are in the way, unpin some: {told}"
+    else:
+        told = ", ".join(
+            f"{_told(ledger, key)} of the persistent group {groups[key]}"
+            if key in groups
+            else f"pinned {_told(ledger, key)}"
+            for key in kept
+        )
+        yield f"models that stay are in the way: {told}"
 
 
 def _places(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:

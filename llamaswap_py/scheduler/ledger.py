@@ -248,12 +248,12 @@ class Ledger:
 
     def _arithmetic(self, pool: PoolId, need: int, held: int) -> str:
         size = self.pools[pool]
-        pinned = f" - {amount(pool, held)} pinned" if held else ""
+        stays = f" - {amount(pool, held)} kept loaded" if held else ""
         margin = f" - {amount(pool, size.margin)} margin" if size.margin else ""
         left = size.total - size.margin - held
         return (
             f"{pool_name(pool)}: needs {amount(pool, need)}, but {amount(pool, size.total)} in all"
-            f"{margin}{pinned} leave {amount(pool, max(left, 0))}"
+            f"{margin}{stays} leave {amount(pool, max(left, 0))}"
         )
 
 

@@ -153,7 +153,9 @@ class _Pass:
         if preset.serving is None and not preset.refitted:
             options = [one for one in options if not one.choice.passing]
         if not options:
-            self.plan.impossible.append((preset, shortfall, remedies(ledger, preset.plan, kept)))
+            groups = self.state.groups_of(kept)
+            remedy = remedies(ledger, preset.plan, kept, groups)
+            self.plan.impossible.append((preset, shortfall, remedy))
             return
         self.plan.unsure += (unsure := self.state.unsure_servers(preset, self.now))
         if unsure or self.state.left_by(preset):

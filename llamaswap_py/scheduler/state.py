@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -319,6 +319,11 @@ class SchedulerState:
         fellows = newcomer.persistent if newcomer is not None else ()
         kept = preset.plan.persistent
         return preset.pin or (bool(kept) and not set(kept) & set(fellows))
+
+    def groups_of(self, kept: Iterable[InstanceKey]) -> dict[InstanceKey, str]:
+        """Return the persistent group of each instance that is kept for that, and is not pinned."""
+        presets = {key: self.presets[key.preset] for key in kept}
+        return {key: one.plan.persistent[0] for key, one in presets.items() if not one.pin}
 
     def idle(self, newcomer: PresetPlan | None) -> Iterator[Instance]:
         """Iterate over instances that may be evicted at once: without requests, none about to come.

@@ -78,6 +78,8 @@ async def test_a_persistent_group_takes_turns_and_others_never_evict_it(lab: Lab
         assert await lswap.chat("alpha") == lab.sentence("alpha")
         error = error_of(await lswap.post_chat("gamma"), 400)
         assert error["code"] == "model_too_large"
+        assert "`persistent: false` in `groups.main` lets it leave" in error["message"]
+        assert "pin" not in error["message"]
         assert await lswap.chat("beta") == lab.sentence("beta")
         assert await lswap.chat("alpha") == lab.sentence("alpha")
         assert (await lswap.state()).evictions_total == 3

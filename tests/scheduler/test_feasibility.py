@@ -89,6 +89,22 @@ def test_the_smallest_pinned_model_that_is_enough_is_named() -> None:
     assert "pinned" not in remedies(books, plan(30 * GIB), kept)
 
 
+def test_a_pin_that_nobody_made_is_not_named() -> None:
+    """One of a persistent group stays, too, and `unpin` would change nothing."""
+    books, small = ledger(), InstanceKey(PresetId("small"), 2)
+    books.charges = {ALPHA: {HOST: 10 * GIB}, small: {HOST: 4 * GIB}}
+    said = remedies(books, plan(12 * GIB), [ALPHA, small], {small: "main"})
+    assert said == (
+        "small (4 GiB) stays, because the group main is persistent: `persistent: false` in "
+        "`groups.main` lets it leave"
+    )
+    said = remedies(books, plan(22 * GIB), [ALPHA, small], {small: "main"})
+    assert said == (
+        "models that stay are in the way: pinned a (10 GiB), small (4 GiB) of the persistent "
+        "group main"
+    )
+
+
 def test_pinned_models_that_take_every_place() -> None:
     books = ledger(most=1)
     books.charges = {ALPHA: {HOST: GIB, PoolId("max_loaded"): 1}}

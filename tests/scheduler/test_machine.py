@@ -125,7 +125,8 @@ def test_pinned_instances_stay() -> None:
     refusal = play.rejected(play.ask(B))
     assert refusal is not None
     assert refusal.code == "model_too_large"
-    assert "60 B pinned" in refusal.message
+    assert "60 B kept loaded" in refusal.message
+    assert "pinned a (60 B)" in refusal.remedy
 
 
 def test_what_can_never_fit_is_refused_with_the_arithmetic_and_evicts_nobody() -> None:
@@ -761,6 +762,9 @@ def test_a_persistent_group_takes_turns_and_gives_way_to_nobody_else() -> None:
     refusal = play.rejected(play.ask(C))
     assert refusal is not None
     assert refusal.code == "model_too_large"
+    assert "100 B in all - 60 B kept loaded leave 40 B" in refusal.message
+    assert "the group g is persistent" in refusal.remedy
+    assert "pin" not in f"{refusal.message} {refusal.remedy}"
     play.finish(_ready(play, B))
     assert [stop.instance.preset for stop in play.actions(Stop)] == ["a"]
     play.finish(_ready(play, A))

@@ -113,6 +113,40 @@ def test_check_finds_what_the_pinned_ones_leave_no_room_for(
         assert pool in line
 
 
+_PERSISTENT = """
+memory: {devices: {host: 4GiB}, margin: 1GiB}
+defaults: {memory: {host: 2GiB}}
+models:
+  a: {cmd: [sleep, "{port}"]}
+  b: {cmd: [sleep, "{port}"], memory: {host: 1GiB}}
+  c: {cmd: [sleep, "{port}"], memory: {host: SIZE}}
+groups: {g: {exclusive: [a, b], persistent: PERSISTENT}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "persistent", "names"),
+    [
+        ("1GiB", "true", None),
+        ("2GiB", "true", "a"),
+        ("3GiB", "true", "a or b"),
+        ("3GiB", "false", None),
+    ],
+)
+def test_check_warns_of_what_a_persistent_group_shuts_out(
+    tmp_path: Path, size: str, persistent: str, names: str | None
+) -> None:
+    text = _PERSISTENT.replace("SIZE", size).replace("PERSISTENT", persistent)
+    report = check_file(write(tmp_path, text))
+    assert report.ok
+    found = [line for line in report.warnings if "persistent" in line]
+    assert len(found) == (names is not None)
+    if names is not None:
+        assert f"models.c: it can never be loaded once {names} is:" in found[0]
+        assert "beside a: host: needs" in found[0]
+        assert "`persistent: false` in `groups.g` lets it leave" in found[0]
+
+
 def test_check_with_an_engine(tmp_path: Path, llama_server: str) -> None:
     (tmp_path / "there.gguf").write_bytes(b"GGUF")
     text = f"""
