@@ -19,10 +19,15 @@ from bench.workplace import free_port, running
 from llamaswap_py.llamacpp.binaries import Engine, locate_engine
 from llamaswap_py.llamacpp.device_query import query_devices
 from llamaswap_py.llamacpp.paths import engines_folder
+from llamaswap_py.scheduler.feasibility import LEAST_MARGIN
+from llamaswap_py.supervisor.rooms import lowered_margins
 from llamaswap_py.units import GIB, HOST, MIB
 
 MARGIN = GIB
 """What lswap leaves free of each device if the file says nothing; also llama.cpp's default."""
+LEAST = MARGIN // LEAST_MARGIN
+LOWERED = tuple(one[HOST] for one in lowered_margins({HOST: MARGIN}, {HOST: LEAST}))
+"""What it leaves free for a model that nothing smaller makes fit; the last is the least."""
 LENDER = "ggml-rpc-server"
 
 
@@ -81,10 +86,9 @@ class Placement:
         """The engine's names -> ours: it numbers the endpoints it is told of."""
         return {f"RPC{at}": one.name for at, one in enumerate(self.devices) if one.endpoint}
 
-    @property
-    def room(self) -> dict[str, int]:
-        """What models may take of each device."""
-        return {name: max(size - MARGIN, 0) for name, size in self.sizes.items()}
+    def room(self, margin: int = MARGIN) -> dict[str, int]:
+        """Return what models may take of each device."""
+        return {name: max(size - margin, 0) for name, size in self.sizes.items()}
 
     @property
     def fit_target(self) -> str:

@@ -15,7 +15,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +27,8 @@ import psutil
 from bench.estimates import serving
 from bench.fit_bare import Bare, fit_alone
 from bench.fit_machines import (
+    LEAST,
+    LOWERED,
     MACHINES,
     MARGIN,
     Lent,
@@ -63,20 +65,12 @@ class Row:
     bare: Bare | None
     placement: Placement
     fitted: Fitted
+    margin: int = MARGIN
     real: str = ""
 
     @property
     def refused(self) -> bool:
-        """Whether the engine alone runs, leaves the host its margin, and lswap does not run."""
-        return self._refused_by_lswap and self.bare is not None and self.bare.left >= MARGIN
-
-    @property
-    def refused_for_margin(self) -> bool:
-        """Whether the engine alone would run only by taking the margin of the host."""
-        return self._refused_by_lswap and not self.refused
-
-    @property
-    def _refused_by_lswap(self) -> bool:
+        """Whether the engine alone runs, and lswap does not."""
         return self.bare is not None and self.bare.runs and not self.fitted.fits
 
     @property
@@ -105,7 +99,8 @@ class Row:
             return "as the file says"
         said = self.fitted.step.text(self.placement.names)
         size = self.weights_on_devices
-        return f"{said}: {format_size(size)} of weights" if size else said
+        said = f"{said}: {format_size(size)} of weights" if size else said
+        return said if self.margin == MARGIN else f"{said}; margin {format_size(self.margin)}"
 
     def _margins(self) -> str:
         if not self.fitted.fits:
@@ -143,27 +138,32 @@ def measure_row(setting: Setting, shape: str, machine: Machine) -> Row:
     if asked and fit_params is not None:
         beside = SHAPES[shape].projector
         bare = fit_alone(fit_params, setting.file(shape), everything, beside)
-    wanted, placement, fitted = _best(setting, shape, tried)
+    found = [(MARGIN, *_best(setting, shape, tried, MARGIN))]
+    if not found[0][-1].fits and _best(setting, shape, tried, LEAST)[-1].fits:
+        found += [(size, *_best(setting, shape, tried, size)) for size in LOWERED]
+    margin, wanted, placement, fitted = next((one for one in found if one[-1].fits), found[0])
     real = _load(setting, wanted, placement, fitted) if _is_real(setting, shape, fitted) else ""
-    return Row(shape, machine, bare, placement, fitted, real)
+    return Row(shape, machine, bare, placement, fitted, margin, real)
 
 
 def _best(
-    setting: Setting, shape: str, tried: Sequence[Placement]
+    setting: Setting, shape: str, tried: Sequence[Placement], margin: int
 ) -> tuple[Wanted, Placement, Fitted]:
     """Return the placement with the best step; among equal ones the first, which is smallest."""
     found: list[tuple[Wanted, Placement, Fitted]] = []
     for placement in tried:
         wanted = _wanted(setting, shape, placement)
-        found.append((wanted, placement, asyncio.run(_fit(setting, wanted, placement))))
+        found.append(
+            (wanted, placement, asyncio.run(_fit(setting, wanted, placement.room(margin))))
+        )
     return min(found, key=lambda one: (not one[2].fits, one[2].step.rank if one[2].step else 0))
 
 
-async def _fit(setting: Setting, wanted: Wanted, placement: Placement) -> Fitted:
+async def _fit(setting: Setting, wanted: Wanted, room: Mapping[str, int]) -> Fitted:
     with tempfile.TemporaryDirectory(dir=setting.folder) as state:
         cache = RecordFolder(Path(state) / "cache", Estimate, version=1)
         estimator = Estimator(LearnedFacts(Path(state) / "learned"), cache)
-        return await Fitter(estimator).fit(wanted, placement.room, FitWish(), said=())
+        return await Fitter(estimator).fit(wanted, room, FitWish(), said=())
 
 
 def _wanted(setting: Setting, name: str, placement: Placement) -> Wanted:
@@ -279,7 +279,7 @@ def _summary(rows: Sequence[Row]) -> str:
         "",
         f"* the engine alone runs: {alone}; lswap runs: {sum(row.fitted.fits for row in compared)}",
         _listed("the engine alone runs and lswap does not", [one for one in rows if one.refused]),
-        *(_said_of_margin(row) for row in rows if row.refused_for_margin),
+        *(_said_of_margin(row) for row in rows if row.margin < MARGIN),
         _listed(
             "lswap chose a shorter context and fewer weights on devices",
             [one for one in rows if one.less_of_both],
@@ -290,11 +290,14 @@ def _summary(rows: Sequence[Row]) -> str:
 
 
 def _said_of_margin(row: Row) -> str:
-    left = 0 if row.bare is None else row.bare.left
-    return (
-        f"* {row.shape} on {row.machine.name}: lswap refuses it; the engine alone would leave "
-        f"{format_size(left)} of the host's {row.machine.host} GiB for all other programs"
+    said = (
+        f"* {row.shape} on {row.machine.name}: nothing smaller fits, so lswap lowers the margin "
+        f"to {format_size(row.margin)}"
     )
+    if row.bare is None or not row.bare.runs:
+        return said
+    left = format_size(row.bare.left)
+    return f"{said}; the engine alone would leave {left} of the host's {row.machine.host} GiB"
 
 
 def _listed(what: str, rows: Sequence[Row]) -> str:

@@ -77,7 +77,7 @@ def _settle(plan: PresetPlan, ledger: Ledger) -> str:
     first = ""
     for choice in plan.choices:
         charge = ledger.charge_of(plan, _known(choice))
-        shortfall = ledger.shortfall(charge, ledger.charges)
+        shortfall = ledger.shortfall(charge, ledger.charges, choice.lowered)
         if not shortfall:
             if plan.pin:
                 ledger.charges[InstanceKey(plan.preset, 0)] = charge

@@ -125,7 +125,7 @@ async def estimate_config(
     room = {one.device: one.total - one.margin for one in rooms}
     ledger = Ledger(pools_of(devices), policy_of(config))
     needs = {
-        line.model: _spread(ledger, line.memory)
+        line.model: _needed(_spread(ledger, line.memory), judged[line.model].lowered, room)
         for line in lines
         if line.memory and not line.problem
     }
@@ -174,6 +174,16 @@ def _spread(ledger: Ledger, memory: Mapping[str, int]) -> dict[str, int]:
     """Return what a model takes of each device, and of the memory around it."""
     charge = ledger.spread({PoolId(device): size for device, size in memory.items()})
     return {str(pool): size for pool, size in charge.items()}
+
+
+def _needed(
+    memory: dict[str, int], lowered: Mapping[str, int], room: Mapping[str, int]
+) -> dict[str, int]:
+    """Return what a model needs of each device: all of one where a margin was lowered for it."""
+    return {
+        device: min(size, room.get(device, 0)) if device in lowered else size
+        for device, size in memory.items()
+    }
 
 
 def _print(report: Report) -> None:

@@ -277,7 +277,7 @@ def _settings(machine: Machine) -> Iterator[str]:
         "listen: 127.0.0.1:8080   # :8080 for other machines, too; with keys: `lswap key new NAME`",
         "",
         "memory:",
-        "  margin: 1GiB            # left free on every device",
+        "  margin: auto            # 1GiB of every device stays free, as docs/memory.md says",
         f"  # devices: {{{budget}}}   # use less than there is",
         "",
         "defaults:                 # every model starts from these",

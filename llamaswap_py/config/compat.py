@@ -24,6 +24,8 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
         ("defaults", "fit"): "exact",
         # Integrated GPUs were used beside cards.
         ("defaults", "device"): "all",
+        # The margin stayed, even if a model could not be loaded because of it.
+        ("memory", "margin"): "1GiB",
         ("list_aliases",): False,
         ("keys", "strict_modes"): False,
         # Every inference key could change how long a model stays, and what is in slots.
@@ -44,6 +46,7 @@ OLD_DEFAULTS: Final[dict[str, dict[tuple[str, ...], Any]]] = {
     "0.2": {
         ("defaults", "fit"): "exact",
         ("defaults", "device"): "all",
+        ("memory", "margin"): "1GiB",
     },
 }
 

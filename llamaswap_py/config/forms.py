@@ -361,10 +361,14 @@ class Filters(msgspec.Struct, frozen=True):
 
 
 class PerDevice(msgspec.Struct, frozen=True):
-    """A size in bytes for every device, with other sizes for the named ones."""
+    """A size in bytes for every device, with other sizes for the named ones.
+
+    `may_yield`: nobody asked for it, so a model that fits nothing otherwise may get a part of it.
+    """
 
     default: int
     devices: dict[str, int] = {}
+    may_yield: bool = False
 
     def of(self, device: str) -> int:
         """Return the size for `device`, in bytes."""

@@ -394,6 +394,7 @@ MARGIN: Final = Form(
     {"anyOf": [SIZE.schema, SIZES.schema]},
     lambda margin: _spell_sizes(margin.devices) if margin.devices else spell_size(margin.default),
 )
+KEPT_FREE: Final = or_word("auto", MARGIN, PerDevice(units.GIB, may_yield=True))
 BUDGETS: Final = or_word("auto", SIZES)
 DEVICES: Final = or_word(
     AUTO,

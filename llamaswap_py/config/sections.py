@@ -37,7 +37,7 @@ from llamaswap_py.config.forms import (
     word,
 )
 from llamaswap_py.config.listen import LISTEN
-from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, MARGIN, METADATA
+from llamaswap_py.config.model_forms import BUDGETS, ENGINE, ENV, KEPT_FREE, METADATA
 from llamaswap_py.config.origins import Cors
 from llamaswap_py.config.preset import Defaults, Preset
 from llamaswap_py.config.preset_names import Alias, PresetGroup, file_found, spelled
@@ -84,12 +84,13 @@ class Memory(Record, frozen=True):
         PerDevice,
         key(
             "How much memory is always left free: one size for every device, or one per device "
-            "(1GiB on those not named).",
-            MARGIN,
+            "(1GiB on those not named). auto: 1GiB on every device, and for a model with `fit: "
+            "auto` down to 128MiB, if nothing smaller fits.",
+            KEPT_FREE,
             "2GiB",
             {"CUDA0": "2GiB", "host": "4GiB"},
         ),
-    ] = PerDevice(GIB)
+    ] = PerDevice(GIB, may_yield=True)
     devices: Annotated[
         dict[str, int] | None,
         key(

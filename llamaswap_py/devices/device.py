@@ -45,9 +45,10 @@ class Device:
     """One device. `id` is its shown name (`CUDA0`, `host`), `total` and `margin` bytes.
 
     A `total` of 0 is not known: the driver does not report it, or it could not be read. The margin
-    is that of the configuration, which is given to a device that is used. `source` says how `total`
-    is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil`, `cgroup`; or `gone`. `uuid` is the
-    name that restricts a child to this GPU, if there is one: a UUID, or the driver's number.
+    is that of the configuration, which is given to a device that is used. It may be lowered to
+    `least_margin` for a model that fits nothing otherwise; None: it stays. `source` says how
+    `total` is known: `declared`, `nvml`, `sysfs`, `engine`, `psutil`, `cgroup`; or `gone`. `uuid`
+    is the name that restricts a child to this GPU, if there is one: a UUID, or the driver's number.
     `meter` says how to read a GPU again. `within` is the device in whose memory this one computes
     (the host, or the same card under another name): a charge here is charged there too.
     `description` is the engine's or the driver's, or the vendor where a driver has none. `seen` are
@@ -65,6 +66,7 @@ class Device:
     description: str = ""
     seen: tuple[SeenAs, ...] = ()
     in_process: bool = False
+    least_margin: int | None = None
 
     @property
     def bus_id(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting
+from llamaswap_py.scheduler.ledger import LOADED, Amounts, Ledger, add, is_counting, needed
 from llamaswap_py.scheduler.types import Choice, Footprint, InstanceKey, PoolId, PresetPlan
 from llamaswap_py.units import HOST, MIB, format_size
 
@@ -27,23 +27,30 @@ class LoadOption:
     charge: Footprint
     variant: int
 
+    @property
+    def need(self) -> Footprint:
+        """What has to be free for it: less than its charge if a margin was lowered for it."""
+        return needed(self.charge, self.choice.lowered)
+
 
 def judge(
     ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey] = ()
 ) -> tuple[list[LoadOption], str]:
     """Return the choices that fit beside the instances `kept`, and why the first one does not.
 
-    Without `prefer_fit` it returns only the first variant that can fit at all.
+    Without `prefer_fit` it returns only the first variant that can fit at all. A margin is lowered
+    for one only if none fits with the whole margins.
     """
     variants = list(dict.fromkeys(map(_variant, plan.choices)))
     options: list[LoadOption] = []
     first_shortfall = ""
     for choice in plan.choices:
         charge = ledger.charge_of(plan, choice)
-        shortfall = ledger.shortfall(charge, kept)
+        shortfall = ledger.shortfall(charge, kept, choice.lowered)
         if not shortfall:
             options.append(LoadOption(choice, charge, variants.index(_variant(choice))))
         first_shortfall = first_shortfall or shortfall
+    options = [one for one in options if not one.choice.lowered] or options
     if options and not plan.prefer_fit:
         best = min(option.variant for option in options)
         options = [option for option in options if option.variant == best]
@@ -84,7 +91,8 @@ def _settings(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> 
     """Yield the settings with which the preset fits."""
     for choice in plan.choices:
         for remedy in choice.remedies:
-            leaner = ledger.charge_of(plan, replace(choice, footprint=remedy.footprint))
+            changed = replace(choice, footprint=remedy.footprint, lowered={})
+            leaner = ledger.charge_of(plan, changed)
             if not ledger.shortfall(leaner, kept):
                 needs = footprint_text(remedy.footprint)
                 said = f"with {remedy.words} it needs {needs} and fits"

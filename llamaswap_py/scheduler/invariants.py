@@ -60,9 +60,11 @@ def check_spawn(scheduler: Scheduler, key: InstanceKey) -> None:
     It holds only then: other programs or a corrected footprint may exceed the sum later.
     """
     state = scheduler.state
-    free = state.ledger.free()
+    free, lowered = state.ledger.free(), state.instances[key].choice.lowered
     for pool in state.ledger.charges[key]:
-        assert free[pool] >= 0, f"2: {pool}: {-free[pool]} more promised than there is"
+        assert free[pool] + lowered.get(pool, 0) >= 0, (
+            f"2: {pool}: {-free[pool]} more promised than there is"
+        )
 
 
 def _check_ledger(state: SchedulerState) -> None:

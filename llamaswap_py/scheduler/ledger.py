@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Final, TypeVar
 
 from llamaswap_py.scheduler.types import (
     Choice,
@@ -30,6 +31,7 @@ _EXCLUSIVE = "exclusive@"
 _RPC = "rpc@"
 
 Amounts = dict[PoolId, int]
+_NONE: Final[Footprint] = MappingProxyType({})
 _Name = TypeVar("_Name", bound=str)
 
 
@@ -150,8 +152,9 @@ class Ledger:
     def free(self) -> Amounts:
         """Return bytes per pool that may still be promised; negative where strangers took them.
 
-        It is total - margin - strangers - charges. Memory that a reaped child has not given back
-        yet appears as other programs' too; it is counted only once.
+        It is total - margin - strangers - charges. A model for which a margin was lowered makes it
+        negative, too: nothing else gets what it takes of the margin. Memory that a reaped child has
+        not given back yet appears as other programs' too; it is counted only once.
         """
         free = {
             pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
@@ -187,12 +190,16 @@ class Ledger:
             if not any(pool in charge for charge in held)
         ]
 
-    def shortfall(self, charge: Footprint, kept: Iterable[InstanceKey]) -> str:
+    def shortfall(
+        self, charge: Footprint, kept: Iterable[InstanceKey], lowered: Footprint = _NONE
+    ) -> str:
         """Say why `charge` can never fit beside the instances `kept`; empty if it can.
 
-        Where several devices have too little, it names the one that lacks the most.
+        `lowered` are the bytes of each margin that it may take. Where several devices have too
+        little, it names the one that lacks the most.
         """
         room = {pool: size.total - size.margin for pool, size in self.pools.items()}
+        add(room, {pool: size for pool, size in lowered.items() if pool in room}, 1)
         held: Amounts = {}
         for key in kept:
             add(held, self.charges.get(key, {}), 1)
@@ -208,8 +215,13 @@ class Ledger:
             return self._arithmetic(worst, charge[worst], held.get(worst, 0))
         return ""
 
-    def explain(self, charge: Footprint, free: Mapping[PoolId, int]) -> str:
-        """Return `host: needs 18.9 GiB · free 7.1 GiB · margin 1 GiB` for each pool of `charge`."""
+    def explain(
+        self, charge: Footprint, free: Mapping[PoolId, int], lowered: Footprint = _NONE
+    ) -> str:
+        """Return `host: needs 18.9 GiB · free 7.1 GiB · margin 1 GiB` for each pool of `charge`.
+
+        `lowered` are the bytes of each margin that it may take: they count as free.
+        """
         rows = []
         for pool, need in charge.items():
             if pool.startswith(_UNMEASURED):
@@ -221,20 +233,24 @@ class Ledger:
                     rows.append(f"{pool_name(pool)}: another one uses it")
                 continue
             row = f"{pool_name(pool)}: needs {amount(pool, need)}"
-            row += f" · free {amount(pool, max(free.get(pool, 0), 0))}"
-            if margin := self.pools[pool].margin:
+            less = lowered.get(pool, 0)
+            row += f" · free {amount(pool, max(free.get(pool, 0) + less, 0))}"
+            if margin := self.pools[pool].margin - less:
                 row += f" · margin {amount(pool, margin)}"
             if strangers := self.pools[pool].strangers:
                 row += f" · other programs {amount(pool, strangers)}"
             rows.append(row)
         return "; ".join(dict.fromkeys(rows))
 
-    def lacks(self, charge: Footprint, free: Mapping[PoolId, int]) -> str:
+    def lacks(
+        self, charge: Footprint, free: Mapping[PoolId, int], lowered: Footprint = _NONE
+    ) -> str:
         """Return `needs 18.5 GiB, 8.7 GiB were free` for each pool that had too little."""
-        short = [pool for pool, need in charge.items() if need > free.get(pool, 0)]
+        there = {pool: free.get(pool, 0) + lowered.get(pool, 0) for pool in charge}
+        short = [pool for pool, need in charge.items() if need > there[pool]]
         rows = []
         for pool in short or charge:
-            have = amount(pool, max(free.get(pool, 0), 0))
+            have = amount(pool, max(there[pool], 0))
             if pool == LOADED:
                 rows.append(f"policy.max_loaded is {self.pools[pool].total}")
             elif pool.startswith(_RPC):
@@ -272,6 +288,13 @@ def add(amounts: Amounts, charge: Footprint, sign: int) -> None:
     """Add (or with sign -1 take away) `charge` in place."""
     for pool, size in charge.items():
         amounts[pool] = amounts.get(pool, 0) + sign * size
+
+
+def needed(charge: Footprint, lowered: Footprint) -> Footprint:
+    """Return what has to be free for a charge that may take `lowered` bytes of the margins."""
+    if not lowered:
+        return charge
+    return {pool: max(size - lowered.get(pool, 0), 0) for pool, size in charge.items()}
 
 
 def fits(charge: Footprint, free: Mapping[PoolId, int]) -> bool:

@@ -28,13 +28,13 @@ def best_fit(options: Sequence[LoadOption], free: Amounts, coming: Amounts) -> L
     It takes the best variant. Of its placements it prefers one device to a split, then the one that
     leaves the least memory free.
     """
-    fitting = [one for one in options if fits(one.charge, free) and fits(one.charge, coming)]
+    fitting = [one for one in options if fits(one.need, free) and fits(one.need, coming)]
     return min(fitting, key=lambda one: _fit_rank(one, free), default=None)
 
 
 def _fit_rank(option: LoadOption, free: Amounts) -> tuple[int, int, int]:
     touched = [pool for pool in option.charge if not is_counting(pool)]
-    left = sum(free[pool] - option.charge[pool] for pool in touched)
+    left = sum(free[pool] - option.need[pool] for pool in touched)
     return option.variant, len(option.choice.devices), left
 
 
@@ -132,15 +132,19 @@ class _Pass:
 
     def _give_way(self) -> None:
         """Evict idle instances where other programs took promised memory, or the margin."""
-        short = {pool: 0 for pool, size in self.coming.items() if size < 0}
+        lowered = self.state.lowered()
+        short = {p: 0 for p, size in self.coming.items() if size + lowered.get(p, 0) < 0}
         if not short:
             return
         idle = list(self.state.idle(None))
-        victims = choose_idle(short, self.coming, idle, self._reload_cost)
+        least = {pool: -lowered.get(pool, 0) for pool in short}
+        victims = choose_idle(least, self.coming, idle, self._reload_cost)
         if victims is None:
             victims = [one for one in idle if set(one.charge) & set(short)]
         for one in victims:
-            why = "other programs took memory: " + self.state.ledger.explain(short, self.free)
+            why = "other programs took memory: " + self.state.ledger.explain(
+                short, self.free, lowered
+            )
             self.plan.evictions.append((one, None, why))
             self._count_as_coming(one)
 
@@ -168,7 +172,7 @@ class _Pass:
             add(self.free, option.charge, -1)
             add(self.coming, option.charge, -1)
             return
-        on_its_way = next((one for one in options if fits(one.charge, self.coming)), None)
+        on_its_way = next((one for one in options if fits(one.need, self.coming)), None)
         if on_its_way is not None:
             self._await(preset, on_its_way)
             self._hold(on_its_way.charge)
@@ -223,7 +227,7 @@ class _Pass:
             self._claim(preset, since, options, spared)
 
     def _why(self, option: LoadOption) -> str:
-        return self.state.ledger.explain(option.charge, self.free)
+        return self.state.ledger.explain(option.charge, self.free, option.choice.lowered)
 
     def _pinned(self, newcomer: Preset) -> list[InstanceKey]:
         """Return instances that no eviction would ever free."""
@@ -284,7 +288,7 @@ class _Pass:
         add(room, self.unsure, -1)
         for one in victims:
             add(room, one.charge, 1)
-        return fits(option.charge, room)
+        return fits(option.need, room)
 
     def _cheapest(
         self, options: list[LoadOption], idle: list[Instance]
@@ -293,7 +297,7 @@ class _Pass:
         found = [
             (option, victims)
             for option in options
-            if (victims := choose_idle(option.charge, self.coming, idle, self._reload_cost))
+            if (victims := choose_idle(option.need, self.coming, idle, self._reload_cost))
         ]
 
         def rank(pair: tuple[LoadOption, list[Instance]]) -> tuple[int, float, int]:
@@ -305,7 +309,7 @@ class _Pass:
         return self.state.reload_cost(one, self.now)
 
     def _evict(self, victims: list[Instance], preset: Preset, option: LoadOption) -> None:
-        why = self.state.ledger.lacks(option.charge, self.free)
+        why = self.state.ledger.lacks(option.charge, self.free, option.choice.lowered)
         for one in victims:
             self.plan.evictions.append((one, preset.plan.preset, why))
             self._count_as_coming(one)
@@ -375,7 +379,7 @@ class _Pass:
         found = [
             (option, victims, self._gate_ends(preset, victims, since))
             for option in options
-            if (victims := enough(option.charge, self.coming, order)) is not None
+            if (victims := enough(option.need, self.coming, order)) is not None
         ]
 
         def rank(

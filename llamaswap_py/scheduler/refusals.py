@@ -280,10 +280,10 @@ class Refusals:
         if settled or preset.plan.estimating:
             return ""
         ledger = self._state.ledger
-        charge = ledger.charge_of(preset.plan)
+        charge, first = ledger.charge_of(preset.plan), preset.plan.choices[0]
         if not charge.keys() <= ledger.pools.keys():
             return ""
-        return f" ({ledger.explain(charge, ledger.free())})"
+        return f" ({ledger.explain(charge, ledger.free(), first.lowered)})"
 
     def _patience(self, waiter: Waiter) -> str:
         timeout = self._state.policy.queue_timeout

@@ -11,7 +11,7 @@ import msgspec
 
 from llamaswap_py.scheduler.actions import StopReason
 from llamaswap_py.scheduler.demand import Demand
-from llamaswap_py.scheduler.ledger import Ledger
+from llamaswap_py.scheduler.ledger import Amounts, Ledger
 from llamaswap_py.scheduler.lifecycle import State, Trigger, advance
 from llamaswap_py.scheduler.queues import Waiter, WaitQueue
 from llamaswap_py.scheduler.rpc_servers import RpcServers
@@ -324,6 +324,15 @@ class SchedulerState:
         """Return the persistent group of each instance that is kept for that, and is not pinned."""
         presets = {key: self.presets[key.preset] for key in kept}
         return {key: one.plan.persistent[0] for key, one in presets.items() if not one.pin}
+
+    def lowered(self) -> Amounts:
+        """Return the bytes of each pool's margin that loaded models may take."""
+        most: Amounts = {}
+        for one in self.instances.values():
+            if one.waking or one.state in (State.LOADING, State.READY):
+                for pool, size in one.choice.lowered.items():
+                    most[pool] = max(most.get(pool, 0), size)
+        return most
 
     def idle(self, newcomer: PresetPlan | None) -> Iterator[Instance]:
         """Iterate over instances that may be evicted at once: without requests, none about to come.

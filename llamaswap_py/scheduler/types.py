@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NewType, TypeAlias
 
 PresetId = NewType("PresetId", str)
@@ -119,6 +119,8 @@ class Choice:
     passing: bool = False
     """Whether it was chosen for what other programs left at one moment: one more variant, but only
     while they keep the preset out."""
+    lowered: Footprint = field(default_factory=dict)
+    """Bytes of each pool's margin that it may take, because nothing smaller fits."""
     smaller: str = ""
     """Text for people: the smaller file of the model that would fit; sought only if none does."""
 

@@ -24,9 +24,8 @@ from llamaswap_py.supervisor.chosen_ways import (
     choose_ways,
     chooses,
     least_beside,
-    outer_of,
-    room_for,
 )
+from llamaswap_py.supervisor.rooms import DeviceRoom, outer_of, positive, room_for
 from llamaswap_py.supervisor.step_downs import StepDown, StepDowns
 from llamaswap_py.supervisor.ways import may_fit, wanted_for
 
@@ -119,7 +118,7 @@ class Chooser:
     async def choose(self, preset: str, prepared: Prepared, variant: str) -> list[Choice]:
         """Return what a variant runs as: what was chosen before, as long as it fits."""
         rooms = self._budgets.rooms(preset, prepared.ways[variant].preset)
-        chosen = self._chosen.setdefault(preset, _Chosen(rooms[0]))
+        chosen = self._chosen.setdefault(preset, _Chosen(positive(rooms[0].whole)))
         files = await asyncio.to_thread(identities, prepared.ways[variant].files)
         known = chosen.variants.get(variant)
         kept: list[Choice] = []
@@ -128,7 +127,8 @@ class Chooser:
             await self._recall(prepared, variant, known, chosen.room)
         elif known.choices:
             kept = [await self._estimated(preset, one) for one in known.choices]
-            if any(may_fit(one, room, self._budgets.devices) for one in kept for room in rooms):
+            devices = self._budgets.devices
+            if any(may_fit(one, room.whole, devices) for one in kept for room in rooms):
                 known.choices = tuple(kept)
                 kept = []
         if not known.is_kept:
@@ -139,7 +139,9 @@ class Chooser:
         words = {(one.devices, one.words) for one in known.choices}
         kept = [one for one in kept if (one.devices, one.words) not in words]
         try:
-            found = await self._choose_beside(preset, prepared, variant, known, rooms[0])
+            found = await self._choose_beside(
+                preset, prepared, variant, known, positive(rooms[0].whole)
+            )
         except EstimateError as error:
             _log.warning("%s: no way beside other models is chosen: %s", preset, error)
             found = []
@@ -152,7 +154,7 @@ class Chooser:
         prepared: Prepared,
         variant: str,
         known: _Variant,
-        rooms: Sequence[Room],
+        rooms: Sequence[DeviceRoom],
     ) -> None:
         asked = (prepared, variant, self._budgets.devices, self._fitter, self._cache_ram, rooms)
         ways = await choose_ways(*asked, after=known.after)
@@ -215,7 +217,7 @@ class Chooser:
                 one.id: max(left.get(one.id, 0) - (one.total - one.margin - usual[one.id]), 0)
                 for one in devices
             }
-            asked = (prepared, variant, devices, self._fitter, self._cache_ram, [room])
+            asked = (prepared, variant, devices, self._fitter, self._cache_ram, [DeviceRoom(room)])
             ways = [one for one in await choose_ways(*asked) if one.rank is not None]
             self._record(preset, ways)
             found += [_passing(one.choice) for one in ways]
@@ -271,7 +273,8 @@ class Chooser:
         for preset, chosen in self._chosen.items():
             if preset not in self._prepared or preset in loaded:
                 continue
-            room = self._budgets.rooms(preset, self._prepared[preset].preset)[0]
+            budget = self._budgets.rooms(preset, self._prepared[preset].preset)[0]
+            room = positive(budget.whole)
             if not differs(chosen.room, room):
                 chosen.changed_at = None
             elif chosen.changed_at is None:

@@ -18,6 +18,7 @@ from llamaswap_py.llamacpp.context_size import least_context
 from llamaswap_py.scheduler.ledger import spread
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.supervisor.prepare import LoadWay, Prepared
+from llamaswap_py.supervisor.rooms import DeviceRoom, lowered_for, outer_of, positive
 from llamaswap_py.supervisor.ways import placements, wanted_for, weighed
 from llamaswap_py.units import HOST, format_size
 
@@ -52,46 +53,39 @@ def wish_of(preset: Preset) -> FitWish:
     return FitWish(least, max(preset.fit.want, least), preset.fit.favor)
 
 
-def room_for(preset: Preset, devices: Sequence[Device], taken: Mapping[str, int]) -> dict[str, int]:
-    """Return the bytes of each device that a preset may have, without those in `taken`."""
-    whole = spread(taken, outer_of(devices))
-    return {
-        one.id: max(
-            one.total - max(one.margin, preset.fit.margin.of(one.id)) - whole.get(one.id, 0), 0
-        )
-        for one in devices
-    }
-
-
-def outer_of(devices: Sequence[Device]) -> dict[str, str | None]:
-    """Return the device in whose memory each device computes; None: it has its own."""
-    return {one.id: one.within for one in devices}
-
-
 async def choose_ways(
     prepared: Prepared,
     variant: str,
     devices: tuple[Device, ...],
     fitter: Fitter,
     cache_ram: int,
-    rooms: Sequence[Mapping[str, int]],
+    rooms: Sequence[DeviceRoom],
     *,
     after: int = -1,
 ) -> list[ChosenWay]:
     """Return the best ways to load a variant, those on the fewest and smallest devices first.
 
-    `rooms` are bytes per device; each is tried if nothing fits into those before it. If nothing
-    fits at all, every placement is returned with the step that lacks the least memory, so that
-    messages can say how much is missing. `after` is the rank of a step that ran out of memory:
+    Each of `rooms` is tried if nothing fits into those before it, and then with smaller margins. If
+    nothing fits at all, every placement is returned with the step that lacks the least memory, so
+    that messages can say how much is missing. `after` is the rank of a step that ran out of memory:
     only later ones are tried. Raises EstimateError.
     """
-    found: list[ChosenWay] = []
-    for room in dict.fromkeys(tuple(sorted(one.items())) for one in rooms):
-        found = await _choose_each(
-            prepared, variant, devices, fitter, cache_ram, dict(room), after=after
+
+    async def fitted(room: Mapping[str, int], whole: Mapping[str, int]) -> list[ChosenWay]:
+        return await _choose_each(
+            prepared, variant, devices, fitter, cache_ram, room, whole, after=after
         )
-        if any(one.rank is not None for one in found):
+
+    found: list[ChosenWay] = []
+    for room in _distinct(rooms):
+        found = await fitted(room.whole, room.whole)
+        if _fits(found):
             return _best(found, devices)
+        if room.less and _fits(least := await fitted(room.less[-1], room.whole)):
+            for less in room.less[:-1]:
+                if _fits(ways := await fitted(less, room.whole)):
+                    return _best(ways, devices)
+            return _best(least, devices)
     return found
 
 
@@ -147,7 +141,7 @@ async def choose_beside(
     memory. Raises EstimateError.
     """
     said = f"to fit beside {listed(others.names)}"
-    asked = (prepared, variant, devices, fitter, cache_ram, others.left)
+    asked = (prepared, variant, devices, fitter, cache_ram, others.left, others.left)
     found = await _choose_each(*asked, after=after, lower=lower, said=said)
     found = [one for one in found if one.rank is not None]
     return _best(found, devices) if found else []
@@ -181,6 +175,14 @@ async def least_beside(
     return found
 
 
+def _distinct(rooms: Sequence[DeviceRoom]) -> list[DeviceRoom]:
+    return [one for at, one in enumerate(rooms) if one not in rooms[:at]]
+
+
+def _fits(ways: Sequence[ChosenWay]) -> bool:
+    return any(one.rank is not None for one in ways)
+
+
 async def _choose_each(
     prepared: Prepared,
     variant: str,
@@ -188,23 +190,27 @@ async def _choose_each(
     fitter: Fitter,
     cache_ram: int,
     room: Mapping[str, int],
+    whole: Mapping[str, int],
     *,
     after: int,
     lower: FitStep | None = None,
     said: str = "",
 ) -> list[ChosenWay]:
+    """Fit each placement into `room`; `whole` is the same with the whole margins."""
     way = prepared.ways[variant]
     found: list[ChosenWay] = []
     for placement in placements(prepared.as_variant(variant), devices):
         choice = Choice(None, placement, variant, "unknown")
         wanted = wanted_for(prepared, choice, devices, cache_ram)
         assert wanted is not None, "nothing is chosen for a preset without an engine"
-        fitted = await _fit(prepared, way, wanted, devices, fitter, room, after=after, lower=lower)
+        fitted = await _fit(
+            prepared, way, wanted, devices, fitter, positive(room), after=after, lower=lower
+        )
         step = fitted.step
         if step is None and fitted.closest is not None:  # it says how much is missing
             choice = replace(choice, words=fitted.closest.words)
         elif step is not None:
-            why = said or f"for {_room_text(placement, devices, room)}"
+            why = said or f"for {_room_text(placement, devices, positive(room))}"
             if text := step.text(wanted.gpus):
                 text += f": chosen {why}"
             if text and after > (-1 if lower is None else lower.rank):
@@ -217,6 +223,8 @@ async def _choose_each(
                 beside=lower is not None,
             )
         rank = (0 if step is None else step.rank) if fitted.fits else None
+        if rank is not None and room is not whole:
+            choice = _with_lowered(choice, fitted.estimate, devices, whole, room)
         if (smaller := fitted.smaller) is not None:
             text = (
                 f"take {smaller.quantisation} of this model ({format_size(smaller.size)}): it "
@@ -278,6 +286,30 @@ async def _fit(
 def _options(prepared: Prepared) -> Collection[str] | None:
     """Return the options of the engine, None where it does not tell them."""
     return (prepared.engine.options or None) if prepared.engine is not None else None
+
+
+def _with_lowered(
+    choice: Choice,
+    estimate: Estimate,
+    devices: Sequence[Device],
+    whole: Mapping[str, int],
+    room: Mapping[str, int],
+) -> Choice:
+    """Return a choice with what it takes of the margins, and say so."""
+    lowered = lowered_for(estimate.footprint, devices, whole, room)
+    left = [
+        f"{format_size(one.margin - lowered[one.id])} on {one.id}"
+        for one in devices
+        if one.id in lowered
+    ]
+    if not left:
+        return choice
+    text = f"margin lowered to {' and '.join(left)} for this model: nothing smaller fits"
+    return replace(
+        choice,
+        chosen=f"{choice.chosen}; {text}" if choice.chosen else text,
+        lowered={PoolId(device): size for device, size in lowered.items()},
+    )
 
 
 def _best(found: Sequence[ChosenWay], devices: Sequence[Device]) -> list[ChosenWay]:

@@ -26,6 +26,7 @@ from llamaswap_py.llamacpp.device_query import query_devices
 from llamaswap_py.llamacpp.rpc_connect import START_IT
 from llamaswap_py.supervisor.device_views import View, view_of
 from llamaswap_py.supervisor.preset_servers import ServerTries
+from llamaswap_py.supervisor.rooms import with_least_margins
 
 if TYPE_CHECKING:
     from llamaswap_py.config.sections import Config, Memory, Preset
@@ -73,7 +74,7 @@ class DeviceLists:
                 silent.add(view.engine.backend)
             else:
                 lists.append(listed)
-        return read_devices(
+        found = read_devices(
             memory.devices,
             memory.margin.of,
             backends=frozenset(silent),
@@ -82,6 +83,7 @@ class DeviceLists:
             cards=cards,
             root=root,
         )
+        return with_least_margins(found) if memory.margin.may_yield else found
 
     def _ask(
         self, view: View, cards: Cards, in_use: frozenset[str], tries: ServerTries

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from llamaswap_py.config.sections import Config
@@ -21,9 +21,10 @@ from llamaswap_py.scheduler.feasibility import LoadOption, judge, remedies
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.planner import best_fit
 from llamaswap_py.scheduler.types import Choice
-from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses
 from llamaswap_py.supervisor.mends import Mend, Mender
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
+from llamaswap_py.supervisor.rooms import rooms_for
 from llamaswap_py.supervisor.ways import wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
@@ -38,7 +39,8 @@ class FitResult:
     `problem` says why it can never fit, or that its file cannot be read, `remedy` what would help;
     "" if it fits. `unknown` says why there is no estimate. `mends` are what the file may say so
     that it fits, the best first. `context` are the tokens that one request gets, None if only the
-    model's file says. `chosen` says what was chosen for it, `tried` the steps on the way.
+    model's file says. `chosen` says what was chosen for it, `tried` the steps on the way. `lowered`
+    are the bytes of each margin that it may take.
     """
 
     id: str
@@ -50,6 +52,7 @@ class FitResult:
     choices: tuple[Choice, ...] = ()
     context: int | None = None
     chosen: str = ""
+    lowered: Mapping[str, int] = field(default_factory=dict)
     tried: tuple[Tried, ...] = ()
 
 
@@ -112,7 +115,7 @@ class FitCheck:
         if chooses(prepared, variant):
             preset = prepared.ways[variant].preset
             beside, alone = dict(self._pinned), dict[str, int]()
-            rooms = [room_for(preset, self._devices, taken) for taken in (beside, alone)]
+            rooms = rooms_for(preset, self._devices, (beside, alone))
             found = await choose_ways(
                 prepared, variant, self._devices, self._fitter, self._cache_ram, rooms
             )
@@ -146,6 +149,7 @@ class FitCheck:
         at = next((at for at, one in enumerate(judged.choices) if one is first), known[-1])
         way, choice = ways[at], judged.choices[at]
         judged.estimate, judged.tried, judged.chosen = way.estimate, way.tried, choice.chosen
+        judged.lowered = {str(pool): size for pool, size in choice.lowered.items()}
         used = prepared.ways[choice.variant].chosen(choice.words if options else ())
         judged.context = context_per_request(used.preset)
         if not options:

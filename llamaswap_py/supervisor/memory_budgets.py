@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llamaswap_py.scheduler.types import Choice
-from llamaswap_py.supervisor.chosen_ways import room_for
+from llamaswap_py.supervisor.rooms import DeviceRoom, rooms_for
 
 if TYPE_CHECKING:
     from llamaswap_py.config.preset import Preset
@@ -73,7 +73,7 @@ class Budgets:
             taken.update({str(pool): size for pool, size in (first.footprint or {}).items()})
         return taken
 
-    def rooms(self, preset: str, said: Preset) -> list[dict[str, int]]:
+    def rooms(self, preset: str, said: Preset) -> list[DeviceRoom]:
         """Return what a preset may have: beside what stays and other programs, or without them.
 
         What other programs hold may go, and a pin may be lifted: neither makes a preset too large.
@@ -81,7 +81,7 @@ class Budgets:
         pinned = self.pinned(preset)
         nothing: Counter[str] = Counter()
         taken = (self._held() + pinned, pinned, nothing)
-        return [room_for(said, self.devices, one) for one in taken]
+        return rooms_for(said, self.devices, taken)
 
     def in_use(self, preset: str) -> dict[str, list[dict[str, int]]]:
         """Return the models of the last day that may be loaded beside a preset, and their sizes.

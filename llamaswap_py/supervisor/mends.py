@@ -31,9 +31,10 @@ from llamaswap_py.estimate.types import EstimateError, fits_in
 from llamaswap_py.llamacpp.memory_settings import CACHE_RAM
 from llamaswap_py.llamacpp.model_files import quant_of
 from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
-from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.preset_files import model_files
+from llamaswap_py.supervisor.rooms import room_for, rooms_for
 from llamaswap_py.supervisor.ways import may_fit, wanted_for, ways_to_load, weighed
 from llamaswap_py.units import format_size
 
@@ -167,9 +168,9 @@ class Mender:
     ) -> list[Choice]:
         """Return the ways to load a variant, with what each takes; raises EstimateError."""
         if chooses(prepared, variant):
-            room = room_for(prepared.ways[variant].preset, self.devices, pinned)
+            rooms = rooms_for(prepared.ways[variant].preset, self.devices, [pinned])
             found = await choose_ways(
-                prepared, variant, self.devices, self.fitter, self.cache_ram, [room]
+                prepared, variant, self.devices, self.fitter, self.cache_ram, rooms
             )
             return [one.choice for one in found]
         ways = []

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from llamaswap_py.config.preset_names import spelled
 from llamaswap_py.config.sections import Alias, Config
 from llamaswap_py.errors import ApiError
-from llamaswap_py.scheduler.ledger import fits
+from llamaswap_py.scheduler.ledger import fits, needed
 from llamaswap_py.scheduler.lifecycle import State
 from llamaswap_py.scheduler.state import SchedulerState
 from llamaswap_py.scheduler.types import RPC_LOST, PresetId
@@ -108,7 +108,8 @@ class Names:
                 return one
             plan = preset.plan
             if plan.problem is None and any(
-                fits(ledger.charge_of(plan, choice), free) for choice in plan.choices
+                fits(needed(ledger.charge_of(plan, choice), choice.lowered), free)
+                for choice in plan.choices
             ):
                 return one
         return known[0] if known else presets[0]

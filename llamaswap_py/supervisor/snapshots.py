@@ -141,21 +141,22 @@ class Snapshots:
             for pool, size in charge.items():
                 used[pool] = used.get(pool, 0) + size
         ledger = self._scheduler.state.ledger
-        free = ledger.free()
+        free, lowered = ledger.free(), self._scheduler.state.lowered()
         views = []
         for one in self._presets.devices:
             pool = PoolId(one.id)
+            taken = min(lowered.get(pool, 0), max(-free[pool], 0))
             reserved = sum(charge.get(pool, 0) for charge in ledger.reserved.values())
             views.append(
                 DeviceView(
                     one.id,
                     one.total,
-                    one.margin,
+                    one.margin - taken,
                     used.get(one.id, 0),
                     one.source,
                     strangers=None if one.source == "engine" else ledger.pools[pool].strangers,
                     reserved=reserved,
-                    free=min(free[each] for each in ledger.chain(pool)),
+                    free=min(free[each] for each in ledger.chain(pool)) + taken,
                     within=one.within,
                     description=one.description,
                 )

@@ -150,8 +150,12 @@ def weighed(prepared: Prepared, choice: Choice, estimate: Estimate) -> Choice:
 
 
 def may_fit(choice: Choice, room: Mapping[str, int], devices: Sequence[Device]) -> bool:
-    """Return whether a choice fits into `room` (bytes per device), or has an unknown footprint."""
+    """Return whether a choice fits into `room` (bytes per device), or has an unknown footprint.
+
+    `room` is without the margins; what the choice may take of them comes to it.
+    """
     if choice.footprint is None:
         return True
     within = {one.id: one.within for one in devices}
-    return fits_in({str(one): size for one, size in choice.footprint.items()}, room, within)
+    whole = {device: size + choice.lowered.get(PoolId(device), 0) for device, size in room.items()}
+    return fits_in({str(one): size for one, size in choice.footprint.items()}, whole, within)

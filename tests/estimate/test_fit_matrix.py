@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from bench.fit_bare import Bare, fit_alone
-from bench.fit_machines import MACHINES, Lent, Machine, placements
+from bench.fit_machines import LOWERED, MACHINES, Lent, Machine, placements
 from bench.fit_matrix import Row, Setting, measure, render
 from bench.markers import begin, write_into
 from bench.shape_files import write_shape
@@ -33,7 +33,10 @@ def test_each_card_alone_comes_before_all_of_them() -> None:
     assert small.args == ("--rpc", "127.0.0.1:2")
     assert small.engine_names == {"RPC0": "RPC1"}  # the engine numbers what it is told of
     assert both.args == ("--rpc", "127.0.0.1:1,127.0.0.1:2")
-    assert both.room == {"RPC0": 23 * GIB, "RPC1": 11 * GIB, HOST: 63 * GIB}
+    assert both.room() == {"RPC0": 23 * GIB, "RPC1": 11 * GIB, HOST: 63 * GIB}
+    assert [both.room(size)[HOST] // MIB for size in LOWERED] == [
+        64 * 1024 - size for size in (512, 256, 128)
+    ]
 
 
 def test_the_engine_leaves_free_what_the_machine_does_not_have() -> None:
@@ -121,11 +124,10 @@ def test_a_row_where_the_engine_alone_runs() -> None:
 
 
 def test_a_row_where_the_engine_alone_takes_the_margin_of_the_host() -> None:
+    """It runs all the same, so it counts like any other."""
     tight = replace(RUNS, left=GIB - 1)
-    assert not row(bare=tight, fits=False).refused
-    assert row(bare=tight, fits=False).refused_for_margin
-    assert not row(bare=RUNS, fits=False).refused_for_margin
-    assert not row(bare=tight).refused_for_margin
+    assert row(bare=tight, fits=False).refused
+    assert not row(bare=tight).refused
 
 
 def test_a_row_with_less_of_both() -> None:
@@ -137,10 +139,14 @@ def test_a_row_with_less_of_both() -> None:
 
 def test_the_page_names_the_rows(tmp_path: Path, llama_server: str) -> None:
     setting = Setting(probe_engine(Path(llama_server), "test"), tmp_path, LENT, GIB)
-    tight = row(bare=replace(RUNS, left=512 * MIB), fits=False)
+    tight = replace(row(bare=replace(RUNS, left=400 * MIB)), margin=512 * MIB)
     text = render([row(bare=RUNS), row(bare=RUNS, fits=False), row(bare=None), tight], setting)
     assert "4 rows, 3 of them compared" in text
-    assert "the engine alone would leave 512 MiB of the host's 16 GiB" in text
+    assert (
+        "* dense-1b on 6 GiB card: nothing smaller fits, so lswap lowers the margin to 512 MiB; "
+        "the engine alone would leave 400 MiB of the host's 16 GiB\n"
+    ) in text
+    assert "all 17 layers on RPC0: 1 GiB of weights; margin 512 MiB" in text
     assert "the engine alone runs and lswap does not: 1 (dense-1b on 6 GiB card)" in text
     assert "16,384 context, 2 GiB of weights on devices" in text
     assert "8,192 of 131,072 context, all 17 layers on RPC0: 1 GiB of weights" in text

@@ -20,11 +20,12 @@ from llamaswap_py.units import GIB
 from tests.unit.supervisors import configured, prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from llamaswap_py.estimate import Estimator, Wanted
     from llamaswap_py.supervisor.prepare import Prepared
+    from llamaswap_py.supervisor.rooms import DeviceRoom
 
 pytestmark = pytest.mark.anyio
 HOST = (Device("host", 16 * GIB, GIB, "psutil"),)
@@ -64,7 +65,7 @@ class Bench:
         self.prepared = {
             name: _estimating(prepared(preset)) for name, preset in configured(text).models.items()
         }
-        self.rooms: list[tuple[str, list[Mapping[str, int]]]] = []
+        self.rooms: list[tuple[str, list[DeviceRoom]]] = []
         self.after: list[int] = []
         self.script = ["32768", "8192", "4096"]
         self.told: asyncio.Queue[tuple[str, tuple[Choice, ...]]] = asyncio.Queue()
@@ -132,7 +133,7 @@ async def test_what_the_file_pins_comes_first_and_takes_its_part(
         assert await bench.next() == ("open", ["8192"])
 
     await run(bench, then)
-    rooms = {name: [room["host"] // GIB for room in each] for name, each in bench.rooms}
+    rooms = {name: [room.whole["host"] // GIB for room in each] for name, each in bench.rooms}
     assert rooms["kept"] == [13, 15, 15], "less the margin, and what other programs hold"
     assert rooms["open"] == [9, 11, 15], "less what is pinned; and then as if nothing were"
 
@@ -340,7 +341,7 @@ async def test_a_reload_that_pins_one_makes_the_others_fit_beside_it(
 
     await run(bench, then)
     assert bench.rooms[-1][0] == "open"
-    assert bench.rooms[-1][1][0]["host"] == 11 * GIB, "less the 4 GiB that are pinned now"
+    assert bench.rooms[-1][1][0].whole["host"] == 11 * GIB, "less the 4 GiB that are pinned now"
 
 
 async def test_a_file_that_was_replaced_is_chosen_for_anew(

@@ -12,7 +12,9 @@ from llamaswap_py.estimate import Estimate, Part, Source
 from llamaswap_py.estimate.fitter import Fitted, Smaller
 from llamaswap_py.estimate.fitting import FitStep
 from llamaswap_py.llamacpp.probe import Engine
-from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, room_for, wish_of
+from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses, wish_of
+from llamaswap_py.supervisor.device_lists import DeviceLists
+from llamaswap_py.supervisor.rooms import DeviceRoom, room_for, rooms_for
 from llamaswap_py.supervisor.ways import placements
 from llamaswap_py.units import GIB, MIB
 from tests.unit.supervisors import configured, prepared
@@ -66,7 +68,7 @@ class Needing:
 async def chosen(needing: Needing, *rooms: dict[str, int], keys: str = "") -> list[Any]:
     fitter = cast("Fitter", needing)
     rooms = rooms or ({each.id: each.total - each.margin for each in CARDS},)
-    return await choose_ways(one(keys), "", CARDS, fitter, 0, rooms)
+    return await choose_ways(one(keys), "", CARDS, fitter, 0, [DeviceRoom(one) for one in rooms])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ async def test_several_devices_are_taken_where_no_single_one_does() -> None:
     equal = tuple(replace(each, total=12 * GIB) for each in CARDS[:2]) + CARDS[2:]
     room = {each.id: each.total - each.margin for each in equal}
     fitter = cast("Fitter", Needing(20))
-    (way,) = await choose_ways(one(), "", equal, fitter, 0, [room])
+    (way,) = await choose_ways(one(), "", equal, fitter, 0, [DeviceRoom(room)])
     assert way.choice.devices == ("CUDA0", "CUDA1")
     assert way.choice.chosen.endswith(
         ": chosen for CUDA0 12 GiB less 1 GiB and CUDA1 12 GiB less 1 GiB"
@@ -129,10 +131,11 @@ async def test_a_device_that_is_part_of_main_memory_gets_less_until_both_have_ro
     )
     needing = Needing(17)
     room = {each.id: each.total - each.margin for each in shared}
-    (way,) = await choose_ways(one(), "", shared, cast("Fitter", needing), 0, [room])
+    (way,) = await choose_ways(one(), "", shared, cast("Fitter", needing), 0, [DeviceRoom(room)])
     assert way.choice.words[:2] == ("--ctx-size", "8192")
     assert [asked["Vulkan0"] for _, asked, _ in needing.asked] == [19 * GIB, 15 * GIB]
-    (way,) = await choose_ways(one(), "", shared, cast("Fitter", Needing(31)), 0, [room])
+    large = cast("Fitter", Needing(31))
+    (way,) = await choose_ways(one(), "", shared, large, 0, [DeviceRoom(room)])
     assert way.rank is None
     assert room_for(one().preset, shared, {"Vulkan0": 4 * GIB})["host"] == 11 * GIB
 
@@ -167,7 +170,7 @@ async def test_the_quantisation_that_is_named_fits_into_memory_that_devices_shar
     )
     room = {each.id: each.total - each.margin for each in shared}
     naming = cast("Fitter", Naming(least))
-    way, *_ = await choose_ways(one(), "", shared, naming, 0, [room])
+    way, *_ = await choose_ways(one(), "", shared, naming, 0, [DeviceRoom(room)])
     assert way.choice.smaller.partition(" (")[0] == said
     assert way.estimate.footprint == {"Vulkan0": 6 * GIB, "host": 20 * GIB}
 
@@ -243,3 +246,83 @@ def test_nothing_is_chosen_for_what_is_exact_or_declared(keys: str, expected: bo
 def test_small_budgets_are_said_as_they_are() -> None:
     small = (Device("Vulkan0", 2 * GIB, 128 * MIB, "declared"),)
     assert room_for(one().preset, small, {}) == {"Vulkan0": 2 * GIB - 128 * MIB}
+
+
+SMALL = (
+    Device("CUDA0", 4 * GIB, GIB, "nvml", least_margin=128 * MIB),
+    Device("host", 16 * GIB, GIB, "psutil", least_margin=128 * MIB),
+)
+
+
+async def on_small(gib: float, keys: str = "", taken: int = 0) -> tuple[Any, Needing]:
+    needing = Needing(gib)
+    prepared = one(keys)
+    rooms = rooms_for(prepared.preset, SMALL, [{"CUDA0": taken}])
+    (way,) = await choose_ways(prepared, "", SMALL, cast("Fitter", needing), 0, rooms)
+    return way, needing
+
+
+@pytest.mark.parametrize(
+    ("gib", "context", "left"),
+    [
+        (3, 32768, None),
+        (6, 8192, None),  # half of it is what there is
+        (6.9, 8192, 512),
+        (7.3, 8192, 256),
+        (7.7, 8192, 128),
+    ],
+)
+async def test_a_margin_is_lowered_as_far_as_needed_and_only_for_what_fits_nothing_otherwise(
+    gib: float, context: int, left: int | None
+) -> None:
+    way, _ = await on_small(gib)
+    said = f"{context:,} of 131,072 context, all 33 layers on CUDA0: chosen for 4 GiB less "
+    if left is None:
+        assert way.choice.chosen == f"{said}1 GiB"
+        assert way.choice.lowered == {}
+    else:
+        size = f"{left} MiB"
+        assert way.choice.chosen == (
+            f"{said}{size}; margin lowered to {size} on CUDA0 for this model: nothing smaller fits"
+        )
+        assert way.choice.lowered == {"CUDA0": GIB - left * MIB}, "the host has room"
+
+
+@pytest.mark.parametrize("keys", ["", ", fit: {margin: 1GiB}", ", fit: {margin: {CUDA0: 64MiB}}"])
+async def test_what_fits_nowhere_is_tried_once_more_and_an_asked_for_margin_stays(
+    keys: str,
+) -> None:
+    way, needing = await on_small(8 if not keys else 6.9, keys)
+    assert (way.rank, way.choice.lowered, way.choice.chosen) == (None, {}, "")
+    tried = [room["CUDA0"] for _, room, _ in needing.asked]
+    least = 4 * GIB - (128 * MIB if not keys else GIB)
+    assert tried in ([3 * GIB], [3 * GIB, least])
+
+
+async def test_a_margin_is_lowered_beside_what_others_hold() -> None:
+    """More than that is held: then there is no such room, and no step fits into it."""
+    way, _ = await on_small(4.9, taken=GIB)
+    assert way.choice.lowered == {"CUDA0": 512 * MIB}
+    way, _ = await on_small(0.5, taken=round(3.5 * GIB))
+    assert way.choice.lowered == {"CUDA0": 768 * MIB}
+    way, needing = await on_small(0.5, taken=4 * GIB)
+    assert way.rank is None
+    assert {room["CUDA0"] for _, room, _ in needing.asked} == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [
+        ("", 128 * MIB),
+        ("memory: {margin: auto}\n", 128 * MIB),
+        ("memory: {margin: 1GiB}\n", None),
+        ("memory: {margin: {CUDA0: 2GiB}}\n", None),
+        ("compat: 0.2\n", None),
+        ("compat: 0.1\n", None),
+        ("compat: 0.2\nmemory: {margin: auto}\n", 128 * MIB),
+    ],
+)
+def test_what_the_file_says_of_the_margin_stands(text: str, least: int | None) -> None:
+    config = configured(f"{text}models: {{a: {{model: /a.gguf}}}}")
+    (*_, host) = DeviceLists().find(config.memory, ())
+    assert (host.margin, host.least_margin) == (GIB, least)

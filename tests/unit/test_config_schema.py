@@ -186,7 +186,7 @@ def test_the_reference_has_every_key_once() -> None:
     assert len(rows) == len(reference_rows())
     assert rows["policy.max_wait"].default == "1m"
     assert rows["policy.max_wait"].type == "duration"
-    assert rows["memory.margin"].type == "size or mapping"
+    assert rows["memory.margin"].type == "auto or size or mapping"
     assert rows["listen"].default == "127.0.0.1:8080"
     assert rows["models.NAME.model"].default == "required"
     assert rows["models.NAME.when_full"].type == "wait or refuse or substitute: NAME or mapping"
