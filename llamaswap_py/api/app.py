@@ -20,6 +20,7 @@ from llamaswap_py.errors import ApiError, without_frames
 from llamaswap_py.proxy.bodies import Bodies
 from llamaswap_py.proxy.messages import WireError
 from llamaswap_py.proxy.places import Places
+from llamaswap_py.proxy.principals import UNIX
 from llamaswap_py.tasks.loop_lag import Turns
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class App:
             return
         match = call.match
         call.captured, call.family = match.captured, match.family
-        if not match.trusted and call.exchange.peer != "unix" and self.services.access.keys is None:
+        if not match.trusted and call.exchange.peer != UNIX and self.services.access.keys is None:
             self._hosts.check(head)
             match.trusted = True
         if head.path == "*":  # OPTIONS * asks about the whole server (RFC 9110 section 9.3.7)

@@ -28,8 +28,6 @@ from llamaswap_py.supervisor.prepare import further_problems, prepare
 from llamaswap_py.supervisor.preset_programs import port_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llamaswap_py.config.sections import Config
     from llamaswap_py.supervisor.fit import FitResult
     from llamaswap_py.supervisor.prepare import LoadWay, Prepared
@@ -69,11 +67,6 @@ def run(origin: Origin, *, as_json: bool) -> bool:
     else:
         _print(origin.name if origin.path else serves_text(origin), report)
     return report.ok
-
-
-def check_file(path: Path) -> Report:
-    """Return all problems of one file."""
-    return check(Origin(path))
 
 
 def check(origin: Origin) -> Report:

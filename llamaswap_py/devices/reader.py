@@ -113,7 +113,7 @@ class MachineReader:
             for one in self._gpus
         ]
         held.update({one.id: self._held_on_host(trees) for one in self._hosts})
-        queries += [(one, lambda: self._read_host(trees, held)) for one in self._hosts]
+        queries += [(one, lambda: self._read_host(held)) for one in self._hosts]
         for device, query in queries:
             if device.watched:
                 try:
@@ -130,7 +130,7 @@ class MachineReader:
             total, used = read_memory(device.meter)
         return read_pool(total, used, _sum(held))
 
-    def _read_host(self, trees: Trees, held: Mapping[str, Held]) -> PoolReading:
+    def _read_host(self, held: Mapping[str, Held]) -> PoolReading:
         """Return the host's reading; our memory on a unified GPU counts as ours here too."""
         memory = read_host(self._root)
         mine = [_sum(held[HOST]), *(_sum(held[one.id]) for one in self._gpus if one.unified)]

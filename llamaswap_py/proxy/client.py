@@ -14,7 +14,7 @@ from llamaswap_py.proxy.eager import Eager
 from llamaswap_py.proxy.exchange import NO_HEAD, Exchange, refuse
 from llamaswap_py.proxy.incoming import Incoming
 from llamaswap_py.proxy.messages import WireError
-from llamaswap_py.proxy.principals import of_address
+from llamaswap_py.proxy.principals import UNIX, of_address
 from llamaswap_py.proxy.sockets import (
     LARGE,
     Input,
@@ -91,9 +91,9 @@ class ClientConnection(asyncio.Protocol):
         self.bodies = server.bodies
         self.transport = cast("asyncio.Transport", None)
         #: the client's address, or "unix"
-        self.peer = "unix"
+        self.peer = UNIX
         #: whose connection it is: a key, else the address (proxy/principals.py)
-        self.owner = "unix"
+        self.owner = UNIX
         self.closed = False
         self.outflow = Outflow(loop, limits.stall, self._give_up)
         self._input = Input(loop)

@@ -238,7 +238,6 @@ class RelayResult(msgspec.Struct):
     status: int = 0
     error: str = ""
     first_byte_at: float = 0.0
-    finished_at: float = 0.0
     #: the last bytes of a complete answer's body, with its framing (at most 2 KiB)
     tail: bytes = b""
     #: The body of an answer that was collected and not passed on. Either the answer is translated

@@ -547,7 +547,6 @@ class Relay:
         exchange.running = None
         result.outcome, result.error = outcome, error
         result.started = exchange.response_started
-        result.finished_at = time.monotonic()
         if outcome is COMPLETE and not self.tunnelling:
             last = self._last
             if len(last) < TAIL and self._before:

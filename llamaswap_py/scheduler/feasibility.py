@@ -75,7 +75,7 @@ def remedies(
     found = [*_settings(ledger, plan, kept), *_declared(ledger, plan)]
     found += _kept_loaded(ledger, plan, kept, groups)
     found += [text for choice in plan.choices for text in _margin(ledger, plan, choice, kept)]
-    found += _places(ledger, plan, kept)
+    found += _places(ledger, kept)
     return "; ".join(dict.fromkeys(found)) or _nothing(plan)
 
 
@@ -170,7 +170,7 @@ def _kept_loaded(
         yield f"models that stay are in the way: {told}"
 
 
-def _places(ledger: Ledger, plan: PresetPlan, kept: Sequence[InstanceKey]) -> Iterator[str]:
+def _places(ledger: Ledger, kept: Sequence[InstanceKey]) -> Iterator[str]:
     """Yield the needed `policy.max_loaded`, if pinned models take all its places."""
     taken = _held(ledger, kept).get(LOADED, 0)
     if LOADED in ledger.pools and taken >= ledger.pools[LOADED].total:

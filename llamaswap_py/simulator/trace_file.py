@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -52,24 +52,6 @@ def parse_trace(
     if not asks:
         raise ConfigError("the trace has no requests", where=name, remedy="write one per line")
     return tuple(asks)
-
-
-def format_trace(asks: Iterable[TraceRequest]) -> str:
-    """Return JSON lines for these requests, as `parse_trace` reads them."""
-    lines = []
-    for ask in asks:
-        fields: dict[str, object] = {"client": ask.client, "model": ask.model}
-        for key in ("at", "think", "service", "gives_up_after", "parent"):
-            if (value := getattr(ask, key)) is not None:
-                fields[key] = value
-        if ask.name:
-            fields["id"] = ask.name
-        for key in _NUMBERS:
-            if value := getattr(ask, key):
-                fields[key] = value
-        fields |= {key: False for key in _SWITCHES if not getattr(ask, key)}
-        lines.append(json.dumps(fields) + "\n")
-    return "".join(lines)
 
 
 def _fields(line: str, where: str) -> dict[str, Any]:

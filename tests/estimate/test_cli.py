@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llamaswap_py.cli import check
-from llamaswap_py.cli.check import check_file
 from llamaswap_py.cli.estimate import run
 from llamaswap_py.config.load import Origin
 from llamaswap_py.errors import LswapError
@@ -104,7 +103,7 @@ def test_a_program_that_never_ran_is_no_problem(
     config.write_text('models: {tool: {cmd: [sh, "{port}"]}}')
     assert run(Origin(config), None, fresh=False, as_json=False)
     assert "note: tool: its memory is unknown" in capsys.readouterr().out
-    report = check_file(config)
+    report = check.check(Origin(config))
     assert report.ok
     assert report.models[0].memory_unknown
 
@@ -112,7 +111,7 @@ def test_a_program_that_never_ran_is_no_problem(
 def test_check_does_not_wait_for_ever(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not known in time is said, with the command that goes on, and is not a problem."""
     monkeypatch.setattr(check, "BOUND", 0.0)
-    report = check_file(config)
+    report = check.check(Origin(config))
     told = {model.id: model.memory_unknown for model in report.models}
     assert "`lswap estimate` goes on" in told["alpha"]
     assert told["big"] == ""  # declared

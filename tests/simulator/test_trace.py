@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 import pytest
 
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.simulator.cases import library
-from llamaswap_py.simulator.trace_file import format_trace, parse_trace
+from llamaswap_py.simulator.run_records import TraceRequest
+from llamaswap_py.simulator.trace_file import _NUMBERS, _SWITCHES, parse_trace
 
 GOOD = '{"client": "c1", "model": "alpha", "at": 12.5, "service": 1.0}'
+
+
+def format_trace(asks: Iterable[TraceRequest]) -> str:
+    """Return JSON lines for these requests, as `parse_trace` reads them."""
+    lines = []
+    for ask in asks:
+        fields: dict[str, object] = {"client": ask.client, "model": ask.model}
+        for key in ("at", "think", "service", "gives_up_after", "parent"):
+            if (value := getattr(ask, key)) is not None:
+                fields[key] = value
+        if ask.name:
+            fields["id"] = ask.name
+        for key in _NUMBERS:
+            if value := getattr(ask, key):
+                fields[key] = value
+        fields |= {key: False for key in _SWITCHES if not getattr(ask, key)}
+        lines.append(json.dumps(fields) + "\n")
+    return "".join(lines)
 
 
 def read(*lines: str) -> str:

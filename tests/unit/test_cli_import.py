@@ -121,7 +121,8 @@ def test_what_is_written_passes_check_and_a_hundred_models_give_a_page(
     tmp_path: Path, llama_server: str, tiny_model: TinyModel
 ) -> None:
     """Options of an earlier engine, and one that is nowhere; each kind is said once."""
-    from llamaswap_py.cli.check import check_file
+    from llamaswap_py.cli.check import check
+    from llamaswap_py.config.load import Origin
 
     model = tiny_model("imported", "hello")
     command = f"/opt/no/llama-server -m {model} -c 8k --no-mmap --frobnicate 3 -fitt 512 -ngl all"
@@ -140,7 +141,7 @@ def test_what_is_written_passes_check_and_a_hundred_models_give_a_page(
     assert len(done.stderr.splitlines()) < 10
     for words in ("/opt/no/llama-server", "written as 8192", "--frobnicate"):
         assert done.stderr.count(words) >= 1, words
-    report = check_file(out)
+    report = check(Origin(out))
     assert report.problems == []
     assert all(each.problems == [] for each in report.models)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.cli import init, service
-from llamaswap_py.cli.check import check_file
+from llamaswap_py.cli.check import check
 from llamaswap_py.cli.init import choose_origin, usual_files, usual_model_dirs
 from llamaswap_py.config.discovery import FoundModel, GgufFile
 from llamaswap_py.config.load import Origin, read_config
@@ -107,7 +107,7 @@ def test_init_writes_a_file_that_check_finds_fine(
     config = read_config(path)
     assert {os.path.basename(one.model) for one in config.models.values()} == {*names, "v.gguf"}
     assert config.models["v"].args["mmproj"] == str(home / "models" / "v" / "mmproj-v.gguf")
-    report = check_file(path)
+    report = check(Origin(path))
     assert report.ok, report
     with pytest.raises(ConfigError, match="already"):
         init.run(path, (), force=False)

@@ -13,7 +13,7 @@ import pytest
 from llamaswap_py.cli import check as check_module
 from llamaswap_py.cli import up
 from llamaswap_py.cli.app import exit_code
-from llamaswap_py.cli.check import Checked, Report, check_file, run
+from llamaswap_py.cli.check import Checked, Report, check, run
 from llamaswap_py.cli.load_progress import progress_line
 from llamaswap_py.cli.show import ps_rows, state_text
 from llamaswap_py.cli.tables import plain_table
@@ -47,7 +47,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_check_reports_a_broken_file(tmp_path: Path) -> None:
-    report = check_file(write(tmp_path, "modls: {}\nlisten: 8080\n"))
+    report = check(Origin(write(tmp_path, "modls: {}\nlisten: 8080\n")))
     assert not report.ok
     assert any("c.yaml:1" in line and "models" in line for line in report.problems)
     assert any("c.yaml:2" in line for line in report.problems)
@@ -64,7 +64,7 @@ models:
   huge: {model: there.gguf, memory: {host: 4GiB}}
   split: {model: there.gguf, memory: {host: 1GiB}, args: {ctx-size: 8192, parallel: 4}}
 """
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     assert not report.ok
     (engine,) = report.problems
     assert "absent" in engine
@@ -105,7 +105,7 @@ def test_check_finds_what_the_pinned_ones_leave_no_room_for(
     text = _PINNED
     for word, usual in {"PIN": "false", "MAX": "0", "SIZE": "3GiB", "GROUP": "c"}.items():
         text = text.replace(word, words.get(word, usual))
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     assert report.ok == (not never)
     assert len(report.problems) == len(never)
     for line, (name, pool) in zip(report.problems, never.items(), strict=True):
@@ -137,7 +137,7 @@ def test_check_warns_of_what_a_persistent_group_shuts_out(
     tmp_path: Path, size: str, persistent: str, names: str | None
 ) -> None:
     text = _PERSISTENT.replace("SIZE", size).replace("PERSISTENT", persistent)
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     assert report.ok
     found = [line for line in report.warnings if "persistent" in line]
     assert len(found) == (names is not None)
@@ -157,7 +157,7 @@ models:
   typo: {{model: there.gguf, memory: {{host: 1GiB}}, args: {{ctx-sise: 1}}}}
   huge: {{model: there.gguf, memory: {{host: 4GiB}}}}
 """
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     models = {model.id: model for model in report.models}
     assert models["fine"].problems == []
     assert "did you mean ctx-size?" in models["typo"].problems[0]
@@ -203,7 +203,7 @@ models:
       mmproj: gone.gguf
     env: {{LLAMA_ARG_X: 1, "": 2, Y: 3}}
 """
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     said = [*report.problems, *(each for model in report.models for each in model.problems)]
     for place, words in (
         ("c.yaml:6: models.other.model", "absent.gguf: there is no such file"),
@@ -258,7 +258,7 @@ models:
   scaled: {{model: there.gguf, args: {{lora-scaled: "b.gguf:0.5,c.gguf:1", mmproj: b.gguf}}}}
   inherits: {{model: there.gguf, args: {{media-path: nowhere}}}}
 """
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     said = {each.id: each.problems for each in report.models}
     assert said["fine"] == []
     (gone,) = said["scaled"]
@@ -414,7 +414,7 @@ WRONG = {
 def test_a_mistake_of_one_preset_is_that_presets_alone(tmp_path: Path, name: str) -> None:
     entry, said = WRONG[name]
     text = f"models:\n  good: {{cmd: [sleep, '{{port}}'], aliases: [other]}}\n  {name}: {entry}\n"
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     assert report.problems == []
     good, wrong = report.models
     assert good.problems == []
@@ -431,7 +431,7 @@ def test_a_mistake_of_one_preset_is_that_presets_alone(tmp_path: Path, name: str
 def test_every_mistake_of_every_preset_is_said_at_once(tmp_path: Path) -> None:
     rows = "".join(f"  {name}: {entry}\n" for name, (entry, _) in WRONG.items())
     text = f"models:\n  good: {{cmd: [sleep, '{{port}}'], aliases: [other]}}\n{rows}"
-    report = check_file(write(tmp_path, text))
+    report = check(Origin(write(tmp_path, text)))
     assert {one.id: bool(one.problems) for one in report.models} == {"good": False} | dict.fromkeys(
         WRONG, True
     )

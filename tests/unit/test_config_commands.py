@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamaswap_py.children.listeners import can_tell
-from llamaswap_py.cli.check import check_file, run
+from llamaswap_py.cli.check import check, run
 from llamaswap_py.config.forms import Command, ReadyCheck
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.parse import load_config
@@ -99,7 +99,7 @@ def test_check_looks_for_the_program_and_needs_no_llama_server(
         "  d: {cmd: [./plain, '{port}']}\n"
         "  e: {cmd: [./lost, '{port}']}\n"
     )
-    report = check_file(path)
+    report = check(Origin(path))
     assert not report.problems
     said = {
         model.id: [each.partition(": ")[2] for each in model.problems] for model in report.models
@@ -130,7 +130,7 @@ def test_check_says_who_may_hold_a_port(
         "  d: {cmd: [docker, run, '{port}'], served_by: container, memory: {host: 1GiB}}\n"
         "  e: {cmd: [found, '{port}'], served_by: anyone, memory: {host: 1GiB}}\n"
     )
-    report = check_file(path)
+    report = check(Origin(path))
     own = "its port has to be held by cmd or what it starts"
     can = can_tell()
     assert [model.port for model in report.models] == [

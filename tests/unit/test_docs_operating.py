@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from llamaswap_py.cli.app import app
-from llamaswap_py.cli.check import check_file
+from llamaswap_py.cli.check import check
 from llamaswap_py.cli.init import choose_origin
 from llamaswap_py.client import calls
 from llamaswap_py.client.remote import Remote
+from llamaswap_py.config.load import Origin
 from llamaswap_py.config.sections import Config, Log, Policy
 from llamaswap_py.endpoint import Endpoint
 from llamaswap_py.errors import API_CODES, LswapError
@@ -115,13 +116,13 @@ def test_what_check_finds_is_quoted_as_it_is_printed(tmp_path: Path, llama_serve
     (tmp_path / "good.gguf").write_bytes(b"GGUF")
     (tmp_path / "page.gguf").write_bytes(b"<html>")
     (tmp_path / "c.yaml").write_text(BAD.format(engine=llama_server))
-    report = check_file(tmp_path / "c.yaml")
+    report = check(Origin(tmp_path / "c.yaml"))
     said = [problem for model in report.models for problem in model.problems]
     assert len(said) == 5
     (tmp_path / "typo.yaml").write_text("modls: {}")
-    said += check_file(tmp_path / "typo.yaml").problems
+    said += check(Origin(tmp_path / "typo.yaml")).problems
     (tmp_path / "open.yaml").write_text("listen: :8080\nmodels: {a: {model: good.gguf}}")
-    said += check_file(tmp_path / "open.yaml").problems
+    said += check(Origin(tmp_path / "open.yaml")).problems
     assert [one for one in said if not is_quoted(one)] == []
 
 

@@ -86,13 +86,13 @@ async def _embed_with(
         return
     limit = await _most_tokens(call, preset)
     inputs = await _fitted(call, preset, texts, limit, cuts=cuts, guess=cuts)
-    status, said = await _vectors(call, preset, ask, inputs)
+    status, said = await _vectors(call, preset, inputs)
     if cuts and status in _TOO_LONG:  # the guess was wrong, or `fit` has shortened the context
         real = await _context_of_child(call, preset)
         limit = limit if not real or 0 < limit <= real else real - 1
         shorter = await _fitted(call, preset, texts, limit, cuts=True, guess=False)
         if shorter != inputs:
-            status, said = await _vectors(call, preset, ask, shorter)
+            status, said = await _vectors(call, preset, shorter)
     if status == HTTPStatus.OK:
         call.respond(status, shape(said))
     else:
@@ -103,7 +103,7 @@ async def _embed_with(
 
 
 async def _vectors(
-    call: Call, preset: str, ask: dict[str, Any], inputs: list[str | list[int]]
+    call: Call, preset: str, inputs: list[str | list[int]]
 ) -> tuple[int, dict[str, Any]]:
     call.route = replace(call.route, slot=True, retry=True)
     translated = Translated("/v1/embeddings", {"input": inputs}, "embed", stream=False)
