@@ -331,16 +331,20 @@ def reload(as_json: Json = False, url: Url = None, key: Key = None) -> None:
 def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -> None:
     """Keep MODEL loaded until `unpin` or a restart.
 
-    lswap then does not unload it to make room for another model.
+    lswap then does not unload it to make room for another model. It names the models that can
+    never be loaded beside it.
     """
     from llamaswap_py.client import calls
 
     with remote(url, key) as lswap:
-        lswap.ask(calls.pin(model, pinned=True))
+        report = lswap.ask(calls.pin(model, pinned=True))
     if as_json:
-        print_json({"model": model, "pinned": True})
+        print_json({"model": model, "pinned": True, "impossible": report.impossible})
     else:
         print(f"{model} is pinned")
+        if report.impossible:
+            names = ", ".join(report.impossible)
+            print(f"warning: while it is, these cannot be loaded: {names} - `lswap unpin {model}`")
 
 
 @app.command()

@@ -30,6 +30,14 @@ class UnloadReport(msgspec.Struct):
     problem: str = ""
 
 
+class PinReport(msgspec.Struct):
+    """What `pin` and `unpin` answer; `impossible` names models that cannot be loaded beside it."""
+
+    model: str
+    pinned: bool
+    impossible: list[str] = []
+
+
 class ReservationLine(msgspec.Struct):
     """One line about a reservation; `state` is `waiting`, `held`, `refused` or `released`."""
 

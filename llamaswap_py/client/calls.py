@@ -17,6 +17,7 @@ from llamaswap_py.client.answers import (
     EventLines,
     LoadReport,
     OpenRequests,
+    PinReport,
     ReservationLine,
     ServerEvent,
     UnloadReport,
@@ -105,9 +106,9 @@ def unload(model: str, *, force: bool = False, wait: bool = True) -> ApiCall[Unl
     return ApiCall("POST", _model(model, "unload"), UnloadReport, params, patient=True)
 
 
-def pin(model: str, *, pinned: bool) -> ApiCall[None]:
+def pin(model: str, *, pinned: bool) -> ApiCall[PinReport]:
     """Pin a model against eviction, or unpin it."""
-    return ApiCall("POST", _model(model, "pin" if pinned else "unpin"), _NOTHING)
+    return ApiCall("POST", _model(model, "pin" if pinned else "unpin"), PinReport)
 
 
 def reload() -> ApiCall[ReloadReport]:

@@ -19,6 +19,7 @@ from llamaswap_py.scheduler.effects import Effects
 from llamaswap_py.scheduler.handlers import OnFiles, OnInstances, OnOperators, OnRequests
 from llamaswap_py.scheduler.ledger import Ledger
 from llamaswap_py.scheduler.lifecycle import State
+from llamaswap_py.scheduler.pins import shut_out_by
 from llamaswap_py.scheduler.queues import Waiter
 from llamaswap_py.scheduler.settle import SchedulingPass
 from llamaswap_py.scheduler.state import READY, Instance, Preset, SchedulerState
@@ -198,6 +199,10 @@ class Scheduler:
         if self.policy.max_loaded == 1:
             return frozenset()
         return self.state.demand.used_since(self._effects.now - seconds)
+
+    def shut_out_by(self, preset: PresetId) -> list[PresetId]:
+        """Return the presets that cannot be loaded beside a pinned one, and could be without it."""
+        return shut_out_by(self.state, self.state.presets[preset])
 
     def deadline(self) -> float | None:
         """Return when to send `TimePassed`, or None."""

@@ -322,9 +322,10 @@ class Supervisor:
         self.overrides.reset(preset)
         return bool(self.scheduler.state.leaving(preset))
 
-    def pin(self, preset: str, pinned: bool) -> None:
-        """Pin a preset against eviction, or let it go."""
+    def pin(self, preset: str, pinned: bool) -> list[str]:
+        """Pin a preset against eviction, or let it go; return what can not be loaded beside it."""
         self.dispatch(ev.PinChanged(PresetId(preset), pinned))
+        return list(self.scheduler.shut_out_by(PresetId(preset))) if pinned else []
 
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         """Let the instance of a preset go after so long without a request; None: never."""

@@ -153,6 +153,27 @@ async def test_pin(lab: Lab) -> None:
         assert await lswap.chat("beta") == lab.sentence("beta")
 
 
+async def test_the_answer_to_a_pin_names_what_it_makes_impossible(lab: Lab) -> None:
+    """Loaded or not, but not what fits beside it."""
+    models = {
+        "alpha": lab.preset("alpha"),
+        "beta": lab.preset("beta"),
+        "small": lab.preset("small", size="50MiB"),
+    }
+    async with lab.lswap(models) as lswap:
+        said = "alpha is pinned\nwarning: while it is, these cannot be loaded: beta - "
+        done = await lab.cli("pin", "alpha", "--url", lswap.url)
+        assert (done.code, done.out) == (0, f"{said}`lswap unpin alpha`\n")
+        assert await lswap.chat("alpha") == lab.sentence("alpha")
+        answer = await lswap.client.post("/lswap/v1/models/alpha/pin")
+        assert answer.json() == {"model": "alpha", "pinned": True, "impossible": ["beta"]}
+        assert error_of(await lswap.post_chat("beta"), 400)["code"] == "model_too_large"
+        assert await lswap.chat("small") == lab.sentence("small")
+        answer = await lswap.client.post("/lswap/v1/models/alpha/unpin")
+        assert answer.json() == {"model": "alpha", "pinned": False, "impossible": []}
+        assert await lswap.chat("beta") == lab.sentence("beta")
+
+
 async def test_keep_always(lab: Lab) -> None:
     """Loaded at the start, pinned, and without a ttl."""
     models = {"alpha": lab.preset("alpha", keep="always"), "beta": lab.preset("beta")}

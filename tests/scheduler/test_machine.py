@@ -953,6 +953,26 @@ def test_what_was_chosen_and_runs_out_of_memory_alone_is_chosen_smaller_once() -
     assert refusal.code == "model_failed", "once is enough"
 
 
+def test_a_pin_shuts_out_what_could_be_loaded_before_and_cannot_beside_it() -> None:
+    two = PresetPlan(preset=C, choices=(Choice({HOST: 70}), Choice({HOST: 30}, variant="small")))
+    unknown = PresetPlan(preset=PresetId("d"), choices=(Choice(None),), estimating=True)
+    huge = plan("huge", 200)
+    play = Play(plan("a", 60), plan("b", 50), two, unknown, huge)
+    play.feed(ev.PoolsMeasured({HOST: Pool(100)}))
+    assert play.scheduler.shut_out_by(A) == [B], "c has a way, and huge fits nowhere"
+    assert play.scheduler.shut_out_by(B) == [A]
+    assert play.scheduler.shut_out_by(PresetId("huge")) == []
+    play.feed(ev.LoadAsked(C))
+    play.pass_time(5)
+    assert play.scheduler.shut_out_by(C) == [A, B], "as it is loaded, it takes 70"
+    play.feed(ev.UnloadAsked(C))
+    play.pass_time(1)
+    play.feed(ev.LoadAsked(B))
+    play.pass_time(5)
+    play.feed(ev.PinChanged(B, True))
+    assert play.scheduler.shut_out_by(C) == [], "what b shuts out, c does not"
+
+
 def test_what_other_programs_keep_out_is_fitted_once_to_what_they_leave() -> None:
     large = Choice({HOST: 60}, words=("--ctx-size", "32768"), chosen="32k")
     small = Choice({HOST: 30}, words=("--ctx-size", "8192"), chosen="8k", passing=True)

@@ -227,8 +227,9 @@ class FakeSupervisor:
     def streams(self) -> ResumableStreams:
         return ResumableStreams(asyncio.TaskGroup(), lambda _: None, lambda _: False)
 
-    def pin(self, preset: str, pinned: bool) -> None:
+    def pin(self, preset: str, pinned: bool) -> list[str]:
         self.loaded.append(f"{preset} pinned {pinned}")
+        return ["gamma"] if pinned else []
 
     def keep_alive(self, preset: str, seconds: float | None) -> None:
         self.loaded.append(f"{preset} for {seconds}")

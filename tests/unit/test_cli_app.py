@@ -332,9 +332,17 @@ def test_help_is_quick() -> None:
 
 
 def test_pin_prints_json_when_asked(lswap: Lswap, url: str) -> None:
-    for word, pinned in (("pin", True), ("unpin", False)):
-        code, out, _ = lswap(word, "alpha", "--json", url=url)
-        assert (code, json.loads(out)) == (0, {"model": "alpha", "pinned": pinned})
+    code, out, _ = lswap("pin", "alpha", "--json", url=url)
+    report = {"model": "alpha", "pinned": True, "impossible": ["gamma"]}
+    assert (code, json.loads(out)) == (0, report)
+    code, out, _ = lswap("unpin", "alpha", "--json", url=url)
+    assert (code, json.loads(out)) == (0, {"model": "alpha", "pinned": False})
+
+
+def test_pin_names_the_models_that_it_makes_impossible(lswap: Lswap, url: str) -> None:
+    code, out, _ = lswap("pin", "alpha", url=url)
+    warning = "warning: while it is, these cannot be loaded: gamma - `lswap unpin alpha`"
+    assert (code, out.splitlines()) == (0, ["alpha is pinned", warning])
 
 
 @pytest.mark.parametrize(

@@ -243,8 +243,7 @@ async def unpin(call: Call) -> None:
 
 def _set_pin(call: Call, *, pinned: bool) -> None:
     preset = call.find_preset(unquote(call.captured))
-    call.supervisor.pin(preset, pinned)
-    call.respond(200, PinAnswer(preset, pinned))
+    call.respond(200, PinAnswer(preset, pinned, call.supervisor.pin(preset, pinned)))
 
 
 @described({200: _PLAIN}, _MODEL, *_LINES)

@@ -77,10 +77,11 @@ class UnloadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PinAnswer(msgspec.Struct, frozen=True):
-    """Whether the model is pinned now."""
+    """Whether the model is pinned now, and which models can never be loaded beside it."""
 
     model: str
     pinned: bool
+    impossible: list[str] = []
 
 
 class CancelAnswer(msgspec.Struct, frozen=True):
