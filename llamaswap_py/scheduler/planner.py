@@ -254,7 +254,8 @@ class _Pass:
         over = [one for one in idle if ends[one.key] <= self.now]
         found = self._cheapest(options, over)
         if found is not None and self._suffices(*found):
-            self._evict(found[1], preset, found[0])
+            if not self._awaits_cheaper(preset, since, options, found[1]):
+                self._evict(found[1], preset, found[0])
             return True
         found = found or self._cheapest(options, idle)
         if found is None:
@@ -269,6 +270,49 @@ class _Pass:
                 self._close(one, preset.plan.preset, option)  # it takes no more requests
             self._count_as_coming(one)
         self._hold(option.charge)
+        return True
+
+    def _awaits_cheaper(
+        self, preset: Preset, since: float, options: list[LoadOption], victims: list[Instance]
+    ) -> bool:
+        """Wait for busy instances, if that costs less than to load the idle victims again.
+
+        It waits for at most the seconds of loading that this saves, and at most `max_wait` after
+        the waiter came. Else more memory could be worse: it holds idle models that load slowly.
+        """
+        state, now = self.state, self.now
+        loss = math.fsum(state.reload_loss(one, now) for one in victims)
+        if now >= since + min(loss, state.policy.max_wait):
+            return False
+        order = [
+            one
+            for one in state.instances.values()
+            if one.state is State.READY
+            and one.key not in self.going
+            and one.gate_for is None
+            and not state.presets[one.key.preset].queue.size
+            and not state.is_kept(one, preset.plan)
+        ]
+        losses = {one.key: state.reload_loss(one, now) for one in order}
+        order.sort(key=lambda one: (losses[one.key], one.key))
+        found: list[tuple[float, float, list[Instance], LoadOption]] = []
+        for option in options:
+            taken = enough(option.charge, self.coming, order)
+            if not taken or not any(one.leases for one in taken):
+                continue
+            lost = math.fsum(losses[one.key] for one in taken)
+            wait = max(state.free_in(one, now) for one in taken) * max(preset.queue.size, 1)
+            until = since + min(loss - lost, state.policy.max_wait)
+            if lost + wait < loss and now < until:
+                found.append((lost + wait, until, taken, option))
+        if not found:
+            return False
+        _, until, taken, option = min(found, key=lambda one: one[0])
+        for one in taken:
+            self._count_as_coming(one)
+            add(self.unsure, one.charge, 1)
+        self._hold(option.charge)
+        self.plan.wake_at(until)
         return True
 
     def _idle_end(self, one: Instance, preset: Preset, since: float) -> float:

@@ -288,6 +288,25 @@ class SchedulerState:
         load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
         return load * self.demand.demand_rate(instance.key.preset, now)
 
+    def reload_loss(self, instance: Instance, now: float) -> float:
+        """Return the expected seconds of loading that its eviction would cost before long."""
+        preset = self.presets.get(instance.key.preset)
+        load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
+        rate = self.demand.demand_rate(instance.key.preset, now)
+        return load * min(rate * self.policy.needed_within, 1.0)
+
+    def free_in(self, instance: Instance, now: float) -> float:
+        """Return the expected seconds until its open requests end, by how long they usually take.
+
+        One that is older than that is taken to last half as long again; where none has ended yet,
+        as long again as it has lasted.
+        """
+        usual = self.presets[instance.key.preset].service_seconds
+        ages = [now - one.granted_at for one in instance.leases.values()]
+        if usual is None:
+            return max(ages, default=0.0)
+        return max((max(usual - age, usual / 2) for age in ages), default=0.0)
+
     def has_demand(self, instance: Instance) -> bool:
         """Return whether a request uses it or waits for it."""
         preset = self.presets.get(instance.key.preset)

@@ -205,6 +205,8 @@ class Policy:
     """… less this share of the returning request's service time, for each that waits meanwhile."""
     linger_most: float = 0.5
     """… for which it stays at most this share of its load time."""
+    needed_within: float = 30.0
+    """Seconds in which an evicted model is taken to be needed again, if its rate of use says so."""
     circulation_floor: float = 5.0
     circulation_loads: float = 5.0
     """Window, in seconds and in load times, in which a client counts as still circulating."""
