@@ -21,7 +21,7 @@ from llamaswap_py.errors import ConfigError, EngineError, LswapError
 from llamaswap_py.estimate import Estimator
 from llamaswap_py.estimate.estimator import read_slot_shape
 from llamaswap_py.llamacpp.context_size import context_per_request
-from llamaswap_py.supervisor.device_lists import find_devices
+from llamaswap_py.supervisor.device_lists import find_devices, unlisted
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.located_engines import Engines
 from llamaswap_py.supervisor.prepare import further_problems, prepare
@@ -111,7 +111,13 @@ def check(origin: Origin) -> Report:
         ok=not problems and not any(model.problems for model in models),
         engine=engine,
         problems=problems,
-        warnings=[*warnings(config), *beside_groups, *useless, *unenforced_here(config)],
+        warnings=[
+            *warnings(config),
+            *unlisted(config, devices),
+            *beside_groups,
+            *useless,
+            *unenforced_here(config),
+        ],
         models=models,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,9 @@ _KEYS: Final = {
     Role.SLOTS: "it needs a key with the right `slots`",
     Role.ADMIN: "it needs an admin key",
 }
+_MOST_ADDED: Final = 40
+_MOST_GONE: Final = 5
+"""Lines of a log that are printed. Lines that are gone matter only to a rule, which says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,18 @@ def _sections(found: Comparison) -> Iterator[tuple[str, list[str]]]:
                 f"! no line for the rule `{rule}` any more: {line}"
                 for line, rule in log.unread.items()
             ),
-            *(f"+ {line}" for line in log.added),
-            *(f"- {line}" for line in log.gone),
+            *_some("+", log.added, _MOST_ADDED),
+            *_some("-", log.gone, _MOST_GONE),
         ],
     )
+
+
+def _some(mark: str, lines: Sequence[str], most: int) -> Iterator[str]:
+    """Yield the first lines, and how many more there are."""
+    shown = lines if len(lines) <= most + 1 else lines[:most]
+    yield from (f"{mark} {line}" for line in shown)
+    if more := len(lines) - len(shown):
+        yield f"{mark} and {more} more, which `--json` lists; no rule of lswap reads them"
 
 
 def _option_lines(changes: OptionChanges) -> Iterator[str]:

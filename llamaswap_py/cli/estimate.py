@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaswap_py.cli.show import device_name, memory_text
+from llamaswap_py.cli.show import memory_text, named_within
 from llamaswap_py.cli.tables import print_table
 from llamaswap_py.errors import LswapError
 from llamaswap_py.estimate import Estimator
@@ -192,8 +192,8 @@ def _print(report: Report) -> None:
         print_table(COLUMNS, rows)
     for room in report.devices:
         use = format_size(max(room.total - room.margin, 0))
-        name, kept = device_name(room.device), format_size(room.margin)
-        inside = "" if room.within is None else f" of {device_name(room.within)}"
+        kept = format_size(room.margin)
+        name, inside = named_within(room.device, room.within)
         total = f"{format_size(room.total)}{inside} ({_SOURCES.get(room.source, room.source)})"
         print(f"{name}: {total} – kept free {kept}, available {use}")
     for line in report.models:

@@ -96,7 +96,7 @@ def memory_text(footprint: dict[str, int] | None) -> str:
 def device_line(device: DeviceView) -> str:
     """Return `RAM: 23.5 GiB – models 0 B, other programs 1.6 GiB, kept free 1 GiB, …`."""
     declared = " (declared)" if device.source == "declared" else ""
-    inside = f" of {device_name(device.within)}" if device.within is not None else ""
+    name, inside = named_within(device.id, device.within)
     parts = [("models", device.used), ("reserved", device.reserved)]
     parts += [("other programs", device.strangers or 0), ("kept free", device.margin)]
     words = [f"{word} {format_size(size)}" for word, size in parts if size or word[0] == "m"]
@@ -104,7 +104,19 @@ def device_line(device: DeviceView) -> str:
         words.insert(-1 if device.margin else len(words), "other programs not measured")
     available = format_size(max(device.free, 0))
     total = f"{format_size(device.total)}{inside}{declared}"
-    return f"{device_name(device.id)}: {total} – {', '.join(words)}, available {available}"
+    return f"{name}: {total} – {', '.join(words)}, available {available}"
+
+
+def named_within(id: str, within: str | None) -> tuple[str, str]:
+    """Return a device's name, and what follows its size, to say in which memory it computes.
+
+    `Vulkan0` and ` of RAM`; `RPC1, the same memory as RPC0` and nothing.
+    """
+    if within is None:
+        return device_name(id), ""
+    if within == HOST:
+        return device_name(id), f" of {device_name(HOST)}"
+    return f"{device_name(id)}, the same memory as {device_name(within)}", ""
 
 
 def device_name(id: str) -> str:

@@ -22,6 +22,7 @@ from llamaswap_py.devices.matching import (
     match_cards,
     plain_description,
 )
+from llamaswap_py.llamacpp.backends import DEVICE_VARIABLES
 from llamaswap_py.llamacpp.device_list import ListedDevice
 from llamaswap_py.units import HOST, MIB
 
@@ -53,6 +54,15 @@ class _Memory:
 
     identity: str
     entries: dict[tuple[str, int], list[_Entry]] = field(default_factory=dict)
+    is_several: bool = False
+    """Whether it stands for several equal cards, of which nobody can tell which is meant."""
+
+    def absorb(self, other: _Memory) -> None:
+        """Take the devices of another one, which may be the same memory."""
+        self.is_several = True
+        for them in other.entries.values():
+            for entry in them:
+                self.add(entry)
 
     def add(self, entry: _Entry) -> None:
         kind = entry.device.kind
@@ -117,7 +127,8 @@ def _card_identity(card: Device) -> str:
 class _Before:
     """What comes before a device in its list, and the memory of other lists that it may be."""
 
-    def __init__(self, memories: Mapping[str, _Memory], entries: Sequence[_Entry]) -> None:
+    def __init__(self, memories: dict[str, _Memory], entries: Sequence[_Entry]) -> None:
+        self._memories = memories
         listing = entries[0].listing if entries else None
         self.others = {
             memory.identity: memory.first.device
@@ -131,10 +142,25 @@ class _Before:
 
     def add(self, entry: _Entry, identity: str) -> None:
         """Count a device without a card, which means the memory of that identity."""
-        self.others.pop(identity, None)
+        if not self._memories[identity].is_several:
+            self.others.pop(identity, None)
         description = entry.device.description
         self._same[description] += 1
         self._plain[plain_description(description)] += 1
+
+    def may_be(self, entry: _Entry) -> str:
+        """Return the identity of memory that a device without a card may be, "" if none.
+
+        Equal cards that an environment hides or renumbers become one memory.
+        """
+        device = entry.device
+        alikes = (one for one, other in self.others.items() if alike(device, other))
+        first = next(alikes, "")
+        if first and _is_hidden(entry, self._memories[first].first):
+            for other in [one for one in alikes if _is_hidden(entry, self._memories[one].first)]:
+                self._memories[first].absorb(self._memories.pop(other))
+                del self.others[other]
+        return first
 
     def same(self, description: str) -> int:
         """Return how many have exactly this description."""
@@ -153,12 +179,18 @@ def _identity(entry: _Entry, before: _Before, memories: Mapping[str, _Memory]) -
             lent = [one for one in memories.values() if _may_lend(one.first, device)]
             return lent[0].identity if lent else f"rpc-here-{device.total // MIB}"
         return f"rpc-{device.description}-{before.same(device.description)}"
-    if not entry.in_software:
-        for identity, other in before.others.items():
-            if alike(device, other):
-                return identity
+    if not entry.in_software and (identity := before.may_be(entry)):
+        return identity
     plain = plain_description(device.description)
     return f"{plain}-{before.plain(plain)}"
+
+
+def _is_hidden(entry: _Entry, other: _Entry) -> bool:
+    """Return whether two lists of one backend may count equal cards differently."""
+    if entry.device.kind != other.device.kind or other.card is not None:
+        return False
+    mine, theirs = entry.listing.environment, other.listing.environment
+    return any(mine.get(name) != theirs.get(name) for name in DEVICE_VARIABLES)
 
 
 def _may_lend(entry: _Entry, lent: ListedDevice) -> bool:

@@ -53,7 +53,7 @@ from llamaswap_py.server.budgets import (
 from llamaswap_py.server.logging import OwnLog, logging_aside, set_up_logging
 from llamaswap_py.server.systemd import endpoint_of
 from llamaswap_py.snapshot import EngineView, Snapshot
-from llamaswap_py.supervisor.device_lists import DeviceLists
+from llamaswap_py.supervisor.device_lists import DeviceLists, unlisted
 from llamaswap_py.supervisor.located_engines import Engines
 from llamaswap_py.supervisor.prepare import prepare
 from llamaswap_py.supervisor.recorder import RunRecord
@@ -93,6 +93,8 @@ async def open_supervisor(
         asyncio.to_thread((lists or DeviceLists()).of, config, engines),
         asyncio.to_thread(prepare_to_spawn),
     )
+    for line in unlisted(config, devices):
+        _log.warning("%s", line)
     about = About(
         name=runtime_dir.path.name,
         config_path=config.source,

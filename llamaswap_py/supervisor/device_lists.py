@@ -27,6 +27,7 @@ from llamaswap_py.llamacpp.rpc_connect import START_IT
 from llamaswap_py.supervisor.device_views import View, view_of
 from llamaswap_py.supervisor.preset_servers import ServerTries
 from llamaswap_py.supervisor.rooms import with_least_margins
+from llamaswap_py.units import HOST
 
 if TYPE_CHECKING:
     from llamaswap_py.config.sections import Config, Memory, Preset
@@ -134,6 +135,27 @@ def devices_for(engine: Engine | None, memory: Memory) -> tuple[Device, ...]:
     if engine is None:
         return DeviceLists().find(memory, (), frozenset(NAMES))
     return DeviceLists().find(memory, [View(engine)])
+
+
+def unlisted(config: Config, devices: Iterable[Device]) -> tuple[str, ...]:
+    """Return a warning for each declared device that no engine lists, with its place.
+
+    A program (`cmd`) that names memory there may use it. Without a list nothing is known.
+    """
+    programs = [one for one in config.models.values() if one.cmd is not None]
+    named = {name for one in programs for name in one.memory or ()}
+    found = list(devices)
+    listed = [one.id for one in found if one.seen]
+    if HOST not in listed:
+        return ()
+    where, sees = config.where("memory.devices"), ", ".join(one for one in listed if one != HOST)
+    return tuple(
+        f"{where}: {one.id} is declared, but no engine lists it, so no llama-server can use it - "
+        f"take {one.id} out, or use an engine that has it (listed: {sees or 'no device'})"
+        for one in found
+        if one.source == "declared"
+        and not (one.id == HOST or one.seen or one.meter is not None or one.id in named)
+    )
 
 
 def views_of(config: Config, engines: Engines) -> Iterator[View]:

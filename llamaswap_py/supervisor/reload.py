@@ -25,6 +25,7 @@ from llamaswap_py.config.yaml_tree import join_errors
 from llamaswap_py.devices import with_gone
 from llamaswap_py.errors import ConfigError, LswapError
 from llamaswap_py.snapshot import ReloadReport
+from llamaswap_py.supervisor.device_lists import unlisted
 from llamaswap_py.supervisor.located_engines import Engines
 from llamaswap_py.supervisor.prepare import Prepared, is_mended, prepare
 from llamaswap_py.supervisor.preset_servers import ServerTries
@@ -136,6 +137,9 @@ class Reloader:
             also()
         for line in skipped_files(config):
             if line not in skipped_files(supervisor.config):
+                _log.warning("%s", line)
+        for line in unlisted(config, devices):
+            if line not in unlisted(supervisor.config, supervisor.devices):
                 _log.warning("%s", line)
         if devices != supervisor.devices:
             supervisor.use_devices(devices)

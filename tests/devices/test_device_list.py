@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import pytest
 
-from llamaswap_py.devices.device import Device, EngineList
+from llamaswap_py.config.parse import load_config
+from llamaswap_py.devices.device import Device, EngineList, SeenAs
 from llamaswap_py.devices.joining import join_lists
 from llamaswap_py.devices.matching import match_cards
 from llamaswap_py.devices.nvml import NvmlMeter
 from llamaswap_py.llamacpp.device_list import ListedDevice, parse_device_list
+from llamaswap_py.supervisor.device_lists import unlisted
 from tests.devices.roots import GIB, MIB
 
 PRINTED: Final = """\
@@ -174,6 +177,24 @@ def test_two_equal_cards_of_one_list_are_two_memories() -> None:
     assert within(found) == {"SYCL0": None, "SYCL1": None}
 
 
+def test_equal_cards_of_another_environment_cannot_be_told_apart() -> None:
+    """Which of two equal cards a variable leaves is not known: they count as one memory."""
+    card = ("Some Card", 8 * GIB)
+    both = engine("all", listed("SYCL0", *card), listed("SYCL1", *card))
+    hidden = {"ONEAPI_DEVICE_SELECTOR": "level_zero:1"}
+    one = EngineList("one", "any", hidden, (listed("SYCL0", *card),))
+    found = join(both, one)
+    assert within(found) == {"SYCL0": None, "SYCL1": "SYCL0"}
+    assert names(found, "all") == {"SYCL0": "SYCL0", "SYCL1": "SYCL1"}
+    assert names(found, "one") == {"SYCL0": "SYCL0"}
+    renumbered = EngineList("one", "any", hidden, both.devices)
+    assert within(join(both, renumbered)) == {"SYCL0": None, "SYCL1": "SYCL0"}
+    same = EngineList("one", "any", {"HOME": "/x"}, both.devices)
+    assert within(join(both, same)) == {"SYCL0": None, "SYCL1": None}, "the order tells"
+    alone = engine("all", listed("SYCL0", *card), listed("SYCL1", "Another Card", 4 * GIB))
+    assert within(join(alone, one)) == {"SYCL0": None, "SYCL1": None}
+
+
 def test_an_engine_that_sees_fewer_cards_counts_them_anew() -> None:
     cards = [on_nvml(FIRST), on_nvml(SECOND), on_nvml(THIRD)]
     two = engine("all", listed("CUDA0", RTX, 23 * GIB), listed("CUDA1", RTX, 23 * GIB))
@@ -250,3 +271,23 @@ def test_lenders_elsewhere_have_memory_of_their_own() -> None:
     )
     assert within(found) == {"RPC0": None, "RPC1": None}
     assert names(found, "b") == {"RPC0": "RPC0"}
+
+
+def test_a_declared_device_that_no_engine_lists_is_named() -> None:
+    text = (
+        "memory: {devices: {CUDA0: 8GiB, CUDA1: 8GiB, Vulkan0: 2GiB}}\n"
+        "models: {a: {cmd: [x, '{port}'], memory: {CUDA1: 1GiB}}}\n"
+    )
+    config = load_config(text, path=None, base_dir="/", env={}, home="/")
+    seen = (SeenAs("view", "host", -1),)
+    devices = [
+        Device("CUDA0", GIB, 0, "declared"),
+        Device("CUDA1", GIB, 0, "declared"),
+        Device("Vulkan0", GIB, 0, "declared", seen=(SeenAs("view", "Vulkan0", 0),)),
+        Device("host", GIB, 0, "psutil", seen=seen),
+    ]
+    (line,) = unlisted(config, devices)
+    assert "CUDA0 is declared, but no engine lists it" in line
+    assert "(listed: Vulkan0)" in line
+    without_lists = [replace(one, seen=()) for one in devices]
+    assert unlisted(config, without_lists) == (), "nothing is known"

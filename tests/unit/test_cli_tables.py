@@ -99,5 +99,7 @@ def test_a_device_that_is_not_measured_says_so_and_where_its_memory_is() -> None
     )
     inside = DeviceView("Vulkan0", 8 * GIB, 0, GIB, "engine", strangers=None, within="host")
     assert device_line(inside).startswith("Vulkan0: 8 GiB of RAM – models 1 GiB, other programs")
+    same = DeviceView("RPC1", 8 * GIB, 0, GIB, "engine", strangers=None, within="RPC0")
+    assert device_line(same).startswith("RPC1, the same memory as RPC0: 8 GiB – models 1 GiB")
     measured = DeviceView("CUDA0", 8 * GIB, GIB, GIB, "nvml", free=6 * GIB)
     assert "other programs" not in device_line(measured)

@@ -122,6 +122,28 @@ def test_paths_in_a_binary() -> None:
     assert "/y" not in found
 
 
+def test_of_many_log_lines_some_are_printed_and_the_rest_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [f"word{chr(97 + at)} {chr(97 + at) * 3}" for at in range(26)]
+    found = Comparison(
+        old="b1-cpu",
+        new="b2-cpu",
+        features={},
+        options=compare_options(EARLIER, EARLIER),
+        new_routes=[],
+        gone_routes=[],
+        trial={},
+        log=compare_logs([*lines, "both"], [*reversed([f"new {one}" for one in lines]), "both"]),
+    )
+    print_comparison(found)
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert len([line for line in said if line.startswith("- ")]) == 6
+    assert "- and 21 more, which `--json` lists; no rule of lswap reads them" in said
+    assert len([line for line in said if line.startswith("+ new ")]) == 26
+    assert len(as_record(found)["log"]["gone"]) == 26
+
+
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     found = Comparison(
         old="b1-cpu",
