@@ -72,7 +72,7 @@ class App:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises only cancellation, unless the answer has begun."""
         call = self._open(exchange)
-        call.task = asyncio.current_task()
+        call.task = exchange.task
         try:
             match = call.match
             if match.plain and match.keys is self.services.access.keys:

@@ -100,7 +100,8 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = Deadline(loop, self._on_deadline)
         self._incoming = Incoming(self, limits, server.heads)
         self._lost = loop.create_future()
-        self._task: asyncio.Task[None] | None = None
+        #: runs the handlers of all its requests
+        self.task: asyncio.Task[None] | None = None
         #: what the task waits for
         self._arrival: asyncio.Future[None] | None = None
         self._tunnel: Relay | None = None
@@ -127,8 +128,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._server.places.enter(self):
             self.give_way()
             return
-        self._task = self._server.adopt(self, self._run())
-        if self._task is None:
+        self.task = self._server.adopt(self, self._run())
+        if self.task is None:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -142,7 +143,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._waits = False
             self._incoming.take(data, known=not waits)  # else it was looked for already
-            self._await_head()
+            if self._incoming.current is None:
+                self._await_head()
             self._begin()
 
     def eof_received(self) -> bool:
@@ -165,8 +167,8 @@ class ClientConnection(asyncio.Protocol):
         self.outflow.close()
         if not self._lost.done():
             self._lost.set_result(None)
-        if self._task is not None and not self._closing:
-            self._task.cancel()
+        if self.task is not None and not self._closing:
+            self.task.cancel()
 
     def pause_writing(self) -> None:
         self.outflow.pause(self.transport)
@@ -277,8 +279,8 @@ class ClientConnection(asyncio.Protocol):
             self.outflow.close()
             self._detach()
             self.transport.abort()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def _detach(self) -> None:
         current = self._incoming.current
@@ -320,22 +322,22 @@ class ClientConnection(asyncio.Protocol):
         if waiting is not None and (waiting.response_started or not self.outflow.writable):
             self.abandon()
             return
-        if waiting is not None or self._incoming.parser.in_head or self._task is None:
+        if waiting is not None or self._incoming.parser.in_head or self.task is None:
             self._refuse(WireError(503, _FULL), waiting)
         self.closed = True
         self.outflow.close()
         self._detach()
-        self._incoming.last = True
+        self._incoming.take_no_more()
         self.transport.close()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
         else:
             self._release()
 
     def retire(self) -> None:
         """Accept no further request: close at once when idle, else after the running answer."""
         incoming = self._incoming
-        incoming.last = True
+        incoming.take_no_more()
         if incoming.current is None and not incoming.queue and incoming.receiving is None:
             self._wake()
 
@@ -386,8 +388,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self) -> None:
         """Go on with what has come: in this call where the task waits for it, else in the task."""
-        if self._eager.awaited is not None:
-            if self._eager.awaited.done():
+        awaited = self._eager.awaited
+        if awaited is not None:
+            if awaited.done():
                 self.woken(at_once=True)
             return
         queue, arrival = self._incoming.queue, self._arrival
@@ -413,9 +416,9 @@ class ClientConnection(asyncio.Protocol):
             self._waits = False
             self._deadline.wait = None
             eager.begun = self._serve(begins)
-        assert self._task is not None
+        assert self.task is not None
         try:
-            ended = eager.step(self._task)
+            ended = eager.step(self.task)
         except BaseException:
             self.abandon()
             raise
@@ -429,12 +432,7 @@ class ClientConnection(asyncio.Protocol):
         self._over = not eager.result
         if (
             self._over
-            or incoming.last
-            or incoming.queue
-            or incoming.held.size
-            or incoming.ended
-            or incoming.receiving is not None
-            or incoming.parser.in_head
+            or not (incoming.calm or incoming.is_empty)
             or self._input.off
             or not self.outflow.writable
         ):
@@ -479,7 +477,7 @@ class ClientConnection(asyncio.Protocol):
     def _release(self) -> None:
         self._incoming.close()
         # A cancelled task keeps the frames that it was cancelled in, with all that they hold.
-        self._task = self._arrival = None
+        self.task = self._arrival = None
 
     async def _next(self) -> Awaitable[bool] | WireError | None:
         """Wait for a request to serve, or to go on with; None: there is none after it."""
@@ -571,7 +569,8 @@ class ClientConnection(asyncio.Protocol):
             return
         incoming = self._incoming
         lingers = incoming.receiving is not None or incoming.broken
-        self._closing = incoming.last = True
+        self._closing = True
+        incoming.take_no_more()
         incoming.receiving = None
         self.resume_input()
         self._deadline.set(Wait.CLOSING, _LINGER if lingers else self._limits.idle)

@@ -40,6 +40,7 @@ class Client(Sender, AnswerReader, Protocol):
 
     closed: bool
     peer: str
+    task: asyncio.Task[None] | None
 
     @property
     def answers_last(self) -> bool:
@@ -99,6 +100,11 @@ class Exchange:
         return f"<Exchange {self.head.method} {self.head.path} {state}>"
 
     @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task of its handler: the one of the connection."""
+        return self.connection.task
+
+    @property
     def bytes_sent(self) -> int:
         """The bytes of the answer written so far, with its head."""
         return self.sent + (self.running.passed if self.running is not None else 0)
@@ -120,13 +126,13 @@ class Exchange:
 
     # --- reading the request ------------------------------------------------------------------
 
-    async def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Body:
+    def read_body(self, limit: int, scan: Callable[[bytes], int] | None = None) -> Awaitable[Body]:
         """Return the whole body when it has arrived; `scan` gets the pieces of a large one before.
 
         Raises BodyTooLarge as soon as the body is known to be larger than `limit` bytes. Raises
         WireError, which a handler must not catch, if the client sends an invalid body, or stops.
         """
-        return await self.intake.read(limit, scan)
+        return self.intake.read(limit, scan)
 
     def small_body(self, limit: int) -> Body | None:
         """Return the whole body if it has arrived and is not larger than `limit`; else None."""
@@ -290,7 +296,8 @@ class Exchange:
     def release(self) -> None:
         """Drop the references to the body and the handler after the request has ended."""
         self.intake.release()
-        self.tap = None
+        if self.tap is not None:
+            self.tap = None
 
     async def tunnel(
         self, endpoint: Endpoint, request: UpstreamRequest, *, pool: UpstreamPool

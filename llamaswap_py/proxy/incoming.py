@@ -62,6 +62,8 @@ class Incoming:
         self.held = Pending()
         #: no further request is taken
         self.last = False
+        #: the current request came whole, and nothing since: then `is_empty` need not be asked
+        self.calm = False
         #: the last request asks for another protocol; the bytes after it belong to that
         self.upgrading = False
         #: the client broke the protocol
@@ -82,6 +84,18 @@ class Incoming:
     def idle(self) -> bool:
         """Whether no request is here, not even a part of one that was held back."""
         return self.current is None and not self.queue and not self.held.size
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is here besides the current request, and more may come after it."""
+        return not (
+            self.last
+            or self.queue
+            or self.held.size
+            or self.ended
+            or self.receiving is not None
+            or self.parser.in_head
+        )
 
     @property
     def full(self) -> bool:
@@ -112,6 +126,7 @@ class Incoming:
                 self.held.add(data[end:])
             if not head.keep_alive:
                 self.last = True
+            self.calm = size == end and not self.last
             return Exchange(owner, head, data[start:end])
         self.receiving = exchange = Exchange(owner, head)
         self._left = end - size
@@ -121,6 +136,7 @@ class Incoming:
 
     def take(self, data: bytes, *, known: bool = True) -> None:
         """Take what came; `known` is False where `take_known` has been asked."""
+        self.calm = False
         if self.held.size or not self._is_free():
             if self.upgrading or not self.last:
                 self.held.add(data)
@@ -130,7 +146,8 @@ class Incoming:
         self.last_input = self._time()
         if self._left:
             self._take_rest(data)
-            self.parse_held()  # what follows the body came along with its end
+            if self.held.size:
+                self.parse_held()  # what follows the body came along with its end
             return
         if self.receiving is None and not self.parser.in_head:
             if known and (exchange := self.take_known(data)) is not None:
@@ -146,8 +163,12 @@ class Incoming:
 
     def end(self) -> None:
         """The client sends nothing more."""
-        self.ended = True
+        self.ended, self.calm = True, False
         self._miss_body()
+
+    def take_no_more(self) -> None:
+        """Take no further request."""
+        self.last, self.calm = True, False
 
     def parse_held(self, begins: bytes = b"") -> None:
         """Parse what was held, until a request has to be answered first; `begins`: all of it."""
@@ -166,7 +187,8 @@ class Incoming:
         """The client's bytes make no sense from here on: answer what came before, then this."""
         if self.last and self.receiving is None:
             return
-        self.last = self.broken = True
+        self.take_no_more()
+        self.broken = True
         self.held.clear()
         if self.receiving is not None:
             receiving, self.receiving = self.receiving, None
@@ -219,7 +241,7 @@ class Incoming:
         left = self._left - len(data)
         if self.receiving is not None:
             self.receiving.intake.add(data if left >= 0 else data[:left])
-        self._left = max(left, 0)
+        self._left = left if left > 0 else 0
         if left > 0:
             self._owner.body_came()
             return

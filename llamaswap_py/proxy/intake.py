@@ -51,6 +51,9 @@ class Intake:
 
     #: bytes of the body that have arrived
     received = 0
+    complete = False
+    _length: int | None = None
+    _continue_owed = False
     _limit: int | None = None
     _streaming = False
     _discarding = False
@@ -67,14 +70,14 @@ class Intake:
 
     def __init__(self, connection: Sender, head: RequestHead, whole: bytes | None = None) -> None:
         self._connection = connection
-        self._length = head.content_length
-        self._continue_owed = head.expects_continue
-        if whole:
-            self._body = Body([whole], len(whole))
-            self.received = len(whole)
-        else:
+        if whole is None:
+            self._length = head.content_length
+            self._continue_owed = head.expects_continue
             self._body = Body()
-        self.complete = whole is not None
+        else:
+            self.complete = True
+            self.received = size = len(whole)
+            self._body = Body([whole], size) if size else Body()
 
     # --- for the reader -----------------------------------------------------------------------
 
@@ -91,7 +94,12 @@ class Intake:
         if not self.complete:
             self._start()
             while not self.complete:
-                await self._event()
+                if self._error is not None:
+                    raise self._error
+                try:
+                    await self._wait()
+                finally:
+                    self._end_wait()
         self._show()
         if self._error is not None:
             raise self._error
@@ -126,15 +134,21 @@ class Intake:
     async def _event(self) -> None:
         if self._error is not None:
             raise self._error
-        self.waiter = asyncio.get_running_loop().create_future()
-        self._connection.await_body(True)
         try:
-            await self.waiter
+            await self._wait()
         finally:
-            self.waiter = None
-            self._connection.await_body(False)
+            self._end_wait()
         if self._error is not None:
             raise self._error
+
+    def _wait(self) -> asyncio.Future[None]:
+        self.waiter = waiter = asyncio.get_running_loop().create_future()
+        self._connection.await_body(True)
+        return waiter
+
+    def _end_wait(self) -> None:
+        self.waiter = None
+        self._connection.await_body(False)
 
     # --- for the client's connection ----------------------------------------------------------
 
@@ -230,7 +244,8 @@ class Intake:
             self._counted = 0
         self._discarding = True
         self._body = Body()
-        self._scan = self._error = self.waiter = None
+        if self._limit is not None or self._error is not None:
+            self._scan = self._error = self.waiter = None
 
     def _wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():

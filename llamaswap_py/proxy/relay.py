@@ -179,7 +179,7 @@ class Relay:
         and sent nothing: it has not read the request.
         """
         upstream, client = self.upstream, self.client
-        self.done = done = asyncio.get_running_loop().create_future()
+        self.done = done = upstream.loop.create_future()
         upstream.on_bytes = self._on_head
         self.exchange.running = self
         if not client.outflow.writable:

@@ -199,7 +199,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.endpoint = endpoint
         self.closed = False
         self.idle_since = 0.0
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.pool = pool
         self.answers = pool.answers
         self._transport = cast("asyncio.Transport", None)
@@ -295,7 +295,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Schedule a turn for the rest of the input, and read more only if there is no rest."""
         if self._rest.size:
             if not self._slow and self._turn is None:
-                self._turn = self._loop.call_soon(self._take_steps)
+                self._turn = self.loop.call_soon(self._take_steps)
         elif self._gone:
             self._gone = False
             self._lose(self._error)
@@ -356,7 +356,7 @@ class UpstreamConnection(asyncio.Protocol):
             over = False
             self._rest.clear()
         if self._gone:
-            self._loop.call_soon(self._steer)
+            self.loop.call_soon(self._steer)
         if over and not self.closed and self._uploaded and self._uses < _MOST_USES:
             if self._slow:
                 self.resume()
@@ -382,7 +382,7 @@ class UpstreamConnection(asyncio.Protocol):
             # With a fast child the buffer is never full, so let other streams run between slices.
             await asyncio.sleep(0)
             return
-        self._drained = self._loop.create_future()
+        self._drained = self.loop.create_future()
         await self._drained
 
     def _wake_upload(self) -> None:

@@ -371,6 +371,10 @@ class FakeExchange:
         self.answer = b""
         self.written = asyncio.Event()
 
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
+
     def small_body(self, limit: int) -> Body | None:
         return None
 
