@@ -72,7 +72,7 @@ class App:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises only cancellation, unless the answer has begun."""
         call = self._open(exchange)
-        call.task = exchange.task
+        call.task = exchange.connection.task
         try:
             match = call.match
             if match.plain and match.keys is self.services.access.keys:
@@ -128,7 +128,9 @@ class App:
         self._count(call)
         if self.services.captures is not None and call.tap is not None:
             self.services.captures.keep(_captured(call, call.tap))
-        _write_access(call)
+        level = logging.WARNING if call.status >= 500 else logging.INFO
+        if _access.isEnabledFor(level):
+            _write_access(call, level)
         call.ticket = call.task = None  # both refer to the call, so this breaks a reference cycle
 
     async def _dispatch(self, call: Call) -> None:
@@ -259,11 +261,8 @@ def _internal(request_id: str) -> ApiError:
     )
 
 
-def _write_access(call: Call) -> None:
-    """Write one log line for a request; if the log level hides it, only internal failures."""
-    level = logging.WARNING if call.status >= 500 else logging.INFO
-    if not _access.isEnabledFor(level):
-        return
+def _write_access(call: Call, level: int) -> None:
+    """Write one log line for a request."""
     head = call.exchange.head
     total = (time.monotonic() - call.began) * 1000
     instance = f"{call.model}#{call.epoch}" if call.epoch else call.model or "-"

@@ -40,6 +40,7 @@ class Client(Sender, AnswerReader, Protocol):
 
     closed: bool
     peer: str
+    #: the task of all its handlers
     task: asyncio.Task[None] | None
 
     @property
@@ -98,11 +99,6 @@ class Exchange:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "answering" if self.response_started else "open"
         return f"<Exchange {self.head.method} {self.head.path} {state}>"
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The task of its handler: the one of the connection."""
-        return self.connection.task
 
     @property
     def bytes_sent(self) -> int:

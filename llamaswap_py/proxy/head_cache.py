@@ -40,14 +40,16 @@ _VARIES: Final = re.compile(
 class KnownRequest:
     """A head that a client has sent.
 
-    The next head of a client often differs in its length alone. Then comparing the bytes is enough.
+    The next head of a client is often the same, or differs in its length alone. Then comparing the
+    bytes is enough.
     """
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_before", "_size", "_whole", "head")
 
     def __init__(self, head: RequestHead, data: bytes) -> None:
         """Store a head with the bytes from which it was parsed."""
         self.head = head
+        self._whole, self._size = data, len(data)
         self._before = self._after = b""
         length = None if head.varied else _LENGTH.search(data)
         if length is not None:
@@ -56,6 +58,8 @@ class KnownRequest:
 
     def read(self, data: bytes) -> tuple[RequestHead, int] | None:
         """Return the head and the offset of the body if `data` begins with this head."""
+        if data[: self._size] == self._whole:
+            return self.head, self._size
         before, after = self._before, self._after
         if not before or not data.startswith(before):
             return None
@@ -64,10 +68,11 @@ class KnownRequest:
         digits = data[at:end]
         if end < 0 or not digits.isdigit() or not data.startswith(after, end):
             return None
-        head = self.head
-        if int(digits) != head.content_length:
-            head = head.again(digits, [])
-        return head, end + len(after)
+        self._size = size = end + len(after)
+        self._whole = data[:size]
+        if int(digits) != self.head.content_length:
+            self.head = self.head.again(digits, [])
+        return self.head, size
 
 
 class KnownRequests:
@@ -157,7 +162,10 @@ def _cut_request(peer: str, data: bytes) -> tuple[_Key, bytes, Headers, int] | N
 class KnownAnswer:
     """The head of an answer with a length, in the form in which it is sent to clients."""
 
-    __slots__ = ("_after", "_before", "_raw_after", "_raw_before", "reason", "status")
+    __slots__ = (
+        *("_after", "_before", "_length", "_raw_after", "_raw_before", "_size", "_whole"),
+        *("reason", "status"),
+    )
 
     def __init__(
         self, status: int, reason: bytes, raw: tuple[bytes, bytes], shown: tuple[bytes, bytes]
@@ -167,9 +175,13 @@ class KnownAnswer:
         self.reason = reason
         self._raw_before, self._raw_after = raw
         self._before, self._after = shown
+        #: the last head, its size, and the length that it gives
+        self._whole, self._size, self._length = b"", 1, 0
 
     def read(self, data: bytes) -> tuple[int, bytes] | None:
         """Return the length, and the bytes after the head, if `data` begins with this head."""
+        if data[: self._size] == self._whole:
+            return self._length, data[self._size :]
         if not data.startswith(self._raw_before):
             return None
         at = len(self._raw_before)
@@ -177,7 +189,9 @@ class KnownAnswer:
         digits = data[at:end]
         if end < 0 or not digits.isdigit() or not data.startswith(self._raw_after, end):
             return None
-        return int(digits), data[end + len(self._raw_after) :]
+        self._size = size = end + len(self._raw_after)
+        self._whole, self._length = data[:size], int(digits)
+        return self._length, data[size:]
 
     def render(self, length: int, lines: bytes, body: bytes) -> bytes:
         """Return the head for a body of `length` bytes, with more header lines, and `body`."""

@@ -333,6 +333,17 @@ def make_head(method: str, target: str, headers: dict[str, str] | None = None) -
 DONE = RelayResult(RelayOutcome.COMPLETE, started=True, status=200)
 
 
+class FakeConnection:
+    """A connection of a client that may have as many as it wants."""
+
+    def claim(self, owner: str) -> bool:
+        return True
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
+
+
 class FakeExchange:
     """Records the answer; `results` are what its relays come to, one after another."""
 
@@ -349,7 +360,7 @@ class FakeExchange:
         self.begun: object = None
         self.head = make_head(method, target, headers)
         self.peer = peer
-        self.connection = SimpleNamespace(claim=lambda owner: True)
+        self.connection = FakeConnection()
         self.response_lines = b""
         self.response_started = False
         self.finished = False
@@ -370,10 +381,6 @@ class FakeExchange:
         self.headers: dict[str, str] = {}
         self.answer = b""
         self.written = asyncio.Event()
-
-    @property
-    def task(self) -> asyncio.Task[Any] | None:
-        return asyncio.current_task()
 
     def small_body(self, limit: int) -> Body | None:
         return None

@@ -38,7 +38,7 @@ def _in_background() -> bool:
 
 @pytest.mark.parametrize(
     ("headers", "cut", "limit"),
-    [("", 0, 109), ("X-Request-Id: %d\r\n", 0, 120), ("", 64, 147), ("X-Own: %d\r\n", 0, 195)],
+    [("", 0, 109), ("X-Request-Id: %d\r\n", 0, 119), ("", 64, 144), ("X-Own: %d\r\n", 0, 195)],
     ids=["the same head", "one that varies", "in two writes", "one that has to be parsed"],
 )
 async def test_a_request_calls_few_functions(
