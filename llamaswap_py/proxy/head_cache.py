@@ -84,12 +84,17 @@ class KnownRequests:
 
     def __init__(self) -> None:
         self._known: dict[_Key, KnownRequest] = {}
+        #: the last plain head of each address, for a client that connects anew for each request
+        self._last: dict[str, KnownRequest] = {}
 
     def read(self, peer: str, data: bytes) -> tuple[RequestHead, int, KnownRequest] | None:
         """Return the head at the begin of `data` and the offset of its body, if it is known.
 
         The third item is the stored head: its `read` finds the next head of this client faster.
         """
+        last = self._last.get(peer)
+        if last is not None and (found := last.read(data)) is not None:
+            return *found, last
         cut = _cut_request(peer, data)
         if cut is None:
             return None
@@ -99,9 +104,12 @@ class KnownRequests:
             return None
         head = known.head
         length = int(digits) if digits else 0
-        if varied or head.varied or length != head.content_length:
-            head = head.again(digits, varied)
-        return head, end, known
+        if varied or head.varied:
+            return head.again(digits, varied), end, known
+        if len(self._last) >= _MOST_REQUESTS:
+            self._last.clear()
+        self._last[peer] = known
+        return head if length == head.content_length else head.again(digits, []), end, known
 
     def note(self, peer: str, data: bytes, head: RequestHead) -> None:
         """Store the head that the parser found at the begin of `data`, if it is plain."""
