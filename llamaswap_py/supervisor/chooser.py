@@ -63,6 +63,8 @@ class _Variant:
     after_beside: int = -1
     beside: tuple[Choice, ...] = ()
     beside_rank: int = -1
+    names: tuple[str, ...] = ()
+    """The models that `beside` fits beside."""
     in_use: InUse = field(default_factory=dict)
     """The models that `beside` was chosen for."""
     seen: InUse = field(default_factory=dict)
@@ -192,6 +194,7 @@ class Chooser:
         others = beside(known.in_use, needs, room, devices)
         if not others.names or self._any_fits(known.choices, others):
             return []
+        known.names = others.names
         if not _others_differ(before, known.in_use):
             kept = [await self._estimated(preset, one) for one in known.beside]
             if self._any_fits(kept, others):
@@ -287,6 +290,14 @@ class Chooser:
         within = outer_of(self._budgets.devices)
         return any(fits_in(_bytes(one), others.left, within) for one in choices)
 
+    def _is_crowded(self, preset: str, known: _Variant, in_use: InUse) -> bool:
+        """Return whether no way beside others fits there any more, as one of them takes more."""
+        room = positive(self._budgets.rooms(preset, self._prepared[preset].preset)[0].whole)
+        others = {name: in_use[name] for name in known.names if name in in_use}
+        needs = [_bytes(one) for one in known.beside]
+        found = beside(others, needs, room, self._budgets.devices)
+        return bool(needs) and found.names != tuple(others)
+
     def in_other_company(self, loaded: Collection[str]) -> list[str]:
         """Return the presets that were chosen for other models in use than there are now.
 
@@ -299,7 +310,9 @@ class Chooser:
             in_use = self._budgets.in_use(preset)
             for variant, known in chosen.variants.items():
                 is_open = known.step is not None and has_beside(self._prepared[preset], variant)
-                if is_open and _others_differ(known.seen, in_use):
+                if not is_open:
+                    continue
+                if _others_differ(known.seen, in_use) or self._is_crowded(preset, known, in_use):
                     known.seen = in_use
                     due.append(preset)
         return list(dict.fromkeys(due))

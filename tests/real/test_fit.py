@@ -142,6 +142,40 @@ async def test_the_file_pins_and_the_others_fit_beside_it(lab: Lab) -> None:
     assert sum(one["memory"]["host"] for one in report["models"]) <= (2 << 30) - (128 << 20)
 
 
+async def test_two_models_run_beside_each_other_by_a_shorter_context(lab: Lab) -> None:
+    """Of 32k of context each takes 256 MiB, and the machine lacks 70 MiB for both."""
+    names = ("first", "second")
+    models = {
+        name: {"model": str(lab.write_model(name, SAID, layers=64, width=64, n_ctx_train=TRAINED))}
+        for name in names
+    }
+    defaults = {"args": {"threads": 1}}
+    roomy = written(lab, {"memory": SMALL, "models": models, "defaults": defaults})
+    report = (await lab.cli("estimate", "--json", str(roomy))).json()
+    sizes = [one["memory"]["host"] for one in report["models"]]
+    total = (sum(sizes) >> 20) - 70 + 128
+    memory = {**SMALL, "devices": {"host": f"{total}MiB"}}
+    path = lab.folder / "beside.yaml"
+    path.write_text(yaml.safe_dump(lab.config(models, memory=memory, defaults=defaults)))
+    server = Lswap(path, lab.environment())
+    async with server.running():
+        assert await server.chat("first") == SAID
+        said = f"16,384 of {TRAINED:,} context: chosen to fit beside first"
+        await server.until(
+            lambda now: any(said in one.chosen for one in now.models if one.id == "second")
+        )
+        for name in ("second", *names, *names):
+            assert await server.chat(name) == SAID
+        state = await server.state()
+        assert {one.preset: one.n_ctx for one in state.instances} == {
+            "first": 32768,
+            "second": 16384,
+        }
+        assert (state.loads_total, state.evictions_total) == (2, 0)
+        assert (await server.model("second")).chosen == said
+        await server.stop()
+
+
 async def test_an_import_keeps_what_the_source_meant(lab: Lab) -> None:
     model = long_context(lab)
     ini = lab.folder / "models.ini"

@@ -163,6 +163,23 @@ async def test_one_that_takes_more_or_less_is_a_reason_to_choose_again(tmp_path:
     assert contexts(await machine.choose("b")) == [(65536, False)], "it fits as it is"
 
 
+async def test_one_that_takes_a_little_more_may_leave_too_little(tmp_path: Path) -> None:
+    """It was measured, and takes three hundredths more than its estimate."""
+    machine = Machine(tmp_path, 24, a=WANT_64K, b=WANT_64K)
+    (full,) = await machine.choose("a")
+    _, lower = await machine.choose("b")
+    host = PoolId("host")
+    spare = 23 * GIB - sum((one.footprint or {})[host] for one in (full, lower))
+    size = (full.footprint or {})[host] + spare
+    machine.budgets.record("a", [replace(full, footprint={host: size})])
+    assert "b" not in machine.chooser.in_other_company(()), "there is no byte too few"
+    assert size + 1 < 1.1 * (full.footprint or {})[host], "it is not clearly more"
+    machine.budgets.record("a", [replace(full, footprint={host: size + 1})])
+    assert "b" in machine.chooser.in_other_company(())
+    assert contexts(await machine.choose("b")) == [(65536, False), (24576, True)]
+    assert "b" not in machine.chooser.in_other_company(())
+
+
 async def test_a_way_that_runs_out_of_memory_beside_others_is_not_tried_again(
     tmp_path: Path,
 ) -> None:
