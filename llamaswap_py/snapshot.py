@@ -70,8 +70,8 @@ class InstanceView(msgspec.Struct, frozen=True):
     """What it takes (`text`, `image`, `audio`, `video`), once it has said so."""
 
 
-AWAITS_FIT = "waiting for its fit"
-"""Begins the reason of a model that requests wait for, and whose memory is not known yet."""
+AWAITS_FIT = "waiting until its memory is known"
+"""The beginning of the reason of a model that requests wait for while lswap estimates it."""
 
 
 class ReadAheadView(msgspec.Struct, frozen=True):

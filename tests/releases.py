@@ -15,7 +15,7 @@ RELEASES: Final = {
     "0.1.0": "f3f26f75ebe9d3744c6b12c1d66c87814e8d28ff",
     "0.2.0": "3084e5179fdaf03b23d3ed10fc236a113a598301",
 }
-"""The commits of the releases; each release puts its own here."""
+"""The commits of the releases. Each new release is added here."""
 
 
 def unpack_release(version: str, folder: Path) -> Path:

@@ -44,11 +44,11 @@ _EXACT_VALUES: Final = 40_000
 _STEP: Final = 20_000
 """The number of values that are examined in one turn of the event loop."""
 _MOST: Final = 8_000
-"""The most values that are examined in one turn of the event loop, which takes some 13 ms. In a
-piece of 256 KiB each of so many would have 32 bytes, name and all."""
+"""The most values that are examined in one turn of the event loop, which then takes some 13 ms. A
+piece of 256 KiB has more only if each has less than 32 bytes with its name."""
 _VALUE: Final = re.compile(rb'"http(?<![\\,\[{]"http)')
-"""Matches what may be a member's value: before a quotation mark that is escaped, or that begins a
-list element or a name, is one of those bytes."""
+"""Matches the beginning of what may be a member's value. The bytes that it excludes stand before a
+quotation mark that is escaped, or that begins a list element or a name."""
 _BLANKS: Final = b" \t\r\n"
 _LONGEST_NAME: Final = 200
 """The most bytes of a member's name, and of the blanks after it, that are examined."""

@@ -95,7 +95,7 @@ def in_parts(
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Once([family]))
         text = generate_latest(registry)
-        if family.name == name:  # its next part: the first one has said what it is
+        if family.name == name:  # a further part: the first one has the description
             lines = text.splitlines(keepends=True)
             text = b"".join(line for line in lines if not line.startswith(b"#"))
         name = family.name
@@ -130,7 +130,7 @@ class _Once:
 
 
 def _sliced(rows: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
-    """Yield the rows of a metric in slices; one that is empty if there are none."""
+    """Yield the rows of a metric in slices; if there are none, one empty slice."""
     left = iter(tuple(rows))
     yield tuple(islice(left, _PART))
     while piece := tuple(islice(left, _PART)):

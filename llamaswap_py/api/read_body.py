@@ -38,7 +38,7 @@ DECIMALS: Final = 20_000
 SKIPPED: Final = 600_000
 """The most values of a request that is passed on; only its top-level members become objects."""
 _COUNTED: Final = MIB
-"""Bytes that are counted at once: a text with far too many values is refused after the first."""
+"""Bytes that are counted at once. A text with far too many values is refused after one of them."""
 FREE: Final = 64 * KIB
 """The size of a body in bytes above which a request counts even if its route is free."""
 _MARK: Final = f"lswap-{secrets.token_hex(12)}-"

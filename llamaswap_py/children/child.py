@@ -147,7 +147,7 @@ class Child:
         self._ending = False
         self._unasked = False
         self.search: OutsideSearch | None = None
-        """Finds what serves for a program outside of its own processes, where that may be."""
+        """Finds what serves for a program outside of its processes, if `served_by` allows that."""
         self._left_alone = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -232,7 +232,7 @@ class Child:
         self._waking.set()
 
     def leave(self) -> bool:
-        """Wait no longer for what outlives the program; tell whether it waited for that."""
+        """Stop waiting for what outlives the program; return whether it was waiting for that."""
         waits = self.search is not None and self.process is not None and self._living is None
         self._left_alone.set()
         return waits
@@ -397,7 +397,7 @@ class Child:
         self._logs.append(text)
 
     async def _clean_up(self, process: Process) -> str:
-        """End all that is left, and close everything; return what of it lives on, in words."""
+        """End all that is left, and close everything; return in words what still runs, else ""."""
         program = self.spec.program
         asked = self._stopping.is_set() or not process.exited.done() or self._taken is not None
         was_told = process.killed_at is not None
@@ -444,12 +444,12 @@ class Child:
     async def _wait_for_outlived(self, what: str) -> None:
         """Wait until a container that lswap cannot end is gone, or until lswap stops.
 
-        Until then it has its memory and its name: the next load would fail for want of either.
+        Until then it holds its memory and its name, so the next load would fail.
         """
         assert self.search is not None
         stop = self.spec.program is not None and self.spec.program.stop
-        how = "its stop_cmd left it" if stop else "write a stop_cmd that ends it"
-        text = f"{what} outlives it, and lswap may not end it - end it by hand; {how}"
+        how = "mend its stop_cmd" if stop else "write a stop_cmd that ends it"
+        text = f"{what} still runs, and lswap cannot end it - end it by hand, and {how}"
         self._say(text)
         self._emit(ChildOutlived(text))
         async with anyio.create_task_group() as tasks:

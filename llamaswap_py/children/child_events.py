@@ -130,14 +130,14 @@ class ChildLost:
 
 @dataclass(frozen=True, slots=True)
 class ChildStopFailed:
-    """Its stop did not go as it should: its command failed, or what it started runs on."""
+    """Its stop did not go as it should: its command failed, or what it started still runs."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChildOutlived:
-    """Its process is gone, but what it started lives on; `ChildExited` follows its end."""
+    """Its process is gone, but what it started still runs. `ChildExited` follows its end."""
 
     text: str
 

@@ -1,9 +1,9 @@
 """Processes of a program that are not below it: those of a container that it started.
 
 `docker run` is a client: the container's processes are children of a daemon. They are found by the
-container's id, which the path of its cgroup contains; the engine tells the id of a name, or of a
+container's id, which the path of its cgroup contains; the engine knows the id by the name or by the
 port. Where that fails, the process that holds the program's port counts. Its whole cgroup counts
-with it, if that is a container's, or if everything in it began after the program.
+with it, if that is a container's, or if every process in it began after the program.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Outside:
         return tops(self.group.pids())
 
     def began_after(self, moment: float) -> bool:
-        """Tell whether it runs, and each of its processes began after a process of that time."""
+        """Return whether it runs, and none of its processes began before that moment."""
         began = [began_at(pid) for pid in self.roots()]
         return bool(began) and all(one >= moment for one in began)
 
@@ -102,7 +102,7 @@ def began_at(pid: int) -> float:
 
 
 def tops(pids: Sequence[int]) -> list[int]:
-    """Return those of the processes whose parent is none of them."""
+    """Return those of the processes whose parent is not among them."""
     known = set(pids)
     return sorted(pid for pid in known if _parent(pid) not in known)
 
@@ -251,8 +251,9 @@ async def ask_engine(
 def find_holder(pid: int, endpoint: Endpoint, since: float = math.inf) -> Outside | None:
     """Return what holds the endpoint of the program `pid`, if no process of the program does.
 
-    A process in a container stands for all of its container. So does one in a cgroup where
-    everything began `since` then, as of a unit of systemd. Blocks for some milliseconds.
+    A process in a container stands for its whole container. A process in a cgroup where every
+    process began at `since` or later, like that of a systemd unit, stands for the whole cgroup.
+    Blocks for some milliseconds.
     """
     if (holder := holder_outside(pid, endpoint)) is None:
         return None

@@ -1,9 +1,9 @@
-"""What serves for a program outside of its own processes: found, measured, and seen to end.
+"""Finds what serves for a program outside of its own processes, and ends it after a stop.
 
 `docker run` only talks to a daemon, and a container may outlive it, with its memory and its name.
-So the stop of such a program is over only once its container is gone. lswap ends what is left of
-it, if that is proven to be this program's: it began after the program, and it has the name of the
-program's container or held the program's port.
+So the stop of such a program is over only once its container is gone. lswap ends a process or
+container only if it is proven to be this program's: it began after the program, and it has the name
+of the program's container, publishes the program's port, or held it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LONGEST_PAUSE: Final = 1.0
 _KILLED: Final = 5.0
 """Seconds for a process to end after SIGKILL."""
 _ENGINE: Final = 10.0
-"""Seconds that an engine may take longer than the container it stops."""
+"""Seconds that a container engine may take longer than the container that it stops."""
 
 
 class OutsideSearch:
@@ -67,7 +67,7 @@ class OutsideSearch:
 
     @property
     def unseen(self) -> bool:
-        """Whether something else serves, or may begin to, that was not found."""
+        """Whether another program serves for it, or may begin to, that was not found."""
         return self.found is None and not self._serves_itself
 
     def begin(self, pid: int) -> None:
@@ -75,7 +75,7 @@ class OutsideSearch:
         self._pid, self._since = pid, began_at(pid) or math.inf
 
     async def look(self, endpoint: Endpoint | None = None) -> None:
-        """Look for it, also by the `endpoint` of a program that is ready; call it before a reap."""
+        """Look for it, also by the `endpoint` if the program is ready. Call it before a reap."""
         if self._pid is None:
             return
         if endpoint is not None and self._endpoint is None:
@@ -115,7 +115,7 @@ class OutsideSearch:
     # The end
 
     async def living(self) -> str:
-        """Return what still lives of it, in words; "" once there is proof that it is gone."""
+        """Return in words what of it still runs; "" if nothing shows that anything does."""
         found, endpoint = self.found, self._endpoint
         pids = [] if found is None else await asyncio.to_thread(found.pids)
         if pids:
@@ -125,13 +125,13 @@ class OutsideSearch:
         if self._inodes and not self._inodes.isdisjoint(
             await asyncio.to_thread(listening, endpoint)
         ):
-            return f"what listens at {endpoint}"
+            return f"the program that listens at {endpoint}"
         if self._forwarded and await accepts(endpoint):
-            return f"what answers at {endpoint}"
+            return f"the program that answers at {endpoint}"
         return ""
 
     async def end(self, patience: float, *, told: bool, say: Callable[[str], None]) -> str:
-        """End what lives on, and return what cannot be ended; "" once it is gone.
+        """End what still runs, and return what cannot be ended; "" once it is gone.
 
         It gets SIGTERM and `patience` seconds, unless it was `told` to end already; then SIGKILL.
         """

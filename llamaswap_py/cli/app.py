@@ -153,7 +153,7 @@ def simulate(
         typer.Option(
             "--models",
             metavar="FILE",
-            help="Instead of --config: models by their sizes and load times (docs/scheduling.md).",
+            help="Instead of --config: a file with sizes and load times (docs/scheduling.md).",
         ),
     ] = None,
     trace: Annotated[

@@ -37,7 +37,7 @@ def unload_each(
 ) -> None:
     """Unload models (None: all that are loaded), and print the state of each.
 
-    Raises RemoteError at the end if something outlives one of them.
+    Raises RemoteError at the end if something that one of them started still runs.
     """
     if models is None:
         models = list(dict.fromkeys(one.preset for one in remote.ask(calls.state()).instances))

@@ -1,6 +1,6 @@
-"""`lswap estimate MODEL --write`: writes into the file what makes a model fit, once it is proven.
+"""`lswap estimate MODEL --write`: changes the file so that a model fits.
 
-The changed file is read and fitted before it is written, by the same functions as `lswap check`.
+It checks the changed file before it writes it, by the same functions as `lswap check`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def run(origin: Origin, model: str | None, *, yes: bool) -> bool:
-    """Write what makes a model fit; return False if nothing was written that it needs.
+    """Write what makes a model fit; return False if it does not fit and nothing was written.
 
-    Without `yes` it asks first, and away from a terminal it writes nothing. Raises LswapError.
+    Without `yes` it asks first; without a terminal to ask at it writes nothing. Raises LswapError.
     """
     config = origin.read()
     if model is None:
@@ -53,12 +53,12 @@ def run(origin: Origin, model: str | None, *, yes: bool) -> bool:
         edit = _edit(origin, config, name, mend)
         if (proven := _proven(origin, config, name, edit)) is not None:
             return _write(edit, name, proven, mend, yes=yes)
-    print(f"nothing was written: no change of the file is proven to make {name} fit")
+    print(f"nothing was written: lswap found no change of the file with which {name} fits")
     return False
 
 
 def judge(config: Config, name: str) -> tuple[FitResult, str]:
-    """Return the judgement of a model beside those that the file pins, and its problem or ""."""
+    """Return the judgement of a model beside the pinned ones, and its problem or ""."""
     engines = Engines(config)
     devices = find_devices(config, engines)
     every = prepare(config, engines, devices)
@@ -80,7 +80,7 @@ def judge(config: Config, name: str) -> tuple[FitResult, str]:
 
 
 def _edit(origin: Origin, config: Config, name: str, mend: Mend) -> Edit:
-    """Return the change of the file that has the model, else of the one for new models."""
+    """Return the change of the file that has the model's entry, else of the file for new models."""
     line = config.lines.get(f"models.{name}")
     named = config.sources.file(line) if line is not None and config.sources is not None else None
     file = origin.file if named is None else Path(named)
@@ -95,7 +95,7 @@ def _edit(origin: Origin, config: Config, name: str, mend: Mend) -> Edit:
 
 
 def _as_written(file: Path, config: Config, name: str, path: str) -> str:
-    """Return the path of another file in the same folder as the file writes the model's own."""
+    """Return the path of another file in the same folder, in the form of the entry's own path."""
     import yaml
 
     said = yaml.safe_load(file.read_text(encoding="utf-8"))["models"][name]["model"]
@@ -107,7 +107,7 @@ def _as_written(file: Path, config: Config, name: str, path: str) -> str:
 def _proven(origin: Origin, config: Config, name: str, edit: Edit) -> FitResult | None:
     """Return the judgement of the changed file; None if the model does not fit with it.
 
-    Nor may it change another model, as lines that several entries share would.
+    None also if the change would alter another model, as shared lines (an anchor) do.
     """
     try:
         changed = origin.read({edit.path: edit.after})
@@ -134,8 +134,8 @@ def _write(edit: Edit, name: str, proven: FitResult, mend: Mend, *, yes: bool) -
         if not typer.confirm(f"Write it into {edit.path}?", default=True):
             return False
     edit.write()
-    takes_over = "a running lswap takes it over by itself"
+    takes_over = "a running lswap reads it by itself"
     if CACHE_RAM in mend.args:
-        takes_over = "the size of the prompt cache counts after a restart of lswap"
+        takes_over = "restart a running lswap, so that it takes the size of the prompt cache"
     print(f"wrote {edit.path}: {takes_over}")
     return True

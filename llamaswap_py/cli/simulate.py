@@ -60,7 +60,7 @@ def run_either(
     if trace is None:
         raise ConfigError("there is no trace to simulate", remedy=remedy)
     if (config is None) == (models is None):
-        raise ConfigError("the models have to come from one file", remedy=remedy)
+        raise ConfigError("there has to be one file with the models", remedy=remedy)
     if models is not None:
         case = case_of(models, trace)
     else:

@@ -20,7 +20,8 @@ class LoadReport(msgspec.Struct):
 class UnloadReport(msgspec.Struct):
     """What `unload` answers; `unloaded` is False when there was nothing to unload.
 
-    `problem` says what did not go as it should; with the state `stopping` something outlives it.
+    `problem` says what did not go as it should. With the state `stopping`, something that the model
+    started still runs.
     """
 
     model: str

@@ -204,7 +204,8 @@ class Defaults(Record, frozen=True):
         # A waiting request gains one each minute. With larger numbers that would help too late.
         plain(
             "When requests for several models wait, those for the model with the higher number go "
-            "first.",
+            "first. Models in use that answer only lower numbers give way to them once their open "
+            "answers have ended.",
             10,
             ge=-100,
             le=100,
@@ -228,8 +229,8 @@ class Defaults(Record, frozen=True):
             "`context.least` and `context.want` are tokens that one request gets (8192 and 32768 "
             "by default), `favor: context` moves layers to the host before it shortens the "
             "context, and `margin` is the memory that stays free on a device, if it is more than "
-            "`memory.margin`. `variants: off`: no second way with less context, which fits beside "
-            "the models used in the last day.",
+            "`memory.margin`. With `variants: off` lswap adds no variant with less context that "
+            "fits beside the models used in the last day.",
             FIT,
             "exact",
             {"context": {"least": "8k", "want": "64k"}, "favor": "context"},

@@ -270,7 +270,7 @@ class Estimator:
         await asyncio.to_thread(self._learned.record_peak, key, use)
 
     async def learn_refusal(self, wanted: Wanted, said: str) -> None:
-        """Keep the size of a cache tensor that a device refused in a load, by what it printed.
+        """Keep the size of a cache tensor that a device refused in a load; it printed `said`.
 
         Raises EstimateError for files that cannot be read.
         """
@@ -278,9 +278,9 @@ class Estimator:
         await self.keep_refusal(wanted, await self.open(wanted), error)
 
     async def keep_refusal(self, wanted: Wanted, opened: Opened, error: DoesNotRunError) -> int:
-        """Keep the size of a cache tensor that a device refused, and return it; 0 if it is another.
+        """Keep the size of a cache tensor that a device refused, and return it.
 
-        Another tensor says nothing of other contexts.
+        Return 0 for any other tensor: its size does not depend on the context.
         """
         if not is_cache_tensor(error.tensor) or not opened.model:
             return 0
@@ -301,9 +301,9 @@ class Estimator:
             return Estimate(found.source, found.parts, (*found.notes, note))
 
     async def _dry_run_once(self, wanted: Wanted, key: str) -> Estimate:
-        """Return what a dry run says; one that aborted before aborts again, and is not repeated.
+        """Return what a dry run says; one that aborted before is not repeated.
 
-        With RPC servers it is: their end aborts a dry run, too, whatever its options are.
+        With RPC servers it is repeated: it may have aborted because one of them ended.
         """
         name, servers = f"abort-{key}", rpc_endpoints(wanted.args)
         if (abort := await asyncio.to_thread(self._aborts.read, name)) is not None:

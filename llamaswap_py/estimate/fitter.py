@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FitStep", "FitWish", "Fitted", "Fitter", "Tried"]
 
 PROOFS: Final = 6
-"""Dry runs that look for the best step; if none of them fits, each further one skips more steps."""
+"""Dry runs that look for the best step. If none of them fits, each further one skips more steps."""
 MEASURED_BEYOND: Final = "measured beyond the estimate"
 
 
@@ -99,7 +99,7 @@ class Fitter:
 
         `said` names the options that the file gives, `known` those of the engine (with dashes;
         None: all of them). `after` is the rank of a step that ran out of memory: only later ones
-        are tried. With `lower`, only steps that lower that one's context or prompt cache are.
+        are tried. With `lower`, only steps with less context or prompt cache than it are tried.
         Raises EstimateError like the estimator.
         """
         if wanted.declared is not None or wanted.is_program:
@@ -136,7 +136,7 @@ class Fitter:
         after: int = -1,
         lower: FitStep,
     ) -> Mapping[str, int] | None:
-        """Return what the last step that lowers another takes, by the formulas; None without one.
+        """Return what the smallest step below `lower` takes, by the formulas; None without one.
 
         Raises EstimateError for a model that the formulas do not know.
         """
@@ -204,10 +204,10 @@ class _Search:
         return Fitted(self.proven[best].step, self.estimates[best], self._tried(), fits=True)
 
     async def _prove_further(self) -> int | None:
-        """Prove steps ever further down the order, until one fits; None if none does.
+        """Prove steps further and further down, until one fits; None if none does.
 
-        Where formulas are wrong by much, proving one step after the other would take minutes. What
-        was skipped just before the step that fits is tried by halves.
+        If formulas are wrong by much, proving every step would take minutes. The steps that were
+        skipped just before the one that fits are then searched by halving.
         """
         skipped, failed = 1, -1
         best = await asyncio.to_thread(self._first, None)

@@ -77,9 +77,9 @@ class FitStep:
     """Whether it differs from the step before only in the layers or experts on devices."""
 
     def lowers(self, other: FitStep) -> bool:
-        """Return whether it is another step with less context or prompt cache, and else the same.
+        """Return whether it differs from another step only in less context or prompt cache.
 
-        No context below COMFORTABLE counts.
+        Its context is not below COMFORTABLE.
         """
         return (
             self.rank > other.rank
@@ -259,7 +259,7 @@ class _Form:
 
     @property
     def _batch_is_open(self) -> bool:
-        """Whether lswap has made the batch as long as an input may be, not the file."""
+        """Whether lswap, not the file, has made the batch as long as an input may be."""
         return self._settings.embedding and self._context_is_open and not OF_BATCH & self._said
 
     def caches(self) -> tuple[bool, ...]:

@@ -113,7 +113,7 @@ def fits_in(
 ) -> bool:
     """Return whether every device has room for its part; both in bytes per device.
 
-    `within` names the device in whose memory one computes, if it does: that needs the room, too.
+    `within` names the device in whose memory another one computes: it needs the room, too.
     """
     whole = spread(footprint, within)
     return all(size <= room.get(device, 0) for device, size in whole.items() if size)

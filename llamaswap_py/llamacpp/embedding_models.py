@@ -70,7 +70,8 @@ def embeds(given: Given) -> bool:
 def ranks_whole(build: int | None) -> bool:
     """Tell whether a build reads the input of every reranker in one batch.
 
-    b11434 splits that of a causal one, b10456 does not. A build without a number counts as new.
+    b11434 splits the input of a causal one, b10456 does not. A build without a number counts as
+    new.
     """
     return build is not None and build < _SPLITS_RANKING
 

@@ -189,7 +189,7 @@ class Readiness:
         return [OutputLine(line)]
 
     def _read_old_state(self, line: str) -> Sign | None:
-        """Read a line of child mode as builds write it that do not know state lines.
+        """Read a line of child mode in the form of older builds, which have no state lines.
 
         `ready` comes before `info` once a model is loaded, and alone when it wakes from sleep.
         """

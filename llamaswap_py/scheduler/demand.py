@@ -22,8 +22,8 @@ _SUCCESSION: Final = 20.0
 the optimum of a loop over three models with room for two; with 30 one extra request hides it."""
 
 _ONE_USE: Final = 10.0
-"""Seconds between two requests that make two uses. Closer ones count for less: a burst of a
-thousand embeddings is one use of its model, because one load serves them all."""
+"""Seconds between two requests that count as two uses. Closer ones count for less: one load serves
+a whole burst, so a thousand embeddings count as one use for every 10 s."""
 
 _SUCCESSOR_MEMORY: Final = 50.0
 """Number of requests over which a count of followers decays to 1/e."""
@@ -42,7 +42,7 @@ class UseRates:
     at: float = 0.0
 
     def count(self, now: float, uses: float = 1.0) -> None:
-        """A request came, which is so much of a use."""
+        """A request came that counts as so much of a use."""
         age = now - self.at
         if age > 0:
             self.short *= exp(-age / SHORT)

@@ -227,20 +227,20 @@ class Effects:
         return True
 
     def _tries_otherwise(self, preset: Preset, failed: Instance, failure: Failure) -> bool:
-        """Return whether a failed load is followed by one with more memory or less need."""
+        """Return whether a load with more memory, or one that needs less, follows a failed one."""
         if failure.kind == OUT_OF_MEMORY:
             return self._retry_memory(preset, failed) or self._reduce(preset, failed, failure)
         return failure.kind == TENSOR_TOO_LARGE and self._reduce(preset, failed, failure)
 
     def _reduce(self, preset: Preset, failed: Instance, failure: Failure) -> bool:
-        """Let less be chosen for a preset whose load failed alone."""
+        """Have less chosen for a preset whose load failed even alone."""
         if not failed.choice.leaner:
             return False
         preset.failures -= 1
         chosen, what = failed.choice.chosen or "what was chosen", "it ran out of memory"
         if failure.kind == TENSOR_TOO_LARGE:
             what = failure.summary
-        why = f"{what} with {chosen}; lswap looks for a way that takes less"
+        why = f"{what} with {chosen}; lswap now chooses less"
         reduce = Reduce(preset.plan.preset, failed.choice, failure)
         self._await_choice(preset, REDUCED, why, reduce)
         return True
@@ -271,12 +271,12 @@ class Effects:
         self.reject_all(preset, self.refusals.failed(preset, self.now))
 
     def refit(self, preset: Preset, room: Footprint, why: str) -> None:
-        """Let a preset be fitted to what other programs leave."""
+        """Have a choice made for a preset that fits into what other programs leave."""
         preset.refitted = True
         self._await_choice(preset, REFITTED, why, Refit(preset.plan.preset, room))
 
     def _await_choice(self, preset: Preset, kind: str, why: str, asked: Action) -> None:
-        """Let something else be chosen for a preset; its requests wait for the estimate."""
+        """Have another choice made for a preset; its requests wait for the estimate."""
         self.state.add_preset(replace(preset.plan, estimating=True))
         self.record_preset(kind, preset, why)
         self.out.append(asked)

@@ -166,7 +166,7 @@ class InstanceNoted:
 
 @dataclass(frozen=True, slots=True)
 class InstanceOutlived:
-    """A child's process is gone, but what it started lives on with its memory; `text` says what.
+    """A child's process is gone, but what it started still runs with its memory; `text` says what.
 
     `InstanceExited` follows once that is gone.
     """

@@ -170,7 +170,7 @@ class Ledger:
         return free
 
     def left_by_strangers(self, kept: Iterable[InstanceKey]) -> Amounts:
-        """Return bytes per pool that could be had beside other programs if all but `kept` went."""
+        """Return the bytes per pool that other programs leave if all but `kept` are unloaded."""
         left = {
             pool: size.total - size.margin - size.strangers for pool, size in self.pools.items()
         }
@@ -274,7 +274,7 @@ class Ledger:
 
 
 def spread(amounts: Mapping[_Name, int], within: Mapping[_Name, _Name | None]) -> dict[_Name, int]:
-    """Return amounts with what they take of the memory around them; `within` names that memory."""
+    """Return amounts, each also added to the memory that its pool lies in; `within` names that."""
     whole = dict(amounts)
     for name, size in amounts.items():
         around = within.get(name)

@@ -119,10 +119,10 @@ class _Pass:
         return self.plan
 
     def _place_in_line(self, preset: Preset, since: float) -> float:
-        """Return the time by which it is ordered: its oldest wait, and its load per waiter.
+        """Return the time that orders presets: of the oldest waiter, plus load time per waiter.
 
-        A short load that many wait for goes before a long one that one waits for, but puts it off
-        by at most its own load time (and by `max_wait`).
+        A short load for many goes before a long load for one. It puts that off by at most the long
+        one's own load time, and by at most `max_wait`.
         """
         load = min(preset.load_seconds or 0.0, self.state.policy.max_wait)
         return since + load / max(preset.queue.size, 1)
@@ -184,9 +184,9 @@ class _Pass:
                 self._disturb(preset, since, options)
 
     def _refit(self, preset: Preset, kept: list[InstanceKey], options: list[LoadOption]) -> bool:
-        """Fit a preset to what other programs leave, once they keep it out for as long as a load.
+        """Have a preset fitted to what other programs leave, if they keep it out as long as a load.
 
-        Only what lswap has chosen may be chosen otherwise.
+        Only what lswap has chosen itself may be chosen otherwise.
         """
         ledger, policy = self.state.ledger, self.state.policy
         left = ledger.left_by_strangers(kept)
@@ -205,7 +205,7 @@ class _Pass:
         room = {pool: max(size, 0) for pool, size in left.items() if not is_counting(pool)}
         why = (
             f"other programs keep it out ({self._why(options[0])}); "
-            "lswap looks for a way that fits into what they leave"
+            "lswap now chooses what fits into the memory that they leave"
         )
         self.plan.refits.append((preset, room, why))
         return True
@@ -321,7 +321,7 @@ class _Pass:
         return min(self.state.linger_end(one, self.now), end)
 
     def _stays_until(self, one: Instance, preset: Preset, since: float) -> float:
-        """Return until when an instance serves on: no longer, if a higher priority waits."""
+        """Return until when an instance keeps its gate open: until now, if it is outranked."""
         if self.state.outranks(preset, one, self.now):
             return self.now
         return self.state.residency_end(one, since)

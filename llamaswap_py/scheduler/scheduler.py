@@ -153,7 +153,7 @@ class Scheduler:
         return self._requests.grant_at_once(event)
 
     def finish_at_once(self, event: ev.RequestFinished, now: float) -> bool:
-        """Apply the end of a lease if no action follows from it, and no other `deadline`.
+        """Apply the end of a lease, if no action follows from it and `deadline` stays as it is.
 
         False if `handle` would do anything else: then nothing has changed.
         """
@@ -194,7 +194,7 @@ class Scheduler:
     def neighbours(self, seconds: float) -> frozenset[PresetId]:
         """Return the presets that a request came for in the last so many seconds.
 
-        Others should fit beside them. There are none if one model is loaded at a time.
+        Other presets should fit beside them. Returns none if only one model is loaded at a time.
         """
         if self.policy.max_loaded == 1:
             return frozenset()

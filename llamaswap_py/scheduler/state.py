@@ -60,7 +60,7 @@ class Instance:
     """The ttl of its plan, unless a client asked for another."""
     served: int = 0
     priority: int = 0
-    """Of the request that was let in last: between two requests it stands for its clients."""
+    """That of the request that was granted last. Between two requests it stands for its clients."""
     claimed_by: PresetId | None = None
     gate_for: PresetId | None = None
     waking: bool = False
@@ -70,7 +70,7 @@ class Instance:
     revoked_at: float | None = None
     reason: str = ""
     outlived: str = ""
-    """What lives on of it after its process has ended, in words."""
+    """What of it still runs after its process has ended, in words."""
 
     def __repr__(self) -> str:
         gate = f" gate closed for {self.gate_for}" if self.gate_for else ""

@@ -134,8 +134,8 @@ class PresetPlan:
     """The scheduler's view of a preset. Times are seconds.
 
     `choices` come in order of preference: variants as the file has them, and for each the
-    placements to consider. Those that are chosen to fit beside other models are one more variant,
-    and so are those for what other programs leave.
+    placements to consider. Choices that fit beside other models are one more variant, and so are
+    choices for what other programs leave.
     With `prefer_fit` the first variant that fits without evicting is taken, else the first one that
     can fit at all.
     `concurrency` None means as many open generations as the child has slots. `groups` are
@@ -163,7 +163,7 @@ class PresetPlan:
     kind: str = "chat"
     """The requests it answers: `chat`, `embedding` or `rerank`. A substitute must have the same."""
     single: bool = False
-    """It cannot run twice at once, like a container with a name: a load waits for the last one."""
+    """It cannot run twice at once, like a container with a name: a load waits for the last end."""
     reservation: bool = False
     """It is memory for another program: lswap holds the memory and spawns nothing."""
     pin: bool = False

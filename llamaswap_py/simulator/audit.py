@@ -187,9 +187,9 @@ class Audit:
             self._breach(5, f"{seen.key} had {self._now - seen.ready:.2f} s of {least:.2f} s")
 
     def _outranked(self, seen: _Seen, winner: PresetId) -> bool:
-        """Return whether a waiter has a higher priority than all who use or want an instance.
+        """Return whether a waiter has a higher priority than all that use or wait for an instance.
 
-        Waiting raises the priority of those who wait for the instance. It has served before.
+        Waiting raises the priority of those that wait for the instance. It has to have served.
         """
         row = self._by_preset.get(winner, {}).values()
         rank = self._priorities[winner] + max((one.priority for one in row), default=0)
@@ -310,7 +310,7 @@ class Audit:
             return
         load = self.models[seen.key.preset].load
         limit = max(since + self.policy.max_wait, seen.ready + self.policy.residency_cut * load)
-        # Presets that more wait for go first, if they came up to one of its own loads later.
+        # Presets with more waiters go first, if these came at most one of its own loads later.
         limit += min(self.models[name].load, self.policy.max_wait)
         if self._now > limit + _EPSILON:
             late = self._now - limit

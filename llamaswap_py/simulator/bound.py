@@ -9,9 +9,9 @@ the waiter's own load. `stop` is the time in which a child ends, `drain` its lon
 
     gate        max_wait, and of the worst incumbent: its load if it is still loading,
                 2 × its load, drain, stop
-    put off     a preset that came up to one own load later may go first, if more wait for it; the
-                last of these has a round. With a priority below the highest of the case: until
-                waiting has raised it to that, one level in `max_wait`
+    put off     presets whose requests came at most one own load later may go first, if more wait
+                for them; the last of these has a round. A priority below the highest of the case
+                adds the time until waiting has raised it to that: `max_wait` for each level
     round(q)    stop + load + 2 × load + drain: an older waiter's preset comes first, and is an
                 incumbent itself when it is ready; `max_wait` is counted once, in `gate`
     rounds(q)   as many as are needed to serve the older waiters: one residency serves at least

@@ -1,6 +1,7 @@
-"""Reads a file of simulated models: their memory, load times and slots, without model files.
+"""Reads a file of simulated models: their memory, load times and slots.
 
-It stands for a configuration file where a question is about sizes alone: "would 12 GiB more help?".
+It takes the place of a configuration for questions about sizes alone, like "would 12 GiB more
+help?". No model files are needed.
 
     devices: {GPU0: 24GiB}
     margin: 1GiB
@@ -55,7 +56,7 @@ class SimulatedModels:
 def parse_models(text: str, name: str = "models") -> SimulatedModels:
     """Return the devices and models of a file; raises ConfigError naming the place.
 
-    A model with several sizes has a variant of each, and may load on any device which can hold it.
+    A model with several sizes has a variant for each. It may load on any device that can hold it.
     """
     node = read_yaml(text, name)
     try:

@@ -47,9 +47,9 @@ def run_case(case: Case, policy: str, *, audit: bool = True) -> Result:
 
 
 def _scheduler(case: Case) -> Scheduler:
-    """Return lswap's scheduler, which knows load times by the size of the files, as in `lswap up`.
+    """Return lswap's scheduler, with the load times that `lswap up` works out from file sizes.
 
-    The simulated load times are exact, where those of `lswap up` are estimates.
+    Here they are exact; in `lswap up` they are estimates.
     """
     plans = [one.plan() for one in case.models]
     scheduler = Scheduler(plans, case.pools, case.policy)

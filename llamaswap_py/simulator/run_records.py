@@ -78,7 +78,7 @@ class TraceRequest:
     names_parent: bool = True
     priority: int = 0
     retries: int = 0
-    """How often its client asks again after it gave up; its wait counts from the first time."""
+    """How often its client asks again after it gave up. Its wait counts from its first request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

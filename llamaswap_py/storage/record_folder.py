@@ -34,8 +34,8 @@ class _Envelope(msgspec.Struct):
 class RecordFolder(Generic[T]):
     """Records of the type `kind` in `folder`, by name; `version` of their form.
 
-    A record of another version is set aside, and comes back when a release reads it which knows
-    that version. No method raises an error of the disk: a record that cannot be read is absent, and
+    A record of another version is set aside. It comes back when a release reads it that knows this
+    version. No method raises an error of the disk: a record that cannot be read is absent, and
     one that cannot be written is lost, with one warning.
     """
 
@@ -159,7 +159,7 @@ class RecordFolder(Generic[T]):
 
 
 def _aside(path: Path, version: int) -> Path:
-    """Return where a record of this version lies while another release uses its name."""
+    """Return the path of a record of this version while another release uses its name."""
     return path.with_name(f"{path.name}.v{version}")
 
 

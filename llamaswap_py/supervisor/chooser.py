@@ -1,7 +1,7 @@
-"""Chooses what presets run as, and keeps to it until there is a reason to choose anew.
+"""Chooses the context, layers and slots of presets, and keeps to them until a reason to change.
 
 Reasons are another file, clearly more or less memory for ten minutes, and a load that ran out of
-memory. A way beside the models of the last day is chosen too: one more variant of the preset.
+memory. It also chooses one more variant, which fits beside the models of the last day.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("lswap")
 _CHANGE: Final = 0.1
-"""By which share the memory for a preset has to change before lswap chooses anew for it."""
+"""The share by which the memory for a preset has to change before lswap chooses anew for it."""
 _STEADY: Final = 600.0
-"""For how many seconds it has to stay changed."""
+"""The seconds for which it has to stay changed."""
 
 Room: TypeAlias = Mapping[str, int]
 """Bytes per device."""
@@ -80,7 +80,7 @@ class _Chosen:
     room: Room
     variants: dict[str, _Variant] = field(default_factory=dict)
     changed_at: float | None = None
-    """Since when it could have clearly more or less."""
+    """Since when the memory that it could have has been clearly more or less."""
 
 
 class Chooser:
@@ -110,15 +110,15 @@ class Chooser:
 
     @property
     def known(self) -> frozenset[str]:
-        """The presets that something was chosen for."""
+        """The presets for which something was chosen."""
         return frozenset(self._chosen)
 
     def forget(self, presets: Collection[str]) -> None:
-        """Choose anew for these: whatever makes a choice out of date puts another in its place."""
+        """Drop the choices of these, so that lswap chooses anew for them."""
         self._chosen = {name: one for name, one in self._chosen.items() if name not in presets}
 
     async def choose(self, preset: str, prepared: Prepared, variant: str) -> list[Choice]:
-        """Return what a variant runs as: what was chosen before, as long as it fits."""
+        """Return the choices of a variant: those of before, as long as they fit."""
         rooms = self._budgets.rooms(preset, prepared.ways[variant].preset)
         chosen = self._chosen.setdefault(preset, _Chosen(positive(rooms[0].whole)))
         files = await asyncio.to_thread(identities, prepared.ways[variant].files)
@@ -137,7 +137,7 @@ class Chooser:
             await self._keep(prepared, variant, known, chosen.room)
         if not known.choices or kept:
             await self._choose(preset, prepared, variant, known, rooms)
-        # What runs as before is charged by what it takes, though it does not fit any more.
+        # What runs with an earlier choice is charged for it, even if that does not fit any more.
         words = {(one.devices, one.words) for one in known.choices}
         kept = [one for one in kept if (one.devices, one.words) not in words]
         try:
@@ -145,7 +145,7 @@ class Chooser:
                 preset, prepared, variant, known, positive(rooms[0].whole)
             )
         except EstimateError as error:
-            _log.warning("%s: no way beside other models is chosen: %s", preset, error)
+            _log.warning("%s: no variant that fits beside other models: %s", preset, error)
             found = []
         known.beside = tuple(found)
         return [*known.choices, *known.beside, *kept]
@@ -182,7 +182,7 @@ class Chooser:
         known: _Variant,
         room: Room,
     ) -> list[Choice]:
-        """Return the ways with less context that fit beside the models in use, if it needs any."""
+        """Return choices with less context that fit beside the models in use, if any are needed."""
         before, known.in_use = known.in_use, self._budgets.in_use(preset)
         known.seen = known.in_use
         if not known.in_use or not has_beside(prepared, variant) or known.step is None:
@@ -229,7 +229,7 @@ class Chooser:
     # After a load that ran out of memory
 
     def reduce(self, preset: str, failed: Choice) -> None:
-        """Choose the next step instead of one that ran out of memory, until something changes."""
+        """Have the next step chosen after one that ran out of memory, until something changes."""
         chosen = self._chosen.get(preset)
         known = None if chosen is None else chosen.variants.get(failed.variant)
         if known is None:
@@ -241,7 +241,7 @@ class Chooser:
         known.is_kept = False
 
     async def _recall(self, prepared: Prepared, variant: str, known: _Variant, room: Room) -> None:
-        """Take up what ran out of memory in an earlier run, if there is no more memory now."""
+        """Skip what ran out of memory in an earlier run, unless the memory has clearly changed."""
         key = await self._key(prepared, variant)
         failed = await asyncio.to_thread(self._step_downs.read, key) if key else None
         if failed is None:
@@ -259,7 +259,7 @@ class Chooser:
             await asyncio.to_thread(self._step_downs.write, key, failed)
 
     async def _key(self, prepared: Prepared, variant: str) -> str:
-        """Return what tells a variant with its files, engine and devices from others; "": gone."""
+        """Return a key of a variant with its files, engine and devices; "" if a file is gone."""
         bare = Choice(None, (), variant, "unknown")
         wanted = wanted_for(prepared, bare, self._budgets.devices, self._cache_ram)
         files = await asyncio.to_thread(identities, prepared.ways[variant].files)
@@ -299,7 +299,7 @@ class Chooser:
         return bool(needs) and found.names != tuple(others)
 
     def in_other_company(self, loaded: Collection[str]) -> list[str]:
-        """Return the presets that were chosen for other models in use than there are now.
+        """Return the presets whose choices were made for other models in use than there are now.
 
         A preset that is loaded keeps what it runs with.
         """
@@ -319,9 +319,9 @@ class Chooser:
 
 
 def has_beside(prepared: Prepared, variant: str) -> bool:
-    """Return whether a way with less context may be added to a variant: what the file says stands.
+    """Return whether lswap may add a choice with less context to a variant.
 
-    A file that has variants, or gives a context, has said how the model is to run.
+    An entry that has variants, or gives a context, says itself how the model is to run.
     """
     way = prepared.ways[variant]
     return (
@@ -340,7 +340,7 @@ def identities(files: Sequence[str]) -> tuple[FileIdentity, ...] | None:
 
 
 def differs(before: Room, now: Room) -> bool:
-    """Return whether the memory of a device is clearly another one."""
+    """Return whether the memory of a device is clearly more or less than before."""
     return any(
         abs(now.get(device, 0) - size) > _CHANGE * max(size, 1) for device, size in before.items()
     )
@@ -357,7 +357,7 @@ def _others_differ(before: InUse, now: InUse) -> bool:
 
 
 def _as_last(way: ChosenWay) -> ChosenWay:
-    """Return a way that ran out of memory though there is nothing less."""
+    """Return a way that ran out of memory, and below which there is nothing less."""
     choice = way.choice
     said = choice.chosen and f"{choice.chosen}; a load ran out of memory, and there is nothing less"
     return replace(way, choice=replace(choice, leaner=False, chosen=said))

@@ -105,8 +105,8 @@ def beside(
 ) -> Beside:
     """Return as many of `others` as leave place for one of `needs`, in their order.
 
-    Both are bytes per device, for each placement. Of its placements a model gets the one that
-    leaves the most on the device that has the least left.
+    Both are bytes per device, for each placement. A model counts on the one of its placements that
+    leaves the most on the device with the least left.
     """
     names: list[str] = []
     left = dict(room)
@@ -157,9 +157,9 @@ async def least_beside(
     *,
     after: int = -1,
 ) -> list[Mapping[str, int]]:
-    """Return what a variant takes on each placement with the least context that is chosen for it.
+    """Return what a variant takes on each placement with the least context that may be chosen.
 
-    Only where that is less than with `lower`. Raises EstimateError.
+    Placements where that is not less than with `lower` are left out. Raises EstimateError.
     """
     way, known = prepared.ways[variant], _options(prepared)
     found: list[Mapping[str, int]] = []
@@ -284,7 +284,7 @@ async def _fit(
 
 
 def _options(prepared: Prepared) -> Collection[str] | None:
-    """Return the options of the engine, None where it does not tell them."""
+    """Return the options of the engine; None if they are not known."""
     return (prepared.engine.options or None) if prepared.engine is not None else None
 
 

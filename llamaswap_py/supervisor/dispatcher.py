@@ -1,7 +1,7 @@
-"""The way of events to the scheduler, and of its actions to those who carry them out.
+"""Gives events to the scheduler, and has its actions carried out.
 
-A bug in one step must not stop the others: an event which fails is handled once more, and an action
-which fails does not keep the next from being carried out.
+A bug in one step must not stop the others: an event that fails is handled once more, and after an
+action that fails the next one is still carried out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llamaswap_py.supervisor.recorder import Decider
 from llamaswap_py.tasks import guard
 
 _LOOK: Final = 1.0
-"""Seconds until a scheduler is asked again that failed to say when it wants to be."""
+"""Seconds until the scheduler is asked again, if it failed to say when it wants to be asked."""
 
 
 class Timer:
@@ -54,7 +54,7 @@ class Timer:
 class Dispatcher:
     """Gives each event to `decider`, and each action that follows to `carry_out`, in order.
 
-    `record` gets every event with its actions, and `failed` an action which `carry_out` failed at.
+    `record` gets every event with its actions. `failed` gets an action at which `carry_out` failed.
     The scheduler says when time alone would change something: then it gets `TimePassed`.
     """
 
@@ -95,7 +95,7 @@ class Dispatcher:
         self._timer.set(at)
 
     def finish(self, event: ev.RequestFinished) -> None:
-        """Give a lease back: at once if nothing follows from that, else as `dispatch` does it."""
+        """Give a lease back: at once if no action follows from that, else as `dispatch` does."""
         if not self._dispatching:
             try:
                 if self._decider.finish_at_once(event, time.monotonic()):

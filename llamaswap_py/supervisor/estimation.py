@@ -42,7 +42,7 @@ _PEAK_INTERVAL: Final = 30.0
 DRY_RUN: Final = 512 << 20
 """Bytes of each card that a dry run may take: it opens a context (docs/design/engine.md)."""
 _PATIENCE: Final = 5.0
-"""Seconds that looking at a preset's files may delay its load."""
+"""The most seconds by which a look at a preset's files may delay its load."""
 _AHEAD: Final = 32
 """How many presets are estimated before they are asked for: a file may have thousands."""
 
@@ -163,7 +163,7 @@ class Estimation:
         self._do_next(preset)
 
     def _do_next(self, preset: str) -> None:
-        """Estimate a preset again; one that is being worked out now is out of date."""
+        """Estimate a preset next; an estimate of it that is under way is out of date."""
         self._redone[preset] += 1
         self._done.discard(preset)
         self._todo.appendleft(preset)
@@ -172,8 +172,8 @@ class Estimation:
     async def are_outdated(self, preset: str) -> bool:
         """Return whether the choices of a preset were made for other files than there are now.
 
-        A file that changes all the time is loaded at last: it is said no more after `rechoose`,
-        until a load has succeeded.
+        After `rechoose` it returns False until a load succeeds, so that a file which changes all
+        the time is loaded in the end.
         """
         prepared, known = self._prepared.get(preset), self._files.get(preset)
         if prepared is None or known is None or preset in self._rechosen:
@@ -196,20 +196,20 @@ class Estimation:
         self._work.set()
 
     def stage(self, preset: str) -> str:
-        """Say for how long a preset is being fitted, or what is fitted before it; "" if neither."""
+        """Say how long lswap has worked on a preset, or on what it works first; "" if neither."""
         ahead = list(takewhile(lambda one: one != preset, self._todo))
         working, began = self._working or ("", 0.0)
         age = format_age(asyncio.get_running_loop().time() - began)
         if working == preset:
             prepared = self._prepared.get(preset)
             chosen = prepared and any(chooses(prepared, variant) for variant in prepared.ways)
-            what = "choosing what it runs as" if chosen else "estimating its memory"
+            what = "choosing its context and layers" if chosen else "estimating its memory"
             return f"lswap has been {what} for {age}"
         if preset not in self._todo or not (working or ahead):
             return ""
         first = [f"{working} (for {age})"] if working else []
         first += [f"{len(ahead)} other model{'s' * (len(ahead) > 1)}"] if ahead else []
-        return f"lswap first fits {' and '.join(first)}"
+        return f"lswap works on {' and '.join(first)} first"
 
     async def run(self) -> None:
         """Estimate everything, then learn, until cancelled."""

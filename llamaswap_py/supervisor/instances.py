@@ -123,7 +123,7 @@ class Running:
     kv: KvUse | None = None
     """Set where its conversations can be kept."""
     outlived: bool = False
-    """Whether its process is gone, and what it started lives on."""
+    """Whether its process is gone, but what it started still runs."""
     stop_failed: tuple[str, ...] = ()
     """What did not go as it should when it was stopped."""
 
@@ -140,13 +140,13 @@ class Running:
 
     @property
     def is_unseen(self) -> bool:
-        """Whether something else serves for it that was not found: its memory seems others'."""
+        """Whether a process that was not found serves for it. Its memory seems other programs'."""
         return self.child.search is not None and self.child.search.unseen
 
     def roots_outside(self) -> tuple[int, ...]:
         """Return the processes that hold memory of it, but are not below its own process.
 
-        They have the others below them. They have detached themselves, or are its container's.
+        Processes below these are not named. They have detached themselves, or are its container's.
         """
         search, process = self.child.search, self.child.process
         found = search.found.roots() if search is not None and search.found is not None else []
@@ -352,7 +352,7 @@ class Instances:
         for key, running in self.running.items():
             process = running.child.process
             if running.outlived and running.child.leave():
-                continue  # it was said when it outlived
+                continue  # that was logged when its process had ended
             if process is not None and process.leave_if_stuck():
                 text = "%s (pid %d) was killed and does not end: it hangs in the kernel"
                 _log.warning(text, key, process.pid)
@@ -508,8 +508,8 @@ class Instances:
         await running.child.search.look(endpoint)
         if running.is_unseen:
             _log.info(
-                "%s: what serves it is not found, so its memory counts as other programs' "
-                "beyond what cmd's own processes take, or what the file declares",
+                "%s: lswap did not find the process that serves it. What that takes beyond cmd's "
+                "own processes, and beyond the memory in the file, counts as other programs'",
                 running.prepared.preset.id,
             )
 

@@ -1,4 +1,4 @@
-"""The engines of a configuration: each that its file names is located once.
+"""Locates each engine that a configuration names, once.
 
 The presets share them: a file with 100 presets and one engine looks for one binary.
 """

@@ -1,7 +1,7 @@
 """The memory that each preset may have: its budget, which a choice has to fit into.
 
-It is what a preset could have if everything were unloaded that may be. So a preset runs as the same
-thing whichever models are loaded.
+It is what a preset could have if all that may be unloaded were unloaded. So a preset runs with the
+same settings, whichever models are loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Budgets:
-    """Works out budgets from what presets take, as it was told, and from what others hold.
+    """Works out budgets from what pinned presets take and from what other programs hold.
 
     `strangers` returns the bytes of each device that other programs steadily hold, `used` the
     presets that requests came for in the last day.
@@ -44,18 +44,18 @@ class Budgets:
         self._pins = _pins(prepared)
 
     def record(self, preset: str, choices: Iterable[Choice]) -> None:
-        """Take what a preset runs as."""
+        """Note the choices of a preset, which other presets then count with."""
         self._told[preset] = tuple(choices)
 
     def discard(self, presets: Iterable[str]) -> None:
-        """What these run as is not known any more."""
+        """Forget the choices of these presets."""
         for preset in presets:
             self._told.pop(preset, None)
 
     def repinned(self, presets: Collection[str]) -> bool:
         """Return whether the file pins others than before, or one of `presets`.
 
-        What it pins leaves other memory to all presets.
+        A change of the pins changes the memory that all presets may have.
         """
         before, self._pins = self._pins, _pins(self._prepared)
         return before != self._pins or any(one in self._pins for one in presets)

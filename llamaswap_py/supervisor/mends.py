@@ -1,6 +1,6 @@
-"""What would make a preset fit that does not, and the command that writes it into the file.
+"""Seeks what makes a preset fit, and names the command that writes it into the file.
 
-`lswap check`, `estimate`, `init` and `up` seek it here, so that they name the same.
+`lswap check`, `estimate`, `init` and `up` all ask here, so that they name the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Mend:
 
     @property
     def is_of_entry(self) -> bool:
-        """Whether it is options of the preset's entry alone, which concern no other preset."""
+        """Whether it changes only options in the preset's own entry, and so no other preset."""
         return bool(self.args) and CACHE_RAM not in self.args and not self.variant
 
     def keys(self, preset: str) -> dict[Place, str | int | bool]:
@@ -110,7 +110,7 @@ class Mender:
         mends = tuple(Mend(one.args, last.variant, footprint=one.footprint) for one in enough)
         if not enough and (found := await self._smaller_file(prepared, last.variant, pinned)):
             said = f"take {posixpath.basename(found.file.path)} ({format_size(found.size)}), which "
-            said += "lies beside it and fits"
+            said += "lies in the same folder and fits"
             said += f" (`{command}` writes it into the file)" if command else ""
             changed = replace(changed, smaller=said)
             mends = (Mend(model=found.file.path),)

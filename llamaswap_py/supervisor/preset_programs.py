@@ -1,6 +1,6 @@
-"""Programs other than llama-server that a preset names with `cmd`: where they are, how they run.
+"""The programs that presets name with `cmd`: where they are, and how they run.
 
-A preset with such a program does not have an engine, so what an engine would tell is asked here.
+A preset with such a program has no engine that could tell this.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def rooms_for(
 
 
 def outer_of(devices: Sequence[Device]) -> dict[str, str | None]:
-    """Return the device in whose memory each device computes; None: it has its own."""
+    """Return for each device the one in whose memory it computes; None if it has its own."""
     return {one.id: one.within for one in devices}
 
 

@@ -71,7 +71,7 @@ class _Shown:
 class Snapshots:
     """Makes snapshots: everything at one moment, in Unix time. Changes nothing.
 
-    `fitting` says how far the estimate of a preset is that is not known yet.
+    `fitting` says of a preset without an estimate how far that is.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Snapshots:
         )
 
     async def take_in_steps(self) -> Snapshot:
-        """Return the same, but let the event loop run others between some models and the next."""
+        """Return the same as `take`, but give other tasks a turn after each `_STEP` models."""
         clock, models = UnixClock(), []
         for at, name in enumerate(tuple(self._presets.prepared), 1):
             if name in self._presets.prepared:  # else a reload has removed it meanwhile
@@ -233,12 +233,12 @@ class Snapshots:
         )
 
     def _fit_text(self, preset: Preset) -> str:
-        """Say that a preset is being fitted, since when, and what comes next; "" if it is not."""
+        """Say how far the estimate of a preset is, and what comes next; "" if it is there."""
         if not preset.plan.estimating or not (stage := self._fitting(preset.plan.preset)):
             return ""
         if preset.since is not None:
             return f"{AWAITS_FIT}: {stage}; then it is loaded"
-        return f"being fitted: {stage}; it is loaded when a request comes"
+        return f"its memory is not known yet: {stage}; it is loaded when a request comes"
 
     def _context(self, preset: Preset) -> int | None:
         """Return the context that the child of a preset says it gives a request."""

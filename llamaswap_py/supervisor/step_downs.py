@@ -1,7 +1,7 @@
-"""The steps that ran out of memory, kept from run to run with the memory for which they failed.
+"""The steps that ran out of memory, kept from run to run with the memory that there was.
 
-An estimate that was too low once would be too low again after a restart, and the same load would
-fail again.
+An estimate that was too low would be too low again after a restart, and the same load would fail
+again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _VERSION: Final = 1
 class StepDown(msgspec.Struct, frozen=True):
     """The ranks of steps that ran out of memory, and the bytes per device that there were.
 
-    `rank` is that of a load beside which others were unloaded, `beside` that of one which was
-    chosen to fit beside others; -1: none.
+    `rank` is that of the usual choice, for which others are unloaded. `beside` is that of the
+    choice which fits beside others. -1: none ran out of memory.
     """
 
     room: dict[str, int]
@@ -43,5 +43,5 @@ class StepDowns:
         self._folder.write(f"step-down-{key}", failed)
 
     def discard(self, key: str) -> None:
-        """It may be tried again."""
+        """Forget what failed, so that it may be tried again."""
         self._folder.discard(f"step-down-{key}")

@@ -270,7 +270,7 @@ class Supervisor:
     def outlook(self, preset: str) -> str:
         """Return the notice for a client that waits: `loading alpha 43% eta 2.1s`."""
         known = self.scheduler.state.presets[PresetId(preset)]
-        doing = "waiting for the fit of" if known.plan.estimating else "waiting for memory for"
+        doing = "estimating the memory of" if known.plan.estimating else "waiting for memory for"
         doing = known.serving.state.value if known.serving else doing
         if known.downloading_since is not None:
             doing = f"downloading {known.downloaded:.0%} of"
@@ -334,8 +334,8 @@ class Supervisor:
     async def unloaded(self, preset: str) -> str:
         """Wait until the instances of the preset that leave now are gone.
 
-        Returns what did not go as it should, in words. It does not wait for what outlives a
-        program: only a person can end that.
+        Returns what did not go as it should, in words. It does not wait for what a program leaves
+        running: only a person can end that.
         """
         leaving = self.scheduler.state.leaving(preset)
         running = {key: self.running[key] for key in leaving if key in self.running}

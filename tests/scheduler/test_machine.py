@@ -477,7 +477,7 @@ def test_an_instance_that_ends_unasked_gives_its_requests_back() -> None:
     assert play.rejected(last)
 
 
-LEFT = "container ab12 (process 7, vllm) outlives it"
+LEFT = "container ab12 (process 7, vllm) still runs"
 
 
 def test_what_outlives_its_stop_keeps_its_memory_and_its_preset_waits_for_it() -> None:
@@ -943,7 +943,7 @@ def test_what_was_chosen_and_runs_out_of_memory_alone_is_chosen_smaller_once() -
     assert play.loads() == ["a", "b", "b"]
     assert play.actions(Reduce) == [Reduce(B, large, no_memory)]
     reasons = [one.decision.reason for one in play.actions(Note) if one.decision.kind == REDUCED]
-    assert reasons == ["it ran out of memory with 32k; lswap looks for a way that takes less"]
+    assert reasons == ["it ran out of memory with 32k; lswap now chooses less"]
     play.feed(ev.ChoicesEstimated(B, (small,)))
     assert play.loads() == ["a", "b", "b", "b"]
     assert play.actions(Spawn)[-1].choice is small

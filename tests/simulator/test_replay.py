@@ -167,7 +167,7 @@ WRITTEN: tuple[ev.Event, ...] = (
     ev.PresetsChanged((PLAN,)),
     ev.PoolsMeasured({PoolId("host"): Pool(2**62, 1, 2, True), PoolId("CUDA0"): Pool(1)}),
     ev.InstanceNoted(KEY, "kept", "2 slots"),
-    ev.InstanceOutlived(KEY, "container ab12 (process 7, vllm) outlives it"),
+    ev.InstanceOutlived(KEY, "container ab12 (process 7, vllm) still runs"),
     ev.FilesRead(PresetId("a"), 1, 2, 3, 0.4, True),
     ev.DownloadFinished(PresetId("a"), PLAN),
 )
@@ -320,7 +320,7 @@ def test_another_file_is_refused(what: str, lines: list[bytes], tmp_path: Path) 
     [
         (None, None, None, "there is no trace to simulate"),
         ("c.yaml", None, None, "there is no trace to simulate"),
-        (None, "t.jsonl", None, "the models have to come from one file"),
+        (None, "t.jsonl", None, "there has to be one file with the models"),
         (
             "c.yaml",
             None,

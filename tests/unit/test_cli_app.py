@@ -153,16 +153,16 @@ def test_an_unload_that_did_not_go_well_is_not_called_done(
     supervisor.unload_problem = "stop_cmd failed: exit code 3"
     code, out, _ = lswap("unload", "alpha", url=url)
     assert (code, out) == (0, "alpha is unloaded, but stop_cmd failed: exit code 3\n")
-    supervisor.unload_problem = "process 7 (vllm) outlives it"
+    supervisor.unload_problem = "process 7 (vllm) still runs"
     supervisor.picture = make_snapshot(
         [model_view("alpha", state="stopping"), model_view("org/beta:8b")]
     )
     code, out, err = lswap("unload", "alpha", "org/beta:8b", url=url)
     assert (code, out) == (1, "org/beta:8b was not loaded\n")
-    assert err == "lswap: alpha is not unloaded: process 7 (vllm) outlives it\n"
+    assert err == "lswap: alpha is not unloaded: process 7 (vllm) still runs\n"
     code, out, _ = lswap("unload", "alpha", "--json", url=url)
     assert code == 1
-    assert json.loads(out)["problem"] == "process 7 (vllm) outlives it"
+    assert json.loads(out)["problem"] == "process 7 (vllm) still runs"
 
 
 def test_logs(lswap: Lswap, url: str) -> None:

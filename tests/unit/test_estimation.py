@@ -75,7 +75,7 @@ def reasons(supervisor: Supervisor) -> dict[str, str]:
 async def test_why_says_that_a_model_is_fitted_since_when_and_what_comes_next(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A request waits for the fit of a model, and another one for its turn to be fitted."""
+    """A request waits until a model is fitted, and another one for the turn of its model."""
     supervisor = make_supervisor(short_dir, configured(FITTED), Endpoint(port=1))
     for name, one in supervisor.prepared.items():
         plan = replace(one.plan, estimating=True, choices=(Choice(),))
@@ -103,23 +103,22 @@ async def test_why_says_that_a_model_is_fitted_since_when_and_what_comes_next(
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "time", partial(later_by, loop.time, 12))
         said = reasons(supervisor)
-        fitted = "waiting for its fit: lswap has been choosing what it runs as for 12 s; "
+        awaits = "waiting until its memory is known: "
+        fitted = f"{awaits}lswap has been choosing its context and layers for 12 s; "
         assert said["alpha"] == f"{fitted}then it is loaded"
-        assert said["beta"] == (
-            "waiting for its fit: lswap first fits alpha (for 12 s); then it is loaded"
-        )
+        assert said["beta"] == (f"{awaits}lswap works on alpha (for 12 s) first; then it is loaded")
         assert said["gamma"] == (
-            "being fitted: lswap first fits alpha (for 12 s) and 1 other model; "
+            "its memory is not known yet: lswap works on alpha (for 12 s) and 1 other model first; "
             "it is loaded when a request comes"
         )
         snapshot = supervisor.snapshot()
         print_why(snapshot.models[0], [], snapshot.now)
         assert capsys.readouterr().out.startswith(f"alpha is unloaded: {fitted}")
-        assert progress_line(snapshot, "alpha") == "alpha: waiting for its fit"
-        assert supervisor.outlook("alpha").startswith("waiting for the fit of alpha")
+        assert progress_line(snapshot, "alpha") == "alpha: waiting until its memory is known"
+        assert supervisor.outlook("alpha").startswith("estimating the memory of alpha")
         go_on.set()
         async with asyncio.timeout(30):
             while len(told) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         running.cancel()
-    assert not any("fit" in reason for reason in reasons(supervisor).values())
+    assert not any("known" in reason for reason in reasons(supervisor).values())

@@ -1,6 +1,6 @@
 """How tests get the objects that they look at: by constructors, with stand-ins handed in.
 
-An attribute that a test plants, or a constructor that it skips, may show a state that never occurs.
+If a test sets a private attribute or skips a constructor, it may check a state that never occurs.
 """
 
 from __future__ import annotations

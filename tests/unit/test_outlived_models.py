@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 CONFIG = configured('models:\n  box: {cmd: [vllm, "{port}"]}\n')
 ELSEWHERE = Endpoint(path="/nowhere")
-FAILED, OUTLIVED = "stop_cmd failed: exit code 3", "process 7 (vllm) outlives it"
+FAILED, OUTLIVED = "stop_cmd failed: exit code 3", "process 7 (vllm) still runs"
 
 
 class Failing(ScriptedChild):

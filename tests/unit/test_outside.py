@@ -130,7 +130,7 @@ async def test_the_end_of_what_cannot_be_ended_is_awaited(
         run.child.stop()
         outlived = await run.seen(ChildOutlived)
         assert outlived.text.startswith(f"process {pid} (")
-        assert "lswap may not end it - end it by hand; write a stop_cmd" in outlived.text
+        assert "lswap cannot end it - end it by hand, and write a stop_cmd" in outlived.text
         assert run.task is not None
         assert not run.task.done()
         assert alive(pid)
@@ -201,7 +201,7 @@ async def test_the_same_socket_proves_that_it_lives(folder: Path) -> None:
         pid = pid_of(folder)
         search.found = None
         endpoint = run.child._endpoint
-        assert await search.living() == f"what listens at {endpoint}"
+        assert await search.living() == f"the program that listens at {endpoint}"
         os.kill(pid, signal.SIGKILL)
         await until(lambda: not alive(pid))
         assert await search.living() == ""

@@ -224,7 +224,7 @@ async def unload(call: Call) -> None:
     if not found or problem:
         models = call.supervisor.snapshot().models
         now = next(one.state for one in models if one.id == preset)
-        # It was not loaded, its load continues because a request waits for it, or it is outlived.
+        # It was not loaded, a waiting request needs its load, or what it started still runs.
         state = now if not found or now == "stopping" else state
     call.respond(200, UnloadAnswer(preset, state, found, seconds, problem))
 

@@ -66,7 +66,8 @@ class LoadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class UnloadAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """`unloaded`: whether an instance is being unloaded; `state`: the model's present state.
 
-    `problem`: what did not go as it should. With the state `stopping`, something outlives it.
+    `problem`: what did not go as it should. With the state `stopping`, something that the model
+    started still runs.
     """
 
     model: str
