@@ -95,8 +95,9 @@ wheel: $(VENV)/.dev ## build the wheel, and try it in an empty environment
 	if env/bin/lswap engine doctor >/dev/null; then set -x; env/bin/lswap demo; \
 	else set -x; ! env/bin/lswap demo 2>demo.txt; grep 'lswap demo --build' demo.txt; fi
 
-compat: $(VENV)/.dev ## run llama.cpp's own server tests plain and through lswap (20 minutes; COMPAT_ARGS='test_basic', ...)
+compat: $(VENV)/.dev ## lswap's basics with four builds of llama.cpp, and llama.cpp's own server tests (1 hour)
 	@$(BIN)/lswap engine doctor >/dev/null || $(BIN)/lswap engine build
+	$(BIN)/python -m tests.compat --write docs/compatibility.md $(BUILDS)
 	$(BIN)/python -m tests.upstream --write docs/compatibility.md $(COMPAT_ARGS)
 
 bench: $(VENV)/.dev ## every target beside its peers (15 minutes; BENCH_ARGS='relay swap', '--quick', ...)

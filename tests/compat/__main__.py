@@ -1,4 +1,7 @@
-"""`make compat`: run the basics with each build, and write the table of docs/compatibility.md."""
+"""`make compat`: run the basics with each build, and write the table of docs/compatibility.md.
+
+The table has a column for each build that was ever run here; the others keep their last results.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from llamaswap_py.llamacpp.paths import EngineManifest, write_manifest
 from tests.sources import source_of
 from tests.upstream.__main__ import outcomes_of
 from tests.upstream.models import FILES, write_cache
-from tests.upstream.page import REASONS, Reason, only_plain, page, sorted_by_reason
+from tests.upstream.page import REASONS, Reason, only_plain, part_of, section, sorted_by_reason
 from tests.upstream.served import config_of
 
 PLAIN = {"unit/test_a.py::one": ("passed", ""), "unit/test_a.py::two": ("passed", "")}
@@ -80,10 +80,21 @@ def test_the_page_tells_what_passes_only_plain_and_what_nobody_has_looked_at() -
         known: ["x::two"],
         None: ["x::three"],
     }
-    text = page(PLAIN, THROUGH, "b1-cpu")
+    text = section(PLAIN, THROUGH, "b1-cpu")
     assert "2 tests run, 2 pass plain, 1 of these through lswap" in text
     assert "* `test_a: two`" in text
     assert "| not looked at yet | 1 |" in text
+    assert part_of("b1-cpu") == "server tests b1"
+
+
+def test_of_an_older_build_only_what_nobody_has_looked_at_is_listed() -> None:
+    tools = {"unit/test_tools_builtin.py::a": ("passed", "")}
+    long = section(PLAIN | tools, THROUGH, "b1-cpu")
+    short = section(PLAIN | tools, THROUGH, "b1-cpu", listed=False)
+    assert "* `test_tools_builtin: a`" in long
+    assert "* `test_tools_builtin: a`" not in short
+    assert "| tools and MCP servers | 1 |" in short
+    assert "* `test_a: two`" in short
 
 
 def test_no_reason_hides_another() -> None:

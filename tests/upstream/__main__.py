@@ -1,4 +1,7 @@
-"""`make compat`: run llama.cpp's server tests plain and through lswap, and say what differs."""
+"""`make compat`: run llama.cpp's server tests plain and through lswap, and say what differs.
+
+The engine is the one that `lswap engine list` names first, or LSWAP_LLAMA_SERVER.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from llamaswap_py.errors import LswapError
-from llamaswap_py.llamacpp.binaries import Engine, locate_engine
+from llamaswap_py.llamacpp.binaries import VARIABLE, Engine, locate_engine
+from tests.compat import sections
+from tests.compat.engines import pinned
 from tests.sources import source_of
 from tests.upstream.models import write_cache
-from tests.upstream.page import Outcomes, page
+from tests.upstream.page import Outcomes, part_of, section
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WORK: Final = ROOT / "build" / "upstream"
@@ -57,14 +62,14 @@ def main() -> int:
         how: run(suite, how, chosen, asked.jobs) for how in ("plain", "lswap") if how in asked.how
     }
     for how, outcomes in results.items():
-        kept = WORK / f"{how}.json"
+        kept = _results(how, engine)
         known = json.loads(kept.read_text()) if kept.exists() and asked.files else {}
         kept.write_text(json.dumps(known | outcomes, indent=1))
-    plain, through = (_kept(how) for how in ("plain", "lswap"))
-    text = page(plain, through, engine.label)
+    plain, through = (_kept(_results(how, engine)) for how in ("plain", "lswap"))
+    text = section(plain, through, engine.label, listed=f"b{engine.build}" == pinned())
     print(text)
     if asked.write:
-        asked.write.write_text(text, encoding="utf-8")
+        sections.write(asked.write, part_of(engine.label), text)
     return 0
 
 
@@ -126,6 +131,7 @@ def _run_file(suite: Suite, how: str, name: str, port: int, record: Path) -> str
         "LLAMA_SERVER_BIN_PATH": str(server),
         "LLAMA_CACHE": str(WORK / "cache"),
         "PORT": str(port),
+        VARIABLE: str(suite.engine.path),
         "UPSTREAM_RECORD": str(record / f"{name}.jsonl"),
         "UPSTREAM_MODEL": str(WORK / "cache" / "stand-in.gguf"),
         "UPSTREAM_WORK": str(WORK),
@@ -168,8 +174,11 @@ def _wrapper() -> Path:
     return path
 
 
-def _kept(how: str) -> Outcomes:
-    path = WORK / f"{how}.json"
+def _results(how: str, engine: Engine) -> Path:
+    return WORK / f"{how}-{engine.label}.json"
+
+
+def _kept(path: Path) -> Outcomes:
     loaded = json.loads(path.read_text()) if path.exists() else {}
     return {test: (outcome, why) for test, (outcome, why) in loaded.items()}
 
@@ -181,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="files at once")
     parser.add_argument("--limit", type=int, default=900, metavar="S", help="seconds for a file")
     parser.add_argument("--source", type=Path, metavar="DIR", help="llama.cpp's source tree")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page there, too")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write its part of the page")
     return parser
 
 

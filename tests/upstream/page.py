@@ -1,4 +1,4 @@
-"""docs/compatibility.md: how many of llama.cpp's server tests pass, and why some do only plain."""
+"""Parts of docs/compatibility.md: which of llama.cpp's server tests pass, and why some do not."""
 
 from __future__ import annotations
 
@@ -106,36 +106,33 @@ def sorted_by_reason(
     return found
 
 
-def page(plain: Outcomes, through: Outcomes, engine: str) -> str:
-    """Return the page."""
+def part_of(engine: str) -> str:
+    """Return the name of the part of the page that has the tests of an engine."""
+    return f"server tests {engine.partition('-')[0]}"
+
+
+def section(plain: Outcomes, through: Outcomes, engine: str, *, listed: bool = True) -> str:
+    """Return what the page says of an engine; `listed`: with each test that passes only plain."""
     differ = only_plain(plain, through)
     passed = [sum(one[0] == "passed" for one in each.values()) for each in (plain, through)]
     both = passed[0] - len(differ)
     lines = [
-        "# Compatibility with llama-server",
-        "",
-        "For those who ask what of llama-server works through lswap.",
-        "",
-        "`make compat` writes this page. It runs llama.cpp's own server tests, from the source",
-        "tree of the engine, against plain llama-server and through lswap. Tiny models replace",
-        "those that the tests fetch from Hugging Face. Tests of a model's words, of images, of",
-        "rerankers and of downloads therefore fail in both runs and tell nothing. Tests marked",
-        "as slow do not run. Through lswap a read names its model (`/props?model=`), as clients",
-        "of several models do, and a test begins when its model is loaded.",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, llama-server {engine}:",
+        f"{datetime.now(UTC):%Y-%m-%d}, llama-server {engine} with the tests of its own sources:",
         f"{len(plain)} tests run, {passed[0]} pass plain, {both} of these through lswap.",
         "",
     ]
     groups = sorted_by_reason(differ)
-    lines += ["## What passes only without lswap", "", "| kind | tests | why |", "|---|---|---|"]
+    lines += ["What passes only without lswap:", ""]
+    lines += ["| kind | tests | why |", "|---|---|---|"]
     for reason, tests in groups.items():
         if reason is not None:
             lines.append(f"| {reason.kind} | {len(tests)} | {reason.text} |")
     if None in groups:
         lines.append(f"| not looked at yet | {len(groups[None])} | see below |")
     for reason, tests in groups.items():
-        lines += ["", f"### {reason.kind if reason else 'Not looked at yet'}", ""]
+        if reason is not None and not listed:
+            continue
+        lines += ["", f"#### {reason.kind if reason else 'Not looked at yet'}", ""]
         lines += [f"* `{_short(test)}`" for test in tests]
     return "\n".join(lines) + "\n"
 
