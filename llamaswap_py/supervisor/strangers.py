@@ -7,14 +7,18 @@ page, changes nothing.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from llamaswap_py.storage.record_folder import RecordFolder, traffic_folder
+
+if TYPE_CHECKING:
+    from llamaswap_py.devices import Device
 
 _WINDOW: Final = 600.0
 _STEP: Final = 60.0
@@ -32,16 +36,23 @@ class KeptStrangers(msgspec.Struct, frozen=True):
 
 
 class SteadyStrangers:
-    """Takes what is measured, says the least of it, and keeps that from run to run."""
+    """Takes what is measured, says the least of it, and keeps that from run to run.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Each set of `devices` has a record of its own: of a declared device nothing is measured, and a
+    name like CUDA0 may mean another card for another engine.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, devices: Sequence[Device] = ()
+    ) -> None:
         self._clock = clock
+        self._name = _NAME + _mark(devices)
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
         self._store = RecordFolder(traffic_folder(), KeptStrangers, version=_VERSION)
 
     async def recall(self) -> None:
         """Begin with what the run before has seen, as if it had been measured now."""
-        if (kept := await asyncio.to_thread(self._store.read, _NAME)) is not None:
+        if (kept := await asyncio.to_thread(self._store.read, self._name)) is not None:
             self.record(kept.held)
 
     def record(self, held: Mapping[str, int]) -> None:
@@ -72,4 +83,12 @@ class SteadyStrangers:
     def save(self) -> None:
         """Write now. It blocks on the disk."""
         if held := self.least():
-            self._store.write(_NAME, KeptStrangers(held))
+            self._store.write(self._name, KeptStrangers(held))
+
+
+def _mark(devices: Sequence[Device]) -> str:
+    """Return an ending that tells a set of devices from others; "" without devices."""
+    if not devices:
+        return ""
+    said = sorted(f"{one.id} {one.uuid or ''} {one.source}" for one in devices)
+    return "-" + hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]

@@ -116,7 +116,8 @@ class Supervisor:
         self._stack = AsyncExitStack()
         self._tasks = tasks = asyncio.TaskGroup()
         self._memory_pools = MemoryPools(devices)
-        self.strangers, self.reservations = SteadyStrangers(), Reservations(self.dispatch)
+        self.strangers = SteadyStrangers(devices=devices)
+        self.reservations = Reservations(self.dispatch)
         self.estimation = Estimation(
             self.prepared,
             devices,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llamaswap_py.devices import Device
 from llamaswap_py.supervisor.strangers import SteadyStrangers
 from llamaswap_py.units import GIB, MIB
 
@@ -41,6 +42,21 @@ async def test_a_restart_begins_with_what_was_seen_before(clock: list[float]) ->
     await after.recall()
     after.record({"host": 9 * GIB})
     assert after.least() == {"host": 2 * GIB}
+
+
+@pytest.mark.anyio
+async def test_other_devices_have_a_record_of_their_own(clock: list[float]) -> None:
+    """Of a declared host nothing is measured, so its zero says nothing of the real one."""
+    real = (Device("host", 16 * GIB, GIB, "psutil"),)
+    declared = SteadyStrangers(lambda: clock[0], (Device("host", 2 * GIB, GIB, "declared"),))
+    declared.record({"host": 0})
+    declared.save()
+    for seen in (6 * GIB, 9 * GIB):
+        measured = SteadyStrangers(lambda: clock[0], real)
+        await measured.recall()
+        measured.record({"host": seen})
+        measured.save()
+        assert measured.least() == {"host": 6 * GIB}
 
 
 @pytest.mark.anyio
