@@ -24,6 +24,7 @@ from llamaswap_py.llamacpp.context_size import context_per_request
 from llamaswap_py.supervisor.device_lists import find_devices, unlisted
 from llamaswap_py.supervisor.fit import BOUND, FitCheck
 from llamaswap_py.supervisor.located_engines import Engines
+from llamaswap_py.supervisor.never_loads import never_loads
 from llamaswap_py.supervisor.prepare import further_problems, prepare
 from llamaswap_py.supervisor.preset_programs import port_text
 
@@ -154,6 +155,8 @@ def _checked(prepared: Prepared, said: list[str], judged: FitResult, config: Con
     if judged.problem and judged.estimate is not None and not prepared.problems:
         where = config.where(f"models.{preset.id}")
         problems.append(str(PresetProblem(preset.id, where, judged.problem, judged.remedy)))
+    if not problems and not prepared.problems:
+        problems += [str(one) for one in never_loads(prepared, judged, config)]
     estimate = judged.estimate
     return Checked(
         preset.id,

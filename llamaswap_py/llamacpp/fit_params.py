@@ -32,6 +32,25 @@ _SHOWN: Final = 3
 Purpose: TypeAlias = Literal["model", "context", "compute"]
 
 
+_NOT_STARTED: Final = re.compile(r"what\(\): +(failed to (?:load model|create llama_context))")
+_CAUSE: Final = re.compile(r'"level":"error","msg":"(?:\w+: )?(?P<what>[^"]+?)(?:\\n)?"')
+_FOR_MEMORY: Final = re.compile(r"memory|alloc|buffer", re.IGNORECASE)
+
+
+def refusal_in(said: str, *, on_host: bool) -> str:
+    """Return why the engine refused a model or its options, by the words of a run that failed.
+
+    "" if it did not, or if the reason may be a lack of memory at that moment. Its last lines may be
+    lost. Then it is a refusal only `on_host` alone: a dry run allocates nothing there.
+    """
+    ended, cause = _NOT_STARTED.search(said), _CAUSE.search(said)
+    if ended is None or (cause is None and not on_host):
+        return ""
+    if cause is not None and _FOR_MEMORY.search(cause["what"]):
+        return ""
+    return ended[1] if cause is None else cause["what"]
+
+
 class FitParamsError(LswapError):
     """Raised when llama-fit-params cannot be run, or gives no figures that can be used."""
 

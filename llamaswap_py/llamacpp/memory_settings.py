@@ -305,6 +305,8 @@ def _is_option(word: str) -> bool:
 # Options that take less memory, over those of a preset
 
 SLOTS: Final = "parallel"
+MOST_SLOTS: Final = 256
+"""With more it starts with none: llama.cpp has so many sequences at most (LLAMA_MAX_SEQ)."""
 EXPERTS: Final = "n-cpu-moe"
 OF_CONTEXT: Final = frozenset({"ctx-size", "kv-unified-per-slot"})
 """Options that set the context: it is open if none is given. So with those below."""

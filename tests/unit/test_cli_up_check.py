@@ -20,9 +20,11 @@ from llamaswap_py.cli.tables import plain_table
 from llamaswap_py.cli.version import lswap_text
 from llamaswap_py.config.load import Origin
 from llamaswap_py.config.sections import Log
+from llamaswap_py.demo.tiny_gguf import write_tiny_model
 from llamaswap_py.errors import ConfigError, EngineError, StateError
 from llamaswap_py.server import logging as cli_log
 from llamaswap_py.snapshot import ReadAheadView
+from tests.estimate.gguf_bytes import header
 from tests.unit.api_fakes import (
     failure_view,
     instance_view,
@@ -40,6 +42,10 @@ def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LSWAP_LLAMA_SERVER", str(tmp_path / "absent"))
 
 
+def write_model(path: Path) -> None:
+    write_tiny_model(path, "Hello.")
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "c.yaml"
     path.write_text(text)
@@ -55,7 +61,7 @@ def test_check_reports_a_broken_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_engine")
 def test_check_reports_everything_at_once(tmp_path: Path) -> None:
-    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    write_model(tmp_path / "there.gguf")
     text = """
 memory: {devices: {host: 4GiB}, margin: 1GiB, cache_ram: 0}
 models:
@@ -148,7 +154,7 @@ def test_check_warns_of_what_a_persistent_group_shuts_out(
 
 
 def test_check_with_an_engine(tmp_path: Path, llama_server: str) -> None:
-    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    write_model(tmp_path / "there.gguf")
     text = f"""
 engine: {llama_server}
 memory: {{devices: {{host: 4GiB}}, margin: 1GiB, cache_ram: 0}}
@@ -169,7 +175,7 @@ models:
 def test_a_mistake_in_the_defaults_is_said_once(
     tmp_path: Path, llama_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    write_model(tmp_path / "there.gguf")
     models = "".join(f"  m{number}: {{model: there.gguf}}\n" for number in range(5))
     text = f"engine: {llama_server}\ndefaults: {{args: {{c: 8x}}}}\nmodels:\n{models}"
     assert not run(Origin(write(tmp_path, text)), as_json=False)
@@ -183,7 +189,7 @@ def test_mistakes_of_every_kind_are_said_in_one_run(
     tmp_path: Path, llama_server: str, top: str
 ) -> None:
     """Structure, options, values, paths and devices; of one preset and of several."""
-    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    write_model(tmp_path / "there.gguf")
     text = f"""engine: {llama_server}
 {top}
 memory: {{devices: {{host: 4GiB}}}}
@@ -249,13 +255,16 @@ def test_the_last_line_says_whether_the_other_models_can_be_served(
 
 
 def test_each_file_of_a_list_is_looked_for(tmp_path: Path, llama_server: str) -> None:
-    for name in ("there.gguf", "a b.gguf", "b.gguf"):
-        (tmp_path / name).write_bytes(b"GGUF")
+    write_model(tmp_path / "there.gguf")
+    (tmp_path / "eye.gguf").write_bytes(header({"general.architecture": "clip"}))
+    adapter = {"general.architecture": "llama", "general.type": "adapter"}
+    for name in ("a b.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(header(adapter))
     text = f"""engine: {llama_server}
 defaults: {{args: {{mmproj: gone.gguf}}}}
 models:
-  fine: {{model: there.gguf, args: {{lora: "a b.gguf,b.gguf", mmproj: there.gguf}}}}
-  scaled: {{model: there.gguf, args: {{lora-scaled: "b.gguf:0.5,c.gguf:1", mmproj: b.gguf}}}}
+  fine: {{model: there.gguf, args: {{lora: "a b.gguf,b.gguf", mmproj: eye.gguf}}}}
+  scaled: {{model: there.gguf, args: {{lora-scaled: "b.gguf:0.5,c.gguf:1", mmproj: eye.gguf}}}}
   inherits: {{model: there.gguf, args: {{media-path: nowhere}}}}
 """
     report = check(Origin(write(tmp_path, text)))
