@@ -104,6 +104,34 @@ def _ollama(size: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
         "5,000 calls of tools",
         lambda: head + b'{"role":"assistant","tool_calls":[' + b",".join([call] * 5_000) + b"]}]}",
     )
+
+    def schema(value: Callable[[], bytes]) -> Callable[[], bytes]:
+        before = (
+            b'{"model":"sink","stream":false,"messages":[{"role":"user","content":"x"}],"format":'
+        )
+        return lambda: before + value() + b"}"
+
+    yield (
+        "240,000 names in a schema",
+        schema(lambda: b"{" + b",".join(b'"name%d":1' % one for one in range(240_000)) + b"}"),
+    )
+    yield (
+        "25,000 numbers of 639 digits",
+        schema(lambda: b'{"a":[' + b",".join([b"1" * 639] * 25_000) + b"]}"),
+    )
+    yield (
+        "240,000 names in the arguments of a tool call",
+        lambda: (
+            head
+            + b'{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{'
+            + b",".join(b'"name%d":1' % one for one in range(240_000))
+            + b"}}}]}]}"
+        ),
+    )
+    yield (
+        "a text of escapes, 16 MiB",
+        lambda: head + b'{"role":"user","content":"' + b"\\n" * (8 * MIB - 100) + b'"}]}',
+    )
     small = b'"' + base64.b64encode(b"\x89PNG" + bytes(60)) + b'"'
     yield (
         "5,000 small images",
@@ -111,11 +139,7 @@ def _ollama(size: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
     )
     yield (
         "240,000 values in a schema",
-        lambda: (
-            b'{"model":"sink","stream":false,"messages":[{"role":"user","content":"x"}],"format":{"a":['
-            + b",".join([b"{}"] * 120_000)
-            + b"]}}"
-        ),
+        schema(lambda: b'{"a":[' + b",".join([b"{}"] * 120_000) + b"]}"),
     )
 
 

@@ -32,6 +32,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _MALFORMED: Final = "JSON is malformed: "
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|.)", re.DOTALL)
+_NUMBER: Final = re.compile(rb"(\d{1,9});")
 _BROKEN_OFF: Final = re.compile(rb"(\\(u[0-9A-Fa-f]{0,3})?)?")
 _EXAMPLE: Final = 'send a JSON object like {"model": "NAME", "messages": [...]}'
 _PIECE: Final = 256 * KIB
@@ -122,13 +123,19 @@ class Skim:
             return Body.of(text)
         pieces: list[bytes | memoryview] = []
         ends = [*accumulate(map(len, self.body.pieces))]
-        at = 0
-        for found in re.finditer(re.escape(self.mark) + rb"(\d{1,9});", text):
-            cut = self.cuts[int(found[1])]
-            begin = found.start() - cut.lead
+        at = found = 0
+        # `find` takes a half to a third of the time of a pattern that begins with the mark.
+        while (found := text.find(self.mark, found)) >= 0:
+            number = _NUMBER.match(text, found + len(self.mark))
+            if number is None:
+                found += len(self.mark)
+                continue
+            cut = self.cuts[int(number[1])]
+            begin = found - cut.lead
             pieces.append(text[at:begin])
             pieces += self._slices(cut, ends)
             at = begin + cut.size
+            found = max(at, number.end())
         pieces.append(text[at:])
         return Body(_gathered(pieces), sum(map(len, pieces)))
 

@@ -41,7 +41,7 @@ _COUNTED: Final = MIB
 """Bytes that are counted at once. A text with far too many values is refused after one of them."""
 FREE: Final = 64 * KIB
 """The size of a body in bytes above which a request counts even if its route is free."""
-_MARK: Final = f"lswap-{secrets.token_hex(12)}-"
+MARK: Final = f"lswap-{secrets.token_hex(12)}-"
 """Stands for the parts that were cut; a client cannot know it."""
 _BEFORE_JSON: Final = b" \t\r\n\xef\xbb\xbf"
 """Blanks, and the bytes of a byte order mark."""
@@ -99,7 +99,7 @@ async def read_skimmed(
     if kind == b"multipart/form-data":
         skimmer = FormSkimmer(parameters(content_type).get(b"boundary", b""))
     else:
-        skimmer = JsonSkimmer(_MARK, unescaped=translated, top_level_only=not translated)
+        skimmer = JsonSkimmer(MARK, unescaped=translated, top_level_only=not translated)
 
     def scan(piece: bytes) -> int:
         # A body that is too large is refused once it is complete; until then nothing is added.
@@ -118,7 +118,7 @@ async def read_skimmed(
 
 
 def check_text(text: bytes) -> None:
-    """Raise ApiError `body_too_large` for a text that is too large for one turn of the loop."""
+    """Raise ApiError `body_too_large` for a text that takes too long to decode."""
     _check_size(len(text))
     check_values(text, VALUES)
 
@@ -130,6 +130,11 @@ def _check_size(size: int) -> None:
 
 def decode_large(text: bytes) -> Any:
     """Decode JSON; raises msgspec's errors, and ApiError `body_too_large` for too many decimals."""
+    return few_decimals().decode(text)
+
+
+def few_decimals() -> msgspec.json.Decoder[Any]:
+    """Return a decoder for one text that raises ApiError for too many decimals."""
     left = DECIMALS
 
     def number(digits: str) -> float:
@@ -139,7 +144,7 @@ def decode_large(text: bytes) -> Any:
             raise _too_large(f"{DECIMALS} numbers with a point or an exponent")
         return float(digits)
 
-    return msgspec.json.Decoder(float_hook=number).decode(text)
+    return msgspec.json.Decoder(float_hook=number)
 
 
 def check_values(text: bytes, most: int) -> None:
@@ -191,7 +196,7 @@ async def check_unread_media(body: Body) -> None:
         return
     if not begins_json(body):
         return
-    skimmer = JsonSkimmer(_MARK, top_level_only=True)
+    skimmer = JsonSkimmer(MARK, top_level_only=True)
     for piece in body.pieces:
         for start in range(0, len(piece), STEP):
             skimmer.feed(bytes(piece[start : start + STEP]))

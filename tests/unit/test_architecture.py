@@ -59,7 +59,7 @@ PURE = (
     "children.liveness",
     *("proxy.messages", "proxy.pending", "proxy.head_cache", "proxy.parsers", "proxy.principals"),
     *("api.body", "api.multipart", "api.errors", "api.counters"),
-    *("api.large_body", "api.media_urls"),
+    *("api.large_body", "api.media_urls", "api.json_steps"),
     *("api.ollama.translate", "api.ollama.answers"),
     *("api.ollama.context", "api.ollama.members"),
     *("devices.visible", "devices.placement", "devices.device"),

@@ -107,7 +107,7 @@ async def _vectors(
 ) -> tuple[int, dict[str, Any]]:
     call.route = replace(call.route, slot=True, retry=True)
     translated = Translated("/v1/embeddings", {"input": inputs}, "embed", stream=False)
-    request = child_request(call, preset, translated, None)
+    request = await child_request(call, preset, translated, None)
     return await _answer(call, preset, request)
 
 

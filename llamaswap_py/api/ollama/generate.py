@@ -17,6 +17,7 @@ from llamaswap_py.api.ollama.shared import (
     child_request,
     clock_of,
     decoded,
+    in_turns,
     keep_loaded,
     name_of,
     only_keep,
@@ -26,31 +27,32 @@ from llamaswap_py.api.ollama.shared import (
 )
 from llamaswap_py.api.ollama.translate import (
     Translated,
+    chat_in_steps,
+    generate_in_steps,
     read_keep_alive,
     read_switch,
-    translate_chat,
-    translate_generate,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llamaswap_py.api.body import Skim
+    from llamaswap_py.api.json_steps import Steps
     from llamaswap_py.api.request import Call
 
 
 async def chat(call: Call) -> None:
     """POST /api/chat."""
-    await _generate(call, translate_chat, empty="messages")
+    await _generate(call, chat_in_steps, empty="messages")
 
 
 async def generate(call: Call) -> None:
     """POST /api/generate."""
-    await _generate(call, translate_generate, empty="prompt")
+    await _generate(call, generate_in_steps, empty="prompt")
 
 
 async def _generate(
-    call: Call, translate: Callable[[dict[str, Any]], Translated], *, empty: str
+    call: Call, translate: Callable[[dict[str, Any]], Steps[Translated]], *, empty: str
 ) -> None:
     ask, skim = await read_large(call)
     preset = preset_of(call, ask)
@@ -58,7 +60,7 @@ async def _generate(
     if not ask.get(empty) and not ask.get("suffix"):
         await _only_keep(call, preset, name_of(ask), keep, empty)
         return
-    translated = translate(ask)
+    translated = await in_turns(translate(ask))
     if read_switch(ask, "_debug_render_only", default=False):
         await _render_only(call, preset, translated, name_of(ask), skim)
         return
@@ -70,7 +72,7 @@ async def _generate(
     await asyncio.sleep(0)  # the request may be large, and encoding it comes next
 
     async def attempt(preset: str) -> None:
-        request = child_request(call, preset, translated, skim)
+        request = await child_request(call, preset, translated, skim)
         await inference.translated(call, preset, request, translate=stream, answer=answer)
 
     preset = await follow_alias(call, name_of(ask), attempt)
@@ -118,7 +120,7 @@ async def _render_only(
         return
     call.route = replace(call.route, retry=True)
     asked = replace(translated, path="/apply-template")
-    request = child_request(call, preset, asked, skim)
+    request = await child_request(call, preset, asked, skim)
     await inference.translated(call, preset, request, translate=None, answer=answer)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from llamaswap_py.api import json_steps
 from llamaswap_py.api.body import bad_json, decode, filtered
 from llamaswap_py.api.load_only import load_as_asked
 from llamaswap_py.api.media_urls import looking, may_hold, refused
 from llamaswap_py.api.ollama.answers import Clock
 from llamaswap_py.api.read_body import (
     FREE,
+    MARK,
     TEXTS,
     check_text,
     decode_large,
+    few_decimals,
     read_control,
     read_skimmed,
 )
@@ -26,8 +29,11 @@ from llamaswap_py.proxy.messages import Body, UpstreamRequest
 
 if TYPE_CHECKING:
     from llamaswap_py.api.body import Skim
+    from llamaswap_py.api.json_steps import Steps
     from llamaswap_py.api.ollama.translate import Translated
     from llamaswap_py.api.request import Call
+
+_T = TypeVar("_T")
 
 
 async def read(call: Call) -> dict[str, Any]:
@@ -43,7 +49,7 @@ async def read_large(call: Call) -> tuple[dict[str, Any], Skim | None]:
     text = body.join() if skim is None else skim.text
     check_text(text)
     await others_turn(text)
-    ask = _object(text, skim)
+    ask = await _object_in_turns(text, skim)
     await others_turn(text)
     if not call.supervisor.config.allow_media_urls and may_hold(text):
         for found in looking(ask):
@@ -59,7 +65,7 @@ async def read_whole(call: Call) -> dict[str, Any]:
     body, _ = await read_skimmed(call, b"application/json", limit)
     text = body.join()
     check_text(text)
-    ask = _object(text)
+    ask = await _object_in_turns(text)
     await others_turn(text)
     return ask
 
@@ -70,11 +76,36 @@ async def others_turn(text: bytes) -> None:
         await asyncio.sleep(0)
 
 
-def _object(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
+async def in_turns(steps: Steps[_T]) -> _T:
+    """Return the result of steps; the event loop runs other requests in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        await asyncio.sleep(0)
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
         ask = decode(text or b"{}") if len(text) <= FREE else decode_large(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_json(text, error) from None
+    return _checked(ask)
+
+
+async def _object_in_turns(text: bytes, skim: Skim | None = None) -> dict[str, Any]:
+    if len(text) <= FREE:
+        return _object(text)
+    try:
+        ask = await in_turns(json_steps.decoded(text, few_decimals(), MARK))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_json(text, error, skim) from None
+    return _checked(ask)
+
+
+def _checked(ask: Any) -> dict[str, Any]:
     if not isinstance(ask, dict):
         raise ApiError("bad_json", "the body must be a JSON object")
     return ask
@@ -93,13 +124,16 @@ def preset_of(call: Call, ask: dict[str, Any]) -> str:
     return call.find_preset(name_of(ask))
 
 
-def child_request(
+async def child_request(
     call: Call, preset: str, translated: Translated, skim: Skim | None
 ) -> UpstreamRequest:
     """Return the request for a child, after the filters of the preset's `request`."""
     filters = call.supervisor.config.models[preset].request
     asked = filtered(translated.body, filters, call.asked)
-    body = msgspec.json.encode({"model": preset, **asked})
+    try:
+        body = bytes(await in_turns(json_steps.encoded({"model": preset, **asked})))
+    except RecursionError as error:
+        raise bad_json(b"", error) from None
     headers = [(b"content-type", b"application/json")]
     if forwarded := call.exchange.head.get(b"user-agent"):
         headers.append((b"user-agent", forwarded))

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from llamaswap_py.api.json_steps import LIGHT, Steps, at_once, weight
 from llamaswap_py.api.ollama.context import Said, read_context
 from llamaswap_py.api.ollama.members import OPTIONS, refuse
 from llamaswap_py.errors import ApiError
 from llamaswap_py.units import parse_duration
 
-_write: Final = json.JSONEncoder(ensure_ascii=False).encode
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
+_write: Final = _ENCODER.encode
 _KNOWN: Final = {option.name: option for option in OPTIONS}
 _IMAGES: Final = (
     (b"\x89PNG", "png"),
@@ -39,7 +41,11 @@ _EFFORTS: Final = ("low", "medium", "high", "max")
 MOST_MESSAGES: Final = 20_000
 MOST_WITHIN: Final = 5_000
 MOST_OPTIONS: Final = 1_000
-"""The most parts to translate in one turn of the event loop; each bound takes about 40 ms."""
+"""The most parts of one request to translate; each bound takes about 40 ms of CPU time."""
+_STEP: Final = 1_000
+"""The messages, tool calls or images that are translated in one turn of the event loop."""
+_FEW: Final = 20
+"""The part of `LIGHT` from which on the arguments of a call are a step of their own."""
 _RAW_REFUSES: Final = ("system", "template", "context", "images")
 
 
@@ -62,16 +68,26 @@ class Translated:
 
 def translate_chat(ask: Mapping[str, Any]) -> Translated:
     """Return the chat completion for /api/chat; raises ApiError `bad_request`."""
+    return at_once(chat_in_steps(ask))
+
+
+def translate_generate(ask: Mapping[str, Any]) -> Translated:
+    """Return the completion for /api/generate; raises ApiError `bad_request`."""
+    return at_once(generate_in_steps(ask))
+
+
+def chat_in_steps(ask: Mapping[str, Any]) -> Steps[Translated]:
+    """Translate like `translate_chat`, in steps of some milliseconds."""
     messages = _list(ask, "messages")
-    body: dict[str, Any] = {"messages": _messages(messages)}
+    body: dict[str, Any] = {"messages": (yield from _messages(messages))}
     if tools := _list(ask, "tools"):
         body["tools"] = list(tools)
     refuse("/api/chat", ask)
     return _completion(ask, body, "chat")
 
 
-def translate_generate(ask: Mapping[str, Any]) -> Translated:
-    """Return the completion for /api/generate; raises ApiError `bad_request`."""
+def generate_in_steps(ask: Mapping[str, Any]) -> Steps[Translated]:
+    """Translate like `translate_generate`, in steps of some milliseconds."""
     prompt = _text(ask, "prompt")
     raw = read_switch(ask, "raw", default=False)
     for key in _RAW_REFUSES if raw else ():
@@ -90,7 +106,8 @@ def translate_generate(ask: Mapping[str, Any]) -> Translated:
     message: dict[str, Any] = {"role": "user", "content": prompt}
     if images := _list(ask, "images"):
         message["images"] = images
-    translated = _completion(ask, {"messages": _messages([*messages, message])}, "generate")
+    turned = yield from _messages([*messages, message])
+    translated = _completion(ask, {"messages": turned}, "generate")
     return replace(translated, talk=(*talk, Said("user", prompt)))
 
 
@@ -249,39 +266,62 @@ def _format(wanted: Any) -> dict[str, Any]:
     raise ApiError("bad_request", message, param="format")
 
 
-def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+def _messages(messages: Sequence[Any]) -> Steps[list[dict[str, Any]]]:
     """Return the messages in OpenAI's form, in which tool calls must have ids."""
     _check_work(messages)
     found: list[dict[str, Any]] = []
     calls = Calls()
     number = 0
-    for one in messages:
+    for at, one in enumerate(messages, 1):
+        if not at % _STEP:
+            yield
         if not isinstance(one, dict):
             raise ApiError("bad_request", "each message must be an object", param="messages")
         message: dict[str, Any] = {"role": str(one.get("role", "user")).lower()}
-        message["content"] = _content(one)
+        message["content"] = yield from _content(one)
         if thinking := one.get("thinking"):
             message["reasoning_content"] = thinking
         if asked := _list(one, "tool_calls"):
             turned = []
             for call in asked:
-                function = call.get("function") if isinstance(call, dict) else None
-                function = function if isinstance(function, dict) else {}
-                id = str(call.get("id") or f"call_{number}") if isinstance(call, dict) else ""
+                turned.append((yield from _call(call, number, calls)))
                 number += 1
-                name = str(function.get("name", ""))
-                calls.add(id, name)
-                arguments = function.get("arguments", {})
-                if not isinstance(arguments, str):
-                    arguments = _write(arguments)
-                inner = {"name": name, "arguments": arguments}
-                turned.append({"id": id, "type": "function", "function": inner})
             message["tool_calls"] = turned
         if message["role"] == "tool":
             called = one.get("tool_name") or one.get("name")
             message["tool_call_id"] = calls.answered(one.get("tool_call_id"), called)
         found.append(message)
     return found
+
+
+def _call(call: Any, number: int, calls: Calls) -> Steps[dict[str, Any]]:
+    """Return one tool call, and add it to those that have no result."""
+    if not number % _STEP:
+        yield
+    function = call.get("function") if isinstance(call, dict) else None
+    function = function if isinstance(function, dict) else {}
+    id = str(call.get("id") or f"call_{number}") if isinstance(call, dict) else ""
+    name = str(function.get("name", ""))
+    calls.add(id, name)
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str):
+        arguments = yield from _written(arguments)
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _written(arguments: Any) -> Steps[str]:
+    """Return the arguments of a call as a JSON text."""
+    needs = weight(arguments)
+    if needs < LIGHT:
+        if needs > LIGHT // _FEW:
+            yield
+        return _write(arguments)
+    parts: list[str] = []
+    for at, part in enumerate(_ENCODER.iterencode(arguments), 1):
+        parts.append(part)
+        if not at % LIGHT:
+            yield
+    return "".join(parts)
 
 
 def _check_work(messages: Sequence[Any]) -> None:
@@ -303,13 +343,17 @@ def _check_work(messages: Sequence[Any]) -> None:
             raise ApiError("body_too_large", message, remedy=remedy, param="messages")
 
 
-def _content(message: Mapping[str, Any]) -> Any:
+def _content(message: Mapping[str, Any]) -> Steps[Any]:
     text = message.get("content") or ""
     images = _list(message, "images")
     if not images:
         return text
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
-    return parts + [_medium(one) for one in images]
+    for at, one in enumerate(images, 1):
+        if not at % _STEP:
+            yield
+        parts.append(_medium(one))
+    return parts
 
 
 def _medium(image: Any) -> dict[str, Any]:
