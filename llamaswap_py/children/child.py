@@ -421,9 +421,10 @@ class Child:
         lives_on = ""
         if self.search is not None and self._taken is None:
             with guard.reporting("container"):
-                lives_on = await self.search.end(
-                    self.spec.stop_timeout, told=was_told, say=self._say
-                )
+                patience = self.spec.stop_timeout
+                lives_on = await self.search.end(patience, told=was_told, say=self._say)
+                if not lives_on:
+                    await self.search.tidy()
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.close())
         if self._file is not None:

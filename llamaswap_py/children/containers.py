@@ -155,6 +155,11 @@ def read_engine(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for word in words[:verb] if word != "container")
 
 
+def removes(words: Sequence[str]) -> bool:
+    """Return whether a command has its container removed once that has ended. Pure."""
+    return not {"--rm", "--rm=true"}.isdisjoint(_inner(words))
+
+
 def _inner(words: Sequence[str]) -> Sequence[str]:
     """Return the words of a command inside `sh -c`."""
     if len(words) > 2 and Path(words[0]).name in _SHELLS and words[1] == "-c":

@@ -27,6 +27,7 @@ from llamaswap_py.children.containers import (
     find_publisher,
     read_command,
     read_engine,
+    removes,
     words_of,
 )
 from llamaswap_py.children.family import family_of
@@ -43,6 +44,8 @@ _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _KILLED: Final = 5.0
 """Seconds for a process to end after SIGKILL."""
+_TRIES: Final = 3
+"""Attempts to remove a container: another process of its engine may be at it."""
 _ENGINE: Final = 10.0
 """Seconds that a container engine may take longer than the container that it stops."""
 
@@ -64,6 +67,8 @@ class OutsideSearch:
         self._inodes: set[int] = set()
         self._forwarded = False
         self._serves_itself = False
+        self._words: Sequence[str] = ()
+        """The command that runs the container."""
 
     @property
     def unseen(self) -> bool:
@@ -104,11 +109,12 @@ class OutsideSearch:
     def _commands(self) -> tuple[ContainerCommand | None, tuple[str, ...]]:
         """Return the command of the program, or of one it started, that runs a container."""
         assert self._pid is not None
-        engine = read_engine(self._argv)
-        if engine:
+        if engine := read_engine(self._argv):
+            self._words = self._argv
             return read_command(self._argv), engine
         for pid in family_of(self._pid):
             if engine := read_engine(words := words_of(pid)):
+                self._words = words
                 return read_command(words), engine
         return None, ()
 
@@ -163,6 +169,22 @@ class OutsideSearch:
                 ours = bool(found.id) or process.uids().real == os.getuid()
                 if ours and process.create_time() >= self._since:
                     process.send_signal(number)
+
+    async def tidy(self) -> None:
+        """Remove what is left of a container that ended, if its command says so (`--rm`).
+
+        Podman does it by a process that ended with the client. What is left would have the name.
+        """
+        engine = read_engine(self._words)
+        if self.found is None or not self.found.id or not engine or not removes(self._words):
+            return
+        known = self.found.id
+        inspect = [*engine, "inspect", "--type", "container", "--format", "{{.Id}}", known]
+        for _ in range(_TRIES):
+            await ask_engine([*engine, "rm", "--force", known], self._env, self._folder)
+            if not (await ask_engine(inspect, self._env, self._folder)).strip():
+                return
+            await asyncio.sleep(_LONGEST_PAUSE)
 
     async def _gone_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -275,6 +275,28 @@ async def test_a_container_is_ended_by_its_engine(
     assert said[0].startswith(f"container {ID[:12]} (process {box_process.pid}, sleep) runs on")
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"), [("--rm", True), ("--rm=true", True), ("--name box", False)]
+)
+async def test_what_is_left_of_a_container_is_removed_if_its_command_says_so(
+    tmp_path: Path, options: str, asked: bool
+) -> None:
+    """What Podman leaves if its client is killed has the name, and the next load would fail."""
+    engine = write_engine(tmp_path, "true")
+    search = OutsideSearch(spec_of(tmp_path), (engine, "run", *options.split(), "image"))
+    search.begin(os.getpid())
+    await search.look()
+    search.found = Outside(Group((str(tmp_path),)), id=ID)
+    (tmp_path / "asked").unlink(missing_ok=True)
+    await search.tidy()
+    assert (tmp_path / "asked").exists() == asked
+    if asked:
+        assert (tmp_path / "asked").read_text().splitlines() == [
+            f"rm --force {ID}",
+            f"inspect --type container --format {{{{.Id}}}} {ID}",
+        ]
+
+
 def test_the_tops_of_some_processes() -> None:
     own = os.getpid()
     assert tops([own, os.getppid()]) == [os.getppid()]
