@@ -118,7 +118,7 @@ class NvmlWorker:
         return Answer(**json.loads(line))
 
     def close(self) -> None:
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=90)
         assert self._process.returncode == 0
 
 

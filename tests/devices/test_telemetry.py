@@ -42,7 +42,7 @@ class ScriptedReader:
         self.began.set()
         self.threads.add(threading.get_ident())
         if self.block is not None:
-            self.block.wait(20)
+            self.block.wait(60)
         if self.error is not None:
             raise self.error
         pools = {} if self.unreadable else {"CUDA0": read_pool(100, self.used, 0)}
@@ -74,7 +74,7 @@ class Reports(list[Measurement]):
         self._more.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 self._more.clear()
                 await self._more.wait()
@@ -98,7 +98,7 @@ async def test_it_samples_by_itself_while_busy_in_one_thread(reader: ScriptedRea
     ):
         await reports.until(lambda: len(reports) >= 3)
     assert [one.at for one in reports[:3]] == [1.0, 2.0, 3.0]
-    assert reader.closed.wait(20)
+    assert reader.closed.wait(60)
     assert len(reader.threads) == 1
     assert threading.get_ident() not in reader.threads
 
@@ -150,7 +150,7 @@ async def test_a_measurement_begins_after_it_was_asked_for(reader: ScriptedReade
         interval=NEVER,
         clock=itertools.count(1.0).__next__,
     ) as telemetry:
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             assert await asyncio.to_thread(reader.began.wait, 20)  # the first reading blocks
             asked = [tasks.create_task(telemetry.measure_now()) for _ in range(3)]
             await asyncio.sleep(0)
@@ -175,7 +175,7 @@ async def test_a_measurement_of_a_child_that_was_reaped_meanwhile_is_taken_again
         await reports.until(lambda: len(reports) == 1)
         reader.block = threading.Event()
         reader.began.clear()
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             asked = tasks.create_task(telemetry.measure_now())
             assert await asyncio.to_thread(reader.began.wait, 20)
             children.clear()
@@ -204,7 +204,7 @@ async def test_a_driver_that_hangs_delays_nobody(
     reader: ScriptedReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader.block = threading.Event()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with Telemetry(
             [],
             children=lambda: (),
@@ -295,7 +295,7 @@ async def test_an_error_of_the_listener_is_counted_and_measuring_goes_on(
             raise ValueError("a bug of the listener")
 
     before = guard.failures["telemetry"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with Telemetry(
             [], children=lambda: (), on_measured=fail_once, reader=reader
         ) as telemetry:
@@ -306,7 +306,7 @@ async def test_an_error_of_the_listener_is_counted_and_measuring_goes_on(
 
 async def test_nobody_waits_beyond_the_end(reader: ScriptedReader) -> None:
     reader.block = threading.Event()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         async with Telemetry(
             [], children=lambda: (), on_measured=lambda one: None, reader=reader
         ) as telemetry:
@@ -320,7 +320,7 @@ async def test_an_error_of_the_body_stays_itself(reader: ScriptedReader) -> None
     with pytest.raises(KeyError, match="of the body"):
         async with Telemetry([], children=lambda: (), on_measured=lambda one: None, reader=reader):
             raise KeyError("of the body")
-    assert reader.closed.wait(20)
+    assert reader.closed.wait(60)
 
 
 def test_declared_devices_are_not_watched(root: Root) -> None:
@@ -352,7 +352,7 @@ async def test_memory_a_real_child_takes_is_ours_and_not_a_strangers() -> None:
             after = await telemetry.measure_now()
     finally:
         ours.close()
-        process.join(20)
+        process.join(60)
     assert before is not None
     assert after is not None
     mine = [one.pools["host"].ours for one in (before, after)]

@@ -83,7 +83,7 @@ async def test_estimates_meet_reality_and_learn_from_it(
     assert dry.source is Source.DRY_RUN
     with serve(llama_server, wanted) as (pid, url):
         ready = read_host_use(pid, wanted.files)
-        async with httpx.AsyncClient(base_url=url, timeout=50, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=90, trust_env=False) as client:
             for slot in range(2):
                 body = {"prompt": [100 + at % 100 for at in range(1000)], "id_slot": slot}
                 answer = await client.post("/completion", json=body)

@@ -33,7 +33,7 @@ async def _mixed(lswap: Lswap, over: asyncio.Event, bad: list[str]) -> None:
         name = ("alpha", "beta")[number % 2]
         body = chat_body(name, stream=number % 3 == 0)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 answer = await lswap.client.post("/v1/chat/completions", json=body)
                 if answer.status_code != 200:
                     bad.append(answer.text)

@@ -195,7 +195,7 @@ def hostile(**attacks: Callable[[Answer], None]) -> Iterator[tuple[str, type[Ans
     finally:
         server.shutdown()
         server.socket.close()
-        thread.join(5)
+        thread.join(60)
 
 
 def fetch(url: str, folder: Path, token: str = "", *, honest: bool = False) -> Step:

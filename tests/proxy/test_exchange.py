@@ -136,9 +136,9 @@ async def test_pieces_arrive_as_they_come() -> None:
 
     async with serving(handler) as served, connected(served.endpoint) as client:
         await client.send(POST + b"Content-Length: 6\r\n\r\nabc")
-        assert await asyncio.wait_for(seen.get(), 5) == b"abc"
+        assert await asyncio.wait_for(seen.get(), 60) == b"abc"
         await client.send(b"def")
-        assert await asyncio.wait_for(seen.get(), 5) == b"def"
+        assert await asyncio.wait_for(seen.get(), 60) == b"def"
         assert (await client.answer()).status == 200
 
 
@@ -239,7 +239,7 @@ async def test_a_stream_waits_for_a_client_that_does_not_read() -> None:
             await asyncio.wait_for(done.wait(), 0.3)
         assert written < 640
         while not done.is_set():
-            await asyncio.wait_for(client.reader.read(2**20), 5)
+            await asyncio.wait_for(client.reader.read(2**20), 60)
 
 
 async def test_counters_and_repr() -> None:

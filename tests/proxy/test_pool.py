@@ -232,7 +232,7 @@ async def test_a_full_listen_queue_is_waited_for(folder: Path) -> None:
                 assert not connecting.done()
                 accepted, _ = listener.accept()
                 accepted.close()
-                connection = await asyncio.wait_for(connecting, 5)
+                connection = await asyncio.wait_for(connecting, 60)
                 connection.abort()
         finally:
             for filler in fillers:

@@ -67,7 +67,7 @@ async def test_draining_closes_the_idle_and_finishes_the_busy() -> None:
         release.set()
         answer = await busy.answer()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
-        await asyncio.wait_for(drained, 5)
+        await asyncio.wait_for(drained, 60)
         assert served.server.connections == 0
 
 

@@ -224,7 +224,7 @@ async def test_a_side_that_stops_reading_stops_the_other(folder: Path, direction
         await go_on.wait()
         got = 0
         while got < total:
-            got += len(await asyncio.wait_for(peer.reader.read(2**20), 5))
+            got += len(await asyncio.wait_for(peer.reader.read(2**20), 60))
         received.set()
 
     async def give(peer: Peer) -> None:

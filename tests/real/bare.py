@@ -42,7 +42,7 @@ def serve(
                 log.append(line)
                 if "listening on http" in line:
                     url = line.split("listening on ")[1].split()[0]
-                    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                    with httpx.Client(base_url=url, timeout=90, trust_env=False) as client:
                         yield client
                     return
             pytest.fail("llama-server ended: " + "".join(log))

@@ -266,7 +266,7 @@ async def test_a_question_without_a_client_meets_a_closed_door(lab: Lab, how: st
             await stream.rest()
             assert stream.finish == "length"
         found = await lswap.client.get("/v1/stream", params={"conv_id": name})
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while found.status_code == 503:
                 await asyncio.sleep(0.05)
                 found = await lswap.client.get("/v1/stream", params={"conv_id": name})

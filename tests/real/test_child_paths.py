@@ -73,7 +73,7 @@ async def _exchange(place: Path | tuple[str, int], data: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(place)
     try:
         writer.write(data)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await reader.read()
     except ConnectionError:
         return b""

@@ -46,7 +46,7 @@ def run_demo(config: Path, **changes: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "llamaswap_py", "demo", "--build", "--config", str(config)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
         check=False,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **changes},
@@ -96,7 +96,7 @@ def test_keep_serves_until_it_is_told_to_stop(config: Path) -> None:
         rest, _ = demo.communicate(timeout=90)
         assert demo.returncode == 0, rest
         assert "no llama-server left" in rest
-        assert not psutil.wait_procs(family, timeout=2)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Builder:
 
     def run(self, *options: str) -> tuple[int, str]:
         with self.start(*options) as process:
-            text, _ = process.communicate(timeout=50)
+            text, _ = process.communicate(timeout=90)
         return process.returncode, text
 
     def build(self, *options: str) -> str:
@@ -286,7 +286,7 @@ def test_a_source_that_is_not_the_locked_one_is_not_used(registry: Builder) -> N
 
 def test_two_builds_at_once_wait_for_each_other(registry: Builder) -> None:
     with registry.start("--ref", "b9000") as one, registry.start("--ref", "b9000") as two:
-        texts = [process.communicate(timeout=50)[0] for process in (one, two)]
+        texts = [process.communicate(timeout=90)[0] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), texts
     assert sorted("already built" in text for text in texts) == [False, True]
     assert [p.name for p in registry.engines.iterdir()] == ["b9000-cpu"]

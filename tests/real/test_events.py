@@ -26,7 +26,7 @@ async def test_the_feed_tells_of_a_load_and_is_replayed(lab: Lab) -> None:
         await lswap.chat("alpha")
         seen: list[Any] = []
         path = "/lswap/v1/events"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async with aconnect_sse(lswap.client, "GET", path, params={"after": "0"}) as source:
                 async for event in source.aiter_sse():
                     seen.append(event)
@@ -39,7 +39,7 @@ async def test_the_feed_tells_of_a_load_and_is_replayed(lab: Lab) -> None:
         ids = [int(one.id) for one in seen]
         assert ids == list(range(1, len(ids) + 1))
         headers = {"Last-Event-ID": str(ids[-2])}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async with aconnect_sse(lswap.client, "GET", path, headers=headers) as source:
                 again = await anext(source.aiter_sse())
         assert int(again.id) == ids[-1]
@@ -61,7 +61,7 @@ def _kept(url: str) -> list[ServerEvent]:
 async def test_the_router_s_own_events_and_routes(lab: Lab) -> None:
     models = {name: lab.preset(name, size="50MiB") for name in ("alpha", "beta")}
     async with lab.lswap(models) as lswap:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async with aconnect_sse(lswap.client, "GET", "/models/sse") as source:
                 events = source.aiter_sse()
                 answer = await lswap.client.post("/models/load", json={"model": "alpha"})

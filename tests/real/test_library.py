@@ -41,7 +41,7 @@ async def _ids(lswap: Lswap) -> dict[str, str]:
 
 async def test_one_is_added_fetched_used_and_removed(lab: Lab) -> None:
     async with serving(lab) as lswap:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async with aconnect_sse(lswap.client, "GET", "/models/sse") as source:
                 events = source.aiter_sse()
                 added = await lswap.client.post("/models", json={"model": NAME})

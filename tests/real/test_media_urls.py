@@ -59,7 +59,7 @@ def pictures() -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)
 
 
 def asks(url: str) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -331,7 +331,7 @@ async def test_a_disk_that_hangs(lab: Lab, what: str) -> None:
             began = loop.time()
             assert await lswap.chat("alpha") == lab.sentence("alpha")
             assert (await lswap.client.get("/livez")).status_code == 200
-            assert loop.time() - began < 10
+            assert loop.time() - began < 60
         await lswap.stop()
         for task in asked:
             task.cancel()
@@ -438,10 +438,10 @@ async def test_a_disk_that_hangs_for_what_is_written(lab: Lab, what: str) -> Non
             assert await lswap.chat(name) == lab.sentence(name)
         disk.hang()
         for _ in range(3):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 for name in models:  # each loads anew, and evicts the other
                     assert await lswap.chat(name) == lab.sentence(name)
                 assert (await lswap.client.get("/livez")).status_code == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await lswap.stop()
     disk.go_on()

@@ -33,14 +33,14 @@ def taken(lswap: Lswap) -> int:
 
 async def fallen(lswap: Lswap, most: int) -> None:
     """Wait until lswap takes no more than that."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while taken(lswap) > most:  # noqa: ASYNC110 - nobody says when
             await asyncio.sleep(0.05)
 
 
 async def risen(lswap: Lswap, least: int) -> None:
     """Wait until lswap takes that much."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while taken(lswap) < least:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

@@ -94,7 +94,7 @@ def test_the_demo_runs_without_a_compiler(
         [sys.executable, "-m", "llamaswap_py", "engine", "list"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
         check=True,
         env=env,
     )
@@ -111,7 +111,7 @@ def test_the_first_start_at_a_terminal_offers_a_release(
         command,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
         check=False,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ def test_the_first_start_at_a_terminal_offers_a_release(
             assert f"downloading {asset_name(this_platform())}" in seen
             assert f"engines/{pinned_ref()}-ubuntu-" in seen.partition("with llama-server")[2]
             up.send_signal(signal.SIGINT)
-            assert up.wait(50) == 0
+            assert up.wait(60) == 0
         finally:
             up.kill()
             os.close(master)
@@ -163,7 +163,7 @@ def test_an_interrupted_download_leaves_nothing(
                 assert install.poll() is None
                 time.sleep(0.01)
             install.send_signal(signal.SIGINT)
-            _, said = install.communicate(timeout=30)
+            _, said = install.communicate(timeout=90)
         finally:
             ended.set()
             install.kill()
@@ -211,7 +211,7 @@ def test_an_engine_for_a_newer_c_library_is_explained(
         [sys.executable, "-m", "llamaswap_py", "engine", "install"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=90,
         check=False,
         env=env,
     )

@@ -131,7 +131,7 @@ async def test_a_model_that_is_estimated_is_estimated_anew(lab: Lab) -> None:
         assert await lswap.chat("alpha") == lab.sentence("alpha")
         rewrite(lab, lswap, {"alpha": {**preset, "args": {"ctx-size": 1024}}, "beta": preset})
         await lswap.client.post("/lswap/v1/reload")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await lswap.chat("alpha") == lab.sentence("alpha")
             assert await lswap.chat("beta") == lab.sentence("alpha")
         (alpha, _) = (await lswap.state()).models

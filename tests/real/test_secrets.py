@@ -134,7 +134,7 @@ async def test_no_secret_is_written_or_shown(lab: Lab) -> None:
         for done in await commands(lab, lswap):
             assert "Traceback" not in done.err
             shown += [done.out, done.err]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             path = "/lswap/v1/events?after=0"
             async with lswap.client.stream("GET", path, headers=boss) as stream:
                 lines = stream.aiter_lines()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.real.lab import Lab
 
 pytestmark = pytest.mark.anyio
-PATIENCE = 20.0
+PATIENCE = 60.0
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 

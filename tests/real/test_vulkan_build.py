@@ -55,7 +55,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=90,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 E = TypeVar("E")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def make_spec(binary: str, folder: Path, **changes: Any) -> ChildSpec:

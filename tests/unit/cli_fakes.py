@@ -46,7 +46,7 @@ def serving(
     thread = threading.Thread(target=asyncio.run, args=(life(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield f"unix:{path}"
     finally:
         if started:

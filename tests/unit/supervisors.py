@@ -100,7 +100,7 @@ async def loaded_supervisor(
 
 async def loaded(supervisor: Supervisor) -> None:
     """Wait until all that is loading is ready."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while any(one.state is not State.READY for one in instances_of(supervisor)):  # noqa: ASYNC110
             await asyncio.sleep(0)
 

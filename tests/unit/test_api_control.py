@@ -184,7 +184,7 @@ async def test_followed_logs(ended_by: str) -> None:
     log.extend(["old", "recent"])
     app = App(cast("Any", FakeSupervisor(log=log)))
     exchange = FakeExchange("GET", "/lswap/v1/logs/alpha?tail=1&follow=true")
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(app.handle(cast("Any", exchange)))
         await exchange.written.wait()
         assert exchange.answer == b"recent\n"

@@ -330,7 +330,7 @@ def test_a_real_binary_takes_what_the_keys_become(llama_server: str, keys: str) 
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=90,
     )
     said = done.stdout + done.stderr
     assert "error while handling argument" not in said

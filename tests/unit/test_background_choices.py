@@ -85,7 +85,7 @@ async def test_it_is_looked_for_only_when_an_estimate_has_come(
 @pytest.mark.anyio
 async def test_a_supervisor_says_when_an_estimate_has_come(tmp_path: Path) -> None:
     config = configured("models: {a: {model: /m/a.gguf}}")
-    async with asyncio.timeout(30), make_supervisor(tmp_path, config, Endpoint()) as supervisor:
+    async with asyncio.timeout(60), make_supervisor(tmp_path, config, Endpoint()) as supervisor:
         for _ in range(2):
             supervisor.estimation.redo(["a"])
             await supervisor.estimation.next()

@@ -18,7 +18,7 @@ def test_a_part_runs_and_is_summarised(tmp_path: Path) -> None:
     needs.C_COMPILER.require()
     page = tmp_path / "page.md"
     argv = [sys.executable, "-m", "bench", "leaving", "--quick", "--write", str(page)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     summary = done.stdout.partition("## Summary")[2]
     rows = [line for line in summary.splitlines() if "`leaving`" in line]

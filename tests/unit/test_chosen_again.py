@@ -94,7 +94,7 @@ class Bench:
 
     async def next(self) -> tuple[str, list[str]]:
         """Return the next preset that was told, and the context of each of its choices."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             preset, choices = await self.told.get()
         return preset, [choice.words[-1] for choice in choices]
 
@@ -146,7 +146,7 @@ async def test_a_measurement_changes_no_choice_that_fits(monkeypatch: pytest.Mon
         assert await bench.next() == ("open", ["32768"])
         bench.held = {"host": 14 * GIB}  # it would be chosen for less now
         bench.estimation.record_ready(bench.is_ready("open", "32768"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             preset, (choice,) = await bench.told.get()
         assert (preset, choice.words) == ("open", ("--ctx-size", "32768"))
         assert choice.footprint == {"host": 5 * GIB}
@@ -310,7 +310,7 @@ async def test_the_last_step_is_not_loaded_for_ever(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(chooser, "choose_ways", only)
 
     async def told(bench: Bench) -> Choice:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             _, (choice,) = await bench.told.get()
         return choice
 

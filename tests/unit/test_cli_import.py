@@ -21,7 +21,7 @@ INPUTS = Path(__file__).parents[1] / "imports"
 def lswap(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llamaswap_py", "import", *words]
     env = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=env)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=env)
 
 
 def test_a_file_is_written_once_and_never_overwritten_unasked(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_what_holds_the_port_of_a_program_is_found(stranger: tuple[int, int]) ->
         finally:
             program.kill()
     psutil.Process(pid).kill()
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=90)
     assert outside.roots() == []
 
 

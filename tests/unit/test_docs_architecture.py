@@ -32,6 +32,25 @@ def test_the_files_that_the_documentation_names_exist(page: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "AGENTS.md"])
+def test_the_folders_and_constants_that_the_documentation_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders = set(
+        re.findall(r"`((?:tests|docs|bench|scripts|requirements)/[\w./]*|[\w/]+/)`", text)
+    )
+    assert folders
+    for name in sorted(folders):
+        assert (ROOT / name).exists() or (ROOT / "llamaswap_py" / name).is_dir(), name
+    sources = [
+        *ROOT.glob("llamaswap_py/**/*.py"),
+        *ROOT.glob("scripts/*.sh"),
+        *ROOT.glob("tests/*.py"),
+    ]
+    written = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    for name in set(re.findall(r"`([A-Z][A-Z_]{3,}|@[a-z]+)`", text)) - {"CHANGELOG"}:
+        assert re.search(rf"{name}\b", written), name
+
+
 def test_the_picture_of_the_code_has_every_part_from_the_top_to_the_bottom() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     parts = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)

@@ -35,7 +35,7 @@ def test_changes_at_the_same_time_are_all_kept(file: Path) -> None:
     start = threading.Barrier(len(names))
 
     def add(name: str) -> None:
-        start.wait(30)
+        start.wait(60)
         add_preset(file, name, {"hf": f"user/{name}"})
 
     threads = [threading.Thread(target=add, args=(name,)) for name in names]

@@ -167,20 +167,20 @@ class TestBinariesThatAreNone:
 
     def test_only_its_help_hangs(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both questions share one time, and what a wrapper started is ended with it."""
-        monkeypatch.setattr(probe, "PROBE_TIMEOUT", 1.0)
+        monkeypatch.setattr(probe, "PROBE_TIMEOUT", 3.0)
         server = write_script(
             home / "llama-server",
             'case "$1" in --version) echo "version: 7000 (abcdef12)";; '
-            f"*) sleep 60 & echo $! > {home}/pid; wait;; esac",
+            f"*) sleep 600 & echo $! > {home}/pid; wait;; esac",
         )
         began = time.monotonic()
-        with pytest.raises(EngineError, match=r"--help did not end within 1 s"):
+        with pytest.raises(EngineError, match=r"--help did not end within 3 s"):
             locate_engine(str(server))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         with suppress(psutil.NoSuchProcess):
             left = psutil.Process(int((home / "pid").read_text()))
             while left.status() != psutil.STATUS_ZOMBIE:  # whoever adopts it may not reap it
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 60
                 time.sleep(0.01)
 
 

@@ -54,7 +54,7 @@ async def test_a_preset_may_leave_the_file_while_it_is_measured() -> None:
         running = tasks.create_task(estimation.run())
         for name in ("alpha", "beta"):
             estimation.record_ready(ReadyChild(PresetId(name), Choice(), os.getpid(), 0.1))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await told.wait()  # of beta: it goes on with the next one
         running.cancel()
     assert measured == ["alpha", "beta"]
@@ -117,7 +117,7 @@ async def test_why_says_that_a_model_is_fitted_since_when_and_what_comes_next(
         assert progress_line(snapshot, "alpha") == "alpha: waiting until its memory is known"
         assert supervisor.outlook("alpha").startswith("estimating the memory of alpha")
         go_on.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(told) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         running.cancel()

@@ -117,12 +117,12 @@ def test_no_more_threads_than_allowed_and_none_too_few() -> None:
     gate, both, workers = threading.Event(), threading.Barrier(3), Workers(2, "some")
 
     def work() -> str:
-        both.wait(20)
-        gate.wait(20)
+        both.wait(60)
+        gate.wait(60)
         return threading.current_thread().name
 
     begun = [workers.submit(work) for _ in range(2)]
-    both.wait(20)  # both run at the same time
+    both.wait(60)  # both run at the same time
     third, fourth = workers.submit(lambda: 3), workers.submit(lambda: 4)
     assert not third.done()
     assert fourth.cancel()

@@ -181,7 +181,7 @@ async def test_a_deadline_that_cannot_be_told_is_looked_at_again(
         with monkeypatch.context() as broken:
             broken.setattr(Scheduler, "deadline", fail)
             supervisor.dispatch(ev.RequestFinished(RequestId("r"), ev.Outcome.OK))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while len(asked) < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
     assert guard.failures["scheduler"] >= 2

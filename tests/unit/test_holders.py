@@ -56,7 +56,7 @@ def port_of(pid: int) -> int:
 
 
 async def tell(endpoint: Endpoint) -> int:
-    answer = await ask(endpoint, "POST", "/v1/audio/speech", timeout=20, body=SECRET)
+    answer = await ask(endpoint, "POST", "/v1/audio/speech", timeout=90, body=SECRET)
     return answer.status
 
 

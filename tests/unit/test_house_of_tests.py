@@ -1,6 +1,8 @@
-"""How tests get the objects that they look at: by constructors, with stand-ins handed in.
+"""How tests get the objects that they look at, and how long they wait for them.
 
-If a test sets a private attribute or skips a constructor, it may check a state that never occurs.
+They use constructors, with stand-ins handed in. If a test sets a private attribute or skips a
+constructor, it may check a state that never occurs. No time decides a test, on a slow machine
+either.
 """
 
 from __future__ import annotations
@@ -27,6 +29,28 @@ NAMESPACES: Final = {
 }
 """Test files that make stand-ins of SimpleNamespace. The list only shrinks: a class with a
 constructor says what it stands for."""
+
+SHORT: Final = {
+    "faults/test_clients.py": "asyncio.timeout(1)",  # a request that may fail, and is given up
+    "real/test_streams.py": "asyncio.timeout(1)",  # a client that leaves
+    "unit/test_completion.py": "time.monotonic() - begun < 15",  # other commands wait for 30 s
+}
+"""Times below a minute that are not there to end a test which hangs."""
+
+
+def short_times(tree: ast.AST) -> Iterator[str]:
+    """Yield limits of less than a minute on what a test waits for."""
+    for node in ast.walk(tree):
+        what, most = "", None
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.timeout":
+            what, most = "asyncio.timeout", node.args[0]
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Lt | ast.LtE):
+            what, most = ast.unparse(node.left), node.comparators[0]
+            if not any(f"{clock}() - " in what for clock in ("monotonic", "perf_counter", ".time")):
+                continue
+        limit = most.value if isinstance(most, ast.Constant) else None
+        if isinstance(limit, int | float) and limit < 60:
+            yield ast.unparse(node)
 
 
 def planted(tree: ast.AST) -> Iterator[str]:
@@ -62,6 +86,31 @@ def files() -> list[str]:
 @pytest.mark.parametrize("file", files())
 def test_no_test_plants_attributes_or_skips_constructors(file: str) -> None:
     assert list(planted(ast.parse((ROOT / file).read_text(encoding="utf-8")))) == []
+
+
+def test_only_a_hang_ends_by_time() -> None:
+    found = {
+        file: time
+        for file in files()
+        for time in short_times(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    }
+    assert found == SHORT
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("asyncio.timeout(30)", True),
+        ("asyncio.timeout(60)", False),
+        ("asyncio.timeout(PATIENCE)", False),
+        ("asyncio.timeout(None)", False),
+        ("assert time.monotonic() - began < 10", True),
+        ("assert loop.time() - began <= 0.5", True),
+        ("assert loop.time() - began < 60", False),
+    ],
+)
+def test_short_times_are_found(source: str, found: bool) -> None:
+    assert bool(list(short_times(ast.parse(source)))) == found
 
 
 def test_stand_ins_say_by_a_class_what_they_stand_for() -> None:

@@ -33,7 +33,7 @@ def lswap(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llamaswap_py", "key", *words]
     # No lswap that runs here is to be told of these keys.
     env = {**os.environ, "XDG_RUNTIME_DIR": str(Path(__file__).parent)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=env)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=env)
 
 
 def head(**headers: str) -> RequestHead:

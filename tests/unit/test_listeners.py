@@ -67,7 +67,7 @@ def listening(*addresses: str, reuse: bool = False) -> Iterator[tuple[int, dict[
 
 def connects(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=90).close()
     except ConnectionRefusedError:
         return False
     return True

@@ -121,7 +121,7 @@ class Stuck(logging.Handler):
         self.got: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         self.got.append(record.getMessage())
 
 

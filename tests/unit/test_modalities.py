@@ -155,7 +155,7 @@ async def test_a_list_waits_for_few_headers_and_the_others_are_read_after_it(
     def slow(prepared: Any, *args: Any) -> model_facts.ModelFacts:
         begun.append(prepared.preset.id)
         if len(begun) > MOST_HEADERS:  # the list must not wait for it
-            assert released.wait(30)
+            assert released.wait(60)
         return facts(prepared, *args)
 
     monkeypatch.setattr(model_facts, "_facts", slow)

@@ -68,7 +68,7 @@ async def test_a_load_that_is_given_up_leaves_another_one_s_arguments() -> None:
     loads = []
     for one in (first, second):
         loads.append(asyncio.create_task(overrides.load("alpha", {"ctx-size": 512})))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while presets.prepared["alpha"] is not one:  # noqa: ASYNC110 (nobody says so)
                 await asyncio.sleep(0)
     loads[0].cancel()

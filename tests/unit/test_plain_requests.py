@@ -112,7 +112,7 @@ def request(
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what nobody says."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 SIZE = 3 * MIB + 5
-LIMIT = 20.0
+LIMIT = 60.0
 A, B, C = PresetId("a"), PresetId("b"), PresetId("c")
 
 

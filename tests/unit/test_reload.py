@@ -39,7 +39,7 @@ def test_a_folder_that_hangs_is_looked_into_once(monkeypatch: pytest.MonkeyPatch
 
     def hang(path: str) -> Folder:
         looks.append(path)
-        may_end.wait(20)
+        may_end.wait(60)
         return Folder(path)
 
     monkeypatch.setattr(reload, "scan_folder", hang)

@@ -83,7 +83,7 @@ async def test_without_a_sign_of_life_it_ends(monkeypatch: pytest.MonkeyPatch) -
     reservation = reservations.ask({"CUDA0": 5})
     reservations.record_held(reservation.preset)
     reservations.keep_alive(reservation)
-    await asyncio.wait_for(reservation.ended.wait(), 10)
+    await asyncio.wait_for(reservation.ended.wait(), 60)
     assert seen[-1] == ev.ReservationReleased(reservation.preset)
 
 

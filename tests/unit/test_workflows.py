@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,49 @@ def test_workflows_call_only_targets_that_exist(path: Path) -> None:
     }
     assert called
     assert called <= TARGETS
+
+
+SHELL = sorted({*WORKFLOWS, ROOT / "Makefile", ROOT / "Dockerfile", *ROOT.glob("scripts/*.sh")})
+SHELL.append(ROOT / ".ci" / "run")
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_what_workflows_and_scripts_run_is_in_the_repository(path: Path) -> None:
+    """Modules behind `python -m`, and files of the repository that a command names."""
+    text = path.read_text(encoding="utf-8")
+    for module in re.findall(r"(?:python3?|PYTHON\)?) -m ([\w.]+)", text):
+        if module.partition(".")[0] in ("llamaswap_py", "bench", "tests"):
+            place = ROOT.joinpath(*module.split("."))
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
+    folders = r"(?:scripts|bench|configs|requirements|docs|llamaswap_py)"
+    for name in re.findall(rf"(?<![\w./$}}-])(?:\./)?({folders}/[\w./-]+\.\w+)", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_script_of_the_workflow_can_be_run() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    called = set(re.findall(r"\bmake (?:-s )?([a-z][\w-]*)", script.read_text(encoding="utf-8")))
+    assert called
+    assert called <= TARGETS
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_what_a_job_waits_for_is_a_job(path: Path) -> None:
+    jobs = read(path)["jobs"]
+    for job in jobs.values():
+        needs = job.get("needs", [])
+        assert {needs} if isinstance(needs, str) else set(needs) <= set(jobs)
+        assert ("uses" in job) != ("steps" in job)
+        for step in job.get("steps", ()):
+            assert ("run" in step) != ("uses" in step), step
+            for value in re.findall(r"\$\{\{ *([\w.]+)", str(step)):
+                assert value.split(".")[0] in ("matrix", "runner", "github", "hashFiles"), value
+                if value.startswith("matrix."):
+                    assert value.removeprefix("matrix.") in job["strategy"]["matrix"]
+            for pattern in re.findall(r"hashFiles\('([^']+)'\)", str(step)):
+                assert list(ROOT.glob(pattern)), pattern
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

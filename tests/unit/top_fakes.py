@@ -76,7 +76,7 @@ class Seat:
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds of the screen."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not holds():
                     await self.pilot.pause(0.01)
         except TimeoutError:
