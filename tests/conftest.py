@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import hypothesis
 import pytest
 
+from llamaswap_py.llamacpp.paths import engines_folder
+
+USERS_ENGINES = engines_folder()  # before any test names another place
+
 hypothesis.settings.register_profile("lswap", deadline=None)  # time decides nothing here
 hypothesis.settings.load_profile("lswap")
 
@@ -29,6 +33,21 @@ class TinyModel(Protocol):
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _users_engines_stay() -> Iterator[None]:
+    """Fail a test which changes the engines that the user has installed."""
+    before = _names_in(USERS_ENGINES)
+    yield
+    assert before <= _names_in(USERS_ENGINES), "this test removed an engine of the user"
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 @pytest.fixture(scope="session")

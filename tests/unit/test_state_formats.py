@@ -240,11 +240,12 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A llama-server that is found last."""
+def on_path(places: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A llama-server that is found last. It needs `places`: the user's engines are not touched."""
     server = install_server(7000)
     folder = tmp_path / "on-path"
     server.parent.rename(folder)
+    assert engines_folder().is_relative_to(tmp_path)
     shutil.rmtree(engines_folder())
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
