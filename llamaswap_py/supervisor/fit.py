@@ -25,6 +25,7 @@ from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses
 from llamaswap_py.supervisor.mends import Mend, Mender
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
 from llamaswap_py.supervisor.rooms import rooms_for
+from llamaswap_py.supervisor.strangers import SteadyStrangers
 from llamaswap_py.supervisor.ways import wanted_for, ways_to_load, weighed
 
 BOUND: Final = 30.0
@@ -59,7 +60,8 @@ class FitResult:
 class FitCheck:
     """Says of each preset of one configuration whether it fits; loads nothing.
 
-    What the file pins is judged first, because the others have to fit beside it.
+    What the file pins is judged first, because the others have to fit beside it. What other
+    programs steadily held when lswap last ran is left to them, as `lswap up` does.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class FitCheck:
         self._fresh = fresh
         self._ledger = Ledger(pools_of(devices), policy_of(config))
         self._pinned: Counter[str] = Counter()
+        self._strangers = Counter(SteadyStrangers(devices=devices).kept())
 
     async def all(self, prepared: Sequence[Prepared], bound: float | None) -> dict[str, FitResult]:
         """Return a judgement of each; with `bound`, as many as can be had in so many seconds."""
@@ -114,8 +117,8 @@ class FitCheck:
         """Return the ways to load a variant, each with its estimate; raises EstimateError."""
         if chooses(prepared, variant):
             preset = prepared.ways[variant].preset
-            beside, alone = dict(self._pinned), dict[str, int]()
-            rooms = rooms_for(preset, self._devices, (beside, alone))
+            taken = (self._strangers + self._pinned, self._pinned, Counter[str]())
+            rooms = rooms_for(preset, self._devices, taken)
             found = await choose_ways(
                 prepared, variant, self._devices, self._fitter, self._cache_ram, rooms
             )

@@ -52,8 +52,12 @@ class SteadyStrangers:
 
     async def recall(self) -> None:
         """Begin with what the run before has seen, as if it had been measured now."""
-        if (kept := await asyncio.to_thread(self._store.read, self._name)) is not None:
-            self.record(kept.held)
+        self.record(await asyncio.to_thread(self.kept))
+
+    def kept(self) -> dict[str, int]:
+        """Return what the run before has seen: bytes per device. It blocks on the disk."""
+        found = self._store.read(self._name)
+        return {} if found is None else found.held
 
     def record(self, held: Mapping[str, int]) -> None:
         """Take what other programs hold now, in bytes per device."""

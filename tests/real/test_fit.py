@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from llamaswap_py.devices import Device
+from llamaswap_py.supervisor.strangers import SteadyStrangers
 from tests.real.harness import Lswap
 
 if TYPE_CHECKING:
@@ -174,6 +176,20 @@ async def test_two_models_run_beside_each_other_by_a_shorter_context(lab: Lab) -
         assert (state.loads_total, state.evictions_total) == (2, 0)
         assert (await server.model("second")).chosen == said
         await server.stop()
+
+
+async def test_check_leaves_to_other_programs_what_they_held(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(lab, {"memory": SMALL, "models": {"open": {"model": str(long_context(lab))}}})
+    monkeypatch.setenv("XDG_STATE_HOME", lab.environment()["XDG_STATE_HOME"])
+    before = (await lab.cli("check", "--json", str(path))).json()["models"][0]
+    seen = SteadyStrangers(devices=(Device("host", 1 << 30, 128 << 20, "declared"),))
+    seen.record({"host": 256 << 20})
+    seen.save()
+    report = (await lab.cli("check", "--json", str(path))).json()["models"][0]
+    assert report["context_per_request"] < before["context_per_request"]
+    assert report["chosen"].endswith("chosen for 1 GiB less 384 MiB")
 
 
 async def test_an_import_keeps_what_the_source_meant(lab: Lab) -> None:
