@@ -1346,6 +1346,31 @@ def test_a_ready_model_with_a_free_slot_is_granted_at_once() -> None:
     check(play.scheduler)
 
 
+def test_a_lease_ends_at_once_if_nothing_follows_from_that() -> None:
+    play = Play(plan("a", 10, ttl=60.0), plan("b", 10))
+    end = ev.RequestFinished(_ready(play, A))
+    assert not play.scheduler.finish_at_once(end, play.now)  # it has to be woken for the ttl
+    assert end.request in play.scheduler.state.leases
+    play.feed(end)
+    due = play.scheduler.deadline()
+    assert due is not None
+    play.now += 1
+    play.scheduler.grant_at_once(asked(A), play.now)
+    assert play.scheduler.finish_at_once(ev.RequestFinished(RequestId("x")), play.now)
+    assert play.scheduler.deadline() == due  # it looks then, and finds the ttl moved
+    assert not play.scheduler.state.leases
+    check(play.scheduler)
+    assert not play.scheduler.finish_at_once(ev.RequestFinished(RequestId("x")), play.now)
+
+
+def test_a_lease_does_not_end_at_once_while_anybody_waits() -> None:
+    play = Play(plan("a", 80), plan("b", 80))
+    end = ev.RequestFinished(_ready(play, A))
+    play.ask(B)
+    assert not play.scheduler.finish_at_once(end, play.now)
+    assert end.request in play.scheduler.state.leases
+
+
 def test_an_idle_model_is_not_taken_at_once_while_anybody_waits() -> None:
     """Somebody may count on its idleness: a pass has to follow."""
     play = Play(plan("a", 10, concurrency=2), plan("b", 80), plan("c", 80))
