@@ -344,7 +344,7 @@ def pin(model: Model, as_json: Json = False, url: Url = None, key: Key = None) -
         print(f"{model} is pinned")
         if report.impossible:
             names = ", ".join(report.impossible)
-            print(f"warning: while it is, these cannot be loaded: {names} - `lswap unpin {model}`")
+            print(f"warning: beside it these can never be loaded: {names} - `lswap unpin {model}`")
 
 
 @app.command()

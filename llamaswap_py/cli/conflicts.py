@@ -53,8 +53,9 @@ def shut_out(
             shut = [(one.preset, why) for one, why in found if why]
             if shut:
                 names, (first, why) = " or ".join(name for name, _ in shut), shut[0]
-                once = f"it can never be loaded once {names} is: the group {group} is persistent"
-                yield plan.preset, f"{once}; beside {first}: {why}"
+                once = f"it can never be loaded once {names} is loaded"
+                stays = f"because the group {group} is persistent"
+                yield plan.preset, f"{once}, {stays}; beside {first}: {why}"
 
 
 def _beside(

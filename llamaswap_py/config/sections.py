@@ -84,8 +84,8 @@ class Memory(Record, frozen=True):
         PerDevice,
         key(
             "How much memory is always left free: one size for every device, or one per device "
-            "(1GiB on those not named). auto: 1GiB on every device, and for a model with `fit: "
-            "auto` down to 128MiB, if nothing smaller fits.",
+            "(1GiB on those not named). auto: 1GiB on every device; down to 128MiB for a model "
+            "with `fit: auto` that fits in no other way.",
             KEPT_FREE,
             "2GiB",
             {"CUDA0": "2GiB", "host": "4GiB"},

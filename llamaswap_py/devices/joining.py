@@ -163,11 +163,11 @@ class _Before:
         return first
 
     def same(self, description: str) -> int:
-        """Return how many have exactly this description."""
+        """Return how many devices have exactly this description."""
         return self._same[description]
 
     def plain(self, plain: str) -> int:
-        """Return how many are plainly described so."""
+        """Return how many devices have this description in its plain form."""
         return self._plain[plain]
 
 

@@ -278,7 +278,8 @@ class _Pass:
         """Wait for busy instances, if that costs less than to load the idle victims again.
 
         It waits for at most the seconds of loading that this saves, and at most `max_wait` after
-        the waiter came. Else more memory could be worse: it holds idle models that load slowly.
+        the waiter came. Without this, more memory could make waits longer: it holds idle models
+        that load slowly, and these would go first.
         """
         state, now = self.state, self.now
         loss = math.fsum(state.reload_loss(one, now) for one in victims)

@@ -15,8 +15,8 @@ from llamaswap_py.scheduler.ledger import spread
 class DeviceRoom:
     """Bytes of each device that a preset may have; negative where more is taken than there is.
 
-    `less` are the same with smaller and smaller margins, for a preset that fits nothing otherwise;
-    it is empty if the margins stay.
+    `less` are the same with smaller and smaller margins, for a preset that fits in no other way. It
+    is empty if the margins stay.
     """
 
     whole: Mapping[str, int]

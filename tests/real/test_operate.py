@@ -161,7 +161,7 @@ async def test_the_answer_to_a_pin_names_what_it_makes_impossible(lab: Lab) -> N
         "small": lab.preset("small", size="50MiB"),
     }
     async with lab.lswap(models) as lswap:
-        said = "alpha is pinned\nwarning: while it is, these cannot be loaded: beta - "
+        said = "alpha is pinned\nwarning: beside it these can never be loaded: beta - "
         done = await lab.cli("pin", "alpha", "--url", lswap.url)
         assert (done.code, done.out) == (0, f"{said}`lswap unpin alpha`\n")
         assert await lswap.chat("alpha") == lab.sentence("alpha")

@@ -341,7 +341,7 @@ def test_pin_prints_json_when_asked(lswap: Lswap, url: str) -> None:
 
 def test_pin_names_the_models_that_it_makes_impossible(lswap: Lswap, url: str) -> None:
     code, out, _ = lswap("pin", "alpha", url=url)
-    warning = "warning: while it is, these cannot be loaded: gamma - `lswap unpin alpha`"
+    warning = "warning: beside it these can never be loaded: gamma - `lswap unpin alpha`"
     assert (code, out.splitlines()) == (0, ["alpha is pinned", warning])
 
 

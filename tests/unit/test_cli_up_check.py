@@ -148,7 +148,7 @@ def test_check_warns_of_what_a_persistent_group_shuts_out(
     found = [line for line in report.warnings if "persistent" in line]
     assert len(found) == (names is not None)
     if names is not None:
-        assert f"models.c: it can never be loaded once {names} is:" in found[0]
+        assert f"models.c: it can never be loaded once {names} is loaded, because" in found[0]
         assert "beside a: host: needs" in found[0]
         assert "`persistent: false` in `groups.g` lets it leave" in found[0]
 
