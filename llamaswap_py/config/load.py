@@ -72,8 +72,8 @@ class Origin:
 
         `instead` are texts of some of its files to read instead of theirs.
         """
-        other = instead or {}
-        files = [_source(path, other.get(path.resolve())) for path in self.files()]
+        other = {str(path): text for path, text in (instead or {}).items()}
+        files = [_source(path, other.get(os.path.realpath(path))) for path in self.files()]
         if not files:
             files = [SourceText(self.name, os.getcwd(), BARE)]
         if self.said:
