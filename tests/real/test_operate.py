@@ -140,14 +140,14 @@ async def test_ttl(lab: Lab) -> None:
 
 
 async def test_pin(lab: Lab) -> None:
-    """A pinned model is never evicted: who cannot fit beside it is refused with the arithmetic."""
+    """A pinned model is never evicted. One that does not fit beside it is refused, with figures."""
     models = {"alpha": lab.preset("alpha", pin=True), "beta": lab.preset("beta")}
     async with lab.lswap(models) as lswap:
         assert await lswap.chat("alpha") == lab.sentence("alpha")
         pid = instance_of(await lswap.state(), "alpha").pid
         error = error_of(await lswap.post_chat("beta"), 400)
         assert error["code"] == "model_too_large"
-        assert "100 MiB pinned" in error["message"]
+        assert "100 MiB kept loaded" in error["message"]
         assert instance_of(await lswap.state(), "alpha").pid == pid
         await lswap.client.post("/lswap/v1/models/alpha/unload")
         assert await lswap.chat("beta") == lab.sentence("beta")
