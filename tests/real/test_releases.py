@@ -24,7 +24,7 @@ KEPT: Final = (
     "learned/[0-9a-f]*.json",
     "traffic/load-rate-cpu.json",
     "traffic/traffic-*.json",
-    "traffic/strangers.json",
+    "traffic/strangers-[0-9a-f]*.json",
     "estimates/[0-9a-f]*.json",
     "probes/*.json",
     "captures/*.jsonl",

@@ -12,9 +12,11 @@ from llamaswap_py.cli.check import check
 from llamaswap_py.cli.init import choose_origin, usual_files, usual_model_dirs
 from llamaswap_py.config.discovery import FoundModel, GgufFile
 from llamaswap_py.config.load import Origin, read_config
+from llamaswap_py.demo.tiny_gguf import write_tiny_model
 from llamaswap_py.devices import Device
 from llamaswap_py.errors import ConfigError
 from llamaswap_py.units import GIB
+from tests.estimate.gguf_bytes import header
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +101,10 @@ def test_init_writes_a_file_that_check_finds_fine(
 ) -> None:
     monkeypatch.setenv("LSWAP_LLAMA_SERVER", llama_server)
     names = ("a.gguf", "it's: one.gguf", "${x}.gguf", "true.gguf", "7.gguf", "é.gguf")
-    for name in (*names, "v/v.gguf", "v/mmproj-v.gguf"):
-        put(home / "models" / name)
+    for name in (*names, "v/v.gguf"):
+        write_tiny_model(put(home / "models" / name), "Hello.")
+    projector = put(home / "models/v/mmproj-v.gguf")
+    projector.write_bytes(header({"general.architecture": "clip"}))
     path = Path("new") / "lswap.yaml"
     init.run(path, (), force=False)
     assert "7 models found" in capsys.readouterr().out

@@ -38,6 +38,8 @@ UNCOUNTED = {
     # Answers that go on without their client count as long as they do.
     ("GET", "/v1/stream"): "reads an answer that counts",
     ("DELETE", "/v1/stream"): "ends one",
+    ("GET", "/v1/stream/{id}"): "the same, as older builds have it",
+    ("DELETE", "/v1/stream/{id}"): "ends one",
     ("POST", "/v1/streams/lookup"): SMALL,
 }
 """Every route that does not count, and why that is safe. Whatever is not here has to."""

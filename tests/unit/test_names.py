@@ -88,7 +88,8 @@ NAMELESS = {
     *("/lswap/v1/events", "/lswap/v1/requests", "/lswap/v1/reload", "/lswap/v1/reservations"),
 }
 NAMELESS_PATTERNS = {
-    *("/lswap/v1/reservations/", "/lswap/v1/requests/", "/api/blobs/", "/api/experimental/")
+    *("/lswap/v1/reservations/", "/lswap/v1/requests/", "/api/blobs/", "/api/experimental/"),
+    "/v1/stream/",
 }
 TAKING = [(way, kind) for way, kind in WAYS.items() if kind is not NONE]
 
