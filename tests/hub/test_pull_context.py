@@ -212,7 +212,7 @@ def test_the_largest_that_fits_with_the_context_is_fetched(
     tmp_path: Path, tiny_model: TinyModel
 ) -> None:
     """Real files: to the byte as much room as the smaller one needs with the context asked for."""
-    small = tiny_model("small", "one two three").read_bytes()
+    small = tiny_model("pull-context-small", "one two three").read_bytes()
     files: dict[str, Sparse | bytes] = {
         "tiny-Q4_K_M.gguf": small,
         "tiny-Q8_0.gguf": small + bytes(4096),
