@@ -123,21 +123,12 @@ def _is_zombie(pid: int) -> bool:
 
 def read_command(words: Sequence[str]) -> ContainerCommand | None:
     """Return what a command line says of a container that it runs; None if it runs none. Pure."""
-    words = _inner(words)
-    names = [Path(word).name for word in words]
-    at = next((at for at, name in enumerate(names) if name in _ENGINES), None)
-    if at is None:
-        return None
-    verb = next((at for at in range(at + 1, len(words)) if words[at] in ("run", "start")), None)
-    if verb is None:
-        return None
-    engine = [word for word in words[:verb] if word != "container"]
-    rest = words[verb + 1 :]
+    engine, rest = _divided(words, ("run", "start"))
     name = _value(rest, "--name")
-    if words[verb] == "start":
-        name = next((word for word in reversed(rest) if not word.startswith("-")), "")
+    if rest[:1] == ["start"]:
+        name = next((word for word in reversed(rest[1:]) if not word.startswith("-")), "")
     cidfile = _value(rest, "--cidfile")
-    return ContainerCommand(tuple(engine), name, cidfile) if name or cidfile else None
+    return ContainerCommand(engine, name, cidfile) if name or cidfile else None
 
 
 def read_engine(words: Sequence[str]) -> tuple[str, ...]:
@@ -145,14 +136,17 @@ def read_engine(words: Sequence[str]) -> tuple[str, ...]:
 
     Pure. It also knows commands that name no container: `docker run IMAGE`, `docker compose up`.
     """
+    return _divided(words, _VERBS)[0]
+
+
+def _divided(words: Sequence[str], verbs: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the words that call a container engine, and those from the verb on; empty if none."""
     words = _inner(words)
-    at = next((at for at, word in enumerate(words) if Path(word).name in _ENGINES), None)
-    if at is None:
-        return ()
-    verb = next((place for place in range(at + 1, len(words)) if words[place] in _VERBS), None)
+    at = next((at for at, word in enumerate(words) if Path(word).name in _ENGINES), len(words))
+    verb = next((at for at in range(at + 1, len(words)) if words[at] in verbs), None)
     if verb is None:
-        return ()
-    return tuple(word for word in words[:verb] if word != "container")
+        return (), []
+    return tuple(word for word in words[:verb] if word != "container"), list(words[verb:])
 
 
 def removes(words: Sequence[str]) -> bool:

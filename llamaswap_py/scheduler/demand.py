@@ -65,6 +65,7 @@ class Habits:
 
     rates: UseRates = field(default_factory=UseRates)
     idle_from: float | None = None
+    """Since when it has had no lease and no waiting request; None while it has."""
     last: float | None = None
     """When its last request came."""
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS_KEPT))
@@ -78,10 +79,6 @@ class Habits:
         if self.idle_from is not None:
             self.gaps.append(now - self.idle_from)
             self.idle_from = None
-
-    def became_idle(self, now: float) -> None:
-        """Its last lease ended and no request waits."""
-        self.idle_from = now
 
     def worth_waiting(self, gain: float, waiters: int, most: float) -> float:
         """Return how many seconds of waiting in an idle gap paid off in the past; 0: never.
@@ -176,7 +173,7 @@ class Circulation:
 class Traffic:
     """All statistics of requests at one moment.
 
-    `rates` are requests per second over SHORT and LONG. `gaps` are the seconds of idle gaps.
+    `rates` are uses per second over SHORT and LONG. `gaps` are the seconds of idle gaps.
     `followers` are decayed counts of which preset follows which. `unused` are the seconds since the
     last request.
     """
@@ -243,7 +240,7 @@ class Demand:
         self.circulation.closed(now)
 
     def demand_rate(self, preset: PresetId, now: float) -> float:
-        """Return the expected requests per second (docs/design/scheduler.md, "Victims")."""
+        """Return the expected uses per second (docs/design/scheduler.md, "Victims")."""
         habits = self.habits(preset)
         first, second = self.successors.chances(preset)
         return sum(habits.rates.read(now)) + (first + second / 2) / _SUCCESSION

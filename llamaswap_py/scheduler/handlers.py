@@ -108,7 +108,7 @@ class OnInstances:
             preset.after = frozenset()
             self.effects.clear_wanted(preset)
             if not preset.queue:
-                self.state.demand.habits(instance.key.preset).became_idle(self.effects.now)
+                self.state.demand.habits(instance.key.preset).idle_from = self.effects.now
         self.effects.record("ready", instance, f"loaded in {instance.load_seconds:.2f} s")
         return True
 

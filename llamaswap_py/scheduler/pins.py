@@ -42,12 +42,7 @@ def _charges(state: SchedulerState, pinned: Preset) -> list[Footprint]:
 
 def _kept(state: SchedulerState, newcomer: Preset, pinned: Preset) -> list[InstanceKey]:
     """Return the instances that no eviction frees for `newcomer`, without that of `pinned`."""
-    return [
-        one.key
-        for one in state.instances.values()
-        if state.is_kept(one, newcomer.plan)
-        and one.key.preset not in (newcomer.plan.preset, pinned.plan.preset)
-    ]
+    return [key for key in state.kept_from(newcomer) if key.preset != pinned.plan.preset]
 
 
 def _is_shut_out(

@@ -149,7 +149,7 @@ class _Pass:
             self._count_as_coming(one)
 
     def _place(self, preset: Preset, since: float) -> None:
-        ledger, kept = self.state.ledger, self._pinned(preset)
+        ledger, kept = self.state.ledger, self.state.kept_from(preset)
         options, shortfall = judge(ledger, preset.plan, kept)
         if preset.serving is not None:
             self.going.add(preset.serving.key)  # it sleeps, and waits for its own waking
@@ -212,7 +212,7 @@ class _Pass:
 
     def _disturb(self, preset: Preset, since: float, options: list[LoadOption]) -> None:
         """Claim busy instances, but not for waiters that refuse that or would end their parent."""
-        kept = self._pinned(preset)
+        kept = self.state.kept_from(preset)
         spared: set[InstanceKey] = set()
         for waiter in preset.queue:
             above = self.state.ancestors(waiter)
@@ -228,14 +228,6 @@ class _Pass:
 
     def _why(self, option: LoadOption) -> str:
         return self.state.ledger.explain(option.charge, self.free, option.choice.lowered)
-
-    def _pinned(self, newcomer: Preset) -> list[InstanceKey]:
-        """Return instances that no eviction would ever free."""
-        return [
-            one.key
-            for one in self.state.instances.values()
-            if self.state.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
-        ]
 
     def _await(self, preset: Preset, option: LoadOption) -> None:
         """Note which preset loads next; a reservation has no files to read ahead."""
@@ -285,11 +277,13 @@ class _Pass:
         loss = math.fsum(state.reload_loss(one, now) for one in victims)
         if now >= since + min(loss, state.policy.max_wait):
             return False
+        parents = {key for waiter in preset.queue for key in state.ancestors(waiter)}
         order = [
             one
             for one in state.instances.values()
             if one.state is State.READY
             and one.key not in self.going
+            and one.key not in parents
             and one.gate_for is None
             and not state.presets[one.key.preset].queue.size
             and not state.is_kept(one, preset.plan)
@@ -298,7 +292,7 @@ class _Pass:
         order.sort(key=lambda one: (losses[one.key], one.key))
         found: list[tuple[float, float, list[Instance], LoadOption]] = []
         for option in options:
-            taken = enough(option.charge, self.coming, order)
+            taken = enough(option.need, self.coming, order)
             if not taken or not any(one.leases for one in taken):
                 continue
             lost = math.fsum(losses[one.key] for one in taken)

@@ -284,16 +284,17 @@ class SchedulerState:
 
     def reload_cost(self, instance: Instance, now: float) -> float:
         """Return the expected seconds of loading per second that its eviction would cost."""
-        preset = self.presets.get(instance.key.preset)
-        load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
-        return load * self.demand.demand_rate(instance.key.preset, now)
+        return self._reload(instance) * self.demand.demand_rate(instance.key.preset, now)
 
     def reload_loss(self, instance: Instance, now: float) -> float:
         """Return the expected seconds of loading that its eviction would cost before long."""
-        preset = self.presets.get(instance.key.preset)
-        load = preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
         rate = self.demand.demand_rate(instance.key.preset, now)
-        return load * min(rate * self.policy.needed_within, 1.0)
+        return self._reload(instance) * min(rate * self.policy.needed_within, 1.0)
+
+    def _reload(self, instance: Instance) -> float:
+        """Return how many seconds a load of its preset takes."""
+        preset = self.presets.get(instance.key.preset)
+        return preset.load_seconds if preset and preset.load_seconds else instance.load_seconds
 
     def free_in(self, instance: Instance, now: float) -> float:
         """Return the expected seconds until its open requests end, by how long they usually take.
@@ -338,6 +339,14 @@ class SchedulerState:
         fellows = newcomer.persistent if newcomer is not None else ()
         kept = preset.plan.persistent
         return preset.pin or (bool(kept) and not set(kept) & set(fellows))
+
+    def kept_from(self, newcomer: Preset) -> list[InstanceKey]:
+        """Return the instances of other presets that no eviction would ever free for `newcomer`."""
+        return [
+            one.key
+            for one in self.instances.values()
+            if self.is_kept(one, newcomer.plan) and one.key.preset != newcomer.plan.preset
+        ]
 
     def groups_of(self, kept: Iterable[InstanceKey]) -> dict[InstanceKey, str]:
         """Return the persistent group of each instance that is kept for that, and is not pinned."""

@@ -25,7 +25,7 @@ from llamaswap_py.supervisor.chosen_ways import (
     chooses,
     least_beside,
 )
-from llamaswap_py.supervisor.rooms import DeviceRoom, outer_of, positive, room_for
+from llamaswap_py.supervisor.rooms import DeviceRoom, bytes_of, outer_of, positive, room_for
 from llamaswap_py.supervisor.step_downs import StepDown, StepDowns
 from llamaswap_py.supervisor.ways import may_fit, wanted_for
 
@@ -43,6 +43,7 @@ _STEADY: Final = 600.0
 
 Room: TypeAlias = Mapping[str, int]
 """Bytes per device."""
+_Files: TypeAlias = tuple[FileIdentity, ...] | None
 InUse: TypeAlias = Mapping[str, Sequence[Room]]
 """Models in use, and the bytes per device that each may take."""
 
@@ -126,7 +127,7 @@ class Chooser:
         kept: list[Choice] = []
         if known is None or (files is not None and files != known.files):
             known = chosen.variants[variant] = _Variant(files=files or ())
-            await self._recall(prepared, variant, known, chosen.room)
+            await self._recall(prepared, variant, known, chosen.room, files)
         elif known.choices:
             kept = [await self._estimated(preset, one) for one in known.choices]
             devices = self._budgets.devices
@@ -134,7 +135,7 @@ class Chooser:
                 known.choices = tuple(kept)
                 kept = []
         if not known.is_kept:
-            await self._keep(prepared, variant, known, chosen.room)
+            await self._keep(prepared, variant, known, chosen.room, files)
         if not known.choices or kept:
             await self._choose(preset, prepared, variant, known, rooms)
         # What runs with an earlier choice is charged for it, even if that does not fit any more.
@@ -240,9 +241,11 @@ class Chooser:
             known.after, known.choices, known.step = known.rank, (), None
         known.is_kept = False
 
-    async def _recall(self, prepared: Prepared, variant: str, known: _Variant, room: Room) -> None:
+    async def _recall(
+        self, prepared: Prepared, variant: str, known: _Variant, room: Room, files: _Files
+    ) -> None:
         """Skip what ran out of memory in an earlier run, unless the memory has clearly changed."""
-        key = await self._key(prepared, variant)
+        key = self._key(prepared, variant, files)
         failed = await asyncio.to_thread(self._step_downs.read, key) if key else None
         if failed is None:
             return
@@ -251,18 +254,19 @@ class Chooser:
         else:
             known.after, known.after_beside = failed.rank, failed.beside
 
-    async def _keep(self, prepared: Prepared, variant: str, known: _Variant, room: Room) -> None:
+    async def _keep(
+        self, prepared: Prepared, variant: str, known: _Variant, room: Room, files: _Files
+    ) -> None:
         """Keep what ran out of memory for later runs."""
         known.is_kept = True
-        if key := await self._key(prepared, variant):
+        if key := self._key(prepared, variant, files):
             failed = StepDown(dict(room), known.after, known.after_beside)
             await asyncio.to_thread(self._step_downs.write, key, failed)
 
-    async def _key(self, prepared: Prepared, variant: str) -> str:
+    def _key(self, prepared: Prepared, variant: str, files: _Files) -> str:
         """Return a key of a variant with its files, engine and devices; "" if a file is gone."""
         bare = Choice(None, (), variant, "unknown")
         wanted = wanted_for(prepared, bare, self._budgets.devices, self._cache_ram)
-        files = await asyncio.to_thread(identities, prepared.ways[variant].files)
         return "" if wanted is None or files is None else wanted.key(files, exact=True)
 
     # When to choose anew
@@ -288,13 +292,13 @@ class Chooser:
 
     def _any_fits(self, choices: Iterable[Choice], others: Beside) -> bool:
         within = outer_of(self._budgets.devices)
-        return any(fits_in(_bytes(one), others.left, within) for one in choices)
+        return any(fits_in(bytes_of(one.footprint), others.left, within) for one in choices)
 
     def _is_crowded(self, preset: str, known: _Variant, in_use: InUse) -> bool:
         """Return whether no way beside others fits there any more, as one of them takes more."""
         room = positive(self._budgets.rooms(preset, self._prepared[preset].preset)[0].whole)
         others = {name: in_use[name] for name in known.names if name in in_use}
-        needs = [_bytes(one) for one in known.beside]
+        needs = [bytes_of(one.footprint) for one in known.beside]
         found = beside(others, needs, room, self._budgets.devices)
         return bool(needs) and found.names != tuple(others)
 
@@ -366,7 +370,3 @@ def _as_last(way: ChosenWay) -> ChosenWay:
 def _passing(choice: Choice) -> Choice:
     said = choice.chosen and f"{choice.chosen}, as other programs leave no more"
     return replace(choice, passing=True, leaner=False, chosen=said)
-
-
-def _bytes(choice: Choice) -> dict[str, int]:
-    return {str(pool): size for pool, size in (choice.footprint or {}).items()}

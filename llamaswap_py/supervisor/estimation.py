@@ -31,6 +31,7 @@ from llamaswap_py.supervisor.memory_budgets import Budgets
 from llamaswap_py.supervisor.mends import Mender
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.reservations import Reservations
+from llamaswap_py.supervisor.rooms import bytes_of
 from llamaswap_py.supervisor.ways import usable, wanted_for, ways_to_load, weighed
 from llamaswap_py.tasks import guard
 from llamaswap_py.units import HOST, format_age, format_size
@@ -159,7 +160,7 @@ class Estimation:
 
     def refit(self, preset: str, room: Mapping[PoolId, int]) -> None:
         """Choose what fits into `room`, which other programs leave, for the next load alone."""
-        self._leftovers[preset] = {str(pool): size for pool, size in room.items()}
+        self._leftovers[preset] = bytes_of(room)
         self._do_next(preset)
 
     def _do_next(self, preset: str) -> None:

@@ -24,7 +24,7 @@ from llamaswap_py.scheduler.types import Choice
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses
 from llamaswap_py.supervisor.mends import Mend, Mender
 from llamaswap_py.supervisor.prepare import Prepared, policy_of, pools_of
-from llamaswap_py.supervisor.rooms import rooms_for
+from llamaswap_py.supervisor.rooms import bytes_of, rooms_for
 from llamaswap_py.supervisor.strangers import SteadyStrangers
 from llamaswap_py.supervisor.ways import wanted_for, ways_to_load, weighed
 
@@ -152,7 +152,7 @@ class FitCheck:
         at = next((at for at, one in enumerate(judged.choices) if one is first), known[-1])
         way, choice = ways[at], judged.choices[at]
         judged.estimate, judged.tried, judged.chosen = way.estimate, way.tried, choice.chosen
-        judged.lowered = {str(pool): size for pool, size in choice.lowered.items()}
+        judged.lowered = bytes_of(choice.lowered)
         used = prepared.ways[choice.variant].chosen(choice.words if options else ())
         judged.context = context_per_request(used.preset)
         if not options:

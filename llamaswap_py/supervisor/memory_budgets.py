@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llamaswap_py.scheduler.types import Choice
-from llamaswap_py.supervisor.rooms import DeviceRoom, rooms_for
+from llamaswap_py.supervisor.rooms import DeviceRoom, bytes_of, rooms_for
 
 if TYPE_CHECKING:
     from llamaswap_py.config.preset import Preset
@@ -70,7 +70,7 @@ class Budgets:
         taken: Counter[str] = Counter()
         for name in self.pinned_before(preset):
             first = self._told.get(name, self._prepared[name].plan.choices)[0]
-            taken.update({str(pool): size for pool, size in (first.footprint or {}).items()})
+            taken.update(bytes_of(first.footprint))
         return taken
 
     def rooms(self, preset: str, said: Preset) -> list[DeviceRoom]:
@@ -100,7 +100,7 @@ class Budgets:
             if groups & set(self._prepared[name].plan.groups):
                 continue  # of a group one model is loaded at a time
             found[name] = [
-                {str(pool): size for pool, size in one.footprint.items()}
+                bytes_of(one.footprint)
                 for one in choices
                 if one.footprint is not None
                 and (one.variant, one.beside) == (choices[0].variant, False)
@@ -111,7 +111,7 @@ class Budgets:
         """Return the bytes per device of other programs and of reservations."""
         held: Counter[str] = Counter(self._strangers())
         for one in () if self._reservations is None else self._reservations.held:
-            held.update({str(pool): size for pool, size in one.footprint.items()})
+            held.update(bytes_of(one.footprint))
         return held
 
 

@@ -34,7 +34,7 @@ from llamaswap_py.scheduler.types import Choice, PoolId, Remedy
 from llamaswap_py.supervisor.chosen_ways import choose_ways, chooses
 from llamaswap_py.supervisor.prepare import Prepared
 from llamaswap_py.supervisor.preset_files import model_files
-from llamaswap_py.supervisor.rooms import room_for, rooms_for
+from llamaswap_py.supervisor.rooms import outer_of, room_for, rooms_for
 from llamaswap_py.supervisor.ways import may_fit, wanted_for, ways_to_load, weighed
 from llamaswap_py.units import format_size
 
@@ -101,7 +101,7 @@ class Mender:
         if room is None or wanted is None or wanted.declared is not None:
             return list(choices), ()
         leaner = await self._leaner(prepared, last, wanted, estimate, room)
-        within = {one.id: one.within for one in self.devices}
+        within = outer_of(self.devices)
         enough = [one for one in leaner if fits_in(one.footprint, room, within)]
         enough.sort(key=lambda one: one.entry is None)  # those of its own entry come first
         command = command_of(self.config, prepared.preset.id)
@@ -137,7 +137,7 @@ class Mender:
         """Return settings that lower what a choice takes."""
         known = None if prepared.engine is None else prepared.engine.options
         extra = prepared.as_variant(choice.variant).preset.extra
-        within = {one.id: one.within for one in self.devices}
+        within = outer_of(self.devices)
         try:
             return await Remedies(
                 self.estimator, wanted, estimate, room, within=within, known=known, extra=extra

@@ -9,6 +9,7 @@ from llamaswap_py.config.preset import Preset
 from llamaswap_py.devices import Device
 from llamaswap_py.scheduler.feasibility import LEAST_MARGIN
 from llamaswap_py.scheduler.ledger import spread
+from llamaswap_py.scheduler.types import Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ def rooms_for(
 def outer_of(devices: Sequence[Device]) -> dict[str, str | None]:
     """Return for each device the one in whose memory it computes; None if it has its own."""
     return {one.id: one.within for one in devices}
+
+
+def bytes_of(footprint: Footprint | None) -> dict[str, int]:
+    """Return the bytes of a footprint per device; empty if it is unknown."""
+    return {str(pool): size for pool, size in (footprint or {}).items()}
 
 
 def lowered_for(

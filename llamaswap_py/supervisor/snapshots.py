@@ -29,6 +29,7 @@ from llamaswap_py.snapshot import (
     Snapshot,
 )
 from llamaswap_py.supervisor.event_log import UnixClock
+from llamaswap_py.supervisor.rooms import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -215,7 +216,7 @@ class Snapshots:
             leases=self._lease_count(preset),
             waiting=len(preset.queue),
             eta_seconds=self._scheduler.eta(PresetId(name)),
-            footprint={str(pool): size for pool, size in (choice.footprint or {}).items()} or None,
+            footprint=bytes_of(choice.footprint) or None,
             made_of=dict(choice.made_of),
             footprint_source=choice.source if known else "unknown",
             context_per_request=self._context(preset) or shown.context_per_request,

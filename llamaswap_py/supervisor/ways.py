@@ -14,6 +14,7 @@ from llamaswap_py.estimate.types import fits_in
 from llamaswap_py.llamacpp.binaries import Engine
 from llamaswap_py.scheduler.types import Choice, PoolId
 from llamaswap_py.supervisor.prepare import LoadWay, Prepared, sleeping_footprint
+from llamaswap_py.supervisor.rooms import bytes_of, outer_of
 from llamaswap_py.units import HOST
 
 
@@ -156,6 +157,5 @@ def may_fit(choice: Choice, room: Mapping[str, int], devices: Sequence[Device]) 
     """
     if choice.footprint is None:
         return True
-    within = {one.id: one.within for one in devices}
     whole = {device: size + choice.lowered.get(PoolId(device), 0) for device, size in room.items()}
-    return fits_in({str(one): size for one, size in choice.footprint.items()}, whole, within)
+    return fits_in(bytes_of(choice.footprint), whole, outer_of(devices))

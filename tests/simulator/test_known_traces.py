@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from llamaswap_py.cli.simulate import case_of
-from llamaswap_py.scheduler.types import ClientId
+from llamaswap_py.scheduler.types import ClientId, PresetId
 from llamaswap_py.simulator.policies import LSWAP, run_case
 from llamaswap_py.simulator.run_records import Case, Result
+from llamaswap_py.simulator.trace_file import parse_trace
 from tests.simulator.random_cases import random_case
 
 TRACES = Path(__file__).parents[2] / "bench/traces"
@@ -92,3 +93,17 @@ def test_more_memory_is_not_worse(seed: int, factor: float) -> None:
 )
 def test_what_others_do_with_it(name: str, peer: str, loads: int) -> None:
     assert result(name, peer).loads == loads
+
+
+def test_a_nested_request_does_not_wait_for_its_own_parent() -> None:
+    """As the seventh, but the request for q is made in one that p answers."""
+    lines = (
+        '{"client": "u", "model": "s", "at": 0, "service": 2}',
+        '{"client": "u", "model": "s", "at": 60, "service": 2}',
+        '{"client": "v", "model": "p", "at": 65, "service": 20, "id": "outer"}',
+        '{"client": "v", "model": "q", "think": 1, "service": 1, "parent": "outer"}',
+    )
+    asks = parse_trace("\n".join(lines), ("s", "p", "q"))
+    found = run_case(replace(case("7-idle-expensive"), asks=asks), LSWAP)
+    assert found.breaches == ()
+    assert found.waits[PresetId("q")] < 3, "its own load takes 2 s"
